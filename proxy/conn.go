@@ -1,0 +1,317 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+)
+
+// What Run may return, besides the causes of its context.
+var (
+	ErrIdle          = errors.New("nothing to do")                  // not an end: park the session
+	ErrQuit          = errors.New("client said goodbye")            // QUIT, LOGOUT; nil says the same
+	ErrClientClosed  = errors.New("client closed the connection")   // without goodbye
+	ErrBackendClosed = errors.New("backend closed the connection")  // first
+	ErrIdleTimeout   = errors.New("client was silent for too long") // logged in
+	errTooSlow       = errors.New("client did not log in in time")  // before
+)
+
+// goodbye is how long a connection that is told to end may take to do so.
+const goodbye = 5 * time.Second
+
+// A conn is a connection in the server's hands.
+type conn struct {
+	*Conn
+	svc     *Service
+	since   time.Time
+	initial Client          // Client before TLS, which info may read while TLS begins
+	ctx     context.Context // kick, drain and shed are its cause
+	cancel  context.CancelCauseFunc
+	permit  Permit
+	session Session
+	welcome string
+
+	account atomic.Pointer[string] // for info, which other goroutines ask
+	backend atomic.Pointer[string]
+	open    atomic.Bool // logged in
+}
+
+// live is the caller of the two functions below, and of end, once.
+func (s *Server) live(c *conn) {
+	var err error
+	defer s.wg.Done()
+	defer func() { s.end(c, err) }()
+	defer func() {
+		if v := recover(); v != nil {
+			s.observe(Panicked{Client: c.Client, Value: v, Stack: debug.Stack()})
+			err = fmt.Errorf("panic: %v", v)
+		}
+	}()
+	stop := context.AfterFunc(c.ctx, func() {
+		c.Interrupt(context.Cause(c.ctx))
+		time.AfterFunc(goodbye, c.Abort)
+	})
+	defer stop()
+	if err = s.serve(c); err == nil {
+		err = s.resume(c)
+	}
+}
+
+// serve is the life of a connection up to its session.
+func (s *Server) serve(c *conn) error {
+	if err := s.admit(c); err != nil {
+		return err
+	}
+	d := c.svc.Dialogue(c.Conn)
+	if err := s.secure(c); err != nil {
+		if r := c.refusal(err); r != nil { // plain text, in plain text; a TLS failure has sent its alert
+			_ = d.Refuse(r)
+		}
+		return err
+	}
+	for {
+		login, err := s.login(c, d)
+		if err == nil {
+			err = s.try(c, login)
+		}
+		if err == nil {
+			return d.Accept(c.welcome)
+		}
+		r := c.refusal(err)
+		if r == nil {
+			return err
+		}
+		if err := d.Refuse(r); err != nil { // the dialogue counts, and knows what is final
+			return err
+		}
+		if c.ctx.Err() != nil { // said once
+			return context.Cause(c.ctx)
+		}
+	}
+}
+
+// resume serves the session, after serve and after each parking.
+func (s *Server) resume(c *conn) error {
+	for {
+		err := c.session.Run(c.ctx, c.Conn)
+		if !errors.Is(err, ErrIdle) {
+			return err
+		}
+		if err := s.park(c); err != nil {
+			return err
+		}
+	}
+}
+
+// admit asks the guard. A client it refuses costs no handshake.
+func (s *Server) admit(c *conn) (err error) {
+	c.permit, err = s.Guard.Admit(c.Client, c.cancel)
+	if err != nil {
+		s.observe(Rejected{Client: c.Client, Err: err})
+		return err
+	}
+	s.observe(Accepted{Client: c.Client})
+	return nil
+}
+
+// secure begins TLS, unless that is the dialogue's to do.
+func (s *Server) secure(c *conn) error {
+	if c.svc.StartTLS {
+		return nil
+	}
+	err := c.StartTLS(c.ctx)
+	if err == nil {
+		return nil
+	}
+	switch c.handshakeResult(err) {
+	case HandshakeSilent, HandshakeBadProtocol:
+		return Refuse(Plaintext, err)
+	}
+	return fmt.Errorf("TLS handshake: %w", err)
+}
+
+// login lets the dialogue talk, up to the deadline.
+func (s *Server) login(c *conn, d Dialogue) (*Login, error) {
+	_ = c.SetReadDeadline(time.Now().Add(s.timeouts().Login))
+	login, err := d.Login(c.ctx)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, Refuse(TimedOut, errTooSlow)
+	}
+	if r := c.refusal(err); r != nil && c.ctx.Err() == nil {
+		s.observe(Attempt{Client: c.Client, Via: ViaOther, Err: r})
+	}
+	if login != nil {
+		login.Client = c.Client
+		_ = c.SetReadDeadline(time.Time{})
+	}
+	return login, err
+}
+
+// try asks guard and backend about credentials, and opens the session.
+func (s *Server) try(c *conn, l *Login) (err error) {
+	begun := time.Now()
+	defer func() {
+		s.observe(Attempt{Client: c.Client, Via: l.Via, User: l.User, Account: l.Account, Duration: time.Since(begun), Err: err})
+		if err != nil {
+			l.Secret.Clear()
+		}
+	}()
+	if l.Account, err = c.svc.Account(l.User); err != nil {
+		return Refuse(Malformed, err)
+	}
+	session, err := s.ask(c, l)
+	if err != nil {
+		return err
+	}
+	if c.welcome, err = session.Open(c.ctx); err != nil {
+		_ = session.Close()
+		return err
+	}
+	c.session = session
+	c.account.Store(&l.Account)
+	backend := ""
+	if r, ok := session.(Reporter); ok {
+		backend = r.Backend()
+	}
+	c.backend.Store(&backend)
+	c.open.Store(true)
+	s.observe(Opened{Client: c.Client, Account: l.Account, Backend: backend})
+	return nil
+}
+
+// ask reserves with the guard, asks the backend, and settles, whatever happens.
+// A wrong answer is held back for the time the guard wants.
+func (s *Server) ask(c *conn, l *Login) (session Session, err error) {
+	err = Refuse(Internal, nil) // what a panic settles with: not a guess
+	settled := false
+	defer func() {
+		if !settled {
+			c.permit.Settle(err)
+		}
+	}()
+	if err = c.permit.Try(c.ctx, l); err == nil {
+		err = Refuse(Internal, nil)
+		session, err = c.svc.Backend.Login(c.ctx, l)
+	}
+	settled = true
+	if delay := c.permit.Settle(err); err != nil && delay > 0 {
+		l.Secret.Clear()
+		if left := c.Wait(c.ctx, delay); left != nil {
+			return nil, left
+		}
+	}
+	return session, err
+}
+
+// refusal returns what of err the client may learn, or nil. A connection that
+// was told to end has one thing to say: why.
+func (c *conn) refusal(err error) *Refusal {
+	if err == nil {
+		return nil
+	}
+	if c.ctx.Err() != nil {
+		err = context.Cause(c.ctx)
+	}
+	r, _ := errors.AsType[*Refusal](err)
+	return r
+}
+
+// park waits until the client speaks. It keeps a goroutine: what a session
+// holds is given back by Run before it returns ErrIdle.
+func (s *Server) park(c *conn) error {
+	_ = c.SetReadDeadline(deadline(c.svc.Idle))
+	if err := c.WaitInput(); errors.Is(err, os.ErrDeadlineExceeded) {
+		return ErrIdleTimeout
+	} else if err != nil {
+		return err
+	}
+	return nil
+}
+
+func deadline(idle time.Duration) time.Time {
+	if idle == 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(idle)
+}
+
+// end is the only end of a connection.
+func (s *Server) end(c *conn, err error) {
+	how := c.how(err)
+	if c.session != nil {
+		_ = c.session.Close()
+	}
+	if c.permit != nil {
+		_ = c.Close()
+	} else { // never admitted: worth no patience
+		c.Abort()
+	}
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+	c.cancel(nil)
+	if c.permit == nil {
+		return
+	}
+	c.permit.Leave()
+	info := c.info()
+	closed := Closed{
+		Client: c.Client, Account: info.Account, Backend: info.Backend, Duration: time.Since(c.since),
+		Received: c.Received(), Sent: c.Sent(), End: how, Err: err,
+	}
+	if r, ok := c.session.(Reporter); ok {
+		closed.Totals = r.Totals()
+	}
+	s.observe(closed)
+}
+
+// how names an end.
+func (c *conn) how(err error) string {
+	if c.ctx.Err() != nil {
+		err = context.Cause(c.ctx)
+	}
+	switch ReasonOf(err) {
+	case 0, Internal:
+	case ShuttingDown:
+		return EndDrain
+	case Kicked:
+		return EndKicked
+	default:
+		return EndRefused
+	}
+	switch {
+	case err == nil, errors.Is(err, ErrQuit):
+		return EndQuit
+	case errors.Is(err, ErrClientClosed), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return EndClientGone
+	case errors.Is(err, ErrBackendClosed):
+		return EndBackendClosed
+	case errors.Is(err, ErrIdleTimeout), errors.Is(err, os.ErrDeadlineExceeded):
+		return EndIdle
+	}
+	return EndError
+}
+
+// info describes the connection, for any goroutine.
+func (c *conn) info() SessionInfo {
+	i := SessionInfo{Client: c.initial, Since: c.since, Received: c.Received(), Sent: c.Sent()}
+	i.Client.TLS = c.state.Load()
+	if p := c.account.Load(); p != nil {
+		i.Account = *p
+	}
+	if p := c.backend.Load(); p != nil {
+		i.Backend = *p
+	}
+	return i
+}
+
+func (s *Server) observe(e Event) {
+	if s.Observer != nil {
+		s.Observer.Observe(e)
+	}
+}

@@ -1,0 +1,195 @@
+package proxy
+
+import "time"
+
+// An Observer is told what happens. Observe is called from many goroutines,
+// must not block and must not keep the event's pointers.
+type Observer interface{ Observe(Event) }
+
+// Observers is an Observer that tells each of its members, in order.
+type Observers []Observer
+
+// Observe implements Observer.
+func (o Observers) Observe(e Event) {
+	for _, one := range o {
+		one.Observe(e)
+	}
+}
+
+// An Event is one of the structs of this file: the table of all that can
+// happen. Events carry what log lines need (accounts, addresses); metrics use
+// of them only what has few fixed values.
+type Event interface{ event() }
+
+// The values of Login.Via and Attempt.Via: how credentials can be sent.
+const (
+	ViaPlain        = "plain"         // AUTHENTICATE or AUTH PLAIN
+	ViaLogin        = "login"         // AUTH LOGIN
+	ViaLoginCommand = "login_command" // IMAP LOGIN
+	ViaUserPass     = "userpass"      // POP3 USER and PASS
+	ViaXOAuth2      = "xoauth2"
+	ViaOAuthBearer  = "oauthbearer"
+	ViaOther        = "other"
+)
+
+// The values of Handshake.Result.
+const (
+	HandshakeOK          = "ok"
+	HandshakeTimeout     = "timeout"      // bytes came, but not all in time
+	HandshakeSilent      = "silent"       // no byte came in time
+	HandshakeClientAbort = "client_abort" // the client left or sent an alert
+	HandshakeBadProtocol = "bad_protocol" // not TLS
+	HandshakeError       = "error"        // the rest: no common version, cipher, ...
+)
+
+// The values of Closed.End.
+const (
+	EndQuit          = "client_quit"    // QUIT or LOGOUT was answered
+	EndClientGone    = "client_abort"   // the client closed, without the protocol's word where we read it
+	EndBackendClosed = "backend_closed" // the backend closed first; after an IMAP LOGOUT it does
+	EndIdle          = "idle_timeout"
+	EndDrain         = "drain" // shutdown
+	EndKicked        = "kicked"
+	EndRefused       = "refused" // before login: said so, closed
+	EndError         = "error"
+)
+
+// Dial results.
+const (
+	DialOK       = "ok"
+	DialRefused  = "refused"
+	DialTimeout  = "timeout"
+	DialTLS      = "tls"
+	DialGreeting = "greeting"
+	DialOther    = "other"
+)
+
+type (
+	// Accepted: a TCP connection came in.
+	Accepted struct{ Client Client }
+
+	// Rejected: a connection was closed before its handshake.
+	Rejected struct {
+		Client Client
+		Err    error // usually a *Refusal
+	}
+
+	// Handshake: a TLS handshake ended. Client.TLS is set when it succeeded.
+	Handshake struct {
+		Client   Client
+		Result   string // Handshake...
+		Duration time.Duration
+		Err      error
+	}
+
+	// Attempt: credentials were answered.
+	Attempt struct {
+		Client   Client
+		Via      string // Via...
+		User     string // as typed: may be anything, even a password
+		Account  string // empty when User could not be rewritten
+		Duration time.Duration
+		Err      error // nil: logged in; a *Refusal; anything else: the client left
+	}
+
+	// Opened: a session began.
+	Opened struct {
+		Client  Client
+		Account string
+		Backend string
+	}
+
+	// Closed: a connection ended. It is the last event of every Accepted that
+	// was not Rejected.
+	Closed struct {
+		Client         Client
+		Account        string // empty: never logged in
+		Backend        string
+		Duration       time.Duration
+		Received, Sent int64 // octets from and to the client, as plaintext
+		Totals         Totals
+		End            string // End...
+		Err            error
+	}
+
+	// Dialed: a connection to a backend was tried: TCP, TLS and greeting.
+	Dialed struct {
+		Backend, Protocol string
+		Result            string // Dial...
+		Duration          time.Duration
+		Err               error
+	}
+
+	// BackendLogin: a backend answered credentials.
+	BackendLogin struct {
+		Backend, Protocol string
+		Duration          time.Duration
+		Err               error // nil, a *Refusal
+	}
+
+	// Probed: a backend was asked what it offers.
+	Probed struct {
+		Backend, Protocol string
+		Up                bool
+		Err               error
+	}
+
+	// MaildropOpened: the listing of a POP3 session is complete.
+	MaildropOpened struct {
+		Client   Client
+		Source   string // "full" (later also "cache", "delta")
+		Messages int
+		Octets   int64
+		Duration time.Duration
+	}
+
+	// POP3Command: a command of the TRANSACTION state was answered.
+	POP3Command struct {
+		Command  string // STAT, LIST, ...; OTHER
+		OK       bool
+		Duration time.Duration
+	}
+
+	// MessageSent: RETR or TOP delivered a message.
+	MessageSent struct {
+		Command    string // RETR, TOP
+		Octets     int64
+		Mismatched bool // RETR's octets were not those of LIST
+	}
+
+	// UpdateFailed: QUIT could not do what DELE promised.
+	UpdateFailed struct {
+		Client Client
+		Stage  string // seen, store, expunge
+		Err    error
+	}
+
+	// Panicked: a bug was caught; the connection is closed.
+	Panicked struct {
+		Client Client
+		Value  any
+		Stack  []byte
+	}
+)
+
+// Totals is what a session did, as far as its protocol can tell.
+type Totals struct {
+	Retrieved int // messages: RETR
+	Deleted   int // messages, at QUIT
+	Submitted int // messages the backend accepted
+}
+
+func (Accepted) event()       {}
+func (Rejected) event()       {}
+func (Handshake) event()      {}
+func (Attempt) event()        {}
+func (Opened) event()         {}
+func (Closed) event()         {}
+func (Dialed) event()         {}
+func (BackendLogin) event()   {}
+func (Probed) event()         {}
+func (MaildropOpened) event() {}
+func (POP3Command) event()    {}
+func (MessageSent) event()    {}
+func (UpdateFailed) event()   {}
+func (Panicked) event()       {}

@@ -1,0 +1,302 @@
+// Package proxy is the spine of Postern: the life of a connection, the types
+// that cross its steps, and the small interfaces between them.
+//
+// A connection goes one way: listener, TLS, dialogue, name, guard, route and
+// backend, relay or bridge. The function serve in conn.go is that story.
+package proxy
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A Dialogue is the protocol with a client before it is logged in.
+type Dialogue interface {
+	// Login greets, the first time, and talks until the client has sent
+	// credentials; STARTTLS is in here. The error is a *Refusal, to be said
+	// before it goes on; ErrQuit after a goodbye; else what ended the
+	// connection, as io.EOF when the client left.
+	Login(ctx context.Context) (*Login, error)
+
+	// Refuse says no to what Login returned. Before the first Login it is the
+	// greeting. An error ends the connection: the refusal itself when it was
+	// final or one too many, else what went wrong in saying it.
+	Refuse(*Refusal) error
+
+	// Accept says yes to what Login returned. welcome comes from the Session.
+	Accept(welcome string) error
+}
+
+// A Guard limits what one network, or all the world for one account, may do.
+type Guard interface {
+	// Admit takes a new connection, before its handshake, or refuses it with
+	// a *Refusal. Under overload the guard may call shed later, to end it.
+	Admit(c Client, shed context.CancelCauseFunc) (Permit, error)
+}
+
+// A Permit is the guard's view of one connection.
+type Permit interface {
+	// Try reserves the cost of an attempt before it is made, so that parallel
+	// ones cannot outrun the count. A *Refusal: the backend must not be asked.
+	Try(context.Context, *Login) error
+
+	// Settle tells how the attempt ended; it is called once for every Try,
+	// also when Try refused. The answer must not be given before delay is over.
+	Settle(err error) (delay time.Duration)
+
+	// Leave ends the Permit with its connection.
+	Leave()
+}
+
+// A Backend logs clients in to a server. It is given a Login only after the
+// guard agreed. On success it owns the Login's Secret. What it cannot do is a
+// *Refusal: Wrong only if the server said so.
+type Backend interface {
+	Login(context.Context, *Login) (Session, error)
+}
+
+// A Session is a client logged in. It may also be a Reporter.
+type Session interface {
+	// Open prepares the session; it may take long. It comes after the guard's
+	// Settle. A *Refusal is said to the client and the session closed.
+	Open(ctx context.Context) (welcome string, err error)
+
+	// Run serves the client until the end: nil after the protocol's goodbye,
+	// ErrClientClosed, ErrBackendClosed, a timeout, the cause of ctx, ... Or
+	// it returns ErrIdle and is called again when the client speaks.
+	Run(ctx context.Context, client *Conn) error
+
+	// Close ends the session with the backend. It is called once.
+	Close() error
+}
+
+// A Reporter is a Session that can say what it did and with whom.
+type Reporter interface {
+	Backend() string
+	Totals() Totals
+}
+
+// A Service is what a listener serves. It does not change: a reload makes new
+// ones, and a connection keeps the one it was accepted with.
+type Service struct {
+	Name, Protocol string
+	TLS            *tls.Config
+	StartTLS       bool // TLS begins in the dialogue
+	Idle           time.Duration
+	Offer          func() Offer
+	Dialogue       func(*Conn) Dialogue
+	Account        func(user string) (string, error) // pure: no I/O
+	Backend        Backend
+}
+
+// Timeouts are the deadlines of a connection before its session.
+type Timeouts struct {
+	Handshake time.Duration // of TLS, from the first moment
+	Login     time.Duration // for a client to come to its credentials, each time
+	Stall     time.Duration // for a client to take what it is sent
+}
+
+// DefaultTimeouts returns what a Server uses where it has a zero.
+func DefaultTimeouts() Timeouts {
+	return Timeouts{Handshake: 10 * time.Second, Login: 60 * time.Second, Stall: 5 * time.Minute}
+}
+
+// A Server accepts connections and lives their lives. Its fields must not
+// change once Apply was called.
+type Server struct {
+	Guard    Guard
+	Observer Observer
+	Timeouts Timeouts
+
+	mu        sync.Mutex
+	listeners map[net.Listener]*listener
+	conns     map[*conn]struct{}
+	closing   bool
+	wg        sync.WaitGroup
+}
+
+// A Binding is a listener and what is served on it.
+type Binding struct {
+	net.Listener
+	Service *Service
+}
+
+type listener struct {
+	net.Listener
+	service atomic.Pointer[Service]
+}
+
+// Apply makes bindings the whole of what is served: new listeners begin to
+// accept, those that are gone are closed, and those that stay have their new
+// Service from the next connection on.
+func (s *Server) Apply(bindings []Binding) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return net.ErrClosed
+	}
+	if s.listeners == nil {
+		s.listeners = make(map[net.Listener]*listener)
+		s.conns = make(map[*conn]struct{})
+	}
+	wanted := make(map[net.Listener]bool)
+	for _, b := range bindings {
+		wanted[b.Listener] = true
+		ln, ok := s.listeners[b.Listener]
+		if !ok {
+			ln = &listener{Listener: b.Listener}
+			s.listeners[b.Listener] = ln
+		}
+		ln.service.Store(b.Service)
+		if !ok {
+			s.wg.Go(func() { s.accept(ln) })
+		}
+	}
+	for key, ln := range s.listeners {
+		if !wanted[key] {
+			_ = ln.Close()
+			delete(s.listeners, key)
+		}
+	}
+	return nil
+}
+
+// accept survives whatever is wrong for a moment: no descriptors, a client
+// that is gone again.
+func (s *Server) accept(ln *listener) {
+	const longest = time.Second
+	var pause time.Duration
+	for {
+		raw, err := ln.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			pause = min(longest, max(5*time.Millisecond, 2*pause))
+			time.Sleep(pause)
+			continue
+		}
+		pause = 0
+		if c := s.register(raw, ln.service.Load()); c != nil {
+			go s.live(c)
+		}
+	}
+}
+
+// register makes the conn of a connection, or closes it when the server is.
+func (s *Server) register(raw net.Conn, svc *Service) *conn {
+	client := Client{
+		ID: rand.Text()[:12], Service: svc.Name, Protocol: svc.Protocol,
+		Addr: addrPort(raw.RemoteAddr()), Local: addrPort(raw.LocalAddr()),
+	}
+	c := &conn{Conn: NewConn(raw, client, svc.TLS, s.timeouts().Stall), initial: client, svc: svc, since: time.Now()}
+	c.handshake, c.observe = s.timeouts().Handshake, s.observe
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		_ = raw.Close()
+		return nil
+	}
+	s.conns[c] = struct{}{}
+	s.wg.Add(1)
+	return c
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := tcp.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+func (s *Server) timeouts() Timeouts {
+	t, d := s.Timeouts, DefaultTimeouts()
+	if t.Handshake == 0 {
+		t.Handshake = d.Handshake
+	}
+	if t.Login == 0 {
+		t.Login = d.Login
+	}
+	if t.Stall == 0 {
+		t.Stall = d.Stall
+	}
+	return t
+}
+
+// Shutdown closes the listeners, says goodbye to clients that are not logged
+// in, and waits for the sessions to end. When ctx ends first, it ends those
+// that are left, each in its protocol's words, and returns how many they were
+// in an error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.closing = true
+	for _, ln := range s.listeners {
+		_ = ln.Close()
+	}
+	s.mu.Unlock()
+	down := Refuse(ShuttingDown, nil)
+	s.kick(down, func(c *conn) bool { return !c.open.Load() })
+
+	done := make(chan struct{})
+	go func() { s.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	left := s.kick(down, func(*conn) bool { return true })
+	<-done
+	if left == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d sessions were ended: %w", left, context.Cause(ctx))
+}
+
+// A SessionInfo describes a live connection.
+type SessionInfo struct {
+	Client         Client
+	Account        string // empty: not logged in
+	Backend        string
+	Since          time.Time
+	Received, Sent int64
+}
+
+// Sessions returns the live connections, in no order.
+func (s *Server) Sessions() []SessionInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]SessionInfo, 0, len(s.conns))
+	for c := range s.conns {
+		all = append(all, c.info())
+	}
+	return all
+}
+
+// Kick ends the connections that match, with a goodbye, and returns how many
+// they are.
+func (s *Server) Kick(match func(SessionInfo) bool) int {
+	return s.kick(Refuse(Kicked, nil), func(c *conn) bool { return match(c.info()) })
+}
+
+func (s *Server) kick(cause *Refusal, match func(*conn) bool) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		if match(c) {
+			c.cancel(cause)
+			n++
+		}
+	}
+	return n
+}
