@@ -108,3 +108,14 @@ func sign(t testing.TB, template, parent *x509.Certificate, key, parentKey *ecds
 	}
 	return cert
 }
+
+// ServerTLS returns the configuration of a server that has cert.
+func ServerTLS(cert tls.Certificate) *tls.Config {
+	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+}
+
+// ClientTLS speaks TLS on conn with a server called localhost that pool vouches
+// for. The handshake comes with the first read or write.
+func ClientTLS(conn net.Conn, pool *x509.CertPool) *tls.Conn {
+	return tls.Client(conn, &tls.Config{RootCAs: pool, ServerName: "localhost", MinVersion: tls.VersionTLS12})
+}

@@ -1,0 +1,25 @@
+package memserver
+
+import (
+	"bytes"
+	"embed"
+	"path"
+)
+
+//go:embed samples/*.eml
+var samples embed.FS
+
+// Samples returns the messages of the demo, with CRLF line ends whatever the
+// checkout made of them.
+func Samples() [][]byte {
+	entries, err := samples.ReadDir("samples")
+	must(err)
+	messages := make([][]byte, 0, len(entries))
+	for _, entry := range entries {
+		raw, err := samples.ReadFile(path.Join("samples", entry.Name()))
+		must(err)
+		raw = bytes.ReplaceAll(raw, []byte("\r\n"), []byte("\n"))
+		messages = append(messages, bytes.ReplaceAll(raw, []byte("\n"), []byte("\r\n")))
+	}
+	return messages
+}
