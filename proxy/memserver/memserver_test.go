@@ -257,8 +257,8 @@ func TestSMTPTakesChunksAndLinesOfAMegabyte(t *testing.T) {
 		S: 250 *
 		C: RCPT TO:<alice@x>
 		S: 250 *
-		C: BDAT 6
-		C- A: b\nS
+		C: BDAT 8
+		C- A: b\r\n\r\n
 		C: BDAT 0 LAST
 		S: 250 *
 		S: 250 *
@@ -269,12 +269,12 @@ func TestSMTPTakesChunksAndLinesOfAMegabyte(t *testing.T) {
 		C: DATA
 		S: 354 *
 	`)
-	if _, err := io.WriteString(conn, line+".\r\n"); err != nil {
+	if _, err := io.WriteString(conn, "A: b\r\n\r\n"+line+".\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	proxytest.Transcript(t, conn, `S: 250 *`)
-	if got := inbox(t, imapAddr); !slices.Equal(got, []string{"A: b\nS", line}) {
-		t.Errorf("got %d messages, want the chunked one and the long line", len(got))
+	if got := inbox(t, imapAddr); !slices.Equal(got, []string{"A: b\r\n\r\n", "A: b\r\n\r\n" + line}) {
+		t.Errorf("got %.40q, want the chunked one and the long line", got)
 	}
 }
 
