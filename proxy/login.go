@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"crypto/tls"
+	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 )
@@ -82,7 +84,7 @@ func (s *Secret) Clear() {
 
 const hidden = "[secret]"
 
+func (s *Secret) Format(f fmt.State, _ rune)   { _, _ = io.WriteString(f, hidden) }
 func (s *Secret) String() string               { return hidden }
-func (s *Secret) GoString() string             { return hidden }
 func (s *Secret) LogValue() slog.Value         { return slog.StringValue(hidden) }
 func (s *Secret) MarshalText() ([]byte, error) { return []byte(hidden), nil }

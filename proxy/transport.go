@@ -43,11 +43,13 @@ func (t *transport) Write(p []byte) (int, error) {
 
 // CloseWrite sends FIN. Where the connection has no such thing it does nothing.
 func (t *transport) CloseWrite() error {
-	if c, ok := t.Conn.(interface{ CloseWrite() error }); ok {
+	if c, ok := t.Conn.(closeWriter); ok {
 		return c.CloseWrite()
 	}
 	return nil
 }
+
+type closeWriter interface{ CloseWrite() error }
 
 // SyscallConn gives the descriptor, for those that wait for readiness.
 func (t *transport) SyscallConn() (syscall.RawConn, error) {
@@ -69,7 +71,7 @@ func (t *transport) hurry() { t.stall.Store(int64(lingerTime)) }
 // close with unread input in the buffer would send RST, and RST destroys what
 // the peer has not read yet.
 func (t *transport) linger() {
-	if t.CloseWrite() == nil {
+	if c, ok := t.Conn.(closeWriter); ok && c.CloseWrite() == nil {
 		_ = t.SetReadDeadline(time.Now().Add(lingerTime))
 		_, _ = io.CopyN(io.Discard, t.Conn, lingerMax)
 	}

@@ -1,0 +1,203 @@
+package proxy
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+const (
+	maxKnown = 1 << 17     // accounts an Audit remembers: 8 octets each, and the map's own
+	repeat   = time.Minute // how often the same trouble of a backend is written
+)
+
+// An Audit is an Observer that writes the lines an operator searches: one for
+// each session that ends, one for each login that is refused, one for what is
+// wrong with a backend.
+//
+// People type passwords into the field of the user name. So a refused name is
+// written only if it has logged in before, or Known says that it exists; else
+// the line has a keyed hash, which is the same for the same name as long as
+// the process lives.
+type Audit struct {
+	Log   *slog.Logger
+	Known func(account string) bool // nil: nobody is known but by a login
+
+	key    []byte
+	mu     sync.Mutex
+	seen   map[[8]byte]struct{}
+	said   map[string]time.Time // when trouble was last written, by backend and kind
+	downed map[string]bool      // backends whose last probe failed
+}
+
+// NewAudit returns an Audit that writes to log.
+func NewAudit(log *slog.Logger) *Audit {
+	a := &Audit{
+		Log: log, key: make([]byte, 32), seen: make(map[[8]byte]struct{}),
+		said: make(map[string]time.Time), downed: make(map[string]bool),
+	}
+	_, _ = rand.Read(a.key) // never fails
+	return a
+}
+
+// Observe implements Observer.
+func (a *Audit) Observe(e Event) {
+	switch e := e.(type) {
+	case Attempt:
+		a.attempt(e)
+	case Closed:
+		a.closed(e)
+	case Rejected:
+		a.Log.Debug("connection refused", "client", e.Client, "err", e.Err)
+	case Handshake:
+		if e.Err != nil {
+			a.Log.Debug("handshake failed", "client", e.Client, "result", e.Result, "err", e.Err)
+		}
+	case Dialed:
+		if e.Err != nil && a.due(e.Backend, e.Protocol, e.Result) {
+			a.Log.Warn("backend not reached", "backend", e.Backend, "protocol", e.Protocol, "result", e.Result, "err", e.Err)
+		}
+	case BackendLogin:
+		if ReasonOf(e.Err) == Unavailable && a.due(e.Backend, e.Protocol, "login") {
+			a.Log.Warn("backend could not log in", "backend", e.Backend, "protocol", e.Protocol, "err", e.Err)
+		}
+	case Probed:
+		a.probed(e)
+	case UpdateFailed:
+		a.Log.Warn("messages not deleted", "client", e.Client, "stage", e.Stage, "err", e.Err)
+	case Panicked:
+		a.Log.Error("panic", "client", e.Client, "value", e.Value, "stack", string(e.Stack))
+	}
+}
+
+func (a *Audit) attempt(e Attempt) {
+	if e.Err == nil {
+		a.remember(e.Account)
+		a.Log.Info("login", a.about(e.Client, "account", e.Account, "via", e.Via, "duration", round(e.Duration))...)
+		return
+	}
+	reason := ReasonOf(e.Err)
+	if reason == 0 { // the client did not wait for its answer
+		a.Log.Debug("login abandoned", a.about(e.Client, "err", e.Err)...)
+		return
+	}
+	fields := a.about(e.Client, "reason", reason, "via", e.Via, "duration", round(e.Duration))
+	switch {
+	case e.Account != "" && a.knows(e.Account):
+		fields = append(fields, "account", e.Account)
+	case e.User != "":
+		name := e.Account
+		if name == "" {
+			name = e.User
+		}
+		fields = append(fields, "account_hash", a.digest(name))
+	}
+	a.Log.Info("login refused", append(fields, "err", e.Err)...)
+}
+
+func (a *Audit) closed(e Closed) {
+	level := slog.LevelDebug
+	if e.Account != "" {
+		level = slog.LevelInfo
+	}
+	fields := a.about(e.Client, "account", e.Account, "backend", e.Backend, "end", e.End, "duration", round(e.Duration),
+		"received", e.Received, "sent", e.Sent)
+	switch e.Client.Protocol {
+	case POP3:
+		fields = append(fields, "retrieved", e.Totals.Retrieved, "deleted", e.Totals.Deleted)
+	case Submission:
+		fields = append(fields, "submitted", e.Totals.Submitted)
+	}
+	if e.Err != nil && e.End == EndError {
+		fields = append(fields, "err", e.Err)
+	}
+	a.Log.Log(context.Background(), level, "connection ended", fields...)
+}
+
+func (a *Audit) probed(e Probed) {
+	key := e.Backend + " " + e.Protocol
+	a.mu.Lock()
+	was, changed := a.downed[key]
+	changed = !changed || was == e.Up
+	a.downed[key] = !e.Up
+	a.mu.Unlock()
+	switch {
+	case !changed:
+	case e.Up:
+		a.Log.Info("backend is up", "backend", e.Backend, "protocol", e.Protocol)
+	default:
+		a.Log.Warn("backend is down", "backend", e.Backend, "protocol", e.Protocol, "err", e.Err)
+	}
+}
+
+// about begins the fields of a line about a client, flat: what one greps for.
+func (a *Audit) about(c Client, more ...any) []any {
+	fields := []any{"service", c.Service, "ip", c.Addr.Addr(), "session", c.ID, "tls", tlsVersion(c.TLS)}
+	return append(fields, more...)
+}
+
+func tlsVersion(s *tls.ConnectionState) string {
+	if s == nil {
+		return "none"
+	}
+	return tls.VersionName(s.Version)
+}
+
+func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
+
+func (a *Audit) digest(name string) string {
+	d := a.hash(name)
+	return hex.EncodeToString(d[:])
+}
+
+func (a *Audit) hash(name string) (d [8]byte) {
+	h := hmac.New(sha256.New, a.key)
+	h.Write([]byte(name))
+	copy(d[:], h.Sum(nil))
+	return d
+}
+
+func (a *Audit) remember(account string) {
+	d := a.hash(account)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.seen) >= maxKnown {
+		for k := range a.seen { // any: the map's order is random
+			delete(a.seen, k)
+			break
+		}
+	}
+	a.seen[d] = struct{}{}
+}
+
+func (a *Audit) knows(account string) bool {
+	if a.Known != nil && a.Known(account) {
+		return true
+	}
+	d := a.hash(account)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, ok := a.seen[d]
+	return ok
+}
+
+// due reports whether trouble is worth a line again.
+func (a *Audit) due(words ...string) bool {
+	key := ""
+	for _, w := range words {
+		key += w + " "
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if now := time.Now(); now.Sub(a.said[key]) >= repeat {
+		a.said[key] = now
+		return true
+	}
+	return false
+}

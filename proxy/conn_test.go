@@ -1,0 +1,715 @@
+package proxy_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"postern/proxy"
+	"postern/proxy/proxytest"
+)
+
+// The tests of this file prove the spine with a protocol of ten lines: LOGIN
+// user password, STARTTLS, QUIT; answers begin with OK, NO or BYE.
+type plain struct {
+	*proxy.Conn
+	greeted, tls bool
+	wrong        int
+}
+
+func (d *plain) say(format string, args ...any) error {
+	_, err := fmt.Fprintf(d.Conn, format+"\r\n", args...)
+	return err
+}
+
+func (d *plain) Login(ctx context.Context) (*proxy.Login, error) {
+	if !d.greeted {
+		d.greeted = true
+		if err := d.say("OK hello"); err != nil {
+			return nil, err
+		}
+	}
+	for {
+		line, err := d.ReadLine(100)
+		if err != nil {
+			return nil, err
+		}
+		words := strings.Fields(string(line))
+		switch {
+		case len(words) == 0:
+			_ = d.say("NO empty")
+		case words[0] == "QUIT":
+			_ = d.say("OK bye")
+			return nil, proxy.ErrQuit
+		case words[0] == "STARTTLS":
+			_ = d.say("OK begin")
+			if err := d.StartTLS(ctx); err != nil {
+				return nil, err
+			}
+		case words[0] == "LOGIN" && d.tls && d.Client.TLS == nil:
+			return nil, proxy.Refuse(proxy.Plaintext, nil)
+		case words[0] == "LOGIN" && len(words) == 3:
+			return &proxy.Login{Via: proxy.ViaPlain, User: words[1], Secret: proxy.NewSecret([]byte(words[2]))}, nil
+		default:
+			_ = d.say("NO what?")
+		}
+	}
+}
+
+func (d *plain) Refuse(r *proxy.Refusal) error {
+	if r.Challenge != nil {
+		_ = d.say("+ %s", r.Challenge)
+		if _, err := d.ReadLine(100); err != nil {
+			return err
+		}
+	}
+	if r.Reason == proxy.Wrong {
+		d.wrong++
+	}
+	if r.Reason.Final() || d.wrong == 3 {
+		_ = d.say("BYE %s", r.Reason)
+		return r
+	}
+	return d.say("NO %s", r.Reason)
+}
+
+func (d *plain) Accept(welcome string) error { return d.say("OK %s", welcome) }
+
+// A guest may come in with the password "right". Other passwords name what
+// goes wrong.
+type house struct {
+	mu      sync.Mutex
+	logins  []string
+	closed  int
+	delay   time.Duration
+	settled []error
+	left    int
+	sheds   []context.CancelCauseFunc
+	admit   error
+	session func() proxy.Session
+}
+
+func (h *house) Admit(_ proxy.Client, shed context.CancelCauseFunc) (proxy.Permit, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sheds = append(h.sheds, shed)
+	return h, h.admit
+}
+
+func (h *house) Try(_ context.Context, l *proxy.Login) error {
+	if string(l.Secret.Reveal()) == "throttled" {
+		return proxy.Refuse(proxy.Throttled, nil)
+	}
+	return nil
+}
+
+func (h *house) Settle(err error) time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.settled = append(h.settled, err)
+	return h.delay
+}
+
+func (h *house) Leave() { h.mu.Lock(); h.left++; h.mu.Unlock() }
+
+func (h *house) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.logins = append(h.logins, l.Account)
+	switch string(l.Secret.Reveal()) {
+	case "right":
+		if h.session != nil {
+			return h.session(), nil
+		}
+		return &echo{h: h}, nil
+	case "locked":
+		return &echo{h: h, refuse: &proxy.Refusal{Reason: proxy.InUse, Verified: true}}, nil
+	case "token":
+		return nil, &proxy.Refusal{Reason: proxy.Wrong, Challenge: []byte(`{"status":"401"}`)}
+	case "panic":
+		panic("a bug")
+	case "away":
+		return nil, proxy.Refuse(proxy.Unavailable, errors.New("connection refused"))
+	}
+	return nil, proxy.Refuse(proxy.Wrong, nil)
+}
+
+// An echo answers each line with itself.
+type echo struct {
+	h      *house
+	refuse *proxy.Refusal
+	parks  bool
+	runs   int
+}
+
+func (e *echo) Open(context.Context) (string, error) {
+	if e.refuse != nil {
+		return "", e.refuse
+	}
+	return "welcome", nil
+}
+
+func (e *echo) Run(ctx context.Context, client *proxy.Conn) error {
+	e.runs++
+	for {
+		line, err := client.ReadLine(100)
+		if ctx.Err() != nil {
+			_, _ = fmt.Fprintf(client, "BYE %s\r\n", proxy.ReasonOf(context.Cause(ctx)))
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		if string(line) == "QUIT\r\n" {
+			_, _ = fmt.Fprintf(client, "OK bye\r\n")
+			return nil
+		}
+		if _, err := fmt.Fprintf(client, "%d %s", e.runs, line); err != nil {
+			return err
+		}
+		if e.parks && client.Buffered() == 0 {
+			return proxy.ErrIdle
+		}
+	}
+}
+
+func (e *echo) Close() error    { e.h.mu.Lock(); e.h.closed++; e.h.mu.Unlock(); return nil }
+func (e *echo) Backend() string { return "main" }
+func (e *echo) Totals() proxy.Totals {
+	return proxy.Totals{Retrieved: 7}
+}
+
+// A diary is an Observer that keeps all events.
+type diary struct {
+	mu     sync.Mutex
+	events []proxy.Event
+	closed chan proxy.Closed
+}
+
+func newDiary() *diary { return &diary{closed: make(chan proxy.Closed, 10)} }
+
+func (d *diary) Observe(e proxy.Event) {
+	d.mu.Lock()
+	d.events = append(d.events, e)
+	d.mu.Unlock()
+	if c, ok := e.(proxy.Closed); ok {
+		d.closed <- c
+	}
+}
+
+func (d *diary) wantEnd(t *testing.T, how string) proxy.Closed {
+	t.Helper()
+	select {
+	case c := <-d.closed:
+		if c.End != how {
+			t.Errorf("connection ended as %q (%v), want %q", c.End, c.Err, how)
+		}
+		return c
+	case <-time.After(10 * time.Second):
+		t.Fatal("connection did not end")
+		panic("unreachable")
+	}
+}
+
+func (d *diary) reasons() (all []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, e := range d.events {
+		if a, ok := e.(proxy.Attempt); ok {
+			all = append(all, a.Account+":"+proxy.ReasonOf(a.Err).String())
+		}
+	}
+	return all
+}
+
+// start serves a Service on loopback and returns how to dial it.
+func start(t *testing.T, h *house, d *diary, change func(*proxy.Service, *proxy.Server)) (dial func() net.Conn, s *proxy.Server) {
+	t.Helper()
+	cert, pool := proxytest.Cert(t, "mail.example.org")
+	svc := &proxy.Service{
+		Name: "plain", Protocol: "plain", StartTLS: true,
+		TLS:      &tls.Config{Certificates: []tls.Certificate{cert}},
+		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return &plain{Conn: c} },
+		Account:  func(user string) (string, error) { return strings.ToLower(user), nil },
+		Backend:  h,
+	}
+	s = &proxy.Server{Guard: h, Observer: d}
+	if change != nil {
+		change(svc, s)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Apply([]proxy.Binding{{Listener: ln, Service: svc}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = s.Shutdown(ctx)
+	})
+	implicit := !svc.StartTLS
+	return func() net.Conn {
+		c, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		if implicit {
+			return tls.Client(c, &tls.Config{ServerName: "mail.example.org", RootCAs: pool})
+		}
+		return c
+	}, s
+}
+
+func TestSessionBeginsAfterRefusals(t *testing.T) {
+	t.Parallel()
+	h, d := &house{}, newDiary()
+	dial, _ := start(t, h, d, func(svc *proxy.Service, _ *proxy.Server) { svc.StartTLS = false })
+	proxytest.Transcript(t, dial(), `
+		S: OK hello
+		C: LOGIN Alice wrong
+		S: NO wrong
+		C: LOGIN Alice away
+		S: NO unavailable
+		C: LOGIN Alice throttled
+		S: NO throttled
+		C: LOGIN Alice locked
+		S: NO in_use
+		C: LOGIN Alice right
+		S: OK welcome
+		C: hello
+		S: 1 hello
+		C: QUIT
+		S: OK bye
+		S: <EOF>
+	`)
+	c := d.wantEnd(t, proxy.EndQuit)
+	if c.Account != "alice" || c.Backend != "main" || c.Totals.Retrieved != 7 || c.Client.TLS == nil || c.Sent == 0 {
+		t.Errorf("closed as %+v", c)
+	}
+	want := "alice:wrong alice:unavailable alice:throttled alice:in_use alice:unknown"
+	if got := strings.Join(d.reasons(), " "); got != want {
+		t.Errorf("attempts %s, want %s", got, want)
+	}
+	// The guard is settled with once for every Try; a locked maildrop comes after.
+	if len(h.settled) != 5 || h.settled[3] != nil || h.left != 1 || h.closed != 2 {
+		t.Errorf("settled %v, left %d, sessions closed %d", h.settled, h.left, h.closed)
+	}
+}
+
+func TestThirdWrongPasswordEndsTheConnection(t *testing.T) {
+	t.Parallel()
+	d := newDiary()
+	dial, _ := start(t, &house{}, d, nil)
+	proxytest.Transcript(t, dial(), `
+		S: OK hello
+		C: LOGIN alice one
+		S: NO wrong
+		C: LOGIN alice two
+		S: NO wrong
+		C: LOGIN alice three
+		S: BYE wrong
+		S: <EOF>
+	`)
+	d.wantEnd(t, proxy.EndRefused)
+}
+
+func TestStartTLSForgetsNothingOfTheHandshakeAndNothingElsePasses(t *testing.T) {
+	t.Parallel()
+	d := newDiary()
+	dial, _ := start(t, &house{}, d, func(svc *proxy.Service, _ *proxy.Server) {
+		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return &plain{Conn: c, tls: true} }
+	})
+	raw := dial()
+	proxytest.Transcript(t, raw, `
+		S: OK hello
+		C: STARTTLS
+		S: OK begin
+	`)
+	proxytest.Transcript(t, tls.Client(raw, &tls.Config{InsecureSkipVerify: true}), `
+		C: LOGIN alice right
+		S: OK welcome
+		C: QUIT
+		S: OK bye
+	`)
+	if c := d.wantEnd(t, proxy.EndQuit); c.Client.TLS == nil {
+		t.Error("session without TLS")
+	}
+
+	// An injected command becomes a bad handshake.
+	injected := dial()
+	proxytest.Transcript(t, injected, `
+		S: OK hello
+		C- STARTTLS\r\nLOGIN alice right\r\n
+		S: OK begin
+	`)
+	if rest, _ := io.ReadAll(injected); strings.Contains(string(rest), "OK") {
+		t.Errorf("answered %q to a command injected before TLS", rest)
+	}
+	if c := d.wantEnd(t, proxy.EndError); c.Account != "" {
+		t.Error("an injected command logged in")
+	}
+}
+
+func TestListenerThatOnlyRefuses(t *testing.T) {
+	t.Parallel()
+	d := newDiary()
+	dial, _ := start(t, &house{}, d, func(svc *proxy.Service, _ *proxy.Server) {
+		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return &refuser{plain{Conn: c}} }
+	})
+	proxytest.Transcript(t, dial(), `
+		S: BYE plaintext
+		S: <EOF>
+	`)
+	d.wantEnd(t, proxy.EndRefused)
+}
+
+type refuser struct{ plain }
+
+func (r *refuser) Login(context.Context) (*proxy.Login, error) {
+	return nil, proxy.Refuse(proxy.Plaintext, nil)
+}
+
+func TestOAuthFailureHasItsChallenge(t *testing.T) {
+	t.Parallel()
+	dial, _ := start(t, &house{}, newDiary(), nil)
+	proxytest.Transcript(t, dial(), `
+		S: OK hello
+		C: LOGIN alice token
+		S: + {"status":"401"}
+		C: AQ==
+		S: NO wrong
+	`)
+}
+
+func TestRewrittenNameIsWhatTheBackendSees(t *testing.T) {
+	t.Parallel()
+	h := &house{}
+	dial, _ := start(t, h, newDiary(), func(svc *proxy.Service, _ *proxy.Server) {
+		svc.Account = func(user string) (string, error) {
+			name, _, ok := strings.Cut(user, "@")
+			if !ok {
+				return "", errors.New("no domain")
+			}
+			return name, nil
+		}
+	})
+	proxytest.Transcript(t, dial(), `
+		S: OK hello
+		C: LOGIN web1p2 right
+		S: NO malformed
+		C: LOGIN web1p2@customer.example right
+		S: OK welcome
+	`)
+	if len(h.logins) != 1 || h.logins[0] != "web1p2" {
+		t.Errorf("backend saw %v", h.logins)
+	}
+}
+
+func TestClientThatLeavesDuringTheDelayIsGoneAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, d := &house{delay: time.Hour}, newDiary()
+		client, done := pipe(t, h, d)
+		proxytest.Transcript(t, client, `
+			S: OK hello
+			C: LOGIN alice wrong
+		`)
+		time.Sleep(time.Second)
+		client.Close()
+		begun := time.Now()
+		<-done
+		if since := time.Since(begun); since > 100*time.Millisecond {
+			t.Errorf("connection lived for %v after its client", since)
+		}
+		d.wantEnd(t, proxy.EndClientGone)
+	})
+}
+
+func TestDelayedAnswerKeepsWhatWasPipelined(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, _ := pipe(t, &house{delay: 2 * time.Second}, newDiary())
+		begun := time.Now()
+		proxytest.Transcript(t, client, `
+			S: OK hello
+			C: LOGIN alice wrong
+			C: LOGIN alice right
+			S: NO wrong
+			S: OK welcome
+		`)
+		if got := time.Since(begun); got != 2*time.Second {
+			t.Errorf("answered after %v, want 2s: only wrong answers wait", got)
+		}
+	})
+}
+
+func TestSilentClientIsToldSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDiary()
+		client, done := pipe(t, &house{}, d)
+		begun := time.Now()
+		proxytest.Transcript(t, client, `
+			S: OK hello
+		`)
+		got := make(chan string)
+		go func() { rest, _ := io.ReadAll(client); got <- string(rest) }()
+		if rest := <-got; rest != "BYE timed_out\r\n" {
+			t.Errorf("told %q", rest)
+		}
+		<-done
+		if got := time.Since(begun).Round(time.Second); got != time.Minute {
+			t.Errorf("closed after %v, want 1m", got)
+		}
+		d.wantEnd(t, proxy.EndRefused)
+	})
+}
+
+// pipe serves one connection in memory, for tests with a clock of their own.
+func pipe(t *testing.T, h *house, d *diary) (client net.Conn, done <-chan struct{}) {
+	client, server := net.Pipe()
+	s := &proxy.Server{Guard: h, Observer: d}
+	ln := &once{conn: server, closed: make(chan struct{})}
+	err := s.Apply([]proxy.Binding{{Listener: ln, Service: &proxy.Service{
+		Name: "plain", Protocol: "plain", StartTLS: true,
+		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return &plain{Conn: c} },
+		Account:  func(user string) (string, error) { return user, nil },
+		Backend:  h,
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan struct{})
+	go func() {
+		for len(s.Sessions()) > 0 || !ln.used.Load() {
+			time.Sleep(10 * time.Millisecond)
+		}
+		close(gone)
+	}()
+	t.Cleanup(func() {
+		client.Close()
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = s.Shutdown(ctx)
+		<-gone
+	})
+	return client, gone
+}
+
+func TestKickedSessionHearsWhy(t *testing.T) {
+	t.Parallel()
+	d := newDiary()
+	dial, s := start(t, &house{}, d, nil)
+	c := dial()
+	proxytest.Transcript(t, c, `
+		S: OK hello
+		C: LOGIN alice right
+		S: OK welcome
+	`)
+	if n := s.Kick(func(i proxy.SessionInfo) bool { return i.Account == "bob" }); n != 0 {
+		t.Errorf("kicked %d of bob", n)
+	}
+	if n := s.Kick(func(i proxy.SessionInfo) bool { return i.Account == "alice" && i.Backend == "main" }); n != 1 {
+		t.Errorf("kicked %d of alice", n)
+	}
+	proxytest.Transcript(t, c, `
+		S: BYE kicked
+		S: <EOF>
+	`)
+	d.wantEnd(t, proxy.EndKicked)
+}
+
+func TestGuardShedsAStranger(t *testing.T) {
+	t.Parallel()
+	h, d := &house{}, newDiary()
+	dial, _ := start(t, h, d, nil)
+	c := dial()
+	proxytest.Transcript(t, c, `
+		S: OK hello
+	`)
+	h.mu.Lock()
+	h.sheds[0](proxy.Refuse(proxy.TooMany, nil))
+	h.mu.Unlock()
+	proxytest.Transcript(t, c, `
+		S: BYE too_many
+		S: <EOF>
+	`)
+	d.wantEnd(t, proxy.EndRefused)
+}
+
+func TestRejectedConnectionIsClosedWithoutAWord(t *testing.T) {
+	t.Parallel()
+	h, d := &house{admit: proxy.Refuse(proxy.TooMany, nil)}, newDiary()
+	dial, _ := start(t, h, d, nil)
+	if rest, _ := io.ReadAll(dial()); len(rest) > 0 {
+		t.Errorf("said %q", rest)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, ok := d.events[0].(proxy.Rejected); !ok || len(d.events) != 1 {
+		t.Errorf("events %v", d.events)
+	}
+}
+
+func TestParkedSessionGoesOn(t *testing.T) {
+	t.Parallel()
+	h, d := &house{}, newDiary()
+	h.session = func() proxy.Session { return &echo{h: h, parks: true} }
+	dial, _ := start(t, h, d, nil)
+	c := dial()
+	proxytest.Transcript(t, c, `
+		S: OK hello
+		C: LOGIN alice right
+		S: OK welcome
+		C: one
+		S: 1 one
+		C: two
+		S: 2 two
+		C: QUIT
+		S: OK bye
+	`)
+	d.wantEnd(t, proxy.EndQuit)
+}
+
+func TestPanicEndsOneConnectionOnly(t *testing.T) {
+	t.Parallel()
+	h, d := &house{}, newDiary()
+	dial, _ := start(t, h, d, nil)
+	other := dial()
+	proxytest.Transcript(t, other, `
+		S: OK hello
+	`)
+	proxytest.Transcript(t, dial(), `
+		S: OK hello
+		C: LOGIN alice panic
+		S: <EOF>
+	`)
+	d.wantEnd(t, proxy.EndError)
+	if len(h.settled) != 1 || proxy.ReasonOf(h.settled[0]) != proxy.Internal {
+		t.Errorf("settled %v: a bug is no guess", h.settled)
+	}
+	proxytest.Transcript(t, other, `
+		C: LOGIN alice right
+		S: OK welcome
+	`)
+}
+
+func TestShutdownLetsSessionsEnd(t *testing.T) {
+	t.Parallel()
+	d := newDiary()
+	dial, s := start(t, &house{}, d, nil)
+	waiting, open := dial(), dial()
+	proxytest.Transcript(t, waiting, `
+		S: OK hello
+	`)
+	proxytest.Transcript(t, open, `
+		S: OK hello
+		C: LOGIN alice right
+		S: OK welcome
+	`)
+	result := make(chan error)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	go func() { result <- s.Shutdown(ctx) }()
+	proxytest.Transcript(t, waiting, `
+		S: BYE shutting_down
+		S: <EOF>
+	`)
+	proxytest.Transcript(t, open, `
+		C: still here
+		S: 1 still here
+		C: QUIT
+		S: OK bye
+	`)
+	if err := <-result; err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+	ends := []string{(<-d.closed).End, (<-d.closed).End}
+	slices.Sort(ends)
+	if want := []string{proxy.EndQuit, proxy.EndDrain}; !slices.Equal(ends, want) {
+		t.Errorf("connections ended as %v, want %v", ends, want)
+	}
+}
+
+func TestShutdownEndsWhatDoesNotEnd(t *testing.T) {
+	t.Parallel()
+	d := newDiary()
+	dial, s := start(t, &house{}, d, nil)
+	c := dial()
+	proxytest.Transcript(t, c, `
+		S: OK hello
+		C: LOGIN alice right
+		S: OK welcome
+	`)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := s.Shutdown(ctx); err == nil || !strings.HasPrefix(err.Error(), "1 sessions") {
+		t.Errorf("Shutdown: %v", err)
+	}
+	proxytest.Transcript(t, c, `
+		S: BYE shutting_down
+		S: <EOF>
+	`)
+	d.wantEnd(t, proxy.EndDrain)
+}
+
+// Criterion: plain text on a TLS port, and silence, get one line saying so.
+func TestPlainTextOnATLSPortIsAnsweredInPlainText(t *testing.T) {
+	t.Parallel()
+	for _, said := range []string{"LOGIN alice right\r\n", "GET / HTTP/1.1\r\n\r\n", ""} {
+		d := newDiary()
+		dial, _ := start(t, &house{}, d, func(svc *proxy.Service, s *proxy.Server) {
+			svc.StartTLS = false
+			s.Timeouts.Handshake = 100 * time.Millisecond
+		})
+		c := dial().(*tls.Conn).NetConn()
+		_, _ = io.WriteString(c, said)
+		rest, _ := io.ReadAll(c)
+		if string(rest) != "BYE plaintext\r\n" {
+			t.Errorf("%q was answered %q", said, rest)
+		}
+		d.wantEnd(t, proxy.EndRefused)
+	}
+}
+
+// once is a listener with one connection.
+type once struct {
+	conn   net.Conn
+	used   flag
+	closed chan struct{}
+}
+
+func (o *once) Accept() (net.Conn, error) {
+	if o.used.set() {
+		return o.conn, nil
+	}
+	<-o.closed
+	return nil, net.ErrClosed
+}
+
+func (o *once) Close() error   { close(o.closed); return nil }
+func (o *once) Addr() net.Addr { return &net.TCPAddr{} }
+
+type flag struct {
+	mu sync.Mutex
+	on bool
+}
+
+func (f *flag) set() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	was := f.on
+	f.on = true
+	return !was
+}
+
+func (f *flag) Load() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.on }
