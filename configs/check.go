@@ -1,0 +1,338 @@
+package configs
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// check judges the values that could be read.
+func (m *mistakes) check() {
+	c := m.cfg
+	if !isHostname(c.Hostname) {
+		m.judge("hostname", "%s is not a host name; write one such as mail.example.org", quote(c.Hostname))
+	}
+	m.checkListeners()
+	m.checkTLS()
+	m.checkBackends()
+	m.checkRoutes()
+	m.checkTimeouts()
+	m.checkNumber("limits.max_connections", c.Limits.MaxConnections, 1_000_000)
+	m.checkNumber("limits.network_connections", c.Limits.NetworkConnections, 1_000_000)
+	m.checkBudget("guard.network", c.Guard.Network)
+	m.checkBudget("guard.account", c.Guard.Account)
+	m.checkWord("pop3.uidl", c.POP3.UIDL, "a form of UIDL", "dovecot")
+	m.checkWord("log.format", c.Log.Format, "a log format", "text", "json")
+}
+
+func (m *mistakes) checkListeners() {
+	c := m.cfg
+	if len(c.Listeners) == 0 {
+		m.judge("listeners", `none; at least one is needed, such as - {protocol: imap, address: ":993"}`)
+	}
+	names, ports := map[string]string{}, ports{}
+	for i, l := range c.Listeners {
+		key := fmt.Sprintf("listeners[%d]", i)
+		m.checkWord(key+".protocol", l.Protocol, "a protocol", "imap", "pop3", "submission")
+		m.checkPort(key+".address", l.Address, ports)
+		if l.Name == "" {
+			continue // a mistake in the protocol, told above
+		}
+		if !isName(l.Name) {
+			m.judge(key+".name", "%s is not a name; use letters, digits, - and _", quote(l.Name))
+		}
+		if first, taken := names[l.Name]; taken {
+			m.judge(key+".name", "%s is the name of %s already", quote(l.Name), first)
+		} else {
+			names[l.Name] = key
+		}
+	}
+	if c.Metrics.Address != "" {
+		m.checkPort("metrics.address", c.Metrics.Address, ports)
+	}
+}
+
+// ports is what listens where: addresses by port, with the key of each.
+type ports map[uint16][]listening
+
+type listening struct {
+	addr netip.Addr // the zero Addr: all
+	key  string
+}
+
+// checkPort judges an address to listen at, which no other may overlap.
+func (m *mistakes) checkPort(key, address string, all ports) {
+	if address == "" {
+		m.judge(key, `missing; write a port such as ":993" or an IP address and a port such as "192.0.2.1:993"`)
+		return
+	}
+	host, port, err := splitAddress(address)
+	if err != nil {
+		m.judge(key, "%v", err)
+		return
+	}
+	var addr netip.Addr
+	if host != "" {
+		if addr, err = netip.ParseAddr(host); err != nil {
+			m.judge(key, `%s is not an IP address; write one, or only the port (":%d") to listen at all`, quote(host), port)
+			return
+		}
+	}
+	// Go listens at IPv4 and IPv6 when asked for either's unspecified address.
+	addr = addr.Unmap()
+	if addr.IsUnspecified() {
+		addr = netip.Addr{}
+	}
+	if port == 0 {
+		return // each gets another
+	}
+	for _, other := range all[port] {
+		if !addr.IsValid() || !other.addr.IsValid() || addr == other.addr {
+			m.judge(key, "%s overlaps %s in line %d", quote(address), other.key, m.cfg.position(other.key).line)
+			return
+		}
+	}
+	all[port] = append(all[port], listening{addr, key})
+}
+
+func (m *mistakes) checkTLS() {
+	certs := m.cfg.TLS.Certificates
+	if len(certs) == 0 {
+		m.judge("tls.certificates", "none; the listeners need one, such as - {cert: /etc/postern/tls/mail.pem, key: /etc/postern/tls/mail.key}")
+	}
+	for i, cert := range certs {
+		key := fmt.Sprintf("tls.certificates[%d]", i)
+		if cert.Cert == "" {
+			m.judge(key+".cert", "missing; write the path of the certificate chain in PEM form")
+		}
+		if cert.Key == "" {
+			m.judge(key+".key", "missing; write the path of the certificate's private key in PEM form")
+		}
+	}
+}
+
+func (m *mistakes) checkBackends() {
+	backends := m.cfg.Backends
+	if len(backends) == 0 {
+		m.judge("backends", `none; at least one is needed, such as main: {imap: {address: "10.0.0.5:993"}}`)
+	}
+	for name, b := range backends {
+		key := join("backends", name)
+		if b.IMAP == nil && b.Submission == nil && !m.lost(key+".imap") && !m.lost(key+".submission") {
+			m.judge(key, "has neither imap nor submission; give it at least one")
+		}
+		m.checkServer(key+".imap", b.IMAP)
+		m.checkServer(key+".submission", b.Submission)
+	}
+}
+
+func (m *mistakes) checkServer(key string, s *Server) {
+	if s == nil {
+		return
+	}
+	m.checkWord(key+".tls", s.TLS, "a kind of TLS", "implicit", "starttls", "none")
+	host := m.checkServerAddress(key+".address", s.Address)
+	if s.TLS != "none" {
+		if s.Insecure {
+			m.judge(key+".insecure", "allows tls: none and nothing else; remove it, as tls is %s", s.TLS)
+		}
+		if s.ServerName != "" && !isHost(s.ServerName) {
+			m.judge(key+".server_name", "%s is not a host name", quote(s.ServerName))
+		}
+		return
+	}
+	if host != "" && !isLoopback(host) && !s.Insecure {
+		m.judge(key+".tls", "none would send passwords in the clear to %s; use implicit or starttls, or say insecure: true", quote(s.Address))
+	}
+	if s.CA != "" {
+		m.judge(key+".ca", "has no meaning with tls: none; remove one of them")
+	}
+	if s.ServerName != "" {
+		m.judge(key+".server_name", "has no meaning with tls: none; remove one of them")
+	}
+}
+
+// checkServerAddress returns the host, "" after a mistake.
+func (m *mistakes) checkServerAddress(key, address string) string {
+	host, port, err := splitAddress(address)
+	switch {
+	case address == "":
+		m.judge(key, `missing; write a host and a port such as "10.0.0.5:993"`)
+	case err != nil:
+		m.judge(key, "%v", err)
+	case !isHost(host):
+		m.judge(key, "%s begins with no host name or IP address", quote(address))
+	case port == 0:
+		m.judge(key, "%s has no port to connect to", quote(address))
+	default:
+		return host
+	}
+	return ""
+}
+
+func (m *mistakes) checkRoutes() {
+	c := m.cfg
+	if len(c.Routes) == 0 && len(c.Backends) > 1 {
+		m.judge("routes", "missing; with several backends one has to be chosen, such as - {backend: %s}", slices.Min(slices.Collect(maps.Keys(c.Backends))))
+	}
+	for i, r := range c.Routes {
+		key := fmt.Sprintf("routes[%d].backend", i)
+		_, known := c.Backends[r.Backend]
+		switch {
+		case i > 0:
+			m.judge(parent(key), "never reached, as the route before it takes every login; remove one of them")
+		case r.Backend == "":
+			m.judge(key, "missing; write the name of a backend")
+		case !known:
+			m.unknownBackend(key, r.Backend)
+		default:
+			m.checkRoute(r.Backend)
+		}
+	}
+}
+
+func (m *mistakes) unknownBackend(key, name string) {
+	if near := nearest(name, maps.Keys(m.cfg.Backends)); near != "" {
+		m.judge(key, "%s is not a backend; is %s meant?", quote(name), near)
+		return
+	}
+	if len(m.cfg.Backends) > 0 {
+		m.judge(key, "%s is not a backend; use %s", quote(name), list(slices.Sorted(maps.Keys(m.cfg.Backends))))
+	}
+}
+
+// checkRoute wants the backend that every login goes to to have a server for
+// every listener.
+func (m *mistakes) checkRoute(name string) {
+	b := m.cfg.Backends[name]
+	for i, l := range m.cfg.Listeners {
+		part, there := "imap", b.IMAP != nil
+		switch l.Protocol {
+		case "imap", "pop3":
+		case "submission":
+			part, there = "submission", b.Submission != nil
+		default:
+			continue
+		}
+		if !there && !m.lost(join("backends", name)+"."+part) {
+			m.judge(fmt.Sprintf("listeners[%d].protocol", i), "%s needs backends.%s.%s, which is missing", l.Protocol, name, part)
+		}
+	}
+}
+
+func (m *mistakes) checkTimeouts() {
+	t := m.cfg.Timeouts
+	m.checkDuration("timeouts.handshake", t.Handshake, time.Second, "")
+	m.checkDuration("timeouts.login", t.Login, time.Second, "")
+	m.checkDuration("timeouts.dial", t.Dial, time.Second, "")
+	m.checkDuration("timeouts.backend", t.Backend, time.Second, "")
+	m.checkDuration("timeouts.imap_idle", t.IMAPIdle, 30*time.Minute, " (RFC 9051 section 5.4)")
+	m.checkDuration("timeouts.pop3_idle", t.POP3Idle, 10*time.Minute, " (RFC 1939 section 3)")
+	m.checkDuration("timeouts.submission_idle", t.SubmissionIdle, time.Second, "")
+	m.checkDuration("timeouts.stall", t.Stall, time.Second, "")
+	m.checkDuration("timeouts.shutdown", t.Shutdown, 0, "")
+}
+
+// checkDuration wants d between least, for the reason given, and a day.
+func (m *mistakes) checkDuration(key string, d, least time.Duration, reason string) {
+	const most = 24 * time.Hour
+	switch {
+	case d < least:
+		m.judge(key, "%s is too short; the least is %s%s", short(d), short(least), reason)
+	case d > most:
+		m.judge(key, "%s is too long; the most is %s", short(d), short(most))
+	}
+}
+
+// short writes 35m as its author would, not 35m0s.
+func short(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+func (m *mistakes) checkBudget(key string, b Budget) {
+	m.checkNumber(key+".burst", b.Burst, 10_000)
+	m.checkDuration(key+".every", b.Every, time.Second, "")
+}
+
+func (m *mistakes) checkNumber(key string, n, most int) {
+	if n < 1 || n > most {
+		m.judge(key, "%d is out of range; use 1 to %d", n, most)
+	}
+}
+
+func (m *mistakes) checkWord(key, word, what string, known ...string) {
+	switch {
+	case slices.Contains(known, word):
+	case word == "":
+		m.judge(key, "missing; use %s", list(known))
+	default:
+		m.judge(key, "%s is not %s; use %s", quote(word), what, list(known))
+	}
+}
+
+// splitAddress splits host:port; the host may be empty.
+func splitAddress(address string) (host string, port uint16, err error) {
+	host, service, err := net.SplitHostPort(address)
+	if err != nil {
+		if _, err := strconv.ParseUint(address, 10, 16); err == nil {
+			return "", 0, fmt.Errorf(`%s lacks a colon; write ":%s"`, quote(address), address)
+		}
+		if addr, err := netip.ParseAddr(address); err == nil && addr.Is6() {
+			return "", 0, fmt.Errorf(`%s lacks a port; write "[%s]:993" or another`, quote(address), address)
+		}
+		return "", 0, fmt.Errorf(`%s is not an address with a port, such as "192.0.2.1:993"`, quote(address))
+	}
+	n, err := strconv.ParseUint(service, 10, 16)
+	if err != nil {
+		return "", 0, fmt.Errorf("%s is not a port; use a number from 1 to 65535", quote(service))
+	}
+	return host, uint16(n), nil
+}
+
+func isLoopback(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.Unmap().IsLoopback() || strings.EqualFold(host, "localhost") // RFC 6761 section 6.3
+}
+
+// isHost says whether s is a host name or an IP address.
+func isHost(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return err == nil || isHostname(s)
+}
+
+// isHostname says whether s is a host name. Underscores are allowed: they are
+// seen inside private networks.
+func isHostname(s string) bool {
+	label := ""
+	for label = range strings.SplitSeq(s, ".") {
+		if len(label) > 63 || !isName(label) || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+	}
+	// A last label of digits alone is an IP address gone wrong (RFC 1123 section 2.1).
+	return len(s) <= 253 && strings.Trim(label, "0123456789") != ""
+}
+
+// isName says whether s can name a listener or backend: in logs, as a label of
+// metrics, in keys such as backends.main.imap.
+func isName(s string) bool {
+	const most = 64
+	for _, r := range s {
+		if (r|0x20 < 'a' || r|0x20 > 'z') && (r < '0' || r > '9') && r != '-' && r != '_' {
+			return false
+		}
+	}
+	return s != "" && len(s) <= most
+}

@@ -1,0 +1,214 @@
+// Package configs holds Postern's configuration: its types and defaults, the
+// strict reading of a YAML file, and the rules that the file has to keep. Every
+// mistake is found in one go and told with file, line and key.
+//
+// Beside the code stand the files an operator wants: postern.yaml is the
+// documented example.
+package configs
+
+import (
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"time"
+)
+
+// Config is a whole configuration as Load returns it: defaults filled in,
+// values in range, names resolved. The field tags are the keys of the file.
+type Config struct {
+	// Hostname is said in greetings and EHLO. Default: the machine's name.
+	Hostname        string             `yaml:"hostname"`
+	Listeners       []Listener         `yaml:"listeners"`
+	TLS             TLS                `yaml:"tls"`
+	Backends        map[string]Backend `yaml:"backends"`
+	Routes          []Route            `yaml:"routes"`
+	TrustedNetworks []netip.Prefix     `yaml:"trusted_networks"` // masked, IPv4 never as ::ffff:
+	Timeouts        Timeouts           `yaml:"timeouts"`
+	Limits          Limits             `yaml:"limits"`
+	Guard           Guard              `yaml:"guard"`
+	POP3            POP3               `yaml:"pop3"`
+	Metrics         Metrics            `yaml:"metrics"`
+	Log             Log                `yaml:"log"`
+
+	file      string
+	positions map[string]position
+}
+
+// A Listener is a port for one protocol, with TLS from the first byte.
+type Listener struct {
+	Name     string `yaml:"name"`     // unique; default: the protocol, then protocol-2, ...
+	Protocol string `yaml:"protocol"` // imap, pop3 or submission
+	Address  string `yaml:"address"`  // "IP:port" or ":port" for all addresses; port 0: any free one
+}
+
+// TLS is what all listeners show to clients.
+type TLS struct {
+	Certificates []Certificate `yaml:"certificates"` // at least one; the first is the default
+	MinVersion   TLSVersion    `yaml:"min_version"`
+}
+
+// A Certificate is a pair of PEM files. Paths are relative to the folder of the
+// configuration file.
+type Certificate struct {
+	Cert string `yaml:"cert"` // the chain, leaf first
+	Key  string `yaml:"key"`
+}
+
+// A TLSVersion is one of crypto/tls's version numbers, written "1.2" or "1.3".
+type TLSVersion uint16
+
+// A Backend is a mail server behind Postern. A part that is nil is not there.
+type Backend struct {
+	IMAP       *Server `yaml:"imap"`
+	Submission *Server `yaml:"submission"`
+}
+
+// A Server is one port of a backend.
+type Server struct {
+	Address    string `yaml:"address"`     // "host:port"
+	TLS        string `yaml:"tls"`         // implicit (default), starttls or none
+	CA         string `yaml:"ca"`          // PEM file, relative to the configuration file's folder; "": the system's
+	ServerName string `yaml:"server_name"` // the certificate's name; default: Address's host; "" with TLS none
+	Insecure   bool   `yaml:"insecure"`    // TLS none is meant although Address is not loopback
+}
+
+// A Route says which backend a login goes to.
+type Route struct {
+	Backend string `yaml:"backend"`
+}
+
+// Timeouts says how long Postern waits, and for what.
+type Timeouts struct {
+	Handshake      time.Duration `yaml:"handshake"`       // a client's TLS handshake
+	Login          time.Duration `yaml:"login"`           // a client's login, from the handshake on
+	Dial           time.Duration `yaml:"dial"`            // connecting to a backend, TLS included
+	Backend        time.Duration `yaml:"backend"`         // one answer of a backend
+	IMAPIdle       time.Duration `yaml:"imap_idle"`       // silence of both sides; at least 30m (RFC 9051 section 5.4)
+	POP3Idle       time.Duration `yaml:"pop3_idle"`       // at least 10m (RFC 1939 section 3)
+	SubmissionIdle time.Duration `yaml:"submission_idle"` // RFC 5321 section 4.5.3.2.7 recommends 5m
+	Stall          time.Duration `yaml:"stall"`           // a peer that takes no bytes
+	Shutdown       time.Duration `yaml:"shutdown"`        // what sessions get to end by themselves; 0: nothing
+}
+
+// Limits bounds what clients can occupy.
+type Limits struct {
+	MaxConnections     int `yaml:"max_connections"`     // open client connections in all
+	NetworkConnections int `yaml:"network_connections"` // the same per network (IPv4 /32, IPv6 /64)
+}
+
+// Guard bounds failed logins.
+type Guard struct {
+	Network Budget `yaml:"network"` // per client network (IPv4 /32, IPv6 /64)
+	Account Budget `yaml:"account"`
+}
+
+// A Budget is a token bucket of failed logins.
+type Budget struct {
+	Burst int           `yaml:"burst"` // failures in a row, at most
+	Every time.Duration `yaml:"every"` // one is given back
+}
+
+// POP3 is how the bridge shows a mailbox.
+type POP3 struct {
+	UIDL string `yaml:"uidl"` // the form of unique ids: dovecot
+}
+
+// Metrics is where Prometheus asks.
+type Metrics struct {
+	Address string `yaml:"address"` // as a listener's; "" (in the file also off): no metrics server
+}
+
+// Log is how Postern writes its log.
+type Log struct {
+	Format string     `yaml:"format"` // text or json
+	Level  slog.Level `yaml:"level"`
+}
+
+func defaults() Config {
+	return Config{
+		TLS: TLS{MinVersion: tls.VersionTLS12},
+		Timeouts: Timeouts{
+			Handshake:      10 * time.Second,
+			Login:          60 * time.Second,
+			Dial:           10 * time.Second,
+			Backend:        30 * time.Second,
+			IMAPIdle:       35 * time.Minute,
+			POP3Idle:       10 * time.Minute,
+			SubmissionIdle: 5 * time.Minute,
+			Stall:          5 * time.Minute,
+			Shutdown:       30 * time.Second,
+		},
+		Limits: Limits{MaxConnections: 10_000, NetworkConnections: 200},
+		Guard: Guard{
+			Network: Budget{Burst: 20, Every: 90 * time.Second},
+			Account: Budget{Burst: 20, Every: 3 * time.Minute},
+		},
+		POP3:    POP3{UIDL: "dovecot"},
+		Metrics: Metrics{Address: "127.0.0.1:9930"},
+		Log:     Log{Format: "text", Level: slog.LevelInfo},
+	}
+}
+
+// fillIn gives what the file left out and what depends on the rest of it.
+func (c *Config) fillIn(machine string) {
+	if c.Hostname == "" {
+		c.Hostname = machine
+	}
+	c.nameListeners()
+	for i := range c.TLS.Certificates {
+		pair := &c.TLS.Certificates[i]
+		pair.Cert, pair.Key = c.beside(pair.Cert), c.beside(pair.Key)
+	}
+	for name, b := range c.Backends {
+		for _, s := range []*Server{b.IMAP, b.Submission} {
+			if s != nil {
+				s.CA = c.beside(s.CA)
+				s.fillIn()
+			}
+		}
+		if len(c.Backends) == 1 && len(c.Routes) == 0 {
+			c.Routes = []Route{{Backend: name}}
+		}
+	}
+	if c.Metrics.Address == "off" {
+		c.Metrics.Address = ""
+	}
+}
+
+func (c *Config) nameListeners() {
+	taken := map[string]bool{}
+	for _, l := range c.Listeners {
+		taken[l.Name] = true
+	}
+	count := map[string]int{} // so that a thousand listeners do not cost a million looks
+	for i := range c.Listeners {
+		l := &c.Listeners[i]
+		if l.Name != "" || l.Protocol == "" {
+			continue
+		}
+		for l.Name = l.Protocol; taken[l.Name]; {
+			count[l.Protocol]++
+			l.Name = fmt.Sprintf("%s-%d", l.Protocol, count[l.Protocol]+1)
+		}
+		taken[l.Name] = true
+	}
+}
+
+// beside resolves a path that is relative to the configuration file's folder.
+func (c *Config) beside(path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(filepath.Dir(c.file), path)
+}
+
+func (s *Server) fillIn() {
+	if s.TLS == "" {
+		s.TLS = "implicit"
+	}
+	if host, _, err := splitAddress(s.Address); err == nil && isHost(host) && s.ServerName == "" && s.TLS != "none" {
+		s.ServerName = host
+	}
+}

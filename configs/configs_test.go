@@ -1,0 +1,488 @@
+package configs
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"math/big"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// good is a configuration without mistakes; tests break one thing in it.
+const good = `hostname: mail.example.org
+listeners:
+  - {protocol: imap, address: ":993"}
+  - {protocol: pop3, address: ":995"}
+  - {protocol: submission, address: ":465"}
+tls:
+  certificates:
+    - {cert: mail.pem, key: mail.key}
+backends:
+  main:
+    imap: {address: "10.0.0.5:993"}
+    submission: {address: "10.0.0.5:587", tls: starttls}
+`
+
+func TestDefaultsFillWhatTheFileLeavesOut(t *testing.T) {
+	got, err := Parse("/etc/postern/postern.yaml", []byte(good))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := defaults()
+	want.file, want.positions = got.file, got.positions
+	want.Hostname = "mail.example.org"
+	want.Listeners = []Listener{
+		{Name: "imap", Protocol: "imap", Address: ":993"},
+		{Name: "pop3", Protocol: "pop3", Address: ":995"},
+		{Name: "submission", Protocol: "submission", Address: ":465"},
+	}
+	want.TLS = TLS{
+		Certificates: []Certificate{{Cert: "/etc/postern/mail.pem", Key: "/etc/postern/mail.key"}},
+		MinVersion:   tls.VersionTLS12,
+	}
+	want.Backends = map[string]Backend{"main": {
+		IMAP:       &Server{Address: "10.0.0.5:993", TLS: "implicit", ServerName: "10.0.0.5"},
+		Submission: &Server{Address: "10.0.0.5:587", TLS: "starttls", ServerName: "10.0.0.5"},
+	}}
+	want.Routes = []Route{{Backend: "main"}}
+	if !reflect.DeepEqual(got, &want) {
+		t.Errorf("Parse(good) =\n%+v, want\n%+v", got, &want)
+	}
+}
+
+func TestEveryKeyIsRead(t *testing.T) {
+	got, err := Parse("p.yaml", []byte(`
+hostname: mx_1.example.org
+listeners:
+  - {protocol: imap, address: "[2001:db8::1]:993"}
+  - {protocol: imap, address: "192.0.2.1:993"}
+  - {protocol: imap, address: ":1993", name: imap-2}
+  - {protocol: pop3, address: ":0"}
+  - {protocol: pop3, address: ":0"}
+tls:
+  certificates: [{cert: /a.pem, key: /a.key}, {cert: b.pem, key: b.key}]
+  min_version: 1.3
+backends:
+  old: {imap: {address: "localhost:143", tls: none}}
+  new:
+    imap: {address: "mx.internal:143", tls: starttls, ca: ca.pem, server_name: mx.example.org}
+    submission: {address: "10.0.0.6:25", tls: none, insecure: true}
+routes: [{backend: new}]
+trusted_networks: [10.0.0.40, "::ffff:10.0.0.41", 10.1.0.0/16, 2001:db8::/48, 2001:db8::1]
+timeouts: {handshake: 1s, login: 2s, dial: 3s, backend: 4s, imap_idle: 31m, pop3_idle: 11m,
+  submission_idle: 7s, stall: 8s, shutdown: 0s}
+limits: {max_connections: 5, network_connections: 6}
+guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}}
+pop3: {uidl: dovecot}
+metrics: {address: off}
+log: {format: json, level: debug}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.positions = nil
+	var networks []netip.Prefix
+	for _, s := range []string{"10.0.0.40/32", "10.0.0.41/32", "10.1.0.0/16", "2001:db8::/48", "2001:db8::1/128"} {
+		networks = append(networks, netip.MustParsePrefix(s))
+	}
+	want := &Config{
+		Hostname: "mx_1.example.org",
+		Listeners: []Listener{
+			{"imap", "imap", "[2001:db8::1]:993"},
+			{"imap-3", "imap", "192.0.2.1:993"},
+			{"imap-2", "imap", ":1993"},
+			{"pop3", "pop3", ":0"},
+			{"pop3-2", "pop3", ":0"},
+		},
+		TLS: TLS{Certificates: []Certificate{{"/a.pem", "/a.key"}, {"b.pem", "b.key"}}, MinVersion: tls.VersionTLS13},
+		Backends: map[string]Backend{
+			"old": {IMAP: &Server{Address: "localhost:143", TLS: "none"}},
+			"new": {
+				IMAP:       &Server{Address: "mx.internal:143", TLS: "starttls", CA: "ca.pem", ServerName: "mx.example.org"},
+				Submission: &Server{Address: "10.0.0.6:25", TLS: "none", Insecure: true},
+			},
+		},
+		Routes:          []Route{{"new"}},
+		TrustedNetworks: networks,
+		Timeouts: Timeouts{
+			Handshake: 1 * time.Second, Login: 2 * time.Second, Dial: 3 * time.Second, Backend: 4 * time.Second,
+			IMAPIdle: 31 * time.Minute, POP3Idle: 11 * time.Minute, SubmissionIdle: 7 * time.Second,
+			Stall: 8 * time.Second,
+		},
+		Limits: Limits{MaxConnections: 5, NetworkConnections: 6},
+		Guard:  Guard{Network: Budget{1, 2 * time.Second}, Account: Budget{3, 4 * time.Second}},
+		POP3:   POP3{UIDL: "dovecot"},
+		Log:    Log{Format: "json", Level: slog.LevelDebug},
+		file:   "p.yaml",
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("Parse =\n%+v, want\n%+v", got, want)
+	}
+}
+
+func TestAMappingWithAllKeysCommentedOutKeepsTheDefaults(t *testing.T) {
+	if _, err := Parse("p.yaml", []byte(good+"timeouts:\nguard:\n  network:\npop3:\ntrusted_networks:\n")); err != nil {
+		t.Error(err)
+	}
+}
+
+// Each case replaces old in good by new, or appends new where old is empty.
+func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
+	for _, c := range []struct{ name, old, new, want string }{
+		// What stands where.
+		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: backends, guard, hostname, limits, listeners, log, metrics, pop3, routes, timeouts, tls, trusted_networks`},
+		{"unknown key, near a known one", "", "trusted-networks: []", `p.yaml:13: trusted-networks: unknown key; is trusted_networks meant?`},
+		{"unknown key in place of a required one", `{protocol: pop3`, `{protcol: pop3`, `p.yaml:4: listeners[1].protcol: unknown key; is protocol meant?`},
+		{"unknown key in a backend", "    imap:", "    iamp:", `p.yaml:11: backends.main.iamp: unknown key; is imap meant?`},
+		{"merge key", "", "<<: {log: {}}", `p.yaml:13: <<: unknown key; known here: backends, guard, hostname, limits, listeners, log, metrics, pop3, routes, timeouts, tls, trusted_networks`},
+		{"duplicate key", "", "hostname: mail.example.net", `p.yaml:13: hostname: written twice; the first is in line 1`},
+		{"duplicate backend", "", "  main: {}", `p.yaml:13: backends.main: written twice; the first is in line 10`},
+		{"key that is no word", "", "? [a, b]\n: c", `p.yaml:13: a key is a plain word`},
+		{"list for a mapping", "", "log: [text]", `p.yaml:13: log: keys with values ("key: value" or {key: value}) is expected here, not a list ("- ..." or [...])`},
+		{"mapping for a list", "", "routes: {backend: main}", `p.yaml:13: routes: a list ("- ..." or [...]) is expected here, not keys with values ("key: value" or {key: value})`},
+		{"value for a mapping", "", "metrics: off", `p.yaml:13: metrics: keys with values ("key: value" or {key: value}) is expected here, not a single value`},
+		{"list for a value", "mail.example.org", "[mail.example.org]", `p.yaml:1: hostname: a single value is expected here, not a list ("- ..." or [...])`},
+		{"value for all", good, "hello", `p.yaml:1: keys with values ("key: value" or {key: value}) is expected here, not a single value`},
+		{"no value", "hostname: mail.example.org", "hostname:", `p.yaml:1: hostname: has no value; give it one or remove the key`},
+		{"anchor", "hostname: mail", "hostname: &name mail", `p.yaml:1: hostname: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign`},
+		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: backends, guard, hostname, limits, listeners, log, metrics, pop3, routes, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
+		{"tag", "hostname: mail", "hostname: !!str mail", `p.yaml:1: hostname: tags (!) are not supported; quote a value that begins with !`},
+		{"too many entries", "", "trusted_networks: [" + strings.Repeat("10.0.0.1,", maxNodes+1) + "]", `p.yaml:13: trusted_networks: too long; Postern reads 10000 entries at most`},
+		{"second document", "", "---\nhostname: x", `p.yaml:13: a second document begins here; one file holds one configuration`},
+
+		// Text that is not YAML.
+		{"tab", "    imap:", "\timap:", `p.yaml:11: not YAML, here or in what begins here: found character that cannot start any token; indent with spaces, not with tabs`},
+		{"unclosed brace", `":995"}`, `":995"`, `p.yaml:4: not YAML, here or in what begins here: did not find expected ',' or '}'`},
+		{"unclosed quote", `":995"}`, `":995}`, `p.yaml:4: not YAML, here or in what begins here: did not find expected ',' or '}'`},
+		{"colon in a value", "mail.example.org", "mail: example.org", `p.yaml:1: not YAML, here or in what begins here: mapping values are not allowed in this context`},
+		{"wrong indent", "  main:\n", " main:\n  x: y\n", `p.yaml:12: not YAML, here or in what begins here: mapping values are not allowed in this context`},
+		{"unknown alias", "", "log: *x", `p.yaml:1: not YAML, here or in what begins here: unknown anchor 'x' referenced`},
+		{"Latin-1", "", "# f\xfcr", `p.yaml:13: not UTF-8 text; a comment in another encoding counts, too`},
+		{"control character", "", "# \x07", `p.yaml:13: not UTF-8 text; a comment in another encoding counts, too`},
+
+		// Values.
+		{"host name", "mail.example.org", "mail example", `p.yaml:1: hostname: "mail example" is not a host name; write one such as mail.example.org`},
+		{"host name that injects", "mail.example.org", `"mail\r\nQUIT"`, `p.yaml:1: hostname: "mail\r\nQUIT" is not a host name; write one such as mail.example.org`},
+		{"duration without unit", "", "timeouts: {login: 60}", `p.yaml:13: timeouts.login: "60" is not a duration; 35 minutes is written 35m, an hour and a half 1h30m, ten seconds 10s`},
+		{"duration in words", "", "timeouts: {login: 35 minutes}", `p.yaml:13: timeouts.login: "35 minutes" is not a duration; 35 minutes is written 35m, an hour and a half 1h30m, ten seconds 10s`},
+		{"duration too short", "", "timeouts: {login: -5s}", `p.yaml:13: timeouts.login: -5s is too short; the least is 1s`},
+		{"duration too long", "", "timeouts: {stall: 48h}", `p.yaml:13: timeouts.stall: 48h is too long; the most is 24h`},
+		{"negative shutdown", "", "timeouts: {shutdown: -1s}", `p.yaml:13: timeouts.shutdown: -1s is too short; the least is 0s`},
+		{"IMAP idle", "", "timeouts: {imap_idle: 29m}", `p.yaml:13: timeouts.imap_idle: 29m is too short; the least is 30m (RFC 9051 section 5.4)`},
+		{"POP3 idle", "", "timeouts: {pop3_idle: 9m30s}", `p.yaml:13: timeouts.pop3_idle: 9m30s is too short; the least is 10m (RFC 1939 section 3)`},
+		{"number", "", "limits: {max_connections: many}", `p.yaml:13: limits.max_connections: "many" is not a whole number`},
+		{"number out of range", "", "limits: {network_connections: 0}", `p.yaml:13: limits.network_connections: 0 is out of range; use 1 to 1000000`},
+		{"burst", "", "guard: {network: {burst: -1}}", `p.yaml:13: guard.network.burst: -1 is out of range; use 1 to 10000`},
+		{"every", "", "guard: {account: {every: 0s}}", `p.yaml:13: guard.account.every: 0s is too short; the least is 1s`},
+		{"network", "", "trusted_networks:\n  - 10.0.0.0/24\n  - webmail", `p.yaml:15: trusted_networks[1]: "webmail" is not a network; it is written 10.0.0.0/24 or 2001:db8::/64, a single address 10.0.0.40`},
+		{"network with host bits", "", "trusted_networks: [10.0.0.40/24]", `p.yaml:13: trusted_networks[0]: "10.0.0.40/24" is an address inside its network; write 10.0.0.0/24 for all of the network or 10.0.0.40 for the address alone`},
+		{"mapped network", "", `trusted_networks: ["::ffff:10.0.0.0/120"]`, `p.yaml:13: trusted_networks[0]: an IPv4 network is written without ::ffff:`},
+		{"true or false", `5:993"`, `5:993", insecure: yes`, `p.yaml:11: backends.main.imap.insecure: "yes" is neither true nor false`},
+		{"UIDL", "", "pop3: {uidl: courier}", `p.yaml:13: pop3.uidl: "courier" is not a form of UIDL; use dovecot`},
+		{"log format", "", "log: {format: xml}", `p.yaml:13: log.format: "xml" is not a log format; use text or json`},
+		{"log level", "", "log: {level: INFO}", `p.yaml:13: log.level: "INFO" is not a log level; use debug, error, info or warn`},
+		{"TLS version", "tls:\n", "tls:\n  min_version: 1.0\n", `p.yaml:7: tls.min_version: "1.0" is not a TLS version; use 1.2 or 1.3`},
+		{"a long value is shortened", "mail.example.org", strings.Repeat("x", 300), `p.yaml:1: hostname: "` + strings.Repeat("x", 80) + `"... is not a host name; write one such as mail.example.org`},
+
+		// Listeners.
+		{"no listeners", `  - {protocol: imap, address: ":993"}
+  - {protocol: pop3, address: ":995"}
+  - {protocol: submission, address: ":465"}
+`, "", `p.yaml:2: listeners: none; at least one is needed, such as - {protocol: imap, address: ":993"}`},
+		{"protocol", "protocol: pop3", "protocol: pop3s", `p.yaml:4: listeners[1].protocol: "pop3s" is not a protocol; use imap, pop3 or submission`},
+		{"no protocol", "protocol: pop3, ", "", `p.yaml:4: listeners[1].protocol: missing; use imap, pop3 or submission`},
+		{"no address", `, address: ":995"`, "", `p.yaml:4: listeners[1].address: missing; write a port such as ":993" or an IP address and a port such as "192.0.2.1:993"`},
+		{"address without colon", `":995"`, "995", `p.yaml:4: listeners[1].address: "995" lacks a colon; write ":995"`},
+		{"address without port", `":995"`, "192.0.2.1", `p.yaml:4: listeners[1].address: "192.0.2.1" is not an address with a port, such as "192.0.2.1:993"`},
+		{"IPv6 address without port", `":995"`, `"2001:db8::1"`, `p.yaml:4: listeners[1].address: "2001:db8::1" lacks a port; write "[2001:db8::1]:993" or another`},
+		{"named port", `":995"`, `":pop3s"`, `p.yaml:4: listeners[1].address: "pop3s" is not a port; use a number from 1 to 65535`},
+		{"port out of range", `":995"`, `":65536"`, `p.yaml:4: listeners[1].address: "65536" is not a port; use a number from 1 to 65535`},
+		{"host name to listen at", `":995"`, `"localhost:995"`, `p.yaml:4: listeners[1].address: "localhost" is not an IP address; write one, or only the port (":995") to listen at all`},
+		{"the same address", `":995"`, `":993"`, `p.yaml:4: listeners[1].address: ":993" overlaps listeners[0].address in line 3`},
+		{"an address among all", `":995"`, `"127.0.0.1:993"`, `p.yaml:4: listeners[1].address: "127.0.0.1:993" overlaps listeners[0].address in line 3`},
+		{"an unspecified address", `":995"`, `"[::]:993"`, `p.yaml:4: listeners[1].address: "[::]:993" overlaps listeners[0].address in line 3`},
+		{"metrics at a listener's address", "", `metrics: {address: "127.0.0.1:465"}`, `p.yaml:13: metrics.address: "127.0.0.1:465" overlaps listeners[2].address in line 5`},
+		{"a listener at the default metrics address", `":995"`, `":9930"`, `p.yaml:1: metrics.address: "127.0.0.1:9930" overlaps listeners[1].address in line 4`},
+		{"listener name", `{protocol: pop3`, `{name: "a b", protocol: pop3`, `p.yaml:4: listeners[1].name: "a b" is not a name; use letters, digits, - and _`},
+
+		// Certificates.
+		{"no tls", "tls:\n  certificates:\n    - {cert: mail.pem, key: mail.key}\n", "", `p.yaml:1: tls.certificates: none; the listeners need one, such as - {cert: /etc/postern/tls/mail.pem, key: /etc/postern/tls/mail.key}`},
+		{"no certificates", "    - {cert: mail.pem, key: mail.key}\n", "", `p.yaml:7: tls.certificates: none; the listeners need one, such as - {cert: /etc/postern/tls/mail.pem, key: /etc/postern/tls/mail.key}`},
+		{"no cert", "cert: mail.pem, ", "", `p.yaml:8: tls.certificates[0].cert: missing; write the path of the certificate chain in PEM form`},
+		{"no key", ", key: mail.key", "", `p.yaml:8: tls.certificates[0].key: missing; write the path of the certificate's private key in PEM form`},
+
+		// Backends and routes.
+		{"no backends", good[strings.Index(good, "backends:"):], "", `p.yaml:1: backends: none; at least one is needed, such as main: {imap: {address: "10.0.0.5:993"}}`},
+		{"backend name", "", "  two words: {}", `p.yaml:13: backends.two words: "two words" is not a name; use letters, digits, - and _`},
+		{"empty backend", "", "  empty: {}\nroutes: [{backend: main}]", `p.yaml:13: backends.empty: has neither imap nor submission; give it at least one`},
+		{"kind of TLS", "tls: starttls", "tls: ssl", `p.yaml:12: backends.main.submission.tls: "ssl" is not a kind of TLS; use implicit, starttls or none`},
+		{"plain text over a network", "tls: starttls", "tls: none", `p.yaml:12: backends.main.submission.tls: none would send passwords in the clear to "10.0.0.5:587"; use implicit or starttls, or say insecure: true`},
+		{"insecure beside TLS", "tls: starttls", "tls: starttls, insecure: true", `p.yaml:12: backends.main.submission.insecure: allows tls: none and nothing else; remove it, as tls is starttls`},
+		{"CA without TLS", `"10.0.0.5:587", tls: starttls`, `"127.0.0.1:587", tls: none, ca: ca.pem`, `p.yaml:12: backends.main.submission.ca: has no meaning with tls: none; remove one of them`},
+		{"server name without TLS", `"10.0.0.5:587", tls: starttls`, `"[::1]:587", tls: none, server_name: mx`, `p.yaml:12: backends.main.submission.server_name: has no meaning with tls: none; remove one of them`},
+		{"server name", "tls: starttls", "server_name: m x", `p.yaml:12: backends.main.submission.server_name: "m x" is not a host name`},
+		{"no server address", `{address: "10.0.0.5:993"}`, "{}", `p.yaml:11: backends.main.imap.address: missing; write a host and a port such as "10.0.0.5:993"`},
+		{"server address without host", `"10.0.0.5:993"`, `":993"`, `p.yaml:11: backends.main.imap.address: ":993" begins with no host name or IP address`},
+		{"server address with half an IP address", `"10.0.0.5:993"`, `"10.0.0:993"`, `p.yaml:11: backends.main.imap.address: "10.0.0:993" begins with no host name or IP address`},
+		{"server port 0", `"10.0.0.5:993"`, `"10.0.0.5:0"`, `p.yaml:11: backends.main.imap.address: "10.0.0.5:0" has no port to connect to`},
+		{"server address without port", `"10.0.0.5:993"`, `mx.internal`, `p.yaml:11: backends.main.imap.address: "mx.internal" is not an address with a port, such as "192.0.2.1:993"`},
+		{"no IMAP server", `    imap: {address: "10.0.0.5:993"}` + "\n", "", "p.yaml:3: listeners[0].protocol: imap needs backends.main.imap, which is missing\np.yaml:4: listeners[1].protocol: pop3 needs backends.main.imap, which is missing"},
+		{"no submission server", `    submission: {address: "10.0.0.5:587", tls: starttls}` + "\n", "", `p.yaml:5: listeners[2].protocol: submission needs backends.main.submission, which is missing`},
+		{"route to nowhere", "", "routes: [{backend: elsewhere}]", `p.yaml:13: routes[0].backend: "elsewhere" is not a backend; use main`},
+		{"route to a misspelt backend", "", "routes: [{backend: mian}]", `p.yaml:13: routes[0].backend: "mian" is not a backend; is main meant?`},
+		{"route without backend", "", "routes: [{}]", `p.yaml:13: routes[0].backend: missing; write the name of a backend`},
+		{"two routes", "", "routes: [{backend: main}, {backend: main}]", `p.yaml:13: routes[1]: never reached, as the route before it takes every login; remove one of them`},
+		{"several backends and no route", "", `  other: {imap: {address: "10.0.0.6:993"}}`, `p.yaml:1: routes: missing; with several backends one has to be chosen, such as - {backend: main}`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			text := good + c.new
+			if c.old != "" {
+				text = strings.Replace(good, c.old, c.new, 1)
+			}
+			if text == good {
+				t.Fatal("the case changes nothing")
+			}
+			_, err := Parse("p.yaml", []byte(text))
+			if err == nil || err.Error() != c.want {
+				t.Errorf("Parse:\n%v\nwant:\n%s", err, c.want)
+			}
+		})
+	}
+}
+
+func TestAListenerNameIsUnique(t *testing.T) {
+	text := strings.Replace(good, "{protocol: imap", "{name: door, protocol: imap", 1)
+	text = strings.Replace(text, "{protocol: pop3", "{name: door, protocol: pop3", 1)
+	_, err := Parse("p.yaml", []byte(text))
+	if want := `p.yaml:4: listeners[1].name: "door" is the name of listeners[0] already`; err == nil || err.Error() != want {
+		t.Errorf("Parse:\n%v\nwant:\n%s", err, want)
+	}
+}
+
+// Criterion: unknown key, duplicate key, missing file, bad duration and an address twice are all named in one go, each with file, line and key.
+func TestAllMistakesAreNamedInOneGo(t *testing.T) {
+	dir := t.TempDir()
+	path := write(t, dir, "postern.yaml", `hostnam: mail.example.org
+listeners:
+  - {protocol: imap, address: ":993"}
+  - {protocol: imaps, address: "127.0.0.1:993"}
+tls:
+  certificates:
+    - cert: mail.pem
+      key: mail.key
+backends:
+  main:
+    imap: {address: "127.0.0.1:143", tls: none}
+timeouts:
+  login: 35 minutes
+  dial: 5s
+  dial: 6s
+log: text
+`)
+	_, err := Load(path)
+	want := strings.NewReplacer("FILE", path, "DIR", dir).Replace(`FILE:1: hostnam: unknown key; is hostname meant?
+FILE:4: listeners[1].protocol: "imaps" is not a protocol; use imap, pop3 or submission
+FILE:4: listeners[1].address: "127.0.0.1:993" overlaps listeners[0].address in line 3
+FILE:7: tls.certificates[0].cert: open DIR/mail.pem: no such file or directory
+FILE:8: tls.certificates[0].key: open DIR/mail.key: no such file or directory
+FILE:13: timeouts.login: "35 minutes" is not a duration; 35 minutes is written 35m, an hour and a half 1h30m, ten seconds 10s
+FILE:15: timeouts.dial: written twice; the first is in line 14
+FILE:16: log: keys with values ("key: value" or {key: value}) is expected here, not a single value`)
+	if err == nil || err.Error() != want {
+		t.Errorf("Load:\n%v\nwant:\n%s", err, want)
+	}
+	errs, ok := errors.AsType[Errors](err)
+	if !ok || len(errs) == 0 {
+		t.Fatalf("Load returned a %T, want Errors", err)
+	}
+	if got, want := errs[1], (Error{path, 4, 6, "listeners[1].protocol", `"imaps" is not a protocol; use imap, pop3 or submission`}); got != want {
+		t.Errorf("second mistake is %+v, want %+v", got, want)
+	}
+}
+
+func TestAFileThatCannotBeReadIsNoMistakeInIt(t *testing.T) {
+	_, err := Load(filepath.Join(t.TempDir(), "postern.yaml"))
+	if !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Load of no file: %v, want %v", err, fs.ErrNotExist)
+	}
+	path := write(t, t.TempDir(), "postern.yaml", strings.Repeat("#", maxFile+1))
+	_, err = Load(path)
+	if want := "read configuration: " + path + " is larger than 1048576 bytes"; err == nil || err.Error() != want {
+		t.Errorf("Load of a large file: %v, want %s", err, want)
+	}
+}
+
+func TestFilesAreJudgedByWhatIsInThem(t *testing.T) {
+	for _, c := range []struct{ name, cert, key, ca, want string }{
+		{"good", "mail.pem", "mail.key", "mail.pem", ""},
+		{"another key", "mail.pem", "other.key", "mail.pem", "FILE:8: tls.certificates[0].key: DIR/other.key and DIR/mail.pem are no pair: tls: private key does not match public key"},
+		{"a certificate for a key", "mail.pem", "other.pem", "mail.pem", "FILE:8: tls.certificates[0].key: DIR/other.pem and DIR/mail.pem are no pair: tls: found a certificate rather than a key in the PEM for the private key"},
+		{"a key for a certificate", "mail.key", "mail.key", "mail.pem", "FILE:8: tls.certificates[0].cert: DIR/mail.key does not begin with a certificate in PEM form"},
+		{"a broken certificate", "broken.pem", "mail.key", "mail.pem", "FILE:8: tls.certificates[0].cert: DIR/broken.pem does not begin with a good certificate: x509: malformed certificate"},
+		{"a folder", ".", "mail.key", "mail.pem", "FILE:8: tls.certificates[0].cert: read DIR: is a directory"},
+		{"no CA file", "mail.pem", "mail.key", "none.pem", "FILE:11: backends.main.imap.ca: open DIR/none.pem: no such file or directory"},
+		{"no CA in the file", "mail.pem", "mail.key", "postern.yaml", "FILE:11: backends.main.imap.ca: DIR/postern.yaml does not begin with a certificate in PEM form"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			writePair(t, dir, "mail")
+			writePair(t, dir, "other")
+			write(t, dir, "broken.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")})))
+			text := strings.NewReplacer("mail.pem", c.cert, "mail.key", c.key, `5:993"`, `5:993", ca: `+c.ca).Replace(good)
+			path := write(t, dir, "postern.yaml", text)
+			got := ""
+			if _, err := Load(path); err != nil {
+				got = err.Error()
+			}
+			want := strings.NewReplacer("FILE", path, "DIR", dir).Replace(c.want)
+			if got != want {
+				t.Errorf("Load:\n%s\nwant:\n%s", got, want)
+			}
+		})
+	}
+}
+
+func TestMistakesFoundLaterHaveALine(t *testing.T) {
+	cfg, err := Parse("p.yaml", []byte(good))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, line := range map[string]int{
+		"listeners[1].address": 4, "listeners[1].name": 4, "listeners": 2, "backends.main.imap.ca": 11,
+		"timeouts.login": 1, "": 1,
+	} {
+		if got := cfg.Errorf(key, "refused").Line; got != line {
+			t.Errorf("line of %q = %d, want %d", key, got, line)
+		}
+	}
+	if got, want := cfg.Errorf("listeners[0].address", "%s is taken", ":993").Error(), "p.yaml:3: listeners[0].address: :993 is taken"; got != want {
+		t.Errorf("Errorf = %q, want %q", got, want)
+	}
+}
+
+// Criterion: configs/postern.yaml, the documented example, loads and names every key.
+func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
+	data, err := os.ReadFile("postern.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	writePair(t, dir, "mail")
+	writePair(t, dir, "internal-ca")
+	text := strings.ReplaceAll(string(data), "/etc/postern/tls", dir)
+	cfg, err := Load(write(t, dir, "postern.yaml", text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range keys(reflect.TypeFor[Config]()) {
+		if !strings.Contains(text, key+":") && !strings.Contains(text, "\n#   "+key+" ") {
+			t.Errorf("the example does not name the key %s", key)
+		}
+	}
+
+	// What is commented out are the defaults, and means what it says when it
+	// is not.
+	all := strings.NewReplacer(
+		"\n  # - ", "\n  - ", "\n    # submission:", "\n  other:\n    submission:", "\n  # ", "\n  ",
+	).Replace(text)
+	same, err := Load(write(t, dir, "all.yaml", all))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []*Config{cfg, same} {
+		c.file, c.positions = "", nil
+	}
+	same.Listeners = same.Listeners[:len(cfg.Listeners)]
+	delete(same.Backends, "other")
+	if !reflect.DeepEqual(cfg, same) {
+		t.Errorf("without comment signs the example is\n%+v, want\n%+v", same, cfg)
+	}
+}
+
+// keys is every key of t's fields and of what they hold.
+func keys(t reflect.Type) []string {
+	switch t.Kind() {
+	case reflect.Slice, reflect.Map, reflect.Pointer:
+		return keys(t.Elem())
+	case reflect.Struct:
+	default:
+		return nil
+	}
+	var all []string
+	for i := range t.NumField() {
+		if key := t.Field(i).Tag.Get("yaml"); key != "" {
+			all = append(append(all, key), keys(t.Field(i).Type)...)
+		}
+	}
+	return all
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(good))
+	f.Add([]byte(""))
+	f.Add([]byte("a: &a [*a, *a]\n<<: *a\n? {b: c}\n: !!x d\n---\n"))
+	f.Add([]byte("backends: {m: {imap: {address: \"[::1]:143\", tls: none}}}\ntrusted_networks: [::1, 10.0.0.0/8]\ntimeouts: {login: 1h}"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		cfg, err := Parse("p.yaml", data)
+		if (cfg == nil) == (err == nil) {
+			t.Fatalf("Parse = %v, %v; want one of them", cfg, err)
+		}
+		if err == nil {
+			return
+		}
+		errs, ok := errors.AsType[Errors](err)
+		if !ok || len(errs) == 0 {
+			t.Fatalf("Parse returned the error %#v, want Errors", err)
+		}
+		for _, e := range errs {
+			if last := 1 + strings.Count(string(data), "\n"); e.Line < 1 || e.Line > last+1 {
+				t.Errorf("mistake in line %d of %d: %v", e.Line, last, e)
+			}
+			if strings.ContainsAny(e.Error(), "\r\n") {
+				t.Errorf("a mistake is more than a line: %q", e.Error())
+			}
+		}
+	})
+}
+
+func write(t *testing.T, dir, name, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// writePair writes a self-signed certificate, NAME.pem, and its key, NAME.key.
+func writePair(t *testing.T, dir, name string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, name+".pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})))
+	write(t, dir, name+".key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
+}

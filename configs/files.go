@@ -1,0 +1,88 @@
+package configs
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"os"
+)
+
+// maxFile bounds, in bytes, the configuration and each file it names.
+const maxFile = 1 << 20
+
+// checkFiles judges the files that the configuration names.
+func (m *mistakes) checkFiles() {
+	for i, c := range m.cfg.TLS.Certificates {
+		m.checkPair(fmt.Sprintf("tls.certificates[%d]", i), c)
+	}
+	for name, b := range m.cfg.Backends {
+		m.checkCA(join("backends", name)+".imap.ca", b.IMAP)
+		m.checkCA(join("backends", name)+".submission.ca", b.Submission)
+	}
+}
+
+func (m *mistakes) checkPair(key string, c Certificate) {
+	cert := m.certificates(key+".cert", c.Cert)
+	private := m.read(key+".key", c.Key)
+	if cert == nil || private == nil {
+		return
+	}
+	if _, err := tls.X509KeyPair(cert, private); err != nil {
+		m.judge(key+".key", "%s and %s are no pair: %v", c.Key, c.Cert, err)
+	}
+}
+
+func (m *mistakes) checkCA(key string, s *Server) {
+	if s != nil {
+		m.certificates(key, s.CA)
+	}
+}
+
+// certificates reads the file at path, which has to begin with a certificate;
+// nil after a mistake.
+func (m *mistakes) certificates(key, path string) []byte {
+	data := m.read(key, path)
+	if data == nil {
+		return nil
+	}
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != "CERTIFICATE" {
+		m.judge(key, "%s does not begin with a certificate in PEM form", path)
+		return nil
+	}
+	if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+		m.judge(key, "%s does not begin with a good certificate: %v", path, err)
+		return nil
+	}
+	return data
+}
+
+// read returns what is in the file at path; nil if path is empty or after a
+// mistake.
+func (m *mistakes) read(key, path string) []byte {
+	if path == "" {
+		return nil
+	}
+	data, err := readFile(path)
+	if err != nil {
+		m.judge(key, "%v", err)
+		return nil
+	}
+	return data
+}
+
+// readFile is os.ReadFile for files of at most maxFile bytes.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("%s is larger than %d bytes", path, maxFile)
+	}
+	return data, err
+}
