@@ -1,0 +1,112 @@
+package proxy_test
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"postern/proxy"
+)
+
+func audit() (*proxy.Audit, *bytes.Buffer) {
+	var out bytes.Buffer
+	return proxy.NewAudit(slog.New(slog.NewTextHandler(&out, nil))), &out
+}
+
+var visitor = proxy.Client{
+	ID: "S1", Service: "pop3", Protocol: proxy.POP3, Addr: netip.MustParseAddrPort("192.0.2.1:4711"),
+}
+
+func refused(name string) proxy.Attempt {
+	return proxy.Attempt{Client: visitor, Via: proxy.ViaUserPass, User: name, Account: name, Err: proxy.Refuse(proxy.Wrong, nil)}
+}
+
+// Criterion: a name that nobody has logged in with is never written: people type passwords into the user field.
+func TestAuditWritesNoNameThatMayBeAPassword(t *testing.T) {
+	a, out := audit()
+	a.Observe(refused("hunter2"))
+	a.Observe(refused("hunter2"))
+	a.Observe(refused("other"))
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(lines) != 3 || strings.Contains(out.String(), "hunter2") {
+		t.Fatalf("wrote %s", out)
+	}
+	hash := func(line string) string {
+		_, h, _ := strings.Cut(line, "account_hash=")
+		return strings.Fields(h)[0]
+	}
+	if hash(lines[0]) != hash(lines[1]) || hash(lines[0]) == hash(lines[2]) {
+		t.Errorf("a name has not one hash of its own:\n%s", out)
+	}
+}
+
+func TestAuditNamesAnAccountThatHasLoggedIn(t *testing.T) {
+	a, out := audit()
+	a.Observe(proxy.Attempt{Client: visitor, User: "Alice", Account: "alice"})
+	a.Observe(refused("alice"))
+	if got := strings.Count(out.String(), "account=alice"); got != 2 {
+		t.Errorf("wrote %s", out)
+	}
+	a.Known = func(account string) bool { return account == "bob" }
+	a.Observe(refused("bob"))
+	if !strings.Contains(out.String(), "account=bob") {
+		t.Errorf("wrote %s", out)
+	}
+}
+
+func TestAuditWritesOneLineASession(t *testing.T) {
+	a, out := audit()
+	a.Observe(proxy.Closed{Client: visitor, End: proxy.EndClientGone}) // never logged in
+	a.Observe(proxy.Closed{
+		Client: visitor, Account: "alice", Backend: "main", Duration: 1500 * time.Millisecond, Received: 10, Sent: 20,
+		Totals: proxy.Totals{Retrieved: 3, Deleted: 2}, End: proxy.EndQuit,
+	})
+	line := out.String()
+	_, line, _ = strings.Cut(line, "level=")
+	want := `INFO msg="connection ended" service=pop3 ip=192.0.2.1 session=S1 tls=none account=alice backend=main ` +
+		"end=client_quit duration=1.5s received=10 sent=20 retrieved=3 deleted=2\n"
+	if line != want {
+		t.Errorf("wrote %s, want %s", line, want)
+	}
+}
+
+func TestAuditSaysTroubleOnceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, out := audit()
+		for range 100 {
+			a.Observe(proxy.Dialed{Backend: "main", Protocol: proxy.IMAP, Result: proxy.DialRefused, Err: errors.New("connection refused")})
+			time.Sleep(time.Second)
+		}
+		if got := strings.Count(out.String(), "\n"); got != 2 {
+			t.Errorf("%d lines in 100 s:\n%s", got, out)
+		}
+	})
+}
+
+func TestAuditSaysWhenABackendChanges(t *testing.T) {
+	a, out := audit()
+	for _, up := range []bool{true, true, false, false, true} {
+		var err error
+		if !up {
+			err = errors.New("connection refused")
+		}
+		a.Observe(proxy.Probed{Backend: "main", Protocol: proxy.IMAP, Up: up, Err: err})
+	}
+	if got := strings.Count(out.String(), "\n"); got != 3 {
+		t.Errorf("wrote %s", out)
+	}
+}
+
+func TestAuditKeepsALineOneLine(t *testing.T) {
+	a, out := audit()
+	a.Known = func(string) bool { return true }
+	a.Observe(refused("eve\r\nlevel=INFO msg=forged \x1b[2J\u202e"))
+	if got := strings.Count(out.String(), "\n"); got != 1 || strings.ContainsAny(out.String(), "\r\x1b\u202e") {
+		t.Errorf("wrote %q", out)
+	}
+}
