@@ -1,0 +1,274 @@
+package wire
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+)
+
+// Bounds of what a server may answer.
+const (
+	MaxReplyLine  = 8 << 10  // octets of a line, with its CRLF
+	MaxReplyLines = 128      // lines of one SMTP reply
+	MaxReply      = 64 << 10 // octets of one reply, with its literals
+)
+
+// ErrReply is in the tree of every error about a reply that is malformed or
+// longer than the bounds allow. The connection is of no use after it.
+var ErrReply = errors.New("unusable reply")
+
+const minReplyBuffer = 512
+
+// A ReplyReader reads what an IMAP or SMTP server answers, one reply at a
+// time, each within the bounds. It may read ahead: Read gives what is left.
+// It holds no buffer until it has read.
+type ReplyReader struct {
+	src  io.Reader
+	buf  []byte // buf[r:w] is read and not yet consumed
+	r, w int
+}
+
+// NewReplyReader returns a reader of the replies that come from src.
+func NewReplyReader(src io.Reader) *ReplyReader { return &ReplyReader{src: src} }
+
+// Buffered returns how many octets were read ahead.
+func (r *ReplyReader) Buffered() int { return r.w - r.r }
+
+// Read returns what was read ahead, then what comes from the server.
+func (r *ReplyReader) Read(p []byte) (int, error) {
+	if r.r == r.w {
+		r.buf, r.r, r.w = nil, 0, 0
+		return r.src.Read(p)
+	}
+	n := copy(p, r.buf[r.r:r.w])
+	r.r += n
+	return n, nil
+}
+
+// Response reads one response of an IMAP server. An end of the connection
+// within it is io.ErrUnexpectedEOF, before it io.EOF.
+func (r *ReplyReader) Response() (Response, error) {
+	b, err := r.next(responseLength)
+	if err != nil {
+		return Response{}, err
+	}
+	return parseResponse(string(b)), nil
+}
+
+// Reply reads one reply of an SMTP server, with all its lines. It is valid
+// until the next read. Ends of the connection are as for Response.
+func (r *ReplyReader) Reply() (Reply, error) {
+	b, err := r.next(replyLength)
+	if err != nil {
+		return Reply{}, err
+	}
+	return Reply{Code: code(b), Raw: b}, nil
+}
+
+// HasReply reports whether Reply would return without reading.
+func (r *ReplyReader) HasReply() bool {
+	n, err := replyLength(r.buf[r.r:r.w])
+	return n > 0 || err != nil
+}
+
+// next returns the octets for which length returns how many they are.
+func (r *ReplyReader) next(length func([]byte) (int, error)) ([]byte, error) {
+	for {
+		n, err := length(r.buf[r.r:r.w])
+		if err != nil {
+			return nil, err
+		}
+		if n > 0 {
+			b := r.buf[r.r : r.r+n]
+			r.r += n
+			return b, nil
+		}
+		if err := r.fill(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (r *ReplyReader) fill() error {
+	if r.r > 0 {
+		r.w = copy(r.buf, r.buf[r.r:r.w])
+		r.r = 0
+	}
+	if r.w == 0 && len(r.buf) > minReplyBuffer {
+		r.buf = nil // the wait may be long
+	}
+	if r.w == len(r.buf) {
+		if r.w >= MaxReply {
+			return fmt.Errorf("%w: more than %d octets", ErrReply, MaxReply)
+		}
+		r.buf = append(r.buf, make([]byte, max(minReplyBuffer, len(r.buf)))...)
+	}
+	n, err := r.src.Read(r.buf[r.w:])
+	r.w += n
+	switch {
+	case n > 0:
+		return nil
+	case err == io.EOF && r.w > 0:
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// cutLine returns the first line of b without its CRLF, and the octets it
+// takes; none while it is not complete. Line ends are CRLF, nothing else.
+func cutLine(b []byte) (line []byte, n int, err error) {
+	i := bytes.IndexByte(b, '\n')
+	if i < 0 && len(b) < MaxReplyLine {
+		return nil, 0, nil
+	}
+	if i < 0 || i >= MaxReplyLine {
+		return nil, 0, fmt.Errorf("%w: line of more than %d octets", ErrReply, MaxReplyLine)
+	}
+	line, ok := bytes.CutSuffix(b[:i], []byte("\r"))
+	if !ok || bytes.IndexByte(line, '\r') >= 0 || bytes.IndexByte(line, 0) >= 0 {
+		return nil, 0, fmt.Errorf("%w: bare CR, LF or NUL", ErrReply)
+	}
+	return line, i + 1, nil
+}
+
+// A Response is one response of an IMAP server, RFC 9051 section 7.
+type Response struct {
+	Tag  string // of a command; "*" and "+" are what they are there
+	Name string // upper case: OK, NO, BAD, BYE, PREAUTH, CAPABILITY, ...; empty after "+"
+	Code string // of a status response, without the brackets; empty: none
+	Text string // what follows, literals as they stand
+}
+
+// Status reports whether the response is OK, NO, BAD, BYE or PREAUTH.
+func (r Response) Status() bool {
+	switch r.Name {
+	case "OK", "NO", "BAD", "BYE", "PREAUTH":
+		return true
+	}
+	return false
+}
+
+// CodeName returns the first word of the Code, in upper case.
+func (r Response) CodeName() string {
+	name, _, _ := strings.Cut(r.Code, " ")
+	return strings.ToUpper(name)
+}
+
+// responseLength returns how many octets the first response of b takes; 0: it
+// is not complete. Only data has literals; in the text of a status response
+// {5} is just text.
+func responseLength(b []byte) (int, error) {
+	data := false
+	for at := 0; ; {
+		line, n, err := cutLine(b[at:])
+		if n == 0 || err != nil {
+			return 0, err
+		}
+		if at == 0 {
+			r := parseResponse(string(line))
+			data = r.Tag == "*" && !r.Status()
+		}
+		at += n
+		size, ok := literalSize(line)
+		if !ok || !data {
+			return at, nil
+		}
+		if size > MaxReply-at {
+			return 0, fmt.Errorf("%w: literal of %d octets", ErrReply, size)
+		}
+		if at += size; at > len(b) {
+			return 0, nil
+		}
+	}
+}
+
+// literalSize returns the n of a line that ends in {n}.
+func literalSize(line []byte) (int, bool) {
+	digits, ok := bytes.CutSuffix(line, []byte("}"))
+	if !ok {
+		return 0, false
+	}
+	digits = digits[bytes.LastIndexByte(digits, '{')+1:]
+	n, err := strconv.ParseUint(string(digits), 10, 32)
+	if errors.Is(err, strconv.ErrRange) {
+		return int(^uint32(0)), true
+	}
+	return int(n), err == nil && len(digits)+1 < len(line)
+}
+
+// parseResponse is lenient: what makes no sense has a Name nobody asks for.
+func parseResponse(s string) (r Response) {
+	s = strings.TrimSuffix(s, "\r\n")
+	r.Tag, r.Text, _ = strings.Cut(s, " ")
+	if r.Tag == "+" {
+		return r
+	}
+	name, text, _ := strings.Cut(r.Text, " ")
+	r.Name, r.Text = strings.ToUpper(name), text
+	if !r.Status() || !strings.HasPrefix(text, "[") {
+		return r
+	}
+	if end := strings.IndexByte(text, ']'); end > 0 {
+		r.Code, r.Text = text[1:end], strings.TrimPrefix(text[end+1:], " ")
+	}
+	return r
+}
+
+// A Reply is one reply of an SMTP server, RFC 5321 section 4.2.
+type Reply struct {
+	Code int    // 200 to 599
+	Raw  []byte // all lines, each with its CRLF
+}
+
+// Positive reports whether the server agreed: 2yz, RFC 5321 section 4.2.1.
+func (r Reply) Positive() bool { return r.Code/100 == 2 }
+
+// Lines returns the text of each line.
+func (r Reply) Lines() []string {
+	var lines []string
+	for line := range bytes.Lines(r.Raw) {
+		lines = append(lines, string(bytes.TrimSuffix(line, []byte("\r\n"))[min(4, len(line)-2):]))
+	}
+	return lines
+}
+
+// replyLength returns how many octets the first reply of b takes; 0: it is
+// not complete.
+func replyLength(b []byte) (int, error) {
+	at := 0
+	for range MaxReplyLines {
+		line, n, err := cutLine(b[at:])
+		if n == 0 || err != nil {
+			return 0, err
+		}
+		if code(line) == 0 || code(line) != code(b) {
+			return 0, fmt.Errorf("%w: line without its code", ErrReply)
+		}
+		at += n
+		switch {
+		case len(line) == 3 || line[3] == ' ':
+			return at, nil
+		case line[3] != '-':
+			return 0, fmt.Errorf("%w: line without its code", ErrReply)
+		}
+	}
+	return 0, fmt.Errorf("%w: more than %d lines", ErrReply, MaxReplyLines)
+}
+
+// code returns the code that b begins with, 200 to 599, or 0.
+func code(b []byte) int {
+	if len(b) < 3 || b[0] < '2' || b[0] > '5' {
+		return 0
+	}
+	n := 0
+	for _, c := range b[:3] {
+		if c < '0' || c > '9' {
+			return 0
+		}
+		n = 10*n + int(c-'0')
+	}
+	return n
+}
