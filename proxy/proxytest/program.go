@@ -1,6 +1,7 @@
 package proxytest
 
 import (
+	"bytes"
 	"embed"
 	"fmt"
 	"math/rand/v2"
@@ -107,6 +108,17 @@ func account(t testing.TB, name string) (uid, gid int) {
 	return uid, gid
 }
 
+// group returns the numeric id of a system group.
+func group(t testing.TB, name string) int {
+	t.Helper()
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gid, _ := strconv.Atoi(g.Gid)
+	return gid
+}
+
 // mkdir makes a folder with this owner and this mode, whatever the umask.
 func mkdir(t testing.TB, path string, uid, gid int, mode uint32) {
 	t.Helper()
@@ -128,14 +140,20 @@ func writeConf(t testing.TB, path, name string, data any) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.Create(path)
-	if err != nil {
+	var b bytes.Buffer
+	if err := tmpl.Execute(&b, data); err != nil {
 		t.Fatal(err)
 	}
-	if err := tmpl.Execute(f, data); err != nil {
+	writeFile(t, path, b.Bytes())
+}
+
+// writeFile writes a file that everybody may read, whatever the umask.
+func writeFile(t testing.TB, path string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, content, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Close(); err != nil {
+	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
