@@ -147,9 +147,8 @@ func (m *mistakes) entries(key string, n *yaml.Node) iter.Seq2[string, *yaml.Nod
 }
 
 func join(key, name string) string {
-	const most = 80 // a key of the file may be as long as the file
-	if len(name) > most {
-		name = name[:most] + "..."
+	if !isName(name) {
+		name = quote(name) // it may be as long as the file, and hold line breaks
 	}
 	if key == "" {
 		return name

@@ -40,20 +40,23 @@ func (m *mistakes) checkCA(key string, s *Server) {
 	}
 }
 
-// certificates reads the file at path, which has to begin with a certificate;
-// nil after a mistake.
+// certificates reads the file at path, which has to hold one; nil after a
+// mistake.
 func (m *mistakes) certificates(key, path string) []byte {
 	data := m.read(key, path)
 	if data == nil {
 		return nil
 	}
-	block, _ := pem.Decode(data)
-	if block == nil || block.Type != "CERTIFICATE" {
-		m.judge(key, "%s does not begin with a certificate in PEM form", path)
+	block, rest := pem.Decode(data)
+	for block != nil && block.Type != "CERTIFICATE" {
+		block, rest = pem.Decode(rest) // a key may stand in the same file
+	}
+	if block == nil {
+		m.judge(key, "%s holds no certificate in PEM form", path)
 		return nil
 	}
 	if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-		m.judge(key, "%s does not begin with a good certificate: %v", path, err)
+		m.judge(key, "%s holds a certificate that cannot be read: %v", path, err)
 		return nil
 	}
 	return data

@@ -50,9 +50,7 @@ func parse(name string, data []byte) *mistakes {
 		return m // nothing else can be known
 	}
 	m.decode(root)
-	// Without a name of its own the machine is asked to be given one: check
-	// refuses the empty one.
-	machine, _ := os.Hostname()
+	machine, _ := os.Hostname() // without one check asks for the key
 	cfg.fillIn(machine)
 	m.check()
 	return m
@@ -63,7 +61,7 @@ func parse(name string, data []byte) *mistakes {
 // be in it.
 func (m *mistakes) document(data []byte) *yaml.Node {
 	if line := illegible(data); line != 0 {
-		m.addAt(position{line: line}, "", "not UTF-8 text; a comment in another encoding counts, too")
+		m.addAt(position{line: line}, "", "not text in UTF-8: a control character, or a letter in another encoding")
 		return nil
 	}
 	d := yaml.NewDecoder(bytes.NewReader(data))
@@ -119,7 +117,8 @@ func (m *mistakes) notYAML(data []byte, err error) {
 		}
 	}
 	lines := bytes.SplitN(data, []byte("\n"), line+1)
-	if line <= len(lines) && bytes.HasPrefix(bytes.TrimLeft(lines[line-1], " "), []byte("\t")) {
+	line = min(line, len(lines)) // the end may be counted as a line of its own
+	if bytes.HasPrefix(bytes.TrimLeft(lines[line-1], " "), []byte("\t")) {
 		text += "; indent with spaces, not with tabs"
 	}
 	m.addAt(position{line: line}, "", "not YAML, here or in what begins here: %s", text)
