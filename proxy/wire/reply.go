@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 )
 
@@ -172,31 +171,17 @@ func responseLength(b []byte) (int, error) {
 			data = r.Tag == "*" && !r.Status()
 		}
 		at += n
-		size, ok := literalSize(line)
+		literal, ok := TrailingLiteral(line)
 		if !ok || !data {
 			return at, nil
 		}
-		if size > MaxReply-at {
-			return 0, fmt.Errorf("%w: literal of %d octets", ErrReply, size)
+		if literal.Size > int64(MaxReply-at) {
+			return 0, fmt.Errorf("%w: literal of %d octets", ErrReply, literal.Size)
 		}
-		if at += size; at > len(b) {
+		if at += int(literal.Size); at > len(b) {
 			return 0, nil
 		}
 	}
-}
-
-// literalSize returns the n of a line that ends in {n}.
-func literalSize(line []byte) (int, bool) {
-	digits, ok := bytes.CutSuffix(line, []byte("}"))
-	if !ok {
-		return 0, false
-	}
-	digits = digits[bytes.LastIndexByte(digits, '{')+1:]
-	n, err := strconv.ParseUint(string(digits), 10, 32)
-	if errors.Is(err, strconv.ErrRange) {
-		return int(^uint32(0)), true
-	}
-	return int(n), err == nil && len(digits)+1 < len(line)
 }
 
 // parseResponse is lenient: what makes no sense has a Name nobody asks for.

@@ -1,0 +1,207 @@
+// Package backend knows the mail servers behind Postern: how to reach them,
+// how to log a client in, and what they offer.
+//
+// Whatever a server sends is bounded in size and time, and none of its words
+// reach a client. Credentials leave only when everything before them was as it
+// has to be.
+package backend
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"postern/proxy"
+	"postern/proxy/wire"
+)
+
+// A Mode is how a connection to a server comes to TLS.
+type Mode uint8
+
+// The modes.
+const (
+	Implicit Mode = iota // from the first octet
+	STARTTLS             // by command; a server that does not offer it gets no credentials
+	None                 // never
+)
+
+// String returns the mode's name in the configuration.
+func (m Mode) String() string {
+	switch m {
+	case Implicit:
+		return "implicit"
+	case STARTTLS:
+		return "starttls"
+	}
+	return "none"
+}
+
+// A Server is one mail server behind Postern, as it speaks one protocol. The
+// exported fields must not change once it is in use.
+type Server struct {
+	Name         string // of the backend in the configuration
+	Protocol     string // proxy.IMAP or proxy.Submission
+	Address      string // host:port
+	TLS          Mode
+	Config       *tls.Config    // with ServerName; may be nil if TLS is None
+	DialTimeout  time.Duration  // of TCP; 0: 10 s
+	ReplyTimeout time.Duration  // of the TLS handshake and of each answer up to login; 0: 30 s
+	Hostname     string         // for EHLO where the client has given none
+	Observer     proxy.Observer // nil: nobody
+
+	report atomic.Pointer[Report] // the last that succeeded
+	up     atomic.Bool
+}
+
+const (
+	defaultDialTimeout  = 10 * time.Second
+	defaultReplyTimeout = 30 * time.Second
+)
+
+func (s *Server) replyTimeout() time.Duration {
+	if s.ReplyTimeout == 0 {
+		return defaultReplyTimeout
+	}
+	return s.ReplyTimeout
+}
+
+// open connects and lets prepare hear the greeting and, with STARTTLS, call
+// secure. When it returns nil, credentials may be sent.
+func (s *Server) open(ctx context.Context, prepare func(*Conn) error) (c *Conn, err error) {
+	begun := time.Now()
+	defer func() {
+		s.observe(proxy.Dialed{
+			Backend: s.Name, Protocol: s.Protocol, Result: dialResult(err), Duration: time.Since(begun), Err: err,
+		})
+	}()
+	dialer := net.Dialer{Timeout: s.DialTimeout}
+	if dialer.Timeout == 0 {
+		dialer.Timeout = defaultDialTimeout
+	}
+	tcp, err := dialer.DialContext(ctx, "tcp", s.Address)
+	if err != nil {
+		return nil, err
+	}
+	c = &Conn{Conn: tcp, tcp: tcp, replies: wire.NewReplyReader(tcp), timeout: s.replyTimeout()}
+	defer c.closeWith(ctx)()
+	if s.TLS == Implicit {
+		err = c.secure(ctx, s.Config)
+	}
+	if err == nil {
+		err = prepare(c)
+	}
+	if err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// dialResult names the way in which open ended.
+func dialResult(err error) string {
+	var tlsErr *tlsError
+	var dialErr *net.OpError
+	switch {
+	case err == nil:
+		return proxy.DialOK
+	case errors.As(err, &tlsErr):
+		return proxy.DialTLS
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return proxy.DialRefused
+	case errors.As(err, &dialErr) && dialErr.Op == "dial":
+		if dialErr.Timeout() {
+			return proxy.DialTimeout
+		}
+		return proxy.DialOther
+	}
+	return proxy.DialGreeting
+}
+
+// A tlsError is what kept a connection from becoming TLS.
+type tlsError struct{ err error }
+
+func (e *tlsError) Error() string { return "TLS: " + e.err.Error() }
+func (e *tlsError) Unwrap() error { return e.err }
+
+// unavailable is the Refusal for whatever is not the client's fault.
+func (s *Server) unavailable(err error) *proxy.Refusal {
+	return proxy.Refuse(proxy.Unavailable, fmt.Errorf("backend %s, %s: %w", s.Name, s.Protocol, err))
+}
+
+// settle tells how the server has answered credentials.
+func (s *Server) settle(begun time.Time, err error) {
+	s.observe(proxy.BackendLogin{Backend: s.Name, Protocol: s.Protocol, Duration: time.Since(begun), Err: err})
+}
+
+func (s *Server) observe(e proxy.Event) {
+	if s.Observer != nil {
+		s.Observer.Observe(e)
+	}
+}
+
+// A Conn is a connection to a server. It reads replies ahead; Read gives what
+// is left of them first.
+type Conn struct {
+	net.Conn // TLS, where there is
+	tcp      net.Conn
+	replies  *wire.ReplyReader
+	timeout  time.Duration // for each answer
+}
+
+// Read returns what was read ahead first.
+func (c *Conn) Read(p []byte) (int, error) { return c.replies.Read(p) }
+
+// CloseWrite tells the server that nothing more will come; reading goes on.
+func (c *Conn) CloseWrite() error {
+	if t, ok := c.Conn.(*tls.Conn); ok {
+		if err := t.CloseWrite(); err != nil {
+			return err
+		}
+	}
+	if t, ok := c.tcp.(*net.TCPConn); ok {
+		return t.CloseWrite()
+	}
+	return nil
+}
+
+// secure does the TLS handshake. Octets that came before it are an attempt to
+// speak for the server: RFC 3207 section 6.
+func (c *Conn) secure(ctx context.Context, config *tls.Config) error {
+	if c.replies.Buffered() > 0 {
+		return &tlsError{errors.New("the server sent something behind its answer to STARTTLS")}
+	}
+	t := tls.Client(c.tcp, config)
+	_ = c.tcp.SetDeadline(time.Now().Add(c.timeout))
+	if err := t.HandshakeContext(ctx); err != nil {
+		return &tlsError{err}
+	}
+	c.Conn, c.replies = t, wire.NewReplyReader(t)
+	return nil
+}
+
+// send begins the wait for an answer, and writes and wipes each piece.
+func (c *Conn) send(p []byte) error {
+	defer clear(p)
+	_ = c.SetDeadline(time.Now().Add(c.timeout))
+	_, err := c.Write(p)
+	return err
+}
+
+// closeWith closes the connection when ctx ends, until stop is called.
+func (c *Conn) closeWith(ctx context.Context) (stop func() bool) {
+	return context.AfterFunc(ctx, func() { _ = c.tcp.Close() })
+}
+
+// settled ends the deadlines of the dialogue.
+func (c *Conn) settled() { _ = c.SetDeadline(time.Time{}) }
+
+// shorten makes a server's words fit for a log line.
+func shorten(s string) string {
+	const most = 200
+	return s[:min(most, len(s))]
+}

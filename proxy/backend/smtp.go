@@ -1,0 +1,249 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"postern/proxy"
+	"postern/proxy/wire"
+)
+
+// LoginSMTP connects and logs l.Account in. It returns the extensions that the
+// server announced before. Errors and the Secret are as for LoginIMAP.
+func (s *Server) LoginSMTP(ctx context.Context, l *proxy.Login) (conn *Conn, extensions []string, err error) {
+	if err := sendable(l); err != nil {
+		return nil, nil, err
+	}
+	d := &smtp{names: s.ehloNames(l.Hello.Name)}
+	conn, err = s.open(ctx, func(c *Conn) error { return d.begin(ctx, c, s) })
+	if err != nil {
+		return nil, nil, s.unavailable(err)
+	}
+	defer conn.closeWith(ctx)()
+	if err := d.login(l, s); err != nil {
+		_ = conn.Close()
+		return nil, nil, err
+	}
+	conn.settled()
+	return conn, d.extensions, nil
+}
+
+// ehloNames returns what to say in EHLO: the client's name if it can be one,
+// and our own, for the server may be more particular than Postern is.
+func (s *Server) ehloNames(client string) []string {
+	own := s.Hostname
+	if own == "" {
+		own = "localhost"
+	}
+	odd := func(c rune) bool { return c <= ' ' || c > '~' }
+	const mostDomain = 255 // RFC 5321 section 4.5.3.1.2
+	if client == "" || client == own || len(client) > mostDomain || strings.ContainsFunc(client, odd) {
+		return []string{own}
+	}
+	return []string{client, own}
+}
+
+// smtp is the dialogue with a server up to login.
+type smtp struct {
+	conn       *Conn
+	names      []string // for EHLO, the first that the server takes
+	heard      string   // the greeting
+	extensions []string // the lines of its answer but for the first
+}
+
+// begin hears the greeting and comes to TLS. After it, credentials may be sent.
+func (d *smtp) begin(ctx context.Context, c *Conn, s *Server) error {
+	d.conn = c
+	_ = c.SetDeadline(time.Now().Add(c.timeout))
+	greeting, err := d.reply(220)
+	if err != nil {
+		return fmt.Errorf("greeting: %w", err)
+	}
+	d.heard = shorten(greeting.Lines()[0])
+	if err := d.ehlo(); err != nil {
+		return err
+	}
+	if s.TLS != STARTTLS {
+		return nil
+	}
+	if err := d.startTLS(ctx, s); err != nil {
+		return err
+	}
+	return d.ehlo()
+}
+
+// ehlo asks what the server can do. What it said before is forgotten: RFC 3207
+// section 4.2.
+func (d *smtp) ehlo() (err error) {
+	d.extensions = nil
+	for _, name := range d.names {
+		var r wire.Reply
+		if r, err = d.command("EHLO "+name, 250); err == nil {
+			d.extensions = r.Lines()[1:]
+			return nil
+		}
+		if r.Code/100 != 5 {
+			break
+		}
+	}
+	return fmt.Errorf("EHLO: %w", err)
+}
+
+func (d *smtp) startTLS(ctx context.Context, s *Server) error {
+	if _, ok := extension(d.extensions, "STARTTLS"); !ok {
+		return &tlsError{errors.New("the server does not offer STARTTLS")}
+	}
+	if _, err := d.command("STARTTLS", 220); err != nil {
+		return &tlsError{fmt.Errorf("STARTTLS: %w", err)}
+	}
+	return d.conn.secure(ctx, s.Config)
+}
+
+// command sends a line without secrets.
+func (d *smtp) command(line string, want int) (wire.Reply, error) {
+	if err := d.conn.send([]byte(line + "\r\n")); err != nil {
+		return wire.Reply{}, err
+	}
+	return d.reply(want)
+}
+
+// reply reads a reply. One with another code than want is an error, with the
+// server's words in it.
+func (d *smtp) reply(want int) (wire.Reply, error) {
+	r, err := d.conn.replies.Reply()
+	if err == nil && r.Code != want {
+		err = fmt.Errorf("the server said %q", shorten(string(r.Raw)))
+	}
+	return r, err
+}
+
+// login sends the credentials.
+func (d *smtp) login(l *proxy.Login, s *Server) error {
+	pieces := d.pieces(l)
+	if pieces == nil {
+		return s.unavailable(errors.New("the server offers neither AUTH PLAIN nor LOGIN on this connection: use TLS, or let it trust Postern's address"))
+	}
+	begun := time.Now()
+	r, err := d.exchange(pieces)
+	if err != nil {
+		err = s.unavailable(fmt.Errorf("login: %w", err))
+	} else {
+		err = s.smtpVerdict(r.Code)
+	}
+	s.settle(begun, err)
+	return err
+}
+
+// pieces are what AUTH takes, each line but the first after a challenge; nil if
+// there is no mechanism.
+func (d *smtp) pieces(l *proxy.Login) [][]byte {
+	offered := mechanisms(d.extensions)
+	switch {
+	case slices.Contains(offered, "PLAIN"):
+		return authPlain(l)
+	case slices.Contains(offered, "LOGIN"):
+		return authLogin(l)
+	}
+	return nil
+}
+
+// authPlain has the initial response on the first line if that is not too
+// long: RFC 4954 section 4.
+func authPlain(l *proxy.Login) [][]byte {
+	const (
+		verb     = "AUTH PLAIN"
+		mostLine = 512 // RFC 5321 section 4.5.3.1.4
+	)
+	line := make([]byte, 0, len(verb)+8+(len(l.Account)+len(l.Secret.Reveal())+2)*4/3+4)
+	line = append(line, verb+" "...)
+	line = append(wire.AppendPlain(line, l.Account, l.Secret.Reveal()), "\r\n"...)
+	if len(line) <= mostLine {
+		return [][]byte{line}
+	}
+	return [][]byte{[]byte(verb + "\r\n"), line[len(verb)+1:]}
+}
+
+func authLogin(l *proxy.Login) [][]byte {
+	password := make([]byte, 0, len(l.Secret.Reveal())*4/3+8)
+	return [][]byte{
+		[]byte("AUTH LOGIN\r\n"),
+		append(wire.AppendSASL(nil, []byte(l.Account)), "\r\n"...),
+		append(wire.AppendSASL(password, l.Secret.Reveal()), "\r\n"...),
+	}
+}
+
+// exchange sends the first piece, each other one when the server asks for it,
+// and returns the last reply. All pieces are wiped.
+func (d *smtp) exchange(pieces [][]byte) (wire.Reply, error) {
+	defer func() {
+		for _, p := range pieces {
+			clear(p)
+		}
+	}()
+	for i, p := range pieces {
+		if err := d.conn.send(p); err != nil {
+			return wire.Reply{}, err
+		}
+		r, err := d.conn.replies.Reply()
+		if err != nil {
+			return r, err
+		}
+		if r.Code != 334 {
+			if r.Positive() && i < len(pieces)-1 {
+				return r, errors.New("the server agreed before it had heard all")
+			}
+			return r, nil
+		}
+	}
+	return wire.Reply{}, errors.New("the server asks on")
+}
+
+// smtpVerdict reads the code that answers credentials. The server's text may
+// repeat them: it goes nowhere.
+func (s *Server) smtpVerdict(code int) error {
+	err := fmt.Errorf("the server answered the login with %d", code)
+	switch {
+	case code == 235:
+		return nil
+	case code/100 == 5 && !aboutUs(code):
+		return proxy.Refuse(proxy.Wrong, fmt.Errorf("backend %s: %w", s.Name, err))
+	}
+	return s.unavailable(err)
+}
+
+// aboutUs reports whether a permanent code blames how Postern asks, not the
+// credentials: RFC 4954 sections 4 and 6, RFC 5248 section 2.4, RFC 7504.
+func aboutUs(code int) bool {
+	switch code {
+	case 500, 501, 502, 503, 504, 521, 523, 530, 534, 538:
+		return true
+	}
+	return false
+}
+
+// mechanisms returns the SASL mechanisms in the lines of an answer to EHLO, in
+// upper case. Old servers write AUTH=.
+func mechanisms(extensions []string) []string {
+	var all []string
+	for _, line := range extensions {
+		if len(line) > 5 && strings.EqualFold(line[:4], "AUTH") && strings.IndexByte(" =", line[4]) >= 0 {
+			all = append(all, strings.Fields(strings.ToUpper(line[5:]))...)
+		}
+	}
+	return all
+}
+
+// extension returns the parameters of the extension keyword.
+func extension(extensions []string, keyword string) (params string, ok bool) {
+	for _, line := range extensions {
+		word, params, _ := strings.Cut(line, " ")
+		if strings.EqualFold(word, keyword) {
+			return params, true
+		}
+	}
+	return "", false
+}

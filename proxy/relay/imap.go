@@ -1,0 +1,55 @@
+// Package relay carries a session between a client that is logged in and the
+// server behind: IMAP as opaque octets, submission command by command.
+package relay
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"postern/proxy"
+)
+
+// DefaultIdle is beyond the 29 minutes after which a client repeats IDLE, RFC
+// 2177 section 3.
+const DefaultIdle = 35 * time.Minute
+
+// A Leg is the connection to the server behind.
+type Leg interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// IMAP is a proxy.Session: after login client and server talk to each other,
+// and every extension works. COMPRESS makes the octets unreadable, so nobody
+// looks at them.
+type IMAP struct {
+	Server       string // the backend's name
+	Conn         Leg    // logged in
+	Capabilities string // as in CAPABILITY
+	Idle         time.Duration
+}
+
+// Open implements proxy.Session. Clients know the server's capabilities from
+// the answer to their login, some only from there.
+func (s *IMAP) Open(context.Context) (welcome string, err error) {
+	return "[CAPABILITY " + s.Capabilities + "] Logged in", nil
+}
+
+// Run implements proxy.Session.
+func (s *IMAP) Run(ctx context.Context, client *proxy.Conn) error {
+	idle := s.Idle
+	if idle == 0 {
+		idle = DefaultIdle
+	}
+	return splice(ctx, client, s.Conn, idle)
+}
+
+// Close implements proxy.Session.
+func (s *IMAP) Close() error { return s.Conn.Close() }
+
+// Backend implements proxy.Reporter.
+func (s *IMAP) Backend() string { return s.Server }
+
+// Totals implements proxy.Reporter: opaque octets tell nothing.
+func (s *IMAP) Totals() proxy.Totals { return proxy.Totals{} }

@@ -1,0 +1,182 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"postern/proxy"
+)
+
+const (
+	bufferSize = 64 << 10               // octets; larger ones gain nothing
+	burst      = 4 << 10                // octets in one read after which more is worth waiting for
+	patience   = 100 * time.Millisecond // for more, with a buffer in hand
+	farewell   = 5 * time.Second        // for the client to leave after the backend has
+)
+
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+// splice copies both ways until both directions have ended: a client may end
+// its own and still wait for the answer. The error says who ended first, or
+// why it was ended. A session is idle when nothing moves either way.
+func splice(ctx context.Context, client *proxy.Conn, backend Leg, idle time.Duration) error {
+	s := &splicing{client: client, backend: backend, begun: time.Now()}
+	s.watch(idle)
+	defer context.AfterFunc(ctx, func() { s.stop(context.Cause(ctx)) })()
+
+	up := make(chan struct{})
+	go func() {
+		defer close(up)
+		s.up()
+	}()
+	s.down()
+	leave := time.AfterFunc(farewell, func() { s.stop(nil) })
+	<-up
+	leave.Stop()
+	s.stop(nil)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return s.cause
+}
+
+// A splicing is one run of splice.
+type splicing struct {
+	client  *proxy.Conn
+	backend Leg
+	begun   time.Time
+	moved   atomic.Int64 // since begun, when octets were last seen
+
+	mu      sync.Mutex
+	ended   bool
+	cause   error // the first
+	stopped bool
+	timer   *time.Timer
+}
+
+// up copies from the client to the backend.
+func (s *splicing) up() {
+	err := s.copy(s.backend, s.client)
+	switch {
+	case err.write != nil: // what the backend has still to say comes down
+		s.end(fmt.Errorf("%w: %w", proxy.ErrBackendClosed, err.write))
+	case err.read == io.EOF, err.read == io.ErrUnexpectedEOF: // without the alert that TLS wants at the end
+		s.end(proxy.ErrClientClosed)
+		_ = s.backend.CloseWrite()
+	default:
+		s.stop(fmt.Errorf("%w: %w", proxy.ErrClientClosed, err.read))
+	}
+}
+
+// down copies from the backend to the client.
+func (s *splicing) down() {
+	err := s.copy(s.client, s.backend)
+	switch {
+	case errors.Is(err.write, os.ErrDeadlineExceeded):
+		s.stop(fmt.Errorf("write to client: %w", err.write))
+	case err.write != nil:
+		s.stop(fmt.Errorf("%w: %w", proxy.ErrClientClosed, err.write))
+	default:
+		s.end(proxy.ErrBackendClosed)
+		_ = s.client.CloseWrite()
+	}
+}
+
+// end keeps the first reason.
+func (s *splicing) end(cause error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		s.ended, s.cause = true, cause
+	}
+}
+
+// stop ends both directions now. A deadline could be undone by who copies, so
+// the backend is closed.
+func (s *splicing) stop(cause error) {
+	s.end(cause)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.stopped {
+		s.stopped = true
+		s.timer.Stop()
+		s.client.Interrupt(s.cause)
+		_ = s.backend.Close()
+	}
+}
+
+// watch stops the session when nothing has moved for idle.
+func (s *splicing) watch(idle time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.timer = time.AfterFunc(idle, func() {
+		silent := time.Since(s.begun) - time.Duration(s.moved.Load())
+		if silent >= idle {
+			s.stop(proxy.ErrIdleTimeout)
+			return
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !s.stopped {
+			s.timer.Reset(idle - silent)
+		}
+	})
+}
+
+// A source is what copy reads from.
+type source interface {
+	io.Reader
+	SetReadDeadline(time.Time) error
+}
+
+// A copyError says which side copying ended on. read is never nil if write is.
+type copyError struct{ read, write error }
+
+// copy copies until an error. A small buffer waits; a large one is in hand
+// only while much moves.
+func (s *splicing) copy(dst io.Writer, src source) copyError {
+	small := make([]byte, 256)
+	for {
+		n, err := s.move(dst, src, small)
+		if n == len(small) && err == (copyError{}) {
+			err = s.copyBurst(dst, src)
+		}
+		if err != (copyError{}) {
+			return err
+		}
+	}
+}
+
+// copyBurst copies as long as there is much.
+func (s *splicing) copyBurst(dst io.Writer, src source) copyError {
+	b := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(b)
+	defer func() { _ = src.SetReadDeadline(time.Time{}) }()
+	for {
+		_ = src.SetReadDeadline(time.Now().Add(patience))
+		n, err := s.move(dst, src, b[:])
+		switch {
+		case errors.Is(err.read, os.ErrDeadlineExceeded):
+			return copyError{}
+		case err != (copyError{}), n < burst:
+			return err
+		}
+	}
+}
+
+func (s *splicing) move(dst io.Writer, src source, b []byte) (n int, err copyError) {
+	n, err.read = src.Read(b)
+	if n > 0 {
+		s.moved.Store(int64(time.Since(s.begun)))
+		if _, err.write = dst.Write(b[:n]); err.write != nil {
+			return n, err
+		}
+	}
+	return n, err
+}

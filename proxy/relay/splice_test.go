@@ -1,0 +1,253 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"postern/proxy"
+	"postern/proxy/proxytest"
+)
+
+// A spliced session: the far ends of both legs, and how Run ended.
+type spliced struct {
+	client, server net.Conn
+	conn           *proxy.Conn
+	done           chan error
+}
+
+// start runs an IMAP session between two TCP connections.
+func start(t *testing.T, ctx context.Context, secure bool) *spliced {
+	t.Helper()
+	client, near := proxytest.Pipe(t)
+	backend, server := proxytest.Pipe(t)
+	var config *tls.Config
+	if secure {
+		cert, pool := proxytest.Cert(t)
+		config = proxytest.ServerTLS(cert)
+		client = proxytest.ClientTLS(client, pool)
+	}
+	s := &spliced{client: client, server: server, done: make(chan error, 1)}
+	s.conn = proxy.NewConn(near, proxy.Client{}, config, time.Minute)
+	if secure {
+		go func() { _ = client.(*tls.Conn).Handshake() }()
+		if err := s.conn.StartTLS(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.run(ctx, backend.(Leg))
+	return s
+}
+
+func (s *spliced) run(ctx context.Context, backend Leg) {
+	session := &IMAP{Server: "main", Conn: backend}
+	go func() {
+		err := session.Run(ctx, s.conn)
+		_ = session.Close()
+		_ = s.conn.Close()
+		s.done <- err
+	}()
+}
+
+func (s *spliced) ended(t *testing.T, want error) {
+	t.Helper()
+	select {
+	case err := <-s.done:
+		if !errors.Is(err, want) {
+			t.Errorf("Run = %v, want %v", err, want)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("Run has not returned")
+	}
+}
+
+func TestSpliceKeepsAnswerAfterHalfClose(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		s := start(t, t.Context(), secure)
+		proxytest.Transcript(t, s.client, "C: a FETCH 1 BODY[]\nC: <EOF>")
+		proxytest.ServeTranscript(t, s.server, `
+			C: a FETCH 1 BODY[]
+			C: <EOF>
+			S: * 1 FETCH
+			S: a OK
+			S: <EOF>`)
+		proxytest.Transcript(t, s.client, `
+			S: \* 1 FETCH
+			S: a OK
+			S: <EOF>`)
+		s.ended(t, proxy.ErrClientClosed)
+	}
+}
+
+func TestSpliceTellsTheClientThatTheServerHasClosed(t *testing.T) {
+	s := start(t, t.Context(), true)
+	proxytest.ServeTranscript(t, s.server, `
+		C: a LOGOUT
+		S: * BYE
+		S: a OK
+		S: <EOF>`)
+	proxytest.Transcript(t, s.client, `
+		C: a LOGOUT
+		S: \* BYE
+		S: a OK
+		S: <EOF>`)
+	_ = s.client.Close()
+	s.ended(t, proxy.ErrBackendClosed)
+}
+
+func TestSplicePassesWhatTheClientHasPipelinedFirst(t *testing.T) {
+	client, near := proxytest.Pipe(t)
+	backend, server := proxytest.Pipe(t)
+	conn := proxy.NewConn(near, proxy.Client{}, nil, time.Minute)
+	proxytest.Transcript(t, client, `C- a LOGIN u p\r\nb NOOP\r\nc SEL`)
+	if line, err := conn.ReadLine(100); string(line) != "a LOGIN u p\r\n" {
+		t.Fatalf("ReadLine = %q, %v", line, err)
+	}
+	s := &spliced{client: client, server: server, conn: conn, done: make(chan error, 1)}
+	s.run(t.Context(), backend.(Leg))
+	proxytest.ServeTranscript(t, server, `
+		C: b NOOP
+		C: c SELECT INBOX
+		C: <EOF>
+		S: <EOF>`)
+	proxytest.Transcript(t, client, "C: ECT INBOX\nC: <EOF>\nS: <EOF>")
+	s.ended(t, proxy.ErrClientClosed)
+}
+
+func TestSpliceCarriesMuchBothWaysAtOnceAndPauses(t *testing.T) {
+	s := start(t, t.Context(), true)
+	const pieces, size = 4, 300 << 10
+	sent := make([]byte, size)
+	_, _ = rand.Read(sent)
+	send := func(to net.Conn) {
+		for i := range pieces {
+			if i > 0 {
+				time.Sleep(patience + patience/2) // outlasts the large buffer
+			}
+			_, _ = to.Write(sent)
+		}
+		_ = to.(Leg).CloseWrite()
+	}
+	go send(s.client)
+	go send(s.server)
+	up := make(chan []byte, 1)
+	go func() {
+		got, _ := io.ReadAll(s.server)
+		up <- got
+	}()
+	want := bytes.Repeat(sent, pieces)
+	if got, err := io.ReadAll(s.client); !bytes.Equal(got, want) || err != nil {
+		t.Errorf("client got %d octets, %v, want %d", len(got), err, len(want))
+	}
+	if got := <-up; !bytes.Equal(got, want) {
+		t.Errorf("server got %d octets, want %d", len(got), len(want))
+	}
+	select {
+	case err := <-s.done:
+		if !errors.Is(err, proxy.ErrClientClosed) && !errors.Is(err, proxy.ErrBackendClosed) {
+			t.Errorf("Run = %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("Run has not returned")
+	}
+}
+
+func TestSpliceEndsWithItsContext(t *testing.T) {
+	cause := proxy.Refuse(proxy.Kicked, nil)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	s := start(t, ctx, true)
+	proxytest.Transcript(t, s.client, "C: a IDLE")
+	proxytest.ServeTranscript(t, s.server, "C: a IDLE\nC: <EOF>")
+	time.AfterFunc(20*time.Millisecond, func() { cancel(cause) })
+	s.ended(t, cause)
+}
+
+func TestSpliceEndsWhenTheClientIsCutOff(t *testing.T) {
+	s := start(t, t.Context(), false)
+	_ = s.client.(*net.TCPConn).SetLinger(0)
+	_ = s.client.Close()
+	s.ended(t, proxy.ErrClientClosed)
+	if _, err := io.ReadAll(s.server); err != nil {
+		t.Errorf("server saw %v, want the end", err)
+	}
+}
+
+// leg gives a net.Pipe what it lacks.
+type leg struct{ net.Conn }
+
+func (l leg) CloseWrite() error { return l.Close() }
+
+// bubble runs a session between two pipes in fake time.
+func bubble() *spliced {
+	client, near := net.Pipe()
+	backend, server := net.Pipe()
+	s := &spliced{client: client, server: server, conn: proxy.NewConn(near, proxy.Client{}, nil, 5*time.Minute), done: make(chan error, 1)}
+	s.run(context.Background(), leg{backend})
+	return s
+}
+
+// Criterion: IDLE without traffic lives 31 minutes, a dead session not 36.
+func TestSpliceLetsASilentSessionLive35Minutes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		s := bubble()
+		go func() { _, _ = io.Copy(io.Discard, s.server) }()
+		time.Sleep(31 * time.Minute)
+		_, _ = io.WriteString(s.client, "DONE\r\n")
+		if err := <-s.done; !errors.Is(err, proxy.ErrIdleTimeout) {
+			t.Errorf("Run = %v, want ErrIdleTimeout", err)
+		}
+		if got, want := time.Since(begun), 66*time.Minute; got != want {
+			t.Errorf("ended after %v, want %v", got, want)
+		}
+		_ = s.client.Close()
+	})
+}
+
+func TestADownloadKeepsTheSilentDirectionAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := bubble()
+		go func() { _, _ = io.Copy(io.Discard, s.client) }()
+		for range 20 {
+			time.Sleep(10 * time.Minute)
+			if _, err := io.WriteString(s.server, "* 1 FETCH\r\n"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = s.server.Close()
+		begun := time.Now()
+		if err := <-s.done; !errors.Is(err, proxy.ErrBackendClosed) {
+			t.Errorf("Run = %v, want ErrBackendClosed", err)
+		}
+		// A pipe has no half-close: the client learns nothing and does not leave.
+		if got := time.Since(begun); got > farewell+time.Second {
+			t.Errorf("the client was waited for for %v", got)
+		}
+		_ = s.client.Close()
+	})
+}
+
+func TestSpliceLetsAClientGoThatTakesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		s := bubble()
+		go func() { _, _ = io.WriteString(s.server, strings.Repeat("x", 1<<20)) }()
+		if err := <-s.done; !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Run = %v, want a timeout", err)
+		}
+		if got := time.Since(begun); got < 5*time.Minute || got > 6*time.Minute {
+			t.Errorf("ended after %v, want 5 minutes", got)
+		}
+		_ = s.client.Close()
+		_ = s.server.Close()
+	})
+}
