@@ -1,0 +1,92 @@
+// Package front is the dialogue with a client before it is logged in: the
+// first words of IMAP, POP3 and submission. It keeps what it announces, says
+// each refusal of package proxy in the protocol's words, and gives back nothing
+// of what a client sent but the tag of an IMAP command.
+package front
+
+import (
+	"errors"
+
+	"postern/proxy"
+)
+
+// Bounds of a connection before its login.
+const (
+	maxRefused  = 3   // wrong credentials; not 1: clients take that for a failure of the network
+	maxBad      = 10  // commands that are none
+	maxCommands = 100 // of any kind
+
+	maxToken    = 12 << 10                     // octets of a SASL message: OAuth tokens are long
+	maxResponse = (maxToken+2)/3*4 + len(crlf) // of the line that carries one in base64
+	maxVerb     = 128                          // of what stands before it: tag, command, mechanism
+)
+
+const crlf = "\r\n"
+
+// What ends a connection, besides a Refusal.
+var (
+	errCommands = errors.New("too many commands before login")
+	errHTTP     = errors.New("client speaks HTTP")
+	errEarly    = errors.New("client sent on before the SASL challenge")
+	errTooBig   = errors.New("client sent more than is read to stay in step")
+)
+
+// Options are what a Service's dialogues have in common.
+type Options struct {
+	Hostname string             // in greetings
+	Offer    func() proxy.Offer // what submission announces; without Mechanisms: not known yet. IMAP and POP3 do not ask
+}
+
+// A dialogue is what the three protocols have in common.
+type dialogue struct {
+	c       *proxy.Conn
+	options Options
+	hello   proxy.Hello
+	greeted bool
+	count   struct{ commands, bad, refused int }
+}
+
+// say writes lines, given without their ends, at once: so a client sees the
+// reason together with the goodbye.
+func (d *dialogue) say(lines ...string) error {
+	var out []byte
+	for _, line := range lines {
+		out = append(append(out, line...), crlf...)
+	}
+	_, err := d.c.Write(out)
+	return err
+}
+
+// command counts one, and returns an error when there were too many.
+func (d *dialogue) command() error {
+	d.count.commands++
+	if d.count.commands > maxCommands || d.count.bad >= maxBad {
+		return errCommands
+	}
+	return nil
+}
+
+// last counts a refusal, and reports whether the connection ends with it.
+// Before the greeting it stands in its place.
+func (d *dialogue) last(r *proxy.Refusal) bool {
+	if r.Reason == proxy.Wrong || r.Reason == proxy.Malformed {
+		d.count.refused++
+	}
+	return !d.greeted || r.Reason.Final() || d.count.refused >= maxRefused
+}
+
+// unreadable reports whether err leaves us out of step with the client, who is
+// still there to be told.
+func unreadable(err error) bool {
+	return errors.Is(err, proxy.ErrLineTooLong) || errors.Is(err, proxy.ErrFlood)
+}
+
+// http reports whether word is a method of HTTP. A browser that was made to
+// talk to us is left without a word: what it sends may hold commands.
+func http(word []byte) bool {
+	switch string(word) {
+	case "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI":
+		return true
+	}
+	return false
+}

@@ -1,0 +1,269 @@
+package front
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"postern/proxy"
+	"postern/proxy/proxytest"
+)
+
+// The only credentials that the backend below accepts.
+const (
+	user     = "alice"
+	password = `cor"rect horse\ käse`
+)
+
+// A backend accepts user and password, and answers what it is told to.
+type backend struct {
+	answer map[string]error // by user
+	mu     sync.Mutex
+	logins []proxy.Login
+	passwd []string
+}
+
+func (b *backend) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.logins = append(b.logins, *l)
+	b.passwd = append(b.passwd, string(l.Secret.Reveal()))
+	if err, ok := b.answer[l.User]; ok {
+		return nil, err
+	}
+	if l.User != user || string(l.Secret.Reveal()) != password {
+		return nil, proxy.Refuse(proxy.Wrong, nil)
+	}
+	return session{}, nil
+}
+
+// asked returns how many logins there were, and the last one.
+func (b *backend) asked() (n int, last proxy.Login, passwd string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n = len(b.logins); n > 0 {
+		last, passwd = b.logins[n-1], b.passwd[n-1]
+	}
+	return n, last, passwd
+}
+
+func (b *backend) attempt(n int) proxy.Login {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.logins[n]
+}
+
+// A session says what it reads.
+type session struct{}
+
+func (session) Open(context.Context) (string, error) { return "", nil }
+func (session) Close() error                         { return nil }
+func (session) Run(_ context.Context, c *proxy.Conn) error {
+	for {
+		line, err := c.ReadLine(1000)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(c, "session: %s", line); err != nil {
+			return err
+		}
+	}
+}
+
+type guard struct{}
+
+func (guard) Admit(proxy.Client, context.CancelCauseFunc) (proxy.Permit, error) { return permit{}, nil }
+
+type permit struct{}
+
+func (permit) Try(context.Context, *proxy.Login) error { return nil }
+func (permit) Settle(error) time.Duration              { return 0 }
+func (permit) Leave()                                  {}
+
+// ends collects how connections ended.
+type ends chan proxy.Closed
+
+func (e ends) Observe(event proxy.Event) {
+	if closed, ok := event.(proxy.Closed); ok {
+		e <- closed
+	}
+}
+
+// A fixture is a real proxy.Server with one dialogue, without TLS.
+type fixture struct {
+	*backend
+	server   *proxy.Server
+	ends     ends
+	timeouts proxy.Timeouts
+	addr     string
+}
+
+var offer = proxy.Offer{
+	Mechanisms: []string{"PLAIN"},
+	Extensions: []string{"PIPELINING", "size 10240000", "ETRN", "STARTTLS", "AUTH PLAIN LOGIN", "AUTH=PLAIN", "XCLIENT NAME ADDR LOGIN", "8BITMIME", "VRFY", "BURL", "BINARYMIME", "CHUNKING", "DSN now"},
+}
+
+func serve(t *testing.T, protocol string, login time.Duration) *fixture {
+	t.Helper()
+	f := &fixture{backend: &backend{answer: make(map[string]error)}, ends: make(ends, 16)}
+	f.server = &proxy.Server{Guard: guard{}, Observer: f.ends, Timeouts: proxy.Timeouts{Login: login}}
+	o := Options{Hostname: "mail.example.org", Offer: func() proxy.Offer { return offer }}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.addr = ln.Addr().String()
+	err = f.server.Apply([]proxy.Binding{{Listener: ln, Service: &proxy.Service{
+		Name: protocol, Protocol: protocol, StartTLS: true, Backend: f.backend,
+		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return newDialogue(protocol, c, o) },
+		Account:  func(user string) (string, error) { return user, nil },
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_ = f.server.Shutdown(ctx)
+	})
+	return f
+}
+
+func newDialogue(protocol string, c *proxy.Conn, o Options) proxy.Dialogue {
+	switch protocol {
+	case proxy.IMAP:
+		return NewIMAP(c, o)
+	case proxy.POP3:
+		return NewPOP3(c, o)
+	}
+	return NewSMTP(c, o)
+}
+
+func (f *fixture) dial(t *testing.T) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", f.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// play runs a transcript on a connection of its own.
+func (f *fixture) play(t *testing.T, script string) {
+	t.Helper()
+	c := f.dial(t)
+	proxytest.Transcript(t, c, script)
+	_ = c.Close()
+}
+
+// wantAsked checks how often the backend was asked.
+func (f *fixture) wantAsked(t *testing.T, want int) {
+	t.Helper()
+	if got, _, _ := f.asked(); got != want {
+		t.Errorf("the backend was asked %d times, want %d", got, want)
+	}
+}
+
+// wantLogin checks the last credentials that reached the backend.
+func (f *fixture) wantLogin(t *testing.T, via, user, password string) proxy.Login {
+	t.Helper()
+	n, l, got := f.asked()
+	if n == 0 || l.Via != via || l.User != user || got != password || l.Mechanism != "PLAIN" {
+		t.Errorf("login %d is %s by %s (%s) with the right password: %v; want %s by %s",
+			n, l.User, l.Via, l.Mechanism, got == password, user, via)
+	}
+	return l
+}
+
+// wantEnd waits for the end of a connection.
+func (f *fixture) wantEnd(t *testing.T, want error) {
+	t.Helper()
+	select {
+	case closed := <-f.ends:
+		if !errors.Is(closed.Err, want) {
+			t.Errorf("the connection ended with %v, want %v", closed.Err, want)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("the connection did not end")
+	}
+}
+
+// A tape is a connection on which all that the client says is said already.
+type tape struct {
+	in  *bytes.Reader
+	out bytes.Buffer
+}
+
+func (c *tape) Read(p []byte) (int, error)       { return c.in.Read(p) }
+func (c *tape) Write(p []byte) (int, error)      { return c.out.Write(p) }
+func (c *tape) Close() error                     { return nil }
+func (c *tape) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+func (c *tape) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
+func (c *tape) SetDeadline(time.Time) error      { return nil }
+func (c *tape) SetReadDeadline(time.Time) error  { return nil }
+func (c *tape) SetWriteDeadline(time.Time) error { return nil }
+
+const canary = "canary-bird"
+
+// converse plays a whole dialogue on in, in which every login is refused, and
+// checks what holds for all: it ends, its answers are short, no line of them
+// ends otherwise than by CRLF, and none has a part of a password in it.
+func converse(t *testing.T, protocol string, in []byte) (out string) {
+	tp := &tape{in: bytes.NewReader(in)}
+	c := proxy.NewConn(tp, proxy.Client{ID: "SESSION"}, nil, 0)
+	d := newDialogue(protocol, c, Options{Hostname: "mail.example.org", Offer: func() proxy.Offer { return offer }})
+	reasons := proxy.Reasons()
+	for n := 0; ; n++ {
+		if n > maxCommands+1 {
+			t.Fatalf("%d logins on one connection", n)
+		}
+		login, err := d.Login(t.Context())
+		if (login == nil) == (err == nil) {
+			t.Fatalf("Login = %v, %v", login, err)
+		}
+		if c.Buffered() > 24<<10 {
+			t.Fatalf("%d octets are buffered", c.Buffered())
+		}
+		r, ok := errors.AsType[*proxy.Refusal](err)
+		if err != nil && !ok {
+			break
+		}
+		if login != nil {
+			if l := len(login.Secret.Reveal()); l == 0 || l > maxPassword || bytes.ContainsAny(login.Secret.Reveal(), "\x00\r\n") {
+				t.Fatalf("a secret of %d octets, or with NUL, CR or LF", l)
+			}
+			if len(login.User) == 0 || len(login.User) > maxUser || !plainText([]byte(login.User)) {
+				t.Fatalf("user %q", login.User)
+			}
+			login.Secret.Clear()
+			r = proxy.Refuse(reasons[len(in)%len(reasons)], nil)
+		}
+		if err := d.Refuse(r); err != nil {
+			break
+		}
+	}
+	out = tp.out.String()
+	if limit := (maxCommands + 3) * 512; len(out) > limit {
+		t.Fatalf("%d octets of answers", len(out))
+	}
+	for _, line := range strings.SplitAfter(out, "\r\n") {
+		text, ended := strings.CutSuffix(line, "\r\n")
+		if line != "" && (!ended || strings.ContainsAny(text, "\r\n\x00")) {
+			t.Fatalf("line %q", line)
+		}
+		if protocol == proxy.IMAP {
+			_, text, _ = strings.Cut(text, " ") // the tag
+		}
+		if strings.Contains(text, canary) || strings.Contains(text, "Y2FuYXJ5") {
+			t.Fatalf("an answer repeats what the client said: %q", line)
+		}
+	}
+	return out
+}

@@ -1,0 +1,342 @@
+package front
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+
+	"postern/proxy"
+	"postern/proxy/wire"
+)
+
+const (
+	// capability is what is kept before login. LITERAL+ would promise literals
+	// of any size; a bare LOGIN is no capability, but clients find one in it.
+	capability = "CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN"
+
+	maxCommand = 8 << 10 // octets of a command with its literals; AUTHENTICATE without any may be longer
+	maxLiteral = 4 << 10 // RFC 7888 section 5
+	maxTag     = 64
+
+	// RFC 2971 section 3.3.
+	maxIDPairs = 30
+	maxIDKey   = 30
+	maxIDValue = 1024
+)
+
+// An IMAP is the dialogue of RFC 3501 in the not authenticated state, with
+// SASL-IR (RFC 4959), LITERAL- (RFC 7888) and ID (RFC 2971).
+type IMAP struct {
+	dialogue
+	tag      string // of the command not yet answered; empty: none, or it has no valid one
+	literals []byte // that command, if literals are part of it
+}
+
+// NewIMAP returns the dialogue with the client on c.
+func NewIMAP(c *proxy.Conn, o Options) *IMAP {
+	return &IMAP{dialogue: dialogue{c: c, options: o}}
+}
+
+// Login implements proxy.Dialogue.
+func (d *IMAP) Login(context.Context) (*proxy.Login, error) {
+	if err := d.greet(); err != nil {
+		return nil, err
+	}
+	for {
+		login, err := d.next()
+		if login != nil || err != nil {
+			return login, err
+		}
+	}
+}
+
+func (d *IMAP) greet() error {
+	if d.greeted {
+		return nil
+	}
+	d.greeted = true
+	return d.say("* OK [" + capability + "] " + d.options.Hostname + " ready")
+}
+
+// Refuse implements proxy.Dialogue.
+func (d *IMAP) Refuse(r *proxy.Refusal) error {
+	last, w := d.last(r), d.words(r)
+	if d.tag == "" {
+		_, code, _ := strings.Cut(w.imap, " ")
+		_ = d.say(strings.TrimSpace("* BYE "+code) + " " + w.text)
+		return r
+	}
+	no := d.completion(w.imap + " " + w.text)
+	switch {
+	case !last:
+		return d.say(no)
+	case r.Reason.Final():
+		_ = d.say(no, "* BYE "+w.text)
+	default:
+		_ = d.say(no, "* BYE "+d.signed(tooManyWrong))
+	}
+	return r
+}
+
+// Accept implements proxy.Dialogue. welcome begins with the capabilities after
+// login: many clients look for them here and nowhere else.
+func (d *IMAP) Accept(welcome string) error {
+	return d.say(d.completion("OK " + oneLine(welcome, "Logged in")))
+}
+
+// completion makes the line that answers the command.
+func (d *IMAP) completion(text string) string {
+	line := d.tag + " " + text
+	d.tag = ""
+	return line
+}
+
+// bad refuses what is no command, or not a proper one.
+func (d *IMAP) bad(text string) error {
+	d.count.bad++
+	if d.tag == "" {
+		return d.say("* BAD " + text)
+	}
+	return d.say(d.completion("BAD " + text))
+}
+
+// hangUp says why the connection ends, and returns err.
+func (d *IMAP) hangUp(text string, err error) error {
+	lines := []string{"* BYE " + d.signed(text)}
+	if d.tag != "" {
+		lines = []string{d.completion("BAD " + text), lines[0]}
+	}
+	_ = d.say(lines...)
+	return err
+}
+
+// next reads and answers one command. If credentials are what it brings, they
+// are the answer.
+func (d *IMAP) next() (*proxy.Login, error) {
+	if err := d.command(); err != nil {
+		return nil, d.hangUp("Too many commands", err)
+	}
+	command, err := d.read()
+	defer func() { clear(d.literals); d.literals = nil }()
+	if command == nil || err != nil {
+		return nil, err
+	}
+	s := wire.NewScanner(command)
+	if _, err := s.Tag(); err != nil || d.tag == "" {
+		return nil, d.bad("Invalid tag")
+	}
+	var word []byte
+	if err = s.Space(); err == nil {
+		word, err = s.Atom()
+	}
+	name := wire.Keyword(word)
+	switch {
+	case err != nil:
+		return nil, d.bad("Missing command")
+	case name == "AUTHENTICATE":
+		return d.authenticate(s)
+	case len(command) > maxCommand:
+		return nil, d.bad("Command too long")
+	case name == "LOGIN":
+		return d.login(s)
+	case name == "ID":
+		return nil, d.id(s)
+	}
+	return nil, d.simple(name, s)
+}
+
+// read returns the next command with its literals; nil when it was refused.
+func (d *IMAP) read() ([]byte, error) {
+	d.tag = ""
+	line, err := d.c.ReadLine(maxVerb + maxResponse)
+	if err != nil {
+		return nil, d.unread(err)
+	}
+	if word, _ := wire.CutWord(line); http(word) {
+		return nil, errHTTP
+	}
+	if tag, err := wire.NewScanner(line).Tag(); err == nil && len(tag) <= maxTag {
+		d.tag = string(tag)
+	}
+	if lit, ok := wire.TrailingLiteral(line); ok {
+		return d.readLiterals(line, lit)
+	}
+	return line, nil
+}
+
+// readLiterals reads on after a line that announces a literal. The memory is
+// made once: growing would leave passwords behind.
+func (d *IMAP) readLiterals(line []byte, lit wire.Literal) ([]byte, error) {
+	d.literals = make([]byte, 0, maxCommand)
+	for more := true; more; lit, more = wire.TrailingLiteral(line) {
+		if lit.Size > maxLiteral || len(d.literals)+len(line)+int(lit.Size) > maxCommand {
+			return nil, d.tooBig(lit)
+		}
+		d.literals = append(d.literals, line...)
+		if lit.Sync {
+			if err := d.say("+ OK"); err != nil {
+				return nil, err
+			}
+		}
+		end := len(d.literals) + int(lit.Size)
+		_, err := io.ReadFull(d.c, d.literals[len(d.literals):end])
+		if err != nil {
+			return nil, err
+		}
+		d.literals = d.literals[:end]
+		if line, err = d.c.ReadLine(maxCommand - end); err != nil {
+			return nil, d.unread(err)
+		}
+	}
+	d.literals = append(d.literals, line...)
+	return d.literals, nil
+}
+
+// tooBig refuses a literal. One that waits for its continuation gets none; one
+// that does not is on its way: RFC 7888 sections 4 and 5.
+func (d *IMAP) tooBig(lit wire.Literal) error {
+	const text = "[TOOBIG] Literal too large"
+	if lit.Sync {
+		return d.bad(text)
+	}
+	_ = d.say("* BYE " + text)
+	return errTooBig
+}
+
+// unread says what can be said of an error of reading. A line too long to be
+// kept may have announced a literal, whose octets must not be taken for
+// commands: the connection ends.
+func (d *IMAP) unread(err error) error {
+	if unreadable(err) {
+		return d.hangUp("Line too long", err)
+	}
+	return err
+}
+
+// simple answers the commands without arguments, and those that are none.
+func (d *IMAP) simple(name string, s *wire.Scanner) error {
+	if s.End() != nil && !needsLogin(name) {
+		return d.bad("Unknown command or arguments")
+	}
+	switch name {
+	case "CAPABILITY":
+		return d.say("* "+capability, d.completion("OK CAPABILITY completed"))
+	case "NOOP":
+		return d.say(d.completion("OK NOOP completed"))
+	case "LOGOUT":
+		if err := d.say("* BYE Logging out", d.completion("OK LOGOUT completed")); err != nil {
+			return err
+		}
+		return proxy.ErrQuit
+	case "STARTTLS":
+		return d.bad("TLS is active already")
+	}
+	if needsLogin(name) {
+		return d.say(d.completion("BAD Log in first")) // no strike: it may be pipelined behind a LOGIN
+	}
+	return d.bad("Unknown command")
+}
+
+// needsLogin reports whether name is a command of the states after login.
+func needsLogin(name string) bool {
+	switch name {
+	case "SELECT", "EXAMINE", "CREATE", "DELETE", "RENAME", "SUBSCRIBE", "UNSUBSCRIBE", "LIST", "LSUB", "STATUS", "APPEND",
+		"CHECK", "CLOSE", "UNSELECT", "EXPUNGE", "SEARCH", "FETCH", "STORE", "COPY", "MOVE", "UID", "SORT", "THREAD",
+		"IDLE", "NAMESPACE", "ENABLE", "COMPRESS", "NOTIFY", "GETQUOTA", "GETQUOTAROOT", "GETMETADATA", "XLIST":
+		return true
+	}
+	return false
+}
+
+// id keeps what the client says of itself. It is legal in every state and no
+// reason to refuse anybody: what is beyond the bounds is left out.
+func (d *IMAP) id(s *wire.Scanner) error {
+	pairs, err := readID(s)
+	if err != nil {
+		return d.bad("Invalid arguments for ID")
+	}
+	d.hello.ID = pairs
+	return d.say(`* ID ("name" "Postern")`, d.completion("OK ID completed"))
+}
+
+func readID(s *wire.Scanner) (map[string]string, error) {
+	if err := s.Space(); err != nil {
+		return nil, err
+	}
+	if !s.Next('(') {
+		value, err := s.NString()
+		if err != nil || value != nil {
+			return nil, wire.ErrSyntax
+		}
+		return nil, s.End()
+	}
+	pairs := make(map[string]string)
+	for first := true; !s.Next(')'); first = false {
+		if !first && s.Space() != nil {
+			return nil, wire.ErrSyntax
+		}
+		key, value, err := readPair(s)
+		if err != nil {
+			return nil, err
+		}
+		if len(pairs) < maxIDPairs && len(key) <= maxIDKey && len(value) <= maxIDValue && plainText(key) && plainText(value) {
+			pairs[strings.ToLower(string(key))] = string(value)
+		}
+	}
+	return pairs, s.End()
+}
+
+func readPair(s *wire.Scanner) (key, value []byte, err error) {
+	if key, err = s.String(); err != nil {
+		return nil, nil, err
+	}
+	if err = s.Space(); err != nil {
+		return nil, nil, err
+	}
+	value, err = s.NString()
+	return key, value, err
+}
+
+func (d *IMAP) login(s *wire.Scanner) (*proxy.Login, error) {
+	user, err := argument(s)
+	if err != nil {
+		return nil, d.bad("Invalid user name")
+	}
+	password, err := argument(s)
+	if err != nil || s.End() != nil {
+		return nil, d.bad("Invalid password: quote it")
+	}
+	return d.credentials(proxy.ViaLoginCommand, user, password)
+}
+
+func argument(s *wire.Scanner) ([]byte, error) {
+	if err := s.Space(); err != nil {
+		return nil, err
+	}
+	return s.AString()
+}
+
+func (d *IMAP) authenticate(s *wire.Scanner) (*proxy.Login, error) {
+	var initial []byte
+	name, err := []byte(nil), s.Space()
+	if err == nil {
+		name, err = s.Atom()
+	}
+	if err == nil && s.Next(' ') {
+		initial, err = s.Atom()
+	}
+	if err != nil || s.End() != nil {
+		return nil, d.bad("Invalid arguments for AUTHENTICATE")
+	}
+	login, err := d.exchange(wire.Keyword(name), "+ ", initial)
+	switch {
+	case errors.Is(err, errCancelled):
+		return nil, d.bad("Authentication cancelled") // RFC 3501 section 6.2.2
+	case errors.Is(err, errEarly):
+		return nil, d.hangUp("Wait for the continuation request", err)
+	case errors.Is(err, proxy.ErrFlood):
+		return nil, d.unread(err)
+	}
+	return login, err
+}
