@@ -43,10 +43,10 @@ type Config struct {
 // DefaultConfig returns the values used where a Config has zeros.
 func DefaultConfig() Config {
 	return Config{
-		Network:               Rate{Burst: 20, Every: 5 * time.Minute},
-		Account:               Rate{Burst: 20, Every: 15 * time.Minute},
-		Connections:           8192,
-		ConnectionsPerNetwork: 512,
+		Network:               Rate{Burst: 20, Every: 90 * time.Second},
+		Account:               Rate{Burst: 20, Every: 3 * time.Minute},
+		Connections:           10_000,
+		ConnectionsPerNetwork: 200,
 		Delay:                 2 * time.Second,
 		Entries:               1 << 18,
 		Now:                   time.Now,

@@ -86,7 +86,7 @@ func TestGuardStopsGuessingOfOneAccount(t *testing.T) {
 
 // Criterion: 500 connections that guess in one instant get no more answers than the burst.
 func TestParallelGuessesGetNoMoreThanTheBurst(t *testing.T) {
-	g := New(Config{Network: Rate{5, time.Hour}, Account: Rate{7, time.Hour}})
+	g := New(Config{Network: Rate{5, time.Hour}, Account: Rate{7, time.Hour}, ConnectionsPerNetwork: 500})
 	var verified, throttled atomic.Int32
 	var start, settle, done sync.WaitGroup
 	start.Add(1)

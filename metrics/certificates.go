@@ -1,0 +1,46 @@
+package metrics
+
+import (
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// A Certificate is how long a name has a valid one. Two with one Name and
+// Source are one too many: the second is left out.
+type Certificate struct {
+	Name, Source        string
+	NotBefore, NotAfter time.Time
+}
+
+// certificates is a prometheus.Collector. The names are the operator's, so
+// they are few.
+type certificates func() []Certificate
+
+var (
+	certificateLabels = []string{"name", "source"}
+
+	notAfter = prometheus.NewDesc(prefix+"_certificate_not_after_timestamp_seconds",
+		"Expiry of the certificate served for a name.", certificateLabels, nil)
+	notBefore = prometheus.NewDesc(prefix+"_certificate_not_before_timestamp_seconds",
+		"Start of validity of the certificate served for a name.", certificateLabels, nil)
+)
+
+func (certificates) Describe(to chan<- *prometheus.Desc) {
+	to <- notAfter
+	to <- notBefore
+}
+
+func (list certificates) Collect(to chan<- prometheus.Metric) {
+	seen := make(map[[2]string]bool)
+	for _, c := range list() {
+		name := strings.ToValidUTF8(c.Name, "?") // or the scrape fails
+		if seen[[2]string{name, c.Source}] {
+			continue
+		}
+		seen[[2]string{name, c.Source}] = true
+		to <- prometheus.MustNewConstMetric(notAfter, prometheus.GaugeValue, float64(c.NotAfter.Unix()), name, c.Source)
+		to <- prometheus.MustNewConstMetric(notBefore, prometheus.GaugeValue, float64(c.NotBefore.Unix()), name, c.Source)
+	}
+}

@@ -1,0 +1,223 @@
+// Package metrics counts what happens, for Prometheus, and serves the counts.
+package metrics
+
+import (
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"postern/proxy"
+)
+
+const prefix = "postern"
+
+// A Service is a listener and what it speaks: a proxy.Service's Name and
+// Protocol.
+type Service struct{ Name, Protocol string }
+
+// A Backend is a server behind: the Backend and Protocol of its events.
+type Backend struct{ Name, Protocol string }
+
+// Config says what there is to count. Events of other services and backends
+// are counted as "other".
+type Config struct {
+	Version  string
+	Services []Service
+	Backends []Backend
+
+	Certificates func() []Certificate // asked at each scrape; nil: none are served
+	Draining     func() bool          // asked at each scrape; nil: never
+	Ready        func() error         // why new clients should go elsewhere; nil: there is never a reason
+	Log          *slog.Logger         // of the HTTP server; nil: slog.DiscardHandler
+}
+
+// Metrics is a proxy.Observer that counts. It must be made by New. Its labels
+// have few values, known from the start: no user, no address, no text.
+type Metrics struct {
+	config   Config
+	registry registry
+
+	accepted, rejected  counter
+	open                gauge
+	connectionTime      histogram
+	handshakes          counter
+	handshakeTime       histogram
+	negotiated          counter
+	received, sent      counter
+	attempts            counter
+	attemptTime         histogram
+	active              gauge
+	sessions            counter
+	up                  gauge
+	dials               counter
+	dialTime, loginTime histogram
+	commands            counter
+	commandTime         histogram
+	loadTime, maildrop  histogram
+	retrieved, deleted  counter
+	updateFailures      counter
+	messageSize         histogram
+	mismatches, panics  counter
+}
+
+// The values of labels that are not those of package proxy.
+const (
+	resultOK          = "ok"
+	resultError       = "error"
+	resultWrong       = "invalid_credentials"
+	resultTemporary   = "temporary_failure"
+	resultThrottled   = "rate_limited"
+	resultMalformed   = "malformed"
+	resultUnsupported = "unsupported_mechanism"
+	resultAbort       = "client_abort"
+	resultPlaintext   = "tls_required"
+	resultForbidden   = "forbidden"
+)
+
+// mechanisms are the ways a protocol's clients log in.
+var mechanisms = map[string][]string{
+	proxy.IMAP:       {proxy.ViaPlain, proxy.ViaLoginCommand, other},
+	proxy.POP3:       {proxy.ViaPlain, proxy.ViaUserPass, other},
+	proxy.Submission: {proxy.ViaPlain, proxy.ViaLogin, other},
+}
+
+// Buckets.
+var (
+	latency  = prometheus.ExponentialBuckets(0.001, 4, 8) // 1 ms to 16 s
+	lifetime = []float64{1, 10, 60, 300, 1800, 2 * 3600, 8 * 3600, 24 * 3600}
+	octets   = prometheus.ExponentialBuckets(1<<10, 4, 10) // 1 KiB to 256 MiB
+	messages = prometheus.ExponentialBuckets(1, 8, 7)      // to 262,144
+)
+
+// New returns Metrics with a registry of its own.
+func New(c Config) *Metrics {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	m := &Metrics{config: c, registry: registry{prometheus.NewRegistry()}}
+	m.registry.MustRegister(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	m.clients(c.Services)
+	m.backends(c.Backends)
+	m.pop3()
+	m.process()
+	return m
+}
+
+func (m *Metrics) clients(services []Service) {
+	listener := dimension{labels: []string{"listener"}}
+	served := dimension{labels: []string{"listener", "protocol"}}
+	protocol := dimension{labels: []string{"protocol"}}
+	via := dimension{labels: []string{"protocol", "mechanism"}}
+	for _, s := range services {
+		listener.values = append(listener.values, []string{s.Name})
+		served.values = append(served.values, []string{s.Name, s.Protocol})
+		if protocol.has(s.Protocol) {
+			continue
+		}
+		protocol.values = append(protocol.values, []string{s.Protocol})
+		for _, mechanism := range mechanisms[s.Protocol] {
+			via.values = append(via.values, []string{s.Protocol, mechanism})
+		}
+	}
+	r := m.registry
+	m.accepted = r.counter("connections_accepted_total", "TCP connections accepted.", served)
+	m.rejected = r.counter("connections_rejected_total", "Connections closed before the TLS handshake.",
+		listener, label("reason", proxy.TooMany.String(), other))
+	m.open = r.gauge("connections_open", "Client connections currently open.", served)
+	m.connectionTime = r.histogram("connection_duration_seconds", "Lifetime of client connections.", lifetime, protocol)
+	m.handshakes = r.counter("tls_handshakes_total", "TLS handshakes by outcome.", listener, label("result",
+		proxy.HandshakeOK, proxy.HandshakeTimeout, proxy.HandshakeSilent, proxy.HandshakeClientAbort,
+		proxy.HandshakeBadProtocol, proxy.HandshakeError))
+	m.handshakeTime = r.histogram("tls_handshake_duration_seconds", "Duration of completed TLS handshakes.", latency, listener)
+	m.negotiated = r.counter("tls_negotiated_total", "Completed TLS handshakes by protocol version.",
+		label("version", "1.0", "1.1", "1.2", "1.3"), label("resumed", "true", "false"))
+	m.received = r.counter("client_received_bytes_total", "Plaintext bytes received from clients, counted when they disconnect.", protocol)
+	m.sent = r.counter("client_sent_bytes_total", "Plaintext bytes sent to clients, counted when they disconnect.", protocol)
+	m.attempts = r.counter("auth_attempts_total", "Authentication attempts by outcome.", via, label("result",
+		resultOK, resultWrong, resultTemporary, resultThrottled, resultMalformed, resultUnsupported,
+		resultAbort, resultPlaintext, resultForbidden))
+	m.attemptTime = r.histogram("auth_duration_seconds", "Time from complete credentials to the answer.", latency,
+		protocol, label("result", resultOK, resultWrong, resultTemporary, resultThrottled))
+	m.active = r.gauge("sessions_active", "Authenticated sessions.", protocol)
+	m.sessions = r.counter("sessions_total", "Authenticated sessions ended, by cause.", protocol, label("end",
+		proxy.EndQuit, proxy.EndClientGone, proxy.EndBackendClosed, proxy.EndIdle, proxy.EndDrain, proxy.EndKicked,
+		proxy.EndRefused, proxy.EndError))
+}
+
+func (m *Metrics) backends(all []Backend) {
+	name := dimension{labels: []string{"backend"}}
+	server := dimension{labels: []string{"backend", "protocol"}}
+	for _, b := range all {
+		if !name.has(b.Name) {
+			name.values = append(name.values, []string{b.Name})
+		}
+		server.values = append(server.values, []string{b.Name, b.Protocol})
+	}
+	r := m.registry
+	m.up = r.gauge("backend_up", "1 if the last health check of the backend succeeded.", server)
+	m.dials = r.counter("backend_dials_total", "Connection attempts to a backend.", name, label("result",
+		proxy.DialOK, proxy.DialRefused, proxy.DialTimeout, proxy.DialTLS, proxy.DialGreeting, proxy.DialOther))
+	m.dialTime = r.histogram("backend_dial_duration_seconds", "Time to connect to a backend, up to its greeting.", latency, name)
+	m.loginTime = r.histogram("backend_login_duration_seconds", "Time a backend takes to answer credentials.", latency, server)
+}
+
+func (m *Metrics) pop3() {
+	command := label("command", "STAT", "LIST", "RETR", "DELE", "NOOP", "RSET", "QUIT", "TOP", "UIDL", "CAPA", other)
+	r := m.registry
+	m.commands = r.counter("pop3_commands_total", "POP3 commands by reply.", command, label("result", resultOK, resultError))
+	m.commandTime = r.histogram("pop3_command_duration_seconds", "POP3 command service time.", latency, command)
+	m.loadTime = r.histogram("pop3_maildrop_load_duration_seconds", "Time to build the maildrop listing at login.", latency,
+		label("source", "full"))
+	m.maildrop = r.histogram("pop3_maildrop_messages", "Messages in the maildrop at login.", messages)
+	m.retrieved = r.counter("pop3_messages_retrieved_total", "Messages delivered to clients.", label("command", "RETR", "TOP"))
+	m.deleted = r.counter("pop3_messages_deleted_total", "Messages removed at QUIT.")
+	m.updateFailures = r.counter("pop3_update_failures_total", "Failures in the UPDATE state.",
+		label("stage", "seen", "store", "expunge", other))
+	m.messageSize = r.histogram("pop3_message_size_bytes", "Size of messages delivered by RETR.", octets)
+	m.mismatches = r.counter("pop3_size_mismatches_total", "Messages whose octet count differed from the announced size.")
+}
+
+func (m *Metrics) process() {
+	r := m.registry
+	m.panics = r.counter("panics_total", "Recovered panics.")
+	r.gauge("build_info", "Build metadata; value is always 1.",
+		label("version", m.config.Version), label("revision", revision()), label("goversion", runtime.Version()),
+	).of(m.config.Version, revision(), runtime.Version()).Set(1)
+	r.MustRegister(prometheus.NewGaugeFunc(
+		prometheus.GaugeOpts{Namespace: prefix, Name: "draining", Help: "1 while the process is draining."},
+		func() float64 { return number(m.config.Draining != nil && m.config.Draining()) }))
+	if m.config.Certificates != nil {
+		r.MustRegister(certificates(m.config.Certificates))
+	}
+}
+
+// revision is that of the source, if the build knows it.
+func revision() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return s.Value
+			}
+		}
+	}
+	return "unknown"
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// has reports whether value is one of a dimension with one label.
+func (d dimension) has(value string) bool {
+	return slices.ContainsFunc(d.values, func(v []string) bool { return v[0] == value })
+}

@@ -1,0 +1,129 @@
+package metrics
+
+import (
+	"crypto/tls"
+	"strconv"
+	"strings"
+
+	"postern/proxy"
+)
+
+// Observe implements proxy.Observer.
+func (m *Metrics) Observe(e proxy.Event) {
+	switch e := e.(type) {
+	case proxy.Accepted:
+		m.accepted.of(e.Client.Service, e.Client.Protocol).Inc()
+		m.open.of(e.Client.Service, e.Client.Protocol).Inc()
+	case proxy.Rejected:
+		m.rejected.of(e.Client.Service, proxy.ReasonOf(e.Err).String()).Inc()
+	case proxy.Handshake:
+		m.handshake(e)
+	case proxy.Attempt:
+		m.attempt(e)
+	case proxy.Opened:
+		m.active.of(e.Client.Protocol).Inc()
+	case proxy.Closed:
+		m.closed(e)
+	case proxy.Dialed:
+		m.dials.of(e.Backend, e.Result).Inc()
+		if e.Result == proxy.DialOK {
+			m.dialTime.of(e.Backend).Observe(e.Duration.Seconds())
+		}
+	case proxy.BackendLogin:
+		m.loginTime.of(e.Backend, e.Protocol).Observe(e.Duration.Seconds())
+	case proxy.Probed:
+		m.up.of(e.Backend, e.Protocol).Set(number(e.Up))
+	case proxy.MaildropOpened:
+		m.loadTime.of(e.Source).Observe(e.Duration.Seconds())
+		m.maildrop.of().Observe(float64(e.Messages))
+	case proxy.POP3Command:
+		m.command(e)
+	case proxy.MessageSent:
+		m.message(e)
+	case proxy.UpdateFailed:
+		m.updateFailures.of(e.Stage).Inc()
+	case proxy.Panicked:
+		m.panics.of().Inc()
+	}
+}
+
+func (m *Metrics) handshake(e proxy.Handshake) {
+	m.handshakes.of(e.Client.Service, e.Result).Inc()
+	if e.Result != proxy.HandshakeOK {
+		return
+	}
+	m.handshakeTime.of(e.Client.Service).Observe(e.Duration.Seconds())
+	if state := e.Client.TLS; state != nil {
+		version := strings.TrimPrefix(tls.VersionName(state.Version), "TLS ")
+		m.negotiated.of(version, strconv.FormatBool(state.DidResume)).Inc()
+	}
+}
+
+func (m *Metrics) attempt(e proxy.Attempt) {
+	result := resultOf(e.Err)
+	m.attempts.of(e.Client.Protocol, e.Via, result).Inc()
+	switch result { // the others are answered without asking anybody
+	case resultOK, resultWrong, resultTemporary, resultThrottled:
+		m.attemptTime.of(e.Client.Protocol, result).Observe(e.Duration.Seconds())
+	}
+}
+
+// resultOf names the outcome of an attempt.
+func resultOf(err error) string {
+	if err == nil {
+		return resultOK
+	}
+	switch proxy.ReasonOf(err) {
+	case 0:
+		return resultAbort
+	case proxy.Wrong:
+		return resultWrong
+	case proxy.Malformed:
+		return resultMalformed
+	case proxy.Unsupported:
+		return resultUnsupported
+	case proxy.ProtocolOff:
+		return resultForbidden
+	case proxy.Plaintext:
+		return resultPlaintext
+	case proxy.Throttled:
+		return resultThrottled
+	}
+	return resultTemporary
+}
+
+func (m *Metrics) closed(e proxy.Closed) {
+	protocol := e.Client.Protocol
+	m.open.of(e.Client.Service, protocol).Dec()
+	m.connectionTime.of(protocol).Observe(e.Duration.Seconds())
+	m.received.of(protocol).Add(float64(e.Received))
+	m.sent.of(protocol).Add(float64(e.Sent))
+	if e.Account == "" { // never logged in
+		return
+	}
+	m.active.of(protocol).Dec()
+	m.sessions.of(protocol, e.End).Inc()
+	if protocol == proxy.POP3 {
+		m.deleted.of().Add(float64(e.Totals.Deleted))
+	}
+}
+
+func (m *Metrics) command(e proxy.POP3Command) {
+	result := resultOK
+	if !e.OK {
+		result = resultError
+	}
+	m.commands.of(e.Command, result).Inc()
+	m.commandTime.of(e.Command).Observe(e.Duration.Seconds())
+}
+
+func (m *Metrics) message(e proxy.MessageSent) {
+	m.retrieved.of(e.Command).Inc()
+	if e.Command != "RETR" { // TOP sends a part
+		return
+	}
+	m.messageSize.of().Observe(float64(e.Octets))
+	if e.Mismatched {
+		m.mismatches.of().Inc()
+	}
+}
