@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"postern/configs"
+	"postern/proxy/backend"
+	"postern/proxy/listen"
+)
+
+func checkCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Say all that is wrong with a configuration, without starting",
+		Args:  cobra.NoArgs,
+	}
+	path := configFlag(cmd)
+	probe := cmd.Flags().Bool("probe", false, "connect to each backend and report what it offers; nobody is logged in")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := configs.Load(*path)
+		if err != nil {
+			return err
+		}
+		store, err := loadCertificates(cfg)
+		if err != nil {
+			return err
+		}
+		h, err := build(cfg, store, slog.New(slog.DiscardHandler))
+		if err != nil {
+			return err
+		}
+		out := cmd.OutOrStdout()
+		errs := []error{h.checkPorts()}
+		if *probe {
+			errs = append(errs, h.probe(cmd.Context(), out))
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(out, "%s is good\n", *path)
+		return err
+	}
+	return cmd
+}
+
+// checkPorts names the processes that hold what the configuration wants. A
+// running Postern, whose next configuration this may be, is none of them.
+func (h *house) checkPorts() error {
+	var mistakes configs.Errors
+	look := func(key, address string) {
+		if pid, name, ok := listen.Holder(address); ok && name != "postern" {
+			mistakes = append(mistakes, h.cfg.Errorf(key, "%s is held by %s (process %d)", address, name, pid))
+		}
+	}
+	for _, d := range h.doors {
+		look(d.key, d.address)
+	}
+	if address := h.cfg.Metrics.Address; address != "" {
+		look("metrics.address", address)
+	}
+	if mistakes == nil {
+		return nil
+	}
+	return mistakes
+}
+
+// probe asks each server behind what it is.
+func (h *house) probe(ctx context.Context, out io.Writer) error {
+	var errs []error
+	for _, s := range h.servers {
+		begun := time.Now()
+		report, err := s.Probe(ctx)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		describe(out, s, report, time.Since(begun))
+	}
+	return errors.Join(errs...)
+}
+
+func describe(out io.Writer, s *backend.Server, r backend.Report, took time.Duration) {
+	version := "no TLS"
+	if r.TLS != 0 {
+		version = tls.VersionName(r.TLS)
+	}
+	_, _ = fmt.Fprintf(out, "backend %s, %s at %s: %s, answered in %v\n  greeting:     %s\n  capabilities: %s\n  mechanisms:   %s\n",
+		s.Name, s.Protocol, s.Address, version, took.Round(time.Millisecond),
+		r.Greeting, strings.Join(r.Capabilities, ", "), strings.Join(r.Mechanisms, " "))
+}
