@@ -1,0 +1,491 @@
+package metrics
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"postern/proxy"
+)
+
+func config() Config {
+	return Config{
+		Version:  "1.2.3",
+		Services: []Service{{"imaps", proxy.IMAP}, {"pop3s", proxy.POP3}, {"submissions", proxy.Submission}, {"imaps-2", proxy.IMAP}},
+		Backends: []Backend{{"main", proxy.IMAP}, {"main", proxy.Submission}, {"old", proxy.IMAP}},
+	}
+}
+
+func get(t *testing.T, h http.Handler, path string) (status int, body string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	return w.Code, w.Body.String()
+}
+
+// scrape returns the values of postern's series, by name and labels.
+func scrape(t *testing.T, m *Metrics) map[string]string {
+	t.Helper()
+	status, body := get(t, m.Handler(), "/metrics")
+	if status != http.StatusOK {
+		t.Fatalf("GET /metrics: status %d\n%s", status, body)
+	}
+	all := make(map[string]string)
+	for line := range strings.Lines(body) {
+		if i := strings.LastIndexByte(line, ' '); strings.HasPrefix(line, "postern_") {
+			all[line[:i]] = strings.TrimSpace(line[i+1:])
+		}
+	}
+	return all
+}
+
+func client(service, protocol string) proxy.Client {
+	return proxy.Client{ID: "abc", Service: service, Protocol: protocol, Addr: netip.MustParseAddrPort("192.0.2.1:1024")}
+}
+
+// everything is each event once.
+func everything(c proxy.Client, text string) []proxy.Event {
+	c.TLS = &tls.ConnectionState{Version: tls.VersionTLS13}
+	err := errors.New(text)
+	return []proxy.Event{
+		proxy.Accepted{Client: c},
+		proxy.Rejected{Client: c, Err: err},
+		proxy.Handshake{Client: c, Result: text, Err: err},
+		proxy.Handshake{Client: c, Result: proxy.HandshakeOK},
+		proxy.Attempt{Client: c, Via: text, User: text, Account: text},
+		proxy.Attempt{Client: c, Via: text, User: text, Err: proxy.Refuse(proxy.Wrong, err)},
+		proxy.Opened{Client: c, Account: text, Backend: text},
+		proxy.Closed{Client: c, Account: text, Backend: text, End: text, Err: err},
+		proxy.Dialed{Backend: text, Protocol: text, Result: text, Err: err},
+		proxy.BackendLogin{Backend: text, Protocol: text, Err: err},
+		proxy.Probed{Backend: text, Protocol: text, Err: err},
+		proxy.MaildropOpened{Client: c, Source: text},
+		proxy.POP3Command{Command: text},
+		proxy.MessageSent{Command: text},
+		proxy.UpdateFailed{Client: c, Stage: text, Err: err},
+		proxy.Panicked{Client: c, Value: text, Stack: []byte(text)},
+	}
+}
+
+func TestNamesAreLintFree(t *testing.T) {
+	c := config()
+	c.Certificates = func() []Certificate { return []Certificate{{Name: "mail.example.org", Source: "file"}} }
+	m := New(c)
+	m.Handler()
+	for _, e := range everything(client("imaps", proxy.IMAP), "text") {
+		m.Observe(e)
+	}
+	problems, err := testutil.GatherAndLint(m.registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+// Criterion: Every series of logins is there, at 0, before anybody has logged in.
+func TestSeriesOfLoginsAreThereFromTheStart(t *testing.T) {
+	series := scrape(t, New(config()))
+	results := []string{
+		"ok", "invalid_credentials", "temporary_failure", "rate_limited", "malformed",
+		"unsupported_mechanism", "client_abort", "tls_required", "forbidden",
+	}
+	n := 0
+	for protocol, mechanisms := range map[string][]string{
+		"imap": {"plain", "login_command", "other"}, "pop3": {"plain", "userpass", "other"}, "submission": {"plain", "login", "other"},
+	} {
+		for _, mechanism := range mechanisms {
+			for _, result := range results {
+				n++
+				name := fmt.Sprintf("postern_auth_attempts_total{mechanism=%q,protocol=%q,result=%q}", mechanism, protocol, result)
+				if series[name] != "0" {
+					t.Errorf("%s = %q, want 0", name, series[name])
+				}
+			}
+		}
+	}
+	for name := range series {
+		if strings.HasPrefix(name, "postern_auth_attempts_total") {
+			n--
+		}
+	}
+	if n != 0 {
+		t.Errorf("%d more series of logins are expected than there are", n)
+	}
+}
+
+// What an alert asks for must be there before it happens.
+func TestAllFamiliesAreThereFromTheStart(t *testing.T) {
+	series := scrape(t, New(config()))
+	for _, name := range []string{
+		`build_info{goversion="go.*",revision=".+",version="1.2.3"}`,
+		`connections_accepted_total{listener="imaps-2",protocol="imap"}`,
+		`connections_rejected_total{listener="pop3s",reason="too_many"}`,
+		`connections_open{listener="imaps",protocol="imap"}`,
+		`connection_duration_seconds_count{protocol="submission"}`,
+		`tls_handshakes_total{listener="imaps",result="silent"}`,
+		`tls_handshake_duration_seconds_bucket{listener="pop3s",le="0.001"}`,
+		`tls_handshake_duration_seconds_bucket{listener="pop3s",le="16.384"}`,
+		`tls_negotiated_total{resumed="true",version="1.3"}`,
+		`client_received_bytes_total{protocol="pop3"}`,
+		`client_sent_bytes_total{protocol="pop3"}`,
+		`auth_duration_seconds_count{protocol="imap",result="rate_limited"}`,
+		`sessions_active{protocol="imap"}`,
+		`sessions_total{end="drain",protocol="imap"}`,
+		`backend_up{backend="main",protocol="submission"}`,
+		`backend_dials_total{backend="old",result="tls"}`,
+		`backend_dial_duration_seconds_count{backend="old"}`,
+		`backend_login_duration_seconds_count{backend="main",protocol="imap"}`,
+		`pop3_commands_total{command="UIDL",result="error"}`,
+		`pop3_command_duration_seconds_count{command="QUIT"}`,
+		`pop3_maildrop_load_duration_seconds_count{source="full"}`,
+		`pop3_maildrop_messages_bucket{le="262144"}`,
+		`pop3_messages_retrieved_total{command="TOP"}`,
+		`pop3_messages_deleted_total`,
+		`pop3_update_failures_total{stage="expunge"}`,
+		`pop3_message_size_bytes_bucket{le="2.68435456e+08"}`,
+		`pop3_size_mismatches_total`,
+		`panics_total`,
+		`draining`,
+	} {
+		pattern := "^postern_" + strings.NewReplacer("{", `\{`, "}", `\}`, "+08", `\+08`).Replace(name) + "$"
+		found := 0
+		for s, value := range series {
+			if !regexp.MustCompile(pattern).MatchString(s) {
+				continue
+			}
+			found++
+			if want := strings.HasPrefix(name, "build_info"); (value == "1") != want || (value == "0") == want {
+				t.Errorf("%s = %s at the start", s, value)
+			}
+		}
+		if found != 1 {
+			t.Errorf("%d series are %s, want 1", found, name)
+		}
+	}
+}
+
+// moved returns how the scrape differs after events: only sums and counts of
+// histograms, not their buckets.
+func moved(t *testing.T, m *Metrics, events ...proxy.Event) (changes []string) {
+	t.Helper()
+	before := scrape(t, m)
+	for _, e := range events {
+		m.Observe(e)
+	}
+	for name, value := range scrape(t, m) {
+		if before[name] != value && !strings.Contains(name, "_bucket") {
+			changes = append(changes, strings.TrimPrefix(name, "postern_")+" "+value)
+		}
+	}
+	slices.Sort(changes)
+	return changes
+}
+
+func TestEventsMoveTheirCounters(t *testing.T) {
+	pop3 := client("pop3s", proxy.POP3)
+	resumed := pop3
+	resumed.TLS = &tls.ConnectionState{Version: tls.VersionTLS12, DidResume: true}
+	tests := []struct {
+		name   string
+		events []proxy.Event
+		want   []string
+	}{
+		{"a connection that never logs in", []proxy.Event{
+			proxy.Accepted{Client: pop3},
+			proxy.Closed{Client: pop3, Duration: 2 * time.Second, Received: 3, Sent: 4, End: proxy.EndRefused},
+		}, []string{
+			`client_received_bytes_total{protocol="pop3"} 3`,
+			`client_sent_bytes_total{protocol="pop3"} 4`,
+			`connection_duration_seconds_count{protocol="pop3"} 1`,
+			`connection_duration_seconds_sum{protocol="pop3"} 2`,
+			`connections_accepted_total{listener="pop3s",protocol="pop3"} 1`,
+		}},
+		{"an open connection", []proxy.Event{proxy.Accepted{Client: pop3}}, []string{
+			`connections_accepted_total{listener="pop3s",protocol="pop3"} 1`,
+			`connections_open{listener="pop3s",protocol="pop3"} 1`,
+		}},
+		{"a refused connection", []proxy.Event{
+			proxy.Rejected{Client: pop3, Err: proxy.Refuse(proxy.TooMany, nil)},
+			proxy.Rejected{Client: pop3, Err: io.EOF},
+		}, []string{
+			`connections_rejected_total{listener="pop3s",reason="other"} 1`,
+			`connections_rejected_total{listener="pop3s",reason="too_many"} 1`,
+		}},
+		{"handshakes", []proxy.Event{
+			proxy.Handshake{Client: resumed, Result: proxy.HandshakeOK, Duration: time.Second},
+			proxy.Handshake{Client: pop3, Result: proxy.HandshakeSilent, Duration: 10 * time.Second, Err: io.EOF},
+		}, []string{
+			`tls_handshake_duration_seconds_count{listener="pop3s"} 1`,
+			`tls_handshake_duration_seconds_sum{listener="pop3s"} 1`,
+			`tls_handshakes_total{listener="pop3s",result="ok"} 1`,
+			`tls_handshakes_total{listener="pop3s",result="silent"} 1`,
+			`tls_negotiated_total{resumed="true",version="1.2"} 1`,
+		}},
+		{"a session", []proxy.Event{
+			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, User: "alice", Account: "alice", Duration: time.Second},
+			proxy.Opened{Client: pop3, Account: "alice", Backend: "main"},
+			proxy.Closed{Client: pop3, Account: "alice", Backend: "main", End: proxy.EndQuit, Totals: proxy.Totals{Retrieved: 9, Deleted: 5}},
+			proxy.Opened{Client: pop3, Account: "bob", Backend: "main"},
+		}, []string{
+			`auth_attempts_total{mechanism="userpass",protocol="pop3",result="ok"} 1`,
+			`auth_duration_seconds_count{protocol="pop3",result="ok"} 1`,
+			`auth_duration_seconds_sum{protocol="pop3",result="ok"} 1`,
+			`connection_duration_seconds_count{protocol="pop3"} 1`,
+			`connections_open{listener="pop3s",protocol="pop3"} -1`, // not accepted in this test
+			`pop3_messages_deleted_total 5`,
+			`sessions_active{protocol="pop3"} 1`,
+			`sessions_total{end="client_quit",protocol="pop3"} 1`,
+		}},
+		{"a backend", []proxy.Event{
+			proxy.Dialed{Backend: "main", Protocol: proxy.IMAP, Result: proxy.DialOK, Duration: time.Second},
+			proxy.Dialed{Backend: "main", Protocol: proxy.IMAP, Result: proxy.DialTimeout, Duration: time.Minute, Err: io.EOF},
+			proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Duration: 2 * time.Second},
+			proxy.Probed{Backend: "main", Protocol: proxy.IMAP, Up: true},
+			proxy.Probed{Backend: "main", Protocol: proxy.Submission},
+		}, []string{
+			`backend_dial_duration_seconds_count{backend="main"} 1`,
+			`backend_dial_duration_seconds_sum{backend="main"} 1`,
+			`backend_dials_total{backend="main",result="ok"} 1`,
+			`backend_dials_total{backend="main",result="timeout"} 1`,
+			`backend_login_duration_seconds_count{backend="main",protocol="imap"} 1`,
+			`backend_login_duration_seconds_sum{backend="main",protocol="imap"} 2`,
+			`backend_up{backend="main",protocol="imap"} 1`,
+		}},
+		{"POP3", []proxy.Event{
+			proxy.MaildropOpened{Client: pop3, Source: "full", Messages: 7, Octets: 100, Duration: time.Second},
+			proxy.POP3Command{Command: "RETR", OK: true, Duration: time.Second},
+			proxy.POP3Command{Command: "OTHER", Duration: time.Second},
+			proxy.MessageSent{Command: "RETR", Octets: 5, Mismatched: true},
+			proxy.MessageSent{Command: "RETR", Octets: 6},
+			proxy.MessageSent{Command: "TOP", Octets: 100, Mismatched: true},
+			proxy.UpdateFailed{Client: pop3, Stage: "expunge", Err: io.EOF},
+		}, []string{
+			`pop3_command_duration_seconds_count{command="RETR"} 1`,
+			`pop3_command_duration_seconds_count{command="other"} 1`,
+			`pop3_command_duration_seconds_sum{command="RETR"} 1`,
+			`pop3_command_duration_seconds_sum{command="other"} 1`,
+			`pop3_commands_total{command="RETR",result="ok"} 1`,
+			`pop3_commands_total{command="other",result="error"} 1`,
+			`pop3_maildrop_load_duration_seconds_count{source="full"} 1`,
+			`pop3_maildrop_load_duration_seconds_sum{source="full"} 1`,
+			`pop3_maildrop_messages_count 1`,
+			`pop3_maildrop_messages_sum 7`,
+			`pop3_message_size_bytes_count 2`,
+			`pop3_message_size_bytes_sum 11`,
+			`pop3_messages_retrieved_total{command="RETR"} 2`,
+			`pop3_messages_retrieved_total{command="TOP"} 1`,
+			`pop3_size_mismatches_total 1`,
+			`pop3_update_failures_total{stage="expunge"} 1`,
+		}},
+		{"a panic", []proxy.Event{proxy.Panicked{Client: pop3, Value: "boom"}}, []string{`panics_total 1`}},
+		{"what nobody announced", []proxy.Event{
+			proxy.Accepted{Client: client("new", proxy.IMAP)},
+			proxy.Attempt{Client: pop3, Via: proxy.ViaXOAuth2, Err: proxy.Refuse(proxy.Unsupported, nil)},
+		}, []string{
+			`auth_attempts_total{mechanism="other",protocol="other",result="unsupported_mechanism"} 1`,
+			`connections_accepted_total{listener="other",protocol="other"} 1`,
+			`connections_open{listener="other",protocol="other"} 1`,
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if got := moved(t, New(config()), test.events...); !slices.Equal(got, test.want) {
+				t.Errorf("changed:\n\t%s\nwant:\n\t%s", strings.Join(got, "\n\t"), strings.Join(test.want, "\n\t"))
+			}
+		})
+	}
+}
+
+func TestEachReasonHasItsResult(t *testing.T) {
+	want := map[proxy.Reason]string{
+		proxy.Wrong: "invalid_credentials", proxy.Malformed: "malformed", proxy.Unsupported: "unsupported_mechanism",
+		proxy.ProtocolOff: "forbidden", proxy.Plaintext: "tls_required", proxy.Throttled: "rate_limited",
+		proxy.TooMany: "temporary_failure", proxy.Unavailable: "temporary_failure", proxy.InUse: "temporary_failure",
+		proxy.TimedOut: "temporary_failure", proxy.ShuttingDown: "temporary_failure", proxy.Kicked: "temporary_failure",
+		proxy.Internal: "temporary_failure",
+	}
+	for _, reason := range proxy.Reasons() {
+		if got := resultOf(fmt.Errorf("log in: %w", proxy.Refuse(reason, io.EOF))); got != want[reason] {
+			t.Errorf("result of %s = %s, want %s", reason, got, want[reason])
+		}
+		if temporary := want[reason] == resultTemporary || want[reason] == resultThrottled; temporary != reason.Temporary() {
+			t.Errorf("%s is counted as %s, which confuses temporary and permanent", reason, want[reason])
+		}
+	}
+	for _, err := range []error{io.EOF, context.Canceled} {
+		if got := resultOf(err); got != "client_abort" {
+			t.Errorf("result of %v = %s, want client_abort", err, got)
+		}
+	}
+}
+
+// Criterion: 100,000 random users and addresses add no series, and neither does anything else that a client may send.
+func TestNothingFromOutsideBecomesASeries(t *testing.T) {
+	m := New(config())
+	before := len(scrape(t, m))
+	known := client("imaps", proxy.IMAP)
+	for i := range 100_000 {
+		known.ID = fmt.Sprint(i)
+		known.Addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), uint16(i))
+		user := fmt.Sprint("user", rand.Uint64())
+		m.Observe(proxy.Accepted{Client: known})
+		m.Observe(proxy.Attempt{Client: known, Via: proxy.ViaPlain, User: user, Err: proxy.Refuse(proxy.Wrong, errors.New(user))})
+		m.Observe(proxy.Attempt{Client: known, Via: proxy.ViaPlain, User: user, Account: user})
+		m.Observe(proxy.Opened{Client: known, Account: user, Backend: "main"})
+		m.Observe(proxy.Closed{Client: known, Account: user, Backend: "main", End: proxy.EndError, Err: errors.New(user)})
+	}
+	after := scrape(t, m)
+	if len(after) != before {
+		t.Errorf("%d series became %d", before, len(after))
+	}
+	if got := after[`postern_sessions_total{end="error",protocol="imap"}`]; got != "100000" {
+		t.Errorf("%s sessions are counted, want 100000", got)
+	}
+
+	sent := func(n int) (series int) {
+		for range n {
+			text := fmt.Sprint("\xff\"\n", rand.Uint64()) // not even UTF-8
+			for _, c := range []proxy.Client{known, client(text, proxy.IMAP), client("imaps", text), client(text, text)} {
+				for _, e := range everything(c, text) {
+					m.Observe(e)
+				}
+			}
+		}
+		return len(scrape(t, m))
+	}
+	if few, many := sent(1), sent(2000); few != many {
+		t.Errorf("%d series with \"other\" became %d", few, many)
+	}
+}
+
+func TestCountingIsSafeFromManyGoroutines(t *testing.T) {
+	m := New(config())
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for range 100 {
+				for _, e := range everything(client("imaps", proxy.IMAP), fmt.Sprint(i)) {
+					m.Observe(e)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if got := scrape(t, m)["postern_panics_total"]; got != "800" {
+		t.Errorf("%s panics are counted, want 800", got)
+	}
+}
+
+func TestGaugesAreAskedAtEachScrape(t *testing.T) {
+	c := config()
+	var certs []Certificate
+	draining := false
+	c.Certificates = func() []Certificate { return certs }
+	c.Draining = func() bool { return draining }
+	m := New(c)
+	const after, before = "postern_certificate_not_after_timestamp_seconds", "postern_certificate_not_before_timestamp_seconds"
+	if s := scrape(t, m); s["postern_draining"] != "0" || s[after] != "" {
+		t.Errorf("draining %s, certificate %s at the start", s["postern_draining"], s[after])
+	}
+	draining = true
+	certs = []Certificate{
+		{"mail.example.org", "file", time.Unix(1e9, 0), time.Unix(2e9, 0)},
+		{"mail.example.org", "file", time.Unix(3, 0), time.Unix(4, 0)}, // must not spoil the scrape
+		{"old\xff", "file", time.Unix(5, 0), time.Unix(6, 0)},
+	}
+	s := scrape(t, m)
+	for name, want := range map[string]string{
+		"postern_draining": "1",
+		after + `{name="mail.example.org",source="file"}`:  "2e+09",
+		before + `{name="mail.example.org",source="file"}`: "1e+09",
+		after + `{name="old?",source="file"}`:              "6",
+	} {
+		if s[name] != want {
+			t.Errorf("%s = %q, want %s", name, s[name], want)
+		}
+	}
+}
+
+func TestHealthAndReadiness(t *testing.T) {
+	c := config()
+	var reason error
+	c.Ready = func() error { return reason }
+	h := New(c).Handler()
+	if status, body := get(t, h, "/readyz"); status != http.StatusOK || body != "ready\n" {
+		t.Errorf("GET /readyz: %d %q, want 200 and ready", status, body)
+	}
+	reason = errors.New("no backend is up")
+	if status, body := get(t, h, "/readyz"); status != http.StatusServiceUnavailable || body != "no backend is up\n" {
+		t.Errorf("GET /readyz without a backend: %d %q, want 503 and the reason", status, body)
+	}
+	if status, body := get(t, h, "/healthz"); status != http.StatusOK || body != "alive\n" {
+		t.Errorf("GET /healthz without a backend: %d %q, want 200: the process is alive", status, body)
+	}
+	if status, _ := get(t, h, "/"); status != http.StatusNotFound {
+		t.Errorf("GET /: %d, want 404", status)
+	}
+	if status, _ := get(t, New(config()).Handler(), "/readyz"); status != http.StatusOK {
+		t.Errorf("GET /readyz without Ready: %d, want 200", status)
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/metrics", strings.NewReader("x")))
+	if w.Code != http.StatusMethodNotAllowed {
+		t.Errorf("POST /metrics: %d, want 405", w.Code)
+	}
+}
+
+func TestServerSpeaksOpenMetricsAndWaitsForNobody(t *testing.T) {
+	s := New(config()).Server()
+	if s.ReadHeaderTimeout == 0 || s.ReadTimeout == 0 || s.WriteTimeout == 0 || s.IdleTimeout == 0 || s.MaxHeaderBytes == 0 {
+		t.Errorf("the server has no limit for something: %+v", s)
+	}
+	web := httptest.NewServer(s.Handler)
+	defer web.Close()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, web.URL+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", "application/openmetrics-text; version=1.0.0")
+	resp, err := web.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/openmetrics-text") || !strings.HasSuffix(string(body), "# EOF\n") {
+		t.Errorf("type %q, end %q, want OpenMetrics", resp.Header.Get("Content-Type"), body[max(0, len(body)-20):])
+	}
+	for _, name := range []string{"process_open_fds ", "process_max_fds ", "go_goroutines ", "promhttp_metric_handler_requests_in_flight "} {
+		if !strings.Contains(string(body), "\n"+name) {
+			t.Errorf("%s is not served", name)
+		}
+	}
+}
+
+func BenchmarkPOP3Command(b *testing.B) {
+	m := New(config())
+	var e proxy.Event = proxy.POP3Command{Command: "RETR", OK: true, Duration: time.Millisecond}
+	b.ReportAllocs()
+	for b.Loop() {
+		m.Observe(e)
+	}
+}
