@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
@@ -197,7 +198,7 @@ func (f *fixture) wantEnd(t *testing.T, want error) {
 
 // A tape is a connection on which all that the client says is said already.
 type tape struct {
-	in  *bytes.Reader
+	in  io.Reader
 	out bytes.Buffer
 }
 

@@ -1,0 +1,91 @@
+package front
+
+import (
+	"strings"
+	"testing"
+
+	"postern/proxy"
+)
+
+// Criterion: In no protocol is a temporary refusal called permanent, nor a permanent one temporary.
+func TestWordsKeepTemporaryAndPermanentApart(t *testing.T) {
+	for _, r := range proxy.Reasons() {
+		w := wordsOf(r)
+		// 421 and 4xx say come again, and so do UNAVAILABLE, LIMIT, INUSE and SERVERBUG.
+		imap := strings.Contains(w.imap, "UNAVAILABLE") || strings.Contains(w.imap, "LIMIT") ||
+			strings.Contains(w.imap, "INUSE") || strings.Contains(w.imap, "SERVERBUG")
+		pop3 := w.pop3 == "[SYS/TEMP]" || w.pop3 == "[IN-USE]"
+		smtp := w.smtp[0] == '4'
+		if want := r.Temporary(); imap != want || pop3 != want || smtp != want || w.smtp[4] != w.smtp[0] {
+			t.Errorf("%v is said by %q, %q, %q, temporary: %v", r, w.imap, w.pop3, w.smtp, want)
+		}
+		if r.Final() && smtp && !strings.HasPrefix(w.smtp, "421 ") {
+			t.Errorf("%v ends the connection with %q", r, w.smtp)
+		}
+		if (w.imap == "NO [AUTHENTICATIONFAILED]") != (r == proxy.Wrong || r == proxy.Malformed) {
+			t.Errorf("%v is %q", r, w.imap)
+		}
+	}
+}
+
+// Criterion: Each refusal is one line of ASCII of at most 512 octets that ends with the session id.
+func TestRefusalsAreShortLinesWithTheSessionID(t *testing.T) {
+	texts := []string{"", "use port 995, see https://example.org/mail", "[ALERT] Störung\r\n+OK\x00" + strings.Repeat("so lang ", 1000)}
+	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+		for _, reason := range proxy.Reasons() {
+			for _, text := range texts {
+				out := refuse(t, protocol, &proxy.Refusal{Reason: reason, Text: text})
+				for line := range strings.Lines(out) {
+					line, ended := strings.CutSuffix(line, "\r\n")
+					ascii := strings.IndexFunc(line, func(r rune) bool { return r < ' ' || r > '~' }) < 0
+					if !ended || !ascii || len(line) > 510 || !strings.HasSuffix(line, " (session abcdefghijkl)") || strings.Contains(line, "[ALERT") {
+						t.Errorf("%s, %v, %.10q: %q", protocol, reason, text, line)
+					}
+				}
+				if n := strings.Count(out, "\n"); n == 0 || n > 2 || n == 2 && protocol != proxy.IMAP {
+					t.Errorf("%s, %v: %d lines", protocol, reason, n)
+				}
+			}
+		}
+	}
+}
+
+// refuse returns what is said when r answers the first credentials.
+func refuse(t *testing.T, protocol string, r *proxy.Refusal) string {
+	t.Helper()
+	tp := &tape{in: strings.NewReader(map[string]string{
+		proxy.IMAP:       "a LOGIN alice x\r\n",
+		proxy.POP3:       "USER alice\r\nPASS x\r\n",
+		proxy.Submission: "EHLO x\r\nAUTH PLAIN AGFsaWNlAHg=\r\n",
+	}[protocol])}
+	d := newDialogue(protocol, proxy.NewConn(tp, proxy.Client{ID: "abcdefghijkl"}, nil, 0), Options{Offer: func() proxy.Offer { return offer }})
+	if login, err := d.Login(t.Context()); login == nil || err != nil {
+		t.Fatalf("Login = %v, %v", login, err)
+	}
+	tp.out.Reset()
+	err := d.Refuse(r)
+	if (err != nil) != r.Reason.Final() || err != nil && err != error(r) {
+		t.Errorf("%s: Refuse(%v) = %v", protocol, r, err)
+	}
+	return tp.out.String()
+}
+
+func TestAcceptSaysTheWelcomeOnOneLine(t *testing.T) {
+	for protocol, want := range map[string]string{
+		proxy.IMAP:       "a OK [CAPABILITY IMAP4rev1 IDLE] hi  a BAD\r\n",
+		proxy.POP3:       "+OK [CAPABILITY IMAP4rev1 IDLE] hi  a BAD\r\n",
+		proxy.Submission: "235 2.7.0 [CAPABILITY IMAP4rev1 IDLE] hi  a BAD\r\n",
+	} {
+		tp := &tape{}
+		d := newDialogue(protocol, proxy.NewConn(tp, proxy.Client{}, nil, 0), Options{})
+		if d, ok := d.(*IMAP); ok {
+			d.tag = "a"
+		}
+		if err := d.Accept("[CAPABILITY IMAP4rev1 IDLE] hi\r\na BAD"); err != nil {
+			t.Fatal(err)
+		}
+		if got := tp.out.String(); got != want {
+			t.Errorf("%s: Accept says %q, want %q", protocol, got, want)
+		}
+	}
+}
