@@ -1,0 +1,166 @@
+package bridge
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"postern/proxy"
+	"postern/proxy/proxytest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A recorder keeps events.
+type recorder struct {
+	mu     sync.Mutex
+	events []proxy.Event
+}
+
+func (r *recorder) Observe(e proxy.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.events = append(r.events, e)
+}
+
+// of returns the events of one type.
+func of[E proxy.Event](r *recorder) (some []E) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.events {
+		if e, ok := e.(E); ok {
+			some = append(some, e)
+		}
+	}
+	return some
+}
+
+const capabilities = "IMAP4rev1 UIDPLUS"
+
+// A bridged is a POP3 session that runs.
+type bridged struct {
+	conn    net.Conn // the client's end
+	session proxy.Session
+	welcome string
+	cancel  context.CancelCauseFunc
+	events  *recorder
+	err     error // why it ended, after wait
+	done    chan struct{}
+}
+
+// run opens a session with b and serves the client's end of a TCP connection.
+func run(t testing.TB, b *Backend) *bridged {
+	t.Helper()
+	client, server := proxytest.Pipe(t)
+	return runOn(t, b, client, server)
+}
+
+func runOn(t testing.TB, b *Backend, client, server net.Conn) *bridged {
+	t.Helper()
+	r := &bridged{conn: client, events: &recorder{}, done: make(chan struct{})}
+	b.Observer = r.events
+	var ctx context.Context
+	ctx, r.cancel = context.WithCancelCause(context.Background())
+	login := &proxy.Login{Client: proxy.Client{ID: "ID42"}, Account: "alice", Secret: proxy.NewSecret([]byte("secret"))}
+	session, err := b.Login(ctx, login)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if login.Secret.Reveal() != nil {
+		t.Error("the secret is still there after Login")
+	}
+	r.session = session
+	if r.welcome, err = session.Open(ctx); err != nil {
+		_ = session.Close()
+		t.Fatal(err)
+	}
+	go func() {
+		defer close(r.done)
+		conn := proxy.NewConn(server, login.Client, nil, 0)
+		defer context.AfterFunc(ctx, func() { conn.Interrupt(context.Cause(ctx)) })()
+		r.err = session.Run(ctx, conn)
+		_ = session.Close()
+		_ = conn.Close()
+	}()
+	t.Cleanup(func() {
+		_ = client.Close()
+		r.cancel(nil)
+		<-r.done
+	})
+	return r
+}
+
+// wait returns why the session ended.
+func (r *bridged) wait(t testing.TB) error {
+	t.Helper()
+	select {
+	case <-r.done:
+		return r.err
+	case <-time.After(5 * time.Second):
+		t.Fatal("the session does not end")
+		return nil
+	}
+}
+
+// connected is a Dial that has connected to conn.
+func connected(conn net.Conn, capabilities string) Dial {
+	return func(context.Context, *proxy.Login) (net.Conn, string, error) { return conn, capabilities, nil }
+}
+
+// scripted runs a session whose server plays a script.
+func scripted(t testing.TB, script string) *bridged {
+	t.Helper()
+	near, far := proxytest.Pipe(t)
+	proxytest.ServeTranscript(t, far, script)
+	return run(t, &Backend{Name: "main", Dial: connected(near, capabilities)})
+}
+
+// opened is the script of a mailbox with messages of the given sizes, whose
+// UIDs are 11, 12, ...
+func opened(sizes ...int) string {
+	var b strings.Builder
+	b.WriteString("C: T1 SELECT INBOX\n")
+	fmt.Fprintf(&b, "S: * %d EXISTS\n", len(sizes))
+	b.WriteString("S: * OK [UIDVALIDITY 7] of today\nS: * OK [UIDNEXT 99] next\nS: T1 OK [READ-WRITE] done\n")
+	b.WriteString("C: T2 UID FETCH 1:\\* (UID RFC822.SIZE)\n")
+	for i, size := range sizes {
+		fmt.Fprintf(&b, "S: * %d FETCH (UID %d RFC822.SIZE %d)\n", i+1, 11+i, size)
+	}
+	b.WriteString("S: T2 OK done\n")
+	return b.String()
+}
+
+// dialIMAP is a Dial that logs in at addr.
+func dialIMAP(addr string) Dial {
+	return func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "tcp", addr)
+		if err != nil {
+			return nil, "", proxy.Refuse(proxy.Unavailable, err)
+		}
+		r := bufio.NewReader(conn)
+		_, _ = fmt.Fprintf(conn, "a LOGIN %s %s\r\n", l.Account, l.Secret.Reveal())
+		for {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				_ = conn.Close()
+				return nil, "", proxy.Refuse(proxy.Unavailable, err)
+			}
+			if strings.HasPrefix(line, "a OK") {
+				return conn, line, nil
+			}
+			if strings.HasPrefix(line, "a ") {
+				_ = conn.Close()
+				return nil, "", proxy.Refuse(proxy.Wrong, errors.New("server said no"))
+			}
+		}
+	}
+}

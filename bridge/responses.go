@@ -1,0 +1,226 @@
+package bridge
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"postern/proxy/wire"
+)
+
+// maxLine bounds a line of the server's. The answer to SEARCH is one line: this
+// is about a million UIDs.
+const maxLine = 8 << 20
+
+var errLongLine = errors.New("line of the server without end")
+
+// Responses is what the server sends, less what imapclient must not see:
+//
+//   - the rows of a listing, which cost imapclient 30 times what they cost here;
+//   - FETCH responses without a body: one that has the UID of a pending command
+//     (flags that another client has changed) is taken for its answer, and the
+//     body that follows for noise;
+//   - responses it does not know, as VANISHED: it closes the connection.
+type responses struct {
+	br      *bufio.Reader
+	long    []byte // a line that br cannot hold
+	pending []byte // passes next
+	literal int64  // octets that pass then, as they are
+	within  bool   // the next line belongs to a response that passes
+
+	listing atomic.Pointer[listing] // takes rows; nil: nobody asked for any
+	bye     atomic.Pointer[string]  // what the server said in its BYE
+}
+
+// newResponses returns the responses that come from src, after greeting.
+func newResponses(src io.Reader, greeting string) *responses {
+	return &responses{br: bufio.NewReader(src), pending: []byte(greeting)}
+}
+
+// Read implements io.Reader. The octets of a literal are not copied on the way.
+func (r *responses) Read(p []byte) (int, error) {
+	for len(r.pending) == 0 {
+		if r.literal > 0 {
+			n, err := r.br.Read(p[:min(int64(len(p)), r.literal)])
+			r.literal -= int64(n)
+			return n, err
+		}
+		if err := r.next(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, r.pending)
+	r.pending = r.pending[n:]
+	return n, nil
+}
+
+// next reads one line and lets it pass, or drops the response it begins.
+func (r *responses) next() error {
+	line, err := r.line()
+	if err != nil {
+		return err
+	}
+	passes, data := true, true
+	if !r.within {
+		passes, data = r.look(line)
+	}
+	literal, announced := wire.TrailingLiteral(line)
+	announced = announced && data // in the text of a status {5} is just text
+	if passes {
+		r.pending, r.within = line, announced
+		if announced {
+			r.literal = literal.Size
+		}
+		return nil
+	}
+	for announced {
+		if _, err := io.CopyN(io.Discard, r.br, literal.Size); err != nil {
+			return err
+		}
+		if line, err = r.line(); err != nil {
+			return err
+		}
+		literal, announced = wire.TrailingLiteral(line)
+	}
+	return nil
+}
+
+// line returns the next line with its end, valid until the next read.
+func (r *responses) line() ([]byte, error) {
+	line, err := r.br.ReadSlice('\n')
+	if !errors.Is(err, bufio.ErrBufferFull) {
+		return line, err
+	}
+	r.long = append(r.long[:0:0], line...) // not kept for longer than the line
+	for errors.Is(err, bufio.ErrBufferFull) {
+		if len(r.long) > maxLine {
+			return nil, errLongLine
+		}
+		line, err = r.br.ReadSlice('\n')
+		r.long = append(r.long, line...)
+	}
+	return r.long, err
+}
+
+// look decides about the response that begins with line: whether imapclient
+// may see it, and whether it is data, which may have literals.
+func (r *responses) look(line []byte) (passes, data bool) {
+	text, ok := bytes.CutPrefix(line, []byte("* "))
+	if !ok {
+		return line[0] != '+', false // tagged; nobody waits for a continuation
+	}
+	text, _ = wire.TrimLine(text)
+	word, rest := wire.CutWord(text)
+	if len(word) > 0 && '0' <= word[0] && word[0] <= '9' {
+		word, rest = wire.CutWord(rest)
+		return r.numbered(wire.Keyword(word), rest), true
+	}
+	switch wire.Keyword(word) {
+	case "OK", "NO", "BAD":
+		return true, false
+	case "BYE":
+		said := string(rest[:min(len(rest), 200)])
+		r.bye.Store(&said)
+		return true, false
+	case "SEARCH":
+		return true, true
+	}
+	return false, true
+}
+
+// numbered decides about the responses that begin with a number.
+func (r *responses) numbered(name string, rest []byte) (passes bool) {
+	listing := r.listing.Load()
+	switch name {
+	case "EXISTS":
+		return true
+	case "EXPUNGE":
+		if listing != nil {
+			listing.expunged = true
+		}
+	case "FETCH":
+		if listing == nil {
+			return bytes.Contains(bytes.ToUpper(rest), []byte("BODY["))
+		}
+		if uid, size, ok := parseRow(rest); ok {
+			listing.add(uid, size)
+		}
+	}
+	return false
+}
+
+// parseRow reads "(UID 5 RFC822.SIZE 1234)", with other items between as the
+// server likes. It reports false if one of the two is missing.
+func parseRow(s []byte) (uid uint32, size int64, ok bool) {
+	s, ok = bytes.CutPrefix(s, []byte("("))
+	size = -1
+	for ok && len(s) > 0 && s[0] != ')' {
+		var name, value []byte
+		name, s = wire.CutWord(s)
+		value, s, ok = cutValue(s)
+		switch {
+		case bytes.EqualFold(name, []byte("UID")):
+			n, valid := parseNumber(value)
+			if !valid || n == 0 || n > 1<<32-1 {
+				return 0, 0, false
+			}
+			uid = uint32(n)
+		case bytes.EqualFold(name, []byte("RFC822.SIZE")):
+			n, valid := parseNumber(value)
+			if !valid {
+				return 0, 0, false
+			}
+			size = n
+		}
+	}
+	return uid, size, ok && uid != 0 && size >= 0
+}
+
+// cutValue cuts the value of one item off s, and the space after it: a list
+// with its parentheses, a quoted string with its quotes, or an atom.
+func cutValue(s []byte) (value, rest []byte, ok bool) {
+	depth, quoted := 0, false
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '(':
+			depth++
+		case c == ')' && depth == 0:
+			return s[:i], s[i:], i > 0
+		case c == ')':
+			depth--
+		case c == ' ' && depth == 0:
+			return s[:i], s[i+1:], i > 0
+		}
+	}
+	return nil, nil, false
+}
+
+// parseNumber reads up to 18 digits.
+func parseNumber(digits []byte) (n int64, ok bool) {
+	if len(digits) == 0 || len(digits) > 18 {
+		return 0, false
+	}
+	for _, c := range digits {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = 10*n + int64(c-'0')
+	}
+	return n, true
+}
+
+// said returns err with what the server said of its leaving.
+func (r *responses) said(err error) error {
+	if bye := r.bye.Load(); bye != nil {
+		return fmt.Errorf("%w: server said BYE %s", err, *bye)
+	}
+	return err
+}

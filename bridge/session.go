@@ -1,0 +1,361 @@
+package bridge
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"postern/proxy"
+	"postern/proxy/wire"
+)
+
+const (
+	maxCommand = 255 // octets of a command with its CRLF, RFC 2449 section 4
+	maxBad     = 20  // commands in a row that are none
+)
+
+var errBadCommands = errors.New("too many bad commands")
+
+// A session is a POP3 session in its TRANSACTION and UPDATE states, RFC 1939
+// sections 5 and 6.
+type session struct {
+	backend *Backend
+	client  proxy.Client
+	inbox   *inbox
+	drop    *maildrop
+	totals  proxy.Totals
+	bad     int // commands in a row that were none
+
+	conn *proxy.Conn // while it runs
+	out  *bufio.Writer
+}
+
+// A no is the answer -ERR.
+type no struct {
+	text string
+	bad  bool  // it was no command at all
+	end  error // why the session ends with it; nil: it goes on
+}
+
+func (n *no) Error() string { return n.text }
+
+// Open lists the maildrop.
+func (s *session) Open(ctx context.Context) (welcome string, err error) {
+	begun := time.Now()
+	s.drop, err = s.inbox.list(ctx)
+	if ctx.Err() != nil {
+		return "", context.Cause(ctx)
+	}
+	if err != nil {
+		return "", &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("open maildrop: %w", err)}
+	}
+	s.backend.observe(proxy.MaildropOpened{
+		Client: s.client, Source: "full", Messages: s.drop.count, Octets: s.drop.octets, Duration: time.Since(begun),
+	})
+	return s.summary(), nil
+}
+
+// Backend implements proxy.Reporter.
+func (s *session) Backend() string { return s.backend.Name }
+
+// Totals implements proxy.Reporter.
+func (s *session) Totals() proxy.Totals { return s.totals }
+
+// Close says goodbye to the server.
+func (s *session) Close() error { return s.inbox.close() }
+
+// Run answers commands, one at a time, until QUIT.
+func (s *session) Run(ctx context.Context, client *proxy.Conn) error {
+	s.conn, s.out = client, s.backend.takeWriter(client)
+	defer func() { s.backend.giveWriter(s.out) }()
+	for {
+		line, err := s.next()
+		if err == nil || errors.Is(err, proxy.ErrLineTooLong) {
+			err = s.answer(ctx, line)
+		} else {
+			err = s.gone(ctx, err)
+		}
+		if err == nil {
+			continue
+		}
+		flushed := s.out.Flush()
+		switch {
+		case errors.Is(err, proxy.ErrQuit) && flushed != nil:
+			return lost(flushed)
+		case errors.Is(err, proxy.ErrQuit):
+			return nil
+		}
+		return err
+	}
+}
+
+// next returns the next command, or nil and ErrLineTooLong. Answers wait until
+// the client waits for them: RFC 2449 section 6.6.
+func (s *session) next() ([]byte, error) {
+	if s.conn.Buffered() == 0 {
+		if err := s.out.Flush(); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.conn.SetReadDeadline(time.Now().Add(s.backend.idle())); err != nil {
+		return nil, err
+	}
+	return s.conn.ReadLine(maxCommand)
+}
+
+// gone returns why a session ends whose client sends nothing more.
+func (s *session) gone(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		s.refuse(s.ended(ctx))
+		return context.Cause(ctx)
+	case errors.Is(err, proxy.ErrFlood):
+		s.refuse(&no{text: "Line too long"})
+		return err
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		// RFC 1939 section 3: without UPDATE, and without a word.
+		return proxy.ErrIdleTimeout
+	}
+	return lost(err)
+}
+
+// lost is for errors of the connection to the client.
+func lost(err error) error { return fmt.Errorf("%w: %w", proxy.ErrClientClosed, err) }
+
+// answer answers one command. An error ends the session.
+func (s *session) answer(ctx context.Context, line []byte) error {
+	begun := time.Now()
+	keyword, args := parse(line)
+	err := s.do(ctx, keyword, args)
+	ok := err == nil || errors.Is(err, proxy.ErrQuit)
+	if n, said := errors.AsType[*no](err); said {
+		s.refuse(n)
+		ok, err = false, s.count(n)
+	} else if ok {
+		s.bad = 0
+	} else {
+		s.conn.Abort() // the answer has begun: it must not look complete
+	}
+	s.backend.observe(proxy.POP3Command{Command: label(keyword), OK: ok, Duration: time.Since(begun)})
+	return err
+}
+
+// count counts what was no command, and returns why the session ends, or nil.
+func (s *session) count(n *no) error {
+	if !n.bad {
+		s.bad = 0
+		return n.end
+	}
+	if s.bad++; s.bad >= maxBad {
+		return errBadCommands
+	}
+	return n.end
+}
+
+// parse splits a command at its spaces. RFC 1939 wants one between arguments
+// and none at the end; some clients send more.
+func parse(line []byte) (keyword string, args []string) {
+	text, _ := wire.TrimLine(line)
+	words := strings.FieldsFunc(string(text), func(r rune) bool { return r == ' ' })
+	if len(words) == 0 {
+		return "", nil
+	}
+	return strings.ToUpper(words[0]), words[1:]
+}
+
+// label returns the keyword as a metric may have it.
+func label(keyword string) string {
+	switch keyword {
+	case "STAT", "LIST", "RETR", "DELE", "NOOP", "RSET", "QUIT", "TOP", "UIDL", "CAPA":
+		return keyword
+	}
+	return "OTHER"
+}
+
+// do gives the answer, or returns the *no that is the answer. Any other error
+// ends the session: after +OK ErrQuit, else in the middle of an answer.
+func (s *session) do(ctx context.Context, keyword string, args []string) error {
+	switch keyword {
+	case "STAT":
+		return s.without(args, s.stat)
+	case "LIST":
+		return s.listing(args, "scan", s.size)
+	case "UIDL":
+		return s.listing(args, "unique-id", s.uniqueID)
+	case "RETR":
+		return s.retr(ctx, args)
+	case "TOP":
+		return s.top(ctx, args)
+	case "DELE":
+		return s.dele(args)
+	case "NOOP":
+		return s.without(args, s.noop)
+	case "RSET":
+		return s.without(args, s.rset)
+	case "CAPA":
+		return s.without(args, s.capa)
+	case "QUIT":
+		return s.without(args, func() error { return s.quit(ctx) })
+	case "USER", "PASS", "APOP", "AUTH", "STLS":
+		return &no{text: "You are already logged in", bad: true}
+	}
+	return &no{text: "Unknown command", bad: true}
+}
+
+func (s *session) without(args []string, do func() error) error {
+	if len(args) > 0 {
+		return &no{text: "This command takes no argument", bad: true}
+	}
+	return do()
+}
+
+func (s *session) stat() error {
+	s.ok(fmt.Sprintf("%d %d", s.drop.count, s.drop.octets))
+	return nil
+}
+
+func (s *session) noop() error {
+	s.ok("Nothing done")
+	return nil
+}
+
+func (s *session) rset() error {
+	s.drop.reset()
+	s.ok(s.summary())
+	return nil
+}
+
+// capa lists what holds after login. RFC 2449 section 5 wants the list of
+// before to be part of it; USER, SASL and STLS are left out all the same, as
+// everybody does: they would not work.
+func (s *session) capa() error {
+	s.ok("Capability list follows")
+	_, _ = s.out.WriteString("TOP\r\nUIDL\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\nPIPELINING\r\nIMPLEMENTATION Postern\r\n.\r\n")
+	return nil
+}
+
+// listing answers LIST and UIDL: about one message, or about all that are not
+// marked as deleted.
+func (s *session) listing(args []string, kind string, entry func([]byte, *message) []byte) error {
+	if len(args) > 1 {
+		return &no{text: "This command takes one message number or none", bad: true}
+	}
+	if len(args) == 1 {
+		n, m, err := s.message(args[0])
+		if err != nil {
+			return err
+		}
+		s.ok(string(entry(append(strconv.AppendInt(nil, int64(n), 10), ' '), m)))
+		return nil
+	}
+	s.ok(strings.ToUpper(kind[:1]) + kind[1:] + " listing follows")
+	for i := range s.drop.messages {
+		m := &s.drop.messages[i]
+		if m.marks&deleted != 0 {
+			continue
+		}
+		b := strconv.AppendInt(s.out.AvailableBuffer(), int64(i+1), 10)
+		b = append(entry(append(b, ' '), m), "\r\n"...)
+		if _, err := s.out.Write(b); err != nil {
+			return lost(err)
+		}
+	}
+	_, _ = s.out.WriteString(".\r\n")
+	return nil
+}
+
+func (s *session) size(b []byte, m *message) []byte { return strconv.AppendInt(b, m.size, 10) }
+
+func (s *session) uniqueID(b []byte, m *message) []byte {
+	return s.backend.format()(b, m.uid, s.drop.uidValidity)
+}
+
+func (s *session) dele(args []string) error {
+	n, m, err := s.single(args)
+	if err != nil {
+		return err
+	}
+	s.drop.delete(m)
+	s.ok(fmt.Sprintf("Message %d deleted", n))
+	return nil
+}
+
+// quit enters the UPDATE state, RFC 1939 section 6.
+func (s *session) quit(ctx context.Context) error {
+	if err := s.update(ctx); err != nil {
+		return &no{text: s.temporary("Some deleted messages were not removed"), end: proxy.ErrQuit}
+	}
+	s.ok("Goodbye")
+	return proxy.ErrQuit
+}
+
+// single returns the message that the only argument names.
+func (s *session) single(args []string) (int, *message, error) {
+	if len(args) != 1 {
+		return 0, nil, &no{text: "This command takes one message number", bad: true}
+	}
+	return s.message(args[0])
+}
+
+// message returns the message that arg names, if it is not marked as deleted.
+func (s *session) message(arg string) (int, *message, error) {
+	n, err := number(arg)
+	if err != nil {
+		return 0, nil, err
+	}
+	if n < 1 || n > int64(len(s.drop.messages)) {
+		return 0, nil, &no{text: fmt.Sprintf("No such message, there are %d in the maildrop", len(s.drop.messages))}
+	}
+	m := &s.drop.messages[n-1]
+	if m.marks&deleted != 0 {
+		return 0, nil, &no{text: fmt.Sprintf("Message %d is deleted", n)}
+	}
+	return int(n), m, nil
+}
+
+// number reads a number. One that is too large becomes the largest.
+func number(arg string) (int64, error) {
+	n, err := strconv.ParseUint(arg, 10, 63)
+	if errors.Is(err, strconv.ErrRange) {
+		return math.MaxInt64, nil
+	}
+	if err != nil {
+		return 0, &no{text: "That is not a number", bad: true}
+	}
+	return int64(n), nil
+}
+
+func (s *session) summary() string {
+	return fmt.Sprintf("Maildrop has %d messages (%d octets)", s.drop.count, s.drop.octets)
+}
+
+// ok says +OK, always with the space that some clients wait for: RFC 1957.
+// What goes wrong in writing shows when it is flushed.
+func (s *session) ok(text string) {
+	_, _ = s.out.WriteString("+OK " + text + "\r\n")
+}
+
+func (s *session) refuse(n *no) {
+	_, _ = s.out.WriteString("-ERR " + n.text + "\r\n")
+}
+
+// temporary returns text with the code of RFC 3206 section 4, and with the
+// session id, so that a screenshot leads to the log.
+func (s *session) temporary(text string) string {
+	return fmt.Sprintf("[SYS/TEMP] %s (%s)", text, s.client.ID)
+}
+
+// ended is what a client learns whose session is ended by us.
+func (s *session) ended(ctx context.Context) *no {
+	text := "The server ends this session, please connect again later"
+	if r, ok := errors.AsType[*proxy.Refusal](context.Cause(ctx)); ok && r.Text != "" {
+		text = r.Text
+	}
+	return &no{text: s.temporary(text), end: context.Cause(ctx)}
+}
