@@ -356,8 +356,8 @@ func TestReloadKeepsTheOldCertificateWhenTheNewOneIsBad(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "failed to find any PEM data in certificate input"},
-		"no certificate file": {func(t *testing.T, p Pair) { _ = os.Remove(p.Cert) }, "no such file"},
-		"no key file":         {func(t *testing.T, p Pair) { _ = os.Remove(p.Key) }, "no such file"},
+		"no certificate file": {func(_ *testing.T, p Pair) { _ = os.Remove(p.Cert) }, "no such file"},
+		"no key file":         {func(_ *testing.T, p Pair) { _ = os.Remove(p.Key) }, "no such file"},
 	}
 	for name, test := range spoil {
 		t.Run(name, func(t *testing.T) {
