@@ -43,9 +43,15 @@ only IMAP.`,
 	return 0
 }
 
-// complain says what is wrong; the mistakes of a configuration one a line, in
-// the form that editors understand.
+// complain says what is wrong, each thing on a line of its own; the mistakes of
+// a configuration in the form that editors understand.
 func complain(w io.Writer, err error) {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, one := range joined.Unwrap() {
+			complain(w, one)
+		}
+		return
+	}
 	mistakes, ok := errors.AsType[configs.Errors](err)
 	if !ok {
 		_, _ = fmt.Fprintf(w, "postern: %v\n", err)

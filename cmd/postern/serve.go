@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -99,21 +98,21 @@ func (h *house) firstProbe(ctx context.Context) {
 
 // open opens every listener, or none. The error names all that cannot be.
 func (h *house) open(ctx context.Context) (bindings []proxy.Binding, err error) {
-	var errs []error
+	var mistakes configs.Errors
 	for _, d := range h.doors {
 		ln, err := listen.TCP(ctx, d.address)
 		if err != nil {
-			errs = append(errs, h.cfg.Errorf(d.key, "%v", err))
+			mistakes = append(mistakes, h.cfg.Errorf(d.key, "%v", err))
 			continue
 		}
 		bindings = append(bindings, proxy.Binding{Listener: ln, Service: d.service})
 	}
 	if address := h.cfg.Metrics.Address; address != "" {
 		if h.watching, err = listen.TCP(ctx, address); err != nil {
-			errs = append(errs, h.cfg.Errorf("metrics.address", "%v", err))
+			mistakes = append(mistakes, h.cfg.Errorf("metrics.address", "%v", err))
 		}
 	}
-	if len(errs) == 0 {
+	if mistakes == nil {
 		return bindings, nil
 	}
 	for _, b := range bindings {
@@ -122,7 +121,7 @@ func (h *house) open(ctx context.Context) (bindings []proxy.Binding, err error) 
 	if h.watching != nil {
 		_ = h.watching.Close()
 	}
-	return nil, errors.Join(errs...)
+	return nil, mistakes
 }
 
 // drain ends the service. What clients see of it is the server's.
