@@ -34,7 +34,7 @@ var (
 // Options are what a Service's dialogues have in common.
 type Options struct {
 	Hostname string             // in greetings
-	Offer    func() proxy.Offer // what submission announces; without Mechanisms: not known yet. IMAP and POP3 do not ask
+	Offer    func() proxy.Offer // submission: the EHLO lines it may announce; without Mechanisms: not known yet
 }
 
 // A dialogue is what the three protocols have in common.

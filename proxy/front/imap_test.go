@@ -469,7 +469,7 @@ func TestRefusalBeforeTheGreetingIsOne(t *testing.T) {
 		tp := &tape{}
 		d := newDialogue(protocol, proxy.NewConn(tp, proxy.Client{ID: "abc"}, nil, 0), Options{})
 		r := proxy.Refuse(proxy.Plaintext, nil)
-		if err := d.Refuse(r); err != error(r) {
+		if err := d.Refuse(r); !errors.Is(err, r) {
 			t.Errorf("%s: Refuse = %v, want the refusal", protocol, err)
 		}
 		if got := tp.out.String(); !strings.HasPrefix(got, want) || !strings.HasSuffix(got, " (session abc)\r\n") || strings.Count(got, "\n") != 1 {

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"strings"
+	"slices"
 
 	"postern/proxy"
 	"postern/proxy/wire"
@@ -55,28 +55,8 @@ func (d *SMTP) greet() error {
 		return proxy.Refuse(proxy.Unavailable, errNoOffer)
 	}
 	d.greeted = true
-	d.offer = proxy.Offer{Mechanisms: offer.Mechanisms, Extensions: append(extensions(offer.Extensions), "AUTH PLAIN LOGIN")}
+	d.offer = proxy.Offer{Mechanisms: offer.Mechanisms, Extensions: slices.Concat(offer.Extensions, []string{"AUTH PLAIN LOGIN"})}
 	return d.say("220 " + d.options.Hostname + " ESMTP Postern")
-}
-
-// extensions returns those of the backends' EHLO lines that the relay passes
-// on, as they are announced here.
-func extensions(lines []string) []string {
-	var passed []string
-	for _, line := range lines {
-		keyword, arg, _ := strings.Cut(line, " ")
-		switch keyword = strings.ToUpper(keyword); keyword {
-		case "SIZE":
-			if arg != "" && strings.Trim(arg, "0123456789") == "" && len(arg) <= 20 {
-				keyword += " " + arg
-			}
-		case "PIPELINING", "8BITMIME", "SMTPUTF8", "DSN", "ENHANCEDSTATUSCODES", "CHUNKING":
-		default:
-			continue
-		}
-		passed = append(passed, keyword)
-	}
-	return passed
 }
 
 // Refuse implements proxy.Dialogue.
@@ -151,9 +131,7 @@ func (d *SMTP) simple(name string, arg []byte) error {
 	switch name {
 	case "EHLO", "HELO":
 		return d.ehlo(name, arg)
-	case "NOOP":
-		return d.say("250 2.0.0 OK")
-	case "RSET":
+	case "NOOP", "RSET":
 		return d.say("250 2.0.0 OK")
 	case "VRFY":
 		return d.say("252 2.0.0 Send some mail to find out") // RFC 5321 section 3.5.3

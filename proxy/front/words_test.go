@@ -1,6 +1,7 @@
 package front
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -64,7 +65,7 @@ func refuse(t *testing.T, protocol string, r *proxy.Refusal) string {
 	}
 	tp.out.Reset()
 	err := d.Refuse(r)
-	if (err != nil) != r.Reason.Final() || err != nil && err != error(r) {
+	if (err != nil) != r.Reason.Final() || err != nil && !errors.Is(err, r) {
 		t.Errorf("%s: Refuse(%v) = %v", protocol, r, err)
 	}
 	return tp.out.String()
