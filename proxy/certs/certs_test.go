@@ -33,7 +33,7 @@ type order struct {
 	names []string // DNS names; none: a certificate without SAN
 	cn    string
 	rsa   bool
-	ended time.Duration // ago
+	ended time.Duration // ago; 0: it ends in an hour
 }
 
 // write makes a certificate and writes it, and its key, to p.
@@ -44,7 +44,7 @@ func write(t *testing.T, p Pair, o order) *x509.Certificate {
 		Subject: pkix.Name{CommonName: o.cn}, DNSNames: o.names,
 		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(time.Hour),
 	}
-	if o.ended > 0 {
+	if o.ended != 0 {
 		template.NotAfter = time.Now().Add(-o.ended)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
@@ -384,6 +384,43 @@ func TestReloadKeepsTheOldCertificateWhenTheNewOneIsBad(t *testing.T) {
 				t.Errorf("New: %v; at a start only an expired certificate is better than none", err)
 			}
 		})
+	}
+}
+
+func TestCertificateThatEndsEarlierIsServed(t *testing.T) {
+	p := files(t)
+	write(t, p, order{names: []string{"mail.example.org"}})
+	s, err := New([]Pair{p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	short := write(t, p, order{names: []string{"mail.example.org"}, ended: -time.Minute})
+	if err := s.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	if got := servedTo(t, s.TLS(proxy.IMAP, 0), client("mail.example.org")); !got.Equal(short) {
+		t.Error("a certificate with less time left than the old one, but some, is not served")
+	}
+}
+
+func TestReplacedFileIsSeenWithoutItsTime(t *testing.T) {
+	dir, now := t.TempDir(), time.Now()
+	var infos []os.FileInfo
+	for _, name := range []string{"old", "new"} { // both exist, so their inodes differ
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, now, now); err != nil {
+			t.Fatal(err)
+		}
+		infos = append(infos, stat(path))
+	}
+	if same(infos[0], infos[1]) {
+		t.Error("a file of the same size and time counts as the same file")
+	}
+	if !same(infos[0], stat(filepath.Join(dir, "old"))) {
+		t.Error("a file that did not change counts as another")
 	}
 }
 
