@@ -1,7 +1,6 @@
 // Package memserver serves mail that lives in memory: an IMAP server and an
 // SMTP server that delivers into it. It is the mail server of the demo and of
-// tests, so it keeps its promises rather than scaling: nothing is stored, and
-// a client that stops reading in the middle of a FETCH holds its mailbox.
+// tests. Messages stay as they came, byte for byte.
 package memserver
 
 import (
@@ -15,10 +14,9 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"time"
 
-	"github.com/emersion/go-imap/v2"
 	"github.com/emersion/go-imap/v2/imapserver"
-	"github.com/emersion/go-imap/v2/imapserver/imapmemserver"
 	"github.com/emersion/go-smtp"
 )
 
@@ -34,9 +32,9 @@ type Account struct{ User, Password string }
 type Options struct {
 	Accounts []Account
 	// UIDValidity is that of every INBOX; 0 stands for 1. A server whose mail is
-	// gone when it ends must not begin with the same one again, or clients take
-	// new messages for old ones. 16 bits are what is cheap to count up to.
-	UIDValidity uint16
+	// gone when it ends should not begin with the same one again, or clients
+	// take new messages for old ones.
+	UIDValidity uint32
 	// TLS offers STARTTLS; nil: not offered. A listener that speaks TLS from
 	// the first byte (tls.NewListener) needs none. Passwords are taken with and
 	// without TLS.
@@ -51,14 +49,12 @@ type Options struct {
 // A Server is an IMAP and an SMTP server on the same mail. Its methods may be
 // called by several goroutines.
 type Server struct {
-	accounts  map[string]Account
-	mailboxes map[string]*imapmemserver.User
-	accepted  func(string, []string, []byte)
-	memory    *imapmemserver.Server
-	imap      *imapserver.Server
-	smtp      *smtp.Server
-	conns     tracker
-	serving   sync.WaitGroup // ServeIMAP and ServeSMTP
+	users    map[string]*user
+	accepted func(from string, to []string, raw []byte)
+	imap     *imapserver.Server
+	smtp     *smtp.Server
+	conns    tracker
+	serving  sync.WaitGroup // ServeIMAP and ServeSMTP
 }
 
 // New returns a Server that listens nowhere yet.
@@ -67,43 +63,14 @@ func New(o Options) *Server {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{
-		accounts:  make(map[string]Account),
-		mailboxes: make(map[string]*imapmemserver.User),
-		accepted:  o.Accepted,
-		memory:    imapmemserver.New(),
-	}
+	s := &Server{users: make(map[string]*user), accepted: o.Accepted}
 	s.conns.init()
 	for _, a := range o.Accounts {
-		u := newUser(a, max(o.UIDValidity, 1))
-		s.accounts[a.User], s.mailboxes[a.User] = a, u
-		s.memory.AddUser(u)
+		s.users[a.User] = newUser(a.Password, max(o.UIDValidity, 1))
 	}
 	s.imap = s.newIMAP(o.TLS, slog.NewLogLogger(logger.Handler(), slog.LevelWarn))
 	s.smtp = s.newSMTP(o.TLS, slog.NewLogLogger(logger.Handler(), slog.LevelWarn))
 	return s
-}
-
-// newUser makes the mailboxes of an account. The library counts UIDVALIDITY up
-// by one for each mailbox created and has no other way to set it.
-func newUser(a Account, uidValidity uint16) *imapmemserver.User {
-	u := imapmemserver.NewUser(a.User, a.Password)
-	for range uidValidity - 1 {
-		must(u.Create("INBOX", nil))
-		must(u.Delete("INBOX"))
-	}
-	for _, name := range []string{"INBOX", "Sent", "Trash"} {
-		must(u.Create(name, nil))
-		must(u.Subscribe(name))
-	}
-	return u
-}
-
-// must is for calls on a mailbox nobody else knows of yet.
-func must(err error) {
-	if err != nil {
-		panic(err)
-	}
 }
 
 // ServeIMAP serves IMAP4rev1 on ln until [Server.Close], which makes it return
@@ -145,50 +112,46 @@ func (s *Server) Close() error {
 	return err
 }
 
-// Append adds a message to the INBOX of user, as it stands.
-func (s *Server) Append(user string, raw []byte) error {
-	u := s.mailboxes[user]
-	if u == nil {
-		return fmt.Errorf("append to %q: no such account", user)
+// Append adds a message to the INBOX of an account, as it stands.
+func (s *Server) Append(name string, raw []byte) error {
+	u, ok := s.users[name]
+	if !ok {
+		return fmt.Errorf("append to %q: no such account", name)
 	}
-	if _, err := u.Append("INBOX", literal{bytes.NewReader(raw)}, &imap.AppendOptions{}); err != nil {
-		return fmt.Errorf("append to %q: %w", user, err)
+	box, err := u.mailbox("INBOX")
+	if err != nil {
+		return fmt.Errorf("append to %q: %w", name, err)
 	}
+	box.append(bytes.Clone(raw), time.Now(), nil)
 	return nil
 }
 
-// Renew replaces the INBOX of user by an empty one with another UIDVALIDITY, as
-// when a server has lost its index. Connections that have it selected keep the
-// old one.
-func (s *Server) Renew(user string) error {
-	u := s.mailboxes[user]
-	if u == nil {
-		return fmt.Errorf("renew %q: no such account", user)
+// Renew replaces the INBOX of an account by an empty one with a higher
+// UIDVALIDITY, as when a server has lost its index. Connections that have it
+// selected keep the old one.
+func (s *Server) Renew(name string) error {
+	u, ok := s.users[name]
+	if !ok {
+		return fmt.Errorf("renew %q: no such account", name)
 	}
-	if err := u.Delete("INBOX"); err != nil {
-		return fmt.Errorf("renew %q: %w", user, err)
-	}
-	if err := u.Create("INBOX", nil); err != nil {
-		return fmt.Errorf("renew %q: %w", user, err)
-	}
-	return u.Subscribe("INBOX")
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.create("INBOX")
+	return nil
 }
 
-// literal is a message as go-imap takes it.
-type literal struct{ *bytes.Reader }
-
-// verify reports whether the password is that of user.
-func (s *Server) verify(user, password string) bool {
-	a, ok := s.accounts[user]
-	return ok && subtle.ConstantTimeCompare([]byte(a.Password), []byte(password)) == 1
+// verify reports whether the password is that of the account.
+func (s *Server) verify(name, password string) bool {
+	u, ok := s.users[name]
+	return ok && subtle.ConstantTimeCompare([]byte(u.password), []byte(password)) == 1
 }
 
 // recipient returns the account that an address belongs to.
-func (s *Server) recipient(address string) (user string, ok bool) {
-	if _, ok := s.accounts[address]; ok {
+func (s *Server) recipient(address string) (name string, ok bool) {
+	if _, ok := s.users[address]; ok {
 		return address, true
 	}
 	local := address[:max(strings.LastIndexByte(address, '@'), 0)]
-	_, ok = s.accounts[local]
+	_, ok = s.users[local]
 	return local, ok
 }

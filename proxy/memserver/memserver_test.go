@@ -2,6 +2,7 @@ package memserver
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -145,24 +146,218 @@ func TestIMAPAnswersWhatABridgeNeeds(t *testing.T) {
 	}
 }
 
-func TestMailArrivingDuringASessionIsListed(t *testing.T) {
+func TestMailArrivingDuringASessionIsAnnouncedBeforeItIsShown(t *testing.T) {
 	s, addr, _ := start(t, Options{})
-	c := login(t, addr)
-	if _, err := c.Select("INBOX", nil).Wait(); err != nil {
-		t.Fatal(err)
-	}
-	for range 3 {
+	add := func() {
 		if err := s.Append("alice", []byte("Subject: new\r\n\r\n")); err != nil {
 			t.Fatal(err)
 		}
 	}
-	listing, err := c.Fetch(imap.UIDSet{{Start: 1}}, &imap.FetchOptions{UID: true}).Collect()
-	if err != nil {
+	add()
+	conn := dial(t, addr)
+	proxytest.Transcript(t, conn, `
+		S: \* OK *
+		C: a LOGIN alice secret
+		S: a OK *
+		C: b SELECT INBOX
+		S: \* 1 EXISTS
+		S: \* 0 RECENT
+		S: \* OK [UNSEEN 1]*
+		S: \* OK [UIDVALIDITY 1]*
+		S: \* OK [UIDNEXT 2]*
+		S: \* FLAGS *
+		S: \* OK [PERMANENTFLAGS *
+		S: b OK [READ-WRITE] *
+	`)
+	add()
+	add()
+	proxytest.Transcript(t, conn, `
+		C: c UID FETCH 1:* (FLAGS)
+		S: \* 1 FETCH (UID 1 FLAGS ())
+		S: \* 2 EXISTS
+		S: \* 3 EXISTS
+		S: c OK *
+		C: d UID FETCH 2:* (FLAGS)
+		S: \* 2 FETCH (UID 2 FLAGS ())
+		S: \* 3 FETCH (UID 3 FLAGS ())
+		S: d OK *
+		C: e UID FETCH 9:* (FLAGS)
+		S: \* 3 FETCH (UID 3 FLAGS ())
+		S: e OK *
+	`)
+}
+
+func TestMessagesStayAsTheyCame(t *testing.T) {
+	s, addr, _ := start(t, Options{})
+	messages := proxytest.Nasty()
+	c := login(t, addr)
+	for i, m := range messages {
+		if i%2 == 0 {
+			if err := s.Append("alice", m.Raw); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		cmd := c.Append("INBOX", int64(len(m.Raw)), nil)
+		_, writeErr := cmd.Write(m.Raw)
+		if err := errors.Join(writeErr, cmd.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := cmd.Wait(); err != nil {
+			t.Fatalf("APPEND of %s: %v", m.Name, err)
+		}
+	}
+	if _, err := c.Select("INBOX", nil).Wait(); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := len(listing), 3; got != want {
-		t.Errorf("UID FETCH 1:* lists %d messages, want %d", got, want)
+	whole := &imap.FetchItemBodySection{Peek: true}
+	header := &imap.FetchItemBodySection{Peek: true, Specifier: imap.PartSpecifierHeader}
+	text := &imap.FetchItemBodySection{Peek: true, Specifier: imap.PartSpecifierText}
+	middle := &imap.FetchItemBodySection{Peek: true, Partial: &imap.SectionPartial{Offset: 2, Size: 5}}
+	for i, m := range messages {
+		got, err := c.Fetch(imap.UIDSetNum(imap.UID(i+1)), &imap.FetchOptions{
+			UID: true, RFC822Size: true, Envelope: true, BodyStructure: &imap.FetchItemBodyStructure{Extended: true},
+			BodySection: []*imap.FetchItemBodySection{whole, header, text, middle},
+		}).Collect()
+		if err != nil || len(got) != 1 {
+			t.Fatalf("FETCH of %s: %d messages, %v", m.Name, len(got), err)
+		}
+		if size := got[0].RFC822Size; size != int64(len(m.Raw)) {
+			t.Errorf("%s: RFC822.SIZE %d, want %d", m.Name, size, len(m.Raw))
+		}
+		if b := got[0].FindBodySection(whole); !bytes.Equal(b, m.Raw) {
+			t.Errorf("%s: BODY[] is %.60q, want %.60q", m.Name, b, m.Raw)
+		}
+		if b := slices.Concat(got[0].FindBodySection(header), got[0].FindBodySection(text)); !bytes.Equal(b, m.Raw) {
+			t.Errorf("%s: header and text are %.60q, want %.60q", m.Name, b, m.Raw)
+		}
+		if b, want := got[0].FindBodySection(middle), m.Raw[min(2, len(m.Raw)):min(7, len(m.Raw))]; !bytes.Equal(b, want) {
+			t.Errorf("%s: BODY[]<2.5> is %q, want %q", m.Name, b, want)
+		}
 	}
+}
+
+func TestAClientThatStopsReadingHoldsNobody(t *testing.T) {
+	s, addr, _ := start(t, Options{})
+	if err := s.Append("alice", bytes.Repeat([]byte("x"), 32<<20)); err != nil {
+		t.Fatal(err)
+	}
+	stuck := dial(t, addr)
+	proxytest.Transcript(t, stuck, `
+		S: \* OK *
+		C: a LOGIN alice secret
+		S: a OK *
+		C: b SELECT INBOX
+		C: c FETCH 1 BODY[]
+		S: \* 1 EXISTS
+	`)
+	proxytest.Transcript(t, dial(t, addr), `
+		S: \* OK *
+		C: a LOGIN alice secret
+		S: a OK *
+		C: b STATUS INBOX (MESSAGES SIZE)
+		S: \* STATUS INBOX (MESSAGES 1 SIZE 33554432)
+		S: b OK *
+	`)
+}
+
+func TestMailboxesAndFlagsAndSearch(t *testing.T) {
+	s, addr, _ := start(t, Options{})
+	for _, raw := range []string{
+		"Subject: Hello World\r\nDate: Mon, 12 Jan 2026 09:00:00 +0000\r\n\r\nfirst body\r\n",
+		"Subject: other\r\n\r\nsecond body\r\n",
+		"Subject: third\r\n\r\nthird\r\n",
+	} {
+		if err := s.Append("alice", []byte(raw)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn := dial(t, addr)
+	proxytest.Transcript(t, conn, `
+		S: \* OK *
+		C: a LOGIN alice secret
+		S: a OK *
+		C: b LIST "" *
+		S: \* LIST () "/" INBOX
+		S: \* LIST (\\Sent) "/" "Sent"
+		S: \* LIST (\\Trash) "/" "Trash"
+		S: b OK *
+		C: c CREATE Work
+		S: c OK *
+		C: d CREATE Work
+		S: d NO [ALREADYEXISTS] *
+		C: e RENAME Work Old
+		S: e OK *
+		C: f UNSUBSCRIBE Trash
+		S: f OK *
+		C: g LSUB "" %
+		S: \* LSUB (\\Subscribed) "/" INBOX
+		S: \* LSUB (\\Subscribed \\Sent) "/" "Sent"
+		S: g OK *
+		C: h DELETE Old
+		S: h OK *
+		C: i DELETE INBOX
+		S: i NO *
+		C: j SELECT nowhere
+		S: j NO [NONEXISTENT] *
+		C: k SELECT INBOX
+		S: \* 3 EXISTS
+		S: \* *
+		S: \* *
+		S: \* *
+		S: \* *
+		S: \* *
+		S: \* *
+		S: k OK *
+		C: l STORE 2:3 +FLAGS (\Seen $Label)
+		S: \* 2 FETCH (FLAGS (\\Seen $Label))
+		S: \* 3 FETCH (FLAGS (\\Seen $Label))
+		S: l OK *
+		C: m UID STORE 3 -FLAGS (\Seen)
+		S: \* 3 FETCH (UID 3 FLAGS ($Label))
+		S: m OK *
+		C: n SEARCH KEYWORD $Label UNSEEN
+		S: \* SEARCH 3
+		S: n OK *
+		C: o UID SEARCH OR SUBJECT hello BODY second
+		S: \* SEARCH 1 2
+		S: o OK *
+		C: p SEARCH RETURN (MIN MAX COUNT) NOT TEXT third
+		S: \* ESEARCH (TAG "p") MIN 1 MAX 2 COUNT 2
+		S: p OK *
+		C: q SEARCH SENTSINCE 1-Jan-2026 SENTBEFORE 1-Feb-2026 SINCE 1-Feb-2020
+		S: \* SEARCH 1
+		S: q OK *
+		C: r SEARCH LARGER 1000
+		S: \* SEARCH
+		S: r OK *
+		C: s UID COPY 1 Sent
+		S: s OK [COPYUID 2 1 1] *
+		C: t UID MOVE 2 Trash
+		S: \* OK [COPYUID 3 2 1] *
+		S: \* 2 EXPUNGE
+		S: t OK *
+		C: u UID COPY 9 Sent
+		S: u OK COPY completed
+		C: v FETCH 1 BODY[TEXT]
+		S: \* 1 FETCH (BODY[TEXT] {12}
+		S: first body
+		S: )
+		S: \* 1 FETCH (UID 1 FLAGS (\\Seen))
+		S: v OK *
+		C: w EXAMINE INBOX
+		S: \* OK [CLOSED] *
+		S: \* 2 EXISTS
+		S: \* *
+		S: \* OK [UNSEEN 2]*
+		S: \* *
+		S: \* *
+		S: \* *
+		S: \* *
+		S: w OK [READ-ONLY] *
+		C: x STORE 1 FLAGS (\Deleted)
+		S: x NO [READ-ONLY] *
+	`)
 }
 
 func TestIMAPDialogue(t *testing.T) {

@@ -13,11 +13,15 @@ var samples embed.FS
 // checkout made of them.
 func Samples() [][]byte {
 	entries, err := samples.ReadDir("samples")
-	must(err)
+	if err != nil {
+		panic(err)
+	}
 	messages := make([][]byte, 0, len(entries))
 	for _, entry := range entries {
 		raw, err := samples.ReadFile(path.Join("samples", entry.Name()))
-		must(err)
+		if err != nil {
+			panic(err)
+		}
 		raw = bytes.ReplaceAll(raw, []byte("\r\n"), []byte("\n"))
 		messages = append(messages, bytes.ReplaceAll(raw, []byte("\n"), []byte("\r\n")))
 	}
