@@ -32,6 +32,7 @@ func pool(t *testing.T, ca string) *x509.CertPool {
 }
 
 func TestTwoDovecotsServeOneStore(t *testing.T) {
+	t.Parallel()
 	users := map[string]string{"alice": "secret", "bob@example.org": "pa ss"}
 	backend := StartDovecot(t, DovecotOptions{Users: users})
 	reference := StartDovecot(t, DovecotOptions{Users: users, POP3: true, Share: backend})
@@ -84,6 +85,7 @@ func TestTwoDovecotsServeOneStore(t *testing.T) {
 }
 
 func TestDovecotStopsAndStartsOnTheSamePorts(t *testing.T) {
+	t.Parallel()
 	d := StartDovecot(t, DovecotOptions{Users: map[string]string{"alice": "secret"}, POP3: true})
 	conn := dial(t, d.POP3)
 	Transcript(t, conn, `S: +OK *`)
@@ -101,6 +103,7 @@ func TestDovecotStopsAndStartsOnTheSamePorts(t *testing.T) {
 }
 
 func TestDovecotBelievesATrustedClientsID(t *testing.T) {
+	t.Parallel()
 	d := StartDovecot(t, DovecotOptions{
 		Users:   map[string]string{"alice": "secret"},
 		Trusted: "127.0.0.0/8",

@@ -24,6 +24,7 @@ func TestNastyMessagesAreAlwaysTheSame(t *testing.T) {
 }
 
 func TestDovecotTakesTheNastyMessages(t *testing.T) {
+	t.Parallel()
 	d := StartDovecot(t, DovecotOptions{Users: map[string]string{"alice": "secret"}})
 	var sizes string
 	messages := Nasty()

@@ -7,6 +7,7 @@ import (
 )
 
 func TestPostfixTakesMailAfterAuthAndDeliversToDovecot(t *testing.T) {
+	t.Parallel()
 	d := StartDovecot(t, DovecotOptions{Users: map[string]string{"alice": "secret", "bob@other.example": "secret"}})
 	p := StartPostfix(t, PostfixOptions{Dovecot: d})
 	conn := dial(t, p.SMTP)
@@ -94,6 +95,7 @@ func waitForMail(t *testing.T, d *Dovecot, user string) []byte {
 }
 
 func TestPostfixSendsNothingAwayAndBelievesXCLIENT(t *testing.T) {
+	t.Parallel()
 	d := StartDovecot(t, DovecotOptions{Users: map[string]string{"alice": "secret"}})
 	p := StartPostfix(t, PostfixOptions{Dovecot: d, XCLIENT: "127.0.0.1", Domain: "mail.example"})
 	if got, want := p.Address("alice"), "alice@mail.example"; got != want {

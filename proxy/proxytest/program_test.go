@@ -2,6 +2,8 @@ package proxytest
 
 import (
 	"fmt"
+	"runtime"
+	"sync"
 	"testing"
 )
 
@@ -11,9 +13,17 @@ type verdict struct {
 	skipped, failed string
 }
 
-func (v *verdict) Helper()                           {}
-func (v *verdict) Skipf(format string, args ...any)  { v.skipped = fmt.Sprintf(format, args...) }
-func (v *verdict) Fatalf(format string, args ...any) { v.failed = fmt.Sprintf(format, args...) }
+func (v *verdict) Helper() {}
+
+func (v *verdict) Skipf(format string, args ...any) {
+	v.skipped = fmt.Sprintf(format, args...)
+	runtime.Goexit()
+}
+
+func (v *verdict) Fatalf(format string, args ...any) {
+	v.failed = fmt.Sprintf(format, args...)
+	runtime.Goexit()
+}
 
 func TestNeedSkipsButFailsWhenEverythingMustRun(t *testing.T) {
 	const want = "no-such-program is not installed"
@@ -23,7 +33,12 @@ func TestNeedSkipsButFailsWhenEverythingMustRun(t *testing.T) {
 	} {
 		t.Setenv("POSTERN_ALL", test.all)
 		v := &verdict{TB: t}
-		Need(v, "go", "/bin/sh", "no-such-program")
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			Need(v, "go", "/bin/sh", "no-such-program")
+			t.Error("Need returned although a program is missing")
+		})
+		wg.Wait()
 		if v.skipped != test.skipped || v.failed != test.failed {
 			t.Errorf("POSTERN_ALL=%q: skipped %q, failed %q", test.all, v.skipped, v.failed)
 		}
