@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -98,9 +100,10 @@ func runOn(t testing.TB, b *Backend, client, server net.Conn) *bridged {
 	return r
 }
 
-// wait returns why the session ended.
+// wait returns why the session ended. The client leaves when it must be over.
 func (r *bridged) wait(t testing.TB) error {
 	t.Helper()
+	_ = r.conn.Close()
 	select {
 	case <-r.done:
 		return r.err
@@ -136,6 +139,102 @@ func opened(sizes ...int) string {
 	}
 	b.WriteString("S: T2 OK done\n")
 	return b.String()
+}
+
+// A fakeIMAP serves one connection from messages with the UIDs 1, 2, ... and
+// agrees to everything. It is fast, and has what memserver has not: a body
+// that is not in memory.
+type fakeIMAP struct {
+	bodies []string
+	size   int64 // of each body, which is all zeros; 0: bodies count
+	exists int   // with size
+}
+
+func (f *fakeIMAP) count() int { return max(len(f.bodies), f.exists) }
+
+func (f *fakeIMAP) serve(conn net.Conn) {
+	defer func() { _ = conn.Close() }()
+	in, out := bufio.NewScanner(conn), bufio.NewWriter(conn)
+	for in.Scan() {
+		tag, command, _ := strings.Cut(in.Text(), " ")
+		f.answer(out, strings.TrimPrefix(command, "UID "))
+		_, _ = fmt.Fprintf(out, "%s OK done\r\n", tag)
+		if out.Flush() != nil || command == "LOGOUT" {
+			return
+		}
+	}
+}
+
+func (f *fakeIMAP) answer(out *bufio.Writer, command string) {
+	word, rest, _ := strings.Cut(command, " ")
+	set, items, _ := strings.Cut(rest, " ")
+	uid, _ := strconv.Atoi(set)
+	switch {
+	case word == "SELECT":
+		_, _ = fmt.Fprintf(out, "* %d EXISTS\r\n* OK [UIDVALIDITY 7] x\r\n* OK [UIDNEXT %d] x\r\n", f.count(), f.count()+1)
+	case word == "SEARCH":
+		_, _ = fmt.Fprintf(out, "* SEARCH %s\r\n", strings.TrimPrefix(rest, "UID "))
+	case word == "FETCH" && strings.Contains(items, "RFC822.SIZE"):
+		for i := range f.count() {
+			size := f.size
+			if size == 0 {
+				size = int64(len(f.bodies[i]))
+			}
+			b := strconv.AppendInt(append(out.AvailableBuffer(), "* "...), int64(i+1), 10)
+			b = strconv.AppendInt(append(b, " FETCH (UID "...), int64(i+1), 10)
+			b = strconv.AppendInt(append(b, " RFC822.SIZE "...), size, 10)
+			_, _ = out.Write(append(b, ")\r\n"...))
+		}
+	case word == "FETCH" && f.size > 0:
+		_, _ = fmt.Fprintf(out, "* %d FETCH (UID %d BODY[] {%d}\r\n", uid, uid, f.size)
+		_, _ = io.CopyN(out, zeros{}, f.size)
+		_, _ = out.WriteString(")\r\n")
+	case word == "FETCH":
+		_, _ = fmt.Fprintf(out, "* %d FETCH (UID %d%s)\r\n", uid, uid, sections(f.bodies[uid-1], items))
+	}
+}
+
+// sections returns the items of a FETCH response that items ask for.
+func sections(body, items string) string {
+	header, text, found := strings.Cut(body, "\r\n\r\n")
+	if found {
+		header += "\r\n\r\n"
+	}
+	var b strings.Builder
+	for item := range strings.FieldsSeq(strings.Trim(items, "()")) {
+		name, from, _ := strings.Cut(strings.Replace(item, ".PEEK", "", 1), "<")
+		part := map[string]string{"BODY[]": body, "BODY[HEADER]": header, "BODY[TEXT]": text}[name]
+		var offset, size int
+		if n, _ := fmt.Sscanf(from, "%d.%d>", &offset, &size); n == 2 {
+			part = part[min(offset, len(part)):min(offset+size, len(part))]
+			name += fmt.Sprintf("<%d>", offset)
+		}
+		if name != "UID" {
+			fmt.Fprintf(&b, " %s {%d}\r\n%s", name, len(part), part)
+		}
+	}
+	return b.String()
+}
+
+// dialFake is a Dial that connects to f by a pipe in memory, or by TCP.
+func dialFake(t testing.TB, f *fakeIMAP, tcp bool) Dial {
+	return func(context.Context, *proxy.Login) (net.Conn, string, error) {
+		near, far := net.Pipe()
+		if tcp {
+			near, far = proxytest.Pipe(t)
+		}
+		done := make(chan struct{})
+		go func() { defer close(done); f.serve(far) }()
+		t.Cleanup(func() { <-done })
+		return near, capabilities, nil
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
 }
 
 // dialIMAP is a Dial that logs in at addr.

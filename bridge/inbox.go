@@ -158,9 +158,9 @@ type section struct {
 	spec *imap.FetchItemBodySection
 	size int64 // octets
 	left int64 // of them, not yet read
-	none bool  // the server said NIL
 
 	literal io.Reader
+	failed  bool // to be read
 	fetch   *fetch
 }
 
@@ -191,8 +191,8 @@ func (f *fetch) next() (*section, error) {
 			continue
 		}
 		if body, ok := item.(imapclient.FetchItemDataBodySection); ok {
-			f.section = &section{spec: body.Section, none: body.Literal == nil, fetch: f}
-			if body.Literal != nil {
+			f.section = &section{spec: body.Section, fetch: f}
+			if body.Literal != nil { // else NIL
 				f.section.literal, f.section.size = body.Literal, body.Literal.Size()
 				f.section.left = f.section.size
 			}
@@ -212,6 +212,7 @@ func (s *section) Read(p []byte) (int, error) {
 	if n > 0 || err == nil {
 		return n, nil
 	}
+	s.failed = true
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
@@ -225,6 +226,11 @@ func (f *fetch) close() error {
 	f.in.open = nil
 	if f.section != nil && f.section.left > 0 {
 		f.in.abort()
+	}
+	if f.section != nil && f.section.failed {
+		// The command drains the literal once more, which must not meet the
+		// reader of the client: that one goes on after an error.
+		<-f.in.client.Closed()
 	}
 	return f.in.explain(f.ctx, f.command.Close())
 }

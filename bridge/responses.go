@@ -15,6 +15,9 @@ import (
 // is about a million UIDs.
 const maxLine = 8 << 20
 
+// maxSaid bounds what is kept of the server's last words, for the log.
+const maxSaid = 200
+
 var errLongLine = errors.New("line of the server without end")
 
 // Responses is what the server sends, less what imapclient must not see:
@@ -116,13 +119,13 @@ func (r *responses) look(line []byte) (passes, data bool) {
 	word, rest := wire.CutWord(text)
 	if len(word) > 0 && '0' <= word[0] && word[0] <= '9' {
 		word, rest = wire.CutWord(rest)
-		return r.numbered(wire.Keyword(word), rest), true
+		return r.numbered(word, rest), true
 	}
 	switch wire.Keyword(word) {
 	case "OK", "NO", "BAD":
 		return true, false
 	case "BYE":
-		said := string(rest[:min(len(rest), 200)])
+		said := string(rest[:min(len(rest), maxSaid)])
 		r.bye.Store(&said)
 		return true, false
 	case "SEARCH":
@@ -131,17 +134,23 @@ func (r *responses) look(line []byte) (passes, data bool) {
 	return false, true
 }
 
+var (
+	exists  = []byte("EXISTS")
+	expunge = []byte("EXPUNGE")
+	fetched = []byte("FETCH")
+)
+
 // numbered decides about the responses that begin with a number.
-func (r *responses) numbered(name string, rest []byte) (passes bool) {
+func (r *responses) numbered(name, rest []byte) (passes bool) {
 	listing := r.listing.Load()
-	switch name {
-	case "EXISTS":
+	switch {
+	case bytes.EqualFold(name, exists):
 		return true
-	case "EXPUNGE":
+	case bytes.EqualFold(name, expunge):
 		if listing != nil {
 			listing.expunged = true
 		}
-	case "FETCH":
+	case bytes.EqualFold(name, fetched):
 		if listing == nil {
 			return bytes.Contains(bytes.ToUpper(rest), []byte("BODY["))
 		}

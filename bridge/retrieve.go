@@ -34,6 +34,9 @@ func (s *session) retr(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if err := s.out.Flush(); err != nil {
+		return lost(err)
+	}
 	buf := s.backend.takeBuffer()
 	defer s.backend.giveBuffer(buf)
 	f := s.inbox.fetch(ctx, m.uid, &imap.FetchItemBodySection{Peek: true})
@@ -90,6 +93,9 @@ func (s *session) top(ctx context.Context, args []string) error {
 	n, m, err := s.message(args[0])
 	if err != nil {
 		return err
+	}
+	if err := s.out.Flush(); err != nil {
+		return lost(err)
 	}
 	buf := s.backend.takeBuffer()
 	defer s.backend.giveBuffer(buf)

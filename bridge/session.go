@@ -288,6 +288,7 @@ func (s *session) dele(args []string) error {
 
 // quit enters the UPDATE state, RFC 1939 section 6.
 func (s *session) quit(ctx context.Context) error {
+	_ = s.out.Flush() // there are clients that send QUIT and leave
 	if err := s.update(ctx); err != nil {
 		return &no{text: s.temporary("Some deleted messages were not removed"), end: proxy.ErrQuit}
 	}

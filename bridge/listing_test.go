@@ -1,0 +1,134 @@
+package bridge
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/emersion/go-imap/v2"
+
+	"postern/proxy/proxytest"
+)
+
+func TestListing(t *testing.T) {
+	const (
+		box    = "C: T1 SELECT INBOX\nS: * 3 EXISTS\nS: * OK [UIDVALIDITY 7] x\nS: * OK [UIDNEXT 20] x\nS: T1 OK x\n"
+		old    = "C: T1 SELECT INBOX\nS: * 3 EXISTS\nS: * OK [UIDVALIDITY 7] x\nS: T1 OK x\n"
+		fetch  = "C: T2 UID FETCH 1:\\* (UID RFC822.SIZE)\n"
+		search = "C: T3 UID SEARCH ALL\n"
+	)
+	for _, test := range []struct{ name, script, want string }{
+		{"in order", box + fetch + "S: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: * 2 FETCH (UID 12 RFC822.SIZE 2)\nS: * 3 FETCH (UID 13 RFC822.SIZE 3)\nS: T2 OK x",
+			"11:1 12:2 13:3"},
+		{"in another order, one of them twice", box + fetch + "S: * 3 FETCH (RFC822.SIZE 3 UID 13)\nS: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: * 3 FETCH (UID 13 RFC822.SIZE 9)\nS: * 2 FETCH (UID 12 RFC822.SIZE 2)\nS: T2 OK x",
+			"11:1 12:2 13:3"},
+		{"with mail that arrives", box + fetch + "S: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: * 2 FETCH (UID 12 RFC822.SIZE 2)\nS: * 3 FETCH (UID 13 RFC822.SIZE 3)\nS: * 4 EXISTS\nS: * 4 FETCH (UID 20 RFC822.SIZE 4)\nS: T2 OK x",
+			"11:1 12:2 13:3"},
+		{"among flags", box + fetch + "S: * 1 FETCH (FLAGS (\\Seen) UID 11)\nS: * 1 FETCH (FLAGS (\\Seen a) UID 11 RFC822.SIZE 1 X (\"a)\\\"\" (b)))\nS: * 2 FETCH (FLAGS (\\Seen))\nS: * 2 FETCH (UID 12 RFC822.SIZE 2)\nS: * XFOO bar\nS: * 3 FETCH (UID 13 RFC822.SIZE 3)\nS: T2 OK x",
+			"11:1 12:2 13:3"},
+		{"without UIDNEXT", old + fetch + "S: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: * 2 FETCH (UID 12 RFC822.SIZE 2)\nS: * 3 FETCH (UID 4294967295 RFC822.SIZE 3)\nS: T2 OK x",
+			"11:1 12:2 4294967295:3"},
+		{"EXPUNGE in the FETCH", box + fetch + "S: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: * 1 EXPUNGE\nS: * 1 FETCH (UID 12 RFC822.SIZE 2)\nS: * 2 FETCH (UID 13 RFC822.SIZE 3)\nS: T2 OK x\n" + search + "S: * SEARCH 12 13\nS: T3 OK x",
+			"12:2 13:3"},
+		{"EXPUNGE before its row", box + fetch + "S: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: * 2 EXPUNGE\nS: * 2 FETCH (UID 13 RFC822.SIZE 3)\nS: T2 OK x\n" + search + "S: * SEARCH 11 13\nS: T3 OK x",
+			"11:1 13:3"},
+		{"a row is missing", box + fetch + "S: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: * 2 FETCH (UID 12)\nS: * 3 FETCH (UID 13 RFC822.SIZE 3)\nS: T2 OK x\n" + search + "S: * SEARCH 13 12 11 20 21\nS: T3 OK x\nC: T4 UID FETCH 12 (UID RFC822.SIZE)\nS: * 2 FETCH (UID 12 RFC822.SIZE 2)\nS: T4 OK x",
+			"11:1 12:2 13:3"},
+		{"a row stays missing", box + fetch + "S: * 2 FETCH (UID 12 RFC822.SIZE 2)\nS: T2 NO some messages could not be read\n" + search + "S: * SEARCH 11 12 13\nS: T3 OK x\nC: T4 UID FETCH 11,13 (UID RFC822.SIZE)\nS: * 3 FETCH (UID 13 RFC822.SIZE 3)\nS: T4 NO x",
+			"12:2 13:3"},
+		{"all are gone", box + fetch + "S: * 1 EXPUNGE\nS: T2 OK x\n" + search + "S: * SEARCH\nS: T3 OK x", ""},
+		{"EXISTS changes within SELECT", "C: T1 SELECT INBOX\nS: * 7 EXISTS\nS: * OK [UIDVALIDITY 7] x\nS: * OK [UIDNEXT 20] x\nS: * 1 EXISTS\nS: T1 OK x\n" + fetch + "S: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: T2 OK x",
+			"11:1"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			near, far := proxytest.Pipe(t)
+			proxytest.ServeTranscript(t, far, test.script)
+			in := newInbox(near, "", defaultTimeout)
+			d, err := in.list(t.Context())
+			in.abort()
+			_ = in.close()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, m := range d.messages {
+				got = append(got, fmt.Sprintf("%d:%d", m.uid, m.size))
+			}
+			if got := strings.Join(got, " "); got != test.want {
+				t.Errorf("uid:size = %s, want %s", got, test.want)
+			}
+		})
+	}
+}
+
+func TestKeepAccountsForAllThatIsPresent(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 2000 {
+		l := &listing{}
+		if random.IntN(2) == 0 {
+			l.below = imap.UID(random.IntN(30))
+		}
+		rows, present := make(map[uint32]bool), make(map[uint32]bool)
+		var set imap.UIDSet
+		for uid := range uint32(30) {
+			uid := uid + 1
+			if random.IntN(2) == 0 {
+				l.add(uid, 1)
+				rows[uid] = l.below == 0 || imap.UID(uid) < l.below
+			}
+			if random.IntN(3) > 0 {
+				present[uid] = true
+				set.AddNum(imap.UID(uid))
+			}
+		}
+		missing := l.keep(set)
+		for uid := uint32(1); uid <= 30; uid++ {
+			kept := slices.ContainsFunc(l.messages, func(m message) bool { return m.uid == uid })
+			if want := rows[uid] && present[uid]; kept != want {
+				t.Fatalf("%d is kept: %v, want %v", uid, kept, want)
+			}
+			want := present[uid] && !rows[uid] && (l.below == 0 || imap.UID(uid) < l.below)
+			if got := missing.Contains(imap.UID(uid)); got != want {
+				t.Fatalf("%d is missing: %v, want %v (below %d, present %v, rows %v)", uid, got, want, l.below, set, rows)
+			}
+		}
+	}
+	last := imap.UIDSet{{Start: 4294967290, Stop: 4294967295}}
+	l := &listing{messages: []message{{uid: 4294967295}}}
+	if got, want := l.keep(last).String(), "4294967290:4294967294"; got != want {
+		t.Errorf("missing = %s, want %s", got, want)
+	}
+}
+
+// Criterion: a session holds at most 24 octets for each message.
+func TestMemoryOfAMaildrop(t *testing.T) {
+	const n = 50_000
+	_, b := benchmarked(t, &fakeIMAP{exists: n, size: 1000})
+	if got := testing.AllocsPerRun(1, func() { open(t, b) }); got > 2000 {
+		t.Errorf("%v allocations to list %d messages", got, n)
+	}
+	r := testing.Benchmark(func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			l := &listing{messages: make([]message, 0, n)}
+			for uid := range uint32(n) {
+				l.add(uid+1, 1000)
+			}
+			l.tidy()
+			_ = newMaildrop(l.messages, 7)
+		}
+	})
+	if got := r.AllocedBytesPerOp() / n; got > 24 {
+		t.Errorf("%d octets a message, want at most 24", got)
+	}
+}
+
+func BenchmarkListing50000(b *testing.B) {
+	_, backend := benchmarked(b, &fakeIMAP{exists: 50_000, size: 1000})
+	b.ReportAllocs()
+	for b.Loop() {
+		open(b, backend)
+	}
+}
