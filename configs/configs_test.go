@@ -190,7 +190,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"every", "", "guard: {account: {every: 0s}}", `p.yaml:13: guard.account.every: 0s is too short; the least is 1s`},
 		{"network", "", "trusted_networks:\n  - 10.0.0.0/24\n  - webmail", `p.yaml:15: trusted_networks[1]: "webmail" is not a network; it is written 10.0.0.0/24 or 2001:db8::/64, a single address 10.0.0.40`},
 		{"network with host bits", "", "trusted_networks: [10.0.0.40/24]", `p.yaml:13: trusted_networks[0]: "10.0.0.40/24" is an address inside its network; write 10.0.0.0/24 for all of the network or 10.0.0.40 for the address alone`},
-		{"mapped network", "", `trusted_networks: ["::ffff:10.0.0.0/120"]`, `p.yaml:13: trusted_networks[0]: an IPv4 network is written without ::ffff:`},
+		{"mapped network", "", `trusted_networks: ["::ffff:10.0.0.0/120"]`, `p.yaml:13: trusted_networks[0]: an IPv4 network is written without the prefix ::ffff`},
 		{"true or false", `5:993"`, `5:993", insecure: yes`, `p.yaml:11: backends.main.imap.insecure: "yes" is neither true nor false`},
 		{"UIDL", "", "pop3: {uidl: courier}", `p.yaml:13: pop3.uidl: "courier" is not a form of UIDL; use dovecot`},
 		{"log format", "", "log: {format: xml}", `p.yaml:13: log.format: "xml" is not a log format; use text or json`},
@@ -421,9 +421,9 @@ func keys(t reflect.Type) []string {
 		return nil
 	}
 	var all []string
-	for i := range t.NumField() {
-		if key := t.Field(i).Tag.Get("yaml"); key != "" {
-			all = append(append(all, key), keys(t.Field(i).Type)...)
+	for field := range t.Fields() {
+		if key := field.Tag.Get("yaml"); key != "" {
+			all = append(append(all, key), keys(field.Type)...)
 		}
 	}
 	return all

@@ -213,7 +213,7 @@ func network(text string) (netip.Prefix, error) {
 	case err != nil:
 		return p, fmt.Errorf("%s is not a network; it is written 10.0.0.0/24 or 2001:db8::/64, a single address 10.0.0.40", quote(text))
 	case p.Addr().Is4In6():
-		return p, errors.New("an IPv4 network is written without ::ffff:")
+		return p, errors.New("an IPv4 network is written without the prefix ::ffff")
 	case p != p.Masked():
 		return p, fmt.Errorf("%s is an address inside its network; write %s for all of the network or %s for the address alone", quote(text), p.Masked(), p.Addr())
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 )
@@ -189,10 +190,7 @@ func (a *Audit) knows(account string) bool {
 
 // due reports whether trouble is worth a line again.
 func (a *Audit) due(words ...string) bool {
-	key := ""
-	for _, w := range words {
-		key += w + " "
-	}
+	key := strings.Join(words, " ")
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if now := time.Now(); now.Sub(a.said[key]) >= repeat {

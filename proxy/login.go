@@ -84,7 +84,14 @@ func (s *Secret) Clear() {
 
 const hidden = "[secret]"
 
-func (s *Secret) Format(f fmt.State, _ rune)   { _, _ = io.WriteString(f, hidden) }
-func (s *Secret) String() string               { return hidden }
-func (s *Secret) LogValue() slog.Value         { return slog.StringValue(hidden) }
+// Format implements fmt.Formatter, for every verb.
+func (s *Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, hidden) }
+
+// String implements fmt.Stringer.
+func (s *Secret) String() string { return hidden }
+
+// LogValue implements slog.LogValuer.
+func (s *Secret) LogValue() slog.Value { return slog.StringValue(hidden) }
+
+// MarshalText implements encoding.TextMarshaler.
 func (s *Secret) MarshalText() ([]byte, error) { return []byte(hidden), nil }

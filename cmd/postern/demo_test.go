@@ -29,7 +29,7 @@ func startDemo(t *testing.T) (base int, printed string) {
 	done := make(chan error, 1)
 	go func() {
 		done <- demo(ctx, base, w, &log)
-		w.Close()
+		_ = w.Close()
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -44,7 +44,7 @@ func startDemo(t *testing.T) (base int, printed string) {
 	for lines.Scan() {
 		printed += lines.Text() + "\n"
 		if strings.HasPrefix(lines.Text(), "Ctrl-C") {
-			go io.Copy(io.Discard, r)
+			go func() { _, _ = io.Copy(io.Discard, r) }()
 			return base, printed
 		}
 	}
@@ -153,7 +153,7 @@ func TestDemoIsReadyInAMoment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	proxytest.Transcript(t, c, `
 		S: 220 localhost *
 		C: QUIT
