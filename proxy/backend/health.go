@@ -26,12 +26,16 @@ func (s *Server) Probe(ctx context.Context) (Report, error) {
 	if err != nil {
 		err = fmt.Errorf("backend %s, %s at %s: %w", s.Name, s.Protocol, s.Address, err)
 	} else {
-		s.report.Store(&report)
+		s.learn(report)
 	}
 	s.up.Store(err == nil)
 	s.observe(proxy.Probed{Backend: s.Name, Protocol: s.Protocol, Up: err == nil, Err: err})
 	return report, err
 }
+
+// learn keeps a report for Offer. Every login is a probe, too: when the server
+// has changed, the next client is offered what there is now.
+func (s *Server) learn(report Report) { s.report.Store(&report) }
 
 func (s *Server) probe(ctx context.Context) (Report, error) {
 	if s.Protocol == proxy.Submission {
@@ -71,9 +75,11 @@ func (s *Server) probeSMTP(ctx context.Context) (Report, error) {
 	defer func() { _ = conn.Close() }()
 	defer conn.closeWith(ctx)()
 	_, _ = d.command("QUIT", 221)
-	return Report{
-		Greeting: d.heard, TLS: conn.version(), Capabilities: d.extensions, Mechanisms: mechanisms(d.extensions),
-	}, nil
+	return d.report(conn), nil
+}
+
+func (d *smtp) report(c *Conn) Report {
+	return Report{Greeting: d.heard, TLS: c.version(), Capabilities: d.extensions, Mechanisms: mechanisms(d.extensions)}
 }
 
 // version returns that of TLS, or 0.

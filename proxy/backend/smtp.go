@@ -9,27 +9,48 @@ import (
 	"time"
 
 	"postern/proxy"
+	"postern/proxy/relay"
 	"postern/proxy/wire"
 )
 
-// LoginSMTP connects and logs l.Account in. It returns the extensions that the
-// server announced before. Errors and the Secret are as for LoginIMAP.
-func (s *Server) LoginSMTP(ctx context.Context, l *proxy.Login) (conn *Conn, extensions []string, err error) {
+// Submission is a proxy.Backend: it logs clients in and relays their commands.
+type Submission struct {
+	Server   *Server
+	Hostname string        // in answers to EHLO after the login: that of the listener's dialogue
+	Idle     time.Duration // how long a client may owe a command; 0: relay.DefaultSubmissionIdle
+}
+
+// Login implements proxy.Backend.
+func (b *Submission) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) {
+	conn, err := b.Server.LoginSMTP(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	l.Secret.Clear()
+	return &relay.Submission{
+		Server: b.Server.Name, Conn: conn, Hostname: b.Hostname, Extensions: l.Offer.Extensions, Idle: b.Idle,
+	}, nil
+}
+
+// LoginSMTP connects and logs l.Account in, if the server has all that l.Offer
+// promises. Errors and the Secret are as for LoginIMAP.
+func (s *Server) LoginSMTP(ctx context.Context, l *proxy.Login) (*Conn, error) {
 	if err := sendable(l); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	d := &smtp{names: s.ehloNames(l.Hello.Name)}
-	conn, err = s.open(ctx, func(c *Conn) error { return d.begin(ctx, c, s) })
+	conn, err := s.open(ctx, func(c *Conn) error { return d.begin(ctx, c, s) })
 	if err != nil {
-		return nil, nil, s.unavailable(err)
+		return nil, s.unavailable(err)
 	}
 	defer conn.closeWith(ctx)()
+	s.learn(d.report(conn))
 	if err := d.login(l, s); err != nil {
 		_ = conn.Close()
-		return nil, nil, err
+		return nil, err
 	}
 	conn.settled()
-	return conn, d.extensions, nil
+	return conn, nil
 }
 
 // ehloNames returns what to say in EHLO: the client's name if it can be one,
@@ -123,6 +144,9 @@ func (d *smtp) reply(want int) (wire.Reply, error) {
 
 // login sends the credentials.
 func (d *smtp) login(l *proxy.Login, s *Server) error {
+	if missing := d.missing(l.Offer); missing != "" {
+		return s.unavailable(fmt.Errorf("the server no longer offers %s", missing))
+	}
 	pieces := d.pieces(l)
 	if pieces == nil {
 		return s.unavailable(errors.New("the server offers neither AUTH PLAIN nor LOGIN on this connection: use TLS, or let it trust Postern's address"))
@@ -136,6 +160,18 @@ func (d *smtp) login(l *proxy.Login, s *Server) error {
 	}
 	s.settle(begun, err)
 	return err
+}
+
+// missing returns the keyword of the first extension that was offered to the
+// client and is not to be had here. AUTH is Postern's own.
+func (d *smtp) missing(offered proxy.Offer) string {
+	for _, line := range relay.Extensions(offered.Extensions) {
+		keyword, _, _ := strings.Cut(line, " ")
+		if _, ok := extension(d.extensions, keyword); !ok {
+			return keyword
+		}
+	}
+	return ""
 }
 
 // pieces are what AUTH takes, each line but the first after a challenge; nil if

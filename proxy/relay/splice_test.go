@@ -84,6 +84,7 @@ func TestSpliceKeepsAnswerAfterHalfClose(t *testing.T) {
 			S: \* 1 FETCH
 			S: a OK
 			S: <EOF>`)
+		_ = s.client.Close()
 		s.ended(t, proxy.ErrClientClosed)
 	}
 }

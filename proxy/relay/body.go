@@ -1,0 +1,134 @@
+package relay
+
+import "bytes"
+
+// A body makes of the text of a message, as a client sends it, what every
+// server reads in the same way: a line ends with CRLF and with nothing else. A
+// bare LF or CR becomes CRLF. What a lax server would take for the end of the
+// message, and with it what follows for commands (SMTP smuggling,
+// CVE-2023-51764), is so made text: a dot that stands alone only because of
+// this is doubled. RFC 5321 sections 2.3.8 and 4.1.1.4.
+//
+// Apart from that no octet is changed. At most two are held back between calls.
+type body struct {
+	dots  bool // CRLF.CRLF is the end: DATA; not so for BDAT
+	state bodyState
+}
+
+// A bodyState is what has just been read.
+type bodyState uint8
+
+const (
+	lineStart bodyState = iota // CRLF; the one of DATA, too
+	softStart                  // a bare LF or CR
+	inLine
+	afterCR      // CR, held back
+	afterDot     // CRLF and a dot, held back
+	afterSoftDot // the same after a softStart
+	afterDotCR   // CRLF, and dot and CR, held back
+	afterSoftDotCR
+)
+
+// next takes from in. It returns what is to be sent on, a part of in or in
+// dst's array, how many octets of in that was, at least one, and whether the
+// message is complete. The array must have room for more than a few octets.
+func (b *body) next(dst, in []byte) (out []byte, n int, end bool) {
+	if n, end := b.clean(in); n > 0 {
+		return in[:n], n, end
+	}
+	const most = 4 // octets that one of in can become
+	out = dst[:0]
+	for n < len(in) && len(out)+most <= cap(dst) && !end {
+		out, end = b.step(out, in[n])
+		n++
+	}
+	return out, n, end
+}
+
+// clean returns how many octets of in need no change, in whole lines but for
+// the last, up to the end of the message.
+func (b *body) clean(in []byte) (n int, end bool) {
+	if b.state != lineStart && b.state != inLine {
+		return 0, false
+	}
+	for n < len(in) {
+		rest := in[n:]
+		dotted := b.dots && b.state == lineStart && rest[0] == '.'
+		i := bytes.IndexByte(rest, '\n')
+		if i < 0 {
+			if dotted || bytes.IndexByte(rest, '\r') >= 0 {
+				return n, false
+			}
+			b.state = inLine
+			return len(in), false
+		}
+		if i == 0 || bytes.IndexByte(rest[:i], '\r') != i-1 {
+			return n, false
+		}
+		n += i + 1
+		b.state = lineStart
+		if dotted && i == 2 {
+			return n, true
+		}
+	}
+	return n, false
+}
+
+// step takes one octet.
+func (b *body) step(dst []byte, c byte) (_ []byte, end bool) {
+	switch b.state {
+	case afterCR:
+		dst = append(dst, "\r\n"...)
+		b.state = softStart
+		if c == '\n' {
+			b.state = lineStart
+			return dst, false
+		}
+	case afterDot, afterSoftDot:
+		switch c {
+		case '\r':
+			b.state += afterDotCR - afterDot
+			return dst, false
+		case '\n':
+			b.state = softStart
+			return append(dst, "..\r\n"...), false
+		}
+		dst = append(dst, '.')
+		b.state = inLine
+	case afterDotCR, afterSoftDotCR:
+		if c == '\n' && b.state == afterDotCR {
+			b.state = lineStart
+			return append(dst, ".\r\n"...), true
+		}
+		dst = append(dst, "..\r\n"...)
+		b.state = softStart
+		if c == '\n' {
+			b.state = lineStart
+			return dst, false
+		}
+	}
+	switch {
+	case c == '\r':
+		b.state = afterCR
+	case c == '\n':
+		b.state = softStart
+		dst = append(dst, "\r\n"...)
+	case c == '.' && b.dots && b.state == lineStart:
+		b.state = afterDot
+	case c == '.' && b.dots && b.state == softStart:
+		b.state = afterSoftDot
+	default:
+		b.state = inLine
+		dst = append(dst, c)
+	}
+	return dst, false
+}
+
+// finish returns what was held back when there is no more to come.
+func (b *body) finish() []byte {
+	if b.state != afterCR {
+		return nil
+	}
+	b.state = softStart
+	return []byte("\r\n")
+}

@@ -1,0 +1,117 @@
+package relay
+
+import (
+	"bytes"
+
+	"postern/proxy"
+)
+
+const (
+	maxCommand = 2048      // octets of a line; RFC 5321 section 4.5.3.1.4 wants 512, extensions more
+	minInput   = 512       // octets; most commands are shorter
+	maxSkip    = 256 << 10 // octets of one line that are read only to find its end
+)
+
+// An input is what a client sends: lines, and bodies between them. Both come
+// from one buffer, for commands may follow a body at once. While the client is
+// silent the buffer is a small one.
+type input struct {
+	client *proxy.Conn
+	small  []byte
+	large  *[bufferSize]byte // nil: not in use
+	buf    []byte            // small or large
+	r, w   int               // buf[r:w] is read and not yet consumed
+}
+
+// ahead returns what is read and not yet consumed.
+func (i *input) ahead() []byte { return i.buf[i.r:i.w] }
+
+// discard consumes n octets of what is ahead.
+func (i *input) discard(n int) { i.r += n }
+
+// hasLine reports whether line would return without reading.
+func (i *input) hasLine() bool { return bytes.IndexByte(i.ahead(), '\n') >= 0 }
+
+// line returns the next line, with its end. It is valid until the next read. A
+// line of more than maxCommand octets is skipped: proxy.ErrLineTooLong.
+func (i *input) line() ([]byte, error) {
+	for skipped := 0; ; {
+		if n := bytes.IndexByte(i.ahead(), '\n') + 1; n > 0 {
+			line := i.ahead()[:n]
+			i.discard(n)
+			if skipped+n > maxCommand {
+				return nil, proxy.ErrLineTooLong
+			}
+			return line, nil
+		}
+		if n := i.w - i.r; skipped+n >= maxCommand {
+			i.discard(n)
+			skipped += n
+		}
+		if skipped > maxSkip {
+			return nil, proxy.ErrFlood
+		}
+		i.shrink()
+		if err := i.fill(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// fillLarge reads once, into the large buffer. It must not be full.
+func (i *input) fillLarge() error {
+	i.enlarge()
+	return i.fill()
+}
+
+// fill reads once.
+func (i *input) fill() error {
+	if i.r == i.w {
+		i.r, i.w = 0, 0
+	}
+	if i.r > 0 && i.w == len(i.buf) {
+		i.w = copy(i.buf, i.ahead())
+		i.r = 0
+	}
+	if i.w == len(i.buf) { // the small one: lines that are too long fill no large one
+		i.small = append(i.small, make([]byte, max(minInput, len(i.small)))...)
+		i.buf = i.small
+	}
+	n, err := i.client.Read(i.buf[i.w:])
+	i.w += n
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+// enlarge takes a large buffer: much is coming.
+func (i *input) enlarge() {
+	if i.large != nil {
+		return
+	}
+	i.large = buffers.Get().(*[bufferSize]byte)
+	i.w = copy(i.large[:], i.ahead())
+	i.r, i.buf = 0, i.large[:]
+}
+
+// shrink gives the large buffer back as soon as what is ahead is small.
+func (i *input) shrink() {
+	if i.large == nil || len(i.ahead()) > minInput {
+		return
+	}
+	if len(i.small) < minInput {
+		i.small = make([]byte, minInput)
+	}
+	i.w = copy(i.small, i.ahead())
+	i.r, i.buf = 0, i.small
+	i.release()
+}
+
+// release gives the large buffer back with all that is in it.
+func (i *input) release() {
+	if i.large != nil {
+		buffers.Put(i.large)
+		i.large = nil
+	}
+}
