@@ -200,7 +200,8 @@ func TestLoginIMAPSendsNothingToABadServer(t *testing.T) {
 			S: * LIST {4294967295}
 			C: <EOF>`, "dialed greeting"},
 		{None, `S: * OK ready
-			C: P1 CAPABILITY` + strings.Repeat("\nS: * OK still busy", 200), "dialed greeting"},
+			C: P1 CAPABILITY
+			S- ` + strings.Repeat(`* OK still busy\r\n`, 200), "dialed greeting"},
 		{STARTTLS, `S: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] ready
 			C: <EOF>`, "dialed tls"},
 		{STARTTLS, `S: * OK [CAPABILITY IMAP4rev1 STARTTLS] ready

@@ -256,6 +256,7 @@ func TestSubmissionGivesAServerWithoutPipeliningOneCommandAtATime(t *testing.T) 
 		_, _ = io.WriteString(s.server, "250 ok\r\n")
 	}
 	_ = s.server.Close()
+	proxytest.Transcript(t, s.client, "S: 250 ok\nS: 250 ok\nS: 250 ok\nS: <EOF>")
 	s.ended(t, nil, 0)
 }
 
