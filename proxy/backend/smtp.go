@@ -46,6 +46,7 @@ func (s *Server) LoginSMTP(ctx context.Context, l *proxy.Login) (*Conn, error) {
 	defer conn.closeWith(ctx)()
 	s.learn(d.report(conn))
 	if err := d.login(l, s); err != nil {
+		_ = conn.send([]byte("QUIT\r\n")) // filters of logs ban for "lost connection after AUTH"
 		_ = conn.Close()
 		return nil, err
 	}

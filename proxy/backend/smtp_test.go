@@ -115,13 +115,13 @@ func TestLoginSMTPSendsNothingToABadServer(t *testing.T) {
 		{None, "S: <EOF>\nC: <EOF>", "dialed greeting"},
 		{None, "S- 220 " + strings.Repeat("x", 9000), "dialed greeting"},
 		{None, "S- " + strings.Repeat(`220-x\r\n`, 200), "dialed greeting"},
-		{None, opening("SIZE") + "C: <EOF>", "dialed ok"},
-		{None, opening("AUTH CRAM-MD5") + "C: <EOF>", "dialed ok"},
+		{None, opening("SIZE") + "C: QUIT\nC: <EOF>", "dialed ok"},
+		{None, opening("AUTH CRAM-MD5") + "C: QUIT\nC: <EOF>", "dialed ok"},
 		{None, "S: 220 x\nC: EHLO client.example\nS: 451 no\nC: <EOF>", "dialed greeting"},
 		{STARTTLS, opening("AUTH PLAIN") + "C: <EOF>", "dialed tls"},
 		{STARTTLS, opening("STARTTLS") + "C: STARTTLS\nS: 454 no\nC: <EOF>", "dialed tls"},
 		{STARTTLS, opening("STARTTLS") + "C: STARTTLS\nS- 220 go\\r\\n250 AUTH PLAIN\\r\\n\nC: <EOF>", "dialed tls"},
-		{STARTTLS, opening("STARTTLS", "AUTH PLAIN") + "C: STARTTLS\nS: 220 begin TLS\nC: EHLO client.example\nS: 250 mx\nC: <EOF>", "dialed ok"},
+		{STARTTLS, opening("STARTTLS", "AUTH PLAIN") + "C: STARTTLS\nS: 220 begin TLS\nC: EHLO client.example\nS: 250 mx\nC: QUIT\nC: <EOF>", "dialed ok"},
 	} {
 		s, seen := serve(t, proxy.Submission, test.mode, test.script)
 		_, err := s.LoginSMTP(t.Context(), submitter(password))
@@ -173,7 +173,7 @@ func TestLoginSMTPSaysEHLOAsAServerLikesIt(t *testing.T) {
 // Criterion: what was announced to a client is what it gets, or it is told to
 // come again; then it is offered what there is.
 func TestLoginSMTPRefusesAServerThatLacksWhatWasAnnounced(t *testing.T) {
-	s, _ := serve(t, proxy.Submission, None, opening("SIZE 2000", "AUTH PLAIN", "XCLIENT LOGIN")+"C: <EOF>")
+	s, _ := serve(t, proxy.Submission, None, opening("SIZE 2000", "AUTH PLAIN", "XCLIENT LOGIN")+"C: QUIT\nC: <EOF>")
 	_, err := s.LoginSMTP(t.Context(), submitter(password, "SIZE 1000", "CHUNKING"))
 	refused(t, err, proxy.Unavailable)
 	if !strings.Contains(err.Error(), "CHUNKING") {
