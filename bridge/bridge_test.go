@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -148,17 +149,23 @@ type fakeIMAP struct {
 	bodies []string
 	size   int64 // of each body, which is all zeros; 0: bodies count
 	exists int   // with size
+
+	removed atomic.Int64 // octets sent up to the answer to UID EXPUNGE
 }
 
 func (f *fakeIMAP) count() int { return max(len(f.bodies), f.exists) }
 
 func (f *fakeIMAP) serve(conn net.Conn) {
 	defer func() { _ = conn.Close() }()
-	in, out := bufio.NewScanner(conn), bufio.NewWriter(conn)
+	counter := &countingWriter{w: conn}
+	in, out := bufio.NewScanner(conn), bufio.NewWriter(counter)
 	for in.Scan() {
 		tag, command, _ := strings.Cut(in.Text(), " ")
 		f.answer(out, strings.TrimPrefix(command, "UID "))
 		_, _ = fmt.Fprintf(out, "%s OK done\r\n", tag)
+		if strings.HasPrefix(command, "UID EXPUNGE") {
+			f.removed.Store(counter.octets + int64(out.Buffered()))
+		}
 		if out.Flush() != nil || command == "LOGOUT" {
 			return
 		}
@@ -192,6 +199,17 @@ func (f *fakeIMAP) answer(out *bufio.Writer, command string) {
 	case word == "FETCH":
 		_, _ = fmt.Fprintf(out, "* %d FETCH (UID %d%s)\r\n", uid, uid, sections(f.bodies[uid-1], items))
 	}
+}
+
+type countingWriter struct {
+	w              io.Writer
+	octets, writes int64
+}
+
+func (c *countingWriter) Write(p []byte) (int, error) {
+	c.writes++
+	c.octets += int64(len(p))
+	return c.w.Write(p)
 }
 
 // sections returns the items of a FETCH response that items ask for.

@@ -16,6 +16,10 @@ const (
 	exact                       // size was counted
 )
 
+// empty reports whether the message may have no octet on the server. Its size
+// is that of the CRLF once it was counted.
+func (m *message) empty() bool { return m.size == 0 || m.size == 2 && m.marks&exact != 0 }
+
 // A maildrop is the messages of one session. The number of a message is its
 // place, from 1, and does not change.
 type maildrop struct {

@@ -87,7 +87,7 @@ func TestQUITThatFails(t *testing.T) {
 				C: DELE 1
 				S: +OK *
 				C: QUIT
-				S: -ERR \[SYS/TEMP] Some deleted messages were not removed (ID42)
+				S: -ERR \[SYS/TEMP] Some deleted messages were not removed (session ID42)
 				S: <EOF>
 			`)
 			if err := r.wait(t); err != nil {
@@ -158,7 +158,7 @@ func TestServerLeavesBetweenCommands(t *testing.T) {
 		C: STAT
 		S: +OK 1 5
 		C: RETR 1
-		S: -ERR \[SYS/TEMP] The mail server is not available (ID42)
+		S: -ERR \[SYS/TEMP] The mail server is unavailable: try again later (session ID42)
 		S: <EOF>
 	`)
 	if err := r.wait(t); !errors.Is(err, proxy.ErrBackendClosed) {

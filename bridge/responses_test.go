@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -34,7 +35,7 @@ func TestResponsesBoundsLines(t *testing.T) {
 		t.Errorf("%d octets, %v, want %d", len(got), err, len(long)+9)
 	}
 	_, err = io.Copy(io.Discard, newResponses(zeros{}, ""))
-	if err != errLongLine {
+	if !errors.Is(err, errLongLine) {
 		t.Errorf("a line without end gives %v, want %v", err, errLongLine)
 	}
 }

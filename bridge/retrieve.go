@@ -24,6 +24,10 @@ const (
 	minText, maxText = 2 << 10, 64 << 10
 	// lineGuess is how long it takes a line to be.
 	lineGuess = 80
+	// allLines is from where TOP asks for all of the text at once: clients that
+	// keep mail on the server fetch it by TOP with a huge number, and servers
+	// that look for each part from the beginning would take very long.
+	allLines = 10_000
 )
 
 var errEmpty = errors.New("server gives no octets of the message")
@@ -41,7 +45,7 @@ func (s *session) retr(ctx context.Context, args []string) error {
 	defer s.backend.giveBuffer(buf)
 	f := s.inbox.fetch(ctx, m.uid, &imap.FetchItemBodySection{Peek: true})
 	part, first, err := f.start(imap.PartSpecifierNone, *buf)
-	if err == nil && part.size == 0 && m.size > 0 {
+	if err == nil && part.size == 0 && !m.empty() {
 		err = errEmpty
 	}
 	if err != nil {
@@ -100,7 +104,7 @@ func (s *session) top(ctx context.Context, args []string) error {
 	buf := s.backend.takeBuffer()
 	defer s.backend.giveBuffer(buf)
 	sections := []*imap.FetchItemBodySection{{Specifier: imap.PartSpecifierHeader, Peek: true}}
-	chunk := min(max(lines, minText/lineGuess), maxText/lineGuess) * lineGuess
+	chunk := firstChunk(lines, m.size)
 	if lines > 0 {
 		sections = append(sections, textSection(0, chunk))
 	}
@@ -127,14 +131,26 @@ func (s *session) top(ctx context.Context, args []string) error {
 	return nil
 }
 
-func textSection(offset, size int64) *imap.FetchItemBodySection {
-	return &imap.FetchItemBodySection{
-		Specifier: imap.PartSpecifierText, Partial: &imap.SectionPartial{Offset: offset, Size: size}, Peek: true,
+// firstChunk returns how much of the text to ask for first; 0: all. There are
+// no more lines than half the octets.
+func firstChunk(lines, octets int64) int64 {
+	if lines >= allLines || lines > octets/2 {
+		return 0
 	}
+	return min(max(lines*lineGuess, minText), maxText)
+}
+
+// textSection is the text of a message from offset on, size octets; 0: all.
+func textSection(offset, size int64) *imap.FetchItemBodySection {
+	text := &imap.FetchItemBodySection{Specifier: imap.PartSpecifierText, Peek: true}
+	if size > 0 {
+		text.Partial = &imap.SectionPartial{Offset: offset, Size: size}
+	}
+	return text
 }
 
 // text passes the text of a message, part by part, until w has its lines. The
-// first part, of chunk octets, is asked for by f; the last fetch is returned.
+// first part, of chunk octets or all, is asked for by f; the last fetch is returned.
 func (s *session) text(ctx context.Context, f *fetch, m *message, w *lineWriter, chunk int64, buf []byte) (*fetch, error) {
 	for offset := int64(0); ; chunk = min(2*chunk, maxText) {
 		part, first, err := f.start(imap.PartSpecifierText, buf)
@@ -145,7 +161,7 @@ func (s *session) text(ctx context.Context, f *fetch, m *message, w *lineWriter,
 			return f, err
 		}
 		offset += part.size
-		if w.left == 0 || part.size != chunk {
+		if w.left == 0 || chunk == 0 || part.size != chunk {
 			return f, nil
 		}
 		if err := f.close(); err != nil {
@@ -240,9 +256,9 @@ func (s *session) cannot(ctx context.Context, n int, m *message, err error) *no 
 	case errors.Is(err, errVanished):
 		return &no{text: fmt.Sprintf("Message %d is no longer in the maildrop", n)}
 	case errors.Is(err, proxy.ErrBackendClosed):
-		return &no{text: s.temporary("The mail server is not available"), end: err}
+		return &no{text: s.temporary("The mail server is unavailable: try again later"), end: err}
 	}
-	return &no{text: s.temporary(fmt.Sprintf("Message %d is not available", n))}
+	return &no{text: s.temporary(fmt.Sprintf("Message %d is unavailable: try again later", n))}
 }
 
 // settle tells a message that vanished from one that the server cannot read:

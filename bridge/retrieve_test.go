@@ -1,6 +1,8 @@
 package bridge
 
 import (
+	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -142,7 +144,7 @@ func TestServerDiesBeforeABody(t *testing.T) {
 			r := scripted(t, opened(100)+"C: T3 UID FETCH 11 (UID BODY.PEEK[])\n"+script)
 			proxytest.Transcript(t, r.conn, `
 				C: RETR 1
-				S: -ERR \[SYS/TEMP] The mail server is not available (ID42)
+				S: -ERR \[SYS/TEMP] The mail server is unavailable: try again later (session ID42)
 				S: <EOF>
 			`)
 			err := r.wait(t)
@@ -278,9 +280,9 @@ func TestRefusedMessageIsTemporary(t *testing.T) {
 	`)
 	proxytest.Transcript(t, r.conn, `
 		C: RETR 1
-		S: -ERR \[SYS/TEMP] Message 1 is not available (ID42)
+		S: -ERR \[SYS/TEMP] Message 1 is unavailable: try again later (session ID42)
 		C: RETR 1
-		S: -ERR \[SYS/TEMP] Message 1 is not available (ID42)
+		S: -ERR \[SYS/TEMP] Message 1 is unavailable: try again later (session ID42)
 		C: RETR 2
 		S: +OK 5 octets
 		S: abc
@@ -325,15 +327,15 @@ func TestTOPFetchesPartsOfTheText(t *testing.T) {
 	r := scripted(t, opened(1000000)+`
 		C: T3 UID FETCH 11 (UID BODY.PEEK[HEADER])
 		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n)\r\nT3 OK x\r\n
-		C: T4 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.2000>)
-		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT]<0> {2000}\r\n`+strings.Repeat(line, 20)+`)\r\nT4 OK x\r\n
-		C: T5 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.2000>)
-		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT]<0> {2000}\r\n`+strings.Repeat(line, 20)+`)\r\nT5 OK x\r\n
-		C: T6 UID FETCH 11 (UID BODY.PEEK[TEXT]<2000.4000>)
-		S- * 1 FETCH (UID 11 BODY[TEXT]<2000> {210}\r\n`+strings.Repeat(line, 2)+`.\r\n.no end)\r\nT6 OK x\r\n
-		C: T7 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.65520>)
-		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT]<0> "short")\r\nT7 OK x\r\n
-		C: T8 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.2000>)
+		C: T4 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.2048>)
+		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT]<0> {2048}\r\n`+strings.Repeat(line, 20)+line[:48]+`)\r\nT4 OK x\r\n
+		C: T5 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.2048>)
+		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT]<0> {2048}\r\n`+strings.Repeat(line, 20)+line[:48]+`)\r\nT5 OK x\r\n
+		C: T6 UID FETCH 11 (UID BODY.PEEK[TEXT]<2048.4096>)
+		S- * 1 FETCH (UID 11 BODY[TEXT]<2048> {162}\r\n`+line[48:]+line+`.\r\n.no end)\r\nT6 OK x\r\n
+		C: T7 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT])
+		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT] "short")\r\nT7 OK x\r\n
+		C: T8 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.2048>)
 		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT]<0> NIL)\r\nT8 OK x\r\n
 		C: T9 LOGOUT
 		S: T9 OK x
@@ -434,5 +436,85 @@ func TestKickWithinABodyCutsIt(t *testing.T) {
 	}
 	if err := r.wait(t); !errors.Is(err, kicked) {
 		t.Errorf("Run = %v, want %v", err, kicked)
+	}
+}
+
+// Criterion: wherever the connection to the backend is cut, no message looks complete that is not, and QUIT is +OK only when all is removed.
+func TestServerKilledAtAnyOctet(t *testing.T) {
+	bodies := []string{hello, strings.Repeat("0123456789abcd\r\n", 600), short}
+	const script = "RETR 1\r\nRETR 2\r\nTOP 3 1\r\nDELE 1\r\nDELE 3\r\nQUIT\r\n"
+	complete := ""
+	for cut := int64(1); complete == ""; cut += 7 {
+		got, opened, removed := killed(t, bodies, script, cut)
+		if !opened {
+			continue
+		}
+		in := bufio.NewReader(strings.NewReader(got))
+		for i, want := range []string{hello, bodies[1], short} {
+			status, _ := in.ReadString('\n')
+			if !strings.HasPrefix(status, "+OK ") {
+				break
+			}
+			if text, ended := stuffed(in); ended && text != want && text != want+"\r\n" {
+				t.Fatalf("cut at %d: message %d is %q", cut, i+1, text)
+			}
+		}
+		if strings.HasSuffix(got, "+OK Goodbye\r\n") {
+			if removed == 0 || cut < removed {
+				t.Fatalf("cut at %d: QUIT is +OK before the answer to UID EXPUNGE, at %d", cut, removed)
+			}
+			complete = got
+		}
+	}
+	if want := strings.Count(complete, "+OK "); want != 6 {
+		t.Errorf("without a cut %q", complete)
+	}
+}
+
+// killed plays script against a server whose connection is closed after cut
+// octets. It returns what the client got, whether the maildrop was opened, and
+// how many octets it takes up to the answer to UID EXPUNGE.
+func killed(t *testing.T, bodies []string, script string, cut int64) (got string, opened bool, removed int64) {
+	t.Helper()
+	f := &fakeIMAP{bodies: bodies}
+	dial := dialFake(t, f, false)
+	b := &Backend{Dial: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+		conn, capabilities, err := dial(ctx, l)
+		return proxytest.Faulty(conn, proxytest.Faults{CutRead: cut}), capabilities, err
+	}}
+	session, err := b.Login(t.Context(), &proxy.Login{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = session.Close() }()
+	if _, err := session.Open(t.Context()); err != nil {
+		if proxy.ReasonOf(err) != proxy.Unavailable {
+			t.Errorf("cut at %d: Open = %v", cut, err)
+		}
+		return "", false, 0
+	}
+	client, server := net.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		conn := proxy.NewConn(server, proxy.Client{}, nil, 0)
+		_ = session.Run(t.Context(), conn)
+		_ = conn.Close()
+	}()
+	go func() { _, _ = io.WriteString(client, script) }()
+	all, _ := io.ReadAll(client)
+	_ = client.Close()
+	<-done
+	return string(all), true, f.removed.Load()
+}
+
+// stuffed reads lines up to the final dot.
+func stuffed(r *bufio.Reader) (text string, ended bool) {
+	for {
+		line, err := r.ReadString('\n')
+		if err != nil || line == ".\r\n" {
+			return text, err == nil
+		}
+		text += strings.TrimPrefix(line, ".")
 	}
 }

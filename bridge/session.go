@@ -347,16 +347,17 @@ func (s *session) refuse(n *no) {
 }
 
 // temporary returns text with the code of RFC 3206 section 4, and with the
-// session id, so that a screenshot leads to the log.
+// session id, so that a screenshot leads to the log. What the server said is
+// not for clients.
 func (s *session) temporary(text string) string {
-	return fmt.Sprintf("[SYS/TEMP] %s (%s)", text, s.client.ID)
+	return "[SYS/TEMP] " + text + " (session " + s.client.ID + ")"
 }
 
 // ended is what a client learns whose session is ended by us.
 func (s *session) ended(ctx context.Context) *no {
-	text := "The server ends this session, please connect again later"
-	if r, ok := errors.AsType[*proxy.Refusal](context.Cause(ctx)); ok && r.Text != "" {
-		text = r.Text
+	text := "The service is restarting: try again in a moment"
+	if proxy.ReasonOf(context.Cause(ctx)) == proxy.Kicked {
+		text = "Disconnected by an administrator"
 	}
 	return &no{text: s.temporary(text), end: context.Cause(ctx)}
 }

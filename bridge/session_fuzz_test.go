@@ -74,7 +74,7 @@ func expectReply(t *testing.T, r *bufio.Reader, line string, bad int) (ended boo
 	}
 	keyword, args := parse([]byte(line))
 	if !ok {
-		if strings.Contains(status, " deleted") || strings.Contains(status, "No such") || strings.Contains(status, "not available") {
+		if strings.Contains(status, " deleted") || strings.Contains(status, "No such") || strings.Contains(status, "unavailable") {
 			return false, 0
 		}
 		return bad+1 >= maxBad, bad + 1
