@@ -113,7 +113,6 @@ func (in *inbox) selectInbox(ctx context.Context) (*imap.SelectData, error) {
 func (in *inbox) sizes(ctx context.Context, uids imap.UIDSet, l *listing) error {
 	defer in.begin(ctx)()
 	in.link.responses.listing.Store(l)
-	defer in.link.responses.listing.Store(nil)
 	err := in.client.Fetch(uids, &imap.FetchOptions{UID: true, RFC822Size: true}).Close()
 	if err != nil {
 		return fmt.Errorf("UID FETCH RFC822.SIZE: %w", in.explain(ctx, err))

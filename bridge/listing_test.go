@@ -132,3 +132,11 @@ func BenchmarkListing50000(b *testing.B) {
 		open(b, backend)
 	}
 }
+
+func TestListingIsBounded(t *testing.T) {
+	l := &listing{messages: make([]message, maxMessages)}
+	l.add(1, 1)
+	if len(l.messages) != maxMessages || !l.overflow {
+		t.Errorf("%d messages, overflow %v, want %d and an overflow", len(l.messages), l.overflow, maxMessages)
+	}
+}

@@ -26,7 +26,8 @@ var errLongLine = errors.New("line of the server without end")
 //   - FETCH responses without a body: one that has the UID of a pending command
 //     (flags that another client has changed) is taken for its answer, and the
 //     body that follows for noise;
-//   - responses it does not know, as VANISHED: it closes the connection.
+//   - responses it does not know, as VANISHED, and those that nobody asked for:
+//     it closes the connection if there is something in them it cannot parse.
 type responses struct {
 	br      *bufio.Reader
 	long    []byte // a line that br cannot hold
@@ -34,7 +35,7 @@ type responses struct {
 	literal int64  // octets that pass then, as they are
 	within  bool   // the next line belongs to a response that passes
 
-	listing atomic.Pointer[listing] // takes rows; nil: nobody asked for any
+	listing atomic.Pointer[listing] // takes rows, up to the next tag; nil: nobody asked for any
 	bye     atomic.Pointer[string]  // what the server said in its BYE
 }
 
@@ -113,7 +114,8 @@ func (r *responses) line() ([]byte, error) {
 func (r *responses) look(line []byte) (passes, data bool) {
 	text, ok := bytes.CutPrefix(line, []byte("* "))
 	if !ok {
-		return line[0] != '+', false // tagged; nobody waits for a continuation
+		r.listing.Store(nil)         // it belongs to the one who waits for the tag
+		return line[0] != '+', false // nobody waits for a continuation
 	}
 	text, _ = wire.TrimLine(text)
 	word, rest := wire.CutWord(text)
@@ -122,8 +124,10 @@ func (r *responses) look(line []byte) (passes, data bool) {
 		return r.numbered(word, rest), true
 	}
 	switch wire.Keyword(word) {
-	case "OK", "NO", "BAD":
-		return true, false
+	case "OK": // of the codes of SELECT two matter; imapclient parses the others, too
+		return bytes.HasPrefix(bytes.ToUpper(rest), []byte("[UID")), false
+	case "NO", "BAD":
+		return false, false
 	case "BYE":
 		said := string(rest[:min(len(rest), maxSaid)])
 		r.bye.Store(&said)

@@ -12,7 +12,7 @@ import (
 func TestResponsesDropsNoise(t *testing.T) {
 	for _, test := range []struct{ name, in, want string }{
 		{"tagged", "T1 OK [X] {3}\r\nT2 NO x\r\n", "T1 OK [X] {3}\r\nT2 NO x\r\n"},
-		{"status", "* OK {3}\r\n* BAD x\r\n* NO\r\n* BYE x\r\n", "* OK {3}\r\n* BAD x\r\n* NO\r\n* BYE x\r\n"},
+		{"status", "* OK {3}\r\n* ok [uidnext 4] x\r\n* OK [PERMANENTFLAGS (\\* []])] x\r\n* BAD x\r\n* NO\r\n* BYE x\r\n", "* ok [uidnext 4] x\r\n* BYE x\r\n"},
 		{"counts", "* 3 EXISTS\r\n* 1 RECENT\r\n* 2 EXPUNGE\r\n", "* 3 EXISTS\r\n"},
 		{"unknown", "* VANISHED 1\r\n* 5 XFOO\r\n* LIST () \"/\" {3}\r\nT1 \r\n* \r\n*\r\n\r\n+ go\r\nT1 OK x\r\n", "*\r\n\r\nT1 OK x\r\n"},
 		{"bodies", "* 1 FETCH (BODY[] {4}\r\n* 1 )\r\n", "* 1 FETCH (BODY[] {4}\r\n* 1 )\r\n"},
