@@ -82,7 +82,7 @@ func resultOf(err error) string {
 		return resultMalformed
 	case proxy.Unsupported:
 		return resultUnsupported
-	case proxy.ProtocolOff:
+	case proxy.ProtocolOff, proxy.Suspended:
 		return resultForbidden
 	case proxy.Plaintext:
 		return resultPlaintext

@@ -19,6 +19,7 @@ var (
 	ErrBackendClosed = errors.New("backend closed the connection")  // first
 	ErrIdleTimeout   = errors.New("client was silent for too long") // logged in
 	errTooSlow       = errors.New("client did not log in in time")  // before
+	ErrPreface       = errors.New("bad or missing PROXY header")    // before anything
 )
 
 // goodbye is how long a connection that is told to end may take to do so.
@@ -29,14 +30,15 @@ type conn struct {
 	*Conn
 	svc     *Service
 	since   time.Time
-	initial Client          // Client before TLS, which info may read while TLS begins
 	ctx     context.Context // kick, drain and shed are its cause
 	cancel  context.CancelCauseFunc
 	permit  Permit
+	asked   string // the account last asked for, which may have texts of its own
 	session Session
 	welcome string
 
-	account atomic.Pointer[string] // for info, which other goroutines ask
+	origin  atomic.Pointer[Client] // this and the next: for info, which other goroutines ask
+	account atomic.Pointer[string]
 	backend atomic.Pointer[string]
 	open    atomic.Bool // logged in
 }
@@ -108,14 +110,33 @@ func (s *Server) resume(c *conn) error {
 	}
 }
 
-// admit asks the guard. A client it refuses costs no handshake.
+// admit hears from whom the connection is and asks the guard. A client it
+// refuses costs no handshake.
 func (s *Server) admit(c *conn) (err error) {
-	c.permit, err = s.Guard.Admit(c.Client, c.cancel)
+	if err = c.introduce(time.Now().Add(s.timeouts().Handshake)); err == nil {
+		c.permit, err = s.Guard.Admit(c.Client, c.cancel)
+	}
 	if err != nil {
 		s.observe(Rejected{Client: c.Client, Err: err})
 		return err
 	}
 	s.observe(Accepted{Client: c.Client})
+	return nil
+}
+
+// introduce replaces the address of a load balancer by that of its client.
+func (c *conn) introduce(deadline time.Time) error {
+	p, ok := c.transport.Conn.(preface)
+	if !ok {
+		return nil
+	}
+	client, local, err := p.Preface(deadline)
+	if err != nil {
+		return err
+	}
+	c.Client.Addr, c.Client.Local = client, local
+	known := c.Client
+	c.origin.Store(&known)
 	return nil
 }
 
@@ -143,7 +164,13 @@ func (s *Server) login(c *conn, d Dialogue) (*Login, error) {
 		return nil, Refuse(TimedOut, errTooSlow)
 	}
 	if r := c.refusal(err); r != nil && c.ctx.Err() == nil {
-		s.observe(Attempt{Client: c.Client, Via: ViaOther, Err: r})
+		attempt := Attempt{Client: c.Client, Via: ViaOther, Err: r}
+		if login != nil {
+			attempt.Via, attempt.User = login.Via, login.User
+			login.Secret.Clear()
+		}
+		s.observe(attempt)
+		return nil, err
 	}
 	if login != nil {
 		login.Client = c.Client
@@ -164,6 +191,7 @@ func (s *Server) try(c *conn, l *Login) (err error) {
 	if l.Account, err = c.svc.Account(l.User); err != nil {
 		return Refuse(Malformed, err)
 	}
+	c.asked = l.Account
 	session, err := s.ask(c, l)
 	if err != nil {
 		return err
@@ -217,8 +245,13 @@ func (c *conn) refusal(err error) *Refusal {
 	if c.ctx.Err() != nil {
 		err = context.Cause(c.ctx)
 	}
-	r, _ := errors.AsType[*Refusal](err)
-	return r
+	r, ok := errors.AsType[*Refusal](err)
+	if !ok || r.Text != "" || c.svc.Text == nil {
+		return r
+	}
+	told := *r
+	told.Text = c.svc.Text(r.Reason, c.asked)
+	return &told
 }
 
 // park waits until the client speaks. It keeps a goroutine: what a session
@@ -299,7 +332,7 @@ func (c *conn) how(err error) string {
 
 // info describes the connection, for any goroutine.
 func (c *conn) info() SessionInfo {
-	i := SessionInfo{Client: c.initial, Since: c.since, Received: c.Received(), Sent: c.Sent()}
+	i := SessionInfo{Client: *c.origin.Load(), Since: c.since, Received: c.Received(), Sent: c.Sent()}
 	i.Client.TLS = c.state.Load()
 	if p := c.account.Load(); p != nil {
 		i.Account = *p

@@ -6,18 +6,22 @@ import "errors"
 // its words for each of them (package front), metrics and logs their label.
 type Reason uint8
 
-// The reasons. Wrong, Malformed, Unsupported, ProtocolOff and Plaintext are
-// permanent: the client must change something. All others are temporary, and
-// a client that comes again with the same password may succeed.
+// The reasons. Wrong, Malformed, Unsupported, ProtocolOff, Suspended and
+// Plaintext are permanent: the client, or its user, must change something. All
+// others are temporary, and a client that comes again with the same password
+// may succeed.
 const (
 	Wrong        Reason = iota + 1 // the backend said that user or password are wrong
 	Malformed                      // such credentials can never be right: NUL, CR, a foreign authzid, bad base64
 	Unsupported                    // no such mechanism
 	ProtocolOff                    // the account may not use this protocol
+	Suspended                      // the account may use nothing: expired, disabled
 	Plaintext                      // no TLS: a password in the clear is never taken
 	Throttled                      // the guard: too many wrong passwords
 	TooMany                        // too many connections or sessions
 	Unavailable                    // the backend is away, or cannot say
+	Maintenance                    // announced: the operator's text says until when
+	MailboxFull                    // too full to be used at all
 	InUse                          // RFC 2449 section 8.1.1: the maildrop is locked
 	TimedOut                       // the client was silent for too long
 	ShuttingDown                   // Postern stops
@@ -27,7 +31,7 @@ const (
 
 var reasons = [...]string{
 	Wrong: "wrong", Malformed: "malformed", Unsupported: "unsupported", ProtocolOff: "protocol_off",
-	Plaintext: "plaintext", Throttled: "throttled", TooMany: "too_many", Unavailable: "unavailable",
+	Suspended: "suspended", Maintenance: "maintenance", MailboxFull: "mailbox_full", Plaintext: "plaintext", Throttled: "throttled", TooMany: "too_many", Unavailable: "unavailable",
 	InUse: "in_use", TimedOut: "timed_out", ShuttingDown: "shutting_down", Kicked: "kicked", Internal: "internal",
 }
 
@@ -53,13 +57,14 @@ func (r Reason) String() string {
 // and come again after a temporary one.
 func (r Reason) Temporary() bool {
 	switch r {
-	case Wrong, Malformed, Unsupported, ProtocolOff, Plaintext:
+	case Wrong, Malformed, Unsupported, ProtocolOff, Suspended, Plaintext:
 		return false
 	}
 	return true
 }
 
-// Final reports whether the connection ends with this refusal.
+// Final reports whether the connection ends with this refusal. Plaintext does
+// not end one that may still begin TLS.
 func (r Reason) Final() bool {
 	switch r {
 	case Plaintext, TooMany, TimedOut, ShuttingDown, Kicked, Internal:

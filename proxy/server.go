@@ -22,8 +22,9 @@ import (
 type Dialogue interface {
 	// Login greets, the first time, and talks until the client has sent
 	// credentials; STARTTLS is in here. The error is a *Refusal, to be said
-	// before it goes on; ErrQuit after a goodbye; else what ended the
-	// connection, as io.EOF when the client left.
+	// before it goes on, and then the Login, if not nil, says whose attempt it
+	// was; ErrQuit after a goodbye; else what ended the connection, as io.EOF
+	// when the client left.
 	Login(ctx context.Context) (*Login, error)
 
 	// Refuse says no to what Login returned. Before the first Login it is the
@@ -78,6 +79,14 @@ type Session interface {
 	Close() error
 }
 
+// A preface is a connection that begins with words of somebody between the
+// client and us: a PROXY header. They are read before the guard is asked.
+type preface interface {
+	// Preface returns whom the connection is from and whom it was meant for,
+	// or an error that wraps ErrPreface, or one of reading.
+	Preface(deadline time.Time) (client, local netip.AddrPort, err error)
+}
+
 // A Reporter is a Session that can say what it did and with whom.
 type Reporter interface {
 	Backend() string
@@ -93,7 +102,8 @@ type Service struct {
 	Idle           time.Duration
 	Offer          func() Offer
 	Dialogue       func(*Conn) Dialogue
-	Account        func(user string) (string, error) // pure: no I/O
+	Account        func(user string) (string, error)     // pure: no I/O
+	Text           func(r Reason, account string) string // the operator's words; nil, or "": the protocol's own
 	Backend        Backend
 }
 
@@ -197,7 +207,8 @@ func (s *Server) register(raw net.Conn, svc *Service) *conn {
 		ID: rand.Text()[:12], Service: svc.Name, Protocol: svc.Protocol,
 		Addr: addrPort(raw.RemoteAddr()), Local: addrPort(raw.LocalAddr()),
 	}
-	c := &conn{Conn: NewConn(raw, client, svc.TLS, s.timeouts().Stall), initial: client, svc: svc, since: time.Now()}
+	c := &conn{Conn: NewConn(raw, client, svc.TLS, s.timeouts().Stall), svc: svc, since: time.Now()}
+	c.origin.Store(&client)
 	c.handshake, c.observe = s.timeouts().Handshake, s.observe
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	s.mu.Lock()

@@ -28,6 +28,8 @@ func wordsOf(r proxy.Reason) words {
 		// RFC 3206 section 4: violations of policy are AUTH, too. RFC 5248 has
 		// 525 X.7.13 for an account that an administrator has switched off.
 		return words{"NO [AUTHORIZATIONFAILED]", "[AUTH]", "525 5.7.13", "This account may not use this service"}
+	case proxy.Suspended:
+		return words{"NO [CONTACTADMIN]", "[SYS/PERM]", "525 5.7.13", "This account is suspended: ask your provider"}
 	case proxy.Plaintext:
 		return words{"BAD", "", "554 5.7.0", "This port speaks TLS only: choose SSL/TLS in the settings of your mail program"}
 	case proxy.Throttled:
@@ -36,6 +38,10 @@ func wordsOf(r proxy.Reason) words {
 		return words{"NO [LIMIT]", "[SYS/TEMP]", "421 4.7.0", "Too many connections: try again later"}
 	case proxy.Unavailable:
 		return words{"NO [UNAVAILABLE]", "[SYS/TEMP]", "454 4.7.0", "The mail server is temporarily unavailable: try again later"}
+	case proxy.Maintenance:
+		return words{"NO [UNAVAILABLE]", "[SYS/TEMP]", "454 4.3.2", "The mail server is being maintained: try again later"}
+	case proxy.MailboxFull:
+		return words{"NO [UNAVAILABLE]", "[SYS/TEMP]", "454 4.2.2", "The mailbox is full"}
 	case proxy.InUse:
 		return words{"NO [INUSE]", "[IN-USE]", "454 4.7.0", "The mailbox is in use by another session: try again later"}
 	case proxy.TimedOut:
