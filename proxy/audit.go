@@ -71,7 +71,7 @@ func (a *Audit) Observe(e Event) {
 	case Probed:
 		a.probed(e)
 	case UpdateFailed:
-		a.Log.Warn("messages not deleted", "client", e.Client, "stage", e.Stage, "err", e.Err)
+		a.updateFailed(e)
 	case Panicked:
 		a.Log.Error("panic", "client", e.Client, "value", e.Value, "stack", string(e.Stack))
 	}
@@ -119,6 +119,14 @@ func (a *Audit) closed(e Closed) {
 		fields = append(fields, "err", e.Err)
 	}
 	a.Log.Log(context.Background(), level, "connection ended", fields...)
+}
+
+func (a *Audit) updateFailed(e UpdateFailed) {
+	if e.Stage == StageSeen { // the client does not miss it
+		a.Log.Info("messages not marked as seen", a.about(e.Client, "err", e.Err)...)
+		return
+	}
+	a.Log.Warn("messages not deleted", a.about(e.Client, "stage", e.Stage, "err", e.Err)...)
 }
 
 func (a *Audit) probed(e Probed) {

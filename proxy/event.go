@@ -54,6 +54,13 @@ const (
 	EndError         = "error"
 )
 
+// The values of UpdateFailed.Stage: setting \Seen, setting \Deleted, removing.
+const (
+	StageSeen    = "seen"
+	StageStore   = "store"
+	StageExpunge = "expunge"
+)
+
 // Dial results.
 const (
 	DialOK       = "ok"
@@ -160,7 +167,7 @@ type (
 	// UpdateFailed: QUIT could not do what DELE promised.
 	UpdateFailed struct {
 		Client Client
-		Stage  string // seen, store, expunge
+		Stage  string // Stage...
 		Err    error
 	}
 
