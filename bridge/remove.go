@@ -30,14 +30,14 @@ func (s *session) update(ctx context.Context) error {
 	defer s.inbox.begin(ctx)()
 	u := update{session: s, ctx: ctx}
 	for _, uids := range seen {
-		u.expect("seen", s.inbox.store(uids, imap.FlagSeen))
+		u.expect(proxy.StageSeen, s.inbox.store(uids, imap.FlagSeen))
 	}
 	for _, uids := range gone {
-		u.expect("store", s.inbox.store(uids, imap.FlagDeleted))
+		u.expect(proxy.StageStore, s.inbox.store(uids, imap.FlagDeleted))
 	}
 	for _, uids := range gone {
 		if s.inbox.uidPlus {
-			u.expect("expunge", s.inbox.expunge(uids))
+			u.expect(proxy.StageExpunge, s.inbox.expunge(uids))
 		}
 	}
 	err := u.wait()
@@ -73,7 +73,7 @@ func (u *update) wait() (failed error) {
 			said[stage] = true
 			u.session.backend.observe(proxy.UpdateFailed{Client: u.session.client, Stage: stage, Err: err})
 		}
-		if failed == nil && stage != "seen" {
+		if failed == nil && stage != proxy.StageSeen {
 			failed = fmt.Errorf("%s: %w", stage, err)
 		}
 	}
