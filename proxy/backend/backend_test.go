@@ -10,9 +10,14 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"postern/proxy"
 	"postern/proxy/proxytest"
 )
+
+// No login leaves a goroutine behind.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
 	account  = "alice@example.org"

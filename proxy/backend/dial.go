@@ -169,6 +169,16 @@ func (c *Conn) CloseWrite() error {
 	return nil
 }
 
+// SyscallConn gives the descriptor when its octets are all there is to read:
+// there is no TLS, and nothing was read ahead.
+func (c *Conn) SyscallConn() (syscall.RawConn, error) {
+	t, ok := c.Conn.(*net.TCPConn)
+	if !ok || c.replies.Buffered() > 0 {
+		return nil, errors.ErrUnsupported
+	}
+	return t.SyscallConn()
+}
+
 // secure does the TLS handshake. Octets that came before it are an attempt to
 // speak for the server: RFC 3207 section 6.
 func (c *Conn) secure(ctx context.Context, config *tls.Config) error {

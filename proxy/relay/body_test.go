@@ -127,3 +127,20 @@ func FuzzBody(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in string, size uint8) { checkBody(t, in+"\r\n.\r\nQUIT", int(size)+1) })
 }
+
+func BenchmarkBody(b *testing.B) {
+	for name, line := range map[string]string{"CRLF": strings.Repeat("x", 76) + "\r\n", "LF": strings.Repeat("x", 76) + "\n"} {
+		b.Run(name, func(b *testing.B) {
+			in := []byte(strings.Repeat(line, 16<<10/len(line)))
+			dst := make([]byte, bufferSize)
+			b.SetBytes(int64(len(in)))
+			filter := body{dots: true}
+			for b.Loop() {
+				for rest := in; len(rest) > 0; {
+					_, n, _ := filter.next(dst, rest)
+					rest = rest[n:]
+				}
+			}
+		})
+	}
+}

@@ -14,7 +14,8 @@ import (
 // 2177 section 3.
 const DefaultIdle = 35 * time.Minute
 
-// A Leg is the connection to the server behind.
+// A Leg is the connection to the server behind. If it is a syscall.Conn that
+// gives its descriptor, then what can be read there is what Read would return.
 type Leg interface {
 	net.Conn
 	CloseWrite() error

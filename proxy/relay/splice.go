@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"postern/proxy"
@@ -66,7 +67,7 @@ func (s *splicing) up() {
 	switch {
 	case err.write != nil: // what the backend has still to say comes down
 		s.end(fmt.Errorf("%w: %w", proxy.ErrBackendClosed, err.write))
-	case err.read == io.EOF, err.read == io.ErrUnexpectedEOF: // without the alert that TLS wants at the end
+	case errors.Is(err.read, io.EOF), errors.Is(err.read, io.ErrUnexpectedEOF): // without the alert that TLS wants at the end
 		s.end(proxy.ErrClientClosed)
 		_ = s.backend.CloseWrite()
 	default:
@@ -76,7 +77,12 @@ func (s *splicing) up() {
 
 // down copies from the backend to the client.
 func (s *splicing) down() {
-	err := s.copy(s.client, s.backend)
+	var err copyError
+	if raw := rawConn(s.backend); raw != nil {
+		err = s.copyReady(s.client, raw)
+	} else {
+		err = s.copy(s.client, s.backend)
+	}
 	switch {
 	case errors.Is(err.write, os.ErrDeadlineExceeded):
 		s.stop(fmt.Errorf("write to client: %w", err.write))
@@ -135,11 +141,11 @@ type source interface {
 	SetReadDeadline(time.Time) error
 }
 
-// A copyError says which side copying ended on. read is never nil if write is.
+// A copyError says which side copying has ended on.
 type copyError struct{ read, write error }
 
-// copy copies until an error. A small buffer waits; a large one is in hand
-// only while much moves.
+// copy copies until an error. A small buffer waits; a large one is in hand only
+// while much moves.
 func (s *splicing) copy(dst io.Writer, src source) copyError {
 	small := make([]byte, 256)
 	for {
@@ -151,6 +157,27 @@ func (s *splicing) copy(dst io.Writer, src source) copyError {
 			return err
 		}
 	}
+}
+
+// copyReady copies until an error. No buffer waits.
+func (s *splicing) copyReady(dst io.Writer, raw syscall.RawConn) (err copyError) {
+	for err == (copyError{}) {
+		err = s.copyOnce(dst, raw)
+	}
+	return err
+}
+
+func (s *splicing) copyOnce(dst io.Writer, raw syscall.RawConn) (err copyError) {
+	b, n, readErr := readReady(raw)
+	if b != nil {
+		defer buffers.Put(b)
+	}
+	if n > 0 {
+		s.moved.Store(int64(time.Since(s.begun)))
+		_, err.write = dst.Write(b[:n])
+	}
+	err.read = readErr
+	return err
 }
 
 // copyBurst copies as long as there is much.

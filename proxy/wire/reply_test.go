@@ -58,7 +58,7 @@ func TestReplyTakesAllItsLines(t *testing.T) {
 	if lines := got.Lines(); err != nil || got.Code != 354 || len(lines) != 1 || lines[0] != "" {
 		t.Errorf("Reply = %d %q, %v, want 354 and an empty line", got.Code, lines, err)
 	}
-	if _, err := r.Reply(); err != io.EOF {
+	if _, err := r.Reply(); !errors.Is(err, io.EOF) {
 		t.Errorf("Reply at the end = %v, want io.EOF", err)
 	}
 }
@@ -86,10 +86,10 @@ func TestUnusableRepliesAreErrors(t *testing.T) {
 }
 
 func TestReplyCutShortIsUnexpected(t *testing.T) {
-	if _, err := NewReplyReader(strings.NewReader("250-a\r\n250 ")).Reply(); err != io.ErrUnexpectedEOF {
+	if _, err := NewReplyReader(strings.NewReader("250-a\r\n250 ")).Reply(); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("Reply = %v, want io.ErrUnexpectedEOF", err)
 	}
-	if _, err := NewReplyReader(strings.NewReader("* ID {5}\r\nabc")).Response(); err != io.ErrUnexpectedEOF {
+	if _, err := NewReplyReader(strings.NewReader("* ID {5}\r\nabc")).Response(); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("Response = %v, want io.ErrUnexpectedEOF", err)
 	}
 }

@@ -1,0 +1,13 @@
+//go:build !unix
+
+package relay
+
+import (
+	"errors"
+	"syscall"
+)
+
+// rawConn returns nil: descriptors differ.
+func rawConn(Leg) syscall.RawConn { return nil }
+
+func readReady(syscall.RawConn) (*[bufferSize]byte, int, error) { return nil, 0, errors.ErrUnsupported }

@@ -1,0 +1,49 @@
+//go:build unix
+
+package relay
+
+import (
+	"errors"
+	"io"
+	"syscall"
+)
+
+// rawConn returns the descriptor of the connection to the server, if it gives
+// one, or nil.
+func rawConn(backend Leg) syscall.RawConn {
+	c, ok := backend.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
+}
+
+// readReady waits until there is something to read, and only then takes a
+// buffer, which is the caller's if it is not nil.
+func readReady(raw syscall.RawConn) (b *[bufferSize]byte, n int, err error) {
+	waitErr := raw.Read(func(fd uintptr) bool {
+		b = buffers.Get().(*[bufferSize]byte)
+		for {
+			if n, err = syscall.Read(int(fd), b[:]); !errors.Is(err, syscall.EINTR) {
+				break
+			}
+		}
+		if !errors.Is(err, syscall.EAGAIN) {
+			return true
+		}
+		buffers.Put(b)
+		b = nil
+		return false
+	})
+	switch {
+	case waitErr != nil:
+		return nil, 0, waitErr
+	case err == nil && n == 0:
+		err = io.EOF
+	}
+	return b, max(n, 0), err
+}
