@@ -20,9 +20,13 @@ type Report struct {
 	Mechanisms   []string // SASL, upper case
 }
 
-// Probe connects to the server, asks what it offers and takes leave.
+// Probe connects to the server, asks what it offers and takes leave. Up and
+// Offer tell afterwards, unless ctx has ended first.
 func (s *Server) Probe(ctx context.Context) (Report, error) {
 	report, err := s.probe(ctx)
+	if ctx.Err() != nil { // says nothing about the server
+		return Report{}, context.Cause(ctx)
+	}
 	if err != nil {
 		err = fmt.Errorf("backend %s, %s at %s: %w", s.Name, s.Protocol, s.Address, err)
 	} else {

@@ -122,6 +122,21 @@ func TestWatchAsksAgainUntilItsContextEnds(t *testing.T) {
 	}
 }
 
+func TestProbeThatWasBrokenOffSaysNothing(t *testing.T) {
+	s, seen := serve(t, proxy.Submission, None, "S: 220 x\nC: EHLO *\nS: 250 x\nC: QUIT\nS: 221 bye")
+	if _, err := s.Probe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Probe(ctx); err == nil || !s.Up() {
+		t.Errorf("Probe = %v, up %v, want an error and up", err, s.Up())
+	}
+	if got, want := strings.Count(seen.String(), "probed"), 1; got != want {
+		t.Errorf("%d probes were told of, want %d", got, want)
+	}
+}
+
 type observe func(proxy.Event)
 
 func (o observe) Observe(e proxy.Event) { o(e) }

@@ -39,10 +39,29 @@ func (b *body) next(dst, in []byte) (out []byte, n int, end bool) {
 	const most = 4 // octets that one of in can become
 	out = dst[:0]
 	for n < len(in) && len(out)+most <= cap(dst) && !end {
-		out, end = b.step(out, in[n])
-		n++
+		if b.state == inLine {
+			k := plain(in[n:min(len(in), n+cap(dst)-len(out))])
+			out, n = append(out, in[n:n+k]...), n+k
+		}
+		if n < len(in) && len(out)+most <= cap(dst) {
+			out, end = b.step(out, in[n])
+			n++
+		}
 	}
 	return out, n, end
+}
+
+// plain returns how many octets of in are no line end, as far as it looks.
+func plain(in []byte) int {
+	const far = 512 // a CR a line and no LF must not cost the square of their number
+	n := min(len(in), far)
+	if i := bytes.IndexByte(in[:n], '\n'); i >= 0 {
+		n = i
+	}
+	if i := bytes.IndexByte(in[:n], '\r'); i >= 0 {
+		n = i
+	}
+	return n
 }
 
 // clean returns how many octets of in need no change, in whole lines but for
