@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -31,20 +32,40 @@ func splice(ctx context.Context, client *proxy.Conn, backend Leg, idle time.Dura
 	s.watch(idle)
 	defer context.AfterFunc(ctx, func() { s.stop(context.Cause(ctx)) })()
 
-	up := make(chan struct{})
-	go func() {
-		defer close(up)
-		s.up()
-	}()
+	wait := apart(s.up, func() { s.stop(errPanic) })
 	s.down()
 	leave := time.AfterFunc(farewell, func() { s.stop(nil) })
-	<-up
+	wait()
 	leave.Stop()
 	s.stop(nil)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	return s.cause
+}
+
+var errPanic = errors.New("panic in a session")
+
+// apart runs f in a goroutine of its own. If f panics, broken is called, which
+// must end what the caller does, and then wait panics in its place: there it is
+// recovered.
+func apart(f, broken func()) (wait func()) {
+	done := make(chan string, 1)
+	go func() {
+		defer close(done)
+		defer func() {
+			if v := recover(); v != nil {
+				done <- fmt.Sprintf("%v\n%s", v, debug.Stack())
+				broken()
+			}
+		}()
+		f()
+	}()
+	return func() {
+		if v, ok := <-done; ok {
+			panic(v)
+		}
+	}
 }
 
 // A splicing is one run of splice.

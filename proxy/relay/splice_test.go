@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -191,6 +192,32 @@ func TestSpliceEndsWhenTheClientIsCutOff(t *testing.T) {
 	s.ended(t, proxy.ErrClientClosed)
 	if _, err := io.ReadAll(s.server); err != nil {
 		t.Errorf("server saw %v, want the end", err)
+	}
+}
+
+// panics is a leg with a bug.
+type panics struct{ Leg }
+
+func (panics) Write([]byte) (int, error) { panic("a bug") }
+
+func TestAPanicInEitherGoroutineComesToTheCallerOfRun(t *testing.T) {
+	for name, session := range map[string]func(Leg) proxy.Session{
+		"IMAP":       func(l Leg) proxy.Session { return &IMAP{Conn: l} },
+		"submission": func(l Leg) proxy.Session { return &Submission{Conn: l} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, near := proxytest.Pipe(t)
+			backend, _ := proxytest.Pipe(t)
+			proxytest.Transcript(t, client, "C: NOOP")
+			s := session(panics{backend.(Leg)})
+			defer func() {
+				if v := recover(); v == nil || !strings.Contains(fmt.Sprint(v), "a bug") {
+					t.Errorf("recovered %v, want the bug", v)
+				}
+				_ = s.Close()
+			}()
+			t.Errorf("Run = %v", s.Run(t.Context(), proxy.NewConn(near, proxy.Client{}, nil, time.Minute)))
+		})
 	}
 }
 

@@ -60,16 +60,12 @@ func (s *Submission) Run(ctx context.Context, client *proxy.Conn) error {
 		chunking: announces(s.Extensions, "CHUNKING"),
 	}
 	defer c.in.release()
-	// The client's own server does this, too; a session stands alone.
+	// A server may owe a reply for longer than anybody waits for the end.
 	defer context.AfterFunc(ctx, func() {
 		client.Interrupt(context.Cause(ctx))
 		time.AfterFunc(drainTime, func() { q.end(context.Cause(ctx)) })
 	})()
-	replied := make(chan struct{})
-	go func() {
-		defer close(replied)
-		q.end(q.relay())
-	}()
+	wait := apart(func() { q.end(q.relay()) }, func() { q.end(errPanic) })
 	err := c.serve()
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -77,7 +73,7 @@ func (s *Submission) Run(ctx context.Context, client *proxy.Conn) error {
 	if err = c.goodbye(err); !errors.Is(err, errQuit) { // then the server closes first
 		q.end(err)
 	}
-	<-replied
+	wait()
 	s.submitted = q.submitted
 	if errors.Is(q.cause, errQuit) {
 		return nil
