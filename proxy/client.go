@@ -105,6 +105,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.r += n
 		return n, nil
 	}
+	c.buf = nil // who reads like this has a buffer of its own
 	return c.read(p)
 }
 
