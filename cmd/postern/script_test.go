@@ -14,7 +14,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
+	testscript.Main(play{m}, map[string]func(){
 		"postern": func() { os.Exit(command(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) },
 	})
 }
