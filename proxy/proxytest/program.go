@@ -158,9 +158,25 @@ func writeFile(t testing.TB, path string, content []byte) {
 	}
 }
 
+// give copies a file for the eyes of one user.
+func give(t testing.TB, from, to string, uid, gid int) {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Clean(from))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(to, uid, gid); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A program is a server in the foreground, with a log file of its own.
 type program struct {
 	args     []string
+	env      []string // beside that of the test
 	log      string
 	output   string // its standard output and error; empty: log + ".output"
 	ready    string // the address to connect to
@@ -176,8 +192,12 @@ func (p *program) run(t testing.TB) {
 	t.Helper()
 	t.Cleanup(func() {
 		p.stop(t)
-		if t.Failed() {
-			t.Logf("%s:\n%s", p.log, tail(p.log))
+		if !t.Failed() {
+			return
+		}
+		t.Logf("%s:\n%s", p.log, tail(p.log))
+		if p.output != p.log {
+			t.Logf("%s:\n%s", p.output, tail(p.output))
 		}
 	})
 	p.start(t)
@@ -187,6 +207,7 @@ func (p *program) run(t testing.TB) {
 func (p *program) start(t testing.TB) {
 	t.Helper()
 	p.cmd = exec.Command(p.args[0], p.args[1:]...)
+	p.cmd.Env = append(os.Environ(), p.env...)
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid:    true,            // Postfix signals its whole process group
 		Pdeathsig: syscall.SIGTERM, // a test that is killed runs no cleanup
