@@ -77,6 +77,8 @@ func TestStoppedServersAreTemporaryFailures(t *testing.T) {
 	smtp := dialTLS(t, p.smtp, p.ca)
 	plain := "C: AUTH PLAIN " + base64Of("\x00"+u.name+"\x00"+u.password)
 	proxytest.Transcript(t, smtp, lines("S: 220 *", "C: HELO client.example.net", "S: 250 *"))
+	sending := dialTLS(t, p.smtp, p.ca)
+	proxytest.Transcript(t, sending, lines("S: 220 *", "C: HELO client.example.net", "S: 250 *", plain, "S: 235 *"))
 	backend.Stop(t)
 	postfix.Stop(t)
 
@@ -84,6 +86,7 @@ func TestStoppedServersAreTemporaryFailures(t *testing.T) {
 		proxytest.Transcript(t, dialTLS(t, p.address(protocol.name), p.ca), lines(fmt.Sprintf(protocol.login, u.name, u.password), protocol.temporary))
 	}
 	proxytest.Transcript(t, smtp, lines(plain, "S: 454 4.7.0 *"))
+	proxytest.Transcript(t, sending, lines("S: 421 4.4.2 *", "S: <EOF>"))
 	pop3.send("QUIT")
 	if got := string(pop3.line()); !strings.HasPrefix(got, "-ERR [SYS/TEMP] ") {
 		t.Errorf("QUIT with a message marked = %q, want -ERR [SYS/TEMP]", got)

@@ -67,7 +67,13 @@ func TestSIGTERMEndsSessionsAfterTheGracePeriod(t *testing.T) {
 	s.deliver(t, u, "one")
 	c := loginPOP3(t, p.pop3, p.ca, u)
 	c.command("DELE 1")
+	smtp, imap := dialTLS(t, p.smtp, p.ca), dialTLS(t, p.imap, p.ca)
+	proxytest.Transcript(t, smtp, lines("S: 220 *", "C: HELO client.example.net", "S: 250 *",
+		"C: AUTH PLAIN "+base64Of("\x00"+u.name+"\x00"+u.password), "S: 235 *"))
+	proxytest.Transcript(t, imap, "S: \\* OK *") // not logged in
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	proxytest.Transcript(t, smtp, lines("S: 421 4.3.2 *", "S: <EOF>"))
+	proxytest.Transcript(t, imap, lines("S: \\* BYE [UNAVAILABLE] *", "S: <EOF>"))
 	if got := string(c.line()); !strings.HasPrefix(got, "-ERR [SYS/TEMP] ") {
 		t.Errorf("at the end the client reads %q, want -ERR [SYS/TEMP]", got)
 	}

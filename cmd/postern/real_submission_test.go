@@ -2,7 +2,10 @@ package main
 
 import (
 	"bytes"
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -178,5 +181,40 @@ func TestSubmissionIsNotSmuggledThrough(t *testing.T) {
 	}
 	if got := len(s.backend.Stored(t, u.name)); got != 6 {
 		t.Errorf("%d messages have arrived, want 6", got)
+	}
+}
+
+// Criterion: A message whose sender leaves before its end is not delivered.
+func TestSubmissionCutWithinAMessageDeliversNothing(t *testing.T) {
+	s := open(t)
+	u := s.user(t)
+	begin := lines("S: 220 *", "C: HELO client.example.net", "S: 250 *", "C: AUTH PLAIN "+base64Of("\x00"+u.name+"\x00"+u.password), "S: 235 *",
+		"C: MAIL FROM:<"+u.address+">", "S: 250 *", "C: RCPT TO:<"+u.address+">", "S: 250 *", "C: DATA", "S: 354 *")
+	half := "Subject: half\r\n\r\n" + strings.Repeat("x\r\n", 50_000)
+	for _, leave := range []func(*tls.Conn) error{
+		func(c *tls.Conn) error {
+			return errors.Join(c.NetConn().(*net.TCPConn).SetLinger(0), c.NetConn().Close())
+		},
+		(*tls.Conn).Close,
+		(*tls.Conn).CloseWrite,
+	} {
+		conn := dialTLS(t, s.smtp, s.ca)
+		proxytest.Transcript(t, conn, begin)
+		send(t, conn, half)
+		if err := leave(conn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	within(t, patience, "the three sessions have ended", func() bool { return len(s.ends(t, u)) == 3 })
+	for _, l := range s.ends(t, u) {
+		if l.text("submitted") != "0" {
+			t.Errorf("a session ended so: %v, want nothing submitted", l)
+		}
+	}
+	talk(t, s.smtp, s.ca, lines(begin, "C: Subject: whole", "C: ", "C: .", "S: 250 *", "C: QUIT", "S: 221 *"))
+	for _, m := range s.arrived(t, u, 1) {
+		if bytes.Contains(m, []byte("Subject: half")) {
+			t.Error("half a message has been delivered")
+		}
 	}
 }
