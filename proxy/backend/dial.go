@@ -151,10 +151,19 @@ type Conn struct {
 	tcp      net.Conn
 	replies  *wire.ReplyReader
 	timeout  time.Duration // for each answer
+	release  func()        // tells the pool; may be called again; nil: there is none
 }
 
 // Read returns what was read ahead first.
 func (c *Conn) Read(p []byte) (int, error) { return c.replies.Read(p) }
+
+// Close closes the connection.
+func (c *Conn) Close() error {
+	if c.release != nil {
+		c.release()
+	}
+	return c.Conn.Close()
+}
 
 // CloseWrite tells the server that nothing more will come; reading goes on.
 func (c *Conn) CloseWrite() error {

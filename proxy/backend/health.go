@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"postern/proxy"
@@ -23,18 +25,26 @@ type Report struct {
 // Probe connects to the server, asks what it offers and takes leave. Up and
 // Offer tell afterwards, unless ctx has ended first.
 func (s *Server) Probe(ctx context.Context) (Report, error) {
+	report, err := s.examine(ctx)
+	if ctx.Err() != nil {
+		return Report{}, err
+	}
+	s.up.Store(err == nil)
+	s.observe(proxy.Probed{Backend: s.Name, Protocol: s.Protocol, Up: err == nil, Err: err})
+	return report, err
+}
+
+// examine probes, and keeps what it has learnt.
+func (s *Server) examine(ctx context.Context) (Report, error) {
 	report, err := s.probe(ctx)
 	if ctx.Err() != nil { // says nothing about the server
 		return Report{}, context.Cause(ctx)
 	}
 	if err != nil {
-		err = fmt.Errorf("backend %s, %s at %s: %w", s.Name, s.Protocol, s.Address, err)
-	} else {
-		s.learn(report)
+		return Report{}, fmt.Errorf("backend %s, %s at %s: %w", s.Name, s.Protocol, s.Address, err)
 	}
-	s.up.Store(err == nil)
-	s.observe(proxy.Probed{Backend: s.Name, Protocol: s.Protocol, Up: err == nil, Err: err})
-	return report, err
+	s.learn(report)
+	return report, nil
 }
 
 // learn keeps a report for Offer. Every login is a probe, too: when the server
@@ -94,9 +104,6 @@ func (c *Conn) version() uint16 {
 	return 0
 }
 
-// retry is how soon a server that is down is asked again.
-const retry = 5 * time.Second
-
 // Watch probes the server at once and then every so often, until ctx ends; one
 // that is down is asked more often.
 func (s *Server) Watch(ctx context.Context, every time.Duration) {
@@ -125,6 +132,153 @@ func (s *Server) Offer() proxy.Offer {
 	offer := proxy.Offer{Mechanisms: slices.Clone(report.Mechanisms), Extensions: slices.Clone(report.Capabilities)}
 	if s.Protocol == proxy.Submission {
 		offer.Extensions = relay.Extensions(report.Capabilities)
+		if slices.Contains(offer.Mechanisms, "LOGIN") && !slices.Contains(offer.Mechanisms, "PLAIN") {
+			offer.Mechanisms = append(offer.Mechanisms, "PLAIN") // what one carries, the other does, too
+		}
 	}
 	return offer
+}
+
+// health is what a Pool believes of a member.
+type health struct {
+	asked  bool // at all
+	up     bool
+	streak int // answers in a row that say otherwise
+}
+
+// note counts an answer, and reports whether the belief changes. The first one
+// is believed at once.
+func (h *health) note(ok bool, fall, rise int) (changed bool) {
+	patience := rise
+	if h.up {
+		patience = fall
+	}
+	switch {
+	case !h.asked:
+		h.asked = true
+	case ok == h.up:
+		h.streak = 0
+		return false
+	default:
+		if h.streak++; h.streak < patience {
+			return false
+		}
+	}
+	h.up, h.streak = ok, 0
+	return true
+}
+
+// usable reports whether logins may go there: nothing is known against it.
+func (m *member) usable() bool { return m.health.up || !m.health.asked }
+
+// reached counts that a member could be reached, or why not. Logins count as
+// probes do.
+func (p *Pool) reached(m *member, err error) {
+	fall, rise := p.Fall, p.Rise
+	if fall == 0 {
+		fall = defaultFall
+	}
+	if rise == 0 {
+		rise = defaultRise
+	}
+	p.mu.Lock()
+	changed := m.health.note(err == nil, fall, rise)
+	p.mu.Unlock()
+	if changed {
+		p.tell(err)
+	}
+}
+
+// tell lets the observer know how the pool is: up, if one of its members is.
+func (p *Pool) tell(err error) {
+	if p.Observer == nil {
+		return
+	}
+	p.telling.Lock() // the last word has to be the newest
+	defer p.telling.Unlock()
+	e := proxy.Probed{Backend: p.Name, Protocol: p.Protocol, Up: p.Up()}
+	if !e.Up {
+		e.Err = err
+	}
+	p.Observer.Observe(e)
+}
+
+// Up reports whether a member is believed to be up; before the first probe,
+// none is.
+func (p *Pool) Up() bool {
+	members := p.all()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(members, func(m *member) bool { return m.health.up })
+}
+
+// Probe probes all members at once, each one time.
+func (p *Pool) Probe(ctx context.Context) {
+	var probing sync.WaitGroup
+	for _, m := range p.all() {
+		probing.Go(func() { p.probe(ctx, m) })
+	}
+	probing.Wait()
+}
+
+func (p *Pool) probe(ctx context.Context, m *member) {
+	_, err := m.examine(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	p.reached(m, err)
+	p.tell(err)
+}
+
+const (
+	retry  = 5 * time.Second // how soon a member that is down, or may be, is asked again
+	settle = time.Second     // after a login has found a member changed; many may
+)
+
+// Watch probes each member at once and then every so often, a tenth more or
+// less, until ctx ends. One whose last answer was none is asked more often.
+func (p *Pool) Watch(ctx context.Context, every time.Duration) {
+	var watching sync.WaitGroup
+	for _, m := range p.all() {
+		watching.Go(func() { p.watch(ctx, m, every) })
+	}
+	watching.Wait()
+}
+
+func (p *Pool) watch(ctx context.Context, m *member, every time.Duration) {
+	for ctx.Err() == nil {
+		p.probe(ctx, m)
+		pause := every - every/10 + rand.N(every/5+1)
+		if !p.steady(m) {
+			pause = min(pause, retry)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		case <-m.again:
+			sleep(ctx, settle)
+		}
+	}
+}
+
+// steady reports whether m is up, beyond doubt.
+func (p *Pool) steady(m *member) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return m.health.up && m.health.streak == 0
+}
+
+// wake has m probed soon.
+func (m *member) wake() {
+	select {
+	case m.again <- struct{}{}:
+	default:
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }

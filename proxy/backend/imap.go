@@ -17,7 +17,7 @@ import (
 // IMAP is a proxy.Backend: it logs clients in and leaves the rest of the
 // session to them and the server.
 type IMAP struct {
-	Server *Server
+	Server IMAPServer
 	Idle   time.Duration // of a session in which nothing moves; 0: relay.DefaultIdle
 }
 
@@ -28,7 +28,7 @@ func (b *IMAP) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error)
 		return nil, err
 	}
 	l.Secret.Clear()
-	return &relay.IMAP{Server: b.Server.Name, Conn: conn, Capabilities: capabilities, Idle: b.Idle}, nil
+	return &relay.IMAP{Server: b.Server.name(), Conn: conn, Capabilities: capabilities, Idle: b.Idle}, nil
 }
 
 // LoginIMAP connects and logs l.Account in. It returns what the server can do
@@ -41,7 +41,7 @@ func (s *Server) LoginIMAP(ctx context.Context, l *proxy.Login) (conn *Conn, cap
 	d := &imap{}
 	conn, err = s.open(ctx, func(c *Conn) error { return d.begin(ctx, c, s) })
 	if err != nil {
-		return nil, "", s.unavailable(err)
+		return nil, "", s.unready(err)
 	}
 	defer conn.closeWith(ctx)()
 	if capabilities, err = d.login(l, s); err != nil {
@@ -148,7 +148,7 @@ func (d *imap) startTLS(ctx context.Context, s *Server) error {
 // login sends the credentials and returns the capabilities after them.
 func (d *imap) login(l *proxy.Login, s *Server) (string, error) {
 	if d.capabilities.has("LOGINDISABLED") {
-		return "", s.unavailable(errors.New("the server takes no password on this connection (LOGINDISABLED): use TLS, or let it trust Postern's address"))
+		return "", s.lacking(errors.New("the server takes no password on this connection (LOGINDISABLED): use TLS, or let it trust Postern's address"))
 	}
 	begun := time.Now()
 	err := d.authenticate(l, s)

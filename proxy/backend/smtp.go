@@ -15,7 +15,7 @@ import (
 
 // Submission is a proxy.Backend: it logs clients in and relays their commands.
 type Submission struct {
-	Server   *Server
+	Server   SMTPServer
 	Hostname string        // in answers to EHLO after the login: that of the listener's dialogue
 	Idle     time.Duration // how long a client may owe a command; 0: relay.DefaultSubmissionIdle
 }
@@ -28,7 +28,7 @@ func (b *Submission) Login(ctx context.Context, l *proxy.Login) (proxy.Session, 
 	}
 	l.Secret.Clear()
 	return &relay.Submission{
-		Server: b.Server.Name, Conn: conn, Hostname: b.Hostname, Extensions: l.Offer.Extensions, Idle: b.Idle,
+		Server: b.Server.name(), Conn: conn, Hostname: b.Hostname, Extensions: l.Offer.Extensions, Idle: b.Idle,
 	}, nil
 }
 
@@ -41,7 +41,7 @@ func (s *Server) LoginSMTP(ctx context.Context, l *proxy.Login) (*Conn, error) {
 	d := &smtp{names: s.ehloNames(l.Hello.Name)}
 	conn, err := s.open(ctx, func(c *Conn) error { return d.begin(ctx, c, s) })
 	if err != nil {
-		return nil, s.unavailable(err)
+		return nil, s.unready(err)
 	}
 	defer conn.closeWith(ctx)()
 	s.learn(d.report(conn))
@@ -146,11 +146,11 @@ func (d *smtp) reply(want int) (wire.Reply, error) {
 // login sends the credentials.
 func (d *smtp) login(l *proxy.Login, s *Server) error {
 	if missing := d.missing(l.Offer); missing != "" {
-		return s.unavailable(fmt.Errorf("the server no longer offers %s", missing))
+		return s.lacking(fmt.Errorf("the server no longer offers %s", missing))
 	}
 	pieces := d.pieces(l)
 	if pieces == nil {
-		return s.unavailable(errors.New("the server offers neither AUTH PLAIN nor LOGIN on this connection: use TLS, or let it trust Postern's address"))
+		return s.lacking(errors.New("the server offers neither AUTH PLAIN nor LOGIN on this connection: use TLS, or let it trust Postern's address"))
 	}
 	begun := time.Now()
 	r, err := d.exchange(pieces)

@@ -1,0 +1,442 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"postern/proxy"
+)
+
+const (
+	imapLogin = `
+		S: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] ready
+		C: P1 AUTHENTICATE PLAIN *
+		S: P1 OK [CAPABILITY IMAP4rev1 IDLE] in`
+	imapWrong = `
+		S: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] ready
+		C: P1 AUTHENTICATE PLAIN *
+		S: P1 NO [AUTHENTICATIONFAILED] no`
+	smtpProbe = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-DSN\nS: 250 AUTH PLAIN\nC: QUIT\nS: 221 bye"
+	smtpLogin = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-DSN\nS: 250 AUTH PLAIN\nC: AUTH PLAIN *\nS: 235 in"
+	smtpPoor  = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250 AUTH PLAIN\nC: QUIT\nC: <EOF>"
+)
+
+// pool returns a Pool by hash, and what it observes: events of the servers are
+// not among them.
+func pool(protocol string, members ...*Server) (*Pool, *recorder) {
+	seen := &recorder{}
+	for _, m := range members {
+		m.Observer = nil
+	}
+	return &Pool{Name: "main", Protocol: protocol, Members: members, Balance: Hash, Observer: seen}, seen
+}
+
+// prefers returns an account for which p has members[i] first.
+func prefers(p *Pool, i int) string {
+	for n := 0; ; n++ {
+		if name := fmt.Sprintf("user%d@example.org", n); p.choose(name, slices.Clone(p.all())) == p.all()[i] {
+			return name
+		}
+	}
+}
+
+// away returns a Server at an address where nobody listens.
+func away(t *testing.T, protocol string) *Server {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return &Server{Name: "main", Protocol: protocol, Address: ln.Addr().String(), TLS: None}
+}
+
+func connections(p *Pool) string {
+	var all []string
+	for _, m := range p.Status() {
+		all = append(all, fmt.Sprint(m.Connections))
+	}
+	return strings.Join(all, " ")
+}
+
+// Criterion: when a member of a backend cannot be reached, the login goes to the next one.
+func TestPoolTriesTheNextMember(t *testing.T) {
+	for name, first := range map[string]func(t *testing.T) *Server{
+		"away":  func(t *testing.T) *Server { return away(t, proxy.IMAP) },
+		"bye":   func(t *testing.T) *Server { s, _ := serve(t, proxy.IMAP, None, "S: * BYE full\nC: <EOF>"); return s },
+		"noise": func(t *testing.T) *Server { s, _ := serve(t, proxy.IMAP, None, "S: 220 smtp\nC: <EOF>"); return s },
+		"disabled": func(t *testing.T) *Server {
+			s, _ := serve(t, proxy.IMAP, None, "S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED] ready\nC: <EOF>")
+			return s
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			second, _ := serve(t, proxy.IMAP, None, imapLogin)
+			p, _ := pool(proxy.IMAP, first(t), second)
+			session, err := (&IMAP{Server: p}).Login(t.Context(), login(prefers(p, 0), password))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, want := connections(p), "0 1"; got != want {
+				t.Errorf("connections are %s, want %s", got, want)
+			}
+			_, _ = session.Close(), session.Close()
+			if got, want := connections(p), "0 0"; got != want {
+				t.Errorf("connections after the session are %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// Criterion: what a server has answered to credentials holds; no other one is asked.
+func TestPoolAsksNoOtherServerAfterAnAnswer(t *testing.T) {
+	for script, reason := range map[string]proxy.Reason{
+		imapWrong: proxy.Wrong,
+		strings.Replace(imapWrong, "AUTHENTICATIONFAILED", "UNAVAILABLE", 1): proxy.Unavailable,
+		strings.Replace(imapWrong, "S: P1 NO", "S: * BYE", 1):                proxy.Unavailable,
+	} {
+		first, _ := serve(t, proxy.IMAP, None, script)
+		p, _ := pool(proxy.IMAP, first, away(t, proxy.IMAP))
+		_, _, err := p.LoginIMAP(t.Context(), login(prefers(p, 0), password))
+		refused(t, err, reason)
+		if got, want := connections(p), "0 0"; got != want {
+			t.Errorf("connections are %s, want %s", got, want)
+		}
+		if s := p.Status(); s[1].Up || p.all()[1].health.asked {
+			t.Error("the other server was asked")
+		}
+	}
+}
+
+func TestPoolRefusesWhenNoMemberIsLeft(t *testing.T) {
+	p, _ := pool(proxy.IMAP, away(t, proxy.IMAP), away(t, proxy.IMAP))
+	_, _, err := p.LoginIMAP(t.Context(), login(account, password))
+	refused(t, err, proxy.Unavailable)
+	if !p.all()[0].health.asked || !p.all()[1].health.asked {
+		t.Error("not both were tried")
+	}
+	if p.Up() {
+		t.Error("up, with nobody there")
+	}
+}
+
+func TestPoolLosesPatience(t *testing.T) {
+	p, _ := pool(proxy.IMAP, away(t, proxy.IMAP), away(t, proxy.IMAP))
+	p.Patience = time.Nanosecond
+	_, _, err := p.LoginIMAP(t.Context(), login(prefers(p, 0), password))
+	refused(t, err, proxy.Unavailable)
+	if p.all()[1].health.asked {
+		t.Error("tried another one after its time")
+	}
+}
+
+func TestPoolEndsWithItsContext(t *testing.T) {
+	p, _ := pool(proxy.IMAP, away(t, proxy.IMAP), away(t, proxy.IMAP))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, _, err := p.LoginIMAP(ctx, login(prefers(p, 0), password))
+	refused(t, err, proxy.Unavailable)
+	if p.all()[0].health.asked || p.all()[1].health.asked {
+		t.Error("a login broken off says something about a server")
+	}
+}
+
+// Criterion: a member that at login lacks something announced is skipped for another, else the login is refused for now, and there is a new probe.
+func TestPoolSkipsAMemberThatLacksWhatWasAnnounced(t *testing.T) {
+	poor, _ := serve(t, proxy.Submission, None, smtpPoor, smtpPoor)
+	rich, _ := serve(t, proxy.Submission, None, smtpLogin)
+	p, _ := pool(proxy.Submission, poor, rich)
+	l := login(prefers(p, 0), password)
+	l.Offer.Extensions = []string{"DSN"}
+	session, err := (&Submission{Server: p}).Login(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close()
+	if got, want := connections(p), "0 1"; got != want {
+		t.Errorf("connections are %s, want %s", got, want)
+	}
+	if len(p.all()[0].again) != 1 {
+		t.Error("no new probe of the server that has changed")
+	}
+	if got := p.Offer().Extensions; len(got) != 0 {
+		t.Errorf("the next client is offered %s", got)
+	}
+	if p.all()[0].health.up { // it was reached, but nothing says so: only what it lacks
+		t.Error("a login that was kept back made it up")
+	}
+
+	if err := p.Drain(rich.Address, true); err != nil {
+		t.Fatal(err)
+	}
+	l = login(account, password)
+	l.Offer.Extensions = []string{"DSN"}
+	_, err = p.LoginSMTP(t.Context(), l)
+	refused(t, err, proxy.Unavailable)
+}
+
+func TestPoolCountsConnections(t *testing.T) {
+	s, _ := serve(t, proxy.IMAP, None, imapLogin, imapLogin)
+	p, _ := pool(proxy.IMAP, s)
+	p.MaxConnections = 1
+	first, _, err := p.LoginIMAP(t.Context(), login(account, password))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = p.LoginIMAP(t.Context(), login(account, password))
+	refused(t, err, proxy.Unavailable)
+	if !errors.Is(err, errFull) {
+		t.Errorf("error = %v, want %v", err, errFull)
+	}
+	_ = first.Close()
+	second, _, err := p.LoginIMAP(t.Context(), login(account, password))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = second.Close()
+	if got, want := connections(p), "0"; got != want {
+		t.Errorf("connections are %s, want %s", got, want)
+	}
+}
+
+// Criterion: a member that is drained gets no new login, and keeps what it has.
+func TestPoolDrainsAMember(t *testing.T) {
+	p, _ := pool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"})
+	name := prefers(p, 0)
+	first, _ := p.take(name, nil)
+	if err := p.Drain("a:1", true); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := p.take(name, nil); err != nil || m.Address != "b:1" {
+		t.Errorf("take = %v, %v, want b", m, err)
+	}
+	if got := p.Status()[0]; !got.Drained || got.Connections != 1 {
+		t.Errorf("status is %+v", got)
+	}
+	_ = p.Drain("b:1", true)
+	if _, err := p.take(name, nil); !errors.Is(err, errDrained) {
+		t.Errorf("take = %v, want %v", err, errDrained)
+	}
+	_ = p.Drain("a:1", false)
+	if m, err := p.take(name, nil); err != nil || m != first {
+		t.Errorf("take = %v, %v, want a again", m, err)
+	}
+	if err := p.Drain("c:1", true); err == nil {
+		t.Error("a server that is not there was drained")
+	}
+}
+
+// Criterion: by hash, an account stays where it is when another member dies, and comes back when its own returns.
+func TestHashMovesOnlyTheAccountsOfTheDead(t *testing.T) {
+	const accounts = 3000
+	p, _ := pool(proxy.IMAP, &Server{Address: "10.0.0.1:993"}, &Server{Address: "10.0.0.2:993"}, &Server{Address: "10.0.0.3:993"})
+	where := func() map[string]string {
+		at := make(map[string]string)
+		for i := range accounts {
+			name := fmt.Sprintf("user%d@example.org", i)
+			m, err := p.take(name, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.leave(m)
+			at[name] = m.Address
+		}
+		return at
+	}
+	for _, m := range p.all() {
+		p.reached(m, nil)
+	}
+	before := where()
+	share := make(map[string]int)
+	for _, address := range before {
+		share[address]++
+	}
+	for address, n := range share {
+		if n < accounts/4 || n > accounts/2 {
+			t.Errorf("%s has %d of %d accounts", address, n, accounts)
+		}
+	}
+	for range defaultFall {
+		p.reached(p.all()[1], errors.New("away"))
+	}
+	for name, address := range where() {
+		if dead := "10.0.0.2:993"; address == dead || address != before[name] && before[name] != dead {
+			t.Fatalf("%s moved from %s to %s", name, before[name], address)
+		}
+	}
+	for range defaultRise {
+		p.reached(p.all()[1], nil)
+	}
+	for name, address := range where() {
+		if address != before[name] {
+			t.Fatalf("%s is at %s, was at %s", name, address, before[name])
+		}
+	}
+}
+
+func TestLeastChoosesTheMemberWithTheFewest(t *testing.T) {
+	p, _ := pool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"}, &Server{Address: "c:1"})
+	p.Balance = Least
+	for range 30 {
+		if _, err := p.take(account, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, want := connections(p), "10 10 10"; got != want {
+		t.Errorf("connections are %s, want %s", got, want)
+	}
+	p.leave(p.all()[1])
+	if m, _ := p.take(account, nil); m != p.all()[1] {
+		t.Errorf("take = %s, want the one with the fewest", m.Address)
+	}
+}
+
+// Criterion: a member is down after fall probes that failed in a row, and up again after rise that succeeded; new logins go to the next meanwhile.
+func TestHealthFallsAndRises(t *testing.T) {
+	for _, test := range []struct{ answers, want string }{
+		{"+", "+"},
+		{"-", "-"},
+		{"+--+--", "++++++"},
+		{"+---", "+++-"},
+		{"+----+", "+++---"},
+		{"+---++", "+++--+"},
+		{"+---+-++", "+++----+"},
+		{"-++", "--+"},
+		{"-+-+-++", "------+"},
+	} {
+		var h health
+		var got strings.Builder
+		up := false
+		for i, answer := range test.answers {
+			changed := h.note(answer == '+', 3, 2)
+			if changed != (i == 0 || h.up != up) {
+				t.Errorf("%s: changed = %v at answer %d", test.answers, changed, i)
+			}
+			up = h.up
+			got.WriteByte("-+"[number(up)])
+		}
+		if got.String() != test.want {
+			t.Errorf("answers %s: up %s, want %s", test.answers, got.String(), test.want)
+		}
+	}
+}
+
+func number(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// Criterion: a backend is up if one of its members is.
+func TestPoolTellsTheTruthAboutABackend(t *testing.T) {
+	p, seen := pool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"})
+	p.Fall, p.Rise = 1, 1
+	bad := errors.New("away")
+	for _, answer := range []struct {
+		member int
+		err    error
+	}{{0, bad}, {1, nil}, {0, nil}, {0, nil}, {1, bad}, {0, bad}, {1, nil}} {
+		p.reached(p.all()[answer.member], answer.err)
+	}
+	if got, want := seen.String(), "probed false, probed true, probed true, probed true, probed false, probed true"; got != want {
+		t.Errorf("events: %s, want %s", got, want)
+	}
+	for _, e := range seen.events {
+		if e := e.(proxy.Probed); (e.Err == nil) != e.Up || e.Backend != "main" || e.Protocol != proxy.IMAP {
+			t.Errorf("event %+v", e)
+		}
+	}
+}
+
+// Criterion: logins go only to members that are up, unless none is.
+func TestPoolTriesWhatIsDownRatherThanNothing(t *testing.T) {
+	p, _ := pool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"})
+	p.Fall = 1
+	name := prefers(p, 0)
+	p.reached(p.all()[0], errors.New("away"))
+	if m, _ := p.take(name, nil); m != p.all()[1] {
+		t.Error("the one that is down was taken")
+	}
+	if _, err := p.take(name, p.all()[1:]); !errors.Is(err, errNoneLeft) {
+		t.Errorf("take = %v, want %v", err, errNoneLeft)
+	}
+	p.reached(p.all()[1], errors.New("away"))
+	if m, _ := p.take(name, nil); m != p.all()[0] {
+		t.Error("none is up: the account's own was not taken")
+	}
+}
+
+// Criterion: a member that is down counts with its last list.
+func TestPoolOffersWhatAllMembersHave(t *testing.T) {
+	const big = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-DSN\nS: 250-SIZE 100\nS: 250-CHUNKING\nS: 250 AUTH PLAIN LOGIN XOAUTH2\nC: QUIT\nS: 221 bye"
+	const small = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-SIZE 20\nS: 250-DSN\nS: 250 AUTH LOGIN\nC: QUIT\nS: 221 bye"
+	first, _ := serve(t, proxy.Submission, None, big)
+	second, _ := serve(t, proxy.Submission, None, small, "S: 421 no\nC: <EOF>")
+	p, _ := pool(proxy.Submission, first, second, away(t, proxy.Submission))
+	if p.Offer().Mechanisms != nil {
+		t.Error("something is offered before the first probe")
+	}
+	p.Probe(t.Context())
+	check := func() {
+		t.Helper()
+		got := p.Offer()
+		slices.Sort(got.Mechanisms)
+		if got, want := fmt.Sprint(got), "{[LOGIN PLAIN] [DSN SIZE 20]}"; got != want {
+			t.Errorf("Offer = %s, want %s", got, want)
+		}
+	}
+	check()
+	p.Members[0].Address = p.Members[2].Address // gone
+	p.Probe(t.Context())
+	check()
+}
+
+func TestPoolIsWatchedUntilItsContextEnds(t *testing.T) {
+	first, _ := serve(t, proxy.Submission, None, smtpProbe, "S: 421 down\nC: <EOF>", smtpProbe)
+	ctx, cancel := context.WithCancel(t.Context())
+	p, _ := pool(proxy.Submission, first)
+	var ups []bool
+	p.Observer = observe(func(e proxy.Event) {
+		if ups = append(ups, e.(proxy.Probed).Up); len(ups) == 4 {
+			cancel()
+		}
+	})
+	p.Watch(ctx, time.Millisecond)
+	// The first is told twice: the pool has changed, and was probed.
+	if want := []bool{true, true, true, true}; !slices.Equal(ups, want) {
+		t.Errorf("up: %v, want %v", ups, want)
+	}
+}
+
+func TestPoolCountsRightWithManyAtOnce(t *testing.T) {
+	const clients = 20
+	s, _ := serve(t, proxy.IMAP, None, slices.Repeat([]string{imapLogin}, clients)...)
+	p, _ := pool(proxy.IMAP, s, away(t, proxy.IMAP))
+	p.Balance = Least
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			conn, _, err := p.LoginIMAP(t.Context(), login(account, password))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = conn.Close()
+		})
+	}
+	wg.Wait()
+	if got, want := connections(p), "0 0"; got != want {
+		t.Errorf("connections are %s, want %s", got, want)
+	}
+	if s := p.Status(); !s[0].Up || s[1].Up {
+		t.Errorf("status is %+v", s)
+	}
+}
