@@ -158,7 +158,8 @@ func tlsVersion(s *tls.ConnectionState) string {
 	return tls.VersionName(s.Version)
 }
 
-func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
+// round returns d as people read it, in JSON too, where slog counts nanoseconds.
+func round(d time.Duration) string { return d.Round(time.Millisecond).String() }
 
 func (a *Audit) digest(name string) string {
 	d := a.hash(name)

@@ -52,6 +52,9 @@ func (r Reason) String() string {
 	return reasons[r]
 }
 
+// MarshalText implements encoding.TextMarshaler, for logs in JSON.
+func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
 // Temporary reports whether the same client may succeed later without
 // changing anything. Clients forget a stored password over a permanent answer
 // and come again after a temporary one.

@@ -157,6 +157,11 @@ func (p *postern) wantLog(t *testing.T, u user) {
 		}
 	}
 	refused := p.logged(t, "login refused")
+	var reasons []string
+	for _, l := range refused {
+		reasons = append(reasons, l.text("reason"))
+	}
+	wantSubjects(t, "reasons", reasons, "wrong", "unsupported", "malformed", "wrong")
 	for _, l := range refused {
 		known := l.text("service") == "pop3"
 		switch {
