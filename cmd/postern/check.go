@@ -96,4 +96,5 @@ func describe(out io.Writer, s *backend.Server, r backend.Report, took time.Dura
 	_, _ = fmt.Fprintf(out, "backend %s, %s at %s: %s, answered in %v\n  greeting:     %s\n  capabilities: %s\n  mechanisms:   %s\n",
 		s.Name, s.Protocol, s.Address, version, took.Round(time.Millisecond),
 		r.Greeting, strings.Join(r.Capabilities, ", "), strings.Join(r.Mechanisms, " "))
+	_, _ = io.WriteString(out, advise(s.Protocol, r.Greeting, s.Address))
 }
