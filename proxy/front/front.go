@@ -2,10 +2,15 @@
 // first words of IMAP, POP3 and submission. It keeps what it announces, says
 // each refusal of package proxy in the protocol's words, and gives back nothing
 // of what a client sent but the tag of an IMAP command.
+//
+// A dialogue takes no credentials while its Conn has no TLS, however the port
+// is configured: it refuses them and offers STARTTLS.
 package front
 
 import (
 	"errors"
+	"slices"
+	"time"
 
 	"postern/proxy"
 )
@@ -16,9 +21,12 @@ const (
 	maxBad      = 10  // commands that are none
 	maxCommands = 100 // of any kind
 
-	maxToken    = 12 << 10                     // octets of a SASL message: OAuth tokens are long
-	maxResponse = (maxToken+2)/3*4 + len(crlf) // of the line that carries one in base64
-	maxVerb     = 128                          // of what stands before it: tag, command, mechanism
+	maxToken    = 12 << 10                       // octets of an OAuth token: some are long
+	maxMessage  = maxToken + 1<<10               // of the SASL message around it
+	maxResponse = (maxMessage+2)/3*4 + len(crlf) // of the line that carries one in base64
+	maxVerb     = 128                            // of what stands before it: tag, command, mechanism
+
+	answerTime = 30 * time.Second // for the answer to a failure's challenge
 )
 
 const crlf = "\r\n"
@@ -33,17 +41,46 @@ var (
 
 // Options are what a Service's dialogues have in common.
 type Options struct {
-	Hostname string             // in greetings
-	Offer    func() proxy.Offer // submission: the EHLO lines it may announce; without Mechanisms: not known yet
+	Hostname string // in greetings
+
+	// Offer returns what all backends have in common: the mechanisms and, for
+	// submission, the EHLO lines that may be announced. It is asked once for
+	// each connection. Without Mechanisms it is not known yet: then submission
+	// is refused, while IMAP and POP3 offer PLAIN. They may do without an Offer.
+	Offer func() proxy.Offer
 }
 
 // A dialogue is what the three protocols have in common.
 type dialogue struct {
 	c       *proxy.Conn
 	options Options
+	prompt  string      // before each SASL challenge
+	offer   proxy.Offer // as it was when the connection began
 	hello   proxy.Hello
 	greeted bool
+	heard   bool   // a line from the client
+	first   []byte // that line, if it had to be copied
+	oauth   bool   // an OAuth mechanism is not answered yet
 	count   struct{ commands, bad, refused int }
+}
+
+// learn asks what may be announced on this connection.
+func (d *dialogue) learn() {
+	if d.options.Offer != nil {
+		d.offer = d.options.Offer()
+	}
+}
+
+// mechanisms are those that are announced, and no others are served. PLAIN is
+// always one of them: every backend can take what it carries.
+func (d *dialogue) mechanisms() []string {
+	names := []string{plainName, loginName}
+	for _, name := range []string{xoauth2Name, oauthBearerName} {
+		if slices.Contains(d.offer.Mechanisms, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // say writes lines, given without their ends, at once: so a client sees the
@@ -69,10 +106,14 @@ func (d *dialogue) command() error {
 // last counts a refusal, and reports whether the connection ends with it.
 // Before the greeting it stands in its place.
 func (d *dialogue) last(r *proxy.Refusal) bool {
-	if r.Reason == proxy.Wrong || r.Reason == proxy.Malformed {
+	switch r.Reason {
+	case proxy.Wrong, proxy.Malformed, proxy.Plaintext:
 		d.count.refused++
 	}
-	return !d.greeted || r.Reason.Final() || d.count.refused >= maxRefused
+	if !d.greeted || d.count.refused >= maxRefused {
+		return true
+	}
+	return r.Reason.Final() && r.Reason != proxy.Plaintext // TLS can still begin
 }
 
 // unreadable reports whether err leaves us out of step with the client, who is

@@ -3,10 +3,13 @@ package front
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -87,41 +90,94 @@ func (permit) Try(context.Context, *proxy.Login) error { return nil }
 func (permit) Settle(error) time.Duration              { return 0 }
 func (permit) Leave()                                  {}
 
-// ends collects how connections ended.
-type ends chan proxy.Closed
+// observed collects how logins and connections ended.
+type observed struct {
+	ends     chan proxy.Closed
+	mu       sync.Mutex
+	attempts []proxy.Attempt
+}
 
-func (e ends) Observe(event proxy.Event) {
-	if closed, ok := event.(proxy.Closed); ok {
-		e <- closed
+func (o *observed) Observe(event proxy.Event) {
+	switch e := event.(type) {
+	case proxy.Closed:
+		o.ends <- e
+	case proxy.Attempt:
+		o.mu.Lock()
+		o.attempts = append(o.attempts, e)
+		o.mu.Unlock()
 	}
 }
 
-// A fixture is a real proxy.Server with one dialogue, without TLS.
-type fixture struct {
-	*backend
-	server *proxy.Server
-	ends   ends
-	addr   string
+// wantAttempts checks what was counted, each as reason, way and user.
+func (o *observed) wantAttempts(t *testing.T, want ...string) {
+	t.Helper()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var got []string
+	for _, a := range o.attempts {
+		got = append(got, fmt.Sprintf("%v %s %s", proxy.ReasonOf(a.Err), a.Via, a.User))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("attempts %q, want %q", got, want)
+	}
 }
 
-var offer = proxy.Offer{Mechanisms: []string{"PLAIN"}, Extensions: []string{"PIPELINING", "SIZE 10240000", "8BITMIME", "DSN"}}
+// A fixture is a real proxy.Server with one dialogue.
+type fixture struct {
+	*backend
+	server   *proxy.Server
+	observed *observed
+	ends     chan proxy.Closed
+	addr     string
+	roots    *x509.CertPool // of its certificate; nil: it has none
+}
 
+var (
+	offer      = proxy.Offer{Mechanisms: []string{"PLAIN"}, Extensions: []string{"PIPELINING", "SIZE 10240000", "8BITMIME", "DSN"}}
+	oauthOffer = proxy.Offer{Mechanisms: []string{"PLAIN", "XOAUTH2", "OAUTHBEARER"}, Extensions: offer.Extensions}
+)
+
+// serve serves a protocol as it is inside of TLS. TLS itself is left out.
 func serve(t *testing.T, protocol string, login time.Duration) *fixture {
 	t.Helper()
-	f := &fixture{backend: &backend{answer: make(map[string]error)}, ends: make(ends, 16)}
-	f.server = &proxy.Server{Guard: guard{}, Observer: f.ends, Timeouts: proxy.Timeouts{Login: login}}
+	return serveOffer(t, protocol, login, offer)
+}
+
+func serveOffer(t *testing.T, protocol string, login time.Duration, offer proxy.Offer) *fixture {
+	t.Helper()
 	o := Options{Hostname: "mail.example.org", Offer: func() proxy.Offer { return offer }}
+	return start(t, proxy.Timeouts{Login: login}, proxy.Service{
+		Protocol: protocol,
+		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return newDialogue(protocol, asIfTLS(c), o) },
+	})
+}
+
+// serveClear serves a protocol with STARTTLS.
+func serveClear(t *testing.T, protocol string) *fixture {
+	t.Helper()
+	cert, roots := proxytest.Cert(t)
+	o := Options{Hostname: "mail.example.org", Offer: func() proxy.Offer { return offer }}
+	f := start(t, proxy.Timeouts{Handshake: 200 * time.Millisecond}, proxy.Service{
+		Protocol: protocol, TLS: proxytest.ServerTLS(cert),
+		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return newDialogue(protocol, c, o) },
+	})
+	f.roots = roots
+	return f
+}
+
+func start(t *testing.T, timeouts proxy.Timeouts, svc proxy.Service) *fixture {
+	t.Helper()
+	f := &fixture{backend: &backend{answer: make(map[string]error)}, ends: make(chan proxy.Closed, 64)}
+	f.observed = &observed{ends: f.ends}
+	f.server = &proxy.Server{Guard: guard{}, Observer: f.observed, Timeouts: timeouts}
+	svc.Name, svc.StartTLS, svc.Backend = svc.Protocol, true, f.backend
+	svc.Account = func(user string) (string, error) { return user, nil }
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.addr = ln.Addr().String()
-	err = f.server.Apply([]proxy.Binding{{Listener: ln, Service: &proxy.Service{
-		Name: protocol, Protocol: protocol, StartTLS: true, Backend: f.backend,
-		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return newDialogue(protocol, c, o) },
-		Account:  func(user string) (string, error) { return user, nil },
-	}}})
-	if err != nil {
+	if err := f.server.Apply([]proxy.Binding{{Listener: ln, Service: &svc}}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -130,6 +186,12 @@ func serve(t *testing.T, protocol string, login time.Duration) *fixture {
 		_ = f.server.Shutdown(ctx)
 	})
 	return f
+}
+
+// asIfTLS makes the dialogue on c believe that there is TLS.
+func asIfTLS(c *proxy.Conn) *proxy.Conn {
+	c.Client.TLS = new(tls.ConnectionState)
+	return c
 }
 
 func newDialogue(protocol string, c *proxy.Conn, o Options) proxy.Dialogue {
@@ -172,7 +234,11 @@ func (f *fixture) wantAsked(t *testing.T, want int) {
 func (f *fixture) wantLogin(t *testing.T, via, user, password string) proxy.Login {
 	t.Helper()
 	n, l, got := f.asked()
-	if n == 0 || l.Via != via || l.User != user || got != password || l.Mechanism != "PLAIN" {
+	mechanism := map[string]string{proxy.ViaXOAuth2: "XOAUTH2", proxy.ViaOAuthBearer: "OAUTHBEARER"}[via]
+	if mechanism == "" {
+		mechanism = "PLAIN"
+	}
+	if n == 0 || l.Via != via || l.User != user || got != password || l.Mechanism != mechanism {
 		t.Errorf("login %d is %s by %s (%s) with the right password: %v; want %s by %s",
 			n, l.User, l.Via, l.Mechanism, got == password, user, via)
 	}
@@ -212,17 +278,23 @@ const canary = "canary-bird"
 // converse plays a whole dialogue on in, in which every login is refused, and
 // checks what holds for all: it ends, its answers are short, no line of them
 // ends otherwise than by CRLF, and none has a part of a password in it.
-func converse(t *testing.T, protocol string, in []byte) (out string) {
+//
+// With config it begins in the clear, and there are no credentials but after a
+// handshake.
+func converse(t *testing.T, protocol string, config *tls.Config, in []byte) {
 	tp := &tape{in: bytes.NewReader(in)}
-	c := proxy.NewConn(tp, proxy.Client{ID: "SESSION"}, nil, 0)
-	d := newDialogue(protocol, c, Options{Hostname: "mail.example.org", Offer: func() proxy.Offer { return offer }})
+	c := proxy.NewConn(tp, proxy.Client{ID: "SESSION"}, config, 0)
+	if config == nil {
+		asIfTLS(c)
+	}
+	d := newDialogue(protocol, c, Options{Hostname: "mail.example.org", Offer: func() proxy.Offer { return oauthOffer }})
 	reasons := proxy.Reasons()
 	for n := 0; ; n++ {
 		if n > maxCommands+1 {
 			t.Fatalf("%d logins on one connection", n)
 		}
 		login, err := d.Login(t.Context())
-		if (login == nil) == (err == nil) {
+		if login == nil && err == nil || err == nil && c.Client.TLS == nil {
 			t.Fatalf("Login = %v, %v", login, err)
 		}
 		if c.Buffered() > 24<<10 {
@@ -232,11 +304,14 @@ func converse(t *testing.T, protocol string, in []byte) (out string) {
 		if err != nil && !ok {
 			break
 		}
-		if login != nil {
-			if l := len(login.Secret.Reveal()); l == 0 || l > maxPassword || bytes.ContainsAny(login.Secret.Reveal(), "\x00\r\n") {
+		if login != nil && !plainText([]byte(login.User)) || err != nil && login != nil && login.Secret != nil {
+			t.Fatalf("user %q with %v", login.User, err)
+		}
+		if err == nil {
+			if l := len(login.Secret.Reveal()); l == 0 || l > maxToken || bytes.ContainsAny(login.Secret.Reveal(), "\x00\r\n") {
 				t.Fatalf("a secret of %d octets, or with NUL, CR or LF", l)
 			}
-			if len(login.User) == 0 || len(login.User) > maxUser || !plainText([]byte(login.User)) {
+			if len(login.User) == 0 || len(login.User) > maxUser {
 				t.Fatalf("user %q", login.User)
 			}
 			login.Secret.Clear()
@@ -246,7 +321,10 @@ func converse(t *testing.T, protocol string, in []byte) (out string) {
 			break
 		}
 	}
-	out = tp.out.String()
+	out := tp.out.String()
+	if config != nil {
+		out, _, _ = strings.Cut(out, "\x15\x03") // the alert of a handshake that failed
+	}
 	if limit := (maxCommands + 3) * 512; len(out) > limit {
 		t.Fatalf("%d octets of answers", len(out))
 	}
@@ -262,5 +340,21 @@ func converse(t *testing.T, protocol string, in []byte) (out string) {
 			t.Fatalf("an answer repeats what the client said: %q", line)
 		}
 	}
-	return out
+}
+
+// fuzz converses on what f makes of seeds, inside of TLS and in the clear.
+func fuzz(f *testing.F, protocol string, seeds ...string) {
+	cert, _ := proxytest.Cert(f)
+	config := proxytest.ServerTLS(cert)
+	for _, seed := range seeds {
+		f.Add([]byte(seed), false)
+		f.Add([]byte(seed), true)
+	}
+	f.Fuzz(func(t *testing.T, in []byte, clear bool) {
+		if clear {
+			converse(t, protocol, config, in)
+		} else {
+			converse(t, protocol, nil, in)
+		}
+	})
 }

@@ -11,10 +11,6 @@ import (
 )
 
 const (
-	// capability is what is kept before login. LITERAL+ would promise literals
-	// of any size; a bare LOGIN is no capability, but clients find one in it.
-	capability = "CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN"
-
 	maxCommand = 8 << 10 // octets of a command with its literals; AUTHENTICATE without any may be longer
 	maxLiteral = 4 << 10 // RFC 7888 section 5
 	maxTag     = 64
@@ -26,7 +22,7 @@ const (
 )
 
 // An IMAP is the dialogue of RFC 3501 in the not authenticated state, with
-// SASL-IR (RFC 4959), LITERAL- (RFC 7888) and ID (RFC 2971).
+// SASL-IR (RFC 4959), LITERAL- (RFC 7888), ID (RFC 2971) and STARTTLS.
 type IMAP struct {
 	dialogue
 	tag      string // of the command not yet answered; empty: none, or it has no valid one
@@ -35,16 +31,16 @@ type IMAP struct {
 
 // NewIMAP returns the dialogue with the client on c.
 func NewIMAP(c *proxy.Conn, o Options) *IMAP {
-	return &IMAP{dialogue: dialogue{c: c, options: o}}
+	return &IMAP{dialogue: dialogue{c: c, options: o, prompt: "+ "}}
 }
 
 // Login implements proxy.Dialogue.
-func (d *IMAP) Login(context.Context) (*proxy.Login, error) {
+func (d *IMAP) Login(ctx context.Context) (*proxy.Login, error) {
 	if err := d.greet(); err != nil {
 		return nil, err
 	}
 	for {
-		login, err := d.next()
+		login, err := d.next(ctx)
 		if login != nil || err != nil {
 			return login, err
 		}
@@ -56,11 +52,25 @@ func (d *IMAP) greet() error {
 		return nil
 	}
 	d.greeted = true
-	return d.say("* OK [" + capability + "] " + d.options.Hostname + " ready")
+	d.learn()
+	return d.say("* OK [" + d.capability() + "] " + d.options.Hostname + " ready")
+}
+
+// capability is what is kept before login. LITERAL+ would promise literals of
+// any size; a bare LOGIN is no capability, but clients find one in it. Before
+// TLS there are neither literals nor ID: what they say would be forgotten.
+func (d *IMAP) capability() string {
+	if d.inClear() {
+		return "CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED"
+	}
+	return "CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=" + strings.Join(d.mechanisms(), " AUTH=")
 }
 
 // Refuse implements proxy.Dialogue.
 func (d *IMAP) Refuse(r *proxy.Refusal) error {
+	if err := d.challenge(r); err != nil {
+		return d.hangUp("Wait for the continuation request", err)
+	}
 	last, w := d.last(r), d.words(r)
 	if d.tag == "" {
 		_, code, _ := strings.Cut(w.imap, " ")
@@ -113,43 +123,78 @@ func (d *IMAP) hangUp(text string, err error) error {
 
 // next reads and answers one command. If credentials are what it brings, they
 // are the answer.
-func (d *IMAP) next() (*proxy.Login, error) {
+func (d *IMAP) next(ctx context.Context) (*proxy.Login, error) {
 	if err := d.command(); err != nil {
 		return nil, d.hangUp("Too many commands", err)
 	}
-	command, err := d.read()
-	defer func() { clear(d.literals); d.literals = nil }()
-	if command == nil || err != nil {
+	line, err := d.read()
+	if err != nil {
 		return nil, err
 	}
-	s := wire.NewScanner(command)
-	if _, err := s.Tag(); err != nil || d.tag == "" {
-		return nil, d.bad("Invalid tag")
+	if d.inClear() {
+		return d.nextInClear(ctx, line)
 	}
-	var word []byte
-	if err = s.Space(); err == nil {
-		word, err = s.Atom()
+	command := line
+	if lit, ok := wire.TrailingLiteral(line); ok {
+		defer func() { clear(d.literals); d.literals = nil }()
+		if command, err = d.readLiterals(line, lit); command == nil || err != nil {
+			return nil, err
+		}
 	}
-	name := wire.Keyword(word)
+	name, args, wrong := d.parse(command)
 	switch {
-	case err != nil:
-		return nil, d.bad("Missing command")
+	case wrong != "":
+		return nil, d.bad(wrong)
 	case name == "AUTHENTICATE":
-		return d.authenticate(s)
+		return d.authenticate(args)
 	case len(command) > maxCommand:
 		return nil, d.bad("Command too long")
 	case name == "LOGIN":
-		return d.login(s)
+		return d.login(args)
 	case name == "ID":
-		return nil, d.id(s)
+		return nil, d.id(args)
 	}
-	return nil, d.simple(name, s)
+	return nil, d.simple(name, args.End() == nil)
 }
 
-// read returns the next command with its literals; nil when it was refused.
+// nextInClear answers a command before TLS. It takes no literal: who waits to
+// send one is refused instead, what comes without waiting is thrown away.
+func (d *IMAP) nextInClear(ctx context.Context, line []byte) (*proxy.Login, error) {
+	literal, more := wire.TrailingLiteral(line)
+	name, args, wrong := d.parse(line)
+	alone := wrong == "" && args.End() == nil
+	var login *proxy.Login
+	var refusal error
+	switch name {
+	case "LOGIN":
+		user, _ := argument(args)
+		login, refusal = inTheClear(proxy.ViaLoginCommand, user)
+	case "AUTHENTICATE":
+		mechanism, initial, _ := mechanismOf(args)
+		login, refusal = saslInTheClear(mechanism, initial)
+	}
+	if more {
+		if err := d.throwAway(literal); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case wrong != "":
+		return nil, d.bad(wrong)
+	case login != nil:
+		return login, refusal
+	case name == "ID":
+		return nil, d.say(d.completion("BAD Begin TLS first"))
+	case name == "STARTTLS" && alone:
+		return nil, d.startTLS(ctx, d.completion("OK Begin TLS negotiation now"))
+	}
+	return nil, d.simple(name, alone)
+}
+
+// read returns the next line, and takes the tag from it.
 func (d *IMAP) read() ([]byte, error) {
 	d.tag = ""
-	line, err := d.c.ReadLine(maxVerb + maxResponse)
+	line, err := d.readLine(maxVerb + maxResponse)
 	if err != nil {
 		return nil, d.unread(err)
 	}
@@ -159,10 +204,22 @@ func (d *IMAP) read() ([]byte, error) {
 	if tag, err := wire.NewScanner(line).Tag(); err == nil && len(tag) <= maxTag {
 		d.tag = string(tag)
 	}
-	if lit, ok := wire.TrailingLiteral(line); ok {
-		return d.readLiterals(line, lit)
-	}
 	return line, nil
+}
+
+// parse returns the name of a command and what reads on behind it, or what is
+// wrong.
+func (d *IMAP) parse(command []byte) (name string, args *wire.Scanner, wrong string) {
+	args = wire.NewScanner(command)
+	if _, err := args.Tag(); err != nil || d.tag == "" {
+		return "", nil, "Invalid tag"
+	}
+	word, err := argumentAtom(args)
+	if err != nil {
+		d.tag = "" // a word alone may be a password that did not wait: it does not come back
+		return "", nil, "Missing command"
+	}
+	return wire.Keyword(word), args, ""
 }
 
 // readLiterals reads on after a line that announces a literal. The memory is
@@ -193,6 +250,29 @@ func (d *IMAP) readLiterals(line []byte, lit wire.Literal) ([]byte, error) {
 	return d.literals, nil
 }
 
+// throwAway reads what belongs to a command that ends in lit, up to the first
+// literal that waits.
+func (d *IMAP) throwAway(lit wire.Literal) error {
+	left := int64(maxCommand)
+	for more := true; more && !lit.Sync; {
+		if left -= lit.Size; lit.Size > maxLiteral || left < 0 {
+			return d.tooBig(lit)
+		}
+		octets := make([]byte, lit.Size)
+		_, err := io.ReadFull(d.c, octets)
+		clear(octets)
+		if err != nil {
+			return err
+		}
+		line, err := d.c.ReadLine(maxCommand)
+		if err != nil {
+			return d.unread(err)
+		}
+		lit, more = wire.TrailingLiteral(line)
+	}
+	return nil
+}
+
 // tooBig refuses a literal. One that waits for its continuation gets none; one
 // that does not is on its way: RFC 7888 sections 4 and 5.
 func (d *IMAP) tooBig(lit wire.Literal) error {
@@ -208,20 +288,27 @@ func (d *IMAP) tooBig(lit wire.Literal) error {
 // kept may have announced a literal, whose octets must not be taken for
 // commands: the connection ends.
 func (d *IMAP) unread(err error) error {
-	if unreadable(err) {
+	switch {
+	case errors.Is(err, errHello):
+		return d.hangUp(notYet, err)
+	case unreadable(err):
 		return d.hangUp("Line too long", err)
 	}
 	return err
 }
 
-// simple answers the commands without arguments, and those that are none.
-func (d *IMAP) simple(name string, s *wire.Scanner) error {
-	if s.End() != nil && !needsLogin(name) {
+// simple answers the commands without arguments, and those that are none. alone
+// says that there were no arguments.
+func (d *IMAP) simple(name string, alone bool) error {
+	switch {
+	case needsLogin(name):
+		return d.say(d.completion("BAD Log in first")) // no strike: it may be pipelined behind a LOGIN
+	case !alone:
 		return d.bad("Unknown command or arguments")
 	}
 	switch name {
 	case "CAPABILITY":
-		return d.say("* "+capability, d.completion("OK CAPABILITY completed"))
+		return d.say("* "+d.capability(), d.completion("OK CAPABILITY completed"))
 	case "NOOP":
 		return d.say(d.completion("OK NOOP completed"))
 	case "LOGOUT":
@@ -231,9 +318,6 @@ func (d *IMAP) simple(name string, s *wire.Scanner) error {
 		return proxy.ErrQuit
 	case "STARTTLS":
 		return d.bad("TLS is active already")
-	}
-	if needsLogin(name) {
-		return d.say(d.completion("BAD Log in first")) // no strike: it may be pipelined behind a LOGIN
 	}
 	return d.bad("Unknown command")
 }
@@ -307,7 +391,7 @@ func (d *IMAP) login(s *wire.Scanner) (*proxy.Login, error) {
 	if err != nil || s.End() != nil {
 		return nil, d.bad("Invalid password: quote it")
 	}
-	return d.credentials(proxy.ViaLoginCommand, user, password)
+	return d.password(proxy.ViaLoginCommand, user, password)
 }
 
 func argument(s *wire.Scanner) ([]byte, error) {
@@ -317,19 +401,19 @@ func argument(s *wire.Scanner) ([]byte, error) {
 	return s.AString()
 }
 
+func argumentAtom(s *wire.Scanner) ([]byte, error) {
+	if err := s.Space(); err != nil {
+		return nil, err
+	}
+	return s.Atom()
+}
+
 func (d *IMAP) authenticate(s *wire.Scanner) (*proxy.Login, error) {
-	var initial []byte
-	name, err := []byte(nil), s.Space()
-	if err == nil {
-		name, err = s.Atom()
-	}
-	if err == nil && s.Next(' ') {
-		initial, err = s.Atom()
-	}
-	if err != nil || s.End() != nil {
+	mechanism, initial, err := mechanismOf(s)
+	if err != nil {
 		return nil, d.bad("Invalid arguments for AUTHENTICATE")
 	}
-	login, err := d.exchange(wire.Keyword(name), "+ ", initial)
+	login, err := d.exchange(mechanism, initial)
 	switch {
 	case errors.Is(err, errCancelled):
 		return nil, d.bad("Authentication cancelled") // RFC 3501 section 6.2.2
@@ -339,4 +423,17 @@ func (d *IMAP) authenticate(s *wire.Scanner) (*proxy.Login, error) {
 		return nil, d.unread(err)
 	}
 	return login, err
+}
+
+// mechanismOf reads the arguments of AUTHENTICATE. initial is nil if there is
+// none.
+func mechanismOf(s *wire.Scanner) (mechanism string, initial []byte, err error) {
+	name, err := argumentAtom(s)
+	if err == nil && s.Next(' ') {
+		initial, err = s.Atom()
+	}
+	if err == nil {
+		err = s.End()
+	}
+	return wire.Keyword(name), initial, err
 }

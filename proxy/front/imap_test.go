@@ -12,7 +12,7 @@ import (
 	"postern/proxy/wire"
 )
 
-const greetingIMAP = `S: \* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN] mail.example.org ready`
+const greetingIMAP = `S: \* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN] mail.example.org ready`
 
 var plain = string(wire.AppendPlain(nil, user, []byte(password)))
 
@@ -21,7 +21,7 @@ func TestIMAPSaysWhatItCan(t *testing.T) {
 	f := serve(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C: a1 CAPABILITY
-		S: \* CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN
+		S: \* CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN
 		S: a1 OK CAPABILITY completed
 		C: a2 noop
 		S: a2 OK NOOP completed
@@ -295,7 +295,7 @@ func TestIMAPNonsenseEnds(t *testing.T) {
 		C:
 		S: \* BAD Invalid tag
 		C: a
-		S: a BAD Missing command
+		S: \* BAD Missing command
 		C: a NOSUCH
 		S: a BAD Unknown command
 		C: a NOOP really
@@ -427,7 +427,7 @@ func TestIMAPThunderbird(t *testing.T) {
 	f := serve(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C: 1 capability
-		S: \* CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN
+		S: \* CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN
 		S: 1 OK CAPABILITY completed
 		C: 2 ID ("name" "Thunderbird" "version" "140.4.0")
 		S: \* ID ("name" "Postern")
@@ -479,8 +479,11 @@ func TestRefusalBeforeTheGreetingIsOne(t *testing.T) {
 }
 
 func FuzzIMAP(f *testing.F) {
-	f.Add([]byte("a LOGIN canary canary-bird\r\nb AUTHENTICATE PLAIN AGNhbmFyeQBjYW5hcnktYmlyZA==\r\n"))
-	f.Add([]byte("a LOGIN {6+}\r\ncanary {11}\r\ncanary-bird\r\nb AUTHENTICATE LOGIN Y2FuYXJ5\r\n"))
-	f.Add([]byte("a ID (\"canary-bird\" {11+}\r\ncanary-bird \"x\" NIL)\r\nb LOGIN \"canary-bird\" \"ca\\\"nary-bird\"\r\nx LOGOUT\r\n"))
-	f.Fuzz(func(t *testing.T, in []byte) { converse(t, proxy.IMAP, in) })
+	fuzz(f, proxy.IMAP,
+		"a LOGIN canary canary-bird\r\nb AUTHENTICATE PLAIN AGNhbmFyeQBjYW5hcnktYmlyZA==\r\n",
+		"a LOGIN {6+}\r\ncanary {11}\r\ncanary-bird\r\nb AUTHENTICATE LOGIN Y2FuYXJ5\r\n",
+		"a ID (\"canary-bird\" {11+}\r\ncanary-bird \"x\" NIL)\r\nb LOGIN \"canary-bird\" \"ca\\\"nary-bird\"\r\nx LOGOUT\r\n",
+		"a AUTHENTICATE XOAUTH2 dXNlcj1jYW5hcnkBYXV0aD1CZWFyZXIgY2FuYXJ5LWJpcmQBAQ==\r\nAQ==\r\nb AUTHENTICATE OAUTHBEARER\r\n",
+		"a LOGIN {6+}\r\ncanary {11+}\r\ncanary-bird\r\nb AUTHENTICATE OAUTHBEARER bixhPWNhbmFyeSwBaG9zdD14AWF1dGg9QmVhcmVyIGNhbmFyeS1iaXJkAQE=\r\nc STARTTLS\r\n\x16\x03\x01\x00\x05\x01",
+		"\x16\x03\x01\x00\x05\x01")
 }

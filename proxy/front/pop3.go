@@ -3,6 +3,8 @@ package front
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 
 	"postern/proxy"
 	"postern/proxy/wire"
@@ -13,7 +15,7 @@ import (
 const maxPOP3Line = maxPassword + maxVerb
 
 // A POP3 is the dialogue of RFC 1939 in the AUTHORIZATION state, with CAPA (RFC
-// 2449) and AUTH (RFC 5034).
+// 2449), AUTH (RFC 5034) and STLS (RFC 2595).
 type POP3 struct {
 	dialogue
 	user []byte // from USER, for the PASS that follows; nil: none
@@ -21,16 +23,16 @@ type POP3 struct {
 
 // NewPOP3 returns the dialogue with the client on c.
 func NewPOP3(c *proxy.Conn, o Options) *POP3 {
-	return &POP3{dialogue: dialogue{c: c, options: o}}
+	return &POP3{dialogue: dialogue{c: c, options: o, prompt: "+ "}}
 }
 
 // Login implements proxy.Dialogue.
-func (d *POP3) Login(context.Context) (*proxy.Login, error) {
+func (d *POP3) Login(ctx context.Context) (*proxy.Login, error) {
 	if err := d.greet(); err != nil {
 		return nil, err
 	}
 	for {
-		login, err := d.next()
+		login, err := d.next(ctx)
 		if login != nil || err != nil {
 			return login, err
 		}
@@ -43,11 +45,15 @@ func (d *POP3) greet() error {
 		return nil
 	}
 	d.greeted = true
+	d.learn()
 	return d.say("+OK " + d.options.Hostname + " ready")
 }
 
 // Refuse implements proxy.Dialogue.
 func (d *POP3) Refuse(r *proxy.Refusal) error {
+	if err := d.challenge(r); err != nil {
+		return d.hangUp("Wait for the challenge", err)
+	}
 	last, w := d.last(r), d.words(r)
 	line := "-ERR "
 	if w.pop3 != "" {
@@ -78,16 +84,18 @@ func (d *POP3) hangUp(text string, err error) error {
 
 // next reads and answers one command. If credentials are what it brings, they
 // are the answer.
-func (d *POP3) next() (*proxy.Login, error) {
+func (d *POP3) next(ctx context.Context) (*proxy.Login, error) {
 	if err := d.command(); err != nil {
 		return nil, d.hangUp("Too many commands", err)
 	}
-	line, err := d.c.ReadLine(maxVerb + maxResponse)
+	line, err := d.readLine(maxVerb + maxResponse)
 	switch {
 	case errors.Is(err, proxy.ErrLineTooLong):
 		return nil, d.bad("Line too long")
 	case errors.Is(err, proxy.ErrFlood):
 		return nil, d.hangUp("Line too long", err)
+	case errors.Is(err, errHello):
+		return nil, d.hangUp(notYet, err)
 	case err != nil:
 		return nil, err
 	}
@@ -98,12 +106,36 @@ func (d *POP3) next() (*proxy.Login, error) {
 	}
 	name := wire.Keyword(word)
 	switch {
+	case len(line) > maxPOP3Line && name != "AUTH":
+		return nil, d.bad("Line too long")
+	case d.inClear():
+		return d.nextInClear(ctx, name, arg)
 	case name == "AUTH":
 		return d.auth(arg)
-	case len(line) > maxPOP3Line:
-		return nil, d.bad("Line too long")
 	case name == "PASS":
 		return d.pass(arg)
+	}
+	return nil, d.simple(name, arg)
+}
+
+// nextInClear answers a command before TLS.
+func (d *POP3) nextInClear(ctx context.Context, name string, arg []byte) (*proxy.Login, error) {
+	word, initial := wire.CutWord(arg)
+	switch {
+	case name == "AUTH" && len(arg) == 0: // asks for mechanisms
+		return nil, d.say("-ERR Begin TLS first")
+	case name == "AUTH":
+		return saslInTheClear(wire.Keyword(word), initial)
+	case name == "USER":
+		return inTheClear(proxy.ViaUserPass, arg)
+	case name == "PASS":
+		return inTheClear(proxy.ViaUserPass, nil)
+	case name == "APOP":
+		return inTheClear(proxy.ViaOther, word)
+	case name == "STLS" && len(arg) == 0:
+		return nil, d.startTLS(ctx, "+OK Begin TLS negotiation")
+	case name == "STLS":
+		return nil, d.bad("STLS has no arguments")
 	}
 	return nil, d.simple(name, arg)
 }
@@ -116,7 +148,7 @@ func (d *POP3) pass(password []byte) (*proxy.Login, error) {
 	if user == nil {
 		return nil, d.bad("USER comes first")
 	}
-	return d.credentials(proxy.ViaUserPass, user, password)
+	return d.password(proxy.ViaUserPass, user, password)
 }
 
 // simple answers the commands that bring no credentials. None of them, CAPA
@@ -130,8 +162,7 @@ func (d *POP3) simple(name string, arg []byte) error {
 		d.user = append([]byte(nil), arg...)
 		return d.say("+OK Send your password") // to every name: RFC 1939 section 13
 	case "CAPA":
-		return d.say("+OK Capability list follows", "USER", "UIDL", "TOP", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING",
-			"SASL PLAIN", "IMPLEMENTATION Postern", ".")
+		return d.capa()
 	case "QUIT":
 		if err := d.say("+OK Goodbye"); err != nil {
 			return err
@@ -149,16 +180,27 @@ func (d *POP3) simple(name string, arg []byte) error {
 	return d.bad("Unknown command")
 }
 
+// capa lists UIDL and TOP before login, too: there are clients that ask only
+// then. RFC 2595 section 4 has STLS in it while it is permitted.
+func (d *POP3) capa() error {
+	login := []string{"USER", "SASL " + strings.Join(d.mechanisms(), " ")}
+	if d.inClear() {
+		login = []string{"STLS"}
+	}
+	return d.say(slices.Concat([]string{"+OK Capability list follows"}, login,
+		[]string{"UIDL", "TOP", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "IMPLEMENTATION Postern", "."})...)
+}
+
 func (d *POP3) auth(arg []byte) (*proxy.Login, error) {
 	// AUTH alone, from before CAPA: RFC 1734's clients ask so for mechanisms.
 	if len(arg) == 0 {
-		return nil, d.say("+OK Mechanisms follow", "PLAIN", ".")
+		return nil, d.say(slices.Concat([]string{"+OK Mechanisms follow"}, d.mechanisms(), []string{"."})...)
 	}
 	name, initial := wire.CutWord(arg)
 	if len(initial) == 0 {
 		initial = nil
 	}
-	login, err := d.exchange(wire.Keyword(name), "+ ", initial)
+	login, err := d.exchange(wire.Keyword(name), initial)
 	switch {
 	case errors.Is(err, errCancelled):
 		return nil, d.bad("Authentication cancelled") // RFC 5034 section 4

@@ -22,12 +22,12 @@ func TestPOP3LogsInWithUserAndPass(t *testing.T) {
 		C: CAPA
 		S: +OK Capability list follows
 		S: USER
+		S: SASL PLAIN LOGIN
 		S: UIDL
 		S: TOP
 		S: RESP-CODES
 		S: AUTH-RESP-CODE
 		S: PIPELINING
-		S: SASL PLAIN
 		S: IMPLEMENTATION Postern
 		S: .
 		C: PASS `+password+`
@@ -76,6 +76,7 @@ func TestPOP3Authenticates(t *testing.T) {
 		C: AUTH
 		S: +OK *
 		S: PLAIN
+		S: LOGIN
 		S: .
 		C: AUTH PLAIN
 		S- +\x20\r\n
@@ -242,16 +243,17 @@ func TestPOP3Thunderbird(t *testing.T) {
 		C: AUTH
 		S: +OK *
 		S: PLAIN
+		S: LOGIN
 		S: .
 		C: CAPA
 		S: +OK *
 		S: USER
+		S: SASL PLAIN LOGIN
 		S: UIDL
 		S: TOP
 		S: RESP-CODES
 		S: AUTH-RESP-CODE
 		S: PIPELINING
-		S: SASL PLAIN
 		S: IMPLEMENTATION Postern
 		S: .
 		C: AUTH PLAIN
@@ -264,7 +266,9 @@ func TestPOP3Thunderbird(t *testing.T) {
 }
 
 func FuzzPOP3(f *testing.F) {
-	f.Add([]byte("USER canary\r\nPASS canary-bird\r\nAUTH PLAIN AGNhbmFyeQBjYW5hcnktYmlyZA==\r\nCAPA\r\n"))
-	f.Add([]byte("AUTH\nAUTH LOGIN Y2FuYXJ5\nNOOP\nUSER canary-bird\nPASS x\nQUIT\n"))
-	f.Fuzz(func(t *testing.T, in []byte) { converse(t, proxy.POP3, in) })
+	fuzz(f, proxy.POP3,
+		"USER canary\r\nPASS canary-bird\r\nAUTH PLAIN AGNhbmFyeQBjYW5hcnktYmlyZA==\r\nCAPA\r\n",
+		"AUTH\nAUTH LOGIN Y2FuYXJ5\nNOOP\nUSER canary-bird\nPASS x\nQUIT\n",
+		"AUTH XOAUTH2 dXNlcj1jYW5hcnkBYXV0aD1CZWFyZXIgY2FuYXJ5LWJpcmQBAQ==\r\n\r\nAUTH OAUTHBEARER bixhPWNhbmFyeSwBaG9zdD14AWF1dGg9QmVhcmVyIGNhbmFyeS1iaXJkAQE=\r\n*\r\nSTLS\r\nCAPA\r\n",
+		"\nAPOP canary x\r\nSTLS\r\n\x16\x03\x01\x00\x05\x01")
 }

@@ -3,6 +3,8 @@ package front
 import (
 	"bytes"
 	"errors"
+	"slices"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -24,32 +26,59 @@ var (
 	errAuthzid  = errors.New("authorization identity is not the user")
 )
 
+// The SASL mechanisms, as clients and servers name them.
+const (
+	plainName       = "PLAIN"
+	loginName       = "LOGIN"
+	xoauth2Name     = "XOAUTH2"
+	oauthBearerName = "OAUTHBEARER"
+)
+
+// via returns the Via of a mechanism.
+func via(mechanism string) string {
+	switch mechanism {
+	case plainName:
+		return proxy.ViaPlain
+	case loginName:
+		return proxy.ViaLogin
+	case xoauth2Name:
+		return proxy.ViaXOAuth2
+	case oauthBearerName:
+		return proxy.ViaOAuthBearer
+	}
+	return proxy.ViaOther
+}
+
 // An exchange is one run of a SASL mechanism.
 type exchange struct {
-	d       *dialogue
-	prompt  string // before each challenge
+	*dialogue
 	initial []byte // the initial response while it is not used; nil: none
 }
 
-// mechanism returns how a mechanism is run, or nil.
-func mechanism(name string) func(*exchange) (*proxy.Login, error) {
-	switch name {
-	case "PLAIN":
-		return (*exchange).plain
-	case "LOGIN":
-		return (*exchange).login
-	}
-	return nil
-}
-
-// exchange runs the mechanism called name. initial may be nil. An error is a
-// *Refusal, errCancelled, errEarly, or one of reading or writing.
-func (d *dialogue) exchange(name, prompt string, initial []byte) (*proxy.Login, error) {
-	run := mechanism(name)
-	if run == nil {
+// exchange runs a mechanism. initial may be nil. An error is a *Refusal, and
+// then the Login says whose, or errCancelled, errEarly, or one of reading or
+// writing.
+func (d *dialogue) exchange(mechanism string, initial []byte) (*proxy.Login, error) {
+	if !slices.Contains(d.mechanisms(), mechanism) {
 		return nil, proxy.Refuse(proxy.Unsupported, nil)
 	}
-	return run(&exchange{d, prompt, initial})
+	x := &exchange{d, initial}
+	var login *proxy.Login
+	var err error
+	switch mechanism {
+	case plainName:
+		login, err = x.plain()
+	case loginName:
+		login, err = x.login()
+	case xoauth2Name:
+		login, err = x.bearer(xoauth2Name, wire.ParseXOAUTH2)
+	case oauthBearerName:
+		login, err = x.bearer(oauthBearerName, wire.ParseOAuthBearer)
+	}
+	if login == nil && proxy.ReasonOf(err) != 0 {
+		login = &proxy.Login{Via: via(mechanism)}
+	}
+	return login, err
 }
 
 // respond returns what the client says to a challenge in base64, decoded into
@@ -63,13 +92,13 @@ func (x *exchange) respond(challenge string) ([]byte, error) {
 	}
 	// What comes before its challenge was not meant as an answer to it: RFC
 	// 4954 section 4 has AUTH end a pipelined group.
-	if x.d.c.Buffered() > 0 {
+	if x.c.Buffered() > 0 {
 		return nil, errEarly
 	}
-	if err := x.d.say(x.prompt + challenge); err != nil {
+	if err := x.say(x.prompt + challenge); err != nil {
 		return nil, err
 	}
-	line, err := x.d.c.ReadLine(maxResponse)
+	line, err := x.c.ReadLine(maxResponse)
 	if errors.Is(err, proxy.ErrLineTooLong) {
 		return nil, proxy.Refuse(proxy.Malformed, err)
 	} else if err != nil {
@@ -103,7 +132,7 @@ func (x *exchange) plain() (*proxy.Login, error) {
 	if len(authzid) > 0 && !bytes.Equal(authzid, user) {
 		return nil, proxy.Refuse(proxy.Malformed, errAuthzid)
 	}
-	return x.d.credentials(proxy.ViaPlain, user, password)
+	return x.password(proxy.ViaPlain, user, password)
 }
 
 func (x *exchange) login() (*proxy.Login, error) {
@@ -116,20 +145,91 @@ func (x *exchange) login() (*proxy.Login, error) {
 	if err != nil {
 		return nil, err
 	}
-	return x.d.credentials(proxy.ViaLogin, user, password)
+	return x.password(proxy.ViaLogin, user, password)
+}
+
+// bearer runs a mechanism of one message that carries a bearer token. Nothing
+// may come behind it: it could be the answer to the challenge of a failure.
+func (x *exchange) bearer(mechanism string, parse func(msg []byte) (user, token []byte, err error)) (*proxy.Login, error) {
+	msg, err := x.respond("")
+	defer clear(msg)
+	if err != nil {
+		return nil, err
+	}
+	if x.c.Buffered() > 0 {
+		return nil, errEarly
+	}
+	x.oauth = true
+	user, token, err := parse(msg)
+	if err != nil {
+		return nil, proxy.Refuse(proxy.Malformed, err)
+	}
+	return x.credentials(mechanism, via(mechanism), user, token)
+}
+
+// challenge lets the failure of an OAuth mechanism come to its end: RFC 7628
+// section 3.2.3. The client has to answer, with what says nothing. There is no
+// challenge for what is temporary: OAuth has no word for it, and clients throw
+// their token away.
+func (d *dialogue) challenge(r *proxy.Refusal) error {
+	const most = 2 << 10 // octets of what a server may say to the client
+	oauth, text := d.oauth, r.Challenge
+	d.oauth = false
+	if len(text) == 0 || len(text) > most {
+		text = failure(r)
+	}
+	if !oauth || text == nil {
+		return nil
+	}
+	if d.c.Buffered() > 0 {
+		return errEarly
+	}
+	if err := d.say(string(wire.AppendSASL([]byte(d.prompt), text))); err != nil {
+		return err
+	}
+	if err := d.c.SetReadDeadline(time.Now().Add(answerTime)); err != nil {
+		return err
+	}
+	_, err := d.c.ReadLine(maxResponse)
+	return err
+}
+
+// failure is the challenge for r, RFC 7628 section 3.2.2, with an error of RFC
+// 6750 section 3.1; nil: none.
+func failure(r *proxy.Refusal) []byte {
+	switch {
+	case errors.Is(r.Err, wire.ErrBase64), errors.Is(r.Err, proxy.ErrLineTooLong): // no message at all
+	case r.Reason == proxy.Wrong:
+		return []byte(`{"status":"invalid_token"}`)
+	case r.Reason == proxy.Malformed:
+		return []byte(`{"status":"invalid_request"}`)
+	}
+	return nil
+}
+
+// password makes a Login of a user and a password.
+func (d *dialogue) password(via string, user, password []byte) (*proxy.Login, error) {
+	return d.credentials(plainName, via, user, password)
 }
 
 // credentials makes a Login of what the client sent, or refuses what no server
 // may ever see.
-func (d *dialogue) credentials(via string, user, password []byte) (*proxy.Login, error) {
-	switch {
-	case len(user) == 0 || len(user) > maxUser || !plainText(user):
-		return nil, proxy.Refuse(proxy.Malformed, errUser)
-	// An empty password is no password to some directories, and lets in.
-	case len(password) == 0 || len(password) > maxPassword || bytes.ContainsAny(password, "\x00\r\n"):
-		return nil, proxy.Refuse(proxy.Malformed, errPassword)
+func (d *dialogue) credentials(mechanism, via string, user, secret []byte) (*proxy.Login, error) {
+	login := &proxy.Login{Mechanism: mechanism, Via: via}
+	if len(user) == 0 || len(user) > maxUser || !plainText(user) {
+		return login, proxy.Refuse(proxy.Malformed, errUser)
 	}
-	return &proxy.Login{Mechanism: "PLAIN", Via: via, User: string(user), Secret: proxy.NewSecret(password), Hello: d.hello}, nil
+	login.User = string(user)
+	most := maxPassword
+	if mechanism != plainName {
+		most = maxToken
+	}
+	// An empty password is no password to some directories, and lets in.
+	if len(secret) == 0 || len(secret) > most || bytes.ContainsAny(secret, "\x00\r\n") {
+		return login, proxy.Refuse(proxy.Malformed, errPassword)
+	}
+	login.Secret, login.Hello, login.Offer.Mechanisms = proxy.NewSecret(secret), d.hello, d.offer.Mechanisms
+	return login, nil
 }
 
 // plainText reports whether b is UTF-8 without control characters.

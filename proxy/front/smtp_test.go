@@ -243,13 +243,13 @@ func TestSMTPBoundsLines(t *testing.T) {
 		S: 500 5.5.2 Line too long
 		C: EHLO `+strings.Repeat("x", 256)+`
 		S: 501 5.5.4 Invalid domain
-		C: AUTH PLAIN `+strings.Repeat("A", 16384)+`
+		C: AUTH PLAIN `+strings.Repeat("A", 17800)+`
 		S: 535 5.7.8 *
-		C: AUTH PLAIN `+strings.Repeat("A", 17000)+`
+		C: AUTH PLAIN `+strings.Repeat("A", 18400)+`
 		S: 500 5.5.2 Line too long
 		C: AUTH PLAIN
 		S: 334`+"\x20"+`
-		C: `+strings.Repeat("A", 17000)+`
+		C: `+strings.Repeat("A", 18400)+`
 		S: 500 5.5.6 Line too long in the authentication exchange (session *)
 		C- `+strings.Repeat("x", 400<<10)+`
 		S: 421 4.7.0 Line too long (session *)
@@ -299,7 +299,9 @@ func TestSMTPOutlook(t *testing.T) {
 }
 
 func FuzzSMTP(f *testing.F) {
-	f.Add([]byte("EHLO canary-bird\r\nAUTH PLAIN AGNhbmFyeQBjYW5hcnktYmlyZA==\r\nMAIL FROM:<canary-bird>\r\n"))
-	f.Add([]byte("HELO x\r\nAUTH LOGIN Y2FuYXJ5\r\nAUTH canary-bird\r\nVRFY canary-bird\r\ncanary-bird\r\nBDAT 1\r\n"))
-	f.Fuzz(func(t *testing.T, in []byte) { converse(t, proxy.Submission, in) })
+	fuzz(f, proxy.Submission,
+		"EHLO canary-bird\r\nAUTH PLAIN AGNhbmFyeQBjYW5hcnktYmlyZA==\r\nMAIL FROM:<canary-bird>\r\n",
+		"HELO x\r\nAUTH LOGIN Y2FuYXJ5\r\nAUTH canary-bird\r\nVRFY canary-bird\r\ncanary-bird\r\nBDAT 1\r\n",
+		"EHLO x\r\nAUTH XOAUTH2 dXNlcj1jYW5hcnkBYXV0aD1CZWFyZXIgY2FuYXJ5LWJpcmQBAQ==\r\n\r\nAUTH OAUTHBEARER bixhPWNhbmFyeSwBaG9zdD14AWF1dGg9QmVhcmVyIGNhbmFyeS1iaXJkAQE=\r\nAQ==\r\n",
+		"EHLO x\r\nAUTH LOGIN Y2FuYXJ5\r\nMAIL FROM:<x@y>\r\nSTARTTLS\r\n\x16\x03\x01\x00\x05\x01")
 }

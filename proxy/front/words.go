@@ -54,6 +54,13 @@ func wordsOf(r proxy.Reason) words {
 	return words{"NO [SERVERBUG]", "[SYS/TEMP]", "421 4.3.0", "Internal error: try again later"}
 }
 
+// wordsInClear say proxy.Plaintext where TLS can still begin: RFC 5530 section
+// 3, RFC 3206 section 5 (an attempt in violation of policy), RFC 4954 section 6.
+func wordsInClear() words {
+	return words{"NO [PRIVACYREQUIRED]", "[AUTH]", "538 5.7.11",
+		"Encryption is required before login: choose STARTTLS or SSL/TLS in the settings of your mail program"}
+}
+
 // tooManyWrong is the goodbye after maxRefused wrong credentials.
 const tooManyWrong = "Too many failed logins"
 
@@ -61,6 +68,8 @@ const tooManyWrong = "Too many failed logins"
 func (d *dialogue) words(r *proxy.Refusal) words {
 	w := wordsOf(r.Reason)
 	switch {
+	case r.Reason == proxy.Plaintext && d.greeted:
+		w = wordsInClear()
 	case errors.Is(r.Err, wire.ErrBase64): // RFC 3501 section 6.2.2, RFC 4954 section 4
 		w = words{"BAD", "", "501 5.5.2", "Invalid base64 in the authentication exchange"}
 	case errors.Is(r.Err, proxy.ErrLineTooLong): // RFC 4954 section 4

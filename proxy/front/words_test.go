@@ -59,13 +59,13 @@ func refuse(t *testing.T, protocol string, r *proxy.Refusal) string {
 		proxy.POP3:       "USER alice\r\nPASS x\r\n",
 		proxy.Submission: "EHLO x\r\nAUTH PLAIN AGFsaWNlAHg=\r\n",
 	}[protocol])}
-	d := newDialogue(protocol, proxy.NewConn(tp, proxy.Client{ID: "abcdefghijkl"}, nil, 0), Options{Offer: func() proxy.Offer { return offer }})
+	d := newDialogue(protocol, asIfTLS(proxy.NewConn(tp, proxy.Client{ID: "abcdefghijkl"}, nil, 0)), Options{Offer: func() proxy.Offer { return offer }})
 	if login, err := d.Login(t.Context()); login == nil || err != nil {
 		t.Fatalf("Login = %v, %v", login, err)
 	}
 	tp.out.Reset()
 	err := d.Refuse(r)
-	if (err != nil) != r.Reason.Final() || err != nil && !errors.Is(err, r) {
+	if (err != nil) != (r.Reason.Final() && r.Reason != proxy.Plaintext) || err != nil && !errors.Is(err, r) {
 		t.Errorf("%s: Refuse(%v) = %v", protocol, r, err)
 	}
 	return tp.out.String()

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/base64"
 	"errors"
+	"slices"
+	"strings"
 )
 
 // What can be wrong with a SASL message.
@@ -66,6 +68,124 @@ func AppendPlain(dst []byte, user string, password []byte) []byte {
 	msg = append(msg, password...)
 	defer clear(msg)
 	return AppendSASL(dst, msg)
+}
+
+// ParseXOAUTH2 returns parts of msg, a message of SASL XOAUTH2 (Google, "OAuth
+// 2.0 Mechanism"): user=<user>^Aauth=Bearer <token>^A^A.
+func ParseXOAUTH2(msg []byte) (user, token []byte, err error) {
+	values, err := pairValues(msg, "user", "auth")
+	if err != nil {
+		return nil, nil, err
+	}
+	token, err = bearer(values[1])
+	return values[0], token, err
+}
+
+// ParseOAuthBearer returns parts of msg, a message of SASL OAUTHBEARER, RFC
+// 7628 section 3.1: n,a=<user>,^Aauth=Bearer <token>^A^A. It unescapes the user
+// in place. RFC 7628 lets a server insist on one, and this is such a server.
+// Other pairs, as host and port, are skipped: what the client calls the server
+// is not what a server behind another one is called.
+func ParseOAuthBearer(msg []byte) (user, token []byte, err error) {
+	header, pairs, _ := bytes.Cut(msg, kvsep)
+	values, err := pairValues(pairs, "auth")
+	if err != nil {
+		return nil, nil, err
+	}
+	if token, err = bearer(values[0]); err != nil {
+		return nil, nil, err
+	}
+	// RFC 5801 section 4; p= would bind to the channel, which no bearer token does.
+	name, ok := bytes.CutPrefix(header, []byte("n,a="))
+	if !ok {
+		name, ok = bytes.CutPrefix(header, []byte("y,a="))
+	}
+	name, closed := bytes.CutSuffix(name, []byte(","))
+	if !ok || !closed {
+		return nil, nil, ErrSASL
+	}
+	user, err = unescapeName(name)
+	return user, token, err
+}
+
+// AppendXOAUTH2 appends the message of SASL XOAUTH2 in base64. Neither user nor
+// token may contain ^A.
+func AppendXOAUTH2(dst []byte, user string, token []byte) []byte {
+	return appendBearer(dst, "user="+user, token)
+}
+
+// AppendOAuthBearer appends the message of SASL OAUTHBEARER in base64. The
+// token may not contain ^A.
+func AppendOAuthBearer(dst []byte, user string, token []byte) []byte {
+	return appendBearer(dst, "n,a="+strings.NewReplacer("=", "=3D", ",", "=2C").Replace(user)+",", token)
+}
+
+func appendBearer(dst []byte, head string, token []byte) []byte {
+	const auth, end = "\x01auth=Bearer ", "\x01\x01"
+	msg := make([]byte, 0, len(head)+len(auth)+len(token)+len(end))
+	msg = append(append(append(append(msg, head...), auth...), token...), end...)
+	defer clear(msg)
+	return AppendSASL(dst, msg)
+}
+
+var kvsep = []byte{1} // RFC 7628 section 3.1
+
+// pairValues returns the values of keys, of which each must occur once. What
+// else there is must be skipped: RFC 7628 section 3.1.
+func pairValues(pairs []byte, keys ...string) ([][]byte, error) {
+	values := make([][]byte, len(keys))
+	pairs, ok := bytes.CutSuffix(pairs, []byte{1, 1})
+	if !ok {
+		return nil, ErrSASL
+	}
+	for pair := range bytes.SplitSeq(pairs, kvsep) {
+		key, value, ok := bytes.Cut(pair, []byte("="))
+		if !ok {
+			return nil, ErrSASL
+		}
+		i := slices.Index(keys, string(key))
+		if i < 0 {
+			continue
+		}
+		if values[i] != nil { // which one is meant?
+			return nil, ErrSASL
+		}
+		values[i] = value
+	}
+	if slices.ContainsFunc(values, func(v []byte) bool { return v == nil }) {
+		return nil, ErrSASL
+	}
+	return values, nil
+}
+
+// bearer returns the token of a header Authorization, RFC 6750 section 2.1. The
+// name of the scheme has no case: RFC 9110 section 11.1.
+func bearer(value []byte) ([]byte, error) {
+	scheme, token, _ := bytes.Cut(value, []byte(" "))
+	visible := !bytes.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' })
+	if !bytes.EqualFold(scheme, []byte("Bearer")) || len(token) == 0 || !visible {
+		return nil, ErrSASL
+	}
+	return token, nil
+}
+
+// unescapeName decodes a saslname in place: RFC 5801 section 4.
+func unescapeName(name []byte) ([]byte, error) {
+	text := name[:0]
+	for i := 0; i < len(name); i++ {
+		c := name[i]
+		switch {
+		case c != '=':
+		case bytes.HasPrefix(name[i:], []byte("=2C")):
+			c, i = ',', i+2
+		case bytes.HasPrefix(name[i:], []byte("=3D")):
+			c, i = '=', i+2
+		default:
+			return nil, ErrSASL
+		}
+		text = append(text, c)
+	}
+	return text, nil
 }
 
 // AppendSASL appends msg in base64.
