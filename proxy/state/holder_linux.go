@@ -1,0 +1,45 @@
+package state
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// ownerOf returns the user a file belongs to.
+func ownerOf(info fs.FileInfo) (int, bool) {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, false
+	}
+	return int(stat.Uid), true
+}
+
+// holder names the process that has the lock of the file at path.
+func holder(path string) string {
+	const unknown = "another process"
+	var stat syscall.Stat_t
+	if err := syscall.Stat(path, &stat); err != nil {
+		return unknown
+	}
+	locks, err := os.ReadFile("/proc/locks") // "1: FLOCK ADVISORY WRITE 4711 fd:01:131 0 EOF"
+	if err != nil {
+		return unknown
+	}
+	for line := range strings.Lines(string(locks)) {
+		f := strings.Fields(line)
+		if len(f) < 6 || f[1] != "FLOCK" || !strings.HasSuffix(f[5], ":"+strconv.FormatUint(stat.Ino, 10)) {
+			continue
+		}
+		name, err := os.ReadFile("/proc/" + f[4] + "/comm")
+		if err != nil {
+			continue
+		}
+		return fmt.Sprintf("process %s (%s)", f[4], bytes.TrimSpace(name))
+	}
+	return unknown
+}

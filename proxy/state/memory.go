@@ -1,0 +1,66 @@
+package state
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// A Memory is a bucket that is forgotten with the process. The zero value is
+// empty and ready.
+type Memory struct {
+	mu     sync.Mutex
+	values map[string][]byte
+}
+
+// Get returns a copy of the value of key, or nil.
+func (m *Memory) Get(_ context.Context, key string) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.values[key]), nil
+}
+
+// Put sets the value of key. Nil removes it.
+func (m *Memory) Put(ctx context.Context, key string, value []byte) error {
+	return m.Update(ctx, key, func([]byte) ([]byte, error) { return value, nil })
+}
+
+// Update replaces the value of key by what change makes of it, as that of a
+// Bucket does.
+func (m *Memory) Update(_ context.Context, key string, change func(old []byte) ([]byte, error)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	value, err := change(m.values[key])
+	if err != nil {
+		return err
+	}
+	if value == nil {
+		delete(m.values, key)
+		return nil
+	}
+	if m.values == nil {
+		m.values = make(map[string][]byte)
+	}
+	m.values[key] = slices.Clone(value)
+	return nil
+}
+
+// Scan calls each for the keys that begin with prefix, as that of a Bucket does.
+func (m *Memory) Scan(_ context.Context, prefix string, each func(key string, value []byte) error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var keys []string
+	for key := range m.values {
+		if strings.HasPrefix(key, prefix) {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		if err := each(key, m.values[key]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
