@@ -8,13 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
-	"time"
 )
-
-// mailUser owns the mail of all users: a system user that every Debian has.
-const mailUser = "mail"
 
 // DovecotOptions describe a Dovecot. The zero value knows no user.
 type DovecotOptions struct {
@@ -50,8 +45,6 @@ type Dovecot struct {
 	authSocket string
 	program    program
 }
-
-var deliveries atomic.Int64
 
 // StartDovecot starts a Dovecot and waits until it greets; the end of the test
 // stops it. It needs root.
@@ -129,51 +122,17 @@ func (d *Dovecot) Start(t testing.TB) {
 // CRLF. It returns the path.
 func (d *Dovecot) Deliver(t testing.TB, user string, raw []byte) string {
 	t.Helper()
-	uid, gid := account(t, mailUser)
-	maildir := filepath.Join(d.Store, user, "Maildir")
-	for _, dir := range []string{filepath.Dir(maildir), maildir, filepath.Join(maildir, "cur"), filepath.Join(maildir, "new"), filepath.Join(maildir, "tmp")} {
-		if _, err := os.Stat(dir); err != nil {
-			mkdir(t, dir, uid, gid, 0o700)
-		}
-	}
-	// Dovecot gives UIDs in the order of the names.
-	now := time.Now()
-	name := fmt.Sprintf("%d.M%06dP%dQ%09d.postern", now.Unix(), now.Nanosecond()/1000, os.Getpid(), deliveries.Add(1))
-	tmp, path := filepath.Join(maildir, "tmp", name), filepath.Join(maildir, "new", name)
-	if err := os.WriteFile(tmp, raw, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chown(tmp, uid, gid); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return deliver(t, d.maildir(user), raw)
 }
 
 // Stored returns the messages in the INBOX of user as they are on disk, in the
 // order of their file names.
 func (d *Dovecot) Stored(t testing.TB, user string) [][]byte {
 	t.Helper()
-	var paths []string
-	for _, dir := range []string{"cur", "new"} {
-		found, err := filepath.Glob(filepath.Join(d.Store, user, "Maildir", dir, "*"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		paths = append(paths, found...)
-	}
-	slices.SortFunc(paths, func(a, b string) int { return strings.Compare(filepath.Base(a), filepath.Base(b)) })
-	messages := make([][]byte, len(paths))
-	for i, path := range paths {
-		var err error
-		if messages[i], err = os.ReadFile(path); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return messages
+	return stored(t, d.maildir(user))
 }
+
+func (d *Dovecot) maildir(user string) string { return filepath.Join(d.Store, user, "Maildir") }
 
 // Doveadm runs Dovecot's own administration, e.g. "expunge", "-u", user, query,
 // and returns what it prints.

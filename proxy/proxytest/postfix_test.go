@@ -83,10 +83,12 @@ func TestPostfixTakesMailAfterAuthAndDeliversToDovecot(t *testing.T) {
 }
 
 // waitForMail returns the only message of user as soon as it is there.
-func waitForMail(t *testing.T, d *Dovecot, user string) []byte {
+func waitForMail(t *testing.T, server interface {
+	Stored(t testing.TB, user string) [][]byte
+}, user string) []byte {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if stored := d.Stored(t, user); len(stored) == 1 {
+		if stored := server.Stored(t, user); len(stored) == 1 {
 			return stored[0]
 		}
 	}
