@@ -1,0 +1,321 @@
+package route
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"log/slog"
+	"math/bits"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"postern/proxy"
+)
+
+// A File is a Rule that reads accounts from a text file. A line has an account,
+// the domain of accounts as @example.org, or * for all, and may have the name
+// of a backend behind it:
+//
+//	# moved in November
+//	alice@example.org
+//	@example.net       new
+//	*                  old
+//
+// An account's own line goes before its domain's, and that before *. Case does
+// not count (ASCII). From a # that begins a word, a line is a comment. The
+// backend of a line that names none is that of the File.
+type File struct {
+	backend string
+	lines   *lines
+}
+
+// OpenFile returns a File that has read path. backend is that of the lines that
+// name none; if it is "", each line must. Only the backends in known may be
+// named.
+func OpenFile(path, backend string, known []string) (*File, error) {
+	l, err := openLines(path, func(rest string) error {
+		switch {
+		case rest == "" && backend == "":
+			return errors.New("the line names no backend, nor does its route")
+		case rest != "" && !slices.Contains(known, rest):
+			return fmt.Errorf("there is no backend %q", shorten(rest))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &File{backend, l}, nil
+}
+
+// Watch reads the file again when it has changed, and has stood still since
+// the last look, every so often, until ctx ends. A file that cannot be read, or
+// has a mistake, leaves all as it was.
+func (f *File) Watch(ctx context.Context, every time.Duration, log *slog.Logger) {
+	f.lines.watch(ctx, every, log)
+}
+
+// Route implements Rule.
+func (f *File) Route(_ context.Context, l *proxy.Login) (string, error) {
+	t := f.lines.table.Load()
+	for _, key := range keys(l.Account) {
+		if rest, ok := t.get(key); ok && rest != "" {
+			return rest, nil
+		} else if ok {
+			return f.backend, nil
+		}
+	}
+	return "", nil
+}
+
+// Leads implements Rule.
+func (f *File) Leads(backend string) bool {
+	values := f.lines.table.Load().values
+	_, named := values[backend]
+	_, unnamed := values[""]
+	return named || unnamed && backend == f.backend
+}
+
+// Known reports whether the file lists account itself.
+func (f *File) Known(account string) bool { return f.lines.known(account) }
+
+// keys are what may stand for account in a file, the most special one first.
+func keys(account string) [3]string {
+	account = strings.Map(lower, account)
+	domain := ""
+	if at := strings.LastIndexByte(account, '@'); at >= 0 {
+		domain = account[at:]
+	}
+	return [...]string{account, domain, "*"}
+}
+
+// maxFile is what is read of a file, in octets; offsets in it are 32 bits.
+const maxFile = 512 << 20
+
+// Lines are those of a file that is read again when it changes.
+type lines struct {
+	path  string
+	check func(rest string) error // of what stands behind a key
+	table atomic.Pointer[table]
+	read  os.FileInfo // of the file when it was read, or found to be wrong
+}
+
+func openLines(path string, check func(rest string) error) (*lines, error) {
+	l := &lines{path: path, check: check}
+	return l, l.load()
+}
+
+func (l *lines) known(account string) bool {
+	account = strings.Map(lower, account)
+	if account == "*" || strings.HasPrefix(account, "@") {
+		return false
+	}
+	_, ok := l.table.Load().get(account)
+	return ok
+}
+
+// load reads the file. If it cannot, the table stays.
+func (l *lines) load() error {
+	file, err := os.Open(l.path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	if l.read, err = file.Stat(); err != nil {
+		return err
+	}
+	if !l.read.Mode().IsRegular() || l.read.Size() > maxFile {
+		return fmt.Errorf("%s: not a regular file of at most %d MiB", l.path, maxFile>>20)
+	}
+	text := make([]byte, l.read.Size())
+	if _, err := io.ReadFull(file, text); err != nil {
+		return fmt.Errorf("read %s: %w", l.path, err)
+	}
+	t, err := parse(text, l.check)
+	if err != nil {
+		return fmt.Errorf("%s:%w", l.path, err)
+	}
+	l.table.Store(t)
+	return nil
+}
+
+// watch waits until a file that has changed stands still: somebody may be
+// writing to it.
+func (l *lines) watch(ctx context.Context, every time.Duration, log *slog.Logger) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	last, said := l.read, ""
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now, err := os.Stat(l.path)
+		switch {
+		case err != nil:
+			last = nil
+		case !same(now, last):
+			last = now
+			continue
+		case same(now, l.read):
+			continue
+		default:
+			err = l.load()
+		}
+		if err == nil {
+			said = ""
+			log.Info("file read again", "path", l.path, "entries", l.table.Load().entries)
+		} else if text := err.Error(); text != said { // once
+			said = text
+			log.Warn("file not read: what it said before holds", "path", l.path, "err", err)
+		}
+	}
+}
+
+// same reports whether two looks at a file saw the same content, as far as can
+// be told without reading it.
+func same(a, b os.FileInfo) bool {
+	return a != nil && b != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+// A table finds the lines of a text by their keys. It is the text itself, with
+// the keys in lower case, and a hash table of where they begin: a million
+// accounts need little more memory than their names.
+type table struct {
+	text    []byte
+	slots   []uint32 // offset + 1; 0: free. A power of two, at most half of them taken
+	entries int
+	values  map[string]string // all that stands behind a key, once each
+}
+
+// seed is one for all tables: who chooses names does not know it.
+var seed = maphash.MakeSeed()
+
+// parse makes a table of text, and keeps it. An error begins with the number of
+// the line.
+func parse(text []byte, check func(rest string) error) (*table, error) {
+	text = bytes.TrimPrefix(text, []byte("\ufeff"))
+	size := 2 * (bytes.Count(text, []byte("\n")) + 1)
+	t := &table{text: text, slots: make([]uint32, 1<<bits.Len(uint(size-1))), values: make(map[string]string)}
+	number := 0
+	for begin := 0; begin < len(text); {
+		number++
+		end := len(text)
+		if i := bytes.IndexByte(text[begin:], '\n'); i >= 0 {
+			end = begin + i + 1
+		}
+		if err := t.add(begin, end, check); err != nil {
+			return nil, fmt.Errorf("%d: %w", number, err)
+		}
+		begin = end
+	}
+	return t, nil
+}
+
+// add takes the line at text[begin:end].
+func (t *table) add(begin, end int, check func(rest string) error) error {
+	line := t.text[begin:end]
+	key, rest := cut(line)
+	if len(key) == 0 {
+		return nil
+	}
+	if err := checkKey(key); err != nil {
+		return err
+	}
+	for i, c := range key {
+		key[i] = byte(lower(rune(c)))
+	}
+	value, ok := t.values[string(rest)]
+	if !ok {
+		if err := check(string(rest)); err != nil {
+			return err
+		}
+		value = string(rest)
+		t.values[value] = value
+	}
+	slot, taken := t.find(string(key))
+	if taken {
+		if t.value(slot, len(key)) != value {
+			return errors.New("listed before, with something else behind it")
+		}
+		return nil
+	}
+	t.slots[slot] = uint32(begin+bytes.Index(line, key)) + 1
+	t.entries++
+	return nil
+}
+
+func checkKey(key []byte) error {
+	switch {
+	case len(key) > maxAccount:
+		return ErrTooLong
+	case bytes.ContainsFunc(key, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return ErrInvisible
+	case len(key) == 1 && key[0] == '@', key[0] == '@' && bytes.IndexByte(key[1:], '@') >= 0:
+		return errors.New("not a domain: write @example.org")
+	}
+	return nil
+}
+
+// cut returns the first word of a line, and the others, without a comment.
+func cut(line []byte) (key, rest []byte) {
+	const space = " \t\r\n"
+	line = bytes.Trim(line, space)
+	if len(line) == 0 || line[0] == '#' {
+		return nil, nil
+	}
+	i := bytes.IndexAny(line, space)
+	if i < 0 {
+		return line, nil
+	}
+	key, rest = line[:i], line[i:]
+	for j, c := range rest {
+		if c == '#' && strings.IndexByte(space, rest[j-1]) >= 0 {
+			rest = rest[:j]
+			break
+		}
+	}
+	return key, bytes.Trim(rest, space)
+}
+
+// get returns what stands behind key. No key has a space: "a b" must not find
+// the line of a.
+func (t *table) get(key string) (rest string, ok bool) {
+	if key == "" || strings.ContainsAny(key, " \t\r\n") {
+		return "", false
+	}
+	slot, taken := t.find(key)
+	if !taken {
+		return "", false
+	}
+	return t.value(slot, len(key)), true
+}
+
+// find returns the slot of key, or the free one where it would be.
+func (t *table) find(key string) (slot uint64, taken bool) {
+	mask := uint64(len(t.slots) - 1)
+	for slot = maphash.String(seed, key) & mask; t.slots[slot] != 0; slot = (slot + 1) & mask {
+		text := t.text[t.slots[slot]-1:]
+		if len(text) >= len(key) && string(text[:len(key)]) == key && (len(text) == len(key) || text[len(key)] <= ' ') {
+			return slot, true
+		}
+	}
+	return slot, false
+}
+
+// value returns what stands behind the key, of that length, of a slot.
+func (t *table) value(slot uint64, key int) string {
+	line := t.text[t.slots[slot]-1:]
+	if i := bytes.IndexByte(line[key:], '\n'); i >= 0 {
+		line = line[:key+i]
+	}
+	_, rest := cut(line)
+	return t.values[string(rest)]
+}

@@ -1,0 +1,148 @@
+package route
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"postern/proxy"
+)
+
+// A Rule says which backend logins go to.
+type Rule interface {
+	// Route returns the name of the backend for l, or "" if another rule is to
+	// decide. It may do I/O. An error refuses the login for now.
+	Route(ctx context.Context, l *proxy.Login) (backend string, err error)
+
+	// Leads reports whether Route may return backend.
+	Leads(backend string) bool
+}
+
+// Rules are asked in their order; the first one that knows decides.
+type Rules []Rule
+
+var errNoRule = errors.New("no route fits the account")
+
+// Route implements Rule, but gives an error instead of "".
+func (r Rules) Route(ctx context.Context, l *proxy.Login) (string, error) {
+	for _, rule := range r {
+		if backend, err := rule.Route(ctx, l); backend != "" || err != nil {
+			return backend, err
+		}
+	}
+	return "", errNoRule
+}
+
+// Leads implements Rule.
+func (r Rules) Leads(backend string) bool {
+	for _, rule := range r {
+		if rule.Leads(backend) {
+			return true
+		}
+	}
+	return false
+}
+
+// Known reports whether a rule lists account itself, not only its domain: then
+// it exists, and its name may be written to a log.
+func (r Rules) Known(account string) bool {
+	for _, rule := range r {
+		if f, ok := rule.(*File); ok && f.Known(account) {
+			return true
+		}
+	}
+	return false
+}
+
+// Default is a Rule that sends every login to the backend of that name.
+type Default string
+
+// Route implements Rule.
+func (d Default) Route(context.Context, *proxy.Login) (string, error) { return string(d), nil }
+
+// Leads implements Rule.
+func (d Default) Leads(backend string) bool { return backend == string(d) }
+
+// A Domain is a Rule for the accounts of one domain.
+type Domain struct {
+	Name    string // without @; case does not count
+	Backend string
+}
+
+// Route implements Rule.
+func (d Domain) Route(_ context.Context, l *proxy.Login) (string, error) {
+	if at := strings.LastIndexByte(l.Account, '@'); at >= 0 && strings.EqualFold(l.Account[at+1:], d.Name) {
+		return d.Backend, nil
+	}
+	return "", nil
+}
+
+// Leads implements Rule.
+func (d Domain) Leads(backend string) bool { return backend == d.Backend }
+
+// A Target is a backend as it serves one protocol.
+type Target struct {
+	proxy.Backend
+	Offer func() proxy.Offer // without Mechanisms: not known yet
+}
+
+// A Mux is the proxy.Backend of a Service: it finds out whose a login is, and
+// lets that backend answer it. The guard has been asked before.
+type Mux struct {
+	Rules   Rules
+	Targets map[string]Target // by name; those that have the Service's protocol
+	Policy  *Policy           // nil: everybody may use all protocols
+}
+
+// Login implements proxy.Backend. That the account may not use the protocol is
+// said only to those who have its password, else strangers could find out which
+// accounts there are.
+func (m *Mux) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) {
+	name, err := m.Rules.Route(ctx, l)
+	if err != nil {
+		return nil, unavailable(fmt.Errorf("route: %w", err))
+	}
+	target, ok := m.Targets[name]
+	if !ok {
+		return nil, unavailable(fmt.Errorf("route: there is no backend %q for %s", shorten(name), l.Client.Protocol))
+	}
+	session, err := target.Login(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	if m.Policy != nil && m.Policy.Off(l.Account, l.Client.Protocol) {
+		_ = session.Close()
+		return nil, &proxy.Refusal{
+			Reason: proxy.ProtocolOff, Verified: true, Err: fmt.Errorf("%s is off for the account", l.Client.Protocol),
+		}
+	}
+	return session, nil
+}
+
+// Offer returns what all Targets that a rule leads to have in common, whether
+// they are up or not. One whose Offer is not known yet does not count; without
+// Mechanisms, none is.
+func (m *Mux) Offer() proxy.Offer {
+	offers := make([]proxy.Offer, 0, len(m.Targets))
+	for name, target := range m.Targets {
+		if m.Rules.Leads(name) {
+			offers = append(offers, target.Offer())
+		}
+	}
+	return proxy.Intersect(offers...)
+}
+
+// unavailable is the Refusal of whatever is not the client's fault.
+func unavailable(err error) error {
+	if proxy.ReasonOf(err) != 0 {
+		return err
+	}
+	return proxy.Refuse(proxy.Unavailable, err)
+}
+
+// shorten makes somebody else's words fit for a log line.
+func shorten(s string) string {
+	const most = 100
+	return s[:min(most, len(s))]
+}

@@ -1,0 +1,203 @@
+package route
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"postern/proxy"
+)
+
+// server is a backend that knows one password.
+type server struct {
+	asked  []string // accounts
+	closed int      // sessions
+}
+
+func (s *server) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) {
+	s.asked = append(s.asked, l.Account)
+	if string(l.Secret.Reveal()) != "right" {
+		return nil, proxy.Refuse(proxy.Wrong, nil)
+	}
+	return &session{server: s}, nil
+}
+
+type session struct {
+	proxy.Session
+	server *server
+}
+
+func (s *session) Close() error {
+	s.server.closed++
+	return nil
+}
+
+func target(b proxy.Backend, offer proxy.Offer) Target {
+	return Target{b, func() proxy.Offer { return offer }}
+}
+
+func try(m *Mux, account, password string) (proxy.Session, error) {
+	return m.Login(context.Background(), &proxy.Login{
+		Account: account, Secret: proxy.NewSecret([]byte(password)), Client: proxy.Client{Protocol: proxy.POP3},
+	})
+}
+
+// Criterion: routes are asked in their order: the first that fits an account decides.
+func TestMuxRoutesByTheFirstRuleThatFits(t *testing.T) {
+	names := []string{"main", "new", "old"}
+	m := &Mux{Targets: make(map[string]Target), Rules: Rules{
+		open(t, "alice@example.net new\nbob@example.org old"), Domain{"Example.NET", "old"}, Default("main"),
+	}}
+	servers := make(map[string]*server)
+	for _, name := range names {
+		servers[name] = &server{}
+		m.Targets[name] = target(servers[name], proxy.Offer{})
+	}
+	for account, want := range map[string]string{
+		"alice@example.net": "new", "bob@example.org": "old", "x@example.net": "old", "x@EXAMPLE.net": "old",
+		"x@example.org": "main", "example.net": "main", "x@sub.example.net": "main", "x@example.net@y": "main",
+	} {
+		session, err := try(m, account, "right")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, s := range servers {
+			if got := slices.Equal(s.asked, []string{account}); got != (name == want) {
+				t.Errorf("%s: %s was asked %v, want %s", account, name, got, want)
+			}
+			s.asked = nil
+		}
+		_ = session.Close()
+	}
+}
+
+type rule func() (string, error)
+
+func (r rule) Route(context.Context, *proxy.Login) (string, error) { return r() }
+func (r rule) Leads(string) bool                                   { return true }
+
+func TestMuxRefusesForNowWhenThereIsNoRoute(t *testing.T) {
+	behind := &server{}
+	for name, test := range map[string]struct {
+		rules Rules
+		err   string
+	}{
+		"none":    {nil, errNoRule.Error()},
+		"unknown": {Rules{Default("nowhere")}, `there is no backend "nowhere" for pop3`},
+		"error":   {Rules{rule(func() (string, error) { return "", errors.New("hook is away") }), Default("main")}, "hook is away"},
+	} {
+		m := &Mux{Rules: test.rules, Targets: map[string]Target{"main": target(behind, proxy.Offer{})}}
+		_, err := try(m, "alice", "right")
+		if proxy.ReasonOf(err) != proxy.Unavailable || !strings.Contains(err.Error(), test.err) {
+			t.Errorf("%s: error %v, want unavailable: %s", name, err, test.err)
+		}
+	}
+	if behind.asked != nil {
+		t.Error("a backend was asked")
+	}
+}
+
+// Criterion: that a protocol is off for an account or domain is answered only after the backend accepted the password, and costs no guess.
+func TestMuxTellsPolicyOnlyToTheOwner(t *testing.T) {
+	behind := &server{}
+	m := &Mux{Rules: Rules{Default("main")}, Targets: map[string]Target{"main": target(behind, proxy.Offer{})}}
+	m.Policy = policy(t, "alice@example.org pop3:off")
+
+	_, err := try(m, "alice@example.org", "wrong")
+	if proxy.ReasonOf(err) != proxy.Wrong {
+		t.Errorf("wrong password: error %v, want wrong", err)
+	}
+	_, err = try(m, "alice@example.org", "right")
+	r, ok := errors.AsType[*proxy.Refusal](err)
+	if !ok || r.Reason != proxy.ProtocolOff || !r.Verified {
+		t.Errorf("right password: error %#v, want protocol_off, verified", err)
+	}
+	if behind.closed != 1 {
+		t.Errorf("%d sessions were closed, want 1", behind.closed)
+	}
+	if _, err := try(m, "bob@example.org", "right"); err != nil {
+		t.Errorf("another account: %v", err)
+	}
+	if got := len(behind.asked); got != 3 {
+		t.Errorf("the backend was asked %d times, want 3", got)
+	}
+}
+
+// Criterion: the EHLO list is the intersection over all backends that a service can route to; a change of one shows after its next probe.
+func TestMuxOffersWhatAllItsBackendsHave(t *testing.T) {
+	size := "SIZE 50"
+	m := &Mux{
+		Rules: Rules{open(t, "bob old"), Default("main")},
+		Targets: map[string]Target{
+			"main": {nil, func() proxy.Offer {
+				return proxy.Offer{Mechanisms: []string{"PLAIN", "XOAUTH2"}, Extensions: []string{"DSN", size, "SMTPUTF8"}}
+			}},
+			"old": target(nil, proxy.Offer{Mechanisms: []string{"PLAIN"}, Extensions: []string{"SIZE 10", "SMTPUTF8"}}),
+			"new": target(nil, proxy.Offer{Mechanisms: []string{"PLAIN"}}), // where no rule leads
+		},
+	}
+	check := func(want string) {
+		t.Helper()
+		got := m.Offer()
+		slices.Sort(got.Extensions)
+		if got := fmt.Sprint(got); got != want {
+			t.Errorf("Offer = %s, want %s", got, want)
+		}
+	}
+	check("{[PLAIN] [SIZE 10 SMTPUTF8]}")
+	size = "SIZE 5"
+	check("{[PLAIN] [SIZE 5 SMTPUTF8]}")
+	m.Targets["old"] = target(nil, proxy.Offer{}) // never reached
+	check("{[PLAIN XOAUTH2] [DSN SIZE 5 SMTPUTF8]}")
+	m.Targets["main"] = target(nil, proxy.Offer{})
+	if got := m.Offer(); got.Mechanisms != nil {
+		t.Errorf("Offer = %v before any probe, want nothing known", got)
+	}
+	m.Rules = append(Rules{rule(nil)}, m.Rules...) // leads anywhere
+	check("{[PLAIN] []}")
+}
+
+func policy(t *testing.T, text string) *Policy {
+	t.Helper()
+	p, err := OpenPolicy(write(t, text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestPolicyOfAccountBeforeDomainBeforeAll(t *testing.T) {
+	p := policy(t, "* pop3:off # from December on\n@example.org pop3:on imap:off\nBob@example.org submission:off pop3:off\n")
+	for _, test := range []struct{ account, off string }{
+		{"x", "pop3"},
+		{"x@example.net", "pop3"},
+		{"x@example.org", "imap"},
+		{"bob@example.org", "imap pop3 submission"},
+		{"bob@example.net", "pop3"},
+	} {
+		var off []string
+		for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+			if p.Off(test.account, protocol) {
+				off = append(off, protocol)
+			}
+		}
+		if got := strings.Join(off, " "); got != test.off {
+			t.Errorf("%s may not use %s, want %s", test.account, got, test.off)
+		}
+	}
+	if !p.Known("bob@example.org") || p.Known("x@example.org") {
+		t.Error("knows others than those that are listed")
+	}
+}
+
+func TestPolicyNamesTheLineOfAMistake(t *testing.T) {
+	for _, text := range []string{"x", "x pop3", "x pop3:no", "x pop:off", "x pop3:off,imap:off", "x pop3:off pop3:on", "x pop3:off imap"} {
+		path := write(t, "# policy\n"+text)
+		if _, err := OpenPolicy(path); err == nil || !strings.HasPrefix(err.Error(), path+":2: ") {
+			t.Errorf("%q: error %v, want one with file and line", text, err)
+		}
+	}
+}
