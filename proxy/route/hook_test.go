@@ -1,0 +1,227 @@
+package route
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"postern/proxy"
+)
+
+func visitor(account string) *proxy.Login {
+	return &proxy.Login{
+		User: "As Typed", Account: account, Secret: proxy.NewSecret([]byte("s3cret")),
+		Client: proxy.Client{
+			ID: "S1", Service: "imap-internal", Protocol: proxy.IMAP, Addr: netip.MustParseAddrPort("192.0.2.1:4711"),
+		},
+	}
+}
+
+// Criterion: the HTTP hook is asked with account, protocol, service, client and session, never with a password.
+func TestHookAsksAndChooses(t *testing.T) {
+	var body, header string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		text, _ := io.ReadAll(r.Body)
+		body, header = string(text), r.Method+" "+r.URL.String()+" "+r.Header.Get("Content-Type")
+		_, _ = io.WriteString(w, `{"backend": "new"}`+"\n")
+	}))
+	defer server.Close()
+	h := &Hook{URL: server.URL + "/route?x=1"}
+	got, err := h.Route(t.Context(), visitor("alice@example.org"))
+	if got != "new" || err != nil {
+		t.Errorf("Route = %q, %v, want new", got, err)
+	}
+	if want := "POST /route?x=1 application/json"; header != want {
+		t.Errorf("asked %s, want %s", header, want)
+	}
+	want := `{"account":"alice@example.org","client":"192.0.2.1","protocol":"imap","service":"imap-internal","session":"S1"}`
+	if body != want {
+		t.Errorf("asked %s, want %s", body, want)
+	}
+	h.client.CloseIdleConnections()
+}
+
+// answering is a transport, without a network.
+type answering func(*http.Request) (*http.Response, error)
+
+func (a answering) RoundTrip(r *http.Request) (*http.Response, error) { return a(r) }
+
+func say(status int, body string) (*http.Response, error) {
+	return &http.Response{
+		StatusCode: status, Status: fmt.Sprint(status, " ", http.StatusText(status)), Header: make(http.Header),
+		Body: io.NopCloser(strings.NewReader(body)),
+	}, nil
+}
+
+// Criterion: a hook that fails, in whatever way, refuses the login for now; it never says that a password is wrong.
+func TestHookFailsToATemporaryRefusal(t *testing.T) {
+	behind := &server{}
+	for _, test := range []struct {
+		status     int
+		body, want string // backend that is asked, or ! and the error
+	}{
+		{200, `{"backend":"new"}`, "new"},
+		{200, ` { "backend" : "new" } `, "new"},
+		{200, `{}`, "main"},
+		{200, `{"backend":""}`, "main"},
+		{200, `{"backend":null}`, "main"},
+		{204, ``, "main"},
+		{404, `not found`, "main"},
+		{200, ``, "!answer: EOF"},
+		{200, `new`, "!answer: invalid character"},
+		{200, `"new"`, "!answer: json: cannot unmarshal string"},
+		{200, `{"backend":"new","account":"bob"}`, `!answer: json: unknown field "account"`},
+		{200, `{"backend":"new"}{}`, "!more than one value"},
+		{200, `{"backend":"` + strings.Repeat("x", maxHookReply) + `"}`, "!more than 4096 octets"},
+		{200, `{"backend":"nowhere"}`, `!there is no backend "nowhere" for imap`},
+		{201, `{"backend":"new"}`, "!status 201"},
+		{302, ``, "!status 302"},
+		{403, ``, "!status 403"},
+		{500, ``, "!status 500"},
+		{503, `{"backend":"new"}`, "!status 503"},
+	} {
+		h := &Hook{URL: "http://hook.internal/", transport: answering(func(*http.Request) (*http.Response, error) {
+			return say(test.status, test.body)
+		})}
+		m := &Mux{Rules: Rules{h, Default("main")}, Targets: map[string]Target{"main": target(behind, proxy.Offer{}), "new": target(&server{}, proxy.Offer{})}}
+		behind.asked = nil
+		_, err := m.Login(t.Context(), visitor("alice"))
+		if want, fails := strings.CutPrefix(test.want, "!"); fails {
+			if proxy.ReasonOf(err) != proxy.Unavailable || !strings.Contains(err.Error(), want) {
+				t.Errorf("%d %s: error %v, want unavailable: %s", test.status, test.body, err, want)
+			}
+			continue
+		}
+		if proxy.ReasonOf(err) != proxy.Wrong { // the backend's word: the password is not right
+			t.Errorf("%d %s: error %v", test.status, test.body, err)
+		}
+		if got := len(behind.asked) == 1; got != (test.want == "main") {
+			t.Errorf("%d %s: main was asked: %v, want %s", test.status, test.body, got, test.want)
+		}
+	}
+}
+
+func TestHookKeepsItsURLToItself(t *testing.T) {
+	h := &Hook{URL: "http://hook.internal/?token=t0ken", transport: answering(func(*http.Request) (*http.Response, error) {
+		return nil, errors.New("connection refused")
+	})}
+	_, err := h.Route(t.Context(), visitor("alice"))
+	if err == nil || strings.Contains(err.Error(), "t0ken") || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("error = %v, want one without the token", err)
+	}
+}
+
+func TestHookIsGivenItsTimeAndNoMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &Hook{transport: answering(func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		})}
+		begun := time.Now()
+		_, err := h.Route(t.Context(), visitor("alice"))
+		if took := time.Since(begun); !errors.Is(err, context.DeadlineExceeded) || took != hookTimeout {
+			t.Errorf("error = %v after %s, want a timeout after %s", err, took, hookTimeout)
+		}
+	})
+}
+
+func TestHookIsAskedAgainWhenItsAnswerIsOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		questions, status := 0, 500
+		h := &Hook{transport: answering(func(*http.Request) (*http.Response, error) {
+			questions++
+			return say(status, fmt.Sprintf(`{"backend":"b%d"}`, questions))
+		})}
+		ask := func(l *proxy.Login, want string, wantQuestions int) {
+			t.Helper()
+			got, err := h.Route(t.Context(), l)
+			if got != want || (err == nil) != (want != "") || questions != wantQuestions {
+				t.Errorf("Route = %q, %v after %d questions, want %q after %d", got, err, questions, want, wantQuestions)
+			}
+		}
+		ask(visitor("alice"), "", 1)
+		status = 200
+		ask(visitor("alice"), "b2", 2) // a failure is not kept
+		ask(visitor("bob"), "b3", 3)
+		time.Sleep(hookCache - 1)
+		ask(visitor("alice"), "b2", 3)
+		other := visitor("alice")
+		other.Client.Protocol = proxy.Submission
+		ask(other, "b4", 4)
+		time.Sleep(1)
+		ask(visitor("alice"), "b5", 5)
+		h.Cache = -1
+		ask(visitor("eve"), "b6", 6)
+		ask(visitor("eve"), "b7", 7)
+	})
+}
+
+// Criterion: many logins to one account at once are one question to the hook.
+func TestHookIsAskedOnceForAllWhoWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var questions atomic.Int32
+		h := &Hook{transport: answering(func(r *http.Request) (*http.Response, error) {
+			questions.Add(1)
+			select {
+			case <-time.After(time.Second):
+			case <-r.Context().Done():
+				return nil, r.Context().Err()
+			}
+			return say(200, `{"backend":"new"}`)
+		})}
+		leaving, leave := context.WithCancel(t.Context()) // it asks for all
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = h.Route(leaving, visitor("alice")) })
+		synctest.Wait()
+		leave()
+		for range 50 {
+			wg.Go(func() {
+				if got, err := h.Route(t.Context(), visitor("alice")); got != "new" || err != nil {
+					t.Errorf("Route = %q, %v, want new", got, err)
+				}
+			})
+		}
+		gone, end := context.WithCancel(t.Context())
+		end()
+		if _, err := h.Route(gone, visitor("alice")); !errors.Is(err, context.Canceled) {
+			t.Errorf("error = %v of a login that has ended", err)
+		}
+		wg.Wait()
+		if got := questions.Load(); got != 1 {
+			t.Errorf("%d questions, want 1", got)
+		}
+	})
+}
+
+func TestHookRemembersNoMoreThanItMay(t *testing.T) {
+	h := &Hook{transport: answering(func(*http.Request) (*http.Response, error) { return say(200, `{"backend":"new"}`) })}
+	h.once.Do(h.open)
+	for i := range maxKnown + 10 {
+		h.remember(question{account: fmt.Sprint(i)}, answer{"new", time.Now().Add(time.Hour)})
+	}
+	if got := len(h.known); got != maxKnown {
+		t.Errorf("%d answers are kept, want %d", got, maxKnown)
+	}
+}
+
+func FuzzHookReply(f *testing.F) {
+	f.Add(`{"backend":"new"}`)
+	f.Add(`{"backend":"new"}{}`)
+	f.Add(`{"backend":1e999}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		backend, err := readReply(strings.NewReader(text))
+		if err != nil && backend != "" || len(backend) > maxHookReply*3 { // a broken octet becomes U+FFFD
+			t.Errorf("readReply(%q) = %q, %v", text, backend, err)
+		}
+	})
+}
