@@ -216,7 +216,7 @@ func (p *program) start(t testing.TB) {
 		p.output = p.log + ".output"
 	}
 	// A file and no pipe: Wait would wait for children that keep a pipe open.
-	output, err := os.Create(p.output)
+	output, err := os.OpenFile(p.output, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
