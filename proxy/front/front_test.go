@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -27,7 +28,7 @@ const (
 
 // A backend accepts user and password, and answers what it is told to.
 type backend struct {
-	answer map[string]error // by user
+	answer map[string]error // by user; nil: accepted
 	mu     sync.Mutex
 	logins []proxy.Login
 	passwd []string
@@ -38,8 +39,11 @@ func (b *backend) Login(_ context.Context, l *proxy.Login) (proxy.Session, error
 	defer b.mu.Unlock()
 	b.logins = append(b.logins, *l)
 	b.passwd = append(b.passwd, string(l.Secret.Reveal()))
-	if err, ok := b.answer[l.User]; ok {
+	switch err, ok := b.answer[l.User]; {
+	case err != nil:
 		return nil, err
+	case ok:
+		return session{}, nil
 	}
 	if l.User != user || string(l.Secret.Reveal()) != password {
 		return nil, proxy.Refuse(proxy.Wrong, nil)
@@ -95,6 +99,25 @@ type observed struct {
 	ends     chan proxy.Closed
 	mu       sync.Mutex
 	attempts []proxy.Attempt
+	log      log
+}
+
+// A log is written to by many.
+type log struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 func (o *observed) Observe(event proxy.Event) {
@@ -125,6 +148,7 @@ func (o *observed) wantAttempts(t *testing.T, want ...string) {
 // A fixture is a real proxy.Server with one dialogue.
 type fixture struct {
 	*backend
+	protocol string
 	server   *proxy.Server
 	observed *observed
 	ends     chan proxy.Closed
@@ -152,12 +176,12 @@ func serveOffer(t *testing.T, protocol string, login time.Duration, offer proxy.
 	})
 }
 
-// serveClear serves a protocol with STARTTLS.
-func serveClear(t *testing.T, protocol string) *fixture {
+// serveClear serves a protocol with STARTTLS. TLS may take so long; 0: as usual.
+func serveClear(t *testing.T, protocol string, handshake time.Duration) *fixture {
 	t.Helper()
 	cert, roots := proxytest.Cert(t)
 	o := Options{Hostname: "mail.example.org", Offer: func() proxy.Offer { return offer }}
-	f := start(t, proxy.Timeouts{Handshake: 200 * time.Millisecond}, proxy.Service{
+	f := start(t, proxy.Timeouts{Handshake: handshake}, proxy.Service{
 		Protocol: protocol, TLS: proxytest.ServerTLS(cert),
 		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return newDialogue(protocol, c, o) },
 	})
@@ -167,9 +191,11 @@ func serveClear(t *testing.T, protocol string) *fixture {
 
 func start(t *testing.T, timeouts proxy.Timeouts, svc proxy.Service) *fixture {
 	t.Helper()
-	f := &fixture{backend: &backend{answer: make(map[string]error)}, ends: make(chan proxy.Closed, 64)}
+	f := &fixture{protocol: svc.Protocol, backend: &backend{answer: make(map[string]error)}, ends: make(chan proxy.Closed, 64)}
 	f.observed = &observed{ends: f.ends}
-	f.server = &proxy.Server{Guard: guard{}, Observer: f.observed, Timeouts: timeouts}
+	audit := proxy.NewAudit(slog.New(slog.NewTextHandler(&f.observed.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	audit.Known = func(string) bool { return true }
+	f.server = &proxy.Server{Guard: guard{}, Observer: proxy.Observers{audit, f.observed}, Timeouts: timeouts}
 	svc.Name, svc.StartTLS, svc.Backend = svc.Protocol, true, f.backend
 	svc.Account = func(user string) (string, error) { return user, nil }
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

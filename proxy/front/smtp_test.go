@@ -22,6 +22,14 @@ const (
 		S: 250-8BITMIME
 		S: 250-DSN
 		S: 250 AUTH PLAIN LOGIN`
+	ehloClear = `
+		C: EHLO client.example.org
+		S: 250-mail.example.org
+		S: 250-PIPELINING
+		S: 250-SIZE 10240000
+		S: 250-8BITMIME
+		S: 250-DSN
+		S: 250 STARTTLS`
 )
 
 // Criterion: EHLO announces what the backends were probed to have, the same each time on a connection.
