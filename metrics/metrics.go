@@ -80,9 +80,9 @@ const (
 
 // mechanisms are the ways a protocol's clients log in.
 var mechanisms = map[string][]string{
-	proxy.IMAP:       {proxy.ViaPlain, proxy.ViaLoginCommand, other},
-	proxy.POP3:       {proxy.ViaPlain, proxy.ViaUserPass, other},
-	proxy.Submission: {proxy.ViaPlain, proxy.ViaLogin, other},
+	proxy.IMAP:       {proxy.ViaPlain, proxy.ViaLogin, proxy.ViaXOAuth2, proxy.ViaOAuthBearer, proxy.ViaLoginCommand, other},
+	proxy.POP3:       {proxy.ViaPlain, proxy.ViaLogin, proxy.ViaXOAuth2, proxy.ViaOAuthBearer, proxy.ViaUserPass, other},
+	proxy.Submission: {proxy.ViaPlain, proxy.ViaLogin, proxy.ViaXOAuth2, proxy.ViaOAuthBearer, other},
 }
 
 // Buckets.

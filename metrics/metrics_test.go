@@ -107,7 +107,9 @@ func TestSeriesOfLoginsAreThereFromTheStart(t *testing.T) {
 	}
 	n := 0
 	for protocol, mechanisms := range map[string][]string{
-		"imap": {"plain", "login_command", "other"}, "pop3": {"plain", "userpass", "other"}, "submission": {"plain", "login", "other"},
+		"imap":       {"plain", "login", "xoauth2", "oauthbearer", "login_command", "other"},
+		"pop3":       {"plain", "login", "xoauth2", "oauthbearer", "userpass", "other"},
+		"submission": {"plain", "login", "xoauth2", "oauthbearer", "other"},
 	} {
 		for _, mechanism := range mechanisms {
 			for _, result := range results {
@@ -296,7 +298,7 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 		{"a panic", []proxy.Event{proxy.Panicked{Client: pop3, Value: "boom"}}, []string{`panics_total 1`}},
 		{"what nobody announced", []proxy.Event{
 			proxy.Accepted{Client: client("new", proxy.IMAP)},
-			proxy.Attempt{Client: pop3, Via: proxy.ViaXOAuth2, Err: proxy.Refuse(proxy.Unsupported, nil)},
+			proxy.Attempt{Client: pop3, Via: proxy.ViaLoginCommand, Err: proxy.Refuse(proxy.Unsupported, nil)},
 		}, []string{
 			`auth_attempts_total{mechanism="other",protocol="other",result="unsupported_mechanism"} 1`,
 			`connections_accepted_total{listener="other",protocol="other"} 1`,
