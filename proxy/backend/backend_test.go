@@ -114,6 +114,14 @@ func (u *upgrading) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// goodbye is how a server takes leave of a login that it has answered so.
+func goodbye(answer, words string) string {
+	if strings.HasSuffix(answer, "<EOF>") {
+		return ""
+	}
+	return "\nC: " + words + "\nS: <EOF>"
+}
+
 // refused fails the test unless err is a Refusal for reason that does not show
 // the password.
 func refused(t *testing.T, err error, reason proxy.Reason) {

@@ -4,6 +4,27 @@
 // Whatever a server sends is bounded in size and time, and none of its words
 // reach a client. Credentials leave only when everything before them was as it
 // has to be.
+//
+// # What the answers to credentials mean
+//
+// A password is Wrong only if the server says so and blames nothing else. Codes
+// that say more are believed: RFC 5530 section 3 for IMAP; the reply code of RFC
+// 4954 section 6 and the status code of RFC 3463 and RFC 5248 for submission,
+// where x.y.z stands for any class that fits.
+//
+//	IMAP                                          submission              Reason
+//	NO, [AUTHENTICATIONFAILED], [ALERT]           535, other 5yz          Wrong
+//	[AUTHORIZATIONFAILED] [EXPIRED] [CONTACTADMIN] 525, 5.7.13, 5.2.1     Suspended
+//	[OVERQUOTA]                                   x.2.2                   MailboxFull
+//	                                              4.3.2                   Maintenance
+//	[LIMIT]                                                               TooMany
+//	[INUSE]                                                               InUse
+//	BAD, BYE, [UNAVAILABLE], all others           4yz, 334, 500-504,      Unavailable
+//	                                              521 523 530 534 538
+//
+// Suspended costs a guess as Wrong does: not every server checks the password
+// before it says so. What it says of the account is the server's to tell or to
+// hide behind Wrong, as most do.
 package backend
 
 import (
@@ -11,7 +32,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/netip"
+	"os"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -52,10 +77,16 @@ type Server struct {
 	DialTimeout  time.Duration  // of TCP; 0: 10 s
 	ReplyTimeout time.Duration  // of the TLS handshake and of each answer up to login; 0: 30 s
 	Hostname     string         // for EHLO where the client has given none
+	Source       []netip.Addr   // addresses of this machine to connect from, in turn; none: as the system likes
 	Observer     proxy.Observer // nil: nobody
 
-	report atomic.Pointer[Report] // the last that succeeded
-	up     atomic.Bool
+	Identity   Identity
+	Verify     func(context.Context, *proxy.Login) error // for XCLIENTLogin: whether the credentials are right, as LoginIMAP says it
+	Identified func(ok bool)                             // told at each login whether the server offers Identity; nil: nobody
+
+	sources atomic.Uint32          // counts connections
+	report  atomic.Pointer[Report] // the last that succeeded
+	up      atomic.Bool
 }
 
 const (
@@ -70,26 +101,23 @@ func (s *Server) replyTimeout() time.Duration {
 	return s.ReplyTimeout
 }
 
-// open connects and lets prepare hear the greeting and, with STARTTLS, call
-// secure. When it returns nil, credentials may be sent.
-func (s *Server) open(ctx context.Context, prepare func(*Conn) error) (c *Conn, err error) {
+// open connects for client, who may be nobody, and lets prepare hear the
+// greeting and, with STARTTLS, call secure. When it returns nil, credentials may
+// be sent.
+func (s *Server) open(ctx context.Context, client proxy.Client, prepare func(*Conn) error) (c *Conn, err error) {
 	begun := time.Now()
 	defer func() {
 		s.observe(proxy.Dialed{
 			Backend: s.Name, Protocol: s.Protocol, Result: dialResult(err), Duration: time.Since(begun), Err: err,
 		})
 	}()
-	dialer := net.Dialer{Timeout: s.DialTimeout}
-	if dialer.Timeout == 0 {
-		dialer.Timeout = defaultDialTimeout
-	}
-	tcp, err := dialer.DialContext(ctx, "tcp", s.Address)
+	tcp, err := s.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
 	c = &Conn{Conn: tcp, tcp: tcp, replies: wire.NewReplyReader(tcp), timeout: s.replyTimeout()}
 	defer c.closeWith(ctx)()
-	if s.TLS == Implicit {
+	if err = c.preface(s.Identity, client); err == nil && s.TLS == Implicit {
 		err = c.secure(ctx, s.Config)
 	}
 	if err == nil {
@@ -100,6 +128,41 @@ func (s *Server) open(ctx context.Context, prepare func(*Conn) error) (c *Conn, 
 		return nil, err
 	}
 	return c, nil
+}
+
+// dial connects, from the next of the sources.
+func (s *Server) dial(ctx context.Context) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: s.DialTimeout}
+	if dialer.Timeout == 0 {
+		dialer.Timeout = defaultDialTimeout
+	}
+	if n := uint32(len(s.Source)); n > 0 {
+		source := s.Source[s.sources.Add(1)%n]
+		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0))
+		dialer.Control = bindLate
+	}
+	conn, err := dialer.DialContext(ctx, "tcp", s.Address)
+	if err != nil {
+		return nil, advised(err)
+	}
+	return conn, nil
+}
+
+// advised adds what to do to errors that are not the server's.
+func advised(err error) error {
+	call, _ := errors.AsType[*os.SyscallError](err)
+	advice := ""
+	switch {
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		advice = "Postern has no file descriptor left (EMFILE): raise LimitNOFILE"
+	case !errors.Is(err, syscall.EADDRNOTAVAIL):
+		return err
+	case call != nil && call.Syscall == "bind":
+		advice = "this machine has no such source address (EADDRNOTAVAIL)"
+	default:
+		advice = "no local port is left for this server (EADDRNOTAVAIL): give it more source addresses, or widen net.ipv4.ip_local_port_range"
+	}
+	return fmt.Errorf("%w: %s", err, advice)
 }
 
 // dialResult names the way in which open ended.
@@ -188,6 +251,31 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	return t.SyscallConn()
 }
 
+// preface begins the connection with a PROXY header, if there is to be one.
+func (c *Conn) preface(identity Identity, client proxy.Client) error {
+	header, err := identity.preface(client)
+	if err == nil && header != nil {
+		err = c.send(header)
+	}
+	if err != nil {
+		return fmt.Errorf("PROXY header: %w", err)
+	}
+	return nil
+}
+
+// closeTime is what a server gets to close first, when it was told goodbye.
+const closeTime = time.Second
+
+// leave says goodbye, and closes after the server has: TIME_WAIT, and with it a
+// port, is then its. A server that does not gets closeTime.
+func (c *Conn) leave(goodbye string) {
+	_ = c.SetDeadline(time.Now().Add(closeTime))
+	if _, err := io.WriteString(c, goodbye+"\r\n"); err == nil {
+		_, _ = io.Copy(io.Discard, io.LimitReader(c, wire.MaxReply))
+	}
+	_ = c.Close()
+}
+
 // secure does the TLS handshake. Octets that came before it are an attempt to
 // speak for the server: RFC 3207 section 6.
 func (c *Conn) secure(ctx context.Context, config *tls.Config) error {
@@ -203,11 +291,20 @@ func (c *Conn) secure(ctx context.Context, config *tls.Config) error {
 	return nil
 }
 
-// send begins the wait for an answer, and writes and wipes each piece.
-func (c *Conn) send(p []byte) error {
-	defer clear(p)
+// send begins the wait for an answer, writes pieces at once and wipes them.
+func (c *Conn) send(pieces ...[]byte) error {
+	all := pieces[0]
+	if len(pieces) > 1 {
+		all = slices.Concat(pieces...)
+	}
+	defer func() {
+		clear(all)
+		for _, p := range pieces {
+			clear(p)
+		}
+	}()
 	_ = c.SetDeadline(time.Now().Add(c.timeout))
-	_, err := c.Write(p)
+	_, err := c.Write(all)
 	return err
 }
 

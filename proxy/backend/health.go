@@ -60,13 +60,12 @@ func (s *Server) probe(ctx context.Context) (Report, error) {
 
 func (s *Server) probeIMAP(ctx context.Context) (Report, error) {
 	d := &imap{}
-	conn, err := s.open(ctx, func(c *Conn) error { return d.begin(ctx, c, s) })
+	conn, err := s.open(ctx, proxy.Client{}, func(c *Conn) error { return d.begin(ctx, c, s) })
 	if err != nil {
 		return Report{}, err
 	}
-	defer func() { _ = conn.Close() }()
 	defer conn.closeWith(ctx)()
-	_, _ = d.command("LOGOUT") // BYE comes first, as an error
+	conn.leave(d.nextTag() + " LOGOUT")
 	report := Report{Greeting: d.heard, TLS: conn.version(), Capabilities: d.capabilities}
 	for _, word := range d.capabilities {
 		if name, ok := strings.CutPrefix(strings.ToUpper(word), "AUTH="); ok {
@@ -82,18 +81,17 @@ func (s *Server) probeIMAP(ctx context.Context) (Report, error) {
 
 func (s *Server) probeSMTP(ctx context.Context) (Report, error) {
 	d := &smtp{names: s.ehloNames("")}
-	conn, err := s.open(ctx, func(c *Conn) error { return d.begin(ctx, c, s) })
+	conn, err := s.open(ctx, proxy.Client{}, func(c *Conn) error { return d.begin(ctx, c, s) })
 	if err != nil {
 		return Report{}, err
 	}
-	defer func() { _ = conn.Close() }()
 	defer conn.closeWith(ctx)()
-	_, _ = d.command("QUIT", 221)
-	return d.report(conn), nil
+	conn.leave("QUIT")
+	return d.report(conn, s), nil
 }
 
-func (d *smtp) report(c *Conn) Report {
-	return Report{Greeting: d.heard, TLS: c.version(), Capabilities: d.extensions, Mechanisms: mechanisms(d.extensions)}
+func (d *smtp) report(c *Conn, s *Server) Report {
+	return Report{Greeting: d.heard, TLS: c.version(), Capabilities: d.extensions, Mechanisms: d.mechanisms(s)}
 }
 
 // version returns that of TLS, or 0.

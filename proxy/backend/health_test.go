@@ -20,7 +20,8 @@ func TestProbeReportsWhatAServerOffers(t *testing.T) {
 		{proxy.IMAP, `
 			S: * OK [CAPABILITY IMAP4rev1 IDLE AUTH=PLAIN auth=XOAUTH2] Dovecot ready
 			C: P1 LOGOUT
-			S: * BYE`, Implicit, Report{
+			S: * BYE
+			S: <EOF>`, Implicit, Report{
 			Greeting: "Dovecot ready", TLS: tls.VersionTLS13,
 			Capabilities: []string{"IMAP4rev1", "IDLE", "AUTH=PLAIN", "auth=XOAUTH2"}, Mechanisms: []string{"PLAIN", "XOAUTH2"},
 		}},
@@ -30,7 +31,8 @@ func TestProbeReportsWhatAServerOffers(t *testing.T) {
 			S: * CAPABILITY IMAP4rev1
 			S: P1 OK done
 			C: P2 LOGOUT
-			S: * BYE`, None, Report{Greeting: "ready", Capabilities: []string{"IMAP4rev1"}, Mechanisms: []string{"PLAIN"}}},
+			S: * BYE
+			S: <EOF>`, None, Report{Greeting: "ready", Capabilities: []string{"IMAP4rev1"}, Mechanisms: []string{"PLAIN"}}},
 		{proxy.Submission, `
 			S: 220 mx.example ESMTP Postfix
 			C: EHLO postern.example
@@ -45,7 +47,8 @@ func TestProbeReportsWhatAServerOffers(t *testing.T) {
 			S: 250-ETRN
 			S: 250 AUTH PLAIN LOGIN
 			C: QUIT
-			S: 221 bye`, STARTTLS, Report{
+			S: 221 bye
+			S: <EOF>`, STARTTLS, Report{
 			Greeting: "mx.example ESMTP Postfix", TLS: tls.VersionTLS13,
 			Capabilities: []string{"SIZE 1000", "XCLIENT LOGIN", "ETRN", "AUTH PLAIN LOGIN"}, Mechanisms: []string{"PLAIN", "LOGIN"},
 		}},
@@ -78,7 +81,7 @@ func TestProbeReportsWhatAServerOffers(t *testing.T) {
 
 // Criterion: a server that is down counts with its last list.
 func TestOfferOutlivesTheServer(t *testing.T) {
-	s, seen := serve(t, proxy.Submission, None, "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-DSN\nS: 250 AUTH PLAIN\nC: QUIT\nS: 221 bye", "S: 421 down\nC: <EOF>")
+	s, seen := serve(t, proxy.Submission, None, "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-DSN\nS: 250 AUTH PLAIN\nC: QUIT\nS: 221 bye\nS: <EOF>", "S: 421 down\nC: <EOF>")
 	if _, err := s.Probe(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +97,7 @@ func TestOfferOutlivesTheServer(t *testing.T) {
 }
 
 func TestWatchAsksAgainUntilItsContextEnds(t *testing.T) {
-	const script = "S: 220 x\nC: EHLO *\nS: 250 x\nC: QUIT\nS: 221 bye"
+	const script = "S: 220 x\nC: EHLO *\nS: 250 x\nC: QUIT\nS: 221 bye\nS: <EOF>"
 	s, _ := serve(t, proxy.Submission, None, "S: 421 down\nC: <EOF>", script, script)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -123,7 +126,7 @@ func TestWatchAsksAgainUntilItsContextEnds(t *testing.T) {
 }
 
 func TestProbeThatWasBrokenOffSaysNothing(t *testing.T) {
-	s, seen := serve(t, proxy.Submission, None, "S: 220 x\nC: EHLO *\nS: 250 x\nC: QUIT\nS: 221 bye")
+	s, seen := serve(t, proxy.Submission, None, "S: 220 x\nC: EHLO *\nS: 250 x\nC: QUIT\nS: 221 bye\nS: <EOF>")
 	if _, err := s.Probe(t.Context()); err != nil {
 		t.Fatal(err)
 	}

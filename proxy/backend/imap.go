@@ -39,13 +39,13 @@ func (s *Server) LoginIMAP(ctx context.Context, l *proxy.Login) (conn *Conn, cap
 		return nil, "", err
 	}
 	d := &imap{}
-	conn, err = s.open(ctx, func(c *Conn) error { return d.begin(ctx, c, s) })
+	conn, err = s.open(ctx, l.Client, func(c *Conn) error { return d.begin(ctx, c, s) })
 	if err != nil {
 		return nil, "", s.unready(err)
 	}
 	defer conn.closeWith(ctx)()
 	if capabilities, err = d.login(l, s); err != nil {
-		_ = conn.Close()
+		conn.leave(d.nextTag() + " LOGOUT")
 		return nil, "", err
 	}
 	conn.settled()
@@ -55,11 +55,15 @@ func (s *Server) LoginIMAP(ctx context.Context, l *proxy.Login) (conn *Conn, cap
 // sendable refuses what would end a line or a SASL message before its end.
 // The dialogue in front does so, too; this is the last gate.
 func sendable(l *proxy.Login) error {
-	if l.Mechanism != "" && l.Mechanism != "PLAIN" {
+	if carriers[l.Mechanism] == nil {
 		return proxy.Refuse(proxy.Unsupported, fmt.Errorf("mechanism %s", l.Mechanism))
 	}
-	if strings.ContainsAny(l.Account, "\x00\r\n") || slices.ContainsFunc(l.Secret.Reveal(), breaksLine) {
+	// The octet 1 ends the parts of OAuth's messages.
+	if strings.ContainsAny(l.Account, "\x00\x01\r\n") || slices.ContainsFunc(l.Secret.Reveal(), breaksLine) {
 		return proxy.Refuse(proxy.Malformed, errors.New("NUL, CR or LF in the credentials"))
+	}
+	if carriers[l.Mechanism][0] != mechPlain && slices.ContainsFunc(l.Secret.Reveal(), func(c byte) bool { return c <= ' ' || c > '~' }) {
+		return proxy.Refuse(proxy.Malformed, errors.New("what is no token: RFC 6750 section 2.1"))
 	}
 	return nil
 }
@@ -72,6 +76,8 @@ type imap struct {
 	tags         int
 	heard        string       // the greeting
 	capabilities capabilities // nil: not known
+	aside        string       // the tag of a command whose answer does not matter, until it has come
+	failure      failure      // of an OAuth mechanism
 }
 
 // begin hears the greeting and comes to TLS. After it, credentials may be sent.
@@ -147,11 +153,18 @@ func (d *imap) startTLS(ctx context.Context, s *Server) error {
 
 // login sends the credentials and returns the capabilities after them.
 func (d *imap) login(l *proxy.Login, s *Server) (string, error) {
-	if d.capabilities.has("LOGINDISABLED") {
+	mechanism := mechanism(l, func(name string) bool { return d.capabilities.has("AUTH=" + name) })
+	plain := carriers[l.Mechanism][0] == mechPlain
+	switch disabled := d.capabilities.has("LOGINDISABLED"); {
+	// It is about the command LOGIN alone: RFC 3501 section 6.2.3. But without
+	// TLS it says what the server thinks of passwords.
+	case disabled && (s.TLS == None || plain && mechanism == ""):
 		return "", s.lacking(errors.New("the server takes no password on this connection (LOGINDISABLED): use TLS, or let it trust Postern's address"))
+	case mechanism == "" && !plain:
+		return "", s.lacking(fmt.Errorf("the server does not offer %s", l.Mechanism))
 	}
 	begun := time.Now()
-	err := d.authenticate(l, s)
+	err := d.authenticate(mechanism, l, s)
 	s.settle(begun, err)
 	if err != nil {
 		return "", err
@@ -162,60 +175,41 @@ func (d *imap) login(l *proxy.Login, s *Server) (string, error) {
 	return d.capabilities.handedOn(), nil
 }
 
-// authenticate prefers base64 on one line: there is nothing to quote in it.
-// The capabilities are those of an authenticated connection afterwards.
-func (d *imap) authenticate(l *proxy.Login, s *Server) error {
-	able := d.capabilities
-	d.capabilities = nil
+// authenticate prefers base64 on one line: there is nothing to quote in it. ID
+// comes before it in the same breath. The capabilities are those of an
+// authenticated connection afterwards.
+func (d *imap) authenticate(mechanism string, l *proxy.Login, s *Server) error {
 	tag := d.nextTag()
-	var pieces [][]byte
-	if able.has("AUTH=PLAIN") {
-		pieces = plainPieces(tag, l, able.has("SASL-IR"))
-	} else {
-		pieces = loginPieces(tag, l, able)
+	id := d.identify(tag, l, s)
+	if id != nil {
+		d.aside, tag = tag, d.nextTag()
 	}
-	r, err := d.exchange(tag, pieces...)
+	var pieces [][]byte
+	if mechanism != "" {
+		d.failure = failureOf(mechanism)
+		pieces = saslPieces(tag, mechanism, l, d.capabilities.has("SASL-IR"))
+	} else {
+		pieces = loginPieces(tag, l, d.capabilities)
+	}
+	d.capabilities = nil
+	r, err := d.exchange(tag, id, pieces...)
 	if err != nil {
 		return s.unavailable(fmt.Errorf("login: %w", err))
 	}
-	return s.imapVerdict(r)
+	return challenged(s.imapVerdict(r), d.failure)
 }
 
-// imapVerdict reads the answer to credentials. The server's text may repeat
-// them: it goes nowhere.
-func (s *Server) imapVerdict(r wire.Response) error {
-	if r.Name == "OK" {
-		return nil
-	}
-	code := r.CodeName()
-	err := fmt.Errorf("the server answered the login with %s [%s]", r.Name, shorten(code))
-	if r.Name == "NO" {
-		switch code {
-		// ALERT says nothing about the reason: RFC 9051 section 7.1.
-		case "", "ALERT", "AUTHENTICATIONFAILED", "AUTHORIZATIONFAILED", "EXPIRED":
-			return proxy.Refuse(proxy.Wrong, fmt.Errorf("backend %s: %w", s.Name, err))
-		case "PRIVACYREQUIRED":
-			err = fmt.Errorf("%w: use TLS, or let it trust Postern's address", err)
-		}
-	}
-	return s.unavailable(err)
-}
-
-// plainPieces are the pieces of AUTHENTICATE PLAIN, RFC 9051 section 6.2.2.
-func plainPieces(tag string, l *proxy.Login, initial bool) [][]byte {
-	line := make([]byte, 0, 64+(len(l.Account)+len(l.Secret.Reveal()))*4/3)
-	line = append(append(line, tag...), " AUTHENTICATE PLAIN"...)
-	end := "\r\n"
-	if initial {
-		end = " "
-	}
-	line = append(line, end...)
-	verb := len(line)
-	line = append(wire.AppendPlain(line, l.Account, l.Secret.Reveal()), "\r\n"...)
-	if initial {
+// saslPieces are the pieces of AUTHENTICATE, RFC 9051 section 6.2.2.
+func saslPieces(tag, mechanism string, l *proxy.Login, initial bool) [][]byte {
+	const mostLine = 8192 // octets, RFC 7162 section 4
+	verb := tag + " AUTHENTICATE " + mechanism
+	line := make([]byte, 0, len(verb)+len(" \r\n")+messageLength(l))
+	line = append(append(line, verb...), ' ')
+	line = append(appendMessage(line, mechanism, l), "\r\n"...)
+	if initial && len(line) <= mostLine {
 		return [][]byte{line}
 	}
-	return [][]byte{line[:verb], line[verb:]}
+	return [][]byte{[]byte(verb + "\r\n"), line[len(verb)+1:]}
 }
 
 // loginPieces are the pieces of LOGIN: with quoted strings if there is nothing
@@ -258,7 +252,7 @@ func quotable(s []byte) bool {
 // command sends a command without arguments.
 func (d *imap) command(name string) (wire.Response, error) {
 	tag := d.nextTag()
-	return d.exchange(tag, []byte(tag+" "+name+"\r\n"))
+	return d.exchange(tag, nil, []byte(tag+" "+name+"\r\n"))
 }
 
 // nextTag returns a tag of ours. Clients' tags would let a client foresee what
@@ -268,25 +262,28 @@ func (d *imap) nextTag() string {
 	return "P" + strconv.Itoa(d.tags)
 }
 
-// exchange sends the first piece, each other one when the server asks for it,
-// and returns the tagged answer. All pieces are wiped.
-func (d *imap) exchange(tag string, pieces ...[]byte) (wire.Response, error) {
+// exchange sends the first piece, behind what goes with it, each other one when
+// the server asks for it, and returns the tagged answer. All pieces are wiped.
+func (d *imap) exchange(tag string, with []byte, pieces ...[]byte) (wire.Response, error) {
 	defer func() {
 		for _, p := range pieces {
 			clear(p)
 		}
 	}()
-	if err := d.conn.send(pieces[0]); err != nil {
+	if err := d.conn.send(with, pieces[0]); err != nil {
 		return wire.Response{}, err
 	}
 	rest := pieces[1:]
 	for range wire.MaxReplyLines {
 		r, err := d.conn.replies.Response()
+		final := r.Name == "OK" || r.Name == "NO" || r.Name == "BAD"
 		switch {
 		case err != nil:
 			return r, err
-		case r.Tag == tag && (r.Name == "OK" || r.Name == "NO" || r.Name == "BAD"):
-			if r.Name == "OK" && len(rest) > 0 {
+		case d.aside != "" && r.Tag == d.aside && final:
+			d.aside, d.capabilities = "", nil
+		case r.Tag == tag && final && d.aside == "":
+			if r.Name == "OK" && (len(rest) > 0 || d.failure.json != nil) {
 				return r, errors.New("the server agreed before it had heard all")
 			}
 			d.note(r)
@@ -296,6 +293,11 @@ func (d *imap) exchange(tag string, pieces ...[]byte) (wire.Response, error) {
 				return r, err
 			}
 			rest = rest[1:]
+		case r.Tag == "+" && d.failure.expected():
+			d.failure.note(r.Text)
+			if err := d.conn.send(slices.Clone(d.failure.answer)); err != nil {
+				return r, err
+			}
 		case r.Tag == "*" && r.Name == "BYE":
 			return r, errors.New("the server said BYE")
 		case r.Tag == "*":

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -142,14 +143,15 @@ func TestLoginIMAPTellsWrongFromUnavailable(t *testing.T) {
 		`S: P1 NO s3cret pass is not his`:             proxy.Wrong,
 		`S: P1 NO [AUTHENTICATIONFAILED] s3cret pass`: proxy.Wrong,
 		`S: P1 NO [authenticationfailed]`:             proxy.Wrong,
-		`S: P1 NO [AUTHORIZATIONFAILED] x`:            proxy.Wrong,
-		`S: P1 NO [EXPIRED] x`:                        proxy.Wrong,
+		`S: P1 NO [AUTHORIZATIONFAILED] x`:            proxy.Suspended,
+		`S: P1 NO [EXPIRED] x`:                        proxy.Suspended,
 		`S: P1 NO [ALERT] x`:                          proxy.Wrong,
 		`S: P1 NO [UNAVAILABLE] db down`:              proxy.Unavailable,
-		`S: P1 NO [LIMIT] too many`:                   proxy.Unavailable,
-		`S: P1 NO [INUSE] x`:                          proxy.Unavailable,
+		`S: P1 NO [LIMIT] too many`:                   proxy.TooMany,
+		`S: P1 NO [INUSE] x`:                          proxy.InUse,
+		`S: P1 NO [OVERQUOTA] x`:                      proxy.MailboxFull,
 		`S: P1 NO [SERVERBUG] x`:                      proxy.Unavailable,
-		`S: P1 NO [CONTACTADMIN] x`:                   proxy.Unavailable,
+		`S: P1 NO [CONTACTADMIN] x`:                   proxy.Suspended,
 		`S: P1 NO [PRIVACYREQUIRED] x`:                proxy.Unavailable,
 		`S: P1 NO [REFERRAL imap://other/] x`:         proxy.Unavailable,
 		`S: P1 BAD s3cret pass?`:                      proxy.Unavailable,
@@ -158,7 +160,7 @@ func TestLoginIMAPTellsWrongFromUnavailable(t *testing.T) {
 		`S: P9 NO [AUTHENTICATIONFAILED] x`:           proxy.Unavailable,
 		`S: +`:                                        proxy.Unavailable,
 	} {
-		s, seen := serve(t, proxy.IMAP, None, greeting+answer)
+		s, seen := serve(t, proxy.IMAP, None, greeting+answer+goodbye(answer, "P2 LOGOUT"))
 		_, _, err := s.LoginIMAP(t.Context(), login(account, password))
 		refused(t, err, want)
 		if got, want := seen.String(), "dialed ok, login false"; got != want {
@@ -186,7 +188,8 @@ func TestLoginIMAPSendsNothingToABadServer(t *testing.T) {
 			C: <EOF>`, "dialed greeting"},
 		{None, `S- * OK ` + endless, "dialed greeting"},
 		{None, `S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED AUTH=PLAIN] ready
-			C: <EOF>`, "dialed ok"},
+			C: P1 LOGOUT
+			S: <EOF>`, "dialed ok"},
 		{None, `S: * OK ready
 			C: P1 CAPABILITY
 			S: P1 BAD what
@@ -220,7 +223,8 @@ func TestLoginIMAPSendsNothingToABadServer(t *testing.T) {
 			C: P2 CAPABILITY
 			S: * CAPABILITY IMAP4rev1 LOGINDISABLED
 			S: P2 OK done
-			C: <EOF>`, "dialed ok"},
+			C: P3 LOGOUT
+			S: <EOF>`, "dialed ok"},
 	} {
 		s, seen := serve(t, proxy.IMAP, test.mode, test.script)
 		_, _, err := s.LoginIMAP(t.Context(), login(account, password))
@@ -252,6 +256,44 @@ func TestLoginIMAPForgetsWhatWasSaidBeforeTLS(t *testing.T) {
 	}
 }
 
+// LOGINDISABLED is about the command LOGIN.
+func TestLoginIMAPAuthenticatesWhereTheCommandIsDisabled(t *testing.T) {
+	s, _ := serve(t, proxy.IMAP, Implicit, `
+		S: * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN LOGINDISABLED] ready
+		C: P1 AUTHENTICATE PLAIN `+plain+`
+		S: P1 OK [CAPABILITY IMAP4rev1] in`)
+	conn, _, err := s.LoginIMAP(t.Context(), login(account, password))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
+}
+
+func TestLoginIMAPWaitsForALateGreeting(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	early := make(chan bool, 1)
+	go func() {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		n, _ := conn.Read(make([]byte, 1))
+		early <- n > 0
+		_ = conn.Close()
+	}()
+	s := &Server{Name: "main", Protocol: proxy.IMAP, Address: ln.Addr().String(), TLS: None}
+	_, _, err = s.LoginIMAP(t.Context(), login(account, password))
+	refused(t, err, proxy.Unavailable)
+	if <-early {
+		t.Error("something was sent before the greeting")
+	}
+}
+
 func TestLoginIMAPTrustsOnlyTheRightCertificate(t *testing.T) {
 	for _, mode := range []Mode{Implicit, STARTTLS} {
 		script := ""
@@ -270,6 +312,14 @@ func TestLoginIMAPTrustsOnlyTheRightCertificate(t *testing.T) {
 		}
 		if got, want := seen.String(), "dialed tls"; got != want {
 			t.Errorf("%v: events: %s, want %s (%v)", mode, got, want, err)
+		}
+
+		s, _ = serve(t, proxy.IMAP, mode, script)
+		s.Config.Time = func() time.Time { return time.Now().AddDate(1, 0, 0) }
+		_, _, err = s.LoginIMAP(t.Context(), login(account, password))
+		refused(t, err, proxy.Unavailable)
+		if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); !ok || invalid.Reason != x509.Expired {
+			t.Errorf("%v: %v, want one about the time", mode, err)
 		}
 	}
 }

@@ -22,10 +22,12 @@ const (
 	imapWrong = `
 		S: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] ready
 		C: P1 AUTHENTICATE PLAIN *
-		S: P1 NO [AUTHENTICATIONFAILED] no`
-	smtpProbe = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-DSN\nS: 250 AUTH PLAIN\nC: QUIT\nS: 221 bye"
+		S: P1 NO [AUTHENTICATIONFAILED] no
+		C: P2 LOGOUT
+		S: <EOF>`
+	smtpProbe = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-DSN\nS: 250 AUTH PLAIN\nC: QUIT\nS: 221 bye\nS: <EOF>"
 	smtpLogin = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-DSN\nS: 250 AUTH PLAIN\nC: AUTH PLAIN *\nS: 235 in"
-	smtpPoor  = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250 AUTH PLAIN\nC: QUIT\nC: <EOF>"
+	smtpPoor  = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250 AUTH PLAIN\nC: QUIT\nS: <EOF>"
 )
 
 // pool returns a Pool by hash, and what it observes: events of the servers are
@@ -73,7 +75,7 @@ func TestPoolTriesTheNextMember(t *testing.T) {
 		"bye":   func(t *testing.T) *Server { s, _ := serve(t, proxy.IMAP, None, "S: * BYE full\nC: <EOF>"); return s },
 		"noise": func(t *testing.T) *Server { s, _ := serve(t, proxy.IMAP, None, "S: 220 smtp\nC: <EOF>"); return s },
 		"disabled": func(t *testing.T) *Server {
-			s, _ := serve(t, proxy.IMAP, None, "S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED] ready\nC: <EOF>")
+			s, _ := serve(t, proxy.IMAP, None, "S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED] ready\nC: P1 LOGOUT\nS: <EOF>")
 			return s
 		},
 	} {
@@ -159,7 +161,7 @@ func TestPoolSkipsAMemberThatLacksWhatWasAnnounced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer session.Close()
+	defer func() { _ = session.Close() }()
 	if got, want := connections(p), "0 1"; got != want {
 		t.Errorf("connections are %s, want %s", got, want)
 	}
@@ -376,8 +378,8 @@ func TestPoolTriesWhatIsDownRatherThanNothing(t *testing.T) {
 
 // Criterion: a member that is down counts with its last list.
 func TestPoolOffersWhatAllMembersHave(t *testing.T) {
-	const big = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-DSN\nS: 250-SIZE 100\nS: 250-CHUNKING\nS: 250 AUTH PLAIN LOGIN XOAUTH2\nC: QUIT\nS: 221 bye"
-	const small = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-SIZE 20\nS: 250-DSN\nS: 250 AUTH LOGIN\nC: QUIT\nS: 221 bye"
+	const big = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-DSN\nS: 250-SIZE 100\nS: 250-CHUNKING\nS: 250 AUTH PLAIN LOGIN XOAUTH2\nC: QUIT\nS: 221 bye\nS: <EOF>"
+	const small = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-SIZE 20\nS: 250-DSN\nS: 250 AUTH LOGIN\nC: QUIT\nS: 221 bye\nS: <EOF>"
 	first, _ := serve(t, proxy.Submission, None, big)
 	second, _ := serve(t, proxy.Submission, None, small, "S: 421 no\nC: <EOF>")
 	p, _ := pool(proxy.Submission, first, second, away(t, proxy.Submission))

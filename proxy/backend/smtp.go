@@ -38,16 +38,23 @@ func (s *Server) LoginSMTP(ctx context.Context, l *proxy.Login) (*Conn, error) {
 	if err := sendable(l); err != nil {
 		return nil, err
 	}
+	if err := s.verify(ctx, l); err != nil {
+		return nil, err
+	}
 	d := &smtp{names: s.ehloNames(l.Hello.Name)}
-	conn, err := s.open(ctx, func(c *Conn) error { return d.begin(ctx, c, s) })
+	conn, err := s.open(ctx, l.Client, func(c *Conn) error {
+		if err := d.begin(ctx, c, s); err != nil {
+			return err
+		}
+		s.learn(d.report(c, s))
+		return d.introduce(l, s)
+	})
 	if err != nil {
 		return nil, s.unready(err)
 	}
 	defer conn.closeWith(ctx)()
-	s.learn(d.report(conn))
 	if err := d.login(l, s); err != nil {
-		_ = conn.send([]byte("QUIT\r\n")) // filters of logs ban for "lost connection after AUTH"
-		_ = conn.Close()
+		conn.leave("QUIT") // filters of logs ban for "lost connection after AUTH"
 		return nil, err
 	}
 	conn.settled()
@@ -75,6 +82,7 @@ type smtp struct {
 	names      []string // for EHLO, the first that the server takes
 	heard      string   // the greeting
 	extensions []string // the lines of its answer but for the first
+	failure    failure  // of an OAuth mechanism
 }
 
 // begin hears the greeting and comes to TLS. After it, credentials may be sent.
@@ -148,16 +156,19 @@ func (d *smtp) login(l *proxy.Login, s *Server) error {
 	if missing := d.missing(l.Offer); missing != "" {
 		return s.lacking(fmt.Errorf("the server no longer offers %s", missing))
 	}
+	if d.vouches(l, s) {
+		return d.vouch(l, s)
+	}
 	pieces := d.pieces(l)
 	if pieces == nil {
-		return s.lacking(errors.New("the server offers neither AUTH PLAIN nor LOGIN on this connection: use TLS, or let it trust Postern's address"))
+		return s.lacking(errors.New("the server offers no AUTH for such credentials on this connection: use TLS, or let it trust Postern's address"))
 	}
 	begun := time.Now()
 	r, err := d.exchange(pieces)
 	if err != nil {
 		err = s.unavailable(fmt.Errorf("login: %w", err))
 	} else {
-		err = s.smtpVerdict(r.Code)
+		err = challenged(s.smtpVerdict(r), d.failure)
 	}
 	s.settle(begun, err)
 	return err
@@ -179,25 +190,25 @@ func (d *smtp) missing(offered proxy.Offer) string {
 // there is no mechanism.
 func (d *smtp) pieces(l *proxy.Login) [][]byte {
 	offered := mechanisms(d.extensions)
+	mechanism := mechanism(l, func(name string) bool { return slices.Contains(offered, name) })
 	switch {
-	case slices.Contains(offered, "PLAIN"):
-		return authPlain(l)
-	case slices.Contains(offered, "LOGIN"):
+	case mechanism != "":
+		d.failure = failureOf(mechanism)
+		return authInitial(mechanism, l)
+	case carriers[l.Mechanism][0] == mechPlain && slices.Contains(offered, "LOGIN"):
 		return authLogin(l)
 	}
 	return nil
 }
 
-// authPlain has the initial response on the first line if that is not too
+// authInitial has the initial response on the first line if that is not too
 // long: RFC 4954 section 4.
-func authPlain(l *proxy.Login) [][]byte {
-	const (
-		verb     = "AUTH PLAIN"
-		mostLine = 512 // RFC 5321 section 4.5.3.1.4
-	)
-	line := make([]byte, 0, len(verb)+8+(len(l.Account)+len(l.Secret.Reveal())+2)*4/3+4)
-	line = append(line, verb+" "...)
-	line = append(wire.AppendPlain(line, l.Account, l.Secret.Reveal()), "\r\n"...)
+func authInitial(mechanism string, l *proxy.Login) [][]byte {
+	const mostLine = 512 // RFC 5321 section 4.5.3.1.4
+	verb := "AUTH " + mechanism
+	line := make([]byte, 0, len(verb)+len(" \r\n")+messageLength(l))
+	line = append(append(line, verb...), ' ')
+	line = append(appendMessage(line, mechanism, l), "\r\n"...)
 	if len(line) <= mostLine {
 		return [][]byte{line}
 	}
@@ -221,8 +232,8 @@ func (d *smtp) exchange(pieces [][]byte) (wire.Reply, error) {
 			clear(p)
 		}
 	}()
-	for i, p := range pieces {
-		if err := d.conn.send(p); err != nil {
+	for i := 0; i < len(pieces); i++ {
+		if err := d.conn.send(pieces[i]); err != nil {
 			return wire.Reply{}, err
 		}
 		r, err := d.conn.replies.Reply()
@@ -230,36 +241,17 @@ func (d *smtp) exchange(pieces [][]byte) (wire.Reply, error) {
 			return r, err
 		}
 		if r.Code != 334 {
-			if r.Positive() && i < len(pieces)-1 {
+			if r.Positive() && (i < len(pieces)-1 || d.failure.json != nil) {
 				return r, errors.New("the server agreed before it had heard all")
 			}
 			return r, nil
 		}
+		if i == len(pieces)-1 && d.failure.expected() {
+			d.failure.note(r.Lines()[0])
+			pieces = append(pieces, slices.Clone(d.failure.answer))
+		}
 	}
 	return wire.Reply{}, errors.New("the server asks on")
-}
-
-// smtpVerdict reads the code that answers credentials. The server's text may
-// repeat them: it goes nowhere.
-func (s *Server) smtpVerdict(code int) error {
-	err := fmt.Errorf("the server answered the login with %d", code)
-	switch {
-	case code == 235:
-		return nil
-	case code/100 == 5 && !aboutUs(code):
-		return proxy.Refuse(proxy.Wrong, fmt.Errorf("backend %s: %w", s.Name, err))
-	}
-	return s.unavailable(err)
-}
-
-// aboutUs reports whether a permanent code blames how Postern asks, not the
-// credentials: RFC 4954 sections 4 and 6, RFC 5248 section 2.4, RFC 7504.
-func aboutUs(code int) bool {
-	switch code {
-	case 500, 501, 502, 503, 504, 521, 523, 530, 534, 538:
-		return true
-	}
-	return false
 }
 
 // mechanisms returns the SASL mechanisms in the lines of an answer to EHLO, in
@@ -272,6 +264,15 @@ func mechanisms(extensions []string) []string {
 		}
 	}
 	return all
+}
+
+// mechanisms returns those of a login. Where XCLIENT does it, the password is
+// checked elsewhere.
+func (d *smtp) mechanisms(s *Server) []string {
+	if s.Identity == XCLIENTLogin {
+		return []string{mechPlain}
+	}
+	return mechanisms(d.extensions)
 }
 
 // extension returns the parameters of the extension keyword.

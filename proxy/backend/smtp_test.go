@@ -78,7 +78,14 @@ func TestLoginSMTPTellsWrongFromUnavailable(t *testing.T) {
 	for answer, want := range map[string]proxy.Reason{
 		`S: 535 5.7.8 s3cret pass is not his`: proxy.Wrong,
 		`S: 535`:                              proxy.Wrong,
-		`S: 525 disabled`:                     proxy.Wrong,
+		`S: 525 disabled`:                     proxy.Suspended,
+		`S: 535 5.7.13 disabled`:              proxy.Suspended,
+		`S: 550 5.2.1 disabled`:               proxy.Suspended,
+		`S: 535 5.7.8.9 what`:                 proxy.Wrong,
+		`S: 454 4.3.2 x`:                      proxy.Maintenance,
+		`S: 421 4.3.2 x`:                      proxy.Maintenance,
+		`S: 552 5.2.2 x`:                      proxy.MailboxFull,
+		`S: 452 4.2.2 x`:                      proxy.MailboxFull,
 		`S: 550 no`:                           proxy.Wrong,
 		`S: 454 4.7.0 s3cret pass`:            proxy.Unavailable,
 		`S: 421 busy`:                         proxy.Unavailable,
@@ -94,7 +101,7 @@ func TestLoginSMTPTellsWrongFromUnavailable(t *testing.T) {
 		`S: garbage`:                          proxy.Unavailable,
 		`S: <EOF>`:                            proxy.Unavailable,
 	} {
-		s, seen := serve(t, proxy.Submission, None, opening("AUTH PLAIN")+"C: AUTH PLAIN *\n"+answer)
+		s, seen := serve(t, proxy.Submission, None, opening("AUTH PLAIN")+"C: AUTH PLAIN *\n"+answer+goodbye(answer, "QUIT"))
 		_, err := s.LoginSMTP(t.Context(), submitter(password))
 		refused(t, err, want)
 		if got, want := seen.String(), "dialed ok, login false"; got != want {
@@ -115,13 +122,13 @@ func TestLoginSMTPSendsNothingToABadServer(t *testing.T) {
 		{None, "S: <EOF>\nC: <EOF>", "dialed greeting"},
 		{None, "S- 220 " + strings.Repeat("x", 9000), "dialed greeting"},
 		{None, "S- " + strings.Repeat(`220-x\r\n`, 200), "dialed greeting"},
-		{None, opening("SIZE") + "C: QUIT\nC: <EOF>", "dialed ok"},
-		{None, opening("AUTH CRAM-MD5") + "C: QUIT\nC: <EOF>", "dialed ok"},
+		{None, opening("SIZE") + "C: QUIT\nS: <EOF>", "dialed ok"},
+		{None, opening("AUTH CRAM-MD5") + "C: QUIT\nS: <EOF>", "dialed ok"},
 		{None, "S: 220 x\nC: EHLO client.example\nS: 451 no\nC: <EOF>", "dialed greeting"},
 		{STARTTLS, opening("AUTH PLAIN") + "C: <EOF>", "dialed tls"},
 		{STARTTLS, opening("STARTTLS") + "C: STARTTLS\nS: 454 no\nC: <EOF>", "dialed tls"},
 		{STARTTLS, opening("STARTTLS") + "C: STARTTLS\nS- 220 go\\r\\n250 AUTH PLAIN\\r\\n\nC: <EOF>", "dialed tls"},
-		{STARTTLS, opening("STARTTLS", "AUTH PLAIN") + "C: STARTTLS\nS: 220 begin TLS\nC: EHLO client.example\nS: 250 mx\nC: QUIT\nC: <EOF>", "dialed ok"},
+		{STARTTLS, opening("STARTTLS", "AUTH PLAIN") + "C: STARTTLS\nS: 220 begin TLS\nC: EHLO client.example\nS: 250 mx\nC: QUIT\nS: <EOF>", "dialed ok"},
 	} {
 		s, seen := serve(t, proxy.Submission, test.mode, test.script)
 		_, err := s.LoginSMTP(t.Context(), submitter(password))
@@ -173,7 +180,7 @@ func TestLoginSMTPSaysEHLOAsAServerLikesIt(t *testing.T) {
 // Criterion: what was announced to a client is what it gets, or it is told to
 // come again; then it is offered what there is.
 func TestLoginSMTPRefusesAServerThatLacksWhatWasAnnounced(t *testing.T) {
-	s, _ := serve(t, proxy.Submission, None, opening("SIZE 2000", "AUTH PLAIN", "XCLIENT LOGIN")+"C: QUIT\nC: <EOF>")
+	s, _ := serve(t, proxy.Submission, None, opening("SIZE 2000", "AUTH PLAIN", "XCLIENT LOGIN")+"C: QUIT\nS: <EOF>")
 	_, err := s.LoginSMTP(t.Context(), submitter(password, "SIZE 1000", "CHUNKING"))
 	refused(t, err, proxy.Unavailable)
 	if !strings.Contains(err.Error(), "CHUNKING") {
