@@ -149,20 +149,22 @@ func (p *Pool) unfit(ctx context.Context, m *member, err error) bool {
 		return false
 	}
 	kept, ok := errors.AsType[*keptError](err)
-	switch {
-	case !ok: // it has answered, or died over the credentials
-	case kept.ready:
+	if !ok || kept.server != m.Server { // it has answered, or died over the credentials, or another server is asked first
+		return false
+	}
+	if kept.ready {
 		m.wake()
-	default:
+	} else {
 		p.reached(m, err)
 	}
-	return ok
+	return true
 }
 
 // A keptError is why a server was sent no credentials.
 type keptError struct {
-	err   error
-	ready bool // the server was, but it lacks what the client was offered
+	server *Server
+	err    error
+	ready  bool // it was, but it lacks what the client was offered
 }
 
 func (e *keptError) Error() string { return e.err.Error() }
@@ -170,11 +172,13 @@ func (e *keptError) Unwrap() error { return e.err }
 
 // unready is the Refusal for a server that cannot be reached, or is not as it
 // has to be before credentials are sent.
-func (s *Server) unready(err error) *proxy.Refusal { return s.unavailable(&keptError{err: err}) }
+func (s *Server) unready(err error) *proxy.Refusal {
+	return s.unavailable(&keptError{server: s, err: err})
+}
 
 // lacking is the Refusal for a server that does not offer what it should.
 func (s *Server) lacking(err error) *proxy.Refusal {
-	return s.unavailable(&keptError{err: err, ready: true})
+	return s.unavailable(&keptError{server: s, err: err, ready: true})
 }
 
 func (p *Pool) unavailable(err error) *proxy.Refusal {

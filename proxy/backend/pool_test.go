@@ -442,3 +442,49 @@ func TestPoolCountsRightWithManyAtOnce(t *testing.T) {
 		t.Errorf("status is %+v", s)
 	}
 }
+
+// Criterion: a login that lacks what was announced has the servers probed anew.
+func TestPoolIsProbedAgainWhenAServerLacksWhatWasAnnounced(t *testing.T) {
+	s, _ := serve(t, proxy.Submission, None, smtpProbe, smtpPoor, smtpProbe)
+	p, _ := pool(proxy.Submission, s)
+	probed := make(chan struct{}, 10)
+	p.Observer = observe(func(proxy.Event) { probed <- struct{}{} })
+	ctx, cancel := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
+	watching.Go(func() { p.Watch(ctx, time.Hour) })
+	<-probed // that it is up
+	<-probed // that it was probed
+
+	l := login(account, password)
+	l.Offer = p.Offer()
+	_, err := p.LoginSMTP(t.Context(), l)
+	refused(t, err, proxy.Unavailable)
+	if got := p.Offer().Extensions; len(got) != 0 {
+		t.Errorf("the next client is offered %s", got)
+	}
+	begun := time.Now()
+	<-probed
+	if took := time.Since(begun); took < settle/2 {
+		t.Errorf("probed again after %s: many logins would be many probes", took)
+	}
+	if got, want := fmt.Sprint(p.Offer().Extensions), "[DSN]"; got != want {
+		t.Errorf("the next client is offered %s, want %s", got, want)
+	}
+	cancel()
+	watching.Wait()
+}
+
+// What another server says, asked for this login, is no news of the member.
+func TestPoolBlamesAMemberForNothingOfOthers(t *testing.T) {
+	p, _ := pool(proxy.Submission, &Server{Address: "a:1"}, &Server{Address: "b:1"})
+	other := &Server{Name: "main", Protocol: proxy.IMAP}
+	asked := 0
+	_, err := p.login(t.Context(), login(account, password), func(*Server) (*Conn, error) {
+		asked++
+		return nil, other.unready(errors.New("away"))
+	})
+	refused(t, err, proxy.Unavailable)
+	if asked != 1 || p.all()[0].health.asked || p.all()[1].health.asked {
+		t.Errorf("%d members were asked, want 1, and none blamed", asked)
+	}
+}
