@@ -169,8 +169,8 @@ func (h *health) note(ok bool, fall, rise int) (changed bool) {
 // usable reports whether logins may go there: nothing is known against it.
 func (m *member) usable() bool { return m.health.up || !m.health.asked }
 
-// reached counts that a member could be reached, or why not. Logins count as
-// probes do.
+// reached counts that a member could be reached, or why not. A login that
+// succeeds, or cannot connect, counts as a probe does.
 func (p *Pool) reached(m *member, err error) {
 	fall, rise := p.Fall, p.Rise
 	if fall == 0 {

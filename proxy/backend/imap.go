@@ -159,9 +159,9 @@ func (d *imap) login(l *proxy.Login, s *Server) (string, error) {
 	// It is about the command LOGIN alone: RFC 3501 section 6.2.3. But without
 	// TLS it says what the server thinks of passwords.
 	case disabled && (s.TLS == None || plain && mechanism == ""):
-		return "", s.lacking(errors.New("the server takes no password on this connection (LOGINDISABLED): use TLS, or let it trust Postern's address"))
+		return "", s.unready(errors.New("the server takes no password on this connection (LOGINDISABLED): use TLS, or let it trust Postern's address"))
 	case mechanism == "" && !plain:
-		return "", s.lacking(fmt.Errorf("the server does not offer %s", l.Mechanism))
+		return "", s.unready(fmt.Errorf("the server does not offer %s", l.Mechanism))
 	}
 	begun := time.Now()
 	err := d.authenticate(mechanism, l, s)

@@ -8,6 +8,7 @@ import (
 	"hash/fnv"
 	"io"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -152,10 +153,13 @@ func (p *Pool) unfit(ctx context.Context, m *member, err error) bool {
 	if !ok || kept.server != m.Server { // it has answered, or died over the credentials, or another server is asked first
 		return false
 	}
-	if kept.ready {
-		m.wake()
-	} else {
+	// What comes after the connection may be about the client, of whom the
+	// server has been told: one who is blocked there must not take it down for
+	// all others. A probe finds out.
+	if call, ok := errors.AsType[*net.OpError](err); ok && call.Op == "dial" {
 		p.reached(m, err)
+	} else {
+		m.wake()
 	}
 	return true
 }
@@ -164,22 +168,19 @@ func (p *Pool) unfit(ctx context.Context, m *member, err error) bool {
 type keptError struct {
 	server *Server
 	err    error
-	ready  bool // it was, but it lacks what the client was offered
 }
 
 func (e *keptError) Error() string { return e.err.Error() }
 func (e *keptError) Unwrap() error { return e.err }
 
 // unready is the Refusal for a server that cannot be reached, or is not as it
-// has to be before credentials are sent.
+// has to be before credentials are sent: it lacks what the client was offered,
+// say.
 func (s *Server) unready(err error) *proxy.Refusal {
 	return s.unavailable(&keptError{server: s, err: err})
 }
 
-// lacking is the Refusal for a server that does not offer what it should.
-func (s *Server) lacking(err error) *proxy.Refusal {
-	return s.unavailable(&keptError{server: s, err: err, ready: true})
-}
+func (s *Server) lacking(err error) *proxy.Refusal { return s.unready(err) }
 
 func (p *Pool) unavailable(err error) *proxy.Refusal {
 	return proxy.Refuse(proxy.Unavailable, fmt.Errorf("backend %s, %s: %w", p.Name, p.Protocol, err))

@@ -488,3 +488,18 @@ func TestPoolBlamesAMemberForNothingOfOthers(t *testing.T) {
 		t.Errorf("%d members were asked, want 1, and none blamed", asked)
 	}
 }
+
+// A server may block a client of whom it was told: that says nothing about it.
+func TestPoolBelievesNoClientAboutItsMembers(t *testing.T) {
+	const blocked = "S: 421 4.7.0 too many connections from 192.0.2.1\nC: <EOF>"
+	s, _ := serve(t, proxy.Submission, None, smtpProbe, blocked, blocked, blocked, blocked)
+	p, _ := pool(proxy.Submission, s)
+	p.Probe(t.Context())
+	for range 4 {
+		_, err := p.LoginSMTP(t.Context(), login(account, password))
+		refused(t, err, proxy.Unavailable)
+	}
+	if m := p.all()[0]; !p.Up() || m.health.streak != 0 || len(m.again) != 1 {
+		t.Errorf("up: %v, health %+v, %d probes wanted; want up, and one probe", p.Up(), m.health, len(m.again))
+	}
+}
