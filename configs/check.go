@@ -5,6 +5,9 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
+	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,12 +24,15 @@ func (m *mistakes) check() {
 	m.checkTLS()
 	m.checkBackends()
 	m.checkRoutes()
+	m.checkAccounts()
+	m.checkTexts()
 	m.checkTimeouts()
 	m.checkNumber("limits.max_connections", c.Limits.MaxConnections, 1_000_000)
 	m.checkNumber("limits.network_connections", c.Limits.NetworkConnections, 1_000_000)
 	m.checkBudget("guard.network", c.Guard.Network)
 	m.checkBudget("guard.account", c.Guard.Account)
 	m.checkWord("pop3.uidl", c.POP3.UIDL, "a form of UIDL", "dovecot")
+	m.checkWord("submission.bare_newlines", c.Submission.BareNewlines, "a way with them", "normalize", "reject", "pass")
 	m.checkWord("log.format", c.Log.Format, "a log format", "text", "json")
 }
 
@@ -40,6 +46,7 @@ func (m *mistakes) checkListeners() {
 		key := fmt.Sprintf("listeners[%d]", i)
 		m.checkWord(key+".protocol", l.Protocol, "a protocol", "imap", "pop3", "submission")
 		m.checkPort(key+".address", l.Address, ports)
+		m.checkWord(key+".tls", l.TLS, "a way to TLS", "implicit", "starttls", "refuse")
 		if l.Name == "" {
 			continue // a mistake in the protocol, told above
 		}
@@ -102,7 +109,8 @@ func (m *mistakes) checkPort(key, address string, all ports) {
 
 func (m *mistakes) checkTLS() {
 	certs := m.cfg.TLS.Certificates
-	if len(certs) == 0 {
+	needed := func(l Listener) bool { return l.TLS != "refuse" }
+	if len(certs) == 0 && (len(m.cfg.Listeners) == 0 || slices.ContainsFunc(m.cfg.Listeners, needed)) {
 		m.judge("tls.certificates", "none; the listeners need one, such as - {cert: /etc/postern/tls/mail.pem, key: /etc/postern/tls/mail.key}")
 	}
 	for i, cert := range certs {
@@ -126,17 +134,46 @@ func (m *mistakes) checkBackends() {
 		if b.IMAP == nil && b.Submission == nil && !m.lost(key+".imap") && !m.lost(key+".submission") {
 			m.judge(key, "has neither imap nor submission; give it at least one")
 		}
-		m.checkServer(key+".imap", b.IMAP)
-		m.checkServer(key+".submission", b.Submission)
+		m.checkServer(key+".imap", b.IMAP, IdentityID, IdentityProxyV1, IdentityProxyV2, IdentityNone)
+		m.checkServer(key+".submission", b.Submission,
+			IdentityXCLIENT, IdentityXCLIENTLogin, IdentityProxyV1, IdentityProxyV2, IdentityNone)
+		if b.Submission != nil && b.Submission.Identity == IdentityXCLIENTLogin && b.IMAP == nil {
+			m.judge(key+".submission.identity", "xclient-login needs an imap server in the same backend, which verifies the password")
+		}
 	}
 }
 
-func (m *mistakes) checkServer(key string, s *Server) {
+func (m *mistakes) checkServer(key string, s *Server, identities ...string) {
 	if s == nil {
 		return
 	}
 	m.checkWord(key+".tls", s.TLS, "a kind of TLS", "implicit", "starttls", "none")
-	host := m.checkServerAddress(key+".address", s.Address)
+	m.checkWord(key+".balance", s.Balance, "a way to choose an address", "least", "hash")
+	m.checkWord(key+".identity", s.Identity, "a way to tell this server who the client is", identities...)
+	if s.MaxConnections < 0 {
+		m.judge(key+".max_connections", "%d is out of range; 0 is no limit", s.MaxConnections)
+	}
+	if s.Addresses == nil {
+		m.checkServerAt(key, key+".address", s, s.Address)
+	} else if s.Address != "" {
+		m.judge(key+".addresses", "stands beside address; write all of them here")
+	} else {
+		for i, address := range s.Addresses {
+			m.checkServerAt(key, fmt.Sprintf("%s.addresses[%d]", key, i), s, address)
+		}
+	}
+	m.checkServerTLS(key, s)
+}
+
+// checkServerAt judges one address of s.
+func (m *mistakes) checkServerAt(key, at string, s *Server, address string) {
+	host := m.checkServerAddress(at, address)
+	if s.TLS == "none" && host != "" && !isLoopback(host) && !s.Insecure {
+		m.judge(key+".tls", "none would send passwords in the clear to %s; use implicit or starttls, or say insecure: true", quote(address))
+	}
+}
+
+func (m *mistakes) checkServerTLS(key string, s *Server) {
 	if s.TLS != "none" {
 		if s.Insecure {
 			m.judge(key+".insecure", "allows tls: none and nothing else; remove it, as tls is %s", s.TLS)
@@ -145,9 +182,6 @@ func (m *mistakes) checkServer(key string, s *Server) {
 			m.judge(key+".server_name", "%s is not a host name", quote(s.ServerName))
 		}
 		return
-	}
-	if host != "" && !isLoopback(host) && !s.Insecure {
-		m.judge(key+".tls", "none would send passwords in the clear to %s; use implicit or starttls, or say insecure: true", quote(s.Address))
 	}
 	if s.CA != "" {
 		m.judge(key+".ca", "has no meaning with tls: none; remove one of them")
@@ -180,18 +214,106 @@ func (m *mistakes) checkRoutes() {
 	if len(c.Routes) == 0 && len(c.Backends) > 1 {
 		m.judge("routes", "missing; with several backends one has to be chosen, such as - {backend: %s}", slices.Min(slices.Collect(maps.Keys(c.Backends))))
 	}
+	all := -1 // the route that takes every login
+	routed := map[string]bool{}
 	for i, r := range c.Routes {
-		key := fmt.Sprintf("routes[%d].backend", i)
-		_, known := c.Backends[r.Backend]
-		switch {
-		case i > 0:
-			m.judge(parent(key), "never reached, as the route before it takes every login; remove one of them")
-		case r.Backend == "":
-			m.judge(key, "missing; write the name of a backend")
-		case !known:
-			m.unknownBackend(key, r.Backend)
-		default:
-			m.checkRoute(r.Backend)
+		key := fmt.Sprintf("routes[%d]", i)
+		if all >= 0 {
+			m.judge(key, "never reached, as routes[%d] takes every login; remove one of them", all)
+			continue
+		}
+		if m.checkRoute(key, r); !routed[r.Backend] {
+			routed[r.Backend] = true
+			m.checkRouted(r.Backend)
+		}
+		if r.File == "" && r.Hook == "" && r.Domain == "" {
+			all = i
+		}
+	}
+	if len(c.Routes) > 0 && all < 0 {
+		m.judge("routes", "leave some logins without a backend; end with one that takes the rest, - {backend: ...}")
+	}
+}
+
+func (m *mistakes) checkRoute(key string, r Route) {
+	_, known := m.cfg.Backends[r.Backend]
+	ways := 0
+	for _, way := range []string{r.File, r.Hook, r.Domain} {
+		if way != "" {
+			ways++
+		}
+	}
+	if ways > 1 {
+		m.judge(key, "has more than one of file, hook and domain; write a route for each")
+	}
+	switch {
+	case r.Hook != "" && r.Backend != "":
+		m.judge(key+".backend", "has no meaning beside hook, which answers with one; remove it")
+	case r.Hook != "":
+		m.checkHook(key, r)
+		return
+	case r.Timeout != 0 || r.Cache != 0:
+		m.judge(key, "timeout and cache belong to a hook; remove them")
+	}
+	if r.Domain != "" && !isHostname(r.Domain) {
+		m.judge(key+".domain", "%s is not a domain", quote(r.Domain))
+	}
+	switch {
+	case r.Backend == "":
+		m.judge(key+".backend", "missing; write the name of a backend")
+	case !known:
+		m.unknownBackend(key+".backend", r.Backend)
+	}
+}
+
+func (m *mistakes) checkHook(key string, r Route) {
+	if u, err := url.Parse(r.Hook); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		m.judge(key+".hook", "%s is not a URL such as http://127.0.0.1:8082/route", quote(r.Hook))
+	}
+	m.checkDuration(key+".timeout", r.Timeout, 10*time.Millisecond, "")
+	m.checkDuration(key+".cache", r.Cache, 0, "")
+}
+
+func (m *mistakes) checkAccounts() {
+	a := m.cfg.Accounts
+	if a.DefaultDomain != "" && !isHostname(a.DefaultDomain) {
+		m.judge("accounts.default_domain", "%s is not a domain", quote(a.DefaultDomain))
+	}
+	for i, r := range a.Rewrite {
+		key := fmt.Sprintf("accounts.rewrite[%d]", i)
+		if r.Match == "" {
+			m.judge(key+".match", "missing; write a regular expression such as ^(web[0-9]+p[0-9]+)@.*$")
+		} else if _, err := regexp.Compile(r.Match); err != nil {
+			m.judge(key+".match", "%v", err)
+		}
+		if r.To == "" {
+			m.judge(key+".to", "missing; write what the name becomes, such as $1")
+		}
+	}
+}
+
+// checkTexts wants what every protocol can say.
+func (m *mistakes) checkTexts() {
+	m.checkWords("texts", m.cfg.Texts)
+	for i, d := range m.cfg.Domains {
+		key := fmt.Sprintf("domains[%d]", i)
+		if !isHostname(d.Domain) {
+			m.judge(key+".domain", "%s is not a domain", quote(d.Domain))
+		}
+		m.checkWords(key+".texts", d.Texts)
+	}
+}
+
+func (m *mistakes) checkWords(key string, t Texts) {
+	const most = 300 // with codes and session id, a reply has to fit into 512 octets
+	v := reflect.ValueOf(t)
+	for i := range v.NumField() {
+		text, k := v.Field(i).String(), key+"."+v.Type().Field(i).Tag.Get("yaml")
+		if len(text) > most {
+			m.judge(k, "has %d octets; the protocols leave room for %d", len(text), most)
+		}
+		if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) {
+			m.judge(k, "holds more than ASCII, which POP3 and SMTP cannot say")
 		}
 	}
 }
@@ -206,12 +328,18 @@ func (m *mistakes) unknownBackend(key, name string) {
 	}
 }
 
-// checkRoute wants the backend that every login goes to to have a server for
-// every listener.
-func (m *mistakes) checkRoute(name string) {
-	b := m.cfg.Backends[name]
+// checkRouted wants a backend that logins go to to have a server for every
+// listener.
+func (m *mistakes) checkRouted(name string) {
+	b, known := m.cfg.Backends[name]
+	if !known {
+		return
+	}
 	for i, l := range m.cfg.Listeners {
 		part, there := "imap", b.IMAP != nil
+		if l.TLS == "refuse" {
+			continue
+		}
 		switch l.Protocol {
 		case "imap", "pop3":
 		case "submission":

@@ -7,11 +7,13 @@
 package configs
 
 import (
+	"cmp"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -23,12 +25,17 @@ type Config struct {
 	Listeners       []Listener         `yaml:"listeners"`
 	TLS             TLS                `yaml:"tls"`
 	Backends        map[string]Backend `yaml:"backends"`
-	Routes          []Route            `yaml:"routes"`
+	Routes          []Route            `yaml:"routes"` // first match wins
+	Accounts        Accounts           `yaml:"accounts"`
+	Policy          Policy             `yaml:"policy"`
+	Texts           Texts              `yaml:"texts"`
+	Domains         []Domain           `yaml:"domains"`
 	TrustedNetworks []netip.Prefix     `yaml:"trusted_networks"` // masked, IPv4 never as ::ffff:
 	Timeouts        Timeouts           `yaml:"timeouts"`
 	Limits          Limits             `yaml:"limits"`
 	Guard           Guard              `yaml:"guard"`
 	POP3            POP3               `yaml:"pop3"`
+	Submission      Submission         `yaml:"submission"`
 	Metrics         Metrics            `yaml:"metrics"`
 	Log             Log                `yaml:"log"`
 
@@ -36,11 +43,14 @@ type Config struct {
 	positions map[string]position
 }
 
-// A Listener is a port for one protocol, with TLS from the first byte.
+// A Listener is a port for one protocol.
 type Listener struct {
 	Name     string `yaml:"name"`     // unique; default: the protocol, then protocol-2, ...
 	Protocol string `yaml:"protocol"` // imap, pop3 or submission
 	Address  string `yaml:"address"`  // "IP:port" or ":port" for all addresses; port 0: any free one
+
+	TLS       string         `yaml:"tls"`        // implicit (default), starttls, or refuse: to say why nothing works here
+	ProxyFrom []netip.Prefix `yaml:"proxy_from"` // load balancers, which begin with a PROXY header
 }
 
 // TLS is what all listeners show to clients.
@@ -65,18 +75,96 @@ type Backend struct {
 	Submission *Server `yaml:"submission"`
 }
 
-// A Server is one port of a backend.
+// A Server is one part of a backend: a server, or several alike.
 type Server struct {
 	Address    string `yaml:"address"`     // "host:port"
 	TLS        string `yaml:"tls"`         // implicit (default), starttls or none
 	CA         string `yaml:"ca"`          // PEM file, relative to the configuration file's folder; "": the system's
-	ServerName string `yaml:"server_name"` // the certificate's name; default: Address's host; "" with TLS none
+	ServerName string `yaml:"server_name"` // the certificate's name; "": the host of the address
 	Insecure   bool   `yaml:"insecure"`    // TLS none is meant although Address is not loopback
+
+	Addresses      []string     `yaml:"addresses"`       // instead of Address: several, alike
+	Balance        string       `yaml:"balance"`         // least (default: fewest connections) or hash (of the account)
+	Identity       string       `yaml:"identity"`        // how the server learns who the client is; see Identities
+	Source         []netip.Addr `yaml:"source"`          // addresses to connect from; none: the system chooses
+	MaxConnections int          `yaml:"max_connections"` // to each address; 0: as many as come
 }
 
-// A Route says which backend a login goes to.
+// The values of Server.Identity. For IMAP id (default), for submission xclient
+// and xclient-login, for both proxy-v1, proxy-v2 and none (default of
+// submission).
+const (
+	IdentityNone         = "none"
+	IdentityID           = "id"            // IMAP ID, RFC 2971
+	IdentityXCLIENT      = "xclient"       // Postfix; the server verifies the password
+	IdentityXCLIENTLogin = "xclient-login" // the same backend's IMAP server verifies it
+	IdentityProxyV1      = "proxy-v1"      // PROXY protocol
+	IdentityProxyV2      = "proxy-v2"
+)
+
+// All returns the addresses of the servers.
+func (s *Server) All() []string {
+	if s.Address != "" {
+		return []string{s.Address}
+	}
+	return s.Addresses
+}
+
+// A Route says which backend logins go to: those of the accounts in File, those
+// that Hook answers for, those of Domain, or, with none of these, all.
 type Route struct {
-	Backend string `yaml:"backend"`
+	Backend string `yaml:"backend"` // with File: unless the line says another; with Hook: none
+	File    string `yaml:"file"`    // accounts, domains, *; read again when it changes
+	Domain  string `yaml:"domain"`
+
+	Hook    string        `yaml:"hook"`    // an http or https URL that is asked
+	Timeout time.Duration `yaml:"timeout"` // of Hook; 0: 2s
+	Cache   time.Duration `yaml:"cache"`   // how long an answer of Hook holds; 0: 1m
+}
+
+// Accounts says which account the name means that a client typed. Spaces
+// around it are dropped.
+type Accounts struct {
+	Lowercase     bool      `yaml:"lowercase"`      // ASCII
+	DefaultDomain string    `yaml:"default_domain"` // of names without one
+	Rewrite       []Rewrite `yaml:"rewrite"`        // first match wins
+	Separators    string    `yaml:"separators"`     // characters no name may have: Dovecot's for master users
+}
+
+// A Rewrite replaces a name that Match, a regular expression of Go's, matches.
+type Rewrite struct {
+	Match string `yaml:"match"`
+	To    string `yaml:"to"` // $1 is the first group
+}
+
+// Policy is which protocols an account may use.
+type Policy struct {
+	File string `yaml:"file"` // read again when it changes
+}
+
+// Texts are the operator's words for refusals, in ASCII; "": Postern's own.
+type Texts struct {
+	Wrong       string `yaml:"wrong"`
+	Throttled   string `yaml:"throttled"`
+	Unavailable string `yaml:"unavailable"`
+	InUse       string `yaml:"in_use"`
+	ProtocolOff string `yaml:"protocol_off"`
+	Suspended   string `yaml:"suspended"`
+	Plaintext   string `yaml:"plaintext"`
+	TooMany     string `yaml:"too_many"`
+	MailboxFull string `yaml:"mailbox_full"`
+	Maintenance string `yaml:"maintenance"`
+}
+
+// A Domain has texts of its own.
+type Domain struct {
+	Domain string `yaml:"domain"`
+	Texts  Texts  `yaml:"texts"`
+}
+
+// Submission is how messages are passed on.
+type Submission struct {
+	BareNewlines string `yaml:"bare_newlines"` // CR or LF alone: normalize (to CRLF), reject or pass
 }
 
 // Timeouts says how long Postern waits, and for what.
@@ -145,9 +233,11 @@ func defaults() Config {
 			Network: Budget{Burst: 20, Every: 90 * time.Second},
 			Account: Budget{Burst: 20, Every: 3 * time.Minute},
 		},
-		POP3:    POP3{UIDL: "dovecot"},
-		Metrics: Metrics{Address: "127.0.0.1:9930"},
-		Log:     Log{Format: "text", Level: slog.LevelInfo},
+		Accounts:   Accounts{Lowercase: true, Separators: "*%"},
+		POP3:       POP3{UIDL: "dovecot"},
+		Submission: Submission{BareNewlines: "normalize"},
+		Metrics:    Metrics{Address: "127.0.0.1:9930"},
+		Log:        Log{Format: "text", Level: slog.LevelInfo},
 	}
 }
 
@@ -161,7 +251,28 @@ func (c *Config) fillIn(machine string) {
 		pair := &c.TLS.Certificates[i]
 		pair.Cert, pair.Key = c.beside(pair.Cert), c.beside(pair.Key)
 	}
+	for i := range c.Listeners {
+		c.Listeners[i].TLS = cmp.Or(c.Listeners[i].TLS, "implicit")
+	}
+	for i := range c.Routes {
+		r := &c.Routes[i]
+		r.File = c.beside(r.File)
+		r.Domain = strings.ToLower(r.Domain)
+		if r.Hook != "" {
+			r.Timeout, r.Cache = cmp.Or(r.Timeout, 2*time.Second), cmp.Or(r.Cache, time.Minute)
+		}
+	}
+	for i := range c.Domains {
+		c.Domains[i].Domain = strings.ToLower(c.Domains[i].Domain)
+	}
+	c.Policy.File = c.beside(c.Policy.File)
 	for name, b := range c.Backends {
+		if b.IMAP != nil {
+			b.IMAP.Identity = cmp.Or(b.IMAP.Identity, IdentityID)
+		}
+		if b.Submission != nil {
+			b.Submission.Identity = cmp.Or(b.Submission.Identity, IdentityNone)
+		}
 		for _, s := range []*Server{b.IMAP, b.Submission} {
 			if s != nil {
 				s.CA = c.beside(s.CA)
@@ -205,10 +316,5 @@ func (c *Config) beside(path string) string {
 }
 
 func (s *Server) fillIn() {
-	if s.TLS == "" {
-		s.TLS = "implicit"
-	}
-	if host, _, err := splitAddress(s.Address); err == nil && isHost(host) && s.ServerName == "" && s.TLS != "none" {
-		s.ServerName = host
-	}
+	s.TLS, s.Balance = cmp.Or(s.TLS, "implicit"), cmp.Or(s.Balance, "least")
 }

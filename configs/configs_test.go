@@ -45,17 +45,17 @@ func TestDefaultsFillWhatTheFileLeavesOut(t *testing.T) {
 	want.file, want.positions = got.file, got.positions
 	want.Hostname = "mail.example.org"
 	want.Listeners = []Listener{
-		{Name: "imap", Protocol: "imap", Address: ":993"},
-		{Name: "pop3", Protocol: "pop3", Address: ":995"},
-		{Name: "submission", Protocol: "submission", Address: ":465"},
+		{Name: "imap", Protocol: "imap", Address: ":993", TLS: "implicit"},
+		{Name: "pop3", Protocol: "pop3", Address: ":995", TLS: "implicit"},
+		{Name: "submission", Protocol: "submission", Address: ":465", TLS: "implicit"},
 	}
 	want.TLS = TLS{
 		Certificates: []Certificate{{Cert: "/etc/postern/mail.pem", Key: "/etc/postern/mail.key"}},
 		MinVersion:   tls.VersionTLS12,
 	}
 	want.Backends = map[string]Backend{"main": {
-		IMAP:       &Server{Address: "10.0.0.5:993", TLS: "implicit", ServerName: "10.0.0.5"},
-		Submission: &Server{Address: "10.0.0.5:587", TLS: "starttls", ServerName: "10.0.0.5"},
+		IMAP:       &Server{Address: "10.0.0.5:993", TLS: "implicit", Balance: "least", Identity: "id"},
+		Submission: &Server{Address: "10.0.0.5:587", TLS: "starttls", Balance: "least", Identity: "none"},
 	}}
 	want.Routes = []Route{{Backend: "main"}}
 	if !reflect.DeepEqual(got, &want) {
@@ -69,9 +69,9 @@ hostname: mx_1.example.org
 listeners:
   - {protocol: imap, address: "[2001:db8::1]:993"}
   - {protocol: imap, address: "192.0.2.1:993"}
-  - {protocol: imap, address: ":1993", name: imap-2}
+  - {protocol: imap, address: ":1993", name: imap-2, tls: starttls, proxy_from: [10.9.0.0/24]}
   - {protocol: pop3, address: ":0"}
-  - {protocol: pop3, address: ":0"}
+  - {protocol: pop3, address: ":0", tls: refuse}
 tls:
   certificates: [{cert: /a.pem, key: /a.key}, {cert: b.pem, key: b.key}]
   min_version: 1.3
@@ -79,8 +79,18 @@ backends:
   old: {imap: {address: "localhost:143", tls: none}}
   new:
     imap: {address: "mx.internal:143", tls: starttls, ca: ca.pem, server_name: mx.example.org}
-    submission: {address: "10.0.0.6:25", tls: none, insecure: true}
-routes: [{backend: new}]
+    submission: {addresses: ["10.0.0.6:25", "10.0.0.7:25"], tls: none, insecure: true, balance: hash,
+      identity: xclient-login, source: [10.0.0.1, "::1"], max_connections: 9}
+routes: [{file: moved, backend: new}, {hook: "http://127.0.0.1:8082/route", cache: 5m}, {domain: Example.ORG, backend: new}, {backend: new}]
+accounts:
+  lowercase: false
+  default_domain: example.org
+  rewrite: [{match: "^(web[0-9]+p[0-9]+)@.*$", to: $1}]
+  separators: "+"
+policy: {file: protocols}
+texts: {wrong: a, throttled: b, unavailable: c, in_use: d, protocol_off: e, suspended: f, plaintext: g, too_many: h, mailbox_full: i, maintenance: j}
+domains: [{domain: Example.net, texts: {wrong: k}}]
+submission: {bare_newlines: reject}
 trusted_networks: [10.0.0.40, "::ffff:10.0.0.41", 10.1.0.0/16, 2001:db8::/48, 2001:db8::1]
 timeouts: {handshake: 1s, login: 2s, dial: 3s, backend: 4s, imap_idle: 31m, pop3_idle: 11m,
   submission_idle: 7s, stall: 8s, shutdown: 0s}
@@ -101,21 +111,39 @@ log: {format: json, level: debug}
 	want := &Config{
 		Hostname: "mx_1.example.org",
 		Listeners: []Listener{
-			{"imap", "imap", "[2001:db8::1]:993"},
-			{"imap-3", "imap", "192.0.2.1:993"},
-			{"imap-2", "imap", ":1993"},
-			{"pop3", "pop3", ":0"},
-			{"pop3-2", "pop3", ":0"},
+			{Name: "imap", Protocol: "imap", Address: "[2001:db8::1]:993", TLS: "implicit"},
+			{Name: "imap-3", Protocol: "imap", Address: "192.0.2.1:993", TLS: "implicit"},
+			{Name: "imap-2", Protocol: "imap", Address: ":1993", TLS: "starttls", ProxyFrom: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}},
+			{Name: "pop3", Protocol: "pop3", Address: ":0", TLS: "implicit"},
+			{Name: "pop3-2", Protocol: "pop3", Address: ":0", TLS: "refuse"},
 		},
 		TLS: TLS{Certificates: []Certificate{{"/a.pem", "/a.key"}, {"b.pem", "b.key"}}, MinVersion: tls.VersionTLS13},
 		Backends: map[string]Backend{
-			"old": {IMAP: &Server{Address: "localhost:143", TLS: "none"}},
+			"old": {IMAP: &Server{Address: "localhost:143", TLS: "none", Balance: "least", Identity: "id"}},
 			"new": {
-				IMAP:       &Server{Address: "mx.internal:143", TLS: "starttls", CA: "ca.pem", ServerName: "mx.example.org"},
-				Submission: &Server{Address: "10.0.0.6:25", TLS: "none", Insecure: true},
+				IMAP: &Server{Address: "mx.internal:143", TLS: "starttls", CA: "ca.pem", ServerName: "mx.example.org", Balance: "least", Identity: "id"},
+				Submission: &Server{
+					Addresses: []string{"10.0.0.6:25", "10.0.0.7:25"}, TLS: "none", Insecure: true, Balance: "hash",
+					Identity: "xclient-login", Source: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.IPv6Loopback()}, MaxConnections: 9,
+				},
 			},
 		},
-		Routes:          []Route{{"new"}},
+		Routes: []Route{
+			{File: "moved", Backend: "new"},
+			{Hook: "http://127.0.0.1:8082/route", Timeout: 2 * time.Second, Cache: 5 * time.Minute},
+			{Domain: "example.org", Backend: "new"},
+			{Backend: "new"},
+		},
+		Accounts: Accounts{
+			DefaultDomain: "example.org", Rewrite: []Rewrite{{Match: "^(web[0-9]+p[0-9]+)@.*$", To: "$1"}}, Separators: "+",
+		},
+		Policy: Policy{File: "protocols"},
+		Texts: Texts{
+			Wrong: "a", Throttled: "b", Unavailable: "c", InUse: "d", ProtocolOff: "e", Suspended: "f", Plaintext: "g",
+			TooMany: "h", MailboxFull: "i", Maintenance: "j",
+		},
+		Domains:         []Domain{{Domain: "example.net", Texts: Texts{Wrong: "k"}}},
+		Submission:      Submission{BareNewlines: "reject"},
 		TrustedNetworks: networks,
 		Timeouts: Timeouts{
 			Handshake: 1 * time.Second, Login: 2 * time.Second, Dial: 3 * time.Second, Backend: 4 * time.Second,
@@ -143,12 +171,12 @@ func TestAMappingWithAllKeysCommentedOutKeepsTheDefaults(t *testing.T) {
 func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 	for _, c := range []struct{ name, old, new, want string }{
 		// What stands where.
-		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: backends, guard, hostname, limits, listeners, log, metrics, pop3, routes, timeouts, tls, trusted_networks`},
+		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, submission, texts, timeouts, tls, trusted_networks`},
 		{"unknown key, near a known one", "", "trusted-networks: []", `p.yaml:13: trusted-networks: unknown key; is trusted_networks meant?`},
 		{"unknown key in place of a required one", `{protocol: pop3`, `{protcol: pop3`, `p.yaml:4: listeners[1].protcol: unknown key; is protocol meant?`},
 		{"unknown key in a backend", "    imap:", "    iamp:", `p.yaml:11: backends.main.iamp: unknown key; is imap meant?`},
-		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: backends, guard, hostname, limits, listeners, log, metrics, pop3, routes, timeouts, tls, trusted_networks`},
-		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: backends, guard, hostname, limits, listeners, log, metrics, pop3, routes, timeouts, tls, trusted_networks`},
+		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, submission, texts, timeouts, tls, trusted_networks`},
+		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, submission, texts, timeouts, tls, trusted_networks`},
 		{"duplicate key", "", "hostname: mail.example.net", `p.yaml:13: hostname: written twice; the first is in line 1`},
 		{"duplicate backend", "", "  main: {}", `p.yaml:13: backends.main: written twice; the first is in line 10`},
 		{"key that is no word", "", "? [a, b]\n: c", `p.yaml:13: a key is a plain word`},
@@ -159,7 +187,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"value for all", good, "hello", `p.yaml:1: keys with values ("key: value" or {key: value}) is expected here, not a single value`},
 		{"no value", "hostname: mail.example.org", "hostname:", `p.yaml:1: hostname: has no value; give it one or remove the key`},
 		{"anchor", "hostname: mail", "hostname: &name mail", `p.yaml:1: hostname: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign`},
-		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: backends, guard, hostname, limits, listeners, log, metrics, pop3, routes, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
+		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, submission, texts, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
 		{"tag", "hostname: mail", "hostname: !!str mail", `p.yaml:1: hostname: tags (!) are not supported; quote a value that begins with !`},
 		{"too many entries", "", "trusted_networks: [" + strings.Repeat("10.0.0.1,", maxNodes+1) + "]", `p.yaml:13: trusted_networks: too long; Postern reads 10000 entries at most`},
 		{"second document", "", "---\nhostname: x", `p.yaml:13: a second document begins here; one file holds one configuration`},
@@ -245,7 +273,27 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"route to nowhere", "", "routes: [{backend: elsewhere}]", `p.yaml:13: routes[0].backend: "elsewhere" is not a backend; use main`},
 		{"route to a misspelt backend", "", "routes: [{backend: mian}]", `p.yaml:13: routes[0].backend: "mian" is not a backend; is main meant?`},
 		{"route without backend", "", "routes: [{}]", `p.yaml:13: routes[0].backend: missing; write the name of a backend`},
-		{"two routes", "", "routes: [{backend: main}, {backend: main}]", `p.yaml:13: routes[1]: never reached, as the route before it takes every login; remove one of them`},
+		{"listener's TLS", `address: ":995"`, `address: ":995", tls: none`, `p.yaml:4: listeners[1].tls: "none" is not a way to TLS; use implicit, starttls or refuse`},
+		{"balance", "tls: starttls", "balance: random", `p.yaml:12: backends.main.submission.balance: "random" is not a way to choose an address; use least or hash`},
+		{"identity", "tls: starttls", "identity: id", `p.yaml:12: backends.main.submission.identity: "id" is not a way to tell this server who the client is; use xclient, xclient-login, proxy-v1, proxy-v2 or none`},
+		{"LOGIN without IMAP", "", "  sub: {submission: {address: \"10.0.0.6:25\", identity: xclient-login}}\nroutes: [{backend: main}]", `p.yaml:13: backends.sub.submission.identity: xclient-login needs an imap server in the same backend, which verifies the password`},
+		{"source", "tls: starttls", "source: [here]", `p.yaml:12: backends.main.submission.source[0]: "here" is not an IP address`},
+		{"max_connections", "tls: starttls", "max_connections: -1", `p.yaml:12: backends.main.submission.max_connections: -1 is out of range; 0 is no limit`},
+		{"address and addresses", "tls: starttls", `addresses: ["10.0.0.6:587"]`, `p.yaml:12: backends.main.submission.addresses: stands beside address; write all of them here`},
+		{"one of the addresses", `address: "10.0.0.5:587"`, `addresses: ["10.0.0.6:587", "10.0.0.7"]`, `p.yaml:12: backends.main.submission.addresses[1]: "10.0.0.7" is not an address with a port, such as "192.0.2.1:993"`},
+		{"route with two keys", "", "routes: [{file: f, domain: example.org, backend: main}, {backend: main}]", `p.yaml:13: routes[0]: has more than one of file, hook and domain; write a route for each`},
+		{"hook with a backend", "", "routes: [{hook: \"http://127.0.0.1/\", backend: main}, {backend: main}]", `p.yaml:13: routes[0].backend: has no meaning beside hook, which answers with one; remove it`},
+		{"hook", "", "routes: [{hook: 127.0.0.1}, {backend: main}]", `p.yaml:13: routes[0].hook: "127.0.0.1" is not a URL such as http://127.0.0.1:8082/route`},
+		{"route domain", "", "routes: [{domain: \"@x\", backend: main}, {backend: main}]", `p.yaml:13: routes[0].domain: "@x" is not a domain`},
+		{"timeout without hook", "", "routes: [{timeout: 1s, backend: main}]", `p.yaml:13: routes[0]: timeout and cache belong to a hook; remove them`},
+		{"no route for the rest", "", "routes: [{domain: example.org, backend: main}]", `p.yaml:13: routes: leave some logins without a backend; end with one that takes the rest, - {backend: ...}`},
+		{"default domain", "", "accounts: {default_domain: a b}", `p.yaml:13: accounts.default_domain: "a b" is not a domain`},
+		{"rewrite", "", `accounts: {rewrite: [{match: "(", to: x}]}`, "p.yaml:13: accounts.rewrite[0].match: error parsing regexp: missing closing ): `(`"},
+		{"rewrite to nothing", "", `accounts: {rewrite: [{match: "x"}]}`, `p.yaml:13: accounts.rewrite[0].to: missing; write what the name becomes, such as $1`},
+		{"text beyond ASCII", "", "texts: {wrong: falsches Paßwort}", `p.yaml:13: texts.wrong: holds more than ASCII, which POP3 and SMTP cannot say`},
+		{"text too long", "", "domains: [{domain: example.org, texts: {wrong: " + strings.Repeat("x", 301) + "}}]", `p.yaml:13: domains[0].texts.wrong: has 301 octets; the protocols leave room for 300`},
+		{"bare newlines", "", "submission: {bare_newlines: keep}", `p.yaml:13: submission.bare_newlines: "keep" is not a way with them; use normalize, reject or pass`},
+		{"two routes", "", "routes: [{backend: main}, {backend: main}]", `p.yaml:13: routes[1]: never reached, as routes[0] takes every login; remove one of them`},
 		{"several backends and no route", "", `  other: {imap: {address: "10.0.0.6:993"}}`, `p.yaml:1: routes: missing; with several backends one has to be chosen, such as - {backend: main}`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -406,6 +454,13 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 	}
 	same.Listeners = same.Listeners[:len(cfg.Listeners)]
 	delete(same.Backends, "other")
+	delete(same.Backends, "farm")
+	if len(same.Routes) != 4 || len(same.Domains) != 1 || same.Policy.File == "" || same.Texts.Plaintext == "" || len(same.Accounts.Rewrite) != 1 {
+		t.Errorf("without comment signs the example is\n%+v", same)
+	}
+	// These have no default that could be shown.
+	same.Routes, same.Domains, same.Policy, same.Texts = cfg.Routes, nil, cfg.Policy, cfg.Texts
+	same.Accounts.DefaultDomain, same.Accounts.Rewrite = "", nil
 	if !reflect.DeepEqual(cfg, same) {
 		t.Errorf("without comment signs the example is\n%+v, want\n%+v", same, cfg)
 	}

@@ -60,7 +60,7 @@ func (m *mistakes) value(key string, n *yaml.Node, v reflect.Value) {
 
 func shape(t reflect.Type) yaml.Kind {
 	switch {
-	case t == reflect.TypeFor[netip.Prefix]():
+	case t == reflect.TypeFor[netip.Prefix](), t == reflect.TypeFor[netip.Addr]():
 		return yaml.ScalarNode
 	case t.Kind() == reflect.Slice:
 		return yaml.SequenceNode
@@ -175,6 +175,10 @@ func scalar(text string, v reflect.Value) (err error) {
 		*p, err = duration(text)
 	case *netip.Prefix:
 		*p, err = network(text)
+	case *netip.Addr:
+		if *p, err = netip.ParseAddr(text); err != nil || p.Zone() != "" {
+			return fmt.Errorf("%s is not an IP address", quote(text))
+		}
 	case *TLSVersion:
 		*p, err = oneOf(text, "a TLS version", map[string]TLSVersion{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13})
 	case *slog.Level:

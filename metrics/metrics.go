@@ -52,7 +52,7 @@ type Metrics struct {
 	attemptTime         histogram
 	active              gauge
 	sessions            counter
-	up                  gauge
+	up, identified      gauge
 	dials               counter
 	dialTime, loginTime histogram
 	commands            counter
@@ -161,6 +161,8 @@ func (m *Metrics) backends(all []Backend) {
 		server.values = append(server.values, []string{b.Name, b.Protocol})
 	}
 	r := m.registry
+	m.identified = r.gauge("backend_identity_accepted",
+		"1 if the backend could be told who the client is, in the configured way, at the last login.", server)
 	m.up = r.gauge("backend_up", "1 if the last health check of the backend succeeded.", server)
 	m.dials = r.counter("backend_dials_total", "Connection attempts to a backend.", name, label("result",
 		proxy.DialOK, proxy.DialRefused, proxy.DialTimeout, proxy.DialTLS, proxy.DialGreeting, proxy.DialOther))

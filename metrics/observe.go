@@ -33,6 +33,8 @@ func (m *Metrics) Observe(e proxy.Event) {
 		m.loginTime.of(e.Backend, e.Protocol).Observe(e.Duration.Seconds())
 	case proxy.Probed:
 		m.up.of(e.Backend, e.Protocol).Set(number(e.Up))
+	case proxy.Identified:
+		m.identified.of(e.Backend, e.Protocol).Set(number(e.OK))
 	case proxy.MaildropOpened:
 		m.loadTime.of(e.Source).Observe(e.Duration.Seconds())
 		m.maildrop.of().Observe(float64(e.Messages))

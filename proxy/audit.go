@@ -70,6 +70,10 @@ func (a *Audit) Observe(e Event) {
 		}
 	case Probed:
 		a.probed(e)
+	case Identified:
+		if !e.OK && a.due(e.Backend, e.Protocol, "identity") {
+			a.Log.Warn("backend does not offer the identity asked for: it takes Postern for the client", "backend", e.Backend, "protocol", e.Protocol)
+		}
 	case UpdateFailed:
 		a.updateFailed(e)
 	case Panicked:

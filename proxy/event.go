@@ -141,6 +141,13 @@ type (
 		Err               error
 	}
 
+	// Identified: a server was, or could not be, told who the client is in the
+	// way that the configuration asks for.
+	Identified struct {
+		Backend, Protocol string
+		OK                bool
+	}
+
 	// MaildropOpened: the listing of a POP3 session is complete.
 	MaildropOpened struct {
 		Client   Client
@@ -195,6 +202,7 @@ func (Closed) event()         {}
 func (Dialed) event()         {}
 func (BackendLogin) event()   {}
 func (Probed) event()         {}
+func (Identified) event()     {}
 func (MaildropOpened) event() {}
 func (POP3Command) event()    {}
 func (MessageSent) event()    {}

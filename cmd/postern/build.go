@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -24,7 +22,7 @@ import (
 
 const (
 	probeEvery = 10 * time.Second // what the backends offer, and whether they are there
-	watchEvery = 2 * time.Second  // certificate files
+	watchEvery = 2 * time.Second  // files: certificates, routes, policy
 )
 
 // A house is all that a Config asks for, made and not yet opened.
@@ -33,14 +31,23 @@ type house struct {
 	store      *certs.Store
 	log        *slog.Logger
 	server     *proxy.Server
+	observer   proxy.Observer
 	doors      []door
 	metrics    *metrics.Metrics
 	watching   net.Listener // where the metrics are asked for; nil: nowhere
 	background []func(context.Context)
-	servers    []*backend.Server
+	pools      []*backend.Pool
 	opened     atomic.Bool
 	draining   atomic.Bool
 	ready      func([]proxy.Binding) // told when the doors are open
+}
+
+// A door is a listener that is not open yet.
+type door struct {
+	key       string // in the configuration
+	address   string
+	proxyFrom []netip.Prefix
+	service   *proxy.Service
 }
 
 // build makes the house of cfg: the only place where configuration becomes
@@ -48,27 +55,27 @@ type house struct {
 func build(cfg *configs.Config, store *certs.Store, log *slog.Logger) (*house, error) {
 	h := &house{cfg: cfg, store: store, log: log, ready: func([]proxy.Binding) {}}
 	h.metrics = newMetrics(cfg, h)
-	observer := proxy.Observers{h.metrics, proxy.NewAudit(log)}
+	audit := proxy.NewAudit(log)
+	h.observer = proxy.Observers{h.metrics, audit}
 	h.server = &proxy.Server{
 		Guard:    newGuard(cfg),
-		Observer: observer,
+		Observer: h.observer,
 		Timeouts: proxy.Timeouts{Handshake: cfg.Timeouts.Handshake, Login: cfg.Timeouts.Login, Stall: cfg.Timeouts.Stall},
 	}
-	name := cfg.Routes[0].Backend
-	behind, err := h.newBackend(name, observer)
+	b, err := h.newBackends()
 	if err != nil {
 		return nil, err
 	}
-	for i, l := range cfg.Listeners {
-		svc := &proxy.Service{
-			Name: l.Name, Protocol: l.Protocol, Account: route.Account,
-			TLS: store.TLS(l.Protocol, uint16(cfg.TLS.MinVersion)),
-		}
-		behind.serve(svc, cfg)
-		h.doors = append(h.doors, door{fmt.Sprintf("listeners[%d].address", i), l.Address, svc})
+	r, err := h.newRouting()
+	if err != nil {
+		return nil, err
 	}
-	for _, s := range h.servers {
-		h.background = append(h.background, func(ctx context.Context) { s.Watch(ctx, probeEvery) })
+	audit.Known = r.rules.Known
+	for i, l := range cfg.Listeners {
+		h.doors = append(h.doors, door{
+			key: fmt.Sprintf("listeners[%d].address", i), address: l.Address, proxyFrom: l.ProxyFrom,
+			service: h.newService(l, b, r),
+		})
 	}
 	h.background = append(h.background,
 		func(ctx context.Context) { store.Watch(ctx, watchEvery, log) },
@@ -87,86 +94,56 @@ func newGuard(cfg *configs.Config) *guard.Guard {
 	})
 }
 
-// A pair of servers is what one backend consists of.
-type servers struct {
-	imap, submission *backend.Server // nil: the backend has none
-	observer         proxy.Observer
-}
-
-func (h *house) newBackend(name string, observer proxy.Observer) (*servers, error) {
-	b := h.cfg.Backends[name]
-	s := &servers{observer: observer}
-	var mistakes configs.Errors
-	make := func(c *configs.Server, protocol string) *backend.Server {
-		if c == nil {
-			return nil
-		}
-		key := fmt.Sprintf("backends.%s.%s", name, protocol)
-		config, err := clientTLS(c)
-		if err != nil {
-			mistakes = append(mistakes, h.cfg.Errorf(key+".ca", "%v", err))
-		}
-		server := &backend.Server{
-			Name: name, Protocol: protocol, Address: c.Address, TLS: modes[c.TLS], Config: config,
-			DialTimeout: h.cfg.Timeouts.Dial, ReplyTimeout: h.cfg.Timeouts.Backend,
-			Hostname: h.cfg.Hostname, Observer: observer,
-		}
-		h.servers = append(h.servers, server)
-		return server
+// newService makes what is served on l.
+func (h *house) newService(l configs.Listener, b backends, r *routing) *proxy.Service {
+	cfg := h.cfg
+	svc := &proxy.Service{
+		Name: l.Name, Protocol: l.Protocol, StartTLS: l.TLS != "implicit",
+		Account: r.accounts.Account, Text: h.text,
 	}
-	s.imap, s.submission = make(b.IMAP, proxy.IMAP), make(b.Submission, proxy.Submission)
-	if mistakes != nil {
-		return nil, mistakes
-	}
-	return s, nil
-}
-
-var modes = map[string]backend.Mode{"implicit": backend.Implicit, "starttls": backend.STARTTLS, "none": backend.None}
-
-func clientTLS(c *configs.Server) (*tls.Config, error) {
-	config := &tls.Config{ServerName: c.ServerName, MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(0)}
-	if c.CA == "" {
-		return config, nil
-	}
-	pem, err := os.ReadFile(c.CA)
-	if err != nil {
-		return nil, err
-	}
-	config.RootCAs = x509.NewCertPool()
-	if !config.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate", c.CA)
-	}
-	return config, nil
-}
-
-// serve adds to svc what its protocol needs: the dialogue in front and the
-// backend behind.
-func (s *servers) serve(svc *proxy.Service, cfg *configs.Config) {
-	options := front.Options{Hostname: cfg.Hostname}
-	switch svc.Protocol {
+	mux := &route.Mux{Rules: r.rules, Policy: r.policy, Targets: map[string]route.Target{}}
+	svc.Backend, svc.Offer = mux, mux.Offer
+	options := front.Options{Hostname: cfg.Hostname, Offer: mux.Offer}
+	switch l.Protocol {
 	case proxy.IMAP:
-		svc.Idle, svc.Offer = cfg.Timeouts.IMAPIdle, s.imap.Offer
-		svc.Backend = &backend.IMAP{Server: s.imap, Idle: svc.Idle}
+		svc.Idle = cfg.Timeouts.IMAPIdle
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewIMAP(c, options) }
-	case proxy.POP3:
-		svc.Idle, svc.Offer = cfg.Timeouts.POP3Idle, s.imap.Offer
-		svc.Backend = &bridge.Backend{
-			Name: s.imap.Name, Dial: s.dialIMAP, Idle: svc.Idle, Timeout: cfg.Timeouts.Backend, Observer: s.observer,
+		for name, pool := range b.imap {
+			mux.Targets[name] = route.Target{Backend: &backend.IMAP{Server: pool, Idle: svc.Idle}, Offer: pool.Offer}
 		}
+	case proxy.POP3:
+		svc.Idle = cfg.Timeouts.POP3Idle
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewPOP3(c, options) }
+		for name, pool := range b.imap {
+			mux.Targets[name] = route.Target{Backend: h.newBridge(name, pool), Offer: pool.Offer}
+		}
 	case proxy.Submission:
-		svc.Idle, svc.Offer = cfg.Timeouts.SubmissionIdle, s.submission.Offer
-		options.Offer = svc.Offer
-		svc.Backend = &backend.Submission{Server: s.submission, Idle: svc.Idle, Hostname: cfg.Hostname}
+		svc.Idle = cfg.Timeouts.SubmissionIdle
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewSMTP(c, options) }
+		for name, pool := range b.submission {
+			mux.Targets[name] = route.Target{
+				Backend: &backend.Submission{Server: pool, Idle: svc.Idle, Hostname: cfg.Hostname}, Offer: pool.Offer,
+			}
+		}
 	}
+	if l.TLS == "refuse" {
+		greet := svc.Dialogue
+		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.Refuser{Dialogue: greet(c)} }
+	} else {
+		svc.TLS = h.store.TLS(l.Protocol, uint16(cfg.TLS.MinVersion))
+	}
+	return svc
 }
 
-// dialIMAP is a bridge.Dial.
-func (s *servers) dialIMAP(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
-	conn, capabilities, err := s.imap.LoginIMAP(ctx, l)
-	if err != nil {
-		return nil, "", err // not conn: a nil *Conn is no nil net.Conn
+func (h *house) newBridge(name string, pool *backend.Pool) *bridge.Backend {
+	return &bridge.Backend{
+		Name: name, Idle: h.cfg.Timeouts.POP3Idle, Timeout: h.cfg.Timeouts.Backend, Observer: h.observer,
+		Dial: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+			conn, capabilities, err := pool.LoginIMAP(ctx, l)
+			if err != nil {
+				return nil, "", err // not conn: a nil *Conn is no nil net.Conn
+			}
+			return conn, capabilities, nil
+		},
 	}
-	return conn, capabilities, nil
 }

@@ -76,14 +76,16 @@ func (h *house) checkPorts() error {
 // probe asks each server behind what it is.
 func (h *house) probe(ctx context.Context, out io.Writer) error {
 	var errs []error
-	for _, s := range h.servers {
-		begun := time.Now()
-		report, err := s.Probe(ctx)
-		if err != nil {
-			errs = append(errs, err)
-			continue
+	for _, p := range h.pools {
+		for _, s := range p.Members {
+			begun := time.Now()
+			report, err := s.Probe(ctx)
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			describe(out, s, report, time.Since(begun))
 		}
-		describe(out, s, report, time.Since(begun))
 	}
 	return errors.Join(errs...)
 }

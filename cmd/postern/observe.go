@@ -26,13 +26,13 @@ func newMetrics(cfg *configs.Config, h *house) *metrics.Metrics {
 	for _, l := range cfg.Listeners {
 		c.Services = append(c.Services, metrics.Service{Name: l.Name, Protocol: l.Protocol})
 	}
-	name := cfg.Routes[0].Backend
-	b := cfg.Backends[name]
-	if b.IMAP != nil {
-		c.Backends = append(c.Backends, metrics.Backend{Name: name, Protocol: proxy.IMAP})
-	}
-	if b.Submission != nil {
-		c.Backends = append(c.Backends, metrics.Backend{Name: name, Protocol: proxy.Submission})
+	for name, b := range cfg.Backends {
+		if b.IMAP != nil {
+			c.Backends = append(c.Backends, metrics.Backend{Name: name, Protocol: proxy.IMAP})
+		}
+		if b.Submission != nil {
+			c.Backends = append(c.Backends, metrics.Backend{Name: name, Protocol: proxy.Submission})
+		}
 	}
 	return metrics.New(c)
 }
@@ -67,7 +67,7 @@ func (h *house) notReady() error {
 	if !h.opened.Load() {
 		return errors.New("not listening yet")
 	}
-	if !slices.ContainsFunc(h.servers, (*backend.Server).Up) {
+	if !slices.ContainsFunc(h.pools, (*backend.Pool).Up) {
 		return errors.New("no backend is up")
 	}
 	return h.certificateValid()

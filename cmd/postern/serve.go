@@ -90,8 +90,8 @@ func (h *house) firstProbe(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var wg sync.WaitGroup
-	for _, s := range h.servers {
-		wg.Go(func() { _, _ = s.Probe(ctx) }) // an observer tells
+	for _, p := range h.pools {
+		wg.Go(func() { p.Probe(ctx) }) // an observer tells
 	}
 	wg.Wait()
 }
@@ -104,6 +104,9 @@ func (h *house) open(ctx context.Context) (bindings []proxy.Binding, err error) 
 		if err != nil {
 			mistakes = append(mistakes, h.cfg.Errorf(d.key, "%v", err))
 			continue
+		}
+		if d.proxyFrom != nil {
+			ln = listen.Proxied(ln, d.proxyFrom)
 		}
 		bindings = append(bindings, proxy.Binding{Listener: ln, Service: d.service})
 	}
@@ -138,19 +141,17 @@ func (h *house) drain(ctx context.Context) {
 	h.log.Info("stopped")
 }
 
-// A door is a listener that is not open yet.
-type door struct {
-	key     string // in the configuration
-	address string
-	service *proxy.Service
-}
-
 func newLog(w interface{ Write([]byte) (int, error) }, c configs.Log) *slog.Logger {
 	options := &slog.HandlerOptions{Level: c.Level}
 	if c.Format == "json" {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// watch adds what reads a file again when it has changed.
+func (h *house) watch(watch func(context.Context, time.Duration, *slog.Logger)) {
+	h.background = append(h.background, func(ctx context.Context) { watch(ctx, watchEvery, h.log) })
 }
 
 // portOf returns the port that ln has got.

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"slices"
+
+	"postern/configs"
+	"postern/proxy"
+	"postern/proxy/backend"
+	"postern/proxy/route"
+)
+
+// backends are what stands behind, by the names in the configuration.
+type backends struct{ imap, submission map[string]*backend.Pool }
+
+func (h *house) newBackends() (backends, error) {
+	b := backends{map[string]*backend.Pool{}, map[string]*backend.Pool{}}
+	var mistakes configs.Errors
+	for _, name := range slices.Sorted(maps.Keys(h.cfg.Backends)) {
+		c := h.cfg.Backends[name]
+		for _, part := range []struct {
+			server   *configs.Server
+			protocol string
+			pools    map[string]*backend.Pool
+		}{{c.IMAP, proxy.IMAP, b.imap}, {c.Submission, proxy.Submission, b.submission}} {
+			if part.server == nil {
+				continue
+			}
+			pool, err := h.newPool(name, part.protocol, part.server)
+			if err != nil {
+				mistakes = append(mistakes, h.cfg.Errorf(fmt.Sprintf("backends.%s.%s.ca", name, part.protocol), "%v", err))
+				continue
+			}
+			if imap := b.imap[name]; imap != nil && part.protocol == proxy.Submission {
+				for _, s := range pool.Members {
+					s.Verify = verifyBy(imap)
+				}
+			}
+			part.pools[name] = pool
+			h.pools = append(h.pools, pool)
+			h.background = append(h.background, func(ctx context.Context) { pool.Watch(ctx, probeEvery) })
+		}
+	}
+	if mistakes != nil {
+		return b, mistakes
+	}
+	return b, nil
+}
+
+// verifyBy asks the IMAP servers of the same backend whether a password is right.
+func verifyBy(imap *backend.Pool) func(context.Context, *proxy.Login) error {
+	return func(ctx context.Context, l *proxy.Login) error {
+		conn, _, err := imap.LoginIMAP(ctx, l)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	}
+}
+
+var (
+	modes    = map[string]backend.Mode{"implicit": backend.Implicit, "starttls": backend.STARTTLS, "none": backend.None}
+	balances = map[string]backend.Balance{"least": backend.Least, "hash": backend.Hash}
+
+	identities = map[string]backend.Identity{
+		configs.IdentityNone: backend.Anonymous, configs.IdentityID: backend.ID,
+		configs.IdentityXCLIENT: backend.XCLIENT, configs.IdentityXCLIENTLogin: backend.XCLIENTLogin,
+		configs.IdentityProxyV1: backend.ProxyV1, configs.IdentityProxyV2: backend.ProxyV2,
+	}
+)
+
+func (h *house) newPool(name, protocol string, c *configs.Server) (*backend.Pool, error) {
+	pool := &backend.Pool{
+		Name: name, Protocol: protocol, Balance: balances[c.Balance], MaxConnections: c.MaxConnections,
+		Patience: h.cfg.Timeouts.Backend, Observer: h.observer,
+	}
+	roots, err := loadCA(c.CA)
+	if err != nil {
+		return nil, err
+	}
+	identified := func(ok bool) { h.observer.Observe(proxy.Identified{Backend: name, Protocol: protocol, OK: ok}) }
+	for _, address := range c.All() {
+		pool.Members = append(pool.Members, &backend.Server{
+			Name: name, Protocol: protocol, Address: address, TLS: modes[c.TLS], Config: clientTLS(address, c.ServerName, roots),
+			DialTimeout: h.cfg.Timeouts.Dial, ReplyTimeout: h.cfg.Timeouts.Backend,
+			Hostname: h.cfg.Hostname, Source: c.Source, Identity: identities[c.Identity], Identified: identified, Observer: h.observer,
+		})
+	}
+	return pool, nil
+}
+
+func clientTLS(address, serverName string, roots *x509.CertPool) *tls.Config {
+	if serverName == "" {
+		serverName, _, _ = net.SplitHostPort(address) // configs has checked it
+	}
+	return &tls.Config{
+		ServerName: serverName, RootCAs: roots, MinVersion: tls.VersionTLS12,
+		ClientSessionCache: tls.NewLRUClientSessionCache(0),
+	}
+}
+
+// loadCA returns the certificates in the file at path, or nil, the system's, if
+// path is "".
+func loadCA(path string) (*x509.CertPool, error) {
+	if path == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate", path)
+	}
+	return pool, nil
+}
+
+// A routing is what a name means and where it leads.
+type routing struct {
+	accounts *route.Accounts
+	rules    route.Rules
+	policy   *route.Policy // nil: everything is allowed
+}
+
+func (h *house) newRouting() (*routing, error) {
+	r := &routing{}
+	var mistakes configs.Errors
+	known := slices.Sorted(maps.Keys(h.cfg.Backends))
+	for i, c := range h.cfg.Routes {
+		switch {
+		case c.File != "":
+			file, err := route.OpenFile(c.File, c.Backend, known)
+			if err != nil {
+				mistakes = append(mistakes, h.cfg.Errorf(fmt.Sprintf("routes[%d].file", i), "%v", err))
+				continue
+			}
+			r.rules = append(r.rules, file)
+			h.watch(file.Watch)
+		case c.Hook != "":
+			r.rules = append(r.rules, &route.Hook{URL: c.Hook, Timeout: c.Timeout, Cache: c.Cache})
+		case c.Domain != "":
+			r.rules = append(r.rules, route.Domain{Name: c.Domain, Backend: c.Backend})
+		default:
+			r.rules = append(r.rules, route.Default(c.Backend))
+		}
+	}
+	if path := h.cfg.Policy.File; path != "" {
+		policy, err := route.OpenPolicy(path)
+		if err != nil {
+			mistakes = append(mistakes, h.cfg.Errorf("policy.file", "%v", err))
+		} else {
+			r.policy = policy
+			h.watch(policy.Watch)
+		}
+	}
+	c := h.cfg.Accounts
+	r.accounts = &route.Accounts{Lowercase: c.Lowercase, Domain: c.DefaultDomain, Separators: c.Separators}
+	for i, w := range c.Rewrite {
+		rewrite, err := route.NewRewrite(w.Match, w.To)
+		if err != nil {
+			mistakes = append(mistakes, h.cfg.Errorf(fmt.Sprintf("accounts.rewrite[%d]", i), "%v", err))
+		}
+		r.accounts.Rewrites = append(r.accounts.Rewrites, rewrite)
+	}
+	if mistakes != nil {
+		return nil, mistakes
+	}
+	return r, nil
+}

@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"postern/configs"
+	"postern/proxy"
+	"postern/proxy/certs"
+	"postern/proxy/memserver"
+	"postern/proxy/proxytest"
+)
+
+// A running is a house in this process, of a configuration whose listeners are
+// at port 0.
+type running struct {
+	addresses map[string]string // of listeners, by name
+	roots     *x509.CertPool
+}
+
+func inhabit(t *testing.T, config string) *running {
+	t.Helper()
+	cfg, err := configs.Parse("test.yaml", []byte(config))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, roots := proxytest.Cert(t, "localhost")
+	store, err := certs.Static(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := build(cfg, store, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &running{map[string]string{}, roots}
+	opened := make(chan []proxy.Binding, 1)
+	h.ready = func(b []proxy.Binding) { opened <- b }
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- h.serve(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	select {
+	case bindings := <-opened:
+		for _, b := range bindings {
+			r.addresses[b.Service.Name] = b.Addr().String()
+		}
+	case err := <-done:
+		t.Fatalf("serve: %v", err)
+	case <-time.After(20 * time.Second):
+		t.Fatal("not ready")
+	}
+	return r
+}
+
+// dial connects to a listener, without TLS.
+func (r *running) dial(t *testing.T, name string) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", r.addresses[name])
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func (r *running) secure(c net.Conn) net.Conn {
+	return tls.Client(c, &tls.Config{ServerName: "localhost", RootCAs: r.roots})
+}
+
+// inMemory starts a server in memory with one message, whose subject is name.
+func inMemory(t *testing.T, name string, users ...string) (imap, submission string) {
+	t.Helper()
+	var accounts []memserver.Account
+	for _, u := range users {
+		accounts = append(accounts, memserver.Account{User: u, Password: "secret of " + u})
+	}
+	m := memserver.New(memserver.Options{Accounts: accounts})
+	t.Cleanup(func() { _ = m.Close() })
+	for _, u := range users {
+		if err := m.Append(u, []byte("Subject: "+name+"\r\n\r\nhello\r\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	imap, err := serveInMemory(m.ServeIMAP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	submission, err = serveInMemory(m.ServeSMTP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return imap, submission
+}
+
+const frame = `
+tls: {certificates: [{cert: memory, key: memory}]}
+metrics: {address: off}
+hostname: localhost
+timeouts: {shutdown: 0s}
+`
+
+// Criterion: a map file, a domain and a default choose the backend, for the account as it was rewritten.
+func TestRoutesLeadToTheirBackends(t *testing.T) {
+	oldIMAP, _ := inMemory(t, "old", "carol@example.org")
+	newIMAP, _ := inMemory(t, "new", "alice@example.org", "web1p2", "dave@example.net")
+	moved := filepath.Join(t.TempDir(), "moved")
+	if err := os.WriteFile(moved, []byte("alice@example.org\nweb1p2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := inhabit(t, frame+fmt.Sprintf(`
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+backends:
+  old: {imap: {address: %q, tls: none}}
+  new: {imap: {address: %q, tls: none}}
+routes: [{file: %q, backend: new}, {domain: example.net, backend: new}, {backend: old}]
+accounts: {default_domain: example.org, rewrite: [{match: "^(web[0-9]+p[0-9]+)@.*$", to: "$1"}]}
+`, oldIMAP, newIMAP, moved))
+	for _, login := range []struct{ typed, account, subject string }{
+		{"Alice", "alice@example.org", "new"},
+		{"web1p2@customer.example", "web1p2", "new"},
+		{"dave@EXAMPLE.net", "dave@example.net", "new"},
+		{"carol@example.org", "carol@example.org", "old"},
+	} {
+		proxytest.Transcript(t, r.secure(r.dial(t, "pop3")), fmt.Sprintf(`
+			S: +OK *
+			C: USER %s
+			S: +OK *
+			C: PASS secret of %s
+			S: +OK *
+			C: TOP 1 0
+			S: +OK *
+			S: Subject: %s
+			S:
+			S: .
+			C: QUIT
+			S: +OK *
+		`, login.typed, login.account, login.subject))
+	}
+}
+
+// Criterion: that a protocol is off is said only after the right password, in the operator's words, and ends no guess.
+func TestPolicyIsToldToTheOwnerOnly(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice", "bob")
+	policy := filepath.Join(t.TempDir(), "policy")
+	if err := os.WriteFile(policy, []byte("alice pop3:off\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := inhabit(t, frame+fmt.Sprintf(`
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none}}}
+policy: {file: %q}
+texts: {protocol_off: "Open POP3 in the panel first"}
+`, imap, policy))
+	proxytest.Transcript(t, r.secure(r.dial(t, "pop3")), `
+		S: +OK *
+		C: USER alice
+		S: +OK *
+		C: PASS wrong
+		S: -ERR \[AUTH\] Wrong user name or password (session *)
+		C: USER alice
+		S: +OK *
+		C: PASS secret of alice
+		S: -ERR \[AUTH\] Open POP3 in the panel first (session *)
+		C: USER bob
+		S: +OK *
+		C: PASS secret of bob
+		S: +OK *
+		C: QUIT
+		S: +OK *
+	`)
+}
+
+// Criterion: on a STARTTLS port no credential passes before TLS; a port that refuses says why in the operator's words.
+func TestOldPorts(t *testing.T) {
+	imap, submission := inMemory(t, "mail", "alice")
+	r := inhabit(t, frame+fmt.Sprintf(`
+listeners:
+  - {name: imap-143, protocol: imap, address: "127.0.0.1:0", tls: starttls}
+  - {name: submission-587, protocol: submission, address: "127.0.0.1:0", tls: starttls}
+  - {name: pop3-110, protocol: pop3, address: "127.0.0.1:0", tls: refuse}
+backends: {main: {imap: {address: %q, tls: none}, submission: {address: %q, tls: none}}}
+texts: {plaintext: "Use port 995 with SSL/TLS, see https://example.org/mail"}
+`, imap, submission))
+	proxytest.Transcript(t, r.dial(t, "pop3-110"), `
+		S: -ERR Use port 995 with SSL/TLS, see https://example.org/mail (session *)
+		S: <EOF>
+	`)
+	c := r.dial(t, "imap-143")
+	proxytest.Transcript(t, c, `
+		S: \* OK \[CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED\] *
+		C: a LOGIN alice "secret of alice"
+		S: a NO \[PRIVACYREQUIRED\] Use port 995 *
+		C: b STARTTLS
+		S: b OK *
+	`)
+	proxytest.Transcript(t, r.secure(c), `
+		C: c LOGIN alice "secret of alice"
+		S: c OK \[CAPABILITY *
+		C: d LOGOUT
+		S: \* BYE *
+		S: d OK *
+	`)
+	c = r.dial(t, "submission-587")
+	proxytest.Transcript(t, c, `
+		S: 220 *
+		C: HELO client
+		S: 250 *
+		C: AUTH PLAIN AGFsaWNlAHg=
+		S: 538 5.7.11 Use port 995 *
+		C: MAIL FROM:<alice@example.org>
+		S: 530 5.7.0 *
+		C: STARTTLS
+		S: 220 *
+	`)
+	proxytest.Transcript(t, r.secure(c), `
+		C: MAIL FROM:<alice@example.org>
+		S: 5*
+		C: QUIT
+		S: 221 *
+	`)
+}
+
+// Criterion: a PROXY header is taken from listed networks only.
+func TestProxyHeaderIsTakenFromListedNetworksOnly(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice")
+	config := `
+listeners: [{protocol: imap, address: "127.0.0.1:0", proxy_from: [%s]}]
+backends: {main: {imap: {address: %q, tls: none}}}
+`
+	trusting := inhabit(t, frame+fmt.Sprintf(config, "127.0.0.1", imap))
+	c := trusting.dial(t, "imap")
+	if _, err := fmt.Fprint(c, "PROXY TCP4 192.0.2.7 192.0.2.1 4711 993\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	proxytest.Transcript(t, trusting.secure(c), `
+		S: \* OK *
+		C: a LOGOUT
+		S: \* BYE *
+		S: a OK *
+	`)
+	other := inhabit(t, frame+fmt.Sprintf(config, "192.0.2.9", imap))
+	c = other.dial(t, "imap")
+	if _, err := fmt.Fprint(c, "PROXY TCP4 192.0.2.7 192.0.2.1 4711 993\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	proxytest.Transcript(t, c, `
+		S: \* BYE *
+		S: <EOF>
+	`)
+}
+
+func TestTextsOfADomainGoBeforeThoseForAll(t *testing.T) {
+	h := &house{cfg: &configs.Config{
+		Texts:   configs.Texts{Wrong: "for all", Unavailable: "for all"},
+		Domains: []configs.Domain{{Domain: "example.org", Texts: configs.Texts{Wrong: "for some"}}},
+	}}
+	for _, c := range []struct {
+		reason        proxy.Reason
+		account, want string
+	}{
+		{proxy.Wrong, "alice@example.org", "for some"},
+		{proxy.Unavailable, "alice@example.org", "for all"},
+		{proxy.Wrong, "alice@example.net", "for all"},
+		{proxy.Wrong, "alice", "for all"},
+		{proxy.Wrong, "", "for all"},
+		{proxy.InUse, "alice@example.org", ""},
+	} {
+		if got := h.text(c.reason, c.account); got != c.want {
+			t.Errorf("text(%s, %q) = %q, want %q", c.reason, c.account, got, c.want)
+		}
+	}
+}
