@@ -26,17 +26,33 @@ func (v *verdict) Fatalf(format string, args ...any) {
 }
 
 func TestNeedSkipsButFailsWhenEverythingMustRun(t *testing.T) {
-	const want = "no-such-program is not installed"
+	skipsButFails(t, "no-such-program is not installed", func(t testing.TB) {
+		Need(t, "go", "/bin/sh", "no-such-program")
+	})
+}
+
+func TestAServerThatIsNotUnpackedIsMissing(t *testing.T) {
+	needRoot(t) // else that is what is missing
+	t.Setenv("POSTERN_SERVERS", "/no-such-folder")
+	skipsButFails(t, "cyrus is not unpacked in /no-such-folder/cyrus: .ci/packages does it", func(t testing.TB) {
+		StartCyrus(t, CyrusOptions{})
+	})
+}
+
+// skipsButFails expects that need skips for the reason given, and fails when
+// everything must run.
+func skipsButFails(t *testing.T, reason string, need func(testing.TB)) {
+	t.Helper()
 	for _, test := range []struct{ all, skipped, failed string }{
-		{all: "", skipped: want},
-		{all: "1", failed: want},
+		{all: "", skipped: reason},
+		{all: "1", failed: reason},
 	} {
 		t.Setenv("POSTERN_ALL", test.all)
 		v := &verdict{TB: t}
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			Need(v, "go", "/bin/sh", "no-such-program")
-			t.Error("Need returned although a program is missing")
+			need(v)
+			t.Error("it goes on although something is missing")
 		})
 		wg.Wait()
 		if v.skipped != test.skipped || v.failed != test.failed {
