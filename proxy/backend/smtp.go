@@ -18,6 +18,7 @@ type Submission struct {
 	Server   SMTPServer
 	Hostname string        // in answers to EHLO after the login: that of the listener's dialogue
 	Idle     time.Duration // how long a client may owe a command; 0: relay.DefaultSubmissionIdle
+	Newlines relay.Newlines
 }
 
 // Login implements proxy.Backend.
@@ -29,6 +30,7 @@ func (b *Submission) Login(ctx context.Context, l *proxy.Login) (proxy.Session, 
 	l.Secret.Clear()
 	return &relay.Submission{
 		Server: b.Server.name(), Conn: conn, Hostname: b.Hostname, Extensions: l.Offer.Extensions, Idle: b.Idle,
+		Newlines: b.Newlines,
 	}, nil
 }
 
@@ -154,14 +156,14 @@ func (d *smtp) reply(want int) (wire.Reply, error) {
 // login sends the credentials.
 func (d *smtp) login(l *proxy.Login, s *Server) error {
 	if missing := d.missing(l.Offer); missing != "" {
-		return s.lacking(fmt.Errorf("the server no longer offers %s", missing))
+		return s.unready(fmt.Errorf("the server no longer offers %s", missing))
 	}
 	if d.vouches(l, s) {
 		return d.vouch(l, s)
 	}
 	pieces := d.pieces(l)
 	if pieces == nil {
-		return s.lacking(errors.New("the server offers no AUTH for such credentials on this connection: use TLS, or let it trust Postern's address"))
+		return s.unready(errors.New("the server offers no AUTH for such credentials on this connection: use TLS, or let it trust Postern's address"))
 	}
 	begun := time.Now()
 	r, err := d.exchange(pieces)

@@ -12,8 +12,23 @@ import "bytes"
 // Apart from that no octet is changed. At most two are held back between calls.
 type body struct {
 	dots  bool // CRLF.CRLF is the end: DATA; not so for BDAT
+	as    Newlines
+	bare  bool // there was a bare LF or CR, if it was looked for
 	state bodyState
 }
+
+// Newlines is what becomes of a bare LF or CR in a message.
+type Newlines uint8
+
+// The ways to deal with one.
+const (
+	Normalize Newlines = iota // it becomes CRLF
+	Reject                    // the message is refused, and the session ends
+	Pass                      // it stays: the server behind must be known to see no line end in it
+)
+
+// String returns the name in the configuration.
+func (n Newlines) String() string { return [...]string{"normalize", "reject", "pass"}[n] }
 
 // A bodyState is what has just been read.
 type bodyState uint8
@@ -33,6 +48,10 @@ const (
 // dst's array, how many octets of in that was, at least one, and whether the
 // message is complete. The array must have room for more than a few octets.
 func (b *body) next(dst, in []byte) (out []byte, n int, end bool) {
+	if b.as == Pass {
+		n, end := b.passed(in)
+		return in[:n], n, end
+	}
 	if n, end := b.clean(in); n > 0 {
 		return in[:n], n, end
 	}
@@ -49,6 +68,40 @@ func (b *body) next(dst, in []byte) (out []byte, n int, end bool) {
 		}
 	}
 	return out, n, end
+}
+
+// passed looks for nothing but CRLF.CRLF.
+func (b *body) passed(in []byte) (n int, end bool) {
+	if !b.dots {
+		return len(in), false
+	}
+	for n < len(in) {
+		if b.state == inLine {
+			i := bytes.IndexByte(in[n:], '\r')
+			if i < 0 {
+				return len(in), false
+			}
+			n += i
+		}
+		c := in[n]
+		n++
+		switch {
+		case c == '\n' && b.state == afterDotCR:
+			b.state = lineStart
+			return n, true
+		case c == '\n' && b.state == afterCR:
+			b.state = lineStart
+		case c == '.' && b.state == lineStart:
+			b.state = afterDot
+		case c == '\r' && b.state == afterDot:
+			b.state = afterDotCR
+		case c == '\r':
+			b.state = afterCR
+		default:
+			b.state = inLine
+		}
+	}
+	return n, false
 }
 
 // plain returns how many octets of in are no line end, as far as it looks.
@@ -103,13 +156,14 @@ func (b *body) step(dst []byte, c byte) (_ []byte, end bool) {
 			b.state = lineStart
 			return dst, false
 		}
+		b.bare = true
 	case afterDot, afterSoftDot:
 		switch c {
 		case '\r':
 			b.state += afterDotCR - afterDot
 			return dst, false
 		case '\n':
-			b.state = softStart
+			b.state, b.bare = softStart, true
 			return append(dst, "..\r\n"...), false
 		}
 		dst = append(dst, '.')
@@ -121,16 +175,17 @@ func (b *body) step(dst []byte, c byte) (_ []byte, end bool) {
 		}
 		dst = append(dst, "..\r\n"...)
 		b.state = softStart
-		if c == '\n' {
+		if c == '\n' { // CRLF, behind a dot that stood alone only through us
 			b.state = lineStart
 			return dst, false
 		}
+		b.bare = true
 	}
 	switch {
 	case c == '\r':
 		b.state = afterCR
 	case c == '\n':
-		b.state = softStart
+		b.state, b.bare = softStart, true
 		dst = append(dst, "\r\n"...)
 	case c == '.' && b.dots && b.state == lineStart:
 		b.state = afterDot
@@ -148,6 +203,6 @@ func (b *body) finish() []byte {
 	if b.state != afterCR {
 		return nil
 	}
-	b.state = softStart
+	b.state, b.bare = softStart, true
 	return []byte("\r\n")
 }

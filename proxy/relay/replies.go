@@ -19,6 +19,8 @@ var (
 	errTooManyBad = errors.New("too many bad commands")
 	errBadChunk   = errors.New("malformed BDAT")
 	errUnexpected = errors.New("the server answered what was not asked")
+
+	errBareNewline = errors.New("bare CR or LF in a message")
 )
 
 const (
@@ -66,6 +68,7 @@ type queue struct {
 	last        int    // code of the last reply
 	inBody      bool   // DATA was answered with 354, the end of the message is not yet passed on
 	early       bool   // the server has refused the message before its end
+	dropped     bool   // the server was left in the middle of a message
 	quit        bool   // QUIT was answered
 	mail        bool   // MAIL was accepted
 	recipients  int    // accepted since
@@ -185,6 +188,9 @@ func (q *queue) relay() error {
 func (q *queue) deliver(r wire.Reply) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.dropped {
+		return q.ended()
+	}
 	if q.inBody && r.Code >= 400 && r.Code != 421 {
 		q.early = true
 		q.changed.Broadcast()
@@ -285,6 +291,8 @@ func (q *queue) broken(err error) error {
 	switch {
 	case q.cause != nil:
 		return q.cause
+	case q.dropped:
+		return q.ended()
 	case len(q.waiting) > 0 && q.waiting[0].what == replyToQUIT && errors.Is(err, io.EOF):
 		q.append("221 2.0.0 Goodbye")
 		q.quit = true
@@ -294,6 +302,23 @@ func (q *queue) broken(err error) error {
 	}
 	q.sayLocked("421 4.4.2 The connection to the mail server was lost")
 	return q.endLocked(fmt.Errorf("%w: %w", proxy.ErrBackendClosed, err))
+}
+
+// drop leaves the server in the middle of a message, which it then forgets. The
+// session goes on, for its last words.
+func (q *queue) drop() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.dropped = true
+	_ = q.server.Close()
+}
+
+// ended waits for the end.
+func (q *queue) ended() error {
+	for q.cause == nil {
+		q.changed.Wait()
+	}
+	return q.cause
 }
 
 // lost is for a write to the server that failed: what it has said before may be

@@ -26,6 +26,7 @@ const (
 	replyTime  = 5 * time.Minute  // RFC 5321 section 4.5.3.2
 	finalTime  = 10 * time.Minute // for the reply to a message
 	maxBad     = 20               // commands that are refused here
+	maxSwallow = 64 << 20         // octets of a message that is refused for its line ends
 )
 
 // Submission is a proxy.Session that passes on what it knows, command by
@@ -37,6 +38,7 @@ type Submission struct {
 	Hostname   string        // in the answer to EHLO
 	Extensions []string      // the lines of that answer: the same as before the login
 	Idle       time.Duration // how long a client may owe a command; 0: DefaultSubmissionIdle
+	Newlines   Newlines
 	submitted  int
 }
 
@@ -57,7 +59,7 @@ func (s *Submission) Run(ctx context.Context, client *proxy.Conn) error {
 	q := newQueue(client, s)
 	c := &commands{
 		in: input{client: client}, queue: q, server: s.Conn,
-		chunking: announces(s.Extensions, "CHUNKING"),
+		chunking: announces(s.Extensions, "CHUNKING"), newlines: s.Newlines,
 	}
 	defer c.in.release()
 	// A server may owe a reply for longer than anybody waits for the end.
@@ -88,6 +90,7 @@ type commands struct {
 	server   Leg
 	out      []byte // commands not yet written to the server
 	chunking bool
+	newlines Newlines
 	bad      int
 	chunk    body // of a message that comes by BDAT
 	chunkOf  int  // its transaction
@@ -244,7 +247,7 @@ func (c *commands) data(args []byte) error {
 	if code, err := c.settled(); err != nil || code != 354 {
 		return err
 	}
-	text := body{dots: true}
+	text := body{dots: true, as: c.newlines}
 	scratch := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(scratch)
 	for end := false; !end; {
@@ -256,6 +259,13 @@ func (c *commands) data(args []byte) error {
 			var out []byte
 			var n int
 			out, n, end = text.next(scratch[:], in)
+			if c.newlines == Reject && text.bare {
+				c.in.discard(n)
+				return c.reject(func(in []byte) (int, bool) {
+					_, n, end := text.next(scratch[:], in)
+					return n, end
+				}, end)
+			}
 			if end { // before the reply can come
 				if err := c.push(pending{what: replyToMessage}); err != nil {
 					return err
@@ -302,8 +312,11 @@ func (c *commands) bdat(args []byte) error {
 		}
 		return c.refuse("503 5.5.1 Bad sequence of commands")
 	}
+	if c.newlines == Pass {
+		return c.passChunk(size, last)
+	}
 	if c.chunkOf != open {
-		c.chunk, c.chunkOf = body{}, open
+		c.chunk, c.chunkOf = body{as: c.newlines}, open
 	}
 	scratch := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(scratch)
@@ -314,6 +327,10 @@ func (c *commands) bdat(args []byte) error {
 		}
 		out, n, _ := c.chunk.next(scratch[:], in)
 		size -= int64(n)
+		if c.newlines == Reject && (c.chunk.bare || size == 0 && last && c.chunk.finish() != nil) {
+			c.in.discard(n)
+			return c.rejectChunk(size)
+		}
 		if size == 0 {
 			return c.lastPiece(out, n, last)
 		}
@@ -326,6 +343,53 @@ func (c *commands) bdat(args []byte) error {
 			return c.swallow(size)
 		}
 	}
+}
+
+// passChunk passes a chunk on as it is.
+func (c *commands) passChunk(size int64, last bool) error {
+	what, end := replyToChunk, ""
+	if last {
+		what, end = replyToMessage, " LAST"
+	}
+	if err := c.push(pending{what: what}); err != nil {
+		return err
+	}
+	c.out = append(strconv.AppendInt(append(c.out, "BDAT "...), size, 10), end+"\r\n"...)
+	if err := c.flush(); err != nil {
+		return err
+	}
+	if err := c.take(size, c.write); err != nil {
+		return err
+	}
+	_, err := c.settled()
+	return err
+}
+
+// reject refuses a message for its line ends. The server must not see its end,
+// so the session is over; but the client listens only when it has sent all.
+func (c *commands) reject(next func([]byte) (n int, end bool), end bool) error {
+	c.queue.drop()
+	for swallowed := 0; !end && swallowed < maxSwallow; {
+		in, err := c.more(1)
+		if err != nil {
+			return err
+		}
+		var n int
+		n, end = next(in)
+		c.in.discard(n)
+		swallowed += n
+	}
+	c.queue.say("554 5.5.2 Bare CR or LF in the message: lines end with CRLF")
+	return errBareNewline
+}
+
+// rejectChunk is reject in a chunk, of which size octets are still to come.
+func (c *commands) rejectChunk(size int64) error {
+	return c.reject(func(in []byte) (int, bool) {
+		n := min(size, int64(len(in)))
+		size -= n
+		return int(n), size == 0
+	}, size == 0)
 }
 
 // piece returns up to size octets of a chunk.
@@ -371,14 +435,22 @@ func (c *commands) send(what replyTo, chunk []byte, last string) (code int, err 
 
 // swallow reads size octets of a chunk that nobody wants.
 func (c *commands) swallow(size int64) error {
+	return c.take(size, func([]byte) error { return nil })
+}
+
+// take gives size octets of what the client sends to f, in parts.
+func (c *commands) take(size int64, f func([]byte) error) error {
 	for size > 0 {
 		in, err := c.more(1)
 		if err != nil {
 			return err
 		}
-		n := min(size, int64(len(in)))
-		c.in.discard(int(n))
-		size -= n
+		in = in[:min(size, int64(len(in)))]
+		if err := f(in); err != nil {
+			return err
+		}
+		c.in.discard(len(in))
+		size -= int64(len(in))
 	}
 	return nil
 }
