@@ -28,12 +28,13 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 // its own and still wait for the answer. The error says who ended first, or
 // why it was ended. A session is idle when nothing moves either way.
 func splice(ctx context.Context, client *proxy.Conn, backend Leg, idle time.Duration) error {
-	s := &splicing{client: client, backend: backend, begun: time.Now()}
+	s := &splicing{client: client, backend: backend, begun: time.Now(), silent: make(chan struct{})}
 	s.watch(idle)
 	defer context.AfterFunc(ctx, func() { s.stop(context.Cause(ctx)) })()
 
 	wait := apart(s.up, func() { s.stop(errPanic) })
 	s.down()
+	close(s.silent)
 	leave := time.AfterFunc(farewell, func() { s.stop(nil) })
 	wait()
 	leave.Stop()
@@ -73,7 +74,8 @@ type splicing struct {
 	client  *proxy.Conn
 	backend Leg
 	begun   time.Time
-	moved   atomic.Int64 // since begun, when octets were last seen
+	moved   atomic.Int64  // since begun, when octets were last seen
+	silent  chan struct{} // closed when the backend has nothing more to say
 
 	mu      sync.Mutex
 	ended   bool
@@ -90,6 +92,12 @@ func (s *splicing) up() {
 		s.end(fmt.Errorf("%w: %w", proxy.ErrBackendClosed, err.write))
 	case errors.Is(err.read, io.EOF), errors.Is(err.read, io.ErrUnexpectedEOF): // without the alert that TLS wants at the end
 		s.end(proxy.ErrClientClosed)
+		// After LOGOUT the backend closes first, if it gets the time: TIME_WAIT,
+		// and with it a port, is then its.
+		select {
+		case <-s.silent:
+		case <-time.After(closeTime):
+		}
 		_ = s.backend.CloseWrite()
 	default:
 		s.stop(fmt.Errorf("%w: %w", proxy.ErrClientClosed, err.read))

@@ -95,6 +95,26 @@ func TestSpliceKeepsAnswerAfterHalfClose(t *testing.T) {
 	}
 }
 
+// Criterion: after LOGOUT the server closes first, also if the client does not
+// wait for it.
+func TestSpliceLetsTheServerCloseFirst(t *testing.T) {
+	s := start(t, t.Context(), true)
+	proxytest.Transcript(t, s.client, "C: a LOGOUT\nC: <EOF>")
+	proxytest.Transcript(t, s.server, "S: a LOGOUT") // here the server reads
+	_ = s.server.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if _, err := s.server.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("the server read: %v, want nothing", err)
+	}
+	begun := time.Now()
+	proxytest.Transcript(t, s.server, "C: * BYE\nC: <EOF>\nS: <EOF>")
+	if waited := time.Since(begun); waited > closeTime/2 {
+		t.Errorf("Postern closed %v after the server", waited)
+	}
+	proxytest.Transcript(t, s.client, "S: \\* BYE\nS: <EOF>")
+	_ = s.client.Close()
+	s.ended(t, proxy.ErrClientClosed)
+}
+
 func TestSpliceTellsTheClientThatTheServerHasClosed(t *testing.T) {
 	s := start(t, t.Context(), true)
 	proxytest.ServeTranscript(t, s.server, `
