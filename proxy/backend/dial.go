@@ -86,7 +86,6 @@ type Server struct {
 
 	sources atomic.Uint32          // counts connections
 	report  atomic.Pointer[Report] // the last that succeeded
-	up      atomic.Bool
 }
 
 const (

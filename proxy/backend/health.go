@@ -22,22 +22,11 @@ type Report struct {
 	Mechanisms   []string // SASL, upper case
 }
 
-// Probe connects to the server, asks what it offers and takes leave. Up and
-// Offer tell afterwards, unless ctx has ended first.
+// Probe connects to the server, asks what it offers and takes leave. Offer
+// tells afterwards. Once ctx has ended, the error says nothing about the server.
 func (s *Server) Probe(ctx context.Context) (Report, error) {
-	report, err := s.examine(ctx)
-	if ctx.Err() != nil {
-		return Report{}, err
-	}
-	s.up.Store(err == nil)
-	s.observe(proxy.Probed{Backend: s.Name, Protocol: s.Protocol, Up: err == nil, Err: err})
-	return report, err
-}
-
-// examine probes, and keeps what it has learnt.
-func (s *Server) examine(ctx context.Context) (Report, error) {
 	report, err := s.probe(ctx)
-	if ctx.Err() != nil { // says nothing about the server
+	if ctx.Err() != nil {
 		return Report{}, context.Cause(ctx)
 	}
 	if err != nil {
@@ -101,24 +90,6 @@ func (c *Conn) version() uint16 {
 	}
 	return 0
 }
-
-// Watch probes the server at once and then every so often, until ctx ends; one
-// that is down is asked more often.
-func (s *Server) Watch(ctx context.Context, every time.Duration) {
-	for ctx.Err() == nil {
-		pause := every
-		if _, err := s.Probe(ctx); err != nil {
-			pause = min(every, retry)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
-	}
-}
-
-// Up reports whether the last probe succeeded.
-func (s *Server) Up() bool { return s.up.Load() }
 
 // Offer returns what the server offered when it was last reached, as far as
 // Postern passes it on. No Mechanisms: it never was.
@@ -220,7 +191,7 @@ func (p *Pool) Probe(ctx context.Context) {
 }
 
 func (p *Pool) probe(ctx context.Context, m *member) {
-	_, err := m.examine(ctx)
+	_, err := m.Server.Probe(ctx)
 	if ctx.Err() != nil {
 		return
 	}

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"postern/proxy"
 )
@@ -54,8 +53,8 @@ func TestProbeReportsWhatAServerOffers(t *testing.T) {
 		}},
 	} {
 		s, seen := serve(t, test.protocol, test.mode, test.script)
-		if s.Up() || s.Offer().Mechanisms != nil {
-			t.Error("up before the first probe")
+		if s.Offer().Mechanisms != nil {
+			t.Error("something is offered before the first probe")
 		}
 		got, err := s.Probe(t.Context())
 		if err != nil {
@@ -65,10 +64,10 @@ func TestProbeReportsWhatAServerOffers(t *testing.T) {
 			!slices.Equal(got.Capabilities, test.want.Capabilities) || !slices.Equal(got.Mechanisms, test.want.Mechanisms) {
 			t.Errorf("Probe = %+v, want %+v", got, test.want)
 		}
-		if !s.Up() || !slices.Equal(s.Offer().Mechanisms, got.Mechanisms) {
-			t.Errorf("after a probe: up %v, offer %v", s.Up(), s.Offer())
+		if !slices.Equal(s.Offer().Mechanisms, got.Mechanisms) {
+			t.Errorf("after a probe: offer %v", s.Offer())
 		}
-		if got, want := seen.String(), "dialed ok, probed true"; got != want {
+		if got, want := seen.String(), "dialed ok"; got != want {
 			t.Errorf("events: %s, want %s", got, want)
 		}
 		if test.protocol == proxy.Submission {
@@ -85,58 +84,28 @@ func TestOfferOutlivesTheServer(t *testing.T) {
 	if _, err := s.Probe(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Probe(t.Context()); err == nil || s.Up() {
-		t.Errorf("Probe = %v, up %v, want an error", err, s.Up())
+	if _, err := s.Probe(t.Context()); err == nil {
+		t.Error("Probe of a server that is down succeeds")
 	}
 	if got := s.Offer(); len(got.Mechanisms) != 1 || len(got.Extensions) != 1 {
 		t.Errorf("Offer = %v, want the last", got)
 	}
-	if got, want := seen.String(), "dialed ok, probed true, dialed greeting, probed false"; got != want {
+	if got, want := seen.String(), "dialed ok, dialed greeting"; got != want {
 		t.Errorf("events: %s, want %s", got, want)
 	}
 }
 
-func TestWatchAsksAgainUntilItsContextEnds(t *testing.T) {
-	const script = "S: 220 x\nC: EHLO *\nS: 250 x\nC: QUIT\nS: 221 bye\nS: <EOF>"
-	s, _ := serve(t, proxy.Submission, None, "S: 421 down\nC: <EOF>", script, script)
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	ups := make(chan bool, 3)
-	s.Observer = observe(func(e proxy.Event) {
-		if p, ok := e.(proxy.Probed); ok {
-			ups <- p.Up
-			if len(ups) == cap(ups) {
-				cancel()
-			}
-		}
-	})
-	go func() {
-		defer close(done)
-		s.Watch(ctx, time.Millisecond)
-	}()
-	<-done
-	close(ups)
-	var got []bool
-	for up := range ups {
-		got = append(got, up)
-	}
-	if want := []bool{false, true, true}; !slices.Equal(got, want) {
-		t.Errorf("up: %v, want %v", got, want)
-	}
-}
-
 func TestProbeThatWasBrokenOffSaysNothing(t *testing.T) {
-	s, seen := serve(t, proxy.Submission, None, "S: 220 x\nC: EHLO *\nS: 250 x\nC: QUIT\nS: 221 bye\nS: <EOF>")
-	if _, err := s.Probe(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	s, _ := serve(t, proxy.Submission, None, smtpProbe)
+	p, seen := pool(proxy.Submission, s)
+	p.Fall = 1
+	p.Probe(t.Context())
+	before := seen.String()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.Probe(ctx); err == nil || !s.Up() {
-		t.Errorf("Probe = %v, up %v, want an error and up", err, s.Up())
-	}
-	if got, want := strings.Count(seen.String(), "probed"), 1; got != want {
-		t.Errorf("%d probes were told of, want %d", got, want)
+	p.Probe(ctx)
+	if got := seen.String(); !p.Up() || got != before {
+		t.Errorf("up: %v; events: %s, want %s", p.Up(), got, before)
 	}
 }
 

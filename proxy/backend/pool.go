@@ -180,8 +180,6 @@ func (s *Server) unready(err error) *proxy.Refusal {
 	return s.unavailable(&keptError{server: s, err: err})
 }
 
-func (s *Server) lacking(err error) *proxy.Refusal { return s.unready(err) }
-
 func (p *Pool) unavailable(err error) *proxy.Refusal {
 	return proxy.Refuse(proxy.Unavailable, fmt.Errorf("backend %s, %s: %w", p.Name, p.Protocol, err))
 }

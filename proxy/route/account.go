@@ -42,9 +42,6 @@ type Accounts struct {
 // DefaultAccounts returns Accounts in lower case, with DefaultSeparators.
 func DefaultAccounts() *Accounts { return &Accounts{Lowercase: true, Separators: DefaultSeparators} }
 
-// Account is that of DefaultAccounts.
-func Account(user string) (string, error) { return DefaultAccounts().Account(user) }
-
 // Account returns the account that user means: without the spaces around it,
 // in lower case, with a domain, rewritten, in this order. It does no I/O and
 // takes time linear in the length of user. Where no Rewrite does otherwise,
