@@ -129,6 +129,11 @@ type routing struct {
 	policy   *route.Policy // nil: everything is allowed
 }
 
+// known reports whether a file lists the account: then it exists.
+func (r *routing) known(account string) bool {
+	return r.rules.Known(account) || r.policy != nil && r.policy.Known(account)
+}
+
 func (h *house) newRouting() (*routing, error) {
 	r := &routing{}
 	var mistakes configs.Errors

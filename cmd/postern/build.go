@@ -70,7 +70,7 @@ func build(cfg *configs.Config, store *certs.Store, log *slog.Logger) (*house, e
 	if err != nil {
 		return nil, err
 	}
-	audit.Known = r.rules.Known
+	audit.Known = r.known
 	for i, l := range cfg.Listeners {
 		h.doors = append(h.doors, door{
 			key: fmt.Sprintf("listeners[%d].address", i), address: l.Address, proxyFrom: l.ProxyFrom,
