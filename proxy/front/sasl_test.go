@@ -3,6 +3,7 @@ package front
 import (
 	"encoding/base64"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -151,6 +152,25 @@ func TestBytesBehindABearerTokenEnd(t *testing.T) {
 				f.wantEnd(t, errEarly)
 				f.wantAsked(t, 0)
 			}
+		}
+	}
+}
+
+// Criterion: Bytes that come while a token is checked close the connection when it is wrong.
+func TestBytesBeforeTheChallengeEnd(t *testing.T) {
+	for _, p := range saslDialogues {
+		login := p.command + "XOAUTH2 " + string(wire.AppendXOAUTH2(nil, "alice", []byte(token))) + "\r\n"
+		tp := &tape{in: io.MultiReader(strings.NewReader("EHLO x\r\n"), strings.NewReader(login), strings.NewReader(p.again+"\r\n"))}
+		c := asIfTLS(proxy.NewConn(tp, proxy.Client{}, nil, 0))
+		d := newDialogue(p.protocol, c, Options{Offer: func() proxy.Offer { return oauthOffer }})
+		if _, err := d.Login(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.WaitInput(); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Refuse(proxy.Refuse(proxy.Wrong, nil)); !errors.Is(err, errEarly) || strings.Contains(tp.out.String(), b64(`{"status":"invalid_token"}`)) {
+			t.Errorf("%s: Refuse = %v, said %q", p.protocol, err, tp.out.String())
 		}
 	}
 }

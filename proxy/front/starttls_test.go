@@ -353,6 +353,7 @@ func TestCommandsInjectedBehindSTARTTLSDie(t *testing.T) {
 				f := serveClear(t, p.protocol, 0)
 				c := &wiretap{Conn: f.dial(t)}
 				proxytest.Transcript(t, c, p.greeting)
+				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 				for _, s := range segments.before {
 					if _, err := io.WriteString(c, s); err != nil {
 						t.Fatal(err)
@@ -368,7 +369,6 @@ func TestCommandsInjectedBehindSTARTTLSDie(t *testing.T) {
 					_, _ = io.WriteString(c, s)
 				}
 				secure := proxytest.ClientTLS(c, f.roots)
-				_ = secure.SetDeadline(time.Now().Add(5 * time.Second))
 				if err := secure.Handshake(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Errorf("handshake: %v, want a connection that is closed", err)
 				}
