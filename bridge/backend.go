@@ -23,6 +23,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"postern/bridge/uidl"
@@ -51,7 +52,16 @@ type Backend struct {
 	Timeout  time.Duration  // how long the server may be silent within a command; 0: a minute
 	Observer proxy.Observer // nil: nobody
 
-	writers, buffers sync.Pool // *bufio.Writer, *[]byte
+	Delete       Deletion // what DELE means at QUIT; the zero value is Expunge
+	KeepUnseen   bool     // what is retrieved does not become \Seen
+	StableBodies bool     // the server gives the same octets of a message always, also by their offset
+	Estimates    bool     // RFC822.SIZE of the server is a guess, not worth a look at the ends of messages
+	ExpireNever  bool     // CAPA says so, RFC 2449 section 6.7: nothing is ever deleted unasked
+	Anonymous    bool     // CAPA has no IMPLEMENTATION
+	Last         bool     // LAST is answered, which RFC 1725 has abolished
+
+	writers sync.Pool    // *bufio.Writer
+	ahead   atomic.Int64 // octets that sessions have asked for before their clients did
 }
 
 // Login implements proxy.Backend: it asks for the server's yes or no.
@@ -60,12 +70,15 @@ func (b *Backend) Login(ctx context.Context, l *proxy.Login) (proxy.Session, err
 	if err != nil {
 		return nil, err
 	}
-	l.Secret.Clear()
-	return &session{
-		backend: b,
-		client:  l.Client,
-		inbox:   newInbox(conn, capabilities, b.timeout()),
-	}, nil
+	return &session{backend: b, client: l.Client, login: l, inbox: b.inbox(conn, capabilities)}, nil
+}
+
+// inbox returns the INBOX of a connection that is logged in.
+func (b *Backend) inbox(conn net.Conn, capabilities string) *inbox {
+	in := newInbox(conn, capabilities, b.timeout())
+	in.budget = &b.ahead
+	in.hides = b.Delete == Hide || !in.uidPlus
+	return in
 }
 
 func (b *Backend) idle() time.Duration { return max(b.Idle, minIdle) }
@@ -90,9 +103,8 @@ func (b *Backend) observe(e proxy.Event) {
 	}
 }
 
-// writerSize is small against a TLS record and large against a reply: long
-// listings are not a record for each line.
-const writerSize = 4 << 10
+// writerSize is two records of TLS.
+const writerSize = 32 << 10
 
 func (b *Backend) takeWriter(w io.Writer) *bufio.Writer {
 	if out, ok := b.writers.Get().(*bufio.Writer); ok {
@@ -106,16 +118,3 @@ func (b *Backend) giveWriter(out *bufio.Writer) {
 	out.Reset(nil)
 	b.writers.Put(out)
 }
-
-// bufferSize is what of a message is in memory at a time.
-const bufferSize = 32 << 10
-
-func (b *Backend) takeBuffer() *[]byte {
-	if buf, ok := b.buffers.Get().(*[]byte); ok {
-		return buf
-	}
-	buf := make([]byte, bufferSize)
-	return &buf
-}
-
-func (b *Backend) giveBuffer(buf *[]byte) { b.buffers.Put(buf) }

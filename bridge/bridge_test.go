@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"strconv"
 	"strings"
@@ -77,9 +78,6 @@ func runOn(t testing.TB, b *Backend, client, server net.Conn) *bridged {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if login.Secret.Reveal() != nil {
-		t.Error("the secret is still there after Login")
-	}
 	r.session = session
 	if r.welcome, err = session.Open(ctx); err != nil {
 		_ = session.Close()
@@ -91,6 +89,9 @@ func runOn(t testing.TB, b *Backend, client, server net.Conn) *bridged {
 		defer context.AfterFunc(ctx, func() { conn.Interrupt(context.Cause(ctx)) })()
 		r.err = session.Run(ctx, conn)
 		_ = session.Close()
+		if login.Secret.Reveal() != nil {
+			t.Error("the secret is still there after Close")
+		}
 		_ = conn.Close()
 	}()
 	t.Cleanup(func() {
@@ -114,9 +115,18 @@ func (r *bridged) wait(t testing.TB) error {
 	}
 }
 
-// connected is a Dial that has connected to conn.
-func connected(conn net.Conn, capabilities string) Dial {
-	return func(context.Context, *proxy.Login) (net.Conn, string, error) { return conn, capabilities, nil }
+// connected is a Dial that gives these connections, one after the other, and
+// then reaches nobody.
+func connected(conn net.Conn, capabilities string, more ...net.Conn) Dial {
+	conns := append([]net.Conn{conn}, more...)
+	return func(context.Context, *proxy.Login) (net.Conn, string, error) {
+		if len(conns) == 0 {
+			return nil, "", proxy.Refuse(proxy.Unavailable, errors.New("connection refused"))
+		}
+		next := conns[0]
+		conns = conns[1:]
+		return next, capabilities, nil
+	}
 }
 
 // scripted runs a session whose server plays a script.
@@ -175,7 +185,6 @@ func (f *fakeIMAP) serve(conn net.Conn) {
 func (f *fakeIMAP) answer(out *bufio.Writer, command string) {
 	word, rest, _ := strings.Cut(command, " ")
 	set, items, _ := strings.Cut(rest, " ")
-	uid, _ := strconv.Atoi(set)
 	switch {
 	case word == "SELECT":
 		_, _ = fmt.Fprintf(out, "* %d EXISTS\r\n* OK [UIDVALIDITY 7] x\r\n* OK [UIDNEXT %d] x\r\n", f.count(), f.count()+1)
@@ -192,12 +201,35 @@ func (f *fakeIMAP) answer(out *bufio.Writer, command string) {
 			b = strconv.AppendInt(append(b, " RFC822.SIZE "...), size, 10)
 			_, _ = out.Write(append(b, ")\r\n"...))
 		}
-	case word == "FETCH" && f.size > 0:
-		_, _ = fmt.Fprintf(out, "* %d FETCH (UID %d BODY[] {%d}\r\n", uid, uid, f.size)
-		_, _ = io.CopyN(out, zeros{}, f.size)
-		_, _ = out.WriteString(")\r\n")
 	case word == "FETCH":
-		_, _ = fmt.Fprintf(out, "* %d FETCH (UID %d%s)\r\n", uid, uid, sections(f.bodies[uid-1], items))
+		for uid := range uidsOf(set) {
+			if f.size == 0 {
+				_, _ = fmt.Fprintf(out, "* %d FETCH (UID %d%s)\r\n", uid, uid, sections(f.bodies[uid-1], items))
+				continue
+			}
+			_, _ = fmt.Fprintf(out, "* %d FETCH (UID %d BODY[] {%d}\r\n", uid, uid, f.size)
+			_, _ = io.CopyN(out, zeros{}, f.size)
+			_, _ = out.WriteString(")\r\n")
+		}
+	}
+}
+
+// uidsOf returns the UIDs of a set without *.
+func uidsOf(set string) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for one := range strings.SplitSeq(set, ",") {
+			first, last, found := strings.Cut(one, ":")
+			start, _ := strconv.Atoi(first)
+			stop := start
+			if found {
+				stop, _ = strconv.Atoi(last)
+			}
+			for uid := start; uid <= stop; uid++ {
+				if !yield(uid) {
+					return
+				}
+			}
+		}
 	}
 }
 

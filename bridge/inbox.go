@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/emersion/go-imap/v2"
@@ -23,60 +20,111 @@ var errVanished = errors.New("message is no longer there")
 // logoutTime is how long a server may take to answer LOGOUT.
 const logoutTime = 500 * time.Millisecond
 
+// hidden is the keyword of messages that POP3 does not show any more; Dovecot
+// has the same one for the same purpose.
+const hidden imap.Flag = "$POP3Deleted"
+
 // An inbox is INBOX on the server. It is for one goroutine at a time.
 //
 // imapclient gets the connection logged in, behind a greeting of our own: it
 // asks nothing on its own then. It has no context and fixed deadlines, so both
 // are done below it, by link, and an abort closes the connection first: Close
 // of a command or of the client would wait for a literal that nobody reads.
+//
+// Messages are fetched on the same connection without it (see fetch.go): it
+// takes one command after the other, each to its end. And since a session
+// mostly waits, there is an imapclient only while one of its commands runs.
 type inbox struct {
-	link    *link
-	client  *imapclient.Client
-	uidPlus bool   // RFC 4315: UID EXPUNGE
-	open    *fetch // not yet closed
+	link         *link
+	capabilities string // for imapclient
+	hatch        *hatch
+	client       *imapclient.Client // nil between rest and begin
+
+	uidPlus    bool // RFC 4315: UID EXPUNGE
+	move       bool // RFC 6851
+	specialUse bool // RFC 6154
+
+	hides  bool        // SELECT asks for messages with the keyword hidden
+	hidden imap.UIDSet // those
+
+	flush func() error // before a read that may wait; nil: nothing to do
+
+	fetching
 }
+
+// ours are the capabilities that imapclient may know of: those that it does
+// nothing on its own with.
+var ours = []string{"UIDPLUS", "MOVE", "ESEARCH", "SPECIAL-USE"}
 
 // newInbox returns the INBOX of a connection that is logged in.
 func newInbox(conn net.Conn, capabilities string, timeout time.Duration) *inbox {
-	l := &link{Conn: conn, timeout: timeout}
-	l.responses = newResponses(source{l}, "* PREAUTH [CAPABILITY IMAP4rev1] ready\r\n")
 	known := strings.Fields(strings.ToUpper(capabilities))
-	return &inbox{
-		link:    l,
-		client:  imapclient.New(l, nil),
-		uidPlus: slices.Contains(known, "UIDPLUS") || slices.Contains(known, "IMAP4REV2"),
+	if slices.Contains(known, "IMAP4REV2") { // RFC 9051 appendix E has them in it
+		known = append(known, ours...)
 	}
+	has := func(name string) bool { return slices.Contains(known, name) }
+	in := &inbox{link: newLink(conn, timeout), capabilities: "IMAP4rev1"}
+	for _, name := range ours {
+		if has(name) {
+			in.capabilities += " " + name
+		}
+	}
+	in.uidPlus, in.move, in.specialUse = has("UIDPLUS"), has("MOVE"), has("SPECIAL-USE")
+	return in
 }
 
-// begin makes the server's silence count, and ctx close the connection, until
-// the end is called.
+// begin gets the imapclient ready for commands, which ctx ends by closing the
+// connection, until the end is called.
 func (in *inbox) begin(ctx context.Context) (end func()) {
-	in.link.waiting(true)
 	stop := context.AfterFunc(ctx, in.abort)
-	return func() {
-		stop()
-		in.link.waiting(false)
+	if in.client == nil {
+		if err := in.drain(); err != nil {
+			in.abort()
+		}
+		in.link.before = nil // imapclient reads in a goroutine of its own
+		in.hatch = newHatch(in.link, "* PREAUTH [CAPABILITY "+in.capabilities+"] ready\r\n")
+		in.client = imapclient.New(in.hatch, nil)
 	}
+	return func() { stop() }
+}
+
+// rest gives back what costs memory while nothing is asked.
+func (in *inbox) rest() {
+	if in.client != nil {
+		in.hatch.shutdown()
+		<-in.client.Closed()
+		in.client, in.hatch = nil, nil
+	}
+	in.link.before = in.flush
+	in.link.responses.rest()
 }
 
 // abort closes the connection at once. It may be called from any goroutine.
 func (in *inbox) abort() { _ = in.link.Close() }
 
+// discard closes the connection of a server that is gone, or not wanted.
+func (in *inbox) discard() {
+	in.abort()
+	in.forget()
+	in.rest()
+}
+
 // close says goodbye if that takes but a moment, and closes the connection.
 func (in *inbox) close() error {
-	if in.open != nil { // a panic
-		in.abort()
-		_ = in.open.close()
+	if len(in.wants) == 0 && (in.row == nil || in.row.section == nil || in.row.section.left == 0) && !in.link.dead() {
+		defer time.AfterFunc(logoutTime, in.abort).Stop()
+		in.rest()
+		if in.finish() == nil {
+			in.logout()
+		}
 	}
-	defer time.AfterFunc(logoutTime, in.abort).Stop()
-	_ = in.client.Logout().Wait()
-	in.abort()
-	_ = in.client.Close() // its error is about what we have just done
+	in.discard()
 	return nil
 }
 
 // explain returns err as the cause of ctx, an *imap.Error (the server said NO
-// or BAD), or a tree that has proxy.ErrBackendClosed.
+// or BAD), an error of the client's connection, or a tree that has
+// proxy.ErrBackendClosed.
 func (in *inbox) explain(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -84,7 +132,7 @@ func (in *inbox) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if refused(err) {
+	if refused(err) || errors.Is(err, proxy.ErrClientClosed) {
 		return err
 	}
 	if stalled := in.link.stalled(); stalled != nil {
@@ -99,10 +147,29 @@ func refused(err error) bool {
 }
 
 // selectInbox opens INBOX. Always by SELECT: there are servers that do not keep
-// UIDVALIDITY for EXAMINE.
+// UIDVALIDITY for EXAMINE. What POP3 must not show is asked for in the same
+// flight: RFC 9051 section 5.5 lets SEARCH follow SELECT at once, because the
+// one changes what the other means in one way only.
 func (in *inbox) selectInbox(ctx context.Context) (*imap.SelectData, error) {
 	defer in.begin(ctx)()
-	data, err := in.client.Select("INBOX", nil).Wait()
+	return in.selected(ctx)
+}
+
+// selected is selectInbox between a begin and its end.
+func (in *inbox) selected(ctx context.Context) (*imap.SelectData, error) {
+	selected := in.client.Select("INBOX", nil)
+	var search *imapclient.SearchCommand
+	if in.hides {
+		search = in.client.UIDSearch(&imap.SearchCriteria{Flag: []imap.Flag{hidden}}, nil)
+	}
+	data, err := selected.Wait()
+	if search != nil {
+		if found, searchErr := search.Wait(); searchErr == nil {
+			in.hidden, _ = found.All.(imap.UIDSet)
+		} else if err == nil && !refused(searchErr) {
+			err = searchErr
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("SELECT: %w", in.explain(ctx, err))
 	}
@@ -131,192 +198,30 @@ func (in *inbox) search(ctx context.Context, among ...imap.UIDSet) (imap.UIDSet,
 	return found, nil
 }
 
+// trash returns the name of the mailbox that deleted mail goes to, RFC 6154;
+// "" if there is none. A server without the extension may still tell.
+func (in *inbox) trash(ctx context.Context) (string, error) {
+	defer in.begin(ctx)()
+	in.link.responses.mailbox.lists = true
+	defer func() { in.link.responses.mailbox.lists = false }()
+	mailboxes, err := in.client.List("", "*", &imap.ListOptions{SelectSpecialUse: in.specialUse}).Collect()
+	if err != nil {
+		return "", fmt.Errorf("LIST: %w", in.explain(ctx, err))
+	}
+	for _, m := range mailboxes {
+		if slices.Contains(m.Attrs, imap.MailboxAttrTrash) && !slices.Contains(m.Attrs, imap.MailboxAttrNoSelect) {
+			return m.Mailbox, nil
+		}
+	}
+	return "", nil
+}
+
 // store begins to add a flag to messages.
-func (in *inbox) store(uids imap.UIDSet, flag imap.Flag) *imapclient.FetchCommand {
-	return in.client.Store(uids, &imap.StoreFlags{Op: imap.StoreFlagsAdd, Silent: true, Flags: []imap.Flag{flag}}, nil)
+func (in *inbox) store(uids imap.UIDSet, flags ...imap.Flag) *imapclient.FetchCommand {
+	return in.client.Store(uids, &imap.StoreFlags{Op: imap.StoreFlagsAdd, Silent: true, Flags: flags}, nil)
 }
 
 // expunge begins to remove those of the messages that have the \Deleted flag.
 func (in *inbox) expunge(uids imap.UIDSet) *imapclient.ExpungeCommand {
 	return in.client.UIDExpunge(uids)
-}
-
-// A fetch is a command that asks for sections of one message. Nothing else can
-// be asked before it is closed.
-type fetch struct {
-	in      *inbox
-	ctx     context.Context //nolint:containedctx // that of one command
-	end     func()
-	command *imapclient.FetchCommand
-	message *imapclient.FetchMessageData
-	section *section // the last one
-}
-
-// A section is a part of a message as it comes from the server.
-type section struct {
-	spec *imap.FetchItemBodySection
-	size int64 // octets
-	left int64 // of them, not yet read
-
-	literal io.Reader
-	failed  bool // to be read
-	fetch   *fetch
-}
-
-// fetch asks for sections of a message; none of them sets \Seen.
-func (in *inbox) fetch(ctx context.Context, uid uint32, sections ...*imap.FetchItemBodySection) *fetch {
-	f := &fetch{in: in, ctx: ctx, end: in.begin(ctx)}
-	f.command = in.client.Fetch(imap.UIDSetNum(imap.UID(uid)), &imap.FetchOptions{UID: true, BodySection: sections})
-	in.open = f
-	return f
-}
-
-// next returns the next section, once the server begins to send it; the one
-// before must be read to its end. Without one more it returns errVanished.
-func (f *fetch) next() (*section, error) {
-	for {
-		if f.message == nil {
-			f.message = f.command.Next()
-		}
-		if f.message == nil {
-			if err := f.command.Close(); err != nil {
-				return nil, f.in.explain(f.ctx, err)
-			}
-			return nil, errVanished
-		}
-		item := f.message.Next()
-		if item == nil {
-			f.message = nil
-			continue
-		}
-		if body, ok := item.(imapclient.FetchItemDataBodySection); ok {
-			f.section = &section{spec: body.Section, fetch: f}
-			if body.Literal != nil { // else NIL
-				f.section.literal, f.section.size = body.Literal, body.Literal.Size()
-				f.section.left = f.section.size
-			}
-			return f.section, nil
-		}
-	}
-}
-
-// Read implements io.Reader. A section that is cut short does not end in
-// io.EOF: imapclient's literals do.
-func (s *section) Read(p []byte) (int, error) {
-	if s.left == 0 {
-		return 0, io.EOF
-	}
-	n, err := s.literal.Read(p)
-	s.left -= int64(n)
-	if n > 0 || err == nil {
-		return n, nil
-	}
-	s.failed = true
-	if errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
-	}
-	return 0, s.fetch.in.explain(s.fetch.ctx, err)
-}
-
-// close ends the command. A section that is not read to its end may be of any
-// length, so the connection is closed then.
-func (f *fetch) close() error {
-	defer f.end()
-	f.in.open = nil
-	if f.section != nil && f.section.left > 0 {
-		f.in.abort()
-	}
-	if f.section != nil && f.section.failed {
-		// The command drains the literal once more, which must not meet the
-		// reader of the client: that one goes on after an error.
-		<-f.in.client.Closed()
-	}
-	return f.in.explain(f.ctx, f.command.Close())
-}
-
-var errStalled = errors.New("server was silent for too long")
-
-// A link is the connection to the server as imapclient gets it. The deadlines
-// that imapclient sets (5 minutes for a literal, however large) do nothing;
-// instead each read and write within a command must make progress in time.
-type link struct {
-	net.Conn
-	timeout   time.Duration
-	responses *responses
-
-	mu       sync.Mutex
-	commands int   // outstanding
-	failed   error // of reading; imapclient reads again after an error
-}
-
-// Read implements net.Conn.
-func (l *link) Read(p []byte) (int, error) { return l.responses.Read(p) }
-
-// Write implements net.Conn.
-func (l *link) Write(p []byte) (int, error) {
-	if err := l.Conn.SetWriteDeadline(time.Now().Add(l.timeout)); err != nil {
-		return 0, err
-	}
-	return l.Conn.Write(p)
-}
-
-// SetDeadline implements net.Conn. It does nothing, as the two below.
-func (l *link) SetDeadline(time.Time) error { return nil }
-
-// SetReadDeadline implements net.Conn.
-func (l *link) SetReadDeadline(time.Time) error { return nil }
-
-// SetWriteDeadline implements net.Conn.
-func (l *link) SetWriteDeadline(time.Time) error { return nil }
-
-// waiting says that a command has begun, or has ended.
-func (l *link) waiting(begun bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if begun {
-		l.commands++
-	} else {
-		l.commands--
-	}
-	l.arm()
-}
-
-// arm sets the deadline, also of a read that has begun.
-func (l *link) arm() {
-	var deadline time.Time
-	if l.commands > 0 {
-		deadline = time.Now().Add(l.timeout)
-	}
-	_ = l.Conn.SetReadDeadline(deadline)
-}
-
-// stalled returns errStalled if the server was silent for too long.
-func (l *link) stalled() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if errors.Is(l.failed, os.ErrDeadlineExceeded) {
-		return errStalled
-	}
-	return nil
-}
-
-// A source reads from the connection under a link.
-type source struct{ link *link }
-
-func (s source) Read(p []byte) (int, error) {
-	l := s.link
-	l.mu.Lock()
-	failed := l.failed
-	l.arm()
-	l.mu.Unlock()
-	if failed != nil {
-		return 0, failed
-	}
-	n, err := l.Conn.Read(p)
-	if err != nil {
-		l.mu.Lock()
-		l.failed = err
-		l.mu.Unlock()
-	}
-	return n, err
 }

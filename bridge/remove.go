@@ -1,10 +1,14 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/emersion/go-imap/v2"
+	"github.com/emersion/go-imap/v2/imapclient"
 
 	"postern/proxy"
 )
@@ -13,71 +17,207 @@ import (
 // octets, and servers bound the length of a line.
 const maxRanges = 370
 
-// update does what QUIT promises: \Seen for what was retrieved, if that can be
-// had, then the removal of what is marked, which must succeed. All commands go
-// at once: a server must execute in order what depends on each other (RFC 9051
-// section 5.5), and UID EXPUNGE removes only what has the flag.
+// A Deletion is what DELE means at QUIT.
+type Deletion uint8
+
+// The deletions.
+const (
+	Expunge Deletion = iota // the message is removed; without UIDPLUS it gets the \Deleted flag
+	Trash                   // it moves to the mailbox for that, RFC 6154
+	Hide                    // POP3 does not show it any more: it gets the keyword $POP3Deleted
+	Keep                    // nothing
+)
+
+var deletions = [...]string{Expunge: "expunge", Trash: "trash", Hide: "hide", Keep: "keep"}
+
+// String returns the deletion's name in the configuration.
+func (d Deletion) String() string { return deletions[d] }
+
+// ParseDeletion returns the Deletion with that name.
+func ParseDeletion(name string) (Deletion, bool) {
+	i := slices.Index(deletions[:], name)
+	return Deletion(max(i, 0)), i >= 0
+}
+
+var errNoTrash = errors.New("server has no \\Trash mailbox")
+
+// hide leaves out what an earlier session has hidden.
+func (s *session) hide() error {
+	if s.backend.Delete == Hide && !s.inbox.link.responses.mailbox.keywords {
+		return &proxy.Refusal{
+			Reason: proxy.Suspended, Verified: true, Text: "This mailbox cannot be used with POP3: ask your provider",
+			Err: errors.New("INBOX takes no keyword, which is needed to hide deleted messages"),
+		}
+	}
+	if hidden := s.inbox.hidden; len(hidden) > 0 {
+		s.drop = newMaildrop(slices.DeleteFunc(s.drop.messages, func(m message) bool {
+			return s.inbox.hidden.Contains(imap.UID(m.uid))
+		}), s.drop.uidValidity)
+		s.inbox.hidden = nil
+	}
+	return nil
+}
+
+// update does what QUIT promises. A connection that was lost is replaced, and
+// all is done again: nothing of it does more when it is done twice, but that
+// COPY may leave a second copy.
 //
 // It does not stop when the session is told to end: half of it would be worse.
 func (s *session) update(ctx context.Context) error {
-	seen := uidSets(s.drop.uids(retrieved, deleted))
-	marked := s.drop.uids(deleted, 0)
-	gone := uidSets(marked)
-	if len(seen)+len(gone) == 0 {
+	var seen []uint32
+	if !s.backend.KeepUnseen {
+		seen = s.drop.uids(retrieved, deleted)
+	}
+	var marked []uint32
+	if s.backend.Delete != Keep {
+		marked = s.drop.uids(deleted, 0)
+	}
+	if len(seen)+len(marked) == 0 {
 		return nil
 	}
 	ctx = context.WithoutCancel(ctx)
-	defer s.inbox.begin(ctx)()
-	u := update{session: s, ctx: ctx}
-	for _, uids := range seen {
-		u.expect(proxy.StageSeen, s.inbox.store(uids, imap.FlagSeen))
+	u := update{session: s, ctx: ctx, seen: uidSets(seen), gone: uidSets(marked)}
+	err := errors.New("UIDVALIDITY has changed")
+	if n := s.inbox.link.responses.mailbox.uidValidity; n == 0 || n == s.drop.uidValidity {
+		err = u.do()
+	} else {
+		s.renumbered = true
 	}
-	for _, uids := range gone {
-		u.expect(proxy.StageStore, s.inbox.store(uids, imap.FlagDeleted))
+	if len(marked) == 0 {
+		return nil
 	}
-	for _, uids := range gone {
-		if s.inbox.uidPlus {
-			u.expect(proxy.StageExpunge, s.inbox.expunge(uids))
+	if errors.Is(err, proxy.ErrBackendClosed) {
+		if err = s.reconnect(ctx); err == nil {
+			u.seen = nil // best effort
+			err = u.do()
 		}
 	}
-	err := u.wait()
-	if err == nil {
-		s.totals.Deleted = len(marked)
+	if err != nil {
+		u.failed(err)
+		return err
 	}
-	return err
+	s.totals.Deleted = len(marked)
+	return nil
 }
 
-// An update is the commands of QUIT, in order.
+// An update is the commands of QUIT: \Seen for what was retrieved, if that can
+// be had, then what DELE means for what is marked. All go at once, in order: a
+// server must execute so what depends on each other (RFC 9051 section 5.5),
+// and UID EXPUNGE removes only what has the flag. Only COPY must be OK before
+// anything is removed.
 type update struct {
-	session *session
-	ctx     context.Context //nolint:containedctx // that of one command
-	stages  []string
-	pending []interface{ Close() error }
+	session    *session
+	ctx        context.Context //nolint:containedctx // that of one command
+	seen, gone []imap.UIDSet
+	pending    []step
+	stopped    string // the stage of the last failure
 }
 
-func (u *update) expect(stage string, command interface{ Close() error }) {
-	u.stages = append(u.stages, stage)
-	u.pending = append(u.pending, command)
+// A step is a command whose answer is awaited.
+type step struct {
+	stage string
+	wait  func() error
 }
 
-// wait returns the first error that keeps a promise from being kept.
+func (u *update) do() error {
+	in := u.session.inbox
+	var trash string
+	if u.session.backend.Delete == Trash && len(u.gone) > 0 {
+		var err error
+		if trash, err = in.trash(u.ctx); err != nil {
+			return fmt.Errorf("%s: %w", proxy.StageStore, err)
+		}
+		if trash == "" {
+			return errNoTrash
+		}
+	}
+	defer in.begin(u.ctx)()
+	for _, uids := range u.seen {
+		u.expect(proxy.StageSeen, in.store(uids, imap.FlagSeen).Close)
+	}
+	switch {
+	case trash != "" && in.move:
+		for _, uids := range u.gone {
+			u.expect(proxy.StageExpunge, moved(in.client.Move(uids, trash)))
+		}
+		return u.wait()
+	case trash != "":
+		for _, uids := range u.gone {
+			u.expect(proxy.StageStore, copied(in.client.Copy(uids, trash)))
+		}
+		if err := u.wait(); err != nil {
+			return err
+		}
+	}
+	u.remove(in)
+	return u.wait()
+}
+
+// remove sends what removes messages, or marks them.
+func (u *update) remove(in *inbox) {
+	flags := []imap.Flag{imap.FlagDeleted}
+	switch {
+	case u.session.backend.Delete == Hide:
+		flags = []imap.Flag{hidden}
+	case !in.uidPlus && in.link.responses.mailbox.keywords:
+		flags = append(flags, hidden)
+	}
+	for _, uids := range u.gone {
+		u.expect(proxy.StageStore, in.store(uids, flags...).Close)
+	}
+	if !in.uidPlus || u.session.backend.Delete == Hide {
+		return
+	}
+	for _, uids := range u.gone {
+		u.expect(proxy.StageExpunge, in.expunge(uids).Close)
+	}
+}
+
+func moved(c *imapclient.MoveCommand) func() error {
+	return func() error { _, err := c.Wait(); return err }
+}
+
+func copied(c *imapclient.CopyCommand) func() error {
+	return func() error { _, err := c.Wait(); return err }
+}
+
+func (u *update) expect(stage string, wait func() error) {
+	u.pending = append(u.pending, step{stage, wait})
+}
+
+// wait returns the first error that keeps a promise from being kept. A server
+// that has gone is no failure yet.
 func (u *update) wait() (failed error) {
 	said := make(map[string]bool)
-	for i, command := range u.pending {
-		stage, err := u.stages[i], command.Close()
+	for _, step := range u.pending {
+		err := step.wait()
 		if err == nil {
 			continue
 		}
-		err = u.session.inbox.explain(u.ctx, err)
-		if !said[stage] {
-			said[stage] = true
-			u.session.backend.observe(proxy.UpdateFailed{Client: u.session.client, Stage: stage, Err: err})
+		err = fmt.Errorf("%s: %w", step.stage, u.session.inbox.explain(u.ctx, err))
+		if step.stage == proxy.StageSeen || refused(err) {
+			if !said[step.stage] {
+				u.observe(step.stage, err)
+			}
+			said[step.stage] = true
 		}
-		if failed == nil && stage != proxy.StageSeen {
-			failed = fmt.Errorf("%s: %w", stage, err)
+		if failed == nil && step.stage != proxy.StageSeen {
+			failed, u.stopped = err, step.stage
 		}
 	}
+	u.pending = nil
 	return failed
+}
+
+// failed tells of what wait has not told.
+func (u *update) failed(err error) {
+	if !refused(err) {
+		u.observe(cmp.Or(u.stopped, proxy.StageStore), err)
+	}
+}
+
+func (u *update) observe(stage string, err error) {
+	u.session.backend.observe(proxy.UpdateFailed{Client: u.session.client, Stage: stage, Err: err})
 }
 
 // uidSets returns ascending UIDs as sets that are fit for a command each.

@@ -28,10 +28,10 @@ func TestQUITRemovesWhatWasMarked(t *testing.T) {
 	`)
 	// From here on the server is the client of its transcripts.
 	proxytest.Transcript(t, far, `
-		S: T3 UID STORE 11:12,14 +FLAGS.SILENT (\\Deleted)
-		S: T4 UID EXPUNGE 11:12,14
+		S: T1 UID STORE 11:12,14 +FLAGS.SILENT (\\Deleted)
+		S: T2 UID EXPUNGE 11:12,14
 		C: * 1 FETCH (FLAGS (\Deleted))
-		C: T3 OK x
+		C: T1 OK x
 		C: * 1 EXPUNGE
 		C: * 1 EXPUNGE
 		C: * 2 EXPUNGE
@@ -40,7 +40,7 @@ func TestQUITRemovesWhatWasMarked(t *testing.T) {
 	if n, err := r.conn.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("QUIT is answered before EXPUNGE is: %d, %v", n, err)
 	}
-	proxytest.Transcript(t, far, "C: T4 OK x\nS: T5 LOGOUT\nC: T5 OK x")
+	proxytest.Transcript(t, far, "C: T2 OK x\nS: Q LOGOUT\nC: Q OK x")
 	proxytest.Transcript(t, r.conn, "S: +OK Goodbye\nS: <EOF>")
 	if err := r.wait(t); err != nil {
 		t.Errorf("Run = %v", err)
@@ -50,17 +50,34 @@ func TestQUITRemovesWhatWasMarked(t *testing.T) {
 	}
 }
 
-// Criterion: without UIDPLUS only the flag is set: never EXPUNGE, never CLOSE.
+// Criterion: without UIDPLUS only the flag is set, never EXPUNGE, never CLOSE, and POP3 does not show the message any more.
 func TestQUITWithoutUIDPLUS(t *testing.T) {
 	near, far := proxytest.Pipe(t)
-	proxytest.ServeTranscript(t, far, opened(5)+`
-		C: T3 UID STORE 11 +FLAGS.SILENT (\\Deleted)
+	proxytest.ServeTranscript(t, far, `
+		C: T1 SELECT INBOX
+		C: T2 UID SEARCH KEYWORD $POP3Deleted
+		S: * 2 EXISTS
+		S: * OK [UIDVALIDITY 7] x
+		S: * OK [UIDNEXT 99] next
+		S: * OK [PERMANENTFLAGS (\\Deleted \\*)] x
+		S: T1 OK done
+		S: * SEARCH 10
+		S: T2 OK done
+		C: T3 UID FETCH 1:\* (UID RFC822.SIZE)
+		S: * 1 FETCH (UID 10 RFC822.SIZE 4)
+		S: * 2 FETCH (UID 11 RFC822.SIZE 5)
 		S: T3 OK x
-		C: T4 LOGOUT
-		S: T4 OK x
+		C: T1 UID STORE 11 +FLAGS.SILENT (\\Deleted $POP3Deleted)
+		S: T1 OK x
+		C: Q LOGOUT
+		S: Q OK x
 		C: <EOF>
 	`)
 	proxytest.Transcript(t, run(t, &Backend{Dial: connected(near, "IMAP4rev1 IDLE")}).conn, `
+		C: LIST
+		S: +OK *
+		S: 1 5
+		S: .
 		C: DELE 1
 		S: +OK *
 		C: QUIT
@@ -71,15 +88,15 @@ func TestQUITWithoutUIDPLUS(t *testing.T) {
 
 // Criterion: a QUIT that could not remove what was marked says so.
 func TestQUITThatFails(t *testing.T) {
-	const store, expunge = "C: T3 UID STORE *\nC: T4 UID EXPUNGE *\n", "C: T5 LOGOUT\nS: T5 OK x"
+	const store, expunge = "C: T1 UID STORE *\nC: T2 UID EXPUNGE *\n", "C: Q LOGOUT\nS: Q OK x"
 	for _, test := range []struct {
 		name, script string
 		stages       []string
 	}{
-		{"STORE refused", store + "S: T3 NO [READ-ONLY] x\nS: T4 OK x\n" + expunge, []string{"store"}},
-		{"EXPUNGE refused", store + "S: T3 OK x\nS: T4 NO [LIMIT] not now\n" + expunge, []string{"expunge"}},
-		{"both", store + "S: T3 NO x\nS: T4 BAD x\n" + expunge, []string{"store", "expunge"}},
-		{"lost", store + "S: T3 OK x\nS: * BYE x\nS: <EOF>", []string{"expunge"}},
+		{"STORE refused", store + "S: T1 NO [READ-ONLY] x\nS: T2 OK x\n" + expunge, []string{"store"}},
+		{"EXPUNGE refused", store + "S: T1 OK x\nS: T2 NO [LIMIT] not now\n" + expunge, []string{"expunge"}},
+		{"both", store + "S: T1 NO x\nS: T2 BAD x\n" + expunge, []string{"store", "expunge"}},
+		{"lost", store + "S: T1 OK x\nS: * BYE x\nS: <EOF>", []string{"expunge"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := scripted(t, opened(5)+test.script)
@@ -113,15 +130,15 @@ func TestQUITThatFails(t *testing.T) {
 // Criterion: \Seen is best effort: without it QUIT is still +OK.
 func TestQUITWithoutSeen(t *testing.T) {
 	r := scripted(t, opened(5)+`
-		C: T3 UID FETCH *
+		C: F1 UID FETCH *
 		S: * 1 FETCH (UID 11 BODY[] {5}
 		S: abc
 		S: )
-		S: T3 OK x
-		C: T4 UID STORE 11 +FLAGS.SILENT (\\Seen)
-		S: T4 NO x
-		C: T5 LOGOUT
-		S: T5 OK x
+		S: F1 OK x
+		C: T1 UID STORE 11 +FLAGS.SILENT (\\Seen)
+		S: T1 NO x
+		C: Q LOGOUT
+		S: Q OK x
 	`)
 	proxytest.Transcript(t, r.conn, `
 		C: RETR 1

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"strings"
+	"sync"
 	"sync/atomic"
 
 	"postern/proxy/wire"
@@ -29,26 +32,68 @@ var errLongLine = errors.New("line of the server without end")
 //   - responses it does not know, as VANISHED, and those that nobody asked for:
 //     it closes the connection if there is something in them it cannot parse.
 type responses struct {
-	br      *bufio.Reader
-	long    []byte // a line that br cannot hold
-	pending []byte // passes next
-	literal int64  // octets that pass then, as they are
-	within  bool   // the next line belongs to a response that passes
+	src     io.Reader
+	br      *bufio.Reader // nil: nothing is buffered
+	long    []byte        // a line that br cannot hold
+	pending []byte        // passes next
+	literal int64         // octets that pass then, as they are
+	within  bool          // the next line belongs to a response that passes
+	tagged  bool          // pending is the last of a command's answer
+	passed  bool          // such a line has passed with the last Read
 
 	listing atomic.Pointer[listing] // takes rows, up to the next tag; nil: nobody asked for any
 	bye     atomic.Pointer[string]  // what the server said in its BYE
+	mailbox mailbox
 }
 
-// newResponses returns the responses that come from src, after greeting.
-func newResponses(src io.Reader, greeting string) *responses {
-	return &responses{br: bufio.NewReader(src), pending: []byte(greeting)}
+// A mailbox is what the server said of INBOX beside what imapclient tells.
+type mailbox struct {
+	lists       bool   // LIST was asked for
+	readOnly    bool   // SELECT was answered so
+	keywords    bool   // $POP3Deleted can be set
+	uidValidity uint32 // the last that was told
+}
+
+// newResponses returns the responses that come from src.
+func newResponses(src io.Reader) *responses { return &responses{src: src} }
+
+// readerSize is what is read from a server at once: larger ones gain nothing.
+const readerSize = 64 << 10
+
+var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readerSize) }}
+
+// reader returns the buffer, which is there while somebody reads.
+func (r *responses) reader() *bufio.Reader {
+	if r.br == nil {
+		r.br = readers.Get().(*bufio.Reader)
+		r.br.Reset(r.src)
+	}
+	return r.br
+}
+
+// buffered returns what can be read without waiting.
+func (r *responses) buffered() []byte {
+	if r.br == nil {
+		return nil
+	}
+	ahead, _ := r.br.Peek(r.br.Buffered())
+	return ahead
+}
+
+// rest gives the buffer back if there is nothing in it.
+func (r *responses) rest() {
+	if r.br != nil && r.br.Buffered() == 0 && len(r.pending) == 0 {
+		r.br.Reset(nil)
+		readers.Put(r.br)
+		r.br, r.long = nil, nil
+	}
 }
 
 // Read implements io.Reader. The octets of a literal are not copied on the way.
 func (r *responses) Read(p []byte) (int, error) {
 	for len(r.pending) == 0 {
 		if r.literal > 0 {
-			n, err := r.br.Read(p[:min(int64(len(p)), r.literal)])
+			n, err := r.reader().Read(p[:min(int64(len(p)), r.literal)])
 			r.literal -= int64(n)
 			return n, err
 		}
@@ -58,7 +103,15 @@ func (r *responses) Read(p []byte) (int, error) {
 	}
 	n := copy(p, r.pending)
 	r.pending = r.pending[n:]
+	r.passed = r.tagged && len(r.pending) == 0
 	return n, nil
+}
+
+// answered reports whether with the last Read a tagged line has passed whole.
+func (r *responses) answered() bool {
+	passed := r.passed
+	r.passed = false
+	return passed
 }
 
 // next reads one line and lets it pass, or drops the response it begins.
@@ -68,6 +121,7 @@ func (r *responses) next() error {
 		return err
 	}
 	passes, data := true, true
+	r.tagged = false
 	if !r.within {
 		passes, data = r.look(line)
 	}
@@ -80,21 +134,43 @@ func (r *responses) next() error {
 		}
 		return nil
 	}
-	for announced {
-		if _, err := io.CopyN(io.Discard, r.br, literal.Size); err != nil {
+	if !announced {
+		return nil
+	}
+	return r.skip(literal.Size)
+}
+
+// skip reads on to the end of a response of which a literal comes next.
+func (r *responses) skip(literal int64) error {
+	for announced := true; announced; {
+		if err := r.discard(literal); err != nil {
 			return err
 		}
-		if line, err = r.line(); err != nil {
+		line, err := r.line()
+		if err != nil {
 			return err
 		}
-		literal, announced = wire.TrailingLiteral(line)
+		var next wire.Literal
+		next, announced = wire.TrailingLiteral(line)
+		literal = next.Size
+	}
+	return nil
+}
+
+func (r *responses) discard(n int64) error {
+	for n > 0 {
+		k, err := r.reader().Discard(int(min(n, 1<<30)))
+		n -= int64(k)
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
 // line returns the next line with its end, valid until the next read.
 func (r *responses) line() ([]byte, error) {
-	line, err := r.br.ReadSlice('\n')
+	line, err := r.reader().ReadSlice('\n')
 	if !errors.Is(err, bufio.ErrBufferFull) {
 		return line, err
 	}
@@ -114,8 +190,18 @@ func (r *responses) line() ([]byte, error) {
 func (r *responses) look(line []byte) (passes, data bool) {
 	text, ok := bytes.CutPrefix(line, []byte("* "))
 	if !ok {
-		r.listing.Store(nil)         // it belongs to the one who waits for the tag
-		return line[0] != '+', false // nobody waits for a continuation
+		if line[0] == '+' { // nobody waits for a continuation
+			return false, false
+		}
+		if _, _, ours := parseTagged(line); ours { // of a command that imapclient does not know of
+			return false, false
+		}
+		r.listing.Store(nil) // it belongs to the one who waits for the tag
+		r.tagged = true
+		if bytes.Contains(bytes.ToUpper(line[:min(len(line), maxSaid)]), []byte("[READ-ONLY]")) {
+			r.mailbox.readOnly = true
+		}
+		return true, false
 	}
 	text, _ = wire.TrimLine(text)
 	word, rest := wire.CutWord(text)
@@ -125,17 +211,39 @@ func (r *responses) look(line []byte) (passes, data bool) {
 	}
 	switch wire.Keyword(word) {
 	case "OK": // of the codes of SELECT two matter; imapclient parses the others, too
-		return bytes.HasPrefix(bytes.ToUpper(rest), []byte("[UID")), false
+		return r.mailbox.note(rest), false
 	case "NO", "BAD":
 		return false, false
 	case "BYE":
 		said := string(rest[:min(len(rest), maxSaid)])
 		r.bye.Store(&said)
 		return true, false
-	case "SEARCH":
+	case "SEARCH", "ESEARCH", "STATUS":
 		return true, true
+	case "LIST":
+		return r.mailbox.lists, true
 	}
 	return false, true
+}
+
+// note keeps what an untagged OK says, and reports whether that is UIDVALIDITY
+// or UIDNEXT.
+func (m *mailbox) note(text []byte) bool {
+	code, ok := bytes.CutPrefix(text, []byte("["))
+	if !ok {
+		return false
+	}
+	code = bytes.ToUpper(code[:max(bytes.IndexByte(code, ']'), 0)])
+	name, value := wire.CutWord(code)
+	switch string(name) {
+	case "UIDVALIDITY":
+		if n, ok := parseNumber(value); ok && n <= math.MaxUint32 {
+			m.uidValidity = uint32(n)
+		}
+	case "PERMANENTFLAGS":
+		m.keywords = bytes.Contains(value, []byte(`\*`)) || bytes.Contains(value, []byte(strings.ToUpper(string(hidden))))
+	}
+	return bytes.HasPrefix(name, []byte("UID"))
 }
 
 var (

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 
 	"github.com/emersion/go-imap/v2"
 
@@ -15,8 +16,7 @@ import (
 
 const (
 	// small is what comes with the first packets of an answer, RFC 6928. It is
-	// read whole before the client is told anything: its octets are known then,
-	// and when the server fails the session can go on.
+	// read whole before the client is told anything.
 	small = 8 << 10
 
 	// TOP asks for so much of the text, and doubles that up to maxText, which
@@ -24,9 +24,8 @@ const (
 	minText, maxText = 2 << 10, 64 << 10
 	// lineGuess is how long it takes a line to be.
 	lineGuess = 80
-	// allLines is from where TOP asks for all of the text at once: clients that
-	// keep mail on the server fetch it by TOP with a huge number, and servers
-	// that look for each part from the beginning would take very long.
+	// allLines is from where TOP is RETR without \Seen: clients that keep mail on
+	// the server fetch it by TOP with a huge number.
 	allLines = 10_000
 )
 
@@ -38,31 +37,13 @@ func (s *session) retr(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.out.Flush(); err != nil {
-		return lost(err)
-	}
-	buf := s.backend.takeBuffer()
-	defer s.backend.giveBuffer(buf)
-	f := s.inbox.fetch(ctx, m.uid, &imap.FetchItemBodySection{Peek: true})
-	part, first, err := f.start(imap.PartSpecifierNone, *buf)
-	if err == nil && part.size == 0 && !m.empty() {
-		err = errEmpty
-	}
+	octets, err := s.send(ctx, n, m)
 	if err != nil {
-		_ = f.close()
-		return s.cannot(ctx, n, m, err)
-	}
-	s.ok(octets(m, part, first))
-	d := wire.NewDotWriter(s.out)
-	if err := s.pass(d, part, first, *buf); err != nil {
-		_ = f.close()
-		return fmt.Errorf("RETR: %w", err)
-	}
-	if err := s.finish(d, f); err != nil {
 		return err
 	}
-	s.backend.observe(proxy.MessageSent{Command: "RETR", Octets: d.Octets(), Mismatched: d.Octets() != m.size})
-	s.drop.measured(m, d.Octets())
+	s.backend.observe(proxy.MessageSent{Command: "RETR", Octets: octets, Mismatched: octets != m.size})
+	s.drop.measured(m, octets)
+	s.last = max(s.last, n)
 	if m.marks&retrieved == 0 {
 		m.marks |= retrieved
 		s.totals.Retrieved++
@@ -70,16 +51,57 @@ func (s *session) retr(ctx context.Context, args []string) error {
 	return nil
 }
 
+// send answers with a whole message and returns its octets.
+func (s *session) send(ctx context.Context, n int, m *message) (int64, error) {
+	r, err := s.first(ctx, n-1, itemsWhole, "BODY[]")
+	if err == nil && r.section.size == 0 && !m.empty() {
+		err = errEmpty
+	}
+	if err != nil {
+		return 0, s.cannot(ctx, n, m, err)
+	}
+	s.ok(octets(m, r.section))
+	d := wire.NewDotWriter(s.out)
+	if err := s.body(ctx, n-1, d, r); err != nil {
+		return 0, fmt.Errorf("message %d: %w", n, err)
+	}
+	if err := d.Close(); err != nil {
+		return 0, lost(err)
+	}
+	return d.Octets(), nil
+}
+
+// body copies a message to w. If the server is lost meanwhile, it goes on with
+// what the server gives after that, if that is the same.
+func (s *session) body(ctx context.Context, i int, w io.Writer, r *row) error {
+	if r.section.whole() {
+		return s.pass(ctx, w, r.section, nil)
+	}
+	size, sent := r.section.size, new(seal)
+	err := s.pass(ctx, w, r.section, sent)
+	if !errors.Is(err, proxy.ErrBackendClosed) {
+		return err
+	}
+	r, again := s.resume(ctx, i, size, sent)
+	if again != nil {
+		return fmt.Errorf("%w; %w", err, again)
+	}
+	return s.pass(ctx, w, r.section, nil)
+}
+
 // octets announces how many octets follow, if that is certain: it depends on
 // the last two whether a CRLF is added.
-func octets(m *message, part *section, first []byte) string {
-	switch {
-	case part.left == 0 && bytes.HasSuffix(first, []byte("\r\n")):
-		return fmt.Sprintf("%d octets", part.size)
-	case part.left == 0:
-		return fmt.Sprintf("%d octets", part.size+2)
-	case m.marks&exact != 0 && (m.size == part.size || m.size == part.size+2):
-		return fmt.Sprintf("%d octets", m.size)
+func octets(m *message, part *section) string {
+	if part.whole() {
+		all, _ := part.peek(0)
+		n := part.size
+		if !bytes.HasSuffix(all, []byte("\r\n")) {
+			n += 2
+		}
+		return strconv.FormatInt(n, 10) + " octets"
+	}
+	if m.marks&exact != 0 && (m.size == part.size || m.size == part.size+2) {
+		return strconv.FormatInt(m.size, 10) + " octets"
 	}
 	return "Message follows"
 }
@@ -98,76 +120,72 @@ func (s *session) top(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.out.Flush(); err != nil {
-		return lost(err)
+	if lines >= allLines || lines > m.size/2 {
+		octets, err := s.send(ctx, n, m)
+		if err == nil {
+			s.backend.observe(proxy.MessageSent{Command: "TOP", Octets: octets})
+			s.drop.measured(m, octets)
+		}
+		return err
 	}
-	buf := s.backend.takeBuffer()
-	defer s.backend.giveBuffer(buf)
-	sections := []*imap.FetchItemBodySection{{Specifier: imap.PartSpecifierHeader, Peek: true}}
-	chunk := firstChunk(lines, m.size)
+	chunk, items := firstChunk(lines), itemsHeader
 	if lines > 0 {
-		sections = append(sections, textSection(0, chunk))
+		items += " " + textItem(0, chunk)
 	}
-	f := s.inbox.fetch(ctx, m.uid, sections...)
-	part, first, err := f.start(imap.PartSpecifierHeader, *buf)
+	r, err := s.first(ctx, n-1, items, "BODY[HEADER]")
 	if err != nil {
-		_ = f.close()
 		return s.cannot(ctx, n, m, err)
 	}
 	s.ok("Top of message follows")
 	d := wire.NewDotWriter(s.out)
-	err = s.pass(d, part, first, *buf)
+	err = s.pass(ctx, d, r.section, nil)
 	if err == nil && lines > 0 {
-		f, err = s.text(ctx, f, m, &lineWriter{w: d, left: lines}, chunk, *buf)
+		err = s.text(ctx, r, m, &lineWriter{w: d, left: lines}, chunk)
 	}
 	if err != nil {
-		_ = f.close()
 		return fmt.Errorf("TOP: %w", err)
 	}
-	if err := s.finish(d, f); err != nil {
-		return err
+	if err := d.Close(); err != nil {
+		return lost(err)
 	}
 	s.backend.observe(proxy.MessageSent{Command: "TOP", Octets: d.Octets()})
 	return nil
 }
 
-// firstChunk returns how much of the text to ask for first; 0: all. There are
-// no more lines than half the octets.
-func firstChunk(lines, octets int64) int64 {
-	if lines >= allLines || lines > octets/2 {
-		return 0
-	}
-	return min(max(lines*lineGuess, minText), maxText)
-}
+// firstChunk returns how much of the text to ask for first.
+func firstChunk(lines int64) int64 { return min(max(lines*lineGuess, minText), maxText) }
 
-// textSection is the text of a message from offset on, size octets; 0: all.
-func textSection(offset, size int64) *imap.FetchItemBodySection {
-	text := &imap.FetchItemBodySection{Specifier: imap.PartSpecifierText, Peek: true}
-	if size > 0 {
-		text.Partial = &imap.SectionPartial{Offset: offset, Size: size}
-	}
-	return text
-}
+// textItem is the text of a message from offset on, size octets.
+func textItem(offset, size int64) string { return fmt.Sprintf("BODY.PEEK[TEXT]<%d.%d>", offset, size) }
 
 // text passes the text of a message, part by part, until w has its lines. The
-// first part, of chunk octets or all, is asked for by f; the last fetch is returned.
-func (s *session) text(ctx context.Context, f *fetch, m *message, w *lineWriter, chunk int64, buf []byte) (*fetch, error) {
-	for offset := int64(0); ; chunk = min(2*chunk, maxText) {
-		part, first, err := f.start(imap.PartSpecifierText, buf)
-		if err == nil {
-			err = s.pass(w, part, first, buf)
+// first part, of chunk octets, comes with r.
+func (s *session) text(ctx context.Context, r *row, m *message, w *lineWriter, chunk int64) error {
+	in := s.inbox
+	defer context.AfterFunc(ctx, in.abort)()
+	if err := r.next(); err != nil {
+		return in.explain(ctx, err)
+	}
+	for offset := int64(0); ; {
+		if r.section == nil || !r.section.is("BODY[TEXT]") {
+			return errItems
 		}
+		size := r.section.size
+		if err := s.pass(ctx, w, r.section, nil); err != nil {
+			return err
+		}
+		offset += size
+		if w.left == 0 || size != chunk {
+			return nil
+		}
+		chunk = min(2*chunk, maxText)
+		tag, err := in.ask(textItem(offset, chunk), want{uid: m.uid})
 		if err != nil {
-			return f, err
+			return in.explain(ctx, err)
 		}
-		offset += part.size
-		if w.left == 0 || chunk == 0 || part.size != chunk {
-			return f, nil
+		if r, err = in.await(ctx, m.uid, tag); err != nil {
+			return err
 		}
-		if err := f.close(); err != nil {
-			return f, err
-		}
-		f = s.inbox.fetch(ctx, m.uid, textSection(offset, min(2*chunk, maxText)))
 	}
 }
 
@@ -194,53 +212,21 @@ func (l *lineWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// start waits for the section and reads the first octets of it into buf: all
-// of a small one, else what is there.
-func (f *fetch) start(specifier imap.PartSpecifier, buf []byte) (part *section, first []byte, err error) {
-	for part == nil || part.spec.Specifier != specifier {
-		if part, err = f.next(); err != nil {
-			return nil, nil, err
-		}
-	}
-	var n int
-	if part.size <= small {
-		n, err = io.ReadFull(part, buf[:part.size])
-	} else {
-		n, err = part.Read(buf)
-	}
-	return part, buf[:n], err
-}
-
-// pass copies a section to w. What is there goes out before more is waited for.
-func (s *session) pass(w io.Writer, part *section, first, buf []byte) error {
-	for {
-		if _, err := w.Write(first); err != nil {
-			return lost(err)
-		}
-		if part.left == 0 {
-			return nil
-		}
-		if err := s.out.Flush(); err != nil {
-			return lost(err)
-		}
-		n, err := part.Read(buf)
+// pass copies a section to w, and tells seal, if there is one.
+func (s *session) pass(ctx context.Context, w io.Writer, part *section, seal *seal) error {
+	defer context.AfterFunc(ctx, s.inbox.abort)()
+	for part.left > 0 {
+		chunk, err := part.peek(1)
 		if err != nil {
-			return err
+			return s.inbox.explain(ctx, err)
 		}
-		first = buf[:n]
-	}
-}
-
-// finish ends the answer, and then the command, whose last word says nothing
-// that matters any more.
-func (s *session) finish(d *wire.DotWriter, f *fetch) error {
-	err := d.Close()
-	if err == nil && s.conn.Buffered() == 0 {
-		err = s.out.Flush()
-	}
-	_ = f.close()
-	if err != nil {
-		return lost(err)
+		if _, err := w.Write(chunk); err != nil {
+			return lost(err)
+		}
+		if seal != nil {
+			seal.add(chunk)
+		}
+		part.passed(len(chunk))
 	}
 	return nil
 }
@@ -265,6 +251,7 @@ func (s *session) cannot(ctx context.Context, n int, m *message, err error) *no 
 // some servers give an empty literal for both.
 func (s *session) settle(ctx context.Context, m *message) error {
 	found, err := s.inbox.search(ctx, imap.UIDSetNum(imap.UID(m.uid)))
+	s.inbox.rest()
 	switch {
 	case err != nil:
 		return err

@@ -28,13 +28,13 @@ func TestBodiesPassAsTheyAre(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%q", test.body), func(t *testing.T) {
 			r := scripted(t, opened(len(test.body))+`
-				C: T3 UID FETCH 11 (UID BODY.PEEK[])
+				C: F1 UID FETCH 11 (UID BODY.PEEK[])
 				S- * 1 FETCH (UID 11 BODY[] `+fmt.Sprintf("{%d}", len(test.body))+`\r\n`+escape(test.body)+`)\r\n
-				S: T3 OK x
-				C: T4 UID STORE 11 +FLAGS.SILENT (\\Seen)
-				S: T4 OK x
-				C: T5 LOGOUT
-				S: T5 OK x
+				S: F1 OK x
+				C: T1 UID STORE 11 +FLAGS.SILENT (\\Seen)
+				S: T1 OK x
+				C: Q LOGOUT
+				S: Q OK x
 			`)
 			proxytest.Transcript(t, r.conn, `
 				C: RETR 1
@@ -61,13 +61,13 @@ func escape(s string) string {
 // Criterion: an empty message is a CRLF, and QUIT marks what was retrieved as \Seen.
 func TestEmptyMessage(t *testing.T) {
 	r := scripted(t, opened(0)+`
-		C: T3 UID FETCH 11 (UID BODY.PEEK[])
+		C: F1 UID FETCH 11 (UID BODY.PEEK[])
 		S: * 1 FETCH (UID 11 BODY[] "")
-		S: T3 OK x
-		C: T4 UID STORE 11 +FLAGS.SILENT (\\Seen)
-		S: T4 OK x
-		C: T5 LOGOUT
-		S: T5 OK x
+		S: F1 OK x
+		C: T1 UID STORE 11 +FLAGS.SILENT (\\Seen)
+		S: T1 OK x
+		C: Q LOGOUT
+		S: Q OK x
 	`)
 	proxytest.Transcript(t, r.conn, `
 		C: RETR 1
@@ -82,7 +82,7 @@ func TestEmptyMessage(t *testing.T) {
 func TestFirstOctetsPassAtOnce(t *testing.T) {
 	near, far := proxytest.Pipe(t)
 	proxytest.ServeTranscript(t, far, opened(20000)+`
-		C: T3 UID FETCH 11 (UID BODY.PEEK[])
+		C: F1 UID FETCH 11 (UID BODY.PEEK[])
 		S- * 1 FETCH (UID 11 BODY[] {20000}\r\nSubject: slow\r\n
 	`)
 	r := run(t, &Backend{Dial: connected(near, capabilities)})
@@ -93,10 +93,10 @@ func TestFirstOctetsPassAtOnce(t *testing.T) {
 	`)
 	rest := strings.Repeat(".", 20000-15-2) + "\r\n"
 	proxytest.ServeTranscript(t, far, "S- "+rest[:10000]+"\nS- "+rest[10000:20000-15-2]+`\r\n)\r\n`+`
-		S: T3 OK x
-		C: T4 UID FETCH 11 (UID BODY.PEEK[])
+		S: F1 OK x
+		C: F2 UID FETCH 11 (UID BODY.PEEK[])
 		S- * 1 FETCH (UID 11 BODY[] {20000}\r\nSubject: slow\r\n`+rest[:20000-15-2]+`\r\n)\r\n
-		S: T4 OK x
+		S: F2 OK x
 	`)
 	proxytest.Transcript(t, r.conn, "S: ."+rest[:len(rest)-2]+`
 		S: .
@@ -112,7 +112,7 @@ func TestFirstOctetsPassAtOnce(t *testing.T) {
 func TestServerDiesWithinABody(t *testing.T) {
 	body := strings.Repeat("0123456789abcd\r\n", 1000)
 	r := scripted(t, opened(len(body))+`
-		C: T3 UID FETCH 11 (UID BODY.PEEK[])
+		C: F1 UID FETCH 11 (UID BODY.PEEK[])
 		S- * 1 FETCH (UID 11 BODY[] {16000}\r\n`+escape(body[:12000])+`
 		S: <EOF>
 	`)
@@ -141,7 +141,7 @@ func TestServerDiesBeforeABody(t *testing.T) {
 		"with garbage":        "S: @#$\nS: <EOF>",
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := scripted(t, opened(100)+"C: T3 UID FETCH 11 (UID BODY.PEEK[])\n"+script)
+			r := scripted(t, opened(100)+"C: F1 UID FETCH 11 (UID BODY.PEEK[])\n"+script)
 			proxytest.Transcript(t, r.conn, `
 				C: RETR 1
 				S: -ERR \[SYS/TEMP] The mail server is unavailable: try again later (session ID42)
@@ -162,7 +162,7 @@ func TestSilentServerIsLetGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()
 		proxytest.ServeTranscript(t, far, opened(100000)+`
-			C: T3 UID FETCH *
+			C: F1 UID FETCH *
 			S- * 1 FETCH (UID 11 BODY[] {100000}\r\nSubject:
 		`)
 		client, server := net.Pipe()
@@ -196,7 +196,7 @@ func TestSlowMessageIsNotCut(t *testing.T) {
 				time.Sleep(time.Minute)
 				_, _ = far.Write(make([]byte, step))
 			}
-			_, _ = io.WriteString(far, ")\r\nT3 OK x\r\n")
+			_, _ = io.WriteString(far, ")\r\nF1 OK x\r\n")
 			_, _ = io.Copy(io.Discard, far)
 		}()
 		if _, err := io.WriteString(client, "RETR 1\r\n"); err != nil {
@@ -214,30 +214,30 @@ func TestSlowMessageIsNotCut(t *testing.T) {
 // Criterion: a vanished message is -ERR without a code; all else goes on.
 func TestVanishedMessage(t *testing.T) {
 	r := scripted(t, opened(100, 5, 100)+`
-		C: T3 UID FETCH 11 (UID BODY.PEEK[])
+		C: F1 UID FETCH 11 (UID BODY.PEEK[])
 		S: * 1 EXPUNGE
-		S: T3 OK x
-		C: T4 UID FETCH 11 (UID BODY.PEEK[HEADER])
-		S: T4 OK x
-		C: T5 UID FETCH 12 (UID BODY.PEEK[])
+		S: F1 OK x
+		C: F2 UID FETCH 11 (UID BODY.PEEK[HEADER])
+		S: F2 OK x
+		C: F3 UID FETCH 12 (UID BODY.PEEK[])
 		S: * 1 FETCH (UID 12 BODY[] {5}
 		S: abc
 		S: )
-		S: T5 OK x
-		C: T6 UID FETCH 13 (UID BODY.PEEK[])
+		S: F3 OK x
+		C: F4 UID FETCH 13 (UID BODY.PEEK[])
 		S: * 2 FETCH (UID 13 BODY[] NIL)
-		S: T6 OK x
-		C: T7 UID SEARCH UID 13
+		S: F4 OK x
+		C: T1 UID SEARCH UID 13
 		S: * SEARCH
-		S: T7 OK x
-		C: T8 UID STORE 12 +FLAGS.SILENT (\\Seen)
-		C: T9 UID STORE 11 +FLAGS.SILENT (\\Deleted)
-		C: T10 UID EXPUNGE 11
-		S: T8 OK x
-		S: T9 OK x
-		S: T10 OK x
-		C: T11 LOGOUT
-		S: T11 OK x
+		S: T1 OK x
+		C: T1 UID STORE 12 +FLAGS.SILENT (\\Seen)
+		C: T2 UID STORE 11 +FLAGS.SILENT (\\Deleted)
+		C: T3 UID EXPUNGE 11
+		S: T1 OK x
+		S: T2 OK x
+		S: T3 OK x
+		C: Q LOGOUT
+		S: Q OK x
 	`)
 	proxytest.Transcript(t, r.conn, `
 		C: RETR 1
@@ -263,20 +263,20 @@ func TestVanishedMessage(t *testing.T) {
 
 func TestRefusedMessageIsTemporary(t *testing.T) {
 	r := scripted(t, opened(100, 5)+`
-		C: T3 UID FETCH 11 (UID BODY.PEEK[])
-		S: T3 NO [SERVERBUG] disk7 is on fire
-		C: T4 UID FETCH 11 (UID BODY.PEEK[])
+		C: F1 UID FETCH 11 (UID BODY.PEEK[])
+		S: F1 NO [SERVERBUG] disk7 is on fire
+		C: F2 UID FETCH 11 (UID BODY.PEEK[])
 		S: * 1 FETCH (UID 11 BODY[] {0}
 		S: )
-		S: T4 OK x
-		C: T5 UID SEARCH UID 11
+		S: F2 OK x
+		C: T1 UID SEARCH UID 11
 		S: * SEARCH 11
-		S: T5 OK x
-		C: T6 UID FETCH 12 (UID BODY.PEEK[])
+		S: T1 OK x
+		C: F3 UID FETCH 12 (UID BODY.PEEK[])
 		S: * 2 FETCH (UID 12 BODY[] {5}
 		S: abc
 		S: )
-		S: T6 NO [LIMIT] all the same
+		S: F3 NO [LIMIT] all the same
 	`)
 	proxytest.Transcript(t, r.conn, `
 		C: RETR 1
@@ -300,7 +300,7 @@ func TestNoiseOfTheServer(t *testing.T) {
 		S: * XFOO {3}
 		S: abc
 		S: * VANISHED 41,43:116
-		C: T3 UID FETCH 11 (UID BODY.PEEK[])
+		C: F1 UID FETCH 11 (UID BODY.PEEK[])
 		S: * 1 FETCH (UID 11 FLAGS (\Seen))
 		S: * 1 FETCH (FLAGS (\Seen) X-GM-MSGID 1278455344230334865)
 		S: * OK [ALERT] {5}
@@ -310,8 +310,8 @@ func TestNoiseOfTheServer(t *testing.T) {
 		S: )
 		S: * 1 FETCH (UID 11 ENVELOPE ({3}
 		S: a)b {4}
-		S: T3 O))
-		S: T3 OK x
+		S: F1 O))
+		S: F1 OK x
 	`)
 	proxytest.Transcript(t, r.conn, `
 		C: RETR 1
@@ -325,20 +325,20 @@ func TestNoiseOfTheServer(t *testing.T) {
 func TestTOPFetchesPartsOfTheText(t *testing.T) {
 	line := strings.Repeat("x", 98) + `\r\n`
 	r := scripted(t, opened(1000000)+`
-		C: T3 UID FETCH 11 (UID BODY.PEEK[HEADER])
-		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n)\r\nT3 OK x\r\n
-		C: T4 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.2048>)
-		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT]<0> {2048}\r\n`+strings.Repeat(line, 20)+line[:48]+`)\r\nT4 OK x\r\n
-		C: T5 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.2048>)
-		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT]<0> {2048}\r\n`+strings.Repeat(line, 20)+line[:48]+`)\r\nT5 OK x\r\n
-		C: T6 UID FETCH 11 (UID BODY.PEEK[TEXT]<2048.4096>)
-		S- * 1 FETCH (UID 11 BODY[TEXT]<2048> {162}\r\n`+line[48:]+line+`.\r\n.no end)\r\nT6 OK x\r\n
-		C: T7 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT])
-		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT] "short")\r\nT7 OK x\r\n
-		C: T8 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.2048>)
-		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT]<0> NIL)\r\nT8 OK x\r\n
-		C: T9 LOGOUT
-		S: T9 OK x
+		C: F1 UID FETCH 11 (UID BODY.PEEK[HEADER])
+		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n)\r\nF1 OK x\r\n
+		C: F2 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.2048>)
+		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT]<0> {2048}\r\n`+strings.Repeat(line, 20)+line[:48]+`)\r\nF2 OK x\r\n
+		C: F3 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.2048>)
+		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT]<0> {2048}\r\n`+strings.Repeat(line, 20)+line[:48]+`)\r\nF3 OK x\r\n
+		C: F4 UID FETCH 11 (UID BODY.PEEK[TEXT]<2048.4096>)
+		S- * 1 FETCH (UID 11 BODY[TEXT]<2048> {162}\r\n`+line[48:]+line+`.\r\n.no end)\r\nF4 OK x\r\n
+		C: F5 UID FETCH 11 (UID BODY.PEEK[])
+		S- * 1 FETCH (UID 11 BODY[] "A: b\\\"\\\\")\r\nF5 OK x\r\n
+		C: F6 UID FETCH 11 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.2048>)
+		S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT]<0> NIL)\r\nF6 OK x\r\n
+		C: Q LOGOUT
+		S: Q OK x
 	`)
 	want := strings.ReplaceAll(line, `\r\n`, "")
 	proxytest.Transcript(t, r.conn, `
@@ -363,10 +363,8 @@ func TestTOPFetchesPartsOfTheText(t *testing.T) {
 		S: ..no end
 		S: .
 		C: TOP 1 99999999
-		S: +OK Top of message follows
-		S: A: b
-		S:
-		S: short
+		S: +OK 8 octets
+		S: A: b"\\
 		S: .
 		C: TOP 1 1
 		S: +OK Top of message follows
@@ -381,10 +379,10 @@ func TestTOPFetchesPartsOfTheText(t *testing.T) {
 func TestTOPThatIsCutShort(t *testing.T) {
 	for name, script := range map[string]string{
 		"lost in the text": `S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n BODY[TEXT]<0> {2000}\r\nHello` + "\nS: <EOF>",
-		"no text":          `S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n)\r\nT3 OK x\r\n`,
+		"no text":          `S- * 1 FETCH (UID 11 BODY[HEADER] {8}\r\nA: b\r\n\r\n)\r\nF1 OK x\r\n`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := scripted(t, opened(100)+"C: T3 UID FETCH *\n"+script)
+			r := scripted(t, opened(100)+"C: F1 UID FETCH *\n"+script)
 			if _, err := io.WriteString(r.conn, "TOP 1 1\r\nNOOP\r\n"); err != nil {
 				t.Fatal(err)
 			}
@@ -424,7 +422,7 @@ func TestClientLeavesWithinABody(t *testing.T) {
 
 func TestKickWithinABodyCutsIt(t *testing.T) {
 	r := scripted(t, opened(20000)+`
-		C: T3 UID FETCH *
+		C: F1 UID FETCH *
 		S- * 1 FETCH (UID 11 BODY[] {20000}\r\nSubject:
 		C: <EOF>
 	`)
@@ -477,7 +475,7 @@ func TestServerKilledAtAnyOctet(t *testing.T) {
 func killed(t *testing.T, bodies []string, script string, cut int64) (got string, opened bool, removed int64) {
 	t.Helper()
 	f := &fakeIMAP{bodies: bodies}
-	dial := dialFake(t, f, false)
+	dial := dialFake(t, f, true)
 	b := &Backend{Dial: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 		conn, capabilities, err := dial(ctx, l)
 		return proxytest.Faulty(conn, proxytest.Faults{CutRead: cut}), capabilities, err

@@ -25,15 +25,20 @@ var errBadCommands = errors.New("too many bad commands")
 // A session is a POP3 session in its TRANSACTION and UPDATE states, RFC 1939
 // sections 5 and 6.
 type session struct {
-	backend *Backend
-	client  proxy.Client
-	inbox   *inbox
-	drop    *maildrop
-	totals  proxy.Totals
-	bad     int // commands in a row that were none
+	backend    *Backend
+	client     proxy.Client
+	login      *proxy.Login // to reconnect
+	inbox      *inbox
+	drop       *maildrop
+	renumbered bool // UIDVALIDITY has changed: the UIDs are those of other messages
+	ahead      ahead
+	last       int // the highest number that was retrieved
+	probed     bool
+	totals     proxy.Totals
+	bad        int // commands in a row that were none
 
-	conn *proxy.Conn // while it runs
-	out  *bufio.Writer
+	conn *proxy.Conn   // while it runs
+	out  *bufio.Writer // while there is something to answer
 }
 
 // A no is the answer -ERR.
@@ -55,6 +60,11 @@ func (s *session) Open(ctx context.Context) (welcome string, err error) {
 	if err != nil {
 		return "", &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("open maildrop: %w", err)}
 	}
+	if err := s.hide(); err != nil {
+		return "", err
+	}
+	s.inbox.flush = s.flush
+	s.inbox.rest()
 	s.backend.observe(proxy.MaildropOpened{
 		Client: s.client, Source: "full", Messages: s.drop.count, Octets: s.drop.octets, Duration: time.Since(begun),
 	})
@@ -67,15 +77,20 @@ func (s *session) Backend() string { return s.backend.Name }
 // Totals implements proxy.Reporter.
 func (s *session) Totals() proxy.Totals { return s.totals }
 
-// Close says goodbye to the server.
-func (s *session) Close() error { return s.inbox.close() }
+// Close says goodbye to the server, and forgets the secret.
+func (s *session) Close() error {
+	s.login.Secret.Clear()
+	err := s.inbox.close()
+	return err
+}
 
 // Run answers commands, one at a time, until QUIT.
 func (s *session) Run(ctx context.Context, client *proxy.Conn) error {
-	s.conn, s.out = client, s.backend.takeWriter(client)
-	defer func() { s.backend.giveWriter(s.out) }()
+	s.conn = client
+	defer s.rest()
 	for {
 		line, err := s.next()
+		s.wake()
 		if err == nil || errors.Is(err, proxy.ErrLineTooLong) {
 			err = s.answer(ctx, line)
 		} else {
@@ -84,10 +99,10 @@ func (s *session) Run(ctx context.Context, client *proxy.Conn) error {
 		if err == nil {
 			continue
 		}
-		flushed := s.out.Flush()
+		flushed := s.flush()
 		switch {
 		case errors.Is(err, proxy.ErrQuit) && flushed != nil:
-			return lost(flushed)
+			return flushed
 		case errors.Is(err, proxy.ErrQuit):
 			return nil
 		}
@@ -98,15 +113,52 @@ func (s *session) Run(ctx context.Context, client *proxy.Conn) error {
 // next returns the next command, or nil and ErrLineTooLong. Answers wait until
 // the client waits for them: RFC 2449 section 6.6.
 func (s *session) next() ([]byte, error) {
-	if s.conn.Buffered() == 0 {
-		if err := s.out.Flush(); err != nil {
+	if s.conn.Buffered() > 0 {
+		// There may be no more than a part of a line.
+		if err := s.conn.SetReadDeadline(time.Unix(1, 0)); err != nil {
 			return nil, err
 		}
+		line, err := s.conn.ReadLine(maxCommand)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return line, err
+		}
 	}
+	if err := s.flush(); err != nil {
+		return nil, err
+	}
+	s.inbox.settle()
+	s.rest()
 	if err := s.conn.SetReadDeadline(time.Now().Add(s.backend.idle())); err != nil {
 		return nil, err
 	}
 	return s.conn.ReadLine(maxCommand)
+}
+
+// rest gives back what costs memory while the client says nothing.
+func (s *session) rest() {
+	s.inbox.rest()
+	if s.out != nil {
+		s.backend.giveWriter(s.out)
+		s.out = nil
+	}
+}
+
+// wake takes back what an answer needs.
+func (s *session) wake() {
+	if s.out == nil {
+		s.out = s.backend.takeWriter(s.conn)
+	}
+}
+
+// flush sends what has been answered.
+func (s *session) flush() error {
+	if s.out == nil || s.out.Buffered() == 0 {
+		return nil
+	}
+	if err := s.out.Flush(); err != nil {
+		return lost(err)
+	}
+	return nil
 }
 
 // gone returns why a session ends whose client sends nothing more.
@@ -200,6 +252,10 @@ func (s *session) do(ctx context.Context, keyword string, args []string) error {
 		return s.without(args, s.rset)
 	case "CAPA":
 		return s.without(args, s.capa)
+	case "LAST":
+		if s.backend.Last {
+			return s.without(args, s.highest)
+		}
 	case "QUIT":
 		return s.without(args, func() error { return s.quit(ctx) })
 	case "USER", "PASS", "APOP", "AUTH", "STLS":
@@ -227,6 +283,7 @@ func (s *session) noop() error {
 
 func (s *session) rset() error {
 	s.drop.reset()
+	s.last = 0
 	s.ok(s.summary())
 	return nil
 }
@@ -236,7 +293,21 @@ func (s *session) rset() error {
 // everybody does: they would not work.
 func (s *session) capa() error {
 	s.ok("Capability list follows")
-	_, _ = s.out.WriteString("TOP\r\nUIDL\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\nPIPELINING\r\nIMPLEMENTATION Postern\r\n.\r\n")
+	_, _ = s.out.WriteString("TOP\r\nUIDL\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\nPIPELINING\r\n")
+	if s.backend.ExpireNever {
+		_, _ = s.out.WriteString("EXPIRE NEVER\r\n")
+	}
+	if !s.backend.Anonymous {
+		_, _ = s.out.WriteString("IMPLEMENTATION Postern\r\n")
+	}
+	_, _ = s.out.WriteString(".\r\n")
+	return nil
+}
+
+// highest answers LAST, which was a command up to RFC 1460: old clients find
+// with it what they have not fetched yet.
+func (s *session) highest() error {
+	s.ok(strconv.Itoa(s.last))
 	return nil
 }
 
@@ -281,6 +352,9 @@ func (s *session) dele(args []string) error {
 	if err != nil {
 		return err
 	}
+	if s.inbox.link.responses.mailbox.readOnly && s.backend.Delete != Keep {
+		return &no{text: s.coded("SYS/PERM", "The maildrop can only be read")}
+	}
 	s.drop.delete(m)
 	s.ok(fmt.Sprintf("Message %d deleted", n))
 	return nil
@@ -288,8 +362,13 @@ func (s *session) dele(args []string) error {
 
 // quit enters the UPDATE state, RFC 1939 section 6.
 func (s *session) quit(ctx context.Context) error {
-	_ = s.out.Flush() // there are clients that send QUIT and leave
-	if err := s.update(ctx); err != nil {
+	_ = s.flush() // there are clients that send QUIT and leave
+	err := s.update(ctx)
+	s.inbox.rest()
+	if errors.Is(err, errNoTrash) {
+		return &no{text: s.coded("SYS/PERM", "There is no mailbox for deleted messages: they were not removed"), end: proxy.ErrQuit}
+	}
+	if err != nil {
 		return &no{text: s.temporary("Some deleted messages were not removed"), end: proxy.ErrQuit}
 	}
 	s.ok("Goodbye")
@@ -349,8 +428,10 @@ func (s *session) refuse(n *no) {
 // temporary returns text with the code of RFC 3206 section 4, and with the
 // session id, so that a screenshot leads to the log. What the server said is
 // not for clients.
-func (s *session) temporary(text string) string {
-	return "[SYS/TEMP] " + text + " (session " + s.client.ID + ")"
+func (s *session) temporary(text string) string { return s.coded("SYS/TEMP", text) }
+
+func (s *session) coded(code, text string) string {
+	return "[" + code + "] " + text + " (session " + s.client.ID + ")"
 }
 
 // ended is what a client learns whose session is ended by us.

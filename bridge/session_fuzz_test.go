@@ -41,7 +41,7 @@ func FuzzSession(f *testing.F) {
 		}
 		lines := strings.Split(in, "\n")
 		client, server := net.Pipe()
-		r := runOn(t, &Backend{Dial: dialFake(t, &fakeIMAP{bodies: []string{hello, short, first, ""}}, false)}, client, server)
+		r := runOn(t, &Backend{Dial: dialFake(t, &fakeIMAP{bodies: []string{hello, short, first, ""}}, true)}, client, server)
 		written := make(chan struct{})
 		go func() {
 			defer close(written)

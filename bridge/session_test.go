@@ -278,9 +278,9 @@ func TestEmptyMaildrop(t *testing.T) {
 		S: * 0 EXISTS
 		S: * OK [UIDVALIDITY 7] x
 		S: T1 OK x
-		C: T2 LOGOUT
+		C: Q LOGOUT
 		S: * BYE x
-		S: T2 OK x
+		S: Q OK x
 	`)
 	proxytest.Transcript(t, r.conn, `
 		C: STAT
@@ -302,8 +302,8 @@ func TestEmptyMaildrop(t *testing.T) {
 // Criterion: sums are of 64 bits: a maildrop may have more than 4 GiB.
 func TestLargeMaildrop(t *testing.T) {
 	r := scripted(t, opened(4294967295, 4294967295, 9000000000)+`
-		C: T3 LOGOUT
-		S: T3 OK x
+		C: Q LOGOUT
+		S: Q OK x
 	`)
 	proxytest.Transcript(t, r.conn, `
 		C: STAT
@@ -322,8 +322,8 @@ func TestLargeMaildrop(t *testing.T) {
 // Criterion: a connection that is lost without QUIT deletes nothing and leaves no flag.
 func TestNothingIsDeletedWithoutQUIT(t *testing.T) {
 	r := scripted(t, opened(5)+`
-		C: T3 LOGOUT
-		S: T3 OK x
+		C: Q LOGOUT
+		S: Q OK x
 	`)
 	proxytest.Transcript(t, r.conn, `
 		C: DELE 1
@@ -341,8 +341,8 @@ func TestNothingIsDeletedWithoutQUIT(t *testing.T) {
 
 func TestKickIsSaidAndDeletesNothing(t *testing.T) {
 	r := scripted(t, opened(5)+`
-		C: T3 LOGOUT
-		S: T3 OK x
+		C: Q LOGOUT
+		S: Q OK x
 	`)
 	proxytest.Transcript(t, r.conn, `
 		C: DELE 1
@@ -397,7 +397,7 @@ func TestRefusedOpeningIsTemporaryAndVerified(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			near, far := proxytest.Pipe(t)
 			proxytest.ServeTranscript(t, far, "C: T1 SELECT INBOX\n"+script)
-			b := &Backend{Dial: connected(near, "")}
+			b := &Backend{Dial: connected(near, capabilities)}
 			session, err := b.Login(t.Context(), &proxy.Login{})
 			if err != nil {
 				t.Fatal(err)
@@ -419,7 +419,7 @@ func TestOpeningEndsWithItsContext(t *testing.T) {
 	near, far := proxytest.Pipe(t)
 	proxytest.ServeTranscript(t, far, "C: T1 SELECT INBOX\nC: <EOF>")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	session, err := (&Backend{Dial: connected(near, "")}).Login(ctx, &proxy.Login{})
+	session, err := (&Backend{Dial: connected(near, capabilities)}).Login(ctx, &proxy.Login{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -451,6 +451,7 @@ func TestManyListLinesAreFewWrites(t *testing.T) {
 	if err := s.answer(t.Context(), []byte("UIDL\r\n")); err != nil {
 		t.Fatal(err)
 	}
+	_ = s.flush()
 	if max := counting.octets/writerSize + 1; counting.writes > max {
 		t.Errorf("%d writes for %d octets, want at most %d", counting.writes, counting.octets, max)
 	}

@@ -1,0 +1,175 @@
+package bridge
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+var errStalled = errors.New("server was silent for too long")
+
+// A link is the connection to the server. Its reader is whoever waits for an
+// answer: the session itself, or the imapclient that a hatch lets to it. So
+// nothing reads while a session is idle, and every read has a deadline.
+type link struct {
+	net.Conn
+	timeout   time.Duration
+	responses *responses
+	before    func() error // called before a read that may wait; nil: nothing to do
+
+	mu     sync.Mutex
+	failed error // of reading; imapclient reads again after an error
+}
+
+func newLink(conn net.Conn, timeout time.Duration) *link {
+	l := &link{Conn: conn, timeout: timeout}
+	l.responses = newResponses(source{l})
+	return l
+}
+
+// Write implements net.Conn.
+func (l *link) Write(p []byte) (int, error) {
+	if err := l.Conn.SetWriteDeadline(time.Now().Add(l.timeout)); err != nil {
+		return 0, err
+	}
+	return l.Conn.Write(p)
+}
+
+// stalled returns errStalled if the server was silent for too long.
+func (l *link) stalled() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if errors.Is(l.failed, os.ErrDeadlineExceeded) {
+		return errStalled
+	}
+	return nil
+}
+
+// dead reports whether reading has failed.
+func (l *link) dead() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.failed != nil
+}
+
+// A source reads from the connection under a link.
+type source struct{ link *link }
+
+func (s source) Read(p []byte) (int, error) {
+	l := s.link
+	if l.before != nil {
+		if err := l.before(); err != nil {
+			return 0, err
+		}
+	}
+	l.mu.Lock()
+	failed := l.failed
+	l.mu.Unlock()
+	if failed != nil {
+		return 0, failed
+	}
+	err := l.Conn.SetReadDeadline(time.Now().Add(l.timeout))
+	n := 0
+	if err == nil {
+		n, err = l.Conn.Read(p)
+	}
+	if err != nil {
+		l.mu.Lock()
+		l.failed = err
+		l.mu.Unlock()
+	}
+	return n, err
+}
+
+// A hatch is the link as one imapclient gets it: behind a greeting of our own,
+// and readable only while one of its commands is not answered. Between them
+// the session may read the link itself, and close the hatch without closing
+// the link.
+//
+// The deadlines that imapclient sets (5 minutes for a literal, however large)
+// do nothing.
+type hatch struct {
+	*link
+	greeting []byte
+
+	mu     sync.Mutex
+	change *sync.Cond
+	due    int // commands without their tagged answer
+	shut   bool
+}
+
+func newHatch(l *link, greeting string) *hatch {
+	h := &hatch{link: l, greeting: []byte(greeting)}
+	h.change = sync.NewCond(&h.mu)
+	return h
+}
+
+// Read implements net.Conn.
+func (h *hatch) Read(p []byte) (int, error) {
+	if len(h.greeting) > 0 {
+		n := copy(p, h.greeting)
+		h.greeting = h.greeting[n:]
+		return n, nil
+	}
+	h.mu.Lock()
+	for h.due == 0 && !h.shut {
+		h.change.Wait()
+	}
+	shut := h.shut
+	h.mu.Unlock()
+	if shut {
+		return 0, io.EOF
+	}
+	n, err := h.responses.Read(p)
+	if h.responses.answered() {
+		h.mu.Lock()
+		h.due--
+		h.mu.Unlock()
+	}
+	return n, err
+}
+
+// Write implements net.Conn. The bridge sends no literals, so that each line
+// is a command.
+func (h *hatch) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	h.due += bytes.Count(p, []byte("\n"))
+	h.change.Signal()
+	h.mu.Unlock()
+	return h.link.Write(p)
+}
+
+// shutdown ends the imapclient behind the hatch, whose commands are answered,
+// without closing the link.
+func (h *hatch) shutdown() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.shut = true
+	h.change.Signal()
+}
+
+// Close implements net.Conn. The link stays open after shutdown.
+func (h *hatch) Close() error {
+	h.mu.Lock()
+	shut := h.shut
+	h.shut = true
+	h.change.Signal()
+	h.mu.Unlock()
+	if shut {
+		return nil
+	}
+	return h.link.Close()
+}
+
+// SetDeadline implements net.Conn. It does nothing, as the two below.
+func (h *hatch) SetDeadline(time.Time) error { return nil }
+
+// SetReadDeadline implements net.Conn.
+func (h *hatch) SetReadDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline implements net.Conn.
+func (h *hatch) SetWriteDeadline(time.Time) error { return nil }
