@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	"syscall"
 
 	"postern/proxy"
 )
@@ -10,6 +11,7 @@ const (
 	maxCommand = 2048      // octets of a line; RFC 5321 section 4.5.3.1.4 wants 512, extensions more
 	minInput   = 512       // octets; most commands are shorter
 	maxSkip    = 256 << 10 // octets of one line that are read only to find its end
+	maxRecord  = 16 << 10  // octets of a record of TLS, RFC 8446 section 5.1
 )
 
 // An input is what a client sends: lines, and bodies between them. Both come
@@ -17,6 +19,7 @@ const (
 // silent the buffer is a small one.
 type input struct {
 	client *proxy.Conn
+	raw    syscall.RawConn // the client's descriptor; nil: none
 	small  []byte
 	large  *[bufferSize]byte // nil: not in use
 	buf    []byte            // small or large
@@ -58,10 +61,20 @@ func (i *input) line() ([]byte, error) {
 	}
 }
 
-// fillLarge reads once, into the large buffer. It must not be full.
+// fillLarge reads into the large buffer, which must not be full: once, and then
+// as long as there is more. TLS gives a record at a time, and a write for each
+// would cost more than what is in it.
 func (i *input) fillLarge() error {
 	i.enlarge()
-	return i.fill()
+	if err := i.fill(); err != nil {
+		return err
+	}
+	for len(i.buf)-i.w >= maxRecord && i.raw != nil && readable(i.raw) {
+		if i.fill() != nil {
+			break // it comes again
+		}
+	}
+	return nil
 }
 
 // fill reads once.

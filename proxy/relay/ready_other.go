@@ -4,10 +4,13 @@ package relay
 
 import (
 	"errors"
+	"net"
 	"syscall"
 )
 
 // rawConn returns nil: descriptors differ.
-func rawConn(Leg) syscall.RawConn { return nil }
+func rawConn(net.Conn) syscall.RawConn { return nil }
 
 func readReady(syscall.RawConn) (*[bufferSize]byte, int, error) { return nil, 0, errors.ErrUnsupported }
+
+func readable(syscall.RawConn) bool { return false }

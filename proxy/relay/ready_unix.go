@@ -5,13 +5,13 @@ package relay
 import (
 	"errors"
 	"io"
+	"net"
 	"syscall"
 )
 
-// rawConn returns the descriptor of the connection to the server, if it gives
-// one, or nil.
-func rawConn(backend Leg) syscall.RawConn {
-	c, ok := backend.(syscall.Conn)
+// rawConn returns the descriptor of a connection, if it gives one, or nil.
+func rawConn(conn net.Conn) syscall.RawConn {
+	c, ok := conn.(syscall.Conn)
 	if !ok {
 		return nil
 	}
@@ -46,4 +46,14 @@ func readReady(raw syscall.RawConn) (b *[bufferSize]byte, n int, err error) {
 		err = io.EOF
 	}
 	return b, max(n, 0), err
+}
+
+// readable reports whether there is something to read, be it an end.
+func readable(raw syscall.RawConn) bool {
+	var err error
+	controlErr := raw.Control(func(fd uintptr) {
+		var b [1]byte
+		_, _, err = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	})
+	return controlErr == nil && err == nil
 }

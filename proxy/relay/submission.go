@@ -58,7 +58,7 @@ func (s *Submission) Totals() proxy.Totals { return proxy.Totals{Submitted: s.su
 func (s *Submission) Run(ctx context.Context, client *proxy.Conn) error {
 	q := newQueue(client, s)
 	c := &commands{
-		in: input{client: client}, queue: q, server: s.Conn,
+		in: input{client: client, raw: rawConn(client)}, queue: q, server: s.Conn,
 		chunking: announces(s.Extensions, "CHUNKING"), newlines: s.Newlines,
 	}
 	defer c.in.release()
