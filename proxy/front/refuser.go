@@ -6,6 +6,9 @@ import (
 	"postern/proxy"
 )
 
+// closedPort is what a Refuser says on its own.
+const closedPort = "Nothing is served on this port: choose SSL/TLS, and the port that belongs to it, in the settings of your mail program"
+
 // A Refuser is the dialogue of a port on which nothing is served any more: in
 // place of a greeting it says, in the words of the Dialogue that it has, what
 // the client's user has to change. Unless the operator has a text for it, that
@@ -21,7 +24,7 @@ func (Refuser) Login(context.Context) (*proxy.Login, error) {
 func (f Refuser) Refuse(r *proxy.Refusal) error {
 	if r.Reason == proxy.Plaintext && r.Text == "" {
 		told := *r
-		told.Text = "Nothing is served on this port: choose SSL/TLS, and the port that belongs to it, in the settings of your mail program"
+		told.Text = closedPort
 		r = &told
 	}
 	return f.Dialogue.Refuse(r)

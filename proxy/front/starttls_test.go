@@ -562,7 +562,7 @@ func TestRefuserGreetsWithTheReason(t *testing.T) {
 		proxy.Submission: `554 5.7.0 `,
 	} {
 		for text, said := range map[string]string{
-			"": "Nothing is served on this port: choose SSL/TLS, and the port that belongs to it, in the settings of your mail program",
+			"": closedPort,
 			"use port 995 with SSL/TLS, see https://example.org/mail": "use port 995 with SSL/TLS, see https://example.org/mail",
 		} {
 			f := start(t, proxy.Timeouts{}, proxy.Service{

@@ -25,7 +25,7 @@ func wordsOf(r proxy.Reason) words {
 		// RFC 3501 section 6.2.2, RFC 5034 section 4, RFC 4954 section 4.
 		return words{"NO", "", "504 5.5.4", "Authentication mechanism is not supported"}
 	case proxy.ProtocolOff:
-		// RFC 3206 section 4: violations of policy are AUTH, too. RFC 5248 has
+		// RFC 3206 section 5: violations of policy are AUTH, too. RFC 5248 has
 		// 525 X.7.13 for an account that an administrator has switched off.
 		return words{"NO [AUTHORIZATIONFAILED]", "[AUTH]", "525 5.7.13", "This account may not use this service"}
 	case proxy.Suspended:

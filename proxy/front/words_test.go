@@ -2,6 +2,8 @@ package front
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -69,6 +71,43 @@ func refuse(t *testing.T, protocol string, r *proxy.Refusal) string {
 		t.Errorf("%s: Refuse(%v) = %v", protocol, r, err)
 	}
 	return tp.out.String()
+}
+
+// Criterion: docs/support.md says of each refusal what the customer sees in each protocol, and what to do.
+func TestSupportPageHasEveryRefusal(t *testing.T) {
+	page, err := os.ReadFile("../../docs/support.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	row := func(reason, imap, pop3, smtp, text string) string {
+		return fmt.Sprintf("| %s | `%s` | `%s` | `%s` | %s | ", reason, imap, strings.TrimSpace("-ERR "+pop3), smtp, text)
+	}
+	closed := wordsOf(proxy.Plaintext)
+	want := []string{
+		row("`plaintext`", "* BYE", closed.pop3, closed.smtp, closed.text),
+		row("`plaintext`", "* BYE", closed.pop3, closed.smtp, closedPort),
+		"| " + tooManyWrong + " | ",
+		"| " + notYet + " | ",
+	}
+	for _, r := range proxy.Reasons() {
+		w, name := wordsOf(r), "`"+r.String()+"`"
+		if r == proxy.Plaintext {
+			w = wordsInClear()
+		}
+		if r.Temporary() {
+			name += " ~"
+		}
+		want = append(want, row(name, w.imap, w.pop3, w.smtp, w.text))
+	}
+	for _, row := range want {
+		_, rest, _ := strings.Cut(string(page), "\n"+row)
+		if advice, _, ok := strings.Cut(rest, " |\n"); !ok || advice == "" {
+			t.Errorf("docs/support.md has no line, or no advice, for\n%s", row)
+		}
+	}
+	if got, want := strings.Count(string(page), "\n| `"), len(proxy.Reasons())+2; got != want {
+		t.Errorf("docs/support.md has %d lines about reasons, want %d", got, want)
+	}
 }
 
 func TestAcceptSaysTheWelcomeOnOneLine(t *testing.T) {
