@@ -134,7 +134,7 @@ func (m *Metrics) clients(services []Service) {
 	m.connectionTime = r.histogram("connection_duration_seconds", "Lifetime of client connections.", lifetime, protocol)
 	m.handshakes = r.counter("tls_handshakes_total", "TLS handshakes by outcome.", listener, label("result",
 		proxy.HandshakeOK, proxy.HandshakeTimeout, proxy.HandshakeSilent, proxy.HandshakeClientAbort,
-		proxy.HandshakeBadProtocol, proxy.HandshakeError))
+		proxy.HandshakeBadProtocol, proxy.HandshakeEarly, proxy.HandshakeError))
 	m.handshakeTime = r.histogram("tls_handshake_duration_seconds", "Duration of completed TLS handshakes.", latency, listener)
 	m.negotiated = r.counter("tls_negotiated_total", "Completed TLS handshakes by protocol version.",
 		label("version", "1.0", "1.1", "1.2", "1.3"), label("resumed", "true", "false"))

@@ -20,6 +20,7 @@ var (
 	ErrIdleTimeout   = errors.New("client was silent for too long") // logged in
 	errTooSlow       = errors.New("client did not log in in time")  // before
 	ErrPreface       = errors.New("bad or missing PROXY header")    // before anything
+	ErrEarlyTLS      = errors.New("client began TLS unasked")       // where STARTTLS has to come first
 )
 
 // goodbye is how long a connection that is told to end may take to do so.
@@ -160,13 +161,17 @@ func (s *Server) secure(c *conn) error {
 func (s *Server) login(c *conn, d Dialogue) (*Login, error) {
 	_ = c.SetReadDeadline(time.Now().Add(s.timeouts().Login))
 	login, err := d.Login(c.ctx)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil, Refuse(TimedOut, errTooSlow)
+	case errors.Is(err, ErrEarlyTLS):
+		s.observe(Handshake{Client: c.Client, Result: HandshakeEarly, Err: err})
 	}
 	if r := c.refusal(err); r != nil && c.ctx.Err() == nil {
 		attempt := Attempt{Client: c.Client, Via: ViaOther, Err: r}
 		if login != nil {
 			attempt.Via, attempt.User = login.Via, login.User
+			attempt.Account, _ = c.svc.Account(login.User) // the operator may want to write to its owner
 			login.Secret.Clear()
 		}
 		s.observe(attempt)

@@ -713,3 +713,32 @@ func (f *flag) set() bool {
 }
 
 func (f *flag) Load() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.on }
+
+func TestAttemptInTheClearNamesItsAccount(t *testing.T) {
+	t.Parallel()
+	d := newDiary()
+	dial, _ := start(t, &house{}, d, func(svc *proxy.Service, _ *proxy.Server) {
+		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return &leaky{plain{Conn: c}} }
+	})
+	proxytest.Transcript(t, dial(), `
+		S: OK hello
+		C: LOGIN Alice right
+		S: BYE plaintext
+		S: <EOF>
+	`)
+	d.wantEnd(t, proxy.EndRefused)
+	if got := strings.Join(d.reasons(), " "); got != "alice:plaintext" {
+		t.Errorf("attempts %s", got)
+	}
+}
+
+// leaky says whose password it was that came in the clear.
+type leaky struct{ plain }
+
+func (d *leaky) Login(ctx context.Context) (*proxy.Login, error) {
+	l, err := d.plain.Login(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return l, proxy.Refuse(proxy.Plaintext, nil)
+}

@@ -39,6 +39,7 @@ const (
 	HandshakeSilent      = "silent"       // no byte came in time
 	HandshakeClientAbort = "client_abort" // the client left or sent an alert
 	HandshakeBadProtocol = "bad_protocol" // not TLS
+	HandshakeEarly       = "early"        // TLS on a port where STARTTLS comes first
 	HandshakeError       = "error"        // the rest: no common version, cipher, ...
 )
 

@@ -289,7 +289,7 @@ func (d *IMAP) tooBig(lit wire.Literal) error {
 // commands: the connection ends.
 func (d *IMAP) unread(err error) error {
 	switch {
-	case errors.Is(err, errHello):
+	case errors.Is(err, proxy.ErrEarlyTLS):
 		return d.hangUp(notYet, err)
 	case unreadable(err):
 		return d.hangUp("Line too long", err)

@@ -94,7 +94,7 @@ func (d *POP3) next(ctx context.Context) (*proxy.Login, error) {
 		return nil, d.bad("Line too long")
 	case errors.Is(err, proxy.ErrFlood):
 		return nil, d.hangUp("Line too long", err)
-	case errors.Is(err, errHello):
+	case errors.Is(err, proxy.ErrEarlyTLS):
 		return nil, d.hangUp(notYet, err)
 	case err != nil:
 		return nil, err

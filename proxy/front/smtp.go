@@ -114,7 +114,7 @@ func (d *SMTP) next(ctx context.Context) (*proxy.Login, error) {
 		return nil, d.bad("500 5.5.2 Line too long")
 	case errors.Is(err, proxy.ErrFlood):
 		return nil, d.hangUp("421 4.7.0 Line too long", err)
-	case errors.Is(err, errHello):
+	case errors.Is(err, proxy.ErrEarlyTLS):
 		return nil, d.hangUp("554 5.7.0 "+notYet, err)
 	case err != nil:
 		return nil, err

@@ -12,7 +12,6 @@ import (
 
 var (
 	errInClear = errors.New("client sent credentials without TLS")
-	errHello   = errors.New("client began TLS without STARTTLS")
 )
 
 // notYet is for a client that begins with TLS on a port that does not.
@@ -53,7 +52,7 @@ func (d *dialogue) readLine(limit int) ([]byte, error) {
 	}
 	switch octet[0] {
 	case handshake:
-		return nil, errHello
+		return nil, proxy.ErrEarlyTLS
 	case '\n':
 		return octet, nil
 	}

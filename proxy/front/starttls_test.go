@@ -528,7 +528,7 @@ func TestHelloInTheClearIsToldAboutSTARTTLS(t *testing.T) {
 			S: `+want+`This port begins without TLS: choose STARTTLS in the settings of your mail program (session *)
 			S: <EOF>
 		`)
-		f.wantEnd(t, errHello)
+		f.wantEnd(t, proxy.ErrEarlyTLS)
 		if err := tls.Client(f.dial(t), &tls.Config{ServerName: "localhost", RootCAs: f.roots}).Handshake(); err == nil {
 			t.Errorf("%s: a handshake without STARTTLS succeeded", protocol)
 		}
