@@ -52,6 +52,9 @@ type Backend struct {
 	Timeout  time.Duration  // how long the server may be silent within a command; 0: a minute
 	Observer proxy.Observer // nil: nobody
 
+	Cache  Store        // what makes listings cheap; it may be lost. nil: nothing is remembered
+	Notice func(Notice) // what an operator should know; nil: nobody is told
+
 	Delete       Deletion // what DELE means at QUIT; the zero value is Expunge
 	KeepUnseen   bool     // what is retrieved does not become \Seen
 	StableBodies bool     // the server gives the same octets of a message always, also by their offset
@@ -60,8 +63,9 @@ type Backend struct {
 	Anonymous    bool     // CAPA has no IMPLEMENTATION
 	Last         bool     // LAST is answered, which RFC 1725 has abolished
 
-	writers sync.Pool    // *bufio.Writer
-	ahead   atomic.Int64 // octets that sessions have asked for before their clients did
+	writers   sync.Pool    // *bufio.Writer
+	noUIDNext atomic.Bool  // of SELECT's, seen: STATUS is asked as well
+	ahead     atomic.Int64 // octets that sessions have asked for before their clients did
 }
 
 // Login implements proxy.Backend: it asks for the server's yes or no.

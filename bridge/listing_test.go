@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -46,7 +47,7 @@ func TestListing(t *testing.T) {
 			near, far := proxytest.Pipe(t)
 			proxytest.ServeTranscript(t, far, test.script)
 			in := newInbox(near, "", defaultTimeout)
-			d, err := in.list(t.Context())
+			d, err := full(t.Context(), in)
 			in.abort()
 			_ = in.close()
 			if err != nil {
@@ -63,12 +64,23 @@ func TestListing(t *testing.T) {
 	}
 }
 
+// full lists INBOX of which nothing is remembered.
+func full(ctx context.Context, in *inbox) (*listing, error) {
+	v, err := in.look(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	l := newListing(v, snapshot{})
+	_, err = in.update(ctx, l)
+	return l, err
+}
+
 func TestKeepAccountsForAllThatIsPresent(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 2000 {
 		l := &listing{}
 		if random.IntN(2) == 0 {
-			l.below = imap.UID(random.IntN(30))
+			l.uidNext = uint32(random.IntN(30))
 		}
 		rows, present := make(map[uint32]bool), make(map[uint32]bool)
 		var set imap.UIDSet
@@ -76,7 +88,7 @@ func TestKeepAccountsForAllThatIsPresent(t *testing.T) {
 			uid := uid + 1
 			if random.IntN(2) == 0 {
 				l.add(uid, 1)
-				rows[uid] = l.below == 0 || imap.UID(uid) < l.below
+				rows[uid] = l.uidNext == 0 || uid < l.uidNext
 			}
 			if random.IntN(3) > 0 {
 				present[uid] = true
@@ -89,9 +101,9 @@ func TestKeepAccountsForAllThatIsPresent(t *testing.T) {
 			if want := rows[uid] && present[uid]; kept != want {
 				t.Fatalf("%d is kept: %v, want %v", uid, kept, want)
 			}
-			want := present[uid] && !rows[uid] && (l.below == 0 || imap.UID(uid) < l.below)
+			want := present[uid] && !rows[uid] && (l.uidNext == 0 || uid < l.uidNext)
 			if got := missing.Contains(imap.UID(uid)); got != want {
-				t.Fatalf("%d is missing: %v, want %v (below %d, present %v, rows %v)", uid, got, want, l.below, set, rows)
+				t.Fatalf("%d is missing: %v, want %v (below %d, present %v, rows %v)", uid, got, want, l.uidNext, set, rows)
 			}
 		}
 	}

@@ -1,5 +1,11 @@
 package bridge
 
+import (
+	"slices"
+
+	"github.com/emersion/go-imap/v2"
+)
+
 // A message is what a session remembers of one message: 16 octets, for there
 // may be 200,000 of them.
 type message struct {
@@ -11,9 +17,10 @@ type message struct {
 type marks uint8
 
 const (
-	deleted   marks = 1 << iota // DELE
+	exact     marks = 1 << iota // size was counted
+	printed                     // its fingerprint is remembered
+	deleted                     // DELE
 	retrieved                   // RETR has sent it
-	exact                       // size was counted
 )
 
 // empty reports whether the message may have no octet on the server. Its size
@@ -25,8 +32,12 @@ func (m *message) empty() bool { return m.size == 0 || m.size == 2 && m.marks&ex
 type maildrop struct {
 	messages    []message
 	uidValidity uint32
-	count       int   // not marked as deleted
-	octets      int64 // of those
+	uidNext     uint32 // there are no others with a UID below, if proven
+	proven      bool
+	changed     bool      // against what is remembered
+	aside       []message // that are hidden
+	count       int       // not marked as deleted
+	octets      int64     // of those
 }
 
 // newMaildrop takes the messages in the order of their numbers.
@@ -36,6 +47,32 @@ func newMaildrop(messages []message, uidValidity uint32) *maildrop {
 		d.octets += messages[i].size
 	}
 	return d
+}
+
+// hide leaves out messages, for good. It must come before all other methods.
+func (d *maildrop) hide(uids imap.UIDSet) {
+	var shown []message
+	for _, m := range d.messages {
+		if uids.Contains(imap.UID(m.uid)) {
+			d.aside = append(d.aside, m)
+		} else {
+			shown = append(shown, m)
+		}
+	}
+	d.messages, d.count, d.octets = shown, len(shown), 0
+	for i := range shown {
+		d.octets += shown[i].size
+	}
+}
+
+// snapshot returns what is to be remembered.
+func (d *maildrop) snapshot() snapshot {
+	s := snapshot{uidValidity: d.uidValidity, uidNext: d.uidNext, proven: d.proven, messages: d.messages}
+	if len(d.aside) > 0 {
+		s.messages = append(slices.Clone(d.messages), d.aside...)
+		slices.SortFunc(s.messages, byUID)
+	}
+	return s
 }
 
 // delete marks a message that is not marked.
@@ -59,9 +96,13 @@ func (d *maildrop) reset() {
 // measured corrects the size of a message that is not marked: RFC822.SIZE may
 // be an estimate, and does not count the CRLF that ends what has none.
 func (d *maildrop) measured(m *message, octets int64) {
+	if m.size == octets && m.marks&exact != 0 {
+		return
+	}
 	d.octets += octets - m.size
 	m.size = octets
 	m.marks |= exact
+	d.changed = true
 }
 
 // uids returns those with the mark but without the other one, ascending.

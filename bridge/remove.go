@@ -50,9 +50,7 @@ func (s *session) hide() error {
 		}
 	}
 	if hidden := s.inbox.hidden; len(hidden) > 0 {
-		s.drop = newMaildrop(slices.DeleteFunc(s.drop.messages, func(m message) bool {
-			return s.inbox.hidden.Contains(imap.UID(m.uid))
-		}), s.drop.uidValidity)
+		s.drop.hide(hidden)
 		s.inbox.hidden = nil
 	}
 	return nil

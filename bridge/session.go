@@ -53,12 +53,12 @@ func (n *no) Error() string { return n.text }
 // Open lists the maildrop.
 func (s *session) Open(ctx context.Context) (welcome string, err error) {
 	begun := time.Now()
-	s.drop, err = s.inbox.list(ctx)
+	source, err := s.list(ctx)
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
 	}
 	if err != nil {
-		return "", &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("open maildrop: %w", err)}
+		return "", cannotOpen(err)
 	}
 	if err := s.hide(); err != nil {
 		return "", err
@@ -66,7 +66,7 @@ func (s *session) Open(ctx context.Context) (welcome string, err error) {
 	s.inbox.flush = s.flush
 	s.inbox.rest()
 	s.backend.observe(proxy.MaildropOpened{
-		Client: s.client, Source: "full", Messages: s.drop.count, Octets: s.drop.octets, Duration: time.Since(begun),
+		Client: s.client, Source: source, Messages: s.drop.count, Octets: s.drop.octets, Duration: time.Since(begun),
 	})
 	return s.summary(), nil
 }
@@ -81,6 +81,7 @@ func (s *session) Totals() proxy.Totals { return s.totals }
 func (s *session) Close() error {
 	s.login.Secret.Clear()
 	err := s.inbox.close()
+	s.remember()
 	return err
 }
 

@@ -1,0 +1,87 @@
+package bridge
+
+import (
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"math"
+)
+
+// cacheVersion is the first octet of a snapshot in the cache.
+const cacheVersion = 1
+
+// What of the marks of a message is remembered, and how far a size is shifted
+// to make place for it.
+const (
+	remembered = exact | printed
+	shift      = 2
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+var errSpoilt = errors.New("what was remembered is damaged or of another version")
+
+// encode returns s as it is remembered: a few octets for each message, and a
+// checksum.
+func (s snapshot) encode() []byte {
+	b := make([]byte, 0, 32+6*len(s.messages))
+	b = append(b, cacheVersion, 0)
+	if s.proven {
+		b[1] = 1
+	}
+	b = binary.AppendUvarint(b, uint64(s.uidValidity))
+	b = binary.AppendUvarint(b, uint64(s.uidNext))
+	b = binary.AppendUvarint(b, uint64(len(s.messages)))
+	last := uint32(0)
+	for i := range s.messages {
+		m := &s.messages[i]
+		b = binary.AppendUvarint(b, uint64(m.uid-last))
+		b = binary.AppendUvarint(b, uint64(m.size)<<shift|uint64(m.marks&remembered))
+		last = m.uid
+	}
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// decodeSnapshot is the inverse of encode. What is not exactly that is an error.
+func decodeSnapshot(b []byte) (s snapshot, err error) {
+	if len(b) < 6 || b[0] != cacheVersion {
+		return snapshot{}, errSpoilt
+	}
+	b, sum := b[:len(b)-4], b[len(b)-4:]
+	if crc32.Checksum(b, castagnoli) != binary.LittleEndian.Uint32(sum) {
+		return snapshot{}, errSpoilt
+	}
+	r := varints{b: b[2:]}
+	s.proven = b[1] == 1
+	s.uidValidity, s.uidNext = uint32(r.next(math.MaxUint32)), uint32(r.next(math.MaxUint32))
+	count := r.next(min(maxMessages, uint64(len(r.b)/2)))
+	s.messages = make([]message, count)
+	uid := uint64(0)
+	for i := range s.messages {
+		delta, size := r.next(math.MaxUint32), r.next(math.MaxInt64)
+		if uid += delta; delta == 0 || uid > math.MaxUint32 {
+			return snapshot{}, errSpoilt
+		}
+		s.messages[i] = message{uid: uint32(uid), size: int64(size >> shift), marks: marks(size) & remembered}
+	}
+	if r.bad || len(r.b) > 0 {
+		return snapshot{}, errSpoilt
+	}
+	return s, nil
+}
+
+// varints reads numbers. After the first that is none, all are 0 and bad is set.
+type varints struct {
+	b   []byte
+	bad bool
+}
+
+func (r *varints) next(most uint64) uint64 {
+	n, size := binary.Uvarint(r.b)
+	if size <= 0 || n > most {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	r.b = r.b[size:]
+	return n
+}

@@ -1,0 +1,469 @@
+package bridge
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"postern/proxy"
+)
+
+// A mail is a message of a model.
+type mail struct {
+	uid  uint32
+	size int64
+}
+
+// A model is a mailbox whose every change a test knows, behind as much of an
+// IMAP server as a listing needs.
+type model struct {
+	mu          sync.Mutex
+	uidValidity uint32
+	uidNext     uint32
+	mails       []mail
+
+	capabilities string
+	silent       bool                     // about UIDNEXT in SELECT
+	dumb         bool                     // and in STATUS
+	unreadable   map[uint32]bool          // UIDs for which FETCH gives no row, and says NO
+	before       func(command string)     // called before a command is carried out
+	within       func(sent int, u uint32) // called before each row of a FETCH
+
+	told     []mail // what the client knows to be there
+	commands []string
+	octets   int64 // sent
+	asked    map[uint32]int
+}
+
+func newModel(capabilities string) *model {
+	return &model{uidValidity: 7, uidNext: 1, capabilities: "IMAP4rev1 UIDPLUS " + capabilities, asked: make(map[uint32]int)}
+}
+
+func (m *model) deliver(n int) {
+	for range n {
+		m.mails = append(m.mails, mail{m.uidNext, int64(m.uidNext)*10 + 1})
+		m.uidNext++
+	}
+}
+
+func (m *model) expunge(i int) { m.mails = slices.Delete(slices.Clone(m.mails), i, i+1) }
+
+// dial is a Dial.
+func (m *model) dial(t testing.TB) Dial {
+	return func(context.Context, *proxy.Login) (net.Conn, string, error) {
+		near, far := net.Pipe()
+		done := make(chan struct{})
+		go func() { defer close(done); m.serve(far) }()
+		t.Cleanup(func() { _ = near.Close(); <-done })
+		return near, m.capabilities, nil
+	}
+}
+
+func (m *model) serve(conn net.Conn) {
+	defer func() { _ = conn.Close() }()
+	counter := &countingWriter{w: conn}
+	in, out := bufio.NewScanner(conn), bufio.NewWriter(counter)
+	for in.Scan() {
+		tag, command, _ := strings.Cut(in.Text(), " ")
+		m.mu.Lock()
+		if command != "LOGOUT" {
+			m.commands = append(m.commands, command)
+		}
+		if m.before != nil {
+			m.before(command)
+		}
+		result := m.answer(out, tag, command)
+		m.mu.Unlock()
+		_, _ = fmt.Fprintf(out, "%s %s\r\n", tag, result)
+		if out.Flush() != nil {
+			return
+		}
+		m.mu.Lock()
+		m.octets, counter.octets = m.octets+counter.octets, 0
+		m.mu.Unlock()
+		if command == "LOGOUT" {
+			return
+		}
+	}
+}
+
+func (m *model) answer(out *bufio.Writer, tag, command string) (result string) {
+	word, rest, _ := strings.Cut(strings.TrimPrefix(command, "UID "), " ")
+	if strings.HasPrefix(command, "UID ") {
+		m.tell(out)
+	}
+	switch word {
+	case "SELECT":
+		m.told = slices.Clone(m.mails)
+		_, _ = fmt.Fprintf(out, "* FLAGS (\\Answered \\Flagged \\Deleted \\Seen \\Draft)\r\n* OK [PERMANENTFLAGS (\\Deleted \\*)] x\r\n* %d EXISTS\r\n* 0 RECENT\r\n* OK [UIDVALIDITY %d] x\r\n", len(m.mails), m.uidValidity)
+		if !m.silent {
+			_, _ = fmt.Fprintf(out, "* OK [UIDNEXT %d] x\r\n", m.uidNext)
+		}
+		return "OK [READ-WRITE] x"
+	case "STATUS":
+		_, _ = fmt.Fprintf(out, "* STATUS INBOX (MESSAGES %d UIDVALIDITY %d", len(m.mails), m.uidValidity)
+		if !m.dumb {
+			_, _ = fmt.Fprintf(out, " UIDNEXT %d", m.uidNext)
+		}
+		_, _ = out.WriteString(")\r\n")
+	case "SEARCH":
+		var b strings.Builder
+		for i, mail := range m.mails {
+			if i > 0 {
+				b.WriteByte(byte(map[bool]rune{true: ',', false: ' '}[strings.HasPrefix(rest, "RETURN")]))
+			}
+			fmt.Fprint(&b, mail.uid)
+		}
+		switch {
+		case rest == "RETURN (ALL) ALL" && len(m.mails) == 0:
+			_, _ = fmt.Fprintf(out, "* ESEARCH (TAG %q) UID\r\n", tag)
+		case rest == "RETURN (ALL) ALL":
+			_, _ = fmt.Fprintf(out, "* ESEARCH (TAG %q) UID ALL %s\r\n", tag, b.String())
+		default:
+			_, _ = fmt.Fprintf(out, "* SEARCH %s\r\n", b.String())
+		}
+	case "FETCH":
+		return m.fetch(out, rest)
+	}
+	return "OK x"
+}
+
+// tell says what has changed, as a server may with every UID command (RFC 9051
+// section 7.5.1).
+func (m *model) tell(out *bufio.Writer) {
+	for i := len(m.told) - 1; i >= 0; i-- {
+		if !slices.Contains(m.mails, m.told[i]) {
+			_, _ = fmt.Fprintf(out, "* %d EXPUNGE\r\n", i+1)
+			m.told = slices.Delete(m.told, i, i+1)
+		}
+	}
+	if len(m.mails) > len(m.told) {
+		_, _ = fmt.Fprintf(out, "* %d EXISTS\r\n", len(m.mails))
+		m.told = slices.Clone(m.mails)
+	}
+}
+
+func (m *model) fetch(out *bufio.Writer, args string) string {
+	set, _, _ := strings.Cut(args, " ")
+	result, sent := "OK x", 0
+	for n, mail := range slices.Clone(m.told) {
+		if !contains(set, mail.uid, m.uidNext-1) {
+			continue
+		}
+		if m.within != nil {
+			m.within(sent, mail.uid)
+		}
+		if !slices.Contains(m.mails, mail) { // gone meanwhile
+			m.tell(out)
+			continue
+		}
+		if m.unreadable[mail.uid] {
+			result = "NO x"
+			continue
+		}
+		m.asked[mail.uid]++
+		_, _ = fmt.Fprintf(out, "* %d FETCH (UID %d RFC822.SIZE %d)\r\n", n+1, mail.uid, mail.size)
+		sent++
+	}
+	return result
+}
+
+// contains reports whether uid is in set, for which last is the last message.
+func contains(set string, uid, last uint32) bool {
+	for part := range strings.SplitSeq(set, ",") {
+		var from, to uint32
+		switch n, _ := fmt.Sscanf(part, "%d:%d", &from, &to); {
+		case n == 2:
+		case strings.HasSuffix(part, ":*"):
+			from, to = min(from, last), max(from, last)
+		default:
+			to = from
+		}
+		if from <= uid && uid <= to {
+			return true
+		}
+	}
+	return false
+}
+
+// take returns the commands since the last time, and the octets sent for them.
+func (m *model) take() (commands []string, octets int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	commands, octets = m.commands, m.octets
+	m.commands, m.octets = nil, 0
+	return commands, octets
+}
+
+// poll opens a session, returns what it lists, and closes it.
+func poll(t testing.TB, b *Backend) (source string, listed []mail) {
+	t.Helper()
+	events := &recorder{}
+	b.Observer = events
+	opened, err := b.Login(t.Context(), &proxy.Login{Account: "alice"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := opened.Open(t.Context()); err != nil {
+		_ = opened.Close()
+		t.Fatal(err)
+	}
+	for _, m := range opened.(*session).drop.messages {
+		listed = append(listed, mail{m.uid, m.size})
+	}
+	_ = opened.Close()
+	return of[proxy.MaildropOpened](events)[0].Source, listed
+}
+
+// Criterion: an unchanged mailbox costs one SELECT, new mail one UID FETCH, and removed mail one search, with and without ESEARCH.
+func TestPollsCostChanges(t *testing.T) {
+	for _, capabilities := range []string{"", "ESEARCH"} {
+		m := newModel(capabilities)
+		b := &Backend{Dial: m.dial(t), Cache: &memory{}}
+		search := "UID SEARCH ALL"
+		if capabilities != "" {
+			search = "UID SEARCH RETURN (ALL) ALL"
+		}
+		m.deliver(1000)
+		for _, step := range []struct {
+			name   string
+			change func()
+			source string
+			want   []string
+			octets int64
+		}{
+			{"first sight", func() {}, "full", []string{"SELECT INBOX", "UID FETCH 1:* (UID RFC822.SIZE)"}, 50_000},
+			{"unchanged", func() {}, "cache", []string{"SELECT INBOX"}, 400},
+			{"unchanged again", func() {}, "cache", []string{"SELECT INBOX"}, 400},
+			{"ten new", func() { m.deliver(10) }, "delta", []string{"SELECT INBOX", "UID FETCH 1001:* (UID RFC822.SIZE)"}, 1000},
+			{"three removed", func() { m.expunge(5); m.expunge(700); m.expunge(0) }, "delta", []string{"SELECT INBOX", search}, 8000},
+			{"new and removed", func() { m.deliver(2); m.expunge(5) }, "delta", []string{"SELECT INBOX", "UID FETCH 1011:* (UID RFC822.SIZE)", search}, 8000},
+			{"one that came and went", func() { m.deliver(1); m.expunge(len(m.mails) - 1) }, "delta", []string{"SELECT INBOX", "UID FETCH 1013:* (UID RFC822.SIZE)"}, 1000},
+			{"unchanged after that", func() {}, "cache", []string{"SELECT INBOX"}, 400},
+			{"all removed", func() { m.mails = nil }, "cache", []string{"SELECT INBOX"}, 400},
+			{"new in an empty one", func() { m.deliver(1) }, "full", []string{"SELECT INBOX", "UID FETCH 1014:* (UID RFC822.SIZE)"}, 500},
+			{"new UIDVALIDITY", func() { m.uidValidity++ }, "full", []string{"SELECT INBOX", "UID FETCH 1:* (UID RFC822.SIZE)"}, 500},
+			{"restored from backup", func() { m.uidNext = 5; m.mails = []mail{{3, 31}, {4, 41}} }, "full", []string{"SELECT INBOX", "UID FETCH 1:* (UID RFC822.SIZE)"}, 500},
+		} {
+			step.change()
+			source, listed := poll(t, b)
+			commands, octets := m.take()
+			if !slices.Equal(commands, step.want) || source != step.source || octets > step.octets {
+				t.Errorf("%s %s: %q, %d octets, source %s; want %q, at most %d, %s", capabilities, step.name, commands, octets, source, step.want, step.octets, step.source)
+			}
+			if !slices.Equal(listed, m.mails) {
+				t.Errorf("%s %s: %d messages listed, want %d", capabilities, step.name, len(listed), len(m.mails))
+			}
+		}
+	}
+}
+
+// Criterion: where SELECT gives no UIDNEXT, STATUS goes before it, and a server without any is listed right all the same.
+func TestPollsWithoutUIDNEXT(t *testing.T) {
+	m := newModel("")
+	m.silent = true
+	m.deliver(3)
+	b := &Backend{Dial: m.dial(t), Cache: &memory{}}
+	const status = "STATUS INBOX (MESSAGES UIDNEXT UIDVALIDITY)"
+	for _, step := range []struct {
+		name   string
+		change func()
+		want   []string
+	}{
+		{"first", func() {}, []string{"SELECT INBOX", "UID FETCH 1:* (UID RFC822.SIZE)"}},
+		{"unchanged", func() {}, []string{status, "SELECT INBOX"}},
+		{"new", func() { m.deliver(1) }, []string{status, "SELECT INBOX", "UID FETCH 4:* (UID RFC822.SIZE)"}},
+		{"new between STATUS and SELECT", func() {
+			m.before = func(command string) {
+				if m.before = nil; strings.HasPrefix(command, "STATUS") {
+					m.before = func(string) { m.before = nil; m.deliver(1) }
+				}
+			}
+		}, []string{status, "SELECT INBOX"}},
+		{"it is there in the next", func() {}, []string{status, "SELECT INBOX", "UID FETCH 5:* (UID RFC822.SIZE)"}},
+		{"not in STATUS either", func() { m.dumb = true }, []string{status, "SELECT INBOX", "UID FETCH 6:* (UID RFC822.SIZE)"}},
+		{"new then", func() { m.deliver(2) }, []string{status, "SELECT INBOX", "UID FETCH 6:* (UID RFC822.SIZE)"}},
+		{"removed then", func() { m.expunge(0) }, []string{status, "SELECT INBOX", "UID FETCH 8:* (UID RFC822.SIZE)", "UID SEARCH ALL"}},
+	} {
+		step.change()
+		want := slices.Clone(m.mails)
+		_, listed := poll(t, b)
+		if got, _ := m.take(); len(got) != len(step.want) || !slices.EqualFunc(got, step.want, sameCommand) {
+			t.Errorf("%s: %q, want %q", step.name, got, step.want)
+		}
+		if !slices.Equal(listed, want) {
+			t.Errorf("%s: %v, want %v", step.name, listed, want)
+		}
+	}
+}
+
+// sameCommand compares commands; the items of STATUS come in any order.
+func sameCommand(a, b string) bool {
+	sorted := func(s string) []string {
+		words := strings.FieldsFunc(s, func(r rune) bool { return strings.ContainsRune(" ()", r) })
+		slices.Sort(words)
+		return words
+	}
+	return a == b || strings.HasPrefix(a, "STATUS") && slices.Equal(sorted(a), sorted(b))
+}
+
+// Criterion: whatever is delivered and removed between and during sessions, a listing is what the mailbox was at one moment of the login, and never differs from the truth by a coincidence of counts.
+func TestListingsAreTrue(t *testing.T) {
+	for seed := range uint64(300) {
+		random := rand.New(rand.NewPCG(seed, 4))
+		m := newModel([]string{"", "ESEARCH"}[random.IntN(2)])
+		m.silent = random.IntN(4) == 0
+		m.dumb = random.IntN(3) == 0
+		cache := &memory{}
+		b := &Backend{Dial: m.dial(t), Cache: cache}
+		change := func() {
+			for range 1 + random.IntN(3) {
+				if len(m.mails) > 0 && random.IntN(2) == 0 {
+					m.expunge(random.IntN(len(m.mails)))
+				} else {
+					m.deliver(1 + random.IntN(3))
+				}
+			}
+		}
+		m.deliver(random.IntN(20))
+		for round := range 12 {
+			for range random.IntN(3) {
+				change()
+			}
+			// What may be listed: what is there all the while, at least; what
+			// was there at some moment, at most.
+			always, ever := slices.Clone(m.mails), slices.Clone(m.mails)
+			during := func() {
+				change()
+				always = slices.DeleteFunc(always, func(x mail) bool { return !slices.Contains(m.mails, x) })
+				ever = append(ever, m.mails...)
+			}
+			m.before, m.within = nil, nil
+			quiet := random.IntN(2) == 0
+			if !quiet {
+				m.before = func(string) {
+					if random.IntN(3) == 0 {
+						during()
+					}
+				}
+				m.within = func(int, uint32) {
+					if random.IntN(10) == 0 {
+						during()
+					}
+				}
+			}
+			m.unreadable = nil
+			if random.IntN(6) == 0 && len(m.mails) > 0 {
+				m.unreadable = map[uint32]bool{m.mails[random.IntN(len(m.mails))].uid: true}
+				always = slices.DeleteFunc(always, func(x mail) bool { return m.unreadable[x.uid] })
+			}
+			switch random.IntN(12) {
+			case 0:
+				cache.values = nil
+			case 1:
+				for _, v := range cache.values {
+					v[random.IntN(len(v))]++
+				}
+			}
+			_, listed := poll(t, b)
+			if quiet && m.unreadable == nil && !slices.Equal(listed, m.mails) {
+				t.Fatalf("seed %d, round %d: listed %v, want %v", seed, round, listed, m.mails)
+			}
+			for _, x := range always {
+				if !slices.Contains(listed, x) {
+					t.Fatalf("seed %d, round %d: %v is missing in %v; commands %q", seed, round, x, listed, m.commands)
+				}
+			}
+			for _, x := range listed {
+				if !slices.Contains(ever, x) {
+					t.Fatalf("seed %d, round %d: %v was never there: %v; commands %q", seed, round, x, listed, m.commands)
+				}
+			}
+			m.take()
+			if m.before, m.within, m.unreadable = nil, nil, nil; !quiet || m.dumb && m.silent {
+				continue
+			}
+			_, again := poll(t, b)
+			if !slices.Equal(again, m.mails) {
+				t.Fatalf("seed %d, round %d: listed again %v, want %v", seed, round, again, m.mails)
+			}
+			if commands, _ := m.take(); !m.silent && len(commands) > 1 && !slices.ContainsFunc(listed, func(x mail) bool { return !slices.Contains(again, x) }) && len(again) == len(listed) {
+				t.Fatalf("seed %d, round %d: an unchanged mailbox costs %q", seed, round, commands)
+			}
+		}
+	}
+}
+
+func TestServerThatContradictsItself(t *testing.T) {
+	m := newModel("")
+	m.deliver(5)
+	m.unreadable = map[uint32]bool{3: true}
+	var notices []Notice
+	b := &Backend{Dial: m.dial(t), Cache: &memory{}, Notice: func(n Notice) { notices = append(notices, n) }}
+	_, listed := poll(t, b)
+	if want := []mail{{1, 11}, {2, 21}, {4, 41}, {5, 51}}; !slices.Equal(listed, want) {
+		t.Errorf("listed %v, want %v", listed, want)
+	}
+	if len(notices) != 1 || notices[0].Kind != NoticeNotProven || notices[0].Account != "alice" {
+		t.Errorf("notices %v, want one that the listing is not proven", notices)
+	}
+	m.take()
+	// By count alone this looks as remembered: one more was left out, one less is there.
+	m.unreadable = nil
+	m.expunge(0)
+	if _, listed = poll(t, b); !slices.Equal(listed, m.mails) {
+		t.Errorf("listed %v, want %v", listed, m.mails)
+	}
+	m.take()
+	poll(t, b)
+	if got, _ := m.take(); len(got) != 1 {
+		t.Errorf("an unchanged mailbox costs %q", got)
+	}
+}
+
+func TestCacheThatFailsCostsOnlyTime(t *testing.T) {
+	m := newModel("")
+	m.deliver(5)
+	cache := &memory{err: fmt.Errorf("disk on fire")}
+	var notices []Notice
+	b := &Backend{Dial: m.dial(t), Cache: cache, Notice: func(n Notice) { notices = append(notices, n) }}
+	for range 2 {
+		if _, listed := poll(t, b); !slices.Equal(listed, m.mails) {
+			t.Errorf("listed %v, want %v", listed, m.mails)
+		}
+	}
+	if len(notices) != 4 { // read and write, twice
+		t.Errorf("notices %v", notices)
+	}
+}
+
+func TestSizesThatWereLearntAreRemembered(t *testing.T) {
+	_, b := serve(t, hello, short, first)
+	b.Cache = &memory{}
+	r := run(t, b)
+	c := newPOP3(t, r.conn)
+	_ = c.body("RETR 2")
+	_ = c.line("QUIT")
+	_ = r.wait(t)
+	if got, want := newPOP3(t, run(t, b).conn).line("LIST 2"), "+OK 2 26\r\n"; got != want {
+		t.Errorf("LIST 2 in the next session: %q, want %q", got, want)
+	}
+}
+
+// BenchmarkPoll50000 is an unchanged mailbox of 50,000 messages.
+func BenchmarkPoll50000(b *testing.B) {
+	m := newModel("")
+	m.deliver(50_000)
+	backend := &Backend{Dial: m.dial(b), Cache: &memory{}}
+	open(b, backend)
+	b.ReportAllocs()
+	for b.Loop() {
+		open(b, backend)
+	}
+}

@@ -1,0 +1,42 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"postern/proxy"
+)
+
+// cannotOpen returns what the client learns of an error of list.
+func cannotOpen(err error) error {
+	if r, ok := errors.AsType[*proxy.Refusal](err); ok {
+		return r
+	}
+	return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("open maildrop: %w", err)}
+}
+
+// list makes the maildrop, and says what of.
+func (s *session) list(ctx context.Context) (source string, err error) {
+	known := s.remembered(ctx)
+	v, err := s.inbox.look(ctx, s.backend.noUIDNext.Load())
+	if err != nil {
+		return "", err
+	}
+	if v.uidNext == 0 {
+		s.backend.noUIDNext.Store(true)
+	}
+	l := newListing(v, known)
+	asked, err := s.inbox.update(ctx, l)
+	if err != nil {
+		return "", err
+	}
+	listed, ok := l.snapshot(true)
+	if !listed.proven {
+		s.notice(NoticeNotProven, len(listed.messages), nil)
+	}
+	s.drop = newMaildrop(listed.messages, listed.uidValidity)
+	s.drop.uidNext, s.drop.proven = listed.uidNext, listed.proven
+	s.drop.changed = ok && (asked || len(known.messages) != len(listed.messages) || known.uidNext != listed.uidNext || known.uidValidity != listed.uidValidity)
+	return l.source(asked), nil
+}
