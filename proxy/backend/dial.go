@@ -247,6 +247,7 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	if !ok || c.replies.Buffered() > 0 {
 		return nil, errors.ErrUnsupported
 	}
+	c.replies = wire.NewReplyReader(t) // without its buffer: nobody may read there for hours
 	return t.SyscallConn()
 }
 

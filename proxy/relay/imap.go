@@ -34,7 +34,9 @@ type IMAP struct {
 // Open implements proxy.Session. Clients know the server's capabilities from
 // the answer to their login, some only from there.
 func (s *IMAP) Open(context.Context) (welcome string, err error) {
-	return "[CAPABILITY " + s.Capabilities + "] Logged in", nil
+	welcome = "[CAPABILITY " + s.Capabilities + "] Logged in"
+	s.Capabilities = "" // a session may last for days
+	return welcome, nil
 }
 
 // Run implements proxy.Session.
