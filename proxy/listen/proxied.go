@@ -80,19 +80,22 @@ func (p *proxied) Preface(deadline time.Time) (client, local netip.AddrPort, err
 		return client, local, err
 	}
 	header, err := readHeader(p.TCPConn)
+	if errors.Is(err, io.EOF) {
+		return client, local, err
+	}
 	if err == nil {
 		client, local, err = parseHeader(header)
 	}
-	if err != nil && err != io.EOF {
+	if err != nil {
 		return client, local, fmt.Errorf("%w: %w", proxy.ErrPreface, err)
 	}
-	if err == nil && !client.IsValid() { // the balancer speaks for itself, to see how we are
+	if !client.IsValid() { // the balancer speaks for itself, to see how we are
 		client, local = addrPort(p.RemoteAddr()), addrPort(p.LocalAddr())
 	}
-	return client, local, err
+	return client, local, nil
 }
 
-// readHeader reads a header and no octet more.
+// readHeader reads a header and no octet more. io.EOF: there was none at all.
 func readHeader(r io.Reader) ([]byte, error) {
 	header := make([]byte, signature, maxV1)
 	if _, err := io.ReadFull(r, header); err != nil {

@@ -148,7 +148,7 @@ func TestProxiedGivesASilentBalancerItsTimeAndNoMore(t *testing.T) {
 func TestProxiedTakesAConnectionWithoutAWordForALook(t *testing.T) {
 	client, server := accepted(t, loopback)
 	_ = client.Close()
-	if _, _, err := server.(prefaced).Preface(time.Now().Add(time.Second)); err != io.EOF {
+	if _, _, err := server.(prefaced).Preface(time.Now().Add(time.Second)); !errors.Is(err, io.EOF) || errors.Is(err, proxy.ErrPreface) {
 		t.Errorf("Preface = %v, want io.EOF", err)
 	}
 }

@@ -247,7 +247,8 @@ func TestSubmissionSwallowsNoEndlessMessage(t *testing.T) {
 	go func() { _ = accepting(s.server) }()
 	proxytest.Transcript(t, s.client, "C: MAIL FROM:<a>\nS: 250 ok\nC: RCPT TO:<b>\nS: 250 ok\nC: DATA\nS: 354 go on")
 	go func() {
-		much := bytes.Repeat([]byte("x\n"), 1<<19)
+		much := bytes.Repeat([]byte(strings.Repeat("x", 76)+"\r\n"), 1<<13)
+		_, _ = io.WriteString(s.client, "bare\n")
 		for {
 			if _, err := s.client.Write(much); err != nil {
 				return
