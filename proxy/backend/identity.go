@@ -236,5 +236,9 @@ func (s *Server) verify(ctx context.Context, l *proxy.Login) error {
 	if s.Verify == nil {
 		return s.unavailable(errUnverified)
 	}
-	return s.Verify(ctx, l)
+	err := s.Verify(ctx, l)
+	if proxy.ReasonOf(err) == proxy.Unavailable { // which says nothing about this server: its pool must not see why
+		return s.unavailable(errors.New("check of the password: " + err.Error()))
+	}
+	return err
 }

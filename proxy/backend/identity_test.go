@@ -9,8 +9,10 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -281,6 +283,12 @@ func TestLoginSMTPVouchesOnlyForWhatIMAPHasAccepted(t *testing.T) {
 			t.Errorf("events: %s, want none", got)
 		}
 	}
+	imap.Address = "127.0.0.1:1" // tcpmux: nobody listens
+	_, err = s.LoginSMTP(t.Context(), from(submitter(password), customer))
+	refused(t, err, proxy.Unavailable)
+	if _, ok := errors.AsType[*keptError](err); ok {
+		t.Errorf("the submission server is blamed for the IMAP server: %v", err)
+	}
 }
 
 // Criterion: XCLIENT LOGIN never goes out without ADDR, nor without a check of
@@ -426,6 +434,23 @@ func TestServerConnectsFromItsSourcesInTurn(t *testing.T) {
 	s.Source = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
 	if _, err := s.dial(t.Context()); err == nil || !strings.Contains(err.Error(), "no such source address (EADDRNOTAVAIL)") {
 		t.Errorf("dial = %v, want an error that names the address", err)
+	}
+}
+
+func TestDialNamesWhatThisMachineLacks(t *testing.T) {
+	for err, want := range map[error]string{
+		os.NewSyscallError("socket", syscall.EMFILE):         "LimitNOFILE",
+		os.NewSyscallError("socket", syscall.ENFILE):         "LimitNOFILE",
+		os.NewSyscallError("connect", syscall.EADDRNOTAVAIL): "no local port is left",
+		os.NewSyscallError("bind", syscall.EADDRNOTAVAIL):    "no such source address",
+	} {
+		err = &net.OpError{Op: "dial", Net: "tcp", Err: err}
+		if got := advised(err); !strings.Contains(got.Error(), want) || !errors.Is(got, err) || dialResult(got) != proxy.DialOther {
+			t.Errorf("advised(%v) = %v, %s, want %q", err, got, dialResult(got), want)
+		}
+	}
+	if err := os.NewSyscallError("connect", syscall.ECONNREFUSED); advised(err) != err { //nolint:errorlint // the very same
+		t.Errorf("advised(%v) = %v", err, advised(err))
 	}
 }
 
