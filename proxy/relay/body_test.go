@@ -125,7 +125,18 @@ func FuzzBody(f *testing.F) {
 	for _, vector := range smuggling {
 		f.Add("a"+vector+"b", uint8(3))
 	}
-	f.Fuzz(func(t *testing.T, in string, size uint8) { checkBody(t, in+"\r\n.\r\nQUIT", int(size)+1) })
+	f.Fuzz(func(t *testing.T, in string, size uint8) {
+		in += "\r\n.\r\nQUIT"
+		checkBody(t, in, int(size)+1)
+		_, want := normalized(in)
+		strict := &body{dots: true, as: Reject}
+		if _, rest, end := filter(strict, in, int(size)+1); rest != want || !end || strict.bare == clean(strings.TrimSuffix(in, rest)) {
+			t.Fatalf("%q in pieces of %d: left %q, %v, bare %v", in, int(size)+1, rest, end, strict.bare)
+		}
+		if out, rest, end := filter(&body{dots: true, as: Pass}, in, int(size)+1); out+rest != in || rest != want || !end {
+			t.Fatalf("%q in pieces of %d passed as %q, left %q, %v", in, int(size)+1, out, rest, end)
+		}
+	})
 }
 
 func BenchmarkBody(b *testing.B) {
