@@ -17,6 +17,7 @@ import (
 	"postern/proxy/certs"
 	"postern/proxy/front"
 	"postern/proxy/guard"
+	"postern/proxy/relay"
 	"postern/proxy/route"
 )
 
@@ -121,9 +122,10 @@ func (h *house) newService(l configs.Listener, b backends, r *routing) *proxy.Se
 		svc.Idle = cfg.Timeouts.SubmissionIdle
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewSMTP(c, options) }
 		for name, pool := range b.submission {
-			mux.Targets[name] = route.Target{
-				Backend: &backend.Submission{Server: pool, Idle: svc.Idle, Hostname: cfg.Hostname}, Offer: pool.Offer,
+			submission := &backend.Submission{
+				Server: pool, Idle: svc.Idle, Hostname: cfg.Hostname, Newlines: newlines[cfg.Submission.BareNewlines],
 			}
+			mux.Targets[name] = route.Target{Backend: submission, Offer: pool.Offer}
 		}
 	}
 	if l.TLS == "refuse" {
@@ -134,6 +136,8 @@ func (h *house) newService(l configs.Listener, b backends, r *routing) *proxy.Se
 	}
 	return svc
 }
+
+var newlines = map[string]relay.Newlines{"normalize": relay.Normalize, "reject": relay.Reject, "pass": relay.Pass}
 
 func (h *house) newBridge(name string, pool *backend.Pool) *bridge.Backend {
 	return &bridge.Backend{
