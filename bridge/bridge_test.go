@@ -129,12 +129,13 @@ func connected(conn net.Conn, capabilities string, more ...net.Conn) Dial {
 	}
 }
 
-// scripted runs a session whose server plays a script.
+// scripted runs a session whose server plays a script. It does not look at the
+// ends of messages.
 func scripted(t testing.TB, script string) *bridged {
 	t.Helper()
 	near, far := proxytest.Pipe(t)
 	proxytest.ServeTranscript(t, far, script)
-	return run(t, &Backend{Name: "main", Dial: connected(near, capabilities)})
+	return run(t, &Backend{Name: "main", Dial: connected(near, capabilities), Estimates: true})
 }
 
 // opened is the script of a mailbox with messages of the given sizes, whose

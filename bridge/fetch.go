@@ -38,8 +38,8 @@ type fetching struct {
 	wants  []want // what was asked for and has not come, in order
 	ahead  int64  // octets of wants
 	budget *atomic.Int64
-	row    *row // that is being read
-	line   []byte
+	row    *row   // that is being read
+	line   []byte // commands, not yet sent
 }
 
 // A want is one message that was asked for.
@@ -53,8 +53,14 @@ type want struct {
 // ask asks for items of messages, the UIDs of which ascend. What comes is
 // awaited with the tag.
 func (in *inbox) ask(items string, messages ...want) (tag uint64, err error) {
+	tag = in.put(items, messages...)
+	return tag, in.send()
+}
+
+// put is ask, up to send.
+func (in *inbox) put(items string, messages ...want) (tag uint64) {
 	in.tags++
-	b := append(strconv.AppendUint(append(in.line[:0], 'F'), in.tags, 10), " UID FETCH "...)
+	b := append(strconv.AppendUint(append(in.line, 'F'), in.tags, 10), " UID FETCH "...)
 	for i, w := range messages {
 		b = appendUID(b, messages, i)
 		w.tag, w.items = in.tags, items
@@ -64,10 +70,14 @@ func (in *inbox) ask(items string, messages ...want) (tag uint64, err error) {
 			in.budget.Add(w.octets)
 		}
 	}
-	b = append(append(append(b, " (UID "...), items...), ")\r\n"...)
-	in.line = b
-	_, err = in.link.Write(b)
-	return in.tags, err
+	in.line = append(append(append(b, " (UID "...), items...), ")\r\n"...)
+	return in.tags
+}
+
+func (in *inbox) send() error {
+	_, err := in.link.Write(in.line)
+	in.line = in.line[:0]
+	return err
 }
 
 // appendUID appends the i-th UID as part of a set: alone, or as the begin or the

@@ -95,7 +95,7 @@ func (in *inbox) rest() {
 		<-in.client.Closed()
 		in.client, in.hatch = nil, nil
 	}
-	in.link.before = in.flush
+	in.link.before, in.line = in.flush, nil
 	in.link.responses.rest()
 }
 

@@ -116,6 +116,9 @@ func (s *session) fetch(ctx context.Context, i int, items string) (*row, error) 
 // first returns the row of a message when its first octets are there. A
 // connection that was lost is replaced once.
 func (s *session) first(ctx context.Context, i int, items, name string) (*row, error) {
+	if s.moved() {
+		return nil, fmt.Errorf("%w: %w", proxy.ErrBackendClosed, errRenumbered)
+	}
 	if s.inbox.link.dead() {
 		if err := s.reconnect(ctx); err != nil {
 			return nil, err

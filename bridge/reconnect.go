@@ -41,7 +41,8 @@ func (s *session) reconnect(ctx context.Context) error {
 	box, err := in.selectInbox(ctx)
 	if err == nil && box.UIDValidity != s.drop.uidValidity {
 		s.renumbered = true
-		err = errRenumbered
+		in.discard()
+		return fmt.Errorf("%w: %w", proxy.ErrBackendClosed, errRenumbered)
 	}
 	if err != nil {
 		in.discard()
@@ -54,6 +55,14 @@ func (s *session) reconnect(ctx context.Context) error {
 	in.rest()
 	s.inbox = in
 	return nil
+}
+
+// moved reports whether the server has given new UIDs to the messages.
+func (s *session) moved() bool {
+	if n := s.inbox.link.responses.mailbox.uidValidity; n != 0 && n != s.drop.uidValidity {
+		s.renumbered = true
+	}
+	return s.renumbered
 }
 
 // A seal is what is known of the octets of a message that were sent.

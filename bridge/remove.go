@@ -75,11 +75,9 @@ func (s *session) update(ctx context.Context) error {
 	}
 	ctx = context.WithoutCancel(ctx)
 	u := update{session: s, ctx: ctx, seen: uidSets(seen), gone: uidSets(marked)}
-	err := errors.New("UIDVALIDITY has changed")
-	if n := s.inbox.link.responses.mailbox.uidValidity; n == 0 || n == s.drop.uidValidity {
+	err := errRenumbered
+	if !s.moved() {
 		err = u.do()
-	} else {
-		s.renumbered = true
 	}
 	if len(marked) == 0 {
 		return nil

@@ -73,7 +73,7 @@ func TestQUITWithoutUIDPLUS(t *testing.T) {
 		S: Q OK x
 		C: <EOF>
 	`)
-	proxytest.Transcript(t, run(t, &Backend{Dial: connected(near, "IMAP4rev1 IDLE")}).conn, `
+	proxytest.Transcript(t, run(t, &Backend{Dial: connected(near, "IMAP4rev1 IDLE"), Estimates: true}).conn, `
 		C: LIST
 		S: +OK *
 		S: 1 5
@@ -170,7 +170,7 @@ func TestQUITWhenTheServerIsGone(t *testing.T) {
 func TestServerLeavesBetweenCommands(t *testing.T) {
 	near, far := proxytest.Pipe(t)
 	proxytest.ServeTranscript(t, far, opened(5)+"S: * BYE Autologout\nS: <EOF>")
-	r := run(t, &Backend{Dial: connected(near, capabilities)})
+	r := run(t, &Backend{Dial: connected(near, capabilities), Estimates: true})
 	proxytest.Transcript(t, r.conn, `
 		C: STAT
 		S: +OK 1 5

@@ -241,6 +241,8 @@ func (s *session) cannot(ctx context.Context, n int, m *message, err error) *no 
 		return s.ended(ctx)
 	case errors.Is(err, errVanished):
 		return &no{text: fmt.Sprintf("Message %d is no longer in the maildrop", n)}
+	case errors.Is(err, errRenumbered):
+		return &no{text: s.temporary("The maildrop has changed: log in again"), end: err}
 	case errors.Is(err, proxy.ErrBackendClosed):
 		return &no{text: s.temporary("The mail server is unavailable: try again later"), end: err}
 	}

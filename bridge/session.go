@@ -32,7 +32,8 @@ type session struct {
 	drop       *maildrop
 	renumbered bool // UIDVALIDITY has changed: the UIDs are those of other messages
 	ahead      ahead
-	last       int // the highest number that was retrieved
+	last       int    // the highest number that was retrieved
+	seen       uint32 // earlier sessions have seen the UIDs below; 0: none has
 	probed     bool
 	totals     proxy.Totals
 	bad        int // commands in a row that were none
@@ -236,8 +237,10 @@ func label(keyword string) string {
 func (s *session) do(ctx context.Context, keyword string, args []string) error {
 	switch keyword {
 	case "STAT":
+		s.probe(ctx)
 		return s.without(args, s.stat)
 	case "LIST":
+		s.probe(ctx)
 		return s.listing(args, "scan", s.size)
 	case "UIDL":
 		return s.listing(args, "unique-id", s.uniqueID)
