@@ -33,6 +33,7 @@ type conn struct {
 	since   time.Time
 	ctx     context.Context // kick, drain and shed are its cause
 	cancel  context.CancelCauseFunc
+	stop    func() bool // no longer wait for ctx
 	permit  Permit
 	asked   string // the account last asked for, which may have texts of its own
 	session Session
@@ -44,25 +45,30 @@ type conn struct {
 	open    atomic.Bool // logged in
 }
 
-// live is the caller of the two functions below, and of end, once.
+// live is the caller of the two functions below, and of end, once. The session
+// gets a goroutine of its own: TLS and login have grown the stack of theirs, and
+// it goes with them.
 func (s *Server) live(c *conn) {
-	var err error
-	defer s.wg.Done()
-	defer func() { s.end(c, err) }()
+	c.stop = context.AfterFunc(c.ctx, func() {
+		c.Interrupt(context.Cause(c.ctx))
+		time.AfterFunc(goodbye, c.Abort)
+	})
+	if err := s.shield(c, s.serve); err != nil {
+		s.end(c, err)
+		return
+	}
+	go func() { s.end(c, s.shield(c, s.resume)) }()
+}
+
+// shield makes an error of a panic: a bug ends one connection.
+func (s *Server) shield(c *conn, step func(*conn) error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.observe(Panicked{Client: c.Client, Value: v, Stack: debug.Stack()})
 			err = fmt.Errorf("panic: %v", v)
 		}
 	}()
-	stop := context.AfterFunc(c.ctx, func() {
-		c.Interrupt(context.Cause(c.ctx))
-		time.AfterFunc(goodbye, c.Abort)
-	})
-	defer stop()
-	if err = s.serve(c); err == nil {
-		err = s.resume(c)
-	}
+	return step(c)
 }
 
 // serve is the life of a connection up to its session.
@@ -83,7 +89,9 @@ func (s *Server) serve(c *conn) error {
 			err = s.try(c, login)
 		}
 		if err == nil {
-			return d.Accept(c.welcome)
+			welcome := c.welcome
+			c.welcome = "" // some servers' are long
+			return d.Accept(welcome)
 		}
 		r := c.refusal(err)
 		if r == nil {
@@ -206,7 +214,8 @@ func (s *Server) try(c *conn, l *Login) (err error) {
 		return err
 	}
 	c.session = session
-	c.account.Store(&l.Account)
+	account := l.Account // a pointer into the Login would hold all of it
+	c.account.Store(&account)
 	backend := ""
 	if r, ok := session.(Reporter); ok {
 		backend = r.Backend()
@@ -280,6 +289,8 @@ func deadline(idle time.Duration) time.Time {
 
 // end is the only end of a connection.
 func (s *Server) end(c *conn, err error) {
+	defer s.wg.Done()
+	c.stop()
 	how := c.how(err)
 	if c.session != nil {
 		_ = c.session.Close()

@@ -39,7 +39,7 @@ func (h *house) newBackends() (backends, error) {
 			}
 			if imap := b.imap[name]; imap != nil && part.protocol == proxy.Submission {
 				for _, s := range pool.Members {
-					s.Verify = verifyBy(imap)
+					s.Verify = backend.Verify(imap)
 				}
 			}
 			part.pools[name] = pool
@@ -51,17 +51,6 @@ func (h *house) newBackends() (backends, error) {
 		return b, mistakes
 	}
 	return b, nil
-}
-
-// verifyBy asks the IMAP servers of the same backend whether a password is right.
-func verifyBy(imap *backend.Pool) func(context.Context, *proxy.Login) error {
-	return func(ctx context.Context, l *proxy.Login) error {
-		conn, _, err := imap.LoginIMAP(ctx, l)
-		if err != nil {
-			return err
-		}
-		return conn.Close()
-	}
 }
 
 var (
