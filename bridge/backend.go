@@ -47,13 +47,19 @@ type Dial func(ctx context.Context, l *proxy.Login) (conn net.Conn, capabilities
 type Backend struct {
 	Name     string
 	Dial     Dial
-	UIDL     uidl.Format    // nil: Dovecot's
+	UIDL     uidl.Format    // of messages that come; the zero value is Dovecot's
 	Idle     time.Duration  // how long a client may be silent; at least, and by default, 10 minutes
 	Timeout  time.Duration  // how long the server may be silent within a command; 0: a minute
 	Observer proxy.Observer // nil: nobody
 
 	Cache  Store        // what makes listings cheap; it may be lost. nil: nothing is remembered
+	Record Store        // what UIDLs were shown; it must not be lost. nil: all are computed
 	Notice func(Notice) // what an operator should know; nil: nobody is told
+
+	// Recompute says what comes of an account whose record cannot be read: new
+	// UIDLs, with which clients download all again; else the login is refused
+	// for now.
+	Recompute bool
 
 	Delete       Deletion // what DELE means at QUIT; the zero value is Expunge
 	KeepUnseen   bool     // what is retrieved does not become \Seen
@@ -92,13 +98,6 @@ func (b *Backend) timeout() time.Duration {
 		return defaultTimeout
 	}
 	return b.Timeout
-}
-
-func (b *Backend) format() uidl.Format {
-	if b.UIDL == nil {
-		return uidl.Dovecot
-	}
-	return b.UIDL
 }
 
 func (b *Backend) observe(e proxy.Event) {

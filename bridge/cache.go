@@ -70,6 +70,18 @@ func decodeSnapshot(b []byte) (s snapshot, err error) {
 	return s, nil
 }
 
+// A header is what tells one snapshot from another: zero of none.
+type header struct{ uidValidity, uidNext uint32 }
+
+// head returns the header of an encoded snapshot.
+func head(b []byte) header {
+	if len(b) < 2 || b[0] != cacheVersion {
+		return header{}
+	}
+	r := varints{b: b[2:]}
+	return header{uint32(r.next(math.MaxUint32)), uint32(r.next(math.MaxUint32))}
+}
+
 // varints reads numbers. After the first that is none, all are 0 and bad is set.
 type varints struct {
 	b   []byte

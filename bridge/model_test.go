@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"postern/proxy"
 )
@@ -27,6 +28,8 @@ type model struct {
 	uidValidity uint32
 	uidNext     uint32
 	mails       []mail
+	delivered   int            // ever
+	content     map[uint32]int // of a UID: the same one is the same message
 
 	capabilities string
 	silent       bool                     // about UIDNEXT in SELECT
@@ -42,13 +45,15 @@ type model struct {
 }
 
 func newModel(capabilities string) *model {
-	return &model{uidValidity: 7, uidNext: 1, capabilities: "IMAP4rev1 UIDPLUS " + capabilities, asked: make(map[uint32]int)}
+	return &model{uidValidity: 7, uidNext: 1, capabilities: "IMAP4rev1 UIDPLUS " + capabilities, asked: make(map[uint32]int), content: make(map[uint32]int)}
 }
 
 func (m *model) deliver(n int) {
 	for range n {
 		m.mails = append(m.mails, mail{m.uidNext, int64(m.uidNext)*10 + 1})
+		m.content[m.uidNext] = m.delivered
 		m.uidNext++
+		m.delivered++
 	}
 }
 
@@ -168,7 +173,14 @@ func (m *model) fetch(out *bufio.Writer, args string) string {
 			continue
 		}
 		m.asked[mail.uid]++
-		_, _ = fmt.Fprintf(out, "* %d FETCH (UID %d RFC822.SIZE %d)\r\n", n+1, mail.uid, mail.size)
+		_, _ = fmt.Fprintf(out, "* %d FETCH (UID %d RFC822.SIZE %d", n+1, mail.uid, mail.size)
+		if strings.Contains(args, "MESSAGE-ID") || strings.Contains(args, "Message-ID") {
+			id := m.content[mail.uid]
+			field := fmt.Sprintf("Message-ID: <%d@x>\r\n\r\n", id)
+			date := time.Unix(1700000000+int64(id/3), 0).UTC().Format("_2-Jan-2006 15:04:05 -0700")
+			_, _ = fmt.Fprintf(out, " INTERNALDATE %q BODY[HEADER.FIELDS (MESSAGE-ID)] {%d}\r\n%s", date, len(field), field)
+		}
+		_, _ = out.WriteString(")\r\n")
 		sent++
 	}
 	return result

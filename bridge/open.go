@@ -35,6 +35,9 @@ func (s *session) list(ctx context.Context) (source string, err error) {
 	if !listed.proven {
 		s.notice(NoticeNotProven, len(listed.messages), nil)
 	}
+	if err := s.identify(ctx, known, v, &listed, asked); err != nil {
+		return "", err
+	}
 	s.drop = newMaildrop(listed.messages, listed.uidValidity)
 	s.drop.uidNext, s.drop.proven = listed.uidNext, listed.proven
 	s.drop.changed = ok && (asked || len(known.messages) != len(listed.messages) || known.uidNext != listed.uidNext || known.uidValidity != listed.uidValidity)

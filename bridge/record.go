@@ -1,8 +1,14 @@
 package bridge
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"slices"
 
+	"github.com/emersion/go-imap/v2"
+
+	"postern/bridge/uidl"
 	"postern/proxy"
 )
 
@@ -17,8 +23,11 @@ type Store interface {
 
 // The values of Notice.Kind.
 const (
-	NoticeCache     = "cache_failed" // what was remembered could not be read or written: it only costs time
-	NoticeNotProven = "not_proven"   // the server contradicted itself about a listing
+	NoticeCache      = "cache_failed"  // what was remembered could not be read or written: it only costs time
+	NoticeNotProven  = "not_proven"    // the server contradicted itself about a listing
+	NoticeRecord     = "record_failed" // the record of UIDLs could not be read or written: the login was refused for now
+	NoticeRecomputed = "recomputed"    // the record of UIDLs could not be read and was begun anew, as configured
+	NoticeRenumbered = "renumbered"    // UIDVALIDITY has changed; Count messages were not found again
 )
 
 // A Notice is what an operator should know about a session.
@@ -36,8 +45,11 @@ func (s *session) notice(kind string, count int, err error) {
 	}
 }
 
-// key is that of an account's INBOX in every store.
-func key(account string) string { return account + "\x00INBOX" }
+// inboxOf is at the end of the keys of an account in every store.
+const inboxOf = "\x00INBOX"
+
+// key is that of an account's INBOX.
+func key(account string) string { return account + inboxOf }
 
 // remembered returns what is known of INBOX, maybe nothing.
 func (s *session) remembered(ctx context.Context) snapshot {
@@ -55,6 +67,7 @@ func (s *session) remembered(ctx context.Context) snapshot {
 	if err != nil {
 		s.notice(NoticeCache, 0, err)
 	}
+	s.found = head(value)
 	return known
 }
 
@@ -68,11 +81,161 @@ func (s *session) remember() {
 	s.keep(s.drop.snapshot())
 }
 
+// keep puts a snapshot into the cache, unless another session has meanwhile.
 func (s *session) keep(known snapshot) {
 	if s.backend.Cache == nil {
 		return
 	}
-	if err := s.backend.Cache.Put(context.Background(), key(s.login.Account), known.encode()); err != nil {
+	value := known.encode()
+	err := s.backend.Cache.Update(context.Background(), key(s.login.Account), func(old []byte) ([]byte, error) {
+		if head(old) != s.found {
+			return nil, errOvertaken
+		}
+		return value, nil
+	})
+	switch {
+	case err == nil:
+		s.found = head(value)
+	case !errors.Is(err, errOvertaken):
 		s.notice(NoticeCache, len(known.messages), err)
 	}
+}
+
+// errOvertaken says that another session was faster.
+var errOvertaken = errors.New("another session has written meanwhile")
+
+// identify gives the messages that are listed their unique-ids. What of them is
+// new, or was computed otherwise before, is on the disk before it is shown.
+func (s *session) identify(ctx context.Context, known snapshot, v view, listed *snapshot, asked bool) (err error) {
+	if s.backend.Record == nil {
+		return nil
+	}
+	for range 3 {
+		if err = s.tryIdentify(ctx, known, v, listed, asked); !errors.Is(err, errOvertaken) {
+			break
+		}
+	}
+	if err != nil {
+		s.notice(NoticeRecord, len(listed.messages), err)
+	}
+	return err
+}
+
+func (s *session) tryIdentify(ctx context.Context, known snapshot, v view, listed *snapshot, asked bool) error {
+	stored, err := s.backend.Record.Get(ctx, key(s.login.Account))
+	if err != nil {
+		return err
+	}
+	record, err := s.decodeRecord(stored)
+	if err != nil {
+		return err
+	}
+	changed, renumbered := false, false
+	switch {
+	case record == nil:
+		record, changed = uidl.New(v.uidValidity, s.backend.UIDL), true
+	case record.UIDValidity != v.uidValidity || known.uidValidity == v.uidValidity && !v.continues(known):
+		if record, err = s.renumber(ctx, record, v, listed); err != nil {
+			return err
+		}
+		changed, renumbered = true, true
+	default:
+		changed = record.Use(s.backend.UIDL, listed.uidNext)
+	}
+	if (changed || asked) && !record.Plain() {
+		uids := make([]uint32, len(listed.messages))
+		for i := range listed.messages {
+			uids[i] = listed.messages[i].uid
+		}
+		changed = record.Separate(uids) || changed
+	}
+	if changed {
+		err = s.backend.Record.Update(ctx, key(s.login.Account), func(old []byte) ([]byte, error) {
+			if !bytes.Equal(old, stored) {
+				return nil, errOvertaken
+			}
+			return record.Encode(), nil
+		})
+	}
+	if err != nil {
+		return err
+	}
+	if s.ids = record; renumbered {
+		s.keep(*listed) // or the next session would do it again
+	}
+	return nil
+}
+
+// decodeRecord returns the record as it is stored; nil if there is none, or if
+// it cannot be read and the operator wants to begin anew.
+func (s *session) decodeRecord(stored []byte) (*uidl.Record, error) {
+	if stored == nil {
+		return nil, nil //nolint:nilnil // no record is no error
+	}
+	record, err := uidl.Decode(stored)
+	if err != nil && s.backend.Recompute {
+		s.notice(NoticeRecomputed, 0, err)
+		return nil, nil //nolint:nilnil // as above
+	}
+	return record, err
+}
+
+// renumber finds the messages again that have a new UID. Where that is not
+// certain they get new unique-ids: a client that fetches a message twice is
+// better off than one that never fetches it.
+func (s *session) renumber(ctx context.Context, old *uidl.Record, v view, listed *snapshot) (*uidl.Record, error) {
+	before := s.prints(ctx)
+	var after []uidl.Print
+	if len(before) > 0 && len(listed.messages) > 0 {
+		var err error
+		if after, err = s.inbox.prints(ctx, imap.UIDSet{{Start: 1}}); err != nil && (!refused(err) || len(after) == 0) {
+			return nil, err
+		}
+		slices.SortFunc(after, comparePrints)
+		after = slices.DeleteFunc(after, func(p uidl.Print) bool { return v.uidNext != 0 && p.UID >= v.uidNext })
+		if err := s.compareHeaders(ctx, before, after); err != nil {
+			return nil, err
+		}
+	}
+	var kept []uidl.Named
+	for _, m := range uidl.Matches(before, after) {
+		a, b := before[m.Old], &after[m.New]
+		b.Header = max(a.Header, b.Header)
+		kept = append(kept, uidl.Named{UID: b.UID, UIDL: string(old.Append(nil, a.UID))})
+	}
+	s.keepPrints(after)
+	for i := range listed.messages {
+		if _, ok := slices.BinarySearchFunc(after, uidl.Print{UID: listed.messages[i].uid}, comparePrints); ok {
+			listed.messages[i].marks |= printed
+		} else {
+			listed.messages[i].marks &^= printed
+		}
+	}
+	s.notice(NoticeRenumbered, len(listed.messages)-len(kept), nil)
+	return old.Renumber(v.uidValidity, s.backend.UIDL, kept), nil
+}
+
+// compareHeaders looks at the headers of messages whose short print was not
+// enough, if there are headers to compare them with.
+func (s *session) compareHeaders(ctx context.Context, before, after []uidl.Print) error {
+	old, fresh := make(map[int]bool), make(map[int]bool)
+	for _, m := range uidl.Matches(before, after) {
+		old[m.Old], fresh[m.New] = true, true
+	}
+	worth := false
+	for i, p := range before {
+		worth = worth || !old[i] && p.Header != 0
+	}
+	var uids []uint32
+	for j, p := range after {
+		if worth && !fresh[j] && len(uids) < maxHeaders {
+			uids = append(uids, p.UID)
+		}
+	}
+	for some := range slices.Chunk(uids, printsAtOnce) {
+		if err := s.inbox.headers(ctx, uidSets(some)[0], after); err != nil && !refused(err) {
+			return err
+		}
+	}
+	return nil
 }

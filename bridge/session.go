@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"postern/bridge/uidl"
 	"postern/proxy"
 	"postern/proxy/wire"
 )
@@ -30,6 +31,9 @@ type session struct {
 	login      *proxy.Login // to reconnect
 	inbox      *inbox
 	drop       *maildrop
+	found      header       // of the snapshot in the cache
+	ids        *uidl.Record // nil: all are computed
+	quitted    bool
 	renumbered bool // UIDVALIDITY has changed: the UIDs are those of other messages
 	ahead      ahead
 	last       int    // the highest number that was retrieved
@@ -81,6 +85,7 @@ func (s *session) Totals() proxy.Totals { return s.totals }
 // Close says goodbye to the server, and forgets the secret.
 func (s *session) Close() error {
 	s.login.Secret.Clear()
+	s.gather()
 	err := s.inbox.close()
 	s.remember()
 	return err
@@ -348,7 +353,10 @@ func (s *session) listing(args []string, kind string, entry func([]byte, *messag
 func (s *session) size(b []byte, m *message) []byte { return strconv.AppendInt(b, m.size, 10) }
 
 func (s *session) uniqueID(b []byte, m *message) []byte {
-	return s.backend.format()(b, m.uid, s.drop.uidValidity)
+	if s.ids == nil {
+		return s.backend.UIDL.Append(b, m.uid, s.drop.uidValidity)
+	}
+	return s.ids.Append(b, m.uid)
 }
 
 func (s *session) dele(args []string) error {
@@ -376,6 +384,7 @@ func (s *session) quit(ctx context.Context) error {
 		return &no{text: s.temporary("Some deleted messages were not removed"), end: proxy.ErrQuit}
 	}
 	s.ok("Goodbye")
+	s.quitted = true
 	return proxy.ErrQuit
 }
 

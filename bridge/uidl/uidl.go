@@ -1,21 +1,316 @@
 // Package uidl computes the unique-ids of POP3, RFC 1939 section 7, from what
-// IMAP knows of a message. A client that finds the unique-ids it knew before
-// does not fetch its mail again.
+// IMAP knows of a message, and records those that cannot be computed. A client
+// that finds the unique-ids it knew before does not fetch its mail again.
 package uidl
 
-// A Format appends the unique-id of a message to dst: 1 to 70 octets from 0x21
-// to 0x7E, the same ones for the same numbers for ever, and others for others.
-type Format func(dst []byte, uid, uidValidity uint32) []byte
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
 
-// Dovecot is the default of Dovecot since its version 1.0, "%08Xu%08Xv" in its
-// own notation: UID and UIDVALIDITY, eight lower-case hexadecimal digits each.
-func Dovecot(dst []byte, uid, uidValidity uint32) []byte {
-	return appendHex(appendHex(dst, uid), uidValidity)
+// MaxLength is the most octets a unique-id may have, RFC 1939 section 7.
+const MaxLength = 70
+
+// maxComputed leaves room for what makes a computed one different from another.
+const maxComputed = MaxLength - 12
+
+// names are the formats with a name, in Dovecot's notation.
+var names = map[string]string{
+	"dovecot":      "%08Xu%08Xv",
+	"dovecot-0.99": "%v.%u",
+	"cyrus":        "%v.%u", // since 2.1.4
+	"cyrus-old":    "%u",    // and hMailServer
+	"courier":      "%v-%u", // Cyrus's uidl_format: courier; Courier's own are not made of IMAP's UIDs
+	"uw":           "%08Xv%08Xu",
 }
 
-func appendHex(dst []byte, n uint32) []byte {
-	for shift := 28; shift >= 0; shift -= 4 {
-		dst = append(dst, "0123456789abcdef"[n>>shift&0xf])
+// Names returns the names that Parse knows.
+func Names() []string {
+	return []string{"dovecot", "dovecot-0.99", "cyrus", "cyrus-old", "courier", "uw"}
+}
+
+// A Format computes unique-ids of 1 to 70 octets from 0x21 to 0x7E: the same
+// ones for the same UID and UIDVALIDITY, and for another UID another one. The
+// zero value is Dovecot's default.
+type Format struct {
+	pattern string // as Parse takes it
+	parts   []part
+}
+
+// A part is a literal, or a number and how it is written.
+type part struct {
+	literal string
+	what    byte // 'u', 'v'; 0: literal
+	hex     bool
+	upper   bool
+	width   int // at least so many digits
+}
+
+// Dovecot is the default of Dovecot since its version 1.0: UID and
+// UIDVALIDITY, eight lower-case hexadecimal digits each.
+var Dovecot = must("dovecot")
+
+func must(s string) Format {
+	f, err := Parse(s)
+	if err != nil {
+		panic(err)
+	}
+	return f
+}
+
+var (
+	errFileName = errors.New("%f is the name of a maildir file, which IMAP does not show: import the unique-ids of the old server instead")
+	errGUID     = errors.New("%g is Dovecot's GUID of a message, which IMAP does not show: import the unique-ids of the old server instead")
+	errMD5      = errors.New("%m is the MD5 sum of an mbox header, which IMAP does not show: import the unique-ids of the old server instead")
+	errNoUID    = errors.New("without %u all messages would have the same unique-id")
+)
+
+// Parse returns the format with a name, or the one that a pop3_uidl_format of
+// Dovecot's describes: that of 2.4, "%{uid | hex(8)}%{uidvalidity | hex(8)}",
+// or that of versions before, "%08Xu%08Xv".
+func Parse(s string) (Format, error) {
+	pattern := s
+	if named, ok := names[s]; ok {
+		pattern = named
+	}
+	f := Format{pattern: pattern}
+	for rest := pattern; rest != ""; {
+		var p part
+		var err error
+		if p, rest, err = cutPart(rest); err != nil {
+			return Format{}, fmt.Errorf("uidl format %q: %w", s, err)
+		}
+		f.parts = append(f.parts, p)
+	}
+	if err := f.check(); err != nil {
+		return Format{}, fmt.Errorf("uidl format %q: %w", s, err)
+	}
+	return f, nil
+}
+
+func (f Format) check() error {
+	uid, length := false, 0
+	for _, p := range f.parts {
+		uid = uid || p.what == 'u'
+		for _, c := range []byte(p.literal) {
+			if c < 0x21 || c > 0x7e {
+				return fmt.Errorf("%q is no character of a unique-id", c)
+			}
+		}
+		length += len(p.literal) + p.longest()
+	}
+	if !uid {
+		return errNoUID
+	}
+	if length > maxComputed {
+		return fmt.Errorf("up to %d octets, want at most %d", length, maxComputed)
+	}
+	return nil
+}
+
+// longest returns how many digits a number may have.
+func (p part) longest() int {
+	switch {
+	case p.what == 0:
+		return 0
+	case p.hex:
+		return max(p.width, 8)
+	}
+	return max(p.width, 10)
+}
+
+func cutPart(s string) (p part, rest string, err error) {
+	i := strings.IndexByte(s, '%')
+	switch {
+	case i < 0:
+		return part{literal: s}, "", nil
+	case i > 0:
+		return part{literal: s[:i]}, s[i:], nil
+	case strings.HasPrefix(s, "%%"):
+		return part{literal: "%"}, s[2:], nil
+	case strings.HasPrefix(s, "%{"):
+		inner, rest, found := strings.Cut(s[2:], "}")
+		if !found {
+			return part{}, "", errors.New("%{ without }")
+		}
+		p, err = parsePipe(inner)
+		return p, rest, err
+	}
+	return parseOld(s[1:])
+}
+
+// parseOld reads what follows the % of Dovecot before 2.4: a width, modifiers
+// and the variable's letter.
+func parseOld(s string) (p part, rest string, err error) {
+	digits := len(s) - len(strings.TrimLeft(s, "0123456789"))
+	if strings.HasPrefix(s[digits:], ".") || strings.HasPrefix(s, "-") {
+		return part{}, "", errors.New("an offset may give two messages the same unique-id")
+	}
+	padded := strings.HasPrefix(s, "0")
+	if digits > 0 {
+		if p.width, err = strconv.Atoi(s[:digits]); err != nil || p.width > MaxLength {
+			return part{}, "", errors.New("the width is too large")
+		}
+	}
+	for s = s[digits:]; s != ""; s = s[1:] {
+		switch s[0] {
+		case 'X':
+			p.hex = true
+		case 'U':
+			p.upper = true
+		case 'L':
+			p.upper = false
+		default:
+			if p.what, err = variable(s[:1]); err != nil {
+				return part{}, "", err
+			}
+			if p, err = p.cut(padded); err != nil {
+				return part{}, "", err
+			}
+			return p, s[1:], nil
+		}
+	}
+	return part{}, "", errors.New("% without the letter of a variable")
+}
+
+// cut gives a width without 0 its meaning: it pads nothing, but cuts.
+func (p part) cut(padded bool) (part, error) {
+	width := p.width
+	if padded || width == 0 {
+		return p, nil
+	}
+	if p.width = 0; width < p.longest() {
+		return part{}, fmt.Errorf("a width of %d without 0 cuts numbers off, which may give two messages the same unique-id", width)
+	}
+	return p, nil
+}
+
+// parsePipe reads "uid | hex(8)" of Dovecot 2.4.
+func parsePipe(s string) (p part, err error) {
+	words := strings.Split(s, "|")
+	if p.what, err = variable(strings.TrimSpace(words[0])); err != nil {
+		return part{}, err
+	}
+	for _, word := range words[1:] {
+		name, args, _ := strings.Cut(strings.TrimSpace(word), "(")
+		args = strings.TrimSpace(strings.TrimSuffix(args, ")"))
+		switch {
+		case name == "hex" && !p.hex:
+			p.hex = true
+			if args == "" {
+				continue
+			}
+			if p.width, err = strconv.Atoi(args); err != nil || p.width < 8 || p.width > MaxLength {
+				return part{}, fmt.Errorf("hex(%s): a width from 8 on is needed, so that no two messages get the same unique-id", args)
+			}
+		case name == "upper" && args == "":
+			p.upper = true
+		case name == "lower" && args == "":
+			p.upper = false
+		default:
+			return part{}, fmt.Errorf("%q is not supported: hex, lower and upper are", strings.TrimSpace(word))
+		}
+	}
+	return p, nil
+}
+
+func variable(name string) (byte, error) {
+	switch name {
+	case "u", "uid":
+		return 'u', nil
+	case "v", "uidvalidity":
+		return 'v', nil
+	case "f", "filename":
+		return 0, errFileName
+	case "g", "guid":
+		return 0, errGUID
+	case "m", "md5":
+		return 0, errMD5
+	}
+	return 0, fmt.Errorf("%q is no variable of a unique-id: u (uid) and v (uidvalidity) are", name)
+}
+
+// String returns what Parse makes the same Format of.
+func (f Format) String() string {
+	if f.parts == nil {
+		return Dovecot.pattern
+	}
+	return f.pattern
+}
+
+// Append appends the unique-id of a message to dst.
+func (f Format) Append(dst []byte, uid, uidValidity uint32) []byte {
+	if f.parts == nil {
+		f = Dovecot
+	}
+	for i := range f.parts {
+		p := &f.parts[i]
+		switch p.what {
+		case 'u':
+			dst = p.appendNumber(dst, uid)
+		case 'v':
+			dst = p.appendNumber(dst, uidValidity)
+		default:
+			dst = append(dst, p.literal...)
+		}
 	}
 	return dst
+}
+
+func (p *part) appendNumber(dst []byte, n uint32) []byte {
+	var b [MaxLength]byte
+	i := len(b)
+	if p.hex {
+		digits := "0123456789abcdef"
+		if p.upper {
+			digits = "0123456789ABCDEF"
+		}
+		for n > 0 || len(b)-i < max(p.width, 1) {
+			i--
+			b[i] = digits[n&0xf]
+			n >>= 4
+		}
+		return append(dst, b[i:]...)
+	}
+	for n > 0 || len(b)-i < max(p.width, 1) {
+		i--
+		b[i] = byte('0' + n%10)
+		n /= 10
+	}
+	return append(dst, b[i:]...)
+}
+
+// distinct reports whether what the format computes for one UIDVALIDITY is
+// never what it computes for another: both numbers are in it, and one can see
+// where they end.
+func (f Format) distinct() bool {
+	if f.parts == nil {
+		f = Dovecot
+	}
+	validity, open, between := false, false, ""
+	for _, p := range f.parts {
+		if p.what == 0 {
+			between += p.literal
+			continue
+		}
+		validity = validity || p.what == 'v'
+		length := p.hex && p.width >= 8 || p.width >= 10
+		if open && !length && strings.Trim(between, "0123456789abcdefABCDEF") == "" {
+			return false
+		}
+		open, between = !length, ""
+	}
+	return validity
+}
+
+// Valid reports whether s may be a unique-id.
+func Valid(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x21 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return len(s) >= 1 && len(s) <= MaxLength
 }

@@ -1,0 +1,228 @@
+package bridge
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math"
+	netmail "net/mail"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/emersion/go-imap/v2"
+
+	"postern/bridge/uidl"
+)
+
+const (
+	// printsVersion is the first octet of prints in the cache.
+	printsVersion = 1
+	// maxPrints is how many messages a session looks at after QUIT, and
+	// printsAtOnce how many with one command.
+	maxPrints, printsAtOnce = 1000, 100
+	// printsTime bounds it: the connection of the client closes after it.
+	printsTime = 3 * time.Second
+	// maxHeaders bounds how many headers are fetched to find messages again.
+	maxHeaders = 5000
+	// maxMessageID bounds what of a Message-ID is read.
+	maxMessageID = 4 << 10
+)
+
+func printsKey(account string) string { return key(account) + "\x00prints" }
+
+// encodePrints returns prints, ascending by UID, as they are remembered.
+func encodePrints(prints []uidl.Print) []byte {
+	b := make([]byte, 0, 16+12*len(prints))
+	b = append(b, printsVersion)
+	b = binary.AppendUvarint(b, uint64(len(prints)))
+	last := uint32(0)
+	for _, p := range prints {
+		delta := uint64(p.UID-last) << 1
+		if p.Header != 0 {
+			delta |= 1
+		}
+		b = binary.LittleEndian.AppendUint64(binary.AppendUvarint(b, delta), p.Short)
+		if p.Header != 0 {
+			b = binary.LittleEndian.AppendUint64(b, p.Header)
+		}
+		last = p.UID
+	}
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// decodePrints is the inverse of encodePrints.
+func decodePrints(b []byte) ([]uidl.Print, error) {
+	if len(b) < 6 || b[0] != printsVersion {
+		return nil, errSpoilt
+	}
+	b, sum := b[:len(b)-4], b[len(b)-4:]
+	if crc32.Checksum(b, castagnoli) != binary.LittleEndian.Uint32(sum) {
+		return nil, errSpoilt
+	}
+	r := varints{b: b[1:]}
+	prints := make([]uidl.Print, r.next(min(maxMessages, uint64(len(b)/9))))
+	uid := uint64(0)
+	for i := range prints {
+		delta := r.next(math.MaxUint32<<1 | 1)
+		uid += delta >> 1
+		p := uidl.Print{UID: uint32(uid), Short: r.fixed()}
+		if delta&1 != 0 {
+			p.Header = r.fixed()
+		}
+		if delta>>1 == 0 || uid > math.MaxUint32 {
+			return nil, errSpoilt
+		}
+		prints[i] = p
+	}
+	if r.bad || len(r.b) > 0 {
+		return nil, errSpoilt
+	}
+	return prints, nil
+}
+
+func (r *varints) fixed() uint64 {
+	if len(r.b) < 8 {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	n := binary.LittleEndian.Uint64(r.b)
+	r.b = r.b[8:]
+	return n
+}
+
+// prints returns what is remembered of the messages beside their sizes.
+func (s *session) prints(ctx context.Context) []uidl.Print {
+	if s.backend.Cache == nil {
+		return nil
+	}
+	value, err := s.backend.Cache.Get(ctx, printsKey(s.login.Account))
+	var prints []uidl.Print
+	if err == nil && value != nil {
+		prints, err = decodePrints(value)
+	}
+	if err != nil {
+		s.notice(NoticeCache, 0, err)
+	}
+	return prints
+}
+
+func (s *session) keepPrints(prints []uidl.Print) {
+	if s.backend.Cache == nil {
+		return
+	}
+	slices.SortStableFunc(prints, comparePrints)
+	prints = slices.CompactFunc(prints, func(a, b uidl.Print) bool { return a.UID == b.UID })
+	if err := s.backend.Cache.Put(context.Background(), printsKey(s.login.Account), encodePrints(prints)); err != nil {
+		s.notice(NoticeCache, len(prints), err)
+	}
+}
+
+func comparePrints(a, b uidl.Print) int { return cmp.Compare(a.UID, b.UID) }
+
+// gather looks at messages that are not known well enough to be found again
+// after a change of UIDVALIDITY. The newest come first: they are those that
+// clients have not fetched everywhere yet.
+func (s *session) gather() {
+	if !s.quitted || s.backend.Cache == nil || s.backend.Record == nil || s.renumbered {
+		return
+	}
+	var lacking []*message
+	for i := range s.drop.messages {
+		if m := &s.drop.messages[i]; m.marks&(printed|deleted) == 0 {
+			lacking = append(lacking, m)
+		}
+	}
+	if len(lacking) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), printsTime)
+	defer cancel()
+	lacking = lacking[max(0, len(lacking)-maxPrints):]
+	var fresh []uidl.Print
+	for some := range slices.Chunk(lacking, printsAtOnce) {
+		var uids []uint32
+		for _, m := range some {
+			uids = append(uids, m.uid)
+		}
+		prints, err := s.inbox.prints(ctx, uidSets(uids)[0])
+		fresh = append(fresh, prints...)
+		if err != nil {
+			break
+		}
+		for _, m := range some { // also those without an answer: they have gone, or never will have one
+			m.marks |= printed
+		}
+	}
+	if len(fresh) == 0 {
+		return
+	}
+	s.drop.changed = true
+	there := func(p uidl.Print) bool {
+		_, ok := slices.BinarySearchFunc(s.drop.messages, p.UID, func(m message, uid uint32) int { return cmp.Compare(m.uid, uid) })
+		return ok
+	}
+	old := slices.DeleteFunc(s.prints(ctx), func(p uidl.Print) bool { return !there(p) })
+	s.keepPrints(append(fresh, old...))
+}
+
+// prints asks for what the short prints of messages are made of. With an error
+// it returns those that have come.
+func (in *inbox) prints(ctx context.Context, uids imap.UIDSet) (prints []uidl.Print, err error) {
+	defer in.begin(ctx)()
+	command := in.client.Fetch(uids, &imap.FetchOptions{
+		UID: true, RFC822Size: true, InternalDate: true,
+		BodySection: []*imap.FetchItemBodySection{{Specifier: imap.PartSpecifierHeader, HeaderFields: []string{"Message-ID"}, Peek: true}},
+	})
+	for m := command.Next(); m != nil; m = command.Next() {
+		b, err := m.Collect()
+		if err != nil {
+			break // Close has the error, too
+		}
+		if b.UID == 0 || len(b.BodySection) == 0 || b.InternalDate.IsZero() {
+			continue
+		}
+		prints = append(prints, uidl.Print{UID: uint32(b.UID), Short: uidl.Short(b.RFC822Size, b.InternalDate, messageID(b.BodySection[0].Bytes))})
+	}
+	if err := command.Close(); err != nil {
+		return prints, fmt.Errorf("UID FETCH of fingerprints: %w", in.explain(ctx, err))
+	}
+	return prints, nil
+}
+
+// messageID returns the Message-ID of a header that has nothing else.
+func messageID(header []byte) string {
+	m, err := netmail.ReadMessage(strings.NewReader(string(header[:min(len(header), maxMessageID)]) + "\r\n\r\n"))
+	if err != nil {
+		return ""
+	}
+	return m.Header.Get("Message-Id")
+}
+
+// headers adds the prints of whole headers.
+func (in *inbox) headers(ctx context.Context, uids imap.UIDSet, prints []uidl.Print) error {
+	defer in.begin(ctx)()
+	command := in.client.Fetch(uids, &imap.FetchOptions{
+		UID: true, BodySection: []*imap.FetchItemBodySection{{Specifier: imap.PartSpecifierHeader, Peek: true}},
+	})
+	for m := command.Next(); m != nil; m = command.Next() {
+		b, err := m.Collect()
+		if err != nil {
+			break
+		}
+		i := slices.IndexFunc(prints, func(p uidl.Print) bool { return p.UID == uint32(b.UID) })
+		if i < 0 || len(b.BodySection) == 0 {
+			continue
+		}
+		var h uidl.HeaderHash
+		_, _ = io.WriteString(&h, string(b.BodySection[0].Bytes))
+		prints[i].Header = h.Sum()
+	}
+	if err := command.Close(); err != nil {
+		return fmt.Errorf("UID FETCH of headers: %w", in.explain(ctx, err))
+	}
+	return nil
+}

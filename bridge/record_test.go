@@ -1,0 +1,337 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"postern/bridge/uidl"
+	"postern/proxy"
+)
+
+// show opens a session, returns its unique-ids by UID, and ends it with QUIT.
+func show(t testing.TB, b *Backend) (ids map[uint32]string, err error) {
+	t.Helper()
+	session, err := show1(t, b)
+	if err != nil {
+		return nil, err
+	}
+	ids = make(map[uint32]string)
+	for i := range session.drop.messages {
+		m := &session.drop.messages[i]
+		ids[m.uid] = string(session.uniqueID(nil, m))
+	}
+	session.quitted = true
+	return ids, session.Close()
+}
+
+func show1(t testing.TB, b *Backend) (*session, error) {
+	t.Helper()
+	opened, err := b.Login(t.Context(), &proxy.Login{Account: "alice"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := opened.Open(t.Context()); err != nil {
+		_ = opened.Close()
+		return nil, err
+	}
+	return opened.(*session), nil
+}
+
+func shown(t testing.TB, b *Backend) map[uint32]string {
+	t.Helper()
+	ids, err := show(t, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ids
+}
+
+// bases returns a Backend of m that remembers all, and what it tells.
+func (m *model) bases(t testing.TB) (b *Backend, cache, record *memory, notices *[]Notice) {
+	cache, record, notices = &memory{}, &memory{}, new([]Notice)
+	b = &Backend{Dial: m.dial(t), Cache: cache, Record: record, Notice: func(n Notice) { *notices = append(*notices, n) }}
+	return b, cache, record, notices
+}
+
+func format(t testing.TB, s string) uidl.Format {
+	t.Helper()
+	f, err := uidl.Parse(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// Criterion: after a change of UIDVALIDITY a message that is known again keeps its UIDL, another one gets a new one and is counted.
+func TestUIDLsSurviveUIDVALIDITY(t *testing.T) {
+	m := newModel("")
+	m.deliver(10)
+	b, _, _, notices := m.bases(t)
+	before := shown(t, b)
+	if got, want := before[3], "0000000300000007"; got != want || len(before) != 10 {
+		t.Fatalf("%d UIDLs, the third %s, want %s", len(before), got, want)
+	}
+	// The third has gone, the others have moved, two have come.
+	m.uidValidity, m.uidNext = 99, 21
+	var moved []mail
+	content := map[uint32]int{}
+	for _, x := range slices.Delete(m.mails, 2, 3) {
+		content[x.uid+10] = m.content[x.uid]
+		moved = append(moved, mail{x.uid + 10, x.size})
+	}
+	m.mails, m.content = moved, content
+	m.deliver(2)
+	after := shown(t, b)
+	for uid, id := range before {
+		if uid != 3 && after[uid+10] != id {
+			t.Errorf("%d was %s and is, as %d, %s", uid, id, uid+10, after[uid+10])
+		}
+	}
+	if after[21] != "0000001500000063" || after[22] != "0000001600000063" {
+		t.Errorf("the new ones are %s and %s", after[21], after[22])
+	}
+	if len(*notices) != 1 || (*notices)[0].Kind != NoticeRenumbered || (*notices)[0].Count != 2 {
+		t.Errorf("notices %v, want two that were not found again", *notices)
+	}
+	m.take()
+	if again := shown(t, b); !maps.Equal(again, after) {
+		t.Errorf("then they are %v, want %v", again, after)
+	}
+	if commands, _ := m.take(); len(commands) != 1 {
+		t.Errorf("an unchanged mailbox costs %q", commands)
+	}
+}
+
+func TestWithoutFingerprintsUIDLsAreNew(t *testing.T) {
+	m := newModel("")
+	m.deliver(3)
+	b, cache, _, notices := m.bases(t)
+	shown(t, b)
+	cache.values = nil
+	m.uidValidity = 99
+	if got := shown(t, b); got[1] != "0000000100000063" {
+		t.Errorf("UIDLs %v", got)
+	}
+	if len(*notices) != 1 || (*notices)[0].Count != 3 {
+		t.Errorf("notices %v, want three that were not found again", *notices)
+	}
+}
+
+// Criterion: fingerprints are gathered after QUIT, of each message once, and never before its answer.
+func TestFingerprintsAreGatheredAfterQUIT(t *testing.T) {
+	m := newModel("")
+	m.deliver(250)
+	b, _, _, _ := m.bases(t)
+	session, err := show1(t, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = session.Close() // the client has left
+	if commands, _ := m.take(); len(commands) != 2 {
+		t.Errorf("without QUIT: %q", commands)
+	}
+	shown(t, b)
+	commands, _ := m.take()
+	if len(commands) != 4 || !strings.HasPrefix(commands[1], "UID FETCH 1:100 (") || !strings.HasPrefix(commands[3], "UID FETCH 201:250 (") {
+		t.Errorf("after QUIT: %q", commands)
+	}
+	m.deliver(1)
+	shown(t, b)
+	if commands, _ := m.take(); len(commands) != 3 || !strings.HasPrefix(commands[2], "UID FETCH 251 (") {
+		t.Errorf("after one more: %q", commands)
+	}
+	shown(t, b)
+	if commands, _ := m.take(); len(commands) != 1 {
+		t.Errorf("unchanged: %q", commands)
+	}
+}
+
+// Criterion: an account whose record of UIDLs cannot be read is refused for now, unless the operator wants new UIDLs.
+func TestRecordThatCannotBeRead(t *testing.T) {
+	m := newModel("")
+	m.deliver(2)
+	b, _, record, notices := m.bases(t)
+	before := shown(t, b)
+	b.UIDL = format(t, "cyrus")
+	for name, spoil := range map[string]func([]byte) []byte{
+		"damaged":                    func(v []byte) []byte { v[3] ^= 1; return v },
+		"cut":                        func(v []byte) []byte { return v[:len(v)-1] },
+		"written by a later version": func([]byte) []byte { return []byte{9, 1, 2, 3, 4, 5} },
+		"empty":                      func([]byte) []byte { return []byte{} },
+	} {
+		whole := slices.Clone(record.values[key("alice")])
+		record.values[key("alice")] = spoil(slices.Clone(whole))
+		*notices = nil
+		if ids, err := show(t, b); proxy.ReasonOf(err) != proxy.Unavailable || !errors.Is(err, uidl.ErrDamaged) {
+			t.Errorf("%s: %v, %v, want a temporary refusal", name, ids, err)
+		}
+		if len(*notices) != 1 || (*notices)[0].Kind != NoticeRecord {
+			t.Errorf("%s: notices %v", name, *notices)
+		}
+		record.values[key("alice")] = whole
+	}
+	if again := shown(t, b); !maps.Equal(before, again) {
+		t.Errorf("once it can be read they are %v, want %v", again, before)
+	}
+	record.err = errors.New("disk on fire")
+	if _, err := show(t, b); proxy.ReasonOf(err) != proxy.Unavailable {
+		t.Errorf("a disk that fails gives %v", err)
+	}
+	record.err = nil
+	record.values[key("alice")][0] ^= 1
+	b.Recompute = true
+	if got := shown(t, b); got[1] != "7.1" {
+		t.Errorf("recomputed they are %v", got)
+	}
+}
+
+// Criterion: what is shown is on the disk before it is shown.
+func TestRecordIsWrittenFirst(t *testing.T) {
+	m := newModel("")
+	m.deliver(2)
+	b, _, record, _ := m.bases(t)
+	session, err := show1(t, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = session.Close() }()
+	r, err := uidl.Decode(record.values[key("alice")])
+	if err != nil || string(r.Append(nil, 2)) != "0000000200000007" {
+		t.Errorf("while the session begins the record is %v, %v", r, err)
+	}
+}
+
+// Criterion: a lost cache changes no UIDL, nor does another format.
+func TestUIDLsSurviveCacheAndFormat(t *testing.T) {
+	m := newModel("")
+	m.deliver(3)
+	b, cache, _, _ := m.bases(t)
+	before := shown(t, b)
+	cache.values = nil
+	b.UIDL = format(t, "UID%u-%v")
+	if got := shown(t, b); !maps.Equal(got, before) {
+		t.Errorf("UIDLs %v, want %v", got, before)
+	}
+	m.deliver(1)
+	cache.values = map[string][]byte{key("alice"): {1, 2, 3}}
+	got := shown(t, b)
+	before[4] = "UID4-7"
+	if !maps.Equal(got, before) {
+		t.Errorf("UIDLs %v, want %v", got, before)
+	}
+}
+
+func TestTwoSessionsAgreeAboutNewUIDLs(t *testing.T) {
+	m := newModel("")
+	m.deliver(3)
+	b, _, record, _ := m.bases(t)
+	shown(t, b)
+	// While one session decides, another one does.
+	first := true
+	b.Record = &hooked{memory: record, before: func() {
+		if first {
+			first = false
+			record.values[key("alice")] = uidl.New(7, format(t, "cyrus")).Encode()
+		}
+	}}
+	b.UIDL = format(t, "uw")
+	if got := shown(t, b); got[1] != "7.1" {
+		t.Errorf("UIDLs %v, want those of the other session", got)
+	}
+}
+
+// A hooked is a memory that something happens to before an update.
+type hooked struct {
+	*memory
+	before func()
+}
+
+func (h *hooked) Update(ctx context.Context, key string, change func([]byte) ([]byte, error)) error {
+	h.before()
+	return h.memory.Update(ctx, key, change)
+}
+
+// Criterion: no UIDL ever changes, nor is given to another message, whatever is delivered and removed, and with UIDVALIDITY, backups, formats and caches that come and go.
+func TestUIDLsNeverChange(t *testing.T) {
+	formats := []string{"dovecot", "cyrus", "cyrus-old", "courier", "uw", "UID%u-%v"}
+	for seed := range uint64(200) {
+		random := rand.New(rand.NewPCG(seed, 3))
+		m := newModel([]string{"", "ESEARCH"}[random.IntN(2)])
+		m.uidValidity = 1700000000
+		b, cache, _, _ := m.bases(t)
+		owner, ids := map[string]int{}, map[int]string{}
+		gathered := map[int]bool{}
+		seen := uint32(1)
+		for round := range 10 {
+			for range random.IntN(4) {
+				m.deliver(1)
+			}
+			if len(m.mails) > 0 && random.IntN(2) == 0 {
+				m.expunge(random.IntN(len(m.mails)))
+			}
+			lost, forgotten := false, false
+			switch random.IntN(6) {
+			case 0: // another UIDVALIDITY
+				lost = true
+				m.renumber(1700000000+(m.uidValidity+1+random.Uint32N(3))%4, 1+random.Uint32N(5))
+			case 1: // a backup, on which other mail arrives
+				// One that is no lower than what was seen is no backup to anybody.
+				if n := len(m.mails); n > 2 && m.mails[n-1].uid+1 == m.uidNext && m.uidNext-1 < seen {
+					lost = true
+					m.mails = m.mails[:n-2]
+					m.uidNext -= 2
+					m.deliver(1)
+				}
+			case 2:
+				b.UIDL = format(t, formats[random.IntN(len(formats))])
+			case 3:
+				cache.values, forgotten = nil, true
+			}
+			got := shown(t, b)
+			seen = m.uidNext
+			for uid, id := range got {
+				content := m.content[uid]
+				if was, ok := owner[id]; ok && was != content {
+					t.Fatalf("seed %d, round %d: %s was of message %d and is of %d", seed, round, id, was, content)
+				}
+				if was, ok := ids[content]; ok && was != id && (!lost || gathered[content]) {
+					t.Fatalf("seed %d, round %d: message %d was %s and is %s", seed, round, content, was, id)
+				}
+				owner[id], ids[content] = content, id
+			}
+			if forgotten {
+				clear(gathered)
+			}
+			for uid := range got {
+				gathered[m.content[uid]] = true
+			}
+			if len(got) != len(m.mails) {
+				t.Fatalf("seed %d, round %d: %d UIDLs for %d messages", seed, round, len(got), len(m.mails))
+			}
+		}
+	}
+}
+
+// renumber gives all messages other UIDs.
+func (m *model) renumber(uidValidity, first uint32) {
+	content := make(map[uint32]int)
+	var moved []mail
+	for _, x := range m.mails {
+		content[first] = m.content[x.uid]
+		moved = append(moved, mail{first, x.size})
+		first++
+	}
+	m.uidValidity, m.uidNext, m.mails, m.content = uidValidity, first, moved, content
+}
+
+func TestKeysAreOfAccounts(t *testing.T) {
+	if a, b := key("a"), printsKey("a"); a == b || !strings.HasPrefix(b, "a\x00") || fmt.Sprintf("%q", a) != `"a\x00INBOX"` {
+		t.Errorf("%q, %q", a, b)
+	}
+}

@@ -1,0 +1,178 @@
+package uidl
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"hash"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A Print is by what a message is known again after its UID has changed. 0: not
+// known.
+type Print struct {
+	UID    uint32
+	Short  uint64 // of size, INTERNALDATE and Message-ID
+	Header uint64 // of the whole header
+}
+
+// Short returns the short print of a message.
+func Short(size int64, date time.Time, messageID string) uint64 {
+	sum := sha256.Sum256([]byte(strconv.FormatInt(size, 10) + "\n" + strconv.FormatInt(date.Unix(), 10) + "\n" + strings.TrimSpace(messageID)))
+	return binary.LittleEndian.Uint64(sum[:]) | 1 // never 0
+}
+
+// A Match is a message that was there before: its place among the old prints
+// and among the new ones.
+type Match struct{ Old, New int }
+
+// Matches finds old messages among the new ones, both in the order of their
+// numbers. Nothing is guessed: a print must be there once on both sides; where
+// it is there several times, as often on both sides, and each of them after the
+// same message that is certain.
+func Matches(before, after []Print) []Match {
+	m := matcher{before: before, after: after, found: make(map[int]int), taken: make(map[int]bool)}
+	m.by(func(p Print) uint64 { return p.Short })
+	m.by(func(p Print) uint64 { return p.Header })
+	matches := make([]Match, 0, len(m.found))
+	for i, j := range m.found {
+		matches = append(matches, Match{i, j})
+	}
+	slices.SortFunc(matches, func(a, b Match) int { return a.New - b.New })
+	return matches
+}
+
+type matcher struct {
+	before, after []Print
+	found         map[int]int  // old to new
+	taken         map[int]bool // new
+}
+
+// by matches those that are left by one kind of print.
+func (m *matcher) by(print func(Print) uint64) {
+	left, right := make(map[uint64][]int), make(map[uint64][]int)
+	for i, p := range m.before {
+		if _, done := m.found[i]; !done && print(p) != 0 {
+			left[print(p)] = append(left[print(p)], i)
+		}
+	}
+	for j, p := range m.after {
+		if !m.taken[j] && print(p) != 0 {
+			right[print(p)] = append(right[print(p)], j)
+		}
+	}
+	for key, i := range left {
+		if j := right[key]; len(i) == 1 && len(j) == 1 {
+			m.found[i[0]], m.taken[j[0]] = j[0], true
+		}
+	}
+	behind, ahead := m.anchors()
+	for key, i := range left {
+		j := right[key]
+		if len(i) < 2 || len(i) != len(j) {
+			continue
+		}
+		agree := true
+		for k := range i {
+			agree = agree && behind[i[k]] == ahead[j[k]]
+		}
+		for k := range i {
+			if agree {
+				m.found[i[k]], m.taken[j[k]] = j[k], true
+			}
+		}
+	}
+}
+
+// anchors returns for each message the last one before it that is certain: its
+// place among the new ones, or -1.
+func (m *matcher) anchors() (before, after []int) {
+	before, after = make([]int, len(m.before)), make([]int, len(m.after))
+	last := -1
+	for i := range m.before {
+		before[i] = last
+		if j, ok := m.found[i]; ok {
+			last = j
+		}
+	}
+	last = -1
+	for j := range m.after {
+		after[j] = last
+		if m.taken[j] {
+			last = j
+		}
+	}
+	return before, after
+}
+
+// maxHeader bounds what of a header counts.
+const maxHeader = 1 << 20
+
+// volatile are the fields that servers add, change and leave out on their own.
+var volatile = []string{
+	"content-length", "return-path", "status", "x-imap", "x-imapbase", "x-keywords", "x-message-flag", "x-status", "x-uid",
+	"x-uidl", "x-yahoo-newman-property",
+}
+
+// A HeaderHash computes the print of a header from the octets of a message as
+// they come. What differs between servers for the same message does not count:
+// CR, and fields of the server's own. The zero value is ready.
+type HeaderHash struct {
+	hash    hash.Hash
+	line    []byte
+	octets  int
+	skipped bool // the field of the last line
+	done    bool
+}
+
+// Write implements io.Writer. It never fails.
+func (h *HeaderHash) Write(p []byte) (int, error) {
+	n := len(p)
+	for !h.done && len(p) > 0 {
+		line, rest, ended := bytes.Cut(p, []byte("\n"))
+		h.line = append(h.line, line...)
+		h.octets += len(p) - len(rest)
+		if ended {
+			h.endLine()
+		}
+		if h.octets > maxHeader {
+			h.done = true
+		}
+		p = rest
+	}
+	return n, nil
+}
+
+func (h *HeaderHash) endLine() {
+	line := bytes.ReplaceAll(h.line, []byte("\r"), nil)
+	h.line = h.line[:0]
+	if len(line) == 0 {
+		h.done = true
+		return
+	}
+	if line[0] != ' ' && line[0] != '\t' {
+		name, _, field := bytes.Cut(line, []byte(":"))
+		h.skipped = !field || slices.Contains(volatile, strings.ToLower(string(bytes.TrimSpace(name))))
+	}
+	if h.skipped || len(bytes.TrimSpace(line)) == 0 {
+		return
+	}
+	if h.hash == nil {
+		h.hash = sha256.New()
+	}
+	_, _ = h.hash.Write(append(line, '\n'))
+}
+
+// Done reports whether the header has ended.
+func (h *HeaderHash) Done() bool { return h.done }
+
+// Sum returns the print, or 0 if the header has not ended or has nothing in it.
+func (h *HeaderHash) Sum() uint64 {
+	if !h.done || h.hash == nil || h.octets > maxHeader {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(h.hash.Sum(nil)) | 1
+}
