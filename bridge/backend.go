@@ -54,6 +54,9 @@ type Backend struct {
 
 	Cache  Store        // what makes listings cheap; it may be lost. nil: nothing is remembered
 	Record Store        // what UIDLs were shown; it must not be lost. nil: all are computed
+	Lock   Policy       // what comes of a second session for a maildrop
+	Locks  *Locks       // shared by backends of the same accounts; nil: this one's own
+	Queue  *Queue       // shared by backends of the same server; nil: this one's own
 	Notice func(Notice) // what an operator should know; nil: nobody is told
 
 	// Recompute says what comes of an account whose record cannot be read: new
@@ -69,7 +72,9 @@ type Backend struct {
 	Anonymous    bool     // CAPA has no IMPLEMENTATION
 	Last         bool     // LAST is answered, which RFC 1725 has abolished
 
-	writers   sync.Pool    // *bufio.Writer
+	writers   sync.Pool // *bufio.Writer
+	ownQueue  Queue
+	own       Locks        // if there are no others
 	noUIDNext atomic.Bool  // of SELECT's, seen: STATUS is asked as well
 	ahead     atomic.Int64 // octets that sessions have asked for before their clients did
 }

@@ -138,7 +138,7 @@ func (l *listing) tidy() {
 func (l *listing) snapshot(complete bool) (s snapshot, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s = snapshot{uidValidity: l.uidValidity, uidNext: l.uidNext, proven: l.proven && complete, messages: l.messages}
+	s = snapshot{uidValidity: l.uidValidity, uidNext: l.uidNext, proven: complete && l.proven, messages: l.messages}
 	if !complete {
 		s.messages = slices.Clone(l.messages)
 	}
@@ -154,6 +154,8 @@ func (l *listing) snapshot(complete bool) (s snapshot, ok bool) {
 
 // keep drops what is not in present, and returns what of present is missing.
 func (l *listing) keep(present imap.UIDSet) (missing imap.UIDSet) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	kept, rest := l.messages[:0], l.messages
 	for _, r := range present {
 		start, stop := uint32(r.Start), uint32(r.Stop)

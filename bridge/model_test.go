@@ -38,6 +38,9 @@ type model struct {
 	before       func(command string)     // called before a command is carried out
 	within       func(sent int, u uint32) // called before each row of a FETCH
 
+	slow time.Duration         // for each row of a FETCH
+	cut  func(uid uint32) bool // the connection goes instead of the row
+
 	told     []mail // what the client knows to be there
 	commands []string
 	octets   int64 // sent
@@ -85,6 +88,9 @@ func (m *model) serve(conn net.Conn) {
 		}
 		result := m.answer(out, tag, command)
 		m.mu.Unlock()
+		if result == "" {
+			return
+		}
 		_, _ = fmt.Fprintf(out, "%s %s\r\n", tag, result)
 		if out.Flush() != nil {
 			return
@@ -163,6 +169,15 @@ func (m *model) fetch(out *bufio.Writer, args string) string {
 		}
 		if m.within != nil {
 			m.within(sent, mail.uid)
+		}
+		if m.slow > 0 { // others are served meanwhile
+			m.mu.Unlock()
+			_ = out.Flush()
+			time.Sleep(m.slow)
+			m.mu.Lock()
+		}
+		if m.cut != nil && m.cut(mail.uid) {
+			return ""
 		}
 		if !slices.Contains(m.mails, mail) { // gone meanwhile
 			m.tell(out)

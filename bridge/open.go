@@ -18,6 +18,21 @@ func cannotOpen(err error) error {
 
 // list makes the maildrop, and says what of.
 func (s *session) list(ctx context.Context) (source string, err error) {
+	if err := s.hold(ctx); err != nil {
+		return "", err
+	}
+	for {
+		if err := s.backend.queue().wait(ctx, s.login.Account); err != nil {
+			return "", err
+		}
+		if source, err = s.tryList(ctx); !errors.Is(err, errListed) {
+			return source, err
+		}
+	}
+}
+
+// tryList is list, unless an earlier session begins a long one: errListed.
+func (s *session) tryList(ctx context.Context) (source string, err error) {
 	known := s.remembered(ctx)
 	v, err := s.inbox.look(ctx, s.backend.noUIDNext.Load())
 	if err != nil {
@@ -27,8 +42,23 @@ func (s *session) list(ctx context.Context) (source string, err error) {
 		s.backend.noUIDNext.Store(true)
 	}
 	l := newListing(v, known)
+	long, stop := l.missing() > few, func() {}
+	if long {
+		leave, err := s.backend.queue().enter(ctx, s.login.Account)
+		if err != nil {
+			return "", err
+		}
+		if leave == nil {
+			return "", errListed
+		}
+		defer leave()
+		stop = s.progress(l)
+	}
 	asked, err := s.inbox.update(ctx, l)
-	if err != nil {
+	if stop(); err != nil {
+		if long {
+			s.keepPart(l)
+		}
 		return "", err
 	}
 	listed, ok := l.snapshot(true)
@@ -38,8 +68,18 @@ func (s *session) list(ctx context.Context) (source string, err error) {
 	if err := s.identify(ctx, known, v, &listed, asked); err != nil {
 		return "", err
 	}
+	if long && ok {
+		s.keep(listed) // before the turn of others
+	}
 	s.drop = newMaildrop(listed.messages, listed.uidValidity)
 	s.drop.uidNext, s.drop.proven = listed.uidNext, listed.proven
-	s.drop.changed = ok && (asked || len(known.messages) != len(listed.messages) || known.uidNext != listed.uidNext || known.uidValidity != listed.uidValidity)
+	s.drop.changed = ok && !long && (asked || len(known.messages) != len(listed.messages) || known.uidNext != listed.uidNext || known.uidValidity != listed.uidValidity)
 	return l.source(asked), nil
+}
+
+func (b *Backend) queue() *Queue {
+	if b.Queue != nil {
+		return b.Queue
+	}
+	return &b.ownQueue
 }

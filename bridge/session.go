@@ -33,6 +33,7 @@ type session struct {
 	drop       *maildrop
 	found      header       // of the snapshot in the cache
 	ids        *uidl.Record // nil: all are computed
+	lock       *lock        // nil: nobody is kept out
 	quitted    bool
 	renumbered bool // UIDVALIDITY has changed: the UIDs are those of other messages
 	ahead      ahead
@@ -88,12 +89,15 @@ func (s *session) Close() error {
 	s.gather()
 	err := s.inbox.close()
 	s.remember()
+	s.lock.release()
 	return err
 }
 
 // Run answers commands, one at a time, until QUIT.
 func (s *session) Run(ctx context.Context, client *proxy.Conn) error {
 	s.conn = client
+	ctx, end := s.evictable(ctx, client)
+	defer end()
 	defer s.rest()
 	for {
 		line, err := s.next()
@@ -450,7 +454,10 @@ func (s *session) coded(code, text string) string {
 // ended is what a client learns whose session is ended by us.
 func (s *session) ended(ctx context.Context) *no {
 	text := "The service is restarting: try again in a moment"
-	if proxy.ReasonOf(context.Cause(ctx)) == proxy.Kicked {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errTakenOver):
+		text = "Another session has taken the maildrop over"
+	case proxy.ReasonOf(cause) == proxy.Kicked:
 		text = "Disconnected by an administrator"
 	}
 	return &no{text: s.temporary(text), end: context.Cause(ctx)}

@@ -1,0 +1,168 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"postern/proxy"
+)
+
+// A Policy is what comes of a second session for a maildrop, RFC 1939 section 4.
+type Policy uint8
+
+// The policies.
+const (
+	Allow    Policy = iota // it opens: messages are known by UID, so both are right
+	Wait                   // it waits for the first to end, up to 20 s, and is refused then
+	Refuse                 // it is refused
+	Takeover               // it ends the first one, and waits up to 5 s for what that one has to remove
+)
+
+var policies = [...]string{Allow: "allow", Wait: "wait", Refuse: "refuse", Takeover: "takeover"}
+
+// String returns the policy's name in the configuration.
+func (p Policy) String() string { return policies[p] }
+
+// ParsePolicy returns the Policy with that name.
+func ParsePolicy(name string) (Policy, bool) {
+	i := slices.Index(policies[:], name)
+	return Policy(max(i, 0)), i >= 0
+}
+
+const (
+	waitTime     = 20 * time.Second
+	takeoverTime = 5 * time.Second
+)
+
+var (
+	errInUse     = errors.New("another session has the maildrop")
+	errTakenOver = errors.New("another session has taken the maildrop over")
+)
+
+// Locks is which maildrops are open. The zero value is ready. Backends of the
+// same accounts share one; other machines know nothing of it.
+type Locks struct {
+	mu   sync.Mutex
+	held map[string]*lock
+}
+
+// A lock is held by one session, from when it opens to its end.
+type lock struct {
+	locks *Locks
+	name  string
+	free  chan struct{} // closed when it is no longer held
+
+	mu      sync.Mutex
+	wanted  bool // somebody takes over
+	evict   func()
+	evicted bool
+}
+
+// acquire returns the lock of a maildrop as soon as p lets it, or a Refusal.
+func (l *Locks) acquire(ctx context.Context, name string, p Policy) (*lock, error) {
+	patience := map[Policy]time.Duration{Wait: waitTime, Takeover: takeoverTime}[p]
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errInUse)
+	defer cancel()
+	for {
+		holder, mine := l.take(name)
+		if mine != nil {
+			return mine, nil
+		}
+		if p == Takeover {
+			holder.want()
+		}
+		select {
+		case <-holder.free:
+		case <-ctx.Done():
+			if err := context.Cause(ctx); !errors.Is(err, errInUse) {
+				return nil, err
+			}
+			return nil, &proxy.Refusal{Reason: proxy.InUse, Verified: true, Err: errInUse}
+		}
+	}
+}
+
+// take returns the lock if nobody has it, or who has it.
+func (l *Locks) take(name string) (holder, mine *lock) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if holder := l.held[name]; holder != nil {
+		return holder, nil
+	}
+	if l.held == nil {
+		l.held = make(map[string]*lock)
+	}
+	mine = &lock{locks: l, name: name, free: make(chan struct{})}
+	l.held[name] = mine
+	return nil, mine
+}
+
+// release lets others have the maildrop. It may be called on nil, and once.
+func (k *lock) release() {
+	if k == nil {
+		return
+	}
+	k.locks.mu.Lock()
+	defer k.locks.mu.Unlock()
+	delete(k.locks.held, k.name)
+	close(k.free)
+}
+
+// want asks the session that has the lock to end.
+func (k *lock) want() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.wanted = true
+	k.tell()
+}
+
+// tell tells the session, once, and when it can listen.
+func (k *lock) tell() {
+	if k.wanted && !k.evicted && k.evict != nil {
+		k.evicted = true
+		k.evict()
+	}
+}
+
+// listen makes evict what ends the session; nil when it ends by itself.
+func (k *lock) listen(evict func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.evict = evict
+	k.tell()
+}
+
+// hold takes the lock of the maildrop, if the operator wants one.
+func (s *session) hold(ctx context.Context) (err error) {
+	b := s.backend
+	if b.Lock == Allow {
+		return nil
+	}
+	locks := b.Locks
+	if locks == nil {
+		locks = &b.own
+	}
+	s.lock, err = locks.acquire(ctx, b.Name+"\x00"+s.login.Account, b.Lock)
+	return err
+}
+
+// evictable returns a context that ends, as the connection's reads do, when
+// another session takes the maildrop over.
+func (s *session) evictable(ctx context.Context, client *proxy.Conn) (context.Context, func()) {
+	if s.lock == nil {
+		return ctx, func() {}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	over := proxy.Refuse(proxy.Kicked, errTakenOver)
+	s.lock.listen(func() {
+		cancel(over)
+		client.Interrupt(over)
+	})
+	return ctx, func() {
+		s.lock.listen(nil)
+		cancel(nil)
+	}
+}

@@ -1,0 +1,129 @@
+package bridge
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"postern/proxy"
+)
+
+const (
+	// few is how many messages are listed without a turn: they are a packet or
+	// ten of the server's.
+	few = 1000
+	// FirstListings is how many long listings a server is asked for at a time,
+	// unless a Queue says otherwise.
+	FirstListings = 8
+	// queueTime is how long a session waits for its turn, or for the listing
+	// that an earlier session of the same account has begun.
+	queueTime = 45 * time.Second
+	// progressEvery is how often what has come of a long listing is kept.
+	progressEvery = 10 * time.Second
+)
+
+var (
+	errNoTurn = errors.New("too many long listings at a time")
+	errListed = errors.New("an earlier session still lists the mailbox")
+)
+
+// A Queue lets one long listing of an account run at a time, and some of a
+// server. The zero value is ready. Backends of the same server share one.
+type Queue struct {
+	Limit int // listings at a time; 0: FirstListings
+
+	mu      sync.Mutex
+	running map[string]chan struct{} // by account; closed at its end
+	turns   chan struct{}
+}
+
+// wait waits until no long listing of the account runs.
+func (q *Queue) wait(ctx context.Context, account string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, queueTime, errListed)
+	defer cancel()
+	for {
+		q.mu.Lock()
+		done := q.running[account]
+		q.mu.Unlock()
+		if done == nil {
+			return nil
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return patience(context.Cause(ctx))
+		}
+	}
+}
+
+// enter waits for a turn. Without an error, and without leave, another session
+// of the account was faster.
+func (q *Queue) enter(ctx context.Context, account string) (leave func(), err error) {
+	q.mu.Lock()
+	if q.running == nil {
+		q.running = make(map[string]chan struct{})
+		q.turns = make(chan struct{}, cmp.Or(q.Limit, FirstListings))
+	}
+	if q.running[account] != nil {
+		q.mu.Unlock()
+		return nil, nil
+	}
+	done := make(chan struct{})
+	q.running[account] = done
+	q.mu.Unlock()
+	end := func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		delete(q.running, account)
+		close(done)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, queueTime, errNoTurn)
+	defer cancel()
+	select {
+	case q.turns <- struct{}{}: // in the order of asking
+		return func() { <-q.turns; end() }, nil
+	case <-ctx.Done():
+		end()
+		return nil, patience(context.Cause(ctx))
+	}
+}
+
+// patience makes a temporary refusal of having waited for too long.
+func patience(err error) error {
+	if errors.Is(err, errNoTurn) || errors.Is(err, errListed) {
+		return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: err}
+	}
+	return err
+}
+
+// progress keeps what has come of a long listing, from time to time, until it
+// is told to stop: what was asked for once is not asked for again, whatever
+// becomes of this session.
+func (s *session) progress(l *listing) (stop func()) {
+	ticker := time.NewTicker(progressEvery)
+	over, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-ticker.C:
+				s.keepPart(l)
+			case <-over:
+				return
+			}
+		}
+	}()
+	return func() {
+		ticker.Stop()
+		close(over)
+		<-done
+	}
+}
+
+func (s *session) keepPart(l *listing) {
+	if part, ok := l.snapshot(false); ok && len(part.messages) > l.known {
+		s.keep(part)
+	}
+}
