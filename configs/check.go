@@ -31,7 +31,10 @@ func (m *mistakes) check() {
 	m.checkNumber("limits.network_connections", c.Limits.NetworkConnections, 1_000_000)
 	m.checkBudget("guard.network", c.Guard.Network)
 	m.checkBudget("guard.account", c.Guard.Account)
-	m.checkWord("pop3.uidl", c.POP3.UIDL, "a form of UIDL", "dovecot")
+	m.checkWord("pop3.uidl_on_lost_state", c.POP3.UIDLOnLostState, "a way out", "refuse", "recompute")
+	m.checkWord("pop3.delete", c.POP3.Delete, "a meaning of DELE", "expunge", "trash", "hide", "keep")
+	m.checkNumber("pop3.first_listings", c.POP3.FirstListings, 1000)
+	m.checkWord("pop3.lock", c.POP3.Lock, "a kind of lock", "allow", "wait", "refuse", "takeover")
 	m.checkWord("submission.bare_newlines", c.Submission.BareNewlines, "a way with them", "normalize", "reject", "pass")
 	m.checkWord("log.format", c.Log.Format, "a log format", "text", "json")
 }
@@ -161,6 +164,9 @@ func (m *mistakes) checkServer(key string, s *Server, identities ...string) {
 		for i, address := range s.Addresses {
 			m.checkServerAt(key, fmt.Sprintf("%s.addresses[%d]", key, i), s, address)
 		}
+	}
+	if strings.HasSuffix(key, ".submission") && (s.StableBodies || s.EstimatedSizes) {
+		m.judge(key, "stable_bodies and estimated_sizes belong to imap; remove them")
 	}
 	m.checkServerTLS(key, s)
 }

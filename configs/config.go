@@ -36,6 +36,7 @@ type Config struct {
 	Guard           Guard              `yaml:"guard"`
 	POP3            POP3               `yaml:"pop3"`
 	Submission      Submission         `yaml:"submission"`
+	State           State              `yaml:"state"`
 	Metrics         Metrics            `yaml:"metrics"`
 	Log             Log                `yaml:"log"`
 
@@ -88,6 +89,9 @@ type Server struct {
 	Identity       string       `yaml:"identity"`        // how the server learns who the client is; see Identities
 	Source         []netip.Addr `yaml:"source"`          // addresses to connect from; none: the system chooses
 	MaxConnections int          `yaml:"max_connections"` // to each address; 0: as many as come
+
+	StableBodies   bool `yaml:"stable_bodies"`   // of imap: the same octets of a message at each time, also by their offset
+	EstimatedSizes bool `yaml:"estimated_sizes"` // of imap: RFC822.SIZE is a guess
 }
 
 // The values of Server.Identity. For IMAP id (default), for submission xclient
@@ -200,7 +204,19 @@ type Budget struct {
 
 // POP3 is how the bridge shows a mailbox.
 type POP3 struct {
-	UIDL string `yaml:"uidl"` // the form of unique ids: dovecot
+	UIDL            string `yaml:"uidl"`               // the form of unique ids: a name, or Dovecot's pop3_uidl_format
+	UIDLOnLostState string `yaml:"uidl_on_lost_state"` // refuse (for now) or recompute (clients may fetch all again)
+	Delete          string `yaml:"delete"`             // what DELE means: expunge, trash, hide or keep
+	Lock            string `yaml:"lock"`               // a second session: allow, wait, refuse or takeover
+	FirstListings   int    `yaml:"first_listings"`     // mailboxes of a backend listed for the first time, at once
+	Seen            bool   `yaml:"seen"`               // what was retrieved becomes \Seen
+	Implementation  bool   `yaml:"implementation"`     // CAPA names Postern
+	Last            bool   `yaml:"last"`               // the command LAST of RFC 1460
+}
+
+// State is what outlives Postern.
+type State struct {
+	Path string `yaml:"path"` // a directory of its own; "" (in the file also off): nothing is remembered
 }
 
 // Metrics is where Prometheus asks.
@@ -233,8 +249,10 @@ func defaults() Config {
 			Network: Budget{Burst: 20, Every: 90 * time.Second},
 			Account: Budget{Burst: 20, Every: 3 * time.Minute},
 		},
-		Accounts:   Accounts{Lowercase: true, Separators: "*%"},
-		POP3:       POP3{UIDL: "dovecot"},
+		Accounts: Accounts{Lowercase: true, Separators: "*%"},
+		POP3: POP3{
+			UIDL: "dovecot", UIDLOnLostState: "refuse", Delete: "expunge", Lock: "allow", FirstListings: 8, Seen: true, Implementation: true,
+		},
 		Submission: Submission{BareNewlines: "normalize"},
 		Metrics:    Metrics{Address: "127.0.0.1:9930"},
 		Log:        Log{Format: "text", Level: slog.LevelInfo},
@@ -283,6 +301,10 @@ func (c *Config) fillIn(machine string) {
 			c.Routes = []Route{{Backend: name}}
 		}
 	}
+	if c.State.Path == "off" {
+		c.State.Path = ""
+	}
+	c.State.Path = c.beside(c.State.Path)
 	if c.Metrics.Address == "off" {
 		c.Metrics.Address = ""
 	}

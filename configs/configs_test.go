@@ -78,7 +78,7 @@ tls:
 backends:
   old: {imap: {address: "localhost:143", tls: none}}
   new:
-    imap: {address: "mx.internal:143", tls: starttls, ca: ca.pem, server_name: mx.example.org}
+    imap: {address: "mx.internal:143", tls: starttls, ca: ca.pem, server_name: mx.example.org, stable_bodies: true, estimated_sizes: true}
     submission: {addresses: ["10.0.0.6:25", "10.0.0.7:25"], tls: none, insecure: true, balance: hash,
       identity: xclient-login, source: [10.0.0.1, "::1"], max_connections: 9}
 routes: [{file: moved, backend: new}, {hook: "http://127.0.0.1:8082/route", cache: 5m}, {domain: Example.ORG, backend: new}, {backend: new}]
@@ -96,7 +96,8 @@ timeouts: {handshake: 1s, login: 2s, dial: 3s, backend: 4s, imap_idle: 31m, pop3
   submission_idle: 7s, stall: 8s, shutdown: 0s}
 limits: {max_connections: 5, network_connections: 6}
 guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}}
-pop3: {uidl: dovecot}
+pop3: {uidl: cyrus, uidl_on_lost_state: recompute, delete: hide, lock: wait, first_listings: 2, seen: false, implementation: false, last: true}
+state: {path: /var/lib/postern}
 metrics: {address: off}
 log: {format: json, level: debug}
 `))
@@ -121,7 +122,10 @@ log: {format: json, level: debug}
 		Backends: map[string]Backend{
 			"old": {IMAP: &Server{Address: "localhost:143", TLS: "none", Balance: "least", Identity: "id"}},
 			"new": {
-				IMAP: &Server{Address: "mx.internal:143", TLS: "starttls", CA: "ca.pem", ServerName: "mx.example.org", Balance: "least", Identity: "id"},
+				IMAP: &Server{
+					Address: "mx.internal:143", TLS: "starttls", CA: "ca.pem", ServerName: "mx.example.org", Balance: "least", Identity: "id",
+					StableBodies: true, EstimatedSizes: true,
+				},
 				Submission: &Server{
 					Addresses: []string{"10.0.0.6:25", "10.0.0.7:25"}, TLS: "none", Insecure: true, Balance: "hash",
 					Identity: "xclient-login", Source: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.IPv6Loopback()}, MaxConnections: 9,
@@ -152,7 +156,8 @@ log: {format: json, level: debug}
 		},
 		Limits: Limits{MaxConnections: 5, NetworkConnections: 6},
 		Guard:  Guard{Network: Budget{1, 2 * time.Second}, Account: Budget{3, 4 * time.Second}},
-		POP3:   POP3{UIDL: "dovecot"},
+		POP3:   POP3{UIDL: "cyrus", UIDLOnLostState: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, Last: true},
+		State:  State{Path: "/var/lib/postern"},
 		Log:    Log{Format: "json", Level: slog.LevelDebug},
 		file:   "p.yaml",
 	}
@@ -171,12 +176,12 @@ func TestAMappingWithAllKeysCommentedOutKeepsTheDefaults(t *testing.T) {
 func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 	for _, c := range []struct{ name, old, new, want string }{
 		// What stands where.
-		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, submission, texts, timeouts, tls, trusted_networks`},
+		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks`},
 		{"unknown key, near a known one", "", "trusted-networks: []", `p.yaml:13: trusted-networks: unknown key; is trusted_networks meant?`},
 		{"unknown key in place of a required one", `{protocol: pop3`, `{protcol: pop3`, `p.yaml:4: listeners[1].protcol: unknown key; is protocol meant?`},
 		{"unknown key in a backend", "    imap:", "    iamp:", `p.yaml:11: backends.main.iamp: unknown key; is imap meant?`},
-		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, submission, texts, timeouts, tls, trusted_networks`},
-		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, submission, texts, timeouts, tls, trusted_networks`},
+		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks`},
 		{"duplicate key", "", "hostname: mail.example.net", `p.yaml:13: hostname: written twice; the first is in line 1`},
 		{"duplicate backend", "", "  main: {}", `p.yaml:13: backends.main: written twice; the first is in line 10`},
 		{"key that is no word", "", "? [a, b]\n: c", `p.yaml:13: a key is a plain word`},
@@ -187,7 +192,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"value for all", good, "hello", `p.yaml:1: keys with values ("key: value" or {key: value}) is expected here, not a single value`},
 		{"no value", "hostname: mail.example.org", "hostname:", `p.yaml:1: hostname: has no value; give it one or remove the key`},
 		{"anchor", "hostname: mail", "hostname: &name mail", `p.yaml:1: hostname: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign`},
-		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, submission, texts, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
+		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
 		{"tag", "hostname: mail", "hostname: !!str mail", `p.yaml:1: hostname: tags (!) are not supported; quote a value that begins with !`},
 		{"too many entries", "", "trusted_networks: [" + strings.Repeat("10.0.0.1,", maxNodes+1) + "]", `p.yaml:13: trusted_networks: too long; Postern reads 10000 entries at most`},
 		{"second document", "", "---\nhostname: x", `p.yaml:13: a second document begins here; one file holds one configuration`},
@@ -220,7 +225,11 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"network with host bits", "", "trusted_networks: [10.0.0.40/24]", `p.yaml:13: trusted_networks[0]: "10.0.0.40/24" is an address inside its network; write 10.0.0.0/24 for all of the network or 10.0.0.40 for the address alone`},
 		{"mapped network", "", `trusted_networks: ["::ffff:10.0.0.0/120"]`, `p.yaml:13: trusted_networks[0]: an IPv4 network is written without the prefix ::ffff`},
 		{"true or false", `5:993"`, `5:993", insecure: yes`, `p.yaml:11: backends.main.imap.insecure: "yes" is neither true nor false`},
-		{"UIDL", "", "pop3: {uidl: courier}", `p.yaml:13: pop3.uidl: "courier" is not a form of UIDL; use dovecot`},
+		{"lost state", "", "pop3: {uidl_on_lost_state: guess}", `p.yaml:13: pop3.uidl_on_lost_state: "guess" is not a way out; use refuse or recompute`},
+		{"delete", "", "pop3: {delete: yes}", `p.yaml:13: pop3.delete: "yes" is not a meaning of DELE; use expunge, trash, hide or keep`},
+		{"first listings", "", "pop3: {first_listings: 0}", `p.yaml:13: pop3.first_listings: 0 is out of range; use 1 to 1000`},
+		{"lock", "", "pop3: {lock: dot}", `p.yaml:13: pop3.lock: "dot" is not a kind of lock; use allow, wait, refuse or takeover`},
+		{"bodies of submission", "tls: starttls", "stable_bodies: true", `p.yaml:12: backends.main.submission: stable_bodies and estimated_sizes belong to imap; remove them`},
 		{"log format", "", "log: {format: xml}", `p.yaml:13: log.format: "xml" is not a log format; use text or json`},
 		{"log level", "", "log: {level: INFO}", `p.yaml:13: log.level: "INFO" is not a log level; use debug, error, info or warn`},
 		{"TLS version", "tls:\n", "tls:\n  min_version: 1.0\n", `p.yaml:7: tls.min_version: "1.0" is not a TLS version; use 1.2 or 1.3`},

@@ -43,6 +43,12 @@ func (c *Config) Errorf(key, format string, args ...any) Error {
 	return Error{c.file, at.line, at.column, key, fmt.Sprintf(format, args...)}
 }
 
+// Stands reports whether key stands in the file: else it has its default.
+func (c *Config) Stands(key string) bool {
+	_, ok := c.positions[key]
+	return ok
+}
+
 type position struct{ line, column int }
 
 func (c *Config) position(key string) position {

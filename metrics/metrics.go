@@ -176,7 +176,7 @@ func (m *Metrics) pop3() {
 	m.commands = r.counter("pop3_commands_total", "POP3 commands by reply.", command, label("result", resultOK, resultError))
 	m.commandTime = r.histogram("pop3_command_duration_seconds", "POP3 command service time.", latency, command)
 	m.loadTime = r.histogram("pop3_maildrop_load_duration_seconds", "Time to build the maildrop listing at login.", latency,
-		label("source", "full"))
+		label("source", "full", "cache", "delta"))
 	m.maildrop = r.histogram("pop3_maildrop_messages", "Messages in the maildrop at login.", messages)
 	m.retrieved = r.counter("pop3_messages_retrieved_total", "Messages delivered to clients.", label("command", "RETR", "TOP"))
 	m.deleted = r.counter("pop3_messages_deleted_total", "Messages removed at QUIT.")

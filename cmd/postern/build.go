@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"postern/bridge"
+	"postern/bridge/uidl"
 	"postern/configs"
 	"postern/metrics"
 	"postern/proxy"
@@ -30,6 +31,7 @@ const (
 type house struct {
 	cfg        *configs.Config
 	store      *certs.Store
+	memory     *memory
 	log        *slog.Logger
 	server     *proxy.Server
 	observer   proxy.Observer
@@ -38,6 +40,7 @@ type house struct {
 	watching   net.Listener // where the metrics are asked for; nil: nowhere
 	background []func(context.Context)
 	pools      []*backend.Pool
+	pop3       popRules
 	opened     atomic.Bool
 	draining   atomic.Bool
 	ready      func([]proxy.Binding) // told when the doors are open
@@ -53,8 +56,8 @@ type door struct {
 
 // build makes the house of cfg: the only place where configuration becomes
 // rooms. It opens nothing. An error is a configs.Errors.
-func build(cfg *configs.Config, store *certs.Store, log *slog.Logger) (*house, error) {
-	h := &house{cfg: cfg, store: store, log: log, ready: func([]proxy.Binding) {}}
+func build(cfg *configs.Config, store *certs.Store, m *memory, log *slog.Logger) (*house, error) {
+	h := &house{cfg: cfg, store: store, memory: m, log: log, ready: func([]proxy.Binding) {}}
 	h.metrics = newMetrics(cfg, h)
 	audit := proxy.NewAudit(log)
 	h.observer = proxy.Observers{h.metrics, audit}
@@ -62,6 +65,9 @@ func build(cfg *configs.Config, store *certs.Store, log *slog.Logger) (*house, e
 		Guard:    newGuard(cfg),
 		Observer: h.observer,
 		Timeouts: proxy.Timeouts{Handshake: cfg.Timeouts.Handshake, Login: cfg.Timeouts.Login, Stall: cfg.Timeouts.Stall},
+	}
+	if err := h.setPOP3(); err != nil {
+		return nil, err
 	}
 	b, err := h.newBackends()
 	if err != nil {
@@ -139,9 +145,44 @@ func (h *house) newService(l configs.Listener, b backends, r *routing) *proxy.Se
 
 var newlines = map[string]relay.Newlines{"normalize": relay.Normalize, "reject": relay.Reject, "pass": relay.Pass}
 
+// popRules is what configs has left to be understood here.
+type popRules struct {
+	uidl     uidl.Format
+	deletion bridge.Deletion
+	lock     bridge.Policy
+	shared   map[string]*maildrops // by backend
+}
+
+// maildrops is what the POP3 listeners of one backend have in common.
+type maildrops struct {
+	locks bridge.Locks
+	queue bridge.Queue
+}
+
+func (h *house) setPOP3() (err error) {
+	c := h.cfg.POP3
+	if h.pop3.uidl, err = uidl.Parse(c.UIDL); err != nil {
+		return configs.Errors{h.cfg.Errorf("pop3.uidl", "%v", err)}
+	}
+	h.pop3.deletion, _ = bridge.ParseDeletion(c.Delete) // configs knows the words
+	h.pop3.lock, _ = bridge.ParsePolicy(c.Lock)
+	h.pop3.shared = map[string]*maildrops{}
+	return nil
+}
+
 func (h *house) newBridge(name string, pool *backend.Pool) *bridge.Backend {
+	c, server := h.cfg.POP3, h.cfg.Backends[name].IMAP
+	shared := h.pop3.shared[name]
+	if shared == nil {
+		shared = &maildrops{queue: bridge.Queue{Limit: c.FirstListings}}
+		h.pop3.shared[name] = shared
+	}
 	return &bridge.Backend{
 		Name: name, Idle: h.cfg.Timeouts.POP3Idle, Timeout: h.cfg.Timeouts.Backend, Observer: h.observer,
+		UIDL: h.pop3.uidl, Delete: h.pop3.deletion, Lock: h.pop3.lock, Locks: &shared.locks, Queue: &shared.queue,
+		Cache: h.memory.cache, Record: h.memory.record, Recompute: c.UIDLOnLostState == "recompute", Notice: h.notice,
+		KeepUnseen: !c.Seen, Anonymous: !c.Implementation, Last: c.Last,
+		StableBodies: server.StableBodies, Estimates: server.EstimatedSizes,
 		Dial: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 			conn, capabilities, err := pool.LoginIMAP(ctx, l)
 			if err != nil {
@@ -150,4 +191,9 @@ func (h *house) newBridge(name string, pool *backend.Pool) *bridge.Backend {
 			return conn, capabilities, nil
 		},
 	}
+}
+
+// notice writes what an operator should know of a maildrop.
+func (h *house) notice(n bridge.Notice) {
+	h.log.Warn("maildrop", "kind", n.Kind, "account", n.Account, "session", n.Client.ID, "messages", n.Count, "err", n.Err)
 }

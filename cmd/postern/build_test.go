@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,6 +26,14 @@ import (
 type running struct {
 	addresses map[string]string // of listeners, by name
 	roots     *x509.CertPool
+	house     *house
+}
+
+// metrics returns those whose line has word in it.
+func (r *running) metrics(word string) string {
+	w := httptest.NewRecorder()
+	r.house.metrics.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	return grep(w.Body.String(), word)
 }
 
 func inhabit(t *testing.T, config string) *running {
@@ -37,11 +47,16 @@ func inhabit(t *testing.T, config string) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := build(cfg, store, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	m, err := openMemory(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &running{map[string]string{}, roots}
+	t.Cleanup(func() { _ = m.Close() })
+	h, err := build(cfg, store, m, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &running{map[string]string{}, roots, h}
 	opened := make(chan []proxy.Binding, 1)
 	h.ready = func(b []proxy.Binding) { opened <- b }
 	ctx, cancel := context.WithCancel(context.Background())
@@ -282,5 +297,36 @@ func TestTextsOfADomainGoBeforeThoseForAll(t *testing.T) {
 		if got := h.text(c.reason, c.account); got != c.want {
 			t.Errorf("text(%s, %q) = %q, want %q", c.reason, c.account, got, c.want)
 		}
+	}
+}
+
+// Criterion: what POP3 has learnt of a mailbox outlives Postern: the same unique ids, and no listing made anew.
+func TestStateOutlivesPostern(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice")
+	config := frame + fmt.Sprintf(`
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none}}}
+state: {path: %q}
+pop3: {uidl: "%%v.%%u"}
+`, imap, filepath.Join(t.TempDir(), "state"))
+	for _, source := range []string{"full", "cache"} {
+		t.Run(source, func(t *testing.T) {
+			r := inhabit(t, config)
+			proxytest.Transcript(t, r.secure(r.dial(t, "pop3")), `
+				S: +OK *
+				C: USER alice
+				S: +OK *
+				C: PASS secret of alice
+				S: +OK *
+				C: UIDL 1
+				S: +OK 1 1.1
+				C: QUIT
+				S: +OK *
+				S: <EOF>
+			`)
+			if got := r.metrics("maildrop_load_duration_seconds_count"); !strings.Contains(got, `{source="`+source+`"} 1`) {
+				t.Errorf("maildrop not opened from %s:\n%s", source, got)
+			}
+		})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,7 +35,7 @@ func checkCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		h, err := build(cfg, store, slog.New(slog.DiscardHandler))
+		h, err := build(cfg, store, &memory{}, slog.New(slog.DiscardHandler))
 		if err != nil {
 			return err
 		}
@@ -46,10 +47,28 @@ func checkCommand() *cobra.Command {
 		if err := errors.Join(errs...); err != nil {
 			return err
 		}
+		for _, hint := range h.hints() {
+			_, _ = fmt.Fprintf(out, "%s: %s\n", *path, hint)
+		}
 		_, err = fmt.Fprintf(out, "%s is good\n", *path)
 		return err
 	}
 	return cmd
+}
+
+// hints are what is no mistake, but should be meant.
+func (h *house) hints() (all []string) {
+	pop3 := slices.ContainsFunc(h.cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == "pop3" && l.TLS != "refuse" })
+	if !pop3 {
+		return nil
+	}
+	if !h.cfg.Stands("pop3.uidl") {
+		all = append(all, "pop3.uidl is the default, dovecot: unless the old POP3 server used it, clients will fetch all their mail again")
+	}
+	if h.cfg.State.Path == "" {
+		all = append(all, "state.path is not set: POP3 lists each mailbox anew, and unique ids do not outlive a change of UIDVALIDITY")
+	}
+	return all
 }
 
 // checkPorts names the processes that hold what the configuration wants. A

@@ -18,6 +18,7 @@ import (
 	"postern/proxy"
 	"postern/proxy/certs"
 	"postern/proxy/memserver"
+	"postern/proxy/state"
 )
 
 func demoCommand() *cobra.Command {
@@ -84,7 +85,8 @@ metrics: {address: "127.0.0.1:%d"}
 	if err != nil {
 		return err
 	}
-	h, err := build(cfg, store, slog.New(slog.NewTextHandler(stderr, nil)))
+	forgetful := &memory{cache: new(state.Memory), record: new(state.Memory)}
+	h, err := build(cfg, store, forgetful, slog.New(slog.NewTextHandler(stderr, nil)))
 	if err != nil {
 		return err
 	}

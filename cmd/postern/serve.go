@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -26,7 +27,7 @@ func runCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	path := configFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		cfg, err := configs.Load(*path)
 		if err != nil {
 			return err
@@ -35,7 +36,12 @@ func runCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		h, err := build(cfg, store, newLog(cmd.ErrOrStderr(), cfg.Log))
+		m, err := openMemory(cfg)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, m.Close()) }()
+		h, err := build(cfg, store, m, newLog(cmd.ErrOrStderr(), cfg.Log))
 		if err != nil {
 			return err
 		}
