@@ -508,11 +508,12 @@ func killed(t *testing.T, bodies []string, script string, cut int64) (got string
 
 // stuffed reads lines up to the final dot.
 func stuffed(r *bufio.Reader) (text string, ended bool) {
+	var b strings.Builder
 	for {
 		line, err := r.ReadString('\n')
 		if err != nil || line == ".\r\n" {
-			return text, err == nil
+			return b.String(), err == nil
 		}
-		text += strings.TrimPrefix(line, ".")
+		b.WriteString(strings.TrimPrefix(line, "."))
 	}
 }
