@@ -1,0 +1,123 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	"postern/bridge/uidl"
+	"postern/proxy"
+	"postern/proxy/proxytest"
+)
+
+// Scan makes a memory a Book.
+func (m *memory) Scan(_ context.Context, prefix string, each func(key string, value []byte) error) error {
+	var keys []string
+	for key := range m.values {
+		if strings.HasPrefix(key, prefix) {
+			keys = append(keys, key)
+		}
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		if err := each(key, m.values[key]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Criterion: the record of UIDLs can be exported, forgotten and imported again, with the same UIDLs.
+func TestRecordsComeAndGo(t *testing.T) {
+	m := newModel("")
+	m.deliver(3)
+	b, _, record, _ := m.bases(t)
+	b.UIDL = format(t, "cyrus")
+	before := shown(t, b)
+	b.UIDL = uidl.Format{}
+	var file bytes.Buffer
+	e := json.NewEncoder(&file)
+	if err := Export(t.Context(), record, func(r Recorded) error { return e.Encode(r) }); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := Forget(t.Context(), record, func(account string) bool { return account == "bob" }); n != 0 || err != nil {
+		t.Errorf("bob's: %d, %v", n, err)
+	}
+	if n, err := Forget(t.Context(), record, func(account string) bool { return account == "alice" }); n != 1 || err != nil {
+		t.Errorf("alice's: %d, %v", n, err)
+	}
+	if got := shown(t, b); got[1] != "0000000100000007" {
+		t.Errorf("forgotten they are %v", got)
+	}
+	var r Recorded
+	if err := json.Unmarshal(file.Bytes(), &r); err != nil {
+		t.Fatal(err)
+	}
+	if err := Import(t.Context(), record, r); err != nil {
+		t.Fatal(err)
+	}
+	if got := shown(t, b); got[1] != before[1] || got[3] != before[3] {
+		t.Errorf("imported they are %v, want %v", got, before)
+	}
+	r.Record.UIDValidity = 0
+	if Import(t.Context(), record, r) == nil || Import(t.Context(), record, Recorded{}) == nil {
+		t.Error("nonsense is imported")
+	}
+	record.values["bob"+inboxOf] = []byte("damaged")
+	seen := 0
+	if err := Export(t.Context(), record, func(Recorded) error { seen++; return nil }); seen != 1 || err == nil || !strings.Contains(err.Error(), "bob") {
+		t.Errorf("with a damaged one: %d, %v", seen, err)
+	}
+}
+
+func TestFormatOfAnOldServer(t *testing.T) {
+	client, server := proxytest.Pipe(t)
+	proxytest.ServeTranscript(t, server, `
+		S: +OK old
+		C: USER alice
+		S: +OK
+		C: PASS top secret
+		S: +OK
+		C: UIDL
+		S: +OK
+		S: 1 7.1
+		S: 2  7.2 x
+		S: .
+		C: QUIT
+		S: +OK
+	`)
+	shown, err := ShownUIDLs(t.Context(), client, "alice", proxy.NewSecret([]byte("top secret")))
+	if err != nil || !slices.Equal(shown, []string{"7.1", "7.2"}) {
+		t.Fatalf("%q, %v", shown, err)
+	}
+	m := newModel("")
+	m.deliver(3)
+	b := &Backend{Dial: m.dial(t)}
+	uids, validity, err := b.UIDs(t.Context(), &proxy.Login{Account: "alice"})
+	if err != nil || len(uids) != 3 || validity != 7 {
+		t.Fatalf("%v, %d, %v", uids, validity, err)
+	}
+	if got := uidl.Detect(shown, uids, validity); got[0].Name != "dovecot-0.99" && got[0].Name != "cyrus" {
+		t.Errorf("it is taken for %v", got)
+	}
+}
+
+func TestOldServerThatRefuses(t *testing.T) {
+	client, server := proxytest.Pipe(t)
+	proxytest.ServeTranscript(t, server, `
+		S: +OK old
+		C: USER alice
+		S: +OK
+		C: PASS secret
+		S: -ERR no
+	`)
+	if _, err := ShownUIDLs(t.Context(), client, "alice", proxy.NewSecret([]byte("secret"))); err == nil || strings.Contains(err.Error(), "secret") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := ShownUIDLs(t.Context(), client, "alice", proxy.NewSecret([]byte("a\r\nDELE 1"))); err == nil {
+		t.Error("a line end in the password passes")
+	}
+}

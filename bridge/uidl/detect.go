@@ -1,0 +1,44 @@
+package uidl
+
+import "slices"
+
+// A Guess is a format and how many unique-ids of another server it gives.
+type Guess struct {
+	Name    string
+	Format  Format
+	Matched int
+}
+
+// Detect compares the unique-ids that another server shows for a mailbox with
+// what each named format, and each of more, computes for it. It returns the
+// best first; those that match nothing are left out.
+func Detect(shown []string, uids []uint32, uidValidity uint32, more ...Format) []Guess {
+	wanted := make(map[string]bool, len(shown))
+	for _, id := range shown {
+		wanted[id] = true
+	}
+	var guesses []Guess
+	try := func(name string, f Format) {
+		if slices.ContainsFunc(guesses, func(g Guess) bool { return g.Format.String() == f.String() }) {
+			return
+		}
+		g := Guess{Name: name, Format: f}
+		var b []byte
+		for _, uid := range uids {
+			if b = f.Append(b[:0], uid, uidValidity); wanted[string(b)] {
+				g.Matched++
+			}
+		}
+		if g.Matched > 0 {
+			guesses = append(guesses, g)
+		}
+	}
+	for _, name := range Names() {
+		try(name, must(name))
+	}
+	for _, f := range more {
+		try(f.String(), f)
+	}
+	slices.SortStableFunc(guesses, func(a, b Guess) int { return b.Matched - a.Matched })
+	return guesses
+}
