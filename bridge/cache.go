@@ -31,6 +31,7 @@ func (s snapshot) encode() []byte {
 	}
 	b = binary.AppendUvarint(b, uint64(s.uidValidity))
 	b = binary.AppendUvarint(b, uint64(s.uidNext))
+	b = binary.LittleEndian.AppendUint64(b, s.shown)
 	b = binary.AppendUvarint(b, uint64(len(s.messages)))
 	last := uint32(0)
 	for i := range s.messages {
@@ -54,6 +55,7 @@ func decodeSnapshot(b []byte) (s snapshot, err error) {
 	r := varints{b: b[2:]}
 	s.proven = b[1] == 1
 	s.uidValidity, s.uidNext = uint32(r.next(math.MaxUint32)), uint32(r.next(math.MaxUint32))
+	s.shown = r.fixed()
 	count := r.next(min(maxMessages, uint64(len(r.b)/2)))
 	s.messages = make([]message, count)
 	uid := uint64(0)
@@ -95,5 +97,16 @@ func (r *varints) next(most uint64) uint64 {
 		return 0
 	}
 	r.b = r.b[size:]
+	return n
+}
+
+// fixed reads a number of eight octets.
+func (r *varints) fixed() uint64 {
+	if len(r.b) < 8 {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	n := binary.LittleEndian.Uint64(r.b)
+	r.b = r.b[8:]
 	return n
 }

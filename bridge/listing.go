@@ -40,7 +40,8 @@ type view struct {
 // below uidNext, ascending.
 type snapshot struct {
 	uidValidity, uidNext uint32
-	proven               bool // there were no others
+	proven               bool   // there were no others
+	shown                uint64 // hash of their UIDLs; 0: not known
 	messages             []message
 }
 
@@ -92,6 +93,11 @@ func (v view) continues(known snapshot) bool {
 // missing returns how many messages are there that are not known; negative
 // when there are fewer.
 func (l *listing) missing() int { return l.exists - len(l.messages) }
+
+// unchanged reports whether nothing needs to be asked.
+func (l *listing) unchanged() bool {
+	return l.proven && l.missing() == 0 && (l.exists == 0 || l.uidNext != 0 && l.uidNext == l.from)
+}
 
 // adds reports whether what is known and what came is all that SELECT showed.
 // After STATUS that must include what came since: one removed in between would
@@ -197,7 +203,7 @@ func (l *listing) source(asked bool) string {
 // there is, once. What has no size after that is asked for once more and then
 // left out, until the next session. It returns whether anything was asked.
 func (in *inbox) update(ctx context.Context, l *listing) (asked bool, err error) {
-	if l.proven && l.missing() == 0 && (l.exists == 0 || l.uidNext != 0 && l.uidNext == l.from) {
+	if l.unchanged() {
 		return false, nil
 	}
 	failed := false

@@ -34,6 +34,7 @@ type maildrop struct {
 	uidValidity uint32
 	uidNext     uint32 // there are no others with a UID below, if proven
 	proven      bool
+	shown       uint64    // hash of the UIDLs of all, without those that were deleted
 	changed     bool      // against what is remembered
 	aside       []message // that are hidden
 	count       int       // not marked as deleted
@@ -67,7 +68,7 @@ func (d *maildrop) hide(uids imap.UIDSet) {
 
 // snapshot returns what is to be remembered.
 func (d *maildrop) snapshot() snapshot {
-	s := snapshot{uidValidity: d.uidValidity, uidNext: d.uidNext, proven: d.proven, messages: d.messages}
+	s := snapshot{uidValidity: d.uidValidity, uidNext: d.uidNext, proven: d.proven, shown: d.shown, messages: d.messages}
 	if len(d.aside) > 0 {
 		s.messages = append(slices.Clone(d.messages), d.aside...)
 		slices.SortFunc(s.messages, byUID)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"postern/proxy"
 )
@@ -42,6 +43,10 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 		s.backend.noUIDNext.Store(true)
 	}
 	l := newListing(v, known)
+	var before []message // what was there in the last session
+	if v.continues(known) && !l.unchanged() {
+		before = slices.Clone(known.messages) // the listing changes them
+	}
 	long, stop := l.missing() > few, func() {}
 	if long {
 		leave, err := s.backend.queue().enter(ctx, s.login.Account)
@@ -68,12 +73,13 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	if err := s.identify(ctx, known, v, &listed, asked); err != nil {
 		return "", err
 	}
-	if long && ok {
-		s.keep(listed) // before the turn of others
-	}
 	s.drop = newMaildrop(listed.messages, listed.uidValidity)
 	s.drop.uidNext, s.drop.proven = listed.uidNext, listed.proven
-	s.drop.changed = ok && !long && (asked || len(known.messages) != len(listed.messages) || known.uidNext != listed.uidNext || known.uidValidity != listed.uidValidity)
+	s.audit(known, before, v.continues(known))
+	s.drop.changed = ok && (asked || len(known.messages) != len(listed.messages) || known.shown != s.drop.shown || known.uidNext != listed.uidNext || known.uidValidity != listed.uidValidity)
+	if long {
+		s.remember() // before the turn of others
+	}
 	return l.source(asked), nil
 }
 

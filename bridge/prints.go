@@ -84,16 +84,6 @@ func decodePrints(b []byte) ([]uidl.Print, error) {
 	return prints, nil
 }
 
-func (r *varints) fixed() uint64 {
-	if len(r.b) < 8 {
-		r.bad, r.b = true, nil
-		return 0
-	}
-	n := binary.LittleEndian.Uint64(r.b)
-	r.b = r.b[8:]
-	return n
-}
-
 // prints returns what is remembered of the messages beside their sizes.
 func (s *session) prints(ctx context.Context) []uidl.Print {
 	if s.backend.Cache == nil {

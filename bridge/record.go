@@ -27,6 +27,7 @@ const (
 	NoticeNotProven  = "not_proven"    // the server contradicted itself about a listing
 	NoticeRecord     = "record_failed" // the record of UIDLs could not be read or written: the login was refused for now
 	NoticeRecomputed = "recomputed"    // the record of UIDLs could not be read and was begun anew, as configured
+	NoticeChanged    = "uidls_changed" // of the Count messages of the last session, some have another UIDL now
 	NoticeRenumbered = "renumbered"    // UIDVALIDITY has changed; Count messages were not found again
 )
 

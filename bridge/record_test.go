@@ -335,3 +335,47 @@ func TestKeysAreOfAccounts(t *testing.T) {
 		t.Errorf("%q, %q", a, b)
 	}
 }
+
+// Criterion: the log of a session has a hash of the UIDLs before and after, and a change that nobody meant is a warning.
+func TestUIDLsAreAudited(t *testing.T) {
+	m := newModel("")
+	m.deliver(3)
+	b, _, record, notices := m.bases(t)
+	poll := func() UIDLs {
+		session, err := show1(t, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = session.Close()
+		return session.UIDLs()
+	}
+	first, second := poll(), poll()
+	if first.Last != 0 || first.Before == 0 || first.After != first.Before || second.Last != first.Before || second.Before != first.Before {
+		t.Errorf("two sessions of the same: %x, %x", first, second)
+	}
+	m.deliver(1)
+	m.expunge(0)
+	third := poll()
+	if third.Last != second.Before || third.Before == third.Last || len(*notices) > 0 {
+		t.Errorf("with other messages: %x, notices %v", third, *notices)
+	}
+	session, err := show1(t, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	session.drop.delete(&session.drop.messages[0])
+	if now := session.UIDLs(); now.After != now.Before {
+		t.Error("what is only marked has gone")
+	}
+	session.totals.Deleted = 1
+	if now := session.UIDLs(); now.After != now.Before-hash([]byte("0000000200000007")) {
+		t.Errorf("after a removal: %x", now)
+	}
+	_ = session.Close()
+	b.UIDL = format(t, "cyrus")
+	record.values = nil // an operator has forgotten them
+	poll()
+	if len(*notices) != 1 || (*notices)[0].Kind != NoticeChanged || (*notices)[0].Count != 3 {
+		t.Errorf("notices %v, want one of a change", *notices)
+	}
+}

@@ -33,7 +33,8 @@ type session struct {
 	drop       *maildrop
 	found      header       // of the snapshot in the cache
 	ids        *uidl.Record // nil: all are computed
-	lock       *lock        // nil: nobody is kept out
+	showed     UIDLs
+	lock       *lock // nil: nobody is kept out
 	quitted    bool
 	renumbered bool // UIDVALIDITY has changed: the UIDs are those of other messages
 	ahead      ahead
