@@ -200,11 +200,11 @@ func (p *Pool) take(account string, tried []*member) (*member, error) {
 	if len(left) == 0 {
 		return nil, errDrained
 	}
-	if slices.ContainsFunc(left, (*member).usable) {
-		left = slices.DeleteFunc(left, func(m *member) bool { return !m.usable() })
-	}
 	if left = slices.DeleteFunc(left, func(m *member) bool { return slices.Contains(tried, m) }); len(left) == 0 {
 		return nil, errNoneLeft
+	}
+	if slices.ContainsFunc(left, (*member).usable) {
+		left = slices.DeleteFunc(left, func(m *member) bool { return !m.usable() })
 	}
 	if p.MaxConnections > 0 {
 		left = slices.DeleteFunc(left, func(m *member) bool { return m.open >= p.MaxConnections })

@@ -48,11 +48,27 @@ func (b *buckets) settle(k key, now time.Duration, spent bool) {
 	s.settle(k, now, spent)
 }
 
-// allows reports whether there is a token left.
-func (s *shard) allows(k key, now time.Duration) bool {
+// A holding is what a bucket has for an attempt.
+type holding uint8
+
+const (
+	empty     holding = iota
+	token             // one at least
+	unsettled         // none but what is reserved, and may come back
+)
+
+// has reports what there is.
+func (s *shard) has(k key, now time.Duration) holding {
 	b := s.m[k]
-	taken := max(0, b.full-now) + time.Duration(b.reserved)*s.rate.Every
-	return taken+s.rate.Every <= time.Duration(s.rate.Burst)*s.rate.Every
+	all := time.Duration(s.rate.Burst) * s.rate.Every
+	spent := max(0, b.full-now) + s.rate.Every
+	switch {
+	case spent+time.Duration(b.reserved)*s.rate.Every <= all:
+		return token
+	case spent <= all:
+		return unsettled
+	}
+	return empty
 }
 
 func (s *shard) reserve(k key, now time.Duration) {
@@ -102,5 +118,30 @@ func (s *shard) evict(now time.Duration) {
 	}
 	if found && len(s.m) >= s.limit {
 		delete(s.m, least)
+	}
+}
+
+// A broadcast tells all who wait that attempts were settled.
+type broadcast struct {
+	mu sync.Mutex
+	c  chan struct{} // nil: nobody waits
+}
+
+// next returns a channel that is closed at the next tell.
+func (b *broadcast) next() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.c == nil {
+		b.c = make(chan struct{})
+	}
+	return b.c
+}
+
+func (b *broadcast) tell() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.c != nil {
+		close(b.c)
+		b.c = nil
 	}
 }

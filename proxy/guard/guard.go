@@ -36,6 +36,7 @@ type Config struct {
 	Trusted []netip.Prefix // webmail, monitoring: no limit per network; the account's stays
 
 	Delay   time.Duration    // from an attempt to its refusal, give or take a tenth
+	Wait    time.Duration    // for attempts under way, which may give their tokens back
 	Entries int              // networks and accounts that are remembered, together
 	Now     func() time.Time // nil: time.Now
 }
@@ -48,6 +49,7 @@ func DefaultConfig() Config {
 		Connections:           10_000,
 		ConnectionsPerNetwork: 200,
 		Delay:                 2 * time.Second,
+		Wait:                  5 * time.Second,
 		Entries:               1 << 18,
 		Now:                   time.Now,
 	}
@@ -58,6 +60,7 @@ var (
 	ErrConnections           = errors.New("too many connections")
 	ErrConnectionsPerNetwork = errors.New("too many connections from this network")
 	ErrBudget                = errors.New("too many wrong passwords for this account or from this network")
+	ErrUnsettled             = errors.New("too many logins under way for this account or from this network")
 )
 
 // A Guard is a proxy.Guard. It must be made by New.
@@ -68,6 +71,7 @@ type Guard struct {
 	networks *buckets
 	accounts *buckets
 	permits  sync.Pool
+	settled  broadcast
 
 	mu   sync.Mutex
 	open int
@@ -97,6 +101,7 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.Connections, d.Connections)
 	orDefault(&c.ConnectionsPerNetwork, d.ConnectionsPerNetwork)
 	orDefault(&c.Delay, d.Delay)
+	orDefault(&c.Wait, d.Wait)
 	orDefault(&c.Entries, d.Entries)
 	if c.Now == nil {
 		c.Now = d.Now
@@ -193,35 +198,62 @@ type permit struct {
 	reserved bool
 }
 
-// Try implements proxy.Permit.
-func (p *permit) Try(_ context.Context, l *proxy.Login) error {
+// Try implements proxy.Permit. Where all tokens that are left are reserved, by
+// attempts that may well be right, it waits for them.
+func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 	p.begun = p.guard.now()
 	p.account = maphash.String(p.guard.seed, l.Account)
-	if p.reserved = p.reserve(); !p.reserved {
-		return proxy.Refuse(proxy.Throttled, ErrBudget)
+	has := p.reserve()
+	if has == unsettled {
+		has = p.await(ctx)
 	}
-	return nil
+	p.reserved = has == token
+	switch has {
+	case token:
+		return nil
+	case unsettled:
+		return proxy.Refuse(proxy.Unavailable, ErrUnsettled)
+	}
+	return proxy.Refuse(proxy.Throttled, ErrBudget)
+}
+
+func (p *permit) await(ctx context.Context) holding {
+	patience := time.NewTimer(p.guard.config.Wait)
+	defer patience.Stop()
+	for {
+		settled := p.guard.settled.next() // before the look, or it could be missed
+		if has := p.reserve(); has != unsettled {
+			return has
+		}
+		select {
+		case <-settled:
+		case <-patience.C:
+			return unsettled
+		case <-ctx.Done():
+			return unsettled
+		}
+	}
 }
 
 // reserve takes a token of each bucket, or of none.
-func (p *permit) reserve() bool {
+func (p *permit) reserve() holding {
 	account := p.guard.accounts.of(p.account)
 	account.Lock()
 	defer account.Unlock()
-	if !account.allows(p.account, p.begun) {
-		return false
+	if has := account.has(p.account, p.begun); has != token {
+		return has
 	}
 	if !p.trusted {
 		network := p.guard.networks.of(p.origin)
 		network.Lock()
 		defer network.Unlock()
-		if !network.allows(p.origin, p.begun) {
-			return false
+		if has := network.has(p.origin, p.begun); has != token {
+			return has
 		}
 		network.reserve(p.origin, p.begun)
 	}
 	account.reserve(p.account, p.begun)
-	return true
+	return token
 }
 
 // Settle implements proxy.Permit. Only what the backend called wrong is
@@ -236,6 +268,7 @@ func (p *permit) Settle(err error) time.Duration {
 		if !p.trusted {
 			p.guard.networks.settle(p.origin, now, wrong)
 		}
+		p.guard.settled.tell()
 	}
 	if wrong || refusal != nil && refusal.Reason == proxy.Throttled {
 		return max(0, p.begun+jitter(p.guard.config.Delay)-now)

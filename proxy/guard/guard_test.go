@@ -45,8 +45,8 @@ func guess(t testing.TB, g *Guard, addr, account string, answer error) bool {
 		return true
 	}
 	p.Settle(err)
-	if got := proxy.ReasonOf(err); got != proxy.Throttled {
-		t.Fatalf("Try(%s, %s) refused: %v, want throttled", addr, account, err)
+	if got := proxy.ReasonOf(err); got != proxy.Throttled && !errors.Is(err, ErrUnsettled) {
+		t.Fatalf("Try(%s, %s) refused: %v, want throttled, or nothing left but what is reserved", addr, account, err)
 	}
 	return false
 }
@@ -184,6 +184,56 @@ func TestSlowSuccessEarnsNoGuess(t *testing.T) {
 		want(t, "beside the one reserved", count(10, try), 2)
 		slow.Settle(nil)
 		want(t, "after it was given back", count(10, try), 1)
+	})
+}
+
+// Criterion: an office of 60 behind one address logs in at once, and nobody is told of failed logins.
+func TestLoginsThatAreRightWaitForEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{})
+		begun := time.Now()
+		var wg sync.WaitGroup
+		for i := range 60 {
+			wg.Go(func() {
+				p := admit(t, g, "192.0.2.1")
+				defer p.Leave()
+				if err := p.Try(t.Context(), &proxy.Login{Account: fmt.Sprint(i)}); err != nil {
+					t.Errorf("login %d: %v", i, err)
+				}
+				time.Sleep(time.Second) // the backend's
+				p.Settle(nil)
+			})
+		}
+		wg.Wait()
+		if got := time.Since(begun); got != 3*time.Second {
+			t.Errorf("60 logins took %v, want 3 s: 20 at a time", got)
+		}
+	})
+}
+
+func TestLoginsThatNobodySettlesAreUnavailable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{Account: Rate{1, time.Minute}})
+		stuck := admit(t, g, "192.0.2.1")
+		defer stuck.Leave()
+		if err := stuck.Try(t.Context(), &proxy.Login{Account: "alice"}); err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		p := admit(t, g, "192.0.2.2")
+		defer p.Leave()
+		err := p.Try(t.Context(), &proxy.Login{Account: "alice"})
+		if proxy.ReasonOf(err) != proxy.Unavailable || time.Since(begun) != 5*time.Second {
+			t.Errorf("Try: %v after %v", err, time.Since(begun))
+		}
+		if delay := p.Settle(err); delay != 0 {
+			t.Errorf("Settle: %v, want no delay", delay)
+		}
+		stuck.Settle(wrong)
+		if err := p.Try(t.Context(), &proxy.Login{Account: "alice"}); proxy.ReasonOf(err) != proxy.Throttled {
+			t.Errorf("Try: %v after the only token was spent", err)
+		}
+		p.Settle(nil)
 	})
 }
 
@@ -354,7 +404,7 @@ func TestMillionNamesNeitherGrowMemoryNorForgive(t *testing.T) {
 }
 
 func TestReservationsAreNotForgotten(t *testing.T) {
-	g := New(Config{Entries: 1, Account: Rate{1, time.Hour}})
+	g := New(Config{Entries: 1, Account: Rate{1, time.Hour}, Wait: time.Millisecond})
 	var open []proxy.Permit
 	for i := range 1000 {
 		p := admit(t, g, fmt.Sprint("2001:db8:0:", i, "::1"))
