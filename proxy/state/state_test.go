@@ -172,7 +172,7 @@ func TestBoltIsPrivate(t *testing.T) {
 
 func TestDamagedFile(t *testing.T) {
 	path := temporary(t)
-	opened(t, path, Options{}).Close()
+	_ = opened(t, path, Options{}).Close()
 	if err := os.WriteFile(path, bytes.Repeat([]byte("not a database "), 4096), 0o600); err != nil {
 		t.Fatal(err)
 	}
