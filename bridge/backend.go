@@ -7,14 +7,29 @@
 // \Deleted flag only: a bare EXPUNGE, or CLOSE, would remove the messages that
 // other clients have marked.
 //
-// What the server or the connection to it may do, and what the client is told:
+// Messages are read ahead when a client reads them in their order, and pass as
+// they come: memory does not depend on their size.
 //
-//	SELECT fails                 login refused for now
-//	message vanished             -ERR, without a code; the session goes on
-//	FETCH answered NO            -ERR [SYS/TEMP]; the session goes on
-//	lost, between commands       -ERR [SYS/TEMP] at the next one that needs it; the session ends
-//	lost, within a message       the connection is cut: no message that looks complete
-//	STORE or EXPUNGE answered NO -ERR [SYS/TEMP] to QUIT
+// A connection to the server that is lost is replaced by another one, for which
+// the session keeps the client's secret. What the server or the connection to
+// it may do, and what the client is told:
+//
+//	SELECT fails                   login refused for now
+//	no keywords, with Hide         login refused: [SYS/PERM]
+//	[READ-ONLY]                    DELE: -ERR [SYS/PERM]; all else works
+//	message vanished               -ERR, without a code; the session goes on
+//	no octets of a message         the same if a search does not find it, else as NO
+//	FETCH answered NO              -ERR [SYS/TEMP], also with [LIMIT], [THROTTLED], [OVERQUOTA]; the session goes on
+//	BYE, silence, lost             nothing, once the session is on a new connection
+//	the same, within a message     nothing, if the server gives the same octets again, at most once;
+//	                               else the connection is cut: no message that looks complete
+//	no new connection, login NO    -ERR [SYS/TEMP], never [AUTH]; the session ends, and nothing is deleted
+//	new UIDVALIDITY                -ERR [SYS/TEMP] to all that needs the server; nothing is deleted
+//	STORE, EXPUNGE, MOVE, COPY NO  -ERR [SYS/TEMP] to QUIT
+//	no \Trash mailbox, with Trash  -ERR [SYS/PERM] to QUIT; nothing is deleted
+//	\Seen could not be set         nothing
+//
+// The server's own codes and words go to the log, never to the client.
 package bridge
 
 import (

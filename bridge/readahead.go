@@ -30,7 +30,12 @@ type ahead struct {
 	last   int   // index of the message that the client has asked for
 	until  int   // index of the first that was not asked for
 	window int64 // octets that may be on their way; 0: the client does not read in order
+	missed int   // messages that were asked for and had to be asked for again
 }
+
+// mostMissed is after how many such messages a session reads ahead no more:
+// the server has an order of its own.
+const mostMissed = 3
 
 // turned tells of the client's next message, and returns whether it reads in
 // order: this message is the first after the last one that is not marked as
@@ -42,7 +47,7 @@ func (a *ahead) turned(d *maildrop, i int, items string) bool {
 	}
 	switch {
 	case !inOrder:
-		*a = ahead{items: items, until: i + 1}
+		*a = ahead{items: items, until: i + 1, missed: a.missed}
 	case a.window == 0:
 		a.window = aheadFirst
 	}
@@ -53,7 +58,7 @@ func (a *ahead) turned(d *maildrop, i int, items string) bool {
 // more returns the messages to ask for next: a run ascending in number and UID,
 // when half of what may be on its way has come.
 func (a *ahead) more(d *maildrop, pending int64) (run []want) {
-	if a.window == 0 || pending > a.window/2 {
+	if a.window == 0 || a.missed >= mostMissed || pending > a.window/2 {
 		return nil
 	}
 	ranges, last := 0, d.messages[a.until-1].uid
@@ -87,11 +92,16 @@ func (a *ahead) more(d *maildrop, pending int64) (run []want) {
 func (s *session) fetch(ctx context.Context, i int, items string) (*row, error) {
 	in, m := s.inbox, &s.drop.messages[i]
 	one := want{uid: m.uid}
+	tag, asked := in.wanting(m.uid, items)
+	missed := !asked && i < s.ahead.until
 	var run []want
 	if s.ahead.turned(s.drop, i, items) && (items == itemsWhole || items == itemsHeader) && in.budget.Load() < aheadOfAll {
+		if missed {
+			s.ahead.missed++
+			s.ahead.until = i + 1
+		}
 		run = s.ahead.more(s.drop, in.ahead)
 	}
-	tag, asked := in.wanting(m.uid, items)
 	var err error
 	switch {
 	case !asked:

@@ -53,7 +53,7 @@ func (s *session) reconnect(ctx context.Context) error {
 	}
 	in.flush = s.flush
 	in.rest()
-	s.inbox = in
+	s.inbox, s.ahead = in, ahead{}
 	return nil
 }
 
