@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"postern/proxy"
 	"postern/proxy/proxytest"
 )
 
@@ -161,4 +164,66 @@ func (p *pop3) octets(command string, n int) []byte {
 func (p *pop3) lines(command string) []string {
 	p.t.Helper()
 	return strings.Split(strings.TrimSuffix(string(p.body(command)), "\r\n"), "\r\n")
+}
+
+// Criterion: with Dovecot behind, UIDLs are the same after new mail, removals and another UIDVALIDITY, and an unchanged mailbox is not listed again.
+func TestUIDLsWithDovecot(t *testing.T) {
+	d := proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: map[string]string{"alice": "secret"}})
+	var notices []Notice
+	b := &Backend{
+		Dial: dialIMAP(d.IMAP), Cache: &memory{}, Record: &memory{},
+		Notice: func(n Notice) { notices = append(notices, n) },
+	}
+	ids := make(map[string]string) // by Subject
+	poll := func(source string, subjects ...string) {
+		t.Helper()
+		r := run(t, b)
+		c := newPOP3(t, r.conn)
+		now := make(map[string]string)
+		for i, line := range c.lines("UIDL") {
+			subject := string(c.body(fmt.Sprintf("TOP %d 0", i+1)))
+			now[strings.TrimSpace(subject)] = strings.Fields(line)[1]
+		}
+		_ = c.line("QUIT")
+		_ = r.wait(t)
+		if got := of[proxy.MaildropOpened](r.events)[0].Source; got != source {
+			t.Errorf("listed from %s, want %s", got, source)
+		}
+		for _, subject := range subjects {
+			subject = "Subject: " + subject
+			if was, ok := ids[subject]; now[subject] == "" || ok && was != now[subject] {
+				t.Errorf("%s was %q and is %q", subject, was, now[subject])
+			}
+			ids[subject] = now[subject]
+		}
+		if len(now) != len(subjects) {
+			t.Errorf("%d messages, want %d: %v", len(now), len(subjects), now)
+		}
+	}
+	deliver := func(subject string) {
+		d.Deliver(t, "alice", []byte("Subject: "+subject+"\r\n\r\nof "+strings.Repeat(subject, 3)+"\r\n"))
+	}
+	for _, subject := range []string{"one", "three", "five", "eleven"} {
+		deliver(subject)
+	}
+	poll("full", "one", "three", "five", "eleven")
+	poll("cache", "one", "three", "five", "eleven")
+	deliver("nineteen")
+	d.Doveadm(t, "expunge", "-u", "alice", "mailbox", "INBOX", "uid", "2")
+	poll("delta", "one", "five", "eleven", "nineteen")
+	poll("cache", "one", "five", "eleven", "nineteen")
+	d.Stop(t)
+	for _, name := range []string{"dovecot-uidlist", "dovecot-uidvalidity", "dovecot.index", "dovecot.index.log", "dovecot.index.cache"} {
+		if err := os.RemoveAll(filepath.Join(d.Store, "alice", "Maildir", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(1100 * time.Millisecond))) // UIDVALIDITY is a second
+	d.Start(t)
+	b.Dial = dialIMAP(d.IMAP)
+	poll("full", "one", "five", "eleven", "nineteen")
+	if len(notices) != 1 || notices[0].Kind != NoticeRenumbered || notices[0].Count != 0 {
+		t.Errorf("notices %v, want one of another UIDVALIDITY", notices)
+	}
+	poll("cache", "one", "five", "eleven", "nineteen")
 }

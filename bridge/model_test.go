@@ -148,12 +148,12 @@ func (m *model) answer(out *bufio.Writer, tag, command string) (result string) {
 // tell says what has changed, as a server may with every UID command (RFC 9051
 // section 7.5.1).
 func (m *model) tell(out *bufio.Writer) {
-	for i := len(m.told) - 1; i >= 0; i-- {
-		if !slices.Contains(m.mails, m.told[i]) {
+	for i, mail := range slices.Backward(m.told) {
+		if !slices.Contains(m.mails, mail) {
 			_, _ = fmt.Fprintf(out, "* %d EXPUNGE\r\n", i+1)
-			m.told = slices.Delete(m.told, i, i+1)
 		}
 	}
+	m.told = slices.DeleteFunc(m.told, func(x mail) bool { return !slices.Contains(m.mails, x) })
 	if len(m.mails) > len(m.told) {
 		_, _ = fmt.Fprintf(out, "* %d EXISTS\r\n", len(m.mails))
 		m.told = slices.Clone(m.mails)

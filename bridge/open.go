@@ -42,6 +42,9 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	if v.uidNext == 0 {
 		s.backend.noUIDNext.Store(true)
 	}
+	if v.continues(known) {
+		s.seen = known.uidNext
+	}
 	l := newListing(v, known)
 	var before []message // what was there in the last session
 	if v.continues(known) && !l.unchanged() {
@@ -57,12 +60,12 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 			return "", errListed
 		}
 		defer leave()
-		stop = s.progress(l)
+		stop = s.progress(ctx, l)
 	}
 	asked, err := s.inbox.update(ctx, l)
 	if stop(); err != nil {
 		if long {
-			s.keepPart(l)
+			s.keepPart(ctx, l)
 		}
 		return "", err
 	}
@@ -78,7 +81,7 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	s.audit(known, before, v.continues(known))
 	s.drop.changed = ok && (asked || len(known.messages) != len(listed.messages) || known.shown != s.drop.shown || known.uidNext != listed.uidNext || known.uidValidity != listed.uidValidity)
 	if long {
-		s.remember() // before the turn of others
+		s.remember(ctx) // before the turn of others
 	}
 	return l.source(asked), nil
 }

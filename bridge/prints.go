@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"math"
 	netmail "net/mail"
 	"slices"
@@ -100,13 +99,13 @@ func (s *session) prints(ctx context.Context) []uidl.Print {
 	return prints
 }
 
-func (s *session) keepPrints(prints []uidl.Print) {
+func (s *session) keepPrints(ctx context.Context, prints []uidl.Print) {
 	if s.backend.Cache == nil {
 		return
 	}
 	slices.SortStableFunc(prints, comparePrints)
 	prints = slices.CompactFunc(prints, func(a, b uidl.Print) bool { return a.UID == b.UID })
-	if err := s.backend.Cache.Put(context.Background(), printsKey(s.login.Account), encodePrints(prints)); err != nil {
+	if err := s.backend.Cache.Put(context.WithoutCancel(ctx), printsKey(s.login.Account), encodePrints(prints)); err != nil {
 		s.notice(NoticeCache, len(prints), err)
 	}
 }
@@ -156,7 +155,7 @@ func (s *session) gather() {
 		return ok
 	}
 	old := slices.DeleteFunc(s.prints(ctx), func(p uidl.Print) bool { return !there(p) })
-	s.keepPrints(append(fresh, old...))
+	s.keepPrints(ctx, append(fresh, old...))
 }
 
 // prints asks for what the short prints of messages are made of. With an error
@@ -208,7 +207,7 @@ func (in *inbox) headers(ctx context.Context, uids imap.UIDSet, prints []uidl.Pr
 			continue
 		}
 		var h uidl.HeaderHash
-		_, _ = io.WriteString(&h, string(b.BodySection[0].Bytes))
+		_, _ = h.Write(b.BodySection[0].Bytes)
 		prints[i].Header = h.Sum()
 	}
 	if err := command.Close(); err != nil {

@@ -101,7 +101,7 @@ func patience(err error) error {
 // progress keeps what has come of a long listing, from time to time, until it
 // is told to stop: what was asked for once is not asked for again, whatever
 // becomes of this session.
-func (s *session) progress(l *listing) (stop func()) {
+func (s *session) progress(ctx context.Context, l *listing) (stop func()) {
 	ticker := time.NewTicker(progressEvery)
 	over, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -109,7 +109,7 @@ func (s *session) progress(l *listing) (stop func()) {
 		for {
 			select {
 			case <-ticker.C:
-				s.keepPart(l)
+				s.keepPart(ctx, l)
 			case <-over:
 				return
 			}
@@ -122,8 +122,8 @@ func (s *session) progress(l *listing) (stop func()) {
 	}
 }
 
-func (s *session) keepPart(l *listing) {
+func (s *session) keepPart(ctx context.Context, l *listing) {
 	if part, ok := l.snapshot(false); ok && len(part.messages) > l.known {
-		s.keep(part)
+		s.keep(ctx, part)
 	}
 }

@@ -72,23 +72,23 @@ func (s *session) remembered(ctx context.Context) snapshot {
 	return known
 }
 
-// remember keeps what the session has learnt. The session may be over, so
-// nothing can stop it.
-func (s *session) remember() {
+// remember keeps what the session has learnt. The session may be over, so the
+// end of ctx does not stop it.
+func (s *session) remember(ctx context.Context) {
 	if s.drop == nil || !s.drop.changed {
 		return
 	}
 	s.drop.changed = false
-	s.keep(s.drop.snapshot())
+	s.keep(ctx, s.drop.snapshot())
 }
 
 // keep puts a snapshot into the cache, unless another session has meanwhile.
-func (s *session) keep(known snapshot) {
+func (s *session) keep(ctx context.Context, known snapshot) {
 	if s.backend.Cache == nil {
 		return
 	}
 	value := known.encode()
-	err := s.backend.Cache.Update(context.Background(), key(s.login.Account), func(old []byte) ([]byte, error) {
+	err := s.backend.Cache.Update(context.WithoutCancel(ctx), key(s.login.Account), func(old []byte) ([]byte, error) {
 		if head(old) != s.found {
 			return nil, errOvertaken
 		}
@@ -162,7 +162,7 @@ func (s *session) tryIdentify(ctx context.Context, known snapshot, v view, liste
 		return err
 	}
 	if s.ids = record; renumbered {
-		s.keep(*listed) // or the next session would do it again
+		s.keep(ctx, *listed) // or the next session would do it again
 	}
 	return nil
 }
@@ -204,7 +204,7 @@ func (s *session) renumber(ctx context.Context, old *uidl.Record, v view, listed
 		b.Header = max(a.Header, b.Header)
 		kept = append(kept, uidl.Named{UID: b.UID, UIDL: string(old.Append(nil, a.UID))})
 	}
-	s.keepPrints(after)
+	s.keepPrints(ctx, after)
 	for i := range listed.messages {
 		if _, ok := slices.BinarySearchFunc(after, uidl.Print{UID: listed.messages[i].uid}, comparePrints); ok {
 			listed.messages[i].marks |= printed

@@ -89,7 +89,7 @@ func (s *session) Close() error {
 	s.login.Secret.Clear()
 	s.gather()
 	err := s.inbox.close()
-	s.remember()
+	s.remember(context.Background())
 	s.lock.release()
 	return err
 }

@@ -85,7 +85,7 @@ func TestUniqueIDsAreNeverGivenAgain(t *testing.T) {
 				box = append(box, mail{ever, next})
 				ever, next = ever+1, next+1
 			}
-			var fresh uint32 = next
+			fresh := next
 			for _, m := range box { // what comes now is new
 				if _, old := ids[m.id]; !old {
 					fresh = min(fresh, m.uid)
