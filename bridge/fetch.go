@@ -173,7 +173,7 @@ func (in *inbox) response(uid uint32, tag uint64) (*row, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ended, status, ok := parseTagged(line); ok {
+	if ended, ok, status := parseTagged(line); ok {
 		if in.ended(ended, uid) && ended == tag {
 			return nil, status
 		}
@@ -219,15 +219,15 @@ func (in *inbox) noise(line []byte) error {
 
 // parseTagged reads the end of a command. The status is errVanished if it was
 // OK, and an *imap.Error if it was not.
-func parseTagged(line []byte) (tag uint64, status error, ok bool) {
+func parseTagged(line []byte) (tag uint64, ok bool, status error) {
 	if line[0] != 'F' {
-		return 0, nil, false
+		return 0, false, nil
 	}
 	text, _ := wire.TrimLine(line)
 	word, text := wire.CutWord(text)
 	n, ok := parseNumber(word[1:])
 	if !ok {
-		return 0, nil, false
+		return 0, false, nil
 	}
 	word, text = wire.CutWord(text)
 	status = errVanished
@@ -240,7 +240,7 @@ func parseTagged(line []byte) (tag uint64, status error, ok bool) {
 			Type: imap.StatusResponseType(name), Code: imap.ResponseCode(code), Text: string(text[:min(len(text), maxSaid)]),
 		}
 	}
-	return uint64(n), status, true
+	return uint64(n), true, status
 }
 
 // drain reads to the end of what was asked for. The ends of commands may still

@@ -193,7 +193,7 @@ func (r *responses) look(line []byte) (passes, data bool) {
 		if line[0] == '+' { // nobody waits for a continuation
 			return false, false
 		}
-		if _, _, ours := parseTagged(line); ours { // of a command that imapclient does not know of
+		if _, ours, _ := parseTagged(line); ours { // of a command that imapclient does not know of
 			return false, false
 		}
 		r.listing.Store(nil) // it belongs to the one who waits for the tag
