@@ -13,8 +13,8 @@ const cacheVersion = 1
 // What of the marks of a message is remembered, and how far a size is shifted
 // to make place for it.
 const (
-	remembered = exact | printed
-	shift      = 2
+	remembered = exact | printed | headed
+	shift      = 3
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

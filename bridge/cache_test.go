@@ -53,7 +53,7 @@ func sparse(n int) []message {
 	uid := uint32(0)
 	for i := range messages {
 		uid += 1 + uint32(random.IntN(5))
-		messages[i] = message{uid: uid, size: random.Int64N(1 << 20), marks: marks(random.IntN(4))}
+		messages[i] = message{uid: uid, size: random.Int64N(1 << 20), marks: marks(random.IntN(8))}
 	}
 	return messages
 }
@@ -63,7 +63,7 @@ func TestSnapshotsAreRemembered(t *testing.T) {
 	for _, s := range []snapshot{
 		{},
 		{uidValidity: 7, uidNext: 1, proven: true},
-		{uidValidity: 1<<32 - 1, uidNext: 1<<32 - 1, proven: true, messages: []message{{uid: 1<<32 - 1, size: 1 << 60, marks: exact | printed}}},
+		{uidValidity: 1<<32 - 1, uidNext: 1<<32 - 1, proven: true, messages: []message{{uid: 1<<32 - 1, size: 999_999_999_999_999_999, marks: exact | printed}}},
 		{uidValidity: 1, uidNext: 1e6, messages: sparse(50_000)},
 	} {
 		b := s.encode()

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/emersion/go-imap/v2"
@@ -19,6 +20,7 @@ type marks uint8
 const (
 	exact     marks = 1 << iota // size was counted
 	printed                     // its fingerprint is remembered
+	headed                      // with that of its header
 	deleted                     // DELE
 	retrieved                   // RETR has sent it
 )
@@ -74,6 +76,15 @@ func (d *maildrop) snapshot() snapshot {
 		slices.SortFunc(s.messages, byUID)
 	}
 	return s
+}
+
+// find returns the message with a UID, or nil.
+func (d *maildrop) find(uid uint32) *message {
+	i, ok := slices.BinarySearchFunc(d.messages, uid, func(m message, uid uint32) int { return cmp.Compare(m.uid, uid) })
+	if !ok {
+		return nil
+	}
+	return &d.messages[i]
 }
 
 // delete marks a message that is not marked.

@@ -29,6 +29,7 @@ type model struct {
 	uidNext     uint32
 	mails       []mail
 	delivered   int            // ever
+	epoch       int64          // of INTERNALDATE
 	content     map[uint32]int // of a UID: the same one is the same message
 
 	capabilities string
@@ -192,8 +193,12 @@ func (m *model) fetch(out *bufio.Writer, args string) string {
 		if strings.Contains(args, "MESSAGE-ID") || strings.Contains(args, "Message-ID") {
 			id := m.content[mail.uid]
 			field := fmt.Sprintf("Message-ID: <%d@x>\r\n\r\n", id)
-			date := time.Unix(1700000000+int64(id/3), 0).UTC().Format("_2-Jan-2006 15:04:05 -0700")
+			date := time.Unix(m.epoch+int64(id/3), 0).UTC().Format("_2-Jan-2006 15:04:05 -0700")
 			_, _ = fmt.Fprintf(out, " INTERNALDATE %q BODY[HEADER.FIELDS (MESSAGE-ID)] {%d}\r\n%s", date, len(field), field)
+		}
+		if strings.Contains(args, "[HEADER]") {
+			header := fmt.Sprintf("Message-ID: <%d@x>\r\nX-UID: %d\r\n\r\n", m.content[mail.uid], mail.uid)
+			_, _ = fmt.Fprintf(out, " BODY[HEADER] {%d}\r\n%s", len(header), header)
 		}
 		_, _ = out.WriteString(")\r\n")
 		sent++

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"math"
 	netmail "net/mail"
 	"slices"
@@ -125,7 +126,7 @@ func (s *session) gather() {
 			lacking = append(lacking, m)
 		}
 	}
-	if len(lacking) == 0 {
+	if len(lacking)+len(s.headers) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), printsTime)
@@ -146,16 +147,54 @@ func (s *session) gather() {
 			m.marks |= printed
 		}
 	}
-	if len(fresh) == 0 {
+	if len(fresh)+len(s.headers) == 0 {
 		return
 	}
 	s.drop.changed = true
-	there := func(p uidl.Print) bool {
-		_, ok := slices.BinarySearchFunc(s.drop.messages, p.UID, func(m message, uid uint32) int { return cmp.Compare(m.uid, uid) })
-		return ok
+	old := slices.DeleteFunc(s.prints(ctx), func(p uidl.Print) bool { return s.drop.find(p.UID) == nil })
+	prints := append(fresh, old...)
+	for i := range prints {
+		p := &prints[i]
+		if m := s.drop.find(p.UID); m != nil && s.headers[p.UID] != 0 {
+			p.Header = s.headers[p.UID]
+			m.marks |= headed
+		}
 	}
-	old := slices.DeleteFunc(s.prints(ctx), func(p uidl.Print) bool { return !there(p) })
-	s.keepPrints(ctx, append(fresh, old...))
+	s.keepPrints(ctx, prints)
+}
+
+// A watcher passes a message on, and looks at its header.
+type watcher struct {
+	w      io.Writer
+	header uidl.HeaderHash
+}
+
+func (w *watcher) Write(p []byte) (int, error) {
+	if !w.header.Done() {
+		_, _ = w.header.Write(p)
+	}
+	return w.w.Write(p)
+}
+
+// watch returns to where a message is to be sent so that the print of its
+// header is known then, if that is worth it.
+func (s *session) watch(m *message, to io.Writer) io.Writer {
+	if s.backend.Cache == nil || s.backend.Record == nil || m.marks&headed != 0 || len(s.headers) >= maxPrints {
+		return to
+	}
+	return &watcher{w: to}
+}
+
+// watched takes the print, when all went well.
+func (s *session) watched(m *message, to io.Writer) {
+	w, ok := to.(*watcher)
+	if !ok || w.header.Sum() == 0 {
+		return
+	}
+	if s.headers == nil {
+		s.headers = make(map[uint32]uint64)
+	}
+	s.headers[m.uid] = w.header.Sum()
 }
 
 // prints asks for what the short prints of messages are made of. With an error

@@ -209,7 +209,7 @@ func (s *session) renumber(ctx context.Context, old *uidl.Record, v view, listed
 		if _, ok := slices.BinarySearchFunc(after, uidl.Print{UID: listed.messages[i].uid}, comparePrints); ok {
 			listed.messages[i].marks |= printed
 		} else {
-			listed.messages[i].marks &^= printed
+			listed.messages[i].marks &^= printed | headed
 		}
 	}
 	s.notice(NoticeRenumbered, len(listed.messages)-len(kept), nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -378,4 +379,101 @@ func TestUIDLsAreAudited(t *testing.T) {
 	if len(*notices) != 1 || (*notices)[0].Kind != NoticeChanged || (*notices)[0].Count != 3 {
 		t.Errorf("notices %v, want one of a change", *notices)
 	}
+}
+
+// Criterion: the header of a message that was retrieved finds it again where INTERNALDATE is not what it was.
+func TestHeadersFindMessagesAgain(t *testing.T) {
+	m := newModel("")
+	m.deliver(5)
+	b, cache, _, notices := m.bases(t)
+	before := shown(t, b)
+	session, err := show1(t, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		x := &session.drop.messages[i]
+		w := session.watch(x, io.Discard)
+		_, _ = fmt.Fprintf(w, "Message-ID: <%d@x>\r\n\r\nbody\r\n", m.content[x.uid])
+		session.watched(x, w)
+	}
+	session.quitted = true
+	_ = session.Close()
+	if session, err = show1(t, b); err != nil {
+		t.Fatal(err)
+	}
+	if w := session.watch(&session.drop.messages[0], io.Discard); w != io.Discard {
+		t.Error("a header is looked at again")
+	}
+	_ = session.Close()
+	m.epoch += 1000
+	m.renumber(99, 11)
+	after := shown(t, b)
+	for uid := range uint32(3) {
+		if after[uid+11] != before[uid+1] {
+			t.Errorf("%d was %s and is, as %d, %s", uid+1, before[uid+1], uid+11, after[uid+11])
+		}
+	}
+	if len(*notices) != 1 || (*notices)[0].Count != 2 {
+		t.Errorf("notices %v, want two that were not found again", *notices)
+	}
+	prints, err := decodePrints(cache.values[printsKey("alice")])
+	if err != nil || len(prints) != 5 || prints[0].Header == 0 {
+		t.Errorf("prints %v, %v", prints, err)
+	}
+}
+
+// The octets of RETR and TOP are looked at as they pass.
+func TestHeadersAreSeenInPassing(t *testing.T) {
+	_, b := serve(t, hello, short, first)
+	cache := &memory{}
+	b.Cache, b.Record = cache, &memory{}
+	r := run(t, b)
+	c := newPOP3(t, r.conn)
+	_ = c.body("RETR 1")
+	_ = c.body("TOP 2 0")
+	_ = c.line("QUIT")
+	_ = r.wait(t)
+	prints, err := decodePrints(cache.values[printsKey("alice")])
+	if err != nil || len(prints) != 3 || prints[2].Header != 0 || prints[2].Short == 0 {
+		t.Fatalf("prints %v, %v", prints, err)
+	}
+	for i, message := range []string{hello, short} {
+		var h uidl.HeaderHash
+		_, _ = io.WriteString(&h, message)
+		if prints[i].Header != h.Sum() || h.Sum() == 0 {
+			t.Errorf("message %d has the print %d, want %d", i+1, prints[i].Header, h.Sum())
+		}
+	}
+}
+
+func TestPrintsAreRemembered(t *testing.T) {
+	prints := []uidl.Print{{UID: 1, Short: 5}, {UID: 2, Header: 7}, {UID: 1<<32 - 1, Short: 8, Header: 9}}
+	b := encodePrints(prints)
+	if got, err := decodePrints(b); err != nil || !slices.Equal(got, prints) {
+		t.Errorf("%v come back as %v, %v", prints, got, err)
+	}
+	for i := range b {
+		spoilt := slices.Clone(b)
+		spoilt[i] ^= 4
+		if _, err := decodePrints(spoilt); err == nil {
+			t.Errorf("octet %d damaged is not noticed", i)
+		}
+		if _, err := decodePrints(b[:i]); err == nil {
+			t.Errorf("%d octets are taken for all", i)
+		}
+	}
+}
+
+func FuzzPrints(f *testing.F) {
+	f.Add(encodePrints([]uidl.Print{{UID: 1, Short: 5}, {UID: 9, Short: 8, Header: 9}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		prints, err := decodePrints(b)
+		if err != nil {
+			return
+		}
+		if again, err := decodePrints(encodePrints(prints)); err != nil || !slices.Equal(again, prints) {
+			t.Fatalf("%v come back as %v, %v", prints, again, err)
+		}
+	})
 }

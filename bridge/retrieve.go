@@ -62,12 +62,14 @@ func (s *session) send(ctx context.Context, n int, m *message) (int64, error) {
 	}
 	s.ok(octets(m, r.section))
 	d := wire.NewDotWriter(s.out)
-	if err := s.body(ctx, n-1, d, r); err != nil {
+	w := s.watch(m, d)
+	if err := s.body(ctx, n-1, w, r); err != nil {
 		return 0, fmt.Errorf("message %d: %w", n, err)
 	}
 	if err := d.Close(); err != nil {
 		return 0, lost(err)
 	}
+	s.watched(m, w)
 	return d.Octets(), nil
 }
 
@@ -138,7 +140,10 @@ func (s *session) top(ctx context.Context, args []string) error {
 	}
 	s.ok("Top of message follows")
 	d := wire.NewDotWriter(s.out)
-	err = s.pass(ctx, d, r.section, nil)
+	w := s.watch(m, d)
+	if err = s.pass(ctx, w, r.section, nil); err == nil {
+		s.watched(m, w)
+	}
 	if err == nil && lines > 0 {
 		err = s.text(ctx, r, m, &lineWriter{w: d, left: lines}, chunk)
 	}

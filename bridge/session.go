@@ -34,7 +34,8 @@ type session struct {
 	found      header       // of the snapshot in the cache
 	ids        *uidl.Record // nil: all are computed
 	showed     UIDLs
-	lock       *lock // nil: nobody is kept out
+	headers    map[uint32]uint64 // prints of those that went by, by UID
+	lock       *lock             // nil: nobody is kept out
 	quitted    bool
 	renumbered bool // UIDVALIDITY has changed: the UIDs are those of other messages
 	ahead      ahead
