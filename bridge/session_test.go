@@ -272,6 +272,45 @@ func TestPipelinedCommands(t *testing.T) {
 	`)
 }
 
+// Criterion: an answer does not wait for the rest of a line that the client has begun.
+func TestAnswersDoNotWaitForHalfALine(t *testing.T) {
+	_, b := serve(t, hello)
+	proxytest.Transcript(t, run(t, b).conn, `
+		C- NOOP\r\nSTAT\r\nNO
+		S: +OK Nothing done
+		S: +OK 1 35
+		C- OP\r\n
+		S: +OK Nothing done
+	`)
+}
+
+func TestWhatCAPASaysIsConfigured(t *testing.T) {
+	_, b := serve(t, hello, short)
+	b.ExpireNever, b.Anonymous, b.Last = true, true, true
+	proxytest.Transcript(t, run(t, b).conn, `
+		C: CAPA
+		S: +OK *
+		S: TOP
+		S: UIDL
+		S: RESP-CODES
+		S: AUTH-RESP-CODE
+		S: PIPELINING
+		S: EXPIRE NEVER
+		S: .
+		C: LAST
+		S: +OK 0
+		C: RETR 2
+		S: +OK *
+		S- Subject: short\r\n\r\nno end\r\n.\r\n
+		C: LAST
+		S: +OK 2
+		C: RSET
+		S: +OK *
+		C: LAST
+		S: +OK 0
+	`)
+}
+
 func TestEmptyMaildrop(t *testing.T) {
 	r := scripted(t, `
 		C: T1 SELECT INBOX
