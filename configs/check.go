@@ -369,6 +369,7 @@ func (m *mistakes) checkTimeouts() {
 	m.checkDuration("timeouts.pop3_idle", t.POP3Idle, 10*time.Minute, " (RFC 1939 section 3)")
 	m.checkDuration("timeouts.submission_idle", t.SubmissionIdle, time.Second, "")
 	m.checkDuration("timeouts.stall", t.Stall, time.Second, "")
+	m.checkDuration("timeouts.spread_disconnects", t.Spread, 0, "")
 	m.checkDuration("timeouts.shutdown", t.Shutdown, 0, "")
 }
 

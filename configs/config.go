@@ -173,15 +173,16 @@ type Submission struct {
 
 // Timeouts says how long Postern waits, and for what.
 type Timeouts struct {
-	Handshake      time.Duration `yaml:"handshake"`       // a client's TLS handshake
-	Login          time.Duration `yaml:"login"`           // a client's login, from the handshake on
-	Dial           time.Duration `yaml:"dial"`            // connecting to a backend, TLS included
-	Backend        time.Duration `yaml:"backend"`         // one answer of a backend
-	IMAPIdle       time.Duration `yaml:"imap_idle"`       // silence of both sides; at least 30m (RFC 9051 section 5.4)
-	POP3Idle       time.Duration `yaml:"pop3_idle"`       // at least 10m (RFC 1939 section 3)
-	SubmissionIdle time.Duration `yaml:"submission_idle"` // RFC 5321 section 4.5.3.2.7 recommends 5m
-	Stall          time.Duration `yaml:"stall"`           // a peer that takes no bytes
-	Shutdown       time.Duration `yaml:"shutdown"`        // what sessions get to end by themselves; 0: nothing
+	Handshake      time.Duration `yaml:"handshake"`          // a client's TLS handshake
+	Login          time.Duration `yaml:"login"`              // a client's login, from the handshake on
+	Dial           time.Duration `yaml:"dial"`               // connecting to a backend, TLS included
+	Backend        time.Duration `yaml:"backend"`            // one answer of a backend
+	IMAPIdle       time.Duration `yaml:"imap_idle"`          // silence of both sides; at least 30m (RFC 9051 section 5.4)
+	POP3Idle       time.Duration `yaml:"pop3_idle"`          // at least 10m (RFC 1939 section 3)
+	SubmissionIdle time.Duration `yaml:"submission_idle"`    // RFC 5321 section 4.5.3.2.7 recommends 5m
+	Stall          time.Duration `yaml:"stall"`              // a peer that takes no bytes
+	Spread         time.Duration `yaml:"spread_disconnects"` // clients of a backend that crashed are let go within it
+	Shutdown       time.Duration `yaml:"shutdown"`           // what sessions get to end by themselves; 0: nothing
 }
 
 // Limits bounds what clients can occupy.
@@ -242,6 +243,7 @@ func defaults() Config {
 			POP3Idle:       10 * time.Minute,
 			SubmissionIdle: 5 * time.Minute,
 			Stall:          5 * time.Minute,
+			Spread:         10 * time.Second,
 			Shutdown:       30 * time.Second,
 		},
 		Limits: Limits{MaxConnections: 10_000, NetworkConnections: 200},

@@ -93,7 +93,7 @@ domains: [{domain: Example.net, texts: {wrong: k}}]
 submission: {bare_newlines: reject}
 trusted_networks: [10.0.0.40, "::ffff:10.0.0.41", 10.1.0.0/16, 2001:db8::/48, 2001:db8::1]
 timeouts: {handshake: 1s, login: 2s, dial: 3s, backend: 4s, imap_idle: 31m, pop3_idle: 11m,
-  submission_idle: 7s, stall: 8s, shutdown: 0s}
+  submission_idle: 7s, stall: 8s, spread_disconnects: 9s, shutdown: 0s}
 limits: {max_connections: 5, network_connections: 6}
 guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}}
 pop3: {uidl: cyrus, uidl_on_lost_state: recompute, delete: hide, lock: wait, first_listings: 2, seen: false, implementation: false, last: true}
@@ -152,7 +152,7 @@ log: {format: json, level: debug}
 		Timeouts: Timeouts{
 			Handshake: 1 * time.Second, Login: 2 * time.Second, Dial: 3 * time.Second, Backend: 4 * time.Second,
 			IMAPIdle: 31 * time.Minute, POP3Idle: 11 * time.Minute, SubmissionIdle: 7 * time.Second,
-			Stall: 8 * time.Second,
+			Stall: 8 * time.Second, Spread: 9 * time.Second,
 		},
 		Limits: Limits{MaxConnections: 5, NetworkConnections: 6},
 		Guard:  Guard{Network: Budget{1, 2 * time.Second}, Account: Budget{3, 4 * time.Second}},

@@ -19,6 +19,7 @@ import (
 type IMAP struct {
 	Server IMAPServer
 	Idle   time.Duration // of a session in which nothing moves; 0: relay.DefaultIdle
+	Spread time.Duration // see relay.IMAP
 }
 
 // Login implements proxy.Backend.
@@ -28,7 +29,7 @@ func (b *IMAP) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error)
 		return nil, err
 	}
 	l.Secret.Clear()
-	return &relay.IMAP{Server: b.Server.name(), Conn: conn, Capabilities: capabilities, Idle: b.Idle}, nil
+	return &relay.IMAP{Server: b.Server.name(), Conn: conn, Capabilities: capabilities, Idle: b.Idle, Spread: b.Spread}, nil
 }
 
 // LoginIMAP connects and logs l.Account in. It returns what the server can do

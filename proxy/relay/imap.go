@@ -29,6 +29,7 @@ type IMAP struct {
 	Conn         Leg    // logged in
 	Capabilities string // as in CAPABILITY
 	Idle         time.Duration
+	Spread       time.Duration // within which clients are let go when the server crashes; 0: at once
 }
 
 // Open implements proxy.Session. Clients know the server's capabilities from
@@ -45,7 +46,7 @@ func (s *IMAP) Run(ctx context.Context, client *proxy.Conn) error {
 	if idle == 0 {
 		idle = DefaultIdle
 	}
-	return splice(ctx, client, s.Conn, idle)
+	return splice(ctx, client, s.Conn, idle, s.Spread)
 }
 
 // Close implements proxy.Session.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"runtime/debug"
 	"sync"
@@ -26,13 +27,17 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 // splice copies both ways until both directions have ended: a client may end
 // its own and still wait for the answer. The error says who ended first, or
-// why it was ended. A session is idle when nothing moves either way.
-func splice(ctx context.Context, client *proxy.Conn, backend Leg, idle time.Duration) error {
-	s := &splicing{client: client, backend: backend, begun: time.Now(), silent: make(chan struct{})}
+// why it was ended. A session is idle when nothing moves either way. Clients of
+// a backend that has crashed are let go within spread, each at its own time.
+func splice(ctx context.Context, client *proxy.Conn, backend Leg, idle, spread time.Duration) error {
+	s := &splicing{
+		client: client, backend: backend, spread: spread, begun: time.Now(),
+		silent: make(chan struct{}), left: make(chan struct{}),
+	}
 	s.watch(idle)
 	defer context.AfterFunc(ctx, func() { s.stop(context.Cause(ctx)) })()
 
-	wait := apart(s.up, func() { s.stop(errPanic) })
+	wait := apart(func() { defer close(s.left); s.up() }, func() { s.stop(errPanic) })
 	s.down()
 	close(s.silent)
 	leave := time.AfterFunc(farewell, func() { s.stop(nil) })
@@ -73,9 +78,11 @@ func apart(f, broken func()) (wait func()) {
 type splicing struct {
 	client  *proxy.Conn
 	backend Leg
+	spread  time.Duration
 	begun   time.Time
 	moved   atomic.Int64  // since begun, when octets were last seen
 	silent  chan struct{} // closed when the backend has nothing more to say
+	left    chan struct{} // closed when the client says nothing more
 
 	mu      sync.Mutex
 	ended   bool
@@ -119,7 +126,24 @@ func (s *splicing) down() {
 		s.stop(fmt.Errorf("%w: %w", proxy.ErrClientClosed, err.write))
 	default:
 		s.end(proxy.ErrBackendClosed)
+		if !errors.Is(err.read, io.EOF) {
+			s.hold()
+		}
 		_ = s.client.CloseWrite()
+	}
+}
+
+// hold keeps a client whose backend has crashed: thousands of them must not
+// come back in the same moment.
+func (s *splicing) hold() {
+	if s.spread <= 0 {
+		return
+	}
+	end := time.NewTimer(rand.N(s.spread))
+	defer end.Stop()
+	select {
+	case <-end.C:
+	case <-s.left:
 	}
 }
 

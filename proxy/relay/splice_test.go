@@ -11,6 +11,8 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -311,3 +313,47 @@ func TestSpliceLetsAClientGoThatTakesNothing(t *testing.T) {
 		_ = s.server.Close()
 	})
 }
+
+// crashed is a Leg whose server is gone without a word.
+type crashed struct{ Leg }
+
+func (crashed) Read([]byte) (int, error) { return 0, syscall.ECONNRESET }
+
+// Criterion: when a backend crashes, its clients are let go spread over time.
+func TestClientsOfACrashedBackendAreLetGoOneByOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const spread = 30 * time.Second
+		begun := time.Now()
+		ends := map[time.Duration]bool{} // in seconds
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for range 50 {
+			client, near := net.Pipe()
+			backend, server := net.Pipe()
+			session := &IMAP{Conn: crashed{pipeLeg{backend}}, Spread: spread}
+			conn := proxy.NewConn(near, proxy.Client{}, nil, 0)
+			wg.Go(func() {
+				if err := session.Run(t.Context(), conn); !errors.Is(err, proxy.ErrBackendClosed) {
+					t.Errorf("Run: %v", err)
+				}
+				mu.Lock()
+				ends[time.Since(begun).Truncate(time.Second)] = true
+				mu.Unlock()
+				_, _, _ = conn.Close(), client.Close(), server.Close()
+			})
+		}
+		wg.Wait()
+		if len(ends) < 10 {
+			t.Errorf("50 clients were let go in %d different seconds", len(ends))
+		}
+		for end := range ends {
+			if end > spread+farewell {
+				t.Errorf("a client was let go after %v", end)
+			}
+		}
+	})
+}
+
+type pipeLeg struct{ net.Conn }
+
+func (pipeLeg) CloseWrite() error { return nil }
