@@ -330,3 +330,37 @@ pop3: {uidl: "%%v.%%u"}
 		})
 	}
 }
+
+func TestCAPANamesNobodyWhenTold(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice")
+	r := inhabit(t, frame+fmt.Sprintf(`
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none}}}
+pop3: {implementation: false}
+`, imap))
+	proxytest.Transcript(t, r.secure(r.dial(t, "pop3")), `
+		S: +OK *
+		C: CAPA
+		S: +OK *
+		S: USER
+		S: SASL *
+		S: UIDL
+		S: TOP
+		S: RESP-CODES
+		S: AUTH-RESP-CODE
+		S: PIPELINING
+		S: .
+		C: USER alice
+		S: +OK *
+		C: PASS secret of alice
+		S: +OK *
+		C: CAPA
+		S: +OK *
+		S: TOP
+		S: UIDL
+		S: RESP-CODES
+		S: AUTH-RESP-CODE
+		S: PIPELINING
+		S: .
+	`)
+}

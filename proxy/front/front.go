@@ -48,6 +48,8 @@ type Options struct {
 	// each connection. Without Mechanisms it is not known yet: then submission
 	// is refused, while IMAP and POP3 offer PLAIN. They may do without an Offer.
 	Offer func() proxy.Offer
+
+	Anonymous bool // POP3's CAPA has no IMPLEMENTATION
 }
 
 // A dialogue is what the three protocols have in common.

@@ -187,8 +187,11 @@ func (d *POP3) capa() error {
 	if d.inClear() {
 		login = []string{"STLS"}
 	}
-	return d.say(slices.Concat([]string{"+OK Capability list follows"}, login,
-		[]string{"UIDL", "TOP", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING", "IMPLEMENTATION Postern", "."})...)
+	always := []string{"UIDL", "TOP", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING"}
+	if !d.options.Anonymous {
+		always = append(always, "IMPLEMENTATION Postern")
+	}
+	return d.say(slices.Concat([]string{"+OK Capability list follows"}, login, always, []string{"."})...)
 }
 
 func (d *POP3) auth(arg []byte) (*proxy.Login, error) {
