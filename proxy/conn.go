@@ -292,13 +292,13 @@ func (s *Server) end(c *conn, err error) {
 	defer s.wg.Done()
 	c.stop()
 	how := c.how(err)
-	if c.session != nil {
-		_ = c.session.Close()
-	}
 	if c.permit != nil {
 		_ = c.Close()
 	} else { // never admitted: worth no patience
 		c.Abort()
+	}
+	if c.session != nil { // after the client, which may wait for our end
+		_ = c.session.Close()
 	}
 	s.mu.Lock()
 	delete(s.conns, c)
