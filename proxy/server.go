@@ -100,7 +100,6 @@ type Service struct {
 	TLS            *tls.Config
 	StartTLS       bool // TLS begins in the dialogue
 	Idle           time.Duration
-	Offer          func() Offer
 	Dialogue       func(*Conn) Dialogue
 	Account        func(user string) (string, error)     // pure: no I/O
 	Text           func(r Reason, account string) string // the operator's words; nil, or "": the protocol's own

@@ -109,7 +109,7 @@ func (h *house) newService(l configs.Listener, b backends, r *routing) *proxy.Se
 		Account: r.accounts.Account, Text: h.text,
 	}
 	mux := &route.Mux{Rules: r.rules, Policy: r.policy, Targets: map[string]route.Target{}}
-	svc.Backend, svc.Offer = mux, mux.Offer
+	svc.Backend = mux
 	options := front.Options{Hostname: cfg.Hostname, Offer: mux.Offer, Anonymous: !cfg.POP3.Implementation}
 	switch l.Protocol {
 	case proxy.IMAP:

@@ -27,11 +27,7 @@ func checkCommand() *cobra.Command {
 	path := configFlag(cmd)
 	probe := cmd.Flags().Bool("probe", false, "connect to each backend and report what it offers; nobody is logged in")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := configs.Load(*path)
-		if err != nil {
-			return err
-		}
-		store, err := loadCertificates(cfg)
+		cfg, store, err := load(*path)
 		if err != nil {
 			return err
 		}

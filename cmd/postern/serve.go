@@ -28,11 +28,7 @@ func runCommand() *cobra.Command {
 	}
 	path := configFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
-		cfg, err := configs.Load(*path)
-		if err != nil {
-			return err
-		}
-		store, err := loadCertificates(cfg)
+		cfg, store, err := load(*path)
 		if err != nil {
 			return err
 		}
@@ -52,12 +48,18 @@ func runCommand() *cobra.Command {
 	return cmd
 }
 
-func loadCertificates(cfg *configs.Config) (*certs.Store, error) {
+// load reads the configuration and its certificates.
+func load(path string) (*configs.Config, *certs.Store, error) {
+	cfg, err := configs.Load(path)
+	if err != nil {
+		return nil, nil, err
+	}
 	var pairs []certs.Pair
 	for _, c := range cfg.TLS.Certificates {
 		pairs = append(pairs, certs.Pair{Cert: c.Cert, Key: c.Key})
 	}
-	return certs.New(pairs)
+	store, err := certs.New(pairs)
+	return cfg, store, err
 }
 
 // serve opens what the house listens at, and serves until ctx ends. Then it

@@ -42,19 +42,11 @@ func appendMessage(dst []byte, mechanism string, l *proxy.Login) []byte {
 	secret := l.Secret.Reveal()
 	switch mechanism {
 	case mechXOAuth2:
-		return appendBearer(dst, "user="+l.Account+"\x01", secret)
-	case mechOAuthBearer: // RFC 7628 section 3.1; escaped as in RFC 5801 section 4
-		return appendBearer(dst, "n,a="+strings.NewReplacer("=", "=3D", ",", "=2C").Replace(l.Account)+",\x01", secret)
+		return wire.AppendXOAUTH2(dst, l.Account, secret)
+	case mechOAuthBearer:
+		return wire.AppendOAuthBearer(dst, l.Account, secret)
 	}
 	return wire.AppendPlain(dst, l.Account, secret)
-}
-
-func appendBearer(dst []byte, head string, token []byte) []byte {
-	const scheme = "auth=Bearer "
-	msg := make([]byte, 0, len(head)+len(scheme)+len(token)+2)
-	msg = append(append(append(append(msg, head...), scheme...), token...), 1, 1)
-	defer clear(msg)
-	return wire.AppendSASL(dst, msg)
 }
 
 // messageLength is enough for appendMessage to allocate nothing of which a
