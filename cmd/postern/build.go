@@ -31,7 +31,7 @@ const (
 type house struct {
 	cfg        *configs.Config
 	store      *certs.Store
-	memory     *memory
+	bridges    []*bridge.Backend
 	log        *slog.Logger
 	server     *proxy.Server
 	observer   proxy.Observer
@@ -56,8 +56,8 @@ type door struct {
 
 // build makes the house of cfg: the only place where configuration becomes
 // rooms. It opens nothing. An error is a configs.Errors.
-func build(cfg *configs.Config, store *certs.Store, m *memory, log *slog.Logger) (*house, error) {
-	h := &house{cfg: cfg, store: store, memory: m, log: log, ready: func([]proxy.Binding) {}}
+func build(cfg *configs.Config, store *certs.Store, log *slog.Logger) (*house, error) {
+	h := &house{cfg: cfg, store: store, log: log, ready: func([]proxy.Binding) {}}
 	h.metrics = newMetrics(cfg, h)
 	audit := proxy.NewAudit(log)
 	h.observer = proxy.Observers{h.metrics, audit}
@@ -177,10 +177,10 @@ func (h *house) newBridge(name string, pool *backend.Pool) *bridge.Backend {
 		shared = &maildrops{queue: bridge.Queue{Limit: c.FirstListings}}
 		h.pop3.shared[name] = shared
 	}
-	return &bridge.Backend{
+	b := &bridge.Backend{
 		Name: name, Idle: h.cfg.Timeouts.POP3Idle, Timeout: h.cfg.Timeouts.Backend, Observer: h.observer,
 		UIDL: h.pop3.uidl, Delete: h.pop3.deletion, Lock: h.pop3.lock, Locks: &shared.locks, Queue: &shared.queue,
-		Cache: h.memory.cache, Record: h.memory.record, Recompute: c.UIDLOnLostState == "recompute", Notice: h.notice,
+		Recompute: c.UIDLOnLostState == "recompute", Notice: h.notice,
 		KeepUnseen: !c.Seen, Anonymous: !c.Implementation, Last: c.Last,
 		StableBodies: server.StableBodies, Estimates: server.EstimatedSizes,
 		Dial: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
@@ -190,6 +190,15 @@ func (h *house) newBridge(name string, pool *backend.Pool) *bridge.Backend {
 			}
 			return conn, capabilities, nil
 		},
+	}
+	h.bridges = append(h.bridges, b)
+	return b
+}
+
+// remember gives the house, before it serves, what outlives it.
+func (h *house) remember(m *memory) {
+	for _, b := range h.bridges {
+		b.Cache, b.Record = m.cache, m.record
 	}
 }
 

@@ -52,10 +52,11 @@ func inhabit(t *testing.T, config string) *running {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = m.Close() })
-	h, err := build(cfg, store, m, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	h, err := build(cfg, store, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.remember(m)
 	r := &running{map[string]string{}, roots, h}
 	opened := make(chan []proxy.Binding, 1)
 	h.ready = func(b []proxy.Binding) { opened <- b }

@@ -31,7 +31,7 @@ func checkCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		h, err := build(cfg, store, &memory{}, slog.New(slog.DiscardHandler))
+		h, err := build(cfg, store, slog.New(slog.DiscardHandler))
 		if err != nil {
 			return err
 		}

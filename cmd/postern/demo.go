@@ -85,11 +85,11 @@ metrics: {address: "127.0.0.1:%d"}
 	if err != nil {
 		return err
 	}
-	forgetful := &memory{cache: new(state.Memory), record: new(state.Memory)}
-	h, err := build(cfg, store, forgetful, slog.New(slog.NewTextHandler(stderr, nil)))
+	h, err := build(cfg, store, slog.New(slog.NewTextHandler(stderr, nil)))
 	if err != nil {
 		return err
 	}
+	h.remember(&memory{cache: new(state.Memory), record: new(state.Memory)})
 	h.ready = func([]proxy.Binding) { _, _ = fmt.Fprintf(stdout, welcome, base+995, base+993, base+465, base+930) }
 	return h.serve(ctx)
 }

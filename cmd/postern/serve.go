@@ -32,15 +32,16 @@ func runCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		h, err := build(cfg, store, newLog(cmd.ErrOrStderr(), cfg.Log))
+		if err != nil {
+			return err
+		}
 		m, err := openMemory(cfg)
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, m.Close()) }()
-		h, err := build(cfg, store, m, newLog(cmd.ErrOrStderr(), cfg.Log))
-		if err != nil {
-			return err
-		}
+		h.remember(m)
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, os.Interrupt)
 		defer stop()
 		return h.serve(ctx)
