@@ -18,13 +18,17 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Minute, Interva
 // addresses, IPv4 and IPv6. The error names the address and says what to do;
 // it wraps that of the system.
 func TCP(ctx context.Context, address string) (net.Listener, error) {
+	return openTCP(ctx, address)
+}
+
+func openTCP(ctx context.Context, address string) (*net.TCPListener, error) {
 	config := net.ListenConfig{KeepAliveConfig: keepAlive}
 	config.SetMultipathTCP(false) // a client's address is what the guard counts by
 	ln, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w%s", address, cause(err), advice(address, err))
 	}
-	return ln, nil
+	return ln.(*net.TCPListener), nil
 }
 
 // cause drops what net says around the system's error: the address, again.
