@@ -12,8 +12,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"postern/proxy"
 )
 
 // A Store holds certificates. It is made by New or Static; all its methods may
@@ -51,45 +49,9 @@ func parse(cert *tls.Certificate) (err error) {
 	return nil
 }
 
-// aead are the suites of TLS 1.2 with forward secrecy and without CBC. Those
-// of TLS 1.3 are not configurable.
-var aead = []uint16{
-	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
-	tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-	tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
-	tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
-	tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
-	tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
-}
-
-// TLS returns the configuration of one listener that speaks protocol. The
-// least version is minVersion, TLS 1.2 if that is 0. Each listener needs its
-// own: session tickets are good for one configuration only.
-func (s *Store) TLS(protocol string, minVersion uint16) *tls.Config {
-	return &tls.Config{
-		GetCertificate: s.certificate,
-		MinVersion:     cmp.Or(minVersion, tls.VersionTLS12),
-		CipherSuites:   aead,
-		// A client that offers none of them, but others, is a browser that
-		// was led here by an attacker (ALPACA): crypto/tls refuses it. Most
-		// mail clients offer none at all.
-		NextProtos:                  alpn(protocol),
-		DynamicRecordSizingDisabled: true, // saves 4 to 10 % of the work when streaming
-	}
-}
-
-// alpn returns the protocol's names, as registered for IMAP and POP3; there
-// are none for submission, and these harm nobody.
-func alpn(protocol string) []string {
-	if protocol == proxy.Submission {
-		return []string{"smtp", "submission"}
-	}
-	return []string{protocol}
-}
-
-// certificate chooses for a client, which may have sent no name, or one that
+// GetCertificate chooses for a client, which may have sent no name, or one that
 // we do not have: half of the hosters' customers use one.
-func (s *Store) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+func (s *Store) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	set := s.current.Load()
 	name := strings.ToLower(hello.ServerName)
 	_, parent, _ := strings.Cut(name, ".")

@@ -572,7 +572,7 @@ func BenchmarkGetCertificate(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := s.certificate(hello); err != nil {
+		if _, err := s.GetCertificate(hello); err != nil {
 			b.Fatal(err)
 		}
 	}
