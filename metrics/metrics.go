@@ -62,6 +62,9 @@ type Metrics struct {
 	updateFailures      counter
 	messageSize         histogram
 	mismatches, panics  counter
+	completed, notices  counter
+	renumbered, renewed counter
+	reconnects          counter
 }
 
 // The values of labels that are not those of package proxy.
@@ -167,6 +170,9 @@ func (m *Metrics) backends(all []Backend) {
 	m.dials = r.counter("backend_dials_total", "Connection attempts to a backend.", name, label("result",
 		proxy.DialOK, proxy.DialRefused, proxy.DialTimeout, proxy.DialTLS, proxy.DialGreeting, proxy.DialOther))
 	m.dialTime = r.histogram("backend_dial_duration_seconds", "Time to connect to a backend, up to its greeting.", latency, name)
+	m.reconnects = r.counter("pop3_reconnects_total", "Connections to a backend lost within a POP3 session, by what came of it.",
+		name, label("cause", proxy.LostClosed, proxy.LostBye, proxy.LostSilent),
+		label("result", proxy.ReconnectOK, proxy.ReconnectFailed, proxy.ReconnectRenumbered))
 	m.loginTime = r.histogram("backend_login_duration_seconds", "Time a backend takes to answer credentials.", latency, server)
 }
 
@@ -183,6 +189,12 @@ func (m *Metrics) pop3() {
 	m.updateFailures = r.counter("pop3_update_failures_total", "Failures in the UPDATE state.",
 		label("stage", "seen", "store", "expunge", other))
 	m.messageSize = r.histogram("pop3_message_size_bytes", "Size of messages delivered by RETR.", octets)
+	m.completed = r.counter("pop3_messages_completed_total", "Messages that did not end in CRLF and got one.")
+	m.notices = r.counter("pop3_maildrop_notices_total", "What an operator should know about maildrops, by kind.", label("kind",
+		proxy.NoticeCache, proxy.NoticeNotProven, proxy.NoticeRecord, proxy.NoticeRecomputed, proxy.NoticeChanged,
+		proxy.NoticeRenumbered))
+	m.renumbered = r.counter("pop3_uidvalidity_changes_total", "UIDVALIDITY changes seen.")
+	m.renewed = r.counter("pop3_uidls_renewed_total", "Messages that were not found again after a change of UIDVALIDITY and have a new UIDL.")
 	m.mismatches = r.counter("pop3_size_mismatches_total", "Messages whose octet count differed from the announced size.")
 }
 

@@ -76,6 +76,8 @@ func everything(c proxy.Client, text string) []proxy.Event {
 		proxy.MaildropOpened{Client: c, Source: text},
 		proxy.POP3Command{Command: text},
 		proxy.MessageSent{Command: text},
+		proxy.MaildropNoticed{Client: c, Account: text, Kind: text, Err: err},
+		proxy.Reconnected{Client: c, Account: text, Backend: text, Cause: text, Result: text, Err: err},
 		proxy.UpdateFailed{Client: c, Stage: text, Err: err},
 		proxy.Panicked{Client: c, Value: text, Stack: []byte(text)},
 	}
@@ -162,6 +164,18 @@ func TestAllFamiliesAreThereFromTheStart(t *testing.T) {
 		`pop3_update_failures_total{stage="expunge"}`,
 		`pop3_message_size_bytes_bucket{le="2.68435456e+08"}`,
 		`pop3_size_mismatches_total`,
+		`pop3_messages_completed_total`,
+		`pop3_maildrop_notices_total{kind="cache_failed"}`,
+		`pop3_maildrop_notices_total{kind="not_proven"}`,
+		`pop3_maildrop_notices_total{kind="record_failed"}`,
+		`pop3_maildrop_notices_total{kind="recomputed"}`,
+		`pop3_maildrop_notices_total{kind="renumbered"}`,
+		`pop3_maildrop_notices_total{kind="uidls_changed"}`,
+		`pop3_uidvalidity_changes_total`,
+		`pop3_uidls_renewed_total`,
+		`pop3_reconnects_total{backend="old",cause="bye",result="renumbered"}`,
+		`pop3_reconnects_total{backend="main",cause="closed",result="ok"}`,
+		`pop3_reconnects_total{backend="main",cause="silent",result="failed"}`,
 		`panics_total`,
 		`draining`,
 	} {
@@ -253,6 +267,29 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			`pop3_messages_deleted_total 5`,
 			`sessions_active{protocol="pop3"} 1`,
 			`sessions_total{end="client_quit",protocol="pop3"} 1`,
+		}},
+		{"a maildrop to look at", []proxy.Event{
+			proxy.MaildropNoticed{Client: pop3, Account: "alice", Kind: proxy.NoticeChanged, Messages: 7},
+			proxy.MaildropNoticed{Client: pop3, Account: "alice", Kind: proxy.NoticeRenumbered, Messages: 3},
+			proxy.MaildropNoticed{Client: pop3, Account: "alice", Kind: proxy.NoticeRenumbered},
+		}, []string{
+			`pop3_maildrop_notices_total{kind="renumbered"} 2`,
+			`pop3_maildrop_notices_total{kind="uidls_changed"} 1`,
+			`pop3_uidls_renewed_total 3`,
+			`pop3_uidvalidity_changes_total 2`,
+		}},
+		{"a backend lost within a session", []proxy.Event{
+			proxy.Reconnected{Client: pop3, Account: "alice", Backend: "main", Cause: proxy.LostBye, Result: proxy.ReconnectOK},
+			proxy.Reconnected{Client: pop3, Account: "bob", Backend: "main", Cause: proxy.LostClosed, Result: proxy.ReconnectFailed, Err: io.EOF},
+		}, []string{
+			`pop3_reconnects_total{backend="main",cause="bye",result="ok"} 1`,
+			`pop3_reconnects_total{backend="main",cause="closed",result="failed"} 1`,
+		}},
+		{"a message without its last CRLF", []proxy.Event{
+			proxy.MessageSent{Command: "TOP", Octets: 10, Completed: true},
+		}, []string{
+			`pop3_messages_completed_total 1`,
+			`pop3_messages_retrieved_total{command="TOP"} 1`,
 		}},
 		{"a backend", []proxy.Event{
 			proxy.Dialed{Backend: "main", Protocol: proxy.IMAP, Result: proxy.DialOK, Duration: time.Second},

@@ -42,6 +42,10 @@ func (m *Metrics) Observe(e proxy.Event) {
 		m.command(e)
 	case proxy.MessageSent:
 		m.message(e)
+	case proxy.MaildropNoticed:
+		m.noticed(e)
+	case proxy.Reconnected:
+		m.reconnects.of(e.Backend, e.Cause, e.Result).Inc()
 	case proxy.UpdateFailed:
 		m.updateFailures.of(e.Stage).Inc()
 	case proxy.Panicked:
@@ -119,8 +123,19 @@ func (m *Metrics) command(e proxy.POP3Command) {
 	m.commandTime.of(e.Command).Observe(e.Duration.Seconds())
 }
 
+func (m *Metrics) noticed(e proxy.MaildropNoticed) {
+	m.notices.of(e.Kind).Inc()
+	if e.Kind == proxy.NoticeRenumbered {
+		m.renumbered.of().Inc()
+		m.renewed.of().Add(float64(e.Messages))
+	}
+}
+
 func (m *Metrics) message(e proxy.MessageSent) {
 	m.retrieved.of(e.Command).Inc()
+	if e.Completed {
+		m.completed.of().Inc()
+	}
 	if e.Command != "RETR" { // TOP sends a part
 		return
 	}

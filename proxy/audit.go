@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -74,6 +75,10 @@ func (a *Audit) Observe(e Event) {
 		if !e.OK && a.due(e.Backend, e.Protocol, "identity") {
 			a.Log.Warn("backend does not offer the identity asked for: it takes Postern for the client", "backend", e.Backend, "protocol", e.Protocol)
 		}
+	case MaildropNoticed:
+		a.noticed(e)
+	case Reconnected:
+		a.reconnected(e)
 	case UpdateFailed:
 		a.updateFailed(e)
 	case Panicked:
@@ -116,6 +121,9 @@ func (a *Audit) closed(e Closed) {
 	switch e.Client.Protocol {
 	case POP3:
 		fields = append(fields, "retrieved", e.Totals.Retrieved, "deleted", e.Totals.Deleted)
+		if e.Account != "" {
+			fields = append(fields, "uidls_before", hash16(e.Totals.UIDLsBefore), "uidls_after", hash16(e.Totals.UIDLsAfter))
+		}
 	case Submission:
 		fields = append(fields, "submitted", e.Totals.Submitted)
 	}
@@ -123,6 +131,30 @@ func (a *Audit) closed(e Closed) {
 		fields = append(fields, "err", e.Err)
 	}
 	a.Log.Log(context.Background(), level, "connection ended", fields...)
+}
+
+// hash16 has all its digits: so it can be searched for.
+func hash16(n uint64) string { return fmt.Sprintf("%016x", n) }
+
+func (a *Audit) noticed(e MaildropNoticed) {
+	level := slog.LevelWarn
+	if e.Kind == NoticeRenumbered && e.Messages == 0 {
+		level = slog.LevelInfo // all UIDLs are what they were
+	}
+	fields := a.about(e.Client, "account", e.Account, "kind", e.Kind, "messages", e.Messages)
+	if e.Err != nil {
+		fields = append(fields, "err", e.Err)
+	}
+	a.Log.Log(context.Background(), level, "maildrop", fields...)
+}
+
+func (a *Audit) reconnected(e Reconnected) {
+	fields := a.about(e.Client, "account", e.Account, "backend", e.Backend, "cause", e.Cause, "result", e.Result)
+	if e.Err != nil {
+		a.Log.Warn("backend lost within a session", append(fields, "err", e.Err)...)
+		return
+	}
+	a.Log.Info("backend lost within a session", fields...)
 }
 
 func (a *Audit) updateFailed(e UpdateFailed) {

@@ -64,12 +64,12 @@ func TestAuditWritesOneLineASession(t *testing.T) {
 	a.Observe(proxy.Closed{Client: visitor, End: proxy.EndClientGone}) // never logged in
 	a.Observe(proxy.Closed{
 		Client: visitor, Account: "alice", Backend: "main", Duration: 1500 * time.Millisecond, Received: 10, Sent: 20,
-		Totals: proxy.Totals{Retrieved: 3, Deleted: 2}, End: proxy.EndQuit,
+		Totals: proxy.Totals{Retrieved: 3, Deleted: 2, UIDLsBefore: 0xabc, UIDLsAfter: 1<<63 | 1}, End: proxy.EndQuit,
 	})
 	line := out.String()
 	_, line, _ = strings.Cut(line, "level=")
 	want := `INFO msg="connection ended" service=pop3 ip=192.0.2.1 session=S1 tls=none account=alice backend=main ` +
-		"end=client_quit duration=1.5s received=10 sent=20 retrieved=3 deleted=2\n"
+		"end=client_quit duration=1.5s received=10 sent=20 retrieved=3 deleted=2 uidls_before=0000000000000abc uidls_after=8000000000000001\n"
 	if line != want {
 		t.Errorf("wrote %s, want %s", line, want)
 	}
@@ -108,5 +108,44 @@ func TestAuditKeepsALineOneLine(t *testing.T) {
 	a.Observe(refused("eve\r\nlevel=INFO msg=forged \x1b[2J\u202e"))
 	if got := strings.Count(out.String(), "\n"); got != 1 || strings.ContainsAny(out.String(), "\r\x1b\u202e") {
 		t.Errorf("wrote %q", out)
+	}
+}
+
+func TestAuditWritesWhatIsOddAboutAMaildrop(t *testing.T) {
+	const about = " service=pop3 ip=192.0.2.1 session=S1 tls=none account=alice "
+	for _, test := range []struct {
+		event proxy.Event
+		want  string
+	}{
+		{
+			proxy.MaildropNoticed{Client: visitor, Account: "alice", Kind: proxy.NoticeChanged, Messages: 3},
+			"WARN msg=maildrop" + about + "kind=uidls_changed messages=3",
+		},
+		{
+			proxy.MaildropNoticed{Client: visitor, Account: "alice", Kind: proxy.NoticeRecord, Messages: 3, Err: errors.New("disk on fire")},
+			"WARN msg=maildrop" + about + `kind=record_failed messages=3 err="disk on fire"`,
+		},
+		{
+			proxy.MaildropNoticed{Client: visitor, Account: "alice", Kind: proxy.NoticeRenumbered},
+			"INFO msg=maildrop" + about + "kind=renumbered messages=0",
+		},
+		{
+			proxy.Reconnected{Client: visitor, Account: "alice", Backend: "main", Cause: proxy.LostBye, Result: proxy.ReconnectOK},
+			`INFO msg="backend lost within a session"` + about + "backend=main cause=bye result=ok",
+		},
+		{
+			proxy.Reconnected{
+				Client: visitor, Account: "alice", Backend: "main", Cause: proxy.LostClosed, Result: proxy.ReconnectFailed,
+				Err: errors.New("log in again"),
+			},
+			`WARN msg="backend lost within a session"` + about + `backend=main cause=closed result=failed err="log in again"`,
+		},
+	} {
+		a, out := audit()
+		a.Observe(test.event)
+		_, line, _ := strings.Cut(strings.TrimSpace(out.String()), "level=")
+		if line != test.want {
+			t.Errorf("wrote %s\nwant  %s", line, test.want)
+		}
 	}
 }

@@ -62,6 +62,30 @@ const (
 	StageExpunge = "expunge"
 )
 
+// The values of Reconnected.Cause: how the connection to the server was lost.
+const (
+	LostClosed = "closed" // without a word
+	LostBye    = "bye"    // the server said BYE
+	LostSilent = "silent" // the server did not answer in time
+)
+
+// The values of Reconnected.Result.
+const (
+	ReconnectOK         = "ok"
+	ReconnectFailed     = "failed"     // nobody there, or the login was refused: the session ends
+	ReconnectRenumbered = "renumbered" // UIDVALIDITY has changed: the session deletes nothing any more
+)
+
+// The values of MaildropNoticed.Kind.
+const (
+	NoticeCache      = "cache_failed"  // what was remembered could not be read or written: it only costs time
+	NoticeNotProven  = "not_proven"    // the server contradicted itself about a listing
+	NoticeRecord     = "record_failed" // the record of UIDLs could not be read or written: the login was refused for now
+	NoticeRecomputed = "recomputed"    // the record of UIDLs could not be read and was begun anew, as configured
+	NoticeChanged    = "uidls_changed" // of the messages of the last session, some have another UIDL now
+	NoticeRenumbered = "renumbered"    // UIDVALIDITY has changed: Messages were not found again and have new UIDLs
+)
+
 // Dial results.
 const (
 	DialOK       = "ok"
@@ -170,6 +194,27 @@ type (
 		Command    string // RETR, TOP
 		Octets     int64
 		Mismatched bool // RETR's octets were not those of LIST
+		Completed  bool // the message did not end in CRLF, and got one
+	}
+
+	// MaildropNoticed: there is something about the maildrop of a POP3 session
+	// that an operator should know.
+	MaildropNoticed struct {
+		Client   Client
+		Account  string
+		Kind     string // Notice...
+		Messages int    // that it is about
+		Err      error
+	}
+
+	// Reconnected: a POP3 session has lost its server, and has tried to go on.
+	Reconnected struct {
+		Client  Client
+		Account string
+		Backend string
+		Cause   string // Lost...
+		Result  string // Reconnect...
+		Err     error  // nil: it goes on
 	}
 
 	// UpdateFailed: QUIT could not do what DELE promised.
@@ -192,20 +237,27 @@ type Totals struct {
 	Retrieved int // messages: RETR
 	Deleted   int // messages, at QUIT
 	Submitted int // messages the backend accepted
+
+	// Hashes of the set of UIDLs when a POP3 session began and when it ended. If
+	// they differ from one session to the next, and no mail came or went, the
+	// UIDLs have changed.
+	UIDLsBefore, UIDLsAfter uint64
 }
 
-func (Accepted) event()       {}
-func (Rejected) event()       {}
-func (Handshake) event()      {}
-func (Attempt) event()        {}
-func (Opened) event()         {}
-func (Closed) event()         {}
-func (Dialed) event()         {}
-func (BackendLogin) event()   {}
-func (Probed) event()         {}
-func (Identified) event()     {}
-func (MaildropOpened) event() {}
-func (POP3Command) event()    {}
-func (MessageSent) event()    {}
-func (UpdateFailed) event()   {}
-func (Panicked) event()       {}
+func (Accepted) event()        {}
+func (Rejected) event()        {}
+func (Handshake) event()       {}
+func (Attempt) event()         {}
+func (Opened) event()          {}
+func (Closed) event()          {}
+func (Dialed) event()          {}
+func (BackendLogin) event()    {}
+func (Probed) event()          {}
+func (Identified) event()      {}
+func (MaildropOpened) event()  {}
+func (POP3Command) event()     {}
+func (MessageSent) event()     {}
+func (MaildropNoticed) event() {}
+func (Reconnected) event()     {}
+func (UpdateFailed) event()    {}
+func (Panicked) event()        {}
