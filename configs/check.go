@@ -36,6 +36,7 @@ func (m *mistakes) check() {
 	m.checkNumber("pop3.first_listings", c.POP3.FirstListings, 1000)
 	m.checkWord("pop3.lock", c.POP3.Lock, "a kind of lock", "allow", "wait", "refuse", "takeover")
 	m.checkWord("submission.bare_newlines", c.Submission.BareNewlines, "a way with them", "normalize", "reject", "pass")
+	m.checkControl()
 	m.checkWord("log.format", c.Log.Format, "a log format", "text", "json")
 }
 
@@ -356,6 +357,23 @@ func (m *mistakes) checkRouted(name string) {
 		if !there && !m.lost(join("backends", name)+"."+part) {
 			m.judge(fmt.Sprintf("listeners[%d].protocol", i), "%s needs backends.%s.%s, which is missing", l.Protocol, name, part)
 		}
+	}
+}
+
+func (m *mistakes) checkControl() {
+	// A path of 107 octets is what the kernel takes; while it is made, the socket
+	// has a name that is longer by 4.
+	const most = 103
+	c, key := m.cfg.Control, "control.socket"
+	stands := m.cfg.Stands(key)
+	if !stands {
+		key = "state.path" // it is in there
+	}
+	if n := len(c.Socket); n > most {
+		m.judge(key, "the control socket %s has a path of %d octets, and a socket's may have %d: set control.socket to a shorter one, or off", quote(c.Socket), n, most)
+	}
+	if c.Group != "" && !stands {
+		m.judge("control.group", "needs control.socket, in a directory that the group can enter: state.path is for Postern's user alone")
 	}
 }
 

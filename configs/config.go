@@ -37,6 +37,7 @@ type Config struct {
 	POP3            POP3               `yaml:"pop3"`
 	Submission      Submission         `yaml:"submission"`
 	State           State              `yaml:"state"`
+	Control         Control            `yaml:"control"`
 	Metrics         Metrics            `yaml:"metrics"`
 	Log             Log                `yaml:"log"`
 
@@ -220,6 +221,12 @@ type State struct {
 	Path string `yaml:"path"` // a directory of its own; "" (in the file also off): nothing is remembered
 }
 
+// Control is where subcommands ask the running Postern.
+type Control struct {
+	Socket string `yaml:"socket"` // a path; default: control.sock in State.Path, if there is one; "" (in the file also off): nowhere
+	Group  string `yaml:"group"`  // whose members may ask, beside Postern's user and root; "": nobody
+}
+
 // Metrics is where Prometheus asks.
 type Metrics struct {
 	Address string `yaml:"address"` // as a listener's; "" (in the file also off): no metrics server
@@ -307,8 +314,20 @@ func (c *Config) fillIn(machine string) {
 		c.State.Path = ""
 	}
 	c.State.Path = c.beside(c.State.Path)
+	c.fillInControl()
 	if c.Metrics.Address == "off" {
 		c.Metrics.Address = ""
+	}
+}
+
+func (c *Config) fillInControl() {
+	switch {
+	case c.Control.Socket == "off":
+		c.Control.Socket = ""
+	case c.Control.Socket != "":
+		c.Control.Socket = c.beside(c.Control.Socket)
+	case c.State.Path != "":
+		c.Control.Socket = filepath.Join(c.State.Path, "control.sock")
 	}
 }
 

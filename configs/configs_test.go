@@ -98,6 +98,7 @@ limits: {max_connections: 5, network_connections: 6}
 guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}}
 pop3: {uidl: cyrus, uidl_on_lost_state: recompute, delete: hide, lock: wait, first_listings: 2, seen: false, implementation: false, last: true}
 state: {path: /var/lib/postern}
+control: {socket: run/control.sock, group: mail}
 metrics: {address: off}
 log: {format: json, level: debug}
 `))
@@ -157,7 +158,7 @@ log: {format: json, level: debug}
 		Limits: Limits{MaxConnections: 5, NetworkConnections: 6},
 		Guard:  Guard{Network: Budget{1, 2 * time.Second}, Account: Budget{3, 4 * time.Second}},
 		POP3:   POP3{UIDL: "cyrus", UIDLOnLostState: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, Last: true},
-		State:  State{Path: "/var/lib/postern"},
+		State:  State{Path: "/var/lib/postern"}, Control: Control{Socket: "run/control.sock", Group: "mail"},
 		Log:    Log{Format: "json", Level: slog.LevelDebug},
 		file:   "p.yaml",
 	}
@@ -176,12 +177,12 @@ func TestAMappingWithAllKeysCommentedOutKeepsTheDefaults(t *testing.T) {
 func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 	for _, c := range []struct{ name, old, new, want string }{
 		// What stands where.
-		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks`},
 		{"unknown key, near a known one", "", "trusted-networks: []", `p.yaml:13: trusted-networks: unknown key; is trusted_networks meant?`},
 		{"unknown key in place of a required one", `{protocol: pop3`, `{protcol: pop3`, `p.yaml:4: listeners[1].protcol: unknown key; is protocol meant?`},
 		{"unknown key in a backend", "    imap:", "    iamp:", `p.yaml:11: backends.main.iamp: unknown key; is imap meant?`},
-		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks`},
-		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks`},
 		{"duplicate key", "", "hostname: mail.example.net", `p.yaml:13: hostname: written twice; the first is in line 1`},
 		{"duplicate backend", "", "  main: {}", `p.yaml:13: backends.main: written twice; the first is in line 10`},
 		{"key that is no word", "", "? [a, b]\n: c", `p.yaml:13: a key is a plain word`},
@@ -192,7 +193,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"value for all", good, "hello", `p.yaml:1: keys with values ("key: value" or {key: value}) is expected here, not a single value`},
 		{"no value", "hostname: mail.example.org", "hostname:", `p.yaml:1: hostname: has no value; give it one or remove the key`},
 		{"anchor", "hostname: mail", "hostname: &name mail", `p.yaml:1: hostname: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign`},
-		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: accounts, backends, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
+		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
 		{"tag", "hostname: mail", "hostname: !!str mail", `p.yaml:1: hostname: tags (!) are not supported; quote a value that begins with !`},
 		{"too many entries", "", "trusted_networks: [" + strings.Repeat("10.0.0.1,", maxNodes+1) + "]", `p.yaml:13: trusted_networks: too long; Postern reads 10000 entries at most`},
 		{"second document", "", "---\nhostname: x", `p.yaml:13: a second document begins here; one file holds one configuration`},
@@ -230,6 +231,9 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"first listings", "", "pop3: {first_listings: 0}", `p.yaml:13: pop3.first_listings: 0 is out of range; use 1 to 1000`},
 		{"lock", "", "pop3: {lock: dot}", `p.yaml:13: pop3.lock: "dot" is not a kind of lock; use allow, wait, refuse or takeover`},
 		{"bodies of submission", "tls: starttls", "stable_bodies: true", `p.yaml:12: backends.main.submission: stable_bodies and estimated_sizes belong to imap; remove them`},
+		{"control socket", "", "control: {socket: /" + strings.Repeat("s", 103) + "}", `p.yaml:13: control.socket: the control socket "/` + strings.Repeat("s", 79) + `"... has a path of 104 octets, and a socket's may have 103: set control.socket to a shorter one, or off`},
+		{"control socket beside the state", "", "state: {path: /" + strings.Repeat("s", 90) + "}", `p.yaml:13: state.path: the control socket "/` + strings.Repeat("s", 79) + `"... has a path of 104 octets, and a socket's may have 103: set control.socket to a shorter one, or off`},
+		{"control group", "", "state: {path: /s}\ncontrol: {group: mail}", `p.yaml:14: control.group: needs control.socket, in a directory that the group can enter: state.path is for Postern's user alone`},
 		{"log format", "", "log: {format: xml}", `p.yaml:13: log.format: "xml" is not a log format; use text or json`},
 		{"log level", "", "log: {level: INFO}", `p.yaml:13: log.level: "INFO" is not a log level; use debug, error, info or warn`},
 		{"TLS version", "tls:\n", "tls:\n  min_version: 1.0\n", `p.yaml:7: tls.min_version: "1.0" is not a TLS version; use 1.2 or 1.3`},

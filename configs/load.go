@@ -18,16 +18,36 @@ import (
 // it names. It opens no socket. Mistakes in the file are returned as Errors,
 // all of them at once; a file that cannot be read is another error.
 func Load(path string) (*Config, error) {
-	data, err := readFile(path)
+	m, err := readAll(path)
 	if err != nil {
-		return nil, fmt.Errorf("read configuration: %w", err)
+		return nil, err
 	}
-	m := parse(path, data)
 	m.checkFiles()
 	if err := m.err(); err != nil {
 		return nil, err
 	}
 	return m.cfg, nil
+}
+
+// Read is Load for one who does not serve: the files that the configuration
+// names are not looked at, and need not be readable.
+func Read(path string) (*Config, error) {
+	m, err := readAll(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.err(); err != nil {
+		return nil, err
+	}
+	return m.cfg, nil
+}
+
+func readAll(path string) (*mistakes, error) {
+	data, err := readFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	return parse(path, data), nil
 }
 
 // Parse is Load for a text in memory: name stands for the path, and the files
