@@ -1,9 +1,10 @@
 // Package admin is the control socket: subcommands ask the running Postern
 // through it, because what it remembers belongs to one process.
 //
-// It is HTTP with JSON on a unix socket that only its owner can use: POST
-// /name, with the argument as the body. What fails is answered with a status
-// from 400 on and {"error": "..."}.
+// It is HTTP with JSON on a unix socket that only its owner, and maybe a group,
+// can use: POST /name, with the argument as the body. The answer is a sequence
+// of values, one a line. What fails at once is answered with a status from 400
+// on and {"error": "..."}; what fails later, with the trailer Error.
 package admin
 
 import (
@@ -14,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -25,13 +27,17 @@ import (
 )
 
 const (
-	// maxBody bounds a question and an answer, in octets.
+	// maxBody bounds a question, in octets.
 	maxBody = 64 << 20
 	// maxPath is what the kernel takes as the path of a socket, in octets.
 	maxPath     = 107
 	dialTimeout = 5 * time.Second
 	headerTime  = 10 * time.Second
+	bodyTime    = time.Minute // to send a question, and to take one value of the answer
 	closeTime   = 5 * time.Second
+
+	// trailer is the error of an answer that has begun.
+	trailer = "Error"
 )
 
 var (
@@ -43,43 +49,83 @@ var (
 
 // A Server answers questions. The zero value is ready.
 type Server struct {
+	Log *slog.Logger // what was asked; nil: nobody is told
+
 	mu       sync.RWMutex
 	handlers map[string]http.Handler
 }
 
-// Handle makes f the answer to questions with a name, such as "uidl/forget".
-// Its error is told as it is, so it must hold no secret.
+// Handle makes f the answer to questions with a name, such as "reload". Its
+// error is told as it is, so it must hold no secret.
 func Handle[In, Out any](s *Server, name string, f func(context.Context, In) (Out, error)) {
+	HandleEach(s, name, func(ctx context.Context, in In, each func(Out) error) error {
+		out, err := f(ctx, in)
+		if err != nil {
+			return err
+		}
+		return each(out)
+	})
+}
+
+// HandleEach is Handle for an answer of any number of values: f calls each for
+// them, which fails when who asked has left.
+func HandleEach[In, Out any](s *Server, name string, f func(ctx context.Context, in In, each func(Out) error) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.handlers == nil {
 		s.handlers = make(map[string]http.Handler)
 	}
 	s.handlers[name] = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		limits := http.NewResponseController(w)
+		_ = limits.SetReadDeadline(time.Now().Add(bodyTime))
 		var in In
 		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
 		d.DisallowUnknownFields()
 		if err := d.Decode(&in); err != nil {
-			answer(w, http.StatusBadRequest, failure{err.Error()})
+			refuse(w, http.StatusBadRequest, err.Error())
 			return
 		}
-		out, err := f(r.Context(), in)
-		if err != nil {
-			answer(w, http.StatusInternalServerError, failure{err.Error()})
-			return
+		_ = limits.SetReadDeadline(time.Time{}) // from here on it is for who asked to wait
+		values, begun := json.NewEncoder(w), false
+		err := f(r.Context(), in, func(out Out) error {
+			if !begun {
+				begun = true
+				w.Header().Set("Content-Type", "application/json")
+				w.Header().Set("Trailer", trailer)
+			}
+			_ = limits.SetWriteDeadline(time.Now().Add(bodyTime))
+			return values.Encode(out)
+		})
+		s.tell(name, err)
+		switch {
+		case err != nil && begun:
+			w.Header().Set(trailer, oneLine.Replace(err.Error()))
+		case err != nil:
+			refuse(w, http.StatusInternalServerError, err.Error())
 		}
-		answer(w, http.StatusOK, out)
 	})
 }
+
+func (s *Server) tell(name string, err error) {
+	switch {
+	case s.Log == nil:
+	case err != nil:
+		s.Log.Warn("control", "question", name, "err", err)
+	default:
+		s.Log.Info("control", "question", name)
+	}
+}
+
+var oneLine = strings.NewReplacer("\r", "", "\n", "; ")
 
 type failure struct {
 	Error string `json:"error"`
 }
 
-func answer(w http.ResponseWriter, status int, v any) {
+func refuse(w http.ResponseWriter, status int, text string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // who asked has left
+	_ = json.NewEncoder(w).Encode(failure{text}) // who asked has left
 }
 
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -89,9 +135,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.RUnlock()
 	switch {
 	case h == nil:
-		answer(w, http.StatusNotFound, failure{fmt.Sprintf("this Postern knows no %q", name)})
+		refuse(w, http.StatusNotFound, fmt.Sprintf("this Postern knows no %q", name))
 	case r.Method != http.MethodPost:
-		answer(w, http.StatusMethodNotAllowed, failure{"want POST"})
+		refuse(w, http.StatusMethodNotAllowed, "want POST")
 	default:
 		h.ServeHTTP(w, r)
 	}
@@ -100,7 +146,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // Serve answers on ln until ctx ends, and then closes it; answers that are
 // under way have a moment.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
-	server := &http.Server{Handler: s, ReadHeaderTimeout: headerTime, MaxHeaderBytes: 16 << 10}
+	log := s.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	server := &http.Server{
+		Handler: s, ReadHeaderTimeout: headerTime, IdleTimeout: headerTime, MaxHeaderBytes: 16 << 10,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelError),
+	}
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)
@@ -120,23 +173,24 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	return fmt.Errorf("control socket: %w", err)
 }
 
-// Listen makes the socket at path, for its owner alone. What a process left
-// behind that is no more is replaced.
-func Listen(path string) (net.Listener, error) {
-	ln, err := listen(path)
+// Listen makes the socket at path, for its owner and the group gid, or, if gid
+// is -1, for its owner alone. What a process left behind that is no more is
+// replaced. A directory that is not there is made for the same users.
+func Listen(path string, gid int) (net.Listener, error) {
+	ln, err := listen(path, gid)
 	if err != nil {
 		return nil, fmt.Errorf("control socket %s: %w", path, err)
 	}
 	return ln, nil
 }
 
-func listen(path string) (net.Listener, error) {
+func listen(path string, gid int) (net.Listener, error) {
 	// It gets its mode under another name: there is no moment when others can use it.
 	draft := path + ".new"
 	if len(draft) > maxPath {
 		return nil, fmt.Errorf("the path has %d octets, want at most %d", len(path), maxPath-len(".new"))
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := makeDir(filepath.Dir(path), gid); err != nil {
 		return nil, err
 	}
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
@@ -155,7 +209,7 @@ func listen(path string) (net.Listener, error) {
 	}
 	ln.SetUnlinkOnClose(false)
 	l := &listener{UnixListener: ln, path: path}
-	if err = os.Chmod(draft, 0o600); err == nil {
+	if err = admit(draft, gid, 0o600, 0o660); err == nil {
 		if l.info, err = os.Lstat(draft); err == nil {
 			err = os.Rename(draft, path)
 		}
@@ -166,6 +220,29 @@ func listen(path string) (net.Listener, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// makeDir makes the directory of a socket, if there is none.
+func makeDir(dir string, gid int) error {
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return admit(dir, gid, 0o700, 0o750)
+}
+
+// admit gives what is at path a mode: own for its owner alone, or shared for a
+// group as well.
+func admit(path string, gid int, own, shared fs.FileMode) error {
+	if gid == -1 {
+		return os.Chmod(path, own)
+	}
+	if err := os.Chown(path, -1, gid); err != nil {
+		return fmt.Errorf("%w: the user that runs Postern must be in the group", err)
+	}
+	return os.Chmod(path, shared)
 }
 
 // A listener removes its socket with itself, but not that of its successor.
@@ -188,6 +265,12 @@ func (l *listener) Close() error {
 
 // Call asks the Postern at path a question, and puts the answer into out.
 func Call(ctx context.Context, path, name string, in, out any) error {
+	return CallEach(ctx, path, name, in, func(v json.RawMessage) error { return json.Unmarshal(v, out) })
+}
+
+// CallEach is Call for an answer of any number of values: it calls each for
+// them until that returns an error.
+func CallEach[Out any](ctx context.Context, path, name string, in any, each func(Out) error) error {
 	body, err := json.Marshal(in)
 	if err != nil {
 		return fmt.Errorf("ask %s: %w", name, err)
@@ -209,26 +292,33 @@ func Call(ctx context.Context, path, name string, in, out any) error {
 		return fmt.Errorf("ask %s: %w", name, err)
 	}
 	defer func() { _ = response.Body.Close() }()
-	return read(name, response, out)
-}
-
-func read(name string, response *http.Response, out any) error {
-	b, err := io.ReadAll(io.LimitReader(response.Body, maxBody+1))
-	if err != nil {
-		return fmt.Errorf("ask %s: %w", name, err)
-	}
-	if len(b) > maxBody {
-		return fmt.Errorf("ask %s: the answer has more than %d octets", name, maxBody)
-	}
 	if response.StatusCode != http.StatusOK {
-		var f failure
-		if json.Unmarshal(b, &f) != nil || f.Error == "" {
-			f.Error = response.Status
-		}
-		return fmt.Errorf("%s: %s", name, f.Error)
+		return fmt.Errorf("%s: %s", name, told(response))
 	}
-	if err := json.Unmarshal(b, out); err != nil {
+	values := json.NewDecoder(response.Body)
+	for {
+		var v Out
+		if err = values.Decode(&v); err != nil {
+			break
+		}
+		if err := each(v); err != nil {
+			return err
+		}
+	}
+	if text := response.Trailer.Get(trailer); text != "" {
+		return fmt.Errorf("%s: %s", name, text)
+	}
+	if !errors.Is(err, io.EOF) {
 		return fmt.Errorf("ask %s: %w", name, err)
 	}
 	return nil
+}
+
+// told returns what the Postern says of its failure.
+func told(response *http.Response) string {
+	var f failure
+	if json.NewDecoder(io.LimitReader(response.Body, 64<<10)).Decode(&f) != nil || f.Error == "" {
+		return response.Status
+	}
+	return f.Error
 }

@@ -20,7 +20,7 @@ func running(t *testing.T) (path string, stop func()) {
 	var s Server
 	Handle(&s, "sum", func(_ context.Context, q question) (int, error) { return q.A + q.B, nil })
 	Handle(&s, "fail", func(context.Context, question) (int, error) { return 0, errors.New("disk on fire") })
-	ln, err := Listen(path)
+	ln, err := Listen(path, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestQuestionsAreAnswered(t *testing.T) {
 			t.Errorf("%s of %v gives %v, want %s", test.name, test.in, err, test.want)
 		}
 	}
-	if _, err := Listen(path); !errors.Is(err, ErrRunning) {
+	if _, err := Listen(path, -1); !errors.Is(err, ErrRunning) {
 		t.Errorf("a second one gives %v", err)
 	}
 	stop()
@@ -88,12 +88,12 @@ func TestSocketThatWasLeftBehind(t *testing.T) {
 	if err := Call(t.Context(), path, "x", nil, nil); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("a dead socket gives %v", err)
 	}
-	first, err := Listen(path)
+	first, err := Listen(path, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = os.Remove(path) // its successor has come
-	second, err := Listen(path)
+	second, err := Listen(path, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func TestPathsThatAreNoSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{file, filepath.Join(dir, strings.Repeat("x", 120))} {
-		if _, err := Listen(path); err == nil {
+		if _, err := Listen(path, -1); err == nil {
 			t.Errorf("%s is taken for a socket", path)
 		}
 	}
