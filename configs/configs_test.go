@@ -158,9 +158,11 @@ log: {format: json, level: debug}
 		Limits: Limits{MaxConnections: 5, NetworkConnections: 6},
 		Guard:  Guard{Network: Budget{1, 2 * time.Second}, Account: Budget{3, 4 * time.Second}},
 		POP3:   POP3{UIDL: "cyrus", UIDLOnLostState: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, Last: true},
-		State:  State{Path: "/var/lib/postern"}, Control: Control{Socket: "run/control.sock", Group: "mail"},
+		State:  State{Path: "/var/lib/postern"},
 		Log:    Log{Format: "json", Level: slog.LevelDebug},
 		file:   "p.yaml",
+
+		Control: Control{Socket: "run/control.sock", Group: "mail"},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("Parse =\n%+v, want\n%+v", got, want)
@@ -468,12 +470,12 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 	same.Listeners = same.Listeners[:len(cfg.Listeners)]
 	delete(same.Backends, "other")
 	delete(same.Backends, "farm")
-	if len(same.Routes) != 4 || len(same.Domains) != 1 || same.Policy.File == "" || same.Texts.Plaintext == "" || len(same.Accounts.Rewrite) != 1 {
+	if len(same.Routes) != 4 || len(same.Domains) != 1 || same.Policy.File == "" || same.Control.Group == "" || same.Texts.Plaintext == "" || len(same.Accounts.Rewrite) != 1 {
 		t.Errorf("without comment signs the example is\n%+v", same)
 	}
 	// These have no default that could be shown.
 	same.Routes, same.Domains, same.Policy, same.Texts = cfg.Routes, nil, cfg.Policy, cfg.Texts
-	same.Accounts.DefaultDomain, same.Accounts.Rewrite = "", nil
+	same.Accounts.DefaultDomain, same.Accounts.Rewrite, same.Control.Group = "", nil, ""
 	if !reflect.DeepEqual(cfg, same) {
 		t.Errorf("without comment signs the example is\n%+v, want\n%+v", same, cfg)
 	}
