@@ -1,0 +1,143 @@
+package page
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Measures of a chart, in units of its drawing.
+const (
+	chartWidth  = 960.0
+	chartHeight = 150.0
+	barGap      = 2.0
+)
+
+// A chart shows a day as stacked bars. Logins and refusals have one each: in
+// one, a hundred wrong passwords would be lost beside ten thousand logins.
+type chart struct {
+	Title, Label string
+	Max          string // at the top of the scale
+	Half         string
+	Empty        bool
+	Bars         []bar
+	Hours        []hour
+	Keys         []total
+}
+
+type bar struct {
+	Class      string
+	X, Y, W, H float64
+	Title      string
+}
+
+// An hour is a mark on the axis of time.
+type hour struct {
+	X, Percent float64 // in the drawing, and of its width
+	Text       string
+}
+
+func charts(slots []slot, now time.Time) []chart {
+	return []chart{
+		newChart("Logins", slots, now, accepted),
+		newChart("Refusals", slots, now, wrong, throttled, failed, forbidden),
+	}
+}
+
+func newChart(title string, slots []slot, now time.Time, of ...outcome) chart {
+	most, all := 0, 0
+	for _, s := range slots {
+		sum := 0
+		for _, o := range of {
+			sum += s[o]
+		}
+		most, all = max(most, sum), all+sum
+	}
+	top := nice(most)
+	c := chart{
+		Title: title, Max: count(top), Half: count(top / 2), Empty: all == 0,
+		Label: fmt.Sprintf("%s in the last 24 hours: %s, at most %s in 15 minutes", title, count(all), count(most)),
+	}
+	for _, o := range of {
+		c.Keys = append(c.Keys, total{Class: words[o].class, Name: words[o].name})
+	}
+	step := chartWidth / float64(len(slots))
+	first := now.Truncate(slotTime).Add(-time.Duration(len(slots)-1) * slotTime)
+	for i, s := range slots {
+		at := first.Add(time.Duration(i) * slotTime)
+		if at.Minute() == 0 && at.Hour()%6 == 0 && i < len(slots)*9/10 { // the last would be cut off
+			c.Hours = append(c.Hours, hour{float64(i) * step, 100 * float64(i) / float64(len(slots)), at.Format("15:04")})
+		}
+		y := chartHeight
+		for _, o := range of {
+			if s[o] == 0 {
+				continue
+			}
+			h := max(1, chartHeight*float64(s[o])/float64(top)) // one is seen beside a million
+			y -= h
+			c.Bars = append(c.Bars, bar{
+				Class: words[o].class, X: float64(i)*step + barGap/2, Y: max(0, y), W: step - barGap, H: h,
+				Title: fmt.Sprintf("%s: %s %s", at.Format("15:04"), count(s[o]), strings.ToLower(words[o].name)),
+			})
+		}
+	}
+	return c
+}
+
+// nice returns the next even number that is easy to read: 2, 4, 10, 20, 40, 100, ...
+func nice(n int) int {
+	for power := 1; power <= math.MaxInt/10; power *= 10 {
+		for _, digit := range []int{2, 4, 10} {
+			if top := digit * power; top >= n {
+				return top
+			}
+		}
+	}
+	return n
+}
+
+// count writes a number with a space at each thousand.
+func count(n int) string {
+	s := strconv.Itoa(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "\u202f" + s[i:]
+	}
+	return s
+}
+
+func percent(share float64) string {
+	switch {
+	case share > 0 && share < 0.001:
+		return "< 0.1 %"
+	case share < 1 && share > 0.999:
+		return "> 99.9 %"
+	}
+	return strconv.FormatFloat(share*100, 'f', 1, 64) + " %"
+}
+
+// since says how long ago t was.
+func since(now, t time.Time) string { return span(now.Sub(t)) }
+
+// left says how long it is to t.
+func left(now, t time.Time) string {
+	if d := t.Sub(now); d > 0 {
+		return "in " + span(d)
+	}
+	return "expired " + span(now.Sub(t)) + " ago"
+}
+
+// span writes a time as people say it: in days, hours or minutes.
+func span(d time.Duration) string {
+	const day = 24 * time.Hour
+	switch {
+	case d >= 2*day:
+		return fmt.Sprintf("%d days", int(d/day))
+	case d >= 2*time.Hour:
+		return fmt.Sprintf("%d hours", int(d/time.Hour))
+	case d >= 2*time.Minute:
+		return fmt.Sprintf("%d minutes", int(d/time.Minute))
+	}
+	return fmt.Sprintf("%d seconds", max(0, int(d/time.Second)))
+}

@@ -1,0 +1,212 @@
+package page
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"postern/proxy"
+)
+
+var noon = time.Date(2026, 11, 22, 12, 7, 0, 0, time.UTC)
+
+// clock is a time that a test turns.
+type clock struct{ now time.Time }
+
+func (c *clock) time() time.Time { return c.now }
+
+// busy returns the page of a hoster on an ordinary day that has an attack in
+// it, and more names than fit.
+func busy() *Page {
+	c := &clock{noon.Add(-24 * time.Hour)}
+	p := New(Config{
+		Hostname: "mail.example.org", Version: "1.0.0", Now: c.time, Protocols: []string{proxy.IMAP, proxy.POP3, proxy.Submission},
+		Sessions: func() map[string]int {
+			return map[string]int{proxy.IMAP: 18234, proxy.POP3: 412, proxy.Submission: 37}
+		},
+		Backends: func() []Backend {
+			return []Backend{
+				{Name: "main", Protocol: proxy.IMAP, Members: 3, Up: 2, Connections: 18646, LastError: "dial 10.0.0.7:993: connection refused"},
+				{Name: "main", Protocol: proxy.Submission, Members: 1, Up: 1, Connections: 37, IdentityRefused: true},
+				{Name: "old", Protocol: proxy.IMAP, Members: 1, Up: 0, Drained: 1},
+			}
+		},
+		Certificates: func() (all []Certificate) {
+			all = append(all, Certificate{"expired.example.org", "file", noon.AddDate(0, -3, 0), noon.Add(-26 * time.Hour)})
+			for i := range 5000 {
+				all = append(all, Certificate{fmt.Sprintf("mail.customer-%04d.example", i), "acme", noon.AddDate(0, -1, 0), noon.AddDate(0, 0, 3+i/80)})
+			}
+			return all
+		},
+		Guard: func() Guard {
+			return Guard{Learning: true, Remembered: 48213, FailingAccounts: 311, FailingNetworks: 1204, FailureRatio: 0.184, InFlight: 3, Waiting: 1}
+		},
+	})
+	for i := range slotsDay {
+		for range 400 + 300*(i%40) {
+			p.Observe(proxy.Attempt{})
+		}
+		for range i % 7 {
+			p.Observe(proxy.Attempt{Err: proxy.Refuse(proxy.Wrong, nil)})
+		}
+		if i > 60 && i < 66 {
+			for range 90 {
+				p.Observe(proxy.Attempt{Err: proxy.Refuse(proxy.Throttled, nil)})
+				p.Observe(proxy.Attempt{Err: proxy.Refuse(proxy.Unavailable, nil)})
+			}
+		}
+		p.Observe(proxy.Attempt{Err: proxy.Refuse(proxy.Plaintext, nil)})
+		c.now = c.now.Add(slotTime)
+	}
+	return p
+}
+
+// fresh returns the page of a Postern that has just started, and has nothing.
+func fresh() *Page {
+	c := &clock{noon}
+	return New(Config{
+		Hostname: "mail.example.org", Version: "1.0.0", Now: c.time, Protocols: []string{proxy.POP3},
+		NotReady: func() error { return errors.New("no backend is up") }, Sessions: func() map[string]int { return nil },
+		Certificates: func() []Certificate { return nil }, Backends: func() []Backend { return nil },
+	})
+}
+
+func body(t *testing.T, p *Page) (*http.Response, string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	p.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+	r := w.Result()
+	b, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, string(b)
+}
+
+// Criterion: The status page is one document without scripts and without anything from elsewhere, under a policy that allows neither.
+func TestPageNeedsNothingFromElsewhere(t *testing.T) {
+	for _, p := range []*Page{busy(), fresh()} {
+		r, html := body(t, p)
+		if got := r.Header.Get("Content-Security-Policy"); !strings.HasPrefix(got, "default-src 'none'; style-src 'sha256-") {
+			t.Errorf("policy %q", got)
+		}
+		if found := regexp.MustCompile(`(?i)<script|<img|<link|<iframe|style=| on[a-z]+=|url\(|https?:`).FindString(html); found != "" {
+			t.Errorf("the page has %q", found)
+		}
+	}
+}
+
+func TestPageOfABusyDay(t *testing.T) {
+	_, html := body(t, busy())
+	for _, want := range []string{
+		"18\u202f234", "2 of 3 up", "down", "takes Postern for the client", "expired 26 hours ago", "And 4\u202f989 that end later",
+		"18.4 %", "It is learning", "Serving", "Held back", "&lt; 0.1 %",
+	} {
+		if !strings.Contains(html, want) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
+}
+
+func TestPageOfAFreshStart(t *testing.T) {
+	_, html := body(t, fresh())
+	for _, want := range []string{"Not ready: no backend is up", "None yet.", "None is configured.", "None is loaded."} {
+		if !strings.Contains(html, want) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
+	if strings.Contains(html, "<rect") {
+		t.Error("there is a bar")
+	}
+}
+
+func TestADayIsForgottenAfterADay(t *testing.T) {
+	var d day
+	d.add(noon, wrong)
+	d.add(noon.Add(23*time.Hour+45*time.Minute), accepted)
+	slots := d.slots(noon.Add(23*time.Hour + 45*time.Minute))
+	if slots[0][wrong] != 1 || slots[slotsDay-1][accepted] != 1 {
+		t.Errorf("got %v at first and %v at last", slots[0], slots[slotsDay-1])
+	}
+	if slots = d.slots(noon.Add(24 * time.Hour)); slots[0][wrong] != 0 || slots[slotsDay-2][accepted] != 1 {
+		t.Errorf("a day later: %v at first, %v before the last", slots[0], slots[slotsDay-2])
+	}
+	d.add(noon.Add(-time.Hour), failed) // the clock was set back
+	if slots = d.slots(noon.Add(24 * time.Hour)); slots[slotsDay-1][failed] != 1 {
+		t.Errorf("set back: %v at last", slots[slotsDay-1])
+	}
+}
+
+func TestScaleIsEasyToRead(t *testing.T) {
+	for n, want := range map[int]int{0: 2, 2: 2, 3: 4, 5: 10, 11: 20, 399: 400, 401: 1000, math.MaxInt: math.MaxInt} {
+		if got := nice(n); got != want {
+			t.Errorf("nice(%d) = %d, want %d", n, got, want)
+		}
+	}
+}
+
+// Criterion: A real browser shows the status page, on a desk and on a phone, in the dark as well, without an error.
+func TestBrowserShowsThePage(t *testing.T) {
+	chromium, err := exec.LookPath("chromium")
+	if err != nil {
+		if os.Getenv("POSTERN_ALL") != "" {
+			t.Fatal(err)
+		}
+		t.Skip("chromium is not installed")
+	}
+	folder := os.Getenv("POSTERN_SCREENSHOTS") // to look at
+	if folder == "" {
+		folder = t.TempDir()
+	}
+	for name, p := range map[string]*Page{"busy": busy(), "fresh": fresh()} {
+		server := httptest.NewServer(p)
+		t.Cleanup(server.Close)
+		for _, look := range []struct {
+			name, size string
+			flags      []string
+		}{
+			{"desk", "1100,1500", nil},
+			{"phone", "500,1800", nil},
+			{"dark", "1100,1500", []string{"--blink-settings=preferredColorScheme=0"}},
+		} {
+			picture := filepath.Join(folder, name+"-"+look.name+".png")
+			out := browse(t, chromium, append(look.flags, "--window-size="+look.size, "--screenshot="+picture, server.URL)...)
+			if strings.Contains(out, "Refused to") || strings.Contains(out, "violates") {
+				t.Errorf("%s, %s: the browser says\n%s", name, look.name, out)
+			}
+			if info, err := os.Stat(picture); err != nil || info.Size() < 10_000 {
+				t.Errorf("%s, %s: %v, the picture is empty", name, look.name, err)
+			}
+		}
+		dom := browse(t, chromium, "--dump-dom", server.URL)
+		if !strings.Contains(dom, "Sessions now") {
+			t.Errorf("%s: the browser has\n%s", name, dom)
+		}
+	}
+}
+
+// browse runs a browser of its own, without a window, and returns what it says.
+func browse(t *testing.T, chromium string, flags ...string) string {
+	t.Helper()
+	home := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), chromium, append([]string{
+		"--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars",
+		"--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--v=0", "--user-data-dir=" + home,
+	}, flags...)...)
+	cmd.Env = append(os.Environ(), "HOME="+home)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("chromium: %v\n%s", err, out)
+	}
+	return string(out)
+}
