@@ -155,6 +155,7 @@ type Texts struct {
 	InUse       string `yaml:"in_use"`
 	ProtocolOff string `yaml:"protocol_off"`
 	Suspended   string `yaml:"suspended"`
+	Unusable    string `yaml:"unusable"`
 	Plaintext   string `yaml:"plaintext"`
 	TooMany     string `yaml:"too_many"`
 	MailboxFull string `yaml:"mailbox_full"`

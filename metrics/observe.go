@@ -88,7 +88,7 @@ func resultOf(err error) string {
 		return resultMalformed
 	case proxy.Unsupported:
 		return resultUnsupported
-	case proxy.ProtocolOff, proxy.Suspended:
+	case proxy.ProtocolOff, proxy.Suspended, proxy.Unusable:
 		return resultForbidden
 	case proxy.Plaintext:
 		return resultPlaintext

@@ -6,8 +6,8 @@ import "errors"
 // its words for each of them (package front), metrics and logs their label.
 type Reason uint8
 
-// The reasons. Wrong, Malformed, Unsupported, ProtocolOff, Suspended and
-// Plaintext are permanent: the client, or its user, must change something. All
+// The reasons. Wrong, Malformed, Unsupported, ProtocolOff, Suspended, Unusable
+// and Plaintext are permanent: the client, or its user, must change something. All
 // others are temporary, and a client that comes again with the same password
 // may succeed.
 const (
@@ -16,6 +16,7 @@ const (
 	Unsupported                    // no such mechanism
 	ProtocolOff                    // the account may not use this protocol
 	Suspended                      // the account may use nothing: expired, disabled
+	Unusable                       // the mailbox lacks what the configuration needs of it
 	Plaintext                      // no TLS: a password in the clear is never taken
 	Throttled                      // the guard: too many wrong passwords
 	TooMany                        // too many connections or sessions
@@ -31,7 +32,7 @@ const (
 
 var reasons = [...]string{
 	Wrong: "wrong", Malformed: "malformed", Unsupported: "unsupported", ProtocolOff: "protocol_off",
-	Suspended: "suspended", Maintenance: "maintenance", MailboxFull: "mailbox_full", Plaintext: "plaintext", Throttled: "throttled", TooMany: "too_many", Unavailable: "unavailable",
+	Suspended: "suspended", Unusable: "unusable", Maintenance: "maintenance", MailboxFull: "mailbox_full", Plaintext: "plaintext", Throttled: "throttled", TooMany: "too_many", Unavailable: "unavailable",
 	InUse: "in_use", TimedOut: "timed_out", ShuttingDown: "shutting_down", Kicked: "kicked", Internal: "internal",
 }
 
@@ -60,7 +61,7 @@ func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 // and come again after a temporary one.
 func (r Reason) Temporary() bool {
 	switch r {
-	case Wrong, Malformed, Unsupported, ProtocolOff, Suspended, Plaintext:
+	case Wrong, Malformed, Unsupported, ProtocolOff, Suspended, Unusable, Plaintext:
 		return false
 	}
 	return true

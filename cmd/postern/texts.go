@@ -35,6 +35,8 @@ func textOf(t configs.Texts, r proxy.Reason) string {
 		return t.ProtocolOff
 	case proxy.Suspended:
 		return t.Suspended
+	case proxy.Unusable:
+		return t.Unusable
 	case proxy.Plaintext:
 		return t.Plaintext
 	case proxy.TooMany:

@@ -30,6 +30,9 @@ func wordsOf(r proxy.Reason) words {
 		return words{"NO [AUTHORIZATIONFAILED]", "[AUTH]", "525 5.7.13", "This account may not use this service"}
 	case proxy.Suspended:
 		return words{"NO [CONTACTADMIN]", "[SYS/PERM]", "525 5.7.13", "This account is suspended: ask your provider"}
+	case proxy.Unusable:
+		// RFC 5530 section 3: CANNOT; RFC 3463: 5.3.5 is a matter of configuration.
+		return words{"NO [CANNOT]", "[SYS/PERM]", "554 5.3.5", "This mailbox cannot be used with this service: ask your provider"}
 	case proxy.Plaintext:
 		return words{"BAD", "", "554 5.7.0", "This port speaks TLS only: choose SSL/TLS in the settings of your mail program"}
 	case proxy.Throttled:
