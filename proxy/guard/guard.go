@@ -18,43 +18,6 @@ import (
 	"postern/proxy"
 )
 
-// A Rate is a budget: Burst at once, and one more after every Every.
-type Rate struct {
-	Burst int
-	Every time.Duration
-}
-
-// Config says how much a Guard allows. A zero field takes its value from
-// DefaultConfig.
-type Config struct {
-	Network Rate // wrong passwords from one network: an IPv4 address, an IPv6 /64
-	Account Rate // wrong passwords for one account, from anywhere
-
-	Connections           int // open at once, from anywhere
-	ConnectionsPerNetwork int
-
-	Trusted []netip.Prefix // webmail, monitoring: no limit per network; the account's stays
-
-	Delay   time.Duration    // from an attempt to its refusal, give or take a tenth
-	Wait    time.Duration    // for attempts under way, which may give their tokens back
-	Entries int              // networks and accounts that are remembered, together
-	Now     func() time.Time // nil: time.Now
-}
-
-// DefaultConfig returns the values used where a Config has zeros.
-func DefaultConfig() Config {
-	return Config{
-		Network:               Rate{Burst: 20, Every: 90 * time.Second},
-		Account:               Rate{Burst: 20, Every: 3 * time.Minute},
-		Connections:           10_000,
-		ConnectionsPerNetwork: 200,
-		Delay:                 2 * time.Second,
-		Wait:                  5 * time.Second,
-		Entries:               1 << 18,
-		Now:                   time.Now,
-	}
-}
-
 // Why a connection is not admitted and an attempt not made: for logs.
 var (
 	ErrConnections           = errors.New("too many connections")
@@ -80,7 +43,7 @@ type Guard struct {
 
 // New returns a Guard that allows what c says.
 func New(c Config) *Guard {
-	c = c.withDefaults()
+	c = c.withDefaults(DefaultConfig())
 	return &Guard{
 		config:   c,
 		begun:    c.Now(),
@@ -89,30 +52,6 @@ func New(c Config) *Guard {
 		accounts: newBuckets(c.Account, c.Entries/2),
 		permits:  sync.Pool{New: func() any { return new(permit) }},
 		from:     make(map[netip.Prefix]int),
-	}
-}
-
-func (c Config) withDefaults() Config {
-	d := DefaultConfig()
-	orDefault(&c.Network.Burst, d.Network.Burst)
-	orDefault(&c.Network.Every, d.Network.Every)
-	orDefault(&c.Account.Burst, d.Account.Burst)
-	orDefault(&c.Account.Every, d.Account.Every)
-	orDefault(&c.Connections, d.Connections)
-	orDefault(&c.ConnectionsPerNetwork, d.ConnectionsPerNetwork)
-	orDefault(&c.Delay, d.Delay)
-	orDefault(&c.Wait, d.Wait)
-	orDefault(&c.Entries, d.Entries)
-	if c.Now == nil {
-		c.Now = d.Now
-	}
-	return c
-}
-
-func orDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
 	}
 }
 
