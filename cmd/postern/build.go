@@ -14,6 +14,7 @@ import (
 	"postern/configs"
 	"postern/metrics"
 	"postern/proxy"
+	"postern/proxy/admin"
 	"postern/proxy/backend"
 	"postern/proxy/certs"
 	"postern/proxy/front"
@@ -38,6 +39,9 @@ type house struct {
 	doors      []door
 	metrics    *metrics.Metrics
 	watching   net.Listener // where the metrics are asked for; nil: nowhere
+	asking     net.Listener // where subcommands ask; nil: nowhere
+	gid        int          // of those who may; -1: only Postern's user and root
+	control    *admin.Server
 	background []func(context.Context)
 	pools      []*backend.Pool
 	pop3       popRules
@@ -69,6 +73,9 @@ func build(cfg *configs.Config, store *certs.Store, log *slog.Logger) (*house, e
 	if err := h.setPOP3(); err != nil {
 		return nil, err
 	}
+	if err := h.setControl(); err != nil {
+		return nil, err
+	}
 	b, err := h.newBackends()
 	if err != nil {
 		return nil, err
@@ -86,7 +93,7 @@ func build(cfg *configs.Config, store *certs.Store, log *slog.Logger) (*house, e
 	}
 	h.background = append(h.background,
 		func(ctx context.Context) { store.Watch(ctx, watchEvery, log) },
-		h.serveMetrics)
+		h.serveMetrics, h.serveControl)
 	return h, nil
 }
 
@@ -200,6 +207,7 @@ func (h *house) remember(m *memory) {
 	for _, b := range h.bridges {
 		b.Cache, b.Record = m.cache, m.record
 	}
+	h.control = h.newControl(m)
 }
 
 // notice writes what an operator should know of a maildrop.

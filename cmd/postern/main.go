@@ -35,13 +35,23 @@ only IMAP.`,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(demoCommand(), runCommand(), checkCommand(), versionCommand())
-	if err := root.ExecuteContext(ctx); err != nil {
+	root.AddCommand(demoCommand(), runCommand(), checkCommand(), uidlCommand(), versionCommand())
+	err := root.ExecuteContext(ctx)
+	if status, ok := errors.AsType[exitStatus](err); ok {
+		return int(status)
+	}
+	if err != nil {
 		complain(stderr, err)
 		return 1
 	}
 	return 0
 }
+
+// An exitStatus ends a command that has already said why.
+type exitStatus int
+
+// Error implements error.
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
 // complain says what is wrong, each thing on a line of its own; the mistakes of
 // a configuration in the form that editors understand.

@@ -38,7 +38,7 @@ func runCommand() *cobra.Command {
 		}
 		m, err := openMemory(cfg)
 		if err != nil {
-			return err
+			return configs.Errors{cfg.Errorf("state.path", "%v", err)}
 		}
 		defer func() { err = errors.Join(err, m.Close()) }()
 		h.remember(m)
@@ -124,14 +124,19 @@ func (h *house) open(ctx context.Context) (bindings []proxy.Binding, err error) 
 			mistakes = append(mistakes, h.cfg.Errorf("metrics.address", "%v", err))
 		}
 	}
+	if err := h.openControl(); err != nil {
+		mistakes = append(mistakes, h.cfg.Errorf("control.socket", "%v", err))
+	}
 	if mistakes == nil {
 		return bindings, nil
 	}
 	for _, b := range bindings {
 		_ = b.Close()
 	}
-	if h.watching != nil {
-		_ = h.watching.Close()
+	for _, ln := range []net.Listener{h.watching, h.asking} {
+		if ln != nil {
+			_ = ln.Close()
+		}
 	}
 	return nil, mistakes
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"postern/bridge"
@@ -12,9 +13,12 @@ import (
 
 // A memory is what outlives Postern. The zero value remembers nothing.
 type memory struct {
-	cache, record bridge.Store
-	close         func() error // nil: nothing is open
+	cache  bridge.Store
+	record bridge.Book
+	close  func() error // nil: nothing is open
 }
+
+const recordFile = "record.db"
 
 // openMemory opens what cfg.State says.
 func openMemory(cfg *configs.Config) (*memory, error) {
@@ -24,17 +28,29 @@ func openMemory(cfg *configs.Config) (*memory, error) {
 	}
 	cache, err := state.Open(filepath.Join(dir, "cache.db"), state.Options{Disposable: true})
 	if err != nil {
-		return nil, configs.Errors{cfg.Errorf("state.path", "%v", err)}
+		return nil, err
 	}
-	record, err := state.Open(filepath.Join(dir, "record.db"), state.Options{})
+	record, err := state.Open(filepath.Join(dir, recordFile), state.Options{})
 	if err != nil {
 		_ = cache.Close()
-		return nil, configs.Errors{cfg.Errorf("state.path", "%v", err)}
+		return nil, err
 	}
 	return &memory{
 		cache: cache.Bucket("listings"), record: record.Bucket("uidl"),
 		close: func() error { return errors.Join(cache.Close(), record.Close()) },
 	}, nil
+}
+
+// reopenMemory is openMemory for one who is not Postern itself. It makes no new
+// files, which would belong to another user than Postern's.
+func reopenMemory(cfg *configs.Config) (*memory, error) {
+	if cfg.State.Path == "" {
+		return nil, errors.New("no Postern can be asked, and state.path is not set: nothing is remembered")
+	}
+	if _, err := os.Stat(filepath.Join(cfg.State.Path, recordFile)); err != nil {
+		return nil, fmt.Errorf("no Postern is running, and none has left its state: %w", err)
+	}
+	return openMemory(cfg)
 }
 
 // Close closes what is open. Sessions that are left go on without it.

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"errors"
+	osuser "os/user"
+	"strconv"
+
+	"postern/configs"
+	"postern/proxy/admin"
+	"postern/proxy/state"
+)
+
+// A question is about what Postern remembers. The Postern that runs answers it
+// through the control socket; when none runs, the one who asks opens the files.
+type question[In, Out any] struct {
+	name   string
+	answer func(ctx context.Context, m *memory, in In, each func(Out) error) error
+}
+
+// ask calls each for every value of the answer.
+func (q question[In, Out]) ask(ctx context.Context, cfg *configs.Config, in In, each func(Out) error) error {
+	running := func() error {
+		if cfg.Control.Socket == "" {
+			return admin.ErrNotRunning // that can be asked
+		}
+		return admin.CallEach(ctx, cfg.Control.Socket, q.name, in, each)
+	}
+	err := running()
+	if !errors.Is(err, admin.ErrNotRunning) {
+		return err
+	}
+	m, err := reopenMemory(cfg)
+	if errors.Is(err, state.ErrInUse) {
+		if again := running(); !errors.Is(again, admin.ErrNotRunning) {
+			return again // it has started meanwhile
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(q.answer(ctx, m, in, each), m.Close())
+}
+
+// one is ask for an answer of one value.
+func (q question[In, Out]) one(ctx context.Context, cfg *configs.Config, in In) (out Out, err error) {
+	err = q.ask(ctx, cfg, in, func(v Out) error { out = v; return nil })
+	return out, err
+}
+
+// answered makes s answer q of m.
+func (q question[In, Out]) answered(s *admin.Server, m *memory) {
+	admin.HandleEach(s, q.name, func(ctx context.Context, in In, each func(Out) error) error {
+		return q.answer(ctx, m, in, each)
+	})
+}
+
+// newControl returns what answers the questions of subcommands.
+func (h *house) newControl(m *memory) *admin.Server {
+	s := &admin.Server{Log: h.log}
+	forgetUIDLs.answered(s, m)
+	exportUIDLs.answered(s, m)
+	importUIDLs.answered(s, m)
+	return s
+}
+
+// setControl finds out who may ask.
+func (h *house) setControl() error {
+	h.gid = -1
+	name := h.cfg.Control.Group
+	if name == "" {
+		return nil
+	}
+	group, err := osuser.LookupGroup(name)
+	if err == nil {
+		h.gid, err = strconv.Atoi(group.Gid)
+	}
+	if err != nil {
+		return configs.Errors{h.cfg.Errorf("control.group", "%v", err)}
+	}
+	return nil
+}
+
+// openControl opens the control socket, if there is to be one.
+func (h *house) openControl() (err error) {
+	if path := h.cfg.Control.Socket; path != "" {
+		h.asking, err = admin.Listen(path, h.gid)
+	}
+	return err
+}
+
+// serveControl answers until ctx ends, which is after the last session.
+func (h *house) serveControl(ctx context.Context) {
+	if h.asking == nil {
+		return
+	}
+	if err := h.control.Serve(ctx, h.asking); err != nil {
+		h.log.Error("commands are not answered", "err", err)
+	}
+}

@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os/signal"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"postern/bridge"
+	"postern/bridge/uidl"
+	"postern/configs"
+	"postern/proxy"
+)
+
+const oldDialTimeout = 15 * time.Second // TLS included
+
+// noFormat is the exit status of detect when it has found none.
+const noFormat exitStatus = 2
+
+func detectCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "detect --old HOST[:PORT] --user USER",
+		Short: "Find out which unique ids the old POP3 server shows",
+		Long: `Ask the old POP3 server for the unique ids of a mailbox, and the server behind
+Postern for the same mailbox, and print which format turns one into the other.
+The user must have mail, and the same password on both. Nothing is changed.
+
+The password is read from --password-file, or typed, or else the first line of
+standard input. The old server's certificate is verified before the password
+goes there.
+
+The format is printed, with exit status 0, or none, with exit status 2. With any
+other status nothing is known.`,
+		Args: cobra.NoArgs,
+	}
+	path := configFlag(cmd)
+	var o oldServer
+	cmd.Flags().StringVar(&o.address, "old", "", "the old POP3 server, TLS from the first byte; `host:port`, the port is 995 if not given")
+	cmd.Flags().StringVar(&o.ca, "ca", "", "a PEM `file` with the CA of the old server's certificate; default: the system's")
+	cmd.Flags().StringVar(&o.name, "server-name", "", "the `name` in the old server's certificate; default: the host of --old")
+	cmd.Flags().BoolVar(&o.unverified, "insecure-skip-verify", false, "send the password to the old server whatever its certificate is")
+	user := cmd.Flags().String("user", "", "the `name` to log in with")
+	file := cmd.Flags().String("password-file", "", "a `file` whose first line is the password")
+	for _, name := range []string{"old", "user"} {
+		_ = cmd.MarkFlagRequired(name)
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
+		defer stop()
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		secret, err := readPassword(ctx, cmd, *file, *user)
+		if err != nil {
+			return err
+		}
+		defer secret.Clear()
+		d := detection{cfg: cfg, old: o, user: *user, secret: secret}
+		if err := d.compare(ctx); err != nil {
+			return err
+		}
+		return d.report(cmd.OutOrStdout(), cmd.ErrOrStderr())
+	}
+	return cmd
+}
+
+// An oldServer is a POP3 server that Postern is to replace.
+type oldServer struct {
+	address, ca, name string
+	unverified        bool
+}
+
+// uidls returns what the server shows.
+func (o oldServer) uidls(ctx context.Context, user string, secret *proxy.Secret) ([]string, error) {
+	address := o.address
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		address = net.JoinHostPort(address, "995")
+	}
+	roots, err := loadCA(o.ca)
+	if err != nil {
+		return nil, err
+	}
+	config := clientTLS(address, o.name, roots)
+	config.MinVersion = tls.VersionTLS10 // it is old, and its users talk to it so every day
+	config.InsecureSkipVerify = o.unverified
+	dialing, cancel := context.WithTimeout(ctx, oldDialTimeout)
+	defer cancel()
+	conn, err := (&tls.Dialer{Config: config}).DialContext(dialing, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	return bridge.ShownUIDLs(ctx, conn, user, secret)
+}
+
+// A detection compares what two servers show of a mailbox.
+type detection struct {
+	cfg    *configs.Config
+	old    oldServer
+	user   string
+	secret *proxy.Secret
+
+	shown      int // messages of the old server
+	guesses    []uidl.Guess
+	configured uidl.Format
+}
+
+func (d *detection) compare(ctx context.Context) error {
+	shown, err := d.old.uidls(ctx, d.user, d.secret)
+	if err != nil {
+		return fmt.Errorf("old server %s: %w", d.old.address, err)
+	}
+	if d.shown = len(shown); d.shown == 0 {
+		return fmt.Errorf("old server %s: the mailbox is empty; take a user with mail", d.old.address)
+	}
+	uids, validity, err := d.behind(ctx)
+	if err != nil {
+		return err
+	}
+	if len(uids) == 0 {
+		return errors.New("the mailbox behind Postern is empty: move its mail first, or take another user")
+	}
+	d.guesses = uidl.Detect(shown, uids, validity, d.configured)
+	return nil
+}
+
+// behind asks the server behind Postern that the user's logins go to.
+func (d *detection) behind(ctx context.Context) ([]uint32, uint32, error) {
+	h := &house{cfg: d.cfg, log: slog.New(slog.DiscardHandler), observer: proxy.Observers{}}
+	if err := h.setPOP3(); err != nil {
+		return nil, 0, err
+	}
+	d.configured = h.pop3.uidl
+	b, err := h.newBackends()
+	if err != nil {
+		return nil, 0, err
+	}
+	r, err := h.newRouting()
+	if err != nil {
+		return nil, 0, err
+	}
+	login := &proxy.Login{Mechanism: "PLAIN", User: d.user, Secret: d.secret}
+	login.Client.Protocol = proxy.POP3
+	if login.Account, err = r.accounts.Account(d.user); err != nil {
+		return nil, 0, fmt.Errorf("--user: %w", err)
+	}
+	name, err := r.rules.Route(ctx, login)
+	if err != nil {
+		return nil, 0, err
+	}
+	if b.imap[name] == nil {
+		return nil, 0, fmt.Errorf("backend %s of %s has no imap server", name, login.Account)
+	}
+	return h.newBridge(name, b.imap[name]).UIDs(ctx, login)
+}
+
+// report prints the format to out, and for people what it means to more.
+func (d *detection) report(out, more io.Writer) error {
+	if len(d.guesses) == 0 {
+		_, _ = fmt.Fprintf(more, "None of %d unique ids is what a format computes. docs/uidl.md says what can be done.\n", d.shown)
+		_, _ = fmt.Fprintln(out, "none")
+		return noFormat
+	}
+	best := d.guesses[0]
+	name := best.Name
+	if best.Matched*10 < d.shown*9 { // mail that came or went between does not count for so much
+		_, _ = fmt.Fprintf(more, "%s fits best, but for only %d of %d messages: the servers do not count them alike. docs/uidl.md says what can be done.\n",
+			name, best.Matched, d.shown)
+		_, _ = fmt.Fprintln(out, "none")
+		return noFormat
+	}
+	_, _ = fmt.Fprintln(out, name)
+	_, _ = fmt.Fprintf(more, "%d of %d messages have these unique ids. ", best.Matched, d.shown)
+	for _, g := range d.guesses[1:] {
+		if g.Matched == best.Matched {
+			_, _ = fmt.Fprintf(more, "%s fits as well: ask again with a user who has more mail. ", g.Name)
+		}
+	}
+	if best.Format.String() == d.configured.String() && d.cfg.Stands("pop3.uidl") {
+		_, _ = fmt.Fprintln(more, "pop3.uidl says so already.")
+		return nil
+	}
+	if !slices.Contains(uidl.Names(), name) {
+		name = strconv.Quote(name)
+	}
+	_, _ = fmt.Fprintf(more, "Write into the configuration:\n\n  pop3: {uidl: %s}\n", name)
+	return nil
+}

@@ -1,0 +1,288 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+
+	"github.com/spf13/cobra"
+
+	"postern/bridge"
+	"postern/configs"
+)
+
+func uidlCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "uidl",
+		Short: "The unique ids by which POP3 clients know what they have fetched",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(detectCommand(), forgetCommand(), exportCommand(), importCommand())
+	return cmd
+}
+
+// A selection is some accounts. The zero value is all.
+type selection struct {
+	Account string `json:"account,omitempty"`
+	Domain  string `json:"domain,omitempty"`
+}
+
+// selectionFlags adds flags to cmd. What they select is known when it runs.
+func selectionFlags(cmd *cobra.Command) func(args []string) selection {
+	domain := cmd.Flags().String("domain", "", "all accounts of this `domain`")
+	cmd.Flags().Bool("all", false, "all accounts")
+	return func(args []string) selection {
+		return selection{strings.Join(args, ""), strings.TrimPrefix(*domain, "@")}
+	}
+}
+
+// oneSelection wants an account, or --domain, or --all.
+func oneSelection(cmd *cobra.Command, args []string) error {
+	n := len(args)
+	for _, name := range []string{"domain", "all"} {
+		if cmd.Flags().Changed(name) {
+			n++
+		}
+	}
+	if n != 1 {
+		return errors.New("want an account, or --domain, or --all")
+	}
+	return nil
+}
+
+func (s selection) has(account string) bool {
+	switch {
+	case s.Account != "":
+		return account == s.Account
+	case s.Domain != "":
+		at := strings.LastIndexByte(account, '@')
+		return at >= 0 && strings.EqualFold(account[at+1:], s.Domain)
+	}
+	return true
+}
+
+func (s selection) String() string {
+	switch {
+	case s.Account != "":
+		return s.Account
+	case s.Domain != "":
+		return "all accounts of " + s.Domain
+	}
+	return "all accounts"
+}
+
+var forgetUIDLs = question[selection, int]{"uidl/forget", func(ctx context.Context, m *memory, s selection, each func(int) error) error {
+	if m.record == nil {
+		return errNoRecord
+	}
+	n, err := bridge.Forget(ctx, m.record, s.has)
+	if err != nil {
+		return err
+	}
+	return each(n)
+}}
+
+var exportUIDLs = question[selection, bridge.Recorded]{"uidl/export", func(ctx context.Context, m *memory, s selection, each func(bridge.Recorded) error) error {
+	if m.record == nil {
+		return errNoRecord
+	}
+	return bridge.Export(ctx, m.record, func(r bridge.Recorded) error {
+		if !s.has(r.Account) {
+			return nil
+		}
+		return each(r)
+	})
+}}
+
+var importUIDLs = question[[]bridge.Recorded, int]{"uidl/import", func(ctx context.Context, m *memory, all []bridge.Recorded, each func(int) error) error {
+	if m.record == nil {
+		return errNoRecord
+	}
+	errs := make([]error, len(all))
+	var wg sync.WaitGroup
+	for i, r := range all {
+		wg.Go(func() { errs[i] = bridge.Import(ctx, m.record, r) }) // together, they share one flush of the disk
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return each(len(all))
+}}
+
+var errNoRecord = errors.New("state.path is not set: no unique ids are recorded")
+
+func forgetCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "forget ACCOUNT | --domain DOMAIN | --all",
+		Short: "Forget which unique ids were shown, so that the present format computes all",
+		Long: `Forget which unique ids were shown to the POP3 clients of an account, named as
+in the log and in an export. From the next login on they are what pop3.uidl says.
+Clients that leave mail on the server download all of it again if that differs.
+Sessions that are open go on with the old ones.`,
+		Args: oneSelection,
+	}
+	path, selected := configFlag(cmd), selectionFlags(cmd)
+	yes := cmd.Flags().Bool("yes", false, "do not ask")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		s := selected(args)
+		if !*yes {
+			if err := confirm(cmd, fmt.Sprintf(
+				"The unique ids of %s will be forgotten. Clients may then download all mail again.", s)); err != nil {
+				return err
+			}
+		}
+		n, err := forgetUIDLs.one(cmd.Context(), cfg, s)
+		if err == nil && n == 0 {
+			err = fmt.Errorf("there is no record of %s", s)
+		}
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "forgotten: %d\n", n)
+		return err
+	}
+	return cmd
+}
+
+// confirm returns an error unless the operator says yes.
+func confirm(cmd *cobra.Command, consequence string) error {
+	_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s\nType yes to go on: ", consequence)
+	answer, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 1<<10)).ReadString('\n')
+	if strings.TrimSpace(answer) == "yes" {
+		return nil
+	}
+	if err != nil {
+		_, _ = fmt.Fprintln(cmd.ErrOrStderr())
+	}
+	return errors.New("nothing was done: the answer was not yes (scripts say --yes)")
+}
+
+func exportCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "export [ACCOUNT | --domain DOMAIN | --all]",
+		Short: "Write the record of unique ids, an account a line, as JSON",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 && cmd.Flags().NFlag() == 0 {
+				return nil
+			}
+			return oneSelection(cmd, args)
+		},
+	}
+	path, selected := configFlag(cmd), selectionFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		out := bufio.NewWriter(cmd.OutOrStdout())
+		lines, n, s := json.NewEncoder(out), 0, selected(args)
+		err = exportUIDLs.ask(cmd.Context(), cfg, s, func(r bridge.Recorded) error {
+			n++
+			return lines.Encode(r)
+		})
+		if err == nil && n == 0 && s != (selection{}) {
+			err = fmt.Errorf("there is no record of %s", s)
+		}
+		return errors.Join(err, out.Flush())
+	}
+	return cmd
+}
+
+func importCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "import",
+		Short: "Read what export has written, from standard input, in place of what is recorded",
+		Long: `Read from standard input what export has written, or somebody else in the same
+form, and make it the record of the accounts in it, whatever was there. Other
+accounts stay as they are. All lines are checked before the first one counts.`,
+		Args: cobra.NoArgs,
+	}
+	path := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		batches, err := readRecords(cmd.InOrStdin())
+		if err != nil {
+			return err
+		}
+		total := 0
+		for _, batch := range batches {
+			n, err := importUIDLs.one(cmd.Context(), cfg, batch)
+			if err != nil {
+				return fmt.Errorf("after %d accounts: %w", total, err)
+			}
+			total += n
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "imported: %d\n", total)
+		return err
+	}
+	return cmd
+}
+
+const (
+	maxLine  = 32 << 20 // octets of an account: about 500,000 unique ids
+	maxBatch = 4 << 20  // octets after which a question is long enough
+	mostOfIt = 500      // accounts in it
+)
+
+// readRecords reads an export and checks it. It comes in parts that can be
+// asked at once.
+func readRecords(in io.Reader) (batches [][]bridge.Recorded, err error) {
+	lines := bufio.NewScanner(in)
+	lines.Buffer(nil, maxLine)
+	seen := make(map[string]bool)
+	var batch []bridge.Recorded
+	size := 0
+	for n := 1; lines.Scan(); n++ {
+		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
+			continue
+		}
+		r, err := readRecord(lines.Bytes())
+		if err == nil && seen[r.Account] {
+			err = fmt.Errorf("%s was there already", r.Account)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("line %d, nothing was imported: %w", n, err)
+		}
+		seen[r.Account] = true
+		if len(batch) == mostOfIt || size > maxBatch {
+			batches, batch, size = append(batches, batch), nil, 0
+		}
+		batch, size = append(batch, r), size+len(lines.Bytes())
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("nothing was imported: %w", err)
+	}
+	if len(seen) == 0 {
+		return nil, errors.New("there is nothing to import")
+	}
+	return append(batches, batch), nil
+}
+
+func readRecord(line []byte) (r bridge.Recorded, err error) {
+	d := json.NewDecoder(bytes.NewReader(line))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&r); err != nil {
+		return r, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return r, errors.New("more than one value")
+	}
+	if r.Account == "" || r.Record == nil {
+		return r, errors.New("no account or no record")
+	}
+	return r, r.Record.Check()
+}
