@@ -106,6 +106,7 @@ func checkPath(path string) error {
 
 func open(path string) (db *bbolt.DB, err error) {
 	defer damage(&err)
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file that was cut off
 	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
 		Timeout:         lockTimeout,
 		FreelistType:    bbolt.FreelistMapType,
@@ -180,6 +181,11 @@ func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
 // returns. An error of change leaves all as it is and is returned; change may
 // be called more than once.
 func (b *Bucket) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) (err error) {
+	return b.UpdateAll(ctx, []string{key}, func(_ string, old []byte) ([]byte, error) { return change(old) })
+}
+
+// UpdateAll is Update of many keys, each of them once: of all or of none.
+func (b *Bucket) UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) (err error) {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
@@ -189,14 +195,18 @@ func (b *Bucket) Update(ctx context.Context, key string, change func(old []byte)
 		if err != nil {
 			return err
 		}
-		value, err := change(in.Get([]byte(key)))
-		if err != nil {
-			return err
+		for _, key := range keys {
+			value, err := change(key, in.Get([]byte(key)))
+			if err == nil && value == nil {
+				err = in.Delete([]byte(key))
+			} else if err == nil {
+				err = in.Put([]byte(key), value)
+			}
+			if err != nil {
+				return err
+			}
 		}
-		if value == nil {
-			return in.Delete([]byte(key))
-		}
-		return in.Put([]byte(key), value)
+		return nil
 	})
 }
 

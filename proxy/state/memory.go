@@ -28,21 +28,32 @@ func (m *Memory) Put(ctx context.Context, key string, value []byte) error {
 
 // Update replaces the value of key by what change makes of it, as that of a
 // Bucket does.
-func (m *Memory) Update(_ context.Context, key string, change func(old []byte) ([]byte, error)) error {
+func (m *Memory) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error {
+	return m.UpdateAll(ctx, []string{key}, func(_ string, old []byte) ([]byte, error) { return change(old) })
+}
+
+// UpdateAll is Update of many keys, each of them once: of all or of none.
+func (m *Memory) UpdateAll(_ context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	value, err := change(m.values[key])
-	if err != nil {
-		return err
-	}
-	if value == nil {
-		delete(m.values, key)
-		return nil
+	changed := make(map[string][]byte, len(keys))
+	for _, key := range keys {
+		value, err := change(key, m.values[key])
+		if err != nil {
+			return err
+		}
+		changed[key] = slices.Clone(value)
 	}
 	if m.values == nil {
 		m.values = make(map[string][]byte)
 	}
-	m.values[key] = slices.Clone(value)
+	for key, value := range changed {
+		if value == nil {
+			delete(m.values, key)
+		} else {
+			m.values[key] = value
+		}
+	}
 	return nil
 }
 

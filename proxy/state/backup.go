@@ -1,0 +1,122 @@
+package state
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+
+	"go.etcd.io/bbolt"
+)
+
+// WriteTo writes the whole file as it is at one moment. Others go on writing
+// meanwhile. What is written is a file that Open takes.
+func (b *Bolt) WriteTo(w io.Writer) (n int64, err error) {
+	defer damage(&err)
+	err = b.db.View(func(tx *bbolt.Tx) error {
+		n, err = tx.WriteTo(w)
+		return err
+	})
+	if err != nil {
+		return n, fmt.Errorf("copy state %s: %w", b.path, err)
+	}
+	return n, nil
+}
+
+// Check reads every value of the file, in its order. An error wraps ErrDamaged.
+// Others go on writing meanwhile, into a file that grows until it is done.
+//
+// bbolt's own check is of no use here: it runs in a goroutine of its own, and a
+// page that is not what it should be ends the process.
+func (b *Bolt) Check(ctx context.Context) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("state %s: %w", b.path, err)
+		}
+	}()
+	defer damage(&err)
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	return b.db.View(func(tx *bbolt.Tx) error {
+		return tx.ForEach(func(name []byte, in *bbolt.Bucket) error { return walk(ctx, name, in) })
+	})
+}
+
+// walk touches all of a bucket.
+func walk(ctx context.Context, name []byte, in *bbolt.Bucket) error {
+	var last, sum []byte
+	cursor := in.Cursor()
+	for k, v := cursor.First(); k != nil; k, v = cursor.Next() {
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case last != nil && bytes.Compare(last, k) >= 0:
+			return fmt.Errorf("%w: bucket %q is out of order", ErrDamaged, name)
+		case len(v) > maxValue:
+			return fmt.Errorf("%w: a value of %d octets in bucket %q", ErrDamaged, len(v), name)
+		}
+		last, sum = append(last[:0], k...), append(sum[:0], v...)
+	}
+	return nil
+}
+
+// Restore puts what WriteTo has written into the place of the file at path,
+// which nobody may have open. What is no whole state is refused before it
+// touches anything; what was there is renamed, with ".before-restore" at its
+// end.
+func Restore(ctx context.Context, path string, from io.Reader) error {
+	fresh := path + ".restore"
+	if err := restore(ctx, path, fresh, from); err != nil {
+		_ = os.Remove(fresh)
+		return fmt.Errorf("restore state %s: %w", path, err)
+	}
+	return nil
+}
+
+func restore(ctx context.Context, path, fresh string, from io.Reader) error {
+	old, err := Open(path, Options{}) // that nobody has it; and the rules for its directory
+	if err != nil && !errors.Is(err, ErrDamaged) {
+		return err
+	}
+	if err == nil {
+		defer func() { _ = old.Close() }() // last: until then it is ours
+	}
+	if err := copyTo(fresh, from); err != nil {
+		return err
+	}
+	b, err := Open(fresh, Options{})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(b.Check(ctx), b.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(path, path+".before-restore"); err != nil {
+		return err
+	}
+	if err := os.Rename(fresh, path); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+func copyTo(path string, from io.Reader) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, from)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// syncFolder makes renames last.
+func syncFolder(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

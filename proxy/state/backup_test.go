@@ -1,0 +1,135 @@
+package state
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// filled returns an open file with some values.
+func filled(t *testing.T, path string) *Bolt {
+	t.Helper()
+	b := opened(t, path, Options{})
+	keys := make([]string, 500)
+	for i := range keys {
+		keys[i] = fmt.Sprint("key-", i)
+	}
+	err := b.Bucket("uidl").UpdateAll(t.Context(), keys, func(key string, _ []byte) ([]byte, error) {
+		return []byte(strings.Repeat(key, 50)), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// Criterion: A copy of the state, taken while it is used, can be put back, and holds what it held.
+func TestStateIsCopiedInUseAndPutBack(t *testing.T) {
+	path := temporary(t)
+	b := filled(t, path)
+	var saved bytes.Buffer
+	if _, err := b.WriteTo(&saved); err != nil {
+		t.Fatal(err)
+	}
+	if err := Restore(t.Context(), path, bytes.NewReader(saved.Bytes())); !errors.Is(err, ErrInUse) {
+		t.Fatalf("restored a file in use: %v", err)
+	}
+	if err := b.Bucket("uidl").Put(t.Context(), "key-7", []byte("later")); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	if err := Restore(t.Context(), path, &saved); err != nil {
+		t.Fatal(err)
+	}
+	b = opened(t, path, Options{})
+	if got, err := b.Bucket("uidl").Get(t.Context(), "key-7"); err != nil || string(got) != strings.Repeat("key-7", 50) {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if err := b.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	before := opened(t, path+".before-restore", Options{})
+	if got, _ := before.Bucket("uidl").Get(t.Context(), "key-7"); string(got) != "later" {
+		t.Errorf("what was there before has %q", got)
+	}
+}
+
+func TestWhatIsNoStateIsNotPutBack(t *testing.T) {
+	path := temporary(t)
+	b := filled(t, path)
+	var saved bytes.Buffer
+	if _, err := b.WriteTo(&saved); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, from := range map[string][]byte{
+		"text": []byte("no state at all"), "cut off": saved.Bytes()[:saved.Len()/2],
+	} {
+		if err := Restore(t.Context(), path, bytes.NewReader(from)); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Stat(path + ".restore"); err == nil {
+			t.Errorf("%s: the draft is left behind", name)
+		}
+	}
+	b = opened(t, path, Options{})
+	if got, err := b.Bucket("uidl").Get(t.Context(), "key-7"); err != nil || got == nil {
+		t.Errorf("afterwards: %q, %v", got, err)
+	}
+}
+
+func TestCheckFindsADamagedPage(t *testing.T) {
+	path := temporary(t)
+	b := filled(t, path)
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at := 4 * os.Getpagesize(); at+16 < len(content); at += os.Getpagesize() {
+		copy(content[at:], make([]byte, 16)) // the page's header
+	}
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, err = Open(path, Options{})
+	if err == nil {
+		err = b.Check(t.Context())
+		_ = b.Close()
+	}
+	if !errors.Is(err, ErrDamaged) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestUpdateOfManyIsOfAllOrOfNone(t *testing.T) {
+	no := errors.New("no")
+	for name, s := range map[string]interface {
+		UpdateAll(ctx context.Context, keys []string, change func(string, []byte) ([]byte, error)) error
+		Get(ctx context.Context, key string) ([]byte, error)
+	}{"bolt": opened(t, temporary(t), Options{}).Bucket("x"), "memory": new(Memory)} {
+		err := s.UpdateAll(t.Context(), []string{"a", "b"}, func(key string, _ []byte) ([]byte, error) {
+			if key == "b" {
+				return nil, no
+			}
+			return []byte("1"), nil
+		})
+		if !errors.Is(err, no) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got, _ := s.Get(t.Context(), "a"); got != nil {
+			t.Errorf("%s: a is %q", name, got)
+		}
+	}
+}
