@@ -145,7 +145,8 @@ func (s *session) first(ctx context.Context, i int, items, name string) (*row, e
 }
 
 // ready returns the row of a message when of its section with that name the
-// first octets are there: all of a small one.
+// first octets are there: all of a small one. Dovecot gives empty sections of a
+// message that has vanished: errEmpty.
 func (s *session) ready(ctx context.Context, i int, items, name string) (*row, error) {
 	in := s.inbox
 	defer context.AfterFunc(ctx, in.abort)()
@@ -168,6 +169,9 @@ func (s *session) ready(ctx context.Context, i int, items, name string) (*row, e
 	}
 	if _, err := r.section.peek(want); err != nil {
 		return nil, in.explain(ctx, err)
+	}
+	if r.section.size == 0 && !s.drop.messages[i].empty() {
+		return nil, errEmpty
 	}
 	return r, nil
 }

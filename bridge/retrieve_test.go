@@ -230,6 +230,14 @@ func TestVanishedMessage(t *testing.T) {
 		C: T1 UID SEARCH UID 13
 		S: * SEARCH
 		S: T1 OK x
+		C: F5 UID FETCH 13 (UID BODY.PEEK[HEADER] BODY.PEEK[TEXT]<0.2048>)
+		S: * 2 FETCH (UID 13 BODY[HEADER] {0}
+		S:  BODY[TEXT]<0> {0}
+		S: )
+		S: F5 NO [EXPUNGEISSUED] x
+		C: T1 UID SEARCH UID 13
+		S: * SEARCH
+		S: T1 OK x
 		C: T1 UID STORE 12 +FLAGS.SILENT (\\Seen)
 		C: T2 UID STORE 11 +FLAGS.SILENT (\\Deleted)
 		C: T3 UID EXPUNGE 11
@@ -249,6 +257,8 @@ func TestVanishedMessage(t *testing.T) {
 		S: abc
 		S: .
 		C: RETR 3
+		S: -ERR Message 3 is no longer in the maildrop
+		C: TOP 3 2
 		S: -ERR Message 3 is no longer in the maildrop
 		C: STAT
 		S: +OK 3 205
