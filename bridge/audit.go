@@ -1,27 +1,25 @@
 package bridge
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+
+	"postern/proxy"
+)
 
 // Dovecot has such a hash in its logout line, and it has found many a change of
-// UIDLs that nobody meant.
+// UIDLs that nobody meant. It does not depend on the order.
 
-// A UIDLs is what the log of a session says of the UIDLs that it showed. The
-// hashes do not depend on the order.
-type UIDLs struct {
-	Last   uint64 // of the maildrop at the end of the last session; 0: not known
-	Before uint64 // when this one began
-	After  uint64 // when it ended: without what it has deleted
-}
-
-// UIDLs returns what was shown. It is complete after Run.
-func (s *session) UIDLs() UIDLs {
-	showed := s.showed
+// showed returns the hashes of the UIDLs that the session began with and, once
+// it is over, of those that it has left.
+func (s *session) showed() (before, after uint64) {
+	before = s.drop.shown - s.sum(s.drop.aside)
+	after = before
 	for i := range s.drop.messages {
 		if m := &s.drop.messages[i]; s.totals.Deleted > 0 && m.marks&deleted != 0 {
-			showed.After -= hash(s.uniqueID(nil, m))
+			after -= hash(s.uniqueID(nil, m))
 		}
 	}
-	return showed
+	return before, after
 }
 
 // sum hashes the unique-ids of messages.
@@ -53,7 +51,6 @@ func hash(b []byte) uint64 {
 // hand, or has lost it.
 func (s *session) audit(known snapshot, before []message, continues bool) {
 	s.drop.shown = s.sum(s.drop.messages)
-	s.showed = UIDLs{Last: known.shown, Before: s.drop.shown, After: s.drop.shown}
 	if !continues || known.shown == 0 {
 		return
 	}
@@ -62,6 +59,6 @@ func (s *session) audit(known snapshot, before []message, continues bool) {
 		was = s.sum(before)
 	}
 	if was != known.shown {
-		s.notice(NoticeChanged, len(known.messages), nil)
+		s.notice(proxy.NoticeChanged, len(known.messages), nil)
 	}
 }

@@ -35,7 +35,9 @@ package bridge
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -67,12 +69,12 @@ type Backend struct {
 	Timeout  time.Duration  // how long the server may be silent within a command; 0: a minute
 	Observer proxy.Observer // nil: nobody
 
-	Cache  Store        // what makes listings cheap; it may be lost. nil: nothing is remembered
-	Record Store        // what UIDLs were shown; it must not be lost. nil: all are computed
-	Lock   Policy       // what comes of a second session for a maildrop
-	Locks  *Locks       // shared by backends of the same accounts; nil: this one's own
-	Queue  *Queue       // shared by backends of the same server; nil: this one's own
-	Notice func(Notice) // what an operator should know; nil: nobody is told
+	Cache  Store       // what makes listings cheap; it may be lost. nil: nothing is remembered
+	Record Store       // what UIDLs were shown; it must not be lost. nil: all are computed
+	Lock   Policy      // what comes of a second session for a maildrop
+	Locks  *Locks      // shared by backends of the same accounts; nil: this one's own
+	Queue  *Queue      // shared by backends of the same server; nil: this one's own
+	Delay  *LoginDelay // between two sessions of an account; nil: none
 
 	// Recompute says what comes of an account whose record cannot be read: new
 	// UIDLs, with which clients download all again; else the login is refused
@@ -84,6 +86,7 @@ type Backend struct {
 	StableBodies bool     // the server gives the same octets of a message always, also by their offset
 	Estimates    bool     // RFC822.SIZE of the server is a guess, not worth a look at the ends of messages
 	ExpireNever  bool     // CAPA says so, RFC 2449 section 6.7: nothing is ever deleted unasked
+	UTF8         bool     // RFC 6856: messages with headers in UTF-8 are for clients that have said UTF8
 	Anonymous    bool     // CAPA has no IMPLEMENTATION
 	Last         bool     // LAST is answered, which RFC 1725 has abolished
 
@@ -103,11 +106,31 @@ func (b *Backend) Login(ctx context.Context, l *proxy.Login) (proxy.Session, err
 	return &session{backend: b, client: l.Client, login: l, inbox: b.inbox(conn, capabilities)}, nil
 }
 
+// Capabilities returns the lines of CAPA that are the operator's choice, the
+// same before and after login.
+func (b *Backend) Capabilities() []string {
+	var lines []string
+	if b.ExpireNever {
+		lines = append(lines, "EXPIRE NEVER")
+	}
+	if b.Delay != nil {
+		lines = append(lines, fmt.Sprintf("LOGIN-DELAY %d", int64(math.Ceil(b.Delay.Every.Seconds()))))
+	}
+	if b.UTF8 {
+		lines = append(lines, "UTF8")
+	}
+	if !b.Anonymous {
+		lines = append(lines, "IMPLEMENTATION Postern")
+	}
+	return lines
+}
+
 // inbox returns the INBOX of a connection that is logged in.
 func (b *Backend) inbox(conn net.Conn, capabilities string) *inbox {
 	in := newInbox(conn, capabilities, b.timeout())
 	in.budget = &b.ahead
 	in.hides = b.Delete == Hide || !in.uidPlus
+	in.utf8 = in.utf8 && b.UTF8 || in.utf8Only
 	return in
 }
 

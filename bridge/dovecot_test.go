@@ -169,11 +169,8 @@ func (p *pop3) lines(command string) []string {
 // Criterion: with Dovecot behind, UIDLs are the same after new mail, removals and another UIDVALIDITY, and an unchanged mailbox is not listed again.
 func TestUIDLsWithDovecot(t *testing.T) {
 	d := proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: map[string]string{"alice": "secret"}})
-	var notices []Notice
-	b := &Backend{
-		Dial: dialIMAP(d.IMAP), Cache: &memory{}, Record: &memory{},
-		Notice: func(n Notice) { notices = append(notices, n) },
-	}
+	b := &Backend{Dial: dialIMAP(d.IMAP), Cache: &memory{}, Record: &memory{}}
+	var notices []proxy.MaildropNoticed
 	ids := make(map[string]string) // by Subject
 	poll := func(source string, subjects ...string) {
 		t.Helper()
@@ -186,6 +183,7 @@ func TestUIDLsWithDovecot(t *testing.T) {
 		}
 		_ = c.line("QUIT")
 		_ = r.wait(t)
+		notices = append(notices, of[proxy.MaildropNoticed](r.events)...)
 		if got := of[proxy.MaildropOpened](r.events)[0].Source; got != source {
 			t.Errorf("listed from %s, want %s", got, source)
 		}
@@ -222,7 +220,7 @@ func TestUIDLsWithDovecot(t *testing.T) {
 	d.Start(t)
 	b.Dial = dialIMAP(d.IMAP)
 	poll("full", "one", "five", "eleven", "nineteen")
-	if len(notices) != 1 || notices[0].Kind != NoticeRenumbered || notices[0].Count != 0 {
+	if len(notices) != 1 || notices[0].Kind != proxy.NoticeRenumbered || notices[0].Messages != 0 {
 		t.Errorf("notices %v, want one of another UIDVALIDITY", notices)
 	}
 	poll("cache", "one", "five", "eleven", "nineteen")

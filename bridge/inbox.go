@@ -43,6 +43,9 @@ type inbox struct {
 	uidPlus    bool // RFC 4315: UID EXPUNGE
 	move       bool // RFC 6851
 	specialUse bool // RFC 6154
+	utf8       bool // RFC 6855: ENABLE UTF8=ACCEPT comes before SELECT
+	utf8Only   bool // without it nothing can be had
+	enabled    bool // it was OK
 
 	hides  bool        // SELECT asks for messages with the keyword hidden
 	hidden imap.UIDSet // those
@@ -70,6 +73,7 @@ func newInbox(conn net.Conn, capabilities string, timeout time.Duration) *inbox 
 		}
 	}
 	in.uidPlus, in.move, in.specialUse = has("UIDPLUS"), has("MOVE"), has("SPECIAL-USE")
+	in.utf8, in.utf8Only = has("UTF8=ACCEPT"), has("UTF8=ONLY")
 	return in
 }
 
@@ -82,7 +86,11 @@ func (in *inbox) begin(ctx context.Context) (end func()) {
 			in.abort()
 		}
 		in.link.before = nil // imapclient reads in a goroutine of its own
-		in.hatch = newHatch(in.link, "* PREAUTH [CAPABILITY "+in.capabilities+"] ready\r\n")
+		greeting := "* PREAUTH [CAPABILITY " + in.capabilities + "] ready\r\n"
+		if in.enabled {
+			greeting += "* ENABLED UTF8=ACCEPT\r\n" // how it writes the names of mailboxes depends on it
+		}
+		in.hatch = newHatch(in.link, greeting)
 		in.client = imapclient.New(in.hatch, nil)
 	}
 	return func() { stop() }
@@ -157,10 +165,18 @@ func (in *inbox) selectInbox(ctx context.Context) (*imap.SelectData, error) {
 
 // selected is selectInbox between a begin and its end.
 func (in *inbox) selected(ctx context.Context) (*imap.SelectData, error) {
+	var enable *imapclient.EnableCommand
+	if in.utf8 {
+		enable = in.client.Enable(imap.CapUTF8Accept)
+	}
 	selected := in.client.Select("INBOX", nil)
 	var search *imapclient.SearchCommand
 	if in.hides {
 		search = in.client.UIDSearch(&imap.SearchCriteria{Flag: []imap.Flag{hidden}}, nil)
+	}
+	if enable != nil {
+		_, err := enable.Wait()
+		in.enabled = err == nil // else SELECT tells what matters
 	}
 	data, err := selected.Wait()
 	if search != nil {

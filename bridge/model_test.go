@@ -237,7 +237,12 @@ func (m *model) take() (commands []string, octets int64) {
 func poll(t testing.TB, b *Backend) (source string, listed []mail) {
 	t.Helper()
 	events := &recorder{}
-	b.Observer = events
+	if told := b.Observer; told != nil {
+		defer func() { b.Observer = told }()
+		b.Observer = proxy.Observers{events, told}
+	} else {
+		b.Observer = events
+	}
 	opened, err := b.Login(t.Context(), &proxy.Login{Account: "alice"})
 	if err != nil {
 		t.Fatal(err)
@@ -436,14 +441,14 @@ func TestServerThatContradictsItself(t *testing.T) {
 	m := newModel("")
 	m.deliver(5)
 	m.unreadable = map[uint32]bool{3: true}
-	var notices []Notice
-	b := &Backend{Dial: m.dial(t), Cache: &memory{}, Notice: func(n Notice) { notices = append(notices, n) }}
+	var told notices
+	b := &Backend{Dial: m.dial(t), Cache: &memory{}, Observer: &told}
 	_, listed := poll(t, b)
 	if want := []mail{{1, 11}, {2, 21}, {4, 41}, {5, 51}}; !slices.Equal(listed, want) {
 		t.Errorf("listed %v, want %v", listed, want)
 	}
-	if len(notices) != 1 || notices[0].Kind != NoticeNotProven || notices[0].Account != "alice" {
-		t.Errorf("notices %v, want one that the listing is not proven", notices)
+	if len(told) != 1 || told[0].Kind != proxy.NoticeNotProven || told[0].Account != "alice" {
+		t.Errorf("notices %v, want one that the listing is not proven", told)
 	}
 	m.take()
 	// By count alone this looks as remembered: one more was left out, one less is there.
@@ -463,15 +468,15 @@ func TestCacheThatFailsCostsOnlyTime(t *testing.T) {
 	m := newModel("")
 	m.deliver(5)
 	cache := &memory{err: fmt.Errorf("disk on fire")}
-	var notices []Notice
-	b := &Backend{Dial: m.dial(t), Cache: cache, Notice: func(n Notice) { notices = append(notices, n) }}
+	var told notices
+	b := &Backend{Dial: m.dial(t), Cache: cache, Observer: &told}
 	for range 2 {
 		if _, listed := poll(t, b); !slices.Equal(listed, m.mails) {
 			t.Errorf("listed %v, want %v", listed, m.mails)
 		}
 	}
-	if len(notices) != 4 { // read and write, twice
-		t.Errorf("notices %v", notices)
+	if len(told) != 4 { // read and write, twice
+		t.Errorf("notices %v", told)
 	}
 }
 

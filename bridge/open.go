@@ -71,7 +71,7 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	}
 	listed, ok := l.snapshot(true)
 	if !listed.proven {
-		s.notice(NoticeNotProven, len(listed.messages), nil)
+		s.notice(proxy.NoticeNotProven, len(listed.messages), nil)
 	}
 	if err := s.identify(ctx, known, v, &listed, asked); err != nil {
 		return "", err

@@ -16,6 +16,7 @@ import (
 	"github.com/emersion/go-imap/v2"
 
 	"postern/bridge/uidl"
+	"postern/proxy"
 )
 
 const (
@@ -95,7 +96,7 @@ func (s *session) prints(ctx context.Context) []uidl.Print {
 		prints, err = decodePrints(value)
 	}
 	if err != nil {
-		s.notice(NoticeCache, 0, err)
+		s.notice(proxy.NoticeCache, 0, err)
 	}
 	return prints
 }
@@ -107,7 +108,7 @@ func (s *session) keepPrints(ctx context.Context, prints []uidl.Print) {
 	slices.SortStableFunc(prints, comparePrints)
 	prints = slices.CompactFunc(prints, func(a, b uidl.Print) bool { return a.UID == b.UID })
 	if err := s.backend.Cache.Put(context.WithoutCancel(ctx), printsKey(s.login.Account), encodePrints(prints)); err != nil {
-		s.notice(NoticeCache, len(prints), err)
+		s.notice(proxy.NoticeCache, len(prints), err)
 	}
 }
 

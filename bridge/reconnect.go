@@ -22,10 +22,29 @@ func (s *session) reconnect(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	cause := s.inbox.lost()
 	s.inbox.discard()
 	if s.renumbered {
 		return fmt.Errorf("%w: %w", proxy.ErrBackendClosed, errRenumbered)
 	}
+	err := s.connect(ctx)
+	result := proxy.ReconnectOK
+	switch {
+	case ctx.Err() != nil:
+		return err
+	case errors.Is(err, errRenumbered):
+		result = proxy.ReconnectRenumbered
+	case err != nil:
+		result = proxy.ReconnectFailed
+	}
+	s.backend.observe(proxy.Reconnected{
+		Client: s.client, Account: s.login.Account, Backend: s.backend.Name, Cause: cause, Result: result, Err: err,
+	})
+	return err
+}
+
+// connect is reconnect once the old connection is closed.
+func (s *session) connect(ctx context.Context) error {
 	conn, capabilities, err := s.backend.Dial(ctx, s.login)
 	if ctx.Err() != nil {
 		if err == nil {
@@ -55,6 +74,17 @@ func (s *session) reconnect(ctx context.Context) error {
 	in.rest()
 	s.inbox, s.ahead = in, ahead{}
 	return nil
+}
+
+// lost names how the connection was lost.
+func (in *inbox) lost() string {
+	switch {
+	case in.link.responses.bye.Load() != nil:
+		return proxy.LostBye
+	case in.link.stalled() != nil:
+		return proxy.LostSilent
+	}
+	return proxy.LostClosed
 }
 
 // moved reports whether the server has given new UIDs to the messages.

@@ -21,29 +21,8 @@ type Store interface {
 	Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error
 }
 
-// The values of Notice.Kind.
-const (
-	NoticeCache      = "cache_failed"  // what was remembered could not be read or written: it only costs time
-	NoticeNotProven  = "not_proven"    // the server contradicted itself about a listing
-	NoticeRecord     = "record_failed" // the record of UIDLs could not be read or written: the login was refused for now
-	NoticeRecomputed = "recomputed"    // the record of UIDLs could not be read and was begun anew, as configured
-	NoticeChanged    = "uidls_changed" // of the Count messages of the last session, some have another UIDL now
-	NoticeRenumbered = "renumbered"    // UIDVALIDITY has changed; Count messages were not found again
-)
-
-// A Notice is what an operator should know about a session.
-type Notice struct {
-	Client  proxy.Client
-	Account string
-	Kind    string // Notice...
-	Count   int    // messages it is about
-	Err     error
-}
-
 func (s *session) notice(kind string, count int, err error) {
-	if s.backend.Notice != nil {
-		s.backend.Notice(Notice{Client: s.client, Account: s.login.Account, Kind: kind, Count: count, Err: err})
-	}
+	s.backend.observe(proxy.MaildropNoticed{Client: s.client, Account: s.login.Account, Kind: kind, Messages: count, Err: err})
 }
 
 // inboxOf is at the end of the keys of an account in every store.
@@ -60,13 +39,13 @@ func (s *session) remembered(ctx context.Context) snapshot {
 	value, err := s.backend.Cache.Get(ctx, key(s.login.Account))
 	if err != nil || value == nil {
 		if err != nil {
-			s.notice(NoticeCache, 0, err)
+			s.notice(proxy.NoticeCache, 0, err)
 		}
 		return snapshot{}
 	}
 	known, err := decodeSnapshot(value)
 	if err != nil {
-		s.notice(NoticeCache, 0, err)
+		s.notice(proxy.NoticeCache, 0, err)
 	}
 	s.found = head(value)
 	return known
@@ -98,7 +77,7 @@ func (s *session) keep(ctx context.Context, known snapshot) {
 	case err == nil:
 		s.found = head(value)
 	case !errors.Is(err, errOvertaken):
-		s.notice(NoticeCache, len(known.messages), err)
+		s.notice(proxy.NoticeCache, len(known.messages), err)
 	}
 }
 
@@ -117,7 +96,7 @@ func (s *session) identify(ctx context.Context, known snapshot, v view, listed *
 		}
 	}
 	if err != nil {
-		s.notice(NoticeRecord, len(listed.messages), err)
+		s.notice(proxy.NoticeRecord, len(listed.messages), err)
 	}
 	return err
 }
@@ -175,7 +154,7 @@ func (s *session) decodeRecord(stored []byte) (*uidl.Record, error) {
 	}
 	record, err := uidl.Decode(stored)
 	if err != nil && s.backend.Recompute {
-		s.notice(NoticeRecomputed, 0, err)
+		s.notice(proxy.NoticeRecomputed, 0, err)
 		return nil, nil //nolint:nilnil // as above
 	}
 	return record, err
@@ -212,7 +191,7 @@ func (s *session) renumber(ctx context.Context, old *uidl.Record, v view, listed
 			listed.messages[i].marks &^= printed | headed
 		}
 	}
-	s.notice(NoticeRenumbered, len(listed.messages)-len(kept), nil)
+	s.notice(proxy.NoticeRenumbered, len(listed.messages)-len(kept), nil)
 	return old.Renumber(v.uidValidity, s.backend.UIDL, kept), nil
 }
 

@@ -54,10 +54,18 @@ func shown(t testing.TB, b *Backend) map[uint32]string {
 }
 
 // bases returns a Backend of m that remembers all, and what it tells.
-func (m *model) bases(t testing.TB) (b *Backend, cache, record *memory, notices *[]Notice) {
-	cache, record, notices = &memory{}, &memory{}, new([]Notice)
-	b = &Backend{Dial: m.dial(t), Cache: cache, Record: record, Notice: func(n Notice) { *notices = append(*notices, n) }}
-	return b, cache, record, notices
+func (m *model) bases(t testing.TB) (b *Backend, cache, record *memory, told *notices) {
+	cache, record, told = &memory{}, &memory{}, &notices{}
+	return &Backend{Dial: m.dial(t), Cache: cache, Record: record, Observer: told}, cache, record, told
+}
+
+// notices are what was told of maildrops, in order.
+type notices []proxy.MaildropNoticed
+
+func (n *notices) Observe(e proxy.Event) {
+	if e, ok := e.(proxy.MaildropNoticed); ok {
+		*n = append(*n, e)
+	}
 }
 
 func format(t testing.TB, s string) uidl.Format {
@@ -97,7 +105,7 @@ func TestUIDLsSurviveUIDVALIDITY(t *testing.T) {
 	if after[21] != "0000001500000063" || after[22] != "0000001600000063" {
 		t.Errorf("the new ones are %s and %s", after[21], after[22])
 	}
-	if len(*notices) != 1 || (*notices)[0].Kind != NoticeRenumbered || (*notices)[0].Count != 2 {
+	if len(*notices) != 1 || (*notices)[0].Kind != proxy.NoticeRenumbered || (*notices)[0].Messages != 2 {
 		t.Errorf("notices %v, want two that were not found again", *notices)
 	}
 	m.take()
@@ -119,7 +127,7 @@ func TestWithoutFingerprintsUIDLsAreNew(t *testing.T) {
 	if got := shown(t, b); got[1] != "0000000100000063" {
 		t.Errorf("UIDLs %v", got)
 	}
-	if len(*notices) != 1 || (*notices)[0].Count != 3 {
+	if len(*notices) != 1 || (*notices)[0].Messages != 3 {
 		t.Errorf("notices %v, want three that were not found again", *notices)
 	}
 }
@@ -172,7 +180,7 @@ func TestRecordThatCannotBeRead(t *testing.T) {
 		if ids, err := show(t, b); proxy.ReasonOf(err) != proxy.Unavailable || !errors.Is(err, uidl.ErrDamaged) {
 			t.Errorf("%s: %v, %v, want a temporary refusal", name, ids, err)
 		}
-		if len(*notices) != 1 || (*notices)[0].Kind != NoticeRecord {
+		if len(*notices) != 1 || (*notices)[0].Kind != proxy.NoticeRecord {
 			t.Errorf("%s: notices %v", name, *notices)
 		}
 		record.values[key("alice")] = whole
@@ -342,22 +350,21 @@ func TestUIDLsAreAudited(t *testing.T) {
 	m := newModel("")
 	m.deliver(3)
 	b, _, record, notices := m.bases(t)
-	poll := func() UIDLs {
+	poll := func() proxy.Totals {
 		session, err := show1(t, b)
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = session.Close()
-		return session.UIDLs()
+		return session.Totals()
 	}
 	first, second := poll(), poll()
-	if first.Last != 0 || first.Before == 0 || first.After != first.Before || second.Last != first.Before || second.Before != first.Before {
+	if first.UIDLsBefore == 0 || first.UIDLsAfter != first.UIDLsBefore || second != first {
 		t.Errorf("two sessions of the same: %x, %x", first, second)
 	}
 	m.deliver(1)
 	m.expunge(0)
-	third := poll()
-	if third.Last != second.Before || third.Before == third.Last || len(*notices) > 0 {
+	if third := poll(); third.UIDLsBefore == second.UIDLsAfter || len(*notices) > 0 {
 		t.Errorf("with other messages: %x, notices %v", third, *notices)
 	}
 	session, err := show1(t, b)
@@ -365,18 +372,18 @@ func TestUIDLsAreAudited(t *testing.T) {
 		t.Fatal(err)
 	}
 	session.drop.delete(&session.drop.messages[0])
-	if now := session.UIDLs(); now.After != now.Before {
+	if now := session.Totals(); now.UIDLsAfter != now.UIDLsBefore {
 		t.Error("what is only marked has gone")
 	}
 	session.totals.Deleted = 1
-	if now := session.UIDLs(); now.After != now.Before-hash([]byte("0000000200000007")) {
+	if now := session.Totals(); now.UIDLsAfter != now.UIDLsBefore-hash([]byte("0000000200000007")) {
 		t.Errorf("after a removal: %x", now)
 	}
 	_ = session.Close()
 	b.UIDL = format(t, "cyrus")
 	record.values = nil // an operator has forgotten them
 	poll()
-	if len(*notices) != 1 || (*notices)[0].Kind != NoticeChanged || (*notices)[0].Count != 3 {
+	if len(*notices) != 1 || (*notices)[0].Kind != proxy.NoticeChanged || (*notices)[0].Messages != 3 {
 		t.Errorf("notices %v, want one of a change", *notices)
 	}
 }
@@ -414,7 +421,7 @@ func TestHeadersFindMessagesAgain(t *testing.T) {
 			t.Errorf("%d was %s and is, as %d, %s", uid+1, before[uid+1], uid+11, after[uid+11])
 		}
 	}
-	if len(*notices) != 1 || (*notices)[0].Count != 2 {
+	if len(*notices) != 1 || (*notices)[0].Messages != 2 {
 		t.Errorf("notices %v, want two that were not found again", *notices)
 	}
 	prints, err := decodePrints(cache.values[printsKey("alice")])

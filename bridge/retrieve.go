@@ -37,12 +37,9 @@ func (s *session) retr(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	octets, err := s.send(ctx, n, m)
-	if err != nil {
+	if err := s.send(ctx, "RETR", n, m); err != nil {
 		return err
 	}
-	s.backend.observe(proxy.MessageSent{Command: "RETR", Octets: octets, Mismatched: octets != m.size})
-	s.drop.measured(m, octets)
 	s.last = max(s.last, n)
 	if m.marks&retrieved == 0 {
 		m.marks |= retrieved
@@ -51,26 +48,34 @@ func (s *session) retr(ctx context.Context, args []string) error {
 	return nil
 }
 
-// send answers with a whole message and returns its octets.
-func (s *session) send(ctx context.Context, n int, m *message) (int64, error) {
+// send answers a command with a whole message.
+func (s *session) send(ctx context.Context, command string, n int, m *message) error {
 	r, err := s.first(ctx, n-1, itemsWhole, "BODY[]")
 	if err == nil && r.section.size == 0 && !m.empty() {
 		err = errEmpty
 	}
+	if err == nil {
+		err = s.admissible(ctx, r.section)
+	}
 	if err != nil {
-		return 0, s.cannot(ctx, n, m, err)
+		return s.cannot(ctx, n, m, err)
 	}
 	s.ok(octets(m, r.section))
 	d := wire.NewDotWriter(s.out)
 	w := s.watch(m, d)
 	if err := s.body(ctx, n-1, w, r); err != nil {
-		return 0, fmt.Errorf("message %d: %w", n, err)
+		return fmt.Errorf("message %d: %w", n, err)
 	}
+	given := d.Octets()
 	if err := d.Close(); err != nil {
-		return 0, lost(err)
+		return lost(err)
 	}
 	s.watched(m, w)
-	return d.Octets(), nil
+	s.backend.observe(proxy.MessageSent{
+		Command: command, Octets: d.Octets(), Mismatched: d.Octets() != m.size, Completed: d.Octets() != given,
+	})
+	s.drop.measured(m, d.Octets())
+	return nil
 }
 
 // body copies a message to w. If the server is lost meanwhile, it goes on with
@@ -123,18 +128,16 @@ func (s *session) top(ctx context.Context, args []string) error {
 		return err
 	}
 	if lines >= allLines || lines > m.size/2 {
-		octets, err := s.send(ctx, n, m)
-		if err == nil {
-			s.backend.observe(proxy.MessageSent{Command: "TOP", Octets: octets})
-			s.drop.measured(m, octets)
-		}
-		return err
+		return s.send(ctx, "TOP", n, m)
 	}
 	chunk, items := firstChunk(lines), itemsHeader
 	if lines > 0 {
 		items += " " + textItem(0, chunk)
 	}
 	r, err := s.first(ctx, n-1, items, "BODY[HEADER]")
+	if err == nil {
+		err = s.admissible(ctx, r.section)
+	}
 	if err != nil {
 		return s.cannot(ctx, n, m, err)
 	}
@@ -244,6 +247,8 @@ func (s *session) cannot(ctx context.Context, n int, m *message, err error) *no 
 	switch {
 	case ctx.Err() != nil:
 		return s.ended(ctx)
+	case errors.Is(err, errInternational):
+		return &no{text: fmt.Sprintf("[UTF8] Message %d has a header in UTF-8, which your mail program does not ask for", n)}
 	case errors.Is(err, errVanished):
 		return &no{text: fmt.Sprintf("Message %d is no longer in the maildrop", n)}
 	case errors.Is(err, errRenumbered):

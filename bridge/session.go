@@ -31,9 +31,8 @@ type session struct {
 	login      *proxy.Login // to reconnect
 	inbox      *inbox
 	drop       *maildrop
-	found      header       // of the snapshot in the cache
-	ids        *uidl.Record // nil: all are computed
-	showed     UIDLs
+	found      header            // of the snapshot in the cache
+	ids        *uidl.Record      // nil: all are computed
 	headers    map[uint32]uint64 // prints of those that went by, by UID
 	lock       *lock             // nil: nobody is kept out
 	quitted    bool
@@ -60,6 +59,16 @@ func (n *no) Error() string { return n.text }
 
 // Open lists the maildrop.
 func (s *session) Open(ctx context.Context) (welcome string, err error) {
+	done, err := s.backend.Delay.enter(s.login.Account)
+	if err != nil {
+		return "", err
+	}
+	welcome, err = s.open(ctx)
+	done(err == nil)
+	return welcome, err
+}
+
+func (s *session) open(ctx context.Context) (welcome string, err error) {
 	begun := time.Now()
 	source, err := s.list(ctx)
 	if ctx.Err() != nil {
@@ -83,7 +92,11 @@ func (s *session) Open(ctx context.Context) (welcome string, err error) {
 func (s *session) Backend() string { return s.backend.Name }
 
 // Totals implements proxy.Reporter.
-func (s *session) Totals() proxy.Totals { return s.totals }
+func (s *session) Totals() proxy.Totals {
+	t := s.totals
+	t.UIDLsBefore, t.UIDLsAfter = s.showed()
+	return t
+}
 
 // Close says goodbye to the server, and forgets the secret.
 func (s *session) Close() error {
@@ -273,6 +286,10 @@ func (s *session) do(ctx context.Context, keyword string, args []string) error {
 		}
 	case "QUIT":
 		return s.without(args, func() error { return s.quit(ctx) })
+	case "UTF8":
+		if s.backend.UTF8 {
+			return &no{text: "UTF8 comes before login", bad: true}
+		}
 	case "USER", "PASS", "APOP", "AUTH", "STLS":
 		return &no{text: "You are already logged in", bad: true}
 	}
@@ -309,11 +326,8 @@ func (s *session) rset() error {
 func (s *session) capa() error {
 	s.ok("Capability list follows")
 	_, _ = s.out.WriteString("TOP\r\nUIDL\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\nPIPELINING\r\n")
-	if s.backend.ExpireNever {
-		_, _ = s.out.WriteString("EXPIRE NEVER\r\n")
-	}
-	if !s.backend.Anonymous {
-		_, _ = s.out.WriteString("IMPLEMENTATION Postern\r\n")
+	for _, line := range s.backend.Capabilities() {
+		_, _ = s.out.WriteString(line + "\r\n")
 	}
 	_, _ = s.out.WriteString(".\r\n")
 	return nil

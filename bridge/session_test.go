@@ -134,7 +134,12 @@ func TestSessionOfAllCommands(t *testing.T) {
 		t.Errorf("Run = %v", err)
 	}
 	reporter := r.session.(proxy.Reporter)
-	if got, want := reporter.Totals(), (proxy.Totals{Retrieved: 3, Deleted: 1}); got != want {
+	want := proxy.Totals{
+		Retrieved: 3, Deleted: 1,
+		UIDLsBefore: hash([]byte("0000000100000007")) + hash([]byte("0000000200000007")) + hash([]byte("0000000300000007")),
+		UIDLsAfter:  hash([]byte("0000000200000007")) + hash([]byte("0000000300000007")),
+	}
+	if got := reporter.Totals(); got != want {
 		t.Errorf("Totals() = %+v, want %+v", got, want)
 	}
 	if got := reporter.Backend(); got != "main" {
@@ -153,7 +158,8 @@ func TestSessionOfAllCommands(t *testing.T) {
 		t.Errorf("MaildropOpened: %+v", opened)
 	}
 	sent := of[proxy.MessageSent](r.events)
-	if len(sent) != 6 || sent[0].Octets != 35 || sent[0].Mismatched || sent[1].Mismatched || sent[3].Command != "TOP" {
+	if len(sent) != 6 || sent[0].Octets != 35 || sent[0].Mismatched || sent[1].Mismatched || sent[3].Command != "TOP" ||
+		sent[0].Completed || !sent[1].Completed || !sent[5].Completed {
 		t.Errorf("MessageSent: %+v", sent)
 	}
 }

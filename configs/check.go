@@ -32,6 +32,12 @@ func (m *mistakes) check() {
 	m.checkBudget("guard.network", c.Guard.Network)
 	m.checkBudget("guard.account", c.Guard.Account)
 	m.checkWord("pop3.uidl_on_lost_state", c.POP3.UIDLOnLostState, "a way out", "refuse", "recompute")
+	if c.POP3.Expire != "" {
+		m.checkWord("pop3.expire", c.POP3.Expire, "a promise", "never")
+	}
+	if c.POP3.LoginDelay != 0 {
+		m.checkDuration("pop3.login_delay", c.POP3.LoginDelay, time.Second, ", or 0 for none")
+	}
 	m.checkWord("pop3.delete", c.POP3.Delete, "a meaning of DELE", "expunge", "trash", "hide", "keep")
 	m.checkNumber("pop3.first_listings", c.POP3.FirstListings, 1000)
 	m.checkWord("pop3.lock", c.POP3.Lock, "a kind of lock", "allow", "wait", "refuse", "takeover")

@@ -215,6 +215,10 @@ type POP3 struct {
 	Seen            bool   `yaml:"seen"`               // what was retrieved becomes \Seen
 	Implementation  bool   `yaml:"implementation"`     // CAPA names Postern
 	Last            bool   `yaml:"last"`               // the command LAST of RFC 1460
+	Expire          string `yaml:"expire"`             // never: CAPA says that the servers behind delete nothing by themselves
+	UTF8            bool   `yaml:"utf8"`               // RFC 6856: messages with headers in UTF-8 are for clients that say UTF8
+
+	LoginDelay time.Duration `yaml:"login_delay"` // between two logins of an account, RFC 2449 section 6.5; 0: none
 }
 
 // State is what outlives Postern.

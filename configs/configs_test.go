@@ -96,7 +96,7 @@ timeouts: {handshake: 1s, login: 2s, dial: 3s, backend: 4s, imap_idle: 31m, pop3
   submission_idle: 7s, stall: 8s, spread_disconnects: 9s, shutdown: 0s}
 limits: {max_connections: 5, network_connections: 6}
 guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}}
-pop3: {uidl: cyrus, uidl_on_lost_state: recompute, delete: hide, lock: wait, first_listings: 2, seen: false, implementation: false, last: true}
+pop3: {uidl: cyrus, uidl_on_lost_state: recompute, delete: hide, lock: wait, first_listings: 2, seen: false, implementation: false, last: true, expire: never, login_delay: 1m, utf8: true}
 state: {path: /var/lib/postern}
 control: {socket: run/control.sock, group: mail}
 metrics: {address: off}
@@ -157,7 +157,7 @@ log: {format: json, level: debug}
 		},
 		Limits: Limits{MaxConnections: 5, NetworkConnections: 6},
 		Guard:  Guard{Network: Budget{1, 2 * time.Second}, Account: Budget{3, 4 * time.Second}},
-		POP3:   POP3{UIDL: "cyrus", UIDLOnLostState: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, Last: true},
+		POP3:   POP3{UIDL: "cyrus", UIDLOnLostState: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, Last: true, Expire: "never", LoginDelay: time.Minute, UTF8: true},
 		State:  State{Path: "/var/lib/postern"},
 		Log:    Log{Format: "json", Level: slog.LevelDebug},
 		file:   "p.yaml",
@@ -229,6 +229,8 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"mapped network", "", `trusted_networks: ["::ffff:10.0.0.0/120"]`, `p.yaml:13: trusted_networks[0]: an IPv4 network is written without the prefix ::ffff`},
 		{"true or false", `5:993"`, `5:993", insecure: yes`, `p.yaml:11: backends.main.imap.insecure: "yes" is neither true nor false`},
 		{"lost state", "", "pop3: {uidl_on_lost_state: guess}", `p.yaml:13: pop3.uidl_on_lost_state: "guess" is not a way out; use refuse or recompute`},
+		{"expire", "", "pop3: {expire: 30}", `p.yaml:13: pop3.expire: "30" is not a promise; use never`},
+		{"login delay", "", "pop3: {login_delay: 10ms}", `p.yaml:13: pop3.login_delay: 10ms is too short; the least is 1s, or 0 for none`},
 		{"delete", "", "pop3: {delete: yes}", `p.yaml:13: pop3.delete: "yes" is not a meaning of DELE; use expunge, trash, hide or keep`},
 		{"first listings", "", "pop3: {first_listings: 0}", `p.yaml:13: pop3.first_listings: 0 is out of range; use 1 to 1000`},
 		{"lock", "", "pop3: {lock: dot}", `p.yaml:13: pop3.lock: "dot" is not a kind of lock; use allow, wait, refuse or takeover`},

@@ -23,6 +23,7 @@ const (
 	Unavailable                    // the backend is away, or cannot say
 	Maintenance                    // announced: the operator's text says until when
 	MailboxFull                    // too full to be used at all
+	TooSoon                        // RFC 2449 section 8.1.1: the account has logged in a moment ago
 	InUse                          // RFC 2449 section 8.1.1: the maildrop is locked
 	TimedOut                       // the client was silent for too long
 	ShuttingDown                   // Postern stops
@@ -33,7 +34,7 @@ const (
 var reasons = [...]string{
 	Wrong: "wrong", Malformed: "malformed", Unsupported: "unsupported", ProtocolOff: "protocol_off",
 	Suspended: "suspended", Unusable: "unusable", Maintenance: "maintenance", MailboxFull: "mailbox_full", Plaintext: "plaintext", Throttled: "throttled", TooMany: "too_many", Unavailable: "unavailable",
-	InUse: "in_use", TimedOut: "timed_out", ShuttingDown: "shutting_down", Kicked: "kicked", Internal: "internal",
+	TooSoon: "too_soon", InUse: "in_use", TimedOut: "timed_out", ShuttingDown: "shutting_down", Kicked: "kicked", Internal: "internal",
 }
 
 // Reasons returns the closed list.

@@ -117,7 +117,7 @@ func (h *house) newService(l configs.Listener, b backends, r *routing) *proxy.Se
 	}
 	mux := &route.Mux{Rules: r.rules, Policy: r.policy, Targets: map[string]route.Target{}}
 	svc.Backend = mux
-	options := front.Options{Hostname: cfg.Hostname, Offer: mux.Offer, Anonymous: !cfg.POP3.Implementation}
+	options := front.Options{Hostname: cfg.Hostname, Offer: mux.Offer}
 	switch l.Protocol {
 	case proxy.IMAP:
 		svc.Idle = cfg.Timeouts.IMAPIdle
@@ -127,10 +127,12 @@ func (h *house) newService(l configs.Listener, b backends, r *routing) *proxy.Se
 		}
 	case proxy.POP3:
 		svc.Idle = cfg.Timeouts.POP3Idle
-		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewPOP3(c, options) }
 		for name, pool := range b.imap {
-			mux.Targets[name] = route.Target{Backend: h.newBridge(name, pool), Offer: pool.Offer}
+			served := h.newBridge(name, pool)
+			mux.Targets[name] = route.Target{Backend: served, Offer: pool.Offer}
+			options.Capabilities = served.Capabilities() // of all the same
 		}
+		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewPOP3(c, options) }
 	case proxy.Submission:
 		svc.Idle = cfg.Timeouts.SubmissionIdle
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewSMTP(c, options) }
@@ -157,6 +159,7 @@ type popRules struct {
 	uidl     uidl.Format
 	deletion bridge.Deletion
 	lock     bridge.Policy
+	delay    *bridge.LoginDelay
 	shared   map[string]*maildrops // by backend
 }
 
@@ -173,6 +176,9 @@ func (h *house) setPOP3() (err error) {
 	}
 	h.pop3.deletion, _ = bridge.ParseDeletion(c.Delete) // configs knows the words
 	h.pop3.lock, _ = bridge.ParsePolicy(c.Lock)
+	if c.LoginDelay > 0 {
+		h.pop3.delay = &bridge.LoginDelay{Every: c.LoginDelay}
+	}
 	h.pop3.shared = map[string]*maildrops{}
 	return nil
 }
@@ -187,8 +193,8 @@ func (h *house) newBridge(name string, pool *backend.Pool) *bridge.Backend {
 	b := &bridge.Backend{
 		Name: name, Idle: h.cfg.Timeouts.POP3Idle, Timeout: h.cfg.Timeouts.Backend, Observer: h.observer,
 		UIDL: h.pop3.uidl, Delete: h.pop3.deletion, Lock: h.pop3.lock, Locks: &shared.locks, Queue: &shared.queue,
-		Recompute: c.UIDLOnLostState == "recompute", Notice: h.notice,
-		KeepUnseen: !c.Seen, Anonymous: !c.Implementation, Last: c.Last,
+		Delay: h.pop3.delay, Recompute: c.UIDLOnLostState == "recompute",
+		KeepUnseen: !c.Seen, ExpireNever: c.Expire == "never", UTF8: c.UTF8, Anonymous: !c.Implementation, Last: c.Last,
 		StableBodies: server.StableBodies, Estimates: server.EstimatedSizes,
 		Dial: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 			conn, capabilities, err := pool.LoginIMAP(ctx, l)
@@ -208,9 +214,4 @@ func (h *house) remember(m *memory) {
 		b.Cache, b.Record = m.cache, m.record
 	}
 	h.control = h.newControl(m)
-}
-
-// notice writes what an operator should know of a maildrop.
-func (h *house) notice(n bridge.Notice) {
-	h.log.Warn("maildrop", "kind", n.Kind, "account", n.Account, "session", n.Client.ID, "messages", n.Count, "err", n.Err)
 }

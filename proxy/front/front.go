@@ -49,7 +49,9 @@ type Options struct {
 	// is refused, while IMAP and POP3 offer PLAIN. They may do without an Offer.
 	Offer func() proxy.Offer
 
-	Anonymous bool // POP3's CAPA has no IMPLEMENTATION
+	// Capabilities are lines of POP3's CAPA beside those that hold always. UTF8
+	// among them: the command is accepted.
+	Capabilities []string
 }
 
 // A dialogue is what the three protocols have in common.

@@ -161,6 +161,8 @@ var (
 	oauthOffer = proxy.Offer{Mechanisms: []string{"PLAIN", "XOAUTH2", "OAUTHBEARER"}, Extensions: offer.Extensions}
 )
 
+var options = Options{Hostname: "mail.example.org", Capabilities: []string{"EXPIRE NEVER", "LOGIN-DELAY 60", "UTF8", "IMPLEMENTATION Postern"}}
+
 // serve serves a protocol as it is inside of TLS. TLS itself is left out.
 func serve(t *testing.T, protocol string, login time.Duration) *fixture {
 	t.Helper()
@@ -169,7 +171,8 @@ func serve(t *testing.T, protocol string, login time.Duration) *fixture {
 
 func serveOffer(t *testing.T, protocol string, login time.Duration, offer proxy.Offer) *fixture {
 	t.Helper()
-	o := Options{Hostname: "mail.example.org", Offer: func() proxy.Offer { return offer }}
+	o := options
+	o.Offer = func() proxy.Offer { return offer }
 	return start(t, proxy.Timeouts{Login: login}, proxy.Service{
 		Protocol: protocol,
 		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return newDialogue(protocol, asIfTLS(c), o) },
@@ -180,7 +183,8 @@ func serveOffer(t *testing.T, protocol string, login time.Duration, offer proxy.
 func serveClear(t *testing.T, protocol string, handshake time.Duration) *fixture {
 	t.Helper()
 	cert, roots := proxytest.Cert(t)
-	o := Options{Hostname: "mail.example.org", Offer: func() proxy.Offer { return offer }}
+	o := options
+	o.Offer = func() proxy.Offer { return offer }
 	f := start(t, proxy.Timeouts{Handshake: handshake}, proxy.Service{
 		Protocol: protocol, TLS: proxytest.ServerTLS(cert),
 		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return newDialogue(protocol, c, o) },

@@ -172,8 +172,10 @@ func (d *POP3) simple(name string, arg []byte) error {
 		return d.bad("APOP is not supported: log in with your password, which TLS protects")
 	case "STLS":
 		return d.bad("TLS is active already")
-	case "UTF8", "LANG":
-		return d.bad(name + " is not supported")
+	case "UTF8":
+		return d.utf8(arg)
+	case "LANG":
+		return d.bad("LANG is not supported")
 	case "STAT", "LIST", "RETR", "DELE", "NOOP", "RSET", "TOP", "UIDL":
 		return d.say("-ERR Log in first") // no strike: it may be pipelined behind PASS
 	}
@@ -188,10 +190,28 @@ func (d *POP3) capa() error {
 		login = []string{"STLS"}
 	}
 	always := []string{"UIDL", "TOP", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING"}
-	if !d.options.Anonymous {
-		always = append(always, "IMPLEMENTATION Postern")
+	chosen := d.options.Capabilities
+	if d.inClear() { // RFC 6856 section 2.1: UTF8 is no command before STLS
+		chosen = slices.DeleteFunc(slices.Clone(chosen), func(line string) bool { return line == utf8Mode })
 	}
-	return d.say(slices.Concat([]string{"+OK Capability list follows"}, login, always, []string{"."})...)
+	return d.say(slices.Concat([]string{"+OK Capability list follows"}, login, always, chosen, []string{"."})...)
+}
+
+// utf8Mode is the command, and the line of CAPA, of RFC 6856.
+const utf8Mode = "UTF8"
+
+// utf8 enters the mode of RFC 6856 section 2.1, in which messages are in.
+func (d *POP3) utf8(arg []byte) error {
+	switch {
+	case !slices.Contains(d.options.Capabilities, utf8Mode):
+		return d.bad("UTF8 is not supported")
+	case len(arg) > 0:
+		return d.bad("UTF8 has no arguments")
+	case d.inClear():
+		return d.bad("Begin TLS first")
+	}
+	d.hello.UTF8 = true
+	return d.say("+OK UTF-8 mode")
 }
 
 func (d *POP3) auth(arg []byte) (*proxy.Login, error) {

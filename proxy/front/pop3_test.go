@@ -28,6 +28,9 @@ func TestPOP3LogsInWithUserAndPass(t *testing.T) {
 		S: RESP-CODES
 		S: AUTH-RESP-CODE
 		S: PIPELINING
+		S: EXPIRE NEVER
+		S: LOGIN-DELAY 60
+		S: UTF8
 		S: IMPLEMENTATION Postern
 		S: .
 		C: PASS `+password+`
@@ -114,8 +117,8 @@ func TestPOP3RefusesWithAClearWord(t *testing.T) {
 		S: -ERR APOP is not supported: log in with your password, which TLS protects
 		C: STLS
 		S: -ERR TLS is active already
-		C: UTF8
-		S: -ERR UTF8 is not supported
+		C: UTF8 USER
+		S: -ERR UTF8 has no arguments
 		C: LANG de
 		S: -ERR LANG is not supported
 		C: PASS secret
@@ -254,6 +257,9 @@ func TestPOP3Thunderbird(t *testing.T) {
 		S: RESP-CODES
 		S: AUTH-RESP-CODE
 		S: PIPELINING
+		S: EXPIRE NEVER
+		S: LOGIN-DELAY 60
+		S: UTF8
 		S: IMPLEMENTATION Postern
 		S: .
 		C: AUTH PLAIN
@@ -263,6 +269,29 @@ func TestPOP3Thunderbird(t *testing.T) {
 		C: STAT
 		S: session: STAT
 	`)
+}
+
+// Criterion: UTF8 before login is what the server is told of, RFC 6856, and only where the operator wants it.
+func TestPOP3EntersUTF8Mode(t *testing.T) {
+	for _, mode := range []bool{true, false} {
+		f := serve(t, proxy.POP3, 0)
+		script := "\nC: utf8\nS: +OK UTF-8 mode"
+		if !mode {
+			script = ""
+		}
+		f.play(t, greetingPOP3+script+`
+			C: AUTH PLAIN `+plain+`
+			S: +OK Logged in
+		`)
+		if got := f.backend.attempt(0).Hello.UTF8; got != mode {
+			t.Errorf("after %q the login's UTF8 is %v", script, got)
+		}
+	}
+	tp := &tape{in: strings.NewReader("UTF8\r\nCAPA\r\n")}
+	_, _ = NewPOP3(asIfTLS(proxy.NewConn(tp, proxy.Client{}, nil, 0)), Options{}).Login(t.Context())
+	if got := tp.out.String(); !strings.Contains(got, "-ERR UTF8 is not supported\r\n") || strings.Contains(got, "\nUTF8") {
+		t.Errorf("without being configured: %q", got)
+	}
 }
 
 func FuzzPOP3(f *testing.F) {

@@ -196,6 +196,8 @@ func TestPOP3RefusesCredentialsInTheClear(t *testing.T) {
 		S: RESP-CODES
 		S: AUTH-RESP-CODE
 		S: PIPELINING
+		S: EXPIRE NEVER
+		S: LOGIN-DELAY 60
 		S: IMPLEMENTATION Postern
 		S: .
 		C: AUTH
@@ -206,6 +208,8 @@ func TestPOP3RefusesCredentialsInTheClear(t *testing.T) {
 		S: -ERR [AUTH] `+needsTLS+`
 		C: NOOP
 		S: -ERR Log in first
+		C: UTF8
+		S: -ERR Begin TLS first
 		C: STLS now
 		S: -ERR STLS has no arguments
 		C: QUIT
@@ -239,6 +243,9 @@ func TestPOP3RefusesCredentialsInTheClear(t *testing.T) {
 		S: RESP-CODES
 		S: AUTH-RESP-CODE
 		S: PIPELINING
+		S: EXPIRE NEVER
+		S: LOGIN-DELAY 60
+		S: UTF8
 		S: IMPLEMENTATION Postern
 		S: .
 	`)
@@ -610,6 +617,8 @@ func TestThunderbirdWithSTARTTLS(t *testing.T) {
 		S: RESP-CODES
 		S: AUTH-RESP-CODE
 		S: PIPELINING
+		S: EXPIRE NEVER
+		S: LOGIN-DELAY 60
 		S: IMPLEMENTATION Postern
 		S: .
 		C: STLS

@@ -45,6 +45,8 @@ func wordsOf(r proxy.Reason) words {
 		return words{"NO [UNAVAILABLE]", "[SYS/TEMP]", "454 4.3.2", "The mail server is being maintained: try again later"}
 	case proxy.MailboxFull:
 		return words{"NO [UNAVAILABLE]", "[SYS/TEMP]", "454 4.2.2", "The mailbox is full"}
+	case proxy.TooSoon:
+		return words{"NO [LIMIT]", "[LOGIN-DELAY]", "454 4.7.0", "You have logged in a moment ago: try again later"}
 	case proxy.InUse:
 		return words{"NO [INUSE]", "[IN-USE]", "454 4.7.0", "The mailbox is in use by another session: try again later"}
 	case proxy.TimedOut:

@@ -17,7 +17,7 @@ func TestWordsKeepTemporaryAndPermanentApart(t *testing.T) {
 		// 421 and 4xx say come again, and so do UNAVAILABLE, LIMIT, INUSE and SERVERBUG.
 		imap := strings.Contains(w.imap, "UNAVAILABLE") || strings.Contains(w.imap, "LIMIT") ||
 			strings.Contains(w.imap, "INUSE") || strings.Contains(w.imap, "SERVERBUG")
-		pop3 := w.pop3 == "[SYS/TEMP]" || w.pop3 == "[IN-USE]"
+		pop3 := w.pop3 == "[SYS/TEMP]" || w.pop3 == "[IN-USE]" || w.pop3 == "[LOGIN-DELAY]"
 		smtp := w.smtp[0] == '4'
 		if want := r.Temporary(); imap != want || pop3 != want || smtp != want || w.smtp[4] != w.smtp[0] {
 			t.Errorf("%v is said by %q, %q, %q, temporary: %v", r, w.imap, w.pop3, w.smtp, want)
