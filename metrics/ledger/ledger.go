@@ -1,0 +1,294 @@
+// Package ledger remembers which accounts log in with what, by the day: who
+// still needs POP3, or a version of TLS that is to be switched off, and who has
+// not come for a year.
+package ledger
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"postern/proxy"
+)
+
+const (
+	writeEvery = time.Minute
+	countEvery = time.Hour
+	// maxPending bounds the logins that wait to be written. What is more is
+	// written at the account's next login.
+	maxPending = 1 << 17
+	// batch is how many entries are written at once.
+	batch = 1000
+
+	dayForm = time.DateOnly
+)
+
+// A Store keeps values by key. It is a bucket of package state.
+type Store interface {
+	UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error
+	Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error
+}
+
+// An Entry is what is known of an account and one protocol. Days are those of
+// UTC, as 2026-11-22.
+type Entry struct {
+	Account  string `json:"account"`
+	Protocol string `json:"protocol"`
+	First    string `json:"first"`  // day of the first login
+	Last     string `json:"last"`   // of the last
+	Logins   int64  `json:"logins"` // successful ones, in all
+	TLS      string `json:"tls"`    // the oldest version of the last day: 1.0, 1.1, 1.2 or 1.3
+}
+
+// A Ledger is a proxy.Observer. It must be made by New.
+type Ledger struct {
+	store Store
+	log   *slog.Logger
+	now   func() time.Time
+
+	mu      sync.Mutex
+	pending map[id]seen
+	counts  Counts
+}
+
+type id struct{ account, protocol string }
+
+// seen is what has come since the last writing.
+type seen struct {
+	day    string
+	logins int64
+	tls    uint16
+}
+
+// Counts is how many accounts have logged in within the last 30 days.
+type Counts struct {
+	Protocols map[string]int    // by protocol
+	TLS       map[[2]string]int // by protocol and the oldest version of TLS of their last day
+	Since     time.Time         // when they were counted; zero: not yet
+}
+
+// New returns a Ledger that writes to store. now is time.Now if it is nil.
+func New(store Store, log *slog.Logger, now func() time.Time) *Ledger {
+	if now == nil {
+		now = time.Now
+	}
+	return &Ledger{store: store, log: log, now: now, pending: make(map[id]seen)}
+}
+
+// Observe implements proxy.Observer.
+func (l *Ledger) Observe(e proxy.Event) {
+	opened, ok := e.(proxy.Opened)
+	if !ok {
+		return
+	}
+	day := l.now().UTC().Format(dayForm)
+	who := id{opened.Account, opened.Client.Protocol}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s, known := l.pending[who]
+	if !known && len(l.pending) >= maxPending {
+		return
+	}
+	if s.day != day {
+		s.day, s.tls = day, 0
+	}
+	s.logins++
+	if state := opened.Client.TLS; state != nil && (s.tls == 0 || state.Version < s.tls) {
+		s.tls = state.Version
+	}
+	l.pending[who] = s
+}
+
+// Run writes every minute what has come, and counts every hour, until ctx ends;
+// then it writes once more.
+func (l *Ledger) Run(ctx context.Context) {
+	write, count := time.NewTicker(writeEvery), time.NewTicker(countEvery)
+	defer write.Stop()
+	defer count.Stop()
+	l.attempt(ctx, "counting accounts", l.count)
+	for {
+		select {
+		case <-write.C:
+			l.attempt(ctx, "writing the ledger", l.Write)
+		case <-count.C:
+			l.attempt(ctx, "counting accounts", l.count)
+		case <-ctx.Done():
+			l.attempt(context.WithoutCancel(ctx), "writing the ledger", l.Write)
+			return
+		}
+	}
+}
+
+func (l *Ledger) attempt(ctx context.Context, what string, do func(context.Context) error) {
+	if err := do(ctx); err != nil && ctx.Err() == nil {
+		l.log.Warn("ledger", "doing", what, "err", err)
+	}
+}
+
+// Write writes what has come since it was last called. What it could not write
+// it keeps.
+func (l *Ledger) Write(ctx context.Context) error {
+	l.mu.Lock()
+	come := l.pending
+	l.pending = make(map[id]seen)
+	l.mu.Unlock()
+	byKey := make(map[string]id, len(come))
+	for who := range come {
+		byKey[key(who)] = who
+	}
+	var errs []error
+	for keys := range slices.Chunk(slices.Sorted(maps.Keys(byKey)), batch) {
+		err := l.store.UpdateAll(ctx, keys, func(key string, old []byte) ([]byte, error) {
+			return merge(old, byKey[key], come[byKey[key]])
+		})
+		if err != nil {
+			errs = append(errs, err)
+			l.keep(keys, byKey, come)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// keep gives back what could not be written.
+func (l *Ledger) keep(keys []string, byKey map[string]id, come map[id]seen) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, key := range keys {
+		who := byKey[key]
+		s, known := l.pending[who]
+		if !known {
+			l.pending[who] = come[who]
+			continue
+		}
+		was := come[who]
+		s.logins += was.logins
+		if s.day == was.day && (s.tls == 0 || was.tls != 0 && was.tls < s.tls) {
+			s.tls = was.tls
+		}
+		l.pending[who] = s
+	}
+}
+
+// key has the account in front: what is known of it stands together. No account
+// has a NUL in it: it could not have logged in.
+func key(who id) string { return who.account + "\x00" + who.protocol }
+
+// merge adds to an entry. One that cannot be read is begun anew: it is history,
+// and nobody's login depends on it.
+func merge(old []byte, who id, s seen) ([]byte, error) {
+	var e Entry
+	if old == nil || json.Unmarshal(old, &e) != nil {
+		e = Entry{First: s.day}
+	}
+	version := strings.TrimPrefix(tls.VersionName(s.tls), "TLS ")
+	if s.tls == 0 {
+		version = "none"
+	}
+	if e.Last != s.day || version < e.TLS {
+		e.TLS = version
+	}
+	e.Account, e.Protocol, e.Last = who.account, who.protocol, s.day
+	e.Logins += s.logins
+	return json.Marshal(e)
+}
+
+// Entries calls each for all that was written, in the order of accounts, until
+// it returns an error. account: only its own; "": all.
+func Entries(ctx context.Context, store Store, account string, each func(Entry) error) error {
+	prefix := ""
+	if account != "" {
+		prefix = account + "\x00"
+	}
+	return store.Scan(ctx, prefix, func(key string, value []byte) error {
+		var e Entry
+		if err := json.Unmarshal(value, &e); err != nil {
+			return fmt.Errorf("ledger entry %q: %w", key, err)
+		}
+		return each(e)
+	})
+}
+
+// Forget removes what is known of an account, and returns how many entries
+// that were.
+func Forget(ctx context.Context, store Store, account string) (int, error) {
+	return remove(ctx, store, account, func(Entry) bool { return true })
+}
+
+// Expire removes the entries whose last login was before a day, and returns the
+// accounts of which nothing is left.
+func Expire(ctx context.Context, store Store, before time.Time) (gone []string, err error) {
+	day := before.UTC().Format(dayForm)
+	left := make(map[string]bool)
+	err = Entries(ctx, store, "", func(e Entry) error {
+		left[e.Account] = left[e.Account] || e.Last >= day
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := remove(ctx, store, "", func(e Entry) bool { return e.Last < day }); err != nil {
+		return nil, err
+	}
+	for account, some := range left {
+		if !some {
+			gone = append(gone, account)
+		}
+	}
+	slices.Sort(gone)
+	return gone, nil
+}
+
+func remove(ctx context.Context, store Store, account string, match func(Entry) bool) (n int, err error) {
+	var keys []string
+	err = Entries(ctx, store, account, func(e Entry) error {
+		if match(e) {
+			keys = append(keys, key(id{e.Account, e.Protocol}))
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	for some := range slices.Chunk(keys, batch) {
+		if err := store.UpdateAll(ctx, some, func(string, []byte) ([]byte, error) { return nil, nil }); err != nil {
+			return n, err
+		}
+		n += len(some)
+	}
+	return n, nil
+}
+
+// Counts returns the last count. It is up to an hour old.
+func (l *Ledger) Counts() Counts {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.counts
+}
+
+func (l *Ledger) count(ctx context.Context) error {
+	now := l.now()
+	day := now.AddDate(0, 0, -30).UTC().Format(dayForm)
+	c := Counts{Protocols: make(map[string]int), TLS: make(map[[2]string]int), Since: now}
+	err := Entries(ctx, l.store, "", func(e Entry) error {
+		if e.Last >= day {
+			c.Protocols[e.Protocol]++
+			c.TLS[[2]string{e.Protocol, e.TLS}]++
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.counts = c
+	return nil
+}
