@@ -86,6 +86,12 @@ const (
 	NoticeRenumbered = "renumbered"    // UIDVALIDITY has changed: Messages were not found again and have new UIDLs
 )
 
+// The values of CertificateDenied.Reason.
+const (
+	DeniedUnknown = "not_allowed"
+	DeniedLimit   = "rate_limited"
+)
+
 // Dial results.
 const (
 	DialOK       = "ok"
@@ -224,6 +230,25 @@ type (
 		Err    error
 	}
 
+	// CertificateObtained: a CA has given a certificate.
+	CertificateObtained struct {
+		Name    string
+		Renewal bool
+	}
+
+	// CertificateFailed: a CA has given none.
+	CertificateFailed struct {
+		Name    string
+		Renewal bool
+		Err     error
+	}
+
+	// CertificateDenied: a client has asked for a name that got no certificate.
+	CertificateDenied struct {
+		Name   string // as the client says
+		Reason string // Denied...
+	}
+
 	// Panicked: a bug was caught; the connection is closed.
 	Panicked struct {
 		Client Client
@@ -244,20 +269,23 @@ type Totals struct {
 	UIDLsBefore, UIDLsAfter uint64
 }
 
-func (Accepted) event()        {}
-func (Rejected) event()        {}
-func (Handshake) event()       {}
-func (Attempt) event()         {}
-func (Opened) event()          {}
-func (Closed) event()          {}
-func (Dialed) event()          {}
-func (BackendLogin) event()    {}
-func (Probed) event()          {}
-func (Identified) event()      {}
-func (MaildropOpened) event()  {}
-func (POP3Command) event()     {}
-func (MessageSent) event()     {}
-func (MaildropNoticed) event() {}
-func (Reconnected) event()     {}
-func (UpdateFailed) event()    {}
-func (Panicked) event()        {}
+func (Accepted) event()            {}
+func (Rejected) event()            {}
+func (Handshake) event()           {}
+func (Attempt) event()             {}
+func (Opened) event()              {}
+func (Closed) event()              {}
+func (Dialed) event()              {}
+func (BackendLogin) event()        {}
+func (Probed) event()              {}
+func (Identified) event()          {}
+func (MaildropOpened) event()      {}
+func (POP3Command) event()         {}
+func (MessageSent) event()         {}
+func (MaildropNoticed) event()     {}
+func (Reconnected) event()         {}
+func (UpdateFailed) event()        {}
+func (CertificateObtained) event() {}
+func (CertificateFailed) event()   {}
+func (CertificateDenied) event()   {}
+func (Panicked) event()            {}

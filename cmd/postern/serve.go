@@ -59,7 +59,7 @@ func load(path string) (*configs.Config, *certs.Store, error) {
 	for _, c := range cfg.TLS.Certificates {
 		pairs = append(pairs, certs.Pair{Cert: c.Cert, Key: c.Key})
 	}
-	store, err := certs.New(pairs)
+	store, err := certs.New(certs.Config{Pairs: pairs})
 	return cfg, store, err
 }
 

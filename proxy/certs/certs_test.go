@@ -109,7 +109,7 @@ func store(t *testing.T, orders ...order) (*Store, []*x509.Certificate) {
 		pairs = append(pairs, files(t))
 		leaves = append(leaves, write(t, pairs[len(pairs)-1], o))
 	}
-	s, err := New(pairs)
+	s, err := New(Config{Pairs: pairs})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -304,7 +304,7 @@ func TestPostQuantumKeyExchangeComesFirst(t *testing.T) {
 func TestOpenSessionLivesThroughReload(t *testing.T) {
 	p := files(t)
 	old := write(t, p, order{names: []string{"mail.example.org"}})
-	s, err := New([]Pair{p})
+	s, err := New(Config{Pairs: []Pair{p}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,7 +364,7 @@ func TestReloadKeepsTheOldCertificateWhenTheNewOneIsBad(t *testing.T) {
 			bad, other := files(t), files(t)
 			old := write(t, bad, good)
 			write(t, other, order{names: []string{"mail.example.net"}})
-			s, err := New([]Pair{bad, other})
+			s, err := New(Config{Pairs: []Pair{bad, other}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -380,7 +380,7 @@ func TestReloadKeepsTheOldCertificateWhenTheNewOneIsBad(t *testing.T) {
 			if got := servedTo(t, s.TLS(proxy.IMAP, 0), client("mail.example.net")); !got.Equal(renewed) {
 				t.Error("the other, good, certificate was not reloaded")
 			}
-			if _, err := New([]Pair{other, bad}); (err == nil) != (name == "an expired one") {
+			if _, err := New(Config{Pairs: []Pair{other, bad}}); (err == nil) != (name == "an expired one") {
 				t.Errorf("New: %v; at a start only an expired certificate is better than none", err)
 			}
 		})
@@ -390,7 +390,7 @@ func TestReloadKeepsTheOldCertificateWhenTheNewOneIsBad(t *testing.T) {
 func TestCertificateThatEndsEarlierIsServed(t *testing.T) {
 	p := files(t)
 	write(t, p, order{names: []string{"mail.example.org"}})
-	s, err := New([]Pair{p})
+	s, err := New(Config{Pairs: []Pair{p}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -426,11 +426,11 @@ func TestReplacedFileIsSeenWithoutItsTime(t *testing.T) {
 
 func TestNewNamesAllThatIsWrong(t *testing.T) {
 	one, two := files(t), files(t)
-	_, err := New([]Pair{one, two})
+	_, err := New(Config{Pairs: []Pair{one, two}})
 	if err == nil || !strings.Contains(err.Error(), one.Cert) || !strings.Contains(err.Error(), two.Cert) {
 		t.Errorf("New without files: %v, want both named", err)
 	}
-	if _, err := New(nil); err == nil {
+	if _, err := New(Config{}); err == nil {
 		t.Error("New without pairs: no error")
 	}
 }
@@ -455,7 +455,7 @@ func TestWatchServesRenewedFiles(t *testing.T) {
 	}
 	write(t, at("1"), order{names: []string{"mail.example.org"}})
 	link("1")
-	s, err := New([]Pair{at("live")})
+	s, err := New(Config{Pairs: []Pair{at("live")}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,35 +2,136 @@ package certs
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"slices"
 	"strings"
+	"time"
 )
 
+// challengeProtocol is the only protocol that a CA offers when it asks by
+// TLS-ALPN-01 (RFC 8737 section 3).
+const challengeProtocol = "acme-tls/1"
+
+// errNone is that of a Store whose ACME has not got anything yet.
+var errNone = errors.New("no certificate yet")
+
 // GetCertificate chooses for a client, which may have sent no name, or one that
-// we do not have: half of the hosters' customers use one.
+// we do not have: half of the hosters' customers use one. It may wait, but less
+// than 8 seconds, for a certificate on demand. Without a certificate and an
+// error, crypto/tls says unrecognized_name. A CA that asks by TLS-ALPN-01 gets
+// the certificate that answers it.
 func (s *Store) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	set := s.current.Load()
-	name := strings.ToLower(hello.ServerName)
-	_, parent, _ := strings.Cut(name, ".")
-	nameless := *hello
-	nameless.ServerName = "" // the name is our concern: it is in the map, or nothing fits it
-	for _, certs := range [][]*tls.Certificate{set.byName[name], set.byName["*."+parent], set.byDefault} {
-		for _, cert := range certs {
-			if nameless.SupportsCertificate(cert) == nil {
-				return cert, nil
-			}
-		}
+	m := s.acme.Load()
+	if len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == challengeProtocol {
+		return m.answer(hello)
 	}
-	return set.byDefault[0], nil // crypto/tls finds the right alert
+	set := s.current.Load()
+	c := newChoice(hello)
+	cert, known := c.named(set, m)
+	if cert == nil && !known && m.onDemand(contextOf(hello), c.name) {
+		cert, known = c.among(m.matching(c.name)), true
+	}
+	if cert == nil && !known && set.refuse {
+		return nil, nil
+	}
+	if cert == nil {
+		cert = c.fallback(set, m)
+	}
+	if cert == nil {
+		return nil, errNone
+	}
+	return cert, nil
 }
 
-// A set is what is served at one time. It does not change.
+// contextOf returns the handshake's context. There is none in a hello that no
+// handshake has made.
+func contextOf(hello *tls.ClientHelloInfo) context.Context {
+	if ctx := hello.Context(); ctx != nil {
+		return ctx
+	}
+	return context.Background()
+}
+
+// A choice is the search for one client.
+type choice struct {
+	name    string // in lower case
+	hello   tls.ClientHelloInfo
+	now     time.Time
+	expired *tls.Certificate // the first that would do
+}
+
+func newChoice(hello *tls.ClientHelloInfo) *choice {
+	c := &choice{name: strings.ToLower(hello.ServerName), hello: *hello, now: time.Now()}
+	c.hello.ServerName = "" // the name is our concern: it is in the map, or nothing fits it
+	return c
+}
+
+// among returns the first that the client supports and that has not expired.
+func (c *choice) among(certs []*tls.Certificate) *tls.Certificate {
+	for _, cert := range certs {
+		if c.hello.SupportsCertificate(cert) != nil {
+			continue
+		}
+		if c.now.Before(cert.Leaf.NotAfter) {
+			return cert
+		}
+		if c.expired == nil {
+			c.expired = cert
+		}
+	}
+	return nil
+}
+
+// named looks for the client's name, and reports whether there is anything of
+// that name. A certificate that has expired is better than that of another
+// name: the user sees what is wrong.
+func (c *choice) named(s *set, m *manager) (cert *tls.Certificate, known bool) {
+	if c.name == "" {
+		return nil, false
+	}
+	_, parent, _ := strings.Cut(c.name, ".")
+	exact, wildcard := s.byName[c.name], s.byName["*."+parent]
+	if cert = c.among(exact); cert != nil {
+		return cert, true
+	}
+	managed := m.matching(c.name)
+	if cert = c.among(managed); cert != nil {
+		return cert, true
+	}
+	if cert = c.among(wildcard); cert != nil {
+		return cert, true
+	}
+	return c.expired, len(exact)+len(managed)+len(wildcard) > 0
+}
+
+// fallback returns the default certificate, as far as the client supports it;
+// nil if there is none at all.
+func (c *choice) fallback(s *set, m *manager) *tls.Certificate {
+	all := s.byDefault
+	if len(all) == 0 {
+		all = m.defaults()
+	}
+	if cert := c.among(all); cert != nil {
+		return cert
+	}
+	if c.expired != nil {
+		return c.expired
+	}
+	if len(all) > 0 {
+		return all[0] // crypto/tls finds the right alert
+	}
+	return nil
+}
+
+// A set is what is served at one time, but for ACME's. It does not change.
 type set struct {
 	certs     []served
 	byName    map[string][]*tls.Certificate
-	byDefault []*tls.Certificate // the first's, then all
+	byDefault []*tls.Certificate // the first's, then those of the other pairs
+	refuse    bool               // unknown names
 }
 
 type served struct {
@@ -38,8 +139,10 @@ type served struct {
 	source string
 }
 
-func newSet(certs []served) *set {
-	s := &set{certs: certs, byName: make(map[string][]*tls.Certificate)}
+// newSet makes the set of certs. The first is the default if it is from a pair;
+// else one for the name that is preferred.
+func newSet(certs []served, preferred string) *set {
+	s := &set{certs: certs, byName: make(map[string][]*tls.Certificate, len(certs))}
 	for _, c := range certs {
 		for _, name := range names(c.Leaf) {
 			s.byName[name] = append(s.byName[name], c.Certificate)
@@ -49,9 +152,19 @@ func newSet(certs []served) *set {
 		// All clients know RSA, so it would win wherever it comes first.
 		slices.SortStableFunc(same, func(a, b *tls.Certificate) int { return cmp.Compare(rank(a), rank(b)) })
 	}
-	s.byDefault = slices.Clone(s.byName[names(certs[0].Leaf)[0]])
+	if len(certs) == 0 {
+		return s
+	}
+	if certs[0].source == SourceFolder {
+		s.byDefault = slices.Clone(s.byName[preferred])
+	}
+	if len(s.byDefault) == 0 {
+		s.byDefault = slices.Clone(s.byName[names(certs[0].Leaf)[0]])
+	}
 	for _, c := range certs {
-		s.byDefault = append(s.byDefault, c.Certificate)
+		if c.source != SourceFolder {
+			s.byDefault = append(s.byDefault, c.Certificate)
+		}
 	}
 	return s
 }

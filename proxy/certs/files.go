@@ -14,21 +14,24 @@ import (
 // A Pair names two PEM files: a certificate with its chain, and its key.
 type Pair struct{ Cert, Key string }
 
-// New loads pairs. The first one's certificate is the default: for clients
-// that send no name, or an unknown one. All that is wrong with any of them is
-// in the error. A certificate that has expired is served.
-func New(pairs []Pair) (*Store, error) {
-	if len(pairs) == 0 {
-		return nil, errors.New("no certificates")
+// load reads what c names for the first time.
+func load(c Config) (files []*file, folders []*folder, err error) {
+	var errs []error
+	for _, p := range c.Pairs {
+		f := &file{pair: p}
+		if _, err := f.reload(true); err != nil {
+			errs = append(errs, err)
+		}
+		files = append(files, f)
 	}
-	s := new(Store)
-	for _, p := range pairs {
-		s.files = append(s.files, &file{pair: p})
+	for _, path := range c.Folders {
+		f := &folder{path: path}
+		if err := f.open(); err != nil {
+			errs = append(errs, err)
+		}
+		folders = append(folders, f)
 	}
-	if _, err := s.reload(true); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return files, folders, errors.Join(errs...)
 }
 
 // Reload reads all files again. One that cannot be used leaves what was loaded
@@ -59,39 +62,32 @@ func (s *Store) Watch(ctx context.Context, every time.Duration, log *slog.Logger
 	}
 }
 
-// A file is a Pair and what was read of it.
-type file struct {
-	pair              Pair
-	cert              *tls.Certificate // nil: never read successfully
-	certInfo, keyInfo os.FileInfo      // when last read
-}
-
 // reload reads the files again, all or those that changed, and returns the
 // certificates that are new.
 func (s *Store) reload(all bool) (renewed []*tls.Certificate, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
+	gone := false
 	for _, f := range s.files {
-		if !f.changed() && !all {
-			continue
-		}
-		cert, err := f.load()
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if f.cert == nil || !slices.EqualFunc(cert.Certificate, f.cert.Certificate, slices.Equal[[]byte]) {
+		cert, err := f.reload(all)
+		if cert != nil {
 			renewed = append(renewed, cert)
 		}
-		f.cert = cert
+		errs = append(errs, err)
 	}
-	if len(renewed) > 0 {
+	for _, f := range s.folders {
+		certs, less, err := f.reload(all)
+		renewed, gone = append(renewed, certs...), gone || less
+		errs = append(errs, err)
+	}
+	if len(renewed) > 0 || gone {
 		s.publish()
 	}
 	return renewed, errors.Join(errs...)
 }
 
+// publish makes what was read what is served.
 func (s *Store) publish() {
 	var certs []served
 	for _, f := range s.files {
@@ -99,7 +95,43 @@ func (s *Store) publish() {
 			certs = append(certs, served{f.cert, SourceFile})
 		}
 	}
-	s.current.Store(newSet(certs))
+	for _, folder := range s.folders {
+		for _, f := range folder.files {
+			if f.cert != nil {
+				certs = append(certs, served{f.cert, SourceFolder})
+			}
+		}
+	}
+	next := newSet(certs, s.config.Default)
+	next.refuse = s.config.RefuseUnknown
+	s.current.Store(next)
+}
+
+// A file is a Pair and what was read of it.
+type file struct {
+	pair              Pair
+	cert              *tls.Certificate // nil: never read successfully
+	certInfo, keyInfo os.FileInfo      // when last read
+	bad               bool             // what was last read could not be used
+}
+
+// reload reads the pair again, if it has changed or has to be, and returns the
+// certificate if it is a new one.
+func (f *file) reload(must bool) (*tls.Certificate, error) {
+	if !f.changed() && !must {
+		return nil, nil
+	}
+	cert, err := f.load()
+	f.bad = err != nil
+	if err != nil {
+		return nil, err
+	}
+	if f.cert != nil && slices.EqualFunc(cert.Certificate, f.cert.Certificate, slices.Equal[[]byte]) {
+		f.cert = cert
+		return nil, nil
+	}
+	f.cert = cert
+	return cert, nil
 }
 
 // changed reports whether there is something to read. What changes while it is

@@ -1,0 +1,57 @@
+package certs
+
+import (
+	"fmt"
+	"regexp"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+	"github.com/libdns/rfc2136"
+)
+
+// DNS is a server that takes the records of DNS01 by RFC 2136, signed (TSIG).
+type DNS struct {
+	Server string // "host:port" of the zone's primary server
+
+	// Key is a file with the key: as BIND's tsig-keygen writes it, or the
+	// secret alone in base64, with KeyName and Algorithm.
+	Key       string
+	KeyName   string
+	Algorithm string // hmac-sha256, ...
+
+	// Delay is how long the other servers of the zone take to learn of a
+	// record that Server has.
+	Delay time.Duration
+}
+
+// What tsig-keygen writes.
+var (
+	bindName      = regexp.MustCompile(`key\s+"?([^"\s{]+)"?\s*\{`)
+	bindAlgorithm = regexp.MustCompile(`algorithm\s+"?([^";\s]+)`)
+	bindSecret    = regexp.MustCompile(`secret\s+"?([^";\s]+)`)
+)
+
+// solver asks the server itself for the zone of a name and whether it has the
+// record: nobody else has to know the zone.
+func (d DNS) solver() (*certmagic.DNS01Solver, error) {
+	key, err := readSecret(d.Key)
+	if err != nil {
+		return nil, fmt.Errorf("read DNS key: %w", err)
+	}
+	p := &rfc2136.Provider{Server: d.Server, Key: key, KeyName: d.KeyName, KeyAlg: d.Algorithm}
+	if secret := bindSecret.FindStringSubmatch(key); secret != nil {
+		p.Key = secret[1]
+		if name := bindName.FindStringSubmatch(key); name != nil {
+			p.KeyName = name[1]
+		}
+		if algorithm := bindAlgorithm.FindStringSubmatch(key); algorithm != nil {
+			p.KeyAlg = algorithm[1]
+		}
+	}
+	if p.KeyName == "" {
+		return nil, fmt.Errorf("DNS key %s: neither the file nor the configuration has a name for it", d.Key)
+	}
+	return &certmagic.DNS01Solver{DNSManager: certmagic.DNSManager{
+		DNSProvider: p, Resolvers: []string{d.Server}, PropagationDelay: d.Delay,
+	}}, nil
+}

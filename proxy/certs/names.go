@@ -1,0 +1,151 @@
+package certs
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+)
+
+const (
+	// maxNamesFile bounds a file of names, in octets.
+	maxNamesFile = 256 << 20
+	// maxNameLine bounds its lines. A name has 253 octets at most.
+	maxNameLine = 1024
+)
+
+// A nameFile is a file with the names that may have certificates. A nil one has
+// none.
+type nameFile struct {
+	path     string
+	prefixes []string
+	info     os.FileInfo
+	names    atomic.Pointer[nameList]
+}
+
+type nameList struct {
+	exact   map[string]struct{}
+	parents map[string]struct{} // of *.parent
+}
+
+// reload reads the file again if it has changed.
+func (f *nameFile) reload() (changed bool, err error) {
+	if f == nil {
+		return false, nil
+	}
+	info := stat(f.path)
+	if info != nil && same(info, f.info) {
+		return false, nil
+	}
+	list, err := readNames(f.path)
+	if err != nil {
+		return false, err
+	}
+	f.info = info
+	f.names.Store(list)
+	return true, nil
+}
+
+// has reports whether name may have a certificate. It is in lower case.
+func (f *nameFile) has(name string) bool {
+	if f == nil {
+		return false
+	}
+	list := f.names.Load()
+	label, parent, _ := strings.Cut(name, ".")
+	_, exact := list.exact[name]
+	_, below := list.parents[parent]
+	_, base := list.exact[parent]
+	return exact || below || base && slices.Contains(f.prefixes, label)
+}
+
+func readNames(path string) (*nameList, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read names: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	list, err := parseNames(f)
+	if err != nil {
+		return nil, fmt.Errorf("read names: %s:%w", path, err)
+	}
+	return list, nil
+}
+
+// parseNames reads a name a line. What follows # is a comment. An error begins
+// with the line.
+func parseNames(r io.Reader) (*nameList, error) {
+	list := &nameList{exact: map[string]struct{}{}, parents: map[string]struct{}{}}
+	lines := bufio.NewScanner(io.LimitReader(r, maxNamesFile))
+	lines.Buffer(make([]byte, maxNameLine), maxNameLine)
+	n := 0
+	for lines.Scan() {
+		n++
+		name, _, _ := strings.Cut(lines.Text(), "#")
+		name = strings.ToLower(strings.TrimSpace(name))
+		parent, wildcard := strings.CutPrefix(name, "*.")
+		switch {
+		case name == "":
+		case !isHostname(parent):
+			return nil, fmt.Errorf("%d: %q is not a name such as example.org or *.example.org", n, name)
+		case wildcard:
+			list.parents[parent] = struct{}{}
+		default:
+			list.exact[name] = struct{}{}
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("%d: %w", n+1, err)
+	}
+	return list, nil
+}
+
+// isHostname says whether s is a DNS name that a CA could know, in lower or
+// upper case.
+func isHostname(s string) bool {
+	const mostName, mostLabel = 253, 63
+	if len(s) > mostName || !strings.Contains(s, ".") {
+		return false
+	}
+	label := ""
+	for label = range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > mostLabel || label[0] == '-' || label[len(label)-1] == '-' {
+			return false
+		}
+		for _, r := range label {
+			if (r|0x20 < 'a' || r|0x20 > 'z') && (r < '0' || r > '9') && r != '-' {
+				return false
+			}
+		}
+	}
+	return strings.Trim(label, "0123456789") != "" // or it is an IP address
+}
+
+// PointsAt returns an error unless the DNS has for name addresses out of own,
+// and no others: the CA may ask at any of them.
+func PointsAt(ctx context.Context, name string, own []netip.Addr) error {
+	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	if err != nil {
+		return fmt.Errorf("look up %s: %w", name, err)
+	}
+	return allOf(name, found, own)
+}
+
+func allOf(name string, found, own []netip.Addr) error {
+	if len(found) == 0 {
+		return errors.New("the DNS has no address of " + name)
+	}
+	for _, addr := range found {
+		if !slices.Contains(own, addr.Unmap()) {
+			return fmt.Errorf("the DNS of %s points at %s, which is not here", name, addr.Unmap())
+		}
+	}
+	return nil
+}

@@ -1,0 +1,43 @@
+package certs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+)
+
+// OpenStorage makes the folder at path, for its owner alone, or checks one that
+// is there: it holds private keys, so it has to be this process's own, and
+// nobody else may enter.
+func OpenStorage(path string) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return fmt.Errorf("make certificate storage: %w", err)
+	}
+	if err := CheckStorage(path, os.Geteuid()); err != nil {
+		return err
+	}
+	return nil
+}
+
+// CheckStorage judges the folder at path for a process of the user uid. One
+// that is not there yet is no error.
+func CheckStorage(path string, uid int) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("certificate storage: %w", err)
+	case !info.IsDir():
+		return fmt.Errorf("certificate storage %s is not a directory", path)
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok && int(owner.Uid) != uid {
+		return fmt.Errorf("certificate storage %s belongs to user %d, and this is user %d: each could not read what the other writes", path, owner.Uid, uid)
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return fmt.Errorf("certificate storage %s may be entered by others (mode %04o): it holds private keys, so want 0700", path, mode)
+	}
+	return nil
+}
