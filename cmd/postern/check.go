@@ -59,7 +59,7 @@ func (h *house) hints() (all []string) {
 		return nil
 	}
 	if !h.cfg.Stands("pop3.uidl") {
-		all = append(all, "pop3.uidl is the default, dovecot: unless the old POP3 server used it, clients will fetch all their mail again")
+		all = append(all, "pop3.uidl is the default, dovecot: unless the old POP3 server used it, clients will fetch all their mail again; `postern uidl detect` finds out")
 	}
 	if h.cfg.State.Path == "" {
 		all = append(all, "state.path is not set: POP3 lists each mailbox anew, and unique ids do not outlive a change of UIDVALIDITY")

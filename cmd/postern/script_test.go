@@ -2,14 +2,24 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"postern/bridge"
+	"postern/proxy"
+	"postern/proxy/memserver"
 	"postern/proxy/proxytest"
 )
 
@@ -20,7 +30,13 @@ func TestMain(m *testing.M) {
 }
 
 // The scripts have a certificate mail.pem, its key mail.key and ca.pem beside
-// them, $HELD, a port of the test's own process, and $FREE, one of nobody.
+// them, $HELD, a port of the test's own process, $FREE, one of nobody, and
+// $IMAP, where a server has mail for alice and bob@example.org, and none for
+// carol. The password of alice is "secret of alice". Their commands are
+//
+//	expand FILE...      replace $VARIABLES in files
+//	uidls USER FILE     log in by POP3 at $FREE, as soon as somebody serves there,
+//	                    and write the unique ids to a file
 func TestScripts(t *testing.T) {
 	held, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -28,9 +44,15 @@ func TestScripts(t *testing.T) {
 	}
 	t.Cleanup(func() { held.Close() }) // the scripts run in parallel, after this function
 	cert, key, ca := proxytest.CertFiles(t, "mail.example.org")
+	imap := mailForScripts(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"uidls": func(ts *testscript.TestScript, _ bool, args []string) {
+				shown, err := shownBy(ts.MkAbs("ca.pem"), "127.0.0.1:"+ts.Getenv("FREE"), args[0])
+				ts.Check(err)
+				ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(strings.Join(shown, "\n")+"\n"), 0o600))
+			},
 			"expand": func(ts *testscript.TestScript, _ bool, args []string) { // $VARIABLES in files
 				for _, name := range args {
 					ts.Check(os.WriteFile(ts.MkAbs(name), []byte(os.Expand(ts.ReadFile(name), ts.Getenv)), 0o600))
@@ -48,6 +70,7 @@ func TestScripts(t *testing.T) {
 				}
 			}
 			env.Setenv("HELD", strconv.Itoa(portOf(held)))
+			env.Setenv("IMAP", imap)
 			free, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				return err
@@ -57,4 +80,48 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 	})
+}
+
+// mailForScripts returns the address of an IMAP server without TLS.
+func mailForScripts(t *testing.T) string {
+	t.Helper()
+	m := memserver.New(memserver.Options{UIDValidity: 7, Accounts: []memserver.Account{
+		{User: "alice", Password: "secret of alice"},
+		{User: "bob@example.org", Password: "secret of bob@example.org"},
+		{User: "carol", Password: "secret of carol"},
+	}})
+	t.Cleanup(func() { _ = m.Close() })
+	for _, user := range []string{"alice", "alice", "alice", "bob@example.org"} {
+		if err := m.Append(user, []byte("Subject: for "+user+"\r\n\r\nhello\r\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	address, err := serveInMemory(m.ServeIMAP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return address
+}
+
+// shownBy returns the unique ids that a POP3 server shows.
+func shownBy(ca, address, user string) ([]string, error) {
+	pem, err := os.ReadFile(ca)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	d := tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: "mail.example.org"}}
+	conn, err := d.DialContext(ctx, "tcp", address)
+	for errors.Is(err, syscall.ECONNREFUSED) && ctx.Err() == nil {
+		time.Sleep(10 * time.Millisecond)
+		conn, err = d.DialContext(ctx, "tcp", address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("dial Postern: %w", err)
+	}
+	defer func() { _ = conn.Close() }()
+	return bridge.ShownUIDLs(ctx, conn, user, proxy.NewSecret([]byte("secret of "+user)))
 }

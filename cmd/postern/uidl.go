@@ -44,16 +44,20 @@ func selectionFlags(cmd *cobra.Command) func(args []string) selection {
 
 // oneSelection wants an account, or --domain, or --all.
 func oneSelection(cmd *cobra.Command, args []string) error {
+	if selections(cmd, args) != 1 {
+		return errors.New("want an account, or --domain, or --all")
+	}
+	return nil
+}
+
+func selections(cmd *cobra.Command, args []string) int {
 	n := len(args)
 	for _, name := range []string{"domain", "all"} {
 		if cmd.Flags().Changed(name) {
 			n++
 		}
 	}
-	if n != 1 {
-		return errors.New("want an account, or --domain, or --all")
-	}
-	return nil
+	return n
 }
 
 func (s selection) has(account string) bool {
@@ -173,7 +177,7 @@ func exportCommand() *cobra.Command {
 		Use:   "export [ACCOUNT | --domain DOMAIN | --all]",
 		Short: "Write the record of unique ids, an account a line, as JSON",
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 && cmd.Flags().NFlag() == 0 {
+			if selections(cmd, args) == 0 {
 				return nil
 			}
 			return oneSelection(cmd, args)
