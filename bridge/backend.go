@@ -5,7 +5,12 @@
 // DELE marks a message in memory; QUIT, and nothing else, removes what is
 // marked, with UID STORE and UID EXPUNGE. A server without UIDPLUS gets the
 // \Deleted flag only: a bare EXPUNGE, or CLOSE, would remove the messages that
-// other clients have marked.
+// other clients have marked. Which messages POP3 has deleted there is in the
+// record, before QUIT is answered, and later sessions do not show them; CAPA has
+// X-SPACE-FREED-BY IMAP, for they stay until another client expunges. Without a
+// record the keyword $POP3Deleted says the same, and where INBOX takes none they
+// are shown again. With Isolate they are removed all the same: see
+// update.isolate for what that may cost.
 //
 // Messages are read ahead when a client reads them in their order, and pass as
 // they come: memory does not depend on their size.
@@ -16,6 +21,7 @@
 //
 //	SELECT fails                   login refused for now
 //	no keywords, with Hide         login refused: [SYS/PERM]
+//	no UIDPLUS                     nothing but the line of CAPA
 //	[READ-ONLY]                    DELE: -ERR [SYS/PERM]; all else works
 //	message vanished               -ERR, without a code; the session goes on
 //	no octets of a message         the same if a search does not find it, else as NO
@@ -25,7 +31,7 @@
 //	                               else the connection is cut: no message that looks complete
 //	no new connection, login NO    -ERR [SYS/TEMP], never [AUTH]; the session ends, and nothing is deleted
 //	new UIDVALIDITY                -ERR [SYS/TEMP] to all that needs the server; nothing is deleted
-//	STORE, EXPUNGE, MOVE, COPY NO  -ERR [SYS/TEMP] to QUIT
+//	STORE, EXPUNGE, MOVE, COPY NO  -ERR [SYS/TEMP] to QUIT, also when the record cannot be written
 //	no \Trash mailbox, with Trash  -ERR [SYS/PERM] to QUIT; nothing is deleted
 //	\Seen could not be set         nothing
 //
@@ -70,7 +76,7 @@ type Backend struct {
 	Observer proxy.Observer // nil: nobody
 
 	Cache  Store       // what makes listings cheap; it may be lost. nil: nothing is remembered
-	Record Store       // what UIDLs were shown; it must not be lost. nil: all are computed
+	Record Store       // what UIDLs were shown, and what was deleted without UIDPLUS; it must not be lost. nil: nothing of it
 	Lock   Policy      // what comes of a second session for a maildrop
 	Locks  *Locks      // shared by backends of the same accounts; nil: this one's own
 	Queue  *Queue      // shared by backends of the same server; nil: this one's own
@@ -129,7 +135,7 @@ func (b *Backend) Capabilities() []string {
 func (b *Backend) inbox(conn net.Conn, capabilities string) *inbox {
 	in := newInbox(conn, capabilities, b.timeout())
 	in.budget = &b.ahead
-	in.hides = b.Delete == Hide || !in.uidPlus
+	in.hides = b.Delete == Hide || b.Record == nil && b.Delete.flags(in)
 	in.utf8 = in.utf8 && b.UTF8 || in.utf8Only
 	return in
 }

@@ -232,12 +232,7 @@ func (in *inbox) trash(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// store begins to add a flag to messages.
-func (in *inbox) store(uids imap.UIDSet, flags ...imap.Flag) *imapclient.FetchCommand {
-	return in.client.Store(uids, &imap.StoreFlags{Op: imap.StoreFlagsAdd, Silent: true, Flags: flags}, nil)
-}
-
-// expunge begins to remove those of the messages that have the \Deleted flag.
-func (in *inbox) expunge(uids imap.UIDSet) *imapclient.ExpungeCommand {
-	return in.client.UIDExpunge(uids)
+// store begins to add flags to messages, or to take them away.
+func (in *inbox) store(uids imap.UIDSet, op imap.StoreFlagsOp, flags ...imap.Flag) *imapclient.FetchCommand {
+	return in.client.Store(uids, &imap.StoreFlags{Op: op, Silent: true, Flags: flags}, nil)
 }

@@ -3,8 +3,6 @@ package bridge
 import (
 	"cmp"
 	"slices"
-
-	"github.com/emersion/go-imap/v2"
 )
 
 // A message is what a session remembers of one message: 16 octets, for there
@@ -23,6 +21,7 @@ const (
 	headed                      // with that of its header
 	deleted                     // DELE
 	retrieved                   // RETR has sent it
+	gone                        // the server has said that it has it no more
 )
 
 // empty reports whether the message may have no octet on the server. Its size
@@ -37,6 +36,7 @@ type maildrop struct {
 	uidNext     uint32 // there are no others with a UID below, if proven
 	proven      bool
 	shown       uint64    // hash of the UIDLs of all, without those that were deleted
+	lost        uint64    // hash of the UIDLs of those that are gone
 	changed     bool      // against what is remembered
 	aside       []message // that are hidden
 	count       int       // not marked as deleted
@@ -53,10 +53,10 @@ func newMaildrop(messages []message, uidValidity uint32) *maildrop {
 }
 
 // hide leaves out messages, for good. It must come before all other methods.
-func (d *maildrop) hide(uids imap.UIDSet) {
+func (d *maildrop) hide(hidden func(uid uint32) bool) {
 	var shown []message
 	for _, m := range d.messages {
-		if uids.Contains(imap.UID(m.uid)) {
+		if hidden(m.uid) {
 			d.aside = append(d.aside, m)
 		} else {
 			shown = append(shown, m)
@@ -70,21 +70,28 @@ func (d *maildrop) hide(uids imap.UIDSet) {
 
 // snapshot returns what is to be remembered.
 func (d *maildrop) snapshot() snapshot {
-	s := snapshot{uidValidity: d.uidValidity, uidNext: d.uidNext, proven: d.proven, shown: d.shown, messages: d.messages}
+	s := snapshot{uidValidity: d.uidValidity, uidNext: d.uidNext, proven: d.proven, shown: d.shown - d.lost}
+	s.messages = slices.DeleteFunc(slices.Concat(d.messages, d.aside), func(m message) bool { return m.marks&gone != 0 })
 	if len(d.aside) > 0 {
-		s.messages = append(slices.Clone(d.messages), d.aside...)
 		slices.SortFunc(s.messages, byUID)
 	}
 	return s
 }
 
 // find returns the message with a UID, or nil.
-func (d *maildrop) find(uid uint32) *message {
-	i, ok := slices.BinarySearchFunc(d.messages, uid, func(m message, uid uint32) int { return cmp.Compare(m.uid, uid) })
+func (d *maildrop) find(uid uint32) *message { return find(d.messages, uid) }
+
+func find(messages []message, uid uint32) *message {
+	i, ok := slices.BinarySearchFunc(messages, uid, func(m message, uid uint32) int { return cmp.Compare(m.uid, uid) })
 	if !ok {
 		return nil
 	}
-	return &d.messages[i]
+	return &messages[i]
+}
+
+// lacks reports whether there was certainly no message with that UID.
+func (d *maildrop) lacks(uid uint32) bool {
+	return d.proven && uid < d.uidNext && find(d.messages, uid) == nil && find(d.aside, uid) == nil
 }
 
 // delete marks a message that is not marked.

@@ -28,9 +28,10 @@ type model struct {
 	uidValidity uint32
 	uidNext     uint32
 	mails       []mail
-	delivered   int            // ever
-	epoch       int64          // of INTERNALDATE
-	content     map[uint32]int // of a UID: the same one is the same message
+	delivered   int             // ever
+	epoch       int64           // of INTERNALDATE
+	content     map[uint32]int  // of a UID: the same one is the same message
+	marked      map[uint32]bool // UIDs with the \Deleted flag
 
 	capabilities string
 	silent       bool                     // about UIDNEXT in SELECT
@@ -49,7 +50,7 @@ type model struct {
 }
 
 func newModel(capabilities string) *model {
-	return &model{uidValidity: 7, uidNext: 1, capabilities: "IMAP4rev1 UIDPLUS " + capabilities, asked: make(map[uint32]int), content: make(map[uint32]int)}
+	return &model{uidValidity: 7, uidNext: 1, capabilities: "IMAP4rev1 UIDPLUS " + capabilities, asked: make(map[uint32]int), content: make(map[uint32]int), marked: make(map[uint32]bool)}
 }
 
 func (m *model) deliver(n int) {
@@ -126,8 +127,11 @@ func (m *model) answer(out *bufio.Writer, tag, command string) (result string) {
 		_, _ = out.WriteString(")\r\n")
 	case "SEARCH":
 		var b strings.Builder
-		for i, mail := range m.mails {
-			if i > 0 {
+		for _, mail := range m.mails {
+			if of, among := strings.CutPrefix(rest, "UID "); among && !contains(of, mail.uid, m.uidNext-1) || rest == "DELETED" && !m.marked[mail.uid] {
+				continue
+			}
+			if b.Len() > 0 {
 				b.WriteByte(byte(map[bool]rune{true: ',', false: ' '}[strings.HasPrefix(rest, "RETURN")]))
 			}
 			fmt.Fprint(&b, mail.uid)
@@ -142,6 +146,17 @@ func (m *model) answer(out *bufio.Writer, tag, command string) (result string) {
 		}
 	case "FETCH":
 		return m.fetch(out, rest)
+	case "STORE":
+		set, flags, _ := strings.Cut(rest, " ")
+		for _, mail := range m.mails {
+			if strings.Contains(flags, `\Deleted`) && contains(set, mail.uid, m.uidNext-1) {
+				m.marked[mail.uid] = flags[0] == '+'
+			}
+		}
+	case "EXPUNGE":
+		m.mails = slices.DeleteFunc(slices.Clone(m.mails), func(x mail) bool {
+			return m.marked[x.uid] && (rest == "" || contains(rest, x.uid, m.uidNext-1))
+		})
 	}
 	return "OK x"
 }

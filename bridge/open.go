@@ -42,6 +42,9 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	if v.uidNext == 0 {
 		s.backend.noUIDNext.Store(true)
 	}
+	if err := s.recall(ctx, known, v); err != nil {
+		return "", err
+	}
 	if v.continues(known) {
 		s.seen = known.uidNext
 	}

@@ -22,13 +22,14 @@ type Deletion uint8
 
 // The deletions.
 const (
-	Expunge Deletion = iota // the message is removed; without UIDPLUS it gets the \Deleted flag
+	Expunge Deletion = iota // the message is removed; without UIDPLUS it is marked, and hidden from POP3
+	Isolate                 // the same, but without UIDPLUS it is removed by a bare EXPUNGE: see update.isolate
 	Trash                   // it moves to the mailbox for that, RFC 6154
 	Hide                    // POP3 does not show it any more: it gets the keyword $POP3Deleted
 	Keep                    // nothing
 )
 
-var deletions = [...]string{Expunge: "expunge", Trash: "trash", Hide: "hide", Keep: "keep"}
+var deletions = [...]string{Expunge: "expunge", Isolate: "isolate", Trash: "trash", Hide: "hide", Keep: "keep"}
 
 // String returns the deletion's name in the configuration.
 func (d Deletion) String() string { return deletions[d] }
@@ -39,20 +40,41 @@ func ParseDeletion(name string) (Deletion, bool) {
 	return Deletion(max(i, 0)), i >= 0
 }
 
+// notFreed is the capability of a maildrop in which Deletion.flags holds: what
+// QUIT deletes is freed by the next IMAP client that expunges. No standard one
+// says so; names with an X are for private use, RFC 2449 section 9.
+const notFreed = "X-SPACE-FREED-BY IMAP"
+
+// flags reports whether all that d can do in is to set the \Deleted flag: the
+// message stays, hidden from POP3, until another client removes it.
+func (d Deletion) flags(in *inbox) bool {
+	return !in.uidPlus && (d == Expunge || d == Trash && !in.move)
+}
+
 var errNoTrash = errors.New("server has no \\Trash mailbox")
 
-// hide leaves out what an earlier session has hidden.
+// hide leaves out what earlier sessions have hidden.
 func (s *session) hide() error {
 	if s.backend.Delete == Hide && !s.inbox.link.responses.mailbox.keywords {
 		return &proxy.Refusal{
-			Reason: proxy.Suspended, Verified: true, Text: "This mailbox cannot be used with POP3: ask your provider",
+			Reason: proxy.Unusable, Verified: true,
 			Err: errors.New("INBOX takes no keyword, which is needed to hide deleted messages"),
 		}
 	}
-	if hidden := s.inbox.hidden; len(hidden) > 0 {
-		s.drop.hide(hidden)
-		s.inbox.hidden = nil
+	flagged, buried := s.inbox.hidden, s.buried
+	s.inbox.hidden, s.buried = nil, nil
+	if len(flagged)+len(buried) == 0 {
+		return nil
 	}
+	found := 0
+	s.drop.hide(func(uid uint32) bool {
+		_, ok := slices.BinarySearch(buried, uid)
+		if ok {
+			found++
+		}
+		return ok || flagged.Contains(imap.UID(uid))
+	})
+	s.lapsed = s.drop.proven && found < len(buried)
 	return nil
 }
 
@@ -74,7 +96,7 @@ func (s *session) update(ctx context.Context) error {
 		return nil
 	}
 	ctx = context.WithoutCancel(ctx)
-	u := update{session: s, ctx: ctx, seen: uidSets(seen), gone: uidSets(marked)}
+	u := update{session: s, ctx: ctx, seen: uidSets(seen), marked: marked, gone: uidSets(marked)}
 	err := errRenumbered
 	if !s.moved() {
 		err = u.do()
@@ -87,6 +109,9 @@ func (s *session) update(ctx context.Context) error {
 			u.seen = nil // best effort
 			err = u.do()
 		}
+	}
+	if err == nil && s.backend.Record != nil && s.backend.Delete.flags(s.inbox) {
+		err = s.bury(ctx, marked)
 	}
 	if err != nil {
 		u.failed(err)
@@ -104,7 +129,9 @@ func (s *session) update(ctx context.Context) error {
 type update struct {
 	session    *session
 	ctx        context.Context //nolint:containedctx // that of one command
-	seen, gone []imap.UIDSet
+	marked     []uint32
+	seen, gone []imap.UIDSet // gone: of marked
+	unmarked   []uint32      // of other clients, for isolate
 	pending    []step
 	stopped    string // the stage of the last failure
 }
@@ -113,6 +140,7 @@ type update struct {
 type step struct {
 	stage string
 	wait  func() error
+	best  bool // QUIT does not fail with it
 }
 
 func (u *update) do() error {
@@ -129,9 +157,11 @@ func (u *update) do() error {
 	}
 	defer in.begin(u.ctx)()
 	for _, uids := range u.seen {
-		u.expect(proxy.StageSeen, in.store(uids, imap.FlagSeen).Close)
+		u.expect(proxy.StageSeen, in.store(uids, imap.StoreFlagsAdd, imap.FlagSeen).Close)
 	}
 	switch {
+	case u.session.backend.Delete == Isolate && !in.uidPlus && len(u.gone) > 0:
+		return u.isolate(in)
 	case trash != "" && in.move:
 		for _, uids := range u.gone {
 			u.expect(proxy.StageExpunge, moved(in.client.Move(uids, trash)))
@@ -149,23 +179,25 @@ func (u *update) do() error {
 	return u.wait()
 }
 
-// remove sends what removes messages, or marks them.
+// remove sends what removes messages, or marks them. Without a record the
+// keyword tells later sessions what to hide, if the server takes one.
 func (u *update) remove(in *inbox) {
 	flags := []imap.Flag{imap.FlagDeleted}
+	marks := u.session.backend.Delete.flags(in)
 	switch {
 	case u.session.backend.Delete == Hide:
 		flags = []imap.Flag{hidden}
-	case !in.uidPlus && in.link.responses.mailbox.keywords:
+	case marks && u.session.backend.Record == nil && in.link.responses.mailbox.keywords:
 		flags = append(flags, hidden)
 	}
 	for _, uids := range u.gone {
-		u.expect(proxy.StageStore, in.store(uids, flags...).Close)
+		u.expect(proxy.StageStore, in.store(uids, imap.StoreFlagsAdd, flags...).Close)
 	}
-	if !in.uidPlus || u.session.backend.Delete == Hide {
+	if marks || u.session.backend.Delete == Hide {
 		return
 	}
 	for _, uids := range u.gone {
-		u.expect(proxy.StageExpunge, in.expunge(uids).Close)
+		u.expect(proxy.StageExpunge, in.client.UIDExpunge(uids).Close)
 	}
 }
 
@@ -178,7 +210,7 @@ func copied(c *imapclient.CopyCommand) func() error {
 }
 
 func (u *update) expect(stage string, wait func() error) {
-	u.pending = append(u.pending, step{stage, wait})
+	u.pending = append(u.pending, step{stage: stage, wait: wait, best: stage == proxy.StageSeen})
 }
 
 // wait returns the first error that keeps a promise from being kept. A server
@@ -191,13 +223,13 @@ func (u *update) wait() (failed error) {
 			continue
 		}
 		err = fmt.Errorf("%s: %w", step.stage, u.session.inbox.explain(u.ctx, err))
-		if step.stage == proxy.StageSeen || refused(err) {
+		if step.best || refused(err) {
 			if !said[step.stage] {
 				u.observe(step.stage, err)
 			}
 			said[step.stage] = true
 		}
-		if failed == nil && step.stage != proxy.StageSeen {
+		if failed == nil && !step.best {
 			failed, u.stopped = err, step.stage
 		}
 	}

@@ -33,6 +33,8 @@ type session struct {
 	drop       *maildrop
 	found      header            // of the snapshot in the cache
 	ids        *uidl.Record      // nil: all are computed
+	buried     []uint32          // UIDs of tombstones, until hide
+	lapsed     bool              // some of them stand for messages that the server has no more
 	headers    map[uint32]uint64 // prints of those that went by, by UID
 	lock       *lock             // nil: nobody is kept out
 	quitted    bool
@@ -101,9 +103,13 @@ func (s *session) Totals() proxy.Totals {
 // Close says goodbye to the server, and forgets the secret.
 func (s *session) Close() error {
 	s.login.Secret.Clear()
+	s.confirm()
 	s.gather()
 	err := s.inbox.close()
 	s.remember(context.Background())
+	if s.lapsed {
+		_ = s.bury(context.Background(), nil) // else the next session tries
+	}
 	s.lock.release()
 	return err
 }
@@ -328,6 +334,9 @@ func (s *session) capa() error {
 	_, _ = s.out.WriteString("TOP\r\nUIDL\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\nPIPELINING\r\n")
 	for _, line := range s.backend.Capabilities() {
 		_, _ = s.out.WriteString(line + "\r\n")
+	}
+	if s.backend.Delete.flags(s.inbox) {
+		_, _ = s.out.WriteString(notFreed + "\r\n")
 	}
 	_, _ = s.out.WriteString(".\r\n")
 	return nil

@@ -1,0 +1,131 @@
+package bridge
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/emersion/go-imap/v2"
+
+	"postern/proxy"
+)
+
+// isolations is how often isolate looks for marks of other clients.
+const isolations = 3
+
+var (
+	errMarks      = errors.New("other clients mark messages as deleted all the time")
+	errNotRemoved = errors.New("server has not removed the messages")
+)
+
+// isolate removes messages from a server that knows no UID EXPUNGE, only one
+// that removes all that have the \Deleted flag. Messages that other clients have
+// marked lose the flag before it and get it back after it.
+//
+// What can go wrong, and is why the operator has to ask for it: a message that
+// another client marks between the last look and EXPUNGE, a round trip, is
+// removed with ours; a client that looks meanwhile sees its marks gone; and when
+// the server is lost before they are back and cannot be reached again, or
+// Postern ends, they stay gone, so that the other client has to mark again.
+// Nothing remembers them longer: who has taken a mark away on purpose would get
+// it back.
+//
+// Another session of this kind may take our marks for those of others. So the
+// end is a look whether ours have gone.
+func (u *update) isolate(in *inbox) error {
+	for _, uids := range u.gone {
+		u.expect(proxy.StageStore, in.store(uids, imap.StoreFlagsAdd, imap.FlagDeleted).Close)
+	}
+	removed := u.clear(in)
+	if removed == nil {
+		u.expect(proxy.StageExpunge, in.client.Expunge().Close)
+		removed = u.wait()
+	}
+	if errors.Is(removed, proxy.ErrBackendClosed) {
+		return removed // maybe all of it can be done again
+	}
+	u.remark(in)
+	if removed == nil {
+		removed = u.look(in)
+	}
+	return errors.Join(removed, u.wait())
+}
+
+// clear takes the flag from what others have marked, until a look shows that
+// there is nothing of the kind.
+func (u *update) clear(in *inbox) error {
+	ours := make(map[uint32]bool, len(u.marked))
+	for _, uid := range u.marked {
+		ours[uid] = true
+	}
+	for range isolations {
+		marked, err := u.search(in, &imap.SearchCriteria{Flag: []imap.Flag{imap.FlagDeleted}})
+		if err != nil {
+			return err
+		}
+		var others []uint32
+		for _, uid := range marked {
+			if !ours[uid] {
+				others = append(others, uid)
+			}
+		}
+		if len(others) == 0 {
+			return nil
+		}
+		u.unmarked = append(u.unmarked, others...)
+		for _, uids := range uidSets(others) {
+			u.expect(proxy.StageStore, in.store(uids, imap.StoreFlagsDel, imap.FlagDeleted).Close)
+		}
+	}
+	return errors.Join(u.wait(), errMarks)
+}
+
+// remark gives the flag back. The client is not concerned.
+func (u *update) remark(in *inbox) {
+	slices.Sort(u.unmarked)
+	for _, uids := range uidSets(slices.Compact(u.unmarked)) {
+		u.pending = append(u.pending, step{proxy.StageStore, in.store(uids, imap.StoreFlagsAdd, imap.FlagDeleted).Close, true})
+	}
+}
+
+// look is an error if the messages are there.
+func (u *update) look(in *inbox) error {
+	for _, uids := range u.gone {
+		left, err := u.search(in, &imap.SearchCriteria{UID: []imap.UIDSet{uids}})
+		if err != nil {
+			return err
+		}
+		if len(left) > 0 {
+			return errNotRemoved
+		}
+	}
+	return nil
+}
+
+// search waits for all that was sent, and for what matches.
+func (u *update) search(in *inbox, criteria *imap.SearchCriteria) (uids []uint32, err error) {
+	search := in.client.UIDSearch(criteria, nil)
+	u.expect(proxy.StageStore, func() error {
+		data, err := search.Wait()
+		if err == nil {
+			found, _ := data.All.(imap.UIDSet)
+			uids, err = numbers(found)
+		}
+		return err
+	})
+	err = u.wait()
+	return uids, err
+}
+
+// numbers returns the UIDs of a set that a server has sent.
+func numbers(set imap.UIDSet) (uids []uint32, err error) {
+	count := uint64(0)
+	for _, r := range set {
+		if count += uint64(r.Stop) - uint64(r.Start) + 1; r.Start == 0 || r.Stop < r.Start || count > maxMessages {
+			return nil, errTooMany
+		}
+		for uid := uint64(r.Start); uid <= uint64(r.Stop); uid++ {
+			uids = append(uids, uint32(uid))
+		}
+	}
+	return uids, nil
+}

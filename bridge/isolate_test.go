@@ -1,0 +1,91 @@
+package bridge
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/emersion/go-imap/v2"
+
+	"postern/proxy"
+	"postern/proxy/proxytest"
+)
+
+const (
+	bye  = "\nC: Q LOGOUT\nS: Q OK x\n"
+	mark = "C: T1 UID STORE 11 +FLAGS.SILENT (\\\\Deleted)\nC: T2 UID SEARCH DELETED\nS: T1 OK x\n"
+	left = "C: T7 UID SEARCH UID 11\n"
+)
+
+// Criterion: with delete: isolate a server without UIDPLUS is sent EXPUNGE only while nothing of other clients is marked, and their marks come back.
+func TestIsolateSparesWhatOthersHaveMarked(t *testing.T) {
+	const (
+		failed = `-ERR \[SYS/TEMP] Some deleted messages were not removed (session ID42)`
+		clear  = mark + "S: * SEARCH 11 13 500\nS: T2 OK x\nC: T3 UID STORE 13,500 -FLAGS.SILENT (\\\\Deleted)\nC: T4 UID SEARCH DELETED\n"
+		remark = "C: T6 UID STORE 13,500 +FLAGS.SILENT (\\\\Deleted)\n"
+		clean  = "S: T3 OK x\nS: * SEARCH 11\nS: T4 OK x\nC: T5 EXPUNGE\n"
+		gone   = "S: * 1 EXPUNGE\nS: T5 OK x\n"
+	)
+	for _, test := range []struct{ name, script, quit string }{
+		{"nothing else is marked", mark + "S: * SEARCH 11\nS: T2 OK x\nC: T3 EXPUNGE\nS: * 1 EXPUNGE\nS: T3 OK x\nC: T4 UID SEARCH UID 11\nS: * SEARCH\nS: T4 OK x", "+OK Goodbye"},
+		{"others are", clear + clean + gone + remark + left + "S: T6 OK x\nS: * SEARCH\nS: T7 OK x", "+OK Goodbye"},
+		{"marks do not come back", clear + clean + gone + remark + left + "S: T6 NO x\nS: * SEARCH\nS: T7 OK x", "+OK Goodbye"},
+		{"marks do not go", clear + "S: T3 NO x\nS: * SEARCH 11 13\nS: T4 OK x\nC: T5 UID STORE 13,500 +FLAGS.SILENT (\\\\Deleted)\nS: T5 OK x", failed},
+		{"EXPUNGE refused", clear + clean + "S: T5 NO x\n" + remark + "S: T6 OK x", failed},
+		{"not removed", clear + clean + gone + remark + left + "S: T6 OK x\nS: * SEARCH 11\nS: T7 OK x", failed},
+		{"SEARCH refused", mark + "S: T2 NO x", failed},
+		{"others mark all the time", mark + "S: * SEARCH 11 12\nS: T2 OK x\nC: T3 UID STORE 12 *\nC: T4 UID SEARCH DELETED\nS: T3 OK x\nS: * SEARCH 11 13\nS: T4 OK x\n" +
+			"C: T5 UID STORE 13 -*\nC: T6 UID SEARCH DELETED\nS: T5 OK x\nS: * SEARCH 14\nS: T6 OK x\nC: T7 UID STORE 14 -*\nS: T7 OK x\n" +
+			"C: T8 UID STORE 12:14 +FLAGS.SILENT (\\\\Deleted)\nS: T8 OK x", failed},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			near, far := proxytest.Pipe(t)
+			proxytest.ServeTranscript(t, far, opened(5, 5, 5)+test.script+bye)
+			r := run(t, &Backend{Delete: Isolate, Dial: connected(near, "IMAP4rev1"), Estimates: true})
+			proxytest.Transcript(t, r.conn, "C: DELE 1\nS: +OK *\nC: QUIT\nS: "+test.quit+"\nS: <EOF>")
+			if failed := of[proxy.UpdateFailed](r.events); len(failed) == 0 && (test.quit != "+OK Goodbye" || test.name == "marks do not come back") {
+				t.Error("nobody is told")
+			}
+		})
+	}
+}
+
+// Criterion: a connection that is lost while the marks of others are away costs them only if no other one can be had.
+func TestIsolateGoesOnAfterALoss(t *testing.T) {
+	const cleared = mark + "S: * SEARCH 11 13\nS: T2 OK x\nC: T3 UID STORE 13 -FLAGS.SILENT (\\\\Deleted)\nC: T4 UID SEARCH DELETED\nS: T3 OK x\nS: * SEARCH 11\nS: T4 OK x\nC: T5 EXPUNGE\n"
+	near, far := proxytest.Pipe(t)
+	proxytest.ServeTranscript(t, far, opened(5, 5, 5)+cleared+"S: * 1 EXPUNGE\nS: <EOF>")
+	near2, far2 := proxytest.Pipe(t)
+	proxytest.ServeTranscript(t, far2, again+mark+`
+		S: * SEARCH
+		S: T2 OK x
+		C: T3 EXPUNGE
+		S: T3 OK x
+		C: T4 UID STORE 13 +FLAGS.SILENT (\\Deleted)
+		C: T5 UID SEARCH UID 11
+		S: T4 OK x
+		S: * SEARCH
+		S: T5 OK x
+		C: Q LOGOUT
+		S: Q OK x
+	`)
+	r := run(t, &Backend{Delete: Isolate, Dial: connected(near, "IMAP4rev1", near2), Estimates: true})
+	proxytest.Transcript(t, r.conn, "C: DELE 1\nS: +OK *\nC: QUIT\nS: +OK Goodbye\nS: <EOF>")
+	if failed := of[proxy.UpdateFailed](r.events); len(failed) > 0 {
+		t.Errorf("UpdateFailed: %+v", failed)
+	}
+}
+
+func TestIsolateIsExpungeWithUIDPLUS(t *testing.T) {
+	deleting(t, Isolate, capabilities, "C: T1 UID STORE 11 +FLAGS.SILENT (\\\\Deleted)\nC: T2 UID EXPUNGE 11\nS: T1 OK x\nS: T2 OK x", "+OK Goodbye")
+}
+
+func TestNumbersOfAServerAreBounded(t *testing.T) {
+	for _, set := range []imap.UIDSet{{{Start: 1, Stop: 1<<32 - 1}}, {{Start: 1}}, {{Start: 1, Stop: maxMessages}, {Start: maxMessages + 2, Stop: maxMessages + 2}}} {
+		if got, err := numbers(set); err == nil {
+			t.Errorf("%v gives %d numbers", set, len(got))
+		}
+	}
+	if got, err := numbers(imap.UIDSet{{Start: 1, Stop: 2}, {Start: 1<<32 - 1, Stop: 1<<32 - 1}}); err != nil || !slices.Equal(got, []uint32{1, 2, 1<<32 - 1}) {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
