@@ -25,6 +25,7 @@
 //	[READ-ONLY]                    DELE: -ERR [SYS/PERM]; all else works
 //	message vanished               -ERR, without a code; the session goes on
 //	no octets of a message         the same if a search does not find it, else as NO
+//	header in UTF-8, with UTF8     -ERR [UTF8], unless the client is in UTF-8 mode
 //	FETCH answered NO              -ERR [SYS/TEMP], also with [LIMIT], [THROTTLED], [OVERQUOTA]; the session goes on
 //	BYE, silence, lost             nothing, once the session is on a new connection
 //	the same, within a message     nothing, if the server gives the same octets again, at most once;

@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"postern/proxy"
@@ -32,13 +33,13 @@ func faulty(t *testing.T, b *Backend, scripts ...string) *bridged {
 
 // Criterion: a backend that is lost between commands is connected to again with the session's credentials, and the client sees nothing.
 func TestReconnectBetweenCommands(t *testing.T) {
-	for name, lost := range map[string]string{
-		"silently":   "S: <EOF>",
-		"after BYE":  "S: * BYE Autologout\nS: <EOF>",
-		"in the row": "C: F1 UID FETCH *\nS: * 1 FETCH (UID 11 BOD\nS: <EOF>",
+	for name, lost := range map[string]struct{ script, cause string }{
+		"without a word": {"S: <EOF>", proxy.LostClosed},
+		"after BYE":      {"S: * BYE Autologout\nS: <EOF>", proxy.LostBye},
+		"in the row":     {"C: F1 UID FETCH *\nS: * 1 FETCH (UID 11 BOD\nS: <EOF>", proxy.LostClosed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := faulty(t, &Backend{}, opened(5, 5)+lost, again+`
+			r := faulty(t, &Backend{Name: "main"}, opened(5, 5)+lost.script, again+`
 				C: F1 UID FETCH 11 (UID BODY.PEEK[])
 				S- * 1 FETCH (UID 11 BODY[] {5}\r\nabc\r\n)\r\nF1 OK x\r\n
 				C: T1 UID STORE 12 +FLAGS.SILENT (\\Deleted)
@@ -58,8 +59,43 @@ func TestReconnectBetweenCommands(t *testing.T) {
 				C: QUIT
 				S: +OK Goodbye
 			`)
+			_ = r.wait(t)
+			want := proxy.Reconnected{
+				Client: proxy.Client{ID: "ID42"}, Account: "alice", Backend: "main", Cause: lost.cause, Result: proxy.ReconnectOK,
+			}
+			if got := of[proxy.Reconnected](r.events); len(got) != 1 || got[0] != want {
+				t.Errorf("told %+v, want %+v", got, want)
+			}
 		})
 	}
+}
+
+// A server that says nothing is lost, too.
+func TestReconnectAfterSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		dead := make(chan struct{})
+		go func() {
+			defer close(dead)
+			_, _ = io.Copy(io.Discard, far)
+		}()
+		s := &session{
+			backend: &Backend{Name: "main", Dial: func(context.Context, *proxy.Login) (net.Conn, string, error) {
+				return nil, "", proxy.Refuse(proxy.Unavailable, errors.New("connection refused"))
+			}},
+			login: &proxy.Login{Account: "alice"}, inbox: newInbox(near, capabilities, time.Minute), drop: newMaildrop([]message{{uid: 11}}, 7),
+		}
+		events := &recorder{}
+		s.backend.Observer = events
+		if _, err := s.first(t.Context(), 0, itemsWhole, "BODY[]"); !errors.Is(err, proxy.ErrBackendClosed) {
+			t.Errorf("first = %v, want %v", err, proxy.ErrBackendClosed)
+		}
+		<-dead
+		got := of[proxy.Reconnected](events)
+		if len(got) != 1 || got[0].Cause != proxy.LostSilent || got[0].Result != proxy.ReconnectFailed || got[0].Err == nil {
+			t.Errorf("told %+v, want one that failed after silence", got)
+		}
+	})
 }
 
 // Criterion: a login that is refused when the session comes back is never [AUTH]: the session ends with a temporary error, and no guess is counted.

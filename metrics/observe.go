@@ -92,7 +92,7 @@ func resultOf(err error) string {
 		return resultForbidden
 	case proxy.Plaintext:
 		return resultPlaintext
-	case proxy.Throttled:
+	case proxy.Throttled, proxy.TooSoon:
 		return resultThrottled
 	}
 	return resultTemporary
