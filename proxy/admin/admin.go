@@ -185,7 +185,7 @@ func Listen(path string, gid int) (net.Listener, error) {
 }
 
 func listen(path string, gid int) (net.Listener, error) {
-	// It gets its mode under another name: there is no moment when others can use it.
+	// It gets its mode and its group under another name: it is there when it is right.
 	draft := path + ".new"
 	if len(draft) > maxPath {
 		return nil, fmt.Errorf("the path has %d octets, want at most %d", len(path), maxPath-len(".new"))
@@ -203,10 +203,12 @@ func listen(path string, gid int) (net.Listener, error) {
 	if err := os.Remove(draft); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: draft, Net: "unix"})
+	config := net.ListenConfig{Control: private}
+	made, err := config.Listen(context.Background(), "unix", draft)
 	if err != nil {
 		return nil, err
 	}
+	ln := made.(*net.UnixListener)
 	ln.SetUnlinkOnClose(false)
 	l := &listener{UnixListener: ln, path: path}
 	if err = admit(draft, gid, 0o600, 0o660); err == nil {
@@ -220,6 +222,12 @@ func listen(path string, gid int) (net.Listener, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// private lets a socket be made with its mode, whatever the umask. That is so on
+// Linux; elsewhere the umask has to keep others out for a moment.
+func private(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) { _ = syscall.Fchmod(int(fd), 0o600) })
 }
 
 // makeDir makes the directory of a socket, if there is none.
@@ -287,6 +295,9 @@ func CallEach[Out any](ctx context.Context, path, name string, in any, each func
 	response, err := transport.RoundTrip(r)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return fmt.Errorf("%w at %s", ErrNotRunning, path)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("ask %s: the control socket is for Postern's own user, root and control.group: %w", name, err)
 	}
 	if err != nil {
 		return fmt.Errorf("ask %s: %w", name, err)

@@ -3,27 +3,53 @@ package admin
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"postern/proxy/proxytest"
 )
 
 type question struct{ A, B int }
+
+// count answers with the numbers below q.A, and fails at q.B.
+func count(_ context.Context, q question, each func(int) error) error {
+	for i := range q.A {
+		if i == q.B {
+			return errors.New("disk on fire\nand no water")
+		}
+		if err := each(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // running starts a Server on a socket.
 func running(t *testing.T) (path string, stop func()) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "run", "control")
-	var s Server
-	Handle(&s, "sum", func(_ context.Context, q question) (int, error) { return q.A + q.B, nil })
-	Handle(&s, "fail", func(context.Context, question) (int, error) { return 0, errors.New("disk on fire") })
 	ln, err := Listen(path, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return path, serve(t, ln)
+}
+
+// serve answers at ln.
+func serve(t *testing.T, ln net.Listener) (stop func()) {
+	t.Helper()
+	var s Server
+	Handle(&s, "sum", func(_ context.Context, q question) (int, error) { return q.A + q.B, nil })
+	Handle(&s, "fail", func(context.Context, question) (int, error) { return 0, errors.New("disk on fire") })
+	HandleEach(&s, "count", count)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, ln) }()
@@ -39,7 +65,7 @@ func running(t *testing.T) (path string, stop func()) {
 		}
 	}
 	t.Cleanup(stop)
-	return path, stop
+	return stop
 }
 
 // Criterion: the control socket is for its owner alone, and ends with its Postern.
@@ -131,5 +157,110 @@ func TestCallEndsWithItsContext(t *testing.T) {
 	defer cancel()
 	if err := Call(ctx, path, "x", nil, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestAnswersOfManyValues(t *testing.T) {
+	path, _ := running(t)
+	enough := errors.New("enough")
+	for _, test := range []struct {
+		q    question
+		most int // values that are wanted
+		got  int
+		want string
+	}{
+		{question{A: 100_000, B: -1}, 1 << 20, 100_000, "<nil>"},
+		{question{A: 0}, 1, 0, "<nil>"},
+		{question{A: 10, B: 7}, 10, 7, "count: disk on fire; and no water"},
+		{question{A: 10, B: 0}, 10, 0, "count: disk on fire\nand no water"},
+		{question{A: 100_000, B: -1}, 5, 5, "enough"},
+	} {
+		n := 0
+		err := CallEach(t.Context(), path, "count", test.q, func(i int) error {
+			if n == test.most {
+				return enough
+			}
+			if i != n {
+				t.Fatalf("got %d, want %d", i, n)
+			}
+			n++
+			return nil
+		})
+		if n != test.got || fmt.Sprint(err) != test.want {
+			t.Errorf("%+v gives %d values and %v, want %d and %s", test.q, n, err, test.got, test.want)
+		}
+	}
+}
+
+// An answer that ends with its Postern is no answer.
+func TestAnswerThatIsCut(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	go func() {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = conn.Read(make([]byte, 4<<10))
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n1\n\r\n")
+		_ = conn.Close()
+	}()
+	n := 0
+	if err := CallEach(t.Context(), path, "count", question{}, func(int) error { n++; return nil }); !errors.Is(err, io.ErrUnexpectedEOF) || n != 1 {
+		t.Errorf("%d values and %v, want 1 and %v", n, err, io.ErrUnexpectedEOF)
+	}
+}
+
+// Criterion: the control socket can be used by its owner, root and the members of the configured group, and by nobody else.
+func TestSocketOfAGroup(t *testing.T) {
+	proxytest.Need(t, "curl")
+	if os.Getuid() != 0 && os.Getenv("POSTERN_ALL") != "1" {
+		t.Skip("needs root: it asks as another user")
+	}
+	const nobody, members = 65534, 54321
+	dir, err := os.MkdirTemp("", "pt") // others can pass through its parents
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(path string, groups ...uint32) bool {
+		cmd := exec.Command("curl", "--silent", "--fail", "--max-time", "10", "--unix-socket", path, "--data", `{"A":2,"B":3}`, "http://postern/sum")
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody, Groups: groups}}
+		out, err := cmd.Output()
+		return err == nil && string(out) == "5\n"
+	}
+	for name, test := range map[string]struct {
+		gid             int
+		mode            os.FileMode
+		member, another bool
+	}{
+		"none":  {-1, 0o600, false, false},
+		"group": {members, 0o660, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(dir, name, "control.sock")
+			ln, err := Listen(path, test.gid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			serve(t, ln)
+			if info, err := os.Lstat(path); err != nil || info.Mode() != os.ModeSocket|test.mode {
+				t.Errorf("the socket is %v, %v, want mode %o", info.Mode(), err, test.mode)
+			}
+			if got := ask(path, members); got != test.member {
+				t.Errorf("a member of the group may ask: %t, want %t", got, test.member)
+			}
+			if got := ask(path); got != test.another {
+				t.Errorf("another one may ask: %t, want %t", got, test.another)
+			}
+		})
 	}
 }
