@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"postern/proxy"
 )
 
 // check judges the values that could be read.
@@ -55,7 +57,11 @@ func (m *mistakes) checkListeners() {
 	for i, l := range c.Listeners {
 		key := fmt.Sprintf("listeners[%d]", i)
 		m.checkWord(key+".protocol", l.Protocol, "a protocol", "imap", "pop3", "submission")
-		m.checkPort(key+".address", l.Address, ports)
+		if l.Networks == nil {
+			m.checkPort(key+".address", l.Address, ports)
+		} else {
+			m.checkNetworks(i)
+		}
 		m.checkWord(key+".tls", l.TLS, "a way to TLS", "implicit", "starttls", "refuse")
 		if l.Name == "" {
 			continue // a mistake in the protocol, told above
@@ -119,6 +125,15 @@ func (m *mistakes) checkPort(key, address string, all ports) {
 
 func (m *mistakes) checkTLS() {
 	certs := m.cfg.TLS.Certificates
+	m.checkWord("tls.profile", m.cfg.TLS.Profile, "a profile", proxy.Profiles()...)
+	for i, l := range m.cfg.Listeners {
+		if key := fmt.Sprintf("listeners[%d].tls_profile", i); m.cfg.Stands(key) {
+			m.checkWord(key, l.TLSProfile, "a profile", proxy.Profiles()...)
+			if l.TLS == "refuse" {
+				m.judge(key, "has no meaning with tls: refuse; remove it")
+			}
+		}
+	}
 	needed := func(l Listener) bool { return l.TLS != "refuse" }
 	if len(certs) == 0 && (len(m.cfg.Listeners) == 0 || slices.ContainsFunc(m.cfg.Listeners, needed)) {
 		m.judge("tls.certificates", "none; the listeners need one, such as - {cert: /etc/postern/tls/mail.pem, key: /etc/postern/tls/mail.key}")

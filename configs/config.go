@@ -8,7 +8,6 @@ package configs
 
 import (
 	"cmp"
-	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -53,12 +52,15 @@ type Listener struct {
 
 	TLS       string         `yaml:"tls"`        // implicit (default), starttls, or refuse: to say why nothing works here
 	ProxyFrom []netip.Prefix `yaml:"proxy_from"` // load balancers, which begin with a PROXY header
+
+	TLSProfile string         `yaml:"tls_profile"` // how old its clients' TLS may be; default: TLS.Profile
+	Networks   []netip.Prefix `yaml:"networks"`    // the clients it is for, of several listeners at one address; none: the rest
 }
 
 // TLS is what all listeners show to clients.
 type TLS struct {
 	Certificates []Certificate `yaml:"certificates"` // at least one; the first is the default
-	MinVersion   TLSVersion    `yaml:"min_version"`
+	Profile      string        `yaml:"profile"`      // how old clients' TLS may be: a proxy.Profile's name
 }
 
 // A Certificate is a pair of PEM files. Paths are relative to the folder of the
@@ -67,9 +69,6 @@ type Certificate struct {
 	Cert string `yaml:"cert"` // the chain, leaf first
 	Key  string `yaml:"key"`
 }
-
-// A TLSVersion is one of crypto/tls's version numbers, written "1.2" or "1.3".
-type TLSVersion uint16
 
 // A Backend is a mail server behind Postern. A part that is nil is not there.
 type Backend struct {
@@ -245,7 +244,7 @@ type Log struct {
 
 func defaults() Config {
 	return Config{
-		TLS: TLS{MinVersion: tls.VersionTLS12},
+		TLS: TLS{Profile: "modern"},
 		Timeouts: Timeouts{
 			Handshake:      10 * time.Second,
 			Login:          60 * time.Second,
@@ -284,7 +283,8 @@ func (c *Config) fillIn(machine string) {
 		pair.Cert, pair.Key = c.beside(pair.Cert), c.beside(pair.Key)
 	}
 	for i := range c.Listeners {
-		c.Listeners[i].TLS = cmp.Or(c.Listeners[i].TLS, "implicit")
+		l := &c.Listeners[i]
+		l.TLS, l.TLSProfile = cmp.Or(l.TLS, "implicit"), cmp.Or(l.TLSProfile, c.TLS.Profile)
 	}
 	for i := range c.Routes {
 		r := &c.Routes[i]

@@ -4,7 +4,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -45,13 +44,13 @@ func TestDefaultsFillWhatTheFileLeavesOut(t *testing.T) {
 	want.file, want.positions = got.file, got.positions
 	want.Hostname = "mail.example.org"
 	want.Listeners = []Listener{
-		{Name: "imap", Protocol: "imap", Address: ":993", TLS: "implicit"},
-		{Name: "pop3", Protocol: "pop3", Address: ":995", TLS: "implicit"},
-		{Name: "submission", Protocol: "submission", Address: ":465", TLS: "implicit"},
+		{Name: "imap", Protocol: "imap", Address: ":993", TLS: "implicit", TLSProfile: "modern"},
+		{Name: "pop3", Protocol: "pop3", Address: ":995", TLS: "implicit", TLSProfile: "modern"},
+		{Name: "submission", Protocol: "submission", Address: ":465", TLS: "implicit", TLSProfile: "modern"},
 	}
 	want.TLS = TLS{
 		Certificates: []Certificate{{Cert: "/etc/postern/mail.pem", Key: "/etc/postern/mail.key"}},
-		MinVersion:   tls.VersionTLS12,
+		Profile:      "modern",
 	}
 	want.Backends = map[string]Backend{"main": {
 		IMAP:       &Server{Address: "10.0.0.5:993", TLS: "implicit", Balance: "least", Identity: "id"},
@@ -72,9 +71,10 @@ listeners:
   - {protocol: imap, address: ":1993", name: imap-2, tls: starttls, proxy_from: [10.9.0.0/24]}
   - {protocol: pop3, address: ":0"}
   - {protocol: pop3, address: ":0", tls: refuse}
+  - {protocol: imap, address: "192.0.2.1:993", tls_profile: legacy, networks: [192.0.2.0/28, 192.0.2.99]}
 tls:
   certificates: [{cert: /a.pem, key: /a.key}, {cert: b.pem, key: b.key}]
-  min_version: 1.3
+  profile: compatible
 backends:
   old: {imap: {address: "localhost:143", tls: none}}
   new:
@@ -113,13 +113,17 @@ log: {format: json, level: debug}
 	want := &Config{
 		Hostname: "mx_1.example.org",
 		Listeners: []Listener{
-			{Name: "imap", Protocol: "imap", Address: "[2001:db8::1]:993", TLS: "implicit"},
-			{Name: "imap-3", Protocol: "imap", Address: "192.0.2.1:993", TLS: "implicit"},
-			{Name: "imap-2", Protocol: "imap", Address: ":1993", TLS: "starttls", ProxyFrom: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}},
-			{Name: "pop3", Protocol: "pop3", Address: ":0", TLS: "implicit"},
-			{Name: "pop3-2", Protocol: "pop3", Address: ":0", TLS: "refuse"},
+			{Name: "imap", Protocol: "imap", Address: "[2001:db8::1]:993", TLS: "implicit", TLSProfile: "compatible"},
+			{Name: "imap-3", Protocol: "imap", Address: "192.0.2.1:993", TLS: "implicit", TLSProfile: "compatible"},
+			{Name: "imap-2", Protocol: "imap", Address: ":1993", TLS: "starttls", ProxyFrom: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}, TLSProfile: "compatible"},
+			{Name: "pop3", Protocol: "pop3", Address: ":0", TLS: "implicit", TLSProfile: "compatible"},
+			{Name: "pop3-2", Protocol: "pop3", Address: ":0", TLS: "refuse", TLSProfile: "compatible"},
+			{
+				Name: "imap-4", Protocol: "imap", Address: "192.0.2.1:993", TLS: "implicit", TLSProfile: "legacy",
+				Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28"), netip.MustParsePrefix("192.0.2.99/32")},
+			},
 		},
-		TLS: TLS{Certificates: []Certificate{{"/a.pem", "/a.key"}, {"b.pem", "b.key"}}, MinVersion: tls.VersionTLS13},
+		TLS: TLS{Certificates: []Certificate{{"/a.pem", "/a.key"}, {"b.pem", "b.key"}}, Profile: "compatible"},
 		Backends: map[string]Backend{
 			"old": {IMAP: &Server{Address: "localhost:143", TLS: "none", Balance: "least", Identity: "id"}},
 			"new": {
@@ -240,7 +244,21 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"control group", "", "state: {path: /s}\ncontrol: {group: mail}", `p.yaml:14: control.group: needs control.socket, in a directory that the group can enter: state.path is for Postern's user alone`},
 		{"log format", "", "log: {format: xml}", `p.yaml:13: log.format: "xml" is not a log format; use text or json`},
 		{"log level", "", "log: {level: INFO}", `p.yaml:13: log.level: "INFO" is not a log level; use debug, error, info or warn`},
-		{"TLS version", "tls:\n", "tls:\n  min_version: 1.0\n", `p.yaml:7: tls.min_version: "1.0" is not a TLS version; use 1.2 or 1.3`},
+		{"TLS profile", "tls:\n", "tls:\n  profile: old\n", `p.yaml:7: tls.profile: "old" is not a profile; use modern, compatible or legacy`},
+		{"TLS profile of a listener", `":993"`, `":993", tls_profile: ssl3`, `p.yaml:3: listeners[0].tls_profile: "ssl3" is not a profile; use modern, compatible or legacy`},
+		{"TLS profile without TLS", `":993"`, `":993", tls: refuse, tls_profile: legacy`, `p.yaml:3: listeners[0].tls_profile: has no meaning with tls: refuse; remove it`},
+		{"networks of one listener", `":995"`, `":995", networks: [10.0.0.0/8]`, `p.yaml:4: listeners[1].networks: choose among listeners at one address; one for all other clients, without networks, is missing at ":995"`},
+		{"no networks", `":995"`, `":995", networks: []`, `p.yaml:4: listeners[1].networks: none; write those of the clients, or remove the key`},
+		{"networks at port 0", `":995"`, `":0", networks: [10.0.0.0/8]`, `p.yaml:4: listeners[1].networks: have no meaning at port 0, which is another for each listener`},
+		{"networks of another protocol", `":995"`, `":993", networks: [10.0.0.0/8]`, `p.yaml:4: listeners[1].protocol: listeners[0] has another at the same address`},
+		{"networks behind another balancer", `  - {protocol: pop3`, `  - {protocol: imap, address: ":993", networks: [10.0.0.0/8], proxy_from: [10.1.1.1]}
+  - {protocol: pop3`, `p.yaml:4: listeners[1].proxy_from: listeners[0] has others at the same address`},
+		{"networks twice", `  - {protocol: pop3`, `  - {protocol: imap, address: ":993", networks: [10.0.0.0/8]}
+  - {protocol: imap, address: ":993", networks: [192.0.2.1, 10.1.0.0/16]}
+  - {protocol: pop3`, `p.yaml:5: listeners[2].networks[1]: 10.1.0.0/16 overlaps the networks of listeners[1] at the same address`},
+		{"two for all other clients", `  - {protocol: pop3`, `  - {protocol: imap, address: ":993", networks: [10.0.0.0/8]}
+  - {protocol: imap, address: ":993"}
+  - {protocol: pop3`, `p.yaml:5: listeners[2].address: ":993" overlaps listeners[0].address in line 3`},
 		{"a long value is shortened", "mail.example.org", strings.Repeat("x", 300), `p.yaml:1: hostname: "` + strings.Repeat("x", 80) + `"... is not a host name; write one such as mail.example.org`},
 
 		// Listeners.

@@ -1,7 +1,6 @@
 package configs
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"iter"
@@ -179,8 +178,6 @@ func scalar(text string, v reflect.Value) (err error) {
 		if *p, err = netip.ParseAddr(text); err != nil || p.Zone() != "" {
 			return fmt.Errorf("%s is not an IP address", quote(text))
 		}
-	case *TLSVersion:
-		*p, err = oneOf(text, "a TLS version", map[string]TLSVersion{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13})
 	case *slog.Level:
 		*p, err = oneOf(text, "a log level", map[string]slog.Level{
 			"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError,

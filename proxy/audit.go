@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -9,6 +10,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -36,6 +38,8 @@ type Audit struct {
 	seen   map[[8]byte]struct{}
 	said   map[string]time.Time // when trouble was last written, by backend and kind
 	downed map[string]bool      // backends whose last probe failed
+
+	refused quota // lines about handshakes: whoever likes can make us refuse them
 }
 
 // NewAudit returns an Audit that writes to log.
@@ -58,9 +62,7 @@ func (a *Audit) Observe(e Event) {
 	case Rejected:
 		a.Log.Debug("connection refused", "client", e.Client, "err", e.Err)
 	case Handshake:
-		if e.Err != nil {
-			a.Log.Debug("handshake failed", "client", e.Client, "result", e.Result, "err", e.Err)
-		}
+		a.handshake(e)
 	case Dialed:
 		if e.Err != nil && a.due(e.Backend, e.Protocol, e.Result) {
 			a.Log.Warn("backend not reached", "backend", e.Backend, "protocol", e.Protocol, "result", e.Result, "err", e.Err)
@@ -84,6 +86,27 @@ func (a *Audit) Observe(e Event) {
 	case Panicked:
 		a.Log.Error("panic", "client", e.Client, "value", e.Value, "stack", string(e.Stack))
 	}
+}
+
+// handshake writes why a client could not begin TLS. What nobody who wants mail
+// would send is for those who look closer.
+func (a *Audit) handshake(e Handshake) {
+	if e.Err == nil {
+		return
+	}
+	level := slog.LevelDebug
+	fields := []any{"service", e.Client.Service, "ip", e.Client.Addr.Addr(), "session", e.Client.ID, "result", e.Result}
+	if e.Hello != nil {
+		fields = append(fields, "server_name", clean(e.Hello.ServerName), "offered", versions(e.Hello))
+	}
+	if e.Reason != "" {
+		level = slog.LevelInfo
+		fields = append(fields, "reason", e.Reason, "needs", cmp.Or(e.Needs, "none"))
+	}
+	if level == slog.LevelInfo && !a.refused.take(time.Now()) {
+		level = slog.LevelDebug
+	}
+	a.Log.Log(context.Background(), level, "handshake failed", append(fields, "err", e.Err)...)
 }
 
 func (a *Audit) attempt(e Attempt) {
@@ -184,6 +207,9 @@ func (a *Audit) probed(e Probed) {
 // about begins the fields of a line about a client, flat: what one greps for.
 func (a *Audit) about(c Client, more ...any) []any {
 	fields := []any{"service", c.Service, "ip", c.Addr.Addr(), "session", c.ID, "tls", tlsVersion(c.TLS)}
+	if c.TLS != nil {
+		fields = append(fields, "cipher", tls.CipherSuiteName(c.TLS.CipherSuite), "needs", ProfileOf(c.TLS).String())
+	}
 	return append(fields, more...)
 }
 
@@ -192,6 +218,49 @@ func tlsVersion(s *tls.ConnectionState) string {
 		return "none"
 	}
 	return tls.VersionName(s.Version)
+}
+
+// versions lists what a client offers of TLS, the newest first.
+func versions(h *tls.ClientHelloInfo) string {
+	var names []string
+	for v := uint16(tls.VersionTLS13); v >= tls.VersionTLS10; v-- {
+		if slices.Contains(h.SupportedVersions, v) {
+			names = append(names, tls.VersionName(v))
+		}
+	}
+	if names == nil {
+		return "older"
+	}
+	return strings.Join(names, " ")
+}
+
+// clean returns a name that a client sent, as far as it can be one.
+func clean(name string) string {
+	const longest = 253 // RFC 1035 section 2.3.4
+	return strings.Map(func(r rune) rune {
+		if r <= ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, name[:min(len(name), longest)])
+}
+
+// A quota lets a few through in each second.
+type quota struct {
+	mu     sync.Mutex
+	second int64
+	taken  int
+}
+
+func (q *quota) take(now time.Time) bool {
+	const most = 10
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if s := now.Unix(); s != q.second {
+		q.second, q.taken = s, 0
+	}
+	q.taken++
+	return q.taken <= most
 }
 
 // round returns d as people read it, in JSON too, where slog counts nanoseconds.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"sync"
@@ -233,57 +232,6 @@ func (c *Conn) WaitInput() error {
 	}
 	return c.fill(minBuffer)
 }
-
-// StartTLS does the handshake. What the client sent in advance goes to the
-// handshake, which it does not survive unless it is one: RFC 3207 section 6,
-// the injection of commands. After an error the Conn is as it was, without TLS.
-func (c *Conn) StartTLS(ctx context.Context) error {
-	c.transport.early = append([]byte(nil), c.buf[c.r:c.w]...)
-	c.r = c.w
-	c.wipe()
-	begun := time.Now()
-	c.mu.Lock()
-	old := c.deadline
-	c.mu.Unlock()
-	if c.handshake > 0 {
-		_ = c.SetReadDeadline(begun.Add(c.handshake))
-	}
-	t := tls.Server(c.transport, c.tls)
-	err := t.HandshakeContext(ctx)
-	if err == nil {
-		state := t.ConnectionState()
-		c.Conn, c.Client.TLS = t, &state
-		c.state.Store(&state)
-		_ = c.SetReadDeadline(old)
-	}
-	if c.observe != nil {
-		c.observe(Handshake{Client: c.Client, Result: c.handshakeResult(err), Duration: time.Since(begun), Err: err})
-	}
-	return err
-}
-
-func (c *Conn) handshakeResult(err error) string {
-	if err == nil {
-		return HandshakeOK
-	}
-	// Without Conn the record was one of TLS, if of a version long gone.
-	if record, ok := errors.AsType[tls.RecordHeaderError](err); ok && record.Conn != nil {
-		return HandshakeBadProtocol
-	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		if c.silent() {
-			return HandshakeSilent
-		}
-		return HandshakeTimeout
-	}
-	if _, ok := errors.AsType[*net.OpError](err); ok || errors.Is(err, io.EOF) {
-		return HandshakeClientAbort
-	}
-	return HandshakeError
-}
-
-// silent reports whether not one octet has come from the client.
-func (c *Conn) silent() bool { return c.transport.received.Load() == 0 && len(c.transport.early) == 0 }
 
 // CloseWrite tells the client that nothing more will come; reading goes on.
 func (c *Conn) CloseWrite() error {

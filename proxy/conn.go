@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -29,15 +31,16 @@ const goodbye = 5 * time.Second
 // A conn is a connection in the server's hands.
 type conn struct {
 	*Conn
-	svc     *Service
-	since   time.Time
-	ctx     context.Context // kick, drain and shed are its cause
-	cancel  context.CancelCauseFunc
-	stop    func() bool // no longer wait for ctx
-	permit  Permit
-	asked   string // the account last asked for, which may have texts of its own
-	session Session
-	welcome string
+	services []*Service // of the listener
+	svc      *Service   // of them, that for the client's address
+	since    time.Time
+	ctx      context.Context // kick, drain and shed are its cause
+	cancel   context.CancelCauseFunc
+	stop     func() bool // no longer wait for ctx
+	permit   Permit
+	asked    string // the account last asked for, which may have texts of its own
+	session  Session
+	welcome  string
 
 	origin  atomic.Pointer[Client] // this and the next: for info, which other goroutines ask
 	account atomic.Pointer[string]
@@ -144,9 +147,26 @@ func (c *conn) introduce(deadline time.Time) error {
 		return err
 	}
 	c.Client.Addr, c.Client.Local = client, local
+	c.assign()
+	return nil
+}
+
+// assign gives the connection the service that its client's address has, as
+// far as that is known: before the guard, and before the handshake.
+func (c *conn) assign() {
+	addr := c.Client.Addr.Addr().WithZone("")
+	for _, svc := range c.services {
+		if slices.ContainsFunc(svc.Networks, func(n netip.Prefix) bool { return n.Contains(addr) }) {
+			c.svc = svc
+			break
+		}
+		if svc.Networks == nil {
+			c.svc = svc
+		}
+	}
+	c.tls, c.Client.Service, c.Client.Protocol = c.svc.TLS, c.svc.Name, c.svc.Protocol
 	known := c.Client
 	c.origin.Store(&known)
-	return nil
 }
 
 // secure begins TLS, unless that is the dialogue's to do.

@@ -1,6 +1,9 @@
 package proxy
 
-import "time"
+import (
+	"crypto/tls"
+	"time"
+)
 
 // An Observer is told what happens. Observe is called from many goroutines,
 // must not block and must not keep the event's pointers.
@@ -40,7 +43,18 @@ const (
 	HandshakeClientAbort = "client_abort" // the client left or sent an alert
 	HandshakeBadProtocol = "bad_protocol" // not TLS
 	HandshakeEarly       = "early"        // TLS on a port where STARTTLS comes first
-	HandshakeError       = "error"        // the rest: no common version, cipher, ...
+	HandshakeChallenge   = "acme"         // a certificate authority looked who holds a name, and has left
+	HandshakeError       = "error"        // the rest: refused by us
+)
+
+// The values of Handshake.Reason: what the client offers nothing of that its
+// listener takes.
+const (
+	NoVersion     = "version"
+	NoCipher      = "cipher"      // or key exchange
+	NoProtocol    = "protocol"    // ALPN: it wanted another service
+	NoCertificate = "certificate" // there is none for the name it asks for
+	NoOther       = "other"
 )
 
 // The values of Closed.End.
@@ -118,6 +132,10 @@ type (
 		Result   string // Handshake...
 		Duration time.Duration
 		Err      error
+
+		Hello  *tls.ClientHelloInfo // of one that failed; nil: none came
+		Reason string               // No..., of HandshakeError; empty without Hello
+		Needs  string               // of one that failed: the strictest Profile that takes such a client; empty: none does
 	}
 
 	// Attempt: credentials were answered.

@@ -97,6 +97,7 @@ type Reporter interface {
 // ones, and a connection keeps the one it was accepted with.
 type Service struct {
 	Name, Protocol string
+	Networks       []netip.Prefix // its clients, where a listener has several; nil: all that the others leave
 	TLS            *tls.Config
 	StartTLS       bool // TLS begins in the dialogue
 	Idle           time.Duration
@@ -132,7 +133,9 @@ type Server struct {
 	wg        sync.WaitGroup
 }
 
-// A Binding is a listener and what is served on it.
+// A Binding is a listener and what is served on it. Several of one listener
+// differ by the Networks of their services, and the client's address chooses:
+// one has none.
 type Binding struct {
 	net.Listener
 	Service *Service
@@ -140,7 +143,7 @@ type Binding struct {
 
 type listener struct {
 	net.Listener
-	service atomic.Pointer[Service]
+	services atomic.Pointer[[]*Service]
 }
 
 // Apply makes bindings the whole of what is served: new listeners begin to
@@ -156,21 +159,23 @@ func (s *Server) Apply(bindings []Binding) error {
 		s.listeners = make(map[net.Listener]*listener)
 		s.conns = make(map[*conn]struct{})
 	}
-	wanted := make(map[net.Listener]bool)
+	wanted := make(map[net.Listener][]*Service)
 	for _, b := range bindings {
-		wanted[b.Listener] = true
-		ln, ok := s.listeners[b.Listener]
+		wanted[b.Listener] = append(wanted[b.Listener], b.Service)
+	}
+	for key, services := range wanted {
+		ln, ok := s.listeners[key]
 		if !ok {
-			ln = &listener{Listener: b.Listener}
-			s.listeners[b.Listener] = ln
+			ln = &listener{Listener: key}
+			s.listeners[key] = ln
 		}
-		ln.service.Store(b.Service)
+		ln.services.Store(&services)
 		if !ok {
 			s.wg.Go(func() { s.accept(ln) })
 		}
 	}
 	for key, ln := range s.listeners {
-		if !wanted[key] {
+		if wanted[key] == nil {
 			_ = ln.Close()
 			delete(s.listeners, key)
 		}
@@ -194,20 +199,17 @@ func (s *Server) accept(ln *listener) {
 			continue
 		}
 		pause = 0
-		if c := s.register(raw, ln.service.Load()); c != nil {
+		if c := s.register(raw, *ln.services.Load()); c != nil {
 			go s.live(c)
 		}
 	}
 }
 
 // register makes the conn of a connection, or closes it when the server is.
-func (s *Server) register(raw net.Conn, svc *Service) *conn {
-	client := Client{
-		ID: rand.Text()[:12], Service: svc.Name, Protocol: svc.Protocol,
-		Addr: addrPort(raw.RemoteAddr()), Local: addrPort(raw.LocalAddr()),
-	}
-	c := &conn{Conn: NewConn(raw, client, svc.TLS, s.timeouts().Stall), svc: svc, since: time.Now()}
-	c.origin.Store(&client)
+func (s *Server) register(raw net.Conn, services []*Service) *conn {
+	client := Client{ID: rand.Text()[:12], Addr: addrPort(raw.RemoteAddr()), Local: addrPort(raw.LocalAddr())}
+	c := &conn{Conn: NewConn(raw, client, nil, s.timeouts().Stall), services: services, since: time.Now()}
+	c.assign()
 	c.handshake, c.observe = s.timeouts().Handshake, s.observe
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	s.mu.Lock()

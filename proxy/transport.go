@@ -15,6 +15,7 @@ type transport struct {
 	early    []byte       // read before the handshake began; the next Reads return it
 	stall    atomic.Int64 // nanoseconds that one Write may wait for the peer; 0: for ever
 	received atomic.Int64 // octets on the wire
+	handshakeNotes
 }
 
 func (t *transport) Read(p []byte) (int, error) {
@@ -33,6 +34,7 @@ func (t *transport) Read(p []byte) (int, error) {
 // slow client may take hours for a big message, and one that takes nothing is
 // let go.
 func (t *transport) Write(p []byte) (int, error) {
+	t.noteAlert(p)
 	if stall := time.Duration(t.stall.Load()); stall > 0 {
 		if err := t.SetWriteDeadline(time.Now().Add(stall)); err != nil {
 			return 0, err

@@ -55,7 +55,7 @@ type door struct {
 	key       string // in the configuration
 	address   string
 	proxyFrom []netip.Prefix
-	service   *proxy.Service
+	services  []*proxy.Service // several differ by their Networks
 }
 
 // build makes the house of cfg: the only place where configuration becomes
@@ -86,10 +86,9 @@ func build(cfg *configs.Config, store *certs.Store, log *slog.Logger) (*house, e
 	}
 	audit.Known = r.known
 	for i, l := range cfg.Listeners {
-		h.doors = append(h.doors, door{
-			key: fmt.Sprintf("listeners[%d].address", i), address: l.Address, proxyFrom: l.ProxyFrom,
-			service: h.newService(l, b, r),
-		})
+		if l.Networks == nil {
+			h.doors = append(h.doors, h.newDoor(i, b, r))
+		}
 	}
 	h.background = append(h.background,
 		func(ctx context.Context) { store.Watch(ctx, watchEvery, log) },
@@ -108,11 +107,27 @@ func newGuard(cfg *configs.Config) *guard.Guard {
 	})
 }
 
+// newDoor makes the door of a listener for all, with those at its address that
+// are for some networks.
+func (h *house) newDoor(i int, b backends, r *routing) door {
+	l := h.cfg.Listeners[i]
+	d := door{
+		key: fmt.Sprintf("listeners[%d].address", i), address: l.Address, proxyFrom: l.ProxyFrom,
+		services: []*proxy.Service{h.newService(l, b, r)},
+	}
+	for _, island := range h.cfg.Listeners {
+		if island.Networks != nil && island.Address == l.Address {
+			d.services = append(d.services, h.newService(island, b, r))
+		}
+	}
+	return d
+}
+
 // newService makes what is served on l.
 func (h *house) newService(l configs.Listener, b backends, r *routing) *proxy.Service {
 	cfg := h.cfg
 	svc := &proxy.Service{
-		Name: l.Name, Protocol: l.Protocol, StartTLS: l.TLS != "implicit",
+		Name: l.Name, Protocol: l.Protocol, Networks: l.Networks, StartTLS: l.TLS != "implicit",
 		Account: r.accounts.Account, Text: h.text,
 	}
 	mux := &route.Mux{Rules: r.rules, Policy: r.policy, Targets: map[string]route.Target{}}
@@ -147,7 +162,8 @@ func (h *house) newService(l configs.Listener, b backends, r *routing) *proxy.Se
 		greet := svc.Dialogue
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.Refuser{Dialogue: greet(c)} }
 	} else {
-		svc.TLS = h.store.TLS(l.Protocol, uint16(cfg.TLS.MinVersion))
+		profile, _ := proxy.ParseProfile(l.TLSProfile) // configs knows the words
+		svc.TLS = h.store.TLS(l.Protocol, profile)
 	}
 	return svc
 }

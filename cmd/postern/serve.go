@@ -117,7 +117,9 @@ func (h *house) open(ctx context.Context) (bindings []proxy.Binding, err error) 
 		if d.proxyFrom != nil {
 			ln = listen.Proxied(ln, d.proxyFrom)
 		}
-		bindings = append(bindings, proxy.Binding{Listener: ln, Service: d.service})
+		for _, service := range d.services {
+			bindings = append(bindings, proxy.Binding{Listener: ln, Service: service})
+		}
 	}
 	if address := h.cfg.Metrics.Address; address != "" {
 		if h.watching, err = listen.TCP(ctx, address); err != nil {

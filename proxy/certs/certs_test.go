@@ -12,10 +12,8 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -156,7 +154,7 @@ func TestCertificateIsChosenByName(t *testing.T) {
 		order{names: []string{"*.example.com"}},
 		order{names: []string{"special.example.com"}},
 		order{cn: "old.example.org"})
-	config := s.TLS(proxy.IMAP, 0)
+	config := s.TLS(proxy.IMAP, proxy.Modern)
 	for name, want := range map[string]int{
 		"mail.example.org":    0,
 		"IMAP.Example.ORG":    0,
@@ -180,7 +178,7 @@ func TestCertificateIsChosenByName(t *testing.T) {
 func TestCertificateIsChosenByWhatTheClientSupports(t *testing.T) {
 	names := []string{"mail.example.org"}
 	s, certs := store(t, order{names: names, rsa: true}, order{names: names})
-	config := s.TLS(proxy.IMAP, 0)
+	config := s.TLS(proxy.IMAP, proxy.Modern)
 	for _, name := range []string{"mail.example.org", "", "unknown.example"} {
 		if got := servedTo(t, config, client(name)); !got.Equal(certs[1]) {
 			t.Errorf("%q is shown %v, want ECDSA first, whatever the order", name, got.PublicKeyAlgorithm)
@@ -194,112 +192,6 @@ func TestCertificateIsChosenByWhatTheClientSupports(t *testing.T) {
 	}
 }
 
-func TestALPN(t *testing.T) {
-	s, _ := store(t, order{names: []string{"mail.example.org"}})
-	tests := []struct {
-		protocol string
-		offered  []string
-		ok       bool
-		want     string
-	}{
-		{proxy.IMAP, nil, true, ""},
-		{proxy.IMAP, []string{"imap"}, true, "imap"},
-		{proxy.IMAP, []string{"h2", "imap"}, true, "imap"},
-		{proxy.IMAP, []string{"h2", "http/1.1"}, false, ""},
-		{proxy.IMAP, []string{"pop3"}, false, ""},
-		{proxy.POP3, nil, true, ""},
-		{proxy.POP3, []string{"pop3"}, true, "pop3"},
-		{proxy.POP3, []string{"imap"}, false, ""},
-		{proxy.Submission, nil, true, ""},
-		{proxy.Submission, []string{"smtp"}, true, "smtp"},
-		{proxy.Submission, []string{"submission"}, true, "submission"},
-		{proxy.Submission, []string{"http/1.1"}, false, ""},
-	}
-	for _, test := range tests {
-		config := client("mail.example.org")
-		config.NextProtos = test.offered
-		c, _, err := handshake(t, s.TLS(test.protocol, 0), config)
-		if test.ok != (err == nil) || !test.ok && !isAlert(err, "no application protocol") {
-			t.Errorf("%s: a client that offers %q: %v, want accepted %v, else alert 120", test.protocol, test.offered, err, test.ok)
-		} else if got := c.ConnectionState().NegotiatedProtocol; got != test.want {
-			t.Errorf("%s: a client that offers %q gets %q, want %q", test.protocol, test.offered, got, test.want)
-		}
-	}
-}
-
-// isAlert reports whether err is an alert that the peer sent. crypto/tls does
-// not export the type of those.
-func isAlert(err error, name string) bool {
-	op, ok := errors.AsType[*net.OpError](err)
-	return ok && op.Op == "remote error" && op.Err.Error() == "tls: "+name
-}
-
-func TestOldVersionsAndWeakSuitesAreRefused(t *testing.T) {
-	ecdsa, _ := store(t, order{names: []string{"mail.example.org"}})
-	rsa, _ := store(t, order{names: []string{"mail.example.org"}, rsa: true})
-	modern, tls13 := ecdsa.TLS(proxy.IMAP, 0), ecdsa.TLS(proxy.IMAP, tls.VersionTLS13)
-	tests := []struct {
-		name   string
-		server *tls.Config
-		max    uint16
-		suite  uint16
-		ok     bool
-	}{
-		{"TLS 1.3", modern, tls.VersionTLS13, 0, true},
-		{"TLS 1.2", modern, tls.VersionTLS12, 0, true},
-		{"TLS 1.2 where 1.3 is asked for", tls13, tls.VersionTLS12, 0, false},
-		{"TLS 1.1", modern, tls.VersionTLS11, 0, false},
-		{"TLS 1.0", modern, tls.VersionTLS10, 0, false},
-		{"CBC with ECDSA", modern, tls.VersionTLS12, tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA, false},
-		{"CBC with RSA", rsa.TLS(proxy.IMAP, 0), tls.VersionTLS12, tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA, false},
-		{"RSA key exchange", rsa.TLS(proxy.IMAP, 0), tls.VersionTLS12, tls.TLS_RSA_WITH_AES_128_GCM_SHA256, false},
-		{"GCM with RSA", rsa.TLS(proxy.IMAP, 0), tls.VersionTLS12, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, true},
-	}
-	for _, test := range tests {
-		config := client("mail.example.org")
-		config.MinVersion, config.MaxVersion = tls.VersionTLS10, test.max
-		if test.suite != 0 {
-			config.CipherSuites = []uint16{test.suite}
-		}
-		if _, _, err := handshake(t, test.server, config); (err == nil) != test.ok {
-			t.Errorf("%s: %v, want accepted: %v", test.name, err, test.ok)
-		}
-	}
-}
-
-func TestSessionsAreResumedOnTheirListenerOnly(t *testing.T) {
-	s, _ := store(t, order{names: []string{"mail.example.org"}})
-	imap, pop3 := s.TLS(proxy.IMAP, 0), s.TLS(proxy.POP3, 0)
-	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		config := client("mail.example.org")
-		config.MaxVersion = version
-		config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
-		for i, test := range []struct {
-			listener *tls.Config
-			want     bool
-		}{{imap, false}, {imap, true}, {imap, true}, {pop3, false}} {
-			c, _, err := handshake(t, test.listener, config)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := c.ConnectionState().DidResume; got != test.want {
-				t.Errorf("%s, connection %d: resumed %v, want %v", tls.VersionName(version), i, got, test.want)
-			}
-		}
-	}
-}
-
-func TestPostQuantumKeyExchangeComesFirst(t *testing.T) {
-	s, _ := store(t, order{names: []string{"mail.example.org"}})
-	c, _, err := handshake(t, s.TLS(proxy.IMAP, 0), client("mail.example.org"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := c.ConnectionState().CurveID; got != tls.X25519MLKEM768 {
-		t.Errorf("key exchange with a Go client: %v, want %v", got, tls.X25519MLKEM768)
-	}
-}
-
 // Criterion: A session lives on when its listener's certificate is replaced; the next handshake has the new one.
 func TestOpenSessionLivesThroughReload(t *testing.T) {
 	p := files(t)
@@ -308,7 +200,7 @@ func TestOpenSessionLivesThroughReload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := s.TLS(proxy.IMAP, 0)
+	config := s.TLS(proxy.IMAP, proxy.Modern)
 	c, server, err := handshake(t, config, client("mail.example.org"))
 	if err != nil {
 		t.Fatal(err)
@@ -374,10 +266,10 @@ func TestReloadKeepsTheOldCertificateWhenTheNewOneIsBad(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), filepath.Dir(bad.Cert)) {
 				t.Errorf("Reload: %v, want the file and %q", err, test.want)
 			}
-			if got := servedTo(t, s.TLS(proxy.IMAP, 0), client("mail.example.org")); !got.Equal(old) {
+			if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("mail.example.org")); !got.Equal(old) {
 				t.Error("the old certificate is not served any more")
 			}
-			if got := servedTo(t, s.TLS(proxy.IMAP, 0), client("mail.example.net")); !got.Equal(renewed) {
+			if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("mail.example.net")); !got.Equal(renewed) {
 				t.Error("the other, good, certificate was not reloaded")
 			}
 			if _, err := New(Config{Pairs: []Pair{other, bad}}); (err == nil) != (name == "an expired one") {
@@ -398,7 +290,7 @@ func TestCertificateThatEndsEarlierIsServed(t *testing.T) {
 	if err := s.Reload(); err != nil {
 		t.Fatal(err)
 	}
-	if got := servedTo(t, s.TLS(proxy.IMAP, 0), client("mail.example.org")); !got.Equal(short) {
+	if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("mail.example.org")); !got.Equal(short) {
 		t.Error("a certificate with less time left than the old one, but some, is not served")
 	}
 }
@@ -542,7 +434,7 @@ func TestSelfSignedIsGoodForItsNamesAndLoopback(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AddCert(cert.Leaf)
 	for _, name := range []string{"localhost", "demo.example.org", "127.0.0.1", "::1", "192.0.2.1"} {
-		if _, _, err := handshake(t, s.TLS(proxy.POP3, 0), &tls.Config{ServerName: name, RootCAs: roots}); err != nil {
+		if _, _, err := handshake(t, s.TLS(proxy.POP3, proxy.Modern), &tls.Config{ServerName: name, RootCAs: roots}); err != nil {
 			t.Errorf("handshake with %s: %v", name, err)
 		}
 	}

@@ -1,0 +1,165 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"time"
+)
+
+// ACMETLS is the ALPN protocol of a certificate authority that looks who holds
+// a name, RFC 8737. Its connection ends with the handshake.
+const ACMETLS = "acme-tls/1"
+
+var errChallenge = errors.New("a certificate authority's challenge was answered")
+
+// Watch makes config tell the Conn of each handshake what the client offers
+// and which certificate it gets, so that a failure can be explained. It returns
+// config.
+//
+// GetConfigForClient never returns another Config: that one would use the keys
+// of session tickets of this one.
+func Watch(config *tls.Config) *tls.Config {
+	choose := config.GetCertificate
+	config.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		if t, ok := h.Conn.(*transport); ok {
+			t.hello = h
+		}
+		return nil, nil
+	}
+	config.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		cert, err := choose(h)
+		if t, ok := h.Conn.(*transport); ok && cert != nil && cert.Leaf != nil {
+			t.key = cert.Leaf.PublicKeyAlgorithm
+		}
+		return cert, err
+	}
+	return config
+}
+
+// StartTLS does the handshake. What the client sent in advance goes to the
+// handshake, which it does not survive unless it is one: RFC 3207 section 6,
+// the injection of commands. After an error the Conn is as it was, without TLS.
+func (c *Conn) StartTLS(ctx context.Context) error {
+	c.transport.early = append([]byte(nil), c.buf[c.r:c.w]...)
+	c.r = c.w
+	c.wipe()
+	begun := time.Now()
+	c.mu.Lock()
+	old := c.deadline
+	c.mu.Unlock()
+	if c.handshake > 0 {
+		_ = c.SetReadDeadline(begun.Add(c.handshake))
+	}
+	t := tls.Server(c.transport, c.tls)
+	err := t.HandshakeContext(ctx)
+	state := t.ConnectionState()
+	if err == nil && state.NegotiatedProtocol == ACMETLS {
+		err = errChallenge
+	}
+	e := Handshake{Duration: time.Since(begun), Err: err}
+	if err == nil {
+		c.Conn, c.Client.TLS = t, &state
+		c.state.Store(&state)
+		_ = c.SetReadDeadline(old)
+	}
+	if c.observe != nil {
+		e.Client = c.Client
+		c.explain(&e)
+		c.observe(e)
+	}
+	c.transport.hello = nil
+	return err
+}
+
+// explain says what came of a handshake, and why.
+func (c *Conn) explain(e *Handshake) {
+	if e.Result = c.handshakeResult(e.Err); e.Err == nil {
+		return
+	}
+	t := c.transport
+	if e.Hello = t.hello; e.Hello == nil {
+		return
+	}
+	if e.Result == HandshakeError {
+		e.Reason = t.reason()
+	}
+	for p := Modern; p <= Legacy; p++ {
+		if p.takes(e.Hello, t.key) {
+			e.Needs = p.String()
+			break
+		}
+	}
+}
+
+func (c *Conn) handshakeResult(err error) string {
+	switch {
+	case err == nil:
+		return HandshakeOK
+	case errors.Is(err, errChallenge):
+		return HandshakeChallenge
+	}
+	// Without Conn the record was one of TLS, if of a version long gone.
+	if record, ok := errors.AsType[tls.RecordHeaderError](err); ok && record.Conn != nil {
+		return HandshakeBadProtocol
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		if c.silent() {
+			return HandshakeSilent
+		}
+		return HandshakeTimeout
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op != "local error" || errors.Is(err, io.EOF) {
+		return HandshakeClientAbort
+	}
+	return HandshakeError
+}
+
+// silent reports whether not one octet has come from the client.
+func (c *Conn) silent() bool { return c.transport.received.Load() == 0 && len(c.transport.early) == 0 }
+
+// Alerts, RFC 8446 section 6. crypto/tls has errors without types, but for the
+// alert that it sent.
+const (
+	alertHandshakeFailure      = 40
+	alertProtocolVersion       = 70
+	alertInternalError         = 80
+	alertInappropriateFallback = 86
+	alertUnrecognizedName      = 112
+	alertNoApplicationProtocol = 120
+)
+
+// reason names why we refused a handshake, by the alert that we sent.
+func (t *transport) reason() string {
+	switch t.alert {
+	case alertProtocolVersion, alertInappropriateFallback:
+		return NoVersion
+	case alertHandshakeFailure:
+		return NoCipher
+	case alertNoApplicationProtocol:
+		return NoProtocol
+	case alertUnrecognizedName, alertInternalError:
+		return NoCertificate
+	}
+	return NoOther
+}
+
+// noteAlert remembers the alert at the end of what crypto/tls writes, if it
+// ends with one that is not encrypted.
+func (t *transport) noteAlert(p []byte) {
+	const record, fatal = 21, 2
+	if p = p[max(0, len(p)-7):]; len(p) == 7 && p[0] == record && p[3] == 0 && p[4] == 2 && p[5] == fatal {
+		t.alert = p[6]
+	}
+}
+
+// handshakeNotes is what a transport knows of the handshake above it.
+type handshakeNotes struct {
+	hello *tls.ClientHelloInfo // nil before it came, and after the handshake
+	key   x509.PublicKeyAlgorithm
+	alert uint8
+}

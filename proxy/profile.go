@@ -1,0 +1,135 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"slices"
+	"strings"
+)
+
+// A Profile is how old the TLS of a listener's clients may be. Each takes all
+// that the one before it takes.
+type Profile uint8
+
+// The profiles. None has CBC with SHA-256, which crypto/tls does not protect
+// against Lucky Thirteen, nor RC4.
+const (
+	Modern     Profile = iota // TLS 1.2 and 1.3, AEAD, forward secrecy
+	Compatible                // and CBC in TLS 1.2: Windows 7 and 8.1 with an RSA certificate
+	Legacy                    // and TLS 1.0 and 1.1, 3DES, RSA key exchange: scanners, old Outlook
+)
+
+var profiles = [...]struct {
+	name   string
+	least  uint16 // version
+	suites []uint16
+}{
+	Modern: {"modern", tls.VersionTLS12, []uint16{
+		tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+		tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+		tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+		tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+		tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+		tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+	}},
+	Compatible: {"compatible", tls.VersionTLS12, []uint16{
+		tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA,
+		tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA,
+		tls.TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA,
+		tls.TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA,
+	}},
+	Legacy: {"legacy", tls.VersionTLS10, []uint16{
+		tls.TLS_ECDHE_RSA_WITH_3DES_EDE_CBC_SHA,
+		tls.TLS_RSA_WITH_AES_128_GCM_SHA256,
+		tls.TLS_RSA_WITH_AES_256_GCM_SHA384,
+		tls.TLS_RSA_WITH_AES_128_CBC_SHA,
+		tls.TLS_RSA_WITH_AES_256_CBC_SHA,
+		tls.TLS_RSA_WITH_3DES_EDE_CBC_SHA,
+	}},
+}
+
+// Profiles returns the profiles' names, the strictest first.
+func Profiles() []string {
+	var names []string
+	for _, p := range profiles {
+		names = append(names, p.name)
+	}
+	return names
+}
+
+// ParseProfile returns the Profile with a name, and whether there is one.
+func ParseProfile(name string) (Profile, bool) {
+	i := slices.Index(Profiles(), name)
+	return Profile(max(i, 0)), i >= 0
+}
+
+// String returns the profile's name.
+func (p Profile) String() string { return profiles[p].name }
+
+// MinVersion returns the oldest version of TLS.
+func (p Profile) MinVersion() uint16 { return profiles[p].least }
+
+// CipherSuites returns the suites for TLS 1.2 and older. Those of TLS 1.3 are
+// all good, and not configurable.
+func (p Profile) CipherSuites() (all []uint16) {
+	for _, q := range profiles[:p+1] {
+		all = append(all, q.suites...)
+	}
+	return all
+}
+
+// ProfileOf returns the strictest Profile that has what was negotiated.
+// crypto/tls takes the best that both sides have, so it is also the strictest
+// that this client could do with.
+func ProfileOf(s *tls.ConnectionState) Profile {
+	for p := Modern; p < Legacy; p++ {
+		if s.Version >= p.MinVersion() && (s.Version == tls.VersionTLS13 || slices.Contains(p.CipherSuites(), s.CipherSuite)) {
+			return p
+		}
+	}
+	return Legacy
+}
+
+// takes reports whether a listener with p and a certificate with a key of that
+// kind takes the client. Where no certificate was chosen, any will do.
+func (p Profile) takes(h *tls.ClientHelloInfo, key x509.PublicKeyAlgorithm) bool {
+	version := newest(h)
+	switch {
+	case version < p.MinVersion():
+		return false
+	case version == tls.VersionTLS13:
+		return true
+	}
+	return slices.ContainsFunc(p.CipherSuites(), func(id uint16) bool {
+		return slices.Contains(h.CipherSuites, id) && usable(tls.CipherSuiteName(id), version, h.SupportedCurves, key)
+	})
+}
+
+// usable reports what a suite's name says: which key it is for, whether it
+// needs a curve, and by its hash whether it is one of TLS 1.2.
+func usable(suite string, version uint16, curves []tls.CurveID, key x509.PublicKeyAlgorithm) bool {
+	ecdhe, ecdsa := strings.HasPrefix(suite, "TLS_ECDHE_"), strings.Contains(suite, "_ECDSA_")
+	switch {
+	case key == x509.RSA && ecdsa, key == x509.ECDSA && !ecdsa:
+		return false
+	case ecdhe && !slices.ContainsFunc(curves, classic):
+		return false
+	}
+	return version == tls.VersionTLS12 || strings.HasSuffix(suite, "_SHA")
+}
+
+// classic reports whether a curve is one of those of TLS 1.2.
+func classic(c tls.CurveID) bool {
+	return c == tls.X25519 || c == tls.CurveP256 || c == tls.CurveP384 || c == tls.CurveP521
+}
+
+// newest returns the newest version that the client offers and crypto/tls
+// knows, or 0.
+func newest(h *tls.ClientHelloInfo) (version uint16) {
+	for _, v := range h.SupportedVersions {
+		if v <= tls.VersionTLS13 { // what is above is grease, RFC 8701
+			version = max(version, v)
+		}
+	}
+	return version
+}
