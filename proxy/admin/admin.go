@@ -224,12 +224,6 @@ func listen(path string, gid int) (net.Listener, error) {
 	return l, nil
 }
 
-// private lets a socket be made with its mode, whatever the umask. That is so on
-// Linux; elsewhere the umask has to keep others out for a moment.
-func private(_, _ string, c syscall.RawConn) error {
-	return c.Control(func(fd uintptr) { _ = syscall.Fchmod(int(fd), 0o600) })
-}
-
 // makeDir makes the directory of a socket, if there is none.
 func makeDir(dir string, gid int) error {
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
