@@ -40,9 +40,8 @@ func (m *mistakes) check() {
 	if c.POP3.LoginDelay != 0 {
 		m.checkDuration("pop3.login_delay", c.POP3.LoginDelay, time.Second, ", or 0 for none")
 	}
-	m.checkWord("pop3.delete", c.POP3.Delete, "a meaning of DELE", "expunge", "trash", "hide", "keep")
+	m.checkPOP3()
 	m.checkNumber("pop3.first_listings", c.POP3.FirstListings, 1000)
-	m.checkWord("pop3.lock", c.POP3.Lock, "a kind of lock", "allow", "wait", "refuse", "takeover")
 	m.checkWord("submission.bare_newlines", c.Submission.BareNewlines, "a way with them", "normalize", "reject", "pass")
 	m.checkControl()
 	m.checkWord("log.format", c.Log.Format, "a log format", "text", "json")

@@ -55,6 +55,7 @@ type Listener struct {
 
 	TLSProfile string         `yaml:"tls_profile"` // how old its clients' TLS may be; default: TLS.Profile
 	Networks   []netip.Prefix `yaml:"networks"`    // the clients it is for, of several listeners at one address; none: the rest
+	POP3       *ListenerPOP3  `yaml:"pop3"`        // of pop3: what is other here than for all; nil: nothing
 }
 
 // TLS is what all listeners show to clients.
@@ -208,7 +209,7 @@ type Budget struct {
 type POP3 struct {
 	UIDL            string `yaml:"uidl"`               // the form of unique ids: a name, or Dovecot's pop3_uidl_format
 	UIDLOnLostState string `yaml:"uidl_on_lost_state"` // refuse (for now) or recompute (clients may fetch all again)
-	Delete          string `yaml:"delete"`             // what DELE means: expunge, trash, hide or keep
+	Delete          string `yaml:"delete"`             // what DELE means: expunge, isolate, trash, hide or keep
 	Lock            string `yaml:"lock"`               // a second session: allow, wait, refuse or takeover
 	FirstListings   int    `yaml:"first_listings"`     // mailboxes of a backend listed for the first time, at once
 	Seen            bool   `yaml:"seen"`               // what was retrieved becomes \Seen

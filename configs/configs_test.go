@@ -69,7 +69,7 @@ listeners:
   - {protocol: imap, address: "[2001:db8::1]:993"}
   - {protocol: imap, address: "192.0.2.1:993"}
   - {protocol: imap, address: ":1993", name: imap-2, tls: starttls, proxy_from: [10.9.0.0/24]}
-  - {protocol: pop3, address: ":0"}
+  - {protocol: pop3, address: ":0", pop3: {delete: isolate, lock: takeover}}
   - {protocol: pop3, address: ":0", tls: refuse}
   - {protocol: imap, address: "192.0.2.1:993", tls_profile: legacy, networks: [192.0.2.0/28, 192.0.2.99]}
 tls:
@@ -116,7 +116,7 @@ log: {format: json, level: debug}
 			{Name: "imap", Protocol: "imap", Address: "[2001:db8::1]:993", TLS: "implicit", TLSProfile: "compatible"},
 			{Name: "imap-3", Protocol: "imap", Address: "192.0.2.1:993", TLS: "implicit", TLSProfile: "compatible"},
 			{Name: "imap-2", Protocol: "imap", Address: ":1993", TLS: "starttls", ProxyFrom: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}, TLSProfile: "compatible"},
-			{Name: "pop3", Protocol: "pop3", Address: ":0", TLS: "implicit", TLSProfile: "compatible"},
+			{Name: "pop3", Protocol: "pop3", Address: ":0", TLS: "implicit", TLSProfile: "compatible", POP3: &ListenerPOP3{Delete: "isolate", Lock: "takeover"}},
 			{Name: "pop3-2", Protocol: "pop3", Address: ":0", TLS: "refuse", TLSProfile: "compatible"},
 			{
 				Name: "imap-4", Protocol: "imap", Address: "192.0.2.1:993", TLS: "implicit", TLSProfile: "legacy",
@@ -235,7 +235,10 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"lost state", "", "pop3: {uidl_on_lost_state: guess}", `p.yaml:13: pop3.uidl_on_lost_state: "guess" is not a way out; use refuse or recompute`},
 		{"expire", "", "pop3: {expire: 30}", `p.yaml:13: pop3.expire: "30" is not a promise; use never`},
 		{"login delay", "", "pop3: {login_delay: 10ms}", `p.yaml:13: pop3.login_delay: 10ms is too short; the least is 1s, or 0 for none`},
-		{"delete", "", "pop3: {delete: yes}", `p.yaml:13: pop3.delete: "yes" is not a meaning of DELE; use expunge, trash, hide or keep`},
+		{"delete", "", "pop3: {delete: yes}", `p.yaml:13: pop3.delete: "yes" is not a meaning of DELE; use expunge, isolate, trash, hide or keep`},
+		{"delete of a listener", `{protocol: pop3`, `{pop3: {delete: yes, lock: dot}, protocol: pop3`, "p.yaml:4: listeners[1].pop3.delete: \"yes\" is not a meaning of DELE; use expunge, isolate, trash, hide or keep\np.yaml:4: listeners[1].pop3.lock: \"dot\" is not a kind of lock; use allow, wait, refuse or takeover"},
+		{"pop3 of another listener", `{protocol: imap`, `{pop3: {delete: keep}, protocol: imap`, `p.yaml:3: listeners[0].pop3: has no meaning for imap; remove it`},
+		{"unknown key of a listener's pop3", `{protocol: pop3`, `{pop3: {uidl: cyrus}, protocol: pop3`, `p.yaml:4: listeners[1].pop3.uidl: unknown key; known here: delete, lock`},
 		{"first listings", "", "pop3: {first_listings: 0}", `p.yaml:13: pop3.first_listings: 0 is out of range; use 1 to 1000`},
 		{"lock", "", "pop3: {lock: dot}", `p.yaml:13: pop3.lock: "dot" is not a kind of lock; use allow, wait, refuse or takeover`},
 		{"bodies of submission", "tls: starttls", "stable_bodies: true", `p.yaml:12: backends.main.submission: stable_bodies and estimated_sizes belong to imap; remove them`},
@@ -344,6 +347,19 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 				t.Errorf("Parse:\n%v\nwant:\n%s", err, c.want)
 			}
 		})
+	}
+}
+
+func TestAListenerMayHaveItsOwnPOP3(t *testing.T) {
+	cfg, err := Parse("p.yaml", []byte(strings.Replace(good, "{protocol: pop3", "{pop3: {delete: keep}, protocol: pop3", 1)+"pop3: {delete: hide, lock: wait, last: true}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := cfg.POP3.At(cfg.Listeners[1]); got.Delete != "keep" || got.Lock != "wait" || !got.Last {
+		t.Errorf("the listener has %+v", got)
+	}
+	if got := cfg.POP3.At(cfg.Listeners[0]); got != cfg.POP3 {
+		t.Errorf("another one has %+v, want %+v", got, cfg.POP3)
 	}
 }
 

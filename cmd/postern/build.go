@@ -143,7 +143,7 @@ func (h *house) newService(l configs.Listener, b backends, r *routing) *proxy.Se
 	case proxy.POP3:
 		svc.Idle = cfg.Timeouts.POP3Idle
 		for name, pool := range b.imap {
-			served := h.newBridge(name, pool)
+			served := h.newBridge(name, pool, cfg.POP3.At(l))
 			mux.Targets[name] = route.Target{Backend: served, Offer: pool.Offer}
 			options.Capabilities = served.Capabilities() // of all the same
 		}
@@ -172,11 +172,9 @@ var newlines = map[string]relay.Newlines{"normalize": relay.Normalize, "reject":
 
 // popRules is what configs has left to be understood here.
 type popRules struct {
-	uidl     uidl.Format
-	deletion bridge.Deletion
-	lock     bridge.Policy
-	delay    *bridge.LoginDelay
-	shared   map[string]*maildrops // by backend
+	uidl   uidl.Format
+	delay  *bridge.LoginDelay
+	shared map[string]*maildrops // by backend
 }
 
 // maildrops is what the POP3 listeners of one backend have in common.
@@ -190,8 +188,6 @@ func (h *house) setPOP3() (err error) {
 	if h.pop3.uidl, err = uidl.Parse(c.UIDL); err != nil {
 		return configs.Errors{h.cfg.Errorf("pop3.uidl", "%v", err)}
 	}
-	h.pop3.deletion, _ = bridge.ParseDeletion(c.Delete) // configs knows the words
-	h.pop3.lock, _ = bridge.ParsePolicy(c.Lock)
 	if c.LoginDelay > 0 {
 		h.pop3.delay = &bridge.LoginDelay{Every: c.LoginDelay}
 	}
@@ -199,8 +195,11 @@ func (h *house) setPOP3() (err error) {
 	return nil
 }
 
-func (h *house) newBridge(name string, pool *backend.Pool) *bridge.Backend {
-	c, server := h.cfg.POP3, h.cfg.Backends[name].IMAP
+// newBridge makes what serves pool on a listener that has c.
+func (h *house) newBridge(name string, pool *backend.Pool, c configs.POP3) *bridge.Backend {
+	server := h.cfg.Backends[name].IMAP
+	deletion, _ := bridge.ParseDeletion(c.Delete) // configs knows the words
+	lock, _ := bridge.ParsePolicy(c.Lock)
 	shared := h.pop3.shared[name]
 	if shared == nil {
 		shared = &maildrops{queue: bridge.Queue{Limit: c.FirstListings}}
@@ -208,7 +207,7 @@ func (h *house) newBridge(name string, pool *backend.Pool) *bridge.Backend {
 	}
 	b := &bridge.Backend{
 		Name: name, Idle: h.cfg.Timeouts.POP3Idle, Timeout: h.cfg.Timeouts.Backend, Observer: h.observer,
-		UIDL: h.pop3.uidl, Delete: h.pop3.deletion, Lock: h.pop3.lock, Locks: &shared.locks, Queue: &shared.queue,
+		UIDL: h.pop3.uidl, Delete: deletion, Lock: lock, Locks: &shared.locks, Queue: &shared.queue,
 		Delay: h.pop3.delay, Recompute: c.UIDLOnLostState == "recompute",
 		KeepUnseen: !c.Seen, ExpireNever: c.Expire == "never", UTF8: c.UTF8, Anonymous: !c.Implementation, Last: c.Last,
 		StableBodies: server.StableBodies, Estimates: server.EstimatedSizes,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -364,4 +365,36 @@ pop3: {implementation: false}
 		S: PIPELINING
 		S: .
 	`)
+}
+
+// Criterion: what DELE means and what a second session meets are a listener's own; a maildrop is the same one behind all of them.
+func TestListenersHaveTheirOwnDELEAndLock(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice")
+	r := inhabit(t, frame+fmt.Sprintf(`
+listeners:
+  - {protocol: pop3, address: "127.0.0.1:0", name: office, pop3: {lock: refuse}}
+  - {protocol: pop3, address: "127.0.0.1:0", name: archive, pop3: {lock: takeover, delete: keep}}
+backends: {main: {imap: {address: %q, tls: none}}}
+pop3: {delete: expunge}
+`, imap))
+	const login = "S: +OK *\nC: USER alice\nS: +OK *\nC: PASS secret of alice\n"
+	archive := r.secure(r.dial(t, "archive"))
+	proxytest.Transcript(t, archive, login+"S: +OK *\nC: DELE 1\nS: +OK *\nC: QUIT\nS: +OK *\nS: <EOF>")
+	archive = r.secure(r.dial(t, "archive"))
+	proxytest.Transcript(t, archive, login+"S: +OK Maildrop has 1 messages *")
+	proxytest.Transcript(t, r.secure(r.dial(t, "office")), login+`S: -ERR \[IN-USE] *`)
+	_ = archive.Close()
+	waiting := time.Now().Add(10 * time.Second)
+	for time.Now().Before(waiting) {
+		office := r.secure(r.dial(t, "office"))
+		proxytest.Transcript(t, office, login)
+		if line, err := bufio.NewReader(office).ReadString('\n'); err != nil || !strings.HasPrefix(line, "+OK") {
+			_ = office.Close()
+			continue // the first session is not over yet
+		}
+		proxytest.Transcript(t, r.secure(r.dial(t, "archive")), login+"S: +OK Maildrop has 1 messages *")
+		proxytest.Transcript(t, office, `S: -ERR \[SYS/TEMP] *`)
+		return
+	}
+	t.Error("the lock is never free")
 }

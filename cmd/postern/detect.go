@@ -162,7 +162,7 @@ func (d *detection) behind(ctx context.Context) ([]uint32, uint32, error) {
 	if b.imap[name] == nil {
 		return nil, 0, fmt.Errorf("backend %s of %s has no imap server", name, login.Account)
 	}
-	return h.newBridge(name, b.imap[name]).UIDs(ctx, login)
+	return h.newBridge(name, b.imap[name], h.cfg.POP3).UIDs(ctx, login)
 }
 
 // report prints the format to out, and for people what it means to more.
