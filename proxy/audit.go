@@ -101,7 +101,10 @@ func (a *Audit) handshake(e Handshake) {
 	}
 	if e.Reason != "" {
 		level = slog.LevelInfo
-		fields = append(fields, "reason", e.Reason, "needs", cmp.Or(e.Needs, "none"))
+		fields = append(fields, "reason", e.Reason)
+	}
+	if e.Reason == NoVersion || e.Reason == NoCipher {
+		fields = append(fields, "needs", cmp.Or(e.Needs, "none"))
 	}
 	if level == slog.LevelInfo && !a.refused.take(time.Now()) {
 		level = slog.LevelDebug

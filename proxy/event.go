@@ -135,7 +135,7 @@ type (
 
 		Hello  *tls.ClientHelloInfo // of one that failed; nil: none came
 		Reason string               // No..., of HandshakeError; empty without Hello
-		Needs  string               // of one that failed: the strictest Profile that takes such a client; empty: none does
+		Needs  string               // with NoVersion and NoCipher: the strictest Profile that takes such a client; empty: none does
 	}
 
 	// Attempt: credentials were answered.

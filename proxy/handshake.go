@@ -88,6 +88,9 @@ func (c *Conn) explain(e *Handshake) {
 	if e.Result == HandshakeError {
 		e.Reason = t.reason()
 	}
+	if e.Reason != NoVersion && e.Reason != NoCipher {
+		return
+	}
 	for p := Modern; p <= Legacy; p++ {
 		if p.takes(e.Hello, t.key) {
 			e.Needs = p.String()

@@ -1,0 +1,250 @@
+package proxy_test
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"postern/proxy"
+	"postern/proxy/proxytest"
+)
+
+// profiled returns the configuration of a listener with an RSA certificate.
+func profiled(t *testing.T, cert tls.Certificate, p proxy.Profile) *tls.Config {
+	t.Helper()
+	return proxy.Watch(&tls.Config{
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil },
+		MinVersion:     p.MinVersion(), CipherSuites: p.CipherSuites(), NextProtos: []string{"imap", proxy.ACMETLS},
+	})
+}
+
+func rsaCert(t *testing.T) tls.Certificate {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"mail.example.org"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+// island serves two services at one address: for clients from 127.0.0.2 legacy,
+// for all others modern.
+func island(t *testing.T, wrap func(net.Listener) net.Listener) (d *diary, address string) {
+	t.Helper()
+	cert := rsaCert(t)
+	service := func(name string, p proxy.Profile, networks ...netip.Prefix) *proxy.Service {
+		return &proxy.Service{
+			Name: name, Protocol: "plain", Networks: networks, TLS: profiled(t, cert, p),
+			Dialogue: func(c *proxy.Conn) proxy.Dialogue { return &plain{Conn: c} },
+			Account:  func(user string) (string, error) { return user, nil },
+			Backend:  &house{},
+		}
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address = ln.Addr().String()
+	ln = wrap(ln)
+	d = newDiary()
+	s := &proxy.Server{Guard: &house{}, Observer: d}
+	err = s.Apply([]proxy.Binding{
+		{Listener: ln, Service: service("modern", proxy.Modern)},
+		{Listener: ln, Service: service("island", proxy.Legacy, netip.MustParsePrefix("127.0.0.2/32"))},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Shutdown(t.Context()) })
+	return d, address
+}
+
+func open(ln net.Listener) net.Listener { return ln }
+
+func dialFrom(t *testing.T, source, address string) net.Conn {
+	t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}, Timeout: 10 * time.Second}
+	c, err := d.DialContext(t.Context(), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// handshakeOf waits for the event of a handshake.
+func (d *diary) handshakeOf(t *testing.T) proxy.Handshake {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		d.mu.Lock()
+		for i, e := range d.events {
+			if h, ok := e.(proxy.Handshake); ok {
+				d.events = slices.Delete(d.events, i, i+1)
+				d.mu.Unlock()
+				return h
+			}
+		}
+		d.mu.Unlock()
+	}
+	t.Fatal("no handshake has ended")
+	panic("unreachable")
+}
+
+// Criterion: Of listeners that share an address, the client's network alone decides which one it gets: old TLS for those that need it, and nothing of it for their neighbours.
+func TestIslandIsForItsNetworksAlone(t *testing.T) {
+	d, address := island(t, open)
+	for _, test := range []struct {
+		source, service, result string
+	}{
+		{"127.0.0.2", "island", proxy.HandshakeOK},
+		{"127.0.0.1", "modern", proxy.HandshakeError},
+		{"127.0.0.3", "modern", proxy.HandshakeError},
+	} {
+		c := tls.Client(dialFrom(t, test.source, address), &tls.Config{
+			InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS10,
+		})
+		err := c.HandshakeContext(t.Context())
+		h := d.handshakeOf(t)
+		if h.Result != test.result || h.Client.Service != test.service || (err == nil) != (test.result == proxy.HandshakeOK) {
+			t.Errorf("TLS 1.0 from %s: %s on %s (%v), want %s on %s", test.source, h.Result, h.Client.Service, err, test.result, test.service)
+		}
+	}
+}
+
+// announced is a listener whose connections tell that they are from another
+// address.
+type announced struct {
+	net.Listener
+	from string
+}
+
+func (a announced) Accept() (net.Conn, error) {
+	c, err := a.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return prefaced{c.(*net.TCPConn), netip.AddrPortFrom(netip.MustParseAddr(a.from), 1)}, nil
+}
+
+type prefaced struct {
+	*net.TCPConn
+	from netip.AddrPort
+}
+
+func (p prefaced) Preface(time.Time) (client, local netip.AddrPort, err error) {
+	return p.from, p.from, nil
+}
+
+func TestIslandGoesByTheAddressInThePROXYHeader(t *testing.T) {
+	for from, want := range map[string]string{"127.0.0.2": "island", "192.0.2.1": "modern"} {
+		d, address := island(t, func(ln net.Listener) net.Listener { return announced{ln, from} })
+		c := tls.Client(dialFrom(t, "127.0.0.2", address), &tls.Config{InsecureSkipVerify: true})
+		if err := c.HandshakeContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := d.handshakeOf(t).Client.Service; got != want {
+			t.Errorf("a client that the balancer says is from %s gets %s, want %s", from, got, want)
+		}
+	}
+}
+
+// Criterion: A handshake that fails tells why, what the client offered, and the strictest profile that would have taken it.
+func TestFailedHandshakeTellsWhatTheClientNeeds(t *testing.T) {
+	d, address := island(t, open)
+	old := func(h proxytest.ClientHello) []byte { return h.Record("mail.example.org") }
+	for _, test := range []struct {
+		name          string
+		hello         []byte
+		reason, needs string
+		name2         string
+	}{
+		{"Windows 7", old(proxytest.Windows7), proxy.NoCipher, "compatible", "mail.example.org"},
+		{"Windows 7 without TLS 1.2", old(proxytest.Windows7TLS10), proxy.NoVersion, "legacy", "mail.example.org"},
+		{"Windows XP", old(proxytest.WindowsXP), proxy.NoVersion, "legacy", ""},
+		{"RC4 alone", old(proxytest.ClientHello{Version: 0x0301, Suites: []uint16{5}}), proxy.NoVersion, "", "mail.example.org"},
+		{"SSL 3.0", old(proxytest.ClientHello{Version: 0x0300, Suites: []uint16{10}}), proxy.NoVersion, "", "mail.example.org"},
+		{"nothing in common", old(proxytest.ClientHello{Version: 0x0303, Suites: []uint16{0x009f}}), proxy.NoCipher, "", "mail.example.org"},
+	} {
+		c := dialFrom(t, "127.0.0.1", address)
+		if _, err := c.Write(test.hello); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, c)
+		h := d.handshakeOf(t)
+		if h.Result != proxy.HandshakeError || h.Reason != test.reason || h.Needs != test.needs || h.Hello == nil || h.Hello.ServerName != test.name2 {
+			t.Errorf("%s: %+v, want %s, %s, needs %q", test.name, h, proxy.HandshakeError, test.reason, test.needs)
+		}
+	}
+	// What a certificate authority does, and a browser.
+	for protocol, want := range map[string]proxy.Handshake{
+		proxy.ACMETLS: {Result: proxy.HandshakeChallenge},
+		"h2":          {Result: proxy.HandshakeError, Reason: proxy.NoProtocol},
+	} {
+		c := tls.Client(dialFrom(t, "127.0.0.1", address), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}})
+		err := c.HandshakeContext(t.Context())
+		if h := d.handshakeOf(t); h.Result != want.Result || h.Reason != want.Reason || h.Needs != "" || (err == nil) != (protocol == proxy.ACMETLS) {
+			t.Errorf("ALPN %s: %v, %+v, want %+v", protocol, err, h, want)
+		}
+		if err != nil {
+			continue
+		}
+		if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+			t.Errorf("ALPN %s: read %d, %v, want the end", protocol, n, err)
+		}
+	}
+}
+
+func TestAuditWritesWhatAFailedHandshakeNeeds(t *testing.T) {
+	a, out := audit()
+	a.Observe(proxy.Handshake{
+		Client: visitor, Result: proxy.HandshakeError, Err: errors.New("tls: no"), Reason: proxy.NoVersion, Needs: "legacy",
+		Hello: &tls.ClientHelloInfo{
+			ServerName:        "pop.example.org\nlevel=INFO msg=login " + strings.Repeat("x", 1000),
+			SupportedVersions: []uint16{0x0a0a, tls.VersionTLS10, tls.VersionTLS11},
+		},
+	})
+	line := out.String()
+	_, line, _ = strings.Cut(line, "level=")
+	want := `INFO msg="handshake failed" service=pop3 ip=192.0.2.1 session=S1 result=error server_name=`
+	if !strings.HasPrefix(line, want) || !strings.Contains(line, ` offered="TLS 1.1 TLS 1.0" reason=version needs=legacy err="tls: no"`) ||
+		!strings.Contains(line, "pop.example.org?level=INFO?msg=login?") || len(line) > 500 {
+		t.Errorf("wrote %s", line)
+	}
+	out.Reset()
+	for range 100 {
+		a.Observe(proxy.Handshake{Client: visitor, Result: proxy.HandshakeError, Reason: proxy.NoOther, Hello: &tls.ClientHelloInfo{}, Err: io.EOF})
+	}
+	if n := strings.Count(out.String(), "\n"); n > 40 { // ten each second, and a slow machine
+		t.Errorf("%d lines about a flood", n)
+	}
+}
+
+func TestAuditWritesHowASessionWasEncrypted(t *testing.T) {
+	a, out := audit()
+	old := visitor
+	old.TLS = &tls.ConnectionState{Version: tls.VersionTLS10, CipherSuite: tls.TLS_RSA_WITH_3DES_EDE_CBC_SHA}
+	a.Observe(proxy.Attempt{Client: old, Account: "alice"})
+	if want := `tls="TLS 1.0" cipher=TLS_RSA_WITH_3DES_EDE_CBC_SHA needs=legacy`; !strings.Contains(out.String(), want) {
+		t.Errorf("wrote %s, want %s in it", out, want)
+	}
+}
