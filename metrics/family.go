@@ -9,6 +9,9 @@ import (
 // other is the value of a label that none of its values fits.
 const other = "other"
 
+// none is the value of a label that has no meaning for an event.
+const none = "none"
+
 // A dimension is one label, or several that belong together, and all values
 // they can have.
 type dimension struct {
@@ -34,8 +37,8 @@ type family[M any] struct {
 	known      map[series]M // the handles
 }
 
-// series are the values of all labels; not more than three are in use.
-type series [3]string
+// series are the values of all labels; not more than four are in use.
+type series [4]string
 
 func newFamily[M any](with func(...string) M, dimensions []dimension) *family[M] {
 	f := &family[M]{dimensions: dimensions, with: with, known: make(map[series]M)}

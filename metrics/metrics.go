@@ -46,7 +46,7 @@ type Metrics struct {
 	connectionTime      histogram
 	handshakes          counter
 	handshakeTime       histogram
-	negotiated          counter
+	negotiated, needed  counter
 	received, sent      counter
 	attempts            counter
 	attemptTime         histogram
@@ -135,9 +135,11 @@ func (m *Metrics) clients(services []Service) {
 		listener, label("reason", proxy.TooMany.String(), other))
 	m.open = r.gauge("connections_open", "Client connections currently open.", served)
 	m.connectionTime = r.histogram("connection_duration_seconds", "Lifetime of client connections.", lifetime, protocol)
-	m.handshakes = r.counter("tls_handshakes_total", "TLS handshakes by outcome.", listener, label("result",
-		proxy.HandshakeOK, proxy.HandshakeTimeout, proxy.HandshakeSilent, proxy.HandshakeClientAbort,
-		proxy.HandshakeBadProtocol, proxy.HandshakeEarly, proxy.HandshakeError))
+	m.handshakes = r.counter("tls_handshakes_total",
+		"TLS handshakes by the version negotiated, or else the newest offered, by outcome, and by what was not in common.",
+		listener, label("version", "1.0", "1.1", "1.2", "1.3", none), outcomes())
+	m.needed = r.counter("tls_profile_needed_total", "Completed TLS handshakes by the strictest profile that would have done.",
+		listener, label("profile", proxy.Profiles()...))
 	m.handshakeTime = r.histogram("tls_handshake_duration_seconds", "Duration of completed TLS handshakes.", latency, listener)
 	m.negotiated = r.counter("tls_negotiated_total", "Completed TLS handshakes by protocol version.",
 		label("version", "1.0", "1.1", "1.2", "1.3"), label("resumed", "true", "false"))
@@ -152,6 +154,21 @@ func (m *Metrics) clients(services []Service) {
 	m.sessions = r.counter("sessions_total", "Authenticated sessions ended, by cause.", protocol, label("end",
 		proxy.EndQuit, proxy.EndClientGone, proxy.EndBackendClosed, proxy.EndIdle, proxy.EndDrain, proxy.EndKicked,
 		proxy.EndRefused, proxy.EndError))
+}
+
+// outcomes are those of handshakes. Only what we refuse has a reason.
+func outcomes() dimension {
+	d := dimension{labels: []string{"result", "reason"}}
+	for _, result := range []string{
+		proxy.HandshakeOK, proxy.HandshakeTimeout, proxy.HandshakeSilent, proxy.HandshakeClientAbort,
+		proxy.HandshakeBadProtocol, proxy.HandshakeEarly, proxy.HandshakeChallenge,
+	} {
+		d.values = append(d.values, []string{result, none})
+	}
+	for _, reason := range []string{proxy.NoVersion, proxy.NoCipher, proxy.NoProtocol, proxy.NoCertificate, proxy.NoOther} {
+		d.values = append(d.values, []string{proxy.HandshakeError, reason})
+	}
+	return d
 }
 
 func (m *Metrics) backends(all []Backend) {

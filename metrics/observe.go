@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"cmp"
 	"crypto/tls"
 	"strconv"
 	"strings"
@@ -54,15 +55,26 @@ func (m *Metrics) Observe(e proxy.Event) {
 }
 
 func (m *Metrics) handshake(e proxy.Handshake) {
-	m.handshakes.of(e.Client.Service, e.Result).Inc()
+	reason := none
+	if e.Result == proxy.HandshakeError {
+		reason = cmp.Or(e.Reason, proxy.NoOther)
+	}
+	m.handshakes.of(e.Client.Service, version(e.Version), e.Result, reason).Inc()
 	if e.Result != proxy.HandshakeOK {
 		return
 	}
 	m.handshakeTime.of(e.Client.Service).Observe(e.Duration.Seconds())
 	if state := e.Client.TLS; state != nil {
-		version := strings.TrimPrefix(tls.VersionName(state.Version), "TLS ")
-		m.negotiated.of(version, strconv.FormatBool(state.DidResume)).Inc()
+		m.negotiated.of(version(state.Version), strconv.FormatBool(state.DidResume)).Inc()
+		m.needed.of(e.Client.Service, proxy.ProfileOf(state).String()).Inc()
 	}
+}
+
+func version(v uint16) string {
+	if v == 0 {
+		return none
+	}
+	return strings.TrimPrefix(tls.VersionName(v), "TLS ")
 }
 
 func (m *Metrics) attempt(e proxy.Attempt) {

@@ -130,6 +130,7 @@ type (
 	Handshake struct {
 		Client   Client
 		Result   string // Handshake...
+		Version  uint16 // of TLS, or the newest that the client offers; 0: nothing came that is TLS
 		Duration time.Duration
 		Err      error
 

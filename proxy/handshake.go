@@ -68,7 +68,7 @@ func (c *Conn) StartTLS(ctx context.Context) error {
 		_ = c.SetReadDeadline(old)
 	}
 	if c.observe != nil {
-		e.Client = c.Client
+		e.Client, e.Version = c.Client, state.Version
 		c.explain(&e)
 		c.observe(e)
 	}
@@ -78,13 +78,15 @@ func (c *Conn) StartTLS(ctx context.Context) error {
 
 // explain says what came of a handshake, and why.
 func (c *Conn) explain(e *Handshake) {
-	if e.Result = c.handshakeResult(e.Err); e.Err == nil {
+	e.Result = c.handshakeResult(e.Err)
+	if e.Err == nil {
 		return
 	}
 	t := c.transport
 	if e.Hello = t.hello; e.Hello == nil {
 		return
 	}
+	e.Version = newest(e.Hello)
 	if e.Result == HandshakeError {
 		e.Reason = t.reason()
 	}

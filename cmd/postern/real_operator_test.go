@@ -189,7 +189,7 @@ func (p *postern) wantMetrics(t *testing.T) {
 		`postern_connections_accepted_total{listener="pop3",protocol="pop3"}`:                                 "2",
 		`postern_connections_accepted_total{listener="submission",protocol="submission"}`:                     "1",
 		`postern_connections_open{listener="pop3",protocol="pop3"}`:                                           "0",
-		`postern_tls_handshakes_total{listener="pop3",result="ok"}`:                                           "2",
+		`postern_tls_handshakes_total{listener="pop3",reason="none",result="ok",version="1.3"}`:               "2",
 		`postern_auth_attempts_total{mechanism="userpass",protocol="pop3",result="ok"}`:                       "1",
 		`postern_auth_attempts_total{mechanism="userpass",protocol="pop3",result="invalid_credentials"}`:      "1",
 		`postern_auth_attempts_total{mechanism="login_command",protocol="imap",result="ok"}`:                  "1",
