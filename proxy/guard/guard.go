@@ -1,16 +1,15 @@
 // Package guard decides who may try to log in, from where, and how often.
 //
-// A wrong password costs one token of two buckets: that of the client's
-// network and that of the account. The token is reserved before the backend is
-// asked, so that parallel connections cannot outrun the count, and given back
-// when the attempt was not a wrong guess.
+// A wrong password costs a token of several buckets: of the account's, of the
+// client's network, of the two together, and of wider networks. Where an account
+// has logged in before, it has a bucket that nobody else can empty. Tokens are
+// reserved before the backend is asked, so that parallel connections cannot
+// outrun the count, and given back when the attempt was not a wrong guess. The
+// same wrong password again, which forgotten devices send for years, costs
+// nothing.
 package guard
 
 import (
-	"context"
-	"errors"
-	"hash/maphash"
-	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"time"
@@ -18,77 +17,104 @@ import (
 	"postern/proxy"
 )
 
-// Why a connection is not admitted and an attempt not made: for logs.
-var (
-	ErrConnections           = errors.New("too many connections")
-	ErrConnectionsPerNetwork = errors.New("too many connections from this network")
-	ErrBudget                = errors.New("too many wrong passwords for this account or from this network")
-	ErrUnsettled             = errors.New("too many logins under way for this account or from this network")
-)
+// epoch is what a guard's clock shows when it is made: what a snapshot
+// remembers happened after 0.
+const epoch = 400 * day
 
 // A Guard is a proxy.Guard. It must be made by New.
 type Guard struct {
-	config   Config
-	begun    time.Time
-	seed     maphash.Seed // of the keys: no address and no name is kept
-	networks *buckets
-	accounts *buckets
-	permits  sync.Pool
-	settled  broadcast
+	secret  secret // as salts and pools, changed by Restore only
+	salts   [bucketKinds]key
+	pools   [tiers]key
+	begun   time.Time
+	permits sync.Pool
 
-	mu   sync.Mutex
-	open int
-	from map[netip.Prefix]int // open connections; trusted networks are not in it
+	mu       sync.Mutex // held for about a microsecond: less than the handshake before it by far
+	config   *Config
+	services map[string]*Config
+	latest   time.Duration // the clock: it never goes back
+	learning time.Duration // until then
+	buckets  *table[bucket, *bucket]
+	evicted  sketch // of buckets
+	rings    *table[ring, *ring]
+	regulars *regulars
+	flights  map[key]flight
+	sessions map[key]int32 // of pairs
+	unlocked map[key]time.Duration
+	refused  refusals
+	stats    stats
+	lobby
 }
 
-// New returns a Guard that allows what c says.
+// New returns a Guard that allows what c says. It remembers nothing, and learns
+// who lives where.
 func New(c Config) *Guard {
 	c = c.withDefaults(DefaultConfig())
-	return &Guard{
-		config:   c,
+	g := &Guard{
 		begun:    c.Now(),
-		seed:     maphash.MakeSeed(),
-		networks: newBuckets(c.Network, c.Entries/2),
-		accounts: newBuckets(c.Account, c.Entries/2),
 		permits:  sync.Pool{New: func() any { return new(permit) }},
-		from:     make(map[netip.Prefix]int),
+		latest:   epoch,
+		flights:  make(map[key]flight),
+		sessions: make(map[key]int32),
+		unlocked: make(map[key]time.Duration),
+		lobby:    lobby{from: make(map[key]crowd)},
+	}
+	g.configure(c)
+	g.forget(newSecret())
+	return g
+}
+
+// forget begins anew.
+func (g *Guard) forget(s secret) {
+	g.secret = s
+	for b := range g.salts {
+		g.salts[b] = key(sipHash(s, ofBucket, []byte{byte(b)}))
+	}
+	for t := range g.pools {
+		g.pools[t] = key(sipHash(s, ofBucket, []byte{byte(Account), byte(t)}))
+	}
+	g.buckets = newTable[bucket](g.config.Entries)
+	g.rings = newTable[ring](g.config.Entries / 4)
+	g.evicted = sketch{}
+	g.regulars = newRegulars(g.config.Pairs)
+	g.learning = g.latest + max(0, g.config.Learning)
+}
+
+// Reload makes c what the guard allows from now on. It forgets nothing: the
+// size of its memory, which Entries and Pairs say, stays as it is, and open
+// connections keep the budgets that they were admitted with.
+func (g *Guard) Reload(c Config) {
+	g.lock()
+	defer g.mu.Unlock()
+	c = c.withDefaults(DefaultConfig())
+	c.Now, c.Entries, c.Pairs = g.config.Now, g.config.Entries, g.config.Pairs
+	g.configure(c)
+}
+
+func (g *Guard) configure(c Config) {
+	g.config = &c
+	g.services = make(map[string]*Config, len(c.Services))
+	for name, s := range c.Services {
+		s = s.withDefaults(c)
+		g.services[name] = &s
 	}
 }
 
-// now is the time since the Guard was made: it has no jumps of the wall clock.
-func (g *Guard) now() time.Duration { return g.config.Now().Sub(g.begun) }
-
-// Admit implements proxy.Guard. It sheds nobody.
-func (g *Guard) Admit(c proxy.Client, _ context.CancelCauseFunc) (proxy.Permit, error) {
-	addr := c.Addr.Addr()
-	network := networkOf(addr)
-	trusted := g.trusts(addr)
-	if err := g.enter(network, trusted); err != nil {
-		return nil, proxy.Refuse(proxy.TooMany, err)
+// policyOf returns what a service allows.
+func (g *Guard) policyOf(service string) *Config {
+	if c, ok := g.services[service]; ok {
+		return c
 	}
-	p := g.permits.Get().(*permit)
-	*p = permit{guard: g, network: network, trusted: trusted, origin: maphash.Comparable(g.seed, network)}
-	return p, nil
+	return g.config
 }
 
-// networkOf returns what one customer usually has: one IPv4 address, which is
-// the same when it comes as IPv6, or 64 bits of IPv6. All without an address
-// share one network.
-func networkOf(a netip.Addr) netip.Prefix {
-	a = a.Unmap().WithZone("")
-	bits := 32
-	if a.Is6() {
-		bits = 64
-	}
-	network, err := a.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return network
+// lock locks the guard and reads the clock.
+func (g *Guard) lock() {
+	g.mu.Lock()
+	g.latest = max(g.latest, epoch+g.config.Now().Sub(g.begun))
 }
 
 func (g *Guard) trusts(a netip.Addr) bool {
-	a = a.Unmap().WithZone("")
 	for _, p := range g.config.Trusted {
 		if p.Contains(a) {
 			return true
@@ -97,137 +123,4 @@ func (g *Guard) trusts(a netip.Addr) bool {
 	return false
 }
 
-func (g *Guard) enter(network netip.Prefix, trusted bool) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.open >= g.config.Connections {
-		return ErrConnections
-	}
-	if !trusted {
-		if g.from[network] >= g.config.ConnectionsPerNetwork {
-			return ErrConnectionsPerNetwork
-		}
-		g.from[network]++
-	}
-	g.open++
-	return nil
-}
-
-func (g *Guard) leave(network netip.Prefix, trusted bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.open--
-	if trusted {
-		return
-	}
-	if g.from[network]--; g.from[network] == 0 {
-		delete(g.from, network)
-	}
-}
-
-// A permit is a proxy.Permit. Leave gives it to the next connection.
-type permit struct {
-	guard   *Guard
-	network netip.Prefix
-	trusted bool
-	origin  key // of the network
-
-	account  key // of the attempt that is not settled
-	begun    time.Duration
-	reserved bool
-}
-
-// Try implements proxy.Permit. Where all tokens that are left are reserved, by
-// attempts that may well be right, it waits for them.
-func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
-	p.begun = p.guard.now()
-	p.account = maphash.String(p.guard.seed, l.Account)
-	has := p.reserve()
-	if has == unsettled {
-		has = p.await(ctx)
-	}
-	p.reserved = has == token
-	switch has {
-	case token:
-		return nil
-	case unsettled:
-		return proxy.Refuse(proxy.Unavailable, ErrUnsettled)
-	}
-	return proxy.Refuse(proxy.Throttled, ErrBudget)
-}
-
-func (p *permit) await(ctx context.Context) holding {
-	patience := time.NewTimer(p.guard.config.Wait)
-	defer patience.Stop()
-	for {
-		settled := p.guard.settled.next() // before the look, or it could be missed
-		if has := p.reserve(); has != unsettled {
-			return has
-		}
-		select {
-		case <-settled:
-		case <-patience.C:
-			return unsettled
-		case <-ctx.Done():
-			return unsettled
-		}
-	}
-}
-
-// reserve takes a token of each bucket, or of none.
-func (p *permit) reserve() holding {
-	account := p.guard.accounts.of(p.account)
-	account.Lock()
-	defer account.Unlock()
-	if has := account.has(p.account, p.begun); has != token {
-		return has
-	}
-	if !p.trusted {
-		network := p.guard.networks.of(p.origin)
-		network.Lock()
-		defer network.Unlock()
-		if has := network.has(p.origin, p.begun); has != token {
-			return has
-		}
-		network.reserve(p.origin, p.begun)
-	}
-	account.reserve(p.account, p.begun)
-	return token
-}
-
-// Settle implements proxy.Permit. Only what the backend called wrong is
-// charged.
-func (p *permit) Settle(err error) time.Duration {
-	refusal, _ := errors.AsType[*proxy.Refusal](err)
-	wrong := refusal != nil && refusal.Reason == proxy.Wrong && !refusal.Verified
-	now := p.guard.now()
-	if p.reserved {
-		p.reserved = false
-		p.guard.accounts.settle(p.account, now, wrong)
-		if !p.trusted {
-			p.guard.networks.settle(p.origin, now, wrong)
-		}
-		p.guard.settled.tell()
-	}
-	if wrong || refusal != nil && refusal.Reason == proxy.Throttled {
-		return max(0, p.begun+jitter(p.guard.config.Delay)-now)
-	}
-	return 0
-}
-
-// jitter returns d, give or take a tenth, so that a refusal's time tells
-// nothing of how it came about.
-func jitter(d time.Duration) time.Duration {
-	if d < 10 {
-		return d
-	}
-	return d - d/10 + rand.N(d/5)
-}
-
-// Leave implements proxy.Permit.
-func (p *permit) Leave() {
-	g := p.guard
-	g.leave(p.network, p.trusted)
-	*p = permit{}
-	g.permits.Put(p)
-}
+var _ proxy.Guard = (*Guard)(nil)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,225 +15,218 @@ import (
 )
 
 var (
-	wrong       = proxy.Refuse(proxy.Wrong, nil)
-	unavailable = proxy.Refuse(proxy.Unavailable, nil)
+	errWrong = proxy.Refuse(proxy.Wrong, nil)
+	errAway  = proxy.Refuse(proxy.Unavailable, nil)
 )
 
-func from(addr string) proxy.Client {
+// A clock is a Config.Now.
+type clock struct{ now time.Time }
+
+func (c *clock) Now() time.Time          { return c.now }
+func (c *clock) advance(d time.Duration) { c.now = c.now.Add(d) }
+
+// newClocked returns a guard that does not learn, and its clock.
+func newClocked(c Config) (*Guard, *clock) {
+	at := &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+	c.Now, c.Learning = at.Now, -1
+	return New(c), at
+}
+
+func clientAt(addr string) proxy.Client {
 	return proxy.Client{Addr: netip.AddrPortFrom(netip.MustParseAddr(addr), 1024)}
 }
 
-func admit(t testing.TB, g *Guard, addr string) proxy.Permit {
+func mustAdmit(t testing.TB, g *Guard, addr string) *permit {
 	t.Helper()
-	p, err := g.Admit(from(addr), nil)
+	p, err := g.Admit(clientAt(addr), nil)
 	if err != nil {
 		t.Fatalf("Admit(%s): %v", addr, err)
 	}
-	return p
+	return p.(*permit)
 }
 
-// guess makes one attempt from addr that ends with answer, and reports whether
-// the backend was asked.
-func guess(t testing.TB, g *Guard, addr, account string, answer error) bool {
-	t.Helper()
-	p := admit(t, g, addr)
+func loginWith(account, password string) *proxy.Login {
+	return &proxy.Login{Account: account, Mechanism: "PLAIN", Secret: proxy.NewSecret([]byte(password))}
+}
+
+// A mail server has one password for each account; one that is not named has
+// the password "right".
+type server struct {
+	*Guard
+	t         testing.TB
+	passwords map[string]string
+	asked     int // logins that came so far
+	answer    error
+}
+
+// login makes an attempt and returns its answer.
+func (s *server) login(addr, account, password string) error {
+	s.t.Helper()
+	p := mustAdmit(s.t, s.Guard, addr)
 	defer p.Leave()
-	err := p.Try(t.Context(), &proxy.Login{Account: account})
+	err := p.Try(s.t.Context(), loginWith(account, password))
 	if err == nil {
-		p.Settle(answer)
-		return true
+		s.asked++
+		err = s.check(account, password)
 	}
 	p.Settle(err)
-	if got := proxy.ReasonOf(err); got != proxy.Throttled && !errors.Is(err, ErrUnsettled) {
-		t.Fatalf("Try(%s, %s) refused: %v, want throttled, or nothing left but what is reserved", addr, account, err)
-	}
-	return false
+	return err
 }
 
-// count makes n attempts and returns how many of them the backend saw.
-func count(n int, attempt func(i int) bool) (verified int) {
+func (s *server) check(account, password string) error {
+	right, ok := s.passwords[account]
+	if !ok {
+		right = "right"
+	}
+	switch {
+	case s.answer != nil:
+		return s.answer
+	case password != right:
+		return errWrong
+	}
+	return nil
+}
+
+// guesses makes n attempts with different wrong passwords and returns how many
+// of them came to the backend.
+func (s *server) guesses(n int, addr, account string) int {
+	s.t.Helper()
+	before := s.asked
 	for i := range n {
-		if attempt(i) {
-			verified++
+		if err := s.login(addr, account, fmt.Sprint("guess ", s.asked, i)); err == nil {
+			s.t.Fatal("a guess was right")
 		}
 	}
-	return verified
+	return s.asked - before
 }
 
-func want(t *testing.T, what string, got, want int) {
+func newServer(t testing.TB, c Config) (*server, *clock) {
+	g, at := newClocked(c)
+	return &server{Guard: g, t: t, passwords: map[string]string{}}, at
+}
+
+func same(t testing.TB, what string, got, want int) {
 	t.Helper()
 	if got != want {
 		t.Errorf("%s: the backend was asked %d times, want %d", what, got, want)
 	}
 }
 
-func TestGuardStopsGuessingFromOneNetwork(t *testing.T) {
-	g := New(Config{Network: Rate{5, time.Hour}})
-	want(t, "many accounts, one network", count(50, func(i int) bool {
-		return guess(t, g, "192.0.2.1", fmt.Sprint("user", i), wrong)
-	}), 5)
-	want(t, "another network", count(1, func(int) bool { return guess(t, g, "192.0.2.2", "other", wrong) }), 1)
+// deniedBy returns the Denied of an error.
+func deniedBy(t testing.TB, err error) *Denied {
+	t.Helper()
+	d, ok := errors.AsType[*Denied](err)
+	if !ok {
+		t.Fatalf("%v is not of the guard's own", err)
+	}
+	return d
 }
 
-func TestGuardStopsGuessingOfOneAccount(t *testing.T) {
-	g := New(Config{Account: Rate{5, time.Hour}})
-	want(t, "one account, many networks", count(50, func(i int) bool {
-		return guess(t, g, fmt.Sprint("192.0.2.", i), "alice", wrong)
-	}), 5)
-	want(t, "another account", count(1, func(int) bool { return guess(t, g, "192.0.2.1", "bob", wrong) }), 1)
+// Criterion: One address gets at most 40 guesses a day at one account, however fast or slow they come.
+func TestOneAddressGuessesAtOneAccount(t *testing.T) {
+	for _, every := range []time.Duration{time.Second, 31 * time.Second, 10 * time.Minute} {
+		s, at := newServer(t, Config{})
+		for range day / every {
+			s.guesses(1, "192.0.2.1", "alice")
+			at.advance(every)
+		}
+		if s.asked > 40 || s.asked < 20 {
+			t.Errorf("a guess every %v: the backend was asked %d times in a day, want at most 40", every, s.asked)
+		}
+	}
 }
 
-// Criterion: 500 connections that guess in one instant get no more answers than the burst.
-func TestParallelGuessesGetNoMoreThanTheBurst(t *testing.T) {
-	g := New(Config{Network: Rate{5, time.Hour}, Account: Rate{7, time.Hour}, ConnectionsPerNetwork: 500})
-	var verified, throttled atomic.Int32
-	var start, settle, done sync.WaitGroup
-	start.Add(1)
-	settle.Add(500)
-	for range 500 {
-		p := admit(t, g, "192.0.2.1")
-		done.Go(func() {
-			defer p.Leave()
-			start.Wait()
-			err := p.Try(t.Context(), &proxy.Login{Account: "alice"})
-			settle.Done()
-			settle.Wait() // nobody is answered before all have tried
-			if err == nil {
-				verified.Add(1)
-				err = wrong
-			} else {
-				throttled.Add(1)
+// Criterion: An owner logs in from his networks while ten thousand addresses guess at his account.
+func TestStrangersDoNotLockTheOwnerOut(t *testing.T) {
+	s, at := newServer(t, Config{})
+	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
+		t.Fatal(err)
+	}
+	before := s.asked
+	for i := range 10_000 {
+		s.guesses(1, fmt.Sprintf("198.%d.%d.%d", 18+i%2, i/250%250, i%250), "alice")
+		at.advance(8 * time.Second)
+		if i%100 == 0 {
+			if err := s.login("192.0.2.1", "alice", "right"); err != nil {
+				t.Fatalf("after %d guesses the owner is refused: %v", i, err)
 			}
-			p.Settle(err)
-		})
-	}
-	start.Done()
-	done.Wait()
-	if verified.Load() != 5 || throttled.Load() != 495 {
-		t.Errorf("%d asked the backend and %d were throttled, want 5 and 495", verified.Load(), throttled.Load())
-	}
-}
-
-func TestOnlyWrongIsCharged(t *testing.T) {
-	verified := proxy.Refuse(proxy.Wrong, nil)
-	verified.Verified = true
-	for _, answer := range []error{
-		nil, unavailable, proxy.Refuse(proxy.InUse, nil), proxy.Refuse(proxy.Malformed, nil),
-		proxy.Refuse(proxy.ProtocolOff, nil), proxy.Refuse(proxy.Internal, nil), verified,
-		fmt.Errorf("log in: %w", unavailable), context.Canceled,
-	} {
-		g := New(Config{Network: Rate{2, time.Hour}, Account: Rate{2, time.Hour}})
-		want(t, fmt.Sprint("answer ", answer), count(1000, func(int) bool {
-			return guess(t, g, "192.0.2.1", "alice", answer)
-		}), 1000)
-		want(t, fmt.Sprint("guesses after ", answer), count(9, func(int) bool {
-			return guess(t, g, "192.0.2.1", "alice", fmt.Errorf("log in: %w", wrong))
-		}), 2)
-		if left := entries(g); left != 2 {
-			t.Errorf("%d entries are kept, want 2: one network and one account", left)
+			before++
 		}
+	}
+	if got := s.asked - before; got > 130 {
+		t.Errorf("%d guesses came to the backend, want at most 130", got)
+	}
+	err := s.login("203.0.113.1", "alice", "right")
+	if d := deniedBy(t, err); proxy.ReasonOf(err) != proxy.Throttled || d.Bucket != Account || d.Tier != StrangerFresh {
+		t.Errorf("a login from a new network is refused so: %v", err)
+	}
+	if err := s.login("192.0.99.1", "alice", "right"); err != nil {
+		t.Errorf("a login from a new network in a known area is refused: %v", err)
 	}
 }
 
-func TestOwnAccountResetsNothing(t *testing.T) {
-	g := New(Config{Network: Rate{5, time.Hour}})
-	want(t, "guesses between good logins", count(50, func(int) bool {
-		guess(t, g, "192.0.2.1", "attacker", nil)
-		return guess(t, g, "192.0.2.1", "alice", wrong)
-	}), 5)
+// Criterion: From a network that the owner logged in from one gets at most 164 guesses a day, also while he logs in.
+func TestGuessesBesideTheOwner(t *testing.T) {
+	s, at := newServer(t, Config{})
+	good := 0
+	for i := range day / (10 * time.Second) {
+		if i%30 == 0 && s.login("192.0.2.1", "alice", "right") == nil {
+			good++
+		}
+		s.guesses(1, "192.0.2.1", "alice")
+		at.advance(10 * time.Second)
+	}
+	if got := s.asked - good; got > 164 {
+		t.Errorf("%d guesses came to the backend, want at most 164", got)
+	}
+	if err := s.login("192.0.2.1", "bob", "right"); err != nil {
+		t.Errorf("another account at that network is refused: %v", err)
+	}
 }
 
-func TestThrottledReservesNothing(t *testing.T) {
-	g := New(Config{Network: Rate{3, time.Hour}, Account: Rate{1, time.Hour}})
-	guess(t, g, "192.0.2.1", "alice", wrong)
-	want(t, "an account without budget", count(50, func(int) bool { return guess(t, g, "192.0.2.1", "alice", wrong) }), 0)
-	want(t, "the rest of the network's budget", count(9, func(i int) bool {
-		return guess(t, g, "192.0.2.1", fmt.Sprint("user", i), wrong)
-	}), 2)
+// Criterion: An account of his own, used between the guesses, gets an attacker no more of them.
+func TestOwnAccountEarnsNothing(t *testing.T) {
+	plain, at := newServer(t, Config{})
+	mixed, mixedAt := newServer(t, Config{})
+	own := 0
+	for range day / time.Minute {
+		plain.guesses(1, "192.0.2.1", "alice")
+		mixed.guesses(1, "192.0.2.1", "alice")
+		if mixed.login("192.0.2.1", "mallory", "right") == nil {
+			own++
+		}
+		at.advance(time.Minute)
+		mixedAt.advance(time.Minute)
+	}
+	if got := mixed.asked - own; got > plain.asked+2 {
+		t.Errorf("%d guesses came to the backend, want at most two more than %d", got, plain.asked)
+	}
 }
 
-func TestBudgetsComeBackWithTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{Network: Rate{3, time.Minute}})
-		try := func(int) bool { return guess(t, g, "192.0.2.1", "alice", wrong) }
-		want(t, "at first", count(10, try), 3)
-		time.Sleep(59 * time.Second)
-		want(t, "after 59 s", count(10, try), 0)
-		time.Sleep(time.Second)
-		want(t, "after 60 s", count(10, try), 1)
-		time.Sleep(90 * time.Second)
-		want(t, "after 150 s", count(10, try), 1)
-		time.Sleep(24 * time.Hour)
-		want(t, "after a day", count(10, try), 3)
-	})
+// Criterion: An address that tries ten thousand accounts gets at most 80 guesses a day.
+func TestSprayFromOneAddress(t *testing.T) {
+	s, at := newServer(t, Config{})
+	for i := range int(day / (5 * time.Second)) {
+		s.guesses(1, "192.0.2.1", fmt.Sprint("user", i%10_000))
+		at.advance(5 * time.Second)
+	}
+	if s.asked > 80 {
+		t.Errorf("%d guesses came to the backend, want at most 80", s.asked)
+	}
 }
 
-// A token that came back while the backend took its time must not be given
-// back again.
-func TestSlowSuccessEarnsNoGuess(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{Network: Rate{3, time.Minute}})
-		slow := admit(t, g, "192.0.2.1")
-		defer slow.Leave()
-		if err := slow.Try(t.Context(), &proxy.Login{Account: "attacker"}); err != nil {
-			t.Fatal(err)
+// Criterion: An IPv6 /48 that changes its addresses gets at most 60 guesses a day at one account and 250 at ten thousand.
+func TestIPv6SiteRotates(t *testing.T) {
+	for _, accounts := range []int{1, 10_000} {
+		s, at := newServer(t, Config{})
+		for i := range int(day / (5 * time.Second)) {
+			s.guesses(1, fmt.Sprintf("2001:db8:1:%x::%x", i%65536, i), fmt.Sprint("user", i%accounts))
+			at.advance(5 * time.Second)
 		}
-		try := func(int) bool { return guess(t, g, "192.0.2.1", "alice", wrong) }
-		time.Sleep(time.Hour)
-		want(t, "beside the one reserved", count(10, try), 2)
-		slow.Settle(nil)
-		want(t, "after it was given back", count(10, try), 1)
-	})
-}
-
-// Criterion: an office of 60 behind one address logs in at once, and nobody is told of failed logins.
-func TestLoginsThatAreRightWaitForEachOther(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{})
-		begun := time.Now()
-		var wg sync.WaitGroup
-		for i := range 60 {
-			wg.Go(func() {
-				p := admit(t, g, "192.0.2.1")
-				defer p.Leave()
-				if err := p.Try(t.Context(), &proxy.Login{Account: fmt.Sprint(i)}); err != nil {
-					t.Errorf("login %d: %v", i, err)
-				}
-				time.Sleep(time.Second) // the backend's
-				p.Settle(nil)
-			})
+		if limit := map[int]int{1: 60, 10_000: 250}[accounts]; s.asked > limit {
+			t.Errorf("%d accounts: %d guesses came to the backend, want at most %d", accounts, s.asked, limit)
 		}
-		wg.Wait()
-		if got := time.Since(begun); got != 3*time.Second {
-			t.Errorf("60 logins took %v, want 3 s: 20 at a time", got)
-		}
-	})
-}
-
-func TestLoginsThatNobodySettlesAreUnavailable(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{Account: Rate{1, time.Minute}})
-		stuck := admit(t, g, "192.0.2.1")
-		defer stuck.Leave()
-		if err := stuck.Try(t.Context(), &proxy.Login{Account: "alice"}); err != nil {
-			t.Fatal(err)
-		}
-		begun := time.Now()
-		p := admit(t, g, "192.0.2.2")
-		defer p.Leave()
-		err := p.Try(t.Context(), &proxy.Login{Account: "alice"})
-		if proxy.ReasonOf(err) != proxy.Unavailable || time.Since(begun) != 5*time.Second {
-			t.Errorf("Try: %v after %v", err, time.Since(begun))
-		}
-		if delay := p.Settle(err); delay != 0 {
-			t.Errorf("Settle: %v, want no delay", delay)
-		}
-		stuck.Settle(wrong)
-		if err := p.Try(t.Context(), &proxy.Login{Account: "alice"}); proxy.ReasonOf(err) != proxy.Throttled {
-			t.Errorf("Try: %v after the only token was spent", err)
-		}
-		p.Settle(nil)
-	})
+	}
 }
 
 func TestNetworks(t *testing.T) {
@@ -251,9 +243,9 @@ func TestNetworks(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			g := New(Config{Network: Rate{1, time.Hour}})
-			guess(t, g, test.a, "alice", wrong)
-			if asked := guess(t, g, test.b, "bob", wrong); asked == test.same {
+			s, _ := newServer(t, Config{Network: Rate{1, time.Hour}})
+			s.guesses(1, test.a, "alice")
+			if asked := s.guesses(1, test.b, "bob") > 0; asked == test.same {
 				t.Errorf("after a wrong password from %s, one from %s was tried: %v, want %v", test.a, test.b, asked, !test.same)
 			}
 		})
@@ -261,213 +253,548 @@ func TestNetworks(t *testing.T) {
 }
 
 func TestClientsWithoutAddressShareABudget(t *testing.T) {
-	g := New(Config{Network: Rate{1, time.Hour}})
-	for i, wanted := range []error{nil, proxy.Refuse(proxy.Throttled, nil)} {
+	g, _ := newClocked(Config{Network: Rate{1, time.Hour}})
+	for i, wanted := range []proxy.Reason{0, proxy.Throttled} {
 		p, err := g.Admit(proxy.Client{}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = p.Try(t.Context(), &proxy.Login{Account: fmt.Sprint(i)})
-		if proxy.ReasonOf(err) != proxy.ReasonOf(wanted) {
+		err = p.Try(t.Context(), loginWith(fmt.Sprint(i), "guess"))
+		if proxy.ReasonOf(err) != wanted {
 			t.Errorf("attempt %d: %v, want %v", i, err, wanted)
 		}
-		p.Settle(wrong)
+		p.Settle(errWrong)
 		p.Leave()
+	}
+}
+
+// Criterion: What the backend did not call wrong costs nothing, a thousand times.
+func TestOnlyWrongIsCharged(t *testing.T) {
+	verified := proxy.Refuse(proxy.Wrong, nil)
+	verified.Verified = true
+	for _, answer := range []error{
+		errAway, proxy.Refuse(proxy.InUse, nil), proxy.Refuse(proxy.TooMany, nil),
+		proxy.Refuse(proxy.Internal, nil), verified, fmt.Errorf("log in: %w", errAway), context.DeadlineExceeded,
+	} {
+		s, _ := newServer(t, Config{})
+		s.answer = answer
+		same(t, fmt.Sprint("answer ", answer), s.guesses(1000, "192.0.2.1", "alice"), 1000)
+		if n := s.Stats().Entries; n != 0 {
+			t.Errorf("answer %v left %d debts", answer, n)
+		}
+	}
+}
+
+// Criterion: A device with last year's password costs its office nothing, and asks the backend twice a minute at most.
+func TestStaleDeviceCostsNothing(t *testing.T) {
+	s, at := newServer(t, Config{})
+	stale := 0
+	for minute := range int(day / time.Minute) {
+		for range 6 {
+			before := s.asked
+			if err := s.login("192.0.2.1", "alice", "last year's"); proxy.ReasonOf(err) != proxy.Wrong {
+				t.Fatalf("minute %d: the stale device is told %v", minute, err)
+			}
+			stale += s.asked - before
+			at.advance(10 * time.Second)
+		}
+		if err := s.login("192.0.2.1", fmt.Sprint("user", minute%50), "right"); err != nil {
+			t.Fatalf("minute %d: a login of the office is refused: %v", minute, err)
+		}
+		if minute%30 != 0 {
+			continue
+		}
+		if err := s.login("192.0.2.1", "alice", "right"); err != nil {
+			t.Fatalf("minute %d: the owner's other device is refused: %v", minute, err)
+		}
+	}
+	if most := int(day/(30*time.Second)) + int(day/(30*time.Minute)); stale > most { // and after each login
+		t.Errorf("the stale device came to the backend %d times, want at most %d", stale, most)
+	}
+}
+
+// Criterion: A wrong password that was answered without the backend is asked again after 30 s, after a login of the account, and after unlock.
+func TestAnsweredWithoutTheBackend(t *testing.T) {
+	s, at := newServer(t, Config{})
+	again := func(after string, wanted int) {
+		t.Helper()
+		before := s.asked
+		err := s.login("192.0.2.1", "alice", "stale")
+		same(t, after, s.asked-before, wanted)
+		if proxy.ReasonOf(err) != proxy.Wrong {
+			t.Errorf("%s: %v", after, err)
+		}
+		if d, ok := errors.AsType[*Denied](err); ok && !d.Repeat {
+			t.Errorf("%s: %+v is not called a repeat", after, d)
+		}
+	}
+	again("at first", 1)
+	again("at once", 0)
+	at.advance(28 * time.Second)
+	again("after 28 s", 0)
+	at.advance(2 * time.Second)
+	again("after 30 s", 1)
+	again("after 30 s and at once", 0)
+	s.Unlock("alice")
+	again("after unlock", 1)
+	at.advance(time.Second)
+	if err := s.login("203.0.113.9", "alice", "right"); err != nil {
+		t.Fatal(err)
+	}
+	again("after a login", 1)
+	s.passwords["alice"] = "stale"
+	at.advance(30 * time.Second)
+	if err := s.login("192.0.2.1", "alice", "stale"); err != nil {
+		t.Errorf("a password that has become right is refused: %v", err)
+	}
+}
+
+// Criterion: Whoever has no budget left learns nothing of a password: one that was tried and one that was not get the same answer after the same time.
+func TestThrottledIsNoOracle(t *testing.T) {
+	s, at := newServer(t, Config{Pair: Rate{3, 10000 * time.Hour}})
+	if err := s.login("192.0.2.1", "alice", "old"); proxy.ReasonOf(err) != proxy.Wrong {
+		t.Fatal(err)
+	}
+	s.guesses(2, "192.0.2.1", "alice")
+	p := mustAdmit(t, s.Guard, "192.0.2.1")
+	defer p.Leave()
+	delays := map[string]time.Duration{}
+	for range 500 {
+		at.advance(time.Second)
+		for _, password := range []string{"old", "never tried", "right"} {
+			err := p.Try(t.Context(), loginWith("alice", password))
+			if r := refusal(err); r == nil || r.Reason != proxy.Throttled || r.Text != "" || r.Challenge != nil || r.Verified {
+				t.Fatalf("%s: %+v", password, err)
+			}
+			delays[password] += p.Settle(err)
+		}
+	}
+	for password, sum := range delays {
+		if mean := sum / 500; mean < 1960*time.Millisecond || mean > 2040*time.Millisecond {
+			t.Errorf("%s is answered after %v on average", password, mean)
+		}
+	}
+	if s.asked != 3 || s.regulars.len() != 0 {
+		t.Errorf("the backend was asked %d times, and %d networks are known-good", s.asked, s.regulars.len())
+	}
+}
+
+// Criterion: After four wrong passwords from a known network the right one is let through at once.
+func TestOwnerMistypes(t *testing.T) {
+	s, _ := newServer(t, Config{})
+	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "wrong passwords", s.guesses(4, "192.0.2.1", "alice"), 4)
+	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
+		t.Errorf("the right one: %v", err)
 	}
 }
 
 func TestTrustedNetworksSkipTheirOwnLimitsOnly(t *testing.T) {
-	g := New(Config{
-		Network: Rate{2, time.Hour}, Account: Rate{3, time.Hour}, ConnectionsPerNetwork: 1,
-		Trusted: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")},
+	s, _ := newServer(t, Config{
+		ConnectionsPerNetwork: 1,
+		Trusted:               []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")},
 	})
-	for _, addr := range []string{"10.1.2.3", "::ffff:10.1.2.3", "2001:db8::1"} {
-		hold := admit(t, g, addr)
-		want(t, "many accounts from "+addr, count(50, func(i int) bool {
-			return guess(t, g, addr, fmt.Sprint(addr, i), wrong)
-		}), 50)
-		want(t, "one account from "+addr, count(50, func(int) bool {
-			return guess(t, g, addr, addr, wrong)
-		}), 3)
+	for _, addr := range []string{"10.1.2.3", "::ffff:10.1.2.4", "2001:db8::1"} {
+		hold := mustAdmit(t, s.Guard, addr)
+		asked := 0
+		for i := range 200 {
+			asked += s.guesses(1, addr, fmt.Sprint(addr, i))
+		}
+		same(t, "many accounts from "+addr, asked, 200)
+		same(t, "one account from "+addr, s.guesses(50, addr, addr), 5)
 		hold.Leave()
 	}
 }
 
-// Criterion: A wrong password is answered 2 s after it came, give or take a tenth, a throttled one as well; nothing else is held back.
-func TestOnlyWrongAndThrottledAreHeldBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{Account: Rate{100, time.Hour}, Network: Rate{100, time.Hour}})
-		answer := func(took time.Duration, err error) time.Duration {
-			p := admit(t, g, "192.0.2.1")
-			defer p.Leave()
-			if tried := p.Try(t.Context(), &proxy.Login{Account: "alice"}); tried != nil {
-				err = tried
-			}
-			time.Sleep(took)
-			return took + p.Settle(err)
+// Criterion: A refused OAuth token spends no guess and leaves no mark; such tokens have a budget of their own.
+func TestTokensHaveTheirOwnBudget(t *testing.T) {
+	s, _ := newServer(t, Config{OAuth: Rate{10, time.Hour}})
+	try := func(mechanism string) error {
+		p := mustAdmit(t, s.Guard, "192.0.2.1")
+		defer p.Leave()
+		l := loginWith("alice", "expired")
+		l.Mechanism = mechanism
+		err := p.Try(t.Context(), l)
+		if err == nil {
+			s.asked++
+			err = errWrong
 		}
-		held := func(what string, took time.Duration, err error) map[time.Duration]bool {
-			seen := make(map[time.Duration]bool)
-			for range 100 {
-				total := answer(took, err)
+		p.Settle(err)
+		return err
+	}
+	for range 6 {
+		try("XOAUTH2")
+		try("OAUTHBEARER")
+	}
+	same(t, "tokens", s.asked, 10)
+	if d := deniedBy(t, try("XOAUTH2")); d.Bucket != OAuth {
+		t.Errorf("the eleventh is refused by %v", d)
+	}
+	same(t, "passwords", s.guesses(9, "192.0.2.1", "alice"), 5)
+}
+
+// Criterion: 500 connections that guess in one instant get no more answers than the burst.
+func TestParallelGuessesGetNoMoreThanTheBurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{LoginsPerNetwork: 500, ConnectionsPerNetwork: 500})
+		var asked, running, most atomic.Int32
+		var wg sync.WaitGroup
+		for i := range 500 {
+			p := mustAdmit(t, g, "192.0.2.1")
+			wg.Go(func() {
+				defer p.Leave()
+				err := p.Try(t.Context(), loginWith("alice", fmt.Sprint("guess ", i)))
+				if err == nil {
+					asked.Add(1)
+					if n := running.Add(1); n > most.Load() {
+						most.Store(n)
+					}
+					time.Sleep(50 * time.Millisecond)
+					running.Add(-1)
+					err = errWrong
+				}
+				p.Settle(err)
+			})
+		}
+		wg.Wait()
+		if asked.Load() > 5 || most.Load() != 1 {
+			t.Errorf("the backend was asked %d times and %d at once, want 5 and 1", asked.Load(), most.Load())
+		}
+		if n := len(g.flights); n != 0 {
+			t.Errorf("%d flights have not landed", n)
+		}
+	})
+}
+
+// Criterion: A parallel attack of 500 connections on many accounts is bounded as one that waits for each answer.
+func TestParallelAttackIsBoundedAsAnyOther(t *testing.T) {
+	at := &atomicClock{}
+	g := New(Config{LoginsPerNetwork: 500, ConnectionsPerNetwork: 500, Now: at.Now, Learning: -1, Wait: time.Minute})
+	var asked atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 500 {
+		p := mustAdmit(t, g, "192.0.2.1")
+		wg.Go(func() {
+			defer p.Leave()
+			for n := range 20 {
+				err := p.Try(t.Context(), loginWith(fmt.Sprint("user", i%50), fmt.Sprint("guess ", i, n)))
+				if err == nil {
+					asked.Add(1)
+					err = errWrong
+				}
+				p.Settle(err)
+			}
+		})
+	}
+	wg.Wait()
+	if asked.Load() > 20 {
+		t.Errorf("the backend was asked %d times, want at most the burst of 20", asked.Load())
+	}
+}
+
+// An atomicClock stands still.
+type atomicClock struct{ atomic.Int64 }
+
+func (c *atomicClock) Now() time.Time { return time.Unix(c.Load(), 0) }
+
+// Criterion: A client that opens eight connections with one wrong password asks the backend once; with the right one, each logs in.
+func TestSamePasswordAtOnceIsAskedOnce(t *testing.T) {
+	for _, test := range []struct {
+		answer error
+		asked  int32
+	}{{errWrong, 1}, {nil, 8}, {errAway, 8}} {
+		t.Run(fmt.Sprint(test.answer), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := New(Config{Pair: Rate{1, time.Hour}})
+				var asked, told atomic.Int32
+				var wg sync.WaitGroup
+				begun := time.Now()
+				for range 8 {
+					wg.Go(func() {
+						p := mustAdmit(t, g, "192.0.2.1")
+						defer p.Leave()
+						err := p.Try(t.Context(), loginWith("alice", "one"))
+						if err == nil {
+							asked.Add(1)
+							time.Sleep(100 * time.Millisecond)
+							err = test.answer
+						}
+						p.Settle(err)
+						if proxy.ReasonOf(err) == proxy.ReasonOf(test.answer) {
+							told.Add(1)
+						}
+					})
+				}
+				wg.Wait()
+				if asked.Load() != test.asked || told.Load() != 8 {
+					t.Errorf("the backend was asked %d times, want %d; %d were told %v, want all", asked.Load(), test.asked, told.Load(), test.answer)
+				}
+				if took := time.Since(begun); test.answer == nil && took != 200*time.Millisecond {
+					t.Errorf("eight logins took %v, want two turns", took)
+				}
+			})
+		})
+	}
+}
+
+// Criterion: An office of 60 behind one address logs in at once, and nobody is told of failed logins.
+func TestLoginsThatAreRightWaitForEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{})
+		var wg sync.WaitGroup
+		begun := time.Now()
+		for i := range 60 {
+			wg.Go(func() {
+				p := mustAdmit(t, g, "192.0.2.1")
+				defer p.Leave()
+				if err := p.Try(t.Context(), loginWith(fmt.Sprint(i), "right")); err != nil {
+					t.Errorf("login %d: %v", i, err)
+				}
+				time.Sleep(time.Second) // the backend's
+				p.Settle(nil)
+			})
+		}
+		wg.Wait()
+		if got := time.Since(begun); got != 2*time.Second {
+			t.Errorf("60 logins took %v, want 2 s: 40 at a time", got)
+		}
+	})
+}
+
+func TestLoginsThatNobodySettlesAreUnavailable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{})
+		stuck := mustAdmit(t, g, "192.0.2.1")
+		defer stuck.Leave()
+		if err := stuck.Try(t.Context(), loginWith("alice", "a")); err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		p := mustAdmit(t, g, "192.0.2.1")
+		defer p.Leave()
+		err := p.Try(t.Context(), loginWith("alice", "b"))
+		if proxy.ReasonOf(err) != proxy.Unavailable || time.Since(begun) != 5*time.Second {
+			t.Errorf("Try: %v after %v", err, time.Since(begun))
+		}
+		if d := deniedBy(t, err); d.Bucket != Pair || d.RetryAfter != 0 {
+			t.Errorf("refused by %+v", d)
+		}
+		p.Settle(err)
+		stuck.Settle(errWrong)
+		if g.stats.waiting.Load() != 0 || len(g.flights) != 0 {
+			t.Errorf("%d wait, %d flights", g.stats.waiting.Load(), len(g.flights))
+		}
+	})
+}
+
+// Criterion: Whoever is made to leave stops waiting at once.
+func TestWaitingEndsWithTheConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{})
+		stuck := mustAdmit(t, g, "192.0.2.1")
+		_ = stuck.Try(t.Context(), loginWith("alice", "a"))
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		begun := time.Now()
+		p := mustAdmit(t, g, "192.0.2.1")
+		p.Settle(p.Try(ctx, loginWith("alice", "b")))
+		p.Leave()
+		if took := time.Since(begun); took != time.Second {
+			t.Errorf("Try took %v", took)
+		}
+		stuck.Settle(errWrong)
+		stuck.Leave()
+	})
+}
+
+// Criterion: A wrong password is answered 2 s after it came, give or take a tenth, one that the backend did not see and a throttled one as well; nothing else is held back.
+func TestOnlyWrongAndThrottledAreHeldBack(t *testing.T) {
+	s, at := newServer(t, Config{Pair: Rate{3, 1000 * time.Hour}, Account: Rate{1000, time.Second}, Network: Rate{1000, time.Second}, Network24: Rate{1000, time.Second}})
+	p := mustAdmit(t, s.Guard, "192.0.2.1")
+	defer p.Leave()
+	answer := func(account, password string, took time.Duration, err error) time.Duration {
+		if tried := p.Try(t.Context(), loginWith(account, password)); tried != nil {
+			err = tried
+		}
+		at.advance(took)
+		return took + p.Settle(err)
+	}
+	seen := map[time.Duration]bool{}
+	for range 100 {
+		for _, account := range []string{"alice", fmt.Sprint("unknown", len(seen))} { // throttled soon; repeated; never seen
+			for _, password := range []string{"same", fmt.Sprint("guess", len(seen))} {
+				total := answer(account, password, time.Millisecond, errWrong)
 				if total < 1800*time.Millisecond || total > 2200*time.Millisecond {
-					t.Errorf("%s is answered after %v, want 1.8 s to 2.2 s", what, total)
+					t.Fatalf("a refusal comes after %v, want 1.8 s to 2.2 s", total)
 				}
 				seen[total] = true
 			}
-			return seen
-		}
-		for _, err := range []error{nil, unavailable, context.Canceled} {
-			if total := answer(time.Second, err); total != time.Second {
-				t.Errorf("answer %v is given after %v, want at once, after 1s", err, total)
-			}
-		}
-		if different := len(held("a wrong password", time.Millisecond, wrong)); different < 10 {
-			t.Errorf("100 wrong passwords were answered after only %d different times", different)
-		}
-		held("a throttled attempt", time.Millisecond, nil)
-		time.Sleep(1000 * time.Hour)
-		if total := answer(time.Minute, wrong); total != time.Minute {
-			t.Errorf("a wrong password is answered %v after a backend that took a minute, want at once", total-time.Minute)
-		}
-	})
-}
-
-func TestGuardTakesItsTimeFromItsClock(t *testing.T) {
-	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-	g := New(Config{Network: Rate{1, time.Hour}, Now: func() time.Time { return now }})
-	try := func(int) bool { return guess(t, g, "192.0.2.1", "alice", wrong) }
-	want(t, "at first", count(3, try), 1)
-	now = now.Add(time.Hour)
-	want(t, "an hour later", count(3, try), 1)
-}
-
-func TestConnectionsAreLimited(t *testing.T) {
-	g := New(Config{Connections: 5, ConnectionsPerNetwork: 2})
-	refused := func(addr string, reason error) {
-		t.Helper()
-		_, err := g.Admit(from(addr), nil)
-		if proxy.ReasonOf(err) != proxy.TooMany || !errors.Is(err, reason) {
-			t.Errorf("Admit(%s): %v, want %v", addr, err, reason)
 		}
 	}
-	first := admit(t, g, "2001:db8::1")
-	admit(t, g, "2001:db8::2")
-	refused("2001:db8::3", ErrConnectionsPerNetwork)
-	for i := range 3 {
-		admit(t, g, fmt.Sprint("192.0.2.", i))
+	if len(seen) < 300 {
+		t.Errorf("400 refusals came after only %d different times", len(seen))
 	}
-	refused("192.0.2.9", ErrConnections)
-	first.Leave()
-	admit(t, g, "2001:db8::3").Leave()
-	admit(t, g, "192.0.2.9")
-	refused("2001:db8::3", ErrConnections)
-}
-
-func TestConnectionsThatEndedAreForgotten(t *testing.T) {
-	g := New(Config{})
-	for i := range 1000 {
-		admit(t, g, fmt.Sprint("2001:db8:0:", i, "::1")).Leave()
+	for _, err := range []error{nil, errAway, context.Canceled} {
+		if total := answer("bob", "right", time.Second, err); total != time.Second {
+			t.Errorf("answer %v is given after %v, want at once, after 1s", err, total)
+		}
 	}
-	if g.open != 0 || len(g.from) != 0 {
-		t.Errorf("%d connections from %d networks are left, want none", g.open, len(g.from))
+	slow := map[time.Duration]bool{}
+	for i := range 50 {
+		total := answer(fmt.Sprint("slow", i), "guess", 3*time.Second, errWrong)
+		if total < 3*time.Second || total > 3600*time.Millisecond {
+			t.Errorf("after 3 s of the backend's, a wrong password is answered after %v", total)
+		}
+		slow[total] = true
+	}
+	if len(slow) < 40 {
+		t.Errorf("the time of a slow backend shows: only %d different ones", len(slow))
 	}
 }
 
-// Criterion: Memory is bounded while a million names and networks go by, and who was throttled stays so.
-func TestMillionNamesNeitherGrowMemoryNorForgive(t *testing.T) {
-	g := New(Config{Entries: 1 << 14, Network: Rate{10, 24 * time.Hour}, Account: Rate{10, 24 * time.Hour}})
-	for range 20 {
-		guess(t, g, "192.0.2.1", "alice", wrong)
-	}
-	before := heap()
-	for i := range 1_000_000 {
-		addr := netip.AddrFrom16([16]byte{0x20, 0x01, 4: byte(i >> 16), byte(i >> 8), byte(i)})
-		p, err := g.Admit(proxy.Client{Addr: netip.AddrPortFrom(addr, 1)}, nil)
-		if err != nil {
-			t.Fatal(err)
+// Criterion: 50 sessions of one account from one network are open at once and no more, also when all begin in one instant; one that ends makes room.
+func TestSessionsOfAnAccount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{})
+		g.Seed([]Success{{"info", netip.MustParseAddr("192.0.2.1"), time.Now().Add(-48 * time.Hour)}})
+		var permits [80]*permit
+		var open, refused atomic.Int32
+		var wg sync.WaitGroup
+		for i := range permits {
+			p := mustAdmit(t, g, "192.0.2.1")
+			permits[i] = p
+			wg.Go(func() {
+				err := p.Try(t.Context(), loginWith("info", "right"))
+				if err == nil {
+					time.Sleep(10 * time.Millisecond)
+					open.Add(1)
+				} else if deniedBy(t, err).Bucket == Sessions && refusal(err).Reason.Temporary() {
+					refused.Add(1)
+				}
+				p.Settle(err)
+			})
 		}
-		if err := p.Try(t.Context(), &proxy.Login{Account: addr.String()}); err != nil {
-			t.Fatal(err)
+		wg.Wait()
+		if open.Load() != 50 || refused.Load() != 30 {
+			t.Errorf("%d sessions are open and %d were refused, want 50 and 30", open.Load(), refused.Load())
 		}
-		p.Settle(wrong)
-		p.Leave()
-	}
-	if n := entries(g); n > 1<<14 {
-		t.Errorf("%d entries are kept, want at most %d", n, 1<<14)
-	}
-	if grown := heap() - before; grown > 4<<20 {
-		t.Errorf("memory grew by %d octets, want at most 4 MiB", grown)
-	}
-	want(t, "the network that was throttled", count(1, func(int) bool { return guess(t, g, "192.0.2.1", "bob", wrong) }), 0)
-	want(t, "the account that was throttled", count(1, func(int) bool { return guess(t, g, "192.0.2.2", "alice", wrong) }), 0)
-}
-
-func TestReservationsAreNotForgotten(t *testing.T) {
-	g := New(Config{Entries: 1, Account: Rate{1, time.Hour}, Wait: time.Millisecond})
-	var open []proxy.Permit
-	for i := range 1000 {
-		p := admit(t, g, fmt.Sprint("2001:db8:0:", i, "::1"))
-		if err := p.Try(t.Context(), &proxy.Login{Account: fmt.Sprint(i)}); err != nil {
-			t.Fatal(err)
-		}
-		open = append(open, p)
-	}
-	want(t, "accounts that are being tried", count(1000, func(i int) bool {
-		return guess(t, g, "192.0.2.1", fmt.Sprint(i), wrong)
-	}), 0)
-	for _, p := range open {
-		p.Settle(nil)
-		p.Leave()
-	}
-	if n := entries(g); n != 0 {
-		t.Errorf("%d entries are left of attempts that succeeded, want none", n)
-	}
-}
-
-func entries(g *Guard) (n int) {
-	for _, b := range []*buckets{g.networks, g.accounts} {
-		for i := range b.shards {
-			n += len(b.shards[i].m)
-		}
-	}
-	return n
-}
-
-func heap() int64 {
-	var m runtime.MemStats
-	runtime.GC()
-	runtime.GC() // the second empties pools
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
-
-// A decision is all that one connection with one wrong password asks of the
-// guard, in parallel, while new networks and names go by.
-func BenchmarkDecision(b *testing.B) {
-	g := New(Config{Connections: 1 << 30})
-	names := make([]string, 1<<16)
-	for i := range names {
-		names[i] = fmt.Sprintf("user%d@example.org", i)
-	}
-	var next atomic.Uint64
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		login := new(proxy.Login)
-		for pb.Next() {
-			n := next.Add(1)
-			addr := netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)})
-			p, err := g.Admit(proxy.Client{Addr: netip.AddrPortFrom(addr, 1)}, nil)
-			if err != nil {
-				b.Error(err)
-				return
-			}
-			login.Account = names[n%uint64(len(names))]
-			if err = p.Try(context.Background(), login); err == nil {
-				err = wrong
-			}
+		try := func(addr string) error {
+			p := mustAdmit(t, g, addr)
+			defer p.Leave()
+			err := p.Try(t.Context(), loginWith("info", "right"))
 			p.Settle(err)
+			return err
+		}
+		if err := try("192.0.2.1"); err == nil {
+			t.Error("a 51st session was let in")
+		}
+		if err := try("198.51.100.1"); err != nil {
+			t.Errorf("a session from another network: %v", err)
+		}
+		for _, p := range permits {
 			p.Leave()
 		}
+		if err := try("192.0.2.1"); err != nil {
+			t.Errorf("after all have left: %v", err)
+		}
+		if len(g.sessions) != 0 {
+			t.Errorf("%d pairs are still counted", len(g.sessions))
+		}
 	})
+}
+
+func TestBudgetsComeBackWithTime(t *testing.T) {
+	s, at := newServer(t, Config{Pair: Rate{3, time.Minute}})
+	same(t, "at first", s.guesses(10, "192.0.2.1", "alice"), 3)
+	at.advance(59 * time.Second)
+	same(t, "after 59 s", s.guesses(10, "192.0.2.1", "alice"), 0)
+	at.advance(time.Second)
+	same(t, "after 60 s", s.guesses(10, "192.0.2.1", "alice"), 1)
+	at.advance(90 * time.Second)
+	same(t, "after 150 s", s.guesses(10, "192.0.2.1", "alice"), 1)
+	at.advance(24 * time.Hour)
+	same(t, "after a day", s.guesses(10, "192.0.2.1", "alice"), 3)
+}
+
+// Criterion: A clock that is set an hour back or forth gives no tokens away and takes none.
+func TestClockThatGoesBack(t *testing.T) {
+	s, at := newServer(t, Config{})
+	same(t, "guesses", s.guesses(9, "192.0.2.1", "alice"), 5)
+	at.advance(-time.Hour)
+	same(t, "an hour back", s.guesses(9, "192.0.2.1", "alice"), 0)
+	if e := s.Explain("", "alice", netip.MustParseAddr("192.0.2.1")); e.Refused != Pair || e.Buckets[0].Tokens != 0 {
+		t.Errorf("an hour back: %+v", e)
+	}
+	at.advance(time.Hour + 30*time.Minute)
+	same(t, "half an hour on", s.guesses(9, "192.0.2.1", "alice"), 1)
+
+	snapshot := s.Snapshot()
+	again, wall := newServer(t, Config{})
+	wall.now = at.now.Add(-time.Hour)
+	again.begun = wall.now
+	again.asked = 1000 // for other guesses
+	if err := again.Restore(snapshot); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "restored an hour earlier", again.guesses(9, "192.0.2.1", "alice"), 0)
+	wall.advance(30 * time.Minute)
+	same(t, "and half an hour on", again.guesses(9, "192.0.2.1", "alice"), 1)
+}
+
+// Criterion: With strict_nist unknown networks get at most 100 wrong passwords in a row at an account, however long it takes; its own go on.
+func TestStrictNIST(t *testing.T) {
+	s, at := newServer(t, Config{StrictNIST: true})
+	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
+		t.Fatal(err)
+	}
+	row := func() (asked int) {
+		for i := range 10 * 24 * 4 {
+			asked += s.guesses(1, fmt.Sprintf("198.18.%d.%d", i/250, i%250), "alice")
+			at.advance(15 * time.Minute)
+		}
+		return asked
+	}
+	same(t, "ten days", row(), 100)
+	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
+		t.Errorf("the owner is refused: %v", err)
+	}
+	same(t, "ten days after a login", row(), 100)
+}
+
+func TestServicesHaveBudgetsOfTheirOwn(t *testing.T) {
+	s, _ := newServer(t, Config{Services: map[string]Config{"webmail": {Pair: Rate{2, time.Hour}}, "watched": {DryRun: true}}})
+	ask := func(service, account string) (asked int) {
+		for i := range 10 {
+			c := clientAt("192.0.2.1")
+			c.Service = service
+			p, err := s.Admit(c, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = p.Try(t.Context(), loginWith(account, fmt.Sprint(i)))
+			if err == nil {
+				asked++
+				err = errWrong
+			}
+			p.Settle(err)
+			if v := p.(*permit).Verdict(); v.Denied != nil != (i >= 5) && service == "watched" {
+				t.Errorf("attempt %d: %+v", i, v)
+			}
+			p.Leave()
+		}
+		return asked
+	}
+	same(t, "webmail", ask("webmail", "a"), 2)
+	same(t, "imap", ask("imap", "b"), 5)
+	same(t, "watched", ask("watched", "c"), 10)
+	same(t, "imap, after the watched", ask("imap", "c"), 0)
+}
+
+func TestReloadForgetsNothing(t *testing.T) {
+	s, _ := newServer(t, Config{})
+	same(t, "before", s.guesses(9, "192.0.2.1", "alice"), 5)
+	s.Reload(Config{Pair: Rate{8, 30 * time.Minute}, Learning: -1})
+	same(t, "with three more", s.guesses(9, "192.0.2.1", "alice"), 3)
 }

@@ -1,0 +1,307 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"postern/proxy"
+)
+
+// A Denied is why the guard refused an attempt: the Err of its proxy.Refusal.
+type Denied struct {
+	Tier       Tier
+	Bucket     Bucket        // what there was none of; NoBucket: the password is known to be wrong
+	RetryAfter time.Duration // until there is one; 0: as soon as an attempt or a session ends
+	Repeat     bool          // the same wrong password again: charged to nobody, and no guess
+}
+
+func (d *Denied) Error() string {
+	switch {
+	case d.Repeat:
+		return "the same wrong password again"
+	case d.RetryAfter > 0:
+		return fmt.Sprintf("guard: no token of %s (%s) for %s", d.Bucket, d.Tier, d.RetryAfter.Round(time.Second))
+	}
+	return fmt.Sprintf("guard: too many of %s (%s)", d.Bucket, d.Tier)
+}
+
+// A Verdict is what the guard found out about the last attempt of a Permit, for
+// the audit log.
+type Verdict struct {
+	Tier   Tier
+	Repeat bool    // the password was called wrong in the last 24 h, for this account and area
+	New    bool    // the account logged in from this network for the first time in 30 days
+	Denied *Denied // why it was refused, or with DryRun would have been; nil: it was not
+}
+
+// A permit is a proxy.Permit. Leave gives it to the next connection.
+type permit struct {
+	guard  *Guard
+	policy *Config
+	presence
+
+	claim   claim // of the last attempt
+	tag     tag   // of its password; 0: none
+	sprayed key   // the password, whoever's it is
+	begun   time.Duration
+	stage   stage
+	session bool // one of the account's is taken
+	verdict Verdict
+}
+
+// A stage is how far an attempt has come.
+type stage uint8
+
+const (
+	refused stage = iota // nothing to settle
+	charged              // tokens are reserved
+	repeats              // under way; if it is wrong, it is so again
+	follows              // after one with the same password, which was right
+	waved                // DryRun let it through
+)
+
+// Verdict tells about the last attempt, once it is settled.
+func (p *permit) Verdict() Verdict { return p.verdict }
+
+// Try implements proxy.Permit. Where all tokens that are left are reserved, by
+// attempts that may well be right, or too many attempts are under way, it waits
+// for them.
+func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
+	g := p.guard
+	s := p.subject(l)
+	p.tag, p.sprayed = 0, 0
+	if !s.oauth {
+		p.tag, p.sprayed = g.secret.tag(s.account, l.Secret.Reveal()), g.secret.password(l.Secret.Reveal())
+	}
+	g.lock()
+	defer g.mu.Unlock()
+	p.begun, p.stage = g.latest, refused
+	p.endSession()
+	denied, reason := p.try(ctx, s)
+	p.verdict = Verdict{Tier: p.claim.tier, Repeat: p.verdict.Repeat, Denied: denied}
+	if denied == nil {
+		return nil
+	}
+	g.report(p, l.Account, denied)
+	if p.policy.DryRun {
+		p.stage = waved
+		p.startSession()
+		return nil
+	}
+	return proxy.Refuse(reason, denied)
+}
+
+func (p *permit) subject(l *proxy.Login) subject {
+	return subject{
+		policy: p.policy, from: p.from, trusted: p.trusted, account: p.guard.secret.account(l.Account),
+		oauth: l.Mechanism == "XOAUTH2" || l.Mechanism == "OAUTHBEARER",
+	}
+}
+
+// try decides, and waits if need be. The guard is locked, but while it waits.
+func (p *permit) try(ctx context.Context, s subject) (*Denied, proxy.Reason) {
+	g := p.guard
+	var patience *time.Timer
+	for {
+		blocked, denied, reason := p.decide(s)
+		if blocked == nil {
+			return denied, reason
+		}
+		crowded := &Denied{Tier: p.claim.tier, Bucket: blocked.bucket}
+		if p.policy.DryRun {
+			return crowded, proxy.Unavailable
+		}
+		same := blocked.bucket == Pair && p.tag != 0 && g.flights[blocked.key].tag == p.tag
+		landing := g.join(blocked)
+		if landing == nil {
+			return crowded, proxy.Unavailable
+		}
+		if patience == nil {
+			patience = time.NewTimer(g.config.Wait)
+			defer patience.Stop()
+		}
+		g.mu.Unlock()
+		ended := g.await(ctx, landing, patience)
+		g.lock()
+		if !ended {
+			return crowded, proxy.Unavailable
+		}
+		if same && landing.outcome == wrong {
+			p.verdict.Repeat = true
+			return &Denied{Tier: p.claim.tier, Repeat: true}, proxy.Wrong
+		}
+		if same && landing.outcome == right {
+			return p.follow(s)
+		}
+	}
+}
+
+// decide takes what the attempt needs, or says why it must not be made, or
+// what it has to wait for.
+func (p *permit) decide(s subject) (blocked *need, denied *Denied, reason proxy.Reason) {
+	g, now := p.guard, p.guard.latest
+	g.claim(&p.claim, s, now)
+	p.verdict.Repeat = false
+	// Budgets come first: or whoever has none left could still ask, at no cost,
+	// whether a password was tried before.
+	has, which := g.has(&p.claim, now)
+	if has == empty {
+		retry := which.rate.next(g.full(&p.claim, which), now)
+		return nil, &Denied{Tier: p.claim.tier, Bucket: which.bucket, RetryAfter: retry}, proxy.Throttled
+	}
+	if g.sessions[s.pair()] >= int32(p.policy.Sessions) {
+		return nil, &Denied{Tier: p.claim.tier, Bucket: Sessions}, proxy.TooMany
+	}
+	repeat, fresh := g.wasWrong(&p.claim, p.tag, now)
+	p.verdict.Repeat = repeat
+	if fresh {
+		return nil, &Denied{Tier: p.claim.tier, Repeat: true}, proxy.Wrong
+	}
+	if n := g.crowded(&p.claim); n != nil {
+		return n, nil, 0
+	}
+	if has == unsettled {
+		return which, nil, 0
+	}
+	p.stage = charged
+	if repeat {
+		p.stage = repeats
+	}
+	g.depart(&p.claim, p.tag, !repeat)
+	p.startSession()
+	return nil, nil, 0
+}
+
+// follow lets an attempt through whose password was right a moment ago. It is
+// charged only if it is wrong after all.
+func (p *permit) follow(s subject) (*Denied, proxy.Reason) {
+	g := p.guard
+	if g.sessions[s.pair()] >= int32(p.policy.Sessions) {
+		return &Denied{Tier: p.claim.tier, Bucket: Sessions}, proxy.TooMany
+	}
+	g.claim(&p.claim, s, g.latest)
+	p.stage = follows
+	p.startSession()
+	return nil, 0
+}
+
+// wasWrong reports whether the password was called wrong today, and whether
+// that is fresh enough to say so again.
+func (g *Guard) wasWrong(c *claim, t tag, now time.Duration) (repeat, fresh bool) {
+	if t == 0 {
+		return false, false
+	}
+	ring := g.rings.get(c.account.with(c.from.area))
+	if ring == nil {
+		return false, false
+	}
+	m, exact := ring.find(t, now)
+	if m == 0 {
+		return false, false
+	}
+	made := now.Truncate(time.Second) - m.age(now)
+	return true, exact && m.age(now) < answered && made > c.last && made > g.unlockedAt(c.account)
+}
+
+// Settle implements proxy.Permit. Only what the backend called wrong is
+// charged.
+func (p *permit) Settle(err error) time.Duration {
+	g := p.guard
+	g.lock()
+	defer g.mu.Unlock()
+	o := outcomeOf(err)
+	if p.stage != refused {
+		p.settle(o)
+		p.stage = refused
+	}
+	if err != nil {
+		p.endSession()
+	} else {
+		p.settled()
+	}
+	if _, denied := errors.AsType[*Denied](err); denied || o == wrong {
+		return p.delay(g.latest - p.begun)
+	}
+	return 0
+}
+
+func (p *permit) settle(o outcome) {
+	g, c, now := p.guard, &p.claim, p.guard.latest
+	switch o {
+	case right:
+		p.verdict.New = g.succeed(p)
+	case wrong:
+		if p.tag != 0 && p.stage != waved {
+			r := g.rings.put(c.account.with(c.from.area), now, func(*ring) {})
+			r.key = c.account.with(c.from.area)
+			r.add(p.tag, now)
+		}
+		if p.stage == charged || p.stage == follows {
+			g.spend(c, now)
+		}
+	}
+	g.stats.settled(p, o, now)
+	if p.stage == charged || p.stage == repeats {
+		g.land(c, p.stage == charged, o)
+	}
+}
+
+// succeed clears what the account owes from this network, and nothing else: an
+// account of one's own must not pay for guesses at others.
+func (g *Guard) succeed(p *permit) (isNew bool) {
+	c, now := &p.claim, g.latest
+	for _, k := range []key{c.pair() ^ g.salts[Pair], c.account ^ g.salts[Consecutive]} {
+		if b := g.buckets.get(k); b != nil {
+			*b = bucket{}
+		}
+	}
+	if r := g.rings.get(c.account.with(c.from.area)); r != nil && p.tag != 0 {
+		r.remove(p.tag, now)
+	}
+	return g.regulars.greet(c.account, c.from.network, c.from.area, now)
+}
+
+// delay returns what is left, after so long, of the time that a refusal takes.
+// It is not the same each time, so that it tells nothing of how the refusal
+// came about; after a slow answer as well.
+func (p *permit) delay(after time.Duration) time.Duration {
+	d := jitter(p.policy.Delay)
+	if after <= d {
+		return d - after
+	}
+	step := max(1, d/4)
+	return step - (after-d)%step
+}
+
+// jitter returns d, give or take a tenth.
+func jitter(d time.Duration) time.Duration {
+	if d < 10 {
+		return d
+	}
+	return d - d/10 + rand.N(d/5)
+}
+
+func (p *permit) startSession() {
+	p.session = true
+	p.guard.sessions[p.claim.pair()]++
+}
+
+func (p *permit) endSession() {
+	if !p.session {
+		return
+	}
+	p.session = false
+	s, pair := p.guard.sessions, p.claim.pair()
+	if s[pair]--; s[pair] == 0 {
+		delete(s, pair)
+	}
+}
+
+// refusal returns the first proxy.Refusal in err's tree, or nil.
+func refusal(err error) *proxy.Refusal {
+	r, _ := errors.AsType[*proxy.Refusal](err)
+	return r
+}
