@@ -260,8 +260,8 @@ func defaults() Config {
 		},
 		Limits: Limits{MaxConnections: 10_000, NetworkConnections: 200},
 		Guard: Guard{
-			Network: Budget{Burst: 20, Every: 90 * time.Second},
-			Account: Budget{Burst: 20, Every: 3 * time.Minute},
+			Network: Budget{Burst: 20, Every: 30 * time.Minute},
+			Account: Budget{Burst: 8, Every: time.Hour},
 		},
 		Accounts: Accounts{Lowercase: true, Separators: "*%"},
 		POP3: POP3{
