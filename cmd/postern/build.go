@@ -163,6 +163,9 @@ func (h *house) newService(l configs.Listener, b backends, r *routing) *proxy.Se
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.Refuser{Dialogue: greet(c)} }
 	} else {
 		profile, _ := proxy.ParseProfile(l.TLSProfile) // configs knows the words
+		if profile == proxy.Legacy {
+			h.log.Warn("old TLS is on: 1.0, 3DES, keys without forward secrecy", "service", l.Name, "networks", l.Networks)
+		}
 		svc.TLS = h.store.TLS(l.Protocol, profile)
 	}
 	return svc

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/configs"
+	"postern/proxy"
 	"postern/proxy/backend"
 	"postern/proxy/listen"
 )
@@ -54,9 +55,14 @@ func checkCommand() *cobra.Command {
 
 // hints are what is no mistake, but should be meant.
 func (h *house) hints() (all []string) {
+	for _, l := range h.cfg.Listeners {
+		if l.TLS != "refuse" && l.TLSProfile == proxy.Legacy.String() {
+			all = append(all, oldTLS(l))
+		}
+	}
 	pop3 := slices.ContainsFunc(h.cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == "pop3" && l.TLS != "refuse" })
 	if !pop3 {
-		return nil
+		return all
 	}
 	if !h.cfg.Stands("pop3.uidl") {
 		all = append(all, "pop3.uidl is the default, dovecot: unless the old POP3 server used it, clients will fetch all their mail again; `postern uidl detect` finds out")
@@ -65,6 +71,16 @@ func (h *house) hints() (all []string) {
 		all = append(all, "state.path is not set: POP3 lists each mailbox anew, and unique ids do not outlive a change of UIDVALIDITY")
 	}
 	return all
+}
+
+// oldTLS says what the profile legacy means, and for whom.
+func oldTLS(l configs.Listener) string {
+	clients := "all clients"
+	if l.Networks != nil {
+		clients = strings.Trim(fmt.Sprint(l.Networks), "[]")
+	}
+	return fmt.Sprintf("the listener %s takes TLS 1.0, 3DES and keys without forward secrecy from %s (tls_profile: legacy); "+
+		"the metric postern_tls_profile_needed_total says whether anybody still needs it", l.Name, clients)
 }
 
 // checkPorts names the processes that hold what the configuration wants. A
