@@ -26,8 +26,13 @@ func checkCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	path := configFlag(cmd)
-	probe := cmd.Flags().Bool("probe", false, "connect to each backend and report what it offers; nobody is logged in")
+	probe := cmd.Flags().Bool("probe", false, "connect to each backend and report what it offers; nobody is logged in but --user")
+	user := cmd.Flags().String("user", "", "with --probe: log in there for POP3, and say what the server lacks for it")
+	file := cmd.Flags().String("password-file", "", "with --user: a `file` whose first line is the password; default: it is typed, or read")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *user != "" && !*probe {
+			return errors.New("--user needs --probe")
+		}
 		cfg, store, err := load(*path)
 		if err != nil {
 			return err
@@ -40,6 +45,14 @@ func checkCommand() *cobra.Command {
 		errs := []error{h.checkPorts()}
 		if *probe {
 			errs = append(errs, h.probe(cmd.Context(), out))
+			if *user != "" {
+				secret, err := readPassword(cmd.Context(), cmd, *file, *user)
+				if err != nil {
+					return err
+				}
+				defer secret.Clear()
+				errs = append(errs, h.inspect(cmd.Context(), out, *user, secret))
+			}
 		}
 		if err := errors.Join(errs...); err != nil {
 			return err

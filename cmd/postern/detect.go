@@ -146,23 +146,11 @@ func (d *detection) behind(ctx context.Context) ([]uint32, uint32, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	r, err := h.newRouting()
+	served, login, err := h.behind(ctx, b, d.user, d.secret)
 	if err != nil {
 		return nil, 0, err
 	}
-	login := &proxy.Login{Mechanism: "PLAIN", User: d.user, Secret: d.secret}
-	login.Client.Protocol = proxy.POP3
-	if login.Account, err = r.accounts.Account(d.user); err != nil {
-		return nil, 0, fmt.Errorf("--user: %w", err)
-	}
-	name, err := r.rules.Route(ctx, login)
-	if err != nil {
-		return nil, 0, err
-	}
-	if b.imap[name] == nil {
-		return nil, 0, fmt.Errorf("backend %s of %s has no imap server", name, login.Account)
-	}
-	return h.newBridge(name, b.imap[name], h.cfg.POP3).UIDs(ctx, login)
+	return served.UIDs(ctx, login)
 }
 
 // report prints the format to out, and for people what it means to more.

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+
+	"postern/bridge"
+	"postern/configs"
+	"postern/proxy"
+)
+
+// behind returns what serves the user's POP3 sessions, and how the user logs in
+// there. A listener may differ from it in delete and lock.
+func (h *house) behind(ctx context.Context, pools backends, user string, secret *proxy.Secret) (*bridge.Backend, *proxy.Login, error) {
+	r, err := h.newRouting()
+	if err != nil {
+		return nil, nil, err
+	}
+	login := &proxy.Login{Mechanism: "PLAIN", User: user, Secret: secret}
+	login.Client.Protocol = proxy.POP3
+	if login.Account, err = r.accounts.Account(user); err != nil {
+		return nil, nil, fmt.Errorf("--user: %w", err)
+	}
+	name, err := r.rules.Route(ctx, login)
+	if err != nil {
+		return nil, nil, err
+	}
+	if pools.imap[name] == nil {
+		return nil, nil, fmt.Errorf("backend %s of %s has no imap server", name, login.Account)
+	}
+	return h.newBridge(name, pools.imap[name], h.cfg.POP3), login, nil
+}
+
+// inspect says what the server of user lacks that POP3 could use, and what
+// follows.
+func (h *house) inspect(ctx context.Context, out io.Writer, user string, secret *proxy.Secret) error {
+	pools, err := h.newBackends()
+	if err != nil {
+		return err
+	}
+	b, login, err := h.behind(ctx, pools, user, secret)
+	if err != nil {
+		return err
+	}
+	traits, err := b.Inspect(ctx, login)
+	if err != nil {
+		return fmt.Errorf("INBOX of %s on backend %s: %w", login.Account, b.Name, err)
+	}
+	lacks := lacking(traits, h.cfg)
+	_, _ = fmt.Fprintf(out, "INBOX of %s on backend %s:\n", login.Account, b.Name)
+	if len(lacks) == 0 {
+		_, _ = io.WriteString(out, "  nothing is missing that POP3 could use\n")
+	}
+	for _, line := range lacks {
+		_, _ = fmt.Fprintf(out, "  %s\n", line)
+	}
+	return nil
+}
+
+// lacking says it of an INBOX with traits t.
+func lacking(t bridge.Traits, cfg *configs.Config) (lines []string) {
+	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	deletes := func(words ...string) bool {
+		return slices.ContainsFunc(cfg.Listeners, func(l configs.Listener) bool {
+			return l.Protocol == proxy.POP3 && slices.Contains(words, cfg.POP3.At(l).Delete)
+		})
+	}
+	if t.ReadOnly {
+		say("it can only be read: POP3 deletes nothing")
+	}
+	flags := !t.UIDPlus && (deletes("expunge") || !t.Move && deletes("trash"))
+	if flags {
+		say("no UIDPLUS: what POP3 deletes is marked and hidden from POP3, and freed when another client expunges")
+	}
+	switch {
+	case flags && cfg.State.Path == "" && t.Keywords:
+		say("no UIDPLUS, and state.path is not set: the keyword $POP3Deleted hides what POP3 deletes")
+	case flags && cfg.State.Path == "":
+		say("no UIDPLUS, no keywords, and state.path is not set: POP3 shows again what it has deleted")
+	}
+	if !t.UIDPlus && deletes("isolate") {
+		say("no UIDPLUS: delete: isolate removes with EXPUNGE, and what another client marks in that moment")
+	}
+	if !t.Keywords && deletes("hide") {
+		say("no keywords: with delete: hide logins to POP3 are refused")
+	}
+	if t.Trash == "" && deletes("trash") {
+		say(`no \Trash mailbox: with delete: trash nothing can be deleted`)
+	}
+	switch {
+	case !t.UIDNext && !t.StatusUIDNext:
+		say("no UIDNEXT: each POP3 poll asks for the newest message, and all of them when the mailbox has changed")
+	case !t.UIDNext:
+		say("no UIDNEXT in SELECT: each POP3 poll asks STATUS, too")
+	}
+	return lines
+}
