@@ -20,10 +20,12 @@ test:
 	.ci/packages
 	.ci/fuzz 1s
 	POSTERN_ALL=1 $(GO) test -race -timeout 10m ./...
+	cd proxy/certs/acmetest && $(GO) test -race -timeout 10m ./... # against a CA
 
 lint:
 	$(LINT) run
 	$(GO) mod tidy -diff
+	cd proxy/certs/acmetest && $(GO) mod tidy -diff && $(GO) vet ./...
 	deps=$$($(GO) list -deps ./cmd/postern); ! grep -xE 'testing(/.*)?|postern/proxy/proxytest' <<<"$$deps"
 	.ci/criteria | diff -u docs/criteria.md - || { echo "docs/criteria.md is old: run 'make criteria'"; exit 1; }
 

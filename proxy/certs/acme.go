@@ -78,6 +78,10 @@ func newManager(c Config) (m *manager, err error) {
 		return nil, err
 	}
 	m = &manager{config: *c.ACME, log: c.Log, observer: c.Observer}
+	m.config.Names = nil
+	for _, name := range c.ACME.Names {
+		m.config.Names = append(m.config.Names, strings.ToLower(name))
+	}
 	template, err := m.template()
 	if err != nil {
 		return nil, err

@@ -107,9 +107,15 @@ func newDemand(c *OnDemand) (*demand, error) {
 }
 
 // onDemand asks for a certificate for name, waits for it, but not for long, and
-// reports whether name is allowed to have one.
+// reports whether name is allowed to have one. Those that are got without being
+// asked for are.
 func (m *manager) onDemand(ctx context.Context, name string) bool {
-	if m == nil || m.demand == nil || !isHostname(name) {
+	switch {
+	case m == nil:
+		return false
+	case slices.Contains(m.config.Names, name):
+		return true
+	case m.demand == nil || !isHostname(name):
 		return false
 	}
 	w, allowed := m.wish(name)
