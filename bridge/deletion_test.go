@@ -32,8 +32,8 @@ func TestDeletedMessagesGoToTheTrash(t *testing.T) {
 		C: T2 UID COPY 11 "Deleted &AOQ- Messages"
 		S: T2 OK [COPYUID 8 11 1] x
 		C: T3 UID STORE 11 +FLAGS.SILENT (\\Deleted)
-		C: T4 UID EXPUNGE 11
 		S: T3 OK x
+		C: T4 UID EXPUNGE 11
 		S: * 1 EXPUNGE
 		S: T4 OK x
 	`

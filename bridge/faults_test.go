@@ -43,8 +43,8 @@ func TestReconnectBetweenCommands(t *testing.T) {
 				C: F1 UID FETCH 11 (UID BODY.PEEK[])
 				S- * 1 FETCH (UID 11 BODY[] {5}\r\nabc\r\n)\r\nF1 OK x\r\n
 				C: T1 UID STORE 12 +FLAGS.SILENT (\\Deleted)
-				C: T2 UID EXPUNGE 12
 				S: T1 OK x
+				C: T2 UID EXPUNGE 12
 				S: T2 OK x
 				C: Q LOGOUT
 				S: Q OK x
@@ -206,8 +206,8 @@ func TestRenumberedMailbox(t *testing.T) {
 
 // Criterion: a QUIT whose server is lost before it has answered is done again on a new connection.
 func TestQUITIsDoneAgain(t *testing.T) {
-	const update = "C: T1 UID STORE 11 +FLAGS.SILENT (\\\\Deleted)\nC: T2 UID EXPUNGE 11\n"
-	r := faulty(t, &Backend{}, opened(5)+update+"S: T1 OK x\nS: <EOF>", again+update+"S: T1 OK x\nS: T2 OK x\nC: Q LOGOUT\nS: Q OK x")
+	const update = "C: T1 UID STORE 11 +FLAGS.SILENT (\\\\Deleted)\nS: T1 OK x\nC: T2 UID EXPUNGE 11\n"
+	r := faulty(t, &Backend{}, opened(5)+update+"S: <EOF>", again+update+"S: T2 OK x\nC: Q LOGOUT\nS: Q OK x")
 	proxytest.Transcript(t, r.conn, `
 		C: DELE 1
 		S: +OK *
@@ -223,7 +223,7 @@ func TestQUITIsDoneAgain(t *testing.T) {
 // Criterion: codes and texts of the IMAP server never reach the client.
 func TestServersWordsStayInside(t *testing.T) {
 	for _, code := range []string{"LIMIT", "THROTTLED", "OVERQUOTA", "UNAVAILABLE", "SERVERBUG", "EXPUNGEISSUED"} {
-		r := scripted(t, opened(5)+"C: F1 UID FETCH *\nS: F1 NO ["+code+"] secret words\nC: T1 UID STORE *\nC: T2 UID EXPUNGE *\nS: T1 NO ["+code+"] secret words\nS: T2 OK x\nC: Q LOGOUT\nS: Q OK x")
+		r := scripted(t, opened(5)+"C: F1 UID FETCH *\nS: F1 NO ["+code+"] secret words\nC: T1 UID STORE *\nS: T1 NO ["+code+"] secret words\nC: Q LOGOUT\nS: Q OK x")
 		proxytest.Transcript(t, r.conn, `
 			C: RETR 1
 			S: -ERR \[SYS/TEMP] Message 1 is unavailable: try again later (session ID42)

@@ -76,7 +76,7 @@ func TestIsolateGoesOnAfterALoss(t *testing.T) {
 }
 
 func TestIsolateIsExpungeWithUIDPLUS(t *testing.T) {
-	deleting(t, Isolate, capabilities, "C: T1 UID STORE 11 +FLAGS.SILENT (\\\\Deleted)\nC: T2 UID EXPUNGE 11\nS: T1 OK x\nS: T2 OK x", "+OK Goodbye")
+	deleting(t, Isolate, capabilities, "C: T1 UID STORE 11 +FLAGS.SILENT (\\\\Deleted)\nS: T1 OK x\nC: T2 UID EXPUNGE 11\nS: T2 OK x", "+OK Goodbye")
 }
 
 func TestNumbersOfAServerAreBounded(t *testing.T) {

@@ -34,7 +34,7 @@ func TestReadAhead(t *testing.T) {
 	r := faulty(t, &Backend{}, opened(5, 5, 5, 5, 5, 5)+
 		"C: F1 UID FETCH 11 (UID BODY.PEEK[])\n"+rows("F1", 11)+
 		"C: F2 UID FETCH 12:14,16 (UID BODY.PEEK[])\n"+rows("F2", 12, 13, 14, 16)+
-		"C: T1 UID STORE 15 *\nC: T2 UID EXPUNGE 15\nS: T1 OK x\nS: T2 OK x\nC: Q LOGOUT\nS: Q OK x")
+		"C: T1 UID STORE 15 *\nS: T1 OK x\nC: T2 UID EXPUNGE 15\nS: T2 OK x\nC: Q LOGOUT\nS: Q OK x")
 	proxytest.Transcript(t, r.conn, "C: DELE 5\nS: +OK *\nC: RETR 1\n"+got(11)+"C: RETR 2\n"+got(12)+
 		"C: RETR 3\n"+got(13)+"C: RETR 4\n"+got(14)+"C: RETR 6\n"+got(16)+"C: QUIT\nS: +OK Goodbye")
 }
@@ -61,7 +61,7 @@ func TestReadAheadThatWasWrong(t *testing.T) {
 			"C: RETR 3\nS: -ERR Message 3 is no longer in the maildrop\n"},
 		{"one that cannot be read", bodies(12) + "S: F2 NO x\nC: F3 UID FETCH 13 (UID BODY.PEEK[])\nS: F3 NO x\nC: F4 UID FETCH 14:15 *\n" + rows("F4", 14, 15),
 			"C: RETR 3\nS: -ERR \\[SYS/TEMP] *\nC: RETR 4\n" + got(14) + "C: RETR 5\n" + got(15)},
-		{"UPDATE", rows("F2", 12, 13, 14, 15) + "C: T1 UID STORE 15 *\nC: T2 UID EXPUNGE 15\nS: T1 OK x\nS: T2 OK x\nC: Q LOGOUT\nS: Q OK x",
+		{"UPDATE", rows("F2", 12, 13, 14, 15) + "C: T1 UID STORE 15 *\nS: T1 OK x\nC: T2 UID EXPUNGE 15\nS: T2 OK x\nC: Q LOGOUT\nS: Q OK x",
 			"C: DELE 5\nS: +OK *\nC: QUIT\nS: +OK Goodbye\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

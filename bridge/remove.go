@@ -122,10 +122,8 @@ func (s *session) update(ctx context.Context) error {
 }
 
 // An update is the commands of QUIT: \Seen for what was retrieved, if that can
-// be had, then what DELE means for what is marked. All go at once, in order: a
-// server must execute so what depends on each other (RFC 9051 section 5.5),
-// and UID EXPUNGE removes only what has the flag. Only COPY must be OK before
-// anything is removed.
+// be had, then what DELE means for what is marked. What removes goes when all
+// else is OK, and UID EXPUNGE removes only what has the flag.
 type update struct {
 	session    *session
 	ctx        context.Context //nolint:containedctx // that of one command
@@ -175,13 +173,12 @@ func (u *update) do() error {
 			return err
 		}
 	}
-	u.remove(in)
-	return u.wait()
+	return u.remove(in)
 }
 
-// remove sends what removes messages, or marks them. Without a record the
-// keyword tells later sessions what to hide, if the server takes one.
-func (u *update) remove(in *inbox) {
+// remove removes messages, or marks them. Without a record the keyword tells
+// later sessions what to hide, if the server takes one.
+func (u *update) remove(in *inbox) error {
 	flags := []imap.Flag{imap.FlagDeleted}
 	marks := u.session.backend.Delete.flags(in)
 	switch {
@@ -193,12 +190,15 @@ func (u *update) remove(in *inbox) {
 	for _, uids := range u.gone {
 		u.expect(proxy.StageStore, in.store(uids, imap.StoreFlagsAdd, flags...).Close)
 	}
-	if marks || u.session.backend.Delete == Hide {
-		return
+	// In the same flight as STORE, UID EXPUNGE may find nothing and be OK: so
+	// with Dovecot 2.3 while it has another client's changes to tell.
+	if err := u.wait(); err != nil || marks || u.session.backend.Delete == Hide {
+		return err
 	}
 	for _, uids := range u.gone {
 		u.expect(proxy.StageExpunge, in.client.UIDExpunge(uids).Close)
 	}
+	return u.wait()
 }
 
 func moved(c *imapclient.MoveCommand) func() error {

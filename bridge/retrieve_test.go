@@ -240,9 +240,9 @@ func TestVanishedMessage(t *testing.T) {
 		S: T1 OK x
 		C: T1 UID STORE 12 +FLAGS.SILENT (\\Seen)
 		C: T2 UID STORE 11 +FLAGS.SILENT (\\Deleted)
-		C: T3 UID EXPUNGE 11
 		S: T1 OK x
 		S: T2 OK x
+		C: T3 UID EXPUNGE 11
 		S: T3 OK x
 		C: Q LOGOUT
 		S: Q OK x
