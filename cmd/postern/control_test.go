@@ -89,7 +89,7 @@ func TestQuestionsWithoutState(t *testing.T) {
 	forgetUIDLs.answered(&s, m)
 	exportUIDLs.answered(&s, m)
 	importUIDLs.answered(&s, m)
-	cfg := &configs.Config{Control: configs.Control{Socket: filepath.Join(t.TempDir(), "control.sock")}}
+	cfg := &configs.Config{Control: configs.Control{Socket: filepath.Join(t.TempDir(), "run", "control.sock")}}
 	ln, err := admin.Listen(cfg.Control.Socket, -1)
 	if err != nil {
 		t.Fatal(err)

@@ -175,7 +175,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 
 // Listen makes the socket at path, for its owner and the group gid, or, if gid
 // is -1, for its owner alone. What a process left behind that is no more is
-// replaced. A directory that is not there is made for the same users.
+// replaced. A directory that is not there is made for the same users, and one
+// that others can write to is refused.
 func Listen(path string, gid int) (net.Listener, error) {
 	ln, err := listen(path, gid)
 	if err != nil {
@@ -224,9 +225,14 @@ func listen(path string, gid int) (net.Listener, error) {
 	return l, nil
 }
 
-// makeDir makes the directory of a socket, if there is none.
+// makeDir makes the directory of a socket, if there is none. In one that others
+// can write to, they could put a socket of their own in its place.
 func makeDir(dir string, gid int) error {
-	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+	info, err := os.Stat(dir)
+	switch {
+	case err == nil && info.Mode().Perm()&0o022 != 0:
+		return fmt.Errorf("%s can be written by others (mode %04o): choose another one, or chmod go-w %s", dir, info.Mode().Perm(), dir)
+	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {

@@ -43,6 +43,16 @@ func running(t *testing.T) (path string, stop func()) {
 	return path, serve(t, ln)
 }
 
+// ownDir returns a directory that others cannot write to, whatever the umask.
+func ownDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 // serve answers at ln.
 func serve(t *testing.T, ln net.Listener) (stop func()) {
 	t.Helper()
@@ -104,7 +114,7 @@ func TestQuestionsAreAnswered(t *testing.T) {
 }
 
 func TestSocketThatWasLeftBehind(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "control")
+	path := filepath.Join(ownDir(t), "control")
 	old, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
@@ -131,12 +141,19 @@ func TestSocketThatWasLeftBehind(t *testing.T) {
 }
 
 func TestPathsThatAreNoSocket(t *testing.T) {
-	dir := t.TempDir()
+	dir := ownDir(t)
+	shared := filepath.Join(dir, "shared")
+	if err := os.Mkdir(shared, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(shared, 0o770); err != nil {
+		t.Fatal(err)
+	}
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{file, filepath.Join(dir, strings.Repeat("x", 120))} {
+	for _, path := range []string{file, filepath.Join(dir, strings.Repeat("x", 120)), filepath.Join(shared, "control"), filepath.Join(file, "control")} {
 		if _, err := Listen(path, -1); err == nil {
 			t.Errorf("%s is taken for a socket", path)
 		}
