@@ -111,12 +111,12 @@ func dialPOP3(t *testing.T, addr string) net.Conn {
 
 // A pop3 is a simple client.
 type pop3 struct {
-	t    *testing.T
+	t    testing.TB
 	conn net.Conn
 	in   *bufio.Reader
 }
 
-func newPOP3(t *testing.T, conn net.Conn) *pop3 { return &pop3{t, conn, bufio.NewReader(conn)} }
+func newPOP3(t testing.TB, conn net.Conn) *pop3 { return &pop3{t, conn, bufio.NewReader(conn)} }
 
 // line returns the first line of the answer.
 func (p *pop3) line(command string) string {

@@ -2,15 +2,19 @@ package bridge
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/emersion/go-imap/v2"
 
 	"postern/proxy"
 )
@@ -63,6 +67,12 @@ func (m *model) deliver(n int) {
 }
 
 func (m *model) expunge(i int) { m.mails = slices.Delete(slices.Clone(m.mails), i, i+1) }
+
+// has reports whether x is there. UIDs ascend.
+func (m *model) has(x mail) bool {
+	i, ok := slices.BinarySearchFunc(m.mails, x.uid, func(m mail, uid uint32) int { return cmp.Compare(m.uid, uid) })
+	return ok && m.mails[i] == x
+}
 
 // dial is a Dial.
 func (m *model) dial(t testing.TB) Dial {
@@ -127,22 +137,22 @@ func (m *model) answer(out *bufio.Writer, tag, command string) (result string) {
 		_, _ = out.WriteString(")\r\n")
 	case "SEARCH":
 		var b strings.Builder
+		var found imap.UIDSet
 		for _, mail := range m.mails {
-			if of, among := strings.CutPrefix(rest, "UID "); among && !contains(of, mail.uid, m.uidNext-1) || rest == "DELETED" && !m.marked[mail.uid] {
+			of, among := strings.CutPrefix(rest, "UID ")
+			if among && !contains(of, mail.uid, m.uidNext-1) || rest == "DELETED" && !m.marked[mail.uid] || strings.HasPrefix(rest, "KEYWORD") {
 				continue
 			}
-			if b.Len() > 0 {
-				b.WriteByte(byte(map[bool]rune{true: ',', false: ' '}[strings.HasPrefix(rest, "RETURN")]))
-			}
-			fmt.Fprint(&b, mail.uid)
+			found.AddNum(imap.UID(mail.uid))
+			fmt.Fprintf(&b, " %d", mail.uid)
 		}
 		switch {
 		case rest == "RETURN (ALL) ALL" && len(m.mails) == 0:
 			_, _ = fmt.Fprintf(out, "* ESEARCH (TAG %q) UID\r\n", tag)
 		case rest == "RETURN (ALL) ALL":
-			_, _ = fmt.Fprintf(out, "* ESEARCH (TAG %q) UID ALL %s\r\n", tag, b.String())
+			_, _ = fmt.Fprintf(out, "* ESEARCH (TAG %q) UID ALL %s\r\n", tag, found)
 		default:
-			_, _ = fmt.Fprintf(out, "* SEARCH %s\r\n", b.String())
+			_, _ = fmt.Fprintf(out, "* SEARCH%s\r\n", b.String())
 		}
 	case "FETCH":
 		return m.fetch(out, rest)
@@ -165,11 +175,11 @@ func (m *model) answer(out *bufio.Writer, tag, command string) (result string) {
 // section 7.5.1).
 func (m *model) tell(out *bufio.Writer) {
 	for i, mail := range slices.Backward(m.told) {
-		if !slices.Contains(m.mails, mail) {
+		if !m.has(mail) {
 			_, _ = fmt.Fprintf(out, "* %d EXPUNGE\r\n", i+1)
 		}
 	}
-	m.told = slices.DeleteFunc(m.told, func(x mail) bool { return !slices.Contains(m.mails, x) })
+	m.told = slices.DeleteFunc(m.told, func(x mail) bool { return !m.has(x) })
 	if len(m.mails) > len(m.told) {
 		_, _ = fmt.Fprintf(out, "* %d EXISTS\r\n", len(m.mails))
 		m.told = slices.Clone(m.mails)
@@ -195,7 +205,7 @@ func (m *model) fetch(out *bufio.Writer, args string) string {
 		if m.cut != nil && m.cut(mail.uid) {
 			return ""
 		}
-		if !slices.Contains(m.mails, mail) { // gone meanwhile
+		if !m.has(mail) { // gone meanwhile
 			m.tell(out)
 			continue
 		}
@@ -215,6 +225,10 @@ func (m *model) fetch(out *bufio.Writer, args string) string {
 			header := fmt.Sprintf("Message-ID: <%d@x>\r\nX-UID: %d\r\n\r\n", m.content[mail.uid], mail.uid)
 			_, _ = fmt.Fprintf(out, " BODY[HEADER] {%d}\r\n%s", len(header), header)
 		}
+		if _, partial, ok := strings.Cut(args, "[]<"); ok {
+			offset, _, _ := strings.Cut(partial, ".")
+			_, _ = fmt.Fprintf(out, " BODY[]<%s> {2}\r\n\r\n", offset)
+		}
 		_, _ = out.WriteString(")\r\n")
 		sent++
 	}
@@ -223,16 +237,21 @@ func (m *model) fetch(out *bufio.Writer, args string) string {
 
 // contains reports whether uid is in set, for which last is the last message.
 func contains(set string, uid, last uint32) bool {
-	for part := range strings.SplitSeq(set, ",") {
-		var from, to uint32
-		switch n, _ := fmt.Sscanf(part, "%d:%d", &from, &to); {
-		case n == 2:
-		case strings.HasSuffix(part, ":*"):
-			from, to = min(from, last), max(from, last)
-		default:
-			to = from
+	number := func(s string) uint32 {
+		if s == "*" {
+			return last
 		}
-		if from <= uid && uid <= to {
+		n, _ := strconv.ParseUint(s, 10, 32)
+		return uint32(n)
+	}
+	for part := range strings.SplitSeq(set, ",") {
+		first, second, isRange := strings.Cut(part, ":")
+		from := number(first)
+		to := from
+		if isRange {
+			to = number(second)
+		}
+		if min(from, to) <= uid && uid <= max(from, to) {
 			return true
 		}
 	}
@@ -393,7 +412,7 @@ func TestListingsAreTrue(t *testing.T) {
 			always, ever := slices.Clone(m.mails), slices.Clone(m.mails)
 			during := func() {
 				change()
-				always = slices.DeleteFunc(always, func(x mail) bool { return !slices.Contains(m.mails, x) })
+				always = slices.DeleteFunc(always, func(x mail) bool { return !m.has(x) })
 				ever = append(ever, m.mails...)
 			}
 			m.before, m.within = nil, nil

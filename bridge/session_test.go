@@ -45,6 +45,7 @@ const (
 	first = ".first\r\n\r\n.\nx\r\n"                        // 15
 )
 
+// Criterion: numbers stand after DELE, what is marked is in neither LIST, UIDL nor STAT, RSET brings it back, and LIST tells the octets of RETR.
 func TestSessionOfAllCommands(t *testing.T) {
 	_, b := serve(t, hello, short, first)
 	r := run(t, b)
@@ -226,6 +227,7 @@ func TestOddCommands(t *testing.T) {
 	`)
 }
 
+// Criterion: twenty commands in a row that are none end a session; what is refused otherwise does not count.
 func TestTwentyBadCommandsInARowEndTheSession(t *testing.T) {
 	_, b := serve(t)
 	r := run(t, b)
@@ -238,6 +240,7 @@ func TestTwentyBadCommandsInARowEndTheSession(t *testing.T) {
 	}
 }
 
+// Criterion: a command has 255 octets at most, RFC 2449 section 4; a longer one is refused and skipped, and a flood ends the session.
 func TestLongLines(t *testing.T) {
 	_, b := serve(t)
 	r := run(t, b)
@@ -290,9 +293,10 @@ func TestAnswersDoNotWaitForHalfALine(t *testing.T) {
 	`)
 }
 
+// Criterion: CAPA has EXPIRE, LOGIN-DELAY and UTF8 only when they are configured, IMPLEMENTATION unless it is hidden, and LAST is no command unless it is wanted.
 func TestWhatCAPASaysIsConfigured(t *testing.T) {
 	_, b := serve(t, hello, short)
-	b.ExpireNever, b.Anonymous, b.Last = true, true, true
+	b.ExpireNever, b.Anonymous, b.Last, b.UTF8, b.Delay = true, true, true, true, &LoginDelay{Every: time.Minute}
 	proxytest.Transcript(t, run(t, b).conn, `
 		C: CAPA
 		S: +OK *
@@ -302,6 +306,8 @@ func TestWhatCAPASaysIsConfigured(t *testing.T) {
 		S: AUTH-RESP-CODE
 		S: PIPELINING
 		S: EXPIRE NEVER
+		S: LOGIN-DELAY 60
+		S: UTF8
 		S: .
 		C: LAST
 		S: +OK 0

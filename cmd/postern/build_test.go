@@ -333,6 +333,67 @@ pop3: {uidl: "%%v.%%u"}
 	}
 }
 
+// Criterion: what CAPA promises is the same before and after login, and kept: an account that comes again before its LOGIN-DELAY is refused on every POP3 port, another one is not.
+func TestCAPAIsTrue(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice", "bob")
+	r := inhabit(t, frame+fmt.Sprintf(`
+listeners:
+  - {protocol: pop3, address: "127.0.0.1:0"}
+  - {name: other, protocol: pop3, address: "127.0.0.1:0"}
+backends: {main: {imap: {address: %q, tls: none}}}
+pop3: {expire: never, login_delay: 1h, utf8: true}
+`, imap))
+	const capabilities = `
+		S: UIDL
+		S: TOP
+		S: RESP-CODES
+		S: AUTH-RESP-CODE
+		S: PIPELINING
+		S: EXPIRE NEVER
+		S: LOGIN-DELAY 3600
+		S: UTF8
+		S: IMPLEMENTATION Postern
+		S: .
+	`
+	proxytest.Transcript(t, r.secure(r.dial(t, "pop3")), `
+		S: +OK *
+		C: CAPA
+		S: +OK *
+		S: USER
+		S: SASL PLAIN LOGIN`+capabilities+`
+		C: UTF8
+		S: +OK *
+		C: USER alice
+		S: +OK *
+		C: PASS secret of alice
+		S: +OK *
+		C: CAPA
+		S: +OK *`+strings.Replace(capabilities, "S: UIDL\n\t\tS: TOP", "S: TOP\n\t\tS: UIDL", 1)+`
+		C: QUIT
+		S: +OK *
+	`)
+	proxytest.Transcript(t, r.secure(r.dial(t, "other")), `
+		S: +OK *
+		C: USER alice
+		S: +OK *
+		C: PASS wrong
+		S: -ERR \[AUTH\] *
+		C: USER alice
+		S: +OK *
+		C: PASS secret of alice
+		S: -ERR \[LOGIN-DELAY\] You have logged in a moment ago: try again later (session *)
+		C: USER bob
+		S: +OK *
+		C: PASS secret of bob
+		S: +OK *
+		C: QUIT
+		S: +OK *
+	`)
+	if got := r.metrics("auth_attempts_total"); !strings.Contains(got, `{mechanism="userpass",protocol="pop3",result="rate_limited"} 1`) {
+		t.Errorf("the refusal is not counted:\n%s", got)
+	}
+}
+
 func TestCAPANamesNobodyWhenTold(t *testing.T) {
 	imap, _ := inMemory(t, "mail", "alice")
 	r := inhabit(t, frame+fmt.Sprintf(`
