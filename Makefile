@@ -8,7 +8,7 @@ LINT     := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.
 FUZZTIME ?= 10m
 BENCH    ?= .
 
-.PHONY: all build test lint fmt fuzz bench criteria
+.PHONY: all build test lint fmt fuzz bench criteria package
 all: build lint test
 
 build:
@@ -20,6 +20,7 @@ test:
 	.ci/packages
 	.ci/fuzz 1s
 	POSTERN_ALL=1 $(GO) test -race -timeout 10m ./...
+	.ci/package-test
 	cd proxy/certs/acmetest && $(GO) test -race -timeout 10m ./... # against a CA
 
 lint:
@@ -40,3 +41,7 @@ bench:
 
 criteria:
 	new=$$(.ci/criteria); printf '%s\n' "$$new" >docs/criteria.md
+
+# dist/: the binary, .deb, .rpm, notices and SBOM.
+package:
+	.ci/package
