@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"slices"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -20,62 +21,90 @@ type dimension struct {
 }
 
 // label is a dimension of one label.
-func label(name string, values ...string) dimension {
-	d := dimension{labels: []string{name}}
+func label(name string, values ...string) *dimension {
+	d := &dimension{labels: []string{name}}
 	for _, v := range values {
-		d.values = append(d.values, []string{v})
+		d.add(v)
 	}
 	return d
+}
+
+// add adds values, one for each label, unless they are there.
+func (d *dimension) add(values ...string) {
+	if !d.has(values) {
+		d.values = append(d.values, values)
+	}
+}
+
+func (d *dimension) has(values []string) bool {
+	return slices.ContainsFunc(d.values, func(v []string) bool { return slices.Equal(v, values) })
 }
 
 // A family is all series of one name. They exist from the start, at 0, and no
 // value that is not in a dimension ever becomes one: nothing that clients send
 // can add a series.
 type family[M any] struct {
-	dimensions []dimension
+	dimensions []*dimension
 	with       func(values ...string) M
-	known      map[series]M // the handles
+	known      atomic.Pointer[known[M]]
+}
+
+// known is the series of a family at one time.
+type known[M any] struct {
+	dimensions []dimension
+	handles    map[series]M
 }
 
 // series are the values of all labels; not more than four are in use.
 type series [4]string
 
-func newFamily[M any](with func(...string) M, dimensions []dimension) *family[M] {
-	f := &family[M]{dimensions: dimensions, with: with, known: make(map[series]M)}
-	f.create(nil, dimensions)
+func newFamily[M any](with func(...string) M, dimensions []*dimension) *family[M] {
+	f := &family[M]{dimensions: dimensions, with: with}
+	f.grow()
 	return f
 }
 
+// grow makes the series of values that have come to the dimensions.
+func (f *family[M]) grow() {
+	k := &known[M]{handles: make(map[series]M)}
+	for _, d := range f.dimensions {
+		k.dimensions = append(k.dimensions, dimension{d.labels, slices.Clone(d.values)})
+	}
+	f.create(k, nil, k.dimensions)
+	f.known.Store(k)
+}
+
 // create makes the product of the dimensions.
-func (f *family[M]) create(begun []string, rest []dimension) {
+func (f *family[M]) create(k *known[M], begun []string, rest []dimension) {
 	if len(rest) == 0 {
-		var k series
-		copy(k[:], begun)
-		f.known[k] = f.with(begun...)
+		var s series
+		copy(s[:], begun)
+		k.handles[s] = f.with(begun...)
 		return
 	}
 	for _, values := range rest[0].values {
-		f.create(slices.Concat(begun, values), rest[1:])
+		f.create(k, slices.Concat(begun, values), rest[1:])
 	}
 }
 
 // of returns the series with values.
 func (f *family[M]) of(values ...string) M {
-	var k series
-	copy(k[:], values)
-	if m, ok := f.known[k]; ok {
+	var s series
+	copy(s[:], values)
+	k := f.known.Load()
+	if m, ok := k.handles[s]; ok {
 		return m
 	}
-	return f.with(f.closed(k)...)
+	return f.with(k.closed(s)...)
 }
 
 // closed replaces what is not in a dimension by other.
-func (f *family[M]) closed(k series) []string {
-	values := k[:0]
-	rest := k[:]
-	for _, d := range f.dimensions {
+func (k *known[M]) closed(s series) []string {
+	values := s[:0]
+	rest := s[:]
+	for _, d := range k.dimensions {
 		n := len(d.labels)
-		if !slices.ContainsFunc(d.values, func(v []string) bool { return slices.Equal(v, rest[:n]) }) {
+		if !d.has(rest[:n]) {
 			for i := range n {
 				rest[i] = other
 			}
@@ -91,7 +120,7 @@ type (
 	histogram = *family[prometheus.Observer]
 )
 
-func labelsOf(dimensions []dimension) (all []string) {
+func labelsOf(dimensions []*dimension) (all []string) {
 	for _, d := range dimensions {
 		all = append(all, d.labels...)
 	}
@@ -99,23 +128,32 @@ func labelsOf(dimensions []dimension) (all []string) {
 }
 
 // A registry makes families, and registers them.
-type registry struct{ *prometheus.Registry }
+type registry struct {
+	*prometheus.Registry
+	families []interface{ grow() }
+}
 
-func (r registry) counter(name, help string, dimensions ...dimension) counter {
+func (r *registry) counter(name, help string, dimensions ...*dimension) counter {
 	v := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: prefix, Name: name, Help: help}, labelsOf(dimensions))
 	r.MustRegister(v)
-	return newFamily(v.WithLabelValues, dimensions)
+	f := newFamily(v.WithLabelValues, dimensions)
+	r.families = append(r.families, f)
+	return f
 }
 
-func (r registry) gauge(name, help string, dimensions ...dimension) gauge {
+func (r *registry) gauge(name, help string, dimensions ...*dimension) gauge {
 	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: prefix, Name: name, Help: help}, labelsOf(dimensions))
 	r.MustRegister(v)
-	return newFamily(v.WithLabelValues, dimensions)
+	f := newFamily(v.WithLabelValues, dimensions)
+	r.families = append(r.families, f)
+	return f
 }
 
-func (r registry) histogram(name, help string, buckets []float64, dimensions ...dimension) histogram {
+func (r *registry) histogram(name, help string, buckets []float64, dimensions ...*dimension) histogram {
 	v := prometheus.NewHistogramVec(
 		prometheus.HistogramOpts{Namespace: prefix, Name: name, Help: help, Buckets: buckets}, labelsOf(dimensions))
 	r.MustRegister(v)
-	return newFamily(v.WithLabelValues, dimensions)
+	f := newFamily(v.WithLabelValues, dimensions)
+	r.families = append(r.families, f)
+	return f
 }

@@ -5,7 +5,7 @@ import (
 	"log/slog"
 	"runtime"
 	"runtime/debug"
-	"slices"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -40,6 +40,9 @@ type Config struct {
 type Metrics struct {
 	config   Config
 	registry registry
+
+	growing sync.Mutex
+	labels  labels
 
 	accepted, rejected  counter
 	open                gauge
@@ -101,35 +104,62 @@ func New(c Config) *Metrics {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	m := &Metrics{config: c, registry: registry{prometheus.NewRegistry()}}
+	m := &Metrics{config: c, registry: registry{Registry: prometheus.NewRegistry()}, labels: newLabels()}
+	m.labels.add(c.Services, c.Backends)
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
-	m.clients(c.Services)
-	m.backends(c.Backends)
+	m.clients()
+	m.backends()
 	m.pop3()
 	m.process()
 	return m
 }
 
-func (m *Metrics) clients(services []Service) {
-	listener := dimension{labels: []string{"listener"}}
-	served := dimension{labels: []string{"listener", "protocol"}}
-	protocol := dimension{labels: []string{"protocol"}}
-	via := dimension{labels: []string{"protocol", "mechanism"}}
+// labels are the dimensions that the configuration fills.
+type labels struct {
+	listener, served, protocol, via *dimension
+	backend, server                 *dimension
+}
+
+func newLabels() labels {
+	return labels{
+		listener: label("listener"), protocol: label("protocol"), backend: label("backend"),
+		served: &dimension{labels: []string{"listener", "protocol"}},
+		via:    &dimension{labels: []string{"protocol", "mechanism"}},
+		server: &dimension{labels: []string{"backend", "protocol"}},
+	}
+}
+
+func (l *labels) add(services []Service, backends []Backend) {
 	for _, s := range services {
-		listener.values = append(listener.values, []string{s.Name})
-		served.values = append(served.values, []string{s.Name, s.Protocol})
-		if protocol.has(s.Protocol) {
-			continue
-		}
-		protocol.values = append(protocol.values, []string{s.Protocol})
+		l.listener.add(s.Name)
+		l.served.add(s.Name, s.Protocol)
+		l.protocol.add(s.Protocol)
 		for _, mechanism := range mechanisms[s.Protocol] {
-			via.values = append(via.values, []string{s.Protocol, mechanism})
+			l.via.add(s.Protocol, mechanism)
 		}
 	}
-	r := m.registry
+	for _, b := range backends {
+		l.backend.add(b.Name)
+		l.server.add(b.Name, b.Protocol)
+	}
+}
+
+// Know adds what a new configuration has. What is gone stays as it is.
+func (m *Metrics) Know(services []Service, backends []Backend) {
+	m.growing.Lock()
+	defer m.growing.Unlock()
+	m.labels.add(services, backends)
+	for _, f := range m.registry.families {
+		f.grow()
+	}
+}
+
+func (m *Metrics) clients() {
+	listener, served, protocol, via := m.labels.listener, m.labels.served, m.labels.protocol, m.labels.via
+	r := &m.registry
 	m.accepted = r.counter("connections_accepted_total", "TCP connections accepted.", served)
 	m.rejected = r.counter("connections_rejected_total", "Connections closed before the TLS handshake.",
 		listener, label("reason", proxy.TooMany.String(), other))
@@ -157,8 +187,8 @@ func (m *Metrics) clients(services []Service) {
 }
 
 // outcomes are those of handshakes. Only what we refuse has a reason.
-func outcomes() dimension {
-	d := dimension{labels: []string{"result", "reason"}}
+func outcomes() *dimension {
+	d := &dimension{labels: []string{"result", "reason"}}
 	for _, result := range []string{
 		proxy.HandshakeOK, proxy.HandshakeTimeout, proxy.HandshakeSilent, proxy.HandshakeClientAbort,
 		proxy.HandshakeBadProtocol, proxy.HandshakeEarly, proxy.HandshakeChallenge,
@@ -171,16 +201,9 @@ func outcomes() dimension {
 	return d
 }
 
-func (m *Metrics) backends(all []Backend) {
-	name := dimension{labels: []string{"backend"}}
-	server := dimension{labels: []string{"backend", "protocol"}}
-	for _, b := range all {
-		if !name.has(b.Name) {
-			name.values = append(name.values, []string{b.Name})
-		}
-		server.values = append(server.values, []string{b.Name, b.Protocol})
-	}
-	r := m.registry
+func (m *Metrics) backends() {
+	name, server := m.labels.backend, m.labels.server
+	r := &m.registry
 	m.identified = r.gauge("backend_identity_accepted",
 		"1 if the backend could be told who the client is, in the configured way, at the last login.", server)
 	m.up = r.gauge("backend_up", "1 if the last health check of the backend succeeded.", server)
@@ -195,7 +218,7 @@ func (m *Metrics) backends(all []Backend) {
 
 func (m *Metrics) pop3() {
 	command := label("command", "STAT", "LIST", "RETR", "DELE", "NOOP", "RSET", "QUIT", "TOP", "UIDL", "CAPA", other)
-	r := m.registry
+	r := &m.registry
 	m.commands = r.counter("pop3_commands_total", "POP3 commands by reply.", command, label("result", resultOK, resultError))
 	m.commandTime = r.histogram("pop3_command_duration_seconds", "POP3 command service time.", latency, command)
 	m.loadTime = r.histogram("pop3_maildrop_load_duration_seconds", "Time to build the maildrop listing at login.", latency,
@@ -216,7 +239,7 @@ func (m *Metrics) pop3() {
 }
 
 func (m *Metrics) process() {
-	r := m.registry
+	r := &m.registry
 	m.panics = r.counter("panics_total", "Recovered panics.")
 	r.gauge("build_info", "Build metadata; value is always 1.",
 		label("version", m.config.Version), label("revision", revision()), label("goversion", runtime.Version()),
@@ -246,9 +269,4 @@ func number(b bool) float64 {
 		return 1
 	}
 	return 0
-}
-
-// has reports whether value is one of a dimension with one label.
-func (d dimension) has(value string) bool {
-	return slices.ContainsFunc(d.values, func(v []string) bool { return v[0] == value })
 }

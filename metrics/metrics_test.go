@@ -535,3 +535,22 @@ func BenchmarkPOP3Command(b *testing.B) {
 		m.Observe(e)
 	}
 }
+
+func TestANewConfigurationBringsItsSeries(t *testing.T) {
+	m := New(Config{Services: []Service{{"imap", proxy.IMAP}}, Backends: []Backend{{"main", proxy.IMAP}}})
+	client := proxy.Client{Service: "imap", Protocol: proxy.IMAP}
+	m.Observe(proxy.Accepted{Client: client})
+	m.Know([]Service{{"imap", proxy.IMAP}, {"pop3", proxy.POP3}}, []Backend{{"new", proxy.IMAP}})
+	m.Observe(proxy.Accepted{Client: client})
+	all := scrape(t, m)
+	for series, want := range map[string]string{
+		`postern_connections_accepted_total{listener="imap",protocol="imap"}`: "2",
+		`postern_connections_accepted_total{listener="pop3",protocol="pop3"}`: "0",
+		`postern_backend_dials_total{backend="new",result="ok"}`:              "0",
+		`postern_backend_dials_total{backend="main",result="ok"}`:             "0",
+	} {
+		if all[series] != want {
+			t.Errorf("%s is %q, want %s", series, all[series], want)
+		}
+	}
+}
