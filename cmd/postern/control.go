@@ -55,7 +55,8 @@ func (q question[In, Out]) answered(s *admin.Server, m *memory) {
 	})
 }
 
-// newControl returns what answers the questions of subcommands.
+// newControl returns what answers the questions of subcommands. What only a
+// Postern that runs can do is an admin.Handle here, and an admin.Call there.
 func (h *house) newControl(m *memory) *admin.Server {
 	s := &admin.Server{Log: h.log}
 	forgetUIDLs.answered(s, m)

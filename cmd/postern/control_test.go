@@ -96,7 +96,11 @@ func TestQuestionsWithoutState(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(t.Context(), ln) }()
-	t.Cleanup(func() { <-done })
+	t.Cleanup(func() {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 	_, forget := forgetUIDLs.one(t.Context(), cfg, selection{})
 	_, export := exportUIDLs.one(t.Context(), cfg, selection{})
 	_, add := importUIDLs.one(t.Context(), cfg, nil)

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -85,7 +86,7 @@ type oldServer struct {
 func (o oldServer) uidls(ctx context.Context, user string, secret *proxy.Secret) ([]string, error) {
 	address := o.address
 	if _, _, err := net.SplitHostPort(address); err != nil {
-		address = net.JoinHostPort(address, "995")
+		address = net.JoinHostPort(strings.Trim(address, "[]"), "995")
 	}
 	roots, err := loadCA(o.ca)
 	if err != nil {
