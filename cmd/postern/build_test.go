@@ -99,7 +99,7 @@ func (r *running) secure(c net.Conn) net.Conn {
 }
 
 // inMemory starts a server in memory with one message, whose subject is name.
-func inMemory(t *testing.T, name string, users ...string) (imap, submission string) {
+func inMemory(t testing.TB, name string, users ...string) (imap, submission string) {
 	t.Helper()
 	var accounts []memserver.Account
 	for _, u := range users {
