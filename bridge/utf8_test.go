@@ -1,11 +1,13 @@
 package bridge
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"postern/proxy"
 	"postern/proxy/proxytest"
@@ -130,6 +132,28 @@ func TestInternationalHeaders(t *testing.T) {
 			t.Errorf("cutHeader(%q) = %q, %v, want all, and more to come", message, header, whole)
 		}
 	}
+}
+
+// FuzzHeader: a header is the same wherever the message was cut behind it.
+func FuzzHeader(f *testing.F) {
+	f.Add([]byte(international1), 12)
+	f.Add([]byte("A: b\n\r\n\xfc"), 7)
+	f.Fuzz(func(t *testing.T, message []byte, cut int) {
+		header, whole := cutHeader(message)
+		if !bytes.HasPrefix(message, header) {
+			t.Fatalf("%q does not begin with %q", message, header)
+		}
+		if cut < 0 || cut > len(message) {
+			return
+		}
+		part, early := cutHeader(message[:cut])
+		if early && (!whole || !bytes.Equal(part, header)) || !early && len(part) != cut {
+			t.Errorf("cutHeader(%q) = %q, %v; of its first %d octets %q, %v", message, header, whole, cut, part, early)
+		}
+		if international(header) && !utf8.Valid(header) && !bytes.ContainsAny(header, "\n") {
+			t.Errorf("%q is UTF-8", header)
+		}
+	})
 }
 
 // Criterion: with pop3.utf8 a server that offers it is asked for messages in UTF-8, RFC 6855, without a round trip more, also after a reconnection.

@@ -229,7 +229,7 @@ func (m *Metrics) pop3() {
 	m.updateFailures = r.counter("pop3_update_failures_total", "Failures in the UPDATE state.",
 		label("stage", "seen", "store", "expunge", other))
 	m.messageSize = r.histogram("pop3_message_size_bytes", "Size of messages delivered by RETR.", octets)
-	m.completed = r.counter("pop3_messages_completed_total", "Messages that did not end in CRLF and got one.")
+	m.completed = r.counter("pop3_messages_without_final_crlf_total", "Messages sent that did not end in CRLF, and got one.")
 	m.notices = r.counter("pop3_maildrop_notices_total", "What an operator should know about maildrops, by kind.", label("kind",
 		proxy.NoticeCache, proxy.NoticeNotProven, proxy.NoticeRecord, proxy.NoticeRecomputed, proxy.NoticeChanged,
 		proxy.NoticeRenumbered))

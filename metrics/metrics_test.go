@@ -165,7 +165,7 @@ func TestAllFamiliesAreThereFromTheStart(t *testing.T) {
 		`pop3_update_failures_total{stage="expunge"}`,
 		`pop3_message_size_bytes_bucket{le="2.68435456e+08"}`,
 		`pop3_size_mismatches_total`,
-		`pop3_messages_completed_total`,
+		`pop3_messages_without_final_crlf_total`,
 		`pop3_maildrop_notices_total{kind="cache_failed"}`,
 		`pop3_maildrop_notices_total{kind="not_proven"}`,
 		`pop3_maildrop_notices_total{kind="record_failed"}`,
@@ -294,8 +294,8 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 		{"a message without its last CRLF", []proxy.Event{
 			proxy.MessageSent{Command: "TOP", Octets: 10, Completed: true},
 		}, []string{
-			`pop3_messages_completed_total 1`,
 			`pop3_messages_retrieved_total{command="TOP"} 1`,
+			`pop3_messages_without_final_crlf_total 1`,
 		}},
 		{"a backend", []proxy.Event{
 			proxy.Dialed{Backend: "main", Protocol: proxy.IMAP, Result: proxy.DialOK, Duration: time.Second},
