@@ -41,16 +41,22 @@ type office struct {
 	mu          sync.Mutex
 	uidValidity uint32
 	letters     []*letter
-	collected   map[uint32]bool // removed by UID EXPUNGE
+	collected   map[uint32]bool // removed by EXPUNGE
 	taken       map[uint32]bool // removed by another client
+	foreign     map[uint32]bool // marked by another client
+	swept       bool            // EXPUNGE came without UIDs
 }
 
 func newOffice(random *rand.Rand) *office {
-	o := &office{uidValidity: 7, collected: make(map[uint32]bool), taken: make(map[uint32]bool)}
+	o := &office{uidValidity: 7, collected: make(map[uint32]bool), taken: make(map[uint32]bool), foreign: make(map[uint32]bool)}
 	uid := uint32(0)
 	for range 1 + random.IntN(20) {
 		uid += 1 + uint32(random.IntN(2))
-		o.letters = append(o.letters, &letter{uid: uid, body: randomBody(random), flags: make(map[string]bool)})
+		l := &letter{uid: uid, body: randomBody(random), flags: make(map[string]bool)}
+		if random.IntN(5) == 0 {
+			l.flags[`\Deleted`], o.foreign[uid] = true, true
+		}
+		o.letters = append(o.letters, l)
 	}
 	return o
 }
@@ -143,7 +149,7 @@ func (o *office) answer(out *bufio.Writer, command string) {
 	case "SEARCH":
 		_, _ = out.WriteString("* SEARCH")
 		for _, l := range letters {
-			if set != "UID" || contains(items, l.uid, last) {
+			if (set != "UID" || contains(items, l.uid, last)) && (set != "DELETED" || l.flags[`\Deleted`]) {
 				_, _ = fmt.Fprintf(out, " %d", l.uid)
 			}
 		}
@@ -164,11 +170,14 @@ func (o *office) answer(out *bufio.Writer, command string) {
 		defer o.mu.Unlock()
 		for _, l := range o.letters {
 			if contains(set, l.uid, last) {
-				l.flags[strings.Trim(items[strings.IndexByte(items, '('):], "()")] = true
+				l.flags[strings.Trim(items[strings.IndexByte(items, '('):], "()")] = items[0] == '+'
 			}
 		}
 	case "EXPUNGE":
-		o.remove(o.collected, func(l *letter) bool { return contains(set, l.uid, last) && l.flags[`\Deleted`] })
+		o.swept = o.swept || set == ""
+		o.remove(o.collected, func(l *letter) bool {
+			return (set == "" || contains(set, l.uid, last)) && l.flags[`\Deleted`]
+		})
 	}
 }
 
@@ -211,6 +220,9 @@ type survival struct {
 	office *office
 	dials  int
 
+	capabilities string
+	record       *failing
+
 	numbers []uint32 // UID by message number
 	marked  map[uint32]bool
 	quit    bool // was sent
@@ -228,7 +240,14 @@ func (s *survival) run() {
 	s.office, s.marked = newOffice(s.random), make(map[uint32]bool)
 	var servers sync.WaitGroup
 	faults := s.random.IntN(4)
+	s.capabilities, s.record = capabilities, &failing{fails: s.random.IntN(8) == 0}
 	b := &Backend{Estimates: s.random.IntN(2) == 0, StableBodies: s.random.IntN(4) == 0, Timeout: 20 * time.Second}
+	switch s.random.IntN(3) {
+	case 0:
+		s.capabilities, b.Record = "IMAP4rev1", s.record
+	case 1:
+		s.capabilities, b.Delete = "IMAP4rev1", Isolate
+	}
 	b.Dial = func(context.Context, *proxy.Login) (net.Conn, string, error) {
 		if s.dials++; s.dials > 1 && s.random.IntN(10) == 0 {
 			return nil, "", proxy.Refuse(proxy.Unavailable, errors.New("nobody there"))
@@ -246,7 +265,7 @@ func (s *survival) run() {
 				f.CutRead, f.CutWrite = 0, int64(1+s.random.IntN(400))
 			}
 		}
-		return proxytest.Faulty(near, f), capabilities, nil
+		return proxytest.Faulty(near, f), s.capabilities, nil
 	}
 	session, err := b.Login(s.t.Context(), &proxy.Login{Account: "alice"})
 	if err == nil {
@@ -256,7 +275,54 @@ func (s *survival) run() {
 		_ = session.Close()
 	}
 	servers.Wait()
-	s.check()
+	if b.Record != nil {
+		s.again(b, &servers)
+	}
+	s.check(b)
+}
+
+// A failing is a memory in which no tombstone can be written.
+type failing struct {
+	memory
+	fails bool
+}
+
+func (f *failing) Update(ctx context.Context, key string, change func([]byte) ([]byte, error)) error {
+	if f.fails && key == tombstonesKey("alice") {
+		return errors.New("disk on fire")
+	}
+	return f.memory.Update(ctx, key, change)
+}
+
+// again looks at what the next session shows on a server without UIDPLUS.
+func (s *survival) again(b *Backend, servers *sync.WaitGroup) {
+	b.Dial = func(context.Context, *proxy.Login) (net.Conn, string, error) {
+		near, far := pair(s.t)
+		servers.Go(func() { s.office.serve(far) })
+		return near, s.capabilities, nil
+	}
+	opened, err := b.Login(s.t.Context(), &proxy.Login{Account: "alice"})
+	if err == nil {
+		_, err = opened.Open(s.t.Context())
+	}
+	if err != nil {
+		s.errorf("the next session: %v", err)
+		return
+	}
+	shown := make(map[uint32]bool)
+	for _, m := range opened.(*session).drop.messages {
+		shown[m.uid] = true
+	}
+	_ = opened.Close()
+	servers.Wait()
+	for _, l := range s.office.letters {
+		if !shown[l.uid] && !(s.quit && s.marked[l.uid]) {
+			s.errorf("%d is hidden: marked %v, QUIT %v", l.uid, s.marked[l.uid], s.quit)
+		}
+		if shown[l.uid] && s.goodbye && s.marked[l.uid] {
+			s.errorf("%d is shown again", l.uid)
+		}
+	}
 }
 
 // pair is a TCP connection that the caller closes.
@@ -447,7 +513,7 @@ func (s *survival) listing(command, text string) {
 }
 
 // check compares what is left with what was promised.
-func (s *survival) check() {
+func (s *survival) check(b *Backend) {
 	o := s.office
 	for uid := range o.collected {
 		if !s.quit || !s.marked[uid] {
@@ -455,11 +521,17 @@ func (s *survival) check() {
 		}
 	}
 	for _, l := range o.letters {
-		if l.flags[`\Deleted`] && !(s.quit && s.marked[l.uid]) {
+		if l.flags[`\Deleted`] && !(s.quit && s.marked[l.uid]) && !o.foreign[l.uid] {
 			s.errorf("%d is marked as deleted", l.uid)
 		}
-		if s.goodbye && s.marked[l.uid] {
+		if !l.flags[`\Deleted`] && o.foreign[l.uid] && (s.goodbye || b.Delete != Isolate) {
+			s.errorf("%d has lost the mark of another client", l.uid)
+		}
+		if s.goodbye && s.marked[l.uid] && (b.Record == nil || !l.flags[`\Deleted`]) {
 			s.errorf("%d was not removed", l.uid)
 		}
+	}
+	if o.swept && b.Delete != Isolate {
+		s.errorf("EXPUNGE for all")
 	}
 }
