@@ -14,27 +14,29 @@ import (
 	"postern/proxy/proxytest"
 )
 
+// realServers are IMAP servers that run here, with an empty INBOX of alice.
+var realServers = []struct {
+	name  string
+	start func(t *testing.T) (addr string, deliver func(raw []byte))
+}{
+	{"Dovecot", func(t *testing.T) (string, func([]byte)) {
+		d := proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: map[string]string{"alice": "secret"}})
+		return d.IMAP, func(raw []byte) { d.Deliver(t, "alice", raw) }
+	}},
+	{"Cyrus", func(t *testing.T) (string, func([]byte)) {
+		c := proxytest.StartCyrus(t, proxytest.CyrusOptions{Users: map[string]string{"alice": "secret"}})
+		return c.IMAP, func(raw []byte) { c.Deliver(t, "alice", raw) }
+	}},
+	{"Courier", func(t *testing.T) (string, func([]byte)) {
+		c := proxytest.StartCourier(t, proxytest.CourierOptions{Users: map[string]string{"alice": "secret"}})
+		// It stores LF, and sends a CR before each.
+		return c.IMAP, func(raw []byte) { c.Deliver(t, "alice", bytes.ReplaceAll(raw, []byte("\r\n"), []byte("\n"))) }
+	}},
+}
+
 // Criterion: from Dovecot, Cyrus and Courier, read in turn and in flight, messages are whole and right also when the connection to them is cut every now and then.
 func TestDrainOfRealServers(t *testing.T) {
-	users := map[string]string{"alice": "secret"}
-	for _, server := range []struct {
-		name  string
-		start func(t *testing.T) (addr string, deliver func(raw []byte))
-	}{
-		{"Dovecot", func(t *testing.T) (string, func([]byte)) {
-			d := proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: users})
-			return d.IMAP, func(raw []byte) { d.Deliver(t, "alice", raw) }
-		}},
-		{"Cyrus", func(t *testing.T) (string, func([]byte)) {
-			c := proxytest.StartCyrus(t, proxytest.CyrusOptions{Users: users})
-			return c.IMAP, func(raw []byte) { c.Deliver(t, "alice", raw) }
-		}},
-		{"Courier", func(t *testing.T) (string, func([]byte)) {
-			c := proxytest.StartCourier(t, proxytest.CourierOptions{Users: users})
-			// It stores LF, and sends a CR before each.
-			return c.IMAP, func(raw []byte) { c.Deliver(t, "alice", bytes.ReplaceAll(raw, []byte("\r\n"), []byte("\n"))) }
-		}},
-	} {
+	for _, server := range realServers {
 		t.Run(server.name, func(t *testing.T) {
 			addr, deliver := server.start(t)
 			var bodies []string
