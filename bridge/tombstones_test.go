@@ -3,6 +3,7 @@ package bridge
 import (
 	"errors"
 	"io"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -250,4 +251,74 @@ func FuzzTombstones(f *testing.F) {
 			t.Fatalf("%v comes back as %v, %v", stones, again, err)
 		}
 	})
+}
+
+// Criterion: whatever is delivered, marked, unmarked and removed between and during sessions, with UIDPLUS and without, POP3 lists all but what QUIT has confirmed to be deleted.
+func TestDeletionsAreTrue(t *testing.T) {
+	for seed := range uint64(200) {
+		random := rand.New(rand.NewPCG(seed, 5))
+		m := newModel([]string{"", "ESEARCH"}[random.IntN(2)])
+		b, cache, _, _ := m.bases(t)
+		b.KeepUnseen = true
+		plain := random.IntN(2) == 0
+		if plain {
+			m.capabilities = strings.Replace(m.capabilities, "UIDPLUS", "", 1)
+		}
+		confirmed := make(map[uint32]bool)
+		m.deliver(random.IntN(20))
+		for round := range 10 {
+			m.before = nil
+			m.deliver(random.IntN(3))
+			change := func() {
+				if len(m.mails) == 0 {
+					return
+				}
+				switch i := random.IntN(len(m.mails)); random.IntN(4) {
+				case 0:
+					m.expunge(i)
+				case 1:
+					m.marked[m.mails[i].uid] = true
+				default: // after STORE the message survives UID EXPUNGE
+					m.marked[m.mails[i].uid] = false
+				}
+			}
+			change()
+			if random.IntN(8) == 0 {
+				cache.values = nil
+			}
+			session, err := show1(t, b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var want, got []uint32
+			for _, x := range m.mails {
+				if !confirmed[x.uid] {
+					want = append(want, x.uid)
+				}
+			}
+			for i := range session.drop.messages {
+				x := &session.drop.messages[i]
+				if got = append(got, x.uid); random.IntN(4) == 0 {
+					session.drop.delete(x)
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Fatalf("seed %d, round %d: %v is listed, want %v; commands %q", seed, round, got, want, m.commands)
+			}
+			if random.IntN(2) == 0 {
+				m.before = func(string) { change() }
+			}
+			marked := session.drop.uids(deleted, 0)
+			if err := session.update(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for _, uid := range marked {
+				confirmed[uid] = plain
+			}
+			session.inbox.rest()
+			session.quitted = true
+			_ = session.Close()
+			m.take()
+		}
+	}
 }
