@@ -125,7 +125,7 @@ func (s *Server) resume(c *conn) error {
 // admit hears from whom the connection is and asks the guard. A client it
 // refuses costs no handshake.
 func (s *Server) admit(c *conn) (err error) {
-	if err = c.introduce(time.Now().Add(s.timeouts().Handshake)); err == nil {
+	if err = c.introduce(time.Now().Add(c.svc.timeouts().Handshake)); err == nil {
 		c.permit, err = s.Guard.Admit(c.Client, c.cancel)
 	}
 	if err != nil {
@@ -187,7 +187,7 @@ func (s *Server) secure(c *conn) error {
 
 // login lets the dialogue talk, up to the deadline.
 func (s *Server) login(c *conn, d Dialogue) (*Login, error) {
-	_ = c.SetReadDeadline(time.Now().Add(s.timeouts().Login))
+	_ = c.SetReadDeadline(time.Now().Add(c.svc.timeouts().Login))
 	login, err := d.Login(c.ctx)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):

@@ -667,9 +667,9 @@ func TestPlainTextOnATLSPortIsAnsweredInPlainText(t *testing.T) {
 	t.Parallel()
 	for _, said := range []string{"LOGIN alice right\r\n", "GET / HTTP/1.1\r\n\r\n", ""} {
 		d := newDiary()
-		dial, _ := start(t, &house{}, d, func(svc *proxy.Service, s *proxy.Server) {
+		dial, _ := start(t, &house{}, d, func(svc *proxy.Service, _ *proxy.Server) {
 			svc.StartTLS = false
-			s.Timeouts.Handshake = 100 * time.Millisecond
+			svc.Timeouts.Handshake = 100 * time.Millisecond
 		})
 		c := dial().(*tls.Conn).NetConn()
 		_, _ = io.WriteString(c, said)

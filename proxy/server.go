@@ -100,7 +100,8 @@ type Service struct {
 	Networks       []netip.Prefix // its clients, where a listener has several; nil: all that the others leave
 	TLS            *tls.Config
 	StartTLS       bool // TLS begins in the dialogue
-	Idle           time.Duration
+	Timeouts       Timeouts
+	Idle           time.Duration // of a session
 	Dialogue       func(*Conn) Dialogue
 	Account        func(user string) (string, error)     // pure: no I/O
 	Text           func(r Reason, account string) string // the operator's words; nil, or "": the protocol's own
@@ -114,7 +115,7 @@ type Timeouts struct {
 	Stall     time.Duration // for a client to take what it is sent
 }
 
-// DefaultTimeouts returns what a Server uses where it has a zero.
+// DefaultTimeouts returns what a Service has where it says zero.
 func DefaultTimeouts() Timeouts {
 	return Timeouts{Handshake: 10 * time.Second, Login: 60 * time.Second, Stall: 5 * time.Minute}
 }
@@ -124,7 +125,6 @@ func DefaultTimeouts() Timeouts {
 type Server struct {
 	Guard    Guard
 	Observer Observer
-	Timeouts Timeouts
 
 	mu        sync.Mutex
 	listeners map[net.Listener]*listener
@@ -208,9 +208,10 @@ func (s *Server) accept(ln *listener) {
 // register makes the conn of a connection, or closes it when the server is.
 func (s *Server) register(raw net.Conn, services []*Service) *conn {
 	client := Client{ID: rand.Text()[:12], Addr: addrPort(raw.RemoteAddr()), Local: addrPort(raw.LocalAddr())}
-	c := &conn{Conn: NewConn(raw, client, nil, s.timeouts().Stall), services: services, since: time.Now()}
+	timeouts := services[0].timeouts() // those of a listener have the same
+	c := &conn{Conn: NewConn(raw, client, nil, timeouts.Stall), services: services, since: time.Now()}
 	c.assign()
-	c.handshake, c.observe = s.timeouts().Handshake, s.observe
+	c.handshake, c.observe = timeouts.Handshake, s.observe
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -232,8 +233,8 @@ func addrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-func (s *Server) timeouts() Timeouts {
-	t, d := s.Timeouts, DefaultTimeouts()
+func (svc *Service) timeouts() Timeouts {
+	t, d := svc.Timeouts, DefaultTimeouts()
 	if t.Handshake == 0 {
 		t.Handshake = d.Handshake
 	}

@@ -68,7 +68,6 @@ func build(cfg *configs.Config, store *certs.Store, log *slog.Logger) (*house, e
 	h.server = &proxy.Server{
 		Guard:    newGuard(cfg),
 		Observer: h.observer,
-		Timeouts: proxy.Timeouts{Handshake: cfg.Timeouts.Handshake, Login: cfg.Timeouts.Login, Stall: cfg.Timeouts.Stall},
 	}
 	if err := h.setPOP3(); err != nil {
 		return nil, err
@@ -128,7 +127,8 @@ func (h *house) newService(l configs.Listener, b backends, r *routing) *proxy.Se
 	cfg := h.cfg
 	svc := &proxy.Service{
 		Name: l.Name, Protocol: l.Protocol, Networks: l.Networks, StartTLS: l.TLS != "implicit",
-		Account: r.accounts.Account, Text: h.text,
+		Timeouts: proxy.Timeouts{Handshake: cfg.Timeouts.Handshake, Login: cfg.Timeouts.Login, Stall: cfg.Timeouts.Stall},
+		Account:  r.accounts.Account, Text: h.text,
 	}
 	mux := &route.Mux{Rules: r.rules, Policy: r.policy, Targets: map[string]route.Target{}}
 	svc.Backend = mux

@@ -195,11 +195,12 @@ func serveClear(t *testing.T, protocol string, handshake time.Duration) *fixture
 
 func start(t *testing.T, timeouts proxy.Timeouts, svc proxy.Service) *fixture {
 	t.Helper()
+	svc.Timeouts = timeouts
 	f := &fixture{protocol: svc.Protocol, backend: &backend{answer: make(map[string]error)}, ends: make(chan proxy.Closed, 64)}
 	f.observed = &observed{ends: f.ends}
 	audit := proxy.NewAudit(slog.New(slog.NewTextHandler(&f.observed.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	audit.Known = func(string) bool { return true }
-	f.server = &proxy.Server{Guard: guard{}, Observer: proxy.Observers{audit, f.observed}, Timeouts: timeouts}
+	f.server = &proxy.Server{Guard: guard{}, Observer: proxy.Observers{audit, f.observed}}
 	svc.Name, svc.StartTLS, svc.Backend = svc.Protocol, true, f.backend
 	svc.Account = func(user string) (string, error) { return user, nil }
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
