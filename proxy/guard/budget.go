@@ -233,7 +233,7 @@ func (g *Guard) spend(c *claim, now time.Duration) {
 		switch {
 		case n.rate.Burst == 0:
 		case n.bucket == Known: // looked for again: it may have had to go meanwhile
-			if k := g.regulars.look(c.account, c.from.network, c.from.area, now).known; k != nil {
+			if k := g.regulars.find(c.account, c.from.network); k != nil {
 				k.full = n.rate.spend(k.full, now)
 			}
 		default:

@@ -206,7 +206,7 @@ func (g *Guard) shedOldest() context.CancelCauseFunc {
 // Leave implements proxy.Permit.
 func (p *permit) Leave() {
 	g := p.guard
-	g.lock()
+	g.mu.Lock()
 	p.endSession()
 	if p.gone {
 		g.leaving--

@@ -204,7 +204,9 @@ func (g *Guard) UnlockNetwork(addr netip.Addr) {
 		from.network ^ g.salts[Network], from.network ^ g.salts[OAuth], from.wider[0] ^ g.salts[Network24],
 		from.wider[0] ^ g.salts[Network56], from.wider[1] ^ g.salts[Network48],
 	} {
-		g.drop(func(b *bucket) bool { return b.key == k })
+		if b := g.buckets.get(k); b != nil {
+			*b = bucket{}
+		}
 		g.evicted.forget(k)
 	}
 	for p := g.regulars.houses[from.network].first; p != 0; {

@@ -23,11 +23,12 @@ const epoch = 400 * day
 
 // A Guard is a proxy.Guard. It must be made by New.
 type Guard struct {
-	secret  secret // as salts and pools, changed by Restore only
-	salts   [bucketKinds]key
-	pools   [tiers]key
-	begun   time.Time
-	permits sync.Pool
+	secret secret // as salts and pools, changed by Restore only
+	salts  [bucketKinds]key
+	pools  [tiers]key
+	begun  time.Time
+
+	permits, attempts sync.Pool
 
 	mu       sync.Mutex // held for about a microsecond: less than the handshake before it by far
 	config   *Config
@@ -53,6 +54,7 @@ func New(c Config) *Guard {
 	g := &Guard{
 		begun:    c.Now(),
 		permits:  sync.Pool{New: func() any { return new(permit) }},
+		attempts: sync.Pool{New: func() any { return new(attempt) }},
 		latest:   epoch,
 		flights:  make(map[key]flight),
 		sessions: make(map[key]int32),

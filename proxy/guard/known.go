@@ -124,30 +124,40 @@ func (r *regulars) shared(network key, now time.Duration) int {
 // account.
 func (r *regulars) greet(account, network, area key, at time.Duration) bool {
 	seconds := uint32(at / time.Second)
-	var oldest place
-	count := 0
+	k := r.find(account, network)
+	if k == nil {
+		r.add(known{account: account, network: network, area: uint32(area), first: seconds, last: seconds})
+		return true
+	}
+	isNew := k.expired(at)
+	if isNew {
+		k.first, k.full = seconds, 0
+	}
+	k.first, k.last = min(k.first, seconds), max(k.last, seconds)
+	return isNew
+}
+
+func (r *regulars) find(account, network key) *known {
 	for p := r.accounts[account]; p != 0; p = r.at(p).ofAccount {
-		k := r.at(p)
-		if k.network == network {
-			isNew := k.expired(at)
-			if isNew {
-				k.first, k.full = seconds, 0
-			}
-			k.first, k.last = min(k.first, seconds), max(k.last, seconds)
-			return isNew
+		if k := r.at(p); k.network == network {
+			return k
 		}
-		if count++; oldest == 0 || k.last < r.at(oldest).last {
+	}
+	return nil
+}
+
+// add adds k, which must be new. An account that has as many networks as it may
+// loses the one it did not use for the longest time.
+func (r *regulars) add(k known) {
+	count, oldest := 0, place(0)
+	for p := r.accounts[k.account]; p != 0; p = r.at(p).ofAccount {
+		if count++; oldest == 0 || r.at(p).last < r.at(oldest).last {
 			oldest = p
 		}
 	}
 	if count >= knownNetworks {
 		r.remove(oldest)
 	}
-	r.add(known{account: account, network: network, area: uint32(area), first: seconds, last: seconds})
-	return true
-}
-
-func (r *regulars) add(k known) {
 	p := r.room()
 	house := r.houses[k.network]
 	k.ofAccount, k.ofNetwork, k.toNetwork = r.accounts[k.account], house.first, 0

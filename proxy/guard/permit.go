@@ -42,14 +42,18 @@ type permit struct {
 	guard  *Guard
 	policy *Config
 	presence
+	*attempt     // from Try to Settle: sessions live long and need none
+	session  key // the pair whose session this is, or may become; 0: none
+	verdict  Verdict
+}
 
-	claim   claim // of the last attempt
-	tag     tag   // of its password; 0: none
-	sprayed key   // the password, whoever's it is
+// An attempt is what Try leaves for Settle.
+type attempt struct {
+	claim   claim
+	tag     tag // of its password; 0: none
+	sprayed key // the password, whoever's it is
 	begun   time.Duration
 	stage   stage
-	session bool // one of the account's is taken
-	verdict Verdict
 }
 
 // A stage is how far an attempt has come.
@@ -71,14 +75,15 @@ func (p *permit) Verdict() Verdict { return p.verdict }
 // for them.
 func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 	g := p.guard
+	p.attempt = g.attempts.Get().(*attempt)
+	p.tag, p.sprayed, p.stage = 0, 0, refused
 	s := p.subject(l)
-	p.tag, p.sprayed = 0, 0
 	if !s.oauth {
 		p.tag, p.sprayed = g.secret.tag(s.account, l.Secret.Reveal()), g.secret.password(l.Secret.Reveal())
 	}
 	g.lock()
 	defer g.mu.Unlock()
-	p.begun, p.stage = g.latest, refused
+	p.begun = g.latest
 	p.endSession()
 	denied, reason := p.try(ctx, s)
 	p.verdict = Verdict{Tier: p.claim.tier, Repeat: p.verdict.Repeat, Denied: denied}
@@ -215,15 +220,17 @@ func (p *permit) Settle(err error) time.Duration {
 	o := outcomeOf(err)
 	if p.stage != refused {
 		p.settle(o)
-		p.stage = refused
 	}
 	if err != nil {
 		p.endSession()
 	} else {
 		p.settled()
 	}
+	after := g.latest - p.begun
+	g.attempts.Put(p.attempt)
+	p.attempt = nil
 	if _, denied := errors.AsType[*Denied](err); denied || o == wrong {
-		return p.delay(g.latest - p.begun)
+		return p.delay(after)
 	}
 	return 0
 }
@@ -285,19 +292,19 @@ func jitter(d time.Duration) time.Duration {
 }
 
 func (p *permit) startSession() {
-	p.session = true
-	p.guard.sessions[p.claim.pair()]++
+	p.session = p.claim.pair()
+	p.guard.sessions[p.session]++
 }
 
 func (p *permit) endSession() {
-	if !p.session {
+	if p.session == 0 {
 		return
 	}
-	p.session = false
-	s, pair := p.guard.sessions, p.claim.pair()
-	if s[pair]--; s[pair] == 0 {
-		delete(s, pair)
+	s := p.guard.sessions
+	if s[p.session]--; s[p.session] == 0 {
+		delete(s, p.session)
 	}
+	p.session = 0
 }
 
 // refusal returns the first proxy.Refusal in err's tree, or nil.

@@ -19,7 +19,7 @@ type Store interface {
 const (
 	snapshotKey   = "guard"
 	snapshotEvery = time.Minute
-	snapshotPut   = 10 * time.Second // for the last one to be stored
+	snapshotPut   = 10 * time.Second // for one to be stored
 
 	// The last octet is the version.
 	snapshotMagic = "postern guard\x01"
@@ -46,17 +46,19 @@ func (g *Guard) Load(ctx context.Context, s Store) error {
 func (g *Guard) Run(ctx context.Context, s Store, log *slog.Logger) {
 	tick := time.NewTicker(snapshotEvery)
 	defer tick.Stop()
-	for ctx.Err() == nil {
+	for {
 		select {
 		case <-tick.C:
+			g.save(ctx, s, log)
 		case <-ctx.Done():
+			g.save(context.WithoutCancel(ctx), s, log)
+			return
 		}
-		g.save(ctx, s, log)
 	}
 }
 
 func (g *Guard) save(ctx context.Context, s Store, log *slog.Logger) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), snapshotPut)
+	ctx, cancel := context.WithTimeout(ctx, snapshotPut)
 	defer cancel()
 	if err := s.Put(ctx, snapshotKey, g.Snapshot()); err != nil {
 		log.Warn("what the guard remembers is not stored", "err", err)
@@ -217,7 +219,7 @@ func (g *Guard) restore(b []byte) error {
 	then := g.latest - min(max(0, g.config.Now().Sub(stored)), epoch)
 	learning := r.seconds()
 	g.forget(secretOf(r.next(16)))
-	g.learning = then + learning
+	g.learning = then + min(learning, max(0, g.config.Learning))
 	g.restoreBuckets(&r, then)
 	g.restoreSketch(&r, then)
 	g.restoreRings(&r, then)
@@ -277,7 +279,7 @@ func (g *Guard) restoreRegulars(r *reader, then time.Duration) {
 	for range r.count(32) {
 		k := known{account: key(r.uint64()), network: key(r.uint64()), area: r.uint32()}
 		k.first, k.last, k.full = before(then, r.uint32()), before(then, r.uint32()), then+r.seconds()
-		if k.account != 0 && !k.expired(g.latest) {
+		if k.account != 0 && !k.expired(g.latest) && g.regulars.find(k.account, k.network) == nil {
 			g.regulars.add(k)
 		}
 	}

@@ -1,0 +1,222 @@
+package guard
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"postern/proxy"
+)
+
+// fillFrom admits until that is refused, and returns who came in and why there are no
+// more.
+func fillFrom(t testing.TB, g *Guard, addr func(i int) string) (permits []*permit, err error) {
+	t.Helper()
+	for i := range 100_000 {
+		p, err := g.Admit(clientAt(addr(i)), nil)
+		if err != nil {
+			if r := refusal(err); r == nil || r.Reason != proxy.TooMany {
+				t.Fatalf("Admit: %v, want too many", err)
+			}
+			return permits, err
+		}
+		permits = append(permits, p.(*permit))
+	}
+	t.Fatal("there is no limit")
+	return nil, nil
+}
+
+func leaveAll(permits []*permit) {
+	for _, p := range permits {
+		p.Leave()
+	}
+}
+
+func TestConnectionsOfANetwork(t *testing.T) {
+	one := func(int) string { return "192.0.2.1" }
+	site := func(i int) string { return fmt.Sprintf("2001:db8:1:%x::1", i) }
+	for _, test := range []struct {
+		name     string
+		addr     func(int) string
+		loggedIn bool
+		want     int
+		err      error
+	}{
+		{"not logged in", one, false, 40, ErrLoginsPerNetwork},
+		{"logged in", one, true, 200, ErrConnectionsPerNetwork},
+		{"IPv6 /48, not logged in", site, false, 160, ErrLoginsPerNetwork},
+		{"IPv6 /48, logged in", site, true, 800, ErrConnectionsPerNetwork},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g, _ := newClocked(Config{Connections: 5000, Reserve: 1})
+			var permits []*permit
+			var err error
+			for i := 0; err == nil; i++ {
+				var p proxy.Permit
+				if p, err = g.Admit(clientAt(test.addr(i)), nil); err == nil {
+					permits = append(permits, p.(*permit))
+				}
+				if err == nil && test.loggedIn {
+					if denied := p.Try(t.Context(), loginWith(fmt.Sprint(i), "right")); denied != nil {
+						t.Fatal(denied)
+					}
+					p.Settle(nil)
+				}
+			}
+			if len(permits) != test.want || !errors.Is(err, test.err) {
+				t.Errorf("%d connections, then %v, want %d and %v", len(permits), err, test.want, test.err)
+			}
+			mustAdmit(t, g, "198.51.100.1").Leave()
+			permits[0].Leave()
+			mustAdmit(t, g, test.addr(0)).Leave()
+			leaveAll(permits[1:])
+			if len(g.from) != 0 || g.open != 0 || g.strangers != 0 || g.oldest != nil || g.newest != nil {
+				t.Errorf("after all have left: %+v", g.lobby)
+			}
+		})
+	}
+}
+
+// Criterion: A network whose accounts have used it for a day may have more connections, guesses and attempts under way, for each of them.
+func TestNetworkGrowsWithItsAccounts(t *testing.T) {
+	g, at := newClocked(Config{})
+	addr := netip.MustParseAddr("192.0.2.1")
+	for i := range 150 {
+		g.Seed([]Success{{fmt.Sprint("user", i), addr, at.now.Add(-25 * time.Hour)}})
+	}
+	for i := range 50 { // too new, or too old
+		g.Seed([]Success{{fmt.Sprint("new", i), addr, at.now.Add(-23 * time.Hour)}, {fmt.Sprint("old", i), addr, at.now.Add(-8 * day)}})
+	}
+	e := g.Explain("", "stranger", addr)
+	if e.Shared != 100 {
+		t.Errorf("%d accounts share the network, want 100, which is the most that count", e.Shared)
+	}
+	for _, s := range e.Buckets {
+		if s.Bucket == Network && (s.Burst != 220 || s.Every != 30*time.Minute/101 || s.AtOnce != 108) {
+			t.Errorf("the network's bucket is %+v", s)
+		}
+	}
+	permits, err := fillFrom(t, g, func(int) string { return "192.0.2.1" })
+	if len(permits) != 440 || !errors.Is(err, ErrLoginsPerNetwork) {
+		t.Errorf("%d connections, then %v", len(permits), err)
+	}
+	leaveAll(permits)
+}
+
+// Criterion: While strangers fill all places that they may have, the oldest of them make room, and networks with known-good accounts have places in reserve.
+func TestFloodShedsTheOldestStrangers(t *testing.T) {
+	g, at := newClocked(Config{Connections: 100, Reserve: 20})
+	g.Seed([]Success{{"alice", netip.MustParseAddr("192.0.2.1"), at.now}})
+	var shed []int
+	var permits []*permit
+	admit := func(i int) error {
+		p, err := g.Admit(clientAt(fmt.Sprintf("198.18.%d.%d", i/200, i%200)), func(err error) {
+			if proxy.ReasonOf(err) != proxy.TooMany || !errors.Is(err, ErrShed) {
+				t.Errorf("shed: %v", err)
+			}
+			shed = append(shed, i)
+		})
+		if err == nil {
+			permits = append(permits, p.(*permit))
+		}
+		return err
+	}
+	for i := range 80 {
+		if err := admit(i); err != nil || len(shed) > 0 {
+			t.Fatalf("stranger %d: %v, shed %v", i, err, shed)
+		}
+	}
+	// One of them logs in and is a stranger no more.
+	if err := permits[0].Try(t.Context(), loginWith("bob", "right")); err != nil {
+		t.Fatal(err)
+	}
+	permits[0].Settle(nil)
+	if err := admit(80); err != nil || len(shed) != 0 {
+		t.Errorf("in the place of who logged in: %v, shed %v", err, shed)
+	}
+	for i := 81; i < 84; i++ {
+		if err := admit(i); err != nil {
+			t.Errorf("stranger %d: %v", i, err)
+		}
+	}
+	if fmt.Sprint(shed) != "[1 2 3]" {
+		t.Errorf("shed %v, want the oldest three", shed)
+	}
+	for i := range 19 {
+		if p, err := g.Admit(clientAt("192.0.2.1"), nil); err != nil {
+			t.Errorf("known-good connection %d: %v", i, err)
+		} else {
+			permits = append(permits, p.(*permit))
+		}
+	}
+	p, err := g.Admit(clientAt("192.0.2.1"), nil)
+	if err != nil || fmt.Sprint(shed) != "[1 2 3 4]" {
+		t.Errorf("one more known-good: %v, shed %v, want one more stranger", err, shed)
+	}
+	p.Leave()
+	// Those that are shed do not leave at once: not too many at a time.
+	for i := range 50 {
+		_ = admit(1000 + i)
+	}
+	if g.leaving != 6 || g.open > 100 {
+		t.Errorf("%d are leaving, %d open", g.leaving, g.open)
+	}
+	leaveAll(permits)
+	if g.open != 0 || g.strangers != 0 || g.leaving != 0 || g.oldest != nil || g.newest != nil || len(g.from) != 0 {
+		t.Errorf("after all have left: %+v", g.lobby)
+	}
+}
+
+// Criterion: A flood from one IPv4 address or one IPv6 /48 keeps nobody else out.
+func TestFloodOfOneNetwork(t *testing.T) {
+	for _, addr := range []func(int) string{
+		func(int) string { return "198.18.0.1" },
+		func(i int) string { return fmt.Sprintf("2001:db8:1:%x::1", i%65536) },
+	} {
+		g, _ := newClocked(Config{})
+		shed := 0
+		count := func(error) { shed++ }
+		var open []proxy.Permit
+		other := mustAdmit(t, g, "192.0.2.1")
+		for i := range 20_000 {
+			if p, err := g.Admit(clientAt(addr(i)), count); err == nil {
+				open = append(open, p)
+			}
+		}
+		if len(open) > 160 || shed > 0 {
+			t.Errorf("%d connections of one site are open, %d others were shed", len(open), shed)
+		}
+		mustAdmit(t, g, "192.0.2.1").Leave()
+		other.Leave()
+	}
+}
+
+// Criterion: A refusal that is held back holds no token, no place among the attempts under way and no session.
+func TestHeldBackHoldsNothing(t *testing.T) {
+	s, _ := newServer(t, Config{})
+	p := mustAdmit(t, s.Guard, "192.0.2.1")
+	defer p.Leave()
+	if err := p.Try(t.Context(), loginWith("alice", "guess")); err != nil {
+		t.Fatal(err)
+	}
+	if delay := p.Settle(errWrong); delay < time.Second {
+		t.Errorf("delay %v", delay)
+	}
+	if st := s.Stats(); st.InFlight != 0 || st.Sessions != 0 || len(s.flights) != 0 || p.attempt != nil {
+		t.Errorf("while the refusal waits: %+v", st)
+	}
+	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
+		t.Errorf("beside it: %v", err)
+	}
+}
+
+func TestShedMayBeMissing(t *testing.T) {
+	g, _ := newClocked(Config{Connections: 2, Reserve: 1})
+	p := mustAdmit(t, g, "192.0.2.1")
+	defer p.Leave()
+	if _, err := g.Admit(clientAt("192.0.2.2"), func(error) {}); !errors.Is(err, ErrConnections) {
+		t.Errorf("Admit: %v", err)
+	}
+}
