@@ -188,6 +188,11 @@ func TestRenumberedMailbox(t *testing.T) {
 				S: -ERR `+renumbered+`
 				S: <EOF>
 			`)
+			_ = r.wait(t)
+			told := of[proxy.Reconnected](r.events)
+			if len(told) != len(scripts)-1 || len(told) == 1 && told[0].Result != proxy.ReconnectRenumbered {
+				t.Errorf("told %+v, want that UIDVALIDITY has changed if there was a reconnection", told)
+			}
 		})
 		t.Run(name+", QUIT", func(t *testing.T) {
 			r := faulty(t, &Backend{}, scripts...)

@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -508,5 +509,36 @@ func TestManyListLinesAreFewWrites(t *testing.T) {
 	}
 	if got := counting.octets / int64(len(messages)); got != 22 {
 		t.Errorf("%d octets a line, want 22", got)
+	}
+}
+
+// Criterion: a body that does not end in CRLF gets exactly one, which is announced, sent and counted.
+func TestLastCRLF(t *testing.T) {
+	ends := map[string]bool{"end": false, "end\r": false, "end\n": false, "end\r\n": true, "end\r\n\r\n": true, ".": false}
+	for end, whole := range ends {
+		message := "A: b\r\n\r\n" + end
+		_, b := serve(t, message)
+		r := run(t, b)
+		sent := message
+		if !whole {
+			sent += "\r\n"
+		}
+		dot := ""
+		if end == "." {
+			dot = "."
+		}
+		proxytest.Transcript(t, r.conn, fmt.Sprintf(`
+			C: LIST 1
+			S: +OK 1 %d
+			C: RETR 1
+			S: +OK %d octets
+			S- A: b\r\n\r\n%s%s.\r\n
+			C: QUIT
+			S: +OK *
+		`, len(sent), len(sent), dot, escape(sent[len("A: b\r\n\r\n"):])))
+		_ = r.wait(t)
+		if got := of[proxy.MessageSent](r.events); len(got) != 1 || got[0].Completed == whole {
+			t.Errorf("%q: told %+v", end, got)
+		}
 	}
 }
