@@ -9,9 +9,9 @@ type Tier uint8
 // that whoever empties one leaves the others.
 const (
 	KnownGood     Tier = iota // it logged in from there in the last 30 days
-	AreaFresh                 // it logged in from the area; at most 2 wrong passwords from the network in 24 h
+	AreaFresh                 // it logged in from the area; at most 2 attempts from the network in 24 h were wrong or refused
 	AreaUsed                  // the same, after more of them
-	StrangerFresh             // neither; at most 2 wrong passwords
+	StrangerFresh             // neither; at most 2 such attempts
 	StrangerUsed
 	tiers
 )
@@ -26,8 +26,8 @@ func (t Tier) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
 func (t Tier) stranger() bool { return t == StrangerFresh || t == StrangerUsed }
 
-// fresh is how many wrong passwords a network may have sent for an account, in
-// a day, to count as fresh.
+// fresh is how many attempts of a network at an account may have been wrong or
+// refused in a day, and the network still counts as fresh.
 const fresh = 2
 
 // A Bucket is what an attempt needs one of.
@@ -243,18 +243,41 @@ func (g *Guard) spend(c *claim, now time.Duration) {
 }
 
 func (g *Guard) spendOf(c *claim, n *need, now time.Duration) {
-	full := n.rate.spend(g.full(c, n), now)
+	b := g.bucketOf(c, n, now)
+	b.full = n.rate.spend(b.full, now)
+	if n.bucket == Pair {
+		b.try(now)
+	}
+}
+
+// tried counts a refused attempt of a fresh network. Without it thousands of
+// networks, most of which never get a token, would stay fresh, and use up what
+// newcomers have.
+func (g *Guard) tried(c *claim, now time.Duration) {
+	if c.oauth || c.tier != AreaFresh && c.tier != StrangerFresh {
+		return
+	}
+	for i := range c.all() {
+		if n := &c.needs[i]; n.bucket == Pair {
+			g.bucketOf(c, n, now).try(now)
+		}
+	}
+}
+
+// bucketOf returns the bucket of n, to be changed.
+func (g *Guard) bucketOf(c *claim, n *need, now time.Duration) *bucket {
+	full := g.full(c, n)
 	b := g.buckets.put(n.key, now, g.evict)
 	b.key, b.kind, b.full = n.key, n.bucket, full
 	switch n.bucket {
 	case Pair:
 		b.account, b.network = uint32(c.account), uint32(c.from.network)
-		b.try(now)
 	case Account, Consecutive:
 		b.account = uint32(c.account)
 	case Network, OAuth:
 		b.network = uint32(c.from.network)
 	}
+	return b
 }
 
 // evict keeps the debt of a bucket that has to go: that is no amnesty.
@@ -272,7 +295,7 @@ type bucket struct {
 	since            uint32        // of tries, in seconds
 	account, network uint32        // whose it is, to find it when that is unlocked: half of the key, or 0
 	kind             Bucket
-	tries            uint8 // wrong passwords in the day that began with since
+	tries            uint8 // wrong or refused, in the day that began with since
 }
 
 func (b *bucket) id() key { return b.key }

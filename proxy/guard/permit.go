@@ -154,6 +154,7 @@ func (p *permit) decide(s subject) (blocked *need, denied *Denied, reason proxy.
 	// whether a password was tried before.
 	has, which := g.has(&p.claim, now)
 	if has == empty {
+		g.tried(&p.claim, now)
 		retry := which.rate.next(g.full(&p.claim, which), now)
 		return nil, &Denied{Tier: p.claim.tier, Bucket: which.bucket, RetryAfter: retry}, proxy.Throttled
 	}
