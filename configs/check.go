@@ -12,8 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"postern/proxy"
 )
 
 // check judges the values that could be read.
@@ -74,6 +72,9 @@ func (m *mistakes) checkListeners() {
 			names[l.Name] = key
 		}
 	}
+	if a := c.TLS.ACME; a != nil && a.HTTPAddress != "" {
+		m.checkPort("tls.acme.http_address", a.HTTPAddress, ports)
+	}
 	if c.Metrics.Address != "" {
 		m.checkPort("metrics.address", c.Metrics.Address, ports)
 	}
@@ -120,32 +121,6 @@ func (m *mistakes) checkPort(key, address string, all ports) {
 		}
 	}
 	all[port] = append(all[port], listening{addr, key})
-}
-
-func (m *mistakes) checkTLS() {
-	certs := m.cfg.TLS.Certificates
-	m.checkWord("tls.profile", m.cfg.TLS.Profile, "a profile", proxy.Profiles()...)
-	for i, l := range m.cfg.Listeners {
-		if key := fmt.Sprintf("listeners[%d].tls_profile", i); m.cfg.Stands(key) {
-			m.checkWord(key, l.TLSProfile, "a profile", proxy.Profiles()...)
-			if l.TLS == "refuse" {
-				m.judge(key, "has no meaning with tls: refuse; remove it")
-			}
-		}
-	}
-	needed := func(l Listener) bool { return l.TLS != "refuse" }
-	if len(certs) == 0 && (len(m.cfg.Listeners) == 0 || slices.ContainsFunc(m.cfg.Listeners, needed)) {
-		m.judge("tls.certificates", "none; the listeners need one, such as - {cert: /etc/postern/tls/mail.pem, key: /etc/postern/tls/mail.key}")
-	}
-	for i, cert := range certs {
-		key := fmt.Sprintf("tls.certificates[%d]", i)
-		if cert.Cert == "" {
-			m.judge(key+".cert", "missing; write the path of the certificate chain in PEM form")
-		}
-		if cert.Key == "" {
-			m.judge(key+".key", "missing; write the path of the certificate's private key in PEM form")
-		}
-	}
 }
 
 func (m *mistakes) checkBackends() {

@@ -58,19 +58,6 @@ type Listener struct {
 	POP3       *ListenerPOP3  `yaml:"pop3"`        // of pop3: what is other here than for all; nil: nothing
 }
 
-// TLS is what all listeners show to clients.
-type TLS struct {
-	Certificates []Certificate `yaml:"certificates"` // at least one; the first is the default
-	Profile      string        `yaml:"profile"`      // how old clients' TLS may be: a proxy.Profile's name
-}
-
-// A Certificate is a pair of PEM files. Paths are relative to the folder of the
-// configuration file.
-type Certificate struct {
-	Cert string `yaml:"cert"` // the chain, leaf first
-	Key  string `yaml:"key"`
-}
-
 // A Backend is a mail server behind Postern. A part that is nil is not there.
 type Backend struct {
 	IMAP       *Server `yaml:"imap"`
@@ -245,7 +232,7 @@ type Log struct {
 
 func defaults() Config {
 	return Config{
-		TLS: TLS{Profile: "modern"},
+		TLS: TLS{UnknownName: "default", Profile: "modern"},
 		Timeouts: Timeouts{
 			Handshake:      10 * time.Second,
 			Login:          60 * time.Second,
@@ -279,10 +266,6 @@ func (c *Config) fillIn(machine string) {
 		c.Hostname = machine
 	}
 	c.nameListeners()
-	for i := range c.TLS.Certificates {
-		pair := &c.TLS.Certificates[i]
-		pair.Cert, pair.Key = c.beside(pair.Cert), c.beside(pair.Key)
-	}
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
 		l.TLS, l.TLSProfile = cmp.Or(l.TLS, "implicit"), cmp.Or(l.TLSProfile, c.TLS.Profile)
@@ -320,6 +303,7 @@ func (c *Config) fillIn(machine string) {
 		c.State.Path = ""
 	}
 	c.State.Path = c.beside(c.State.Path)
+	c.fillInTLS()
 	c.fillInControl()
 	if c.Metrics.Address == "off" {
 		c.Metrics.Address = ""

@@ -50,6 +50,7 @@ func TestDefaultsFillWhatTheFileLeavesOut(t *testing.T) {
 	}
 	want.TLS = TLS{
 		Certificates: []Certificate{{Cert: "/etc/postern/mail.pem", Key: "/etc/postern/mail.key"}},
+		UnknownName:  "default",
 		Profile:      "modern",
 	}
 	want.Backends = map[string]Backend{"main": {
@@ -73,7 +74,20 @@ listeners:
   - {protocol: pop3, address: ":0", tls: refuse}
   - {protocol: imap, address: "192.0.2.1:993", tls_profile: legacy, networks: [192.0.2.0/28, 192.0.2.99]}
 tls:
-  certificates: [{cert: /a.pem, key: /a.key}, {cert: b.pem, key: b.key}]
+  certificates: [{cert: /a.pem, key: /a.key}, {cert: b.pem, key: b.key}, {dir: live}]
+  unknown_name: refuse
+  acme:
+    email: ops@example.org
+    directory: https://ca.internal/dir
+    ca: ca.pem
+    eab: {key_id: k, mac_key_file: eab}
+    profile: shortlived
+    names: [Mail.example.org, "*.example.net"]
+    key: rsa
+    storage: store
+    challenge: dns-01
+    dns: {server: "10.0.0.53:53", key_file: dns.key, key_name: k, algorithm: hmac-sha512, delay: 0s}
+    on_demand: {names_file: names, prefixes: [mail], ask: "http://127.0.0.1:1/", per_hour: 5, addresses: [192.0.2.1]}
   profile: compatible
 backends:
   old: {imap: {address: "localhost:143", tls: none}}
@@ -123,7 +137,19 @@ log: {format: json, level: debug}
 				Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28"), netip.MustParsePrefix("192.0.2.99/32")},
 			},
 		},
-		TLS: TLS{Certificates: []Certificate{{"/a.pem", "/a.key"}, {"b.pem", "b.key"}}, Profile: "compatible"},
+		TLS: TLS{
+			Certificates: []Certificate{{Cert: "/a.pem", Key: "/a.key"}, {Cert: "b.pem", Key: "b.key"}, {Dir: "live"}},
+			UnknownName:  "refuse", Profile: "compatible",
+			ACME: &ACME{
+				Email: "ops@example.org", Directory: "https://ca.internal/dir", CA: "ca.pem", EAB: &EAB{KeyID: "k", MACKeyFile: "eab"},
+				Profile: "shortlived", Names: []string{"mail.example.org", "*.example.net"}, Key: "rsa", Storage: "store", Challenge: "dns-01",
+				DNS: &DNS{Server: "10.0.0.53:53", KeyFile: "dns.key", KeyName: "k", Algorithm: "hmac-sha512"},
+				OnDemand: &OnDemand{
+					NamesFile: "names", Prefixes: []string{"mail"}, Ask: "http://127.0.0.1:1/", PerHour: 5,
+					Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+				},
+			},
+		},
 		Backends: map[string]Backend{
 			"old": {IMAP: &Server{Address: "localhost:143", TLS: "none", Balance: "least", Identity: "id"}},
 			"new": {
@@ -480,6 +506,7 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 	dir := t.TempDir()
 	writePair(t, dir, "mail")
 	writePair(t, dir, "internal-ca")
+	write(t, dir, "customers", "example.org\n")
 	text := strings.ReplaceAll(read(t, ".", "postern.yaml"), "/etc/postern/tls", dir)
 	cfg, err := Load(write(t, dir, "postern.yaml", text))
 	if err != nil {
@@ -503,6 +530,10 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 	for _, c := range []*Config{cfg, same} {
 		c.file, c.positions = "", nil
 	}
+	if acme := same.TLS.ACME; acme == nil || acme.OnDemand == nil || len(acme.Names) != 1 {
+		t.Errorf("without comment signs the example has the ACME configuration %+v", acme)
+	}
+	same.TLS.ACME = nil
 	same.Listeners = same.Listeners[:len(cfg.Listeners)]
 	delete(same.Backends, "other")
 	delete(same.Backends, "farm")

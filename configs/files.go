@@ -14,9 +14,7 @@ const maxFile = 1 << 20
 
 // checkFiles judges the files that the configuration names.
 func (m *mistakes) checkFiles() {
-	for i, c := range m.cfg.TLS.Certificates {
-		m.checkPair(fmt.Sprintf("tls.certificates[%d]", i), c)
-	}
+	m.checkTLSFiles()
 	for name, b := range m.cfg.Backends {
 		m.checkCA(join("backends", name)+".imap.ca", b.IMAP)
 		m.checkCA(join("backends", name)+".submission.ca", b.Submission)

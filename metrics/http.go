@@ -12,8 +12,8 @@ import (
 const scrapeTimeout = 10 * time.Second
 
 // Handler serves /metrics; /healthz, which says that the process is alive; and
-// /readyz, which says whether new clients should come, else, with status 503,
-// why not.
+// /readyz, which says whether new clients should come, and what somebody should
+// look at, else, with status 503, why not.
 func (m *Metrics) Handler() http.Handler {
 	scrape := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		EnableOpenMetrics: true, MaxRequestsInFlight: 3, Timeout: scrapeTimeout,
@@ -31,6 +31,12 @@ func (m *Metrics) ready(w http.ResponseWriter, _ *http.Request) {
 	if m.config.Ready != nil {
 		if err := m.config.Ready(); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+	}
+	if m.config.Degraded != nil {
+		if err := m.config.Degraded(); err != nil {
+			_, _ = fmt.Fprintf(w, "ready, degraded: %v\n", err)
 			return
 		}
 	}

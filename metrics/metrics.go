@@ -32,6 +32,7 @@ type Config struct {
 	Certificates func() []Certificate // asked at each scrape; nil: none are served
 	Draining     func() bool          // asked at each scrape; nil: never
 	Ready        func() error         // why new clients should go elsewhere; nil: there is never a reason
+	Degraded     func() error         // what somebody should look at, while clients may come; nil: there is never anything
 	Log          *slog.Logger         // of the HTTP server; nil: slog.DiscardHandler
 }
 
@@ -65,6 +66,7 @@ type Metrics struct {
 	updateFailures      counter
 	messageSize         histogram
 	mismatches, panics  counter
+	issues, denials     counter
 	completed, notices  counter
 	renumbered, renewed counter
 	reconnects          counter
@@ -241,6 +243,10 @@ func (m *Metrics) pop3() {
 func (m *Metrics) process() {
 	r := &m.registry
 	m.panics = r.counter("panics_total", "Recovered panics.")
+	m.issues = r.counter("acme_operations_total", "Certificates asked of a CA.",
+		label("operation", "obtain", "renew"), label("result", resultOK, resultError))
+	m.denials = r.counter("acme_denied_total", "Names that clients asked for on demand, and that got no certificate.",
+		label("reason", proxy.DeniedUnknown, proxy.DeniedLimit))
 	r.gauge("build_info", "Build metadata; value is always 1.",
 		label("version", m.config.Version), label("revision", revision()), label("goversion", runtime.Version()),
 	).of(m.config.Version, revision(), runtime.Version()).Set(1)

@@ -79,6 +79,8 @@ func everything(c proxy.Client, text string) []proxy.Event {
 		proxy.MaildropNoticed{Client: c, Account: text, Kind: text, Err: err},
 		proxy.Reconnected{Client: c, Account: text, Backend: text, Cause: text, Result: text, Err: err},
 		proxy.UpdateFailed{Client: c, Stage: text, Err: err},
+		proxy.CertificateObtained{Name: text}, proxy.CertificateFailed{Name: text, Err: errors.New(text)},
+		proxy.CertificateDenied{Name: text, Reason: text},
 		proxy.Panicked{Client: c, Value: text, Stack: []byte(text)},
 	}
 }
@@ -338,6 +340,13 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			`pop3_size_mismatches_total 1`,
 			`pop3_update_failures_total{stage="expunge"} 1`,
 		}},
+		{"certificates of a CA", []proxy.Event{
+			proxy.CertificateObtained{}, proxy.CertificateObtained{Renewal: true},
+			proxy.CertificateFailed{Renewal: true}, proxy.CertificateDenied{Reason: proxy.DeniedLimit},
+		}, []string{
+			`acme_denied_total{reason="rate_limited"} 1`, `acme_operations_total{operation="obtain",result="ok"} 1`,
+			`acme_operations_total{operation="renew",result="error"} 1`, `acme_operations_total{operation="renew",result="ok"} 1`,
+		}},
 		{"a panic", []proxy.Event{proxy.Panicked{Client: pop3, Value: "boom"}}, []string{`panics_total 1`}},
 		{"what nobody announced", []proxy.Event{
 			proxy.Accepted{Client: client("new", proxy.IMAP)},
@@ -475,6 +484,10 @@ func TestHealthAndReadiness(t *testing.T) {
 	h := New(c).Handler()
 	if status, body := get(t, h, "/readyz"); status != http.StatusOK || body != "ready\n" {
 		t.Errorf("GET /readyz: %d %q, want 200 and ready", status, body)
+	}
+	c.Degraded = func() error { return errors.New("a certificate ends") }
+	if status, body := get(t, New(c).Handler(), "/readyz"); status != http.StatusOK || body != "ready, degraded: a certificate ends\n" {
+		t.Errorf("GET /readyz near the end of a certificate: %d %q, want 200 and the reason", status, body)
 	}
 	reason = errors.New("no backend is up")
 	if status, body := get(t, h, "/readyz"); status != http.StatusServiceUnavailable || body != "no backend is up\n" {

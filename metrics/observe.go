@@ -49,9 +49,22 @@ func (m *Metrics) Observe(e proxy.Event) {
 		m.reconnects.of(e.Backend, e.Cause, e.Result).Inc()
 	case proxy.UpdateFailed:
 		m.updateFailures.of(e.Stage).Inc()
+	case proxy.CertificateObtained:
+		m.issues.of(operation(e.Renewal), resultOK).Inc()
+	case proxy.CertificateFailed:
+		m.issues.of(operation(e.Renewal), resultError).Inc()
+	case proxy.CertificateDenied:
+		m.denials.of(e.Reason).Inc()
 	case proxy.Panicked:
 		m.panics.of().Inc()
 	}
+}
+
+func operation(renewal bool) string {
+	if renewal {
+		return "renew"
+	}
+	return "obtain"
 }
 
 func (m *Metrics) handshake(e proxy.Handshake) {

@@ -40,6 +40,7 @@ type house struct {
 	metrics    *metrics.Metrics
 	watching   net.Listener // where the metrics are asked for; nil: nowhere
 	asking     net.Listener // where subcommands ask; nil: nowhere
+	challenges net.Listener // where a CA asks by HTTP; nil: nowhere
 	gid        int          // of those who may; -1: only Postern's user and root
 	control    *admin.Server
 	background []func(context.Context)
@@ -91,7 +92,7 @@ func build(cfg *configs.Config, store *certs.Store, log *slog.Logger) (*house, e
 	}
 	h.background = append(h.background,
 		func(ctx context.Context) { store.Watch(ctx, watchEvery, log) },
-		h.serveMetrics, h.serveControl)
+		store.Run, h.serveChallenges, h.serveMetrics, h.serveControl)
 	return h, nil
 }
 

@@ -21,6 +21,7 @@ func newMetrics(cfg *configs.Config, h *house) *metrics.Metrics {
 		Certificates: func() []metrics.Certificate { return expiries(h.store) },
 		Draining:     h.draining.Load,
 		Ready:        h.notReady,
+		Degraded:     h.worn,
 		Log:          h.log,
 	}
 	for _, l := range cfg.Listeners {

@@ -55,11 +55,7 @@ func load(path string) (*configs.Config, *certs.Store, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	var pairs []certs.Pair
-	for _, c := range cfg.TLS.Certificates {
-		pairs = append(pairs, certs.Pair{Cert: c.Cert, Key: c.Key})
-	}
-	store, err := certs.New(certs.Config{Pairs: pairs})
+	store, err := certs.New(sources(cfg))
 	return cfg, store, err
 }
 
@@ -126,6 +122,12 @@ func (h *house) open(ctx context.Context) (bindings []proxy.Binding, err error) 
 			mistakes = append(mistakes, h.cfg.Errorf("metrics.address", "%v", err))
 		}
 	}
+	if err := h.openChallenges(ctx); err != nil {
+		mistakes = append(mistakes, h.cfg.Errorf("tls.acme.http_address", "%v", err))
+	}
+	if err := h.store.Open(h.log, h.observer); err != nil {
+		mistakes = append(mistakes, h.cfg.Errorf("tls.acme", "%v", err))
+	}
 	if err := h.openControl(); err != nil {
 		mistakes = append(mistakes, h.cfg.Errorf("control.socket", "%v", err))
 	}
@@ -135,7 +137,7 @@ func (h *house) open(ctx context.Context) (bindings []proxy.Binding, err error) 
 	for _, b := range bindings {
 		_ = b.Close()
 	}
-	for _, ln := range []net.Listener{h.watching, h.asking} {
+	for _, ln := range []net.Listener{h.watching, h.asking, h.challenges} {
 		if ln != nil {
 			_ = ln.Close()
 		}

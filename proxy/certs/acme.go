@@ -37,7 +37,7 @@ type ACME struct {
 	Email     string   // of the account
 	EAB       *EAB     // nil: the CA wants none
 	Profile   string   // of certificates, one that the CA offers; "": its default
-	Names     []string // got at once; one certificate each. Wildcards want DNS01
+	Names     []string // in lower case; got at once, one certificate each. Wildcards want DNS01
 	RSA       bool     // keys are RSA, which all clients know, in place of ECDSA
 	Storage   string   // a folder of its own
 
@@ -73,15 +73,11 @@ type manager struct {
 
 // newManager opens the storage of c, and loads the certificates of the names in
 // it, as far as there are any. It must be run.
-func newManager(c Config) (m *manager, err error) {
-	if err := OpenStorage(c.ACME.Storage); err != nil {
+func newManager(c ACME, log *slog.Logger, o proxy.Observer) (m *manager, err error) {
+	if err := OpenStorage(c.Storage); err != nil {
 		return nil, err
 	}
-	m = &manager{config: *c.ACME, log: c.Log, observer: c.Observer}
-	m.config.Names = nil
-	for _, name := range c.ACME.Names {
-		m.config.Names = append(m.config.Names, strings.ToLower(name))
-	}
+	m = &manager{config: c, log: log, observer: o}
 	template, err := m.template()
 	if err != nil {
 		return nil, err
@@ -89,7 +85,7 @@ func newManager(c Config) (m *manager, err error) {
 	if m.demand, err = newDemand(m.config.OnDemand); err != nil {
 		return nil, err
 	}
-	zap := newZap(c.Log)
+	zap := newZap(log)
 	template.Logger = zap
 	m.cache = certmagic.NewCache(certmagic.CacheOptions{
 		GetConfigForCert:   func(certmagic.Certificate) (*certmagic.Config, error) { return m.magic, nil },

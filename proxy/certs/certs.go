@@ -29,9 +29,6 @@ type Config struct {
 	// RefuseUnknown refuses clients that send no name, or an unknown one, in
 	// place of showing them the default certificate.
 	RefuseUnknown bool
-
-	Log      *slog.Logger   // nil: slog.DiscardHandler
-	Observer proxy.Observer // of what ACME does; nil: nobody
 }
 
 // A Store holds certificates. It is made by New or Static; all its methods may
@@ -44,7 +41,8 @@ type Store struct {
 	config   Config
 	files    []*file
 	folders  []*folder
-	opened   bool
+	log      *slog.Logger // nil: not opened
+	observer proxy.Observer
 	replaced chan struct{} // tells Run of another manager
 }
 
@@ -75,19 +73,13 @@ func (s *Store) Configure(c Config) error {
 	if len(c.Pairs) == 0 && len(c.Folders) == 0 && c.ACME == nil {
 		return errors.New("no certificates")
 	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
-	if c.Observer == nil {
-		c.Observer = proxy.Observers{}
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	files, folders, err := load(c)
 	if err != nil {
 		return err
 	}
-	if s.opened && !reflect.DeepEqual(c.ACME, s.config.ACME) {
+	if s.log != nil && !reflect.DeepEqual(c.ACME, s.config.ACME) {
 		if err := s.manage(c); err != nil {
 			return err
 		}
@@ -97,12 +89,12 @@ func (s *Store) Configure(c Config) error {
 	return nil
 }
 
-// Open opens the storage of what ACME has got, and loads it. Without ACME there
-// is nothing to open.
-func (s *Store) Open() error {
+// Open opens the storage of what ACME has got, and loads it. What ACME does is
+// told to log and to o. Without ACME there is nothing to open.
+func (s *Store) Open(log *slog.Logger, o proxy.Observer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.opened = true
+	s.log, s.observer = log, o
 	return s.manage(s.config)
 }
 
@@ -111,7 +103,7 @@ func (s *Store) manage(c Config) error {
 	var next *manager
 	if c.ACME != nil {
 		var err error
-		if next, err = newManager(c); err != nil {
+		if next, err = newManager(*c.ACME, s.log, s.observer); err != nil {
 			return err
 		}
 	}

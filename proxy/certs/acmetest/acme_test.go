@@ -47,14 +47,13 @@ func count[E proxy.Event](w *watcher) (n int) {
 }
 
 // run opens and runs a Store until the test ends or stop is called.
-func run(t *testing.T, c certs.Config) (s *certs.Store, stop func()) {
+func run(t *testing.T, c certs.Config, o ...proxy.Observer) (s *certs.Store, stop func()) {
 	t.Helper()
-	c.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	s, err := certs.New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Open(); err != nil {
+	if err := s.Open(logger(t), proxy.Observers(o)); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -64,6 +63,8 @@ func run(t *testing.T, c certs.Config) (s *certs.Store, stop func()) {
 	t.Cleanup(stop)
 	return s, stop
 }
+
+func logger(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
 
 // serve is a TLS server with the certificates of s that greets and then waits
 // for the client's end.
@@ -162,14 +163,14 @@ func TestFirstCertificateByEachChallenge(t *testing.T) {
 			name := a.name
 			c := a.acme(t, name)
 			before := set(t, a, c)
-			s, err := certs.New(certs.Config{ACME: c, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+			s, err := certs.New(certs.Config{ACME: c})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if before != nil {
 				before(s)
 			}
-			if err := s.Open(); err != nil {
+			if err := s.Open(logger(t), proxy.Observers{}); err != nil {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithCancel(context.Background())
@@ -269,7 +270,7 @@ func TestOnDemandIsForAllowedNamesOnly(t *testing.T) {
 	write(t, list, "customer.example.test\n*.wild.example.test # a comment\n")
 	c.OnDemand = &certs.OnDemand{NamesFile: list, Prefixes: []string{"imap"}, PerHour: 10}
 	var seen watcher
-	s, stop := run(t, certs.Config{ACME: c, Observer: &seen})
+	s, stop := run(t, certs.Config{ACME: c}, &seen)
 	addr := serve(t, s, "127.0.0.1:0")
 	a.eventually(t, addr, a.name, 30*time.Second)
 	orders := a.orders.Load()
@@ -471,7 +472,7 @@ func TestCAThatIsDownPastAnExpiry(t *testing.T) {
 	t.Parallel()
 	a := startCA(t, lifeOf(20*time.Second))
 	var seen watcher
-	s, _ := run(t, certs.Config{ACME: a.acme(t, a.name), Observer: &seen})
+	s, _ := run(t, certs.Config{ACME: a.acme(t, a.name)}, &seen)
 	addr := serve(t, s, "127.0.0.1:0")
 	first := a.eventually(t, addr, a.name, 30*time.Second)
 	a.down.Store(true)
@@ -501,7 +502,7 @@ func TestExternalAccount(t *testing.T) {
 	stop()
 
 	var seen watcher
-	run(t, certs.Config{ACME: a.acme(t, a.name), Observer: &seen})
+	run(t, certs.Config{ACME: a.acme(t, a.name)}, &seen)
 	for end := time.Now().Add(20 * time.Second); count[proxy.CertificateFailed](&seen) == 0; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("no failure without the external account")

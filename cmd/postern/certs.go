@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"postern/configs"
+	"postern/proxy/certs"
+	"postern/proxy/listen"
+)
+
+// sources says where cfg has certificates from.
+func sources(cfg *configs.Config) certs.Config {
+	c := certs.Config{Default: cfg.Hostname, RefuseUnknown: cfg.TLS.UnknownName == "refuse"}
+	for _, one := range cfg.TLS.Certificates {
+		if one.Dir != "" {
+			c.Folders = append(c.Folders, one.Dir)
+		} else {
+			c.Pairs = append(c.Pairs, certs.Pair{Cert: one.Cert, Key: one.Key})
+		}
+	}
+	a := cfg.TLS.ACME
+	if a == nil {
+		return c
+	}
+	c.ACME = &certs.ACME{
+		Directory: a.Directory, CA: a.CA, Email: a.Email, Profile: a.Profile, Names: a.Names, RSA: a.Key == "rsa",
+		Storage: a.Storage, Challenge: a.Challenge, Address: a.HTTPAddress + a.ALPNAddress, // one is empty
+	}
+	if e := a.EAB; e != nil {
+		c.ACME.EAB = &certs.EAB{KeyID: e.KeyID, MACKey: e.MACKeyFile}
+	}
+	if d := a.DNS; d != nil {
+		c.ACME.DNS = certs.DNS{Server: d.Server, Key: d.KeyFile, KeyName: d.KeyName, Algorithm: d.Algorithm, Delay: d.Delay}
+	}
+	if d := a.OnDemand; d != nil {
+		c.ACME.OnDemand = &certs.OnDemand{
+			NamesFile: d.NamesFile, Prefixes: d.Prefixes, Ask: d.Ask, PerHour: d.PerHour, Addresses: d.Addresses,
+		}
+	}
+	return c
+}
+
+// openChallenges opens what the CA's questions by HTTP come in at.
+func (h *house) openChallenges(ctx context.Context) (err error) {
+	if a := h.cfg.TLS.ACME; a != nil && a.HTTPAddress != "" {
+		h.challenges, err = listen.TCP(ctx, a.HTTPAddress)
+	}
+	return err
+}
+
+// serveChallenges answers the CA's questions by HTTP until ctx ends.
+func (h *house) serveChallenges(ctx context.Context) {
+	if h.challenges == nil {
+		return
+	}
+	const patience = 5 * time.Second
+	server := &http.Server{
+		Handler: h.store.ChallengeHandler(), ReadTimeout: patience, WriteTimeout: patience, IdleTimeout: patience,
+		MaxHeaderBytes: 8 << 10, ErrorLog: slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(h.challenges); !errors.Is(err, http.ErrServerClosed) {
+		h.log.Error("questions of the CA are not answered", "err", err)
+	}
+}
+
+// leastLife is the part of a certificate's lifetime below which somebody has to
+// look: renewal comes with a third left.
+const leastLife = 0.05
+
+// worn says which certificate is near its end, nil if none is.
+func (h *house) worn() error {
+	now := time.Now()
+	for _, v := range h.store.Expiry() {
+		if v.Left(now) >= leastLife {
+			continue
+		}
+		name := v.Name
+		if name == certs.AllNames {
+			name = "one of " + v.Source
+		}
+		return fmt.Errorf("the certificate of %s ends at %s", name, v.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
