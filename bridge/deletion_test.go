@@ -99,8 +99,8 @@ func TestDeletedMessagesAreHidden(t *testing.T) {
 	}
 	defer func() { _ = session.Close() }()
 	_, err = session.Open(t.Context())
-	if r, ok := errors.AsType[*proxy.Refusal](err); !ok || r.Reason.Temporary() || !r.Verified {
-		t.Errorf("Open = %v, want a permanent refusal", err)
+	if r, ok := errors.AsType[*proxy.Refusal](err); !ok || r.Reason != proxy.Unusable || !r.Verified {
+		t.Errorf("Open = %v, want a refusal as unusable that costs no guess", err)
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 )
 
 // A Policy is what comes of a second session for a maildrop, RFC 1939 section 4.
+// A session that is allowed takes no lock: where backends that share Locks have
+// different policies, the others do not see it.
 type Policy uint8
 
 // The policies.

@@ -70,9 +70,9 @@ func (d *maildrop) hide(hidden func(uid uint32) bool) {
 
 // snapshot returns what is to be remembered.
 func (d *maildrop) snapshot() snapshot {
-	s := snapshot{uidValidity: d.uidValidity, uidNext: d.uidNext, proven: d.proven, shown: d.shown - d.lost}
-	s.messages = slices.DeleteFunc(slices.Concat(d.messages, d.aside), func(m message) bool { return m.marks&gone != 0 })
-	if len(d.aside) > 0 {
+	s := snapshot{uidValidity: d.uidValidity, uidNext: d.uidNext, proven: d.proven, shown: d.shown - d.lost, messages: d.messages}
+	if len(d.aside) > 0 || d.lost != 0 {
+		s.messages = slices.DeleteFunc(slices.Concat(d.messages, d.aside), func(m message) bool { return m.marks&gone != 0 })
 		slices.SortFunc(s.messages, byUID)
 	}
 	return s

@@ -94,7 +94,7 @@ const (
 const (
 	NoticeCache      = "cache_failed"  // what was remembered could not be read or written: it only costs time
 	NoticeNotProven  = "not_proven"    // the server contradicted itself about a listing
-	NoticeRecord     = "record_failed" // the record of UIDLs could not be read or written: the login was refused for now
+	NoticeRecord     = "record_failed" // the record, of UIDLs or of deletions, could not be read or written: the client was told to come again
 	NoticeRecomputed = "recomputed"    // the record of UIDLs could not be read and was begun anew, as configured
 	NoticeChanged    = "uidls_changed" // of the messages of the last session, some have another UIDL now
 	NoticeRenumbered = "renumbered"    // UIDVALIDITY has changed: Messages were not found again and have new UIDLs
