@@ -8,7 +8,7 @@ LINT     := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.
 FUZZTIME ?= 10m
 BENCH    ?= .
 
-.PHONY: all build test lint fmt fuzz bench criteria package
+.PHONY: all build test lint fmt fuzz bench criteria simulation package
 all: build lint test
 
 build:
@@ -29,6 +29,7 @@ lint:
 	cd proxy/certs/acmetest && $(GO) mod tidy -diff && $(GO) vet ./...
 	deps=$$($(GO) list -deps ./cmd/postern); ! grep -xE 'testing(/.*)?|postern/proxy/proxytest' <<<"$$deps"
 	.ci/criteria | diff -u docs/criteria.md - || { echo "docs/criteria.md is old: run 'make criteria'"; exit 1; }
+	$(GO) test -run='^TestSimulation$$' ./proxy/guard # docs/guard.md; without the race detector: see simulation_race_test.go
 
 fmt:
 	$(LINT) fmt
@@ -45,3 +46,6 @@ criteria:
 # dist/: the binary, .deb, .rpm, notices and SBOM.
 package:
 	.ci/package
+
+simulation:
+	$(GO) test -count=1 -run='^TestSimulation$$' ./proxy/guard -update
