@@ -136,17 +136,18 @@ type Policy struct {
 
 // Texts are the operator's words for refusals, in ASCII; "": Postern's own.
 type Texts struct {
-	Wrong       string `yaml:"wrong"`
-	Throttled   string `yaml:"throttled"`
-	Unavailable string `yaml:"unavailable"`
-	InUse       string `yaml:"in_use"`
-	ProtocolOff string `yaml:"protocol_off"`
-	Suspended   string `yaml:"suspended"`
-	Unusable    string `yaml:"unusable"`
-	Plaintext   string `yaml:"plaintext"`
-	TooMany     string `yaml:"too_many"`
-	MailboxFull string `yaml:"mailbox_full"`
-	Maintenance string `yaml:"maintenance"`
+	Wrong           string `yaml:"wrong"`
+	Throttled       string `yaml:"throttled"`
+	Unavailable     string `yaml:"unavailable"`
+	InUse           string `yaml:"in_use"`
+	ProtocolOff     string `yaml:"protocol_off"`
+	Suspended       string `yaml:"suspended"`
+	Unusable        string `yaml:"unusable"`
+	Plaintext       string `yaml:"plaintext"`
+	TooMany         string `yaml:"too_many"`
+	TooManySessions string `yaml:"too_many_sessions"`
+	MailboxFull     string `yaml:"mailbox_full"`
+	Maintenance     string `yaml:"maintenance"`
 }
 
 // A Domain has texts of its own.

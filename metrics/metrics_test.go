@@ -370,7 +370,7 @@ func TestEachReasonHasItsResult(t *testing.T) {
 	want := map[proxy.Reason]string{
 		proxy.Wrong: "invalid_credentials", proxy.Malformed: "malformed", proxy.Unsupported: "unsupported_mechanism",
 		proxy.ProtocolOff: "forbidden", proxy.Plaintext: "tls_required", proxy.Throttled: "rate_limited",
-		proxy.TooMany: "temporary_failure", proxy.Unavailable: "temporary_failure", proxy.InUse: "temporary_failure",
+		proxy.TooMany: "temporary_failure", proxy.TooManySessions: "temporary_failure", proxy.Unavailable: "temporary_failure", proxy.InUse: "temporary_failure",
 		proxy.TimedOut: "temporary_failure", proxy.ShuttingDown: "temporary_failure", proxy.Kicked: "temporary_failure",
 		proxy.Internal: "temporary_failure", proxy.Suspended: "forbidden", proxy.Unusable: "forbidden", proxy.Maintenance: "temporary_failure",
 		proxy.MailboxFull: "temporary_failure", proxy.TooSoon: "rate_limited",

@@ -11,29 +11,30 @@ type Reason uint8
 // others are temporary, and a client that comes again with the same password
 // may succeed.
 const (
-	Wrong        Reason = iota + 1 // the backend said that user or password are wrong
-	Malformed                      // such credentials can never be right: NUL, CR, a foreign authzid, bad base64
-	Unsupported                    // no such mechanism
-	ProtocolOff                    // the account may not use this protocol
-	Suspended                      // the account may use nothing: expired, disabled
-	Unusable                       // the mailbox lacks what the configuration needs of it
-	Plaintext                      // no TLS: a password in the clear is never taken
-	Throttled                      // the guard: too many wrong passwords
-	TooMany                        // too many connections or sessions
-	Unavailable                    // the backend is away, or cannot say
-	Maintenance                    // announced: the operator's text says until when
-	MailboxFull                    // too full to be used at all
-	TooSoon                        // RFC 2449 section 8.1.1: the account has logged in a moment ago
-	InUse                          // RFC 2449 section 8.1.1: the maildrop is locked
-	TimedOut                       // the client was silent for too long
-	ShuttingDown                   // Postern stops
-	Kicked                         // an operator ended it
-	Internal                       // a bug of ours
+	Wrong           Reason = iota + 1 // the backend said that user or password are wrong
+	Malformed                         // such credentials can never be right: NUL, CR, a foreign authzid, bad base64
+	Unsupported                       // no such mechanism
+	ProtocolOff                       // the account may not use this protocol
+	Suspended                         // the account may use nothing: expired, disabled
+	Unusable                          // the mailbox lacks what the configuration needs of it
+	Plaintext                         // no TLS: a password in the clear is never taken
+	Throttled                         // the guard: too many wrong passwords
+	TooMany                           // too many connections
+	TooManySessions                   // of this account, from this network
+	Unavailable                       // the backend is away, or cannot say
+	Maintenance                       // announced: the operator's text says until when
+	MailboxFull                       // too full to be used at all
+	TooSoon                           // RFC 2449 section 8.1.1: the account has logged in a moment ago
+	InUse                             // RFC 2449 section 8.1.1: the maildrop is locked
+	TimedOut                          // the client was silent for too long
+	ShuttingDown                      // Postern stops
+	Kicked                            // an operator ended it
+	Internal                          // a bug of ours
 )
 
 var reasons = [...]string{
 	Wrong: "wrong", Malformed: "malformed", Unsupported: "unsupported", ProtocolOff: "protocol_off",
-	Suspended: "suspended", Unusable: "unusable", Maintenance: "maintenance", MailboxFull: "mailbox_full", Plaintext: "plaintext", Throttled: "throttled", TooMany: "too_many", Unavailable: "unavailable",
+	Suspended: "suspended", Unusable: "unusable", Maintenance: "maintenance", MailboxFull: "mailbox_full", Plaintext: "plaintext", Throttled: "throttled", TooMany: "too_many", TooManySessions: "too_many_sessions", Unavailable: "unavailable",
 	TooSoon: "too_soon", InUse: "in_use", TimedOut: "timed_out", ShuttingDown: "shutting_down", Kicked: "kicked", Internal: "internal",
 }
 

@@ -41,6 +41,8 @@ func textOf(t configs.Texts, r proxy.Reason) string {
 		return t.Plaintext
 	case proxy.TooMany:
 		return t.TooMany
+	case proxy.TooManySessions:
+		return t.TooManySessions
 	case proxy.MailboxFull:
 		return t.MailboxFull
 	case proxy.Maintenance:

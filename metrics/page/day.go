@@ -37,7 +37,7 @@ func outcomeOf(err error) outcome {
 		return outcomes
 	case proxy.Wrong:
 		return wrong
-	case proxy.Throttled, proxy.TooMany:
+	case proxy.Throttled, proxy.TooMany, proxy.TooManySessions:
 		return throttled
 	case proxy.Malformed, proxy.Unsupported, proxy.ProtocolOff, proxy.Suspended, proxy.Plaintext, proxy.InUse:
 		return forbidden

@@ -39,6 +39,8 @@ func wordsOf(r proxy.Reason) words {
 		return words{"NO [UNAVAILABLE]", "[SYS/TEMP]", "454 4.7.0", "Too many failed logins: try again later"}
 	case proxy.TooMany:
 		return words{"NO [LIMIT]", "[SYS/TEMP]", "421 4.7.0", "Too many connections: try again later"}
+	case proxy.TooManySessions:
+		return words{"NO [LIMIT]", "[SYS/TEMP]", "454 4.7.0", "Too many sessions of this account are open: close some, or try again later"}
 	case proxy.Unavailable:
 		return words{"NO [UNAVAILABLE]", "[SYS/TEMP]", "454 4.7.0", "The mail server is temporarily unavailable: try again later"}
 	case proxy.Maintenance:

@@ -159,7 +159,7 @@ func (p *permit) decide(s subject) (blocked *need, denied *Denied, reason proxy.
 		return nil, &Denied{Tier: p.claim.tier, Bucket: which.bucket, RetryAfter: retry}, proxy.Throttled
 	}
 	if g.sessions[s.pair()] >= int32(p.policy.Sessions) {
-		return nil, &Denied{Tier: p.claim.tier, Bucket: Sessions}, proxy.TooMany
+		return nil, &Denied{Tier: p.claim.tier, Bucket: Sessions}, proxy.TooManySessions
 	}
 	repeat, fresh := g.wasWrong(&p.claim, p.tag, now)
 	p.verdict.Repeat = repeat
@@ -186,7 +186,7 @@ func (p *permit) decide(s subject) (blocked *need, denied *Denied, reason proxy.
 func (p *permit) follow(s subject) (*Denied, proxy.Reason) {
 	g := p.guard
 	if g.sessions[s.pair()] >= int32(p.policy.Sessions) {
-		return &Denied{Tier: p.claim.tier, Bucket: Sessions}, proxy.TooMany
+		return &Denied{Tier: p.claim.tier, Bucket: Sessions}, proxy.TooManySessions
 	}
 	g.claim(&p.claim, s, g.latest)
 	p.stage = follows
