@@ -321,6 +321,7 @@ func (s *session) noop() error {
 
 func (s *session) rset() error {
 	s.drop.reset()
+	s.probed = false // not what was marked
 	s.last = 0
 	s.ok(s.summary())
 	return nil

@@ -46,6 +46,21 @@ const (
 	first = ".first\r\n\r\n.\nx\r\n"                        // 15
 )
 
+// Sizes are exact also of what was marked when the others were looked at.
+func TestSizesAreExactAfterRSET(t *testing.T) {
+	_, b := serve(t, hello, short)
+	proxytest.Transcript(t, run(t, b).conn, `
+		C: DELE 2
+		S: +OK *
+		C: LIST 1
+		S: +OK 1 35
+		C: RSET
+		S: +OK *
+		C: LIST 2
+		S: +OK 2 26
+	`)
+}
+
 // Criterion: numbers stand after DELE, what is marked is in neither LIST, UIDL nor STAT, RSET brings it back, and LIST tells the octets of RETR.
 func TestSessionOfAllCommands(t *testing.T) {
 	_, b := serve(t, hello, short, first)
