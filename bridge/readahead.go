@@ -173,5 +173,8 @@ func (s *session) ready(ctx context.Context, i int, items, name string) (*row, e
 	if r.section.size == 0 && !s.drop.messages[i].empty() {
 		return nil, errEmpty
 	}
+	if err := s.admissible(ctx, r.section); err != nil {
+		return nil, err
+	}
 	return r, nil
 }

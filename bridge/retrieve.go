@@ -54,9 +54,6 @@ func (s *session) send(ctx context.Context, command string, n int, m *message) e
 	if err == nil && r.section.size == 0 && !m.empty() {
 		err = errEmpty
 	}
-	if err == nil {
-		err = s.admissible(ctx, r.section)
-	}
 	if err != nil {
 		return s.cannot(ctx, n, m, err)
 	}
@@ -135,9 +132,6 @@ func (s *session) top(ctx context.Context, args []string) error {
 		items += " " + textItem(0, chunk)
 	}
 	r, err := s.first(ctx, n-1, items, "BODY[HEADER]")
-	if err == nil {
-		err = s.admissible(ctx, r.section)
-	}
 	if err != nil {
 		return s.cannot(ctx, n, m, err)
 	}

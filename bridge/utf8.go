@@ -21,7 +21,6 @@ func (s *session) admissible(ctx context.Context, part *section) error {
 	if !s.backend.UTF8 || s.login.Hello.UTF8 {
 		return nil
 	}
-	defer context.AfterFunc(ctx, s.inbox.abort)()
 	for n := 1; ; {
 		b, err := part.peek(n)
 		if err != nil {

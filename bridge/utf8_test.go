@@ -111,6 +111,15 @@ func TestLongHeadersInUTF8(t *testing.T) {
 	}
 }
 
+// What is looked at before +OK may be had from another connection.
+func TestServerLostWithinALongHeader(t *testing.T) {
+	body := strings.Repeat("X-Long: x\r\n", 1000) + "\r\n" + strings.Repeat("text\r\n", 2000)
+	row := fmt.Sprintf("C: F1 UID FETCH *\nS- * 1 FETCH (UID 11 BODY[] {%d}\\r\\n", len(body))
+	r := faulty(t, &Backend{UTF8: true}, opened(len(body))+row+escape(body[:5000])+"\nS: <EOF>",
+		again+row+escape(body)+`)\r\nF1 OK x\r\n`)
+	proxytest.Transcript(t, r.conn, "C: RETR 1\nS: +OK *\nS- "+escape(body)+`.\r\n`)
+}
+
 func TestInternationalHeaders(t *testing.T) {
 	for header, want := range map[string]bool{
 		"": false, "Subject: x\r\n": false, "Subject: \u00fc\r\n": true, "Subject: \u00fc": true, "Subject: \u00fc\n": true,
