@@ -143,7 +143,6 @@ const (
 	alertHandshakeFailure      = 40
 	alertProtocolVersion       = 70
 	alertInternalError         = 80
-	alertInappropriateFallback = 86
 	alertUnrecognizedName      = 112
 	alertNoApplicationProtocol = 120
 )
@@ -151,7 +150,7 @@ const (
 // reason names why we refused a handshake, by the alert that we sent.
 func (t *transport) reason() string {
 	switch t.alert {
-	case alertProtocolVersion, alertInappropriateFallback:
+	case alertProtocolVersion:
 		return NoVersion
 	case alertHandshakeFailure:
 		return NoCipher

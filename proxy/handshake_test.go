@@ -1,13 +1,9 @@
 package proxy_test
 
 import (
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
-	"math/big"
 	"net"
 	"net/netip"
 	"slices"
@@ -28,29 +24,14 @@ func profiled(t *testing.T, cert tls.Certificate, p proxy.Profile) *tls.Config {
 	})
 }
 
-func rsaCert(t *testing.T) tls.Certificate {
-	t.Helper()
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"mail.example.org"}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-}
-
 // island serves two services at one address: for clients from 127.0.0.2 legacy,
 // for all others modern.
 func island(t *testing.T, wrap func(net.Listener) net.Listener) (d *diary, address string) {
 	t.Helper()
-	cert := rsaCert(t)
+	cert, err := tls.LoadX509KeyPair(proxytest.RSACertFiles(t, "mail.example.org"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	service := func(name string, p proxy.Profile, networks ...netip.Prefix) *proxy.Service {
 		return &proxy.Service{
 			Name: name, Protocol: "plain", Networks: networks, TLS: profiled(t, cert, p),

@@ -97,8 +97,8 @@ func (p Profile) takes(h *tls.ClientHelloInfo, key x509.PublicKeyAlgorithm) bool
 	switch {
 	case version < p.MinVersion():
 		return false
-	case version == tls.VersionTLS13:
-		return true
+	case version == tls.VersionTLS13: // whatever it has of older ones: crypto/tls does not go back
+		return slices.ContainsFunc(h.CipherSuites, isTLS13) && slices.ContainsFunc(h.SupportedCurves, known)
 	}
 	return slices.ContainsFunc(p.CipherSuites(), func(id uint16) bool {
 		return slices.Contains(h.CipherSuites, id) && usable(tls.CipherSuiteName(id), version, h.SupportedCurves, key)
@@ -116,6 +116,15 @@ func usable(suite string, version uint16, curves []tls.CurveID, key x509.PublicK
 		return false
 	}
 	return version == tls.VersionTLS12 || strings.HasSuffix(suite, "_SHA")
+}
+
+func isTLS13(suite uint16) bool {
+	return suite >= tls.TLS_AES_128_GCM_SHA256 && suite <= tls.TLS_CHACHA20_POLY1305_SHA256
+}
+
+// known reports whether crypto/tls knows a key exchange.
+func known(c tls.CurveID) bool {
+	return classic(c) || c == tls.X25519MLKEM768 || c == tls.SecP256r1MLKEM768 || c == tls.SecP384r1MLKEM1024
 }
 
 // classic reports whether a curve is one of those of TLS 1.2.

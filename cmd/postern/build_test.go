@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http/httptest"
@@ -22,18 +23,18 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// A running is a house in this process, of a configuration whose listeners are
+// A running is a site in this process, of a configuration whose listeners are
 // at port 0.
 type running struct {
 	addresses map[string]string // of listeners, by name
 	roots     *x509.CertPool
-	house     *house
+	site      *site
 }
 
 // metrics returns those whose line has word in it.
 func (r *running) metrics(word string) string {
 	w := httptest.NewRecorder()
-	r.house.metrics.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	r.site.metrics.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	return grep(w.Body.String(), word)
 }
 
@@ -48,22 +49,30 @@ func inhabit(t *testing.T, config string) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r := inhabitWith(t, cfg, store, t.Output())
+	r.roots = roots
+	return r
+}
+
+// inhabitWith is inhabit with other certificates, and a log for the test.
+func inhabitWith(t *testing.T, cfg *configs.Config, store *certs.Store, log io.Writer) *running {
+	t.Helper()
 	m, err := openMemory(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = m.Close() })
-	h, err := build(cfg, store, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	h, err := build(cfg, store, slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.remember(m)
-	r := &running{map[string]string{}, roots, h}
+	r := &running{addresses: map[string]string{}, house: h}
 	opened := make(chan []proxy.Binding, 1)
-	h.ready = func(b []proxy.Binding) { opened <- b }
+	s.ready = func(b []proxy.Binding) { opened <- b }
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- h.serve(ctx) }()
+	go func() { done <- s.serve(ctx, h) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -37,16 +38,9 @@ func CertFiles(t testing.TB, names ...string) (certPath, keyPath, caPath string)
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	write := func(name, kind string, der []byte) string {
-		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	return write("cert.pem", "CERTIFICATE", cert.Certificate[0]),
-		write("key.pem", "PRIVATE KEY", key),
-		write("ca.pem", "CERTIFICATE", ca.Raw)
+	return writePEM(t, dir, "cert.pem", "CERTIFICATE", cert.Certificate[0]),
+		writePEM(t, dir, "key.pem", "PRIVATE KEY", key),
+		writePEM(t, dir, "ca.pem", "CERTIFICATE", ca.Raw)
 }
 
 // issue makes an authority and a certificate signed by it. A real chain, for
@@ -85,6 +79,39 @@ func issue(t testing.TB, names []string) (tls.Certificate, *x509.Certificate) {
 	ca := sign(t, authority, authority, caKey, caKey)
 	cert := sign(t, leaf, ca, key, caKey)
 	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}, ca
+}
+
+// RSACertFiles returns PEM files of a certificate with an RSA key, which vouches
+// for itself, in a folder that lives as long as the test.
+func RSACertFiles(t testing.TB, names ...string) (certPath, keyPath string) {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(now.UnixNano()), DNSNames: names, NotBefore: now.Add(-time.Minute), NotAfter: now.Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	return writePEM(t, dir, "rsa.pem", "CERTIFICATE", der), writePEM(t, dir, "rsa.key", "PRIVATE KEY", keyDER)
+}
+
+func writePEM(t testing.TB, dir, name, kind string, der []byte) (path string) {
+	t.Helper()
+	path = filepath.Join(dir, name)
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 func newKey(t testing.TB) *ecdsa.PrivateKey {
