@@ -215,8 +215,13 @@ func (s *Server) login(c *conn, d Dialogue) (*Login, error) {
 // try asks guard and backend about credentials, and opens the session.
 func (s *Server) try(c *conn, l *Login) (err error) {
 	begun := time.Now()
+	attempt := Attempt{Client: c.Client, Via: l.Via, User: l.User, ID: l.Hello.ID}
 	defer func() {
-		s.observe(Attempt{Client: c.Client, Via: l.Via, User: l.User, Account: l.Account, Duration: time.Since(begun), Err: err})
+		attempt.Account, attempt.Duration = l.Account, time.Since(begun)
+		if attempt.Err == nil {
+			attempt.Err = err
+		}
+		s.observe(attempt)
 		if err != nil {
 			l.Secret.Clear()
 		}
@@ -225,30 +230,29 @@ func (s *Server) try(c *conn, l *Login) (err error) {
 		return Refuse(Malformed, err)
 	}
 	c.asked = l.Account
-	session, err := s.ask(c, l)
+	session, err := s.ask(c, l, &attempt)
 	if err != nil {
 		return err
+	}
+	if r, ok := session.(Reporter); ok {
+		attempt.Backend = r.Backend()
 	}
 	if c.welcome, err = session.Open(c.ctx); err != nil {
 		_ = session.Close()
 		return err
 	}
 	c.session = session
-	account := l.Account // a pointer into the Login would hold all of it
+	account, backend := l.Account, attempt.Backend // pointers into the others would hold all of them
 	c.account.Store(&account)
-	backend := ""
-	if r, ok := session.(Reporter); ok {
-		backend = r.Backend()
-	}
 	c.backend.Store(&backend)
 	c.open.Store(true)
-	s.observe(Opened{Client: c.Client, Account: l.Account, Backend: backend})
+	s.observe(Opened{Client: c.Client, Account: account, Backend: backend})
 	return nil
 }
 
 // ask reserves with the guard, asks the backend, and settles, whatever happens.
 // A wrong answer is held back for the time the guard wants.
-func (s *Server) ask(c *conn, l *Login) (session Session, err error) {
+func (s *Server) ask(c *conn, l *Login, attempt *Attempt) (session Session, err error) {
 	err = Refuse(Internal, nil) // what a panic settles with: not a guess
 	settled := false
 	defer func() {
@@ -258,16 +262,37 @@ func (s *Server) ask(c *conn, l *Login) (session Session, err error) {
 	}()
 	if err = c.permit.Try(c.ctx, l); err == nil {
 		err = Refuse(Internal, nil)
-		session, err = c.svc.Backend.Login(c.ctx, l)
+		session, err = c.verify(l)
 	}
 	settled = true
-	if delay := c.permit.Settle(err); err != nil && delay > 0 {
+	delay := c.permit.Settle(err)
+	if j, ok := c.permit.(Judge); ok {
+		attempt.Judgement = j.Judgement()
+	}
+	if err != nil && delay > 0 {
+		attempt.Delay = delay
 		l.Secret.Clear()
 		if left := c.Wait(c.ctx, delay); left != nil {
+			attempt.Err = err // known although nobody waits for it
 			return nil, left
 		}
 	}
 	return session, err
+}
+
+// verify asks the backend, and then the guard once more if it wants to be.
+func (c *conn) verify(l *Login) (Session, error) {
+	session, err := c.svc.Backend.Login(c.ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	if g, ok := c.permit.(Confirmer); ok {
+		if err := g.Confirm(c.ctx, l); err != nil {
+			_ = session.Close()
+			return nil, err
+		}
+	}
+	return session, nil
 }
 
 // refusal returns what of err the client may learn, or nil. A connection that

@@ -142,11 +142,16 @@ type (
 	// Attempt: credentials were answered.
 	Attempt struct {
 		Client   Client
-		Via      string // Via...
-		User     string // as typed: may be anything, even a password
-		Account  string // empty when User could not be rewritten
+		Via      string            // Via...
+		User     string            // as typed: may be anything, even a password
+		Account  string            // empty when User could not be rewritten
+		ID       map[string]string // IMAP ID
+		Backend  string            // empty: none has called the password right
 		Duration time.Duration
 		Err      error // nil: logged in; a *Refusal; anything else: the client left
+
+		Judgement Judgement     // the guard's
+		Delay     time.Duration // of the answer, for the guard
 	}
 
 	// Opened: a session began.
