@@ -48,6 +48,8 @@ const (
 	Strangers          // attempts of strangers for the account
 	Attempts           // attempts at all
 	Sessions           // the account's sessions from the network
+	Connections        // the network's
+	Logins             // the network's connections that are not logged in
 	bucketKinds
 )
 
@@ -55,7 +57,8 @@ const (
 func (b Bucket) String() string {
 	return [...]string{
 		"none", "known_good", "pair", "network", "network_24", "network_56", "network_48",
-		"account", "consecutive", "oauth", "strangers", "attempts", "sessions", "unknown",
+		"account", "consecutive", "oauth", "strangers", "attempts", "sessions",
+		"connections", "logins", "unknown",
 	}[min(b, bucketKinds)]
 }
 

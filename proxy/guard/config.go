@@ -39,7 +39,7 @@ type Config struct {
 	Services map[string]Config
 
 	Connections           int // open at once, from anywhere
-	Reserve               int // of them, for networks that are known-good for an account
+	Reserve               int // of them, for networks that are known-good for an account; zero: a fifth
 	ConnectionsPerNetwork int // logged in or not; 20 more for each account that uses the network
 	LoginsPerNetwork      int // of them, not logged in; 4 more for each such account
 
@@ -70,7 +70,6 @@ func DefaultConfig() Config {
 		Delay:    2 * time.Second,
 
 		Connections:           10_000,
-		Reserve:               2_000,
 		ConnectionsPerNetwork: 200,
 		LoginsPerNetwork:      40,
 		Attempts:              1024,

@@ -75,7 +75,8 @@ func (g *Guard) admit(p *permit, service string) (victim context.CancelCauseFunc
 			return nil, err
 		}
 	}
-	if g.open >= g.config.Connections || p.stranger && g.strangers >= g.config.Connections-g.config.Reserve {
+	places := max(1, g.config.Connections-g.config.Reserve)
+	if g.open >= g.config.Connections || p.stranger && g.strangers >= places {
 		if victim = g.shedOldest(); victim == nil {
 			return nil, ErrConnections
 		}
@@ -84,11 +85,17 @@ func (g *Guard) admit(p *permit, service string) (victim context.CancelCauseFunc
 	return victim, nil
 }
 
+// mayHave returns how many connections a network may have open, and how many of
+// them not logged in.
+func (g *Guard) mayHave(from origin) (open, pending int32) {
+	shared, factor := g.regulars.shared(from.network, g.latest), g.factor(g.latest)
+	return int32(g.config.ConnectionsPerNetwork + connectionsEach*shared),
+		int32((g.config.LoginsPerNetwork + loginsEach*shared) * factor)
+}
+
 // hasRoom says why a network, or its site, may not have one more connection.
 func (g *Guard) hasRoom(from origin) error {
-	shared, factor := g.regulars.shared(from.network, g.latest), g.factor(g.latest)
-	open := int32(g.config.ConnectionsPerNetwork + connectionsEach*shared)
-	pending := int32(g.config.LoginsPerNetwork+loginsEach*shared) * int32(factor)
+	open, pending := g.mayHave(from)
 	here := g.from[from.network]
 	if from.isIPv6 && here.open < open && here.pending() < pending {
 		here = g.from[from.site()]

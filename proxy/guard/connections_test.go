@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -218,5 +219,54 @@ func TestShedMayBeMissing(t *testing.T) {
 	defer p.Leave()
 	if _, err := g.Admit(clientAt("192.0.2.2"), func(error) {}); !errors.Is(err, ErrConnections) {
 		t.Errorf("Admit: %v", err)
+	}
+}
+
+// Criterion: All of the guard's functions may be called at the same time.
+func TestGuardIsForManyGoroutines(t *testing.T) {
+	g := New(Config{Entries: 1 << 10, Wait: time.Millisecond, Connections: 64})
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			for n := range 200 {
+				p, err := g.Admit(clientAt(fmt.Sprintf("198.18.%d.%d", i%3, n%100)), func(error) {})
+				if err != nil {
+					continue
+				}
+				for range 3 {
+					account := fmt.Sprint("user", n%7)
+					err := p.Try(t.Context(), loginWith(account, fmt.Sprint(n%5)))
+					if err == nil && n%5 > 0 {
+						err = errWrong
+					}
+					p.Settle(err)
+					_ = p.(*permit).Verdict()
+				}
+				p.Leave()
+			}
+		})
+	}
+	for n := range 20 {
+		g.Stats()
+		g.List()
+		g.Explain("", "user1", netip.MustParseAddr("198.18.1.1"))
+		g.Unlock(fmt.Sprint("user", n%7))
+		g.UnlockNetwork(netip.MustParseAddr("198.18.1.1"))
+		g.Seed([]Success{{fmt.Sprint("user", n), netip.MustParseAddr("198.18.1.1"), time.Now()}})
+		g.Snapshot()
+		g.Reload(Config{Connections: 64 + n, Wait: time.Millisecond})
+	}
+	wg.Wait()
+	if st := g.Stats(); st.Connections != 0 || st.Strangers != 0 || st.InFlight != 0 || st.Waiting != 0 || st.Sessions != 0 || len(g.flights) != 0 || len(g.from) != 0 {
+		t.Errorf("after all have left: %+v", st)
+	}
+	checkRegulars(t, g.regulars)
+}
+
+func TestFewConnectionsAreForStrangersAsWell(t *testing.T) {
+	for connections := 1; connections < 20; connections++ {
+		g, _ := newClocked(Config{Connections: connections})
+		p := mustAdmit(t, g, "192.0.2.1")
+		p.Leave()
 	}
 }

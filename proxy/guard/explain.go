@@ -19,7 +19,6 @@ type Explanation struct {
 	Shared   int       // accounts that use the network
 	Last     time.Time // success of the account, from anywhere, to the second; zero: none in 30 days
 	Wrong    int       // wrong passwords remembered, from the network's area: they cost nothing more
-	Sessions int       // of the account from the network, with attempts under way
 	Refused  Bucket    // what there is none of; NoBucket: the attempt would be made
 	Buckets  []State
 }
@@ -31,8 +30,8 @@ type State struct {
 	Every   time.Duration // one token comes back
 	Tokens  int           // left
 	Next    time.Time     // a token; zero: there is one
-	Running int           // attempts that need it
-	AtOnce  int           // of them that may be; 0: as many as come
+	Running int           // attempts, sessions or connections that have one
+	AtOnce  int           // as many may; 0: as many as come
 }
 
 // Explain returns what the guard would say to an attempt at an account, as
@@ -48,7 +47,6 @@ func (g *Guard) Explain(service, account string, addr netip.Addr) Explanation {
 	e := Explanation{
 		Account: account, Network: from.prefix(), Tier: c.tier, Trusted: c.trusted,
 		Learning: g.factor(g.latest) > 1, Shared: g.regulars.shared(from.network, g.latest),
-		Sessions: int(g.sessions[c.pair()]),
 	}
 	if c.last > 0 {
 		e.Last = g.wall(c.last)
@@ -59,13 +57,31 @@ func (g *Guard) Explain(service, account string, addr netip.Addr) Explanation {
 	for i := range c.all() {
 		e.Buckets = append(e.Buckets, g.state(&c, &c.needs[i]))
 	}
-	switch has, which := g.has(&c, g.latest); {
-	case has == empty:
-		e.Refused = which.bucket
-	case e.Sessions >= c.policy.Sessions:
-		e.Refused = Sessions
+	e.Buckets = append(e.Buckets, State{Bucket: Sessions, Running: int(g.sessions[c.pair()]), AtOnce: c.policy.Sessions})
+	if !c.trusted {
+		here := g.from[from.network]
+		open, pending := g.mayHave(from)
+		e.Buckets = append(e.Buckets,
+			State{Bucket: Connections, Running: int(here.open), AtOnce: int(open)},
+			State{Bucket: Logins, Running: int(here.pending()), AtOnce: int(pending)})
+	}
+	for _, s := range e.Buckets {
+		if s.exhausted() {
+			e.Refused = s.Bucket
+			break
+		}
 	}
 	return e
+}
+
+// exhausted reports whether an attempt is refused because of s: what others
+// hold only for a moment it would wait for.
+func (s State) exhausted() bool {
+	switch s.Bucket {
+	case Sessions, Connections, Logins:
+		return s.Running >= s.AtOnce
+	}
+	return s.Burst > 0 && s.Tokens == 0
 }
 
 func (g *Guard) state(c *claim, n *need) State {
@@ -104,8 +120,8 @@ const maxRefused = 1024
 
 // refusals are what was refused lately.
 type refusals struct {
-	latest [maxRefused]denial
-	next   int
+	latest []denial // at most maxRefused
+	next   int      // place
 	index  map[[2]key]int
 }
 
@@ -129,23 +145,32 @@ func (g *Guard) report(p *permit, account string, d *Denied) {
 	pair := [2]key{c.account, c.from.network}
 	i, ok := r.index[pair]
 	if !ok {
-		i = r.next
-		r.next = (i + 1) % maxRefused
-		old := &r.latest[i]
-		delete(r.index, [2]key{old.account, old.network})
-		*old = denial{account: c.account, network: c.from.network, prefix: c.from.prefix()}
+		i = r.place(pair)
+		r.latest[i] = denial{account: c.account, network: c.from.network, prefix: c.from.prefix()}
 		if g.regulars.accounts[c.account] != 0 {
-			old.name = account
+			r.latest[i].name = account
 		}
-		if r.index == nil {
-			r.index = make(map[[2]key]int)
-		}
-		r.index[pair] = i
 	}
 	one := &r.latest[i]
 	one.tier, one.bucket = d.Tier, d.Bucket
 	one.count++
 	one.last, one.until = g.latest, g.latest+d.RetryAfter
+}
+
+// place returns the number of a place for a new pair: that of the first to come.
+func (r *refusals) place(pair [2]key) int {
+	i := r.next
+	if i == len(r.latest) {
+		r.latest = append(r.latest, denial{})
+	} else {
+		delete(r.index, [2]key{r.latest[i].account, r.latest[i].network})
+	}
+	if r.index == nil {
+		r.index = make(map[[2]key]int)
+	}
+	r.index[pair] = i
+	r.next = (i + 1) % maxRefused
+	return i
 }
 
 // List returns the accounts and networks that are being refused, those first

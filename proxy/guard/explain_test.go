@@ -34,6 +34,9 @@ func TestExplain(t *testing.T) {
 		{Network24, 60, 10 * time.Minute, 55, time.Time{}, 0, 0},
 		{Strangers, 0, 0, 0, time.Time{}, 0, 4},
 		{Attempts, 0, 0, 0, time.Time{}, 0, 768},
+		{Sessions, 0, 0, 0, time.Time{}, 0, 50},
+		{Connections, 0, 0, 0, time.Time{}, 0, 200},
+		{Logins, 0, 0, 0, time.Time{}, 0, 40},
 	} {
 		if got[want.Bucket] != want {
 			t.Errorf("%v: %+v, want %+v", want.Bucket, got[want.Bucket], want)
@@ -46,7 +49,7 @@ func TestExplain(t *testing.T) {
 	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
 		t.Fatal(err)
 	}
-	if e := s.Explain("", "alice", addr); e.Tier != KnownGood || !e.Last.Equal(at.now) || len(e.Buckets) != 3 {
+	if e := s.Explain("", "alice", addr); e.Tier != KnownGood || !e.Last.Equal(at.now) || len(e.Buckets) != 6 {
 		t.Errorf("after a login: %+v", e)
 	}
 }

@@ -94,6 +94,9 @@ func (g *Guard) Reload(c Config) {
 }
 
 func (g *Guard) configure(c Config) {
+	if c.Reserve == 0 {
+		c.Reserve = c.Connections / 5
+	}
 	g.config = &c
 	g.services = make(map[string]*Config, len(c.Services))
 	for name, s := range c.Services {

@@ -41,7 +41,7 @@ type house struct {
 	counted uint32 // when they were counted, in seconds
 }
 
-const chunk = 1 << 12
+const chunk = 1 << 10
 
 // regulars are the known-good networks of all accounts. Nothing that strangers
 // do makes one go.

@@ -63,7 +63,7 @@ const (
 	refused stage = iota // nothing to settle
 	charged              // tokens are reserved
 	repeats              // under way; if it is wrong, it is so again
-	follows              // after one with the same password, which was right
+	follows              // without a reservation: the same password was right just now
 	waved                // DryRun let it through
 )
 
@@ -115,10 +115,12 @@ func (p *permit) try(ctx context.Context, s subject) (*Denied, proxy.Reason) {
 		if blocked == nil {
 			return denied, reason
 		}
-		crowded := &Denied{Tier: p.claim.tier, Bucket: blocked.bucket}
-		if p.policy.DryRun {
-			return crowded, proxy.Unavailable
+		if p.policy.DryRun { // who would have to wait is not one who would be refused
+			p.stage = follows
+			p.startSession()
+			return nil, 0
 		}
+		crowded := &Denied{Tier: p.claim.tier, Bucket: blocked.bucket}
 		same := blocked.bucket == Pair && p.tag != 0 && g.flights[blocked.key].tag == p.tag
 		landing := g.join(blocked)
 		if landing == nil {
