@@ -82,7 +82,7 @@ func (p Profile) CipherSuites() (all []uint16) {
 // crypto/tls takes the best that both sides have, so it is also the strictest
 // that this client could do with.
 func ProfileOf(s *tls.ConnectionState) Profile {
-	for p := Modern; p < Legacy; p++ {
+	for p := range Legacy {
 		if s.Version >= p.MinVersion() && (s.Version == tls.VersionTLS13 || slices.Contains(p.CipherSuites(), s.CipherSuite)) {
 			return p
 		}
