@@ -106,6 +106,14 @@ const (
 	DeniedLimit   = "rate_limited"
 )
 
+// The values of PolicyAsked.Result.
+const (
+	PolicyAllow  = "allow" // of a report: it was taken
+	PolicyTarpit = "tarpit"
+	PolicyReject = "reject"
+	PolicyFailed = "failed"
+)
+
 // Dial results.
 const (
 	DialOK       = "ok"
@@ -254,6 +262,14 @@ type (
 		Err    error
 	}
 
+	// PolicyAsked: the server that judges logins from outside was asked, or told.
+	PolicyAsked struct {
+		Command  string // "allow", "report"
+		Result   string // Policy...
+		Duration time.Duration
+		Err      error // of Failed
+	}
+
 	// CertificateObtained: a CA has given a certificate.
 	CertificateObtained struct {
 		Name    string
@@ -309,6 +325,7 @@ func (MessageSent) event()         {}
 func (MaildropNoticed) event()     {}
 func (Reconnected) event()         {}
 func (UpdateFailed) event()        {}
+func (PolicyAsked) event()         {}
 func (CertificateObtained) event() {}
 func (CertificateFailed) event()   {}
 func (CertificateDenied) event()   {}
