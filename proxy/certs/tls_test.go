@@ -125,6 +125,7 @@ func TestOldClients(t *testing.T) {
 		{"Android 4.4", proxytest.Android44, rsa, [3]uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}},
 		{"Android 4.4 with TLS 1.0", proxytest.Android44TLS10, rsa, [3]uint16{refused, refused, tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA}},
 		{"Windows XP", proxytest.WindowsXP, rsa, [3]uint16{refused, refused, tls.TLS_RSA_WITH_3DES_EDE_CBC_SHA}},
+		{"Windows XP, both", proxytest.WindowsXP, both, [3]uint16{refused, refused, tls.TLS_RSA_WITH_3DES_EDE_CBC_SHA}},
 		{"Windows XP, ECDSA alone", proxytest.WindowsXP, ecdsa, [3]uint16{refused, refused, refused}},
 	} {
 		for _, p := range profiles {
