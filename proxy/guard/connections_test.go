@@ -80,12 +80,15 @@ func TestConnectionsOfANetwork(t *testing.T) {
 	}
 }
 
-// Criterion: A network whose accounts have used it for a day may have more connections, guesses and attempts under way, for each of them.
+// Criterion: A network that is used by accounts known for a day may have more connections, guesses and attempts under way, for each of them.
 func TestNetworkGrowsWithItsAccounts(t *testing.T) {
 	g, at := newClocked(Config{})
 	addr := netip.MustParseAddr("192.0.2.1")
 	for i := range 150 {
 		g.Seed([]Success{{fmt.Sprint("user", i), addr, at.now.Add(-25 * time.Hour)}})
+	}
+	if e := g.Explain("", "stranger", addr); e.Shared != 100 {
+		t.Errorf("%d accounts share the network, want 100, which is the most that count", e.Shared)
 	}
 	for i := range 50 { // too new, or too old
 		g.Seed([]Success{{fmt.Sprint("new", i), addr, at.now.Add(-23 * time.Hour)}, {fmt.Sprint("old", i), addr, at.now.Add(-8 * day)}})
@@ -104,6 +107,31 @@ func TestNetworkGrowsWithItsAccounts(t *testing.T) {
 		t.Errorf("%d connections, then %v", len(permits), err)
 	}
 	leaveAll(permits)
+}
+
+// Criterion: When an office moves to another address, each account that logs in from there makes room for the next.
+func TestOfficeMoves(t *testing.T) {
+	s, at := newServer(t, Config{})
+	from, to := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("203.0.113.1")
+	for i := range 50 {
+		s.Seed([]Success{{fmt.Sprint("user", i), from, at.now.Add(-25 * time.Hour)}})
+	}
+	_ = s.login("203.0.113.1", "made for the purpose", "right")
+	if e := s.Explain("", "stranger", to); e.Shared != 0 {
+		t.Errorf("%d accounts share the network, want none", e.Shared)
+	}
+	for i := range 50 {
+		if err := s.login("203.0.113.1", fmt.Sprint("user", i), "right"); err != nil {
+			t.Errorf("login %d: %v", i, err)
+		}
+		if e := s.Explain("", "stranger", to); e.Shared != i+1 {
+			t.Errorf("%d accounts share the network after %d logins", e.Shared, i+1)
+		}
+	}
+	at.advance(time.Hour)
+	if e := s.Explain("", "stranger", to); e.Shared != 50 {
+		t.Errorf("%d accounts share the network an hour later", e.Shared)
+	}
 }
 
 // Criterion: While strangers fill all places that they may have, the oldest of them make room, and networks with known-good accounts have places in reserve.

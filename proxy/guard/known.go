@@ -10,7 +10,7 @@ const (
 	knownNetworks = 32                  // of one account
 
 	sharedFor   = 7 * 24 * time.Hour // an account counts for its network after its last success there
-	sharedAfter = 24 * time.Hour     // and from so long on after its first
+	sharedAfter = 24 * time.Hour     // and from so long on after its first anywhere
 	sharedMost  = 100                // such accounts count
 	sharedFresh = 10 * time.Minute   // they are counted again after it
 	sharedWalk  = 4096               // of a network's accounts are looked at
@@ -25,13 +25,20 @@ type known struct {
 	account, network     key
 	full                 time.Duration // of its budget
 	area                 uint32        // of the network's area: half of its key
-	first, last          uint32        // successes: seconds
+	first                uint32        // success of the account, when this network was new: seconds
+	last                 uint32        // success from here
 	ofAccount            place         // the next in the account's list
 	ofNetwork, toNetwork place         // the next and the last in the network's list
 }
 
 func (k *known) expired(now time.Duration) bool {
 	return time.Duration(k.last)*time.Second+knownFor <= now
+}
+
+// counts reports whether the account uses the network: it has come from there
+// lately, and is no new one, which an attacker may have made for the purpose.
+func (k *known) counts(now uint32) bool {
+	return now-k.first >= uint32(sharedAfter/time.Second) && now-k.last <= uint32(sharedFor/time.Second)
 }
 
 // A house is a network that accounts have logged in from.
@@ -111,7 +118,7 @@ func (r *regulars) shared(network key, now time.Duration) int {
 	h.shared, h.counted = 0, seconds
 	for p, n := h.first, 0; p != 0 && n < sharedWalk && h.shared < sharedMost; n++ {
 		k := r.at(p)
-		if seconds-k.first >= uint32(sharedAfter/time.Second) && seconds-k.last <= uint32(sharedFor/time.Second) {
+		if k.counts(seconds) {
 			h.shared++
 		}
 		p = k.ofNetwork
@@ -151,6 +158,7 @@ func (r *regulars) find(account, network key) *known {
 func (r *regulars) add(k known) {
 	count, oldest := 0, place(0)
 	for p := r.accounts[k.account]; p != 0; p = r.at(p).ofAccount {
+		k.first = min(k.first, r.at(p).first)
 		if count++; oldest == 0 || r.at(p).last < r.at(oldest).last {
 			oldest = p
 		}
@@ -165,6 +173,9 @@ func (r *regulars) add(k known) {
 		r.at(house.first).toNetwork = p
 	}
 	house.first = p
+	if k.counts(k.last) && house.shared < sharedMost { // at once: an office may have moved
+		house.shared++
+	}
 	*r.at(p) = k
 	r.accounts[k.account], r.houses[k.network] = p, house
 }
