@@ -11,6 +11,7 @@ const (
 	victim   = 0
 	accounts = 10_000
 	mallory  = 20_000 // the attacker's own
+	guest    = 30_000 // and more
 )
 
 var (
@@ -110,6 +111,18 @@ func (c crowd) atMost(most int, about ...int) crowd {
 	return c
 }
 
+// between has every other attempt be this one.
+func (c crowd) between(a attempt) crowd {
+	tries := c.tries
+	c.tries = func(client, n int) attempt {
+		if n%2 == 0 {
+			return a
+		}
+		return tries(client, n/2)
+	}
+	return c
+}
+
 // together has all begin within some time.
 func (c crowd) together(within time.Duration) crowd {
 	c.within = within
@@ -205,18 +218,31 @@ func scenarios() []scenario {
 			known: staff(50, home), crowds: office,
 		},
 		{
-			name: "H", title: "A, and between two guesses a login to an account of the attacker's own",
-			known: append(atHomeBefore, right(attacker, mallory)),
+			name: "G2", title: "An office of 50 has 30 guests, who mistype twice, each time differently, and then log in every minute",
+			known: staff(50, home),
 			crowds: []crowd{{
-				who: "guesses", every: thin * time.Second,
-				tries: func(_, n int) attempt {
-					if n%2 == 0 {
-						return right(attacker, mallory)
+				who: "guests refused", clients: 30, every: time.Minute, within: 30 * time.Minute, to: 2 * time.Hour, counts: refused,
+				tries: func(client, n int) attempt {
+					if n < 2 {
+						return wrong(home, guest+client, n)
 					}
-					return wrong(attacker, victim, n)
+					return right(home, guest+client)
 				},
-				most: 42, others: [...]int{12_343, 1224, 705, 24, 43_200, 101},
 			}},
+		},
+		{
+			name: "H", title: "A, and before each guess a login to an account of the attacker's own",
+			known: append(atHomeBefore, right(attacker, mallory)),
+			crowds: []crowd{
+				guessing(time.Second, at(attacker)).between(right(attacker, mallory)).atMost(42, 12_343, 1224, 705, 24, 43_200, 101),
+			},
+		},
+		{
+			name: "H2", title: "D, and before each guess the same",
+			known: []attempt{right(attacker, mallory)},
+			crowds: []crowd{
+				spraying(time.Second, at(attacker)).between(right(attacker, mallory)).atMost(125),
+			},
 		},
 		{
 			name: "J", title: "100,000 addresses guess at one account, once each",

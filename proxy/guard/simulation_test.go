@@ -92,13 +92,19 @@ const (
 const anything = -1
 
 // A tally is what came of a crowd's attempts.
-type tally struct{ offered, guesses, refused, throttled, slow int }
+type tally struct{ offered, right, guesses, refused, throttled, slow int }
 
 func (t tally) of(c count) int { return [...]int{t.guesses, t.refused, t.throttled}[c] }
+
+// among returns of how many.
+func (t tally) among(c count) int { return [...]int{t.offered, t.right, t.offered}[c] }
 
 // add counts an attempt.
 func (t *tally) add(right bool, wait time.Duration, is answer) {
 	t.offered++
+	if right {
+		t.right++
+	}
 	if is == refuses {
 		t.throttled++
 	}
@@ -282,7 +288,7 @@ func (r *result) check(t *testing.T, crowds []crowd) {
 	for i, c := range crowds {
 		ours := r.ours[i]
 		if got := ours.of(c.counts); c.most != anything && got > c.most {
-			t.Errorf("%s: %d of %d with Postern, want at most %d", c.who, got, ours.offered, c.most)
+			t.Errorf("%s: %d of %d with Postern, want at most %d", c.who, got, ours.among(c.counts), c.most)
 		}
 		if ours.slow > 0 {
 			t.Errorf("%s: %d waited for more than 10 s with Postern", c.who, ours.slow)
@@ -320,9 +326,9 @@ func cell(c crowd, t tally) string {
 	case c.counts == guesses:
 		return thousands(t.guesses)
 	case t.slow > 0:
-		return fmt.Sprintf("%s of %s, %s wait", thousands(t.of(c.counts)), thousands(t.offered), thousands(t.slow))
+		return fmt.Sprintf("%s of %s, %s wait", thousands(t.of(c.counts)), thousands(t.among(c.counts)), thousands(t.slow))
 	}
-	return fmt.Sprintf("%s of %s", thousands(t.of(c.counts)), thousands(t.offered))
+	return fmt.Sprintf("%s of %s", thousands(t.of(c.counts)), thousands(t.among(c.counts)))
 }
 
 func thousands(n int) string {
