@@ -148,7 +148,7 @@ func scenarios() []scenario {
 		colleagues(50, 5*time.Minute).atMost(0, 0, 0, 4791, 4800, 960, 14_377),
 		oldDevices(50, 8*time.Hour),
 	}
-	newOffice := []crowd{office[0].atMost(5000), oldDevices(50, 8*time.Hour).atMost(anything)}
+	newOffice := []crowd{office[0].atMost(1440), oldDevices(50, 8*time.Hour).atMost(anything)}
 	return []scenario{
 		{
 			name: "A", title: "One address guesses at one account, once a second",
@@ -238,8 +238,8 @@ func scenarios() []scenario {
 			},
 		},
 		{
-			name: "H2", title: "D, and before each guess the same",
-			known: []attempt{right(attacker, mallory)},
+			name: "H2", title: "D, and before each guess a login to such an account, which is new to the address",
+			known: []attempt{right(phone, mallory)},
 			crowds: []crowd{
 				spraying(time.Second, at(attacker)).between(right(attacker, mallory)).atMost(125),
 			},
