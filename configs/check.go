@@ -27,10 +27,7 @@ func (m *mistakes) check() {
 	m.checkAccounts()
 	m.checkTexts()
 	m.checkTimeouts()
-	m.checkNumber("limits.max_connections", c.Limits.MaxConnections, 1_000_000)
-	m.checkNumber("limits.network_connections", c.Limits.NetworkConnections, 1_000_000)
-	m.checkBudget("guard.network", c.Guard.Network)
-	m.checkBudget("guard.account", c.Guard.Account)
+	m.checkGuard()
 	m.checkWord("pop3.uidl_on_lost_state", c.POP3.UIDLOnLostState, "a way out", "refuse", "recompute")
 	if c.POP3.Expire != "" {
 		m.checkWord("pop3.expire", c.POP3.Expire, "a promise", "never")
@@ -60,6 +57,7 @@ func (m *mistakes) checkListeners() {
 			m.checkNetworks(i)
 		}
 		m.checkWord(key+".tls", l.TLS, "a way to TLS", "implicit", "starttls", "refuse")
+		m.checkListenerGuard(key+".guard", l.Guard)
 		if l.Name == "" {
 			continue // a mistake in the protocol, told above
 		}
@@ -407,11 +405,6 @@ func short(d time.Duration) string {
 		s = strings.TrimSuffix(s, "0m")
 	}
 	return s
-}
-
-func (m *mistakes) checkBudget(key string, b Budget) {
-	m.checkNumber(key+".burst", b.Burst, 10_000)
-	m.checkDuration(key+".every", b.Every, time.Second, "")
 }
 
 func (m *mistakes) checkNumber(key string, n, most int) {

@@ -56,6 +56,7 @@ type Listener struct {
 	TLSProfile string         `yaml:"tls_profile"` // how old its clients' TLS may be; default: TLS.Profile
 	Networks   []netip.Prefix `yaml:"networks"`    // the clients it is for, of several listeners at one address; none: the rest
 	POP3       *ListenerPOP3  `yaml:"pop3"`        // of pop3: what is other here than for all; nil: nothing
+	Guard      *ListenerGuard `yaml:"guard"`       // likewise
 }
 
 // A Backend is a mail server behind Postern. A part that is nil is not there.
@@ -175,24 +176,6 @@ type Timeouts struct {
 	Shutdown       time.Duration `yaml:"shutdown"`           // what sessions get to end by themselves; 0: nothing
 }
 
-// Limits bounds what clients can occupy.
-type Limits struct {
-	MaxConnections     int `yaml:"max_connections"`     // open client connections in all
-	NetworkConnections int `yaml:"network_connections"` // the same per network (IPv4 /32, IPv6 /64)
-}
-
-// Guard bounds failed logins.
-type Guard struct {
-	Network Budget `yaml:"network"` // per client network (IPv4 /32, IPv6 /64)
-	Account Budget `yaml:"account"`
-}
-
-// A Budget is a token bucket of failed logins.
-type Budget struct {
-	Burst int           `yaml:"burst"` // failures in a row, at most
-	Every time.Duration `yaml:"every"` // one is given back
-}
-
 // POP3 is how the bridge shows a mailbox.
 type POP3 struct {
 	UIDL            string `yaml:"uidl"`               // the form of unique ids: a name, or Dovecot's pop3_uidl_format
@@ -227,8 +210,9 @@ type Metrics struct {
 
 // Log is how Postern writes its log.
 type Log struct {
-	Format string     `yaml:"format"` // text or json
-	Level  slog.Level `yaml:"level"`
+	Format   string     `yaml:"format"` // text or json
+	Level    slog.Level `yaml:"level"`
+	Fail2ban string     `yaml:"fail2ban"` // a file for wrong passwords, in the lines of Dovecot's log; "": none
 }
 
 func defaults() Config {
@@ -246,11 +230,7 @@ func defaults() Config {
 			Spread:         10 * time.Second,
 			Shutdown:       30 * time.Second,
 		},
-		Limits: Limits{MaxConnections: 10_000, NetworkConnections: 200},
-		Guard: Guard{
-			Network: Budget{Burst: 20, Every: 30 * time.Minute},
-			Account: Budget{Burst: 8, Every: time.Hour},
-		},
+		Limits: defaultLimits(), Guard: defaultGuard(),
 		Accounts: Accounts{Lowercase: true, Separators: "*%"},
 		POP3: POP3{
 			UIDL: "dovecot", UIDLOnLostState: "refuse", Delete: "expunge", Lock: "allow", FirstListings: 8, Seen: true, Implementation: true,
@@ -283,6 +263,8 @@ func (c *Config) fillIn(machine string) {
 		c.Domains[i].Domain = strings.ToLower(c.Domains[i].Domain)
 	}
 	c.Policy.File = c.beside(c.Policy.File)
+	c.Log.Fail2ban = c.beside(c.Log.Fail2ban)
+	c.fillInGuard()
 	for name, b := range c.Backends {
 		if b.IMAP != nil {
 			b.IMAP.Identity = cmp.Or(b.IMAP.Identity, IdentityID)

@@ -68,7 +68,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 hostname: mx_1.example.org
 listeners:
   - {protocol: imap, address: "[2001:db8::1]:993"}
-  - {protocol: imap, address: "192.0.2.1:993"}
+  - {protocol: imap, address: "192.0.2.1:993", guard: {network: {burst: 2}, dry_run: true, account_sessions: 3}}
   - {protocol: imap, address: ":1993", name: imap-2, tls: starttls, proxy_from: [10.9.0.0/24]}
   - {protocol: pop3, address: ":0", pop3: {delete: isolate, lock: takeover}}
   - {protocol: pop3, address: ":0", tls: refuse}
@@ -108,13 +108,17 @@ submission: {bare_newlines: reject}
 trusted_networks: [10.0.0.40, "::ffff:10.0.0.41", 10.1.0.0/16, 2001:db8::/48, 2001:db8::1]
 timeouts: {handshake: 1s, login: 2s, dial: 3s, backend: 4s, imap_idle: 31m, pop3_idle: 11m,
   submission_idle: 7s, stall: 8s, spread_disconnects: 9s, shutdown: 0s}
-limits: {max_connections: 5, network_connections: 6}
-guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}}
+limits: {max_connections: 5, network_connections: 6, reserve: 0, network_logins: 7, account_sessions: 8, attempts: 9, attempt_wait: 10s,
+  guard_entries: 11, known_networks: 12}
+guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}, known: {burst: 5, every: 6s}, pair: {burst: 7, every: 8s},
+  network_24: {burst: 9, every: 10s}, network_56: {burst: 11, every: 12s}, network_48: {burst: 13, every: 14s}, oauth: {burst: 15, every: 16s},
+  delay: 17s, dry_run: true, strict_nist: true, learning: 0s,
+  policy: {url: "https://policy.example/", api_key_file: key, nonce_file: /nonce, timeout: 18s, reject_on_fail: true, log_only: true}}
 pop3: {uidl: cyrus, uidl_on_lost_state: recompute, delete: hide, lock: wait, first_listings: 2, seen: false, implementation: false, last: true, expire: never, login_delay: 1m, utf8: true}
 state: {path: /var/lib/postern}
 control: {socket: run/control.sock, group: mail}
 metrics: {address: off}
-log: {format: json, level: debug}
+log: {format: json, level: debug, fail2ban: failed}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -128,7 +132,9 @@ log: {format: json, level: debug}
 		Hostname: "mx_1.example.org",
 		Listeners: []Listener{
 			{Name: "imap", Protocol: "imap", Address: "[2001:db8::1]:993", TLS: "implicit", TLSProfile: "compatible"},
-			{Name: "imap-3", Protocol: "imap", Address: "192.0.2.1:993", TLS: "implicit", TLSProfile: "compatible"},
+			{Name: "imap-3", Protocol: "imap", Address: "192.0.2.1:993", TLS: "implicit", TLSProfile: "compatible", Guard: &ListenerGuard{
+				Budgets: Budgets{Network: Budget{Burst: 2}, DryRun: true}, AccountSessions: 3,
+			}},
 			{Name: "imap-2", Protocol: "imap", Address: ":1993", TLS: "starttls", ProxyFrom: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}, TLSProfile: "compatible"},
 			{Name: "pop3", Protocol: "pop3", Address: ":0", TLS: "implicit", TLSProfile: "compatible", POP3: &ListenerPOP3{Delete: "isolate", Lock: "takeover"}},
 			{Name: "pop3-2", Protocol: "pop3", Address: ":0", TLS: "refuse", TLSProfile: "compatible"},
@@ -185,12 +191,25 @@ log: {format: json, level: debug}
 			IMAPIdle: 31 * time.Minute, POP3Idle: 11 * time.Minute, SubmissionIdle: 7 * time.Second,
 			Stall: 8 * time.Second, Spread: 9 * time.Second,
 		},
-		Limits: Limits{MaxConnections: 5, NetworkConnections: 6},
-		Guard:  Guard{Network: Budget{1, 2 * time.Second}, Account: Budget{3, 4 * time.Second}},
-		POP3:   POP3{UIDL: "cyrus", UIDLOnLostState: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, Last: true, Expire: "never", LoginDelay: time.Minute, UTF8: true},
-		State:  State{Path: "/var/lib/postern"},
-		Log:    Log{Format: "json", Level: slog.LevelDebug},
-		file:   "p.yaml",
+		Limits: Limits{
+			MaxConnections: 5, NetworkConnections: 6, NetworkLogins: 7, AccountSessions: 8, Attempts: 9, AttemptWait: 10 * time.Second,
+			GuardEntries: 11, KnownNetworks: 12,
+		},
+		Guard: Guard{
+			Budgets: Budgets{
+				Network: Budget{1, 2 * time.Second}, Account: Budget{3, 4 * time.Second}, Known: Budget{5, 6 * time.Second},
+				Pair: Budget{7, 8 * time.Second}, Network24: Budget{9, 10 * time.Second}, Network56: Budget{11, 12 * time.Second},
+				Network48: Budget{13, 14 * time.Second}, OAuth: Budget{15, 16 * time.Second},
+				Delay: 17 * time.Second, DryRun: true, StrictNIST: true,
+			},
+			Policy: AuthPolicy{
+				URL: "https://policy.example/", APIKeyFile: "key", NonceFile: "/nonce", Timeout: 18 * time.Second, RejectOnFail: true, LogOnly: true,
+			},
+		},
+		POP3:  POP3{UIDL: "cyrus", UIDLOnLostState: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, Last: true, Expire: "never", LoginDelay: time.Minute, UTF8: true},
+		State: State{Path: "/var/lib/postern"},
+		Log:   Log{Format: "json", Level: slog.LevelDebug, Fail2ban: "failed"},
+		file:  "p.yaml",
 
 		Control: Control{Socket: "run/control.sock", Group: "mail"},
 	}
@@ -253,6 +272,17 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"number", "", "limits: {max_connections: many}", `p.yaml:13: limits.max_connections: "many" is not a whole number`},
 		{"number out of range", "", "limits: {network_connections: 0}", `p.yaml:13: limits.network_connections: 0 is out of range; use 1 to 1000000`},
 		{"burst", "", "guard: {network: {burst: -1}}", `p.yaml:13: guard.network.burst: -1 is out of range; use 1 to 10000`},
+		{"reserve", "", "limits: {max_connections: 10, reserve: 10}", `p.yaml:13: limits.reserve: 10 is out of range; use 0 to less than max_connections`},
+		{"attempt_wait", "", "limits: {attempt_wait: 2m}", `p.yaml:13: limits.attempt_wait: 2m is too long; the most is 1m`},
+		{"learning", "", "guard: {learning: 1000h}", `p.yaml:13: guard.learning: 1000h is too long; the most is 720h`},
+		{"delay", "", "guard: {delay: 0s}", `p.yaml:13: guard.delay: 0s is too short; the least is 100ms`},
+		{"unknown budget", "", "guard: {networks: {burst: 1}}", `p.yaml:13: guard.networks: unknown key; is network meant?`},
+		{"guard of a listener", `":995"`, `":995", guard: {pair: {burst: 0}}`, `p.yaml:4: listeners[1].guard.pair.burst: 0 is out of range; use 1 to 10000`},
+		{"sessions of a listener", `":995"`, `":995", guard: {account_sessions: 0}`, `p.yaml:4: listeners[1].guard.account_sessions: 0 is out of range; use 1 to 1000000`},
+		{"what a listener's guard has not", `":995"`, `":995", guard: {policy: {}}`, `p.yaml:4: listeners[1].guard.policy: unknown key; known here: account, account_sessions, delay, dry_run, known, network, network_24, network_48, network_56, oauth, pair, strict_nist`},
+		{"policy server", "", "guard: {policy: {url: localhost}}", `p.yaml:13: guard.policy.url: "localhost" is not a URL such as http://127.0.0.1:8084/`},
+		{"no policy server", "", "guard: {policy: {log_only: true}}", `p.yaml:13: guard.policy.url: missing; write that of the policy server, such as http://127.0.0.1:8084/`},
+		{"policy timeout", "", "guard: {policy: {url: \"http://h/\", timeout: 1m}}", `p.yaml:13: guard.policy.timeout: 1m is too long; the most is 30s`},
 		{"every", "", "guard: {account: {every: 0s}}", `p.yaml:13: guard.account.every: 0s is too short; the least is 1s`},
 		{"network", "", "trusted_networks:\n  - 10.0.0.0/24\n  - webmail", `p.yaml:15: trusted_networks[1]: "webmail" is not a network; it is written 10.0.0.0/24 or 2001:db8::/64, a single address 10.0.0.40`},
 		{"network with host bits", "", "trusted_networks: [10.0.0.40/24]", `p.yaml:13: trusted_networks[0]: "10.0.0.40/24" is an address inside its network; write 10.0.0.0/24 for all of the network or 10.0.0.40 for the address alone`},
@@ -543,6 +573,7 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 	// These have no default that could be shown.
 	same.Routes, same.Domains, same.Policy, same.Texts = cfg.Routes, nil, cfg.Policy, cfg.Texts
 	same.Accounts.DefaultDomain, same.Accounts.Rewrite, same.Control.Group = "", nil, ""
+	same.Guard.Policy.URL, same.Log.Fail2ban = "", ""
 	if !reflect.DeepEqual(cfg, same) {
 		t.Errorf("without comment signs the example is\n%+v, want\n%+v", same, cfg)
 	}
@@ -559,7 +590,11 @@ func keys(t reflect.Type) []string {
 	}
 	var all []string
 	for field := range t.Fields() {
-		if key := field.Tag.Get("yaml"); key != "" {
+		switch key := field.Tag.Get("yaml"); key {
+		case "":
+		case ",inline":
+			all = append(all, keys(field.Type)...)
+		default:
 			all = append(append(all, key), keys(field.Type)...)
 		}
 	}

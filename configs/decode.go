@@ -103,11 +103,7 @@ func (m *mistakes) named(key string, n *yaml.Node, v reflect.Value) {
 
 func (m *mistakes) fields(key string, n *yaml.Node, v reflect.Value) {
 	known := map[string]reflect.Value{}
-	for i := range v.NumField() {
-		if name := v.Type().Field(i).Tag.Get("yaml"); name != "" {
-			known[name] = v.Field(i)
-		}
-	}
+	fieldsOf(v, known)
 	for name, item := range m.entries(key, n) {
 		if field, ok := known[name]; ok {
 			m.value(join(key, name), item, field)
@@ -119,6 +115,20 @@ func (m *mistakes) fields(key string, n *yaml.Node, v reflect.Value) {
 			continue
 		}
 		m.add(join(key, name), "unknown key; known here: %s", strings.Join(slices.Sorted(maps.Keys(known)), ", "))
+	}
+}
+
+// fieldsOf adds the fields of a struct by their keys, with those of structs that
+// are part of it.
+func fieldsOf(v reflect.Value, known map[string]reflect.Value) {
+	for i := range v.NumField() {
+		switch key := v.Type().Field(i).Tag.Get("yaml"); key {
+		case "":
+		case ",inline":
+			fieldsOf(v.Field(i), known)
+		default:
+			known[key] = v.Field(i)
+		}
 	}
 }
 

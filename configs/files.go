@@ -14,6 +14,7 @@ const maxFile = 1 << 20
 
 // checkFiles judges the files that the configuration names.
 func (m *mistakes) checkFiles() {
+	m.checkPolicyFiles()
 	m.checkTLSFiles()
 	for name, b := range m.cfg.Backends {
 		m.checkCA(join("backends", name)+".imap.ca", b.IMAP)
