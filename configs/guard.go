@@ -123,7 +123,7 @@ func (m *mistakes) checkGuard() {
 func (m *mistakes) checkBudgets(key string, b Budgets) {
 	for field, value := range reflect.ValueOf(b).Fields() {
 		k := join(key, field.Tag.Get("yaml"))
-		if budget, ok := value.Interface().(Budget); ok {
+		if budget, ok := reflect.TypeAssert[Budget](value); ok {
 			if m.cfg.Stands(k + ".burst") {
 				m.checkNumber(k+".burst", budget.Burst, 10_000)
 			}
