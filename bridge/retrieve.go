@@ -51,9 +51,6 @@ func (s *session) retr(ctx context.Context, args []string) error {
 // send answers a command with a whole message.
 func (s *session) send(ctx context.Context, command string, n int, m *message) error {
 	r, err := s.first(ctx, n-1, itemsWhole, "BODY[]")
-	if err == nil && r.section.size == 0 && !m.empty() {
-		err = errEmpty
-	}
 	if err != nil {
 		return s.cannot(ctx, n, m, err)
 	}
