@@ -13,7 +13,7 @@ const scrapeTimeout = 10 * time.Second
 
 // Handler serves /metrics; /healthz, which says that the process is alive; and
 // /readyz, which says whether new clients should come, and what somebody should
-// look at, else, with status 503, why not.
+// look at, else, with status 503, why not. The status page, if there is one, is at /.
 func (m *Metrics) Handler() http.Handler {
 	scrape := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		EnableOpenMetrics: true, MaxRequestsInFlight: 3, Timeout: scrapeTimeout,
@@ -23,6 +23,9 @@ func (m *Metrics) Handler() http.Handler {
 	mux.Handle("GET /metrics", promhttp.InstrumentMetricHandler(m.registry, scrape))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "alive") })
 	mux.HandleFunc("GET /readyz", m.ready)
+	if m.config.Page != nil {
+		mux.Handle("GET /{$}", m.config.Page)
+	}
 	return mux
 }
 

@@ -3,6 +3,7 @@ package metrics
 
 import (
 	"log/slog"
+	"net/http"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -33,6 +34,7 @@ type Config struct {
 	Draining     func() bool          // asked at each scrape; nil: never
 	Ready        func() error         // why new clients should go elsewhere; nil: there is never a reason
 	Degraded     func() error         // what somebody should look at, while clients may come; nil: there is never anything
+	Page         http.Handler         // of /; nil: there is none
 	Log          *slog.Logger         // of the HTTP server; nil: slog.DiscardHandler
 }
 
@@ -66,6 +68,7 @@ type Metrics struct {
 	updateFailures      counter
 	messageSize         histogram
 	mismatches, panics  counter
+	loaded, loadedAt    gauge
 	issues, denials     counter
 	completed, notices  counter
 	renumbered, renewed counter
@@ -243,6 +246,9 @@ func (m *Metrics) pop3() {
 func (m *Metrics) process() {
 	r := &m.registry
 	m.panics = r.counter("panics_total", "Recovered panics.")
+	m.loaded = r.gauge("config_last_reload_successful", "1 if the last reading of the configuration succeeded.")
+	m.loadedAt = r.gauge("config_last_reload_success_timestamp_seconds", "Time of the last successful reading of the configuration.")
+	m.Reloaded(true)
 	m.issues = r.counter("acme_operations_total", "Certificates asked of a CA.",
 		label("operation", "obtain", "renew"), label("result", resultOK, resultError))
 	m.denials = r.counter("acme_denied_total", "Names that clients asked for on demand, and that got no certificate.",
@@ -275,4 +281,12 @@ func number(b bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+// Reloaded tells that the configuration was read again, and whether it was good.
+func (m *Metrics) Reloaded(ok bool) {
+	m.loaded.of().Set(number(ok))
+	if ok {
+		m.loadedAt.of().SetToCurrentTime()
+	}
 }

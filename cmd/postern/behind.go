@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -32,18 +34,23 @@ func (h *house) newBackends() (backends, error) {
 			if part.server == nil {
 				continue
 			}
-			pool, err := h.newPool(name, part.protocol, part.server)
+			roots, err := readCA(part.server.CA)
 			if err != nil {
 				mistakes = append(mistakes, h.cfg.Errorf(fmt.Sprintf("backends.%s.%s.ca", name, part.protocol), "%v", err))
 				continue
 			}
-			if imap := b.imap[name]; imap != nil && part.protocol == proxy.Submission {
-				for _, s := range pool.Members {
-					s.Verify = backend.Verify(imap)
+			key := h.poolKey(name, part.protocol, roots)
+			pool := h.pool(key)
+			if pool == nil {
+				pool = h.newPool(name, part.protocol, part.server, roots)
+				if imap := b.imap[name]; imap != nil && part.protocol == proxy.Submission {
+					for _, s := range pool.Members {
+						s.Verify = backend.Verify(imap)
+					}
 				}
 			}
 			part.pools[name] = pool
-			h.pools = append(h.pools, pool)
+			h.pools[key] = pool
 			h.background = append(h.background, func(ctx context.Context) { pool.Watch(ctx, probeEvery) })
 		}
 	}
@@ -51,6 +58,21 @@ func (h *house) newBackends() (backends, error) {
 		return b, mistakes
 	}
 	return b, nil
+}
+
+// A poolKey is all that a pool is made of. The pool of a new configuration with
+// the same key is the one there is: it knows which of its servers are up.
+type poolKey struct{ name, protocol, made string }
+
+// compare orders by backend and protocol.
+func (k poolKey) compare(other poolKey) int {
+	return cmp.Or(cmp.Compare(k.name, other.name), cmp.Compare(k.protocol, other.protocol))
+}
+
+func (h *house) poolKey(name, protocol string, roots []byte) poolKey {
+	c := h.cfg.Backends[name]
+	made := fmt.Sprintf("%x %+v %+v %v %v", sha256.Sum256(roots), c.IMAP, c.Submission, h.cfg.Hostname, h.cfg.Timeouts)
+	return poolKey{name, protocol, made}
 }
 
 var (
@@ -64,14 +86,10 @@ var (
 	}
 )
 
-func (h *house) newPool(name, protocol string, c *configs.Server) (*backend.Pool, error) {
+func (h *house) newPool(name, protocol string, c *configs.Server, roots []byte) *backend.Pool {
 	pool := &backend.Pool{
 		Name: name, Protocol: protocol, Balance: balances[c.Balance], MaxConnections: c.MaxConnections,
 		Patience: h.cfg.Timeouts.Backend, Observer: h.observer,
-	}
-	roots, err := loadCA(c.CA)
-	if err != nil {
-		return nil, err
 	}
 	identified := func(ok bool) { h.observer.Observe(proxy.Identified{Backend: name, Protocol: protocol, OK: ok}) }
 	for _, address := range c.All() {
@@ -81,10 +99,15 @@ func (h *house) newPool(name, protocol string, c *configs.Server) (*backend.Pool
 			Hostname: h.cfg.Hostname, Source: c.Source, Identity: identities[c.Identity], Identified: identified, Observer: h.observer,
 		})
 	}
-	return pool, nil
+	return pool
 }
 
-func clientTLS(address, serverName string, roots *x509.CertPool) *tls.Config {
+func clientTLS(address, serverName string, ca []byte) *tls.Config {
+	var roots *x509.CertPool // nil: the system's
+	if ca != nil {
+		roots = x509.NewCertPool()
+		roots.AppendCertsFromPEM(ca)
+	}
 	if serverName == "" {
 		serverName, _, _ = net.SplitHostPort(address) // configs has checked it
 	}
@@ -94,9 +117,9 @@ func clientTLS(address, serverName string, roots *x509.CertPool) *tls.Config {
 	}
 }
 
-// loadCA returns the certificates in the file at path, or nil, the system's, if
-// path is "".
-func loadCA(path string) (*x509.CertPool, error) {
+// readCA returns the file at path, which holds certificates, or nil, the
+// system's, if path is "".
+func readCA(path string) ([]byte, error) {
 	if path == "" {
 		return nil, nil
 	}
@@ -104,11 +127,10 @@ func loadCA(path string) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
+	if !x509.NewCertPool().AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("%s holds no certificate", path)
 	}
-	return pool, nil
+	return pem, nil
 }
 
 // A routing is what a name means and where it leads.

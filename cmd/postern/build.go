@@ -3,20 +3,17 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
-	"sync/atomic"
+	"slices"
 	"time"
 
 	"postern/bridge"
 	"postern/bridge/uidl"
 	"postern/configs"
-	"postern/metrics"
 	"postern/proxy"
-	"postern/proxy/admin"
 	"postern/proxy/backend"
-	"postern/proxy/certs"
 	"postern/proxy/front"
 	"postern/proxy/guard"
 	"postern/proxy/relay"
@@ -28,27 +25,18 @@ const (
 	watchEvery = 2 * time.Second  // files: certificates, routes, policy
 )
 
-// A house is all that a Config asks for, made and not yet opened.
+// A house is all that a Config asks for, made and not yet opened. What has
+// memory belongs to the site.
 type house struct {
+	*site
 	cfg        *configs.Config
-	store      *certs.Store
-	bridges    []*bridge.Backend
-	log        *slog.Logger
-	server     *proxy.Server
-	observer   proxy.Observer
 	doors      []door
-	metrics    *metrics.Metrics
-	watching   net.Listener // where the metrics are asked for; nil: nowhere
-	asking     net.Listener // where subcommands ask; nil: nowhere
-	challenges net.Listener // where a CA asks by HTTP; nil: nowhere
-	gid        int          // of those who may; -1: only Postern's user and root
-	control    *admin.Server
-	background []func(context.Context)
-	pools      []*backend.Pool
+	pools      map[poolKey]*backend.Pool
+	routing    *routing
+	bridges    []*bridge.Backend
 	pop3       popRules
-	opened     atomic.Bool
-	draining   atomic.Bool
-	ready      func([]proxy.Binding) // told when the doors are open
+	gid        int // of those who may ask at the control socket; -1: only Postern's user and root
+	background []func(context.Context)
 }
 
 // A door is a listener that is not open yet.
@@ -56,20 +44,16 @@ type door struct {
 	key       string // in the configuration
 	address   string
 	proxyFrom []netip.Prefix
-	services  []*proxy.Service // several differ by their Networks
+	services  []*proxy.Service // several differ by their Networks; the first has none
 }
 
+func (d door) name() string { return d.services[0].Name }
+
 // build makes the house of cfg: the only place where configuration becomes
-// rooms. It opens nothing. An error is a configs.Errors.
-func build(cfg *configs.Config, store *certs.Store, log *slog.Logger) (*house, error) {
-	h := &house{cfg: cfg, store: store, log: log, ready: func([]proxy.Binding) {}}
-	h.metrics = newMetrics(cfg, h)
-	audit := proxy.NewAudit(log)
-	h.observer = proxy.Observers{h.metrics, audit}
-	h.server = &proxy.Server{
-		Guard:    newGuard(cfg),
-		Observer: h.observer,
-	}
+// rooms. It opens nothing, and changes nothing of what is served. An error is a
+// configs.Errors.
+func build(cfg *configs.Config, s *site) (*house, error) {
+	h := newHouse(cfg, s)
 	if err := h.setPOP3(); err != nil {
 		return nil, err
 	}
@@ -80,31 +64,37 @@ func build(cfg *configs.Config, store *certs.Store, log *slog.Logger) (*house, e
 	if err != nil {
 		return nil, err
 	}
-	r, err := h.newRouting()
-	if err != nil {
+	if h.routing, err = h.newRouting(); err != nil {
 		return nil, err
 	}
-	audit.Known = r.known
 	for i, l := range cfg.Listeners {
 		if l.Networks == nil {
-			h.doors = append(h.doors, h.newDoor(i, b, r))
+			h.doors = append(h.doors, h.newDoor(i, b, h.routing))
 		}
 	}
-	h.background = append(h.background,
-		func(ctx context.Context) { store.Watch(ctx, watchEvery, log) },
-		store.Run, h.serveChallenges, h.serveMetrics, h.serveControl)
 	return h, nil
 }
 
-func newGuard(cfg *configs.Config) *guard.Guard {
+func newHouse(cfg *configs.Config, s *site) *house {
+	return &house{site: s, cfg: cfg, pools: make(map[poolKey]*backend.Pool)}
+}
+
+// has reports whether a service of this name is served.
+func (h *house) has(name string) bool {
+	return slices.ContainsFunc(h.cfg.Listeners, func(l configs.Listener) bool { return l.Name == name })
+}
+
+func newGuard(cfg *configs.Config) *guard.Guard { return guard.New(guardConfig(cfg)) }
+
+func guardConfig(cfg *configs.Config) guard.Config {
 	rate := func(b configs.Budget) guard.Rate { return guard.Rate{Burst: b.Burst, Every: b.Every} }
-	return guard.New(guard.Config{
+	return guard.Config{
 		Network:               rate(cfg.Guard.Network),
 		Account:               rate(cfg.Guard.Account),
 		Connections:           cfg.Limits.MaxConnections,
 		ConnectionsPerNetwork: cfg.Limits.NetworkConnections,
 		Trusted:               cfg.TrustedNetworks,
-	})
+	}
 }
 
 // newDoor makes the door of a listener for all, with those at its address that
@@ -167,7 +157,7 @@ func (h *house) newService(l configs.Listener, b backends, r *routing) *proxy.Se
 		if profile == proxy.Legacy {
 			h.log.Warn("old TLS is on: 1.0, 3DES, keys without forward secrecy", "service", l.Name, "networks", l.Networks)
 		}
-		svc.TLS = h.store.TLS(l.Protocol, profile)
+		svc.TLS = h.tlsConfig(l.Name, l.Protocol, profile)
 	}
 	return svc
 }
@@ -178,13 +168,14 @@ var newlines = map[string]relay.Newlines{"normalize": relay.Normalize, "reject":
 type popRules struct {
 	uidl   uidl.Format
 	delay  *bridge.LoginDelay
-	shared map[string]*maildrops // by backend
+	shared map[string]maildrops // by backend
 }
 
-// maildrops is what the POP3 listeners of one backend have in common.
+// maildrops is what the POP3 listeners of one backend have in common, across
+// configurations.
 type maildrops struct {
-	locks bridge.Locks
-	queue bridge.Queue
+	locks *bridge.Locks
+	queue *bridge.Queue
 }
 
 func (h *house) setPOP3() (err error) {
@@ -192,11 +183,30 @@ func (h *house) setPOP3() (err error) {
 	if h.pop3.uidl, err = uidl.Parse(c.UIDL); err != nil {
 		return configs.Errors{h.cfg.Errorf("pop3.uidl", "%v", err)}
 	}
-	if c.LoginDelay > 0 {
+	h.pop3.shared = map[string]maildrops{}
+	if before := h.house.Load(); before != nil {
+		h.pop3.shared = maps.Clone(before.pop3.shared)
+		if d := before.pop3.delay; d != nil && d.Every == c.LoginDelay {
+			h.pop3.delay = d
+		}
+	}
+	if c.LoginDelay > 0 && h.pop3.delay == nil {
 		h.pop3.delay = &bridge.LoginDelay{Every: c.LoginDelay}
 	}
-	h.pop3.shared = map[string]*maildrops{}
 	return nil
+}
+
+// maildropsOf returns what the POP3 listeners of a backend share.
+func (h *house) maildropsOf(backend string) maildrops {
+	shared, ok := h.pop3.shared[backend]
+	if !ok {
+		shared.locks = new(bridge.Locks)
+	}
+	if limit := h.cfg.POP3.FirstListings; !ok || shared.queue.Limit != limit {
+		shared.queue = &bridge.Queue{Limit: limit}
+	}
+	h.pop3.shared[backend] = shared
+	return shared
 }
 
 // newBridge makes what serves pool on a listener that has c.
@@ -204,14 +214,10 @@ func (h *house) newBridge(name string, pool *backend.Pool, c configs.POP3) *brid
 	server := h.cfg.Backends[name].IMAP
 	deletion, _ := bridge.ParseDeletion(c.Delete) // configs knows the words
 	lock, _ := bridge.ParsePolicy(c.Lock)
-	shared := h.pop3.shared[name]
-	if shared == nil {
-		shared = &maildrops{queue: bridge.Queue{Limit: c.FirstListings}}
-		h.pop3.shared[name] = shared
-	}
+	shared := h.maildropsOf(name)
 	b := &bridge.Backend{
 		Name: name, Idle: h.cfg.Timeouts.POP3Idle, Timeout: h.cfg.Timeouts.Backend, Observer: h.observer,
-		UIDL: h.pop3.uidl, Delete: deletion, Lock: lock, Locks: &shared.locks, Queue: &shared.queue,
+		UIDL: h.pop3.uidl, Delete: deletion, Lock: lock, Locks: shared.locks, Queue: shared.queue,
 		Delay: h.pop3.delay, Recompute: c.UIDLOnLostState == "recompute",
 		KeepUnseen: !c.Seen, ExpireNever: c.Expire == "never", UTF8: c.UTF8, Anonymous: !c.Implementation, Last: c.Last,
 		StableBodies: server.StableBodies, Estimates: server.EstimatedSizes,
@@ -232,5 +238,4 @@ func (h *house) remember(m *memory) {
 	for _, b := range h.bridges {
 		b.Cache, b.Record = m.cache, m.record
 	}
-	h.control = h.newControl(m)
 }

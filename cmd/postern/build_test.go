@@ -62,12 +62,13 @@ func inhabitWith(t *testing.T, cfg *configs.Config, store *certs.Store, log io.W
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = m.Close() })
-	h, err := build(cfg, store, slog.New(slog.NewTextHandler(log, nil)))
+	s := newSite(store, slog.New(slog.NewTextHandler(log, nil)), new(slog.LevelVar))
+	s.memory = m
+	h, err := build(cfg, s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.remember(m)
-	r := &running{addresses: map[string]string{}, house: h}
+	r := &running{addresses: map[string]string{}, site: s}
 	opened := make(chan []proxy.Binding, 1)
 	s.ready = func(b []proxy.Binding) { opened <- b }
 	ctx, cancel := context.WithCancel(context.Background())

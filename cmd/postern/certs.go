@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -10,7 +8,6 @@ import (
 
 	"postern/configs"
 	"postern/proxy/certs"
-	"postern/proxy/listen"
 )
 
 // sources says where cfg has certificates from.
@@ -45,28 +42,12 @@ func sources(cfg *configs.Config) certs.Config {
 	return c
 }
 
-// openChallenges opens what the CA's questions by HTTP come in at.
-func (h *house) openChallenges(ctx context.Context) (err error) {
-	if a := h.cfg.TLS.ACME; a != nil && a.HTTPAddress != "" {
-		h.challenges, err = listen.TCP(ctx, a.HTTPAddress)
-	}
-	return err
-}
-
-// serveChallenges answers the CA's questions by HTTP until ctx ends.
-func (h *house) serveChallenges(ctx context.Context) {
-	if h.challenges == nil {
-		return
-	}
+// challenges returns what answers the questions that a CA asks by HTTP.
+func (s *site) challenges() *http.Server {
 	const patience = 5 * time.Second
-	server := &http.Server{
-		Handler: h.store.ChallengeHandler(), ReadTimeout: patience, WriteTimeout: patience, IdleTimeout: patience,
-		MaxHeaderBytes: 8 << 10, ErrorLog: slog.NewLogLogger(h.log.Handler(), slog.LevelDebug),
-	}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	if err := server.Serve(h.challenges); !errors.Is(err, http.ErrServerClosed) {
-		h.log.Error("questions of the CA are not answered", "err", err)
+	return &http.Server{
+		Handler: s.store.ChallengeHandler(), ReadTimeout: patience, WriteTimeout: patience, IdleTimeout: patience,
+		MaxHeaderBytes: 8 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 }
 
@@ -75,9 +56,9 @@ func (h *house) serveChallenges(ctx context.Context) {
 const leastLife = 0.05
 
 // worn says which certificate is near its end, nil if none is.
-func (h *house) worn() error {
+func (s *site) worn() error {
 	now := time.Now()
-	for _, v := range h.store.Expiry() {
+	for _, v := range s.store.Expiry() {
 		if v.Left(now) >= leastLife {
 			continue
 		}

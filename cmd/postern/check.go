@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -37,7 +38,7 @@ func checkCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		h, err := build(cfg, store, slog.New(slog.DiscardHandler))
+		h, err := build(cfg, newSite(store, slog.New(slog.DiscardHandler), nil))
 		if err != nil {
 			return err
 		}
@@ -120,8 +121,8 @@ func (h *house) checkPorts() error {
 // probe asks each server behind what it is.
 func (h *house) probe(ctx context.Context, out io.Writer) error {
 	var errs []error
-	for _, p := range h.pools {
-		for _, s := range p.Members {
+	for _, key := range slices.SortedFunc(maps.Keys(h.pools), poolKey.compare) {
+		for _, s := range h.pools[key].Members {
 			begun := time.Now()
 			report, err := s.Probe(ctx)
 			if err != nil {

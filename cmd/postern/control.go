@@ -57,12 +57,13 @@ func (q question[In, Out]) answered(s *admin.Server, m *memory) {
 
 // newControl returns what answers the questions of subcommands. What only a
 // Postern that runs can do is an admin.Handle here, and an admin.Call there.
-func (h *house) newControl(m *memory) *admin.Server {
-	s := &admin.Server{Log: h.log}
-	forgetUIDLs.answered(s, m)
-	exportUIDLs.answered(s, m)
-	importUIDLs.answered(s, m)
-	return s
+func (s *site) newControl() *admin.Server {
+	c := &admin.Server{Log: s.log}
+	forgetUIDLs.answered(c, s.memory)
+	exportUIDLs.answered(c, s.memory)
+	importUIDLs.answered(c, s.memory)
+	admin.Handle(c, "reload", s.reloadWhenAsked)
+	return c
 }
 
 // setControl finds out who may ask.
@@ -83,19 +84,19 @@ func (h *house) setControl() error {
 }
 
 // openControl opens the control socket, if there is to be one.
-func (h *house) openControl() (err error) {
+func (s *site) openControl(h *house) (err error) {
 	if path := h.cfg.Control.Socket; path != "" {
-		h.asking, err = admin.Listen(path, h.gid)
+		s.asking, err = admin.Listen(path, h.gid)
 	}
 	return err
 }
 
 // serveControl answers until ctx ends, which is after the last session.
-func (h *house) serveControl(ctx context.Context) {
-	if h.asking == nil {
+func (s *site) serveControl(ctx context.Context) {
+	if s.asking == nil {
 		return
 	}
-	if err := h.control.Serve(ctx, h.asking); err != nil {
-		h.log.Error("commands are not answered", "err", err)
+	if err := s.control.Serve(ctx, s.asking); err != nil {
+		s.log.Error("commands are not answered", "err", err)
 	}
 }

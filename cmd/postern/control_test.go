@@ -54,9 +54,10 @@ func TestAnswersOfTheRunningAndOfTheFilesAreTheSame(t *testing.T) {
 	}
 
 	cfg.Control.Socket = filepath.Join(cfg.State.Path, "control.sock")
-	h := &house{cfg: cfg, log: slog.New(slog.DiscardHandler), gid: -1}
-	h.control = h.newControl(m)
-	if err := h.openControl(); err != nil {
+	h := newHouse(cfg, newSite(nil, slog.New(slog.DiscardHandler), nil))
+	h.gid, h.memory = -1, m
+	h.control = h.newControl()
+	if err := h.openControl(h); err != nil {
 		t.Fatal(err)
 	}
 	served := make(chan struct{})

@@ -85,13 +85,15 @@ metrics: {address: "127.0.0.1:%d"}
 	if err != nil {
 		return err
 	}
-	h, err := build(cfg, store, slog.New(slog.NewTextHandler(stderr, nil)))
+	level := new(slog.LevelVar)
+	s := newSite(store, newLog(stderr, cfg.Log.Format, level), level)
+	s.memory = &memory{cache: new(state.Memory), record: new(state.Memory)}
+	h, err := build(cfg, s)
 	if err != nil {
 		return err
 	}
-	h.remember(&memory{cache: new(state.Memory), record: new(state.Memory)})
-	h.ready = func([]proxy.Binding) { _, _ = fmt.Fprintf(stdout, welcome, base+995, base+993, base+465, base+930) }
-	return h.serve(ctx)
+	s.ready = func([]proxy.Binding) { _, _ = fmt.Fprintf(stdout, welcome, base+995, base+993, base+465, base+930) }
+	return s.serve(ctx, h)
 }
 
 const welcome = `

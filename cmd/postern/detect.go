@@ -88,7 +88,7 @@ func (o oldServer) uidls(ctx context.Context, user string, secret *proxy.Secret)
 	if _, _, err := net.SplitHostPort(address); err != nil {
 		address = net.JoinHostPort(strings.Trim(address, "[]"), "995")
 	}
-	roots, err := loadCA(o.ca)
+	roots, err := readCA(o.ca)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +138,7 @@ func (d *detection) compare(ctx context.Context) error {
 
 // behind asks the server behind Postern that the user's logins go to.
 func (d *detection) behind(ctx context.Context) ([]uint32, uint32, error) {
-	h := &house{cfg: d.cfg, log: slog.New(slog.DiscardHandler), observer: proxy.Observers{}}
+	h := newHouse(d.cfg, newSite(nil, slog.New(slog.DiscardHandler), nil))
 	if err := h.setPOP3(); err != nil {
 		return nil, 0, err
 	}

@@ -59,7 +59,7 @@ func TestInspectLooksAtTheUsersINBOX(t *testing.T) {
 	h := inhabit(t, frame+fmt.Sprintf(`
 listeners: [{protocol: pop3, address: "127.0.0.1:0", pop3: {delete: hide}}]
 backends: {main: {imap: {address: %q, tls: none}}}
-`, imap)).house
+`, imap)).site.house.Load()
 	for password, want := range map[string]string{"secret of alice": "INBOX of alice on backend main:\n  ", "wrong": ""} {
 		var out strings.Builder
 		err := h.inspect(t.Context(), &out, "alice", proxy.NewSecret([]byte(password)))

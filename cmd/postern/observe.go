@@ -1,41 +1,97 @@
 package main
 
 import (
-	"context"
 	"errors"
-	"net/http"
+	"maps"
+	"os"
 	"slices"
 	"time"
 
-	"postern/configs"
 	"postern/metrics"
+	"postern/metrics/page"
 	"postern/proxy"
-	"postern/proxy/backend"
 	"postern/proxy/certs"
 )
 
-// newMetrics makes the metrics of what cfg names.
-func newMetrics(cfg *configs.Config, h *house) *metrics.Metrics {
-	c := metrics.Config{
+// newMetrics makes the metrics; what there is to count comes with each house.
+func (s *site) newMetrics() *metrics.Metrics {
+	return metrics.New(metrics.Config{
 		Version:      readBuild().version,
-		Certificates: func() []metrics.Certificate { return expiries(h.store) },
-		Draining:     h.draining.Load,
-		Ready:        h.notReady,
-		Degraded:     h.worn,
-		Log:          h.log,
+		Certificates: func() []metrics.Certificate { return expiries(s.store) },
+		Draining:     s.draining.Load,
+		Ready:        s.notReady,
+		Page:         s.page,
+		Degraded:     s.worn,
+		Log:          s.log,
+	})
+}
+
+// services are the listeners, as metrics name them.
+func (h *house) services() (all []metrics.Service) {
+	for _, l := range h.cfg.Listeners {
+		all = append(all, metrics.Service{Name: l.Name, Protocol: l.Protocol})
 	}
-	for _, l := range cfg.Listeners {
-		c.Services = append(c.Services, metrics.Service{Name: l.Name, Protocol: l.Protocol})
-	}
-	for name, b := range cfg.Backends {
+	return all
+}
+
+// servers are the backends, as metrics name them.
+func (h *house) servers() (all []metrics.Backend) {
+	for name, b := range h.cfg.Backends {
 		if b.IMAP != nil {
-			c.Backends = append(c.Backends, metrics.Backend{Name: name, Protocol: proxy.IMAP})
+			all = append(all, metrics.Backend{Name: name, Protocol: proxy.IMAP})
 		}
 		if b.Submission != nil {
-			c.Backends = append(c.Backends, metrics.Backend{Name: name, Protocol: proxy.Submission})
+			all = append(all, metrics.Backend{Name: name, Protocol: proxy.Submission})
 		}
 	}
-	return metrics.New(c)
+	return all
+}
+
+// newPage makes the status page.
+func (s *site) newPage() *page.Page {
+	hostname, _ := os.Hostname()
+	return page.New(page.Config{
+		Hostname: hostname, Version: readBuild().version, Protocols: []string{proxy.IMAP, proxy.POP3, proxy.Submission},
+		NotReady: s.notReady,
+		Sessions: func() map[string]int {
+			n := make(map[string]int)
+			for _, i := range s.server.Sessions() {
+				if i.Account != "" {
+					n[i.Client.Protocol]++
+				}
+			}
+			return n
+		},
+		Backends: s.backendsOnPage,
+		Certificates: func() (all []page.Certificate) {
+			for _, v := range expiries(s.store) {
+				all = append(all, page.Certificate(v))
+			}
+			return all
+		},
+	})
+}
+
+func (s *site) backendsOnPage() (all []page.Backend) {
+	h := s.house.Load()
+	if h == nil {
+		return nil
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(h.pools), poolKey.compare) {
+		b := page.Backend{Name: key.name, Protocol: key.protocol}
+		for _, m := range h.pools[key].Status() {
+			b.Members++
+			b.Connections += m.Connections
+			if m.Up {
+				b.Up++
+			}
+			if m.Drained {
+				b.Drained++
+			}
+		}
+		all = append(all, b)
+	}
+	return all
 }
 
 func expiries(store *certs.Store) (all []metrics.Certificate) {
@@ -45,38 +101,26 @@ func expiries(store *certs.Store) (all []metrics.Certificate) {
 	return all
 }
 
-// serveMetrics serves until ctx ends, which is after the last session: a drain
-// can be watched to its end.
-func (h *house) serveMetrics(ctx context.Context) {
-	if h.watching == nil {
-		return
-	}
-	server := h.metrics.Server()
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	h.log.Info("serving metrics", "address", h.watching.Addr().String())
-	if err := server.Serve(h.watching); !errors.Is(err, http.ErrServerClosed) {
-		h.log.Error("metrics are not served", "err", err)
-	}
-}
-
 // notReady says why a load balancer should send clients elsewhere.
-func (h *house) notReady() error {
-	if h.draining.Load() {
+func (s *site) notReady() error {
+	if s.draining.Load() {
 		return errors.New("draining")
 	}
-	if !h.opened.Load() {
+	h := s.house.Load()
+	if h == nil {
 		return errors.New("not listening yet")
 	}
-	if !slices.ContainsFunc(h.pools, (*backend.Pool).Up) {
-		return errors.New("no backend is up")
+	for _, pool := range h.pools {
+		if pool.Up() {
+			return s.certificateValid()
+		}
 	}
-	return h.certificateValid()
+	return errors.New("no backend is up")
 }
 
-func (h *house) certificateValid() error {
+func (s *site) certificateValid() error {
 	now := time.Now()
-	for _, v := range h.store.Expiry() {
+	for _, v := range s.store.Expiry() {
 		if now.Before(v.NotAfter) && now.After(v.NotBefore) {
 			return nil
 		}

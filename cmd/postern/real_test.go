@@ -400,8 +400,8 @@ log: {format: json, level: debug}
 // listening learns from the log where Postern listens.
 func (p *postern) listening(t testing.TB) (n int) {
 	t.Helper()
-	if strings.Contains(p.printed(t), "serving metrics") {
-		p.metrics = p.logged(t, "serving metrics")[0].text("address")
+	for _, line := range p.logged(t, "serving HTTP") {
+		p.metrics = line.text("address")
 	}
 	if p.metrics == "" {
 		return 0

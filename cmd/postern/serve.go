@@ -3,21 +3,18 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
 	"os/signal"
-	"sync"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"postern/configs"
-	"postern/proxy"
 	"postern/proxy/certs"
-	"postern/proxy/listen"
 )
 
 func runCommand() *cobra.Command {
@@ -32,19 +29,20 @@ func runCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		h, err := build(cfg, store, newLog(cmd.ErrOrStderr(), cfg.Log))
+		level := new(slog.LevelVar)
+		s := newSite(store, newLog(cmd.ErrOrStderr(), cfg.Log.Format, level), level)
+		s.path = *path
+		h, err := build(cfg, s)
 		if err != nil {
 			return err
 		}
-		m, err := openMemory(cfg)
-		if err != nil {
+		if s.memory, err = openMemory(cfg); err != nil {
 			return configs.Errors{cfg.Errorf("state.path", "%v", err)}
 		}
-		defer func() { err = errors.Join(err, m.Close()) }()
-		h.remember(m)
+		defer func() { err = errors.Join(err, s.memory.Close()) }()
 		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, os.Interrupt)
 		defer stop()
-		return h.serve(ctx)
+		return s.serve(ctx, h)
 	}
 	return cmd
 }
@@ -59,109 +57,9 @@ func load(path string) (*configs.Config, *certs.Store, error) {
 	return cfg, store, err
 }
 
-// serve opens what the house listens at, and serves until ctx ends. Then it
-// closes the listeners and gives the sessions their time. An error is one of
-// opening: a stop, even with sessions left, is none.
-func (h *house) serve(ctx context.Context) error {
-	bindings, err := h.open(ctx)
-	if err != nil {
-		return err
-	}
-	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer stop()
-	h.firstProbe(ctx)
-	for _, work := range h.background {
-		wg.Go(func() { work(background) })
-	}
-	if err := h.server.Apply(bindings); err != nil {
-		return err
-	}
-	for _, b := range bindings {
-		h.log.Info("listening", "service", b.Service.Name, "address", b.Addr().String())
-	}
-	h.opened.Store(true)
-	h.ready(bindings)
-	<-ctx.Done()
-	h.drain(context.WithoutCancel(ctx))
-	return nil
-}
-
-// firstProbe asks the servers behind what they offer, so that the first client
-// hears it. One that does not answer soon holds nobody up.
-func (h *house) firstProbe(ctx context.Context) {
-	const patience = 2 * time.Second
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	var wg sync.WaitGroup
-	for _, p := range h.pools {
-		wg.Go(func() { p.Probe(ctx) }) // an observer tells
-	}
-	wg.Wait()
-}
-
-// open opens every listener, or none. The error names all that cannot be.
-func (h *house) open(ctx context.Context) (bindings []proxy.Binding, err error) {
-	var mistakes configs.Errors
-	for _, d := range h.doors {
-		ln, err := listen.TCP(ctx, d.address)
-		if err != nil {
-			mistakes = append(mistakes, h.cfg.Errorf(d.key, "%v", err))
-			continue
-		}
-		if d.proxyFrom != nil {
-			ln = listen.Proxied(ln, d.proxyFrom)
-		}
-		for _, service := range d.services {
-			bindings = append(bindings, proxy.Binding{Listener: ln, Service: service})
-		}
-	}
-	if address := h.cfg.Metrics.Address; address != "" {
-		if h.watching, err = listen.TCP(ctx, address); err != nil {
-			mistakes = append(mistakes, h.cfg.Errorf("metrics.address", "%v", err))
-		}
-	}
-	if err := h.openChallenges(ctx); err != nil {
-		mistakes = append(mistakes, h.cfg.Errorf("tls.acme.http_address", "%v", err))
-	}
-	if err := h.store.Open(h.log, h.observer); err != nil {
-		mistakes = append(mistakes, h.cfg.Errorf("tls.acme", "%v", err))
-	}
-	if err := h.openControl(); err != nil {
-		mistakes = append(mistakes, h.cfg.Errorf("control.socket", "%v", err))
-	}
-	if mistakes == nil {
-		return bindings, nil
-	}
-	for _, b := range bindings {
-		_ = b.Close()
-	}
-	for _, ln := range []net.Listener{h.watching, h.asking, h.challenges} {
-		if ln != nil {
-			_ = ln.Close()
-		}
-	}
-	return nil, mistakes
-}
-
-// drain ends the service. What clients see of it is the server's.
-func (h *house) drain(ctx context.Context) {
-	h.draining.Store(true)
-	grace := h.cfg.Timeouts.Shutdown
-	h.log.Info("stopping: sessions may end by themselves", "grace", grace, "connections", len(h.server.Sessions()))
-	ctx, cancel := context.WithTimeoutCause(ctx, grace, fmt.Errorf("the grace period of %v is over", grace))
-	defer cancel()
-	if err := h.server.Shutdown(ctx); err != nil {
-		h.log.Warn("stopped", "err", err)
-		return
-	}
-	h.log.Info("stopped")
-}
-
-func newLog(w interface{ Write([]byte) (int, error) }, c configs.Log) *slog.Logger {
-	options := &slog.HandlerOptions{Level: c.Level}
-	if c.Format == "json" {
+func newLog(w io.Writer, format string, level *slog.LevelVar) *slog.Logger {
+	options := &slog.HandlerOptions{Level: level}
+	if format == "json" {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))

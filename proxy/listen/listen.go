@@ -14,13 +14,6 @@ import (
 // more patient than usual because each probe wakes a phone's radio.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Minute, Interval: 30 * time.Second, Count: 4}
 
-// TCP listens on address, host:port. Without a host it listens on all
-// addresses, IPv4 and IPv6. The error names the address and says what to do;
-// it wraps that of the system.
-func TCP(ctx context.Context, address string) (net.Listener, error) {
-	return openTCP(ctx, address)
-}
-
 func openTCP(ctx context.Context, address string) (*net.TCPListener, error) {
 	config := net.ListenConfig{KeepAliveConfig: keepAlive}
 	config.SetMultipathTCP(false) // a client's address is what the guard counts by

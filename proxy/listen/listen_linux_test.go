@@ -23,10 +23,10 @@ func TestTakenPortNamesItsHolder(t *testing.T) {
 			needs(t, host)
 			ln := open(t, net.JoinHostPort(host, "0"))
 			for _, wanted := range []string{ln.Addr().String(), ":" + port(t, ln)} {
-				_, err := TCP(t.Context(), wanted)
+				_, err := openTCP(t.Context(), wanted)
 				want := fmt.Sprintf("address already in use by %s (process %d)", name, os.Getpid())
 				if err == nil || !strings.Contains(err.Error(), want) {
-					t.Errorf("TCP(%s) while %s is taken: %v, want %q", wanted, ln.Addr(), err, want)
+					t.Errorf("openTCP(%s) while %s is taken: %v, want %q", wanted, ln.Addr(), err, want)
 				}
 				if pid, got, ok := Holder(wanted); pid != os.Getpid() || got != name || !ok {
 					t.Errorf("Holder(%s) = %d, %q, %v, want %d, %q", wanted, pid, got, ok, os.Getpid(), name)

@@ -10,7 +10,7 @@ import (
 
 func open(t *testing.T, address string) net.Listener {
 	t.Helper()
-	ln, err := TCP(t.Context(), address)
+	ln, err := openTCP(t.Context(), address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,14 +65,14 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		{"127.0.0.1:99999", nil, "listen on 127.0.0.1:99999: "},
 	}
 	for _, test := range tests {
-		ln, err := TCP(t.Context(), test.address)
+		ln, err := openTCP(t.Context(), test.address)
 		if err == nil {
 			_ = ln.Close()
-			t.Errorf("TCP(%s): no error", test.address)
+			t.Errorf("openTCP(%s): no error", test.address)
 			continue
 		}
 		if !strings.HasPrefix(err.Error(), test.want) || test.is != nil && !errors.Is(err, test.is) {
-			t.Errorf("TCP(%s): %v, want %q", test.address, err, test.want)
+			t.Errorf("openTCP(%s): %v, want %q", test.address, err, test.want)
 		}
 	}
 }

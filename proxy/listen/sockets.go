@@ -22,14 +22,14 @@ import (
 type Sockets struct {
 	mu    sync.Mutex
 	given []*net.TCPListener // nobody has asked for yet
-	open  map[string]*socket // by the address that was asked for
+	open  map[string]*socket // by Key
 }
 
 // A socket gives its connections our keep-alive, whoever has opened it.
 type socket struct {
 	*net.TCPListener
-	set     *Sockets
-	address string
+	set *Sockets
+	key string
 }
 
 const (
@@ -75,13 +75,16 @@ func (s *Sockets) take(files []*os.File) error {
 	return errors.Join(errs...)
 }
 
-// Listen returns the socket for address, as TCP has it: the one that is open, or
-// was inherited, or a new one. fresh says that it was not open before: it is the
-// caller's to close if the configuration fails.
-func (s *Sockets) Listen(ctx context.Context, address string) (ln net.Listener, fresh bool, err error) {
+// Listen returns the socket for address, host:port: the one that is open, or was
+// inherited, or a new one. Without a host it is for all addresses, IPv4 and IPv6.
+// Port 0 is any free one, for each name another. fresh says that it was not open
+// before: it is the caller's to close if the configuration fails. The error names
+// the address and says what to do; it wraps that of the system.
+func (s *Sockets) Listen(ctx context.Context, name, address string) (ln net.Listener, fresh bool, err error) {
+	key := Key(name, address)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if one := s.open[address]; one != nil {
+	if one := s.open[key]; one != nil {
 		return one, false, nil
 	}
 	tcp := s.inherit(address)
@@ -90,9 +93,17 @@ func (s *Sockets) Listen(ctx context.Context, address string) (ln net.Listener, 
 			return nil, false, err
 		}
 	}
-	one := &socket{tcp, s, address}
-	s.open[address] = one
+	one := &socket{tcp, s, key}
+	s.open[key] = one
 	return one, true, nil
+}
+
+// Key is what a socket is known by: its address, and its name if the port is 0.
+func Key(name, address string) string {
+	if _, port, err := net.SplitHostPort(address); err == nil && port == "0" {
+		return name + " " + address
+	}
+	return address
 }
 
 // inherit returns the given socket for address, or nil.
@@ -167,8 +178,8 @@ func (s *socket) Accept() (net.Conn, error) {
 // Close implements net.Listener. The address can be asked for again.
 func (s *socket) Close() error {
 	s.set.mu.Lock()
-	if s.set.open[s.address] == s {
-		delete(s.set.open, s.address)
+	if s.set.open[s.key] == s {
+		delete(s.set.open, s.key)
 	}
 	s.set.mu.Unlock()
 	return s.TCPListener.Close()

@@ -20,7 +20,7 @@ func sockets(t *testing.T) *Sockets {
 
 func mustListen(t *testing.T, s *Sockets, address string) net.Listener {
 	t.Helper()
-	ln, _, err := s.Listen(t.Context(), address)
+	ln, _, err := s.Listen(t.Context(), "", address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +31,7 @@ func mustListen(t *testing.T, s *Sockets, address string) net.Listener {
 func TestASocketStaysOpenForTheNextConfiguration(t *testing.T) {
 	s := sockets(t)
 	first := mustListen(t, s, "127.0.0.1:0")
-	again, fresh, err := s.Listen(t.Context(), "127.0.0.1:0")
+	again, fresh, err := s.Listen(t.Context(), "", "127.0.0.1:0")
 	if err != nil || again != first || fresh {
 		t.Fatalf("got %v, fresh %v, %v, want the open one", again, fresh, err)
 	}

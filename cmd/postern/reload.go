@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"postern/configs"
+	"postern/proxy/admin"
+)
+
+func reloadCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "reload",
+		Short: "Make the running Postern read its configuration again",
+		Long: `Make the running Postern read its configuration again, as SIGHUP does. Sessions
+that are open live on. After a mistake nothing has changed, and the mistakes are
+printed.`,
+		Args: cobra.NoArgs,
+	}
+	path := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		if cfg.Control.Socket == "" {
+			return errors.New("control.socket is off: send SIGHUP, and look into the log")
+		}
+		var answer reloaded
+		if err := admin.Call(cmd.Context(), cfg.Control.Socket, "reload", struct{}{}, &answer); err != nil {
+			return err
+		}
+		if answer.Mistakes != nil {
+			return answer.Mistakes
+		}
+		return nil
+	}
+	return cmd
+}
+
+// reloaded is the answer to a reload.
+type reloaded struct {
+	Mistakes configs.Errors `json:"mistakes,omitempty"` // then nothing has changed
+}
+
+// reloadWhenAsked is a reload for the control socket.
+func (s *site) reloadWhenAsked(ctx context.Context, _ struct{}) (answer reloaded, err error) {
+	done := make(chan error, 1)
+	select {
+	case s.reloads <- done:
+	case <-ctx.Done():
+		return answer, context.Cause(ctx)
+	}
+	err = <-done
+	if mistakes, ok := errors.AsType[configs.Errors](err); ok {
+		return reloaded{mistakes}, nil
+	}
+	return answer, err
+}
+
+// reloadUntil reloads at SIGHUP and when it is asked for, until ctx ends. What
+// is then served lives in background.
+func (s *site) reloadUntil(ctx, background context.Context) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-hangup:
+			_ = s.reload(background) // it is in the log
+		case done := <-s.reloads:
+			done <- s.reload(background)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// reload reads the configuration again. Either all of it is served, or there
+// are mistakes and nothing has changed.
+func (s *site) reload(ctx context.Context) error {
+	err := s.replace(ctx)
+	s.metrics.Reloaded(err == nil)
+	if err != nil {
+		s.log.Error("configuration not loaded: the one before is still served", "err", err)
+		return err
+	}
+	s.log.Info("configuration loaded")
+	return nil
+}
+
+func (s *site) replace(ctx context.Context) error {
+	if s.path == "" {
+		return errors.New("there is no configuration file to read again")
+	}
+	cfg, err := configs.Load(s.path)
+	if err != nil {
+		return err
+	}
+	if err := s.unchangeable(cfg); err != nil {
+		return err
+	}
+	h, err := build(cfg, s)
+	if err != nil {
+		return err
+	}
+	if err := s.store.Configure(sources(cfg)); err != nil {
+		return configs.Errors{cfg.Errorf("tls.certificates", "%v", err)}
+	}
+	if err := s.apply(ctx, h); err != nil {
+		_ = s.store.Configure(sources(s.house.Load().cfg)) // which was good
+		return err
+	}
+	s.guard.Reload(guardConfig(cfg))
+	return nil
+}
+
+// unchangeable returns what of cfg only a restart can bring.
+func (s *site) unchangeable(cfg *configs.Config) error {
+	now := s.house.Load().cfg
+	var mistakes configs.Errors
+	for key, changed := range map[string]bool{
+		"state.path":     cfg.State != now.State,
+		"control.socket": cfg.Control != now.Control,
+		"log.format":     cfg.Log.Format != now.Log.Format,
+	} {
+		if changed {
+			mistakes = append(mistakes, cfg.Errorf(key, "this can not change while Postern runs: restart it"))
+		}
+	}
+	if mistakes == nil {
+		return nil
+	}
+	return mistakes
+}

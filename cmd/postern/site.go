@@ -1,0 +1,306 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"postern/configs"
+	"postern/metrics"
+	"postern/metrics/page"
+	"postern/proxy"
+	"postern/proxy/admin"
+	"postern/proxy/backend"
+	"postern/proxy/certs"
+	"postern/proxy/guard"
+	"postern/proxy/listen"
+)
+
+// A site is what outlives a configuration: what is open, and what has memory.
+// One house after the other stands on it.
+type site struct {
+	log      *slog.Logger
+	level    *slog.LevelVar
+	path     string // of the configuration; "": there is none to read again
+	store    *certs.Store
+	metrics  *metrics.Metrics
+	page     *page.Page
+	audit    *proxy.Audit
+	observer proxy.Observer // all of these
+	guard    *guard.Guard   // made with the first house
+	server   *proxy.Server
+	sockets  *listen.Sockets
+	memory   *memory
+	ready    func([]proxy.Binding) // told when the doors of the first house are open
+
+	control *admin.Server
+	asking  net.Listener // where subcommands ask; nil: nowhere
+
+	listeners map[string]*listen.ProxyListener
+	tickets   map[ticketKey]*tls.Config
+	webs      map[string]served // by key of the configuration
+
+	house    atomic.Pointer[house] // that is served; nil: none yet
+	reloads  chan chan<- error     // who asks for a reload
+	wg       sync.WaitGroup        // of what goes on in the background
+	end      context.CancelFunc    // of the present house's part of it
+	draining atomic.Bool
+}
+
+// A web is what answers HTTP at an address of the configuration.
+type web struct {
+	what         string
+	key, address string // address "": it is not wanted
+	server       func() *http.Server
+}
+
+// served is a web that is open.
+type served struct {
+	address string
+	server  *http.Server
+}
+
+// A ticketKey is what a TLS configuration depends on. It is kept across houses,
+// and so are the keys of its session tickets.
+type ticketKey struct {
+	listener, protocol string
+	profile            proxy.Profile
+}
+
+// newSite returns a site on which nothing stands. It opens nothing.
+func newSite(store *certs.Store, log *slog.Logger, level *slog.LevelVar) *site {
+	s := &site{
+		log: log, level: level, store: store, memory: &memory{}, ready: func([]proxy.Binding) {},
+		listeners: make(map[string]*listen.ProxyListener), tickets: make(map[ticketKey]*tls.Config),
+		webs: make(map[string]served), reloads: make(chan chan<- error),
+	}
+	s.page = s.newPage()
+	s.metrics = s.newMetrics()
+	s.audit = proxy.NewAudit(log)
+	s.audit.Known = s.known
+	s.observer = proxy.Observers{s.metrics, s.page, s.audit}
+	s.server = &proxy.Server{Observer: s.observer}
+	return s
+}
+
+// known reports whether a file of the present configuration lists an account.
+func (s *site) known(account string) bool {
+	h := s.house.Load()
+	return h != nil && h.routing.known(account)
+}
+
+// serve applies h and serves until ctx ends. Then it closes the listeners and
+// gives the sessions their time. An error is one of opening: a stop, even with
+// sessions left, is none.
+func (s *site) serve(ctx context.Context, h *house) error {
+	if s.sockets == nil {
+		var err error
+		if s.sockets, err = listen.Inherited(); err != nil {
+			return err
+		}
+	}
+	s.guard = newGuard(h.cfg)
+	s.server.Guard = s.guard
+	s.control = s.newControl()
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer s.wg.Wait()
+	defer stop()
+	if err := s.store.Open(s.log, s.observer); err != nil {
+		return configs.Errors{h.cfg.Errorf("tls.acme", "%v", err)}
+	}
+	if err := s.openControl(h); err != nil {
+		return configs.Errors{h.cfg.Errorf("control.socket", "%v", err)}
+	}
+	if err := s.apply(background, h); err != nil {
+		if s.asking != nil {
+			_ = s.asking.Close()
+		}
+		return err
+	}
+	for _, address := range s.sockets.CloseUnused() {
+		s.log.Warn("inherited a socket that no listener has", "address", address)
+	}
+	s.wg.Go(func() { s.serveControl(background) })
+	s.wg.Go(func() { s.store.Run(background) })
+	s.wg.Go(func() { s.store.Watch(background, watchEvery, s.log) })
+	s.reloadUntil(ctx, background)
+	s.drain(background)
+	return nil
+}
+
+// apply makes h what is served, all of it; after an error nothing has changed.
+// ctx is that of the background.
+func (s *site) apply(ctx context.Context, h *house) error {
+	bindings, webs, err := s.open(ctx, h)
+	if err != nil {
+		return err
+	}
+	h.remember(s.memory)
+	s.metrics.Know(h.services(), h.servers())
+	before := s.house.Swap(h)
+	h.firstProbe(ctx, before)
+	if err := s.server.Apply(bindings); err != nil {
+		return err
+	}
+	s.serveWebs(ctx, h, webs)
+	if s.end != nil {
+		s.end()
+	}
+	var background context.Context
+	background, s.end = context.WithCancel(ctx)
+	for _, work := range h.background {
+		s.wg.Go(func() { work(background) })
+	}
+	s.level.Set(h.cfg.Log.Level)
+	for _, b := range bindings {
+		if before == nil || !before.has(b.Service.Name) {
+			s.log.Info("listening", "service", b.Service.Name, "address", b.Addr().String())
+		}
+	}
+	if before == nil {
+		s.ready(bindings)
+	}
+	return nil
+}
+
+// open opens the listeners of h that are not open yet, all or none, and tells
+// the others what is new. webs are those of webs, by key, that are new. The error
+// names all that cannot be.
+func (s *site) open(ctx context.Context, h *house) (bindings []proxy.Binding, webs map[string]net.Listener, err error) {
+	var mistakes configs.Errors
+	var opened []net.Listener
+	listenAt := func(key, name, address string) (net.Listener, bool) {
+		ln, fresh, err := s.sockets.Listen(ctx, name, address)
+		if err != nil {
+			mistakes = append(mistakes, h.cfg.Errorf(key, "%v", err))
+		} else if fresh {
+			opened = append(opened, ln)
+		}
+		return ln, fresh
+	}
+	listeners := make(map[string]*listen.ProxyListener)
+	for _, d := range h.doors {
+		ln, fresh := listenAt(d.key, d.name(), d.address)
+		if ln == nil {
+			continue
+		}
+		key := listen.Key(d.name(), d.address)
+		listeners[key] = s.listeners[key]
+		if fresh {
+			listeners[key] = listen.Proxied(ln, d.proxyFrom)
+		}
+		for _, service := range d.services {
+			bindings = append(bindings, proxy.Binding{Listener: listeners[key], Service: service})
+		}
+	}
+	webs = make(map[string]net.Listener)
+	for _, w := range h.webs() {
+		if w.address != "" && w.address != s.webs[w.key].address {
+			webs[w.key], _ = listenAt(w.key, w.key, w.address)
+		}
+	}
+	if mistakes != nil {
+		for _, ln := range opened {
+			_ = ln.Close()
+		}
+		return nil, nil, mistakes
+	}
+	for _, d := range h.doors {
+		listeners[listen.Key(d.name(), d.address)].Trust(d.proxyFrom)
+	}
+	s.listeners = listeners
+	return bindings, webs, nil
+}
+
+// webs are what h wants to answer HTTP.
+func (h *house) webs() []web {
+	all := []web{{"metrics", "metrics.address", h.cfg.Metrics.Address, h.metrics.Server}}
+	challenge := web{what: "challenges", key: "tls.acme.http_address", server: h.challenges}
+	if acme := h.cfg.TLS.ACME; acme != nil {
+		challenge.address = acme.HTTPAddress
+	}
+	return append(all, challenge)
+}
+
+// serveWebs serves what is new at its listener in opened, and ends what is no
+// longer at its address. Metrics are served beyond the last session: a drain can
+// be watched to its end.
+func (s *site) serveWebs(ctx context.Context, h *house, opened map[string]net.Listener) {
+	for _, w := range h.webs() {
+		if s.webs[w.key].address == w.address {
+			continue
+		}
+		if before := s.webs[w.key].server; before != nil {
+			_ = before.Close()
+		}
+		delete(s.webs, w.key)
+		ln := opened[w.key]
+		if ln == nil {
+			continue
+		}
+		server := w.server()
+		s.webs[w.key] = served{w.address, server}
+		s.log.Info("serving HTTP", "what", w.what, "address", ln.Addr().String())
+		s.wg.Go(func() {
+			stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+			defer stop()
+			if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+				s.log.Error("not served by HTTP", "what", w.what, "err", err)
+			}
+		})
+	}
+}
+
+// drain ends the service. What clients see of it is the server's.
+func (s *site) drain(ctx context.Context) {
+	s.draining.Store(true)
+	grace := s.house.Load().cfg.Timeouts.Shutdown
+	s.log.Info("stopping: sessions may end by themselves", "grace", grace, "connections", len(s.server.Sessions()))
+	ctx, cancel := context.WithTimeoutCause(ctx, grace, fmt.Errorf("the grace period of %v is over", grace))
+	defer cancel()
+	if err := s.server.Shutdown(ctx); err != nil {
+		s.log.Warn("stopped", "err", err)
+		return
+	}
+	s.log.Info("stopped")
+}
+
+// firstProbe asks the servers behind that are new what they offer, so that the
+// first client hears it. One that does not answer soon holds nobody up.
+func (h *house) firstProbe(ctx context.Context, before *house) {
+	const patience = 2 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var wg sync.WaitGroup
+	for key, pool := range h.pools {
+		if before == nil || before.pools[key] != pool {
+			wg.Go(func() { pool.Probe(ctx) }) // an observer tells
+		}
+	}
+	wg.Wait()
+}
+
+// tlsConfig returns that of a listener: the one it had before, if it may.
+func (s *site) tlsConfig(name, protocol string, profile proxy.Profile) *tls.Config {
+	key := ticketKey{name, protocol, profile}
+	if s.tickets[key] == nil {
+		s.tickets[key] = s.store.TLS(protocol, profile)
+	}
+	return s.tickets[key]
+}
+
+// pool returns the one of the present house that has the same configuration, or
+// nil. What it knows of its servers goes on.
+func (s *site) pool(key poolKey) *backend.Pool {
+	if h := s.house.Load(); h != nil {
+		return h.pools[key]
+	}
+	return nil
+}
