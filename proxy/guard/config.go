@@ -49,8 +49,8 @@ type Config struct {
 	Trusted []netip.Prefix // webmail, monitoring: no limit per network; the account's stays
 
 	Learning time.Duration    // while budgets of networks are five times as large, after a start without memory; negative: never
-	Entries  int              // budgets in use that are remembered
-	Pairs    int              // known-good networks that are remembered, of all accounts
+	Entries  int              // budgets in use that are remembered: 60 octets each
+	Pairs    int              // known-good networks that are remembered, of all accounts: 110 octets each
 	Now      func() time.Time // nil: time.Now
 }
 
@@ -76,7 +76,7 @@ func DefaultConfig() Config {
 		Wait:                  5 * time.Second,
 		Learning:              72 * time.Hour,
 		Entries:               1 << 19,
-		Pairs:                 1 << 20,
+		Pairs:                 3 << 18,
 		Now:                   time.Now,
 	}
 }

@@ -155,8 +155,8 @@ func btoi(b bool) int {
 	return 0
 }
 
-// settled counts p as logged in: it is no stranger any more.
-func (p *permit) settled() {
+// countLogin counts p as logged in: it is no stranger any more.
+func (p *permit) countLogin() {
 	if p.gone || p.loggedIn {
 		return
 	}

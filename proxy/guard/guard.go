@@ -43,6 +43,7 @@ type Guard struct {
 	sessions map[key]int32 // of pairs
 	unlocked map[key]time.Duration
 	refused  refusals
+	stored   int // octets of the last snapshot
 	stats    stats
 	lobby
 }

@@ -798,3 +798,40 @@ func TestReloadForgetsNothing(t *testing.T) {
 	s.Reload(Config{Pair: Rate{8, 30 * time.Minute}, Learning: -1})
 	same(t, "with three more", s.guesses(9, "192.0.2.1", "alice"), 3)
 }
+
+// Criterion: With dry_run nobody is refused, and nobody is reported who would only have waited.
+func TestDryRunLetsAllThrough(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{DryRun: true})
+		var wg sync.WaitGroup
+		attempt := func(i int, password string) (v Verdict) {
+			p := mustAdmit(t, g, fmt.Sprint("192.0.2.", i))
+			defer p.Leave()
+			if err := p.Try(t.Context(), loginWith("alice", password)); err != nil {
+				t.Errorf("refused: %v", err)
+			}
+			time.Sleep(time.Second)
+			p.Settle(errWrong)
+			return p.Verdict()
+		}
+		for range 8 {
+			wg.Go(func() {
+				if v := attempt(1, "the same"); v.Denied != nil {
+					t.Errorf("reported: %+v", v.Denied)
+				}
+			})
+		}
+		wg.Wait()
+		for i := range 10 {
+			if v := attempt(2, fmt.Sprint("guess ", i)); v.Denied != nil != (i >= 5) {
+				t.Errorf("attempt %d: %+v", i, v)
+			}
+		}
+		if v := attempt(2, "guess 0"); v.Denied == nil || v.Denied.Bucket != Pair {
+			t.Errorf("a repeat without budget: %+v", v)
+		}
+		if len(g.flights)+len(g.sessions) != 0 {
+			t.Errorf("%d flights, %d sessions", len(g.flights), len(g.sessions))
+		}
+	})
+}

@@ -227,7 +227,7 @@ func (p *permit) Settle(err error) time.Duration {
 	if err != nil {
 		p.endSession()
 	} else {
-		p.settled()
+		p.countLogin()
 	}
 	after := g.latest - p.begun
 	g.attempts.Put(p.attempt)
@@ -244,18 +244,27 @@ func (p *permit) settle(o outcome) {
 	case right:
 		p.verdict.New = g.succeed(p)
 	case wrong:
-		if p.tag != 0 && p.stage != waved {
-			r := g.rings.put(c.account.with(c.from.area), now, func(*ring) {})
-			r.key = c.account.with(c.from.area)
-			r.add(p.tag, now)
-		}
-		if p.stage == charged || p.stage == follows {
-			g.spend(c, now)
-		}
+		g.blame(p)
 	}
 	g.stats.settled(p, o, now)
 	if p.stage == charged || p.stage == repeats {
 		g.land(c, p.stage == charged, o)
+	}
+}
+
+// blame charges a wrong password and remembers it.
+func (g *Guard) blame(p *permit) {
+	c, now := &p.claim, g.latest
+	if p.stage == follows {
+		p.verdict.Repeat, _ = g.wasWrong(c, p.tag, now)
+	}
+	if p.stage == charged || p.stage == follows && !p.verdict.Repeat {
+		g.spend(c, now)
+	}
+	if p.tag != 0 && p.stage != waved {
+		r := g.rings.put(c.account.with(c.from.area), now, func(*ring) {})
+		r.key = c.account.with(c.from.area)
+		r.add(p.tag, now)
 	}
 }
 

@@ -76,9 +76,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // no password in it: keyed hashes, their key, and 16 bits of a keyed hash of
 // each wrong password.
 func (g *Guard) Snapshot() []byte {
-	b := []byte(snapshotMagic)
 	g.lock()
 	now := g.latest
+	b := append(make([]byte, 0, g.stored+g.stored/8), snapshotMagic...) // about as large as the last one
 	b = binary.LittleEndian.AppendUint64(b, uint64(g.wall(now).Unix()))
 	b = binary.LittleEndian.AppendUint32(b, debt(g.learning, now))
 	b = g.secret.append(b)
@@ -87,7 +87,11 @@ func (g *Guard) Snapshot() []byte {
 	b = g.appendSketch(b, now)
 	b = g.appendRings(b, now)
 	b = g.appendRegulars(b, now)
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	g.mu.Lock()
+	g.stored = len(b)
+	g.mu.Unlock()
+	return b
 }
 
 // debt returns the seconds from now until full, rounded up.
