@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -32,6 +33,11 @@ const (
 type Audit struct {
 	Log   *slog.Logger
 	Known func(account string) bool // nil: nobody is known but by a login
+
+	// Failures gets a line for each wrong password, in one Write, as Dovecot
+	// writes it to its log. The same wrong password again is not in it, nor what
+	// was refused unseen: what reads it bans addresses. nil: nobody reads it.
+	Failures io.Writer
 
 	key    []byte
 	mu     sync.Mutex
@@ -57,6 +63,7 @@ func (a *Audit) Observe(e Event) {
 	switch e := e.(type) {
 	case Attempt:
 		a.attempt(e)
+		a.fail2ban(e)
 	case Closed:
 		a.closed(e)
 	case Rejected:
@@ -81,6 +88,10 @@ func (a *Audit) Observe(e Event) {
 		a.noticed(e)
 	case Reconnected:
 		a.reconnected(e)
+	case PolicyAsked:
+		if e.Err != nil && a.due("policy", e.Command) {
+			a.Log.Warn("policy server not asked", "command", e.Command, "err", e.Err)
+		}
 	case UpdateFailed:
 		a.updateFailed(e)
 	case Panicked:
@@ -112,37 +123,12 @@ func (a *Audit) handshake(e Handshake) {
 	a.Log.Log(context.Background(), level, "handshake failed", append(fields, "err", e.Err)...)
 }
 
-func (a *Audit) attempt(e Attempt) {
-	if e.Err == nil {
-		a.remember(e.Account)
-		a.Log.Info("login", a.about(e.Client, "account", e.Account, "via", e.Via, "duration", round(e.Duration))...)
-		return
-	}
-	reason := ReasonOf(e.Err)
-	if reason == 0 { // the client did not wait for its answer
-		a.Log.Debug("login abandoned", a.about(e.Client, "err", e.Err)...)
-		return
-	}
-	fields := a.about(e.Client, "reason", reason, "via", e.Via, "duration", round(e.Duration))
-	switch {
-	case e.Account != "" && a.knows(e.Account):
-		fields = append(fields, "account", e.Account)
-	case e.User != "":
-		name := e.Account
-		if name == "" {
-			name = e.User
-		}
-		fields = append(fields, "account_hash", a.digest(name))
-	}
-	a.Log.Info("login refused", append(fields, "err", e.Err)...)
-}
-
 func (a *Audit) closed(e Closed) {
 	level := slog.LevelDebug
 	if e.Account != "" {
 		level = slog.LevelInfo
 	}
-	fields := a.about(e.Client, "account", e.Account, "backend", e.Backend, "end", e.End, "duration", round(e.Duration),
+	fields := a.about(e.Client, "account", name(e.Account), "backend", e.Backend, "end", e.End, "duration", round(e.Duration),
 		"received", e.Received, "sent", e.Sent)
 	switch e.Client.Protocol {
 	case POP3:
@@ -167,7 +153,7 @@ func (a *Audit) noticed(e MaildropNoticed) {
 	if e.Kind == NoticeRenumbered && e.Messages == 0 {
 		level = slog.LevelInfo // all UIDLs are what they were
 	}
-	fields := a.about(e.Client, "account", e.Account, "kind", e.Kind, "messages", e.Messages)
+	fields := a.about(e.Client, "account", name(e.Account), "kind", e.Kind, "messages", e.Messages)
 	if e.Err != nil {
 		fields = append(fields, "err", e.Err)
 	}
@@ -175,7 +161,7 @@ func (a *Audit) noticed(e MaildropNoticed) {
 }
 
 func (a *Audit) reconnected(e Reconnected) {
-	fields := a.about(e.Client, "account", e.Account, "backend", e.Backend, "cause", e.Cause, "result", e.Result)
+	fields := a.about(e.Client, "account", name(e.Account), "backend", e.Backend, "cause", e.Cause, "result", e.Result)
 	if e.Err != nil {
 		a.Log.Warn("backend lost within a session", append(fields, "err", e.Err)...)
 		return
