@@ -195,6 +195,12 @@ func (c *Conn) Interrupt(cause error) {
 	}
 }
 
+func (c *Conn) interrupted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cause != nil
+}
+
 // Wait sleeps for d. What the client sends meanwhile is kept, up to 4 KiB;
 // when it leaves, or ctx ends, Wait returns with an error at once.
 func (c *Conn) Wait(ctx context.Context, d time.Duration) error {

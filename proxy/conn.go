@@ -81,7 +81,8 @@ func (s *Server) serve(c *conn) error {
 	}
 	d := c.svc.Dialogue(c.Conn)
 	if err := s.secure(c); err != nil {
-		if r := c.refusal(err); r != nil { // plain text, in plain text; a TLS failure has sent its alert
+		// Plain text, in plain text; a TLS failure has sent its alert.
+		if r := c.refusal(err); r != nil && ReasonOf(err) == Plaintext {
 			_ = d.Refuse(r)
 		}
 		return err

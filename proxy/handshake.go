@@ -123,7 +123,10 @@ func (c *Conn) handshakeResult(err error) string {
 		return HandshakeBadProtocol
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		if c.silent() {
+		switch {
+		case c.interrupted():
+			return HandshakeError
+		case c.silent():
 			return HandshakeSilent
 		}
 		return HandshakeTimeout

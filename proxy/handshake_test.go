@@ -229,3 +229,25 @@ func TestAuditWritesHowASessionWasEncrypted(t *testing.T) {
 		t.Errorf("wrote %s, want %s in it", out, want)
 	}
 }
+
+func TestShutdownSaysNothingIntoAHandshake(t *testing.T) {
+	dial, s := start(t, &house{}, newDiary(), func(svc *proxy.Service, _ *proxy.Server) { svc.StartTLS = false })
+	c := dial().(*tls.Conn).NetConn()
+	hello := proxytest.Windows81.Record("mail.example.org")
+	if _, err := c.Write(hello[:len(hello)/2]); err != nil {
+		t.Fatal(err)
+	}
+	for len(s.Sessions()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	begun := time.Now()
+	if err := s.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("the shutdown took %v", took)
+	}
+	if said, _ := io.ReadAll(c); len(said) > 0 {
+		t.Errorf("said %q", said)
+	}
+}
