@@ -285,10 +285,10 @@ func (g *Guard) bucketOf(c *claim, n *need, now time.Duration) *bucket {
 
 // evict keeps the debt of a bucket that has to go: that is no amnesty.
 func (g *Guard) evict(b *bucket) {
-	if b.kind != Consecutive {
+	if b.kind != Consecutive && b.full > g.latest {
 		g.evicted.raise(b.key, b.full)
+		g.stats.evictions++
 	}
-	g.stats.evictions++
 }
 
 // A bucket is a budget's use under one key.

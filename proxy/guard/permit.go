@@ -295,7 +295,8 @@ func (p *permit) delay(after time.Duration) time.Duration {
 	return step - (after-d)%step
 }
 
-// jitter returns d, give or take a tenth.
+// jitter returns d, give or take a tenth. The generator of rand is ChaCha8:
+// whoever has seen some delays cannot tell the next.
 func jitter(d time.Duration) time.Duration {
 	if d < 10 {
 		return d

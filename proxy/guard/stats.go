@@ -87,6 +87,7 @@ func (s *stats) settled(p *permit, o outcome, now time.Duration) {
 	switch {
 	case o == right:
 		m.succeeded++
+	case p.stage == waved: // counted as denied
 	case o == wrong && p.verdict.Repeat:
 		m.repeated++
 	case o == wrong:
