@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -47,8 +48,9 @@ var (
 // Locks is which maildrops are open. The zero value is ready. Backends of the
 // same accounts share one; other machines know nothing of it.
 type Locks struct {
-	mu   sync.Mutex
-	held map[string]*lock
+	mu    sync.Mutex
+	held  map[string]*lock
+	freed func(maildrop string) // nil: nobody is told
 }
 
 // A lock is held by one session, from when it opens to its end.
@@ -111,6 +113,47 @@ func (k *lock) release() {
 	defer k.locks.mu.Unlock()
 	delete(k.locks.held, k.name)
 	close(k.free)
+	if k.locks.freed != nil {
+		k.locks.freed(k.name)
+	}
+}
+
+// HandOver returns the maildrops that are open, for a successor's Hold. From now
+// on freed is told of each that no longer is; it must not block.
+func (l *Locks) HandOver(freed func(maildrop string)) (maildrops []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.freed = freed
+	return slices.Sorted(maps.Keys(l.held))
+}
+
+// Hold makes maildrops locked that another process has open, until free is
+// called for them. want is called when somebody takes one over.
+func (l *Locks) Hold(maildrops []string, want func(maildrop string)) (free func(maildrop string)) {
+	theirs := make(map[string]*lock)
+	for _, name := range maildrops {
+		if _, k := l.take(name); k != nil {
+			k.listen(func() { want(name) })
+			theirs[name] = k
+		}
+	}
+	var mu sync.Mutex
+	return func(maildrop string) {
+		mu.Lock()
+		defer mu.Unlock()
+		theirs[maildrop].release()
+		delete(theirs, maildrop)
+	}
+}
+
+// Evict ends the session that has a maildrop open, for one in another process.
+func (l *Locks) Evict(maildrop string) {
+	l.mu.Lock()
+	k := l.held[maildrop]
+	l.mu.Unlock()
+	if k != nil {
+		k.want()
+	}
 }
 
 // want asks the session that has the lock to end.

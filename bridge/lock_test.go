@@ -120,3 +120,38 @@ func TestPoliciesHaveNames(t *testing.T) {
 		t.Error("never is a policy")
 	}
 }
+
+// Criterion: Locks pass to the successor of a process: nobody has a maildrop twice, and takeover still works.
+func TestLocksPassToASuccessor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var old, successor Locks
+		mine, err := old.acquire(t.Context(), "alice", Refuse)
+		if err != nil {
+			t.Fatal(err)
+		}
+		evicted := false
+		mine.listen(func() { evicted = true; mine.release() })
+
+		var free func(string)
+		freed := func(maildrop string) { free(maildrop) }
+		free = successor.Hold(old.HandOver(freed), old.Evict)
+
+		if _, err := successor.acquire(t.Context(), "alice", Refuse); proxy.ReasonOf(err) != proxy.InUse {
+			t.Errorf("refuse: %v", err)
+		}
+		if other, err := successor.acquire(t.Context(), "bob", Refuse); err != nil {
+			t.Errorf("another maildrop: %v", err)
+		} else {
+			other.release()
+		}
+		k, err := successor.acquire(t.Context(), "alice", Takeover)
+		if err != nil || !evicted {
+			t.Errorf("takeover: %v, the session in the other process was asked to leave: %v", err, evicted)
+		}
+		free("alice") // a word that comes twice frees nobody else's
+		if _, err := successor.acquire(t.Context(), "alice", Refuse); proxy.ReasonOf(err) != proxy.InUse {
+			t.Errorf("after a second word: %v", err)
+		}
+		k.release()
+	})
+}
