@@ -6,10 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"maps"
+	"net"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,6 +21,7 @@ import (
 	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/backend"
+	"postern/proxy/certs"
 	"postern/proxy/listen"
 )
 
@@ -30,6 +35,8 @@ func checkCommand() *cobra.Command {
 	probe := cmd.Flags().Bool("probe", false, "connect to each backend and report what it offers; nobody is logged in but --user")
 	user := cmd.Flags().String("user", "", "with --probe: log in there for POP3, and say what the server lacks for it")
 	file := cmd.Flags().String("password-file", "", "with --user: a `file` whose first line is the password; default: it is typed, or read")
+	as := cmd.Flags().String("as", "postern", "when run by root: look also as this `user`, that of the service")
+	open := cmd.Flags().Bool("open", false, "try to open the ports that nobody has")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *user != "" && !*probe {
 			return errors.New("--user needs --probe")
@@ -55,10 +62,16 @@ func checkCommand() *cobra.Command {
 				errs = append(errs, h.inspect(cmd.Context(), out, *user, secret))
 			}
 		}
+		if *open {
+			errs = append(errs, h.tryOpening(cmd.Context()))
+		}
 		if err := errors.Join(errs...); err != nil {
 			return err
 		}
-		for _, hint := range h.hints() {
+		if err := checkAs(cmd.Context(), *as, *path, cmd.Flags().Changed("as")); err != nil {
+			return err
+		}
+		for _, hint := range append(h.hints(), h.challengeHints()...) {
 			_, _ = fmt.Fprintf(out, "%s: %s\n", *path, hint)
 		}
 		_, err = fmt.Fprintf(out, "%s is good\n", *path)
@@ -106,11 +119,50 @@ func (h *house) checkPorts() error {
 			mistakes = append(mistakes, h.cfg.Errorf(key, "%s is held by %s (process %d)", address, name, pid))
 		}
 	}
-	for _, d := range h.doors {
-		look(d.key, d.address)
+	for key, address := range h.ports() {
+		look(key, address)
 	}
-	if address := h.cfg.Metrics.Address; address != "" {
-		look("metrics.address", address)
+	if mistakes == nil {
+		return nil
+	}
+	return mistakes
+}
+
+// ports yields the addresses to listen at by their keys.
+func (h *house) ports() iter.Seq2[string, string] {
+	return func(yield func(key, address string) bool) {
+		for _, d := range h.doors {
+			if !yield(d.key, d.address) {
+				return
+			}
+		}
+		if a := h.cfg.TLS.ACME; a != nil && a.HTTPAddress != "" && !yield("tls.acme.http_address", a.HTTPAddress) {
+			return
+		}
+		if address := h.cfg.Metrics.Address; address != "" {
+			yield("metrics.address", address)
+		}
+	}
+}
+
+// tryOpening opens what nobody has, and closes it at once.
+func (h *house) tryOpening(ctx context.Context) error {
+	var mistakes configs.Errors
+	for key, address := range h.ports() {
+		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue // by whom, checkPorts says
+		}
+		if err != nil {
+			mistakes = append(mistakes, h.cfg.Errorf(key, "%v", err))
+			continue
+		}
+		_ = ln.Close()
+	}
+	if a := h.cfg.TLS.ACME; a != nil {
+		if err := certs.CheckStorage(a.Storage, os.Geteuid()); err != nil {
+			mistakes = append(mistakes, h.cfg.Errorf("tls.acme.storage", "%v", err))
+		}
 	}
 	if mistakes == nil {
 		return nil

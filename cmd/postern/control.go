@@ -62,6 +62,7 @@ func (s *site) newControl() *admin.Server {
 	forgetUIDLs.answered(c, s.memory)
 	exportUIDLs.answered(c, s.memory)
 	importUIDLs.answered(c, s.memory)
+	answerCerts(c, s.store)
 	admin.Handle(c, "reload", s.reloadWhenAsked)
 	return c
 }

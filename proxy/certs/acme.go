@@ -71,8 +71,8 @@ type manager struct {
 	demand   *demand
 }
 
-// newManager opens the storage of c, and loads the certificates of the names in
-// it, as far as there are any. It must be run.
+// newManager opens the storage of c. The manager must be run, or its cache
+// stopped.
 func newManager(c ACME, log *slog.Logger, o proxy.Observer) (m *manager, err error) {
 	if err := OpenStorage(c.Storage); err != nil {
 		return nil, err
@@ -104,10 +104,6 @@ func newManager(c ACME, log *slog.Logger, o proxy.Observer) (m *manager, err err
 	m.magic.Issuers = []certmagic.Issuer{m.issuer}
 	config.Logger, config.OnEvent, config.Issuers = newZap(slog.New(slog.DiscardHandler)), nil, m.magic.Issuers
 	m.answerer = certmagic.New(m.cache, config)
-	if err := m.loadNamed(); err != nil {
-		m.cache.Stop()
-		return nil, err
-	}
 	return m, nil
 }
 

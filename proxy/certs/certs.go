@@ -106,6 +106,10 @@ func (s *Store) manage(c Config) error {
 		if next, err = newManager(*c.ACME, s.log, s.observer); err != nil {
 			return err
 		}
+		if err := next.loadNamed(); err != nil {
+			next.cache.Stop()
+			return err
+		}
 	}
 	s.acme.Store(next)
 	select {

@@ -34,24 +34,32 @@ var (
 // solver asks the server itself for the zone of a name and whether it has the
 // record: nobody else has to know the zone.
 func (d DNS) solver() (*certmagic.DNS01Solver, error) {
-	key, err := readSecret(d.Key)
+	p, err := d.provider()
+	if err != nil {
+		return nil, err
+	}
+	return &certmagic.DNS01Solver{DNSManager: certmagic.DNSManager{
+		DNSProvider: p, Resolvers: []string{d.Server}, PropagationDelay: d.Delay,
+	}}, nil
+}
+
+func (d DNS) provider() (*rfc2136.Provider, error) {
+	text, err := readSecret(d.Key)
 	if err != nil {
 		return nil, fmt.Errorf("read DNS key: %w", err)
 	}
-	p := &rfc2136.Provider{Server: d.Server, Key: key, KeyName: d.KeyName, KeyAlg: d.Algorithm}
-	if secret := bindSecret.FindStringSubmatch(key); secret != nil {
+	p := &rfc2136.Provider{Server: d.Server, Key: text, KeyName: d.KeyName, KeyAlg: d.Algorithm}
+	if secret := bindSecret.FindStringSubmatch(text); secret != nil {
 		p.Key = secret[1]
-		if name := bindName.FindStringSubmatch(key); name != nil {
+		if name := bindName.FindStringSubmatch(text); name != nil {
 			p.KeyName = name[1]
 		}
-		if algorithm := bindAlgorithm.FindStringSubmatch(key); algorithm != nil {
+		if algorithm := bindAlgorithm.FindStringSubmatch(text); algorithm != nil {
 			p.KeyAlg = algorithm[1]
 		}
 	}
 	if p.KeyName == "" {
 		return nil, fmt.Errorf("DNS key %s: neither the file nor the configuration has a name for it", d.Key)
 	}
-	return &certmagic.DNS01Solver{DNSManager: certmagic.DNSManager{
-		DNSProvider: p, Resolvers: []string{d.Server}, PropagationDelay: d.Delay,
-	}}, nil
+	return p, nil
 }

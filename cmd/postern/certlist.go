@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"postern/configs"
+	"postern/proxy"
+	"postern/proxy/admin"
+	"postern/proxy/certs"
+)
+
+// The questions of certs to the Postern that runs.
+const (
+	askCerts = "certs/list"
+	askRenew = "certs/renew"
+)
+
+func certsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "certs",
+		Short: "List the names that have certificates, from where, until when",
+		Args:  cobra.NoArgs,
+	}
+	path := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+		_, _ = fmt.Fprintln(t, "NAME\tSOURCE\tISSUER\tEXPIRES\tRENEWAL")
+		err = listCerts(cmd.Context(), cfg, func(l certs.Listed) error {
+			_, err := fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", l.Name, l.Source, orDash(l.Issuer), date(l.NotAfter), date(l.Renewal))
+			return err
+		})
+		return errors.Join(err, t.Flush())
+	}
+	cmd.AddCommand(renewCommand(), obtainCommand())
+	return cmd
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func date(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.UTC().Format("2006-01-02 15:04")
+}
+
+// listCerts asks the Postern that runs; when none does, it opens the files.
+func listCerts(ctx context.Context, cfg *configs.Config, each func(certs.Listed) error) error {
+	err := admin.ErrNotRunning
+	if cfg.Control.Socket != "" {
+		err = admin.CallEach(ctx, cfg.Control.Socket, askCerts, struct{}{}, each)
+	}
+	if !errors.Is(err, admin.ErrNotRunning) {
+		return err
+	}
+	store, err := openStore(cfg)
+	if err != nil {
+		return err
+	}
+	for _, l := range store.List(ctx) {
+		if err := each(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openStore opens the certificates of cfg for a command.
+func openStore(cfg *configs.Config) (*certs.Store, error) {
+	store, err := certs.New(sources(cfg))
+	if err != nil {
+		return nil, err
+	}
+	return store, store.Open(slog.New(slog.DiscardHandler), proxy.Observers{})
+}
+
+// answerCerts makes s answer what the commands ask of store.
+func answerCerts(s *admin.Server, store *certs.Store) {
+	admin.HandleEach(s, askCerts, func(ctx context.Context, _ struct{}, each func(certs.Listed) error) error {
+		for _, l := range store.List(ctx) {
+			if err := each(l); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	admin.Handle(s, askRenew, func(ctx context.Context, name string) (struct{}, error) {
+		return struct{}{}, store.Renew(ctx, name)
+	})
+}
+
+func renewCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "renew NAME",
+		Short: "Get a new certificate now for a name that has one by ACME",
+		Args:  cobra.ExactArgs(1),
+	}
+	path := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		err = admin.ErrNotRunning
+		if cfg.Control.Socket != "" {
+			err = admin.Call(cmd.Context(), cfg.Control.Socket, askRenew, args[0], &struct{}{})
+		}
+		if errors.Is(err, admin.ErrNotRunning) {
+			store, opening := openStore(cfg)
+			if opening != nil {
+				return opening
+			}
+			err = store.Renew(cmd.Context(), args[0])
+		}
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s has a new certificate\n", args[0])
+		return err
+	}
+	return cmd
+}

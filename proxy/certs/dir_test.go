@@ -1,0 +1,149 @@
+package certs
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"postern/proxy"
+)
+
+// subfolder makes the folder of a name, as certbot has it.
+func subfolder(t testing.TB, live, name string) Pair {
+	t.Helper()
+	dir := filepath.Join(live, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return Pair{filepath.Join(dir, folderCert), filepath.Join(dir, folderKey)}
+}
+
+// Criterion: of a folder of certificates, each name is served, new and renewed ones too, and what is wrong with one harms no other.
+func TestFolderHasAPairForEachName(t *testing.T) {
+	live := t.TempDir()
+	write(t, subfolder(t, live, "a"), order{names: []string{"a.example.org"}})
+	gone := subfolder(t, live, "gone")
+	write(t, gone, order{names: []string{"gone.example.org"}})
+	bad := subfolder(t, live, "bad")
+	write(t, bad, order{names: []string{"bad.example.org"}})
+	writeKey(t, bad.Key, newKey(t, false))
+	subfolder(t, live, "empty")
+	if err := os.WriteFile(filepath.Join(live, "README"), []byte("certbot's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{Folders: []string{live}, Default: "b.example.org"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := s.TLS(proxy.IMAP, proxy.Modern)
+	shown := func(name string) string {
+		t.Helper()
+		return servedTo(t, config, client(name)).DNSNames[0]
+	}
+	if got := shown("a.example.org"); got != "a.example.org" {
+		t.Errorf("a.example.org is shown the certificate of %s", got)
+	}
+	if _, err := s.reload(false); err == nil || !strings.Contains(err.Error(), bad.Cert) {
+		t.Errorf("the first look: %v, want what is wrong with %s", err, bad.Cert)
+	}
+	if _, err := s.reload(false); err != nil {
+		t.Errorf("the second look says again: %v", err)
+	}
+
+	write(t, subfolder(t, live, "b"), order{names: []string{"b.example.org"}})
+	writeKey(t, bad.Key, newKey(t, false)) // still not the certificate's
+	if renewed, err := s.reload(false); len(renewed) != 1 || err == nil {
+		t.Errorf("after a new one, and a key that is still wrong: %d new, %v", len(renewed), err)
+	}
+	for name, want := range map[string]string{"b.example.org": "b.example.org", "": "b.example.org", "unknown.example": "b.example.org"} {
+		if got := shown(name); got != want {
+			t.Errorf("%q is shown the certificate of %s, want %s", name, got, want)
+		}
+	}
+	write(t, bad, order{names: []string{"bad.example.org"}})
+	if err := os.RemoveAll(filepath.Dir(gone.Cert)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.reload(false); err != nil {
+		t.Errorf("after all is well: %v", err)
+	}
+	if got := shown("bad.example.org"); got != "bad.example.org" {
+		t.Errorf("bad.example.org, put right, is shown the certificate of %s", got)
+	}
+	if got := shown("gone.example.org"); got == "gone.example.org" {
+		t.Error("a certificate whose folder is gone is shown")
+	}
+}
+
+func TestCertificateThatComesBeforeItsKeyIsServedInTheEnd(t *testing.T) {
+	live := t.TempDir()
+	p := subfolder(t, live, "a")
+	write(t, p, order{names: []string{"a.example.org"}})
+	s, err := New(Config{Folders: []string{live}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	later := subfolder(t, t.TempDir(), "a")
+	want := write(t, later, order{names: []string{"a.example.org"}})
+	if err := os.Rename(later.Cert, p.Cert); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.reload(false); err == nil {
+		t.Error("a certificate without its key: no error")
+	}
+	if err := os.Rename(later.Key, p.Key); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.reload(false); err != nil {
+		t.Error(err)
+	}
+	if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("a.example.org")); !got.Equal(want) {
+		t.Error("the renewed certificate is not served")
+	}
+}
+
+func TestFolderThatCannotBeReadIsAMistake(t *testing.T) {
+	if _, err := New(Config{Folders: []string{filepath.Join(t.TempDir(), "none")}}); err == nil {
+		t.Error("New with a folder that is not there: no error")
+	}
+}
+
+func TestExpiryOfAFolderIsThatOfTheWorst(t *testing.T) {
+	live := t.TempDir()
+	write(t, subfolder(t, live, "a"), order{names: []string{"a.example.org"}})
+	worst := write(t, subfolder(t, live, "b"), order{names: []string{"b.example.org"}, ended: -1e9})
+	s, err := New(Config{Folders: []string{live}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Validity{AllNames, SourceFolder, worst.NotBefore, worst.NotAfter}
+	if got := s.Expiry(); len(got) != 1 || got[0] != want {
+		t.Errorf("Expiry() = %v, want only %v", got, want)
+	}
+}
+
+// BenchmarkFolderLook is a look at 5,000 names of which none has changed.
+func BenchmarkFolderLook(b *testing.B) {
+	live := b.TempDir()
+	f := &folder{path: live}
+	for i := range 5000 {
+		p := subfolder(b, live, fmt.Sprintf("n%d.example.org", i))
+		if err := os.WriteFile(p.Cert, []byte("x"), 0o600); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if _, err := f.list(); err != nil {
+		b.Fatal(err)
+	}
+	for _, pair := range f.files {
+		pair.changed()
+	}
+	f.info = stat(live) // as when the folder is older than it is here
+	for b.Loop() {
+		if _, _, err := f.reload(false); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

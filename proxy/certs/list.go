@@ -1,0 +1,89 @@
+package certs
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+	"github.com/mholt/acmez/v3/acme"
+)
+
+// A Listed is a name and the certificate that it has. One that ACME has not got
+// yet has neither issuer nor times.
+type Listed struct {
+	Name      string    `json:"name"`
+	Source    string    `json:"source"` // Source...
+	Issuer    string    `json:"issuer,omitempty"`
+	NotBefore time.Time `json:"not_before,omitzero"`
+	NotAfter  time.Time `json:"not_after,omitzero"`
+	Renewal   time.Time `json:"renewal,omitzero"` // when ACME renews it; of files, nobody here does
+}
+
+// List returns all names that have a certificate, or are to have one, in order.
+func (s *Store) List(ctx context.Context) []Listed {
+	var all []Listed
+	add := func(name, source string, leaf *x509.Certificate) {
+		all = append(all, Listed{name, source, issuer(leaf), leaf.NotBefore, leaf.NotAfter, time.Time{}})
+	}
+	for _, c := range s.current.Load().certs {
+		for _, name := range names(c.Leaf) {
+			add(name, c.source, c.Leaf)
+		}
+	}
+	all = append(all, s.acme.Load().list(ctx)...)
+	slices.SortStableFunc(all, func(a, b Listed) int { return cmp.Compare(a.Name, b.Name) })
+	return all
+}
+
+func issuer(leaf *x509.Certificate) string {
+	return cmp.Or(leaf.Issuer.CommonName, leaf.Issuer.String())
+}
+
+func (m *manager) list(ctx context.Context) (all []Listed) {
+	if m == nil {
+		return nil
+	}
+	for _, name := range m.config.Names {
+		all = append(all, m.listed(ctx, name, SourceACME))
+	}
+	for _, name := range m.demand.names() {
+		all = append(all, m.listed(ctx, name, SourceOnDemand))
+	}
+	return all
+}
+
+func (m *manager) listed(ctx context.Context, name, source string) Listed {
+	l := Listed{Name: name, Source: source}
+	for _, cert := range m.matching(name) {
+		if !slices.Contains(names(cert.Leaf), name) {
+			continue
+		}
+		l.Issuer, l.NotBefore, l.NotAfter = issuer(cert.Leaf), cert.Leaf.NotBefore, cert.Leaf.NotAfter
+		life := l.NotAfter.Sub(l.NotBefore)
+		l.Renewal = l.NotAfter.Add(-time.Duration(float64(life) * certmagic.DefaultRenewalWindowRatio))
+		if t := m.suggested(ctx, name); !t.IsZero() && t.Before(l.Renewal) {
+			l.Renewal = t
+		}
+		break
+	}
+	return l
+}
+
+// suggested returns when the CA wants the certificate renewed (RFC 9773); zero
+// if it has not said so.
+func (m *manager) suggested(ctx context.Context, name string) time.Time {
+	b, err := m.magic.Storage.Load(ctx, certmagic.StorageKeys.SiteMeta(m.issuer.IssuerKey(), name))
+	if err != nil {
+		return time.Time{}
+	}
+	var stored certmagic.CertificateResource
+	var issued acme.Certificate
+	if json.Unmarshal(b, &stored) != nil || json.Unmarshal(stored.IssuerData, &issued) != nil || issued.RenewalInfo == nil {
+		return time.Time{}
+	}
+	return issued.RenewalInfo.SelectedTime
+}

@@ -1,0 +1,330 @@
+package certs
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"postern/proxy"
+)
+
+// managed returns a Store that runs c, with a CA that nobody can reach, until
+// the test ends.
+func managed(t testing.TB, c Config, o ...proxy.Observer) *Store {
+	t.Helper()
+	a := c.ACME
+	a.Directory, a.Email, a.Challenge = "https://127.0.0.1:1/dir", "ops@example.org", cmp.Or(a.Challenge, HTTP01)
+	a.Storage = cmp.Or(a.Storage, filepath.Join(t.TempDir(), "certs"))
+	s, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Open(slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})), proxy.Observers(o)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { s.Run(ctx) })
+	t.Cleanup(func() { cancel(); running.Wait() })
+	return s
+}
+
+// denials remembers the reasons of CertificateDenied.
+type denials struct {
+	mu      sync.Mutex
+	reasons []string
+}
+
+func (d *denials) Observe(e proxy.Event) {
+	if e, ok := e.(proxy.CertificateDenied); ok {
+		d.mu.Lock()
+		d.reasons = append(d.reasons, e.Reason)
+		d.mu.Unlock()
+	}
+}
+
+func (d *denials) count(reason string) (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range d.reasons {
+		if r == reason {
+			n++
+		}
+	}
+	return n
+}
+
+func listOf(t *testing.T, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "names")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestAfterAFailureNothingIsTriedForAWhile(t *testing.T) {
+	p := files(t)
+	write(t, p, order{names: []string{"mail.example.org"}})
+	s := managed(t, Config{Pairs: []Pair{p}, RefuseUnknown: true, ACME: &ACME{
+		OnDemand: &OnDemand{NamesFile: listOf(t, "customer.example.org"), PerHour: 5},
+	}})
+	for i := range 3 {
+		began := time.Now()
+		cert, err := s.GetCertificate(aHello("customer.example.org"))
+		if err != nil || cert == nil || cert.Leaf.DNSNames[0] != "mail.example.org" {
+			t.Fatalf("try %d: %v, %v, want the default certificate, as the name is allowed", i, cert, err)
+		}
+		if took := time.Since(began); i > 0 && took > time.Second {
+			t.Errorf("try %d after a failure waited %v", i, took)
+		}
+	}
+	if got := len(s.acme.Load().demand.orders.taken); got != 1 {
+		t.Errorf("three tries made %d orders, want 1", got)
+	}
+	if cert, err := s.GetCertificate(aHello("other.example.org")); err != nil || cert != nil {
+		t.Errorf("a name that nobody allowed: %v, %v, want neither", cert, err)
+	}
+}
+
+func TestNamesThatAreNoneAreNotAskedFor(t *testing.T) {
+	var asked atomic.Int64
+	hook := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	t.Cleanup(hook.Close)
+	s := managed(t, Config{RefuseUnknown: true, ACME: &ACME{OnDemand: &OnDemand{Ask: hook.URL, PerHour: 5}}})
+	for _, name := range []string{"", "localhost", "192.0.2.1", "a..example.org", "../x.example.org", "*.example.org", "a_b.example.org", strings.Repeat("a.", 127) + "org"} {
+		if cert, err := s.GetCertificate(aHello(name)); err != nil || cert != nil {
+			t.Errorf("%q: %v, %v, want neither", name, cert, err)
+		}
+	}
+	if got := asked.Load(); got != 0 {
+		t.Errorf("the hook was asked %d times", got)
+	}
+}
+
+// Criterion: the hook of certificates on demand is asked with ?domain=, once a minute for a name, and 20 times a second at most.
+func TestHookIsAskedWithinLimits(t *testing.T) {
+	var asked atomic.Int64
+	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if r.URL.Query().Get("key") != "k" || !strings.HasSuffix(r.URL.Query().Get("domain"), ".example.org") {
+			t.Errorf("asked for %s", r.URL)
+		}
+		http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusFound) // no yes
+	}))
+	t.Cleanup(hook.Close)
+	var denied denials
+	s := managed(t, Config{RefuseUnknown: true, ACME: &ACME{OnDemand: &OnDemand{Ask: hook.URL + "/?key=k", PerHour: 5}}}, &denied)
+	for range 5 {
+		if cert, err := s.GetCertificate(aHello("a.example.org")); err != nil || cert != nil {
+			t.Errorf("a name that the hook does not allow: %v, %v, want neither", cert, err)
+		}
+	}
+	if got := asked.Load(); got != 1 {
+		t.Errorf("one name was asked for %d times", got)
+	}
+	var flood sync.WaitGroup
+	began := time.Now()
+	for i := range 500 {
+		flood.Go(func() { _, _ = s.GetCertificate(aHello(fmt.Sprintf("x%d.example.org", i))) })
+	}
+	flood.Wait()
+	if most := int64(questions * (2 + time.Since(began)/questionsPer)); asked.Load() > most {
+		t.Errorf("500 names were asked for %d times in %v, want at most %d", asked.Load(), time.Since(began), most)
+	}
+	if denied.count(proxy.DeniedLimit) == 0 || denied.count(proxy.DeniedUnknown) == 0 {
+		t.Errorf("the denials are %q", denied.reasons)
+	}
+}
+
+func TestRenewalEndsWithThePermission(t *testing.T) {
+	list := listOf(t, "customer.example.org")
+	s := managed(t, Config{ACME: &ACME{Names: []string{"mail.example.org"}, OnDemand: &OnDemand{NamesFile: list, PerHour: 5}}})
+	m := s.acme.Load()
+	renew := func(name string) error {
+		return m.event(t.Context(), "cert_obtaining", map[string]any{"identifier": name, "renewal": true})
+	}
+	for name, allowed := range map[string]bool{"mail.example.org": true, "customer.example.org": true, "gone.example.org": false} {
+		if err := renew(name); (err == nil) != allowed {
+			t.Errorf("renewal of %s: %v, want allowed %v", name, err, allowed)
+		}
+	}
+}
+
+func TestPausesAreBounded(t *testing.T) {
+	d, err := newDemand(&OnDemand{Ask: "http://127.0.0.1:1/", PerHour: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxPauses + 100 {
+		d.settle(fmt.Sprint(i), &wish{done: make(chan struct{})}, nil) // not allowed
+	}
+	if got := len(d.pauses); got > maxPauses {
+		t.Errorf("%d pauses are remembered, want at most %d", got, maxPauses)
+	}
+}
+
+func TestPauseGrowsWithEachFailure(t *testing.T) {
+	d, err := newDemand(&OnDemand{Ask: "http://127.0.0.1:1/", PerHour: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lengths []time.Duration
+	for range 9 {
+		w := &wish{done: make(chan struct{})}
+		w.allowed.Store(true)
+		d.settle("a.example.org", w, http.ErrHandlerTimeout)
+		lengths = append(lengths, d.pauses["a.example.org"].length/time.Minute)
+	}
+	if want := []time.Duration{15, 30, 60, 120, 240, 480, 960, 1440, 1440}; !slices.Equal(lengths, want) {
+		t.Errorf("pauses of %d minutes, want %d", lengths, want)
+	}
+}
+
+func TestWindowLetsSoManyThrough(t *testing.T) {
+	w := window{most: 2, length: time.Hour}
+	now := time.Now()
+	for i, c := range []struct {
+		after time.Duration
+		want  bool
+	}{{0, true}, {time.Minute, true}, {2 * time.Minute, false}, {59 * time.Minute, false}, {60 * time.Minute, true}, {60 * time.Minute, false}, {61 * time.Minute, true}} {
+		if got := w.take(now.Add(c.after)); got != c.want {
+			t.Errorf("take %d after %v = %v, want %v", i, c.after, got, c.want)
+		}
+	}
+}
+
+func TestNamesFileSaysWho(t *testing.T) {
+	f := &nameFile{path: listOf(t, "# customers\nExample.org\n*.wild.example.net # all\n\n mail.example.com \n"), prefixes: []string{"imap", "pop"}}
+	if _, err := f.reload(); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{
+		"example.org": true, "imap.example.org": true, "pop.example.org": true, "smtp.example.org": false, "a.imap.example.org": false,
+		"a.wild.example.net": true, "wild.example.net": false, "a.b.wild.example.net": false, "imap.a.wild.example.net": false,
+		"mail.example.com": true, "imap.mail.example.com": true, "example.com": false, "org": false, "": false,
+	} {
+		if got := f.has(name); got != want {
+			t.Errorf("%q may have a certificate: %v, want %v", name, got, want)
+		}
+	}
+	if changed, err := f.reload(); changed || err != nil {
+		t.Errorf("a file that has not changed: %v, %v", changed, err)
+	}
+	all, err := ReadNames(f.path, f.prefixes)
+	want := []string{"example.org", "imap.example.org", "pop.example.org", "mail.example.com", "imap.mail.example.com", "pop.mail.example.com"}
+	if err != nil || !slices.Equal(all, want) {
+		t.Errorf("ReadNames = %q, %v, want %q", all, err, want)
+	}
+	if (*nameFile)(nil).has("example.org") {
+		t.Error("no file allows something")
+	}
+}
+
+func TestMistakesInANamesFileAreNamed(t *testing.T) {
+	for text, want := range map[string]string{
+		"example.org\nnot a name\n":       `:2: "not a name" is not a name such as example.org or *.example.org`,
+		"*.*.example.org":                 `:1: "*.*.example.org" is not a name`,
+		"192.0.2.1":                       `:1: "192.0.2.1" is not a name`,
+		"\n" + strings.Repeat("x", 10000): ":2: bufio.Scanner: token too long",
+	} {
+		if _, err := readNames(listOf(t, text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.20q: %v, want %s", text, err, want)
+		}
+	}
+}
+
+func FuzzNames(f *testing.F) {
+	f.Add("example.org\n*.example.net # x")
+	f.Add("a b\n\x00")
+	f.Fuzz(func(t *testing.T, text string) {
+		list, err := parseNames(strings.NewReader(text))
+		if err != nil {
+			return
+		}
+		for name := range list.exact {
+			if !isHostname(name) || name != strings.ToLower(name) {
+				t.Errorf("%q is taken", name)
+			}
+		}
+		for name := range list.parents {
+			if !isHostname(name) {
+				t.Errorf("*.%q is taken", name)
+			}
+		}
+	})
+}
+
+func TestNameHasToPointHere(t *testing.T) {
+	a, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
+	other, mapped := netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("::ffff:192.0.2.1")
+	for _, c := range []struct {
+		found []netip.Addr
+		ok    bool
+	}{
+		{[]netip.Addr{a}, true},
+		{[]netip.Addr{mapped, b}, true},
+		{[]netip.Addr{a, other}, false}, // the CA may ask at the other
+		{nil, false},
+	} {
+		if err := allOf("example.org", c.found, []netip.Addr{a, b}); (err == nil) != c.ok {
+			t.Errorf("%v: %v, want here %v", c.found, err, c.ok)
+		}
+	}
+}
+
+// Criterion: the storage of ACME has mode 0700 and belongs to Postern's user, or nothing begins.
+func TestStorageIsOurs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "deep", "certs")
+	if err := OpenStorage(path); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the new folder is %v, %v", info.Mode(), err)
+	}
+	if err := CheckStorage(path, os.Geteuid()+1); err == nil || !strings.Contains(err.Error(), "belongs to user") {
+		t.Errorf("for another user: %v", err)
+	}
+	if err := os.Chmod(path, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if err := OpenStorage(path); err == nil || !strings.Contains(err.Error(), "mode 0750") {
+		t.Errorf("entered by a group: %v", err)
+	}
+	if err := CheckStorage(filepath.Join(path, "not", "yet"), 0); err != nil {
+		t.Errorf("one that is not there yet: %v", err)
+	}
+}
+
+func TestDNSKeyIsReadAsBINDWritesIt(t *testing.T) {
+	for text, want := range map[string][3]string{
+		"key \"postern\" {\n\talgorithm hmac-sha512;\n\tsecret \"c2VjcmV0\";\n};\n": {"postern", "hmac-sha512", "c2VjcmV0"},
+		"key postern. { algorithm hmac-sha256; secret c2VjcmV0; };":                 {"postern.", "hmac-sha256", "c2VjcmV0"},
+		"c2VjcmV0\n": {"configured", "hmac-sha1", "c2VjcmV0"},
+	} {
+		d := DNS{Server: "127.0.0.1:53", Key: listOf(t, text), KeyName: "configured", Algorithm: "hmac-sha1"}
+		p, err := d.provider()
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+			continue
+		}
+		if got := [3]string{p.KeyName, p.KeyAlg, p.Key}; got != want {
+			t.Errorf("%q is read as %q, want %q", text, got, want)
+		}
+	}
+	if _, err := (DNS{Key: listOf(t, "c2VjcmV0")}).provider(); err == nil {
+		t.Error("a key without a name: no error")
+	}
+}
