@@ -274,6 +274,14 @@ type Success struct {
 // Seed makes the networks of logins of the last 30 days known-good. It returns
 // how many pairs of account and network were new.
 func (g *Guard) Seed(logins []Success) (added int) {
+	const atOnce = 256 // or logins would wait for long
+	for some := range slices.Chunk(logins, atOnce) {
+		added += g.seed(some)
+	}
+	return added
+}
+
+func (g *Guard) seed(logins []Success) (added int) {
 	g.lock()
 	defer g.mu.Unlock()
 	for _, s := range logins {

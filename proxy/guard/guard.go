@@ -85,13 +85,15 @@ func (g *Guard) forget(s secret) {
 
 // Reload makes c what the guard allows from now on. It forgets nothing: the
 // size of its memory, which Entries and Pairs say, stays as it is, and open
-// connections keep the budgets that they were admitted with.
+// connections keep the budgets that they were admitted with. A shorter Learning
+// begins now.
 func (g *Guard) Reload(c Config) {
 	g.lock()
 	defer g.mu.Unlock()
 	c = c.withDefaults(DefaultConfig())
 	c.Now, c.Entries, c.Pairs = g.config.Now, g.config.Entries, g.config.Pairs
 	g.configure(c)
+	g.learning = min(g.learning, g.latest+max(0, c.Learning))
 }
 
 func (g *Guard) configure(c Config) {

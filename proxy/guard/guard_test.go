@@ -797,6 +797,12 @@ func TestReloadForgetsNothing(t *testing.T) {
 	same(t, "before", s.guesses(9, "192.0.2.1", "alice"), 5)
 	s.Reload(Config{Pair: Rate{8, 30 * time.Minute}, Learning: -1})
 	same(t, "with three more", s.guesses(9, "192.0.2.1", "alice"), 3)
+
+	g := New(Config{})
+	g.Reload(Config{Learning: time.Hour})
+	if left := g.Stats().Learning; left > time.Hour || left < 59*time.Minute {
+		t.Errorf("learning for %v more, want an hour", left)
+	}
 }
 
 // Criterion: With dry_run nobody is refused, and nobody is reported who would only have waited.
