@@ -30,6 +30,8 @@ type Config struct {
 	Services []Service
 	Backends []Backend
 
+	Judgements   Judgements
+	Guard        func() Guard         // asked at each scrape; nil: there is none
 	Certificates func() []Certificate // asked at each scrape; nil: none are served
 	Draining     func() bool          // asked at each scrape; nil: never
 	Ready        func() error         // why new clients should go elsewhere; nil: there is never a reason
@@ -46,6 +48,8 @@ type Metrics struct {
 
 	growing sync.Mutex
 	labels  labels
+
+	guardian
 
 	accepted, rejected  counter
 	open                gauge
@@ -116,6 +120,7 @@ func New(c Config) *Metrics {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.clients()
+	m.guards()
 	m.backends()
 	m.pop3()
 	m.process()

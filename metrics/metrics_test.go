@@ -27,6 +27,9 @@ func config() Config {
 		Version:  "1.2.3",
 		Services: []Service{{"imaps", proxy.IMAP}, {"pop3s", proxy.POP3}, {"submissions", proxy.Submission}, {"imaps-2", proxy.IMAP}},
 		Backends: []Backend{{"main", proxy.IMAP}, {"main", proxy.Submission}, {"old", proxy.IMAP}},
+
+		Judgements: Judgements{Tiers: []string{"known", "stranger"}, Buckets: []string{"pair", "network"}},
+		Guard:      func() Guard { return Guard{} },
 	}
 }
 
@@ -68,6 +71,8 @@ func everything(c proxy.Client, text string) []proxy.Event {
 		proxy.Handshake{Client: c, Result: proxy.HandshakeOK},
 		proxy.Attempt{Client: c, Via: text, User: text, Account: text},
 		proxy.Attempt{Client: c, Via: text, User: text, Err: proxy.Refuse(proxy.Wrong, err)},
+		proxy.Attempt{Client: c, Judgement: proxy.Judgement{Tier: text, Bucket: text}},
+		proxy.PolicyAsked{Command: text, Result: text, Err: err},
 		proxy.Opened{Client: c, Account: text, Backend: text},
 		proxy.Closed{Client: c, Account: text, Backend: text, End: text, Err: err},
 		proxy.Dialed{Backend: text, Protocol: text, Result: text, Err: err},
@@ -152,6 +157,26 @@ func TestAllFamiliesAreThereFromTheStart(t *testing.T) {
 		`client_received_bytes_total{protocol="pop3"}`,
 		`client_sent_bytes_total{protocol="pop3"}`,
 		`auth_duration_seconds_count{protocol="imap",result="rate_limited"}`,
+		`guard_attempts_total{decision="let_through",tier="known"}`,
+		`guard_attempts_total{decision="refused",tier="stranger"}`,
+		`guard_attempts_total{decision="repeated",tier="stranger"}`,
+		`rate_limited_total{scope="network"}`,
+		`auth_policy_requests_total{command="allow",result="tarpit"}`,
+		`auth_policy_request_duration_seconds_count{command="report"}`,
+		`guard_failure_ratio`,
+		`guard_failing_accounts`,
+		`guard_failing_networks`,
+		`guard_sprayed_accounts`,
+		`guard_learning`,
+		`guard_dry_run`,
+		`guard_entries`,
+		`guard_known_networks`,
+		`guard_sessions`,
+		`guard_stranger_connections`,
+		`guard_attempts_in_flight`,
+		`guard_attempts_waiting`,
+		`guard_evictions_total`,
+		`guard_shed_connections_total`,
 		`sessions_active{protocol="imap"}`,
 		`sessions_total{end="drain",protocol="imap"}`,
 		`backend_up{backend="main",protocol="submission"}`,
@@ -245,6 +270,32 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 		}, []string{
 			`connections_rejected_total{listener="pop3s",reason="other"} 1`,
 			`connections_rejected_total{listener="pop3s",reason="too_many"} 1`,
+		}},
+		{"what the guard judges", []proxy.Event{
+			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, Judgement: proxy.Judgement{Tier: "known"}},
+			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, Judgement: proxy.Judgement{Tier: "stranger", Repeat: true}},
+			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, Judgement: proxy.Judgement{Tier: "stranger", Bucket: "pair"}},
+			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, Judgement: proxy.Judgement{Tier: "stranger", Bucket: "pair", DryRun: true}},
+			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass},
+		}, []string{
+			`auth_attempts_total{mechanism="userpass",protocol="pop3",result="ok"} 5`,
+			`auth_duration_seconds_count{protocol="pop3",result="ok"} 5`,
+			`guard_attempts_total{decision="let_through",tier="known"} 1`,
+			`guard_attempts_total{decision="let_through",tier="stranger"} 1`,
+			`guard_attempts_total{decision="refused",tier="stranger"} 1`,
+			`guard_attempts_total{decision="repeated",tier="stranger"} 1`,
+			`rate_limited_total{scope="pair"} 2`,
+		}},
+		{"a policy server", []proxy.Event{
+			proxy.PolicyAsked{Command: "allow", Result: proxy.PolicyReject, Duration: time.Second},
+			proxy.PolicyAsked{Command: "report", Result: proxy.PolicyFailed, Duration: 2 * time.Second, Err: io.EOF},
+		}, []string{
+			`auth_policy_request_duration_seconds_count{command="allow"} 1`,
+			`auth_policy_request_duration_seconds_count{command="report"} 1`,
+			`auth_policy_request_duration_seconds_sum{command="allow"} 1`,
+			`auth_policy_request_duration_seconds_sum{command="report"} 2`,
+			`auth_policy_requests_total{command="allow",result="reject"} 1`,
+			`auth_policy_requests_total{command="report",result="failed"} 1`,
 		}},
 		{"handshakes", []proxy.Event{
 			proxy.Handshake{Client: resumed, Result: proxy.HandshakeOK, Version: tls.VersionTLS12, Duration: time.Second},
@@ -390,7 +441,7 @@ func TestEachReasonHasItsResult(t *testing.T) {
 	}
 }
 
-// Criterion: 100,000 random users and addresses add no series, and neither does anything else that a client may send.
+// Criterion: 1,000,000 random users and addresses add no series, and neither does anything else that a client may send.
 func TestNothingFromOutsideBecomesASeries(t *testing.T) {
 	m := New(config())
 	before := len(scrape(t, m))
@@ -400,10 +451,15 @@ func TestNothingFromOutsideBecomesASeries(t *testing.T) {
 		known.Addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), uint16(i))
 		user := fmt.Sprint("user", rand.Uint64())
 		m.Observe(proxy.Accepted{Client: known})
-		m.Observe(proxy.Attempt{Client: known, Via: proxy.ViaPlain, User: user, Err: proxy.Refuse(proxy.Wrong, errors.New(user))})
+		judgement := proxy.Judgement{Tier: "stranger", Bucket: "pair", Network: netip.PrefixFrom(known.Addr.Addr(), 32)}
+		m.Observe(proxy.Attempt{Client: known, Via: proxy.ViaPlain, User: user, Err: proxy.Refuse(proxy.Wrong, errors.New(user)), Judgement: judgement})
 		m.Observe(proxy.Attempt{Client: known, Via: proxy.ViaPlain, User: user, Account: user})
 		m.Observe(proxy.Opened{Client: known, Account: user, Backend: "main"})
 		m.Observe(proxy.Closed{Client: known, Account: user, Backend: "main", End: proxy.EndError, Err: errors.New(user)})
+	}
+	for i := range 1_000_000 {
+		known.Addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), uint16(i))
+		m.Observe(proxy.Attempt{Client: known, Via: proxy.ViaPlain, User: fmt.Sprint(i), Account: fmt.Sprint(i), Err: proxy.Refuse(proxy.Wrong, nil)})
 	}
 	after := scrape(t, m)
 	if len(after) != before {
@@ -444,6 +500,26 @@ func TestCountingIsSafeFromManyGoroutines(t *testing.T) {
 	wg.Wait()
 	if got := scrape(t, m)["postern_panics_total"]; got != "800" {
 		t.Errorf("%s panics are counted, want 800", got)
+	}
+}
+
+func TestGaugesOfTheGuard(t *testing.T) {
+	c := config()
+	c.Guard = func() Guard {
+		return Guard{
+			Learning: true, Entries: 2, KnownGood: 3, Strangers: 4, Sessions: 5, InFlight: 6, Waiting: 7, Failed: 1, Succeeded: 3,
+			FailingAccounts: 8, FailingNetworks: 9, SprayedAccounts: 10, Evictions: 11, Shed: 12,
+		}
+	}
+	s := scrape(t, New(c))
+	for name, want := range map[string]string{
+		"learning": "1", "dry_run": "0", "entries": "2", "known_networks": "3", "stranger_connections": "4", "sessions": "5",
+		"attempts_in_flight": "6", "attempts_waiting": "7", "failure_ratio": "0.25", "failing_accounts": "8", "failing_networks": "9",
+		"sprayed_accounts": "10", "evictions_total": "11", "shed_connections_total": "12",
+	} {
+		if got := s["postern_guard_"+name]; got != want {
+			t.Errorf("postern_guard_%s = %q, want %s", name, got, want)
+		}
 	}
 }
 

@@ -55,6 +55,9 @@ func (m *Metrics) Observe(e proxy.Event) {
 		m.issues.of(operation(e.Renewal), resultError).Inc()
 	case proxy.CertificateDenied:
 		m.denials.of(e.Reason).Inc()
+	case proxy.PolicyAsked:
+		m.policy.of(e.Command, e.Result).Inc()
+		m.policyTime.of(e.Command).Observe(e.Duration.Seconds())
 	case proxy.Panicked:
 		m.panics.of().Inc()
 	}
@@ -91,6 +94,7 @@ func version(v uint16) string {
 }
 
 func (m *Metrics) attempt(e proxy.Attempt) {
+	m.judgement(e.Judgement)
 	result := resultOf(e.Err)
 	m.attempts.of(e.Client.Protocol, e.Via, result).Inc()
 	switch result { // the others are answered without asking anybody
