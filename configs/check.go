@@ -39,7 +39,8 @@ func (m *mistakes) check() {
 	m.checkNumber("pop3.first_listings", c.POP3.FirstListings, 1000)
 	m.checkWord("submission.bare_newlines", c.Submission.BareNewlines, "a way with them", "normalize", "reject", "pass")
 	m.checkControl()
-	m.checkWord("log.format", c.Log.Format, "a log format", "text", "json")
+	m.checkWord("log.format", c.Log.Format, "a log format", "text", "json", "journald")
+	m.checkPrivacy()
 }
 
 func (m *mistakes) checkListeners() {
@@ -75,6 +76,12 @@ func (m *mistakes) checkListeners() {
 	}
 	if c.Metrics.Address != "" {
 		m.checkPort("metrics.address", c.Metrics.Address, ports)
+	}
+	if c.Metrics.ReadyAddress != "" {
+		m.checkPort("metrics.ready_address", c.Metrics.ReadyAddress, ports)
+	}
+	if c.Metrics.Address == "" && c.Metrics.Networks != nil {
+		m.judge("metrics.networks", "has no meaning with metrics.address: off; remove one of them")
 	}
 }
 

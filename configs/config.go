@@ -39,6 +39,8 @@ type Config struct {
 	Control         Control            `yaml:"control"`
 	Metrics         Metrics            `yaml:"metrics"`
 	Log             Log                `yaml:"log"`
+	Privacy         Privacy            `yaml:"privacy"`
+	Retention       Retention          `yaml:"retention"`
 
 	file      string
 	positions map[string]position
@@ -205,12 +207,14 @@ type Control struct {
 
 // Metrics is where Prometheus asks.
 type Metrics struct {
-	Address string `yaml:"address"` // as a listener's; "" (in the file also off): no metrics server
+	Address      string         `yaml:"address"`       // as a listener's; "" (in the file also off): no metrics server
+	Networks     []netip.Prefix `yaml:"networks"`      // that may ask there, beside this machine; none: all
+	ReadyAddress string         `yaml:"ready_address"` // of /healthz and /readyz alone, for all; "": none
 }
 
 // Log is how Postern writes its log.
 type Log struct {
-	Format   string     `yaml:"format"` // text or json
+	Format   string     `yaml:"format"` // text, json or journald
 	Level    slog.Level `yaml:"level"`
 	Fail2ban string     `yaml:"fail2ban"` // a file for wrong passwords, in the lines of Dovecot's log; "": none
 }
@@ -238,6 +242,7 @@ func defaults() Config {
 		Submission: Submission{BareNewlines: "normalize"},
 		Metrics:    Metrics{Address: "127.0.0.1:9930"},
 		Log:        Log{Format: "text", Level: slog.LevelInfo},
+		Privacy:    defaultPrivacy(), Retention: Retention{Ledger: 400, UIDLs: 400},
 	}
 }
 

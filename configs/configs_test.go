@@ -117,7 +117,9 @@ guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}, known: {
 pop3: {uidl: cyrus, uidl_on_lost_state: recompute, delete: hide, lock: wait, first_listings: 2, seen: false, implementation: false, last: true, expire: never, login_delay: 1m, utf8: true}
 state: {path: /var/lib/postern}
 control: {socket: run/control.sock, group: mail}
-metrics: {address: off}
+metrics: {address: "127.0.0.1:1", networks: [10.0.0.0/8], ready_address: ":2"}
+privacy: {addresses: full, users: full}
+retention: {ledger: 401d, uidls: 31d}
 log: {format: json, level: debug, fail2ban: failed}
 `))
 	if err != nil {
@@ -211,6 +213,9 @@ log: {format: json, level: debug, fail2ban: failed}
 		Log:   Log{Format: "json", Level: slog.LevelDebug, Fail2ban: "failed"},
 		file:  "p.yaml",
 
+		Metrics: Metrics{Address: "127.0.0.1:1", Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, ReadyAddress: ":2"},
+		Privacy: Privacy{Addresses: "full", Users: "full"}, Retention: Retention{Ledger: 401, UIDLs: 31},
+
 		Control: Control{Socket: "run/control.sock", Group: "mail"},
 	}
 	if !reflect.DeepEqual(got, want) {
@@ -228,12 +233,12 @@ func TestAMappingWithAllKeysCommentedOutKeepsTheDefaults(t *testing.T) {
 func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 	for _, c := range []struct{ name, old, new, want string }{
 		// What stands where.
-		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, state, submission, texts, timeouts, tls, trusted_networks`},
 		{"unknown key, near a known one", "", "trusted-networks: []", `p.yaml:13: trusted-networks: unknown key; is trusted_networks meant?`},
 		{"unknown key in place of a required one", `{protocol: pop3`, `{protcol: pop3`, `p.yaml:4: listeners[1].protcol: unknown key; is protocol meant?`},
 		{"unknown key in a backend", "    imap:", "    iamp:", `p.yaml:11: backends.main.iamp: unknown key; is imap meant?`},
-		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks`},
-		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, state, submission, texts, timeouts, tls, trusted_networks`},
 		{"duplicate key", "", "hostname: mail.example.net", `p.yaml:13: hostname: written twice; the first is in line 1`},
 		{"duplicate backend", "", "  main: {}", `p.yaml:13: backends.main: written twice; the first is in line 10`},
 		{"key that is no word", "", "? [a, b]\n: c", `p.yaml:13: a key is a plain word`},
@@ -244,7 +249,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"value for all", good, "hello", `p.yaml:1: keys with values ("key: value" or {key: value}) is expected here, not a single value`},
 		{"no value", "hostname: mail.example.org", "hostname:", `p.yaml:1: hostname: has no value; give it one or remove the key`},
 		{"anchor", "hostname: mail", "hostname: &name mail", `p.yaml:1: hostname: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign`},
-		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, routes, state, submission, texts, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
+		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, state, submission, texts, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
 		{"tag", "hostname: mail", "hostname: !!str mail", `p.yaml:1: hostname: tags (!) are not supported; quote a value that begins with !`},
 		{"too many entries", "", "trusted_networks: [" + strings.Repeat("10.0.0.1,", maxNodes+1) + "]", `p.yaml:13: trusted_networks: too long; Postern reads 10000 entries at most`},
 		{"second document", "", "---\nhostname: x", `p.yaml:13: a second document begins here; one file holds one configuration`},
@@ -301,7 +306,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"control socket", "", "control: {socket: /" + strings.Repeat("s", 103) + "}", `p.yaml:13: control.socket: the control socket "/` + strings.Repeat("s", 79) + `"... has a path of 104 octets, and a socket's may have 103: set control.socket to a shorter one, or off`},
 		{"control socket beside the state", "", "state: {path: /" + strings.Repeat("s", 90) + "}", `p.yaml:13: state.path: the control socket "/` + strings.Repeat("s", 79) + `"... has a path of 104 octets, and a socket's may have 103: set control.socket to a shorter one, or off`},
 		{"control group", "", "state: {path: /s}\ncontrol: {group: mail}", `p.yaml:14: control.group: needs control.socket, in a directory that the group can enter: state.path is for Postern's user alone`},
-		{"log format", "", "log: {format: xml}", `p.yaml:13: log.format: "xml" is not a log format; use text or json`},
+		{"log format", "", "log: {format: xml}", `p.yaml:13: log.format: "xml" is not a log format; use text, json or journald`},
 		{"log level", "", "log: {level: INFO}", `p.yaml:13: log.level: "INFO" is not a log level; use debug, error, info or warn`},
 		{"TLS profile", "tls:\n", "tls:\n  profile: old\n", `p.yaml:7: tls.profile: "old" is not a profile; use modern, compatible or legacy`},
 		{"TLS profile of a listener", `":993"`, `":993", tls_profile: ssl3`, `p.yaml:3: listeners[0].tls_profile: "ssl3" is not a profile; use modern, compatible or legacy`},
@@ -337,6 +342,15 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"the same address", `":995"`, `":993"`, `p.yaml:4: listeners[1].address: ":993" overlaps listeners[0].address in line 3`},
 		{"an address among all", `":995"`, `"127.0.0.1:993"`, `p.yaml:4: listeners[1].address: "127.0.0.1:993" overlaps listeners[0].address in line 3`},
 		{"an unspecified address", `":995"`, `"[::]:993"`, `p.yaml:4: listeners[1].address: "[::]:993" overlaps listeners[0].address in line 3`},
+		{"ready_address at metrics.address", "", `metrics: {address: ":1", ready_address: ":1"}`, `p.yaml:13: metrics.ready_address: ":1" overlaps metrics.address in line 13`},
+		{"networks of no metrics", "", `metrics: {address: off, networks: [10.0.0.0/8]}`, `p.yaml:13: metrics.networks: has no meaning with metrics.address: off; remove one of them`},
+		{"part of an address", "", "privacy: {addresses: some}", `p.yaml:13: privacy.addresses: "some" is not a part of an address; use full, prefix or none`},
+		{"name of an account", "", "privacy: {users: none}", `p.yaml:13: privacy.users: "none" is not a way to name an account; use full or pseudonym`},
+		{"bans without addresses", "", "privacy: {addresses: prefix}\nlog: {fail2ban: f}", `p.yaml:14: log.fail2ban: its lines have addresses and accounts, which privacy keeps out of logs; remove one of the two`},
+		{"retention without unit", "", "retention: {ledger: 400}", `p.yaml:13: retention.ledger: "400" is not a number of days; 30 days are written 30d`},
+		{"retention too short", "", "retention: {uidls: 7d}", `p.yaml:13: retention.uidls: 7d is too short; the least is 30d; clients that come again later may download all mail again`},
+		{"retention too long", "", "retention: {ledger: 4000d}", `p.yaml:13: retention.ledger: 4000d is too long; the most is 3650d`},
+		{"ledger shorter than UIDLs", "", "retention: {ledger: 100d}", `p.yaml:13: retention.ledger: 100d is shorter than retention.uidls, 400d: the ledger has the day of the last login`},
 		{"metrics at a listener's address", "", `metrics: {address: "127.0.0.1:465"}`, `p.yaml:13: metrics.address: "127.0.0.1:465" overlaps listeners[2].address in line 5`},
 		{"a listener at the default metrics address", `":995"`, `":9930"`, `p.yaml:1: metrics.address: "127.0.0.1:9930" overlaps listeners[1].address in line 4`},
 		{"listener name", `{protocol: pop3`, `{name: "a b", protocol: pop3`, `p.yaml:4: listeners[1].name: "a b" is not a name; use letters, digits, - and _`},
@@ -574,6 +588,7 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 	same.Routes, same.Domains, same.Policy, same.Texts = cfg.Routes, nil, cfg.Policy, cfg.Texts
 	same.Accounts.DefaultDomain, same.Accounts.Rewrite, same.Control.Group = "", nil, ""
 	same.Guard.Policy.URL, same.Log.Fail2ban = "", ""
+	same.Metrics.Networks, same.Metrics.ReadyAddress = nil, ""
 	if !reflect.DeepEqual(cfg, same) {
 		t.Errorf("without comment signs the example is\n%+v, want\n%+v", same, cfg)
 	}

@@ -182,6 +182,8 @@ func scalar(text string, v reflect.Value) (err error) {
 		}
 	case *time.Duration:
 		*p, err = duration(text)
+	case *Days:
+		*p, err = ParseDays(text)
 	case *netip.Prefix:
 		*p, err = network(text)
 	case *netip.Addr:
