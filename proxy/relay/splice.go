@@ -31,7 +31,7 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 // a backend that has crashed are let go within spread, each at its own time.
 func splice(ctx context.Context, client *proxy.Conn, backend Leg, idle, spread time.Duration) error {
 	s := &splicing{
-		client: client, backend: backend, spread: spread, begun: time.Now(),
+		ours: func() error { return context.Cause(ctx) }, client: client, backend: backend, spread: spread, begun: time.Now(),
 		silent: make(chan struct{}), left: make(chan struct{}),
 	}
 	s.watch(idle)
@@ -76,11 +76,13 @@ func apart(f, broken func()) (wait func()) {
 
 // A splicing is one run of splice.
 type splicing struct {
+	ours    func() error // why we end it; nil: we do not
 	client  *proxy.Conn
 	backend Leg
 	spread  time.Duration
 	begun   time.Time
-	moved   atomic.Int64  // since begun, when octets were last seen
+	moved   atomic.Int64 // since begun, when octets were last seen
+	last    last
 	silent  chan struct{} // closed when the backend has nothing more to say
 	left    chan struct{} // closed when the client says nothing more
 
@@ -117,7 +119,7 @@ func (s *splicing) down() {
 	if raw := rawConn(s.backend); raw != nil {
 		err = s.copyReady(s.client, raw)
 	} else {
-		err = s.copy(s.client, s.backend)
+		err = s.copy(answering{s}, s.backend)
 	}
 	switch {
 	case errors.Is(err.write, os.ErrDeadlineExceeded):
@@ -165,6 +167,7 @@ func (s *splicing) stop(cause error) {
 	if !s.stopped {
 		s.stopped = true
 		s.timer.Stop()
+		s.bye()
 		s.client.Interrupt(s.cause)
 		_ = s.backend.Close()
 	}
@@ -227,7 +230,7 @@ func (s *splicing) copyOnce(dst io.Writer, raw syscall.RawConn) (err copyError) 
 	}
 	if n > 0 {
 		s.moved.Store(int64(time.Since(s.begun)))
-		_, err.write = dst.Write(b[:n])
+		_, err.write = s.answer(dst, b[:n])
 	}
 	err.read = readErr
 	return err

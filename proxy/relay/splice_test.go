@@ -249,11 +249,13 @@ type leg struct{ net.Conn }
 func (l leg) CloseWrite() error { return l.Close() }
 
 // bubble runs a session between two pipes in fake time.
-func bubble() *spliced {
+func bubble() *spliced { return bubbleWith(context.Background(), proxy.Client{}) }
+
+func bubbleWith(ctx context.Context, c proxy.Client) *spliced {
 	client, near := net.Pipe()
 	backend, server := net.Pipe()
-	s := &spliced{client: client, server: server, conn: proxy.NewConn(near, proxy.Client{}, nil, 5*time.Minute), done: make(chan error, 1)}
-	s.run(context.Background(), leg{backend})
+	s := &spliced{client: client, server: server, conn: proxy.NewConn(near, c, nil, 5*time.Minute), done: make(chan error, 1)}
+	s.run(ctx, leg{backend})
 	return s
 }
 
