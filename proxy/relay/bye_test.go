@@ -68,7 +68,9 @@ func TestNoBYEWhenTheServerHasEnded(t *testing.T) {
 		_, _ = io.WriteString(s.server, "* BYE logging out\r\na1 OK done\r\n")
 		time.Sleep(time.Minute)
 		_ = s.server.Close()
-		<-s.done
+		if err := <-s.done; !errors.Is(err, proxy.ErrBackendClosed) {
+			t.Errorf("Run = %v", err)
+		}
 		if text := <-got; text != "* BYE logging out\r\na1 OK done\r\n" {
 			t.Errorf("the client got %q", text)
 		}

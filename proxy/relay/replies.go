@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -380,6 +381,9 @@ func (q *queue) write() error {
 	}
 	_, err := q.client.Write(q.out)
 	q.out = q.out[:0]
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // it left
+		return q.endLocked(fmt.Errorf("%w: %w", proxy.ErrClientClosed, err))
+	}
 	if err != nil {
 		return q.endLocked(fmt.Errorf("write to client: %w", err))
 	}
