@@ -64,7 +64,7 @@ func said(t *testing.T, args ...string) (status int, out, complaints string) {
 	return status, stdout.String(), stderr.String()
 }
 
-// Criterion: postern check, run by root, names the key that the service's user cannot read.
+// Criterion: `postern check`, run by root, names the key that the service's user cannot read.
 func TestCheckLooksAsTheServicesUser(t *testing.T) {
 	if os.Getuid() != 0 && os.Getenv("POSTERN_ALL") != "1" {
 		t.Skip("needs root, to become another user")
@@ -90,7 +90,7 @@ func TestCheckLooksAsTheServicesUser(t *testing.T) {
 	}
 }
 
-// Criterion: postern check explains for each challenge of ACME whether it can work with the listeners.
+// Criterion: `postern check` explains for each challenge of ACME whether it can work with the listeners.
 func TestCheckExplainsChallenges(t *testing.T) {
 	http := certified(t, `  acme: {email: ops@example.org, names: [mail.example.org], http_address: "127.0.0.1:8402"}`)
 	dns := certified(t, `  acme: {email: ops@example.org, names: [mail.example.org], challenge: dns-01, dns: {server: "127.0.0.1:53", key_file: mail.key}}`)
@@ -117,7 +117,7 @@ func TestCheckExplainsChallenges(t *testing.T) {
 	}
 }
 
-// Criterion: postern certs lists name, source, issuer, expiry and next renewal, whether or not a Postern runs.
+// Criterion: `postern certs` lists name, source, issuer, expiry and next renewal, whether or not a Postern runs.
 func TestCertsAreListed(t *testing.T) {
 	path := certified(t, `  acme: {email: ops@example.org, names: [new.example.org]}`)
 	cfg, err := configs.Read(path)

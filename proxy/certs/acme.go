@@ -50,6 +50,8 @@ type ACME struct {
 
 	OnDemand *OnDemand // nil: names that clients ask for are not got
 
+	Resolver *net.Resolver // of names that should point here; nil: net.DefaultResolver
+
 	Every time.Duration // between two looks for what has to be renewed; 0: 10 minutes
 }
 

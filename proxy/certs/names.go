@@ -2,6 +2,7 @@ package certs
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -128,10 +129,13 @@ func isHostname(s string) bool {
 	return strings.Trim(label, "0123456789") != "" // or it is an IP address
 }
 
-// PointsAt returns an error unless the DNS has for name addresses out of own,
-// and no others: the CA may ask at any of them.
-func PointsAt(ctx context.Context, name string, own []netip.Addr) error {
-	found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+// pointsHere returns an error unless the DNS has for name addresses out of own,
+// and no others: the CA may ask at any of them. Without own, nobody looks.
+func (m *manager) pointsHere(ctx context.Context, name string, own []netip.Addr) error {
+	if len(own) == 0 {
+		return nil
+	}
+	found, err := cmp.Or(m.config.Resolver, net.DefaultResolver).LookupNetIP(ctx, "ip", name)
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", name, err)
 	}

@@ -80,10 +80,8 @@ func (o *Obtaining) look(ctx context.Context, m *manager, name string) (result s
 	if m.magic.Storage.Exists(ctx, certmagic.StorageKeys.SiteCert(m.issuer.IssuerKey(), name)) {
 		return ObtainedBefore, nil
 	}
-	if len(o.Addresses) > 0 {
-		if err := PointsAt(ctx, name, o.Addresses); err != nil {
-			return ObtainSkipped, err
-		}
+	if err := m.pointsHere(ctx, name, o.Addresses); err != nil {
+		return ObtainSkipped, err
 	}
 	return "", nil
 }

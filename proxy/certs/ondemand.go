@@ -70,6 +70,7 @@ type demand struct {
 	held      map[string]struct{} // names that were got, and loaded
 	orders    window
 	questions window
+	warnings  window // of a hook that does not answer
 }
 
 // A wish is a name whose certificate is on its way.
@@ -95,6 +96,7 @@ func newDemand(c *OnDemand) (*demand, error) {
 		pending: make(map[string]*wish), pauses: make(map[string]pause), held: make(map[string]struct{}),
 		orders:    window{most: c.PerHour, length: time.Hour},
 		questions: window{most: questions, length: questionsPer},
+		warnings:  window{most: 1, length: time.Minute},
 	}
 	d.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	if c.NamesFile != "" {
@@ -178,7 +180,7 @@ func (m *manager) fulfil(ctx context.Context, name string, w *wish) {
 	defer cancel()
 	if !w.allowed.Load() {
 		allowed, err := d.ask(ctx, name)
-		if err != nil {
+		if err != nil && d.take(&d.warnings) {
 			m.log.Warn("nobody says whether a name may have a certificate", "name", name, "err", err)
 		}
 		w.allowed.Store(allowed)
@@ -190,10 +192,10 @@ func (m *manager) fulfil(ctx context.Context, name string, w *wish) {
 		m.denied(name, proxy.DeniedUnknown)
 	}
 	d.settle(name, w, err)
-	if errors.Is(err, errLimited) {
+	switch {
+	case errors.Is(err, errLimited):
 		m.denied(name, proxy.DeniedLimit)
-	}
-	if err != nil {
+	case err != nil:
 		m.log.Warn("no certificate on demand", "name", name, "err", err)
 	}
 }
@@ -243,26 +245,20 @@ func (m *manager) get(ctx context.Context, name string) error {
 		_, err := m.magic.CacheManagedCertificate(ctx, name) // if it has to be renewed, it will be
 		return err
 	}
-	if err := m.demand.pointsHere(ctx, name); err != nil {
+	if err := m.pointsHere(ctx, name, m.demand.config.Addresses); err != nil {
 		return err
 	}
-	if !m.demand.order() {
+	if !m.demand.take(&m.demand.orders) {
 		return errLimited
 	}
 	return m.magic.ManageSync(ctx, []string{name})
 }
 
-func (d *demand) order() bool {
+// take is w.take for those who do not hold the lock.
+func (d *demand) take(w *window) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.orders.take(time.Now())
-}
-
-func (d *demand) pointsHere(ctx context.Context, name string) error {
-	if len(d.config.Addresses) == 0 {
-		return nil
-	}
-	return PointsAt(ctx, name, d.config.Addresses)
+	return w.take(time.Now())
 }
 
 // ask asks whether name may have a certificate.
@@ -303,7 +299,7 @@ func (m *manager) stillAllowed(ctx context.Context, name string) error {
 		d.forget(name)
 		return fmt.Errorf("%s may have no certificate any more", name)
 	}
-	return d.pointsHere(ctx, name)
+	return m.pointsHere(ctx, name, d.config.Addresses)
 }
 
 func (d *demand) forget(name string) {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -70,16 +72,7 @@ func logger(t *testing.T) *slog.Logger { return slog.New(slog.NewTextHandler(t.O
 // for the client's end.
 func serve(t *testing.T, s *certs.Store, address string) (addr string) {
 	t.Helper()
-	challenge := &tls.Config{GetCertificate: s.GetCertificate, NextProtos: []string{"acme-tls/1"}}
-	ln, err := tls.Listen("tcp", address, &tls.Config{
-		GetCertificate: s.GetCertificate,
-		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			if slices.Equal(hello.SupportedProtos, challenge.NextProtos) {
-				return challenge, nil
-			}
-			return nil, nil
-		},
-	})
+	ln, err := tls.Listen("tcp", address, s.TLS(proxy.IMAP, proxy.Modern))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -534,4 +527,86 @@ func TestRenewByCommand(t *testing.T) {
 	if err := s.Renew(t.Context(), "other.example.test"); err == nil {
 		t.Error("a name that nobody configured was renewed")
 	}
+}
+
+// Criterion: `postern certs obtain` gets what the DNS has here before clients ask, skips the rest, and gets nothing twice.
+func TestObtainBeforeTheGoLive(t *testing.T) {
+	t.Parallel()
+	a := startCA(t)
+	c := a.acme(t)
+	c.Resolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, a.zone.addr)
+	}}
+	list := filepath.Join(t.TempDir(), "names")
+	write(t, list, "early.example.test\n*.example.test\nelsewhere.example.test\n")
+	names, err := certs.ReadNames(list, []string{"imap"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	obtain := func(ctx context.Context, tell func(string)) error {
+		o := &certs.Obtaining{
+			Names: names, PerHour: 36_000, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
+			Tell: func(p certs.Progress) { tell(fmt.Sprintf("%d/%d %s: %s", p.Done, p.All, p.Name, p.Result)) },
+		}
+		return o.Run(ctx, *c, logger(t))
+	}
+	// It is ended after the first.
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := obtain(ctx, func(string) { cancel() }); !errors.Is(err, context.Canceled) {
+		t.Errorf("ended in the middle: %v", err)
+	}
+	var told []string
+	if err := obtain(t.Context(), func(line string) { told = append(told, line) }); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"1/4 early.example.test: there already", "2/4 imap.early.example.test: obtained",
+		"3/4 elsewhere.example.test: skipped", "4/4 imap.elsewhere.example.test: skipped",
+	}
+	if !slices.Equal(told, want) {
+		t.Errorf("told %q, want %q", told, want)
+	}
+	if got := a.orders.Load(); got != 2 {
+		t.Errorf("%d orders, want 2", got)
+	}
+
+	// The Postern that goes live has it at the first handshake, without the CA.
+	a.down.Store(true)
+	c.OnDemand = &certs.OnDemand{NamesFile: list, PerHour: 1}
+	s, _ := run(t, certs.Config{ACME: c})
+	conn, err := a.dial(serve(t, s, "127.0.0.1:0"), "early.example.test")
+	if err != nil {
+		t.Fatalf("the first handshake: %v", err)
+	}
+	_ = conn.Close()
+}
+
+// Criterion: another configuration of ACME takes effect in the running Postern; what was got is served on.
+func TestACMEIsReconfiguredWhileItRuns(t *testing.T) {
+	t.Parallel()
+	a := startCA(t)
+	c := a.acme(t, a.name)
+	s, _ := run(t, certs.Config{ACME: c})
+	addr := serve(t, s, "127.0.0.1:0")
+	first := a.eventually(t, addr, a.name, 30*time.Second)
+	more := *c
+	more.Names = append([]string{"more." + a.name}, c.Names...)
+	if err := s.Configure(certs.Config{ACME: &more}); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := a.dial(addr, a.name)
+	if err != nil {
+		t.Fatalf("the first handshake after it: %v", err)
+	}
+	_ = conn.Close()
+	if !conn.ConnectionState().PeerCertificates[0].Equal(first) {
+		t.Error("the name has another certificate")
+	}
+	a.eventually(t, addr, "more."+a.name, 30*time.Second)
+	bad := more
+	bad.CA = filepath.Join(t.TempDir(), "none")
+	if err := s.Configure(certs.Config{ACME: &bad}); err == nil {
+		t.Error("Configure with a CA file that is not there: no error")
+	}
+	a.eventually(t, addr, "more."+a.name, 5*time.Second)
 }

@@ -46,7 +46,8 @@ const (
 	keySecret = "c2VjcmV0IG9mIHRoZSB0ZXN0cywgMzIgb2N0ZXRzIQ=="
 )
 
-// A zone is the server of example.test: all its names are at 127.0.0.1.
+// A zone is the server of example.test: all its names are at 127.0.0.1,
+// but those that are elsewhere.
 type zone struct {
 	mu      sync.Mutex
 	txt     map[string][]string
@@ -98,7 +99,11 @@ func (z *zone) ServeDNS(w dns.ResponseWriter, r *dns.Msg) {
 	}
 	switch q.Qtype {
 	case dns.TypeA:
-		m.Answer = append(m.Answer, &dns.A{Hdr: header(dns.TypeA), A: net.IPv4(127, 0, 0, 1)})
+		last := byte(1)
+		if strings.Contains(name, "elsewhere") {
+			last = 2
+		}
+		m.Answer = append(m.Answer, &dns.A{Hdr: header(dns.TypeA), A: net.IPv4(127, 0, 0, last)})
 	case dns.TypeSOA:
 		if name == "example.test." {
 			m.Answer = append(m.Answer, soa)
