@@ -46,7 +46,34 @@ type conn struct {
 	account atomic.Pointer[string]
 	backend atomic.Pointer[string]
 	open    atomic.Bool // logged in
+	step    atomic.Uint32
 }
+
+// A Step is what a connection is doing.
+type Step uint32
+
+// The steps, in their order.
+const (
+	StepArriving  Step = iota // who it is from, and whether there is room
+	StepHandshake             // TLS, where it comes first
+	StepLogin                 // the dialogue: STARTTLS, and up to complete credentials
+	StepVerifying             // guard and backend are asked about them
+	StepWaiting               // the answer is known and held back
+	StepOpening               // the session is prepared: a maildrop listed
+	StepSession               // the client is served
+	StepParked                // nothing to do until the client speaks
+)
+
+var steps = [...]string{"arriving", "handshake", "login", "verifying", "waiting", "opening", "session", "parked"}
+
+// String returns the step's name.
+func (s Step) String() string { return steps[s] }
+
+// MarshalText implements encoding.TextMarshaler.
+func (s Step) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// at tells what the connection does from now on.
+func (c *conn) at(s Step) { c.step.Store(uint32(s)) }
 
 // live is the caller of the two functions below, and of end, once. The session
 // gets a goroutine of its own: TLS and login have grown the stack of theirs, and
@@ -113,6 +140,7 @@ func (s *Server) serve(c *conn) error {
 // resume serves the session, after serve and after each parking.
 func (s *Server) resume(c *conn) error {
 	for {
+		c.at(StepSession)
 		err := c.session.Run(c.ctx, c.Conn)
 		if !errors.Is(err, ErrIdle) {
 			return err
@@ -175,6 +203,7 @@ func (s *Server) secure(c *conn) error {
 	if c.svc.StartTLS {
 		return nil
 	}
+	c.at(StepHandshake)
 	err := c.StartTLS(c.ctx)
 	if err == nil {
 		return nil
@@ -188,6 +217,7 @@ func (s *Server) secure(c *conn) error {
 
 // login lets the dialogue talk, up to the deadline.
 func (s *Server) login(c *conn, d Dialogue) (*Login, error) {
+	c.at(StepLogin)
 	_ = c.SetReadDeadline(time.Now().Add(c.svc.timeouts().Login))
 	login, err := d.Login(c.ctx)
 	switch {
@@ -231,6 +261,7 @@ func (s *Server) try(c *conn, l *Login) (err error) {
 		return Refuse(Malformed, err)
 	}
 	c.asked = l.Account
+	c.at(StepVerifying)
 	session, err := s.ask(c, l, &attempt)
 	if err != nil {
 		return err
@@ -238,6 +269,7 @@ func (s *Server) try(c *conn, l *Login) (err error) {
 	if r, ok := session.(Reporter); ok {
 		attempt.Backend = r.Backend()
 	}
+	c.at(StepOpening)
 	if c.welcome, err = session.Open(c.ctx); err != nil {
 		_ = session.Close()
 		return err
@@ -272,6 +304,7 @@ func (s *Server) ask(c *conn, l *Login, attempt *Attempt) (session Session, err 
 	}
 	if err != nil && delay > 0 {
 		attempt.Delay = delay
+		c.at(StepWaiting)
 		l.Secret.Clear()
 		if left := c.Wait(c.ctx, delay); left != nil {
 			attempt.Err = err // known although nobody waits for it
@@ -317,6 +350,7 @@ func (c *conn) refusal(err error) *Refusal {
 // park waits until the client speaks. It keeps a goroutine: what a session
 // holds is given back by Run before it returns ErrIdle.
 func (s *Server) park(c *conn) error {
+	c.at(StepParked)
 	_ = c.SetReadDeadline(deadline(c.svc.Idle))
 	if err := c.WaitInput(); errors.Is(err, os.ErrDeadlineExceeded) {
 		return ErrIdleTimeout
@@ -394,7 +428,9 @@ func (c *conn) how(err error) string {
 
 // info describes the connection, for any goroutine.
 func (c *conn) info() SessionInfo {
-	i := SessionInfo{Client: *c.origin.Load(), Since: c.since, Received: c.Received(), Sent: c.Sent()}
+	i := SessionInfo{
+		Client: *c.origin.Load(), Since: c.since, Step: Step(c.step.Load()), Received: c.Received(), Sent: c.Sent(),
+	}
 	i.Client.TLS = c.state.Load()
 	if p := c.account.Load(); p != nil {
 		i.Account = *p

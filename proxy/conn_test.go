@@ -512,6 +512,11 @@ func TestKickedSessionHearsWhy(t *testing.T) {
 	c := dial()
 	proxytest.Transcript(t, c, `
 		S: OK hello
+	`)
+	if all := s.Sessions(); len(all) != 1 || all[0].Step != proxy.StepLogin || all[0].Account != "" {
+		t.Errorf("before the login there is %+v", all)
+	}
+	proxytest.Transcript(t, c, `
 		C: LOGIN alice right
 		S: OK welcome
 	`)

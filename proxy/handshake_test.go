@@ -237,7 +237,7 @@ func TestShutdownSaysNothingIntoAHandshake(t *testing.T) {
 	if _, err := c.Write(hello[:len(hello)/2]); err != nil {
 		t.Fatal(err)
 	}
-	for len(s.Sessions()) == 0 {
+	for all := s.Sessions(); len(all) == 0 || all[0].Step != proxy.StepHandshake; all = s.Sessions() {
 		time.Sleep(time.Millisecond)
 	}
 	begun := time.Now()

@@ -282,6 +282,7 @@ type SessionInfo struct {
 	Account        string // empty: not logged in
 	Backend        string
 	Since          time.Time
+	Step           Step
 	Received, Sent int64
 }
 
