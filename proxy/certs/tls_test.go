@@ -31,6 +31,7 @@ func TestALPN(t *testing.T) {
 		{proxy.IMAP, []string{"ftp"}, false, ""},
 		{proxy.IMAP, []string{"pop3"}, false, ""},
 		{proxy.IMAP, []string{"acme-tls/1", "imap"}, true, "imap"},
+		{proxy.IMAP, []string{"h2", "acme-tls/1"}, true, "acme-tls/1"}, // its connection ends with the handshake
 		{proxy.POP3, nil, true, ""},
 		{proxy.POP3, []string{"pop3"}, true, "pop3"},
 		{proxy.POP3, []string{"imap"}, false, ""},
@@ -184,6 +185,7 @@ func TestSessionsAreResumedOnTheirListenerOnly(t *testing.T) {
 	}
 }
 
+// Criterion: Every profile agrees on X25519MLKEM768 with a client that has it, whatever that likes better.
 func TestPostQuantumKeyExchangeComesFirst(t *testing.T) {
 	s, _ := store(t, order{names: []string{"mail.example.org"}})
 	for _, p := range profiles {
