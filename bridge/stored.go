@@ -1,0 +1,129 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"postern/bridge/uidl"
+)
+
+// A Shelf is where what many accounts have is removed at once.
+type Shelf interface {
+	UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error
+	Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error
+}
+
+// Stored is all that POP3 remembers of an account.
+type Stored struct {
+	Record  *uidl.Record `json:"record,omitempty"`  // of the unique-ids that were shown
+	Deleted []uint32     `json:"deleted,omitempty"` // UIDs of messages that the server could only mark
+	Listing *Listing     `json:"listing,omitempty"` // as of the last session
+	Prints  int          `json:"prints,omitempty"`  // messages with a hash of Message-ID, date and size
+}
+
+// A Listing sums up what is remembered of a mailbox: of each message its UID
+// and size.
+type Listing struct {
+	UIDValidity uint32 `json:"uidvalidity"`
+	UIDNext     uint32 `json:"uidnext"`
+	Messages    int    `json:"messages"`
+	Octets      int64  `json:"octets"`
+}
+
+// Look returns what is stored of an account. A store that is nil has nothing.
+// What is damaged is in the error, and what is not in the result all the same.
+func Look(ctx context.Context, cache, record Store, account string) (s Stored, err error) {
+	var errs []error
+	read := func(from Store, key, what string, decode func([]byte) error) {
+		if from == nil {
+			return
+		}
+		value, err := from.Get(ctx, key)
+		if err == nil && value != nil {
+			err = decode(value)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s of %s: %w", what, account, err))
+		}
+	}
+	read(record, key(account), "unique ids", func(value []byte) (err error) {
+		s.Record, err = uidl.Decode(value)
+		return err
+	})
+	read(record, tombstonesKey(account), "deletions", func(value []byte) error {
+		t, err := decodeTombstones(value)
+		s.Deleted = t.uids
+		return err
+	})
+	read(cache, key(account), "listing", func(value []byte) error {
+		known, err := decodeSnapshot(value)
+		if err == nil {
+			s.Listing = &Listing{UIDValidity: known.uidValidity, UIDNext: known.uidNext, Messages: len(known.messages)}
+			for i := range known.messages {
+				s.Listing.Octets += known.messages[i].size
+			}
+		}
+		return err
+	})
+	read(cache, printsKey(account), "prints", func(value []byte) error {
+		prints, err := decodePrints(value)
+		s.Prints = len(prints)
+		return err
+	})
+	return s, errors.Join(errs...)
+}
+
+// Erase removes all that POP3 has stored of accounts: their clients may
+// download all mail again, and those of a server without UIDPLUS see what they
+// had deleted.
+func Erase(ctx context.Context, cache, record Shelf, accounts []string) error {
+	const together = 250 // accounts
+	for some := range slices.Chunk(accounts, together) {
+		var keys []string
+		for _, account := range some {
+			keys = append(keys, key(account), tombstonesKey(account), printsKey(account))
+		}
+		for _, from := range []Shelf{cache, record} {
+			if err := from.UpdateAll(ctx, keys, func(string, []byte) ([]byte, error) { return nil, nil }); err != nil {
+				return fmt.Errorf("erase accounts: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// Accounts returns of whom there is something in a store, in their order.
+func Accounts(ctx context.Context, from Shelf) (accounts []string, err error) {
+	err = from.Scan(ctx, "", func(key string, _ []byte) error {
+		account, _, ok := strings.Cut(key, inboxOf)
+		if ok && (len(accounts) == 0 || accounts[len(accounts)-1] != account) {
+			accounts = append(accounts, account)
+		}
+		return nil
+	})
+	return accounts, err
+}
+
+// Check reads every record, with its checksum, and returns how many there are,
+// and one error for each that is damaged.
+func Check(ctx context.Context, record Shelf) (n int, damaged []error, err error) {
+	err = record.Scan(ctx, "", func(key string, value []byte) error {
+		account, _, ok := strings.Cut(key, inboxOf)
+		if !ok {
+			return nil
+		}
+		n++
+		_, wrong := uidl.Decode(value)
+		if key == tombstonesKey(account) {
+			_, wrong = decodeTombstones(value)
+		}
+		if wrong != nil {
+			damaged = append(damaged, fmt.Errorf("%s: %w", account, wrong))
+		}
+		return nil
+	})
+	return n, damaged, err
+}

@@ -1,0 +1,76 @@
+package bridge
+
+import (
+	"errors"
+	"reflect"
+	"testing"
+
+	"postern/bridge/uidl"
+	"postern/proxy/state"
+)
+
+// shelves returns a cache and a record with all that an account can have, for
+// each of accounts.
+func shelves(t *testing.T, accounts ...string) (cache, record *state.Memory) {
+	t.Helper()
+	cache, record = new(state.Memory), new(state.Memory)
+	put := func(in *state.Memory, key string, value []byte) {
+		t.Helper()
+		if err := in.Put(t.Context(), key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, account := range accounts {
+		put(record, key(account), uidl.New(7, uidl.Dovecot).Encode())
+		put(record, tombstonesKey(account), tombstones{uidValidity: 7, uidNext: 9, uids: []uint32{3, 8}}.encode())
+		put(cache, key(account), snapshot{uidValidity: 7, uidNext: 9, messages: []message{{uid: 1, size: 10}, {uid: 5, size: 32}}}.encode())
+		put(cache, printsKey(account), encodePrints([]uidl.Print{{UID: 1}}))
+	}
+	return cache, record
+}
+
+func TestWhatIsStoredOfAnAccountIsShownAndErased(t *testing.T) {
+	cache, record := shelves(t, "alice", "alice@example.org", "bob")
+	got, err := Look(t.Context(), cache, record, "alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Stored{Record: uidl.New(7, uidl.Dovecot), Deleted: []uint32{3, 8}, Listing: &Listing{7, 9, 2, 42}, Prints: 1}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if err := Erase(t.Context(), cache, record, []string{"alice", "carol"}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Look(t.Context(), cache, record, "alice"); err != nil || !reflect.DeepEqual(got, Stored{}) {
+		t.Errorf("after it: %+v, %v", got, err)
+	}
+	for _, shelf := range []Shelf{cache, record} {
+		if got, err := Accounts(t.Context(), shelf); err != nil || !reflect.DeepEqual(got, []string{"alice@example.org", "bob"}) {
+			t.Errorf("left are %q, %v", got, err)
+		}
+	}
+	if got, err := Look(t.Context(), nil, nil, "bob"); err != nil || !reflect.DeepEqual(got, Stored{}) {
+		t.Errorf("without stores: %+v, %v", got, err)
+	}
+}
+
+func TestEveryDamagedRecordIsNamed(t *testing.T) {
+	cache, record := shelves(t, "alice", "bob", "carol")
+	for _, k := range []string{key("alice"), tombstonesKey("bob")} {
+		if err := record.Put(t.Context(), k, []byte("damaged")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, damaged, err := Check(t.Context(), record)
+	if err != nil || n != 6 || len(damaged) != 2 {
+		t.Fatalf("%d, %v, %v; want 6 with 2 damaged", n, damaged, err)
+	}
+	if !errors.Is(damaged[0], uidl.ErrDamaged) || !errors.Is(damaged[1], errSpoilt) {
+		t.Error(damaged)
+	}
+	got, err := Look(t.Context(), cache, record, "bob")
+	if !errors.Is(err, errSpoilt) || got.Record == nil || got.Listing == nil {
+		t.Errorf("of bob: %+v, %v; want what can be read", got, err)
+	}
+}
