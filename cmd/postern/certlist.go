@@ -73,6 +73,7 @@ func listCerts(ctx context.Context, cfg *configs.Config, each func(certs.Listed)
 	if err != nil {
 		return err
 	}
+	store.Preload(ctx)
 	for _, l := range store.List(ctx) {
 		if err := each(l); err != nil {
 			return err

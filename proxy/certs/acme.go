@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -71,6 +72,12 @@ type manager struct {
 	answerer *certmagic.Config // the same, without a log line for each stranger
 	issuer   *certmagic.ACMEIssuer
 	demand   *demand
+
+	least struct {
+		sync.Mutex
+		at time.Time
+		Validity
+	}
 }
 
 // newManager opens the storage of c. The manager must be run, or its cache
@@ -287,9 +294,30 @@ func (m *manager) expiry(add func(Validity)) {
 			}
 		}
 	}
+	if v := m.leastOnDemand(); v.Name != "" {
+		add(v)
+	}
+}
+
+// leastOnDemand returns the Validity of what was got on demand, the zero one if
+// nothing was. It is remembered for a while: there may be many names, and who
+// asks comes every few seconds.
+func (m *manager) leastOnDemand() (least Validity) {
+	const while = 30 * time.Second
+	now := time.Now()
+	m.least.Lock()
+	defer m.least.Unlock()
+	if now.Sub(m.least.at) < while {
+		return m.least.Validity
+	}
 	for _, name := range m.demand.names() {
 		for _, cert := range m.matching(name) {
-			add(Validity{AllNames, SourceOnDemand, cert.Leaf.NotBefore, cert.Leaf.NotAfter})
+			v := Validity{AllNames, SourceOnDemand, cert.Leaf.NotBefore, cert.Leaf.NotAfter}
+			if least.Name == "" || v.Left(now) < least.Left(now) {
+				least = v
+			}
 		}
 	}
+	m.least.at, m.least.Validity = now, least
+	return least
 }

@@ -75,7 +75,7 @@ func (s *Store) Configure(c Config) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	files, folders, err := load(c)
+	files, folders, err := s.load(c)
 	if err != nil {
 		return err
 	}

@@ -61,6 +61,15 @@ func TestConfigureReplacesSources(t *testing.T) {
 	if err := s.Configure(Config{Pairs: []Pair{two}}); err != nil {
 		t.Fatal(err)
 	}
+	if err := s.Configure(Config{Pairs: []Pair{two}, RefuseUnknown: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := handshake(t, config, client("one.example.org")); err == nil {
+		t.Error("an unknown name is not refused after it was told so")
+	}
+	if err := s.Configure(Config{Pairs: []Pair{two}}); err != nil {
+		t.Fatal(err)
+	}
 	if got := servedTo(t, config, client("one.example.org")).DNSNames[0]; got != "two.example.org" {
 		t.Errorf("after it was replaced %s is shown", got)
 	}

@@ -62,6 +62,18 @@ func TestFolderHasAPairForEachName(t *testing.T) {
 			t.Errorf("%q is shown the certificate of %s, want %s", name, got, want)
 		}
 	}
+	// What is bad now is served as it was, also by another configuration.
+	b := subfolder(t, live, "b")
+	if err := os.WriteFile(b.Key, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Configure(Config{Folders: []string{live}, Default: "a.example.org"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := shown("b.example.org"); got != "b.example.org" {
+		t.Errorf("b.example.org, whose key is half written, is shown the certificate of %s", got)
+	}
+	write(t, b, order{names: []string{"b.example.org"}})
 	write(t, bad, order{names: []string{"bad.example.org"}})
 	if err := os.RemoveAll(filepath.Dir(gone.Cert)); err != nil {
 		t.Fatal(err)

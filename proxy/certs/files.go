@@ -14,11 +14,14 @@ import (
 // A Pair names two PEM files: a certificate with its chain, and its key.
 type Pair struct{ Cert, Key string }
 
-// load reads what c names for the first time.
-func load(c Config) (files []*file, folders []*folder, err error) {
+// load reads what c names. What is known keeps what was read of it before.
+func (s *Store) load(c Config) (files []*file, folders []*folder, err error) {
 	var errs []error
 	for _, p := range c.Pairs {
 		f := &file{pair: p}
+		if i := slices.IndexFunc(s.files, func(f *file) bool { return f.pair == p }); i >= 0 {
+			f = s.files[i]
+		}
 		if _, err := f.reload(true); err != nil {
 			errs = append(errs, err)
 		}
@@ -26,6 +29,9 @@ func load(c Config) (files []*file, folders []*folder, err error) {
 	}
 	for _, path := range c.Folders {
 		f := &folder{path: path}
+		if i := slices.IndexFunc(s.folders, func(f *folder) bool { return f.path == path }); i >= 0 {
+			f = s.folders[i]
+		}
 		if err := f.open(); err != nil {
 			errs = append(errs, err)
 		}

@@ -24,6 +24,7 @@ type Listed struct {
 }
 
 // List returns all names that have a certificate, or are to have one, in order.
+// Without Run, names on demand are those that Preload has loaded.
 func (s *Store) List(ctx context.Context) []Listed {
 	var all []Listed
 	add := func(name, source string, leaf *x509.Certificate) {
@@ -37,6 +38,13 @@ func (s *Store) List(ctx context.Context) []Listed {
 	all = append(all, s.acme.Load().list(ctx)...)
 	slices.SortStableFunc(all, func(a, b Listed) int { return cmp.Compare(a.Name, b.Name) })
 	return all
+}
+
+// Preload loads what was got on demand before, as Run does.
+func (s *Store) Preload(ctx context.Context) {
+	if m := s.acme.Load(); m != nil && m.demand != nil {
+		m.preload(ctx)
+	}
 }
 
 func issuer(leaf *x509.Certificate) string {

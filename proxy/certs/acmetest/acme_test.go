@@ -572,8 +572,14 @@ func TestObtainBeforeTheGoLive(t *testing.T) {
 
 	// The Postern that goes live has it at the first handshake, without the CA.
 	a.down.Store(true)
-	c.OnDemand = &certs.OnDemand{NamesFile: list, PerHour: 1}
+	c.OnDemand = &certs.OnDemand{NamesFile: list, Prefixes: []string{"imap"}, PerHour: 1}
 	s, _ := run(t, certs.Config{ACME: c})
+	s.Preload(t.Context())
+	listed := s.List(t.Context())
+	if len(listed) != 2 || listed[0].Name != "early.example.test" || listed[0].Source != certs.SourceOnDemand ||
+		!strings.HasPrefix(listed[0].Issuer, "Pebble") || !listed[0].Renewal.Before(listed[0].NotAfter) || listed[0].Renewal.IsZero() {
+		t.Errorf("List() = %v", listed)
+	}
 	conn, err := a.dial(serve(t, s, "127.0.0.1:0"), "early.example.test")
 	if err != nil {
 		t.Fatalf("the first handshake: %v", err)
