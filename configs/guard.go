@@ -69,7 +69,7 @@ type AuthPolicy struct {
 func defaultLimits() Limits {
 	return Limits{
 		MaxConnections: 10_000, Reserve: 2_000, NetworkConnections: 200, NetworkLogins: 40, AccountSessions: 50,
-		Attempts: 1024, AttemptWait: 5 * time.Second, GuardEntries: 1 << 19, KnownNetworks: 1 << 20,
+		Attempts: 1024, AttemptWait: 5 * time.Second, GuardEntries: 1 << 19, KnownNetworks: 3 << 18,
 	}
 }
 

@@ -93,7 +93,7 @@ var guardGauges = []guardGauge{
 	{describe("sessions", "Sessions of accounts, and attempts under way."), prometheus.GaugeValue, func(g Guard) float64 { return float64(g.Sessions) }},
 	{describe("attempts_in_flight", "Login attempts that the backends are asked about."), prometheus.GaugeValue, func(g Guard) float64 { return float64(g.InFlight) }},
 	{describe("attempts_waiting", "Login attempts that wait for others."), prometheus.GaugeValue, func(g Guard) float64 { return float64(g.Waiting) }},
-	{describe("failure_ratio", "Share of wrong passwords in the last five minutes' attempts, repeats left out."), prometheus.GaugeValue, Guard.failureRatio},
+	{describe("failure_ratio", "Share of wrong passwords in the last five minutes' attempts, repeats left out."), prometheus.GaugeValue, Guard.FailureRatio},
 	{describe("failing_accounts", "Different names with a wrong password in the last five minutes."), prometheus.GaugeValue, func(g Guard) float64 { return float64(g.FailingAccounts) }},
 	{describe("failing_networks", "Different networks with a wrong password in the last five minutes."), prometheus.GaugeValue, func(g Guard) float64 { return float64(g.FailingNetworks) }},
 	{describe("sprayed_accounts", "Names that one wrong password was tried for, at the most, in an hour."), prometheus.GaugeValue, func(g Guard) float64 { return float64(g.SprayedAccounts) }},
@@ -101,7 +101,8 @@ var guardGauges = []guardGauge{
 	{describe("shed_connections_total", "Connections of strangers that made room for others."), prometheus.CounterValue, func(g Guard) float64 { return float64(g.Shed) }},
 }
 
-func (g Guard) failureRatio() float64 {
+// FailureRatio returns the share of attempts that failed.
+func (g Guard) FailureRatio() float64 {
 	if g.Failed == 0 {
 		return 0
 	}

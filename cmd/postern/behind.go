@@ -176,17 +176,25 @@ func (h *house) newRouting() (*routing, error) {
 			h.watch(policy.Watch)
 		}
 	}
-	c := h.cfg.Accounts
-	r.accounts = &route.Accounts{Lowercase: c.Lowercase, Domain: c.DefaultDomain, Separators: c.Separators}
-	for i, w := range c.Rewrite {
-		rewrite, err := route.NewRewrite(w.Match, w.To)
-		if err != nil {
-			mistakes = append(mistakes, h.cfg.Errorf(fmt.Sprintf("accounts.rewrite[%d]", i), "%v", err))
-		}
-		r.accounts.Rewrites = append(r.accounts.Rewrites, rewrite)
-	}
-	if mistakes != nil {
+	var wrong configs.Errors
+	r.accounts, wrong = newAccounts(h.cfg)
+	if mistakes = append(mistakes, wrong...); mistakes != nil {
 		return nil, mistakes
 	}
 	return r, nil
+}
+
+// newAccounts makes what knows the account that a name means.
+func newAccounts(cfg *configs.Config) (*route.Accounts, configs.Errors) {
+	var mistakes configs.Errors
+	c := cfg.Accounts
+	a := &route.Accounts{Lowercase: c.Lowercase, Domain: c.DefaultDomain, Separators: c.Separators}
+	for i, w := range c.Rewrite {
+		rewrite, err := route.NewRewrite(w.Match, w.To)
+		if err != nil {
+			mistakes = append(mistakes, cfg.Errorf(fmt.Sprintf("accounts.rewrite[%d]", i), "%v", err))
+		}
+		a.Rewrites = append(a.Rewrites, rewrite)
+	}
+	return a, mistakes
 }

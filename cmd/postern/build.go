@@ -35,7 +35,8 @@ type house struct {
 	routing    *routing
 	bridges    []*bridge.Backend
 	pop3       popRules
-	gid        int // of those who may ask at the control socket; -1: only Postern's user and root
+	policy     *guard.PolicyServer // that judges logins as well; nil: none does
+	gid        int                 // of those who may ask at the control socket; -1: only Postern's user and root
 	background []func(context.Context)
 }
 
@@ -60,6 +61,9 @@ func build(cfg *configs.Config, s *site) (*house, error) {
 	if err := h.setControl(); err != nil {
 		return nil, err
 	}
+	if err := h.setPolicyServer(); err != nil {
+		return nil, err
+	}
 	b, err := h.newBackends()
 	if err != nil {
 		return nil, err
@@ -82,19 +86,6 @@ func newHouse(cfg *configs.Config, s *site) *house {
 // has reports whether a service of this name is served.
 func (h *house) has(name string) bool {
 	return slices.ContainsFunc(h.cfg.Listeners, func(l configs.Listener) bool { return l.Name == name })
-}
-
-func newGuard(cfg *configs.Config) *guard.Guard { return guard.New(guardConfig(cfg)) }
-
-func guardConfig(cfg *configs.Config) guard.Config {
-	rate := func(b configs.Budget) guard.Rate { return guard.Rate{Burst: b.Burst, Every: b.Every} }
-	return guard.Config{
-		Network:               rate(cfg.Guard.Network),
-		Account:               rate(cfg.Guard.Account),
-		Connections:           cfg.Limits.MaxConnections,
-		ConnectionsPerNetwork: cfg.Limits.NetworkConnections,
-		Trusted:               cfg.TrustedNetworks,
-	}
 }
 
 // newDoor makes the door of a listener for all, with those at its address that

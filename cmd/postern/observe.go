@@ -11,6 +11,7 @@ import (
 	"postern/metrics/page"
 	"postern/proxy"
 	"postern/proxy/certs"
+	"postern/proxy/guard"
 )
 
 // newMetrics makes the metrics; what there is to count comes with each house.
@@ -18,6 +19,8 @@ func (s *site) newMetrics() *metrics.Metrics {
 	return metrics.New(metrics.Config{
 		Version:      readBuild().version,
 		Certificates: func() []metrics.Certificate { return expiries(s.store) },
+		Judgements:   metrics.Judgements{Tiers: guard.Tiers(), Buckets: guard.Buckets()},
+		Guard:        s.guardGauges,
 		Draining:     s.draining.Load,
 		Ready:        s.notReady,
 		Page:         s.page,
@@ -62,6 +65,7 @@ func (s *site) newPage() *page.Page {
 			}
 			return n
 		},
+		Guard:    s.guardOnPage,
 		Backends: s.backendsOnPage,
 		Certificates: func() (all []page.Certificate) {
 			for _, v := range expiries(s.store) {

@@ -172,7 +172,7 @@ func TestPROXYLOCALUsesTheSocketsAddress(t *testing.T) {
 func TestLimitsHoldForTheHeadersAddress(t *testing.T) {
 	s := open(t)
 	u, victim := s.user(t), s.user(t)
-	p := launch(t, balanced[:1], []string{fmt.Sprintf("main: {imap: {address: %q, tls: none}}", s.backend.IMAP)}, "guard: {network: {burst: 1, every: 1h}}\n")
+	p := launch(t, balanced[:1], []string{fmt.Sprintf("main: {imap: {address: %q, tls: none}}", s.backend.IMAP)}, "guard: {network: {burst: 1, every: 1h}, learning: 0s}\n")
 	from := func(client string) net.Conn {
 		t.Helper()
 		conn := dialFrom(t, "127.0.0.1", p.imap)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -35,6 +36,8 @@ type site struct {
 	audit    *proxy.Audit
 	observer proxy.Observer // all of these
 	guard    *guard.Guard   // made with the first house
+	advised  *guard.Advised // by a policy server
+	nonce    []byte         // for it
 	server   *proxy.Server
 	sockets  *listen.Sockets
 	memory   *memory
@@ -81,6 +84,7 @@ func newSite(store *certs.Store, log *slog.Logger, level *slog.LevelVar) *site {
 		listeners: make(map[string]*listen.ProxyListener), tickets: make(map[ticketKey]*tls.Config),
 		webs: make(map[string]served), reloads: make(chan chan<- error),
 	}
+	s.nonce = []byte(rand.Text())
 	s.page = s.newPage()
 	s.metrics = s.newMetrics()
 	s.audit = proxy.NewAudit(log)
@@ -106,8 +110,7 @@ func (s *site) serve(ctx context.Context, h *house) error {
 			return err
 		}
 	}
-	s.guard = newGuard(h.cfg)
-	s.server.Guard = s.guard
+	s.openGuard(ctx, h)
 	s.control = s.newControl()
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer s.wg.Wait()
@@ -129,9 +132,11 @@ func (s *site) serve(ctx context.Context, h *house) error {
 	}
 	s.wg.Go(func() { s.serveControl(background) })
 	s.wg.Go(func() { s.store.Run(background) })
+	s.wg.Go(func() { s.runGuard(background) })
 	s.wg.Go(func() { s.store.Watch(background, watchEvery, s.log) })
 	s.reloadUntil(ctx, background)
 	s.drain(background)
+	s.advised.Wait()
 	return nil
 }
 
@@ -145,6 +150,7 @@ func (s *site) apply(ctx context.Context, h *house) error {
 	h.remember(s.memory)
 	s.metrics.Know(h.services(), h.servers())
 	before := s.house.Swap(h)
+	s.advised.Ask(h.policy)
 	h.firstProbe(ctx, before)
 	if err := s.server.Apply(bindings); err != nil {
 		return err

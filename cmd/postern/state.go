@@ -8,6 +8,7 @@ import (
 
 	"postern/bridge"
 	"postern/configs"
+	"postern/proxy/guard"
 	"postern/proxy/state"
 )
 
@@ -15,7 +16,11 @@ import (
 type memory struct {
 	cache  bridge.Store
 	record bridge.Book
-	close  func() error // nil: nothing is open
+	guard  guard.Store
+
+	guardConfig guard.Config // of a guard that has it without serving
+
+	close func() error // nil: nothing is open
 }
 
 const recordFile = "record.db"
@@ -36,8 +41,9 @@ func openMemory(cfg *configs.Config) (*memory, error) {
 		return nil, err
 	}
 	return &memory{
-		cache: cache.Bucket("listings"), record: record.Bucket("uidl"),
-		close: func() error { return errors.Join(cache.Close(), record.Close()) },
+		cache: cache.Bucket("listings"), record: record.Bucket("uidl"), guard: cache.Bucket("guard"),
+		guardConfig: guardConfig(cfg),
+		close:       func() error { return errors.Join(cache.Close(), record.Close()) },
 	}, nil
 }
 

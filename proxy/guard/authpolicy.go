@@ -39,8 +39,7 @@ type PolicyServer struct {
 	once            sync.Once
 	transport       http.RoundTripper // nil: one of its own
 	client          *http.Client
-	asking, telling chan struct{}  // as many at once
-	reports         sync.WaitGroup // under way
+	asking, telling chan struct{} // as many at once
 }
 
 const (
@@ -151,30 +150,23 @@ func (s *PolicyServer) allow(ctx context.Context, q *question) (status int, err 
 	return status, err
 }
 
-// report tells how an attempt ended. Nobody waits for it, and when many are
-// under way it is not told.
+// report tells how an attempt ended, unless many reports are under way.
 func (s *PolicyServer) report(q *question) {
+	begun, result := time.Now(), proxy.PolicyAllow
+	err := errors.New("too many reports under way")
 	select {
 	case s.telling <- struct{}{}:
-	default:
-		s.observe(proxy.PolicyAsked{Command: "report", Result: proxy.PolicyFailed, Err: errors.New("too many reports under way")})
-		return
-	}
-	s.reports.Go(func() {
-		defer func() { <-s.telling }()
-		begun, result := time.Now(), proxy.PolicyAllow
 		ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(s.Timeout, policyTimeout))
 		defer cancel()
-		_, err := s.ask(ctx, "report", q)
-		if err != nil {
-			result = proxy.PolicyFailed
-		}
-		s.observe(proxy.PolicyAsked{Command: "report", Result: result, Duration: time.Since(begun), Err: err})
-	})
+		_, err = s.ask(ctx, "report", q)
+		<-s.telling
+	default:
+	}
+	if err != nil {
+		result = proxy.PolicyFailed
+	}
+	s.observe(proxy.PolicyAsked{Command: "report", Result: result, Duration: time.Since(begun), Err: err})
 }
-
-// Wait returns when the reports under way have ended: within Timeout.
-func (s *PolicyServer) Wait() { s.reports.Wait() }
 
 func (s *PolicyServer) observe(e proxy.PolicyAsked) {
 	if s.Observer != nil {
@@ -230,35 +222,35 @@ func (s *PolicyServer) ask(ctx context.Context, command string, q *question) (st
 // through.
 type Advised struct {
 	proxy.Guard
-	server atomic.Pointer[PolicyServer]
+	server  atomic.Pointer[PolicyServer]
+	reports sync.WaitGroup // under way
 }
 
-// Ask makes s the server that is asked about those who come from now on; nil:
-// nobody is.
-func (a *Advised) Ask(s *PolicyServer) {
-	if before := a.server.Swap(s); before != nil {
-		before.Wait()
-	}
-}
+// Ask makes s the server that is asked; nil: nobody is.
+func (a *Advised) Ask(s *PolicyServer) { a.server.Store(s) }
+
+// Wait returns when all reports have been made or have failed, once no
+// connection is left.
+func (a *Advised) Wait() { a.reports.Wait() }
 
 // Admit implements proxy.Guard.
 func (a *Advised) Admit(c proxy.Client, shed context.CancelCauseFunc) (proxy.Permit, error) {
 	p, err := a.Guard.Admit(c, shed)
-	server := a.server.Load()
-	if err != nil || server == nil {
+	if err != nil || a.server.Load() == nil {
 		return p, err
 	}
-	return &advised{Permit: p, server: server}, nil
+	return &advised{Permit: p, guard: a}, nil
 }
 
 // An advised is the permit of a connection that a PolicyServer has a say in.
 type advised struct {
 	proxy.Permit
-	server   *PolicyServer
-	question *question // about the present attempt; nil: there is none to ask
-	failed   bool      // the server did not answer: it is not asked again
-	refused  bool      // by it
-	until    time.Time // a refusal must not be answered before
+	guard    *Advised
+	server   *PolicyServer // of the present attempt
+	question *question     // about it; nil: there is none to ask
+	failed   bool          // the server did not answer: it is not asked again
+	refused  bool          // by it
+	until    time.Time     // a refusal must not be answered before
 }
 
 // Try implements proxy.Permit. What the guard refuses the server is not asked
@@ -267,6 +259,9 @@ func (p *advised) Try(ctx context.Context, l *proxy.Login) error {
 	p.question, p.failed, p.refused, p.until = nil, false, false, time.Time{}
 	if err := p.Permit.Try(ctx, l); err != nil {
 		return err
+	}
+	if p.server = p.guard.server.Load(); p.server == nil {
+		return nil
 	}
 	p.server.once.Do(p.server.open)
 	p.question = p.server.question(l)
@@ -331,7 +326,8 @@ func (p *advised) Settle(err error) time.Duration {
 		case o == wrong:
 			q.Fail = "credentials"
 		}
-		p.server.report(q)
+		server := p.server
+		p.guard.reports.Go(func() { server.report(q) })
 	}
 	if p.refused || delay > 0 {
 		return max(delay, time.Until(p.until))

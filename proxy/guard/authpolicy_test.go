@@ -105,7 +105,7 @@ func attemptAdvised(t *testing.T, f *fakePolicy, s *PolicyServer, verdict error)
 		}
 	}
 	delay = permit.Settle(err)
-	s.Wait()
+	g.Wait()
 	return delay, w, permit.(proxy.Judge).Judgement(), err
 }
 
@@ -243,7 +243,7 @@ func TestWhatTheGuardRefusesThePolicyServerIsNotAskedAbout(t *testing.T) {
 			}
 			permit.Settle(err)
 		}
-		s.Wait()
+		g.Wait()
 		if got := len(f.commands()); got != 2*DefaultConfig().Pair.Burst {
 			t.Errorf("the server was asked and told %d times, want %d", got, 2*DefaultConfig().Pair.Burst)
 		}
@@ -284,7 +284,6 @@ func TestQuestionsToThePolicyServerAreBounded(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		s.Wait()
 		if most > 2*policyAtOnce {
 			t.Errorf("%d questions and reports at once, want at most %d", most, 2*policyAtOnce)
 		}

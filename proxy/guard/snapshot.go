@@ -60,9 +60,14 @@ func (g *Guard) Run(ctx context.Context, s Store, log *slog.Logger) {
 func (g *Guard) save(ctx context.Context, s Store, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, snapshotPut)
 	defer cancel()
-	if err := s.Put(ctx, snapshotKey, g.Snapshot()); err != nil {
+	if err := g.Save(ctx, s); err != nil {
 		log.Warn("what the guard remembers is not stored", "err", err)
 	}
+}
+
+// Save stores a snapshot.
+func (g *Guard) Save(ctx context.Context, s Store) error {
+	return s.Put(ctx, snapshotKey, g.Snapshot())
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
