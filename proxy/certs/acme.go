@@ -20,6 +20,7 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"github.com/mholt/acmez/v3/acme"
+	"go.uber.org/zap"
 
 	"postern/proxy"
 )
@@ -87,22 +88,21 @@ func newManager(c ACME, log *slog.Logger, o proxy.Observer) (m *manager, err err
 		return nil, err
 	}
 	m = &manager{config: c, log: log, observer: o}
-	template, err := m.template()
+	logger := newZap(log)
+	template, err := m.template(logger)
 	if err != nil {
 		return nil, err
 	}
 	if m.demand, err = newDemand(m.config.OnDemand); err != nil {
 		return nil, err
 	}
-	zap := newZap(log)
-	template.Logger = zap
 	m.cache = certmagic.NewCache(certmagic.CacheOptions{
 		GetConfigForCert:   func(certmagic.Certificate) (*certmagic.Config, error) { return m.magic, nil },
 		RenewCheckInterval: m.config.Every,
-		Logger:             zap,
+		Logger:             logger,
 	})
 	config := certmagic.Config{
-		Storage: &certmagic.FileStorage{Path: m.config.Storage}, Logger: zap, OnEvent: m.event,
+		Storage: &certmagic.FileStorage{Path: m.config.Storage}, Logger: logger, OnEvent: m.event,
 		KeySource: certmagic.StandardKeyGenerator{KeyType: certmagic.P256},
 	}
 	if m.config.RSA {
@@ -117,11 +117,11 @@ func newManager(c ACME, log *slog.Logger, o proxy.Observer) (m *manager, err err
 }
 
 // template is what the issuer is made of.
-func (m *manager) template() (t certmagic.ACMEIssuer, err error) {
+func (m *manager) template(logger *zap.Logger) (t certmagic.ACMEIssuer, err error) {
 	c := m.config
 	t = certmagic.ACMEIssuer{
 		CA: cmp.Or(c.Directory, certmagic.LetsEncryptProductionCA), Email: c.Email, Agreed: true, Profile: c.Profile,
-		DisableHTTPChallenge: c.Challenge != HTTP01, DisableTLSALPNChallenge: c.Challenge != TLSALPN01,
+		Logger: logger, DisableHTTPChallenge: c.Challenge != HTTP01, DisableTLSALPNChallenge: c.Challenge != TLSALPN01,
 	}
 	if c.CA != "" {
 		if t.TrustedRoots, err = readRoots(c.CA); err != nil {
@@ -147,7 +147,7 @@ func (m *manager) template() (t certmagic.ACMEIssuer, err error) {
 		t.ListenHost, t.AltHTTPPort, t.AltTLSALPNPort = host, port, port
 	}
 	if c.Challenge == DNS01 {
-		t.DNS01Solver, err = c.DNS.solver()
+		t.DNS01Solver, err = c.DNS.solver(logger)
 	}
 	return t, err
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"github.com/libdns/rfc2136"
+	"go.uber.org/zap"
 )
 
 // DNS is a server that takes the records of DNS01 by RFC 2136, signed (TSIG).
@@ -33,13 +34,13 @@ var (
 
 // solver asks the server itself for the zone of a name and whether it has the
 // record: nobody else has to know the zone.
-func (d DNS) solver() (*certmagic.DNS01Solver, error) {
+func (d DNS) solver(logger *zap.Logger) (*certmagic.DNS01Solver, error) {
 	p, err := d.provider()
 	if err != nil {
 		return nil, err
 	}
 	return &certmagic.DNS01Solver{DNSManager: certmagic.DNSManager{
-		DNSProvider: p, Resolvers: []string{d.Server}, PropagationDelay: d.Delay,
+		DNSProvider: p, Resolvers: []string{d.Server}, PropagationDelay: d.Delay, Logger: logger,
 	}}, nil
 }
 

@@ -35,7 +35,7 @@ type OnDemand struct {
 
 const (
 	// patience is how long a ClientHello waits at most.
-	patience = 7500 * time.Millisecond
+	patience = 7 * time.Second
 	// askTime is how long an answer of OnDemand.Ask may take.
 	askTime = 4 * time.Second
 	// issueTime is how long it may take to get a certificate.
