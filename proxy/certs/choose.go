@@ -92,8 +92,7 @@ func (c *choice) named(s *set, m *manager) (cert *tls.Certificate, known bool) {
 	if c.name == "" {
 		return nil, false
 	}
-	_, parent, _ := strings.Cut(c.name, ".")
-	exact, wildcard := s.byName[c.name], s.byName["*."+parent]
+	exact := s.byName[c.name]
 	if cert = c.among(exact); cert != nil {
 		return cert, true
 	}
@@ -101,6 +100,8 @@ func (c *choice) named(s *set, m *manager) (cert *tls.Certificate, known bool) {
 	if cert = c.among(managed); cert != nil {
 		return cert, true
 	}
+	_, parent, _ := strings.Cut(c.name, ".")
+	wildcard := s.byName["*."+parent]
 	if cert = c.among(wildcard); cert != nil {
 		return cert, true
 	}
