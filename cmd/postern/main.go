@@ -35,7 +35,7 @@ only IMAP.`,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(demoCommand(), runCommand(), reloadCommand(), checkCommand(), certsCommand(), uidlCommand(), versionCommand(), manCommand())
+	root.AddCommand(demoCommand(), runCommand(), reloadCommand(), checkCommand(), certsCommand(), guardCommand(), uidlCommand(), versionCommand(), manCommand())
 	err := root.ExecuteContext(ctx)
 	if status, ok := errors.AsType[exitStatus](err); ok {
 		return int(status)

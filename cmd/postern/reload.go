@@ -128,6 +128,7 @@ func (s *site) unchangeable(cfg *configs.Config) error {
 		"state.path":     cfg.State != now.State,
 		"control.socket": cfg.Control != now.Control,
 		"log.format":     cfg.Log.Format != now.Log.Format,
+		"log.fail2ban":   cfg.Log.Fail2ban != now.Log.Fail2ban,
 	} {
 		if changed {
 			mistakes = append(mistakes, cfg.Errorf(key, "this can not change while Postern runs: restart it"))

@@ -31,13 +31,14 @@ func TestMain(m *testing.M) {
 }
 
 // The scripts have a certificate mail.pem, its key mail.key and ca.pem beside
-// them, $HELD, a port of the test's own process, $FREE, one of nobody, and
+// them, $YESTERDAY, $HELD, a port of the test's own process, $FREE, one of nobody, and
 // $IMAP, where a server has mail for alice and bob@example.org, and none for
 // carol. The password of alice is "secret of alice". Their commands are
 //
 //	expand FILE...      replace $VARIABLES in files
 //	uidls USER FILE     log in by POP3 at $FREE, as soon as somebody serves there,
 //	                    and write the unique ids to a file
+//	guess USER PASSWORD  log in likewise with another password, which must fail
 func TestScripts(t *testing.T) {
 	held, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -50,9 +51,14 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata/script",
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"uidls": func(ts *testscript.TestScript, _ bool, args []string) {
-				shown, err := shownBy(ts.MkAbs("ca.pem"), "127.0.0.1:"+ts.Getenv("FREE"), args[0])
+				shown, err := shownBy(ts.MkAbs("ca.pem"), "127.0.0.1:"+ts.Getenv("FREE"), args[0], "secret of "+args[0])
 				ts.Check(err)
 				ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(strings.Join(shown, "\n")+"\n"), 0o600))
+			},
+			"guess": func(ts *testscript.TestScript, _ bool, args []string) {
+				if _, err := shownBy(ts.MkAbs("ca.pem"), "127.0.0.1:"+ts.Getenv("FREE"), args[0], args[1]); err == nil {
+					ts.Fatalf("%s has logged in", args[0])
+				}
 			},
 			"expand": func(ts *testscript.TestScript, _ bool, args []string) { // $VARIABLES in files
 				for _, name := range args {
@@ -72,6 +78,7 @@ func TestScripts(t *testing.T) {
 			}
 			env.Setenv("HELD", strconv.Itoa(portOf(held)))
 			env.Setenv("IMAP", imap)
+			env.Setenv("YESTERDAY", time.Now().UTC().AddDate(0, 0, -1).Format(time.DateOnly))
 			free, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				return err
@@ -105,7 +112,7 @@ func mailForScripts(t *testing.T) string {
 }
 
 // shownBy returns the unique ids that a POP3 server shows.
-func shownBy(ca, address, user string) ([]string, error) {
+func shownBy(ca, address, user, password string) ([]string, error) {
 	pem, err := os.ReadFile(ca)
 	if err != nil {
 		return nil, err
@@ -124,5 +131,5 @@ func shownBy(ca, address, user string) ([]string, error) {
 		return nil, fmt.Errorf("dial Postern: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
-	return bridge.ShownUIDLs(ctx, conn, user, proxy.NewSecret([]byte("secret of "+user)))
+	return bridge.ShownUIDLs(ctx, conn, user, proxy.NewSecret([]byte(password)))
 }

@@ -110,6 +110,9 @@ func (s *site) serve(ctx context.Context, h *house) error {
 			return err
 		}
 	}
+	if err := s.setFailures(h.cfg); err != nil {
+		return err
+	}
 	s.openGuard(ctx, h)
 	s.control = s.newControl()
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))

@@ -1,6 +1,9 @@
 package guard
 
 import (
+	"fmt"
+	"slices"
+
 	"postern/proxy"
 )
 
@@ -31,4 +34,25 @@ func Buckets() (all []string) {
 		all = append(all, b.String())
 	}
 	return append(all, policyBucket)
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (t *Tier) UnmarshalText(text []byte) error {
+	i := slices.Index(Tiers(), string(text))
+	if i < 0 {
+		return fmt.Errorf("%q is not a tier", text)
+	}
+	*t = Tier(i)
+	return nil
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (b *Bucket) UnmarshalText(text []byte) error {
+	for one := range bucketKinds {
+		if one.String() == string(text) {
+			*b = one
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is not a bucket", text)
 }
