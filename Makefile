@@ -8,7 +8,7 @@ LINT     := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.
 FUZZTIME ?= 10m
 BENCH    ?= .
 
-.PHONY: all build test lint fmt fuzz bench criteria simulation package
+.PHONY: all build test lint fmt fuzz bench criteria reference simulation package
 all: build lint test
 
 build:
@@ -42,6 +42,10 @@ bench:
 
 criteria:
 	new=$$(.ci/criteria); printf '%s\n' "$$new" >docs/criteria.md
+
+reference:
+	$(GO) test -count=1 -run='^TestTheReferenceIsCurrent$$' ./configs -update
+	$(GO) test -count=1 -run='^TestTheListOfMetricsIsCurrent$$' ./metrics -update
 
 # dist/: the binary, .deb, .rpm, notices and SBOM.
 package:

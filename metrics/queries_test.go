@@ -2,6 +2,8 @@ package metrics
 
 import (
 	"encoding/json"
+	"flag"
+	"fmt"
 	"os"
 	"regexp"
 	"slices"
@@ -39,6 +41,21 @@ func scraped(t *testing.T) exported {
 		}
 	}
 	return all
+}
+
+// complete returns Metrics with all that can be exported.
+func complete() *Metrics {
+	c := config()
+	c.Certificates = func() []Certificate {
+		return []Certificate{{Name: "mail.example.org", Source: "file", NotAfter: time.Now()}}
+	}
+	c.Guard = func() Guard { return Guard{} }
+	c.Judgements = Judgements{Tiers: []string{"known"}, Buckets: []string{"pair"}}
+	m := New(c)
+	for _, e := range everything(client("imaps", proxy.IMAP), "text") {
+		m.Observe(e)
+	}
+	return m
 }
 
 func (e exported) add(name, labels string) {
@@ -158,4 +175,49 @@ func readOperators(t *testing.T, name string) string {
 		t.Fatal(err)
 	}
 	return string(text)
+}
+
+var update = flag.Bool("update", false, "write the list of metrics into docs/monitoring.md")
+
+// Criterion: docs/monitoring.md lists every metric with its labels and meaning.
+func TestTheListOfMetricsIsCurrent(t *testing.T) {
+	const path, begin, end = "../docs/monitoring.md", "<!-- make reference -->\n", "<!-- end -->\n"
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, after, ok := strings.Cut(string(text), begin)
+	_, after, closed := strings.Cut(after, end)
+	if !ok || !closed {
+		t.Fatalf("%s has no place for the list", path)
+	}
+	want := before + begin + listOfMetrics(t) + end + after
+	if *update {
+		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	} else if string(text) != want {
+		t.Errorf("%s is old: run 'make reference'", path)
+	}
+}
+
+func listOfMetrics(t *testing.T) string {
+	t.Helper()
+	families, err := complete().registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	b.WriteString("| name | type | labels | meaning |\n|---|---|---|---|\n")
+	for _, f := range families {
+		if !strings.HasPrefix(f.GetName(), prefix+"_") {
+			continue
+		}
+		var labels []string
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			labels = append(labels, "`"+l.GetName()+"`")
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), strings.Join(labels, " "), f.GetHelp())
+	}
+	return b.String()
 }
