@@ -185,7 +185,7 @@ func scalar(text string, v reflect.Value) (err error) {
 	case *Days:
 		*p, err = ParseDays(text)
 	case *netip.Prefix:
-		*p, err = network(text)
+		*p, err = ParseNetwork(text)
 	case *netip.Addr:
 		if *p, err = netip.ParseAddr(text); err != nil || p.Zone() != "" {
 			return fmt.Errorf("%s is not an IP address", quote(text))
@@ -216,7 +216,9 @@ func duration(text string) (time.Duration, error) {
 	return d, nil
 }
 
-func network(text string) (netip.Prefix, error) {
+// ParseNetwork reads a network such as 10.0.0.0/24, or an address, which is a
+// network of one.
+func ParseNetwork(text string) (netip.Prefix, error) {
 	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
 		addr = addr.Unmap()
 		return netip.PrefixFrom(addr, addr.BitLen()), nil

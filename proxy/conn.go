@@ -69,9 +69,6 @@ var steps = [...]string{"arriving", "handshake", "login", "verifying", "waiting"
 // String returns the step's name.
 func (s Step) String() string { return steps[s] }
 
-// MarshalText implements encoding.TextMarshaler.
-func (s Step) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
 // at tells what the connection does from now on.
 func (c *conn) at(s Step) { c.step.Store(uint32(s)) }
 

@@ -63,6 +63,7 @@ func (s *site) newControl() *admin.Server {
 	exportUIDLs.answered(c, s.memory)
 	importUIDLs.answered(c, s.memory)
 	answerCerts(c, s.store)
+	s.answerOperator(c)
 	s.answerGuard(c)
 	admin.Handle(c, "reload", s.reloadWhenAsked)
 	return c

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,16 +15,29 @@ import (
 
 // A memory is what outlives Postern. The zero value remembers nothing.
 type memory struct {
-	cache  bridge.Store
-	record bridge.Book
+	cache  shelf // what POP3 remembers of mailboxes: it may be lost
+	record shelf // which UIDLs were shown
+	ledger shelf // who logs in with what
+	notes  shelf // of Postern for itself
 	guard  guard.Store
+	files  []*state.Bolt
 
 	guardConfig guard.Config // of a guard that has it without serving
 
-	close func() error // nil: nothing is open
+	flush func(context.Context) error // writes what is not on the disk yet; nil: there is nothing
+	close func() error                // nil: nothing is open
 }
 
-const recordFile = "record.db"
+// A shelf is a bucket of package state.
+type shelf interface {
+	bridge.Book
+	bridge.Shelf
+}
+
+const (
+	recordFile = "record.db"
+	cacheFile  = "cache.db"
+)
 
 // openMemory opens what cfg.State says.
 func openMemory(cfg *configs.Config) (*memory, error) {
@@ -31,7 +45,7 @@ func openMemory(cfg *configs.Config) (*memory, error) {
 	if dir == "" {
 		return &memory{}, nil
 	}
-	cache, err := state.Open(filepath.Join(dir, "cache.db"), state.Options{Disposable: true})
+	cache, err := state.Open(filepath.Join(dir, cacheFile), state.Options{Disposable: true})
 	if err != nil {
 		return nil, err
 	}
@@ -42,6 +56,7 @@ func openMemory(cfg *configs.Config) (*memory, error) {
 	}
 	return &memory{
 		cache: cache.Bucket("listings"), record: record.Bucket("uidl"), guard: cache.Bucket("guard"),
+		ledger: record.Bucket("ledger"), notes: record.Bucket("notes"), files: []*state.Bolt{record, cache},
 		guardConfig: guardConfig(cfg),
 		close:       func() error { return errors.Join(cache.Close(), record.Close()) },
 	}, nil
@@ -59,12 +74,20 @@ func reopenMemory(cfg *configs.Config) (*memory, error) {
 	return openMemory(cfg)
 }
 
+// write puts on the disk what is not there yet.
+func (m *memory) write(ctx context.Context) error {
+	if m.flush == nil {
+		return nil
+	}
+	return m.flush(ctx)
+}
+
 // Close closes what is open. Sessions that are left go on without it.
 func (m *memory) Close() error {
 	if m.close == nil {
 		return nil
 	}
-	if err := m.close(); err != nil {
+	if err := errors.Join(m.write(context.Background()), m.close()); err != nil {
 		return fmt.Errorf("close state: %w", err)
 	}
 	return nil

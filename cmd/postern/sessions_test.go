@@ -1,0 +1,201 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"postern/proxy"
+	"postern/proxy/proxytest"
+)
+
+// operated is inhabit with a control socket, and what runs a subcommand
+// against it: all it prints, and whether it was successful.
+func operated(t *testing.T, config string) (*running, func(args ...string) (string, bool)) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "postern") // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	config = frame + config + fmt.Sprintf("state: {path: %s}\n", filepath.Join(dir, "state"))
+	path := filepath.Join(dir, "postern.yaml")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := inhabit(t, config)
+	return r, func(args ...string) (string, bool) {
+		t.Helper()
+		var out bytes.Buffer
+		status := command(t.Context(), append(args, "-c", path), &out, &out)
+		return out.String(), status == 0
+	}
+}
+
+// login opens a session of POP3.
+func (r *running) login(t *testing.T, user string) *tls.Conn {
+	t.Helper()
+	c := r.secure(r.dial(t, "pop3")).(*tls.Conn)
+	proxytest.Transcript(t, c, fmt.Sprintf("S: +OK *\nC: USER %s\nS: +OK *\nC: PASS secret of %s\nS: +OK *", user, user))
+	return c
+}
+
+// Criterion: an operator sees each session with protocol, account, client, TLS, backend, octets and state, and ends those of an account, a network, a backend, or one.
+func TestSessionsAreListedAndEnded(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice", "bob")
+	r, do := operated(t, fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}, {protocol: imap, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap))
+	alice, bob := r.login(t, "alice"), r.login(t, "bob")
+	again, stranger := r.login(t, "bob"), r.secure(r.dial(t, "imap"))
+	proxytest.Transcript(t, stranger, `S: \* OK *`)
+	serving(t, r, 3)
+
+	list := func(args ...string) (all []listedSession) {
+		t.Helper()
+		out, ok := do(append([]string{"sessions", "--json"}, args...)...)
+		if !ok {
+			t.Fatal(out)
+		}
+		for line := range strings.Lines(out) {
+			var l listedSession
+			if err := json.Unmarshal([]byte(line), &l); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, l)
+		}
+		return all
+	}
+	if got := list(); len(got) != 4 || got[0].Account != "alice" {
+		t.Errorf("there are %+v", got)
+	}
+	for _, c := range []struct {
+		args string
+		want int
+	}{
+		{"--account bob", 2},
+		{"--account bo", 0},
+		{"--address 127.0.0.1", 4},
+		{"--address 127.0.0.0/8 --protocol pop3", 3},
+		{"--address 192.0.2.0/24", 0},
+		{"--backend main", 3},
+		{"--protocol submission", 0},
+	} {
+		if got := list(strings.Fields(c.args)...); len(got) != c.want {
+			t.Errorf("%s: %+v, want %d", c.args, got, c.want)
+		}
+	}
+	l := list("--account", "alice")[0]
+	if l.Protocol != proxy.POP3 || l.Service != "pop3" || l.Backend != "main" || l.TLS != "TLS 1.3" || l.State != "session" ||
+		l.Client.String() != alice.LocalAddr().String() || l.Received == 0 || l.Sent == 0 || l.Since.IsZero() {
+		t.Errorf("alice is %+v", l)
+	}
+	if l := list("--protocol", "imap")[0]; l.Account != "" || l.State != "login" {
+		t.Errorf("the stranger is %+v", l)
+	}
+	out, _ := do("sessions", "--account", "alice")
+	if fields := strings.Fields(out); len(fields) < 20 || fields[0] != "SESSION" || fields[10] != l.ID || fields[len(fields)-1] != "session" {
+		t.Errorf("printed is\n%s", out)
+	}
+
+	for _, c := range []struct{ args, want string }{
+		{"", "postern: want --session, --account, --address, --backend or --protocol, or several of them\n"},
+		{"--protocol http", "postern: \"http\" is not a protocol; use imap, pop3 or submission\n"},
+		{"--address mx", "postern: \"mx\" is not a network; it is written 10.0.0.0/24 or 2001:db8::/64, a single address 10.0.0.40\n"},
+		{"--account carol", "ended: 0\n"},
+		{"--account alice --backend other", "ended: 0\n"},
+		{"--session " + l.ID, "ended: 1\n"},
+		{"--account bob", "ended: 2\n"},
+		{"--address 127.0.0.0/24 --protocol imap", "ended: 1\n"},
+	} {
+		if out, _ := do(append([]string{"kick"}, strings.Fields(c.args)...)...); out != c.want {
+			t.Errorf("kick %s: %s, want %s", c.args, out, c.want)
+		}
+		if c.args == "--session "+l.ID {
+			proxytest.Transcript(t, alice, "S: -ERR \\[SYS/TEMP] *\nS: <EOF>")
+		}
+	}
+	proxytest.Transcript(t, bob, "S: -ERR \\[SYS/TEMP] *\nS: <EOF>")
+	proxytest.Transcript(t, again, "S: -ERR \\[SYS/TEMP] *\nS: <EOF>")
+	proxytest.Transcript(t, stranger, `S: \* BYE *`)
+}
+
+// serving waits until n sessions are served: a client reads its welcome a
+// moment earlier.
+func serving(t *testing.T, r *running, n int) {
+	t.Helper()
+	within(t, patience, fmt.Sprintf("%d sessions are served", n), func() bool {
+		served := 0
+		for _, i := range r.site.server.Sessions() {
+			if i.Step >= proxy.StepSession {
+				served++
+			}
+		}
+		return served == n
+	})
+}
+
+// Criterion: a drained backend gets no new login, its sessions stay, and an operator sees how many are left.
+func TestADrainedBackendGetsNoNewLogin(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice", "bob")
+	r, do := operated(t, fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap))
+	alice := r.login(t, "alice")
+	out, ok := do("drain", "main")
+	if want := fmt.Sprintf("imap      %s  drained  1\n1 connections stay until they end by themselves\n", imap); !ok || !strings.HasSuffix(out, want) {
+		t.Errorf("printed is\n%s, want\n%s", out, want)
+	}
+	proxytest.Transcript(t, r.secure(r.dial(t, "pop3")), "S: +OK *\nC: USER bob\nS: +OK *\nC: PASS secret of bob\nS: -ERR \\[SYS/TEMP] *")
+	proxytest.Transcript(t, alice, "C: STAT\nS: +OK 1 *\nC: QUIT\nS: +OK *")
+	if out, ok := do("drain", "main", imap, "--undo"); !ok || !strings.Contains(out, "up") {
+		t.Errorf("printed is\n%s", out)
+	}
+	r.login(t, "bob")
+	for _, c := range []struct{ args, want string }{
+		{"mian", "postern: drain: \"mian\" is not a backend; use main\n"},
+		{"main 192.0.2.1:993", "postern: drain: backend main has no server 192.0.2.1:993\n"},
+	} {
+		if out, ok := do(append([]string{"drain"}, strings.Fields(c.args)...)...); ok || !strings.HasSuffix(out, c.want) {
+			t.Errorf("drain %s: %s, want %s", c.args, out, c.want)
+		}
+	}
+}
+
+func TestTheLogLevelChangesWhileItRuns(t *testing.T) {
+	imap, _ := inMemory(t, "mail")
+	r, do := operated(t, fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap))
+	for _, c := range []struct{ args, want string }{{"", "info\n"}, {"debug", "debug\n"}, {"", "debug\n"}} {
+		if out, ok := do(append([]string{"log-level"}, strings.Fields(c.args)...)...); !ok || out != c.want {
+			t.Errorf("log-level %s: %s, want %s", c.args, out, c.want)
+		}
+	}
+	if got := r.site.level.Level(); got != slog.LevelDebug {
+		t.Errorf("the level is %v", got)
+	}
+	if out, ok := do("log-level", "loud"); ok || !strings.Contains(out, `invalid argument "loud"`) {
+		t.Errorf("printed is %s", out)
+	}
+}
+
+func TestWhatOnlyAPosternThatRunsCanDo(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "postern.yaml")
+	const config = "listeners: [{protocol: pop3, address: \":0\"}]\nbackends: {main: {imap: {address: \"127.0.0.1:1\", tls: none}}}\n"
+	for _, c := range []struct{ control, want string }{
+		{"control: {socket: none.sock}\n", "postern: no Postern is running at " + filepath.Join(dir, "none.sock") + "\n"},
+		{"control: {socket: off}\n", "postern: control.socket is off: this Postern can not be asked\n"},
+	} {
+		if err := os.WriteFile(path, []byte(frame+config+c.control), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, args := range []string{"kick --account a", "drain main", "log-level"} {
+			var out bytes.Buffer
+			if status := command(t.Context(), append(strings.Fields(args), "-c", path), &out, &out); status != 1 || !strings.HasSuffix(out.String(), c.want) {
+				t.Errorf("%s: %s, want %s", args, out.String(), c.want)
+			}
+		}
+	}
+}
