@@ -36,7 +36,7 @@ only IMAP.`,
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(demoCommand(), runCommand(), reloadCommand(), checkCommand(), certsCommand(), guardCommand(), uidlCommand(), versionCommand(), manCommand())
-	root.AddCommand(sessionsCommand(), kickCommand(), drainCommand(), logLevelCommand())
+	root.AddCommand(sessionsCommand(), kickCommand(), drainCommand(), logLevelCommand(), stateCommand())
 	err := root.ExecuteContext(ctx)
 	if status, ok := errors.AsType[exitStatus](err); ok {
 		return int(status)

@@ -38,6 +38,8 @@ func (s *site) answerOperator(c *admin.Server) {
 	})
 	admin.HandleEach(c, askDrain, s.drainBackend)
 	admin.Handle(c, askLogLevel, s.setLogLevel)
+	backupState.answered(c, s.memory)
+	checkState.answered(c, s.memory)
 }
 
 // askRunning asks the Postern of the configuration at path, and calls each for

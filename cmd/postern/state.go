@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -15,23 +14,15 @@ import (
 
 // A memory is what outlives Postern. The zero value remembers nothing.
 type memory struct {
-	cache  shelf // what POP3 remembers of mailboxes: it may be lost
-	record shelf // which UIDLs were shown
-	ledger shelf // who logs in with what
-	notes  shelf // of Postern for itself
+	cache  bridge.Store
+	record bridge.Book
 	guard  guard.Store
-	files  []*state.Bolt
+
+	archive *archive // nil: nothing is open
 
 	guardConfig guard.Config // of a guard that has it without serving
 
-	flush func(context.Context) error // writes what is not on the disk yet; nil: there is nothing
-	close func() error                // nil: nothing is open
-}
-
-// A shelf is a bucket of package state.
-type shelf interface {
-	bridge.Book
-	bridge.Shelf
+	close func() error // nil: nothing is open
 }
 
 const (
@@ -56,9 +47,8 @@ func openMemory(cfg *configs.Config) (*memory, error) {
 	}
 	return &memory{
 		cache: cache.Bucket("listings"), record: record.Bucket("uidl"), guard: cache.Bucket("guard"),
-		ledger: record.Bucket("ledger"), notes: record.Bucket("notes"), files: []*state.Bolt{record, cache},
-		guardConfig: guardConfig(cfg),
-		close:       func() error { return errors.Join(cache.Close(), record.Close()) },
+		guardConfig: guardConfig(cfg), archive: newArchive(record, cache),
+		close: func() error { return errors.Join(cache.Close(), record.Close()) },
 	}, nil
 }
 
@@ -74,20 +64,12 @@ func reopenMemory(cfg *configs.Config) (*memory, error) {
 	return openMemory(cfg)
 }
 
-// write puts on the disk what is not there yet.
-func (m *memory) write(ctx context.Context) error {
-	if m.flush == nil {
-		return nil
-	}
-	return m.flush(ctx)
-}
-
 // Close closes what is open. Sessions that are left go on without it.
 func (m *memory) Close() error {
 	if m.close == nil {
 		return nil
 	}
-	if err := errors.Join(m.write(context.Background()), m.close()); err != nil {
+	if err := m.close(); err != nil {
 		return fmt.Errorf("close state: %w", err)
 	}
 	return nil
