@@ -193,7 +193,7 @@ func newReader(t *testing.T) *reader {
 	r.machine, r.paper = strings.NewReplacer(there...), strings.NewReplacer(back...)
 	r.serve(t)
 	// Somebody has logged in before.
-	if _, err := shownBy(ca, fmt.Sprintf("127.0.0.1:%d", pop3), "alice@example.org"); err != nil {
+	if _, err := shownBy(ca, fmt.Sprintf("127.0.0.1:%d", pop3), "alice@example.org", "secret of alice@example.org"); err != nil {
 		t.Fatal(err)
 	}
 	return r
