@@ -59,11 +59,11 @@ func (q question[In, Out]) answered(s *admin.Server, m *memory) {
 // Postern that runs can do is an admin.Handle here, and an admin.Call there.
 func (s *site) newControl() *admin.Server {
 	c := &admin.Server{Log: s.log}
+	s.answerOperator(c)
 	forgetUIDLs.answered(c, s.memory)
 	exportUIDLs.answered(c, s.memory)
 	importUIDLs.answered(c, s.memory)
 	answerCerts(c, s.store)
-	s.answerOperator(c)
 	s.answerGuard(c)
 	admin.Handle(c, "reload", s.reloadWhenAsked)
 	return c

@@ -31,12 +31,12 @@ only IMAP.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
+	root.AddCommand(sessionsCommand(), kickCommand(), drainCommand(), logLevelCommand(), stateCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(demoCommand(), runCommand(), reloadCommand(), checkCommand(), certsCommand(), guardCommand(), uidlCommand(), versionCommand(), manCommand())
-	root.AddCommand(sessionsCommand(), kickCommand(), drainCommand(), logLevelCommand(), stateCommand())
 	err := root.ExecuteContext(ctx)
 	if status, ok := errors.AsType[exitStatus](err); ok {
 		return int(status)

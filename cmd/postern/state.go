@@ -47,8 +47,9 @@ func openMemory(cfg *configs.Config) (*memory, error) {
 	}
 	return &memory{
 		cache: cache.Bucket("listings"), record: record.Bucket("uidl"), guard: cache.Bucket("guard"),
-		guardConfig: guardConfig(cfg), archive: newArchive(record, cache),
+		guardConfig: guardConfig(cfg),
 		close: func() error { return errors.Join(cache.Close(), record.Close()) },
+		archive:     newArchive(record, cache),
 	}, nil
 }
 
