@@ -62,7 +62,8 @@ func inhabitWith(t *testing.T, cfg *configs.Config, store *certs.Store, log io.W
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = m.Close() })
-	s := newSite(store, slog.New(slog.NewTextHandler(log, nil)), new(slog.LevelVar))
+	level := new(slog.LevelVar)
+	s := newSite(store, newLog(log, cfg.Log.Format, level), level)
 	s.memory = m
 	h, err := build(cfg, s)
 	if err != nil {
