@@ -1,7 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"strings"
 	"testing"
@@ -80,4 +83,62 @@ guard: {known: {burst: 1, every: 1h}, delay: 100ms}
 			t.Errorf("the attempt is not counted as one of a known network:\n%s", got)
 		}
 	})
+}
+
+// Criterion: a policy server of the configuration judges logins at the real
+// listener: what it rejects no backend sees, and it hears how the others ended.
+func TestAPolicyServerJudgesLogins(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice", "bob")
+	reports := make(chan string, 10)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var q struct {
+			Login   string `json:"login"`
+			Success bool   `json:"success"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&q); err != nil || r.Header.Get("Authorization") != "Basic eDp5" {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		if r.URL.Query().Get("command") == "report" {
+			reports <- fmt.Sprint(q.Login, " ", q.Success)
+			return
+		}
+		status := 0
+		if q.Login == "bob" {
+			status = -1
+		}
+		fmt.Fprintf(w, `{"status":%d}`, status)
+	}))
+	t.Cleanup(server.Close)
+	dir := t.TempDir()
+	r := inhabit(t, frame+fmt.Sprintf(`
+listeners: [{protocol: imap, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none}}}
+guard: {delay: 100ms, policy: {url: %q, api_key_file: %q, nonce_file: %q}}
+`, imap, server.URL, file(t, dir, "key", "Authorization: Basic eDp5\n"), file(t, dir, "nonce", "salt\n")))
+	proxytest.Transcript(t, r.secure(r.dial(t, "imap")), `
+		S: \* OK *
+		C: a LOGIN bob "secret of bob"
+		S: a NO [UNAVAILABLE] *
+		C: b LOGIN alice wrong
+		S: b NO [AUTHENTICATIONFAILED] *
+		C: c LOGIN alice "secret of alice"
+		S: c OK *
+	`)
+	for _, want := range []string{"bob false", "alice false", "alice true"} {
+		if got := <-reports; got != want {
+			t.Errorf("the policy server hears %q, want %q", got, want)
+		}
+	}
+	if got := r.metrics(`backend_login_duration_seconds_count`); !strings.Contains(got, `{backend="main",protocol="imap"} 2`) {
+		t.Errorf("the backend was asked for what the policy server rejects:\n%s", got)
+	}
+	for _, want := range []string{
+		`postern_auth_policy_requests_total{command="allow",result="reject"} 1`, `postern_auth_policy_requests_total{command="allow",result="allow"} 3`,
+		`postern_rate_limited_total{scope="policy_server"} 1`,
+	} {
+		if !strings.Contains(r.metrics(""), want) {
+			t.Errorf("the metrics have no %s", want)
+		}
+	}
 }
