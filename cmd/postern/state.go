@@ -48,7 +48,7 @@ func openMemory(cfg *configs.Config) (*memory, error) {
 	return &memory{
 		cache: cache.Bucket("listings"), record: record.Bucket("uidl"), guard: cache.Bucket("guard"),
 		guardConfig: guardConfig(cfg),
-		close: func() error { return errors.Join(cache.Close(), record.Close()) },
+		close:       func() error { return errors.Join(cache.Close(), record.Close()) },
 		archive:     newArchive(record, cache),
 	}, nil
 }
