@@ -31,6 +31,7 @@ type Config struct {
 	Backends []Backend
 
 	Judgements   Judgements
+	Accounts     func() Accounts      // asked at each scrape; nil: they are not counted
 	Guard        func() Guard         // asked at each scrape; nil: there is none
 	Certificates func() []Certificate // asked at each scrape; nil: none are served
 	Draining     func() bool          // asked at each scrape; nil: never
@@ -264,6 +265,9 @@ func (m *Metrics) process() {
 	r.MustRegister(prometheus.NewGaugeFunc(
 		prometheus.GaugeOpts{Namespace: prefix, Name: "draining", Help: "1 while the process is draining."},
 		func() float64 { return number(m.config.Draining != nil && m.config.Draining()) }))
+	if m.config.Accounts != nil {
+		r.MustRegister(accounts(m.config.Accounts))
+	}
 	if m.config.Certificates != nil {
 		r.MustRegister(certificates(m.config.Certificates))
 	}

@@ -37,6 +37,9 @@ type Store interface {
 	Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error
 }
 
+// Day returns the day of t, as an Entry has it.
+func Day(t time.Time) string { return t.UTC().Format(dayForm) }
+
 // An Entry is what is known of an account and one protocol. Days are those of
 // UTC, as 2026-11-22.
 type Entry struct {
@@ -89,7 +92,7 @@ func (l *Ledger) Observe(e proxy.Event) {
 	if !ok {
 		return
 	}
-	day := l.now().UTC().Format(dayForm)
+	day := Day(l.now())
 	who := id{opened.Account, opened.Client.Protocol}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -225,7 +228,7 @@ func Forget(ctx context.Context, store Store, account string) (int, error) {
 // Expire removes the entries whose last login was before a day, and returns the
 // accounts of which nothing is left.
 func Expire(ctx context.Context, store Store, before time.Time) (gone []string, err error) {
-	day := before.UTC().Format(dayForm)
+	day := Day(before)
 	left := make(map[string]bool)
 	err = Entries(ctx, store, "", func(e Entry) error {
 		left[e.Account] = left[e.Account] || e.Last >= day
@@ -275,7 +278,7 @@ func (l *Ledger) Counts() Counts {
 
 func (l *Ledger) count(ctx context.Context) error {
 	now := l.now()
-	day := now.AddDate(0, 0, -30).UTC().Format(dayForm)
+	day := Day(now.AddDate(0, 0, -30))
 	c := Counts{Protocols: make(map[string]int), TLS: make(map[[2]string]int), Since: now}
 	err := Entries(ctx, l.store, "", func(e Entry) error {
 		if e.Last >= day {

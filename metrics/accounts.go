@@ -1,0 +1,41 @@
+package metrics
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"postern/proxy"
+)
+
+// Accounts is how many accounts have logged in within the last 30 days. What is
+// not a protocol or a version of TLS is not shown.
+type Accounts struct {
+	Protocols map[string]int    // by protocol
+	TLS       map[[2]string]int // by protocol and the oldest version of their last day: 1.0, ..., none
+}
+
+// accounts is a prometheus.Collector.
+type accounts func() Accounts
+
+var (
+	accountsSeen = prometheus.NewDesc(prefix+"_accounts_seen",
+		"Accounts that have logged in within the last 30 days.", []string{"protocol"}, nil)
+	accountsSeenByTLS = prometheus.NewDesc(prefix+"_accounts_seen_by_tls",
+		"Accounts that have logged in within the last 30 days, by the oldest version of TLS of their last day.",
+		[]string{"protocol", "version"}, nil)
+)
+
+func (accounts) Describe(to chan<- *prometheus.Desc) {
+	to <- accountsSeen
+	to <- accountsSeenByTLS
+}
+
+func (counted accounts) Collect(to chan<- prometheus.Metric) {
+	n := counted()
+	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+		to <- prometheus.MustNewConstMetric(accountsSeen, prometheus.GaugeValue, float64(n.Protocols[protocol]), protocol)
+		for _, version := range []string{"1.0", "1.1", "1.2", "1.3", none} {
+			to <- prometheus.MustNewConstMetric(accountsSeenByTLS, prometheus.GaugeValue,
+				float64(n.TLS[[2]string{protocol, version}]), protocol, version)
+		}
+	}
+}
