@@ -24,8 +24,6 @@ type archive struct {
 	listings, uidls bridge.Shelf // what POP3 remembers of mailboxes, and which UIDLs were shown
 	ledger          bridge.Shelf // who logs in with what
 	notes           *state.Bucket
-
-	flush func(context.Context) error // writes what a Postern that runs has not written yet; nil: none does
 }
 
 func newArchive(record, cache *state.Bolt) *archive {
@@ -39,14 +37,13 @@ var errNoArchive = errors.New("state.path is not set: nothing is remembered")
 
 // open returns the archive with all that is to be in it.
 func (m *memory) open(ctx context.Context) (*archive, error) {
-	a := m.archive
-	if a == nil {
+	if m.archive == nil {
 		return nil, errNoArchive
 	}
-	if a.flush == nil {
-		return a, nil
+	if m.flush == nil {
+		return m.archive, nil
 	}
-	return a, a.flush(ctx)
+	return m.archive, m.flush(ctx)
 }
 
 func stateCommand() *cobra.Command {

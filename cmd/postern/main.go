@@ -31,7 +31,7 @@ only IMAP.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(sessionsCommand(), kickCommand(), drainCommand(), logLevelCommand(), stateCommand())
+	root.AddCommand(sessionsCommand(), kickCommand(), drainCommand(), logLevelCommand(), stateCommand(), accountsCommand(), accountCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

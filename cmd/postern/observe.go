@@ -21,6 +21,7 @@ func (s *site) newMetrics() *metrics.Metrics {
 		Certificates: func() []metrics.Certificate { return expiries(s.store) },
 		Judgements:   metrics.Judgements{Tiers: guard.Tiers(), Buckets: guard.Buckets()},
 		Guard:        s.guardGauges,
+		Accounts:     s.accountsSeen,
 		Draining:     s.draining.Load,
 		Ready:        s.notReady,
 		Page:         s.page,

@@ -59,8 +59,11 @@ func load(path string) (*configs.Config, *certs.Store, error) {
 
 func newLog(w io.Writer, format string, level *slog.LevelVar) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
-	if format == "json" {
+	switch format {
+	case "json":
 		return slog.New(slog.NewJSONHandler(w, options))
+	case "journald":
+		return slog.New(newJournal(w, level))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
 }

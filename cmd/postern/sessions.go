@@ -40,6 +40,9 @@ func (s *site) answerOperator(c *admin.Server) {
 	admin.Handle(c, askLogLevel, s.setLogLevel)
 	backupState.answered(c, s.memory)
 	checkState.answered(c, s.memory)
+	listAccounts.answered(c, s.memory)
+	exportAccount.answered(c, s.memory)
+	forgetAccount.answered(c, s.memory)
 }
 
 // askRunning asks the Postern of the configuration at path, and calls each for

@@ -5,19 +5,28 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"postern/configs"
 	"postern/proxy"
+	"postern/proxy/certs"
 	"postern/proxy/proxytest"
 )
 
 // operated is inhabit with a control socket, and what runs a subcommand
 // against it: all it prints, and whether it was successful.
 func operated(t *testing.T, config string) (*running, func(args ...string) (string, bool)) {
+	t.Helper()
+	return operatedWith(t, t.Output(), config)
+}
+
+// operatedWith is operated with a log for the test.
+func operatedWith(t *testing.T, log io.Writer, config string) (*running, func(args ...string) (string, bool)) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "postern") // t.TempDir is too long for a socket
 	if err != nil {
@@ -29,7 +38,17 @@ func operated(t *testing.T, config string) (*running, func(args ...string) (stri
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r := inhabit(t, config)
+	cfg, err := configs.Read(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, roots := proxytest.Cert(t, "localhost")
+	store, err := certs.Static(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := inhabitWith(t, cfg, store, log)
+	r.roots = roots
 	return r, func(args ...string) (string, bool) {
 		t.Helper()
 		var out bytes.Buffer

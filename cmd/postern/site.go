@@ -33,6 +33,7 @@ type site struct {
 	store    *certs.Store
 	metrics  *metrics.Metrics
 	page     *page.Page
+	ledger   ledgerKeeper
 	audit    *proxy.Audit
 	observer proxy.Observer // all of these
 	guard    *guard.Guard   // made with the first house
@@ -49,6 +50,10 @@ type site struct {
 	listeners map[string]*listen.ProxyListener
 	tickets   map[ticketKey]*tls.Config
 	webs      map[string]served // by key of the configuration
+
+	names      pseudonyms // of accounts in logs
+	discretion atomic.Pointer[discretion]
+	keepers    []func(context.Context)
 
 	house    atomic.Pointer[house] // that is served; nil: none yet
 	reloads  chan chan<- error     // who asks for a reload
@@ -85,11 +90,12 @@ func newSite(store *certs.Store, log *slog.Logger, level *slog.LevelVar) *site {
 		webs: make(map[string]served), reloads: make(chan chan<- error),
 	}
 	s.nonce = []byte(rand.Text())
+	s.log = slog.New(discreet{log.Handler(), &s.discretion})
 	s.page = s.newPage()
 	s.metrics = s.newMetrics()
-	s.audit = proxy.NewAudit(log)
+	s.audit = proxy.NewAudit(s.log)
 	s.audit.Known = s.known
-	s.observer = proxy.Observers{s.metrics, s.page, s.audit}
+	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger}
 	s.server = &proxy.Server{Observer: s.observer}
 	return s
 }
@@ -114,6 +120,7 @@ func (s *site) serve(ctx context.Context, h *house) error {
 		return err
 	}
 	s.openGuard(ctx, h)
+	s.openLedger(ctx)
 	s.control = s.newControl()
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer s.wg.Wait()
@@ -136,6 +143,9 @@ func (s *site) serve(ctx context.Context, h *house) error {
 	s.wg.Go(func() { s.serveControl(background) })
 	s.wg.Go(func() { s.store.Run(background) })
 	s.wg.Go(func() { s.runGuard(background) })
+	for _, work := range s.keepers {
+		s.wg.Go(func() { work(background) })
+	}
 	s.wg.Go(func() { s.store.Watch(background, watchEvery, s.log) })
 	s.reloadUntil(ctx, background)
 	s.drain(background)
@@ -168,6 +178,7 @@ func (s *site) apply(ctx context.Context, h *house) error {
 		s.wg.Go(func() { work(background) })
 	}
 	s.level.Set(h.cfg.Log.Level)
+	s.discretion.Store(&discretion{h.cfg.Privacy, s.names})
 	for _, b := range bindings {
 		if before == nil || !before.has(b.Service.Name) {
 			s.log.Info("listening", "service", b.Service.Name, "address", b.Addr().String())

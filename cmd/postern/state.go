@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -19,6 +20,9 @@ type memory struct {
 	guard  guard.Store
 
 	archive *archive // nil: nothing is open
+
+	flush    func(context.Context) error // writes what a Postern that runs has not written yet; nil: none runs
+	guarding *guard.Guard                // of the one that runs
 
 	guardConfig guard.Config // of a guard that has it without serving
 

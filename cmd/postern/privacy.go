@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"unicode"
+	"unicode/utf8"
+
+	"postern/configs"
+)
+
+// pseudonyms are names that stand for accounts in a log, each always the same.
+type pseudonyms struct{ key []byte }
+
+const pseudonymNote = "pseudonyms"
+
+// noter is where Postern notes things for itself.
+type noter interface {
+	Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error
+}
+
+// newPseudonyms returns those whose key is among notes. nil: a key of this
+// process.
+func newPseudonyms(ctx context.Context, notes noter) (p pseudonyms, err error) {
+	p.key = make([]byte, sha256.Size)
+	_, _ = rand.Read(p.key) // never fails
+	if notes == nil {
+		return p, nil
+	}
+	err = notes.Update(ctx, pseudonymNote, func(old []byte) ([]byte, error) {
+		if len(old) == len(p.key) {
+			p.key = append([]byte(nil), old...)
+		}
+		return p.key, nil
+	})
+	if err != nil {
+		return p, fmt.Errorf("key of pseudonyms: %w", err)
+	}
+	return p, nil
+}
+
+func (p pseudonyms) of(account string) string {
+	h := hmac.New(sha256.New, p.key)
+	h.Write([]byte(account))
+	return "u-" + hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+// A discretion is what a log may say of people.
+type discretion struct {
+	configs.Privacy
+	names pseudonyms
+}
+
+// A discreet is a slog.Handler that keeps to a discretion: of the values that
+// stand for a client's address or an account, and where they appear again in
+// other text, such as an error of the network.
+type discreet struct {
+	slog.Handler
+	rules *atomic.Pointer[discretion] // nil in it: all may be said
+}
+
+// Handle implements slog.Handler.
+func (d discreet) Handle(ctx context.Context, r slog.Record) error {
+	rules := d.rules.Load()
+	if rules == nil || rules.Full() {
+		return d.Handler.Handle(ctx, r)
+	}
+	var attrs []slog.Attr
+	r.Attrs(func(a slog.Attr) bool {
+		attrs = append(attrs, a)
+		return true
+	})
+	told := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
+	told.AddAttrs(rules.apply(attrs)...)
+	return d.Handler.Handle(ctx, told)
+}
+
+// WithAttrs implements slog.Handler. The rules are those of the moment.
+func (d discreet) WithAttrs(attrs []slog.Attr) slog.Handler {
+	if rules := d.rules.Load(); rules != nil && !rules.Full() {
+		attrs = rules.apply(attrs)
+	}
+	return discreet{d.Handler.WithAttrs(attrs), d.rules}
+}
+
+// WithGroup implements slog.Handler.
+func (d discreet) WithGroup(name string) slog.Handler {
+	return discreet{d.Handler.WithGroup(name), d.rules}
+}
+
+// A concealed is a text, and what stands for it.
+type concealed struct{ old, new string }
+
+// apply returns attrs as they may be told.
+func (d *discretion) apply(attrs []slog.Attr) []slog.Attr {
+	var all []concealed
+	told := d.hide(attrs, &all)
+	for i := range told {
+		told[i].Value = scrub(told[i].Value, all)
+	}
+	return told
+}
+
+// hide replaces what stands for people, and notes it.
+func (d *discretion) hide(attrs []slog.Attr, all *[]concealed) []slog.Attr {
+	told := make([]slog.Attr, 0, len(attrs))
+	for _, a := range attrs {
+		v := a.Value.Resolve()
+		switch {
+		case v.Kind() == slog.KindGroup:
+			v = slog.GroupValue(d.hide(v.Group(), all)...)
+		case a.Key == "account" && d.Users == "pseudonym" && v.String() != "":
+			name := v.String()
+			v = slog.StringValue(d.names.of(name))
+			*all = append(*all, concealed{name, v.String()}, concealed{url.QueryEscape(name), v.String()})
+		case a.Key == "ip" && d.Addresses != "full", a.Key == "network" && d.Addresses != "full":
+			text := v.String()
+			v = slog.StringValue(d.place(text))
+			*all = append(*all, concealed{text, v.String()})
+		}
+		told = append(told, slog.Attr{Key: a.Key, Value: v})
+	}
+	return told
+}
+
+// place returns what is told of an address, or of a network.
+func (d *discretion) place(text string) string {
+	network, err := netip.ParsePrefix(text)
+	if err != nil {
+		var addr netip.Addr
+		if addr, err = netip.ParseAddr(text); err == nil {
+			network = netip.PrefixFrom(addr.Unmap().WithZone(""), addr.Unmap().BitLen())
+		}
+	}
+	if err != nil || d.Addresses == "none" {
+		return "-"
+	}
+	bits := 48
+	if network.Addr().Is4() {
+		bits = 24
+	}
+	return netip.PrefixFrom(network.Addr(), min(bits, network.Bits())).Masked().String()
+}
+
+// scrub replaces what is concealed in text and errors.
+func scrub(v slog.Value, all []concealed) slog.Value {
+	var text string
+	switch v.Kind() {
+	case slog.KindString:
+		text = v.String()
+	case slog.KindAny:
+		err, ok := v.Any().(error)
+		if !ok {
+			return v
+		}
+		text = err.Error()
+	case slog.KindGroup:
+		attrs := v.Group()
+		for i := range attrs {
+			attrs[i].Value = scrub(attrs[i].Value, all)
+		}
+		return v
+	default:
+		return v
+	}
+	for _, h := range all {
+		text = replaceWord(text, h.old, h.new)
+	}
+	return slog.StringValue(text)
+}
+
+// replaceWord replaces old by another text where it is no part of a longer
+// name or number.
+func replaceWord(text, old, other string) string {
+	if old == "" || old == other {
+		return text
+	}
+	part := func(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }
+	var b strings.Builder
+	for {
+		i := strings.Index(text, old)
+		if i < 0 {
+			break
+		}
+		end := i + len(old)
+		before, _ := utf8.DecodeLastRuneInString(text[:i])
+		after, _ := utf8.DecodeRuneInString(text[end:])
+		b.WriteString(text[:i])
+		if part(before) || part(after) {
+			b.WriteString(old)
+		} else {
+			b.WriteString(other)
+		}
+		text = text[end:]
+	}
+	b.WriteString(text)
+	return b.String()
+}
