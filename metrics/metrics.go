@@ -4,9 +4,11 @@ package metrics
 import (
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -46,6 +48,7 @@ type Config struct {
 type Metrics struct {
 	config   Config
 	registry registry
+	networks atomic.Pointer[[]netip.Prefix] // that may ask
 
 	growing sync.Mutex
 	labels  labels

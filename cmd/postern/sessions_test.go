@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -215,6 +216,36 @@ func TestWhatOnlyAPosternThatRunsCanDo(t *testing.T) {
 			if status := command(t.Context(), append(strings.Fields(args), "-c", path), &out, &out); status != 1 || !strings.HasSuffix(out.String(), c.want) {
 				t.Errorf("%s: %s, want %s", args, out.String(), c.want)
 			}
+		}
+	}
+}
+
+func TestReadinessHasAnAddressOfItsOwn(t *testing.T) {
+	imap, _ := inMemory(t, "mail")
+	config := strings.Replace(frame, "{address: off}", `{address: "127.0.0.1:0", ready_address: "127.0.0.1:0"}`, 1)
+	log := new(written)
+	cfg, err := configs.Parse("test.yaml", []byte(config+fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, _ := proxytest.Cert(t, "localhost")
+	store, err := certs.Static(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inhabitWith(t, cfg, store, log)
+	_, at, ok := strings.Cut(grep(log.String(), "what=health"), "address=")
+	if !ok {
+		t.Fatalf("it is not served:\n%s", log)
+	}
+	for path, want := range map[string]int{"/readyz": http.StatusOK, "/healthz": http.StatusOK, "/metrics": http.StatusNotFound} {
+		response, err := http.Get("http://" + strings.TrimSpace(at) + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = response.Body.Close()
+		if response.StatusCode != want {
+			t.Errorf("%s: %d, want %d", path, response.StatusCode, want)
 		}
 	}
 }

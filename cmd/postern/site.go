@@ -168,6 +168,7 @@ func (s *site) apply(ctx context.Context, h *house) error {
 	if err := s.server.Apply(bindings); err != nil {
 		return err
 	}
+	s.metrics.Allow(h.cfg.Metrics.Networks)
 	s.serveWebs(ctx, h, webs)
 	if s.end != nil {
 		s.end()
@@ -241,7 +242,10 @@ func (s *site) open(ctx context.Context, h *house) (bindings []proxy.Binding, we
 
 // webs are what h wants to answer HTTP.
 func (h *house) webs() []web {
-	all := []web{{"metrics", "metrics.address", h.cfg.Metrics.Address, h.metrics.Server}}
+	all := []web{
+		{"metrics", "metrics.address", h.cfg.Metrics.Address, h.metrics.Server},
+		{"health", "metrics.ready_address", h.cfg.Metrics.ReadyAddress, h.metrics.HealthServer},
+	}
 	challenge := web{what: "challenges", key: "tls.acme.http_address", server: h.challenges}
 	if acme := h.cfg.TLS.ACME; acme != nil {
 		challenge.address = acme.HTTPAddress
