@@ -250,7 +250,7 @@ type advised struct {
 	question *question     // about it; nil: there is none to ask
 	failed   bool          // the server did not answer: it is not asked again
 	refused  bool          // by it
-	until    time.Time     // a refusal must not be answered before
+	until    time.Time     // of its tarpit
 }
 
 // Try implements proxy.Permit. What the guard refuses the server is not asked
@@ -265,10 +265,8 @@ func (p *advised) Try(ctx context.Context, l *proxy.Login) error {
 	}
 	p.server.once.Do(p.server.open)
 	p.question = p.server.question(l)
-	begun := time.Now()
-	p.until = begun.Add(jitter(DefaultConfig().Delay))
 	// Nobody has verified the password: it must not be called wrong.
-	return p.ask(ctx, begun, proxy.Throttled)
+	return p.ask(ctx, proxy.Throttled)
 }
 
 // Confirm implements proxy.Confirmer.
@@ -277,10 +275,11 @@ func (p *advised) Confirm(ctx context.Context, _ *proxy.Login) error {
 		return nil
 	}
 	// Anything but wrong would tell that the password was right.
-	return p.ask(ctx, time.Now(), proxy.Wrong)
+	return p.ask(ctx, proxy.Wrong)
 }
 
-func (p *advised) ask(ctx context.Context, begun time.Time, reason proxy.Reason) error {
+func (p *advised) ask(ctx context.Context, reason proxy.Reason) error {
+	begun := time.Now()
 	status, err := p.server.allow(ctx, p.question)
 	p.failed = err != nil
 	switch {
@@ -290,15 +289,12 @@ func (p *advised) ask(ctx context.Context, begun time.Time, reason proxy.Reason)
 		return nil
 	case err != nil && p.server.RejectOnFail:
 		p.refused = true
-		return proxy.Refuse(reason, fmt.Errorf("%w: %w", ErrPolicyServer, err))
+		return proxy.Refuse(proxy.Unavailable, fmt.Errorf("%w: %w", ErrPolicyServer, err))
 	case status < 0:
 		p.refused = true
 		return proxy.Refuse(reason, ErrPolicyServer)
 	case status > 0:
-		tarpit := begun.Add(min(time.Duration(min(status, 3600))*time.Second, maxTarpit))
-		if tarpit.After(p.until) {
-			p.until = tarpit
-		}
+		p.until = begun.Add(min(time.Duration(min(status, 3600))*time.Second, maxTarpit))
 	}
 	return nil
 }
@@ -309,7 +305,9 @@ func (p *advised) Settle(err error) time.Duration {
 	q := p.question
 	p.question = nil
 	if p.refused {
-		err = proxy.Refuse(proxy.Throttled, ErrPolicyServer) // no guess, and no success
+		// Neither a guess nor a success, and answered as late as one that the guard
+		// itself refuses.
+		err = proxy.Refuse(proxy.Throttled, &Denied{})
 	}
 	delay := p.Permit.Settle(err)
 	if q == nil {
@@ -329,7 +327,7 @@ func (p *advised) Settle(err error) time.Duration {
 		server := p.server
 		p.guard.reports.Go(func() { server.report(q) })
 	}
-	if p.refused || delay > 0 {
+	if delay > 0 {
 		return max(delay, time.Until(p.until))
 	}
 	return delay
