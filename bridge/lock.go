@@ -194,20 +194,27 @@ func (s *session) hold(ctx context.Context) (err error) {
 	return err
 }
 
+// unlock lets others have the maildrop. It may be called again.
+func (s *session) unlock() {
+	s.lock.release()
+	s.lock = nil
+}
+
 // evictable returns a context that ends, as the connection's reads do, when
 // another session takes the maildrop over.
 func (s *session) evictable(ctx context.Context, client *proxy.Conn) (context.Context, func()) {
-	if s.lock == nil {
+	k := s.lock
+	if k == nil {
 		return ctx, func() {}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	over := proxy.Refuse(proxy.Kicked, errTakenOver)
-	s.lock.listen(func() {
+	k.listen(func() {
 		cancel(over)
 		client.Interrupt(over)
 	})
 	return ctx, func() {
-		s.lock.listen(nil)
+		k.listen(nil)
 		cancel(nil)
 	}
 }

@@ -110,7 +110,7 @@ func (s *session) Close() error {
 	if s.lapsed {
 		_ = s.bury(context.Background(), nil) // else the next session tries
 	}
-	s.lock.release()
+	s.unlock()
 	return err
 }
 
@@ -413,6 +413,7 @@ func (s *session) quit(ctx context.Context) error {
 	if err != nil {
 		return &no{text: s.temporary("Some deleted messages were not removed"), end: proxy.ErrQuit}
 	}
+	s.unlock() // RFC 1939 section 6: before the answer, or who comes again at once is refused
 	s.ok("Goodbye")
 	s.quitted = true
 	return proxy.ErrQuit

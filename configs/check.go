@@ -389,6 +389,7 @@ func (m *mistakes) checkTimeouts() {
 	m.checkDuration("timeouts.stall", t.Stall, time.Second, "")
 	m.checkDuration("timeouts.spread_disconnects", t.Spread, 0, "")
 	m.checkDuration("timeouts.shutdown", t.Shutdown, 0, "")
+	m.checkDuration("timeouts.upgrade", t.Upgrade, 0, "")
 }
 
 // checkDuration wants d between least, for the reason given, and a day.

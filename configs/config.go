@@ -176,6 +176,7 @@ type Timeouts struct {
 	Stall          time.Duration `yaml:"stall"`              // a peer that takes no bytes
 	Spread         time.Duration `yaml:"spread_disconnects"` // clients of a backend that crashed are let go within it
 	Shutdown       time.Duration `yaml:"shutdown"`           // what sessions get to end by themselves; 0: nothing
+	Upgrade        time.Duration `yaml:"upgrade"`            // the same for those that stay with the process that was replaced
 }
 
 // POP3 is how the bridge shows a mailbox.
@@ -233,6 +234,7 @@ func defaults() Config {
 			Stall:          5 * time.Minute,
 			Spread:         10 * time.Second,
 			Shutdown:       30 * time.Second,
+			Upgrade:        10 * time.Minute,
 		},
 		Limits: defaultLimits(), Guard: defaultGuard(),
 		Accounts: Accounts{Lowercase: true, Separators: "*%"},

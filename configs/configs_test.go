@@ -107,7 +107,7 @@ domains: [{domain: Example.net, texts: {wrong: k}}]
 submission: {bare_newlines: reject}
 trusted_networks: [10.0.0.40, "::ffff:10.0.0.41", 10.1.0.0/16, 2001:db8::/48, 2001:db8::1]
 timeouts: {handshake: 1s, login: 2s, dial: 3s, backend: 4s, imap_idle: 31m, pop3_idle: 11m,
-  submission_idle: 7s, stall: 8s, spread_disconnects: 9s, shutdown: 0s}
+  submission_idle: 7s, stall: 8s, spread_disconnects: 9s, shutdown: 0s, upgrade: 10s}
 limits: {max_connections: 5, network_connections: 6, reserve: 0, network_logins: 7, account_sessions: 8, attempts: 9, attempt_wait: 10s,
   guard_entries: 11, known_networks: 12}
 guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}, known: {burst: 5, every: 6s}, pair: {burst: 7, every: 8s},
@@ -191,7 +191,7 @@ log: {format: json, level: debug, fail2ban: failed}
 		Timeouts: Timeouts{
 			Handshake: 1 * time.Second, Login: 2 * time.Second, Dial: 3 * time.Second, Backend: 4 * time.Second,
 			IMAPIdle: 31 * time.Minute, POP3Idle: 11 * time.Minute, SubmissionIdle: 7 * time.Second,
-			Stall: 8 * time.Second, Spread: 9 * time.Second,
+			Stall: 8 * time.Second, Spread: 9 * time.Second, Upgrade: 10 * time.Second,
 		},
 		Limits: Limits{
 			MaxConnections: 5, NetworkConnections: 6, NetworkLogins: 7, AccountSessions: 8, Attempts: 9, AttemptWait: 10 * time.Second,

@@ -256,7 +256,7 @@ func start(t *testing.T, h *house, d *diary, change func(*proxy.Service, *proxy.
 	t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
-		_ = s.Shutdown(ctx)
+		_ = s.Shutdown(ctx, 0)
 	})
 	implicit := !svc.StartTLS
 	return func() net.Conn {
@@ -499,7 +499,7 @@ func pipe(t *testing.T, h *house, d *diary) (client net.Conn, done <-chan struct
 		client.Close()
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
-		_ = s.Shutdown(ctx)
+		_ = s.Shutdown(ctx, 0)
 		<-gone
 	})
 	return client, gone
@@ -624,7 +624,7 @@ func TestShutdownLetsSessionsEnd(t *testing.T) {
 	result := make(chan error)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	go func() { result <- s.Shutdown(ctx) }()
+	go func() { result <- s.Shutdown(ctx, 0) }()
 	proxytest.Transcript(t, waiting, `
 		S: BYE shutting_down
 		S: <EOF>
@@ -657,7 +657,7 @@ func TestShutdownEndsWhatDoesNotEnd(t *testing.T) {
 	`)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := s.Shutdown(ctx); err == nil || !strings.HasPrefix(err.Error(), "1 sessions") {
+	if err := s.Shutdown(ctx, 0); err == nil || !strings.HasPrefix(err.Error(), "1 sessions") {
 		t.Errorf("Shutdown: %v", err)
 	}
 	proxytest.Transcript(t, c, `

@@ -51,7 +51,7 @@ func serveTLS(b *testing.B) (address string, roots *x509.CertPool) {
 	b.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
-		_ = s.Shutdown(ctx)
+		_ = s.Shutdown(ctx, 0)
 	})
 	return ln.Addr().String(), roots
 }

@@ -55,7 +55,7 @@ func island(t *testing.T, wrap func(net.Listener) net.Listener) (d *diary, addre
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.Shutdown(t.Context()) })
+	t.Cleanup(func() { _ = s.Shutdown(t.Context(), 0) })
 	return d, address
 }
 
@@ -241,7 +241,7 @@ func TestShutdownSaysNothingIntoAHandshake(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	begun := time.Now()
-	if err := s.Shutdown(t.Context()); err != nil {
+	if err := s.Shutdown(t.Context(), 0); err != nil {
 		t.Error(err)
 	}
 	if took := time.Since(begun); took > 5*time.Second {

@@ -11,8 +11,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -247,11 +249,24 @@ func (svc *Service) timeouts() Timeouts {
 	return t
 }
 
+// Wait returns nil when there are no listeners and the last connection has
+// ended, or else the cause of ctx.
+func (s *Server) Wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() { s.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // Shutdown closes the listeners, says goodbye to clients that are not logged
 // in, and waits for the sessions to end. When ctx ends first, it ends those
-// that are left, each in its protocol's words, and returns how many they were
-// in an error.
-func (s *Server) Shutdown(ctx context.Context) error {
+// that are left within spread, each in its protocol's words, and returns how many
+// they were in an error.
+func (s *Server) Shutdown(ctx context.Context, spread time.Duration) error {
 	s.mu.Lock()
 	s.closing = true
 	for _, ln := range s.listeners {
@@ -268,12 +283,25 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 	}
-	left := s.kick(down, func(*conn) bool { return true })
+	left := s.endWithin(spread, down)
 	<-done
 	if left == 0 {
 		return nil
 	}
 	return fmt.Errorf("%d sessions were ended: %w", left, context.Cause(ctx))
+}
+
+// endWithin ends all connections, one after the other: what comes back comes
+// back to somebody. It returns how many they were.
+func (s *Server) endWithin(spread time.Duration, cause *Refusal) int {
+	s.mu.Lock()
+	left := slices.Collect(maps.Keys(s.conns)) // in no order
+	s.mu.Unlock()
+	for _, c := range left {
+		c.cancel(cause)
+		time.Sleep(spread / time.Duration(len(left)))
+	}
+	return len(left)
 }
 
 // A SessionInfo describes a live connection.

@@ -65,7 +65,9 @@ func (s *site) newControl() *admin.Server {
 	importUIDLs.answered(c, s.memory)
 	answerCerts(c, s.store)
 	s.answerGuard(c)
-	admin.Handle(c, "reload", s.reloadWhenAsked)
+	admin.Handle(c, "reload", s.whenAsked(s.reload))
+	admin.Handle(c, "upgrade", s.whenAsked(s.upgrade))
+	s.answerPredecessor(c)
 	return c
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -24,57 +25,79 @@ printed.`,
 	}
 	path := configFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := configs.Read(*path)
-		if err != nil {
-			return err
-		}
-		if cfg.Control.Socket == "" {
-			return errors.New("control.socket is off: send SIGHUP, and look into the log")
-		}
-		var answer reloaded
-		if err := admin.Call(cmd.Context(), cfg.Control.Socket, "reload", struct{}{}, &answer); err != nil {
-			return err
-		}
-		if answer.Mistakes != nil {
-			return answer.Mistakes
-		}
-		return nil
+		return askForChange(cmd.Context(), *path, "reload", "SIGHUP")
 	}
 	return cmd
 }
 
-// reloaded is the answer to a reload.
-type reloaded struct {
+// askForChange asks the Postern that runs with the configuration at path to
+// change itself.
+func askForChange(ctx context.Context, path, what, signal string) error {
+	cfg, err := configs.Read(path)
+	if err != nil {
+		return err
+	}
+	if cfg.Control.Socket == "" {
+		return fmt.Errorf("control.socket is off: send %s, and look into the log", signal)
+	}
+	var answer changed
+	if err := admin.Call(ctx, cfg.Control.Socket, what, struct{}{}, &answer); err != nil {
+		return err
+	}
+	if answer.Mistakes != nil {
+		return answer.Mistakes
+	}
+	return nil
+}
+
+// changed is the answer to a reload or an upgrade.
+type changed struct {
 	Mistakes configs.Errors `json:"mistakes,omitempty"` // then nothing has changed
 }
 
-// reloadWhenAsked is a reload for the control socket.
-func (s *site) reloadWhenAsked(ctx context.Context, _ struct{}) (answer reloaded, err error) {
-	done := make(chan error, 1)
-	select {
-	case s.reloads <- done:
-	case <-ctx.Done():
-		return answer, context.Cause(ctx)
-	}
-	err = <-done
-	if mistakes, ok := errors.AsType[configs.Errors](err); ok {
-		return reloaded{mistakes}, nil
-	}
-	return answer, err
+// A change is what somebody asks of the site, and where the outcome is awaited.
+type change struct {
+	do   func(background context.Context) error
+	done chan<- error
 }
 
-// reloadUntil reloads at SIGHUP and when it is asked for, until ctx ends. What
-// is then served lives in background.
-func (s *site) reloadUntil(ctx, background context.Context) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
-	for {
+// whenAsked returns the answer of the control socket that makes a change.
+func (s *site) whenAsked(do func(context.Context) error) func(context.Context, struct{}) (changed, error) {
+	return func(ctx context.Context, _ struct{}) (answer changed, err error) {
+		done := make(chan error, 1)
 		select {
-		case <-hangup:
-			_ = s.reload(background) // it is in the log
-		case done := <-s.reloads:
-			done <- s.reload(background)
+		case s.changes <- change{do, done}:
+		case <-ctx.Done():
+			return answer, context.Cause(ctx)
+		}
+		err = <-done
+		if mistakes, ok := errors.AsType[configs.Errors](err); ok {
+			return changed{mistakes}, nil
+		}
+		return answer, err
+	}
+}
+
+// changeUntil makes what is asked for, one after the other, until ctx ends or a
+// successor serves. What is then served lives in background.
+func (s *site) changeUntil(ctx, background context.Context) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR2)
+	defer signal.Stop(signals)
+	alive, stop := watchdog()
+	defer stop()
+	for s.successor == nil {
+		select {
+		case <-alive:
+			s.notify(watching)
+		case got := <-signals:
+			if got == syscall.SIGHUP {
+				_ = s.reload(background) // it is in the log
+			} else {
+				_ = s.upgrade(background)
+			}
+		case c := <-s.changes:
+			c.done <- c.do(background)
 		case <-ctx.Done():
 			return
 		}
@@ -84,6 +107,8 @@ func (s *site) reloadUntil(ctx, background context.Context) {
 // reload reads the configuration again. Either all of it is served, or there
 // are mistakes and nothing has changed.
 func (s *site) reload(ctx context.Context) error {
+	s.notify(reloading)
+	defer s.notify(ready)
 	err := s.replace(ctx)
 	s.metrics.Reloaded(err == nil)
 	if err != nil {

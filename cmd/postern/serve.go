@@ -24,27 +24,46 @@ func runCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	path := configFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
-		cfg, store, err := load(*path)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		before, err := predecessor()
 		if err != nil {
 			return err
 		}
-		level := new(slog.LevelVar)
-		s := newSite(store, newLog(cmd.ErrOrStderr(), cfg.Log.Format, level), level)
-		s.path = *path
-		h, err := build(cfg, s)
-		if err != nil {
-			return err
+		err = runAt(cmd.Context(), *path, cmd.ErrOrStderr(), before)
+		if err != nil && before != nil {
+			before.explain(err)
 		}
-		if s.memory, err = openMemory(cfg); err != nil {
-			return configs.Errors{cfg.Errorf("state.path", "%v", err)}
-		}
-		defer func() { err = errors.Join(err, s.memory.Close()) }()
-		ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, os.Interrupt)
-		defer stop()
-		return s.serve(ctx, h)
+		return err
 	}
 	return cmd
+}
+
+// runAt serves what the configuration at path says. before is the process that
+// this one replaces; nil: none.
+func runAt(ctx context.Context, path string, log io.Writer, before *relative) (err error) {
+	cfg, store, err := load(path)
+	if err != nil {
+		return err
+	}
+	level := new(slog.LevelVar)
+	s := newSite(store, newLog(log, cfg.Log.Format, level), level)
+	s.path = path
+	h, err := build(cfg, s)
+	if err != nil {
+		return err
+	}
+	if before != nil {
+		if err := s.inherit(h, before); err != nil {
+			return err
+		}
+	}
+	if s.memory, err = openMemory(cfg); err != nil {
+		return configs.Errors{cfg.Errorf("state.path", "%v", err)}
+	}
+	defer func() { err = errors.Join(err, s.memory.Close()) }()
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	return s.serve(ctx, h)
 }
 
 // load reads the configuration and its certificates.

@@ -29,6 +29,7 @@ import (
 type site struct {
 	log      *slog.Logger
 	level    *slog.LevelVar
+	binary   string // of this process, and of its successor
 	path     string // of the configuration; "": there is none to read again
 	store    *certs.Store
 	metrics  *metrics.Metrics
@@ -53,13 +54,20 @@ type site struct {
 
 	names      pseudonyms // of accounts in logs
 	discretion atomic.Pointer[discretion]
-	keepers    []func(context.Context)
 
 	house    atomic.Pointer[house] // that is served; nil: none yet
-	reloads  chan chan<- error     // who asks for a reload
+	changes  chan change           // what is asked for
 	wg       sync.WaitGroup        // of what goes on in the background
 	end      context.CancelFunc    // of the present house's part of it
 	draining atomic.Bool
+
+	keepers  []func(context.Context) // what writes to the memory
+	keeping  sync.WaitGroup          // of these
+	stopKeep context.CancelFunc      // ends them
+
+	successor   *successor // nil: this process serves
+	predecessor *relative  // nil: there was none
+	inherited   []byte     // the guard's snapshot of a predecessor without state
 }
 
 // A web is what answers HTTP at an address of the configuration.
@@ -87,7 +95,7 @@ func newSite(store *certs.Store, log *slog.Logger, level *slog.LevelVar) *site {
 	s := &site{
 		log: log, level: level, store: store, memory: &memory{}, ready: func([]proxy.Binding) {},
 		listeners: make(map[string]*listen.ProxyListener), tickets: make(map[ticketKey]*tls.Config),
-		webs: make(map[string]served), reloads: make(chan chan<- error),
+		webs: make(map[string]served), changes: make(chan change), binary: ownBinary(),
 	}
 	s.nonce = []byte(rand.Text())
 	s.log = slog.New(discreet{log.Handler(), &s.discretion})
@@ -120,6 +128,12 @@ func (s *site) serve(ctx context.Context, h *house) error {
 		return err
 	}
 	s.openGuard(ctx, h)
+	s.keepers = append(s.keepers, s.runGuard)
+	if s.inherited != nil {
+		if err := s.guard.Restore(s.inherited); err != nil {
+			s.log.Warn("the login guard begins anew, and learns", "err", err)
+		}
+	}
 	s.openLedger(ctx)
 	s.control = s.newControl()
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -140,17 +154,55 @@ func (s *site) serve(ctx context.Context, h *house) error {
 	for _, address := range s.sockets.CloseUnused() {
 		s.log.Warn("inherited a socket that no listener has", "address", address)
 	}
-	s.wg.Go(func() { s.serveControl(background) })
 	s.wg.Go(func() { s.store.Run(background) })
-	s.wg.Go(func() { s.runGuard(background) })
-	for _, work := range s.keepers {
-		s.wg.Go(func() { work(background) })
-	}
 	s.wg.Go(func() { s.store.Watch(background, watchEvery, s.log) })
-	s.reloadUntil(ctx, background)
-	s.drain(background)
+	s.keep(background)
+	defer func() { s.endKeeping() }()
+	if s.predecessor != nil {
+		if err := s.predecessor.say(word{Serving: true}); err != nil {
+			return err
+		}
+	}
+	s.notify(ready)
+	s.changeUntil(ctx, background)
+	if s.successor != nil {
+		s.outlive(ctx, background)
+	} else {
+		s.drain(background)
+	}
 	s.advised.Wait()
 	return nil
+}
+
+// keep runs what writes to the memory, and answers at the control socket, until
+// endKeeping.
+func (s *site) keep(background context.Context) {
+	var ctx context.Context
+	ctx, s.stopKeep = context.WithCancel(background)
+	for _, work := range s.keepers {
+		s.keeping.Go(func() { work(ctx) })
+	}
+	s.wg.Go(func() { s.serveControl(background) })
+}
+
+// endKeeping returns when nothing writes to the memory but sessions.
+func (s *site) endKeeping() {
+	s.stopKeep()
+	s.keeping.Wait()
+}
+
+// outlive waits for the sessions that a successor has left to this process: for
+// timeouts.upgrade, or until the process is told to stop.
+func (s *site) outlive(ctx, background context.Context) {
+	grace := s.house.Load().cfg.Timeouts.Upgrade
+	ctx, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	s.log.Info("sessions may end by themselves", "grace", grace, "connections", len(s.server.Sessions()))
+	if s.server.Wait(ctx) == nil {
+		s.log.Info("the last session has ended")
+		return
+	}
+	s.drain(background)
 }
 
 // apply makes h what is served, all of it; after an error nothing has changed.
@@ -285,11 +337,15 @@ func (s *site) serveWebs(ctx context.Context, h *house, opened map[string]net.Li
 // drain ends the service. What clients see of it is the server's.
 func (s *site) drain(ctx context.Context) {
 	s.draining.Store(true)
-	grace := s.house.Load().cfg.Timeouts.Shutdown
+	if s.successor == nil {
+		s.notify(stopping)
+	}
+	timeouts := s.house.Load().cfg.Timeouts
+	grace := timeouts.Shutdown
 	s.log.Info("stopping: sessions may end by themselves", "grace", grace, "connections", len(s.server.Sessions()))
 	ctx, cancel := context.WithTimeoutCause(ctx, grace, fmt.Errorf("the grace period of %v is over", grace))
 	defer cancel()
-	if err := s.server.Shutdown(ctx); err != nil {
+	if err := s.server.Shutdown(ctx, timeouts.Spread); err != nil {
 		s.log.Warn("stopped", "err", err)
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"postern/bridge"
 	"postern/configs"
@@ -26,7 +27,71 @@ type memory struct {
 
 	guardConfig guard.Config // of a guard that has it without serving
 
-	close func() error // nil: nothing is open
+	used  map[string]*bucket // by sessions: the first two, by name
+	close func() error       // nil: nothing is open
+}
+
+// A bucket is what sessions remember with, whoever has the files.
+type bucket struct {
+	mu   sync.RWMutex
+	book bridge.Book
+}
+
+// Get implements bridge.Store.
+func (b *bucket) Get(ctx context.Context, key string) ([]byte, error) {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.book.Get(ctx, key)
+}
+
+// Put implements bridge.Store.
+func (b *bucket) Put(ctx context.Context, key string, value []byte) error {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.book.Put(ctx, key, value)
+}
+
+// Update implements bridge.Store.
+func (b *bucket) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.book.Update(ctx, key, change)
+}
+
+// Scan implements bridge.Book.
+func (b *bucket) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.book.Scan(ctx, prefix, each)
+}
+
+func (b *bucket) set(book bridge.Book) {
+	b.mu.Lock() // waits for what is under way
+	defer b.mu.Unlock()
+	b.book = book
+}
+
+// handOver closes the files. Sessions go on with what other gives for a bucket.
+func (m *memory) handOver(other func(name string) bridge.Book) error {
+	for name, b := range m.used {
+		b.set(other(name))
+	}
+	err := m.Close()
+	m.close = nil
+	return err
+}
+
+// takeBack opens the files again.
+func (m *memory) takeBack(cfg *configs.Config) error {
+	fresh, err := openMemory(cfg)
+	if err != nil {
+		return err
+	}
+	for name, b := range m.used {
+		b.set(fresh.used[name].book)
+	}
+	m.guard, m.archive, m.close = fresh.guard, fresh.archive, fresh.close
+	return nil
 }
 
 const (
@@ -49,8 +114,9 @@ func openMemory(cfg *configs.Config) (*memory, error) {
 		_ = cache.Close()
 		return nil, err
 	}
+	listings, uidls := &bucket{book: cache.Bucket("listings")}, &bucket{book: record.Bucket("uidl")}
 	return &memory{
-		cache: cache.Bucket("listings"), record: record.Bucket("uidl"), guard: cache.Bucket("guard"),
+		cache: listings, record: uidls, used: map[string]*bucket{"listings": listings, "uidl": uidls}, guard: cache.Bucket("guard"),
 		guardConfig: guardConfig(cfg),
 		close:       func() error { return errors.Join(cache.Close(), record.Close()) },
 		archive:     newArchive(record, cache),

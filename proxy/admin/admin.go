@@ -167,8 +167,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	if !stop() {
 		<-stopped
 	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+		return nil // with the listener alone, answers that are under way go on
 	}
 	return fmt.Errorf("control socket: %w", err)
 }

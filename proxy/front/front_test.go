@@ -214,7 +214,7 @@ func start(t *testing.T, timeouts proxy.Timeouts, svc proxy.Service) *fixture {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
-		_ = f.server.Shutdown(ctx)
+		_ = f.server.Shutdown(ctx, 0)
 	})
 	return f
 }

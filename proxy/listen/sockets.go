@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"github.com/coreos/go-systemd/v22/activation"
 )
@@ -51,7 +52,14 @@ func Inherited() (*Sockets, error) {
 	for i := range n {
 		files = append(files, os.NewFile(uintptr(firstGiven+i), "socket"))
 	}
-	return s, s.take(files)
+	return s, s.Give(files)
+}
+
+// Give adds to what was inherited. It takes the files' descriptors in any case.
+func (s *Sockets) Give(files []*os.File) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.take(files)
 }
 
 // take makes listeners of files, and closes these.
@@ -153,7 +161,7 @@ func (s *Sockets) Files() (files []*os.File, environment string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, address := range slices.Sorted(maps.Keys(s.open)) {
-		f, err := s.open[address].File()
+		f, err := duplicate(s.open[address].TCPListener)
 		if err != nil {
 			for _, f := range files {
 				_ = f.Close()
@@ -163,6 +171,26 @@ func (s *Sockets) Files() (files []*os.File, environment string, err error) {
 		files = append(files, f)
 	}
 	return files, fmt.Sprintf("%s=%d", handedOver, len(files)), nil
+}
+
+// duplicate is ln.File, but for one thing: what that returns makes the socket
+// blocking when it is passed on, for us as well, and Close would wait for Accept.
+func duplicate(ln *net.TCPListener) (f *os.File, err error) {
+	raw, err := ln.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	name := ln.Addr().String()
+	control := raw.Control(func(fd uintptr) {
+		syscall.ForkLock.RLock() // no child gets it unasked
+		defer syscall.ForkLock.RUnlock()
+		var copied int
+		if copied, err = syscall.Dup(int(fd)); err == nil {
+			syscall.CloseOnExec(copied)
+			f = os.NewFile(uintptr(copied), name)
+		}
+	})
+	return f, errors.Join(control, err)
 }
 
 // Accept implements net.Listener.

@@ -1,6 +1,7 @@
 package listen
 
 import (
+	"bytes"
 	"net"
 	"net/netip"
 	"os"
@@ -51,12 +52,6 @@ func TestASuccessorAcceptsWhoWaited(t *testing.T) {
 	}
 	s := sockets(t)
 	ln := mustListen(t, s, "127.0.0.1:0")
-	client, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = client.Close() }()
-
 	files, environment, err := s.Files()
 	if err != nil {
 		t.Fatal(err)
@@ -64,13 +59,26 @@ func TestASuccessorAcceptsWhoWaited(t *testing.T) {
 	successor := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 	successor.Env = append(os.Environ(), environment, "SUCCESSOR="+ln.Addr().String())
 	successor.ExtraFiles = files
-	_ = ln.Close()
-	out, err := successor.CombinedOutput()
+	accepted := make(chan struct{})
+	go func() { defer close(accepted); _, _ = ln.Accept(); _, _ = ln.Accept() }()
+	var printed bytes.Buffer
+	successor.Stdout, successor.Stderr = &printed, &printed
+	if err := successor.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = ln.Close() // although somebody accepts
+	<-accepted
+	client, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	err = successor.Wait()
 	for _, f := range files {
 		_ = f.Close()
 	}
 	if err != nil {
-		t.Fatalf("successor: %v\n%s", err, out)
+		t.Fatalf("successor: %v\n%s", err, printed.String())
 	}
 	b := make([]byte, 2)
 	if n, err := client.Read(b); err != nil || string(b[:n]) != "ok" {

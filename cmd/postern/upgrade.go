@@ -1,0 +1,466 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"postern/bridge"
+	"postern/configs"
+	"postern/proxy/admin"
+)
+
+// An upgrade replaces the process without a client that notices. The old one
+// starts the new one with copies of its listening sockets, and the two talk over
+// a pair of sockets:
+//
+//	new -> old   Built     the configuration is good
+//	old -> new   Yours     nobody accepts now, the state is closed: take it
+//	new -> old   Serving   accepting; the sessions that are left are yours
+//	old -> new   Free      one of them has ended its maildrop
+//	new -> old   Evict     somebody takes a maildrop over
+//
+// Until Serving the old one can take everything back. Then its sessions go on,
+// with their memory in the new one's hands, until they end or timeouts.upgrade.
+
+const (
+	// predecessorFD is the variable with the descriptor of the pair.
+	predecessorFD = "POSTERN_PREDECESSOR_FD"
+	// buildTime and serveTime are what a successor gets for its steps.
+	buildTime = time.Minute
+	serveTime = time.Minute
+)
+
+func upgradeCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "upgrade",
+		Short: "Replace the running Postern by the binary that is installed now",
+		Long: `Replace the running Postern by the binary that is installed now, as SIGUSR2 does.
+The new process reads the configuration and takes over the listening sockets
+and the state; no connection is refused. Sessions that are open stay with the
+old process, for as long as timeouts.upgrade allows. After a mistake nothing
+has changed.`,
+		Args: cobra.NoArgs,
+	}
+	path := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		return askForChange(cmd.Context(), *path, "upgrade", "SIGUSR2")
+	}
+	return cmd
+}
+
+// A word is what the two processes say.
+type word struct {
+	Built    bool           `json:",omitempty"`
+	Mistakes configs.Errors `json:",omitempty"`
+	Error    string         `json:",omitempty"`
+	Yours    *legacy        `json:",omitempty"`
+	Serving  bool           `json:",omitempty"`
+	Free     *maildropName  `json:",omitempty"`
+	Evict    *maildropName  `json:",omitempty"`
+}
+
+// A legacy is what goes from one memory to another.
+type legacy struct {
+	Locks map[string][]string // maildrops that are open, by backend
+	Guard []byte              // nil: it is in the state
+}
+
+type maildropName struct{ Backend, Maildrop string }
+
+// A relative is the other process.
+type relative struct {
+	conn net.Conn
+	in   *json.Decoder
+
+	mu sync.Mutex // of writing
+}
+
+func newRelative(f *os.File) (*relative, error) {
+	conn, err := net.FileConn(f)
+	_ = f.Close() // conn has its own
+	if err != nil {
+		return nil, err
+	}
+	return &relative{conn: conn, in: json.NewDecoder(conn)}, nil
+}
+
+func (r *relative) say(w word) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return json.NewEncoder(r.conn).Encode(w)
+}
+
+// hear returns the next word, which has to come in time.
+func (r *relative) hear(patience time.Duration) (w word, err error) {
+	if err := r.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return w, err
+	}
+	err = r.in.Decode(&w)
+	_ = r.conn.SetReadDeadline(time.Time{})
+	switch {
+	case err != nil:
+		return w, fmt.Errorf("the other process: %w", err)
+	case w.Mistakes != nil:
+		return w, w.Mistakes
+	case w.Error != "":
+		return w, errors.New(w.Error)
+	}
+	return w, nil
+}
+
+// expect hears words until one is what is meant. Those about maildrops may come
+// before it, and go to meanwhile.
+func (r *relative) expect(patience time.Duration, meant func(word) bool, meanwhile func(word)) (w word, err error) {
+	for {
+		if w, err = r.hear(patience); err != nil || meant(w) {
+			return w, err
+		}
+		if w.Free == nil && w.Evict == nil {
+			return w, errors.New("the other process says what was not asked")
+		}
+		meanwhile(w)
+	}
+}
+
+// listen hands each word to f until the other process is gone.
+func (r *relative) listen(f func(word)) {
+	for {
+		var w word
+		if err := r.in.Decode(&w); err != nil {
+			return
+		}
+		f(w)
+	}
+}
+
+// predecessor returns the process that this one is to replace, or nil.
+func predecessor() (*relative, error) {
+	fd, err := strconv.Atoi(os.Getenv(predecessorFD))
+	if err != nil {
+		return nil, nil
+	}
+	if err := os.Unsetenv(predecessorFD); err != nil {
+		return nil, err
+	}
+	syscall.CloseOnExec(fd)
+	return newRelative(os.NewFile(uintptr(fd), "predecessor"))
+}
+
+// A successor is a process that replaces this one.
+type successor struct {
+	*relative
+	cmd   *exec.Cmd
+	files []*os.File // copies of the sockets, until it serves
+	ended chan struct{}
+}
+
+// launch starts a successor.
+func (s *site) launch() (*successor, error) {
+	files, environment, err := s.sockets.Files()
+	if err != nil {
+		return nil, err
+	}
+	next := &successor{files: files, ended: make(chan struct{})}
+	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		next.closeFiles()
+		return nil, fmt.Errorf("socketpair: %w", err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "successor")
+	defer func() { _ = theirs.Close() }()
+	if next.relative, err = newRelative(os.NewFile(uintptr(pair[0]), "successor")); err != nil {
+		next.closeFiles()
+		return nil, err
+	}
+	next.cmd = exec.Command(s.binary, os.Args[1:]...)
+	next.cmd.Stdout, next.cmd.Stderr = os.Stdout, os.Stderr
+	next.cmd.ExtraFiles = slices.Concat(files, []*os.File{theirs})
+	// The watchdog is for whoever has the main process; WATCHDOG_PID names us.
+	next.cmd.Env = append(os.Environ(), environment, fmt.Sprintf("%s=%d", predecessorFD, 3+len(files)), "WATCHDOG_PID=")
+	if err := next.cmd.Start(); err != nil {
+		_ = next.conn.Close()
+		next.closeFiles()
+		return nil, err
+	}
+	go func() {
+		defer close(next.ended)
+		_ = next.cmd.Wait() // how it ended is in its own log
+	}()
+	return next, nil
+}
+
+func (n *successor) closeFiles() {
+	for _, f := range n.files {
+		_ = f.Close()
+	}
+}
+
+// giveUp ends a successor that has not come to serve.
+func (n *successor) giveUp() {
+	_ = n.conn.Close()
+	_ = n.cmd.Process.Kill()
+	<-n.ended
+}
+
+// upgrade starts a successor and gives it everything but the sessions. After an
+// error this process serves as before.
+func (s *site) upgrade(background context.Context) error {
+	s.log.Info("upgrade begins", "binary", s.binary)
+	next, err := s.launch()
+	if err == nil {
+		err = s.handOver(background, next)
+	}
+	if err != nil {
+		s.log.Error("not upgraded: this process goes on", "err", err)
+		return err
+	}
+	s.log.Info("upgraded: the sessions that are left are this process's", "successor", next.cmd.Process.Pid)
+	s.successor = next
+	return nil
+}
+
+func (s *site) handOver(background context.Context, next *successor) error {
+	defer next.closeFiles()
+	if _, err := next.expect(buildTime, func(w word) bool { return w.Built }, s.heed); err != nil {
+		next.giveUp()
+		return err
+	}
+	left, err := s.letGo(next)
+	if err == nil {
+		err = next.say(word{Yours: left})
+	}
+	if err == nil {
+		_, err = next.expect(serveTime, func(w word) bool { return w.Serving }, s.heed)
+	}
+	if err == nil {
+		go next.listen(s.heed)
+		return nil
+	}
+	next.giveUp()
+	return errors.Join(err, s.takeBack(background, next))
+}
+
+// letGo ends accepting, and all that has to be one process's.
+func (s *site) letGo(next *successor) (*legacy, error) {
+	if err := s.server.Apply(nil); err != nil {
+		return nil, err
+	}
+	for key, w := range s.webs {
+		_ = w.server.Close()
+		delete(s.webs, key)
+	}
+	if s.asking != nil {
+		_ = s.asking.Close() // who has asked for the upgrade still gets the answer
+	}
+	s.endKeeping()
+	left := &legacy{Locks: make(map[string][]string)}
+	if s.memory.close == nil {
+		left.Guard = s.guard.Snapshot()
+	}
+	for name, shared := range s.house.Load().pop3.shared {
+		left.Locks[name] = shared.locks.HandOver(func(maildrop string) {
+			go func() { _ = next.say(word{Free: &maildropName{name, maildrop}}) }() // it has time
+		})
+	}
+	socket := s.house.Load().cfg.Control.Socket
+	return left, s.memory.handOver(func(name string) bridge.Book { return remoteBook{socket, name} })
+}
+
+// takeBack serves again, after a successor that could not.
+func (s *site) takeBack(background context.Context, next *successor) error {
+	h := s.house.Load()
+	if err := s.sockets.Give(next.files); err != nil {
+		return err
+	}
+	if s.memory.used != nil {
+		if err := s.memory.takeBack(h.cfg); err != nil {
+			return err
+		}
+	}
+	if err := s.openControl(h); err != nil {
+		return err
+	}
+	if err := s.apply(background, h); err != nil {
+		return err
+	}
+	s.keep(background)
+	return nil
+}
+
+// heed ends the session that a successor wants ended.
+func (s *site) heed(w word) {
+	if w.Evict == nil {
+		return
+	}
+	if shared, ok := s.house.Load().pop3.shared[w.Evict.Backend]; ok {
+		shared.locks.Evict(w.Evict.Maildrop)
+	}
+}
+
+// inherit waits for what a predecessor leaves to h, which is built.
+func (s *site) inherit(h *house, from *relative) error {
+	if err := from.say(word{Built: true}); err != nil {
+		return err
+	}
+	var early []word
+	w, err := from.expect(serveTime, func(w word) bool { return w.Yours != nil }, func(w word) { early = append(early, w) })
+	if err != nil {
+		return err
+	}
+	s.predecessor, s.inherited = from, w.Yours.Guard
+	frees := make(map[string]func(string))
+	for name, maildrops := range w.Yours.Locks {
+		frees[name] = h.maildropsOf(name).locks.Hold(maildrops, func(maildrop string) {
+			_ = from.say(word{Evict: &maildropName{name, maildrop}})
+		})
+	}
+	free := func(w word) {
+		if w.Free != nil && frees[w.Free.Backend] != nil {
+			frees[w.Free.Backend](w.Free.Maildrop)
+		}
+	}
+	for _, w := range early {
+		free(w)
+	}
+	go func() { // until the predecessor ends
+		from.listen(free)
+		for name, maildrops := range w.Yours.Locks { // and its sessions with it
+			for _, maildrop := range maildrops {
+				frees[name](maildrop)
+			}
+		}
+	}()
+	return nil
+}
+
+// explain tells a predecessor why this process cannot replace it.
+func (r *relative) explain(err error) {
+	w := word{Error: err.Error()}
+	if mistakes, ok := errors.AsType[configs.Errors](err); ok {
+		w = word{Mistakes: mistakes}
+	}
+	_ = r.say(w)
+}
+
+// A remoteBook is a bucket in the successor's hands. It is asked through the
+// control socket.
+type remoteBook struct{ socket, bucket string }
+
+// A cell is a key of a bucket, and what is or shall be there.
+type cell struct {
+	Bucket, Key string
+	Old, New    []byte
+}
+
+var errFarScan = errors.New("not for a process that is being replaced")
+
+// Get implements bridge.Store.
+func (b remoteBook) Get(ctx context.Context, key string) (value []byte, err error) {
+	return value, b.ask(ctx, "state/get", cell{Bucket: b.bucket, Key: key}, &value)
+}
+
+// Put implements bridge.Store.
+func (b remoteBook) Put(ctx context.Context, key string, value []byte) error {
+	return b.Update(ctx, key, func([]byte) ([]byte, error) { return value, nil })
+}
+
+// Update implements bridge.Store.
+func (b remoteBook) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error {
+	for {
+		old, err := b.Get(ctx, key)
+		if err != nil {
+			return err
+		}
+		value, err := change(old)
+		if err != nil {
+			return err
+		}
+		var done bool
+		if err := b.ask(ctx, "state/swap", cell{b.bucket, key, old, value}, &done); err != nil || done {
+			return err
+		}
+	}
+}
+
+// Scan implements bridge.Book.
+func (remoteBook) Scan(context.Context, string, func(string, []byte) error) error { return errFarScan }
+
+// ask waits for a successor that is not there yet.
+func (b remoteBook) ask(ctx context.Context, name string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, serveTime)
+	defer cancel()
+	for {
+		err := admin.Call(ctx, b.socket, name, in, out)
+		if !errors.Is(err, admin.ErrNotRunning) {
+			return err
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// answerPredecessor answers the sessions of the process before.
+func (s *site) answerPredecessor(c *admin.Server) {
+	admin.Handle(c, "state/get", func(ctx context.Context, in cell) ([]byte, error) {
+		b, err := s.memory.bucket(in.Bucket)
+		if err != nil {
+			return nil, err
+		}
+		return b.Get(ctx, in.Key)
+	})
+	admin.Handle(c, "state/swap", func(ctx context.Context, in cell) (bool, error) {
+		b, err := s.memory.bucket(in.Bucket)
+		if err != nil {
+			return false, err
+		}
+		err = b.Update(ctx, in.Key, func(old []byte) ([]byte, error) {
+			if !bytes.Equal(old, in.Old) {
+				return nil, errSwapped
+			}
+			return in.New, nil
+		})
+		if errors.Is(err, errSwapped) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+}
+
+var errSwapped = errors.New("another was faster")
+
+func (m *memory) bucket(name string) (*bucket, error) {
+	if b := m.used[name]; b != nil {
+		return b, nil
+	}
+	return nil, fmt.Errorf("there is no bucket %q", name)
+}
+
+// ownBinary returns how this process was started. The file at that path may be
+// another one by the time it is asked for.
+func ownBinary() string {
+	path, err := exec.LookPath(os.Args[0])
+	if err == nil && !strings.HasPrefix(path, "/") {
+		path, err = os.Executable()
+	}
+	if err != nil {
+		return os.Args[0]
+	}
+	return path
+}
