@@ -54,9 +54,11 @@ func (s *site) answerGuard(c *admin.Server) {
 		return nil
 	})
 	admin.Handle(c, "guard/unlock", func(_ context.Context, name string) (string, error) {
-		if network, ok := networkOf(name); ok {
-			s.guard.UnlockNetwork(network.Addr())
-			return network.String(), nil
+		if network, ok, err := networkOf(name); ok || err != nil {
+			if err == nil {
+				s.guard.UnlockNetwork(network.Addr())
+			}
+			return network.String(), err
 		}
 		account, err := s.account(name)
 		if err != nil {
@@ -79,13 +81,23 @@ func (s *site) account(name string) (string, error) {
 	return h.routing.accounts.Account(name)
 }
 
-// networkOf reads an address or a network.
-func networkOf(text string) (netip.Prefix, bool) {
-	if addr, err := netip.ParseAddr(text); err == nil {
-		return netip.PrefixFrom(addr, addr.BitLen()), true
+// networkOf reads an address, or a network of the size that has a budget. What is
+// neither, without an error, is the name of an account.
+func networkOf(text string) (network netip.Prefix, ok bool, err error) {
+	addr, err := netip.ParseAddr(text)
+	if err != nil {
+		if network, err = netip.ParsePrefix(text); err != nil {
+			return network, false, nil // it is a name
+		}
+		addr = network.Addr()
 	}
-	network, err := netip.ParsePrefix(text)
-	return network, err == nil
+	addr = addr.Unmap().WithZone("")
+	size := min(addr.BitLen(), 64) // of IPv4 all, of IPv6 half
+	if network.IsValid() && network.Bits() < size {
+		return network, false, fmt.Errorf("%s is more than one network: unlock those that list shows", network)
+	}
+	network, err = addr.Prefix(size)
+	return network, err == nil, err
 }
 
 // askGuard asks the Postern that runs: only that has a guard.
@@ -313,7 +325,7 @@ func readSeed(in io.Reader, log guard.Log, cfg *configs.Config, tell io.Writer) 
 		account, err := accounts.Account(login.Account)
 		if err != nil {
 			s.unusable++
-			return nil //nolint:nilerr // it is counted
+			return nil
 		}
 		at := place{account, login.Addr}
 		times, ok := s.times[at]
