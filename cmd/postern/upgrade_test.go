@@ -304,7 +304,7 @@ func TestReloadBreaksNoSession(t *testing.T) {
 		}
 	}
 
-	write(f.body + fmt.Sprintf("texts: {wrong: Ask us}\nlimits: {max_connections: 5000}\n"))
+	write(f.body + "texts: {wrong: Ask us}\nlimits: {max_connections: 5000}\n")
 	if out, err := f.say("reload"); err != nil {
 		t.Errorf("reload: %v\n%s", err, out)
 	}
