@@ -244,7 +244,7 @@ func defaults() Config {
 		Submission: Submission{BareNewlines: "normalize"},
 		Metrics:    Metrics{Address: "127.0.0.1:9930"},
 		Log:        Log{Format: "text", Level: slog.LevelInfo},
-		Privacy:    defaultPrivacy(), Retention: Retention{Ledger: 400, UIDLs: 400},
+		Privacy:    defaultPrivacy(), Retention: Retention{Guard: 30, Ledger: 400, UIDLs: 400},
 	}
 }
 

@@ -119,7 +119,7 @@ state: {path: /var/lib/postern}
 control: {socket: run/control.sock, group: mail}
 metrics: {address: "127.0.0.1:1", networks: [10.0.0.0/8], ready_address: ":2"}
 privacy: {addresses: full, users: full}
-retention: {ledger: 401d, uidls: 31d}
+retention: {guard: 7d, ledger: 401d, uidls: 31d}
 log: {format: json, level: debug, fail2ban: failed}
 `))
 	if err != nil {
@@ -214,7 +214,7 @@ log: {format: json, level: debug, fail2ban: failed}
 		file:  "p.yaml",
 
 		Metrics: Metrics{Address: "127.0.0.1:1", Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, ReadyAddress: ":2"},
-		Privacy: Privacy{Addresses: "full", Users: "full"}, Retention: Retention{Ledger: 401, UIDLs: 31},
+		Privacy: Privacy{Addresses: "full", Users: "full"}, Retention: Retention{Guard: 7, Ledger: 401, UIDLs: 31},
 
 		Control: Control{Socket: "run/control.sock", Group: "mail"},
 	}
@@ -349,6 +349,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"bans without addresses", "", "privacy: {addresses: prefix}\nlog: {fail2ban: f}", `p.yaml:14: log.fail2ban: its lines have addresses and accounts, which privacy keeps out of logs; remove one of the two`},
 		{"retention without unit", "", "retention: {ledger: 400}", `p.yaml:13: retention.ledger: "400" is not a number of days; 30 days are written 30d`},
 		{"retention too short", "", "retention: {uidls: 7d}", `p.yaml:13: retention.uidls: 7d is too short; the least is 30d; clients that come again later may download all mail again`},
+		{"retention of the guard", "", "retention: {guard: 0d}", `p.yaml:13: retention.guard: 0d is too short; the least is 1d`},
 		{"retention too long", "", "retention: {ledger: 4000d}", `p.yaml:13: retention.ledger: 4000d is too long; the most is 3650d`},
 		{"ledger shorter than UIDLs", "", "retention: {ledger: 100d}", `p.yaml:13: retention.ledger: 100d is shorter than retention.uidls, 400d: the ledger has the day of the last login`},
 		{"metrics at a listener's address", "", `metrics: {address: "127.0.0.1:465"}`, `p.yaml:13: metrics.address: "127.0.0.1:465" overlaps listeners[2].address in line 5`},

@@ -18,6 +18,7 @@ func (p Privacy) Full() bool { return p == defaultPrivacy() }
 
 // Retention is how long what is stored of an account outlives its last login.
 type Retention struct {
+	Guard  Days `yaml:"guard"`  // which networks it logs in from; that one's last login from there
 	Ledger Days `yaml:"ledger"` // who logs in with what; at least as long as UIDLs
 	UIDLs  Days `yaml:"uidls"`  // the record of unique ids, and what is remembered of the mailbox
 }
@@ -38,6 +39,9 @@ func ParseDays(text string) (Days, error) {
 // String implements fmt.Stringer.
 func (d Days) String() string { return strconv.Itoa(int(d)) + "d" }
 
+// Duration returns d as days of 24 hours.
+func (d Days) Duration() time.Duration { return time.Duration(d) * 24 * time.Hour }
+
 // Before returns the time that many days before another.
 func (d Days) Before(t time.Time) time.Time { return t.AddDate(0, 0, -int(d)) }
 
@@ -50,19 +54,20 @@ func (m *mistakes) checkPrivacy() {
 	if c.Log.Fail2ban != "" && !c.Privacy.Full() {
 		m.judge("log.fail2ban", "its lines have addresses and accounts, which privacy keeps out of logs; remove one of the two")
 	}
-	m.checkDays("retention.ledger", c.Retention.Ledger, "")
-	m.checkDays("retention.uidls", c.Retention.UIDLs, "; clients that come again later may download all mail again")
+	m.checkDays("retention.guard", c.Retention.Guard, 1, "")
+	m.checkDays("retention.ledger", c.Retention.Ledger, 30, "")
+	m.checkDays("retention.uidls", c.Retention.UIDLs, 30, "; clients that come again later may download all mail again")
 	if c.Retention.Ledger < c.Retention.UIDLs {
 		m.judge("retention.ledger", "%s is shorter than retention.uidls, %s: the ledger has the day of the last login", c.Retention.Ledger, c.Retention.UIDLs)
 	}
 }
 
-// checkDays wants a month to ten years.
-func (m *mistakes) checkDays(key string, d Days, consequence string) {
-	const least, most = 30, 3650
+// checkDays wants least days to ten years.
+func (m *mistakes) checkDays(key string, d, least Days, consequence string) {
+	const most = 3650
 	switch {
 	case d < least:
-		m.judge(key, "%s is too short; the least is %s%s", d, Days(least), consequence)
+		m.judge(key, "%s is too short; the least is %s%s", d, least, consequence)
 	case d > most:
 		m.judge(key, "%s is too long; the most is %s", d, Days(most))
 	}

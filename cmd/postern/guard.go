@@ -19,6 +19,7 @@ func guardConfig(cfg *configs.Config) guard.Config {
 	c.Connections, c.Reserve, c.ConnectionsPerNetwork, c.LoginsPerNetwork = l.MaxConnections, orNone(l.Reserve), l.NetworkConnections, l.NetworkLogins
 	c.Sessions, c.Attempts, c.Wait, c.Entries, c.Pairs = l.AccountSessions, l.Attempts, l.AttemptWait, l.GuardEntries, l.KnownNetworks
 	c.Trusted, c.Learning = cfg.TrustedNetworks, orNone(cfg.Guard.Learning)
+	c.KnownFor = cfg.Retention.Guard.Duration()
 	c.Services = make(map[string]guard.Config)
 	for _, listener := range cfg.Listeners {
 		if g := listener.Guard; g != nil {

@@ -16,7 +16,7 @@ type Rate struct {
 // DefaultConfig.
 type Config struct {
 	// What one attempt may take, at the most. An attempt from a known-good
-	// network of its account, one that it logged in from in the last 30 days,
+	// network of its account, one that it logged in from within KnownFor,
 	// needs a token of Known only. All others need one of Pair, of Network and of
 	// Account, and those from an area that is new to the account, an IPv4 /16 or
 	// IPv6 /32, one of each wider network as well.
@@ -50,6 +50,7 @@ type Config struct {
 
 	Learning time.Duration    // while budgets of networks are five times as large, after a start without memory; negative: never
 	Entries  int              // budgets in use that are remembered: 60 octets each
+	KnownFor time.Duration    // a network stays known-good after an account's last login from there
 	Pairs    int              // known-good networks that are remembered, of all accounts: 110 octets each
 	Now      func() time.Time // nil: time.Now
 }
@@ -75,6 +76,7 @@ func DefaultConfig() Config {
 		Attempts:              1024,
 		Wait:                  5 * time.Second,
 		Learning:              72 * time.Hour,
+		KnownFor:              knownFor,
 		Entries:               1 << 19,
 		Pairs:                 3 << 18,
 		Now:                   time.Now,

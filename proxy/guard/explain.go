@@ -17,7 +17,7 @@ type Explanation struct {
 	Trusted  bool      // no limit per network
 	Learning bool      // budgets of networks are five times as large
 	Shared   int       // accounts that use the network
-	Last     time.Time // success of the account, from anywhere, to the second; zero: none in 30 days
+	Last     time.Time // success of the account, from anywhere, to the second; zero: none in Config.KnownFor
 	Wrong    int       // wrong passwords remembered, from the network's area: they cost nothing more
 	Refused  Bucket    // what there is none of; NoBucket: the attempt would be made
 	Buckets  []State
@@ -286,7 +286,7 @@ func (g *Guard) seed(logins []Success) (added int) {
 	defer g.mu.Unlock()
 	for _, s := range logins {
 		at := g.latest - g.config.Now().Sub(s.Time)
-		if at > g.latest || at+knownFor <= g.latest {
+		if at > g.latest || at+g.config.KnownFor <= g.latest {
 			continue
 		}
 		from := g.secret.originOf(s.Addr)

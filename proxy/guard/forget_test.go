@@ -4,7 +4,28 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 )
+
+func TestANetworkIsKnownForAsLongAsConfigured(t *testing.T) {
+	s, at := newServer(t, Config{KnownFor: 7 * 24 * time.Hour})
+	tier := func() Tier { return s.Explain("", "alice", netip.MustParseAddr("192.0.2.1")).Tier }
+	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
+		t.Fatal(err)
+	}
+	at.now = at.now.Add(7*24*time.Hour - time.Second)
+	if got := tier(); got != KnownGood {
+		t.Errorf("within the time it is %v", got)
+	}
+	at.now = at.now.Add(2 * time.Second)
+	if got := tier(); got == KnownGood {
+		t.Errorf("after it it is %v", got)
+	}
+	s.Reload(Config{KnownFor: 30 * 24 * time.Hour})
+	if got := tier(); got != KnownGood {
+		t.Errorf("with a longer time it is %v", got)
+	}
+}
 
 func TestWhoIsForgottenIsAStranger(t *testing.T) {
 	s, _ := newServer(t, Config{})

@@ -80,6 +80,7 @@ func (g *Guard) forget(s secret) {
 	g.rings = newTable[ring](g.config.Entries / 4)
 	g.evicted = sketch{}
 	g.regulars = newRegulars(g.config.Pairs)
+	g.regulars.keep = g.config.KnownFor
 	g.learning = g.latest + max(0, g.config.Learning)
 }
 
@@ -93,6 +94,7 @@ func (g *Guard) Reload(c Config) {
 	c = c.withDefaults(DefaultConfig())
 	c.Now, c.Entries, c.Pairs = g.config.Now, g.config.Entries, g.config.Pairs
 	g.configure(c)
+	g.regulars.keep = g.config.KnownFor
 	g.learning = min(g.learning, g.latest+max(0, c.Learning))
 }
 

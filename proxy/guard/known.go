@@ -6,7 +6,7 @@ import (
 )
 
 const (
-	knownFor      = 30 * 24 * time.Hour // a network stays known-good after its last success
+	knownFor      = 30 * 24 * time.Hour // a network stays known-good after its last success, by default
 	knownNetworks = 32                  // of one account
 
 	sharedFor   = 7 * 24 * time.Hour // an account counts for its network after its last success there
@@ -31,10 +31,6 @@ type known struct {
 	ofNetwork, toNetwork place         // the next and the last in the network's list
 }
 
-func (k *known) expired(now time.Duration) bool {
-	return time.Duration(k.last)*time.Second+knownFor <= now
-}
-
 // counts reports whether the account uses the network: it has come from there
 // lately, and is no new one, which an attacker may have made for the purpose.
 func (k *known) counts(now uint32) bool {
@@ -54,6 +50,7 @@ const chunk = 1 << 10
 // do makes one go.
 type regulars struct {
 	limit    int
+	keep     time.Duration // Config.KnownFor
 	chunks   [][]known
 	used     int     // places that were ever used
 	free     []place // of them
@@ -62,7 +59,12 @@ type regulars struct {
 }
 
 func newRegulars(limit int) *regulars {
-	return &regulars{limit: limit, accounts: make(map[key]place), houses: make(map[key]house)}
+	return &regulars{limit: limit, keep: knownFor, accounts: make(map[key]place), houses: make(map[key]house)}
+}
+
+// expired reports whether k is known-good no more.
+func (r *regulars) expired(k *known, now time.Duration) bool {
+	return time.Duration(k.last)*time.Second+r.keep <= now
 }
 
 func (r *regulars) at(p place) *known { return &r.chunks[(p-1)/chunk][(p-1)%chunk] }
@@ -81,7 +83,7 @@ func (r *regulars) look(account, network, area key, now time.Duration) (f famili
 	for p := r.accounts[account]; p != 0; {
 		k := r.at(p)
 		p = k.ofAccount
-		if k.expired(now) {
+		if r.expired(k, now) {
 			continue
 		}
 		f.last = max(f.last, time.Duration(k.last)*time.Second)
@@ -97,7 +99,7 @@ func (r *regulars) look(account, network, area key, now time.Duration) (f famili
 func (r *regulars) welcomes(network key, now time.Duration) bool {
 	for p, n := r.houses[network].first, 0; p != 0 && n < sharedWalk; n++ {
 		k := r.at(p)
-		if !k.expired(now) {
+		if !r.expired(k, now) {
 			return true
 		}
 		p = k.ofNetwork
@@ -136,7 +138,7 @@ func (r *regulars) greet(account, network, area key, at time.Duration) bool {
 		r.add(known{account: account, network: network, area: uint32(area), first: seconds, last: seconds})
 		return true
 	}
-	isNew := k.expired(at)
+	isNew := r.expired(k, at)
 	if isNew {
 		k.first, k.full = seconds, 0
 	}

@@ -184,7 +184,7 @@ func (g *Guard) appendRegulars(b []byte, now time.Duration) []byte {
 	return g.section(b, chunks, func(b []byte, part int) (_ []byte, n int) {
 		for i := range g.regulars.chunks[part] {
 			k := &g.regulars.chunks[part][i]
-			if k.account == 0 || k.expired(now) {
+			if k.account == 0 || g.regulars.expired(k, now) {
 				continue
 			}
 			n++
@@ -288,7 +288,7 @@ func (g *Guard) restoreRegulars(r *reader, then time.Duration) {
 	for range r.count(32) {
 		k := known{account: key(r.uint64()), network: key(r.uint64()), area: r.uint32()}
 		k.first, k.last, k.full = before(then, r.uint32()), before(then, r.uint32()), then+r.seconds()
-		if k.account != 0 && !k.expired(g.latest) && g.regulars.find(k.account, k.network) == nil {
+		if k.account != 0 && !g.regulars.expired(&k, g.latest) && g.regulars.find(k.account, k.network) == nil {
 			g.regulars.add(k)
 		}
 	}
