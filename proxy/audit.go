@@ -42,8 +42,8 @@ type Audit struct {
 	key    []byte
 	mu     sync.Mutex
 	seen   map[[8]byte]struct{}
-	said   map[string]time.Time // when trouble was last written, by backend and kind
-	downed map[string]bool      // backends whose last probe failed
+	said   map[string]told // by backend and kind of trouble
+	downed map[string]bool // backends whose last probe failed
 
 	refused quota // lines about handshakes: whoever likes can make us refuse them
 }
@@ -52,7 +52,7 @@ type Audit struct {
 func NewAudit(log *slog.Logger) *Audit {
 	a := &Audit{
 		Log: log, key: make([]byte, 32), seen: make(map[[8]byte]struct{}),
-		said: make(map[string]time.Time), downed: make(map[string]bool),
+		said: make(map[string]told), downed: make(map[string]bool),
 	}
 	_, _ = rand.Read(a.key) // never fails
 	return a
@@ -71,26 +71,27 @@ func (a *Audit) Observe(e Event) {
 	case Handshake:
 		a.handshake(e)
 	case Dialed:
-		if e.Err != nil && a.due(e.Backend, e.Protocol, e.Result) {
-			a.Log.Warn("backend not reached", "backend", e.Backend, "protocol", e.Protocol, "result", e.Result, "err", e.Err)
+		if more, ok := a.due(e.Err != nil, e.Backend, e.Protocol, e.Result); ok {
+			a.Log.Warn("backend not reached", append(more, "backend", e.Backend, "protocol", e.Protocol, "result", e.Result, "err", e.Err)...)
 		}
 	case BackendLogin:
-		if ReasonOf(e.Err) == Unavailable && a.due(e.Backend, e.Protocol, "login") {
-			a.Log.Warn("backend could not log in", "backend", e.Backend, "protocol", e.Protocol, "err", e.Err)
+		if more, ok := a.due(ReasonOf(e.Err) == Unavailable, e.Backend, e.Protocol, "login"); ok {
+			a.Log.Warn("backend could not log in", append(more, "backend", e.Backend, "protocol", e.Protocol, "err", e.Err)...)
 		}
 	case Probed:
 		a.probed(e)
 	case Identified:
-		if !e.OK && a.due(e.Backend, e.Protocol, "identity") {
-			a.Log.Warn("backend does not offer the identity asked for: it takes Postern for the client", "backend", e.Backend, "protocol", e.Protocol)
+		if more, ok := a.due(!e.OK, e.Backend, e.Protocol, "identity"); ok {
+			a.Log.Warn("backend does not offer the identity asked for: it takes Postern for the client",
+				append(more, "backend", e.Backend, "protocol", e.Protocol)...)
 		}
 	case MaildropNoticed:
 		a.noticed(e)
 	case Reconnected:
 		a.reconnected(e)
 	case PolicyAsked:
-		if e.Err != nil && a.due("policy", e.Command) {
-			a.Log.Warn("policy server not asked", "command", e.Command, "err", e.Err)
+		if more, ok := a.due(e.Err != nil, "policy", e.Command); ok {
+			a.Log.Warn("policy server not asked", append(more, "command", e.Command, "err", e.Err)...)
 		}
 	case UpdateFailed:
 		a.updateFailed(e)
@@ -291,14 +292,30 @@ func (a *Audit) knows(account string) bool {
 	return ok
 }
 
-// due reports whether trouble is worth a line again.
-func (a *Audit) due(words ...string) bool {
+// A told is when trouble was last written, and how often it came since then.
+type told struct {
+	at   time.Time
+	more int
+}
+
+// due reports whether it is trouble and worth a line again, and what the line
+// says of those in between that were not.
+func (a *Audit) due(trouble bool, words ...string) (more []any, ok bool) {
+	if !trouble {
+		return nil, false
+	}
 	key := strings.Join(words, " ")
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if now := time.Now(); now.Sub(a.said[key]) >= repeat {
-		a.said[key] = now
-		return true
+	last, now := a.said[key], time.Now()
+	if now.Sub(last.at) < repeat {
+		last.more++
+		a.said[key] = last
+		return nil, false
 	}
-	return false
+	a.said[key] = told{at: now}
+	if last.more > 0 {
+		more = []any{"repeated", last.more}
+	}
+	return more, true
 }

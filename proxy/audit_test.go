@@ -85,6 +85,9 @@ func TestAuditSaysTroubleOnceAMinute(t *testing.T) {
 		if got := strings.Count(out.String(), "\n"); got != 2 {
 			t.Errorf("%d lines in 100 s:\n%s", got, out)
 		}
+		if got := strings.Count(out.String(), "repeated=59 "); got != 1 {
+			t.Errorf("the second line does not say how often it was:\n%s", out)
+		}
 	})
 }
 
