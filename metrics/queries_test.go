@@ -49,7 +49,7 @@ func complete() *Metrics {
 	c.Certificates = func() []Certificate {
 		return []Certificate{{Name: "mail.example.org", Source: "file", NotAfter: time.Now()}}
 	}
-	c.Guard = func() Guard { return Guard{} }
+	c.Guard, c.Accounts = func() Guard { return Guard{} }, func() Accounts { return Accounts{} }
 	c.Judgements = Judgements{Tiers: []string{"known"}, Buckets: []string{"pair"}}
 	m := New(c)
 	for _, e := range everything(client("imaps", proxy.IMAP), "text") {

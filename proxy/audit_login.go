@@ -146,7 +146,7 @@ func (a *Audit) fail2ban(e Attempt) {
 	_, err := fmt.Fprintf(a.Failures, "%s %s-login: Info: Disconnected (auth failed, 1 attempts in %d secs): user=<%s>, method=%s, rip=%s, lip=%s%s, session=<%s>\n",
 		time.Now().Format("2006-01-02T15:04:05.000000-07:00"), e.Client.Protocol, int(e.Duration.Seconds()), user,
 		cmp.Or(methods[e.Via], "PLAIN"), e.Client.Addr.Addr().WithZone(""), e.Client.Local.Addr().WithZone(""), secured, e.Client.ID)
-	if err != nil && a.due("failures") {
-		a.Log.Warn("a wrong password is not in the file for fail2ban", "err", err)
+	if more, ok := a.due(err != nil, "failures"); ok {
+		a.Log.Warn("a wrong password is not in the file for fail2ban", append(more, "err", err)...)
 	}
 }
