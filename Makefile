@@ -8,7 +8,7 @@ LINT     := $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.
 FUZZTIME ?= 10m
 BENCH    ?= .
 
-.PHONY: all build test lint fmt fuzz bench criteria reference simulation package
+.PHONY: all build test lint fmt fuzz bench criteria reference simulation package container
 all: build lint test
 
 build:
@@ -53,3 +53,7 @@ package:
 
 simulation:
 	$(GO) test -count=1 -run='^TestSimulation$$' ./proxy/guard -update
+
+# dist/postern-image.tar: the same in a container, by buildah.
+container:
+	.ci/container

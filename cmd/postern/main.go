@@ -36,7 +36,7 @@ only IMAP.`,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(demoCommand(), runCommand(), reloadCommand(), upgradeCommand(), checkCommand(), certsCommand(), guardCommand(), uidlCommand(), versionCommand(), manCommand())
+	root.AddCommand(demoCommand(), runCommand(), reloadCommand(), upgradeCommand(), checkCommand(), certsCommand(), guardCommand(), uidlCommand(), versionCommand(), healthyCommand(), manCommand())
 	err := root.ExecuteContext(ctx)
 	if status, ok := errors.AsType[exitStatus](err); ok {
 		return int(status)
