@@ -19,21 +19,11 @@ import (
 type exported map[string]map[string][]string
 
 // fromTheConfiguration are the labels of which a query must not know a value.
-var fromTheConfiguration = []string{"listener", "backend", "name", "version", "revision", "goversion"}
+var fromTheConfiguration = []string{"listener", "backend", "name"}
 
 func scraped(t *testing.T) exported {
 	t.Helper()
-	c := config()
-	c.Certificates = func() []Certificate {
-		return []Certificate{{Name: "mail.example.org", Source: "file", NotAfter: time.Now()}}
-	}
-	c.Guard = func() Guard { return Guard{} }
-	c.Judgements = Judgements{Tiers: []string{"known"}, Buckets: []string{"pair"}}
-	m := New(c)
-	for _, e := range everything(client("imaps", proxy.IMAP), "text") {
-		m.Observe(e)
-	}
-	_, body := get(t, m.Handler(), "/metrics")
+	_, body := get(t, complete().Handler(), "/metrics")
 	all := exported{"up": {}}
 	for line := range strings.Lines(body) {
 		if series := sample.FindStringSubmatch(line); series != nil {
