@@ -297,9 +297,10 @@ func (s *Server) endWithin(spread time.Duration, cause *Refusal) int {
 	s.mu.Lock()
 	left := slices.Collect(maps.Keys(s.conns)) // in no order
 	s.mu.Unlock()
+	const longest = 10 * time.Millisecond // a few need no spreading
 	for _, c := range left {
 		c.cancel(cause)
-		time.Sleep(spread / time.Duration(len(left)))
+		time.Sleep(min(longest, spread/time.Duration(len(left))))
 	}
 	return len(left)
 }
