@@ -14,6 +14,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
+	"sync"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -23,8 +25,6 @@ import (
 const (
 	// lockTimeout is how long Open waits for the process that has the file.
 	lockTimeout = time.Second
-	// gather is how long a write waits for others to share its flush.
-	gather = 2 * time.Millisecond
 	// firstMap is how much of the file is mapped at first: a file that grows
 	// beyond what is mapped waits for its readers.
 	firstMap = 64 << 20
@@ -48,11 +48,21 @@ type Options struct {
 }
 
 // A Bolt is a file of values. Its methods and those of its buckets are for any
-// goroutine. A write is on the disk when it returns; writes of many goroutines
-// share one flush.
+// goroutine. A write is on the disk when it returns; what comes while the disk
+// is busy shares the next flush.
 type Bolt struct {
 	db   *bbolt.DB
 	path string
+
+	turn sync.Mutex // of who writes
+	mu   sync.Mutex
+	next []*write // for the next transaction
+}
+
+// A write is what one call does in a transaction that it may share.
+type write struct {
+	do   func(*bbolt.Tx) error
+	done chan error // has room for the answer
 }
 
 // Open opens the file at path, or makes it. Its directory is made if need be,
@@ -71,7 +81,6 @@ func Open(path string, o Options) (*Bolt, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open state %s: %w", path, err)
 	}
-	db.MaxBatchDelay = gather
 	return &Bolt{db: db, path: path}, nil
 }
 
@@ -189,8 +198,7 @@ func (b *Bucket) UpdateAll(ctx context.Context, keys []string, change func(key s
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	defer damage(&err)
-	return b.bolt.db.Batch(func(tx *bbolt.Tx) error {
+	return b.bolt.write(func(tx *bbolt.Tx) error {
 		in, err := tx.CreateBucketIfNotExists(b.name)
 		if err != nil {
 			return err
@@ -208,6 +216,55 @@ func (b *Bucket) UpdateAll(ctx context.Context, keys []string, change func(key s
 		}
 		return nil
 	})
+}
+
+// write does do in a transaction, with whatever else waits for one by then.
+// bbolt's Batch would let a write wait for company that may not come.
+func (b *Bolt) write(do func(*bbolt.Tx) error) error {
+	w := &write{do: do, done: make(chan error, 1)}
+	b.mu.Lock()
+	b.next = append(b.next, w)
+	b.mu.Unlock()
+	b.turn.Lock()
+	defer b.turn.Unlock()
+	b.mu.Lock()
+	writes := b.next
+	b.next = nil
+	b.mu.Unlock()
+	for len(writes) > 0 { // else another has taken w along
+		writes = b.commit(writes)
+	}
+	return <-w.done
+}
+
+// commit does writes in one transaction and answers them. It returns those that
+// have to be done again, because one of them has failed.
+func (b *Bolt) commit(writes []*write) (again []*write) {
+	failed := -1
+	err := b.update(func(tx *bbolt.Tx) error {
+		for i, w := range writes {
+			failed = i
+			if err := w.do(tx); err != nil {
+				return err
+			}
+		}
+		failed = -1
+		return nil
+	})
+	if failed >= 0 {
+		writes[failed].done <- err
+		return slices.Delete(writes, failed, failed+1)
+	}
+	for _, w := range writes {
+		w.done <- err
+	}
+	return nil
+}
+
+func (b *Bolt) update(do func(*bbolt.Tx) error) (err error) {
+	defer damage(&err)
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	return b.db.Update(do)
 }
 
 // Scan calls each for the keys that begin with prefix, in order, until it

@@ -109,6 +109,39 @@ func TestUpdatesComeOneAfterTheOther(t *testing.T) {
 	}
 }
 
+func TestAnUpdateThatFailsSpoilsNoneOfThoseBesideIt(t *testing.T) {
+	b := opened(t, temporary(t), Options{})
+	in, oops := b.Bucket("a"), errors.New("oops")
+	var wg sync.WaitGroup
+	for i := range 60 {
+		wg.Go(func() {
+			key := strconv.Itoa(i)
+			err := in.Update(t.Context(), key, func([]byte) ([]byte, error) {
+				switch i % 6 {
+				case 4:
+					return []byte(key), oops
+				case 5:
+					panic("oops")
+				}
+				return []byte(key), nil
+			})
+			if want := []error{nil, nil, nil, nil, oops, ErrDamaged}[i%6]; !errors.Is(err, want) {
+				t.Errorf("update %d = %v, want %v", i, err, want)
+			}
+		})
+	}
+	wg.Wait()
+	for i := range 60 {
+		want := strconv.Itoa(i)
+		if i%6 >= 4 {
+			want = ""
+		}
+		if got, err := in.Get(t.Context(), strconv.Itoa(i)); string(got) != want || err != nil {
+			t.Errorf("value %d = %q, %v, want %q", i, got, err, want)
+		}
+	}
+}
+
 func TestBoltOutlivesTheProcess(t *testing.T) {
 	path := temporary(t)
 	b := opened(t, path, Options{})
