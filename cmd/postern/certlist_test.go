@@ -140,7 +140,7 @@ func TestCertsAreListed(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan struct{})
-	go func() { defer close(done); s.serveControl(t.Context()) }()
+	go func() { defer close(done); s.serveControl(t.Context(), s.asking) }()
 	t.Cleanup(func() { <-done })
 	if _, asked, complaints := said(t, "certs", "--config", path); asked != fromFiles {
 		t.Errorf("the Postern that runs says\n%s%s, want\n%s", asked, complaints, fromFiles)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"net"
 	osuser "os/user"
 	"strconv"
 
@@ -97,11 +98,8 @@ func (s *site) openControl(h *house) (err error) {
 }
 
 // serveControl answers until ctx ends, which is after the last session.
-func (s *site) serveControl(ctx context.Context) {
-	if s.asking == nil {
-		return
-	}
-	if err := s.control.Serve(ctx, s.asking); err != nil {
+func (s *site) serveControl(ctx context.Context, asking net.Listener) {
+	if err := s.control.Serve(ctx, asking); err != nil {
 		s.log.Error("commands are not answered", "err", err)
 	}
 }

@@ -63,7 +63,7 @@ func TestAnswersOfTheRunningAndOfTheFilesAreTheSame(t *testing.T) {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		h.serveControl(t.Context())
+		h.serveControl(t.Context(), h.asking)
 	}()
 	compare("running")
 	_ = h.asking.Close()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -80,10 +79,7 @@ func (s *site) whenAsked(do func(context.Context) error) func(context.Context, s
 
 // changeUntil makes what is asked for, one after the other, until ctx ends or a
 // successor serves. What is then served lives in background.
-func (s *site) changeUntil(ctx, background context.Context) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR2)
-	defer signal.Stop(signals)
+func (s *site) changeUntil(ctx, background context.Context, signals <-chan os.Signal) {
 	alive, stop := watchdog()
 	defer stop()
 	for s.successor == nil {

@@ -9,8 +9,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"os/signal"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"postern/configs"
@@ -118,6 +121,9 @@ func (s *site) known(account string) bool {
 // gives the sessions their time. An error is one of opening: a stop, even with
 // sessions left, is none.
 func (s *site) serve(ctx context.Context, h *house) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR2)
+	defer signal.Stop(signals) // not before the last session: without this, they would end the process
 	if s.sockets == nil {
 		var err error
 		if s.sockets, err = listen.Inherited(); err != nil {
@@ -164,7 +170,7 @@ func (s *site) serve(ctx context.Context, h *house) error {
 		}
 	}
 	s.notify(ready)
-	s.changeUntil(ctx, background)
+	s.changeUntil(ctx, background, signals)
 	if s.successor != nil {
 		s.outlive(ctx, background)
 	} else {
@@ -182,7 +188,9 @@ func (s *site) keep(background context.Context) {
 	for _, work := range s.keepers {
 		s.keeping.Go(func() { work(ctx) })
 	}
-	s.wg.Go(func() { s.serveControl(background) })
+	if asking := s.asking; asking != nil {
+		s.wg.Go(func() { s.serveControl(background, asking) })
+	}
 }
 
 // endKeeping returns when nothing writes to the memory but sessions.
@@ -243,6 +251,10 @@ func (s *site) apply(ctx context.Context, h *house) error {
 	return nil
 }
 
+// changesHands is said of an address that is open for something else: who has it
+// would close it.
+const changesHands = "%s is still open for another part of the configuration: free it there and reload, then use it here"
+
 // open opens the listeners of h that are not open yet, all or none, and tells
 // the others what is new. webs are those of webs, by key, that are new. The error
 // names all that cannot be.
@@ -268,6 +280,8 @@ func (s *site) open(ctx context.Context, h *house) (bindings []proxy.Binding, we
 		listeners[key] = s.listeners[key]
 		if fresh {
 			listeners[key] = listen.Proxied(ln, d.proxyFrom)
+		} else if listeners[key] == nil {
+			mistakes = append(mistakes, h.cfg.Errorf(d.key, changesHands, d.address))
 		}
 		for _, service := range d.services {
 			bindings = append(bindings, proxy.Binding{Listener: listeners[key], Service: service})
@@ -276,7 +290,11 @@ func (s *site) open(ctx context.Context, h *house) (bindings []proxy.Binding, we
 	webs = make(map[string]net.Listener)
 	for _, w := range h.webs() {
 		if w.address != "" && w.address != s.webs[w.key].address {
-			webs[w.key], _ = listenAt(w.key, w.key, w.address)
+			ln, fresh := listenAt(w.key, w.key, w.address)
+			if ln != nil && !fresh {
+				mistakes = append(mistakes, h.cfg.Errorf(w.key, changesHands, w.address))
+			}
+			webs[w.key] = ln
 		}
 	}
 	if mistakes != nil {
