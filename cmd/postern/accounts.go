@@ -17,6 +17,7 @@ import (
 	"postern/configs"
 	"postern/metrics"
 	"postern/metrics/ledger"
+	"postern/metrics/page"
 	"postern/proxy"
 	"postern/proxy/guard"
 )
@@ -69,6 +70,26 @@ func (s *site) accountsSeen() metrics.Accounts {
 	}
 	c := l.Counts()
 	return metrics.Accounts{Protocols: c.Protocols, TLS: c.TLS}
+}
+
+// accountsOnPage is the ledger as the status page shows it.
+func (s *site) accountsOnPage() (all []page.Accounts) {
+	l := s.ledger.Load()
+	if l == nil {
+		return nil
+	}
+	c := l.Counts()
+	if c.Since.IsZero() {
+		return nil
+	}
+	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+		a := page.Accounts{Protocol: protocol, All: c.Protocols[protocol]}
+		for i, version := range []string{"1.3", "1.2", "1.1", "1.0"} {
+			a.TLS[i] = c.TLS[[2]string{protocol, version}]
+		}
+		all = append(all, a)
+	}
+	return all
 }
 
 // A need is which entries of the ledger are asked for.

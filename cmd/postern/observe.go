@@ -67,6 +67,7 @@ func (s *site) newPage() *page.Page {
 			return n
 		},
 		Guard:    s.guardOnPage,
+		Accounts: s.accountsOnPage,
 		Backends: s.backendsOnPage,
 		Certificates: func() (all []page.Certificate) {
 			for _, v := range expiries(s.store) {

@@ -26,6 +26,7 @@ type Config struct {
 	Sessions     func() map[string]int
 	Backends     func() []Backend
 	Certificates func() []Certificate
+	Accounts     func() []Accounts // none: not counted yet
 	Guard        func() Guard
 	Now          func() time.Time // nil: time.Now
 }
@@ -38,6 +39,14 @@ type Backend struct {
 	Connections     int
 	LastError       string // why a member is not up, without addresses of clients; may be empty
 	IdentityRefused bool   // it takes Postern for the client
+}
+
+// Accounts is how many have logged in by a protocol within 30 days, and those of
+// them whose last day had TLS 1.3, 1.2, 1.1 and 1.0 as the oldest.
+type Accounts struct {
+	Protocol string
+	All      int
+	TLS      [4]int
 }
 
 // A Certificate is how long a name has one.
@@ -127,6 +136,7 @@ type look struct {
 	Certificates      []Certificate
 	MoreCertificates  int
 	CertificatesAsked bool
+	Accounts          []Accounts
 	Guard             *Guard
 }
 
@@ -177,6 +187,9 @@ func (p *Page) look() *look {
 		if more := len(l.Certificates) - maxRows; more > 0 {
 			l.Certificates, l.MoreCertificates = l.Certificates[:maxRows], more
 		}
+	}
+	if p.config.Accounts != nil {
+		l.Accounts = p.config.Accounts()
 	}
 	if p.config.Guard != nil {
 		g := p.config.Guard()

@@ -48,6 +48,9 @@ func busy() *Page {
 			}
 			return all
 		},
+		Accounts: func() []Accounts {
+			return []Accounts{{proxy.IMAP, 41234, [4]int{41100, 120, 0, 14}}, {proxy.POP3, 2310, [4]int{1900, 380, 9, 21}}, {proxy.Submission, 39800, [4]int{39800}}}
+		},
 		Guard: func() Guard {
 			return Guard{Learning: true, Remembered: 48213, FailingAccounts: 311, FailingNetworks: 1204, FailureRatio: 0.184, InFlight: 3, Waiting: 1}
 		},
@@ -110,7 +113,7 @@ func TestPageOfABusyDay(t *testing.T) {
 	_, html := body(t, busy())
 	for _, want := range []string{
 		"18\u202f234", "2 of 3 up", "down", "takes Postern for the client", "expired 26 hours ago", "And 4\u202f989 that end later",
-		"18.4 %", "It is learning", "Serving", "Held back", "&lt; 0.1 %",
+		"18.4 %", "Accounts seen in 30 days", "41\u202f234", "It is learning", "Serving", "Held back", "&lt; 0.1 %",
 	} {
 		if !strings.Contains(html, want) {
 			t.Errorf("the page does not say %q", want)
@@ -175,9 +178,9 @@ func TestBrowserShowsThePage(t *testing.T) {
 			name, size string
 			flags      []string
 		}{
-			{"desk", "1100,1500", nil},
-			{"phone", "500,1800", nil},
-			{"dark", "1100,1500", []string{"--blink-settings=preferredColorScheme=0"}},
+			{"desk", "1100,2300", nil},
+			{"phone", "500,3200", nil},
+			{"dark", "1100,2300", []string{"--blink-settings=preferredColorScheme=0"}},
 		} {
 			picture := filepath.Join(folder, name+"-"+look.name+".png")
 			out := browse(t, chromium, append(look.flags, "--window-size="+look.size, "--screenshot="+picture, server.URL)...)
