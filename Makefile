@@ -19,7 +19,7 @@ build:
 test:
 	.ci/packages
 	.ci/fuzz 1s
-	POSTERN_ALL=1 $(GO) test -race -timeout 10m ./...
+	POSTERN_ALL=1 $(GO) test -race -timeout 20m ./...
 	.ci/package-test
 	cd proxy/certs/acmetest && $(GO) test -race -timeout 10m ./... # against a CA
 
