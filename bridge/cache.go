@@ -8,13 +8,13 @@ import (
 )
 
 // cacheVersion is the first octet of a snapshot in the cache.
-const cacheVersion = 1
+const cacheVersion = 2
 
 // What of the marks of a message is remembered, and how far a size is shifted
 // to make place for it.
 const (
-	remembered = exact | printed | headed
-	shift      = 3
+	remembered = exact | printed | headed | unprobed
+	shift      = 4
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -60,7 +60,7 @@ func decodeSnapshot(b []byte) (s snapshot, err error) {
 	s.messages = make([]message, count)
 	uid := uint64(0)
 	for i := range s.messages {
-		delta, size := r.next(math.MaxUint32), r.next(math.MaxInt64)
+		delta, size := r.next(math.MaxUint32), r.next(math.MaxUint64)
 		if uid += delta; delta == 0 || uid > math.MaxUint32 {
 			return snapshot{}, errSpoilt
 		}

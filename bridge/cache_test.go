@@ -53,7 +53,7 @@ func sparse(n int) []message {
 	uid := uint32(0)
 	for i := range messages {
 		uid += 1 + uint32(random.IntN(5))
-		messages[i] = message{uid: uid, size: random.Int64N(1 << 20), marks: marks(random.IntN(8))}
+		messages[i] = message{uid: uid, size: random.Int64N(1 << 20), marks: marks(random.IntN(16))}
 	}
 	return messages
 }

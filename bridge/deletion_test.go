@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -165,4 +166,51 @@ func TestSizesAreExactAtTheFirstLIST(t *testing.T) {
 		C: QUIT
 		S: +OK Goodbye
 	`)
+}
+
+// Criterion: a message over whose end the server hangs up is not asked for its end again, and has the server's size until it is retrieved.
+func TestAMessageWhoseEndCostsTheConnectionIsRememberedSo(t *testing.T) {
+	const (
+		again = "C: T1 SELECT INBOX\nS: * 3 EXISTS\nS: * OK [UIDVALIDITY 7] x\nS: * OK [UIDNEXT 99] x\nS: T1 OK x\n"
+		last  = "S- * 3 FETCH (UID 13 BODY[]<28> {2}\\r\\n\\r\\n)\\r\\nF1 OK x\\r\\n\n"
+		short = "S- * 2 FETCH (UID 12 BODY[]<18> {2}\\r\\n\\n\n" // as Dovecot does for CR CR LF
+	)
+	near, far := proxytest.Pipe(t)
+	proxytest.ServeTranscript(t, far, opened(10, 20, 30)+`
+		C: F1 UID FETCH 13 (UID BODY.PEEK[]<28.2>)
+		C: F2 UID FETCH 12 (UID BODY.PEEK[]<18.2>)
+		C: F3 UID FETCH 11 (UID BODY.PEEK[]<8.2>)
+	`+last+short+`
+		S: <EOF>
+	`)
+	near2, far2 := proxytest.Pipe(t)
+	proxytest.ServeTranscript(t, far2, again+`
+		C: F1 UID FETCH 11 (UID BODY.PEEK[]<8.2>)
+		S- * 1 FETCH (UID 11 BODY[]<8> {2}\r\nx\n)\r\nF1 OK x\r\n
+		C: F2 UID FETCH 12 (UID BODY.PEEK[])
+		S- * 2 FETCH (UID 12 BODY[] {18}\r\nSubject: x\r\n\r\nx\r\r\n)\r\nF2 OK x\r\n
+		C: Q LOGOUT
+		S: Q OK x
+	`)
+	near3, far3 := proxytest.Pipe(t)
+	proxytest.ServeTranscript(t, far3, again+"C: Q LOGOUT\nS: Q OK x")
+	b := &Backend{Dial: connected(near, capabilities, near2, near3), Cache: &memory{}, KeepUnseen: true}
+	list := func(sizes ...int) string {
+		s := "C: LIST\nS: +OK *\n"
+		for i, size := range sizes {
+			s += fmt.Sprintf("S: %d %d\n", i+1, size)
+		}
+		return s + "S: .\n"
+	}
+	for i, script := range []string{
+		list(10, 20, 30),
+		list(12, 20, 30) + "C: RETR 2\nS: +OK 18 octets\nS- Subject: x\\r\\n\\r\\nx\\r\\r\\n.\\r\\n\n" + list(12, 18, 30),
+		list(12, 18, 30),
+	} {
+		r := run(t, b)
+		proxytest.Transcript(t, r.conn, script+"C: QUIT\nS: +OK Goodbye")
+		if err := r.wait(t); err != nil {
+			t.Errorf("session %d: %v", i+1, err)
+		}
+	}
 }

@@ -19,6 +19,7 @@ const (
 	exact     marks = 1 << iota // size was counted
 	printed                     // its fingerprint is remembered
 	headed                      // with that of its header
+	unprobed                    // its end is not asked for: that cost the connection
 	deleted                     // DELE
 	retrieved                   // RETR has sent it
 	gone                        // the server has said that it has it no more

@@ -13,7 +13,9 @@ const maxProbes = 200
 // RETR adds a CRLF to what does not end in one, which RFC822.SIZE does not
 // count. It looks at the last two octets of all messages of a small maildrop,
 // and of a large one at those of messages that no session has seen yet. What
-// goes wrong with that is not worth a word: RETR counts again.
+// goes wrong with that is not worth a word: RETR counts again. But Dovecot hangs
+// up over a message that ends in CR CR LF: the one it was at is not asked for its
+// end again, or every session would lose its connection so.
 func (s *session) probe(ctx context.Context) {
 	if s.probed || s.backend.Estimates {
 		return
@@ -23,7 +25,7 @@ func (s *session) probe(ctx context.Context) {
 	for i := len(s.drop.messages) - 1; i >= 0 && len(unsure) < maxProbes; i-- {
 		m := &s.drop.messages[i]
 		switch {
-		case m.marks&(exact|deleted) != 0:
+		case m.marks&(exact|unprobed|deleted) != 0:
 		case m.size < 2:
 			s.drop.measured(m, m.size+2)
 		case len(s.drop.messages) <= maxProbes || s.seen != 0 && m.uid >= s.seen:
@@ -35,8 +37,18 @@ func (s *session) probe(ctx context.Context) {
 		defer context.AfterFunc(ctx, s.inbox.abort)()
 		if err := s.lookAtEnds(unsure); err != nil {
 			s.inbox.abort()
+			s.blame(ctx)
 		}
 	}
+}
+
+// blame marks the message that the server was at when probing went wrong.
+func (s *session) blame(ctx context.Context) {
+	if len(s.inbox.wants) == 0 || ctx.Err() != nil {
+		return
+	}
+	s.drop.find(s.inbox.wants[0].uid).marks |= unprobed
+	s.drop.changed = true
 }
 
 // lookAtEnds asks for all ends at once, and for each by a command of its own:
@@ -64,19 +76,18 @@ func (s *session) lookAtEnds(messages []*message) error {
 			continue
 		}
 		m := byUID[in.wants[i].uid]
+		if m != nil && r.section.size == 2 && r.section.is("BODY[]<") { // else RFC822.SIZE was a guess
+			end, err := r.section.peek(2)
+			if err != nil {
+				return err
+			}
+			if bytes.Equal(end, []byte("\r\n")) {
+				s.drop.measured(m, m.size)
+			} else {
+				s.drop.measured(m, m.size+2)
+			}
+		}
 		in.came(i)
-		if m == nil || r.section.size != 2 || !r.section.is("BODY[]<") { // RFC822.SIZE was a guess
-			continue
-		}
-		end, err := r.section.peek(2)
-		if err != nil {
-			return err
-		}
-		if bytes.Equal(end, []byte("\r\n")) {
-			s.drop.measured(m, m.size)
-		} else {
-			s.drop.measured(m, m.size+2)
-		}
 	}
 	return nil
 }
