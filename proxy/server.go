@@ -336,7 +336,7 @@ func (s *Server) kick(cause *Refusal, match func(*conn) bool) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		if match(c) {
+		if c.ctx.Err() == nil && match(c) { // not one that is ending already
 			c.cancel(cause)
 			n++
 		}
