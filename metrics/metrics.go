@@ -33,6 +33,8 @@ type Config struct {
 	Backends []Backend
 
 	Judgements   Judgements
+	Stores       []string             // StateUsed.Store
+	Pools        func() []Pool        // asked at each scrape; nil: they are not counted
 	Accounts     func() Accounts      // asked at each scrape; nil: they are not counted
 	Guard        func() Guard         // asked at each scrape; nil: there is none
 	Certificates func() []Certificate // asked at each scrape; nil: none are served
@@ -55,32 +57,38 @@ type Metrics struct {
 
 	guardian
 
-	accepted, rejected  counter
-	open                gauge
-	connectionTime      histogram
-	handshakes          counter
-	handshakeTime       histogram
-	negotiated, needed  counter
-	received, sent      counter
-	attempts            counter
-	attemptTime         histogram
-	active              gauge
-	sessions            counter
-	up, identified      gauge
-	dials               counter
-	dialTime, loginTime histogram
-	commands            counter
-	commandTime         histogram
-	loadTime, maildrop  histogram
-	retrieved, deleted  counter
-	updateFailures      counter
-	messageSize         histogram
-	mismatches, panics  counter
-	loaded, loadedAt    gauge
-	issues, denials     counter
-	completed, notices  counter
-	renumbered, renewed counter
-	reconnects          counter
+	accepted, rejected   counter
+	open                 gauge
+	connectionTime       histogram
+	handshakes           counter
+	handshakeTime        histogram
+	negotiated, needed   counter
+	received, sent       counter
+	attempts             counter
+	attemptTime          histogram
+	active               gauge
+	sessions             counter
+	up, identified       gauge
+	dials                counter
+	dialTime, loginTime  histogram
+	commands             counter
+	commandTime          histogram
+	loadTime, maildrop   histogram
+	retrieved, deleted   counter
+	updateFailures       counter
+	messageSize          histogram
+	mismatches, panics   counter
+	loaded, loadedAt     gauge
+	issues, denials      counter
+	completed, notices   counter
+	renumbered, renewed  counter
+	reconnects, failures counter
+	lookups, asked       counter
+	lookupTime           histogram
+	askedTime            histogram
+	stored, logged       counter
+	storedTime           histogram
+	issueTime            histogram
 }
 
 // The values of labels that are not those of package proxy.
@@ -108,6 +116,7 @@ var mechanisms = map[string][]string{
 var (
 	latency  = prometheus.ExponentialBuckets(0.001, 4, 8) // 1 ms to 16 s
 	lifetime = []float64{1, 10, 60, 300, 1800, 2 * 3600, 8 * 3600, 24 * 3600}
+	waits    = []float64{0.5, 1, 2, 5, 10, 30, 60, 300}
 	octets   = prometheus.ExponentialBuckets(1<<10, 4, 10) // 1 KiB to 256 MiB
 	messages = prometheus.ExponentialBuckets(1, 8, 7)      // to 262,144
 )
@@ -227,7 +236,26 @@ func (m *Metrics) backends() {
 	m.reconnects = r.counter("pop3_reconnects_total", "Connections to a backend lost within a POP3 session, by what came of it.",
 		name, label("cause", proxy.LostClosed, proxy.LostBye, proxy.LostSilent),
 		label("result", proxy.ReconnectOK, proxy.ReconnectFailed, proxy.ReconnectRenumbered))
+	m.failures = r.counter("backend_errors_total",
+		"Failures of a backend after the connection was made: answers to credentials that say nothing of the password, and connections lost within a session, except those of IMAP, which end so at LOGOUT.",
+		server, label("kind", failures()...))
+	sources := []string{proxy.RouteFile, proxy.RouteHook, proxy.RouteCached, proxy.RouteDomain, proxy.RouteDefault, proxy.RouteOther}
+	m.lookups = r.counter("route_lookups_total", "Rules asked which backend a login goes to.",
+		label("source", sources...), label("result", proxy.RouteFound, proxy.RouteNone, proxy.RouteError))
+	m.lookupTime = r.histogram("route_lookup_duration_seconds", "Time a rule takes to answer.", latency, label("source", sources...))
 	m.loginTime = r.histogram("backend_login_duration_seconds", "Time a backend takes to answer credentials.", latency, server)
+}
+
+// failures are the kinds of a backend's: what refuses a login for now, and what
+// ends a connection.
+func failures() []string {
+	kinds := []string{proxy.LostClosed, proxy.LostBye, proxy.LostSilent}
+	for _, reason := range []proxy.Reason{
+		proxy.Unavailable, proxy.Maintenance, proxy.TooMany, proxy.InUse, proxy.MailboxFull,
+	} {
+		kinds = append(kinds, reason.String())
+	}
+	return kinds
 }
 
 func (m *Metrics) pop3() {
@@ -249,6 +277,15 @@ func (m *Metrics) pop3() {
 		proxy.NoticeRenumbered))
 	m.renumbered = r.counter("pop3_uidvalidity_changes_total", "UIDVALIDITY changes seen.")
 	m.renewed = r.counter("pop3_uidls_renewed_total", "Messages that were not found again after a change of UIDVALIDITY and have a new UIDL.")
+	sent := []string{
+		"ENABLE", "SELECT", "STATUS", "SEARCH", "LIST", "FETCH", proxy.CommandBody, "STORE", "EXPUNGE", "MOVE", "COPY", other,
+	}
+	m.asked = r.counter("imap_client_commands_total",
+		"Answers of the servers to POP3 sessions; FETCH BODY is each message that a session waited for.",
+		label("command", sent...), label("result", proxy.CommandOK, proxy.CommandNo, proxy.CommandBad, proxy.CommandLost))
+	m.askedTime = r.histogram("imap_client_command_duration_seconds",
+		"Time the servers of POP3 sessions take to answer; FETCH BODY up to the first octet of a message.",
+		latency, label("command", sent...))
 	m.mismatches = r.counter("pop3_size_mismatches_total", "Messages whose octet count differed from the announced size.")
 }
 
@@ -260,6 +297,13 @@ func (m *Metrics) process() {
 	m.Reloaded(true)
 	m.issues = r.counter("acme_operations_total", "Certificates asked of a CA.",
 		label("operation", "obtain", "renew"), label("result", resultOK, resultError))
+	m.issueTime = r.histogram("acme_operation_duration_seconds", "Time it takes to get a certificate of a CA, or none.", waits,
+		label("operation", "obtain", "renew"))
+	store, operation := label("store", m.config.Stores...), label("operation", "get", "scan", "update")
+	m.stored = r.counter("state_operations_total", "What is remembered, read and written.",
+		store, operation, label("result", resultOK, resultError))
+	m.storedTime = r.histogram("state_operation_duration_seconds", "Time to read or write what is remembered.", latency, store, operation)
+	m.logged = r.counter("log_messages_total", "Log records written.", label("level", "debug", "info", "warn", "error"))
 	m.denials = r.counter("acme_denied_total", "Names that clients asked for on demand, and that got no certificate.",
 		label("reason", proxy.DeniedUnknown, proxy.DeniedLimit))
 	r.gauge("build_info", "Build metadata; value is always 1.",
@@ -270,6 +314,9 @@ func (m *Metrics) process() {
 		func() float64 { return number(m.config.Draining != nil && m.config.Draining()) }))
 	if m.config.Accounts != nil {
 		r.MustRegister(accounts(m.config.Accounts))
+	}
+	if m.config.Pools != nil {
+		r.MustRegister(pools(m.config.Pools))
 	}
 	if m.config.Certificates != nil {
 		r.MustRegister(certificates(m.config.Certificates))
@@ -301,4 +348,18 @@ func (m *Metrics) Reloaded(ok bool) {
 	if ok {
 		m.loadedAt.of().SetToCurrentTime()
 	}
+}
+
+// Logged tells that a log record was written.
+func (m *Metrics) Logged(level slog.Level) {
+	name := "debug"
+	switch {
+	case level >= slog.LevelError:
+		name = "error"
+	case level >= slog.LevelWarn:
+		name = "warn"
+	case level >= slog.LevelInfo:
+		name = "info"
+	}
+	m.logged.of(name).Inc()
 }

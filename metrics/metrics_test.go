@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -30,6 +33,8 @@ func config() Config {
 
 		Judgements: Judgements{Tiers: []string{"known", "stranger"}, Buckets: []string{"pair", "network"}},
 		Guard:      func() Guard { return Guard{} },
+		Stores:     []string{"uidl", "listings"},
+		Pools:      func() []Pool { return []Pool{{Backend: Backend{"main", proxy.IMAP}}} },
 	}
 }
 
@@ -84,6 +89,9 @@ func everything(c proxy.Client, text string) []proxy.Event {
 		proxy.MaildropNoticed{Client: c, Account: text, Kind: text, Err: err},
 		proxy.Reconnected{Client: c, Account: text, Backend: text, Cause: text, Result: text, Err: err},
 		proxy.UpdateFailed{Client: c, Stage: text, Err: err},
+		proxy.Routed{Source: text, Result: text, Err: err},
+		proxy.IMAPCommand{Command: text, Result: text},
+		proxy.StateUsed{Store: text, Operation: text, Err: err},
 		proxy.CertificateObtained{Name: text}, proxy.CertificateFailed{Name: text, Err: errors.New(text)},
 		proxy.CertificateDenied{Name: text, Reason: text},
 		proxy.Panicked{Client: c, Value: text, Stack: []byte(text)},
@@ -201,6 +209,20 @@ func TestAllFamiliesAreThereFromTheStart(t *testing.T) {
 		`pop3_maildrop_notices_total{kind="uidls_changed"}`,
 		`pop3_uidvalidity_changes_total`,
 		`pop3_uidls_renewed_total`,
+		`backend_errors_total{backend="main",kind="unavailable",protocol="submission"}`,
+		`backend_errors_total{backend="old",kind="bye",protocol="imap"}`,
+		`backend_connections_open{backend="main",protocol="imap"}`,
+		`backend_source_ports_used{backend="main",protocol="imap"}`,
+		`route_lookups_total{result="error",source="hook"}`,
+		`route_lookup_duration_seconds_count{source="hook_cache"}`,
+		`imap_client_commands_total{command="SELECT",result="no"}`,
+		`imap_client_command_duration_seconds_count{command="FETCH BODY"}`,
+		`state_operations_total{operation="update",result="error",store="uidl"}`,
+		`state_operation_duration_seconds_count{operation="get",store="listings"}`,
+		`acme_operations_total{operation="renew",result="error"}`,
+		`acme_operation_duration_seconds_count{operation="obtain"}`,
+		`acme_denied_total{reason="not_allowed"}`,
+		`log_messages_total{level="error"}`,
 		`pop3_reconnects_total{backend="old",cause="bye",result="renumbered"}`,
 		`pop3_reconnects_total{backend="main",cause="closed",result="ok"}`,
 		`pop3_reconnects_total{backend="main",cause="silent",result="failed"}`,
@@ -341,6 +363,8 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			proxy.Reconnected{Client: pop3, Account: "alice", Backend: "main", Cause: proxy.LostBye, Result: proxy.ReconnectOK},
 			proxy.Reconnected{Client: pop3, Account: "bob", Backend: "main", Cause: proxy.LostClosed, Result: proxy.ReconnectFailed, Err: io.EOF},
 		}, []string{
+			`backend_errors_total{backend="main",kind="bye",protocol="imap"} 1`,
+			`backend_errors_total{backend="main",kind="closed",protocol="imap"} 1`,
 			`pop3_reconnects_total{backend="main",cause="bye",result="ok"} 1`,
 			`pop3_reconnects_total{backend="main",cause="closed",result="failed"} 1`,
 		}},
@@ -364,6 +388,60 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			`backend_login_duration_seconds_count{backend="main",protocol="imap"} 1`,
 			`backend_login_duration_seconds_sum{backend="main",protocol="imap"} 2`,
 			`backend_up{backend="main",protocol="imap"} 1`,
+		}},
+		{"a backend that fails after the connection was made", []proxy.Event{
+			proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Err: proxy.Refuse(proxy.Unavailable, io.EOF)},
+			proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Err: proxy.Refuse(proxy.MailboxFull, io.EOF)},
+			proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Err: proxy.Refuse(proxy.Wrong, io.EOF)},
+			proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Err: proxy.Refuse(proxy.Unavailable, fmt.Errorf("read: %w", net.ErrClosed))},
+			proxy.Closed{Client: client("submissions", proxy.Submission), Account: "alice", Backend: "main", End: proxy.EndBackendClosed},
+			proxy.Closed{Client: client("imaps", proxy.IMAP), Account: "alice", Backend: "main", End: proxy.EndBackendClosed},
+		}, []string{
+			`backend_errors_total{backend="main",kind="closed",protocol="submission"} 1`,
+			`backend_errors_total{backend="main",kind="mailbox_full",protocol="imap"} 1`,
+			`backend_errors_total{backend="main",kind="unavailable",protocol="imap"} 1`,
+			`backend_login_duration_seconds_count{backend="main",protocol="imap"} 4`,
+			`connection_duration_seconds_count{protocol="imap"} 1`,
+			`connection_duration_seconds_count{protocol="submission"} 1`,
+			`connections_open{listener="imaps",protocol="imap"} -1`, // not accepted in this test
+			`connections_open{listener="submissions",protocol="submission"} -1`,
+			`sessions_active{protocol="imap"} -1`,
+			`sessions_active{protocol="submission"} -1`,
+			`sessions_total{end="backend_closed",protocol="imap"} 1`,
+			`sessions_total{end="backend_closed",protocol="submission"} 1`,
+		}},
+		{"routes", []proxy.Event{
+			proxy.Routed{Source: proxy.RouteFile, Result: proxy.RouteNone},
+			proxy.Routed{Source: proxy.RouteHook, Result: proxy.RouteError, Duration: 2 * time.Second, Err: io.EOF},
+		}, []string{
+			`route_lookup_duration_seconds_count{source="file"} 1`,
+			`route_lookup_duration_seconds_count{source="hook"} 1`,
+			`route_lookup_duration_seconds_sum{source="hook"} 2`,
+			`route_lookups_total{result="error",source="hook"} 1`,
+			`route_lookups_total{result="none",source="file"} 1`,
+		}},
+		{"the server of a POP3 session", []proxy.Event{
+			proxy.IMAPCommand{Command: "SELECT", Result: proxy.CommandOK, Duration: time.Second},
+			proxy.IMAPCommand{Command: proxy.CommandBody, Result: proxy.CommandLost},
+			proxy.IMAPCommand{Command: "XYZZY", Result: proxy.CommandBad},
+		}, []string{
+			`imap_client_command_duration_seconds_count{command="FETCH BODY"} 1`,
+			`imap_client_command_duration_seconds_count{command="SELECT"} 1`,
+			`imap_client_command_duration_seconds_count{command="other"} 1`,
+			`imap_client_command_duration_seconds_sum{command="SELECT"} 1`,
+			`imap_client_commands_total{command="FETCH BODY",result="lost"} 1`,
+			`imap_client_commands_total{command="SELECT",result="ok"} 1`,
+			`imap_client_commands_total{command="other",result="bad"} 1`,
+		}},
+		{"what is remembered", []proxy.Event{
+			proxy.StateUsed{Store: "uidl", Operation: "update", Duration: time.Second},
+			proxy.StateUsed{Store: "uidl", Operation: "get", Err: io.EOF},
+		}, []string{
+			`state_operation_duration_seconds_count{operation="get",store="uidl"} 1`,
+			`state_operation_duration_seconds_count{operation="update",store="uidl"} 1`,
+			`state_operation_duration_seconds_sum{operation="update",store="uidl"} 1`,
+			`state_operations_total{operation="get",result="error",store="uidl"} 1`,
+			`state_operations_total{operation="update",result="ok",store="uidl"} 1`,
 		}},
 		{"POP3", []proxy.Event{
 			proxy.MaildropOpened{Client: pop3, Source: "full", Messages: 7, Octets: 100, Duration: time.Second},
@@ -392,10 +470,14 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			`pop3_update_failures_total{stage="expunge"} 1`,
 		}},
 		{"certificates of a CA", []proxy.Event{
-			proxy.CertificateObtained{}, proxy.CertificateObtained{Renewal: true},
+			proxy.CertificateObtained{Duration: time.Second}, proxy.CertificateObtained{Renewal: true},
 			proxy.CertificateFailed{Renewal: true}, proxy.CertificateDenied{Reason: proxy.DeniedLimit},
 		}, []string{
-			`acme_denied_total{reason="rate_limited"} 1`, `acme_operations_total{operation="obtain",result="ok"} 1`,
+			`acme_denied_total{reason="rate_limited"} 1`,
+			`acme_operation_duration_seconds_count{operation="obtain"} 1`,
+			`acme_operation_duration_seconds_count{operation="renew"} 2`,
+			`acme_operation_duration_seconds_sum{operation="obtain"} 1`,
+			`acme_operations_total{operation="obtain",result="ok"} 1`,
 			`acme_operations_total{operation="renew",result="error"} 1`, `acme_operations_total{operation="renew",result="ok"} 1`,
 		}},
 		{"a panic", []proxy.Event{proxy.Panicked{Client: pop3, Value: "boom"}}, []string{`panics_total 1`}},
@@ -441,38 +523,45 @@ func TestEachReasonHasItsResult(t *testing.T) {
 	}
 }
 
-// Criterion: 1,000,000 random users and addresses add no series, and neither does anything else that a client may send.
+// Criterion: 1,000,000 random users, addresses, SNI names, IMAP IDs and commands add no series, and neither does anything else that a client may send.
+// No event has the name of EHLO.
 func TestNothingFromOutsideBecomesASeries(t *testing.T) {
+	const many = 1_000_000
 	m := New(config())
+	m.Observe(proxy.POP3Command{Command: "XYZZY"}) // is "other", as all that follow
 	before := len(scrape(t, m))
-	known := client("imaps", proxy.IMAP)
-	for i := range 100_000 {
-		known.ID = fmt.Sprint(i)
-		known.Addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), uint16(i))
-		user := fmt.Sprint("user", rand.Uint64())
-		m.Observe(proxy.Accepted{Client: known})
-		judgement := proxy.Judgement{Tier: "stranger", Bucket: "pair", Network: netip.PrefixFrom(known.Addr.Addr(), 32)}
-		m.Observe(proxy.Attempt{Client: known, Via: proxy.ViaPlain, User: user, Err: proxy.Refuse(proxy.Wrong, errors.New(user)), Judgement: judgement})
-		m.Observe(proxy.Attempt{Client: known, Via: proxy.ViaPlain, User: user, Account: user})
-		m.Observe(proxy.Opened{Client: known, Account: user, Backend: "main"})
-		m.Observe(proxy.Closed{Client: known, Account: user, Backend: "main", End: proxy.EndError, Err: errors.New(user)})
-	}
-	for i := range 1_000_000 {
-		known.Addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}), uint16(i))
-		m.Observe(proxy.Attempt{Client: known, Via: proxy.ViaPlain, User: fmt.Sprint(i), Account: fmt.Sprint(i), Err: proxy.Refuse(proxy.Wrong, nil)})
+	c := client("submissions", proxy.Submission)
+	hello := &tls.ClientHelloInfo{}
+	for i := range many {
+		text := strconv.FormatUint(rand.Uint64(), 36)
+		c.ID, hello.ServerName = text, text
+		c.Addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), uint16(i))
+		m.Observe(proxy.Handshake{Client: c, Result: proxy.HandshakeError, Hello: hello, Reason: proxy.NoCertificate, Err: io.EOF})
+		m.Observe(proxy.CertificateDenied{Name: text, Reason: proxy.DeniedUnknown})
+		m.Observe(proxy.Attempt{Client: c, Via: proxy.ViaPlain, User: text, Account: text, ID: map[string]string{text: text}})
+		m.Observe(proxy.POP3Command{Command: text})
+		m.Observe(proxy.Closed{Client: c, Account: text, Backend: "main", End: proxy.EndError, Err: io.EOF})
 	}
 	after := scrape(t, m)
 	if len(after) != before {
 		t.Errorf("%d series became %d", before, len(after))
 	}
-	if got := after[`postern_sessions_total{end="error",protocol="imap"}`]; got != "100000" {
-		t.Errorf("%s sessions are counted, want 100000", got)
+	for series, want := range map[string]int{
+		`tls_handshakes_total{listener="submissions",reason="certificate",result="error",version="none"}`: many,
+		`acme_denied_total{reason="not_allowed"}`:                                                         many,
+		`auth_attempts_total{mechanism="plain",protocol="submission",result="ok"}`:                        many,
+		`pop3_commands_total{command="other",result="error"}`:                                             many + 1,
+		`sessions_total{end="error",protocol="submission"}`:                                               many,
+	} {
+		if got, err := strconv.ParseFloat(after["postern_"+series], 64); err != nil || int(got) != want {
+			t.Errorf("%s = %s, want %d", series, after["postern_"+series], want)
+		}
 	}
 
 	sent := func(n int) (series int) {
 		for range n {
 			text := fmt.Sprint("\xff\"\n", rand.Uint64()) // not even UTF-8
-			for _, c := range []proxy.Client{known, client(text, proxy.IMAP), client("imaps", text), client(text, text)} {
+			for _, c := range []proxy.Client{c, client(text, proxy.IMAP), client("imaps", text), client(text, text)} {
 				for _, e := range everything(c, text) {
 					m.Observe(e)
 				}
@@ -482,6 +571,38 @@ func TestNothingFromOutsideBecomesASeries(t *testing.T) {
 	}
 	if few, many := sent(1), sent(2000); few != many {
 		t.Errorf("%d series with \"other\" became %d", few, many)
+	}
+}
+
+func TestPoolsAreAskedAtEachScrape(t *testing.T) {
+	c := config()
+	c.Pools = func() []Pool {
+		return []Pool{{Backend{"main", proxy.IMAP}, 7, 5, 28232}, {Backend{"main", proxy.Submission}, 1, 1, 0}}
+	}
+	s := scrape(t, New(c))
+	for series, want := range map[string]string{
+		`connections_open{backend="main",protocol="imap"}`:         "7",
+		`source_ports_used{backend="main",protocol="imap"}`:        "5",
+		`source_ports_limit{backend="main",protocol="imap"}`:       "28232",
+		`connections_open{backend="main",protocol="submission"}`:   "1",
+		`source_ports_limit{backend="main",protocol="submission"}`: "", // unknown is not none
+	} {
+		if got := s["postern_backend_"+series]; got != want {
+			t.Errorf("%s = %q, want %q", series, got, want)
+		}
+	}
+}
+
+func TestLogRecordsAreCountedByLevel(t *testing.T) {
+	m := New(config())
+	for _, level := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelInfo + 1, slog.LevelWarn, slog.LevelError, slog.LevelError + 4} {
+		m.Logged(level)
+	}
+	s := scrape(t, m)
+	for level, want := range map[string]string{"debug": "1", "info": "2", "warn": "1", "error": "2"} {
+		if got := s[fmt.Sprintf("postern_log_messages_total{level=%q}", level)]; got != want {
+			t.Errorf("%s: %s, want %s", level, got, want)
+		}
 	}
 }
 

@@ -3,6 +3,8 @@ package metrics
 import (
 	"cmp"
 	"crypto/tls"
+	"errors"
+	"net"
 	"strconv"
 	"strings"
 
@@ -32,6 +34,10 @@ func (m *Metrics) Observe(e proxy.Event) {
 		}
 	case proxy.BackendLogin:
 		m.loginTime.of(e.Backend, e.Protocol).Observe(e.Duration.Seconds())
+		// What we have closed ourselves, because the client left, is not the backend's.
+		if reason := proxy.ReasonOf(e.Err); reason.Temporary() && reason != 0 && !errors.Is(e.Err, net.ErrClosed) {
+			m.failures.of(e.Backend, e.Protocol, reason.String()).Inc()
+		}
 	case proxy.Probed:
 		m.up.of(e.Backend, e.Protocol).Set(number(e.Up))
 	case proxy.Identified:
@@ -47,12 +53,24 @@ func (m *Metrics) Observe(e proxy.Event) {
 		m.noticed(e)
 	case proxy.Reconnected:
 		m.reconnects.of(e.Backend, e.Cause, e.Result).Inc()
+		m.failures.of(e.Backend, proxy.IMAP, e.Cause).Inc()
+	case proxy.Routed:
+		m.lookups.of(e.Source, e.Result).Inc()
+		m.lookupTime.of(e.Source).Observe(e.Duration.Seconds())
+	case proxy.IMAPCommand:
+		m.asked.of(e.Command, e.Result).Inc()
+		m.askedTime.of(e.Command).Observe(e.Duration.Seconds())
+	case proxy.StateUsed:
+		m.stored.of(e.Store, e.Operation, result(e.Err == nil)).Inc()
+		m.storedTime.of(e.Store, e.Operation).Observe(e.Duration.Seconds())
 	case proxy.UpdateFailed:
 		m.updateFailures.of(e.Stage).Inc()
 	case proxy.CertificateObtained:
 		m.issues.of(operation(e.Renewal), resultOK).Inc()
+		m.issueTime.of(operation(e.Renewal)).Observe(e.Duration.Seconds())
 	case proxy.CertificateFailed:
 		m.issues.of(operation(e.Renewal), resultError).Inc()
+		m.issueTime.of(operation(e.Renewal)).Observe(e.Duration.Seconds())
 	case proxy.CertificateDenied:
 		m.denials.of(e.Reason).Inc()
 	case proxy.PolicyAsked:
@@ -95,11 +113,11 @@ func version(v uint16) string {
 
 func (m *Metrics) attempt(e proxy.Attempt) {
 	m.judgement(e.Judgement)
-	result := resultOf(e.Err)
-	m.attempts.of(e.Client.Protocol, e.Via, result).Inc()
-	switch result { // the others are answered without asking anybody
+	outcome := resultOf(e.Err)
+	m.attempts.of(e.Client.Protocol, e.Via, outcome).Inc()
+	switch outcome { // the others are answered without asking anybody
 	case resultOK, resultWrong, resultTemporary, resultThrottled:
-		m.attemptTime.of(e.Client.Protocol, result).Observe(e.Duration.Seconds())
+		m.attemptTime.of(e.Client.Protocol, outcome).Observe(e.Duration.Seconds())
 	}
 }
 
@@ -138,17 +156,23 @@ func (m *Metrics) closed(e proxy.Closed) {
 	}
 	m.active.of(protocol).Dec()
 	m.sessions.of(protocol, e.End).Inc()
+	if protocol == proxy.Submission && e.End == proxy.EndBackendClosed {
+		m.failures.of(e.Backend, protocol, proxy.LostClosed).Inc()
+	}
 	if protocol == proxy.POP3 {
 		m.deleted.of().Add(float64(e.Totals.Deleted))
 	}
 }
 
-func (m *Metrics) command(e proxy.POP3Command) {
-	result := resultOK
-	if !e.OK {
-		result = resultError
+func result(ok bool) string {
+	if ok {
+		return resultOK
 	}
-	m.commands.of(e.Command, result).Inc()
+	return resultError
+}
+
+func (m *Metrics) command(e proxy.POP3Command) {
+	m.commands.of(e.Command, result(e.OK)).Inc()
 	m.commandTime.of(e.Command).Observe(e.Duration.Seconds())
 }
 

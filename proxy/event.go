@@ -114,6 +114,35 @@ const (
 	PolicyFailed = "failed"
 )
 
+// The values of Routed.Source: which rule was asked.
+const (
+	RouteFile    = "file"
+	RouteHook    = "hook"
+	RouteCached  = "hook_cache" // an answer of a hook that still holds
+	RouteDomain  = "domain"
+	RouteDefault = "default"
+	RouteOther   = "other"
+)
+
+// The values of Routed.Result.
+const (
+	RouteFound = "found"
+	RouteNone  = "none" // another rule is to decide
+	RouteError = "error"
+)
+
+// The values of IMAPCommand.Result.
+const (
+	CommandOK   = "ok"
+	CommandNo   = "no"
+	CommandBad  = "bad"
+	CommandLost = "lost" // the connection was, before there was an answer
+)
+
+// CommandBody is the IMAPCommand.Command of a message that was waited for,
+// however many of them one FETCH asks for.
+const CommandBody = "FETCH BODY"
+
 // Dial results.
 const (
 	DialOK       = "ok"
@@ -270,17 +299,42 @@ type (
 		Err      error // of Failed
 	}
 
+	// Routed: a rule was asked which backend a login goes to.
+	Routed struct {
+		Source   string // Route...
+		Result   string // Route...
+		Duration time.Duration
+		Err      error // of RouteError
+	}
+
+	// IMAPCommand: the server of a POP3 session has answered.
+	IMAPCommand struct {
+		Command  string // SELECT, STORE, ... whether by UID or not; CommandBody
+		Result   string // Command...
+		Duration time.Duration
+	}
+
+	// StateUsed: something remembered was read or written.
+	StateUsed struct {
+		Store     string // a bucket
+		Operation string // get, scan, update
+		Duration  time.Duration
+		Err       error // of the state, not of the one who uses it
+	}
+
 	// CertificateObtained: a CA has given a certificate.
 	CertificateObtained struct {
-		Name    string
-		Renewal bool
+		Name     string
+		Renewal  bool
+		Duration time.Duration
 	}
 
 	// CertificateFailed: a CA has given none.
 	CertificateFailed struct {
-		Name    string
-		Renewal bool
-		Err     error
+		Name     string
+		Renewal  bool
+		Duration time.Duration
+		Err      error
 	}
 
 	// CertificateDenied: a client has asked for a name that got no certificate.
@@ -326,6 +380,9 @@ func (MaildropNoticed) event()     {}
 func (Reconnected) event()         {}
 func (UpdateFailed) event()        {}
 func (PolicyAsked) event()         {}
+func (Routed) event()              {}
+func (IMAPCommand) event()         {}
+func (StateUsed) event()           {}
 func (CertificateObtained) event() {}
 func (CertificateFailed) event()   {}
 func (CertificateDenied) event()   {}

@@ -1,0 +1,46 @@
+package metrics
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// A Pool is how a Backend is connected to. Each connection to one address of it
+// has a local port of its own.
+type Pool struct {
+	Backend
+	Connections int // to all of its addresses
+	Ports       int // connections to the address that has the most
+	PortLimit   int // how many there can be to one address; 0: unknown
+}
+
+// pools is a prometheus.Collector. No two have one Backend.
+type pools func() []Pool
+
+var (
+	serverLabels = []string{"backend", "protocol"}
+
+	poolConnections = prometheus.NewDesc(prefix+"_backend_connections_open",
+		"Connections open to the backend, with logins under way.", serverLabels, nil)
+	poolPorts = prometheus.NewDesc(prefix+"_backend_source_ports_used",
+		"Local ports in use to the address of the backend that has the most connections.", serverLabels, nil)
+	poolPortLimit = prometheus.NewDesc(prefix+"_backend_source_ports_limit",
+		"Local ports that connections to one address of the backend can have: net.ipv4.ip_local_port_range, for each source address.",
+		serverLabels, nil)
+)
+
+func (pools) Describe(to chan<- *prometheus.Desc) {
+	to <- poolConnections
+	to <- poolPorts
+	to <- poolPortLimit
+}
+
+func (list pools) Collect(to chan<- prometheus.Metric) {
+	for _, p := range list() {
+		show := func(d *prometheus.Desc, n int) {
+			to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n), p.Name, p.Protocol)
+		}
+		show(poolConnections, p.Connections)
+		show(poolPorts, p.Ports)
+		if p.PortLimit > 0 {
+			show(poolPortLimit, p.PortLimit)
+		}
+	}
+}
