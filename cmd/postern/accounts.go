@@ -258,13 +258,12 @@ many networks the login guard knows it from. docs/privacy.md explains each.`,
 	return cmd
 }
 
-var forgetAccount = question[string, int]{"account/forget", func(ctx context.Context, m *memory, account string, each func(int) error) error {
+var forgetAccount = question[string, struct{}]{"account/forget", func(ctx context.Context, m *memory, account string, each func(struct{}) error) error {
 	a, err := m.open(ctx)
 	if err != nil {
 		return err
 	}
-	n, err := ledger.Forget(ctx, a.ledger, account)
-	if err != nil {
+	if _, err := ledger.Forget(ctx, a.ledger, account); err != nil {
 		return err
 	}
 	if err := a.erase(ctx, []string{account}); err != nil {
@@ -274,12 +273,11 @@ var forgetAccount = question[string, int]{"account/forget", func(ctx context.Con
 	if err != nil {
 		return err
 	}
-	n += g.Known(account)
 	g.Forget(account)
 	if err := g.Save(ctx, m.guard); err != nil {
 		return fmt.Errorf("store what the guard remembers: %w", err)
 	}
-	return each(n)
+	return each(struct{}{})
 }}
 
 func forgetAccountCommand() *cobra.Command {

@@ -87,7 +87,7 @@ func TestABackupIsOfOneMoment(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if err := state.Restore(t.Context(), filepath.Join(cfg.State.Path, recordFile), f); err != nil {
 		t.Fatal(err)
 	}

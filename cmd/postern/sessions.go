@@ -30,7 +30,7 @@ const (
 	askLogLevel = "log-level"
 )
 
-// answerOperator makes c answer them.
+// answerOperator makes c answer them, and those about what is stored.
 func (s *site) answerOperator(c *admin.Server) {
 	admin.HandleEach(c, askSessions, s.listSessions)
 	admin.Handle(c, askKick, func(_ context.Context, f filter) (int, error) {

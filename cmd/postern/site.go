@@ -221,6 +221,7 @@ func (s *site) apply(ctx context.Context, h *house) error {
 		return err
 	}
 	h.remember(s.memory)
+	s.discretion.Store(&discretion{h.cfg.Privacy, s.names}) // before there is anything to say
 	s.metrics.Know(h.services(), h.servers())
 	before := s.house.Swap(h)
 	s.advised.Ask(h.policy)
@@ -239,7 +240,6 @@ func (s *site) apply(ctx context.Context, h *house) error {
 		s.wg.Go(func() { work(background) })
 	}
 	s.level.Set(h.cfg.Log.Level)
-	s.discretion.Store(&discretion{h.cfg.Privacy, s.names})
 	for _, b := range bindings {
 		if before == nil || !before.has(b.Service.Name) {
 			s.log.Info("listening", "service", b.Service.Name, "address", b.Addr().String())
