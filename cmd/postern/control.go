@@ -52,6 +52,8 @@ func (q question[In, Out]) one(ctx context.Context, cfg *configs.Config, in In) 
 // answered makes s answer q of m.
 func (q question[In, Out]) answered(s *admin.Server, m *memory) {
 	admin.HandleEach(s, q.name, func(ctx context.Context, in In, each func(Out) error) error {
+		m.asked.RLock()
+		defer m.asked.RUnlock()
 		return q.answer(ctx, m, in, each)
 	})
 }

@@ -37,3 +37,25 @@ func watchdog() (<-chan time.Time, func()) {
 	t := time.NewTicker(every / 2)
 	return t.C, t.Stop
 }
+
+// stayAlive tells systemd that we are alive until stop is called, of what has
+// limits of its own.
+func (s *site) stayAlive() (stop func()) {
+	alive, stopTicks := watchdog()
+	if alive == nil {
+		return stopTicks
+	}
+	s.notify(watching)
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-alive:
+				s.notify(watching)
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() { stopTicks(); close(done) }
+}

@@ -77,12 +77,12 @@ func (s *site) whenAsked(do func(context.Context) error) func(context.Context, s
 	}
 }
 
-// changeUntil makes what is asked for, one after the other, until ctx ends or a
-// successor serves. What is then served lives in background.
+// changeUntil makes what is asked for, one after the other, until ctx ends, a
+// successor serves, or nobody can. What is then served lives in background.
 func (s *site) changeUntil(ctx, background context.Context, signals <-chan os.Signal) {
 	alive, stop := watchdog()
 	defer stop()
-	for s.successor == nil {
+	for s.successor == nil && s.fallen == nil {
 		select {
 		case <-alive:
 			s.notify(watching)

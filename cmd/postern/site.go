@@ -69,6 +69,7 @@ type site struct {
 	stopKeep context.CancelFunc      // ends them
 
 	successor   *successor // nil: this process serves
+	fallen      error      // why it no longer does, if there is no successor
 	predecessor *relative  // nil: there was none
 	inherited   []byte     // the guard's snapshot of a predecessor without state
 }
@@ -177,7 +178,7 @@ func (s *site) serve(ctx context.Context, h *house) error {
 		s.drain(background)
 	}
 	s.advised.Wait()
-	return nil
+	return s.fallen
 }
 
 // keep runs what writes to the memory, and answers at the control socket, until

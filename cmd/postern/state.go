@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"postern/bridge"
 	"postern/configs"
@@ -27,6 +28,8 @@ type memory struct {
 
 	guardConfig guard.Config // of a guard that has it without serving
 
+	asked sync.RWMutex // by questions; held while the files change hands
+
 	used  map[string]*bucket // by sessions: the first two, by name
 	close func() error       // nil: nothing is open
 }
@@ -38,31 +41,44 @@ type bucket struct {
 }
 
 // Get implements bridge.Store.
-func (b *bucket) Get(ctx context.Context, key string) ([]byte, error) {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	return b.book.Get(ctx, key)
+func (b *bucket) Get(ctx context.Context, key string) (value []byte, err error) {
+	err = b.with(func(book bridge.Book) error {
+		value, err = book.Get(ctx, key)
+		return err
+	})
+	return value, err
 }
 
 // Put implements bridge.Store.
 func (b *bucket) Put(ctx context.Context, key string, value []byte) error {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	return b.book.Put(ctx, key, value)
+	return b.with(func(book bridge.Book) error { return book.Put(ctx, key, value) })
 }
 
 // Update implements bridge.Store.
 func (b *bucket) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error {
-	b.mu.RLock()
-	defer b.mu.RUnlock()
-	return b.book.Update(ctx, key, change)
+	return b.with(func(book bridge.Book) error { return book.Update(ctx, key, change) })
 }
 
 // Scan implements bridge.Book.
 func (b *bucket) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
+	return b.with(func(book bridge.Book) error { return book.Scan(ctx, prefix, each) })
+}
+
+// with calls f with the book; again if this one is about to be another.
+func (b *bucket) with(f func(bridge.Book) error) (err error) {
+	for range askTimes {
+		if err = b.try(f); !errors.Is(err, errTakenBack) {
+			return err
+		}
+		time.Sleep(askAgain)
+	}
+	return err
+}
+
+func (b *bucket) try(f func(bridge.Book) error) error {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
-	return b.book.Scan(ctx, prefix, each)
+	return f(b.book)
 }
 
 func (b *bucket) set(book bridge.Book) {

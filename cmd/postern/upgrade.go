@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -42,6 +43,10 @@ const (
 	// buildTime and serveTime are what a successor gets for its steps.
 	buildTime = time.Minute
 	serveTime = time.Minute
+	// askAgain is the pause before the state is asked again, askTimes how often
+	// that is while it comes back from a successor.
+	askAgain = 50 * time.Millisecond
+	askTimes = 200
 )
 
 func upgradeCommand() *cobra.Command {
@@ -65,6 +70,7 @@ has changed.`,
 // A word is what the two processes say.
 type word struct {
 	Built    bool           `json:",omitempty"`
+	Control  string         `json:",omitempty"` // with Built: the control socket
 	Mistakes configs.Errors `json:",omitempty"`
 	Error    string         `json:",omitempty"`
 	Yours    *legacy        `json:",omitempty"`
@@ -164,7 +170,8 @@ func predecessor() (*relative, error) {
 type successor struct {
 	*relative
 	cmd   *exec.Cmd
-	files []*os.File // copies of the sockets, until it serves
+	files []*os.File    // copies of the sockets, until it serves
+	back  chan struct{} // closed when it has not come to serve
 	ended chan struct{}
 }
 
@@ -174,8 +181,8 @@ func (s *site) launch() (*successor, error) {
 	if err != nil {
 		return nil, err
 	}
-	next := &successor{files: files, ended: make(chan struct{})}
-	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	next := &successor{files: files, back: make(chan struct{}), ended: make(chan struct{})}
+	pair, err := socketpair()
 	if err != nil {
 		next.closeFiles()
 		return nil, fmt.Errorf("socketpair: %w", err)
@@ -203,6 +210,17 @@ func (s *site) launch() (*successor, error) {
 	return next, nil
 }
 
+// socketpair is one that no child gets unasked. Not all systems can make it so.
+func socketpair() (pair [2]int, err error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if pair, err = syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0); err == nil {
+		syscall.CloseOnExec(pair[0])
+		syscall.CloseOnExec(pair[1])
+	}
+	return pair, err
+}
+
 func (n *successor) closeFiles() {
 	for _, f := range n.files {
 		_ = f.Close()
@@ -220,6 +238,7 @@ func (n *successor) giveUp() {
 // error this process serves as before.
 func (s *site) upgrade(background context.Context) error {
 	s.log.Info("upgrade begins", "binary", s.binary)
+	defer s.stayAlive()()
 	next, err := s.launch()
 	if err == nil {
 		err = s.handOver(background, next)
@@ -235,10 +254,18 @@ func (s *site) upgrade(background context.Context) error {
 
 func (s *site) handOver(background context.Context, next *successor) error {
 	defer next.closeFiles()
-	if _, err := next.expect(buildTime, func(w word) bool { return w.Built }, s.heed); err != nil {
+	w, err := next.expect(buildTime, func(w word) bool { return w.Built }, s.heed)
+	if err == nil {
+		err = s.reachable(w.Control)
+	}
+	if err == nil && !s.memory.asked.TryLock() {
+		err = errAsked // it would be in the way for as long as it likes
+	}
+	if err != nil {
 		next.giveUp()
 		return err
 	}
+	defer s.memory.asked.Unlock()
 	left, err := s.letGo(next)
 	if err == nil {
 		err = next.say(word{Yours: left})
@@ -250,8 +277,27 @@ func (s *site) handOver(background context.Context, next *successor) error {
 		go next.listen(s.heed)
 		return nil
 	}
+	close(next.back)
 	next.giveUp()
-	return errors.Join(err, s.takeBack(background, next))
+	if s.fallen = s.takeBack(background, next); s.fallen != nil {
+		s.fallen = fmt.Errorf("serve again after an upgrade that failed: %w", s.fallen)
+	}
+	return errors.Join(err, s.fallen)
+}
+
+var errAsked = errors.New("a command is reading the state: upgrade again when it has ended")
+
+// reachable is an error if sessions that stay would lose what they are to
+// remember: they ask the successor at control, its control socket.
+func (s *site) reachable(control string) error {
+	here := s.house.Load().cfg
+	switch {
+	case s.memory.used == nil || control == here.Control.Socket && control != "":
+		return nil
+	case here.Control.Socket == "":
+		return configs.Errors{here.Errorf("control.socket", "it is off, and without it an upgrade would lose what open sessions remember: restart Postern, or set it first")}
+	}
+	return configs.Errors{here.Errorf("control.socket", "an upgrade can not change this, nor its default by state.path: restart Postern")}
 }
 
 // letGo ends accepting, and all that has to be one process's.
@@ -277,7 +323,7 @@ func (s *site) letGo(next *successor) (*legacy, error) {
 		})
 	}
 	socket := s.house.Load().cfg.Control.Socket
-	return left, s.memory.handOver(func(name string) bridge.Book { return remoteBook{socket, name} })
+	return left, s.memory.handOver(func(name string) bridge.Book { return remoteBook{socket, name, next.back} })
 }
 
 // takeBack serves again, after a successor that could not.
@@ -313,7 +359,7 @@ func (s *site) heed(w word) {
 
 // inherit waits for what a predecessor leaves to h, which is built.
 func (s *site) inherit(h *house, from *relative) error {
-	if err := from.say(word{Built: true}); err != nil {
+	if err := from.say(word{Built: true, Control: h.cfg.Control.Socket}); err != nil {
 		return err
 	}
 	var early []word
@@ -358,7 +404,10 @@ func (r *relative) explain(err error) {
 
 // A remoteBook is a bucket in the successor's hands. It is asked through the
 // control socket.
-type remoteBook struct{ socket, bucket string }
+type remoteBook struct {
+	socket, bucket string
+	back           <-chan struct{} // closed when the files will be ours again
+}
 
 // A cell is a key of a bucket, and what is or shall be there.
 type cell struct {
@@ -366,7 +415,10 @@ type cell struct {
 	Old, New    []byte
 }
 
-var errFarScan = errors.New("not for a process that is being replaced")
+var (
+	errFarScan   = errors.New("not for a process that is being replaced")
+	errTakenBack = errors.New("the state is not the successor's")
+)
 
 // Get implements bridge.Store.
 func (b remoteBook) Get(ctx context.Context, key string) (value []byte, err error) {
@@ -399,22 +451,28 @@ func (b remoteBook) Update(ctx context.Context, key string, change func(old []by
 // Scan implements bridge.Book.
 func (remoteBook) Scan(context.Context, string, func(string, []byte) error) error { return errFarScan }
 
-// ask waits for a successor that is not there yet.
+// ask waits for a successor that is not there yet. What it asks can be asked
+// twice.
 func (b remoteBook) ask(ctx context.Context, name string, in, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, serveTime)
 	defer cancel()
 	for {
 		err := admin.Call(ctx, b.socket, name, in, out)
-		if !errors.Is(err, admin.ErrNotRunning) {
+		if err == nil || !slices.ContainsFunc(gone, func(one error) bool { return errors.Is(err, one) }) {
 			return err
 		}
 		select {
-		case <-time.After(50 * time.Millisecond):
+		case <-b.back:
+			return errTakenBack
+		case <-time.After(askAgain):
 		case <-ctx.Done():
 			return err
 		}
 	}
 }
+
+// gone are the errors of asking a process that ends meanwhile, or is no more.
+var gone = []error{admin.ErrNotRunning, io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE}
 
 // answerPredecessor answers the sessions of the process before.
 func (s *site) answerPredecessor(c *admin.Server) {

@@ -2,8 +2,10 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +23,7 @@ import (
 
 	"postern/proxy/memserver"
 	"postern/proxy/proxytest"
+	"postern/proxy/state"
 )
 
 // A fleet is a Postern at ports of its own, with a user for each session.
@@ -431,7 +434,8 @@ func TestAnUpgradeThatFailsChangesNothing(t *testing.T) {
 	}
 	fails(1)
 	// This one is good, but its state cannot be had: the successor gives up late.
-	if err := os.WriteFile(f.config, []byte(strings.Replace(f.body, "path: state", "path: postern.yaml/state", 1)), 0o600); err != nil {
+	elsewhere := strings.Replace(f.body, "path: state", "path: postern.yaml/state", 1)
+	if err := os.WriteFile(f.config, []byte(elsewhere+"control: {socket: state/control.sock}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	fails(2)
@@ -446,5 +450,60 @@ func TestAnUpgradeThatFailsChangesNothing(t *testing.T) {
 	}
 	if out, err := f.say("uidl", "export", "--all"); err != nil {
 		t.Errorf("the control socket: %v\n%s", err, out)
+	}
+}
+
+// What is refused before anything is given up: this process serves on.
+func TestAnUpgradeThatWouldLoseStateIsRefused(t *testing.T) {
+	imap, _ := inMemory(t, "m", "alice")
+	dir := t.TempDir()
+	r := inhabit(t, fmt.Sprintf(`
+hostname: mail.example.org
+listeners: [{protocol: imap, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none}}}
+tls: {certificates: [{cert: c, key: k}]}
+state: {path: %q}
+`, imap, dir))
+	upgrade := func(control string) error {
+		next := &successor{cmd: exec.Command("sleep", "60"), back: make(chan struct{}), ended: make(chan struct{})}
+		if err := next.cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		go func() { defer close(next.ended); _ = next.cmd.Wait() }()
+		ours, theirs := net.Pipe()
+		next.relative = &relative{conn: ours, in: json.NewDecoder(ours)}
+		go func() { _ = json.NewEncoder(theirs).Encode(word{Built: true, Control: control}) }()
+		done := make(chan error, 1)
+		r.site.changes <- change{func(ctx context.Context) error { return r.site.handOver(ctx, next) }, done}
+		return <-done
+	}
+	if err := upgrade("/elsewhere/control.sock"); err == nil || !strings.Contains(err.Error(), "control.socket") {
+		t.Errorf("another control socket: %v", err)
+	}
+	r.site.memory.asked.RLock() // as a backup does that nobody reads
+	if err := upgrade(filepath.Join(dir, "control.sock")); !errors.Is(err, errAsked) {
+		t.Errorf("while a command reads the state: %v", err)
+	}
+	r.site.memory.asked.RUnlock()
+	if r.site.fallen != nil || r.dial(t, "imap") == nil {
+		t.Errorf("this process does not serve: %v", r.site.fallen)
+	}
+}
+
+// A session that writes while a successor fails has written.
+func TestStateThatIsTakenBackHasWhatWasWrittenMeanwhile(t *testing.T) {
+	memory := new(state.Memory)
+	back := make(chan struct{})
+	b := &bucket{book: remoteBook{filepath.Join(t.TempDir(), "nobody"), "uidl", back}}
+	written := make(chan error, 1)
+	go func() { written <- b.Put(t.Context(), "alice", []byte("1")) }()
+	time.Sleep(10 * time.Millisecond)
+	close(back)
+	b.set(memory)
+	if err := <-written; err != nil {
+		t.Error(err)
+	}
+	if value, err := memory.Get(t.Context(), "alice"); string(value) != "1" {
+		t.Errorf("got %q, %v", value, err)
 	}
 }
