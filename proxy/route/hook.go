@@ -65,12 +65,18 @@ type asking struct {
 
 // Route implements Rule.
 func (h *Hook) Route(ctx context.Context, l *proxy.Login) (string, error) {
+	_, backend, err := h.route(ctx, l)
+	return backend, err
+}
+
+// route is Route, and says whether the answer was known before.
+func (h *Hook) route(ctx context.Context, l *proxy.Login) (source, backend string, err error) {
 	h.once.Do(h.open)
 	q := question{l.Account, l.Client.Protocol, l.Client.Service}
 	h.mu.Lock()
 	if a, ok := h.known[q]; ok && time.Now().Before(a.until) {
 		h.mu.Unlock()
-		return a.backend, nil
+		return proxy.RouteCached, a.backend, nil
 	}
 	a, asked := h.asking[q]
 	if !asked {
@@ -83,9 +89,9 @@ func (h *Hook) Route(ctx context.Context, l *proxy.Login) (string, error) {
 	}
 	select {
 	case <-a.done:
-		return a.backend, a.err
+		return proxy.RouteHook, a.backend, a.err
 	case <-ctx.Done():
-		return "", context.Cause(ctx)
+		return proxy.RouteHook, "", context.Cause(ctx)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"postern/proxy"
 )
@@ -26,12 +27,49 @@ var errNoRule = errors.New("no route fits the account")
 
 // Route implements Rule, but gives an error instead of "".
 func (r Rules) Route(ctx context.Context, l *proxy.Login) (string, error) {
+	return r.route(ctx, l, func(proxy.Event) {})
+}
+
+// route is Route, and tells of each rule that was asked.
+func (r Rules) route(ctx context.Context, l *proxy.Login, tell func(proxy.Event)) (string, error) {
 	for _, rule := range r {
-		if backend, err := rule.Route(ctx, l); backend != "" || err != nil {
+		begun := time.Now()
+		source, backend, err := ask(ctx, rule, l)
+		if ctx.Err() == nil { // else the client has left
+			tell(proxy.Routed{Source: source, Result: resultOf(backend, err), Duration: time.Since(begun), Err: err})
+		}
+		if backend != "" || err != nil {
 			return backend, err
 		}
 	}
 	return "", errNoRule
+}
+
+// ask asks rule, and says what it is.
+func ask(ctx context.Context, rule Rule, l *proxy.Login) (source, backend string, err error) {
+	source = proxy.RouteOther
+	switch rule := rule.(type) {
+	case *Hook:
+		return rule.route(ctx, l)
+	case *File:
+		source = proxy.RouteFile
+	case Domain:
+		source = proxy.RouteDomain
+	case Default:
+		source = proxy.RouteDefault
+	}
+	backend, err = rule.Route(ctx, l)
+	return source, backend, err
+}
+
+func resultOf(backend string, err error) string {
+	switch {
+	case err != nil:
+		return proxy.RouteError
+	case backend == "":
+		return proxy.RouteNone
+	}
+	return proxy.RouteFound
 }
 
 // Leads implements Rule.
@@ -90,16 +128,17 @@ type Target struct {
 // A Mux is the proxy.Backend of a Service: it finds out whose a login is, and
 // lets that backend answer it. The guard has been asked before.
 type Mux struct {
-	Rules   Rules
-	Targets map[string]Target // by name; those that have the Service's protocol
-	Policy  *Policy           // nil: everybody may use all protocols
+	Rules    Rules
+	Targets  map[string]Target // by name; those that have the Service's protocol
+	Policy   *Policy           // nil: everybody may use all protocols
+	Observer proxy.Observer    // nil: nobody
 }
 
 // Login implements proxy.Backend. That the account may not use the protocol is
 // said only to those who have its password, else strangers could find out which
 // accounts there are.
 func (m *Mux) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) {
-	name, err := m.Rules.Route(ctx, l)
+	name, err := m.Rules.route(ctx, l, m.observe)
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("route: %w", err))
 	}
@@ -118,6 +157,12 @@ func (m *Mux) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) 
 		}
 	}
 	return session, nil
+}
+
+func (m *Mux) observe(e proxy.Event) {
+	if m.Observer != nil {
+		m.Observer.Observe(e)
+	}
 }
 
 // Offer returns what all Targets that a rule leads to have in common, whether

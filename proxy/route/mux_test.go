@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -199,5 +200,50 @@ func TestPolicyNamesTheLineOfAMistake(t *testing.T) {
 		if _, err := OpenPolicy(path); err == nil || !strings.HasPrefix(err.Error(), path+":2: ") {
 			t.Errorf("%q: error %v, want one with file and line", text, err)
 		}
+	}
+}
+
+// observed keeps the events that a Mux tells.
+type observed []proxy.Routed
+
+func (o *observed) Observe(e proxy.Event) { *o = append(*o, e.(proxy.Routed)) }
+
+func TestMuxTellsOfEachRuleItAsks(t *testing.T) {
+	status := http.StatusNoContent
+	hook := &Hook{URL: "http://hook.test", transport: answering(func(*http.Request) (*http.Response, error) { return say(status, "") })}
+	var told observed
+	m := &Mux{
+		Targets: map[string]Target{"main": target(&server{}, proxy.Offer{})}, Observer: &told,
+		Rules: Rules{open(t, "alice@example.org main"), hook, Domain{"example.org", "main"}, Default("main")},
+	}
+	for _, step := range []struct {
+		account string
+		status  int
+		want    []string
+	}{
+		{"alice@example.org", 204, []string{"file found"}},
+		{"bob@example.org", 204, []string{"file none", "hook none", "domain found"}},
+		{"bob@example.org", 500, []string{"file none", "hook_cache none", "domain found"}},
+		{"carol@example.net", 204, []string{"file none", "hook none", "domain none", "default found"}},
+		{"dave@example.org", 500, []string{"file none", "hook error"}},
+	} {
+		told, status = nil, step.status
+		_, _ = try(m, step.account, "right")
+		var got []string
+		for _, e := range told {
+			got = append(got, e.Source+" "+e.Result)
+			if (e.Err != nil) != (e.Result == proxy.RouteError) {
+				t.Errorf("%s: %s with %v", step.account, e.Result, e.Err)
+			}
+		}
+		if !slices.Equal(got, step.want) {
+			t.Errorf("%s: told %q, want %q", step.account, got, step.want)
+		}
+	}
+	told = nil
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	if _, _ = m.Login(gone, visitor("erin@example.org")); len(told) > 0 {
+		t.Errorf("of a client that left, %v is told", told)
 	}
 }
