@@ -283,7 +283,7 @@ changes, or until Postern is started again.`,
 			return err
 		})
 		if err = errors.Join(err, t.Flush()); err == nil && left > 0 {
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d connections stay until they end by themselves\n", left)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "connections that stay until they end by themselves: %d\n", left)
 		}
 		return err
 	}

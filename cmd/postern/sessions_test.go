@@ -165,7 +165,7 @@ func TestADrainedBackendGetsNoNewLogin(t *testing.T) {
 	r, do := operated(t, fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap))
 	alice := r.login(t, "alice")
 	out, ok := do("drain", "main")
-	if want := fmt.Sprintf("imap      %s  drained  1\n1 connections stay until they end by themselves\n", imap); !ok || !strings.HasSuffix(out, want) {
+	if want := fmt.Sprintf("imap      %s  drained  1\nconnections that stay until they end by themselves: 1\n", imap); !ok || !strings.HasSuffix(out, want) {
 		t.Errorf("printed is\n%s, want\n%s", out, want)
 	}
 	proxytest.Transcript(t, r.secure(r.dial(t, "pop3")), "S: +OK *\nC: USER bob\nS: +OK *\nC: PASS secret of bob\nS: -ERR \\[SYS/TEMP] *")
