@@ -106,6 +106,7 @@ type Backend struct {
 
 // Login implements proxy.Backend: it asks for the server's yes or no.
 func (b *Backend) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) {
+	b.queue().hurry(l.Account)
 	conn, capabilities, err := b.Dial(ctx, l)
 	if err != nil {
 		return nil, err

@@ -23,10 +23,13 @@ const (
 	// printsVersion is the first octet of prints in the cache.
 	printsVersion = 1
 	// maxPrints is how many messages a session looks at after QUIT, and
-	// printsAtOnce how many with one command.
-	maxPrints, printsAtOnce = 1000, 100
+	// printsAtOnce how many with one command: for so long the next session of
+	// the account may have to wait for the server.
+	maxPrints, printsAtOnce = 1000, 20
 	// printsTime bounds it: the connection of the client closes after it.
 	printsTime = 3 * time.Second
+	// headersAtOnce is how many headers are fetched with one command.
+	headersAtOnce = 100
 	// maxHeaders bounds how many headers are fetched to find messages again.
 	maxHeaders = 5000
 	// maxMessageID bounds what of a Message-ID is read.
@@ -132,9 +135,13 @@ func (s *session) gather() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), printsTime)
 	defer cancel()
+	alone, end := s.backend.queue().linger(s.login.Account)
+	defer end()
 	lacking = lacking[max(0, len(lacking)-maxPrints):]
 	var fresh []uidl.Print
-	for some := range slices.Chunk(lacking, printsAtOnce) {
+	for len(lacking) > 0 && alone.Err() == nil {
+		some := lacking[max(0, len(lacking)-printsAtOnce):]
+		lacking = lacking[:len(lacking)-len(some)]
 		var uids []uint32
 		for _, m := range some {
 			uids = append(uids, m.uid)

@@ -37,6 +37,7 @@ type Queue struct {
 	mu      sync.Mutex
 	running map[string]chan struct{} // by account; closed at its end
 	turns   chan struct{}
+	quiet   map[string]context.CancelFunc // by account: of what gives way to its next login
 }
 
 // wait waits until no long listing of the account runs.
@@ -87,6 +88,38 @@ func (q *Queue) enter(ctx context.Context, account string) (leave func(), err er
 	case <-ctx.Done():
 		end()
 		return nil, patience(context.Cause(ctx))
+	}
+}
+
+// linger begins work that no client waits for. When ctx is over it has to stop
+// at the next place: the account logs in. Only one session of an account does
+// such work at a time; for the others ctx is over from the beginning.
+func (q *Queue) linger(account string) (ctx context.Context, end func()) {
+	ctx, stop := context.WithCancel(context.Background())
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.quiet[account] != nil {
+		stop()
+		return ctx, stop
+	}
+	if q.quiet == nil {
+		q.quiet = make(map[string]context.CancelFunc)
+	}
+	q.quiet[account] = stop
+	return ctx, func() {
+		stop()
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		delete(q.quiet, account)
+	}
+}
+
+// hurry stops the work that was begun with linger.
+func (q *Queue) hurry(account string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if stop := q.quiet[account]; stop != nil {
+		stop()
 	}
 }
 

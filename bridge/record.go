@@ -212,7 +212,7 @@ func (s *session) compareHeaders(ctx context.Context, before, after []uidl.Print
 			uids = append(uids, p.UID)
 		}
 	}
-	for some := range slices.Chunk(uids, printsAtOnce) {
+	for some := range slices.Chunk(uids, headersAtOnce) {
 		if err := s.inbox.headers(ctx, uidSets(some)[0], after); err != nil && !refused(err) {
 			return err
 		}

@@ -7,12 +7,14 @@ import (
 	"io"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strings"
 	"testing"
 
 	"postern/bridge/uidl"
 	"postern/proxy"
+	"postern/proxy/proxytest"
 )
 
 // show opens a session, returns its unique-ids by UID, and ends it with QUIT.
@@ -147,7 +149,7 @@ func TestFingerprintsAreGatheredAfterQUIT(t *testing.T) {
 	}
 	shown(t, b)
 	commands, _ := m.take()
-	if len(commands) != 4 || !strings.HasPrefix(commands[1], "UID FETCH 1:100 (") || !strings.HasPrefix(commands[3], "UID FETCH 201:250 (") {
+	if len(commands) != 14 || !strings.HasPrefix(commands[1], "UID FETCH 231:250 (") || !strings.HasPrefix(commands[13], "UID FETCH 1:10 (") {
 		t.Errorf("after QUIT: %q", commands)
 	}
 	m.deliver(1)
@@ -158,6 +160,44 @@ func TestFingerprintsAreGatheredAfterQUIT(t *testing.T) {
 	shown(t, b)
 	if commands, _ := m.take(); len(commands) != 1 {
 		t.Errorf("unchanged: %q", commands)
+	}
+}
+
+// An interrupted is a connection on which something happens before a write.
+type interrupted struct {
+	net.Conn
+	at string // what is written
+	do func()
+}
+
+func (i *interrupted) Write(p []byte) (int, error) {
+	if strings.Contains(string(p), i.at) {
+		i.do()
+	}
+	return i.Conn.Write(p)
+}
+
+// Criterion: gathering fingerprints gives way to the next login of the account.
+func TestGatheringGivesWayToTheNextLogin(t *testing.T) {
+	near, far := proxytest.Pipe(t)
+	b := &Backend{Dial: connected(near, capabilities), Cache: &memory{}, Record: &memory{}, Estimates: true}
+	again := func() {
+		_, err := b.Login(context.Background(), &proxy.Login{Account: "alice"})
+		if proxy.ReasonOf(err) != proxy.Unavailable {
+			t.Errorf("Login = %v, want no connection", err)
+		}
+	}
+	proxytest.ServeTranscript(t, &interrupted{far, "40 INTERNALDATE", again}, opened(make([]int, 30)...)+`
+		C: T1 UID FETCH 21:40 (*
+		S- * 30 FETCH (UID 40 INTERNALDATE "22-Nov-2026 02:36:17 +0000" RFC822.SIZE 0 BODY[HEADER.FIELDS (Message-ID)] "")\r\n
+		S: T1 OK x
+		C: Q LOGOUT
+		S: Q OK x
+	`)
+	r := run(t, b)
+	proxytest.Transcript(t, r.conn, "C: QUIT\nS: +OK Goodbye")
+	if err := r.wait(t); err != nil {
+		t.Error(err)
 	}
 }
 
