@@ -223,7 +223,7 @@ var exportAccount = question[string, storedAccount]{"account/export", func(ctx c
 		return err
 	}
 	if s.Networks = g.Known(account); s.Networks > 0 {
-		last := g.Explain("", account, netip.Addr{}).Last
+		last := g.Explain("", account, netip.Addr{}).Last.Truncate(time.Second)
 		s.LastLogin = &last
 	}
 	return each(s)
