@@ -507,3 +507,13 @@ func TestStateThatIsTakenBackHasWhatWasWrittenMeanwhile(t *testing.T) {
 		t.Errorf("got %q, %v", value, err)
 	}
 }
+
+// With no session left the old process ends at once: not before it has answered.
+func TestUpgradeWithoutSessionsIsAnswered(t *testing.T) {
+	f := startFleet(t, 1, "")
+	for range 5 {
+		if out, err := f.say("upgrade"); err != nil {
+			t.Fatalf("upgrade: %v\n%s", err, out)
+		}
+	}
+}

@@ -144,7 +144,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // Serve answers on ln until ctx ends, and then closes it; answers that are
-// under way have a moment.
+// under way have a moment. It returns when they are given, also when somebody
+// else has closed ln.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	log := s.Log
 	if log == nil {
@@ -164,11 +165,14 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		}
 	})
 	err := server.Serve(ln)
+	if errors.Is(err, net.ErrClosed) {
+		_ = server.Shutdown(ctx) // with the listener alone, answers that are under way go on
+	}
 	if !stop() {
 		<-stopped
 	}
 	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
-		return nil // with the listener alone, answers that are under way go on
+		return nil
 	}
 	return fmt.Errorf("control socket: %w", err)
 }

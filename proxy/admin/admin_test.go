@@ -281,3 +281,46 @@ func TestSocketOfAGroup(t *testing.T) {
 		})
 	}
 }
+
+// So an upgrade is answered by the process that it has replaced.
+func TestServeEndsWithTheLastAnswer(t *testing.T) {
+	path := filepath.Join(ownDir(t), "control")
+	ln, err := Listen(path, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, proceed := make(chan struct{}), make(chan struct{})
+	var s Server
+	Handle(&s, "slow", func(context.Context, struct{}) (int, error) {
+		close(asked)
+		<-proceed
+		return 7, nil
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	served, answered := make(chan error, 1), make(chan error, 1)
+	go func() { served <- s.Serve(ctx, ln) }()
+	go func() {
+		var got int
+		err := Call(t.Context(), path, "slow", struct{}{}, &got)
+		if err == nil && got != 7 {
+			err = fmt.Errorf("got %d", got)
+		}
+		answered <- err
+	}()
+	<-asked
+	_ = ln.Close()
+	select {
+	case <-served:
+		t.Error("Serve has ended before the answer")
+	case <-time.After(20 * time.Millisecond):
+	}
+	stop()
+	close(proceed)
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
