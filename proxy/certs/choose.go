@@ -57,7 +57,7 @@ func contextOf(hello *tls.ClientHelloInfo) context.Context {
 
 // A choice is the search for one client.
 type choice struct {
-	name    string // in lower case
+	name    string // in lower case; "": none that the DNS could have
 	hello   tls.ClientHelloInfo
 	now     time.Time
 	expired *tls.Certificate // the first that would do
@@ -66,6 +66,9 @@ type choice struct {
 func newChoice(hello *tls.ClientHelloInfo) *choice {
 	c := &choice{name: strings.ToLower(hello.ServerName), hello: *hello, now: time.Now()}
 	c.hello.ServerName = "" // the name is our concern: it is in the map, or nothing fits it
+	if len(c.name) > mostName {
+		c.name = "" // certmagic joins the labels again for each of them: seconds for 60,000 octets
+	}
 	return c
 }
 

@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -170,4 +172,19 @@ func cpuTime(b *testing.B) time.Duration {
 		b.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// Any client may send 64 KiB of labels in its first message.
+func TestEndlessNameIsNotLookedUp(t *testing.T) {
+	s := managed(t, Config{ACME: &ACME{Names: []string{"mail.example.org"}}})
+	hello := aHello(strings.Repeat("a.", 30_000) + "example.org")
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if _, err := s.GetCertificate(hello); !errors.Is(err, errNone) {
+		t.Error(err)
+	}
+	runtime.ReadMemStats(&after)
+	if took := after.TotalAlloc - before.TotalAlloc; took > 8<<20 {
+		t.Errorf("the name of %d octets took %d MiB of memory", len(hello.ServerName), took>>20)
+	}
 }

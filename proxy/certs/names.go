@@ -18,8 +18,10 @@ import (
 const (
 	// maxNamesFile bounds a file of names, in octets.
 	maxNamesFile = 256 << 20
-	// maxNameLine bounds its lines. A name has 253 octets at most.
+	// maxNameLine bounds its lines.
 	maxNameLine = 1024
+	// mostName is the length of the longest name that the DNS can have.
+	mostName = 253
 )
 
 // A nameFile is a file with the names that may have certificates. A nil one has
@@ -111,7 +113,7 @@ func parseNames(r io.Reader) (*nameList, error) {
 // isHostname says whether s is a DNS name that a CA could know, in lower or
 // upper case.
 func isHostname(s string) bool {
-	const mostName, mostLabel = 253, 63
+	const mostLabel = 63
 	if len(s) > mostName || !strings.Contains(s, ".") {
 		return false
 	}
