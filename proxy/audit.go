@@ -121,7 +121,8 @@ func (a *Audit) handshake(e Handshake) {
 	if level == slog.LevelInfo && !a.refused.take(time.Now()) {
 		level = slog.LevelDebug
 	}
-	a.Log.Log(context.Background(), level, "handshake failed", append(fields, "err", e.Err)...)
+	// That of crypto/tls may quote all that the client offered: 64 KiB.
+	a.Log.Log(context.Background(), level, "handshake failed", append(fields, "err", name(e.Err.Error()))...)
 }
 
 func (a *Audit) closed(e Closed) {

@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -217,6 +218,16 @@ func TestAuditWritesWhatAFailedHandshakeNeeds(t *testing.T) {
 	}
 	if n := strings.Count(out.String(), "\n"); n > 40 { // ten each second, and a slow machine
 		t.Errorf("%d lines about a flood", n)
+	}
+}
+
+func TestAuditBoundsWhatAClientOffers(t *testing.T) {
+	a, out := audit()
+	h := proxy.Handshake{Client: visitor, Result: proxy.HandshakeError, Reason: proxy.NoProtocol, Hello: &tls.ClientHelloInfo{}}
+	h.Err = fmt.Errorf("tls: client requested unsupported application protocols (%q)", strings.Repeat("\x00h2", 20_000))
+	a.Observe(h)
+	if line := out.String(); len(line) > 500 || !strings.Contains(line, "unsupported application protocols") {
+		t.Errorf("wrote %d octets: %.600s", len(line), line)
 	}
 }
 
