@@ -28,7 +28,7 @@ type archive struct {
 
 func newArchive(record, cache *state.Bolt) *archive {
 	return &archive{
-		record: record, cache: cache, listings: cache.Bucket("listings"), uidls: record.Bucket("uidl"),
+		record: record, cache: cache, listings: cache.Bucket(listingsBucket), uidls: record.Bucket(uidlBucket),
 		ledger: record.Bucket("ledger"), notes: record.Bucket("notes"),
 	}
 }

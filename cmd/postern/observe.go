@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"slices"
@@ -19,6 +22,8 @@ func (s *site) newMetrics() *metrics.Metrics {
 	return metrics.New(metrics.Config{
 		Version:      readBuild().version,
 		Certificates: func() []metrics.Certificate { return expiries(s.store) },
+		Stores:       []string{listingsBucket, uidlBucket},
+		Pools:        s.poolGauges,
 		Judgements:   metrics.Judgements{Tiers: guard.Tiers(), Buckets: guard.Buckets()},
 		Guard:        s.guardGauges,
 		Accounts:     s.accountsSeen,
@@ -98,6 +103,61 @@ func (s *site) backendsOnPage() (all []page.Backend) {
 		all = append(all, b)
 	}
 	return all
+}
+
+// poolGauges is how the backends are connected to, as metrics show it.
+func (s *site) poolGauges() (all []metrics.Pool) {
+	h := s.house.Load()
+	if h == nil {
+		return nil
+	}
+	ports := localPorts()
+	for key, pool := range h.pools {
+		p := metrics.Pool{Backend: metrics.Backend{Name: key.name, Protocol: key.protocol}}
+		p.PortLimit = ports * max(1, len(pool.Members[0].Source)) // of all members the same
+		for _, m := range pool.Status() {
+			p.Connections += m.Connections
+			p.Ports = max(p.Ports, m.Connections)
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+// localPorts returns how many ports the system has for connections from one
+// address to another; 0 if it does not say.
+func localPorts() int {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return 0
+	}
+	var first, last int
+	if _, err := fmt.Sscan(string(text), &first, &last); err != nil {
+		return 0
+	}
+	return last - first + 1
+}
+
+// A counted is a slog.Handler that counts what is written.
+type counted struct {
+	slog.Handler
+	site *site
+}
+
+// Handle implements slog.Handler.
+func (c counted) Handle(ctx context.Context, r slog.Record) error {
+	c.site.metrics.Logged(r.Level)
+	return c.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (c counted) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return counted{c.Handler.WithAttrs(attrs), c.site}
+}
+
+// WithGroup implements slog.Handler.
+func (c counted) WithGroup(name string) slog.Handler {
+	return counted{c.Handler.WithGroup(name), c.site}
 }
 
 func expiries(store *certs.Store) (all []metrics.Certificate) {

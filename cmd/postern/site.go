@@ -102,7 +102,7 @@ func newSite(store *certs.Store, log *slog.Logger, level *slog.LevelVar) *site {
 		webs: make(map[string]served), changes: make(chan change), binary: ownBinary(),
 	}
 	s.nonce = []byte(rand.Text())
-	s.log = slog.New(discreet{log.Handler(), &s.discretion})
+	s.log = slog.New(discreet{counted{log.Handler(), s}, &s.discretion})
 	s.page = s.newPage()
 	s.metrics = s.newMetrics()
 	s.audit = proxy.NewAudit(s.log)
@@ -142,6 +142,7 @@ func (s *site) serve(ctx context.Context, h *house) error {
 		}
 	}
 	s.openLedger(ctx)
+	s.memory.observe(s.observer)
 	s.control = s.newControl()
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer s.wg.Wait()

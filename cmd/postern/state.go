@@ -11,6 +11,7 @@ import (
 
 	"postern/bridge"
 	"postern/configs"
+	"postern/proxy"
 	"postern/proxy/guard"
 	"postern/proxy/state"
 )
@@ -34,15 +35,36 @@ type memory struct {
 	close func() error       // nil: nothing is open
 }
 
+// The names of what sessions remember with: see archive.
+const (
+	listingsBucket = "listings"
+	uidlBucket     = "uidl"
+)
+
 // A bucket is what sessions remember with, whoever has the files.
 type bucket struct {
+	name     string
+	observer proxy.Observer // nil: nobody
+
 	mu   sync.RWMutex
 	book bridge.Book
 }
 
+// used tells of an operation that has ended, unless who wanted it has gone. What
+// that one said is no error of the state.
+func (b *bucket) used(ctx context.Context, operation string, begun time.Time, err error, said *error) {
+	if b.observer == nil || ctx.Err() != nil {
+		return
+	}
+	if said != nil && *said != nil {
+		err = nil
+	}
+	b.observer.Observe(proxy.StateUsed{Store: b.name, Operation: operation, Duration: time.Since(begun), Err: err})
+}
+
 // Get implements bridge.Store.
 func (b *bucket) Get(ctx context.Context, key string) (value []byte, err error) {
-	err = b.with(func(book bridge.Book) error {
+	err = b.with(ctx, "get", nil, func(book bridge.Book) error {
 		value, err = book.Get(ctx, key)
 		return err
 	})
@@ -51,21 +73,35 @@ func (b *bucket) Get(ctx context.Context, key string) (value []byte, err error) 
 
 // Put implements bridge.Store.
 func (b *bucket) Put(ctx context.Context, key string, value []byte) error {
-	return b.with(func(book bridge.Book) error { return book.Put(ctx, key, value) })
+	return b.with(ctx, "update", nil, func(book bridge.Book) error { return book.Put(ctx, key, value) })
 }
 
 // Update implements bridge.Store.
 func (b *bucket) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error {
-	return b.with(func(book bridge.Book) error { return book.Update(ctx, key, change) })
+	var said error
+	return b.with(ctx, "update", &said, func(book bridge.Book) error {
+		return book.Update(ctx, key, func(old []byte) (value []byte, err error) {
+			value, said = change(old)
+			return value, said
+		})
+	})
 }
 
 // Scan implements bridge.Book.
 func (b *bucket) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
-	return b.with(func(book bridge.Book) error { return book.Scan(ctx, prefix, each) })
+	var said error
+	return b.with(ctx, "scan", &said, func(book bridge.Book) error {
+		return book.Scan(ctx, prefix, func(key string, value []byte) error {
+			said = each(key, value)
+			return said
+		})
+	})
 }
 
-// with calls f with the book; again if this one is about to be another.
-func (b *bucket) with(f func(bridge.Book) error) (err error) {
+// with calls f with the book; again if this one is about to be another. said is
+// the error of who wants it; nil: he has nothing to say.
+func (b *bucket) with(ctx context.Context, operation string, said *error, f func(bridge.Book) error) (err error) {
+	defer func(begun time.Time) { b.used(ctx, operation, begun, err, said) }(time.Now())
 	for range askTimes {
 		if err = b.try(f); !errors.Is(err, errTakenBack) {
 			return err
@@ -85,6 +121,13 @@ func (b *bucket) set(book bridge.Book) {
 	b.mu.Lock() // waits for what is under way
 	defer b.mu.Unlock()
 	b.book = book
+}
+
+// observe lets o know of what sessions do with m. No session may do so yet.
+func (m *memory) observe(o proxy.Observer) {
+	for _, b := range m.used {
+		b.observer = o
+	}
 }
 
 // handOver closes the files. Sessions go on with what other gives for a bucket.
@@ -130,9 +173,10 @@ func openMemory(cfg *configs.Config) (*memory, error) {
 		_ = cache.Close()
 		return nil, err
 	}
-	listings, uidls := &bucket{book: cache.Bucket("listings")}, &bucket{book: record.Bucket("uidl")}
+	listings := &bucket{name: listingsBucket, book: cache.Bucket(listingsBucket)}
+	uidls := &bucket{name: uidlBucket, book: record.Bucket(uidlBucket)}
 	return &memory{
-		cache: listings, record: uidls, used: map[string]*bucket{"listings": listings, "uidl": uidls}, guard: cache.Bucket("guard"),
+		cache: listings, record: uidls, used: map[string]*bucket{listingsBucket: listings, uidlBucket: uidls}, guard: cache.Bucket("guard"),
 		guardConfig: guardConfig(cfg),
 		close:       func() error { return errors.Join(cache.Close(), record.Close()) },
 		archive:     newArchive(record, cache),
