@@ -27,6 +27,7 @@ type presence struct {
 	trusted  bool
 	loggedIn bool
 	gone     bool // made to leave: counted no more
+	inSite   bool // counted in its IPv6 /48, too
 	shed     context.CancelCauseFunc
 
 	stranger     bool // neither trusted nor known-good for anybody
@@ -70,8 +71,9 @@ func (g *Guard) admit(p *permit, service string) (victim context.CancelCauseFunc
 	p.policy = g.policyOf(service)
 	p.trusted = g.trusts(p.from.addr)
 	p.stranger = !p.trusted && !g.regulars.welcomes(p.from.network, g.latest)
+	p.inSite = p.stranger && p.from.isIPv6
 	if !p.trusted {
-		if err := g.hasRoom(p.from); err != nil {
+		if err := g.hasRoom(p); err != nil {
 			return nil, err
 		}
 	}
@@ -94,11 +96,13 @@ func (g *Guard) mayHave(from origin) (open, pending int32) {
 }
 
 // hasRoom says why a network, or its site, may not have one more connection.
-func (g *Guard) hasRoom(from origin) error {
-	open, pending := g.mayHave(from)
-	here := g.from[from.network]
-	if from.isIPv6 && here.open < open && here.pending() < pending {
-		here = g.from[from.site()]
+// Mobile operators have a /64 for each customer: those that are known-good must
+// not pay for their neighbours.
+func (g *Guard) hasRoom(p *permit) error {
+	open, pending := g.mayHave(p.from)
+	here := g.from[p.from.network]
+	if p.inSite && here.open < open && here.pending() < pending {
+		here = g.from[p.from.site()]
 		open, pending = open*siteFactor, pending*siteFactor
 	}
 	switch {
@@ -135,24 +139,21 @@ func (g *Guard) count(p *permit, open, loggedIn int32) {
 	if p.trusted {
 		return
 	}
-	networks := [...]key{p.from.network, p.from.site()}
-	for _, k := range networks[:1+btoi(p.from.isIPv6)] {
-		c := g.from[k]
-		c.open += open
-		c.loggedIn += loggedIn
-		if c.open == 0 {
-			delete(g.from, k)
-			continue
-		}
-		g.from[k] = c
+	g.countAt(p.from.network, open, loggedIn)
+	if p.inSite {
+		g.countAt(p.from.site(), open, loggedIn)
 	}
 }
 
-func btoi(b bool) int {
-	if b {
-		return 1
+func (g *Guard) countAt(k key, open, loggedIn int32) {
+	c := g.from[k]
+	c.open += open
+	c.loggedIn += loggedIn
+	if c.open == 0 {
+		delete(g.from, k)
+		return
 	}
-	return 0
+	g.from[k] = c
 }
 
 // countLogin counts p as logged in: it is no stranger any more.

@@ -222,6 +222,40 @@ func TestFloodOfOneNetwork(t *testing.T) {
 	}
 }
 
+// A mobile operator's customers have a /64 each, and thousands share a /48.
+func TestNeighboursInASiteDoNotKeepAnOwnerOut(t *testing.T) {
+	phone := func(i int) string { return fmt.Sprintf("2001:db8:1:%x::1", i) }
+	const owner, customers, attacker = 0x8000, 1000, 0x9000
+	s, _ := newServer(t, Config{Connections: 5000, Reserve: 1})
+	for i := range customers {
+		if err := s.login(phone(owner+i), fmt.Sprint(i), "right"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var permits []*permit
+	for i := 0; ; i++ {
+		p, err := s.Admit(clientAt(phone(attacker+i)), nil)
+		if err != nil {
+			break
+		}
+		permits = append(permits, p.(*permit))
+	}
+	if len(permits) != 160 {
+		t.Errorf("%d connections of strangers in a site, want 160", len(permits))
+	}
+	for i := range customers {
+		p, err := s.Admit(clientAt(phone(owner+i)), nil)
+		if err != nil {
+			t.Fatalf("known-good customer %d beside them: %v", i, err)
+		}
+		permits = append(permits, p.(*permit))
+	}
+	leaveAll(permits)
+	if len(s.from) != 0 {
+		t.Errorf("after all have left: %v", s.from)
+	}
+}
+
 // Criterion: A refusal that is held back holds no token, no place among the attempts under way and no session.
 func TestHeldBackHoldsNothing(t *testing.T) {
 	s, _ := newServer(t, Config{})
