@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -73,6 +74,7 @@ type manager struct {
 	answerer *certmagic.Config // the same, without a log line for each stranger
 	issuer   *certmagic.ACMEIssuer
 	demand   *demand
+	claimed  atomic.Bool // by who stops the cache
 
 	least struct {
 		sync.Mutex

@@ -111,7 +111,9 @@ func (s *Store) manage(c Config) error {
 			return err
 		}
 	}
-	s.acme.Store(next)
+	if before := s.acme.Swap(next); before != nil && before.claimed.CompareAndSwap(false, true) {
+		before.cache.Stop() // Run has not come to it, and never will
+	}
 	select {
 	case s.replaced <- struct{}{}:
 	default:
@@ -126,7 +128,7 @@ func (s *Store) Run(ctx context.Context) {
 		m := s.acme.Load()
 		inner, cancel := context.WithCancel(ctx)
 		var running sync.WaitGroup
-		if m != nil {
+		if m != nil && m.claimed.CompareAndSwap(false, true) {
 			running.Go(func() { m.run(inner) })
 		}
 		for s.acme.Load() == m && ctx.Err() == nil {

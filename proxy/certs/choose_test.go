@@ -5,6 +5,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -187,4 +189,33 @@ func TestEndlessNameIsNotLookedUp(t *testing.T) {
 	if took := after.TotalAlloc - before.TotalAlloc; took > 8<<20 {
 		t.Errorf("the name of %d octets took %d MiB of memory", len(hello.ServerName), took>>20)
 	}
+}
+
+// A reload that fails configures twice before Run looks: what renews by the one
+// in between would go on for ever.
+func TestAConfigurationThatNeverRanIsStopped(t *testing.T) {
+	maintained := func() int {
+		stacks := make([]byte, 1<<20)
+		return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), ").maintainAssets(")
+	}
+	at := func(name string) Config {
+		return Config{ACME: &ACME{Names: []string{name}, Challenge: HTTP01, Storage: filepath.Join(t.TempDir(), "certs")}}
+	}
+	before := maintained()
+	s, err := New(at("one.example.org"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Open(slog.New(slog.DiscardHandler), proxy.Observers{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"two.example.org", "one.example.org"} {
+		if err := s.Configure(at(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := maintained() - before; n != 1 {
+		t.Errorf("%d configurations renew, want 1", n)
+	}
+	s.acme.Load().cache.Stop()
 }
