@@ -311,8 +311,8 @@ func TestServeEndsWithTheLastAnswer(t *testing.T) {
 	<-asked
 	_ = ln.Close()
 	select {
-	case <-served:
-		t.Error("Serve has ended before the answer")
+	case err := <-served:
+		t.Fatalf("Serve has ended before the answer: %v", err)
 	case <-time.After(20 * time.Millisecond):
 	}
 	stop()
