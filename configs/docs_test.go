@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -33,5 +34,31 @@ func TestConfigurationsInDocumentsAreReadable(t *testing.T) {
 	}
 	if n == 0 {
 		t.Error("no document shows a configuration")
+	}
+}
+
+// Criterion: No link of the documentation leads nowhere.
+func TestLinksOfDocumentsLeadSomewhere(t *testing.T) {
+	documents, err := filepath.Glob("../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range append(documents, "../README.md") {
+		text := read(t, filepath.Dir(path), filepath.Base(path))
+		for _, link := range regexp.MustCompile(`\]\(([^)\s]+)\)`).FindAllStringSubmatch(text, -1) {
+			to, anchor, _ := strings.Cut(link[1], "#")
+			if strings.Contains(to, "://") {
+				continue
+			}
+			target := path
+			if to != "" {
+				target = filepath.Join(filepath.Dir(path), to)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: %v", path, err)
+			} else if anchor != "" && !anchorsOf(read(t, filepath.Dir(target), filepath.Base(target)))[anchor] {
+				t.Errorf("%s: %s has no heading %s", path, target, anchor)
+			}
+		}
 	}
 }

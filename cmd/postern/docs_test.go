@@ -196,6 +196,10 @@ func newReader(t *testing.T) *reader {
 	if _, err := shownBy(ca, fmt.Sprintf("127.0.0.1:%d", pop3), "alice@example.org", "secret of alice@example.org"); err != nil {
 		t.Fatal(err)
 	}
+	within(t, patience, "that session is over", func() bool {
+		sessions, err := r.command(t, "postern sessions --json")
+		return err == nil && sessions == ""
+	})
 	return r
 }
 
@@ -216,24 +220,30 @@ func (r *reader) serve(t *testing.T) {
 	})
 }
 
-// run types a command. Where it takes a configuration it gets that of this
-// machine.
+// run types a command.
 func (r *reader) run(t *testing.T, line int, s step) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	const preamble = `postern() { case " $* " in *" --config "*|*" -c "*|*" --help "*|" version "*) command postern "$@";; *) command postern "$@" --config "$CONFIG";; esac; }; `
-	cmd := exec.CommandContext(ctx, "sh", "-c", preamble+r.machine.Replace(s.command))
-	cmd.Dir = r.folder
-	cmd.WaitDelay = time.Second
-	cmd.Env = append(os.Environ(), "CONFIG="+filepath.Join(r.folder, "etc", "postern.yaml"))
-	out, err := cmd.CombinedOutput()
-	got := r.paper.Replace(string(out))
+	got, err := r.command(t, s.command)
 	if err != nil {
 		t.Errorf("line %d: $ %s: %v\n%s", line, s.command, err, got)
 	} else if !matches(s.output, got) {
 		t.Errorf("line %d: $ %s\nprints\n%s\nwant\n%s", line, s.command, got, s.output)
 	}
+}
+
+// command returns what a command prints. Where it takes a configuration it gets
+// that of this machine.
+func (r *reader) command(t *testing.T, command string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	const preamble = `postern() { case " $* " in *" --config "*|*" -c "*|*" --help "*|" version "*) command postern "$@";; *) command postern "$@" --config "$CONFIG";; esac; }; `
+	cmd := exec.CommandContext(ctx, "sh", "-c", preamble+r.machine.Replace(command))
+	cmd.Dir = r.folder
+	cmd.WaitDelay = time.Second
+	cmd.Env = append(os.Environ(), "CONFIG="+filepath.Join(r.folder, "etc", "postern.yaml"))
+	out, err := cmd.CombinedOutput()
+	return r.paper.Replace(string(out)), err
 }
 
 func writeFile(t *testing.T, path, text string) {
