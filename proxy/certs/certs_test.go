@@ -279,6 +279,42 @@ func TestReloadKeepsTheOldCertificateWhenTheNewOneIsBad(t *testing.T) {
 	}
 }
 
+// A hook that copies a key as root, and gives it to the service's user
+// afterwards, changes neither its size nor its time in the end.
+func TestPairThatCouldNotBeUsedIsReadAgain(t *testing.T) {
+	p := files(t)
+	write(t, p, order{names: []string{"mail.example.org"}})
+	s, err := New(Config{Pairs: []Pair{p}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewed := write(t, p, order{names: []string{"mail.example.org"}})
+	good, err := os.ReadFile(p.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeKey(t, p.Key, newKey(t, false))
+	if _, err := s.reload(false); err == nil {
+		t.Fatal("the key of another: no error")
+	}
+	before := stat(p.Key)
+	if err := os.WriteFile(p.Key, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(p.Key, before.ModTime(), before.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	if !same(before, stat(p.Key)) {
+		t.Fatal("the key can be seen to have changed")
+	}
+	if _, err := s.reload(false); err != nil {
+		t.Error(err)
+	}
+	if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("mail.example.org")); !got.Equal(renewed) {
+		t.Error("the new certificate is not served")
+	}
+}
+
 func TestCertificateThatEndsEarlierIsServed(t *testing.T) {
 	p := files(t)
 	write(t, p, order{names: []string{"mail.example.org"}})

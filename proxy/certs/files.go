@@ -122,14 +122,20 @@ type file struct {
 }
 
 // reload reads the pair again, if it has changed or has to be, and returns the
-// certificate if it is a new one.
+// certificate if it is a new one. One that could not be used is read each time,
+// for a new owner or mode is no change that can be seen; what is wrong is said
+// once.
 func (f *file) reload(must bool) (*tls.Certificate, error) {
-	if !f.changed() && !must {
+	told := !f.changed() && !must
+	if told && !f.bad {
 		return nil, nil
 	}
 	cert, err := f.load()
 	f.bad = err != nil
 	if err != nil {
+		if told {
+			err = nil
+		}
 		return nil, err
 	}
 	if f.cert != nil && slices.EqualFunc(cert.Certificate, f.cert.Certificate, slices.Equal[[]byte]) {
