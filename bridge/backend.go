@@ -136,7 +136,7 @@ func (b *Backend) Capabilities() []string {
 // inbox returns the INBOX of a connection that is logged in.
 func (b *Backend) inbox(conn net.Conn, capabilities string) *inbox {
 	in := newInbox(conn, capabilities, b.timeout())
-	in.budget = &b.ahead
+	in.budget, in.tell = &b.ahead, b.observe
 	in.hides = b.Delete == Hide || b.Record == nil && !in.uidPlus
 	in.utf8 = in.utf8 && b.UTF8 || in.utf8Only
 	return in

@@ -10,9 +10,11 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/emersion/go-imap/v2"
 
+	"postern/proxy"
 	"postern/proxy/wire"
 )
 
@@ -128,10 +130,20 @@ func (in *inbox) forget() {
 	in.wants, in.line, in.row = nil, nil, nil
 }
 
-// await returns the row of a message that was asked for with tag, at its first
+// await is receive, and tells how long it took.
+func (in *inbox) await(ctx context.Context, uid uint32, tag uint64) (*row, error) {
+	begun := time.Now()
+	r, err := in.receive(ctx, uid, tag)
+	if result := resultOf(err); result != "" && ctx.Err() == nil {
+		in.tell(proxy.IMAPCommand{Command: proxy.CommandBody, Result: result, Duration: time.Since(begun)})
+	}
+	return r, err
+}
+
+// receive returns the row of a message that was asked for with tag, at its first
 // section. It returns errVanished if the command has ended without the row,
 // and an *imap.Error if it was refused. Rows on the way there are passed over.
-func (in *inbox) await(ctx context.Context, uid uint32, tag uint64) (*row, error) {
+func (in *inbox) receive(ctx context.Context, uid uint32, tag uint64) (*row, error) {
 	for {
 		r, err := in.response(uid, tag)
 		if errors.Is(err, errVanished) {

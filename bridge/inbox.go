@@ -52,6 +52,8 @@ type inbox struct {
 
 	flush func() error // before a read that may wait; nil: nothing to do
 
+	tell func(proxy.Event) // of the answers of the server
+
 	fetching
 }
 
@@ -66,7 +68,7 @@ func newInbox(conn net.Conn, capabilities string, timeout time.Duration) *inbox 
 		known = append(known, ours...)
 	}
 	has := func(name string) bool { return slices.Contains(known, name) }
-	in := &inbox{link: newLink(conn, timeout), capabilities: "IMAP4rev1"}
+	in := &inbox{link: newLink(conn, timeout), capabilities: "IMAP4rev1", tell: func(proxy.Event) {}}
 	for _, name := range ours {
 		if has(name) {
 			in.capabilities += " " + name
@@ -90,7 +92,7 @@ func (in *inbox) begin(ctx context.Context) (end func()) {
 		if in.enabled {
 			greeting += "* ENABLED UTF8=ACCEPT\r\n" // how it writes the names of mailboxes depends on it
 		}
-		in.hatch = newHatch(in.link, greeting)
+		in.hatch = newHatch(in.link, greeting, in.tell)
 		in.client = imapclient.New(in.hatch, nil)
 	}
 	return func() { stop() }

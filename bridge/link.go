@@ -8,6 +8,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"postern/proxy"
 )
 
 var errStalled = errors.New("server was silent for too long")
@@ -100,10 +102,12 @@ type hatch struct {
 	change *sync.Cond
 	due    int // commands without their tagged answer
 	shut   bool
+
+	watch *watch
 }
 
-func newHatch(l *link, greeting string) *hatch {
-	h := &hatch{link: l, greeting: []byte(greeting)}
+func newHatch(l *link, greeting string, tell func(proxy.Event)) *hatch {
+	h := &hatch{link: l, greeting: []byte(greeting), watch: &watch{tell: tell}}
 	h.change = sync.NewCond(&h.mu)
 	return h
 }
@@ -125,7 +129,11 @@ func (h *hatch) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := h.responses.Read(p)
+	if err != nil {
+		h.watch.lost(err)
+	}
 	if h.responses.answered() {
+		h.watch.answered(h.responses.tag, h.responses.status)
 		h.mu.Lock()
 		h.due--
 		h.mu.Unlock()
@@ -136,6 +144,7 @@ func (h *hatch) Read(p []byte) (int, error) {
 // Write implements net.Conn. The bridge sends no literals, so that each line
 // is a command.
 func (h *hatch) Write(p []byte) (int, error) {
+	h.watch.sent(p)
 	h.mu.Lock()
 	h.due += bytes.Count(p, []byte("\n"))
 	h.change.Signal()

@@ -40,6 +40,8 @@ type responses struct {
 	within  bool          // the next line belongs to a response that passes
 	tagged  bool          // pending is the last of a command's answer
 	passed  bool          // such a line has passed with the last Read
+	tag     string        // of it
+	status  string        // OK, NO, BAD
 
 	listing atomic.Pointer[listing] // takes rows, up to the next tag; nil: nobody asked for any
 	bye     atomic.Pointer[string]  // what the server said in its BYE
@@ -198,6 +200,7 @@ func (r *responses) look(line []byte) (passes, data bool) {
 		}
 		r.listing.Store(nil) // it belongs to the one who waits for the tag
 		r.tagged = true
+		r.tag, r.status = parseStatus(line)
 		if bytes.Contains(bytes.ToUpper(line[:min(len(line), maxSaid)]), []byte("[READ-ONLY]")) {
 			r.mailbox.readOnly = true
 		}
@@ -224,6 +227,14 @@ func (r *responses) look(line []byte) (passes, data bool) {
 		return r.mailbox.lists, true
 	}
 	return false, true
+}
+
+// parseStatus reads the begin of a tagged line.
+func parseStatus(line []byte) (tag, status string) {
+	text, _ := wire.TrimLine(line)
+	word, text := wire.CutWord(text)
+	name, _ := wire.CutWord(text)
+	return string(word[:min(len(word), maxSaid)]), wire.Keyword(name)
 }
 
 // note keeps what an untagged OK says, and reports whether that is UIDVALIDITY
