@@ -18,8 +18,8 @@ import (
 )
 
 // epoch is what a guard's clock shows when it is made: what a snapshot
-// remembers happened after 0.
-const epoch = 400 * day
+// remembers happened after 0. It is more than the ten years that KnownFor may be.
+const epoch = 4000 * day
 
 // A Guard is a proxy.Guard. It must be made by New.
 type Guard struct {

@@ -29,6 +29,21 @@ func (s *server) restart(at *clock, c Config) *server {
 	return &server{Guard: g, t: s.t, passwords: s.passwords, asked: s.asked}
 }
 
+func TestRestartsDoNotMakeANetworkKnownForLonger(t *testing.T) {
+	c := Config{KnownFor: 500 * day}
+	s, at := newServer(t, c)
+	if err := s.login("203.0.113.1", "alice", "right"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 60 {
+		if got, want := s.Explain("", "alice", netip.MustParseAddr("203.0.113.1")).Tier == KnownGood, i < 50; got != want {
+			t.Errorf("%d days after the login: known-good %v, want %v", 10*i, got, want)
+		}
+		at.advance(10 * day)
+		s = s.restart(at, c)
+	}
+}
+
 // Criterion: Restarts in the middle of an attack earn no guesses, a crash at most those of the minute before; known-good networks stay so.
 func TestRestartsEarnNothing(t *testing.T) {
 	const restarts = 24
