@@ -239,7 +239,11 @@ func (n *successor) giveUp() {
 func (s *site) upgrade(background context.Context) error {
 	s.log.Info("upgrade begins", "binary", s.binary)
 	defer s.stayAlive()()
-	next, err := s.launch()
+	err := upgradable(os.Getpid())
+	var next *successor
+	if err == nil {
+		next, err = s.launch()
+	}
 	if err == nil {
 		err = s.handOver(background, next)
 	}
@@ -250,6 +254,15 @@ func (s *site) upgrade(background context.Context) error {
 	s.log.Info("upgraded: the sessions that are left are this process's", "successor", next.cmd.Process.Pid)
 	s.successor = next
 	return nil
+}
+
+// upgradable is an error for the first process of a container: with it all others
+// end, a successor too.
+func upgradable(pid int) error {
+	if pid != 1 {
+		return nil
+	}
+	return errors.New("the container ends with this process: start another container in place of it")
 }
 
 func (s *site) handOver(background context.Context, next *successor) error {

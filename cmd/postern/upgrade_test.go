@@ -517,3 +517,9 @@ func TestUpgradeWithoutSessionsIsAnswered(t *testing.T) {
 		}
 	}
 }
+
+func TestAContainerIsNotUpgraded(t *testing.T) {
+	if upgradable(1) == nil || upgradable(os.Getpid()) != nil {
+		t.Error("want an error for the first process, and for no other")
+	}
+}
