@@ -261,7 +261,14 @@ func remove(ctx context.Context, store Store, account string, match func(Entry) 
 		return 0, err
 	}
 	for some := range slices.Chunk(keys, batch) {
-		if err := store.UpdateAll(ctx, some, func(string, []byte) ([]byte, error) { return nil, nil }); err != nil {
+		err := store.UpdateAll(ctx, some, func(_ string, old []byte) ([]byte, error) {
+			var e Entry
+			if json.Unmarshal(old, &e) == nil && !match(e) {
+				return old, nil // it has come meanwhile
+			}
+			return nil, nil
+		})
+		if err != nil {
 			return n, err
 		}
 		n += len(some)

@@ -170,3 +170,36 @@ func TestAMillionAccountsDoNotFillMemory(t *testing.T) {
 		t.Errorf("%d entries wait", len(l.pending))
 	}
 }
+
+// A rush is a store in which somebody logs in between the look and the removal.
+type rush struct {
+	Store
+	once func()
+}
+
+func (r *rush) UpdateAll(ctx context.Context, keys []string, change func(string, []byte) ([]byte, error)) error {
+	if once := r.once; once != nil {
+		r.once = nil
+		once()
+	}
+	return r.Store.UpdateAll(ctx, keys, change)
+}
+
+func TestWhoComesAtTheLastMomentIsNotForgotten(t *testing.T) {
+	now := time.Date(2025, 1, 1, 9, 0, 0, 0, time.UTC)
+	s := new(state.Memory)
+	l := New(s, slog.New(slog.DiscardHandler), func() time.Time { return now })
+	l.Observe(login("alice", proxy.POP3, tls.VersionTLS12))
+	write(t, l)
+	now = now.AddDate(2, 0, 0)
+	late := &rush{Store: s, once: func() {
+		l.Observe(login("alice", proxy.POP3, tls.VersionTLS12))
+		write(t, l)
+	}}
+	if _, err := Expire(t.Context(), late, now.AddDate(0, 0, -400)); err != nil {
+		t.Fatal(err)
+	}
+	if got := entries(t, s, "alice"); len(got) != 1 || got[0].Logins != 2 {
+		t.Errorf("left: %v", got)
+	}
+}
