@@ -75,6 +75,7 @@ type manager struct {
 	issuer   *certmagic.ACMEIssuer
 	demand   *demand
 	claimed  atomic.Bool // by who stops the cache
+	begun    sync.Map    // time.Time, by the name that a certificate is being got for
 
 	least struct {
 		sync.Mutex
@@ -199,17 +200,28 @@ func (m *manager) event(ctx context.Context, event string, data map[string]any) 
 	switch event {
 	case "cert_obtaining":
 		if renewal && !slices.Contains(m.config.Names, name) {
-			return m.stillAllowed(ctx, name)
+			if err := m.stillAllowed(ctx, name); err != nil {
+				return err
+			}
 		}
+		m.begun.Store(name, time.Now())
 	case "cert_obtained":
 		m.log.Info("certificate obtained", "name", name, "renewal", renewal)
-		m.observer.Observe(proxy.CertificateObtained{Name: name, Renewal: renewal})
+		m.observer.Observe(proxy.CertificateObtained{Name: name, Renewal: renewal, Duration: m.took(name)})
 	case "cert_failed":
 		err, _ := data["error"].(error)
 		m.log.Warn("certificate not obtained", "name", name, "renewal", renewal, "err", err)
-		m.observer.Observe(proxy.CertificateFailed{Name: name, Renewal: renewal, Err: err})
+		m.observer.Observe(proxy.CertificateFailed{Name: name, Renewal: renewal, Duration: m.took(name), Err: err})
 	}
 	return nil
+}
+
+// took returns for how long a certificate was being got.
+func (m *manager) took(name string) time.Duration {
+	if begun, ok := m.begun.LoadAndDelete(name); ok {
+		return time.Since(begun.(time.Time))
+	}
+	return 0
 }
 
 // matching returns the certificates for a name, also wildcards.

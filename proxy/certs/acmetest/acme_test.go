@@ -48,6 +48,17 @@ func count[E proxy.Event](w *watcher) (n int) {
 	return n
 }
 
+// first returns the first event of its kind; there must be one.
+func first[E proxy.Event](w *watcher) (found E) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	i := slices.IndexFunc(w.events, func(e proxy.Event) bool {
+		_, ok := e.(E)
+		return ok
+	})
+	return w.events[i].(E)
+}
+
 // run opens and runs a Store until the test ends or stop is called.
 func run(t *testing.T, c certs.Config, o ...proxy.Observer) (s *certs.Store, stop func()) {
 	t.Helper()
@@ -505,6 +516,9 @@ func TestExternalAccount(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatal("no failure without the external account")
 		}
+	}
+	if e := first[proxy.CertificateFailed](&seen); e.Name != a.name || e.Duration <= 0 {
+		t.Errorf("told of %q after %v", e.Name, e.Duration)
 	}
 }
 
