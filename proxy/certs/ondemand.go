@@ -52,7 +52,9 @@ const (
 	maxPauses = 10_000
 
 	questions, questionsPer = 20, time.Second
-	maxJobs                 = 256
+	// maxJobs bounds the names that something is done for at once: each may
+	// wait for a customer's own DNS.
+	maxJobs = 256
 )
 
 var errLimited = errors.New("more than per_hour certificates on demand")
@@ -149,24 +151,18 @@ func (m *manager) wish(name string) (w *wish, allowed bool) {
 	}
 	listed := d.allowed.has(name)
 	switch {
-	case listed:
-	case d.config.Ask == "":
+	case !listed && d.config.Ask == "":
 		m.denied(name, proxy.DeniedUnknown)
 		return nil, false
-	case !d.questions.take(now):
-		m.denied(name, proxy.DeniedLimit)
-		return nil, false
-	}
-	w = &wish{done: make(chan struct{})}
-	w.allowed.Store(listed)
-	select {
-	case d.jobs <- func(ctx context.Context) { m.fulfil(ctx, name, w) }:
-		d.pending[name] = w
-		return w, listed
-	default:
+	case len(d.pending) >= maxJobs, !listed && !d.questions.take(now):
 		m.denied(name, proxy.DeniedLimit)
 		return nil, listed
 	}
+	w = &wish{done: make(chan struct{})}
+	w.allowed.Store(listed)
+	d.pending[name] = w
+	d.jobs <- func(ctx context.Context) { m.fulfil(ctx, name, w) } // there is room for all that are pending
+	return w, listed
 }
 
 func (m *manager) denied(name, reason string) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -96,6 +97,32 @@ func TestAfterAFailureNothingIsTriedForAWhile(t *testing.T) {
 	}
 	if cert, err := s.GetCertificate(aHello("other.example.org")); err != nil || cert != nil {
 		t.Errorf("a name that nobody allowed: %v, %v, want neither", cert, err)
+	}
+}
+
+// A customer's own DNS, which may be slow on purpose, is asked for each name.
+func TestNamesThatAreLookedAfterAtOnceAreBounded(t *testing.T) {
+	hanging := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}}
+	var d denials
+	s := managed(t, Config{ACME: &ACME{Resolver: hanging, OnDemand: &OnDemand{
+		NamesFile: listOf(t, "*.example.org"), PerHour: 5, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+	}}}, &d)
+	m, begun := s.acme.Load(), 0
+	for i := range 2 * maxJobs {
+		w, allowed := m.wish(fmt.Sprintf("n%d.example.org", i))
+		if w != nil {
+			begun++
+		}
+		if !allowed {
+			t.Fatalf("name %d is not allowed", i)
+		}
+		time.Sleep(100 * time.Microsecond) // for some to be taken up
+	}
+	if begun != maxJobs || d.count(proxy.DeniedLimit) != maxJobs {
+		t.Errorf("%d names are looked after, %d were denied, want %d each", begun, d.count(proxy.DeniedLimit), maxJobs)
 	}
 }
 
