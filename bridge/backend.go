@@ -111,7 +111,7 @@ func (b *Backend) Login(ctx context.Context, l *proxy.Login) (proxy.Session, err
 	if err != nil {
 		return nil, err
 	}
-	return &session{backend: b, client: l.Client, login: l, inbox: b.inbox(conn, capabilities)}, nil
+	return &session{backend: b, login: l, inbox: b.inbox(conn, capabilities)}, nil
 }
 
 // Capabilities returns the lines of CAPA that are the operator's choice, the

@@ -38,7 +38,7 @@ func (s *session) reconnect(ctx context.Context) error {
 		result = proxy.ReconnectFailed
 	}
 	s.backend.observe(proxy.Reconnected{
-		Client: s.client, Account: s.login.Account, Backend: s.backend.Name, Cause: cause, Result: result, Err: err,
+		Client: s.login.Client, Account: s.login.Account, Backend: s.backend.Name, Cause: cause, Result: result, Err: err,
 	})
 	return err
 }

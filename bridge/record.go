@@ -22,7 +22,7 @@ type Store interface {
 }
 
 func (s *session) notice(kind string, count int, err error) {
-	s.backend.observe(proxy.MaildropNoticed{Client: s.client, Account: s.login.Account, Kind: kind, Messages: count, Err: err})
+	s.backend.observe(proxy.MaildropNoticed{Client: s.login.Client, Account: s.login.Account, Kind: kind, Messages: count, Err: err})
 }
 
 // inboxOf is at the end of the keys of an account in every store.
@@ -140,7 +140,10 @@ func (s *session) tryIdentify(ctx context.Context, known snapshot, v view, liste
 	if err != nil {
 		return err
 	}
-	if s.ids = record; renumbered {
+	if !record.Plain() || record.Eras[0].Suffix != "" { // else the present format computes all
+		s.ids = record
+	}
+	if renumbered {
 		s.keep(ctx, *listed) // or the next session would do it again
 	}
 	return nil

@@ -245,7 +245,7 @@ func (u *update) failed(err error) {
 }
 
 func (u *update) observe(stage string, err error) {
-	u.session.backend.observe(proxy.UpdateFailed{Client: u.session.client, Stage: stage, Err: err})
+	u.session.backend.observe(proxy.UpdateFailed{Client: u.session.login.Client, Stage: stage, Err: err})
 }
 
 // uidSets returns ascending UIDs as sets that are fit for a command each.

@@ -27,8 +27,7 @@ var errBadCommands = errors.New("too many bad commands")
 // sections 5 and 6.
 type session struct {
 	backend    *Backend
-	client     proxy.Client
-	login      *proxy.Login // to reconnect
+	login      *proxy.Login // also to reconnect
 	inbox      *inbox
 	drop       *maildrop
 	found      header            // of the snapshot in the cache
@@ -85,7 +84,7 @@ func (s *session) open(ctx context.Context) (welcome string, err error) {
 	s.inbox.flush = s.flush
 	s.inbox.rest()
 	s.backend.observe(proxy.MaildropOpened{
-		Client: s.client, Source: source, Messages: s.drop.count, Octets: s.drop.octets, Duration: time.Since(begun),
+		Client: s.login.Client, Source: source, Messages: s.drop.count, Octets: s.drop.octets, Duration: time.Since(begun),
 	})
 	return s.summary(), nil
 }
@@ -475,7 +474,7 @@ func (s *session) refuse(n *no) {
 func (s *session) temporary(text string) string { return s.coded("SYS/TEMP", text) }
 
 func (s *session) coded(code, text string) string {
-	return "[" + code + "] " + text + " (session " + s.client.ID + ")"
+	return "[" + code + "] " + text + " (session " + s.login.Client.ID + ")"
 }
 
 // ended is what a client learns whose session is ended by us.

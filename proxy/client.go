@@ -20,7 +20,7 @@ var (
 )
 
 const (
-	minBuffer = 512       // octets: a command of any of the protocols
+	minBuffer = 256       // octets: nearly every command; a session has so many while it waits
 	maxSkip   = 256 << 10 // octets of one line that are read only to find its end
 )
 
