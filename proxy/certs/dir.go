@@ -29,7 +29,7 @@ type folder struct {
 // open reads all pairs. What is wrong with one of them is left for reload to
 // tell.
 func (f *folder) open() error {
-	if _, err := f.list(); err != nil {
+	if _, err := f.list(true); err != nil {
 		return err
 	}
 	for _, pair := range f.files {
@@ -45,7 +45,7 @@ func (f *folder) open() error {
 // certificate, and at the key of those that changed; the folder itself is
 // listed only when it has changed.
 func (f *folder) reload(all bool) (renewed []*tls.Certificate, less bool, err error) {
-	less, err = f.list()
+	less, err = f.list(all)
 	errs := []error{err}
 	for _, pair := range f.files {
 		if !all && !pair.bad && same(stat(pair.pair.Cert), pair.certInfo) {
@@ -62,8 +62,9 @@ func (f *folder) reload(all bool) (renewed []*tls.Certificate, less bool, err er
 
 // list brings files up to date with the subfolders, and reports whether some
 // are gone. Subfolders without a certificate, such as those not yet filled, are
-// looked at again each time.
-func (f *folder) list() (less bool, err error) {
+// looked at again each time. That all are gone is believed only when told to
+// look: more likely what was mounted there is away.
+func (f *folder) list(must bool) (less bool, err error) {
 	info, err := os.Stat(f.path)
 	if err != nil {
 		return false, fmt.Errorf("folder of certificates: %w", err)
@@ -94,9 +95,13 @@ func (f *folder) list() (less bool, err error) {
 		delete(known, cert)
 		files = append(files, one)
 	}
-	f.files, f.info = files, nil
+	f.info = nil
 	if complete && time.Since(info.ModTime()) > settled {
 		f.info = info
 	}
+	if len(files) == 0 && len(f.files) > 0 && !must {
+		return false, fmt.Errorf("folder of certificates: %s has none any more", f.path)
+	}
+	f.files = files
 	return len(known) > 0, nil
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"postern/proxy"
 )
@@ -116,6 +117,49 @@ func TestCertificateThatComesBeforeItsKeyIsServedInTheEnd(t *testing.T) {
 	}
 }
 
+func TestFolderThatIsEmptiedKeepsItsCertificates(t *testing.T) {
+	live := filepath.Join(t.TempDir(), "live")
+	write(t, subfolder(t, live, "a"), order{names: []string{"a.example.org"}})
+	s, err := New(Config{Folders: []string{live}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := live + ".away"
+	if err := os.Rename(live, away); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(live, 0o700); err != nil { // as a mount point is
+		t.Fatal(err)
+	}
+	long := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(live, long, long); err != nil {
+		t.Fatal(err)
+	}
+	served := func() int { return len(s.current.Load().certs) }
+	if _, err := s.reload(false); err == nil || !strings.Contains(err.Error(), "none any more") || served() != 1 {
+		t.Errorf("emptied: %v, %d certificates are served", err, served())
+	}
+	// What stays the same is not told again, but for the files.
+	if _, err := s.reload(false); err != nil && strings.Contains(err.Error(), "none any more") {
+		t.Errorf("still empty: %v", err)
+	}
+	if err := os.Remove(live); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(away, live); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.reload(false); err != nil || served() != 1 {
+		t.Errorf("filled again: %v, %d certificates are served", err, served())
+	}
+	if err := os.RemoveAll(filepath.Join(live, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Reload(); err != nil || served() != 0 {
+		t.Errorf("emptied, and told to look: %v, %d certificates are served", err, served())
+	}
+}
+
 func TestFolderThatCannotBeReadIsAMistake(t *testing.T) {
 	if _, err := New(Config{Folders: []string{filepath.Join(t.TempDir(), "none")}}); err == nil {
 		t.Error("New with a folder that is not there: no error")
@@ -146,7 +190,7 @@ func BenchmarkFolderLook(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	if _, err := f.list(); err != nil {
+	if _, err := f.list(false); err != nil {
 		b.Fatal(err)
 	}
 	for _, pair := range f.files {
