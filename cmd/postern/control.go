@@ -61,7 +61,7 @@ func (q question[In, Out]) answered(s *admin.Server, m *memory) {
 // newControl returns what answers the questions of subcommands. What only a
 // Postern that runs can do is an admin.Handle here, and an admin.Call there.
 func (s *site) newControl() *admin.Server {
-	c := &admin.Server{Log: s.log}
+	c := &admin.Server{Log: s.log, Routine: []string{askGet, askSwap}}
 	s.answerOperator(c)
 	forgetUIDLs.answered(c, s.memory)
 	exportUIDLs.answered(c, s.memory)

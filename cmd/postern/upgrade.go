@@ -40,6 +40,8 @@ import (
 const (
 	// predecessorFD is the variable with the descriptor of the pair.
 	predecessorFD = "POSTERN_PREDECESSOR_FD"
+	// askGet and askSwap are what sessions of a predecessor ask.
+	askGet, askSwap = "state/get", "state/swap"
 	// buildTime and serveTime are what a successor gets for its steps.
 	buildTime = time.Minute
 	serveTime = time.Minute
@@ -118,6 +120,8 @@ func (r *relative) hear(patience time.Duration) (w word, err error) {
 	err = r.in.Decode(&w)
 	_ = r.conn.SetReadDeadline(time.Time{})
 	switch {
+	case errors.Is(err, io.EOF):
+		return w, errors.New("the other process has ended: its last lines in the log say why")
 	case err != nil:
 		return w, fmt.Errorf("the other process: %w", err)
 	case w.Mistakes != nil:
@@ -435,7 +439,7 @@ var (
 
 // Get implements bridge.Store.
 func (b remoteBook) Get(ctx context.Context, key string) (value []byte, err error) {
-	return value, b.ask(ctx, "state/get", cell{Bucket: b.bucket, Key: key}, &value)
+	return value, b.ask(ctx, askGet, cell{Bucket: b.bucket, Key: key}, &value)
 }
 
 // Put implements bridge.Store.
@@ -455,7 +459,7 @@ func (b remoteBook) Update(ctx context.Context, key string, change func(old []by
 			return err
 		}
 		var done bool
-		if err := b.ask(ctx, "state/swap", cell{b.bucket, key, old, value}, &done); err != nil || done {
+		if err := b.ask(ctx, askSwap, cell{b.bucket, key, old, value}, &done); err != nil || done {
 			return err
 		}
 	}
@@ -489,14 +493,14 @@ var gone = []error{admin.ErrNotRunning, io.EOF, io.ErrUnexpectedEOF, syscall.ECO
 
 // answerPredecessor answers the sessions of the process before.
 func (s *site) answerPredecessor(c *admin.Server) {
-	admin.Handle(c, "state/get", func(ctx context.Context, in cell) ([]byte, error) {
+	admin.Handle(c, askGet, func(ctx context.Context, in cell) ([]byte, error) {
 		b, err := s.memory.bucket(in.Bucket)
 		if err != nil {
 			return nil, err
 		}
 		return b.Get(ctx, in.Key)
 	})
-	admin.Handle(c, "state/swap", func(ctx context.Context, in cell) (bool, error) {
+	admin.Handle(c, askSwap, func(ctx context.Context, in cell) (bool, error) {
 		b, err := s.memory.bucket(in.Bucket)
 		if err != nil {
 			return false, err

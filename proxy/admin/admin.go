@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -49,7 +50,8 @@ var (
 
 // A Server answers questions. The zero value is ready.
 type Server struct {
-	Log *slog.Logger // what was asked; nil: nobody is told
+	Log     *slog.Logger // what was asked; nil: nobody is told
+	Routine []string     // names of questions that nobody asks by hand: only at debug level
 
 	mu       sync.RWMutex
 	handlers map[string]http.Handler
@@ -111,6 +113,8 @@ func (s *Server) tell(name string, err error) {
 	case s.Log == nil:
 	case err != nil:
 		s.Log.Warn("control", "question", name, "err", err)
+	case slices.Contains(s.Routine, name):
+		s.Log.Debug("control", "question", name)
 	default:
 		s.Log.Info("control", "question", name)
 	}

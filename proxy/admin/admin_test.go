@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -322,5 +324,21 @@ func TestServeEndsWithTheLastAnswer(t *testing.T) {
 	}
 	if err := <-served; err != nil {
 		t.Error(err)
+	}
+}
+
+func TestRoutineIsNotLogged(t *testing.T) {
+	var log strings.Builder
+	s := Server{Log: slog.New(slog.NewTextHandler(&log, nil)), Routine: []string{"often"}}
+	for _, name := range []string{"often", "once"} {
+		Handle(&s, name, func(context.Context, struct{}) (int, error) { return 1, nil })
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, httptest.NewRequest("POST", "/"+name, strings.NewReader("{}")))
+		if got := strings.TrimSpace(w.Body.String()); got != "1" {
+			t.Errorf("%s is answered %q", name, got)
+		}
+	}
+	if got := log.String(); strings.Contains(got, "often") || !strings.Contains(got, "question=once") {
+		t.Errorf("the log has %q", got)
 	}
 }
