@@ -134,7 +134,9 @@ func (s *site) replace(ctx context.Context) error {
 		return configs.Errors{cfg.Errorf("tls.certificates", "%v", err)}
 	}
 	if err := s.apply(ctx, h); err != nil {
-		_ = s.store.Configure(sources(s.house.Load().cfg)) // which was good
+		if undone := s.store.Configure(sources(s.house.Load().cfg)); undone != nil { // it was good, but its files may have changed
+			s.log.Error("certificates are those of the configuration that was not loaded: mend these, and reload", "err", undone)
+		}
 		return err
 	}
 	s.guard.Reload(guardConfig(cfg))
