@@ -10,7 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/caddyserver/certmagic"
 	"github.com/mholt/acmez/v3/acme"
 
 	"postern/proxy"
@@ -77,7 +76,7 @@ func (o *Obtaining) Run(ctx context.Context, a ACME, log *slog.Logger) error {
 
 // look says what there is to know without the CA; nothing: an order is due.
 func (o *Obtaining) look(ctx context.Context, m *manager, name string) (result string, err error) {
-	if m.magic.Storage.Exists(ctx, certmagic.StorageKeys.SiteCert(m.issuer.IssuerKey(), name)) {
+	if m.stored(ctx, name) {
 		return ObtainedBefore, nil
 	}
 	if err := m.pointsHere(ctx, name, o.Addresses); err != nil {

@@ -65,6 +65,7 @@ type demand struct {
 	allowed *nameFile
 	client  *http.Client
 	jobs    chan func(context.Context)
+	loaded  atomic.Bool // all that was got before
 
 	mu        sync.Mutex
 	pending   map[string]*wish
@@ -140,6 +141,7 @@ func (m *manager) onDemand(ctx context.Context, name string) bool {
 // now; else whether name is allowed.
 func (m *manager) wish(name string) (w *wish, allowed bool) {
 	d := m.demand
+	listed := d.allowed.has(name) || d.config.Ask != "" && !d.loaded.Load() && m.stored(context.Background(), name)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if w := d.pending[name]; w != nil {
@@ -149,7 +151,6 @@ func (m *manager) wish(name string) (w *wish, allowed bool) {
 	if p, ok := d.pauses[name]; ok && now.Before(p.until) {
 		return nil, p.allowed
 	}
-	listed := d.allowed.has(name)
 	switch {
 	case !listed && d.config.Ask == "":
 		m.denied(name, proxy.DeniedUnknown)
@@ -236,8 +237,7 @@ func (d *demand) pause(name string, p pause) {
 
 // get loads the certificate of an allowed name, or gets one.
 func (m *manager) get(ctx context.Context, name string) error {
-	key := certmagic.StorageKeys.SiteCert(m.issuer.IssuerKey(), name)
-	if m.magic.Storage.Exists(ctx, key) {
+	if m.stored(ctx, name) {
 		_, err := m.magic.CacheManagedCertificate(ctx, name) // if it has to be renewed, it will be
 		return err
 	}
@@ -248,6 +248,11 @@ func (m *manager) get(ctx context.Context, name string) error {
 		return errLimited
 	}
 	return m.magic.ManageSync(ctx, []string{name})
+}
+
+// stored reports whether the storage has a certificate of name.
+func (m *manager) stored(ctx context.Context, name string) bool {
+	return m.magic.Storage.Exists(ctx, certmagic.StorageKeys.SiteCert(m.issuer.IssuerKey(), name))
 }
 
 // take is w.take for those who do not hold the lock.
@@ -352,8 +357,11 @@ func (d *demand) forgive() {
 }
 
 // preload loads what was got on demand before, so that it is renewed in time
-// also when nobody asks for it.
+// also when nobody asks for it. Until it is done, what clients ask for is loaded
+// first: after a restart they come all at once, and the hook is asked only so
+// often.
 func (m *manager) preload(ctx context.Context) {
+	defer m.demand.loaded.Store(true)
 	prefix := certmagic.StorageKeys.CertsPrefix(m.issuer.IssuerKey())
 	keys, err := m.magic.Storage.List(ctx, prefix, false)
 	if err != nil {

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddyserver/certmagic"
+
 	"postern/proxy"
 )
 
@@ -123,6 +125,39 @@ func TestNamesThatAreLookedAfterAtOnceAreBounded(t *testing.T) {
 	}
 	if begun != maxJobs || d.count(proxy.DeniedLimit) != maxJobs {
 		t.Errorf("%d names are looked after, %d were denied, want %d each", begun, d.count(proxy.DeniedLimit), maxJobs)
+	}
+}
+
+func TestWhatWasGotBeforeIsLoadedWithoutAQuestion(t *testing.T) {
+	s, err := New(Config{ACME: &ACME{
+		Directory: "https://127.0.0.1:1/dir", Email: "ops@example.org", Challenge: HTTP01, Storage: filepath.Join(t.TempDir(), "certs"),
+		OnDemand: &OnDemand{Ask: "http://127.0.0.1:1/", PerHour: 5},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Open(slog.New(slog.DiscardHandler), proxy.Observers{}); err != nil {
+		t.Fatal(err)
+	}
+	m := s.acme.Load()
+	t.Cleanup(m.cache.Stop)
+	name := func(i int) string { return fmt.Sprintf("n%d.example.org", i) }
+	for i := range 2*questions + 1 {
+		if err := m.magic.Storage.Store(t.Context(), certmagic.StorageKeys.SiteCert(m.issuer.IssuerKey(), name(i)), []byte("a certificate")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 2 * questions {
+		if w, allowed := m.wish(name(i)); w == nil || !allowed {
+			t.Errorf("name %d waits for the hook", i)
+		}
+	}
+	if w, allowed := m.wish("other.example.org"); w == nil || allowed {
+		t.Error("a name that is not stored does not wait for the hook")
+	}
+	m.demand.loaded.Store(true)
+	if _, allowed := m.wish(name(2 * questions)); allowed { // it was not loaded: there is a reason
+		t.Error("after all was loaded a stored name does not wait for the hook")
 	}
 }
 
