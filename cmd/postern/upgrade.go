@@ -109,6 +109,9 @@ func newRelative(f *os.File) (*relative, error) {
 func (r *relative) say(w word) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err := r.conn.SetWriteDeadline(time.Now().Add(serveTime)); err != nil { // one that has stopped takes nothing
+		return err
+	}
 	return json.NewEncoder(r.conn).Encode(w)
 }
 

@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"postern/proxy/memserver"
@@ -522,4 +523,17 @@ func TestAContainerIsNotUpgraded(t *testing.T) {
 	if upgradable(1) == nil || upgradable(os.Getpid()) != nil {
 		t.Error("want an error for the first process, and for no other")
 	}
+}
+
+// A successor that has stopped must not stop its predecessor, too: the word may
+// be a guard's whole memory.
+func TestAWordThatNobodyTakesIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		defer func() { _ = theirs.Close() }()
+		r := &relative{conn: ours}
+		if err := r.say(word{Serving: true}); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+	})
 }
