@@ -321,6 +321,8 @@ func (p *advised) Settle(err error) time.Duration {
 		switch {
 		case p.refused:
 			q.Fail = "policy"
+		case o == barred:
+			q.Fail = "disabled"
 		case o == wrong:
 			q.Fail = "credentials"
 		}

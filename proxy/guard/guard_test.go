@@ -349,6 +349,29 @@ func TestAnsweredWithoutTheBackend(t *testing.T) {
 	}
 }
 
+// A server may say that an account is suspended before it looks at the password.
+func TestGuessAtASuspendedAccountIsOne(t *testing.T) {
+	s, at := newServer(t, Config{})
+	s.answer = proxy.Refuse(proxy.Suspended, nil)
+	for range 100 { // its owner's client: it goes on, and hears why
+		if err := s.login("192.0.2.1", "alice", "once right"); proxy.ReasonOf(err) != proxy.Suspended {
+			t.Fatal(err)
+		}
+		at.advance(time.Second)
+	}
+	same(t, "the same password", s.asked, 100)
+	same(t, "different ones", s.guesses(100, "192.0.2.1", "alice"), s.policyOf("").Pair.Burst-1)
+
+	p := mustAdmit(t, s.Guard, "198.51.100.1")
+	defer p.Leave()
+	if err := p.Try(t.Context(), loginWith("bob", "guess")); err != nil {
+		t.Fatal(err)
+	}
+	if delay := p.Settle(s.answer); delay < time.Second {
+		t.Errorf("it is said after %v", delay)
+	}
+}
+
 // Criterion: Whoever has no budget left learns nothing of a password: one that was tried and one that was not get the same answer after the same time.
 func TestThrottledIsNoOracle(t *testing.T) {
 	s, at := newServer(t, Config{Pair: Rate{3, 10000 * time.Hour}})

@@ -14,7 +14,11 @@ const (
 	untried outcome = iota // the backend could not say, or was not asked
 	right
 	wrong
+	barred // the account may not log in, and nobody says whether the password was right
 )
+
+// guess reports whether o costs one.
+func (o outcome) guess() bool { return o == wrong || o == barred }
 
 func outcomeOf(err error) outcome {
 	if err == nil {
@@ -27,6 +31,8 @@ func outcomeOf(err error) outcome {
 		return right
 	case r.Reason == proxy.Wrong:
 		return wrong
+	case r.Reason == proxy.Suspended:
+		return barred
 	}
 	return untried
 }

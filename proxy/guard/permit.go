@@ -215,7 +215,7 @@ func (g *Guard) wasWrong(c *claim, t tag, now time.Duration) (repeat, fresh bool
 }
 
 // Settle implements proxy.Permit. Only what the backend called wrong is
-// charged.
+// charged, and what it said of the account in place of that.
 func (p *permit) Settle(err error) time.Duration {
 	g := p.guard
 	g.lock()
@@ -232,7 +232,7 @@ func (p *permit) Settle(err error) time.Duration {
 	after := g.latest - p.begun
 	g.attempts.Put(p.attempt)
 	p.attempt = nil
-	if _, denied := errors.AsType[*Denied](err); denied || o == wrong {
+	if _, denied := errors.AsType[*Denied](err); denied || o.guess() {
 		return p.delay(after)
 	}
 	return 0
@@ -243,8 +243,8 @@ func (p *permit) settle(o outcome) {
 	switch o {
 	case right:
 		p.verdict.New = g.succeed(p)
-	case wrong:
-		g.blame(p)
+	case wrong, barred:
+		g.blame(p, o)
 	}
 	g.stats.settled(p, o, now)
 	if p.stage == charged || p.stage == repeats {
@@ -252,8 +252,9 @@ func (p *permit) settle(o outcome) {
 	}
 }
 
-// blame charges a wrong password and remembers it.
-func (g *Guard) blame(p *permit) {
+// blame charges a wrong password and remembers it. One that the backend may say
+// something else of than that it is wrong, it is asked about each time.
+func (g *Guard) blame(p *permit, o outcome) {
 	c, now := &p.claim, g.latest
 	if p.stage == follows {
 		p.verdict.Repeat, _ = g.wasWrong(c, p.tag, now)
@@ -264,6 +265,9 @@ func (g *Guard) blame(p *permit) {
 	if p.tag != 0 && p.stage != waved {
 		r := g.rings.put(c.account.with(c.from.area), now, func(*ring) {})
 		r.key = c.account.with(c.from.area)
+		if o == barred {
+			now -= answered
+		}
 		r.add(p.tag, now)
 	}
 }

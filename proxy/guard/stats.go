@@ -88,9 +88,9 @@ func (s *stats) settled(p *permit, o outcome, now time.Duration) {
 	case o == right:
 		m.succeeded++
 	case p.stage == waved: // counted as denied
-	case o == wrong && p.verdict.Repeat:
+	case o.guess() && p.verdict.Repeat:
 		m.repeated++
-	case o == wrong:
+	case o.guess():
 		m.failed++
 		m.accounts.add(p.claim.account)
 		m.networks.add(p.claim.from.network)
