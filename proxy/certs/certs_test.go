@@ -209,7 +209,7 @@ func TestOpenSessionLivesThroughReload(t *testing.T) {
 		t.Fatal("the first certificate is not served")
 	}
 	renewed := write(t, p, order{names: []string{"mail.example.org"}})
-	if err := s.Reload(); err != nil {
+	if _, err := s.reload(); err != nil {
 		t.Fatal(err)
 	}
 	if got := servedTo(t, config, client("mail.example.org")); !got.Equal(renewed) {
@@ -262,9 +262,9 @@ func TestReloadKeepsTheOldCertificateWhenTheNewOneIsBad(t *testing.T) {
 			}
 			test.do(t, bad)
 			renewed := write(t, other, order{names: []string{"mail.example.net"}})
-			err = s.Reload()
+			_, err = s.reload()
 			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), filepath.Dir(bad.Cert)) {
-				t.Errorf("Reload: %v, want the file and %q", err, test.want)
+				t.Errorf("reload: %v, want the file and %q", err, test.want)
 			}
 			if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("mail.example.org")); !got.Equal(old) {
 				t.Error("the old certificate is not served any more")
@@ -294,7 +294,7 @@ func TestPairThatCouldNotBeUsedIsReadAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeKey(t, p.Key, newKey(t, false))
-	if _, err := s.reload(false); err == nil {
+	if _, err := s.reload(); err == nil {
 		t.Fatal("the key of another: no error")
 	}
 	before := stat(p.Key)
@@ -307,7 +307,7 @@ func TestPairThatCouldNotBeUsedIsReadAgain(t *testing.T) {
 	if !same(before, stat(p.Key)) {
 		t.Fatal("the key can be seen to have changed")
 	}
-	if _, err := s.reload(false); err != nil {
+	if _, err := s.reload(); err != nil {
 		t.Error(err)
 	}
 	if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("mail.example.org")); !got.Equal(renewed) {
@@ -323,7 +323,7 @@ func TestCertificateThatEndsEarlierIsServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	short := write(t, p, order{names: []string{"mail.example.org"}, ended: -time.Minute})
-	if err := s.Reload(); err != nil {
+	if _, err := s.reload(); err != nil {
 		t.Fatal(err)
 	}
 	if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("mail.example.org")); !got.Equal(short) {
@@ -477,7 +477,7 @@ func TestSelfSignedIsGoodForItsNamesAndLoopback(t *testing.T) {
 	if got := s.Expiry()[0]; got.Name != "localhost" || got.Source != SourceMemory {
 		t.Errorf("Expiry() begins with %v, want localhost from %q", got, SourceMemory)
 	}
-	if err := s.Reload(); err != nil {
+	if _, err := s.reload(); err != nil {
 		t.Errorf("Reload of what has no files: %v", err)
 	}
 	if _, err := Static(tls.Certificate{}); err == nil {

@@ -40,18 +40,18 @@ func (f *folder) open() error {
 	return nil
 }
 
-// reload reads again what has changed, or all, and returns the certificates
-// that are new, and whether there are some less. It costs a look at each
-// certificate, and at the key of those that changed; the folder itself is
-// listed only when it has changed.
-func (f *folder) reload(all bool) (renewed []*tls.Certificate, less bool, err error) {
-	less, err = f.list(all)
+// reload reads again what has changed, and returns the certificates that are
+// new, and whether there are some less. It costs a look at each certificate, and
+// at the key of those that changed; the folder itself is listed only when it has
+// changed.
+func (f *folder) reload() (renewed []*tls.Certificate, less bool, err error) {
+	less, err = f.list(false)
 	errs := []error{err}
 	for _, pair := range f.files {
-		if !all && !pair.bad && same(stat(pair.pair.Cert), pair.certInfo) {
+		if !pair.bad && same(stat(pair.pair.Cert), pair.certInfo) {
 			continue
 		}
-		cert, err := pair.reload(all)
+		cert, err := pair.reload(false)
 		if cert != nil {
 			renewed = append(renewed, cert)
 		}

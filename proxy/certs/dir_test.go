@@ -46,16 +46,16 @@ func TestFolderHasAPairForEachName(t *testing.T) {
 	if got := shown("a.example.org"); got != "a.example.org" {
 		t.Errorf("a.example.org is shown the certificate of %s", got)
 	}
-	if _, err := s.reload(false); err == nil || !strings.Contains(err.Error(), bad.Cert) {
+	if _, err := s.reload(); err == nil || !strings.Contains(err.Error(), bad.Cert) {
 		t.Errorf("the first look: %v, want what is wrong with %s", err, bad.Cert)
 	}
-	if _, err := s.reload(false); err != nil {
+	if _, err := s.reload(); err != nil {
 		t.Errorf("the second look says again: %v", err)
 	}
 
 	write(t, subfolder(t, live, "b"), order{names: []string{"b.example.org"}})
 	writeKey(t, bad.Key, newKey(t, false)) // still not the certificate's
-	if renewed, err := s.reload(false); len(renewed) != 1 || err == nil {
+	if renewed, err := s.reload(); len(renewed) != 1 || err == nil {
 		t.Errorf("after a new one, and a key that is still wrong: %d new, %v", len(renewed), err)
 	}
 	for name, want := range map[string]string{"b.example.org": "b.example.org", "": "b.example.org", "unknown.example": "b.example.org"} {
@@ -79,7 +79,7 @@ func TestFolderHasAPairForEachName(t *testing.T) {
 	if err := os.RemoveAll(filepath.Dir(gone.Cert)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.reload(false); err != nil {
+	if _, err := s.reload(); err != nil {
 		t.Errorf("after all is well: %v", err)
 	}
 	if got := shown("bad.example.org"); got != "bad.example.org" {
@@ -103,13 +103,13 @@ func TestCertificateThatComesBeforeItsKeyIsServedInTheEnd(t *testing.T) {
 	if err := os.Rename(later.Cert, p.Cert); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.reload(false); err == nil {
+	if _, err := s.reload(); err == nil {
 		t.Error("a certificate without its key: no error")
 	}
 	if err := os.Rename(later.Key, p.Key); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.reload(false); err != nil {
+	if _, err := s.reload(); err != nil {
 		t.Error(err)
 	}
 	if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("a.example.org")); !got.Equal(want) {
@@ -136,11 +136,11 @@ func TestFolderThatIsEmptiedKeepsItsCertificates(t *testing.T) {
 		t.Fatal(err)
 	}
 	served := func() int { return len(s.current.Load().certs) }
-	if _, err := s.reload(false); err == nil || !strings.Contains(err.Error(), "none any more") || served() != 1 {
+	if _, err := s.reload(); err == nil || !strings.Contains(err.Error(), "none any more") || served() != 1 {
 		t.Errorf("emptied: %v, %d certificates are served", err, served())
 	}
 	// What stays the same is not told again, but for the files.
-	if _, err := s.reload(false); err != nil && strings.Contains(err.Error(), "none any more") {
+	if _, err := s.reload(); err != nil && strings.Contains(err.Error(), "none any more") {
 		t.Errorf("still empty: %v", err)
 	}
 	if err := os.Remove(live); err != nil {
@@ -149,13 +149,13 @@ func TestFolderThatIsEmptiedKeepsItsCertificates(t *testing.T) {
 	if err := os.Rename(away, live); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.reload(false); err != nil || served() != 1 {
+	if _, err := s.reload(); err != nil || served() != 1 {
 		t.Errorf("filled again: %v, %d certificates are served", err, served())
 	}
 	if err := os.RemoveAll(filepath.Join(live, "a")); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Reload(); err != nil || served() != 0 {
+	if err := s.Configure(Config{Folders: []string{live}}); err != nil || served() != 0 {
 		t.Errorf("emptied, and told to look: %v, %d certificates are served", err, served())
 	}
 }
@@ -198,7 +198,7 @@ func BenchmarkFolderLook(b *testing.B) {
 	}
 	f.info = stat(live) // as when the folder is older than it is here
 	for b.Loop() {
-		if _, _, err := f.reload(false); err != nil {
+		if _, _, err := f.reload(); err != nil {
 			b.Fatal(err)
 		}
 	}

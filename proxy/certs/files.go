@@ -40,15 +40,9 @@ func (s *Store) load(c Config) (files []*file, folders []*folder, err error) {
 	return files, folders, errors.Join(errs...)
 }
 
-// Reload reads all files again. One that cannot be used leaves what was loaded
-// before, and its error is returned. Sessions that are open go on.
-func (s *Store) Reload() error {
-	_, err := s.reload(true)
-	return err
-}
-
 // Watch looks for changed files, each time that every has passed, and reloads
-// those. It returns when ctx ends.
+// those. One that cannot be used leaves what was loaded before. Sessions that
+// are open go on. It returns when ctx ends.
 func (s *Store) Watch(ctx context.Context, every time.Duration, log *slog.Logger) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -58,7 +52,7 @@ func (s *Store) Watch(ctx context.Context, every time.Duration, log *slog.Logger
 			return
 		case <-tick.C:
 		}
-		renewed, err := s.reload(false)
+		renewed, err := s.reload()
 		for _, cert := range renewed {
 			log.Info("certificate reloaded", "names", names(cert.Leaf), "not_after", cert.Leaf.NotAfter)
 		}
@@ -68,22 +62,22 @@ func (s *Store) Watch(ctx context.Context, every time.Duration, log *slog.Logger
 	}
 }
 
-// reload reads the files again, all or those that changed, and returns the
-// certificates that are new.
-func (s *Store) reload(all bool) (renewed []*tls.Certificate, err error) {
+// reload reads the files that changed, and returns the certificates that are
+// new.
+func (s *Store) reload() (renewed []*tls.Certificate, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
 	gone := false
 	for _, f := range s.files {
-		cert, err := f.reload(all)
+		cert, err := f.reload(false)
 		if cert != nil {
 			renewed = append(renewed, cert)
 		}
 		errs = append(errs, err)
 	}
 	for _, f := range s.folders {
-		certs, less, err := f.reload(all)
+		certs, less, err := f.reload()
 		renewed, gone = append(renewed, certs...), gone || less
 		errs = append(errs, err)
 	}
