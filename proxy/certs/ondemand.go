@@ -123,7 +123,7 @@ func (m *manager) onDemand(ctx context.Context, name string) bool {
 	case m.demand == nil || !isHostname(name):
 		return false
 	}
-	w, allowed := m.wish(name)
+	w, allowed := m.wish(ctx, name)
 	if w == nil {
 		return allowed
 	}
@@ -139,9 +139,9 @@ func (m *manager) onDemand(ctx context.Context, name string) bool {
 
 // wish returns what is under way for name, having begun it if it may be begun
 // now; else whether name is allowed.
-func (m *manager) wish(name string) (w *wish, allowed bool) {
+func (m *manager) wish(ctx context.Context, name string) (w *wish, allowed bool) {
 	d := m.demand
-	listed := d.allowed.has(name) || d.config.Ask != "" && !d.loaded.Load() && m.stored(context.Background(), name)
+	listed := d.allowed.has(name) || d.config.Ask != "" && !d.loaded.Load() && m.stored(ctx, name)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if w := d.pending[name]; w != nil {

@@ -114,7 +114,7 @@ func TestNamesThatAreLookedAfterAtOnceAreBounded(t *testing.T) {
 	}}}, &d)
 	m, begun := s.acme.Load(), 0
 	for i := range 2 * maxJobs {
-		w, allowed := m.wish(fmt.Sprintf("n%d.example.org", i))
+		w, allowed := m.wish(t.Context(), fmt.Sprintf("n%d.example.org", i))
 		if w != nil {
 			begun++
 		}
@@ -148,15 +148,15 @@ func TestWhatWasGotBeforeIsLoadedWithoutAQuestion(t *testing.T) {
 		}
 	}
 	for i := range 2 * questions {
-		if w, allowed := m.wish(name(i)); w == nil || !allowed {
+		if w, allowed := m.wish(t.Context(), name(i)); w == nil || !allowed {
 			t.Errorf("name %d waits for the hook", i)
 		}
 	}
-	if w, allowed := m.wish("other.example.org"); w == nil || allowed {
+	if w, allowed := m.wish(t.Context(), "other.example.org"); w == nil || allowed {
 		t.Error("a name that is not stored does not wait for the hook")
 	}
 	m.demand.loaded.Store(true)
-	if _, allowed := m.wish(name(2 * questions)); allowed { // it was not loaded: there is a reason
+	if _, allowed := m.wish(t.Context(), name(2*questions)); allowed { // it was not loaded: there is a reason
 		t.Error("after all was loaded a stored name does not wait for the hook")
 	}
 }
