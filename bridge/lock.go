@@ -48,9 +48,9 @@ var (
 // Locks is which maildrops are open. The zero value is ready. Backends of the
 // same accounts share one; other machines know nothing of it.
 type Locks struct {
-	mu    sync.Mutex
-	held  map[string]*lock
-	freed func(maildrop string) // nil: nobody is told
+	mu   sync.Mutex
+	held map[string]*lock
+	told func(maildrop string, open bool) // nil: nobody is
 }
 
 // A lock is held by one session, from when it opens to its end.
@@ -101,6 +101,9 @@ func (l *Locks) take(name string) (holder, mine *lock) {
 	}
 	mine = &lock{locks: l, name: name, free: make(chan struct{})}
 	l.held[name] = mine
+	if l.told != nil {
+		l.told(name, true)
+	}
 	return nil, mine
 }
 
@@ -113,37 +116,44 @@ func (k *lock) release() {
 	defer k.locks.mu.Unlock()
 	delete(k.locks.held, k.name)
 	close(k.free)
-	if k.locks.freed != nil {
-		k.locks.freed(k.name)
+	if k.locks.told != nil {
+		k.locks.told(k.name, false)
 	}
 }
 
 // HandOver returns the maildrops that are open, for a successor's Hold. From now
-// on freed is told of each that no longer is; it must not block.
-func (l *Locks) HandOver(freed func(maildrop string)) (maildrops []string) {
+// on told hears of each that is opened, by a login that was under way, and of
+// each that no longer is; it must not block.
+func (l *Locks) HandOver(told func(maildrop string, open bool)) (maildrops []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.freed = freed
+	l.told = told
 	return slices.Sorted(maps.Keys(l.held))
 }
 
-// Hold makes maildrops locked that another process has open, until free is
-// called for them. want is called when somebody takes one over.
-func (l *Locks) Hold(maildrops []string, want func(maildrop string)) (free func(maildrop string)) {
+// Hold makes maildrops locked that another process has open. The function it
+// returns is for what HandOver's hears. want is called when somebody takes one
+// over.
+func (l *Locks) Hold(maildrops []string, want func(maildrop string)) (change func(maildrop string, open bool)) {
+	var mu sync.Mutex
 	theirs := make(map[string]*lock)
-	for _, name := range maildrops {
+	change = func(name string, open bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !open {
+			theirs[name].release()
+			delete(theirs, name)
+			return
+		}
 		if _, k := l.take(name); k != nil {
 			k.listen(func() { want(name) })
 			theirs[name] = k
 		}
 	}
-	var mu sync.Mutex
-	return func(maildrop string) {
-		mu.Lock()
-		defer mu.Unlock()
-		theirs[maildrop].release()
-		delete(theirs, maildrop)
+	for _, name := range maildrops {
+		change(name, true)
 	}
+	return change
 }
 
 // Evict ends the session that has a maildrop open, for one in another process.

@@ -132,9 +132,8 @@ func TestLocksPassToASuccessor(t *testing.T) {
 		evicted := false
 		mine.listen(func() { evicted = true; mine.release() })
 
-		var free func(string)
-		freed := func(maildrop string) { free(maildrop) }
-		free = successor.Hold(old.HandOver(freed), old.Evict)
+		var change func(string, bool)
+		change = successor.Hold(old.HandOver(func(maildrop string, open bool) { change(maildrop, open) }), old.Evict)
 
 		if _, err := successor.acquire(t.Context(), "alice", Refuse); proxy.ReasonOf(err) != proxy.InUse {
 			t.Errorf("refuse: %v", err)
@@ -148,7 +147,20 @@ func TestLocksPassToASuccessor(t *testing.T) {
 		if err != nil || !evicted {
 			t.Errorf("takeover: %v, the session in the other process was asked to leave: %v", err, evicted)
 		}
-		free("alice") // a word that comes twice frees nobody else's
+		late, err := old.acquire(t.Context(), "carol", Refuse) // was logging in meanwhile
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := successor.acquire(t.Context(), "carol", Refuse); proxy.ReasonOf(err) != proxy.InUse {
+			t.Errorf("opened in the other process meanwhile: %v", err)
+		}
+		late.release()
+		if other, err := successor.acquire(t.Context(), "carol", Refuse); err != nil {
+			t.Errorf("and closed: %v", err)
+		} else {
+			other.release()
+		}
+		change("alice", false) // a word that comes twice frees nobody else's
 		if _, err := successor.acquire(t.Context(), "alice", Refuse); proxy.ReasonOf(err) != proxy.InUse {
 			t.Errorf("after a second word: %v", err)
 		}

@@ -260,7 +260,7 @@ show what is still connected. Sessions that are open stay until they end by
 themselves: run the command again to see how many are left, or end them by
 postern kick --backend. When every server is drained, logins are refused for
 now. It lasts until --undo, until the backend's part of the configuration
-changes, or until Postern is started again.`,
+changes, or until Postern is started again or upgraded.`,
 		Args: cobra.RangeArgs(1, 2),
 	}
 	path := configFlag(cmd)

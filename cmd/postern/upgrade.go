@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,7 +32,8 @@ import (
 //	new -> old   Built     the configuration is good
 //	old -> new   Yours     nobody accepts now, the state is closed: take it
 //	new -> old   Serving   accepting; the sessions that are left are yours
-//	old -> new   Free      one of them has ended its maildrop
+//	old -> new   Take      a login that was under way has opened a maildrop
+//	old -> new   Free      a session has ended its maildrop
 //	new -> old   Evict     somebody takes a maildrop over
 //
 // Until Serving the old one can take everything back. Then its sessions go on,
@@ -77,6 +79,7 @@ type word struct {
 	Error    string         `json:",omitempty"`
 	Yours    *legacy        `json:",omitempty"`
 	Serving  bool           `json:",omitempty"`
+	Take     *maildropName  `json:",omitempty"`
 	Free     *maildropName  `json:",omitempty"`
 	Evict    *maildropName  `json:",omitempty"`
 }
@@ -142,7 +145,7 @@ func (r *relative) expect(patience time.Duration, meant func(word) bool, meanwhi
 		if w, err = r.hear(patience); err != nil || meant(w) {
 			return w, err
 		}
-		if w.Free == nil && w.Evict == nil {
+		if w.Take == nil && w.Free == nil && w.Evict == nil {
 			return w, errors.New("the other process says what was not asked")
 		}
 		meanwhile(w)
@@ -180,6 +183,8 @@ type successor struct {
 	files []*os.File    // copies of the sockets, until it serves
 	back  chan struct{} // closed when it has not come to serve
 	ended chan struct{}
+
+	maildrops chan word // to be said, in their order
 }
 
 // launch starts a successor.
@@ -214,6 +219,8 @@ func (s *site) launch() (*successor, error) {
 		defer close(next.ended)
 		_ = next.cmd.Wait() // how it ended is in its own log
 	}()
+	next.maildrops = make(chan word, 1<<14)
+	go next.sayMaildrops()
 	return next, nil
 }
 
@@ -226,6 +233,29 @@ func socketpair() (pair [2]int, err error) {
 		syscall.CloseOnExec(pair[1])
 	}
 	return pair, err
+}
+
+// tell says a word about a maildrop, without waiting. One that does not listen
+// misses some: it believes them locked until this process ends.
+func (n *successor) tell(w word) {
+	select {
+	case n.maildrops <- w:
+	default:
+	}
+}
+
+// sayMaildrops says what tell is given until the successor ends.
+func (n *successor) sayMaildrops() {
+	for {
+		select {
+		case w := <-n.maildrops:
+			if n.say(w) != nil {
+				return
+			}
+		case <-n.ended:
+			return
+		}
+	}
 }
 
 func (n *successor) closeFiles() {
@@ -338,8 +368,12 @@ func (s *site) letGo(next *successor) (*legacy, error) {
 		left.Guard = s.guard.Snapshot()
 	}
 	for name, shared := range s.house.Load().pop3.shared {
-		left.Locks[name] = shared.locks.HandOver(func(maildrop string) {
-			go func() { _ = next.say(word{Free: &maildropName{name, maildrop}}) }() // it has time
+		left.Locks[name] = shared.locks.HandOver(func(maildrop string, open bool) {
+			w := word{Free: &maildropName{name, maildrop}}
+			if open {
+				w = word{Take: w.Free}
+			}
+			next.tell(w)
 		})
 	}
 	socket := s.house.Load().cfg.Control.Socket
@@ -349,6 +383,9 @@ func (s *site) letGo(next *successor) (*legacy, error) {
 // takeBack serves again, after a successor that could not.
 func (s *site) takeBack(background context.Context, next *successor) error {
 	h := s.house.Load()
+	for _, shared := range h.pop3.shared {
+		shared.locks.HandOver(nil)
+	}
 	if err := s.sockets.Give(next.files); err != nil {
 		return err
 	}
@@ -388,25 +425,34 @@ func (s *site) inherit(h *house, from *relative) error {
 		return err
 	}
 	s.predecessor, s.inherited = from, w.Yours.Guard
-	frees := make(map[string]func(string))
+	changes := make(map[string]func(string, bool))
 	for name, maildrops := range w.Yours.Locks {
-		frees[name] = h.maildropsOf(name).locks.Hold(maildrops, func(maildrop string) {
+		changes[name] = h.maildropsOf(name).locks.Hold(maildrops, func(maildrop string) {
 			_ = from.say(word{Evict: &maildropName{name, maildrop}})
 		})
 	}
-	free := func(w word) {
-		if w.Free != nil && frees[w.Free.Backend] != nil {
-			frees[w.Free.Backend](w.Free.Maildrop)
+	open := make(map[maildropName]bool) // there
+	heed := func(w word) {
+		m, taken := cmp.Or(w.Take, w.Free), w.Take != nil
+		if m == nil || changes[m.Backend] == nil {
+			return
+		}
+		changes[m.Backend](m.Maildrop, taken)
+		open[*m] = taken
+	}
+	for name, maildrops := range w.Yours.Locks {
+		for _, maildrop := range maildrops {
+			open[maildropName{name, maildrop}] = true
 		}
 	}
 	for _, w := range early {
-		free(w)
+		heed(w)
 	}
-	go func() { // until the predecessor ends
-		from.listen(free)
-		for name, maildrops := range w.Yours.Locks { // and its sessions with it
-			for _, maildrop := range maildrops {
-				frees[name](maildrop)
+	go func() {
+		from.listen(heed)
+		for m, still := range open { // the predecessor has ended, and its sessions with it
+			if still {
+				changes[m.Backend](m.Maildrop, false)
 			}
 		}
 	}()

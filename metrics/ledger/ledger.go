@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -210,10 +209,10 @@ func Entries(ctx context.Context, store Store, account string, each func(Entry) 
 	if account != "" {
 		prefix = account + "\x00"
 	}
-	return store.Scan(ctx, prefix, func(key string, value []byte) error {
+	return store.Scan(ctx, prefix, func(_ string, value []byte) error {
 		var e Entry
-		if err := json.Unmarshal(value, &e); err != nil {
-			return fmt.Errorf("ledger entry %q: %w", key, err)
+		if json.Unmarshal(value, &e) != nil {
+			return nil // as if it were not there: the next login begins it anew
 		}
 		return each(e)
 	})
