@@ -133,7 +133,7 @@ func explainCommand() *cobra.Command {
 
 // tierWords say what a tier means.
 var tierWords = map[guard.Tier]string{
-	guard.KnownGood:     "the account has logged in from this network in the last 30 days: it has a budget that nobody else can empty",
+	guard.KnownGood:     "the account has logged in from this network lately (retention.guard): it has a budget that nobody else can empty",
 	guard.AreaFresh:     "the account has logged in from this area, but not from this network",
 	guard.AreaUsed:      "the account has logged in from this area; wrong passwords came from this network today",
 	guard.StrangerFresh: "the account has never logged in from this area",
@@ -143,7 +143,7 @@ var tierWords = map[guard.Tier]string{
 func explain(to io.Writer, e guard.Explanation, now time.Time) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "account\t%s\nnetwork\t%s\ntier\t%s: %s\n", e.Account, e.Network, e.Tier, tierWords[e.Tier])
-	last := "none in 30 days"
+	last := "none that is remembered"
 	if !e.Last.IsZero() {
 		last = e.Last.Format(time.RFC3339)
 	}
@@ -258,7 +258,7 @@ func seedCommand() *cobra.Command {
 		Use:   "seed --from LOG",
 		Short: "Learn from a log of Dovecot or Postfix where accounts log in from",
 		Long: `Learn from a log of Dovecot or Postfix where accounts log in from, so that the
-guard knows them from the first day. What is older than 30 days does not count.
+guard knows them from the first day. What is older than retention.guard does not count.
 Names are rewritten as those that clients type. A log that is compressed comes
 by a pipe: zcat mail.log.*.gz | postern guard seed --from -`,
 		Args: cobra.NoArgs,
@@ -316,7 +316,7 @@ func readSeed(in io.Reader, log guard.Log, cfg *configs.Config, tell io.Writer) 
 		return nil, mistakes
 	}
 	s := &seed{times: make(map[place][2]time.Time)}
-	oldest := log.Now.Add(-30 * 24 * time.Hour)
+	oldest := log.Now.AddDate(0, 0, -int(cfg.Retention.Guard))
 	var err error
 	s.progress, err = log.Read(in, func(login guard.Success) error {
 		if login.Time.Before(oldest) {
@@ -379,8 +379,8 @@ func (s *seed) sow(cmd *cobra.Command, cfg *configs.Config) error {
 		return err
 	}
 	out := cmd.OutOrStdout()
-	fmt.Fprintf(out, "%d lines, %d logins, of the last 30 days %d pairs of account and address, %d new\n",
-		s.progress.Lines, s.progress.Logins, len(s.times), added)
+	fmt.Fprintf(out, "%d lines, %d logins, of the last %d days %d pairs of account and address, %d new\n",
+		s.progress.Lines, s.progress.Logins, cfg.Retention.Guard, len(s.times), added)
 	if s.unusable > 0 {
 		fmt.Fprintf(out, "%d logins had names that no account has here\n", s.unusable)
 	}
