@@ -106,6 +106,7 @@ password demo, the certificate self-signed (hence --insecure). Try:
   printf 'Subject: hello\r\n\r\nIt works.\r\n' | curl --insecure --user demo:demo --url smtps://127.0.0.1:%[3]d \
     --mail-from demo@localhost --mail-rcpt demo@localhost --upload-file -   # send; the list then shows one more
   curl http://127.0.0.1:%[4]d/metrics                                  # what Prometheus sees
+and open http://127.0.0.1:%[4]d/ in a browser: the status page.
 
 Ctrl-C ends it. What happens:
 
