@@ -131,10 +131,10 @@ func (l *Locks) HandOver(told func(maildrop string, open bool)) (maildrops []str
 	return slices.Sorted(maps.Keys(l.held))
 }
 
-// Hold makes maildrops locked that another process has open. The function it
-// returns is for what HandOver's hears. want is called when somebody takes one
-// over.
-func (l *Locks) Hold(maildrops []string, want func(maildrop string)) (change func(maildrop string, open bool)) {
+// Hold makes maildrops locked that another process has open. change is for what
+// HandOver's told hears, end for the end of that process. want is called when
+// somebody takes one over.
+func (l *Locks) Hold(maildrops []string, want func(maildrop string)) (change func(maildrop string, open bool), end func()) {
 	var mu sync.Mutex
 	theirs := make(map[string]*lock)
 	change = func(name string, open bool) {
@@ -153,7 +153,14 @@ func (l *Locks) Hold(maildrops []string, want func(maildrop string)) (change fun
 	for _, name := range maildrops {
 		change(name, true)
 	}
-	return change
+	return change, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, k := range theirs {
+			k.release()
+		}
+		clear(theirs)
+	}
 }
 
 // Evict ends the session that has a maildrop open, for one in another process.

@@ -133,7 +133,7 @@ func TestLocksPassToASuccessor(t *testing.T) {
 		mine.listen(func() { evicted = true; mine.release() })
 
 		var change func(string, bool)
-		change = successor.Hold(old.HandOver(func(maildrop string, open bool) { change(maildrop, open) }), old.Evict)
+		change, _ = successor.Hold(old.HandOver(func(maildrop string, open bool) { change(maildrop, open) }), old.Evict)
 
 		if _, err := successor.acquire(t.Context(), "alice", Refuse); proxy.ReasonOf(err) != proxy.InUse {
 			t.Errorf("refuse: %v", err)

@@ -9,7 +9,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -262,7 +261,3 @@ func (c *Conn) Close() error {
 
 // Abort closes the connection at once. It may be called from any goroutine.
 func (c *Conn) Abort() { _ = c.transport.Close() }
-
-// SyscallConn gives the descriptor under the connection. Whoever reads or
-// writes through it breaks TLS; it is there to wait for readiness.
-func (c *Conn) SyscallConn() (syscall.RawConn, error) { return c.transport.SyscallConn() }

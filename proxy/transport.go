@@ -1,11 +1,9 @@
 package proxy
 
 import (
-	"errors"
 	"io"
 	"net"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -52,14 +50,6 @@ func (t *transport) CloseWrite() error {
 }
 
 type closeWriter interface{ CloseWrite() error }
-
-// SyscallConn gives the descriptor, for those that wait for readiness.
-func (t *transport) SyscallConn() (syscall.RawConn, error) {
-	if c, ok := t.Conn.(syscall.Conn); ok {
-		return c.SyscallConn()
-	}
-	return nil, errors.ErrUnsupported
-}
 
 const (
 	lingerTime = time.Second

@@ -229,6 +229,15 @@ var exportAccount = question[string, storedAccount]{"account/export", func(ctx c
 	return each(s)
 }}
 
+// storedOf returns all that is stored of an account. Nothing is an error.
+func storedOf(ctx context.Context, cfg *configs.Config, account string) (storedAccount, error) {
+	s, err := exportAccount.one(ctx, cfg, account)
+	if err == nil && s.empty() {
+		err = fmt.Errorf("nothing is stored of %s", account)
+	}
+	return s, err
+}
+
 func exportAccountCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export ACCOUNT",
@@ -244,10 +253,7 @@ many networks the login guard knows it from. docs/privacy.md explains each.`,
 		if err != nil {
 			return err
 		}
-		s, err := exportAccount.one(cmd.Context(), cfg, args[0])
-		if err == nil && s.empty() {
-			err = fmt.Errorf("nothing is stored of %s", args[0])
-		}
+		s, err := storedOf(cmd.Context(), cfg, args[0])
 		if err != nil {
 			return err
 		}
@@ -296,11 +302,7 @@ changed.`,
 		if err != nil {
 			return err
 		}
-		s, err := exportAccount.one(cmd.Context(), cfg, args[0])
-		if err == nil && s.empty() {
-			err = fmt.Errorf("nothing is stored of %s", args[0])
-		}
-		if err != nil {
+		if _, err := storedOf(cmd.Context(), cfg, args[0]); err != nil {
 			return err
 		}
 		if !*yes {

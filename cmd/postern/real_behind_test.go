@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -30,35 +28,9 @@ func launch(t testing.TB, listeners, backends []string, more string) *postern {
 	fmt.Fprintf(&config, "tls:\n  certificates:\n    - {cert: %q, key: %q}\n", cert, key)
 	fmt.Fprintf(&config, "backends:\n  %s\n", strings.Join(backends, "\n  "))
 	fmt.Fprintf(&config, "metrics: {address: \"127.0.0.1:0\"}\nlog: {format: json, level: debug}\n%s", more)
-	p := &postern{ca: ca, log: filepath.Join(dir, "log"), done: make(chan struct{})}
-	log, err := os.Create(p.log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = log.Close() }()
-	p.cmd = exec.Command("postern", "run", "--config", file(t, dir, "postern.yaml", config.String()))
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		defer close(p.done)
-		p.err = p.cmd.Wait()
-	}()
-	t.Cleanup(func() {
-		p.stop(t)
-		if t.Failed() {
-			t.Logf("what Postern printed:\n%s", hidden(p.printed(t)))
-		}
-	})
-	within(t, patience, "Postern listens", func() bool {
-		select {
-		case <-p.done:
-			t.Fatalf("Postern ended at once: %v\n%s", p.err, p.printed(t))
-		default:
-		}
-		return p.listening(t) == len(listeners)
-	})
+	p := newPostern(dir, ca)
+	p.start(t, file(t, dir, "postern.yaml", config.String()))
+	p.listens(t, len(listeners))
 	return p
 }
 

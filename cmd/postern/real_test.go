@@ -365,7 +365,26 @@ backends:
 metrics: {address: "127.0.0.1:0"}
 log: {format: json, level: debug}
 %s`, listeners, cert, key, servers, more))
-	p := &postern{ca: ca, log: filepath.Join(dir, "log"), done: make(chan struct{})}
+	p := newPostern(dir, ca)
+	p.start(t, config)
+	p.listens(t, strings.Count(listeners, "\n"))
+	return p
+}
+
+// newPostern returns a Postern that prints into dir. It does not run yet.
+func newPostern(dir, ca string) *postern {
+	return &postern{ca: ca, log: filepath.Join(dir, "log"), done: make(chan struct{})}
+}
+
+// start runs p with a configuration file, and stops it at the end of the test.
+func (p *postern) start(t testing.TB, config string) {
+	t.Helper()
+	p.startUntil(t, config, p.stop)
+}
+
+// startUntil runs p with a configuration file; end is what stops it.
+func (p *postern) startUntil(t testing.TB, config string, end func(testing.TB)) {
+	t.Helper()
 	log, err := os.Create(p.log)
 	if err != nil {
 		t.Fatal(err)
@@ -381,20 +400,24 @@ log: {format: json, level: debug}
 		p.err = p.cmd.Wait()
 	}()
 	t.Cleanup(func() {
-		p.stop(t)
+		end(t)
 		if t.Failed() {
 			t.Logf("what Postern printed:\n%s", hidden(p.printed(t)))
 		}
 	})
+}
+
+// listens waits until as many listeners listen.
+func (p *postern) listens(t testing.TB, listeners int) {
+	t.Helper()
 	within(t, patience, "Postern listens", func() bool {
 		select {
 		case <-p.done:
 			t.Fatalf("Postern ended at once: %v\n%s", p.err, p.printed(t))
 		default:
 		}
-		return p.listening(t) == strings.Count(listeners, "\n")
+		return p.listening(t) == listeners
 	})
-	return p
 }
 
 // listening learns from the log where Postern listens.

@@ -426,23 +426,16 @@ func (s *site) inherit(h *house, from *relative) error {
 	}
 	s.predecessor, s.inherited = from, w.Yours.Guard
 	changes := make(map[string]func(string, bool))
+	var ends []func()
 	for name, maildrops := range w.Yours.Locks {
-		changes[name] = h.maildropsOf(name).locks.Hold(maildrops, func(maildrop string) {
+		change, end := h.maildropsOf(name).locks.Hold(maildrops, func(maildrop string) {
 			_ = from.say(word{Evict: &maildropName{name, maildrop}})
 		})
+		changes[name], ends = change, append(ends, end)
 	}
-	open := make(map[maildropName]bool) // there
 	heed := func(w word) {
-		m, taken := cmp.Or(w.Take, w.Free), w.Take != nil
-		if m == nil || changes[m.Backend] == nil {
-			return
-		}
-		changes[m.Backend](m.Maildrop, taken)
-		open[*m] = taken
-	}
-	for name, maildrops := range w.Yours.Locks {
-		for _, maildrop := range maildrops {
-			open[maildropName{name, maildrop}] = true
+		if m := cmp.Or(w.Take, w.Free); m != nil && changes[m.Backend] != nil {
+			changes[m.Backend](m.Maildrop, w.Take != nil)
 		}
 	}
 	for _, w := range early {
@@ -450,10 +443,8 @@ func (s *site) inherit(h *house, from *relative) error {
 	}
 	go func() {
 		from.listen(heed)
-		for m, still := range open { // the predecessor has ended, and its sessions with it
-			if still {
-				changes[m.Backend](m.Maildrop, false)
-			}
+		for _, end := range ends { // the predecessor has ended, and its sessions with it
+			end()
 		}
 	}()
 	return nil

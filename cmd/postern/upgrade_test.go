@@ -58,7 +58,7 @@ func startFleet(t *testing.T, users int, more string) *fleet {
 	}
 	cert, key, ca := proxytest.CertFiles(t)
 	dir := t.TempDir()
-	f := &fleet{postern: &postern{ca: ca, log: filepath.Join(dir, "log"), done: make(chan struct{})}, users: users}
+	f := &fleet{postern: newPostern(dir, ca), users: users}
 	f.imap, f.pop3, f.metrics = freeAddress(t), freeAddress(t), freeAddress(t)
 	f.body = fmt.Sprintf(`
 hostname: mail.example.org
@@ -82,23 +82,7 @@ state: {path: state}
 	}
 	f.roots = x509.NewCertPool()
 	f.roots.AppendCertsFromPEM(pem)
-	log, err := os.Create(f.log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = log.Close() }()
-	f.cmd = exec.Command("postern", "run", "--config", f.config)
-	f.cmd.Stdout, f.cmd.Stderr = log, log
-	if err := f.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { defer close(f.done); f.err = f.cmd.Wait() }()
-	t.Cleanup(func() {
-		f.end(t)
-		if t.Failed() {
-			t.Logf("what Postern printed:\n%s", hidden(f.printed(t)))
-		}
-	})
+	f.startUntil(t, f.config, f.end)
 	within(t, patience, "Postern listens", func() bool { return len(f.logged(t, "listening")) == 2 })
 	return f
 }
@@ -114,7 +98,7 @@ func freeAddress(t *testing.T) string {
 }
 
 // end stops all processes of the fleet.
-func (f *fleet) end(t *testing.T) {
+func (f *fleet) end(t testing.TB) {
 	_ = f.cmd.Process.Signal(syscall.SIGTERM)
 	for _, line := range f.logged(t, "upgraded: the sessions that are left are this process's") {
 		if pid, ok := line["successor"].(float64); ok {

@@ -9,11 +9,9 @@ import (
 	"slices"
 	"strings"
 	"time"
-)
 
-// challengeProtocol is the only protocol that a CA offers when it asks by
-// TLS-ALPN-01 (RFC 8737 section 3).
-const challengeProtocol = "acme-tls/1"
+	"postern/proxy"
+)
 
 // errNone is that of a Store whose ACME has not got anything yet.
 var errNone = errors.New("no certificate yet")
@@ -25,7 +23,7 @@ var errNone = errors.New("no certificate yet")
 // the certificate that answers it.
 func (s *Store) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	m := s.acme.Load()
-	if len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == challengeProtocol {
+	if len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == proxy.ACMETLS {
 		return m.answer(hello)
 	}
 	set := s.current.Load()

@@ -82,7 +82,7 @@ func TestConfigureReplacesSources(t *testing.T) {
 func TestNoQuestionOfACAIsOpen(t *testing.T) {
 	s, _ := store(t, order{names: []string{"mail.example.org"}})
 	conn, _ := proxytest.Pipe(t)
-	hello := &tls.ClientHelloInfo{ServerName: "mail.example.org", SupportedProtos: []string{challengeProtocol}, Conn: conn}
+	hello := &tls.ClientHelloInfo{ServerName: "mail.example.org", SupportedProtos: []string{proxy.ACMETLS}, Conn: conn}
 	if cert, err := s.GetCertificate(hello); err == nil || cert != nil {
 		t.Errorf("without ACME a question by TLS-ALPN-01 gets %v, %v", cert, err)
 	}
