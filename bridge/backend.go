@@ -101,6 +101,8 @@ type Backend struct {
 	ownQueue  Queue
 	own       Locks        // if there are no others
 	noUIDNext atomic.Bool  // of SELECT's, seen: STATUS is asked as well
+	// untrueUIDNext is set once a UIDNEXT was not above all UIDs: none is believed.
+	untrueUIDNext atomic.Bool
 	ahead     atomic.Int64 // octets that sessions have asked for before their clients did
 }
 

@@ -8,13 +8,13 @@ import (
 )
 
 // cacheVersion is the first octet of a snapshot in the cache.
-const cacheVersion = 2
+const cacheVersion = 3
 
 // What of the marks of a message is remembered, and how far a size is shifted
 // to make place for it.
 const (
-	remembered = exact | printed | headed | unprobed
-	shift      = 4
+	remembered = exact | printed | headed | unprobed | unsized | removed
+	shift      = 6
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

@@ -15,6 +15,8 @@ import (
 const (
 	// maxMessages bounds what a server can make a session remember: 64 MiB.
 	maxMessages = 4 << 20
+	// maxSize bounds the size of a message: what a snapshot has room for.
+	maxSize = 1 << 57
 	// trusted is up to where memory is taken at the server's word.
 	trusted = 1 << 20
 )
@@ -63,7 +65,9 @@ type listing struct {
 	disordered bool // rows did not come in the order of UIDs
 	expunged   bool // somebody has removed messages meanwhile
 	overflow   bool
-	later      int // rows with a UID from UIDNEXT on
+	later      []message // rows with a UID from UIDNEXT on
+	unsized    []message // known messages whose size the server has refused so far
+	untrue     bool      // UIDNEXT was not above all UIDs
 }
 
 // newListing returns the listing of v, of which known is remembered. A UIDNEXT
@@ -79,6 +83,7 @@ func newListing(v view, known snapshot) *listing {
 	if v.exists == 0 {
 		l.messages, l.proven = nil, true
 	}
+	l.setUnsizedAside()
 	if more := min(l.missing(), trusted); more > 0 {
 		l.messages = slices.Grow(l.messages, more)
 	}
@@ -94,9 +99,23 @@ func (v view) continues(known snapshot) bool {
 // when there are fewer.
 func (l *listing) missing() int { return l.exists - len(l.messages) }
 
+// setUnsizedAside takes the messages without a size out of those that are
+// known, so that the server is asked for their sizes again.
+func (l *listing) setUnsizedAside() {
+	lacks := func(m message) bool { return m.marks&unsized != 0 }
+	for _, m := range l.messages {
+		if lacks(m) {
+			l.unsized = append(l.unsized, m)
+		}
+	}
+	if len(l.unsized) > 0 {
+		l.messages = slices.DeleteFunc(slices.Clone(l.messages), lacks)
+	}
+}
+
 // unchanged reports whether nothing needs to be asked.
 func (l *listing) unchanged() bool {
-	return l.proven && l.missing() == 0 && (l.exists == 0 || l.uidNext != 0 && l.uidNext == l.from)
+	return l.proven && len(l.unsized) == 0 && l.missing() == 0 && (l.exists == 0 || l.uidNext != 0 && l.uidNext == l.from)
 }
 
 // adds reports whether what is known and what came is all that SELECT showed.
@@ -106,16 +125,38 @@ func (l *listing) adds() bool {
 	if l.selected < 0 {
 		return l.missing() == 0
 	}
-	return len(l.messages)+l.later == l.selected
+	return len(l.messages)+len(l.later) == l.selected
+}
+
+// correct takes back a UIDNEXT that is not true, which it reports: now, the
+// number of messages as the server says it, is what it was at SELECT, so that
+// none has come since, and still there are rows from UIDNEXT on. Then the rows
+// are those of messages as any other.
+func (l *listing) correct(now int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	atSelect := l.exists
+	if l.selected >= 0 {
+		atSelect = l.selected
+	}
+	if len(l.later) == 0 || now != atSelect || l.expunged || l.missing() <= 0 || l.missing() > len(l.later) {
+		return false
+	}
+	l.messages = append(l.messages, l.later...)
+	l.later, l.uidNext, l.exists, l.selected = nil, 0, atSelect, -1
+	l.disordered, l.untrue = true, true
+	return true
 }
 
 func (l *listing) add(uid uint32, size int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case uid < l.from:
+	case uid < l.from, size > maxSize:
 	case l.uidNext != 0 && uid >= l.uidNext:
-		l.later++
+		if len(l.later) < maxMessages {
+			l.later = append(l.later, message{uid: uid, size: size})
+		}
 	case len(l.messages) >= maxMessages:
 		l.overflow = true
 	default:
@@ -199,51 +240,263 @@ func (l *listing) source(asked bool) string {
 }
 
 // update brings l up to date with the least that the server must be asked: for
-// nothing; for what is new; or, when that does not add up, for the UIDs of all
-// there is, once. What has no size after that is asked for once more and then
-// left out, until the next session. It returns whether anything was asked.
+// nothing; for what is new; or, when that does not add up to EXISTS, for the UIDs
+// of all there is. It returns whether anything was asked. With an error the
+// listing is not one that may be shown.
 func (in *inbox) update(ctx context.Context, l *listing) (asked bool, err error) {
 	if l.unchanged() {
 		return false, nil
 	}
-	failed := false
+	var refusal error
 	if l.uidNext == 0 || l.uidNext > l.from {
-		err := in.sizes(ctx, imap.UIDSet{{Start: imap.UID(max(l.from, 1))}}, l)
-		if err != nil && !refused(err) {
-			return true, err
+		refusal = in.sizes(ctx, imap.UIDSet{{Start: imap.UID(max(l.from, 1))}}, l)
+		if refusal != nil && !refused(refusal) {
+			return true, refusal
 		}
-		failed = err != nil
 		if l.tidy(); l.overflow {
 			return true, errTooMany
 		}
 	}
-	if !failed && l.proven && !l.expunged && l.adds() {
+	if err := in.sizeAgain(ctx, l); err != nil {
+		return true, err
+	}
+	if now, ok := in.link.responses.mailbox.count(); ok && refusal == nil && l.correct(now) {
+		l.tidy()
+	}
+	if refusal == nil && l.proven && !l.expunged && l.adds() {
 		return true, nil
 	}
 	return true, in.rebuild(ctx, l)
 }
 
-// rebuild lets a search decide which messages there are.
-func (in *inbox) rebuild(ctx context.Context, l *listing) error {
-	present, err := in.all(ctx)
-	if err != nil {
+// sizeAgain asks for the sizes that the server has refused in earlier sessions.
+// Messages whose size is refused again stay what they were.
+func (in *inbox) sizeAgain(ctx context.Context, l *listing) error {
+	if len(l.unsized) == 0 {
+		return nil
+	}
+	uids := make([]uint32, len(l.unsized))
+	for i, m := range l.unsized {
+		uids[i] = m.uid
+	}
+	from := l.from
+	l.from = 0
+	err := in.sizesOfEach(ctx, uids, l, len(uids))
+	l.from = from
+	if err != nil && !refused(err) {
 		return err
 	}
-	missing := l.keep(present)
-	l.from = 0
-	for some := range slices.Chunk(missing, maxRanges) {
-		if err := in.sizes(ctx, some, l); err != nil && !refused(err) {
-			return err
+	for _, m := range l.unsized {
+		if find(l.messages, m.uid) == nil {
+			l.insert(m)
 		}
 	}
-	if l.overflow {
-		return errTooMany
+	l.unsized = nil
+	return nil
+}
+
+// insert adds a message in the order of UIDs.
+func (l *listing) insert(m message) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i, _ := slices.BinarySearchFunc(l.messages, m, byUID)
+	l.messages = slices.Insert(l.messages, i, m)
+}
+
+// looks is how often rebuild looks at the whole INBOX: messages may be removed
+// meanwhile.
+const looks = 3
+
+// errUnaccounted says that the messages a server shows are not as many as it
+// says there are.
+var errUnaccounted = errors.New("server says of how many messages INBOX consists, and shows others")
+
+// rebuild lets a search decide which messages there are. The search is believed
+// if it finds as many as EXISTS says before or after it.
+func (in *inbox) rebuild(ctx context.Context, l *listing) error {
+	for i := range looks {
+		if i > 0 { // a server may not say with UID SEARCH what has changed
+			if err := in.noop(ctx); err != nil {
+				return err
+			}
+		}
+		present, agrees, err := in.present(ctx)
+		if err != nil {
+			return err
+		}
+		if !agrees {
+			continue
+		}
+		removals := in.link.responses.mailbox.removals()
+		l.believe(present, in.link.responses.mailbox)
+		l.from = 0
+		missing, err := numbers(l.keep(present))
+		if err != nil {
+			return err
+		}
+		refusal := in.sizesOfEach(ctx, missing, l, l.tolerated(present))
+		if refusal != nil && !refused(refusal) {
+			return refusal
+		}
+		if l.overflow {
+			return errTooMany
+		}
+		if missing, err = numbers(l.keep(present)); err != nil {
+			return err
+		}
+		if len(missing) > 0 && len(missing) <= l.tolerated(present) && removals != in.link.responses.mailbox.removals() {
+			if missing, err = in.stillThere(ctx, missing); err != nil {
+				return err
+			}
+		}
+		return l.complete(missing, refusal)
 	}
-	if len(missing) > 0 {
+	return errUnaccounted
+}
+
+// stillThere returns which of the messages have not been removed meanwhile.
+func (in *inbox) stillThere(ctx context.Context, uids []uint32) (there []uint32, err error) {
+	for _, set := range uidSets(uids) {
+		found, err := in.search(ctx, set)
+		if err != nil {
+			return nil, err
+		}
+		for _, uid := range uids {
+			if set.Contains(imap.UID(uid)) && found.Contains(imap.UID(uid)) {
+				there = append(there, uid)
+			}
+		}
+	}
+	return there, nil
+}
+
+// present returns the UIDs of all messages, and whether they are as many as the
+// server says.
+func (in *inbox) present(ctx context.Context) (uids imap.UIDSet, agrees bool, err error) {
+	before, known := in.link.responses.mailbox.count()
+	if uids, err = in.all(ctx); err != nil {
+		return nil, false, err
+	}
+	after, _ := in.link.responses.mailbox.count()
+	n := size(uids)
+	return uids, known && (n == uint64(before) || n == uint64(after)), nil
+}
+
+// size returns how many UIDs are in a set whose ranges do not overlap.
+func size(set imap.UIDSet) (n uint64) {
+	for _, r := range set {
+		n += uint64(r.Stop) - uint64(r.Start) + 1
+	}
+	return n
+}
+
+// believe takes back a UIDNEXT that is not above all UIDs, though no message
+// has come since SELECT.
+func (l *listing) believe(present imap.UIDSet, m mailbox) {
+	atSelect := l.exists
+	if l.selected >= 0 {
+		atSelect = l.selected
+	}
+	now, _ := m.count()
+	if l.uidNext == 0 || len(present) == 0 || uint32(present[len(present)-1].Stop) < l.uidNext || now != atSelect || m.removals() > 0 {
+		return
+	}
+	l.uidNext, l.exists, l.selected, l.untrue = 0, atSelect, -1, true
+}
+
+// tolerated returns of how many messages the sizes may be refused: 1 %, or 3.
+func (l *listing) tolerated(present imap.UIDSet) int {
+	return max(3, int(min(size(present), maxMessages)/100))
+}
+
+// errUnsized says that sizes of too many messages are refused for the listing to
+// be shown.
+var errUnsized = errors.New("server refuses the sizes of too many messages")
+
+// complete takes the messages whose sizes the server has refused, the last time
+// with refusal, into the listing. It is an error if there is no sign that the
+// server can tell any size now: all that the server says then is that it cannot
+// answer.
+func (l *listing) complete(unanswered []uint32, refusal error) error {
+	if len(unanswered) > 0 && len(l.messages) == 0 && passing(refusal) {
+		return refusal
+	}
+	if len(unanswered) > max(3, (len(l.messages)+len(unanswered))/100) {
+		return errors.Join(errUnsized, refusal)
+	}
+	for _, uid := range unanswered {
+		l.insert(message{uid: uid, size: 1, marks: unsized})
+	}
+	l.proven = true
+	return nil
+}
+
+// passing reports whether a server refuses something for a reason that is not
+// the message's: RFC 5530, RFC 9051 section 7.1, and [THROTTLED] of Gmail. BAD is
+// what Exchange says when it throttles.
+func passing(err error) bool {
+	refusal, ok := errors.AsType[*imap.Error](err)
+	if !ok {
+		return false
+	}
+	switch refusal.Code {
+	case imap.ResponseCodeUnavailable, imap.ResponseCodeInUse, imap.ResponseCodeLimit, imap.ResponseCodeServerBug, "THROTTLED", "OVERQUOTA":
+		return true
+	}
+	return refusal.Type == imap.StatusResponseTypeBad
+}
+
+// sizesOfEach asks for the sizes of messages, and where the server refuses, of
+// half of them at a time: a message that it cannot read must not hide the
+// others. It returns the last refusal, at once when more than so many messages
+// are refused alone.
+func (in *inbox) sizesOfEach(ctx context.Context, uids []uint32, l *listing, tolerated int) (refusal error) {
+	var parts []imap.UIDSet
+	for _, set := range slices.Backward(uidSets(uids)) {
+		parts = append(parts, set)
+	}
+	for alone := 0; len(parts) > 0 && alone <= tolerated; {
+		set := parts[len(parts)-1]
+		parts = parts[:len(parts)-1]
+		err := in.sizes(ctx, set, l)
+		if err != nil && !refused(err) {
+			return err
+		}
+		if err != nil {
+			refusal = err
+		}
 		l.tidy()
-		missing = l.keep(present)
+		rest, err := l.lacking(set)
+		switch {
+		case err != nil:
+			return err
+		case len(rest) == 0:
+		case size(set) == 1:
+			alone++
+		case len(rest) == 1:
+			parts = append(parts, uidSets(rest)...)
+		default:
+			half := len(rest) / 2
+			parts = append(append(parts, uidSets(rest[half:])...), uidSets(rest[:half])...)
+		}
 	}
-	l.proven = len(missing) == 0
+	return refusal
+}
+
+// lacking returns which messages of a set have no size.
+func (l *listing) lacking(set imap.UIDSet) (rest []uint32, err error) {
+	uids, err := numbers(set)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.DeleteFunc(uids, func(uid uint32) bool { return find(l.messages, uid) != nil }), err
+}
+
+// noop lets the server say what has changed.
+func (in *inbox) noop(ctx context.Context) error {
+	defer in.begin(ctx)()
+	if err := in.client.Noop().Wait(); err != nil {
+		return fmt.Errorf("NOOP: %w", in.explain(ctx, err))
+	}
 	return nil
 }
 

@@ -13,13 +13,15 @@ type message struct {
 	marks marks
 }
 
-type marks uint8
+type marks uint16
 
 const (
 	exact     marks = 1 << iota // size was counted
 	printed                     // its fingerprint is remembered
 	headed                      // with that of its header
 	unprobed                    // its end is not asked for: that cost the connection
+	unsized                     // the server refuses its size: it cannot be had now
+	removed                     // QUIT has removed it, if the server still has it; of the session before: see brake
 	deleted                     // DELE
 	retrieved                   // RETR has sent it
 	gone                        // the server has said that it has it no more
@@ -109,6 +111,17 @@ func (d *maildrop) reset() {
 			m.marks &^= deleted
 			d.count++
 			d.octets += m.size
+		}
+	}
+}
+
+// setRemoved marks what QUIT has removed and what the server has all the same,
+// maybe for a moment only.
+func (d *maildrop) setRemoved() {
+	for i := range d.messages {
+		if m := &d.messages[i]; m.marks&(deleted|gone) == deleted && m.marks&removed == 0 {
+			m.marks |= removed
+			d.changed = true
 		}
 	}
 }

@@ -35,12 +35,9 @@ func (s *session) list(ctx context.Context) (source string, err error) {
 // tryList is list, unless an earlier session begins a long one: errListed.
 func (s *session) tryList(ctx context.Context) (source string, err error) {
 	known := s.remembered(ctx)
-	v, err := s.inbox.look(ctx, s.backend.noUIDNext.Load())
+	v, err := s.look(ctx, known)
 	if err != nil {
 		return "", err
-	}
-	if v.uidNext == 0 {
-		s.backend.noUIDNext.Store(true)
 	}
 	if err := s.recall(ctx, known, v); err != nil {
 		return "", err
@@ -66,15 +63,23 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 		stop = s.progress(ctx, l)
 	}
 	asked, err := s.inbox.update(ctx, l)
-	if stop(); err != nil {
+	stop()
+	if l.untrue {
+		s.backend.untrueUIDNext.Store(true)
+	}
+	if err != nil {
 		if long {
 			s.keepPart(ctx, l)
 		}
+		if errors.Is(err, errUnaccounted) || errors.Is(err, errUnsized) {
+			s.notice(proxy.NoticeNotProven, l.exists, err)
+		}
 		return "", err
 	}
+	v = l.view
 	listed, ok := l.snapshot(true)
-	if !listed.proven {
-		s.notice(proxy.NoticeNotProven, len(listed.messages), nil)
+	if n := withoutSize(listed.messages); n > 0 {
+		s.notice(proxy.NoticeUnreadable, n, nil)
 	}
 	if err := s.identify(ctx, known, v, &listed, asked); err != nil {
 		return "", err
@@ -87,6 +92,50 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 		s.remember(ctx) // before the turn of others
 	}
 	return l.source(asked), nil
+}
+
+// look opens INBOX. A UIDNEXT below that of before is that of a restored backup,
+// unless messages have UIDs above it: then this server's UIDNEXT says nothing,
+// now and later.
+func (s *session) look(ctx context.Context, known snapshot) (view, error) {
+	b := s.backend
+	untrue := b.untrueUIDNext.Load()
+	v, err := s.inbox.look(ctx, b.noUIDNext.Load() && !untrue)
+	switch {
+	case err != nil:
+		return view{}, err
+	case untrue:
+		v.uidNext = 0
+		return v, nil
+	case v.uidNext == 0:
+		b.noUIDNext.Store(true)
+	}
+	if v.continues(known) || v.uidValidity != known.uidValidity {
+		return v, nil
+	}
+	present, agrees, err := s.inbox.present(ctx)
+	if err != nil {
+		return view{}, err
+	}
+	if !agrees {
+		return view{}, errUnaccounted
+	}
+	l := listing{view: v}
+	l.believe(present, s.inbox.link.responses.mailbox)
+	if l.untrue {
+		b.untrueUIDNext.Store(true)
+	}
+	return l.view, nil
+}
+
+// withoutSize returns how many of the messages have no size of the server's.
+func withoutSize(messages []message) (n int) {
+	for i := range messages {
+		if messages[i].marks&unsized != 0 {
+			n++
+		}
+	}
+	return n
 }
 
 func (b *Backend) queue() *Queue {

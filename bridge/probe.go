@@ -25,7 +25,7 @@ func (s *session) probe(ctx context.Context) {
 	for i := len(s.drop.messages) - 1; i >= 0 && len(unsure) < maxProbes; i-- {
 		m := &s.drop.messages[i]
 		switch {
-		case m.marks&(exact|unprobed|deleted) != 0:
+		case m.marks&(exact|unprobed|unsized|deleted) != 0:
 		case m.size < 2:
 			s.drop.measured(m, m.size+2)
 		case len(s.drop.messages) <= maxProbes || s.seen != 0 && m.uid >= s.seen:

@@ -54,7 +54,16 @@ type mailbox struct {
 	readOnly    bool   // SELECT was answered so
 	keywords    bool   // $POP3Deleted can be set
 	uidValidity uint32 // the last that was told
+	exists      int    // the last EXISTS less the EXPUNGEs after it
+	existsTold  bool
+	expunged    int
 }
+
+// count returns how many messages there are, as far as the server has said.
+func (m *mailbox) count() (n int, ok bool) { return m.exists, m.existsTold }
+
+// removals returns how many messages the server has said to be removed.
+func (m *mailbox) removals() int { return m.expunged }
 
 // newResponses returns the responses that come from src.
 func newResponses(src io.Reader) *responses { return &responses{src: src} }
@@ -209,8 +218,9 @@ func (r *responses) look(line []byte) (passes, data bool) {
 	text, _ = wire.TrimLine(text)
 	word, rest := wire.CutWord(text)
 	if len(word) > 0 && '0' <= word[0] && word[0] <= '9' {
+		number, _ := parseNumber(word)
 		word, rest = wire.CutWord(rest)
-		return r.numbered(word, rest), true
+		return r.numbered(number, word, rest), true
 	}
 	switch wire.Keyword(word) {
 	case "OK": // of the codes of SELECT two matter; imapclient parses the others, too
@@ -264,12 +274,15 @@ var (
 )
 
 // numbered decides about the responses that begin with a number.
-func (r *responses) numbered(name, rest []byte) (passes bool) {
+func (r *responses) numbered(number int64, name, rest []byte) (passes bool) {
 	listing := r.listing.Load()
 	switch {
 	case bytes.EqualFold(name, exists):
+		r.mailbox.exists, r.mailbox.existsTold = int(number), true
 		return true
 	case bytes.EqualFold(name, expunge):
+		r.mailbox.exists--
+		r.mailbox.expunged++
 		if listing != nil {
 			listing.expunged = true
 		}

@@ -37,6 +37,9 @@ func (s *session) retr(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if m.marks&unsized != 0 {
+		return s.unavailable(n)
+	}
 	if err := s.send(ctx, "RETR", n, m); err != nil {
 		return err
 	}
@@ -120,6 +123,9 @@ func (s *session) top(ctx context.Context, args []string) error {
 	n, m, err := s.message(args[0])
 	if err != nil {
 		return err
+	}
+	if m.marks&unsized != 0 {
+		return s.unavailable(n)
 	}
 	if lines >= allLines || lines > m.size/2 {
 		return s.send(ctx, "TOP", n, m)
@@ -247,6 +253,11 @@ func (s *session) cannot(ctx context.Context, n int, m *message, err error) *no 
 	case errors.Is(err, proxy.ErrBackendClosed):
 		return &no{text: s.temporary("The mail server is unavailable: try again later"), end: err}
 	}
+	return s.unavailable(n)
+}
+
+// unavailable is the answer for a message that the server has and refuses.
+func (s *session) unavailable(n int) *no {
 	return &no{text: s.temporary(fmt.Sprintf("Message %d is unavailable: try again later", n))}
 }
 

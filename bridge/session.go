@@ -105,6 +105,9 @@ func (s *session) Close() error {
 	s.confirm()
 	s.gather()
 	err := s.inbox.close()
+	if s.totals.Deleted > 0 {
+		s.drop.setRemoved()
+	}
 	s.remember(context.Background())
 	if s.lapsed {
 		_ = s.bury(context.Background(), nil) // else the next session tries
@@ -395,6 +398,9 @@ func (s *session) dele(args []string) error {
 	}
 	if s.inbox.link.responses.mailbox.readOnly && s.backend.Delete != Keep {
 		return &no{text: s.coded("SYS/PERM", "The maildrop can only be read")}
+	}
+	if m.marks&unsized != 0 {
+		return s.unavailable(n) // nobody has seen what would be removed
 	}
 	s.drop.delete(m)
 	s.ok(fmt.Sprintf("Message %d deleted", n))

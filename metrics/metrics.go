@@ -273,7 +273,7 @@ func (m *Metrics) pop3() {
 	m.messageSize = r.histogram("pop3_message_size_bytes", "Size of messages delivered by RETR.", octets)
 	m.completed = r.counter("pop3_messages_without_final_crlf_total", "Messages sent that did not end in CRLF, and got one.")
 	m.notices = r.counter("pop3_maildrop_notices_total", "What an operator should know about maildrops, by kind.", label("kind",
-		proxy.NoticeCache, proxy.NoticeNotProven, proxy.NoticeRecord, proxy.NoticeRecomputed, proxy.NoticeChanged,
+		proxy.NoticeCache, proxy.NoticeNotProven, proxy.NoticeUnreadable, proxy.NoticeRecord, proxy.NoticeRecomputed, proxy.NoticeChanged,
 		proxy.NoticeRenumbered))
 	m.renumbered = r.counter("pop3_uidvalidity_changes_total", "UIDVALIDITY changes seen.")
 	m.renewed = r.counter("pop3_uidls_renewed_total", "Messages that were not found again after a change of UIDVALIDITY and have a new UIDL.")

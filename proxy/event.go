@@ -93,7 +93,8 @@ const (
 // The values of MaildropNoticed.Kind.
 const (
 	NoticeCache      = "cache_failed"  // what was remembered could not be read or written: it only costs time
-	NoticeNotProven  = "not_proven"    // the server contradicted itself about a listing
+	NoticeNotProven  = "not_proven"    // the server contradicted itself about a listing: the client was told to come again
+	NoticeUnreadable = "unreadable"    // the server refuses the sizes of Messages: they are listed, and cannot be retrieved
 	NoticeRecord     = "record_failed" // the record, of UIDLs or of deletions, could not be read or written: the client was told to come again
 	NoticeRecomputed = "recomputed"    // the record of UIDLs could not be read and was begun anew, as configured
 	NoticeChanged    = "uidls_changed" // of the messages of the last session, some have another UIDL now
