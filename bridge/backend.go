@@ -99,11 +99,11 @@ type Backend struct {
 
 	writers   sync.Pool // *bufio.Writer
 	ownQueue  Queue
-	own       Locks        // if there are no others
-	noUIDNext atomic.Bool  // of SELECT's, seen: STATUS is asked as well
+	own       Locks       // if there are no others
+	noUIDNext atomic.Bool // of SELECT's, seen: STATUS is asked as well
 	// untrueUIDNext is set once a UIDNEXT was not above all UIDs: none is believed.
 	untrueUIDNext atomic.Bool
-	ahead     atomic.Int64 // octets that sessions have asked for before their clients did
+	ahead         atomic.Int64 // octets that sessions have asked for before their clients did
 }
 
 // Login implements proxy.Backend: it asks for the server's yes or no.
