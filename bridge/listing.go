@@ -413,37 +413,34 @@ func (l *listing) tolerated(present imap.UIDSet) int {
 // be shown.
 var errUnsized = errors.New("server refuses the sizes of too many messages")
 
-// complete takes the messages whose sizes the server has refused, the last time
-// with refusal, into the listing. It is an error if there is no sign that the
-// server can tell any size now: all that the server says then is that it cannot
-// answer.
-func (l *listing) complete(unanswered []uint32, refusal error) error {
-	if len(unanswered) > 0 && len(l.messages) == 0 && passing(refusal) {
-		return refusal
-	}
-	if len(unanswered) > max(3, (len(l.messages)+len(unanswered))/100) {
+// complete takes the messages whose sizes the server has not told into the
+// listing; refusal is its last one, nil if it said OK. It is an error if there is
+// no sign that the server can tell any size now: all that it says then is that
+// it cannot answer.
+func (l *listing) complete(untold []uint32, refusal error) error {
+	if len(untold) > 0 && len(l.messages) == 0 && !concernsMessage(refusal) || len(untold) > max(3, (len(l.messages)+len(untold))/100) {
 		return errors.Join(errUnsized, refusal)
 	}
-	for _, uid := range unanswered {
+	for _, uid := range untold {
 		l.insert(message{uid: uid, size: 1, marks: unsized})
 	}
 	l.proven = true
 	return nil
 }
 
-// passing reports whether a server refuses something for a reason that is not
-// the message's: RFC 5530, RFC 9051 section 7.1, and [THROTTLED] of Gmail. BAD is
-// what Exchange says when it throttles.
-func passing(err error) bool {
+// concernsMessage reports whether a server may have refused a FETCH for what a
+// message is: by a NO without a code that says something else (RFC 5530, and
+// [THROTTLED] of Gmail). BAD is what Exchange says when it throttles.
+func concernsMessage(err error) bool {
 	refusal, ok := errors.AsType[*imap.Error](err)
-	if !ok {
+	if !ok || refusal.Type != imap.StatusResponseTypeNo {
 		return false
 	}
 	switch refusal.Code {
-	case imap.ResponseCodeUnavailable, imap.ResponseCodeInUse, imap.ResponseCodeLimit, imap.ResponseCodeServerBug, "THROTTLED", "OVERQUOTA":
-		return true
+	case imap.ResponseCodeUnavailable, imap.ResponseCodeInUse, imap.ResponseCodeLimit, "THROTTLED", "OVERQUOTA":
+		return false
 	}
-	return refusal.Type == imap.StatusResponseTypeBad
+	return true
 }
 
 // sizesOfEach asks for the sizes of messages, and where the server refuses, of

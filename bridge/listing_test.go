@@ -40,6 +40,18 @@ func TestListing(t *testing.T) {
 		{"a row stays missing", box + fetch + "S: * 2 FETCH (UID 12 RFC822.SIZE 2)\nS: T2 NO some messages could not be read\n" + search + "S: * SEARCH 11 12 13\nS: T3 OK x\nC: T4 UID FETCH 11,13 (UID RFC822.SIZE)\nS: * 3 FETCH (UID 13 RFC822.SIZE 3)\nS: T4 NO x\nC: T5 UID FETCH 11 (UID RFC822.SIZE)\nS: T5 NO x",
 			"11:1 12:2 13:3"},
 		{"all are gone", box + fetch + "S: * 1 EXPUNGE\nS: * 1 EXPUNGE\nS: * 1 EXPUNGE\nS: T2 OK x\n" + search + "S: * SEARCH\nS: T3 OK x", ""},
+		{"UIDNEXT is not above all UIDs", strings.Replace(box, "UIDNEXT 20", "UIDNEXT 12", 1) + fetch + "S: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: * 2 FETCH (UID 12 RFC822.SIZE 2)\nS: * 3 FETCH (UID 13 RFC822.SIZE 3)\nS: T2 OK x",
+			"11:1 12:2 13:3"},
+		{"UIDNEXT is not above all UIDs, and a row is missing", strings.Replace(box, "UIDNEXT 20", "UIDNEXT 12", 1) + fetch + "S: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: * 3 FETCH (UID 13 RFC822.SIZE 3)\nS: T2 OK x\n" + search + "S: * SEARCH 11 12 13\nS: T3 OK x\nC: T4 UID FETCH 12:13 (UID RFC822.SIZE)\nS: * 2 FETCH (UID 12 RFC822.SIZE 2)\nS: * 3 FETCH (UID 13 RFC822.SIZE 3)\nS: T4 OK x",
+			"11:1 12:2 13:3"},
+		{"the search is half an answer, and whole after NOOP", box + fetch + "S: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: T2 OK x\n" + search + "S: * SEARCH 11\nS: T3 OK x\nC: T4 NOOP\nS: T4 OK x\nC: T5 UID SEARCH ALL\nS: * SEARCH 11 12 13\nS: T5 OK x\nC: T6 UID FETCH 12:13 (UID RFC822.SIZE)\nS: * 2 FETCH (UID 12 RFC822.SIZE 2)\nS: * 3 FETCH (UID 13 RFC822.SIZE 3)\nS: T6 OK x",
+			"11:1 12:2 13:3"},
+		{"a row of a message that is not there, in place of one that is", box + fetch + "S: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: * 2 FETCH (UID 19 RFC822.SIZE 2)\nS: * 3 EXPUNGE\nS: * 3 EXISTS\nS: T2 OK x\n" + search + "S: * SEARCH 11 12 13\nS: T3 OK x\nC: T4 UID FETCH 12:13 (UID RFC822.SIZE)\nS: * 2 FETCH (UID 12 RFC822.SIZE 2)\nS: * 3 FETCH (UID 13 RFC822.SIZE 3)\nS: T4 OK x",
+			"11:1 12:2 13:3"},
+		{"one of four is refused, and hides no other", strings.Replace(box, "3 EXISTS", "4 EXISTS", 1) + fetch + "S: T2 NO x\n" + search + "S: * SEARCH 11 12 13 14\nS: T3 OK x\n" +
+			"C: T4 UID FETCH 11:14 (UID RFC822.SIZE)\nS: T4 NO x\nC: T5 UID FETCH 11:12 (UID RFC822.SIZE)\nS: T5 NO x\nC: T6 UID FETCH 11 (UID RFC822.SIZE)\nS: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: T6 OK x\n" +
+			"C: T7 UID FETCH 12 (UID RFC822.SIZE)\nS: T7 NO x\nC: T8 UID FETCH 13:14 (UID RFC822.SIZE)\nS: * 3 FETCH (UID 13 RFC822.SIZE 3)\nS: * 4 FETCH (UID 14 RFC822.SIZE 4)\nS: T8 OK x",
+			"11:1 12:1 13:3 14:4"},
 		{"EXISTS changes within SELECT", "C: T1 SELECT INBOX\nS: * 7 EXISTS\nS: * OK [UIDVALIDITY 7] x\nS: * OK [UIDNEXT 20] x\nS: * 1 EXISTS\nS: T1 OK x\n" + fetch + "S: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: T2 OK x",
 			"11:1"},
 	} {
@@ -59,6 +71,51 @@ func TestListing(t *testing.T) {
 			}
 			if got := strings.Join(got, " "); got != test.want {
 				t.Errorf("uid:size = %s, want %s", got, test.want)
+			}
+		})
+	}
+}
+
+// Criterion: a listing is shown only if all messages are accounted for: what the server refuses, leaves out or contradicts is temporary.
+func TestAListingThatDoesNotAddUpIsNotShown(t *testing.T) {
+	const (
+		box    = "C: T1 SELECT INBOX\nS: * 3 EXISTS\nS: * OK [UIDVALIDITY 7] x\nS: * OK [UIDNEXT 20] x\nS: T1 OK x\nC: T2 UID FETCH 1:\\* (UID RFC822.SIZE)\n"
+		two    = "S: * 1 FETCH (UID 11 RFC822.SIZE 1)\nS: * 2 FETCH (UID 12 RFC822.SIZE 2)\n"
+		search = "C: T%d UID SEARCH ALL\n"
+	)
+	again := func(row string) (script string) { // to each look
+		for tag := 3; tag < 9; tag += 2 {
+			script += fmt.Sprintf(search+"%sS: T%d OK x\n", tag, row, tag)
+			if tag < 7 {
+				script += fmt.Sprintf("C: T%d NOOP\nS: T%d OK x\n", tag+1, tag+1)
+			}
+		}
+		return script
+	}
+	each := func(answer string) string { // to every FETCH of sizes
+		return fmt.Sprintf("S: T2 %[1]s\n"+search+"S: * SEARCH 11 12 13\nS: T3 OK x\nC: T4 UID FETCH 11:13 (UID RFC822.SIZE)\nS: T4 %[1]s\nC: T5 UID FETCH 11 (UID RFC822.SIZE)\nS: T5 %[1]s\n"+
+			"C: T6 UID FETCH 12:13 (UID RFC822.SIZE)\nS: T6 %[1]s\nC: T7 UID FETCH 12 (UID RFC822.SIZE)\nS: T7 %[1]s\nC: T8 UID FETCH 13 (UID RFC822.SIZE)\nS: T8 %[1]s\n", answer, 3)
+	}
+	for _, test := range []struct{ name, script string }{
+		{"half an answer, and half a search", box + two + "S: T2 OK x\n" + again("S: * SEARCH 11 12\n")},
+		{"half an answer, and a search with too much", box + two + "S: T2 OK x\n" + again("S: * SEARCH 11 12 13 14\n")},
+		{"half an answer, and an empty search", box + two + "S: T2 OK x\n" + again("S: * SEARCH\n")},
+		{"half an answer, and a search that is refused", box + two + "S: T2 OK x\nC: T3 UID SEARCH ALL\nS: T3 NO [UNAVAILABLE] x"},
+		{"half an answer, and a search that is none", box + two + "S: T2 OK x\nC: T3 UID SEARCH ALL\nS: T3 BAD x"},
+		{"unavailable", box + each("NO [UNAVAILABLE] x")},
+		{"throttled", box + each("NO [THROTTLED] x")},
+		{"OK to all, and nothing else", box + each("OK x")},
+		{"throttled by BAD", box + each("BAD Request is throttled")},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			near, far := proxytest.Pipe(t)
+			proxytest.ServeTranscript(t, far, test.script)
+			in := newInbox(near, "", defaultTimeout)
+			_, err := full(t.Context(), in)
+			in.abort()
+			_ = in.close()
+			if err == nil {
+				t.Error("the listing is shown")
 			}
 		})
 	}

@@ -511,6 +511,33 @@ func TestAMessageWithoutSizeIsListed(t *testing.T) {
 	}
 }
 
+// Criterion: a UIDNEXT that is not above all UIDs is believed no more, and no UIDL changes by it.
+func TestAnUntrueUIDNEXT(t *testing.T) {
+	m := newModel("")
+	m.deliver(5)
+	b := &Backend{Dial: m.dial(t), Cache: &memory{}, Record: &memory{}}
+	m.before = func(command string) {
+		if strings.HasPrefix(command, "SELECT") {
+			m.uidNext = 3
+		}
+	}
+	for range 2 {
+		var told notices
+		b.Observer = &told
+		for range 3 {
+			if _, listed := poll(t, b); !slices.Equal(listed, m.mails) {
+				t.Errorf("listed %v, want %v", listed, m.mails)
+			}
+		}
+		if len(told) > 0 {
+			t.Errorf("notices %v, want none", told)
+		}
+		m.uidNext = 6
+		m.deliver(1)
+		b = &Backend{Dial: b.Dial, Cache: b.Cache, Record: b.Record} // after a restart
+	}
+}
+
 func TestCacheThatFailsCostsOnlyTime(t *testing.T) {
 	m := newModel("")
 	m.deliver(5)
