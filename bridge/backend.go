@@ -20,6 +20,9 @@
 // it may do, and what the client is told:
 //
 //	SELECT fails                   login refused for now
+//	messages and EXISTS differ     login refused for now, after more looks; nothing is remembered of it
+//	sizes of up to 3, or 1 %, NO   listed with size 1; RETR, TOP and DELE: -ERR [SYS/TEMP]; asked again at the next login
+//	sizes of more refused          login refused for now
 //	no keywords, with Hide         login refused: [SYS/PERM]
 //	no UIDPLUS                     nothing but the line of CAPA
 //	[READ-ONLY]                    DELE: -ERR [SYS/PERM]; all else works
