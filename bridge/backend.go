@@ -85,6 +85,7 @@ type Backend struct {
 	Locks  *Locks      // shared by backends of the same accounts; nil: this one's own
 	Queue  *Queue      // shared by backends of the same server; nil: this one's own
 	Delay  *LoginDelay // between two sessions of an account; nil: none
+	Brake  *Brake      // shared by backends of the same name; nil: nothing is braked
 
 	// Recompute says what comes of an account whose record cannot be read: new
 	// UIDLs, with which clients download all again; else the login is refused

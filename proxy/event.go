@@ -101,6 +101,14 @@ const (
 	NoticeRenumbered = "renumbered"    // UIDVALIDITY has changed: Messages were not found again and have new UIDLs
 )
 
+// The values of MailboxChanged.Kind.
+const (
+	ChangeUIDValidity = "uidvalidity" // UIDVALIDITY is another one
+	ChangeUIDNext     = "uidnext"     // UIDNEXT is lower: a backup was restored
+	ChangeEmptied     = "emptied"     // no message is left of 20 or more
+	ChangeShrunk      = "shrunk"      // at least half and at least 20 of the messages are gone
+)
+
 // The values of CertificateDenied.Reason.
 const (
 	DeniedUnknown = "not_allowed"
@@ -275,6 +283,28 @@ type (
 		Err      error
 	}
 
+	// MailboxChanged: the mailbox of a POP3 account differs from the last poll in
+	// a way that no session of this Postern has made.
+	MailboxChanged struct {
+		Backend  string
+		Account  string
+		Kind     string // Change...
+		Repeated bool   // the account was counted already, within the last 10 minutes
+		Accepted bool   // an operator expects such changes: the account is not counted
+		Refused  bool   // the brake is on: the client was told to come again
+	}
+
+	// BrakeChanged: from now on accounts of a backend whose mailbox has changed are
+	// refused, or no longer.
+	BrakeChanged struct {
+		Backend         string
+		On              bool
+		Since           time.Time // of On; zero: not known
+		Accepted        time.Time // until when changes are accepted; zero: they are not
+		Counted, Polled int       // accounts within the last 10 minutes: with a change, and all
+		Err             error     // why the state could not be read or kept
+	}
+
 	// Reconnected: a POP3 session has lost its server, and has tried to go on.
 	Reconnected struct {
 		Client  Client
@@ -378,6 +408,8 @@ func (MaildropOpened) event()      {}
 func (POP3Command) event()         {}
 func (MessageSent) event()         {}
 func (MaildropNoticed) event()     {}
+func (MailboxChanged) event()      {}
+func (BrakeChanged) event()        {}
 func (Reconnected) event()         {}
 func (UpdateFailed) event()        {}
 func (PolicyAsked) event()         {}

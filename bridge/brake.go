@@ -1,0 +1,436 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"sync"
+	"time"
+
+	"postern/proxy"
+)
+
+const (
+	// brakeWindow is the time in which accounts are counted, and brakeSlot how
+	// exactly: an account leaves the count up to a slot early.
+	brakeWindow = 10 * time.Minute
+	brakeSlot   = 10 * time.Second
+	brakeSlots  = int64(brakeWindow / brakeSlot)
+	// A backend with fewPolls polling accounts or more is braked by more than
+	// fewChanges accounts that are more than one in changedShare; a smaller one
+	// by more than fewPollsChanges.
+	fewPolls, fewChanges, changedShare, fewPollsChanges = 100, 5, 100, 10
+	// manyMessages is how many messages have to be known, or gone, for a
+	// mailbox to be counted that has kept its UIDVALIDITY.
+	manyMessages = 20
+	// maxRecent bounds the accounts of one window: 32 MiB. Accounts beyond it do
+	// not count as polling, so that the brake comes sooner.
+	maxRecent = 1 << 20
+	// DefaultAccept is for how long changes are accepted unless an operator says
+	// otherwise, MinAccept and MaxAccept what the operator may say.
+	DefaultAccept = time.Hour
+	MinAccept     = time.Minute
+	MaxAccept     = 30 * 24 * time.Hour
+	// brakeVersion is that of the state in the store.
+	brakeVersion = 1
+)
+
+// A Change is how INBOX differs from the last poll in a way that no session of
+// this Postern has made.
+type Change uint8
+
+// The changes. All but Unchanged are counted.
+const (
+	Unchanged      Change = iota
+	NewUIDValidity        // the UIDs are those of other messages
+	LowerUIDNext          // the UIDs may be: a backup was restored
+	Emptied               // EXISTS 0, and 20 messages or more were known
+	Shrunk                // half of the messages known and 20 or more are gone
+)
+
+var changes = [...]string{
+	Unchanged: "unchanged", NewUIDValidity: proxy.ChangeUIDValidity, LowerUIDNext: proxy.ChangeUIDNext,
+	Emptied: proxy.ChangeEmptied, Shrunk: proxy.ChangeShrunk,
+}
+
+// String returns the proxy.MailboxChanged.Kind.
+func (c Change) String() string { return changes[c] }
+
+// A comparison is INBOX in numbers, at the end of the last session and now.
+type comparison struct {
+	oldUIDValidity, newUIDValidity uint32 // old 0: there was no session; new 0: the server does not say
+	oldUIDNext, newUIDNext         uint32 // 0: not known
+	known                          int    // messages at the end of the last session, without those that it has removed
+	exists                         int    // messages now
+	gone                           int    // of known, those that are certainly not there now; 0 if only EXISTS is known yet
+}
+
+// change returns which Change the comparison shows. A mailbox that was
+// empty and is empty has nothing to lose, and some servers give such a mailbox
+// another UIDVALIDITY at each SELECT: it is Unchanged.
+func (c comparison) change() Change {
+	gone := max(c.gone, c.known-c.exists)
+	switch {
+	case c.oldUIDValidity == 0 || c.newUIDValidity == 0 || c.known == 0 && c.exists == 0:
+		return Unchanged
+	case c.newUIDValidity != c.oldUIDValidity:
+		return NewUIDValidity
+	case c.newUIDNext != 0 && c.newUIDNext < c.oldUIDNext:
+		return LowerUIDNext
+	case c.exists == 0 && c.known >= manyMessages:
+		return Emptied
+	case gone >= manyMessages && 2*gone >= c.known:
+		return Shrunk
+	}
+	return Unchanged
+}
+
+// A Brake protects the mailboxes of one backend from a fault that many of them
+// show at once: a store that is not mounted, a wrong route, a restored backup.
+// When within 10 minutes more than 5 accounts and more than 1 % of those that
+// polled have a Change (of fewer than 100: more than 10), the brake is on, and
+// an account with a Change is refused for now. The brake stays on until an
+// operator accepts the changes, also over a restart.
+//
+// The accounts of the 10 minutes are remembered in memory: 32 octets or less
+// each, and of two windows. The state is in the store, so that two processes
+// with one store have one state: what one of them brakes or accepts holds in
+// the other at the next Change. What they count they count apart.
+//
+// A nil Brake admits all. A Brake must be made by NewBrake; its methods may be
+// called from many goroutines.
+type Brake struct {
+	backend  string
+	observer proxy.Observer
+	seed     maphash.Seed
+	now      func() time.Time
+	begun    time.Time
+
+	turn chan struct{} // held by whoever reads or changes the state
+
+	mu      sync.Mutex
+	store   Store  // nil: the state ends with the process
+	polled  recent // accounts
+	counted recent // those of them with a change that was not accepted
+	status  BrakeStatus
+}
+
+// A BrakeStatus is the state of a Brake.
+type BrakeStatus struct {
+	On       time.Time // since when accounts are refused; zero: the brake is off
+	Accepted time.Time // until when changes are accepted; in the past or zero: they are counted
+	Polled   int       // accounts within the last 10 minutes
+	Counted  int       // those of them with a change that was not accepted
+	Err      error     // why the state could not be read or kept: then the brake is on
+}
+
+// braked reports whether an account with a change is refused.
+func (s BrakeStatus) braked() bool { return s.Err != nil || !s.On.IsZero() }
+
+// accepts reports whether changes are accepted. What MaxAccept forbids was
+// written by a clock that was wrong.
+func (s BrakeStatus) accepts(now time.Time) bool {
+	return s.Err == nil && now.Before(s.Accepted) && s.Accepted.Sub(now) <= MaxAccept
+}
+
+// NewBrake returns the Brake of a backend. The observer may be nil. Until Open
+// the state is in memory alone.
+func NewBrake(backend string, o proxy.Observer) *Brake {
+	return newBrake(backend, o, time.Now)
+}
+
+func newBrake(backend string, o proxy.Observer, now func() time.Time) *Brake {
+	return &Brake{backend: backend, observer: o, seed: maphash.MakeSeed(), now: now, begun: now(), turn: make(chan struct{}, 1)}
+}
+
+// Open makes the Brake keep its state in store, under the backend's name, and
+// reads the state. It may be called again. A state that cannot be read brakes:
+// accounts with a change are refused until it can be read, or until Accept.
+func (b *Brake) Open(ctx context.Context, store Store) error {
+	if err := b.enter(ctx); err != nil {
+		return err
+	}
+	defer b.leave()
+	b.mu.Lock()
+	b.store = store
+	b.mu.Unlock()
+	return b.settle(b.load(ctx)).Err
+}
+
+var (
+	errBraked       = errors.New("too many mailboxes of the backend look different: postern uidl accept")
+	errBrakeUnknown = errors.New("whether the backend's mailboxes may look different is not known")
+)
+
+// Admit counts a poll of an account, and refuses a poll with a change that must
+// not be believed: nothing of what the server shows may then be recorded. It is
+// to be called once a poll, before anything is recorded. The error is a
+// temporary *proxy.Refusal, or that of ctx. Without a change there is none, and
+// it takes less than a microsecond.
+func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
+	if b == nil {
+		return nil
+	}
+	hash, slot := maphash.String(b.seed, account), b.slot()
+	b.mu.Lock()
+	b.polled.add(hash, slot)
+	b.mu.Unlock()
+	if c == Unchanged {
+		return nil
+	}
+	if err := b.enter(ctx); err != nil {
+		return err
+	}
+	defer b.leave()
+	status := b.load(ctx)
+	accepted := status.accepts(b.now())
+	seen, trips := b.count(hash, slot, accepted)
+	if trips && !status.braked() {
+		status = b.trip(ctx)
+	}
+	status = b.settle(status)
+	b.observe(proxy.MailboxChanged{
+		Backend: b.backend, Account: account, Kind: c.String(), Repeated: seen, Accepted: accepted, Refused: status.braked(),
+	})
+	switch {
+	case status.Err != nil:
+		return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("%w: %w", errBrakeUnknown, status.Err)}
+	case status.braked():
+		return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("%w %s (%v)", errBraked, b.backend, c)}
+	}
+	return nil
+}
+
+// count counts an account with a change, unless it is accepted. It reports whether
+// the account was counted before, and whether too many are.
+func (b *Brake) count(hash uint64, slot int64, accepted bool) (seen, trips bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if accepted {
+		b.counted = recent{} // another process may have accepted what this one has counted
+		return false, false
+	}
+	seen = b.counted.add(hash, slot)
+	return seen, exceeds(b.counted.count(slot), b.polled.count(slot))
+}
+
+// exceeds reports whether so many of the accounts that polled are too many to
+// be believed.
+func exceeds(counted, polled int) bool {
+	if polled < fewPolls {
+		return counted > fewPollsChanges
+	}
+	return counted > fewChanges && counted*changedShare > polled
+}
+
+// Accept ends the brake and lets all changes through for a time from MinAccept
+// to MaxAccept, also in other processes with the same store. It returns until
+// when. After an error nothing has changed.
+func (b *Brake) Accept(ctx context.Context, d time.Duration) (until time.Time, err error) {
+	if d < MinAccept || d > MaxAccept {
+		return time.Time{}, fmt.Errorf("changes can be accepted for %v to %v, not for %v", MinAccept, MaxAccept, d)
+	}
+	if err := b.enter(ctx); err != nil {
+		return time.Time{}, err
+	}
+	defer b.leave()
+	accepted := BrakeStatus{Accepted: b.now().Add(d).Round(0)}
+	if store := b.kept(); store != nil {
+		if err := store.Put(ctx, b.backend, accepted.encode()); err != nil {
+			return time.Time{}, fmt.Errorf("accept changes of %s: %w", b.backend, err)
+		}
+	}
+	b.mu.Lock()
+	b.counted = recent{}
+	b.status = accepted
+	b.mu.Unlock()
+	b.report(accepted)
+	return accepted.Accepted, nil
+}
+
+// Status returns the state as of the last poll with a change.
+func (b *Brake) Status() BrakeStatus {
+	slot := b.slot()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.status
+	s.Polled, s.Counted = b.polled.count(slot), b.counted.count(slot)
+	return s
+}
+
+func (b *Brake) enter(ctx context.Context) error {
+	select {
+	case b.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (b *Brake) leave() { <-b.turn }
+
+func (b *Brake) kept() Store {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.store
+}
+
+// load returns the state: that of the store, if there is one. A brake that
+// could not be kept is kept now.
+func (b *Brake) load(ctx context.Context) BrakeStatus {
+	b.mu.Lock()
+	store, status := b.store, b.status
+	b.mu.Unlock()
+	if store == nil {
+		return status
+	}
+	value, err := store.Get(ctx, b.backend)
+	if err != nil {
+		return BrakeStatus{On: status.On, Err: err}
+	}
+	kept := decodeBrake(value)
+	if status.Err != nil && !status.On.IsZero() && !kept.braked() && !kept.accepts(b.now()) {
+		return b.trip(ctx)
+	}
+	return kept
+}
+
+// trip puts the brake on, unless another process has accepted the changes.
+func (b *Brake) trip(ctx context.Context) BrakeStatus {
+	now := b.now()
+	on := BrakeStatus{On: now.Round(0)}
+	store := b.kept()
+	if store == nil {
+		return on
+	}
+	// The client may be gone; the fault is not.
+	err := store.Update(context.WithoutCancel(ctx), b.backend, func(old []byte) ([]byte, error) {
+		if kept := decodeBrake(old); kept.braked() || kept.accepts(now) {
+			on = kept
+			return old, nil
+		}
+		return on.encode(), nil
+	})
+	if err != nil {
+		on = BrakeStatus{On: now.Round(0), Err: err}
+	}
+	return on
+}
+
+// settle makes s the state, and reports the state if it is another one now.
+func (b *Brake) settle(s BrakeStatus) BrakeStatus {
+	b.mu.Lock()
+	before := b.status
+	b.status = s
+	b.mu.Unlock()
+	if s.braked() != before.braked() || (s.Err == nil) != (before.Err == nil) {
+		b.report(s)
+	}
+	return s
+}
+
+func (b *Brake) report(s BrakeStatus) {
+	now := b.Status()
+	b.observe(proxy.BrakeChanged{
+		Backend: b.backend, On: s.braked(), Since: s.On, Accepted: s.Accepted, Counted: now.Counted, Polled: now.Polled, Err: s.Err,
+	})
+}
+
+func (b *Brake) observe(e proxy.Event) {
+	if b.observer != nil {
+		b.observer.Observe(e)
+	}
+}
+
+func (b *Brake) slot() int64 { return int64(b.now().Sub(b.begun) / brakeSlot) }
+
+// A keptBrake is a BrakeStatus in the store, as JSON.
+type keptBrake struct {
+	Version  int       `json:"version"`
+	On       time.Time `json:"on,omitzero"`
+	Accepted time.Time `json:"accepted,omitzero"`
+}
+
+func (s BrakeStatus) encode() []byte {
+	value, _ := json.Marshal(keptBrake{Version: brakeVersion, On: s.On.UTC(), Accepted: s.Accepted.UTC()}) // years are of four digits
+	return value
+}
+
+// decodeBrake returns the state in a value of the store. One that cannot be
+// read brakes.
+func decodeBrake(value []byte) BrakeStatus {
+	if value == nil {
+		return BrakeStatus{}
+	}
+	var k keptBrake
+	err := json.Unmarshal(value, &k)
+	if err == nil && k.Version != brakeVersion {
+		err = fmt.Errorf("version %d", k.Version)
+	}
+	if err != nil {
+		return BrakeStatus{Err: fmt.Errorf("state of the brake: %w", err)}
+	}
+	return BrakeStatus{On: k.On, Accepted: k.Accepted}
+}
+
+// A recent is which accounts came within the last window, by a hash of their
+// names. The zero value is empty.
+type recent struct {
+	slot       int64 // the present one
+	begun      int64 // of young
+	young, old map[uint64]int64
+	slots      [brakeSlots]int // accounts, by the last slot of each
+}
+
+// add notes that an account came, and reports whether it did before within the
+// window.
+func (r *recent) add(hash uint64, slot int64) (seen bool) {
+	slot = r.turn(slot)
+	last, ok := r.young[hash]
+	if !ok {
+		if last, ok = r.old[hash]; !ok && len(r.young) >= maxRecent {
+			return false
+		}
+	}
+	if seen = ok && slot-last < brakeSlots; seen {
+		r.slots[last%brakeSlots]--
+	}
+	if !ok || last != slot {
+		if r.young == nil {
+			r.young = make(map[uint64]int64)
+		}
+		r.young[hash] = slot
+	}
+	r.slots[slot%brakeSlots]++
+	return seen
+}
+
+// count returns how many accounts came within the window that ends with slot.
+func (r *recent) count(slot int64) (n int) {
+	r.turn(slot)
+	for _, k := range r.slots {
+		n += k
+	}
+	return n
+}
+
+// turn makes slot the present one, and forgets what is too old. Who was slow
+// gets the present slot of the others.
+func (r *recent) turn(slot int64) int64 {
+	if slot <= r.slot {
+		return r.slot
+	}
+	for passed := max(r.slot+1, slot-brakeSlots+1); passed <= slot; passed++ {
+		r.slots[passed%brakeSlots] = 0
+	}
+	r.slot = slot
+	if slot-r.begun >= brakeSlots {
+		if r.old = r.young; slot-r.begun >= 2*brakeSlots {
+			r.old = nil
+		}
+		r.young, r.begun = nil, slot
+	}
+	return slot
+}
