@@ -87,6 +87,8 @@ type Backend struct {
 	Delay  *LoginDelay // between two sessions of an account; nil: none
 	Brake  *Brake      // shared by backends of the same name; nil: nothing is braked
 
+	Listings *ListingMemory // shared by all backends of a process; nil: no limit
+
 	// Recompute says what comes of an account whose record cannot be read: new
 	// UIDLs, with which clients download all again; else the login is refused
 	// for now.

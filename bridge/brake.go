@@ -126,12 +126,12 @@ type BrakeStatus struct {
 	Err      error     // why the state could not be read or kept: then the brake is on
 }
 
-// braked reports whether an account with a change is refused.
-func (s BrakeStatus) braked() bool { return s.Err != nil || !s.On.IsZero() }
+// Braked reports whether an account with a change is refused.
+func (s BrakeStatus) Braked() bool { return s.Err != nil || !s.On.IsZero() }
 
-// accepts reports whether changes are accepted. What MaxAccept forbids was
+// Accepts reports whether changes are accepted. What MaxAccept forbids was
 // written by a clock that was wrong.
-func (s BrakeStatus) accepts(now time.Time) bool {
+func (s BrakeStatus) Accepts(now time.Time) bool {
 	return s.Err == nil && now.Before(s.Accepted) && s.Accepted.Sub(now) <= MaxAccept
 }
 
@@ -185,19 +185,19 @@ func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
 	}
 	defer b.leave()
 	status := b.load(ctx)
-	accepted := status.accepts(b.now())
+	accepted := status.Accepts(b.now())
 	seen, trips := b.count(hash, slot, accepted)
-	if trips && !status.braked() {
+	if trips && !status.Braked() {
 		status = b.trip(ctx)
 	}
 	status = b.settle(status)
 	b.observe(proxy.MailboxChanged{
-		Backend: b.backend, Account: account, Kind: c.String(), Repeated: seen, Accepted: accepted, Refused: status.braked(),
+		Backend: b.backend, Account: account, Kind: c.String(), Repeated: seen, Accepted: accepted, Refused: status.Braked(),
 	})
 	switch {
 	case status.Err != nil:
 		return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("%w: %w", errBrakeUnknown, status.Err)}
-	case status.braked():
+	case status.Braked():
 		return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("%w %s (%v)", errBraked, b.backend, c)}
 	}
 	return nil
@@ -291,7 +291,7 @@ func (b *Brake) load(ctx context.Context) BrakeStatus {
 		return BrakeStatus{On: status.On, Err: err}
 	}
 	kept := decodeBrake(value)
-	if status.Err != nil && !status.On.IsZero() && !kept.braked() && !kept.accepts(b.now()) {
+	if status.Err != nil && !status.On.IsZero() && !kept.Braked() && !kept.Accepts(b.now()) {
 		return b.trip(ctx)
 	}
 	return kept
@@ -307,7 +307,7 @@ func (b *Brake) trip(ctx context.Context) BrakeStatus {
 	}
 	// The client may be gone; the fault is not.
 	err := store.Update(context.WithoutCancel(ctx), b.backend, func(old []byte) ([]byte, error) {
-		if kept := decodeBrake(old); kept.braked() || kept.accepts(now) {
+		if kept := decodeBrake(old); kept.Braked() || kept.Accepts(now) {
 			on = kept
 			return old, nil
 		}
@@ -325,7 +325,7 @@ func (b *Brake) settle(s BrakeStatus) BrakeStatus {
 	before := b.status
 	b.status = s
 	b.mu.Unlock()
-	if s.braked() != before.braked() || (s.Err == nil) != (before.Err == nil) {
+	if s.Braked() != before.Braked() || (s.Err == nil) != (before.Err == nil) {
 		b.report(s)
 	}
 	return s
@@ -334,7 +334,7 @@ func (b *Brake) settle(s BrakeStatus) BrakeStatus {
 func (b *Brake) report(s BrakeStatus) {
 	now := b.Status()
 	b.observe(proxy.BrakeChanged{
-		Backend: b.backend, On: s.braked(), Since: s.On, Accepted: s.Accepted, Counted: now.Counted, Polled: now.Polled, Err: s.Err,
+		Backend: b.backend, On: s.Braked(), Since: s.On, Accepted: s.Accepted, Counted: now.Counted, Polled: now.Polled, Err: s.Err,
 	})
 }
 

@@ -109,7 +109,7 @@ trusted_networks: [10.0.0.40, "::ffff:10.0.0.41", 10.1.0.0/16, 2001:db8::/48, 20
 timeouts: {handshake: 1s, login: 2s, dial: 3s, backend: 4s, imap_idle: 31m, pop3_idle: 11m,
   submission_idle: 7s, stall: 8s, spread_disconnects: 9s, shutdown: 0s, upgrade: 10s}
 limits: {max_connections: 5, network_connections: 6, reserve: 0, network_logins: 7, account_sessions: 8, attempts: 9, attempt_wait: 10s,
-  guard_entries: 11, known_networks: 12}
+  guard_entries: 11, known_networks: 12, listing_memory: 13MiB}
 guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}, known: {burst: 5, every: 6s}, pair: {burst: 7, every: 8s},
   network_24: {burst: 9, every: 10s}, network_56: {burst: 11, every: 12s}, network_48: {burst: 13, every: 14s}, oauth: {burst: 15, every: 16s},
   delay: 17s, dry_run: true, strict_nist: true, learning: 0s,
@@ -195,7 +195,7 @@ log: {format: json, level: debug, fail2ban: failed}
 		},
 		Limits: Limits{
 			MaxConnections: 5, NetworkConnections: 6, NetworkLogins: 7, AccountSessions: 8, Attempts: 9, AttemptWait: 10 * time.Second,
-			GuardEntries: 11, KnownNetworks: 12,
+			GuardEntries: 11, KnownNetworks: 12, ListingMemory: 13 << 20,
 		},
 		Guard: Guard{
 			Budgets: Budgets{
@@ -279,6 +279,11 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"burst", "", "guard: {network: {burst: -1}}", `p.yaml:13: guard.network.burst: -1 is out of range; use 1 to 10000`},
 		{"reserve", "", "limits: {max_connections: 10, reserve: 10}", `p.yaml:13: limits.reserve: 10 is out of range; use 0 to less than max_connections`},
 		{"attempt_wait", "", "limits: {attempt_wait: 2m}", `p.yaml:13: limits.attempt_wait: 2m is too long; the most is 1m`},
+		{"size without unit", "", "limits: {listing_memory: 256}", `p.yaml:13: limits.listing_memory: "256" is not a size; 256 mebibytes are written 256MiB, and there are KiB and GiB`},
+		{"size in other units", "", "limits: {listing_memory: 256MB}", `p.yaml:13: limits.listing_memory: "256MB" is not a size; 256 mebibytes are written 256MiB, and there are KiB and GiB`},
+		{"size that is negative", "", "limits: {listing_memory: -1MiB}", `p.yaml:13: limits.listing_memory: "-1MiB" is not a size; 256 mebibytes are written 256MiB, and there are KiB and GiB`},
+		{"size without end", "", "limits: {listing_memory: 9000000000GiB}", `p.yaml:13: limits.listing_memory: "9000000000GiB" is not a size; 256 mebibytes are written 256MiB, and there are KiB and GiB`},
+		{"size too small", "", "limits: {listing_memory: 1023KiB}", `p.yaml:13: limits.listing_memory: 1023KiB is out of range; use 1MiB to 1024GiB`},
 		{"learning", "", "guard: {learning: 1000h}", `p.yaml:13: guard.learning: 1000h is too long; the most is 720h`},
 		{"delay", "", "guard: {delay: 0s}", `p.yaml:13: guard.delay: 0s is too short; the least is 100ms`},
 		{"unknown budget", "", "guard: {networks: {burst: 1}}", `p.yaml:13: guard.networks: unknown key; is network meant?`},

@@ -184,6 +184,8 @@ func scalar(text string, v reflect.Value) (err error) {
 		*p, err = duration(text)
 	case *Days:
 		*p, err = ParseDays(text)
+	case *Size:
+		*p, err = ParseSize(text)
 	case *netip.Prefix:
 		*p, err = ParseNetwork(text)
 	case *netip.Addr:

@@ -18,6 +18,7 @@ type Limits struct {
 	AttemptWait        time.Duration `yaml:"attempt_wait"`        // of an attempt for others, whose outcome it depends on
 	GuardEntries       int           `yaml:"guard_entries"`       // budgets in use that are remembered; at a start only
 	KnownNetworks      int           `yaml:"known_networks"`      // pairs of account and network that are remembered; at a start only
+	ListingMemory      Size          `yaml:"listing_memory"`      // of the listings of all POP3 sessions together
 }
 
 // Guard bounds failed logins.
@@ -70,6 +71,7 @@ func defaultLimits() Limits {
 	return Limits{
 		MaxConnections: 10_000, Reserve: 2_000, NetworkConnections: 200, NetworkLogins: 40, AccountSessions: 50,
 		Attempts: 1024, AttemptWait: 5 * time.Second, GuardEntries: 1 << 19, KnownNetworks: 3 << 18,
+		ListingMemory: 256 << 20,
 	}
 }
 
@@ -114,6 +116,7 @@ func (m *mistakes) checkGuard() {
 	m.checkSpan("limits.attempt_wait", l.AttemptWait, 100*time.Millisecond, time.Minute)
 	m.checkNumber("limits.guard_entries", l.GuardEntries, 100*million)
 	m.checkNumber("limits.known_networks", l.KnownNetworks, 100*million)
+	m.checkSize("limits.listing_memory", l.ListingMemory, 1<<20, 1<<40)
 	m.checkBudgets("guard", m.cfg.Guard.Budgets)
 	m.checkSpan("guard.learning", m.cfg.Guard.Learning, 0, 30*24*time.Hour)
 	m.checkAuthPolicy(m.cfg.Guard.Policy)

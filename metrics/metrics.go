@@ -37,6 +37,7 @@ type Config struct {
 	Pools        func() []Pool        // asked at each scrape; nil: they are not counted
 	Accounts     func() Accounts      // asked at each scrape; nil: they are not counted
 	Guard        func() Guard         // asked at each scrape; nil: there is none
+	Listings     func() int64         // octets of the listings of POP3 sessions, asked at each scrape; nil: they are not counted
 	Certificates func() []Certificate // asked at each scrape; nil: none are served
 	Draining     func() bool          // asked at each scrape; nil: never
 	Ready        func() error         // why new clients should go elsewhere; nil: there is never a reason
@@ -82,6 +83,9 @@ type Metrics struct {
 	issues, denials      counter
 	completed, notices   counter
 	renumbered, renewed  counter
+	brake                gauge
+	changed, braked      counter
+	unlisted             counter
 	reconnects, failures counter
 	lookups, asked       counter
 	lookupTime           histogram
@@ -277,6 +281,18 @@ func (m *Metrics) pop3() {
 		proxy.NoticeRenumbered))
 	m.renumbered = r.counter("pop3_uidvalidity_changes_total", "UIDVALIDITY changes seen.")
 	m.renewed = r.counter("pop3_uidls_renewed_total", "Messages that were not found again after a change of UIDVALIDITY and have a new UIDL.")
+	m.brake = r.gauge("pop3_brake", "1 while POP3 accounts of the backend whose mailbox looks different are refused.", m.labels.backend)
+	m.changed = r.counter("pop3_mailbox_changes_total",
+		"Mailboxes that looked different from the last poll and that no session of this Postern has changed, each at most once in 10 minutes.",
+		m.labels.backend, label("kind", proxy.ChangeUIDValidity, proxy.ChangeUIDNext, proxy.ChangeEmptied, proxy.ChangeShrunk))
+	m.braked = r.counter("pop3_brake_refusals_total", "POP3 logins refused because the mailbox looked different and the brake was on.", m.labels.backend)
+	m.unlisted = r.counter("pop3_listing_refusals_total", "POP3 logins refused because there was no memory for the listing.",
+		label("reason", proxy.ListingsFull, proxy.ListingTooLong))
+	if m.config.Listings != nil {
+		r.MustRegister(prometheus.NewGaugeFunc(
+			prometheus.GaugeOpts{Namespace: prefix, Name: "pop3_listing_memory_bytes", Help: "Memory that the listings of POP3 sessions have of limits.listing_memory."},
+			func() float64 { return float64(m.config.Listings()) }))
+	}
 	sent := []string{
 		"ENABLE", "SELECT", "STATUS", "SEARCH", "LIST", "FETCH", proxy.CommandBody, "STORE", "EXPUNGE", "MOVE", "COPY", other,
 	}

@@ -51,6 +51,17 @@ func (m *Metrics) Observe(e proxy.Event) {
 		m.message(e)
 	case proxy.MaildropNoticed:
 		m.noticed(e)
+	case proxy.MailboxChanged:
+		if !e.Repeated && !e.Accepted {
+			m.changed.of(e.Backend, e.Kind).Inc()
+		}
+		if e.Refused {
+			m.braked.of(e.Backend).Inc()
+		}
+	case proxy.BrakeChanged:
+		m.brake.of(e.Backend).Set(number(e.On))
+	case proxy.ListingRefused:
+		m.unlisted.of(e.Reason).Inc()
 	case proxy.Reconnected:
 		m.reconnects.of(e.Backend, e.Cause, e.Result).Inc()
 		m.failures.of(e.Backend, proxy.IMAP, e.Cause).Inc()

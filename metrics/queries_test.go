@@ -42,6 +42,7 @@ func complete() *Metrics {
 	c.Guard, c.Accounts = func() Guard { return Guard{} }, func() Accounts { return Accounts{} }
 	c.Judgements = Judgements{Tiers: []string{"known"}, Buckets: []string{"pair"}}
 	c.Pools = func() []Pool { return []Pool{{Backend: Backend{"main", proxy.IMAP}, PortLimit: 28232}} }
+	c.Listings = func() int64 { return 0 }
 	m := New(c)
 	for _, e := range everything(client("imaps", proxy.IMAP), "text") {
 		m.Observe(e)

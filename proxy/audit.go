@@ -87,6 +87,14 @@ func (a *Audit) Observe(e Event) {
 		}
 	case MaildropNoticed:
 		a.noticed(e)
+	case MailboxChanged:
+		a.mailboxChanged(e)
+	case BrakeChanged:
+		a.brakeChanged(e)
+	case ListingRefused:
+		if more, ok := a.due(true, "listing", e.Reason); ok {
+			a.Log.Warn("no memory for a listing: see limits.listing_memory", append(more, "reason", e.Reason)...)
+		}
 	case Reconnected:
 		a.reconnected(e)
 	case PolicyAsked:
@@ -160,6 +168,44 @@ func (a *Audit) noticed(e MaildropNoticed) {
 		fields = append(fields, "err", e.Err)
 	}
 	a.Log.Log(context.Background(), level, "maildrop", fields...)
+}
+
+// mailboxChanged writes which mailboxes were let through: their unique ids may
+// have to be put back. Of those that the brake has refused nothing has changed, so
+// that one line a minute is enough.
+func (a *Audit) mailboxChanged(e MailboxChanged) {
+	if e.Repeated {
+		return
+	}
+	fields := []any{"backend", e.Backend, "account", name(e.Account), "kind", e.Kind}
+	switch {
+	case e.Accepted:
+		a.Log.Info("mailbox looks different, as expected", fields...)
+	case !e.Refused:
+		a.Log.Warn("mailbox looks different", fields...)
+	default:
+		if more, ok := a.due(true, e.Backend, "braked"); ok {
+			a.Log.Warn("mailbox looks different: refused", append(fields, more...)...)
+		}
+	}
+}
+
+func (a *Audit) brakeChanged(e BrakeChanged) {
+	fields := []any{"backend", e.Backend, "counted", e.Counted, "polled", e.Polled}
+	if !e.Since.IsZero() {
+		fields = append(fields, "since", e.Since.UTC())
+	}
+	if !e.Accepted.IsZero() {
+		fields = append(fields, "accepted_until", e.Accepted.UTC())
+	}
+	switch {
+	case e.Err != nil:
+		a.Log.Error("brake is on: its state cannot be read or kept; mailboxes that look different are refused", append(fields, "err", e.Err)...)
+	case e.On:
+		a.Log.Error("brake is on: too many mailboxes look different and are refused until postern uidl accept", fields...)
+	default:
+		a.Log.Warn("brake is off", fields...)
+	}
 }
 
 func (a *Audit) reconnected(e Reconnected) {

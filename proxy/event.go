@@ -109,6 +109,12 @@ const (
 	ChangeShrunk      = "shrunk"      // at least half and at least 20 of the messages are gone
 )
 
+// The values of ListingRefused.Reason.
+const (
+	ListingsFull   = "full"     // the sessions together have what listings may have
+	ListingTooLong = "too_long" // the listing alone is longer than all may be
+)
+
 // The values of CertificateDenied.Reason.
 const (
 	DeniedUnknown = "not_allowed"
@@ -305,6 +311,12 @@ type (
 		Err             error     // why the state could not be read or kept
 	}
 
+	// ListingRefused: there was no memory for the listing of a POP3 session; the
+	// client was told to come again.
+	ListingRefused struct {
+		Reason string // Listing...
+	}
+
 	// Reconnected: a POP3 session has lost its server, and has tried to go on.
 	Reconnected struct {
 		Client  Client
@@ -410,6 +422,7 @@ func (MessageSent) event()         {}
 func (MaildropNoticed) event()     {}
 func (MailboxChanged) event()      {}
 func (BrakeChanged) event()        {}
+func (ListingRefused) event()      {}
 func (Reconnected) event()         {}
 func (UpdateFailed) event()        {}
 func (PolicyAsked) event()         {}

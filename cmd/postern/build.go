@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"postern/bridge"
@@ -167,6 +169,7 @@ type popRules struct {
 type maildrops struct {
 	locks *bridge.Locks
 	queue *bridge.Queue
+	brake *bridge.Brake
 }
 
 func (h *house) setPOP3() (err error) {
@@ -192,6 +195,7 @@ func (h *house) maildropsOf(backend string) maildrops {
 	shared, ok := h.pop3.shared[backend]
 	if !ok {
 		shared.locks = new(bridge.Locks)
+		shared.brake = bridge.NewBrake(backend, h.observer)
 	}
 	if limit := h.cfg.POP3.FirstListings; !ok || shared.queue.Limit != limit {
 		shared.queue = &bridge.Queue{Limit: limit}
@@ -209,6 +213,7 @@ func (h *house) newBridge(name string, pool *backend.Pool, c configs.POP3) *brid
 	b := &bridge.Backend{
 		Name: name, Idle: h.cfg.Timeouts.POP3Idle, Timeout: h.cfg.Timeouts.Backend, Observer: h.observer,
 		UIDL: h.pop3.uidl, Delete: deletion, Lock: lock, Locks: shared.locks, Queue: shared.queue,
+		Brake: shared.brake, Listings: h.listings,
 		Delay: h.pop3.delay, Recompute: c.UIDLOnLostState == "recompute",
 		KeepUnseen: !c.Seen, ExpireNever: c.Expire == "never", UTF8: c.UTF8, Anonymous: !c.Implementation, Last: c.Last,
 		StableBodies: server.StableBodies, Estimates: server.EstimatedSizes,
@@ -229,4 +234,45 @@ func (h *house) remember(m *memory) {
 	for _, b := range h.bridges {
 		b.Cache, b.Record = m.cache, m.record
 	}
+}
+
+// openBrakes gives the brakes of the backends their state. One whose state cannot
+// be read reports so, and brakes.
+func (h *house) openBrakes(ctx context.Context, m *memory) {
+	if m.brakes == nil {
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(h.pop3.shared)) {
+		_ = h.pop3.shared[name].brake.Open(ctx, m.brakes) // an observer is told
+	}
+}
+
+// brake returns the brake of a backend that is served.
+func (s *site) brake(_ context.Context, backend string) (*bridge.Brake, error) {
+	h := s.house.Load()
+	if err := hasPOP3(h.cfg, backend); err != nil {
+		return nil, err
+	}
+	return h.pop3.shared[backend].brake, nil
+}
+
+// hasPOP3 is an error that names the backends behind POP3 listeners if backend is
+// none of them.
+func hasPOP3(cfg *configs.Config, backend string) error {
+	var names []string
+	if slices.ContainsFunc(cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == proxy.POP3 }) {
+		for name, b := range cfg.Backends {
+			if b.IMAP != nil {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	switch {
+	case names == nil:
+		return errors.New("no backend serves POP3: there is no pop3 listener, or no backend has an imap server")
+	case !slices.Contains(names, backend):
+		return fmt.Errorf("there is no backend %q that serves POP3; there are: %s", backend, strings.Join(names, ", "))
+	}
+	return nil
 }

@@ -66,6 +66,7 @@ func (s *site) newControl() *admin.Server {
 	forgetUIDLs.answered(c, s.memory)
 	exportUIDLs.answered(c, s.memory)
 	importUIDLs.answered(c, s.memory)
+	acceptChanges.answered(c, s.memory)
 	answerCerts(c, s.store)
 	s.answerGuard(c)
 	admin.Handle(c, "reload", s.whenAsked(s.reload))

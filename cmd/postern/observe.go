@@ -22,11 +22,12 @@ func (s *site) newMetrics() *metrics.Metrics {
 	return metrics.New(metrics.Config{
 		Version:      readBuild().version,
 		Certificates: func() []metrics.Certificate { return expiries(s.store) },
-		Stores:       []string{listingsBucket, uidlBucket},
+		Stores:       []string{listingsBucket, uidlBucket, brakeBucket},
 		Pools:        s.poolGauges,
 		Judgements:   metrics.Judgements{Tiers: guard.Tiers(), Buckets: guard.Buckets()},
 		Guard:        s.guardGauges,
 		Accounts:     s.accountsSeen,
+		Listings:     func() int64 { return s.listings.Reserved() },
 		Draining:     s.draining.Load,
 		Ready:        s.notReady,
 		Page:         s.page,
@@ -98,6 +99,13 @@ func (s *site) backendsOnPage() (all []page.Backend) {
 			}
 			if m.Drained {
 				b.Drained++
+			}
+		}
+		if brake := h.pop3.shared[key.name].brake; brake != nil && key.protocol == proxy.IMAP {
+			s, now := brake.Status(), time.Now()
+			b.Braked, b.BrakedSince = s.Braked(), s.On
+			if s.Accepts(now) {
+				b.Accepted = s.Accepted
 			}
 		}
 		all = append(all, b)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"postern/bridge"
 	"postern/configs"
 	"postern/metrics"
 	"postern/metrics/page"
@@ -46,6 +48,7 @@ type site struct {
 	server   *proxy.Server
 	sockets  *listen.Sockets
 	memory   *memory
+	listings *bridge.ListingMemory
 	ready    func([]proxy.Binding) // told when the doors of the first house are open
 
 	control *admin.Server
@@ -108,6 +111,7 @@ func newSite(store *certs.Store, log *slog.Logger, level *slog.LevelVar) *site {
 	s.audit = proxy.NewAudit(s.log)
 	s.audit.Known = s.known
 	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger}
+	s.listings = bridge.NewListingMemory(math.MaxInt64, s.observer) // until there is a configuration
 	s.server = &proxy.Server{Observer: s.observer}
 	return s
 }
@@ -143,6 +147,7 @@ func (s *site) serve(ctx context.Context, h *house) error {
 	}
 	s.openLedger(ctx)
 	s.memory.observe(s.observer)
+	s.memory.brake = s.brake
 	s.control = s.newControl()
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer s.wg.Wait()
@@ -225,6 +230,8 @@ func (s *site) apply(ctx context.Context, h *house) error {
 	h.remember(s.memory)
 	s.discretion.Store(&discretion{h.cfg.Privacy, s.names}) // before there is anything to say
 	s.metrics.Know(h.services(), h.servers())
+	h.openBrakes(ctx, s.memory)
+	s.listings.SetLimit(int64(h.cfg.Limits.ListingMemory))
 	before := s.house.Swap(h)
 	s.advised.Ask(h.policy)
 	h.firstProbe(ctx, before)

@@ -22,7 +22,10 @@ type memory struct {
 	record bridge.Book
 	guard  guard.Store
 
-	archive *archive // nil: nothing is open
+	brakes  bridge.Store // of backends, by name; nil: their state ends with the process
+	archive *archive     // nil: nothing is open
+
+	brake func(ctx context.Context, backend string) (*bridge.Brake, error) // of a backend of the configuration, with its state
 
 	flush    func(context.Context) error // writes what a Postern that runs has not written yet; nil: none runs
 	guarding *guard.Guard                // of the one that runs
@@ -31,7 +34,7 @@ type memory struct {
 
 	asked sync.RWMutex // by questions; held while the files change hands
 
-	used  map[string]*bucket // by sessions: the first two, by name
+	used  map[string]*bucket // by sessions, by name: cache, record and brakes
 	close func() error       // nil: nothing is open
 }
 
@@ -39,6 +42,7 @@ type memory struct {
 const (
 	listingsBucket = "listings"
 	uidlBucket     = "uidl"
+	brakeBucket    = "brake"
 )
 
 // A bucket is what sessions remember with, whoever has the files.
@@ -175,11 +179,21 @@ func openMemory(cfg *configs.Config) (*memory, error) {
 	}
 	listings := &bucket{name: listingsBucket, book: cache.Bucket(listingsBucket)}
 	uidls := &bucket{name: uidlBucket, book: record.Bucket(uidlBucket)}
+	brakes := &bucket{name: brakeBucket, book: record.Bucket(brakeBucket)}
 	return &memory{
-		cache: listings, record: uidls, used: map[string]*bucket{listingsBucket: listings, uidlBucket: uidls}, guard: cache.Bucket("guard"),
+		cache: listings, record: uidls, brakes: brakes, guard: cache.Bucket("guard"),
+		used:        map[string]*bucket{listingsBucket: listings, uidlBucket: uidls, brakeBucket: brakes},
 		guardConfig: guardConfig(cfg),
-		close:       func() error { return errors.Join(cache.Close(), record.Close()) },
-		archive:     newArchive(record, cache),
+		brake: func(ctx context.Context, backend string) (*bridge.Brake, error) {
+			if err := hasPOP3(cfg, backend); err != nil {
+				return nil, err
+			}
+			b := bridge.NewBrake(backend, nil)
+			_ = b.Open(ctx, brakes) // a state that cannot be read is there to be replaced
+			return b, nil
+		},
+		close:   func() error { return errors.Join(cache.Close(), record.Close()) },
+		archive: newArchive(record, cache),
 	}, nil
 }
 

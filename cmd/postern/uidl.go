@@ -10,6 +10,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,7 +24,7 @@ func uidlCommand() *cobra.Command {
 		Short: "The unique ids by which POP3 clients know what they have fetched",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(detectCommand(), forgetCommand(), exportCommand(), importCommand())
+	cmd.AddCommand(detectCommand(), forgetCommand(), exportCommand(), importCommand(), acceptCommand())
 	return cmd
 }
 
@@ -120,6 +121,25 @@ var importUIDLs = question[[]bridge.Recorded, int]{"uidl/import", func(ctx conte
 	return each(len(all))
 }}
 
+// An acceptance is what an operator expects of a backend.
+type acceptance struct {
+	Backend string        `json:"backend"`
+	For     time.Duration `json:"for"` // nanoseconds
+}
+
+// acceptChanges answers with the time until when.
+var acceptChanges = question[acceptance, time.Time]{"uidl/accept", func(ctx context.Context, m *memory, in acceptance, each func(time.Time) error) error {
+	b, err := m.brake(ctx, in.Backend)
+	if err != nil {
+		return err
+	}
+	until, err := b.Accept(ctx, in.For)
+	if err != nil {
+		return err
+	}
+	return each(until)
+}}
+
 var errNoRecord = errors.New("state.path is not set: no unique ids are recorded")
 
 func forgetCommand() *cobra.Command {
@@ -170,6 +190,35 @@ func confirm(cmd *cobra.Command, consequence string) error {
 		_, _ = fmt.Fprintln(cmd.ErrOrStderr())
 	}
 	return errors.New("nothing was done: the answer was not yes (scripts say --yes)")
+}
+
+func acceptCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "accept BACKEND",
+		Short: "Accept that the mailboxes of a backend look different from the last poll",
+		Long: `Accept that many mailboxes of a backend look different from the last poll: another
+UIDVALIDITY, or all or half of the mail gone. When that happens to more than 1 % of
+the accounts within 10 minutes, Postern refuses these accounts for now, and records
+nothing of them, until this command says that it is right. Given before a move of
+mail it prevents that. If it is not right (a store that is not mounted, a wrong
+route) put that right first.`,
+		Args: cobra.ExactArgs(1),
+	}
+	path := configFlag(cmd)
+	d := cmd.Flags().Duration("for", bridge.DefaultAccept, "how `long`, from 1m to 720h; after that changes are counted again")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		until, err := acceptChanges.one(cmd.Context(), cfg, acceptance{args[0], *d})
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "accepted: mailboxes of %s may look different until %s\n", args[0], until.UTC().Format(time.RFC3339))
+		return err
+	}
+	return cmd
 }
 
 func exportCommand() *cobra.Command {

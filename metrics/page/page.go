@@ -39,6 +39,9 @@ type Backend struct {
 	Connections     int
 	LastError       string // why a member is not up, without addresses of clients; may be empty
 	IdentityRefused bool   // it takes Postern for the client
+	Braked          bool   // POP3 accounts whose mailbox looks different are refused
+	BrakedSince     time.Time
+	Accepted        time.Time // until when mailboxes may look different; zero: they may not
 }
 
 // Accounts is how many have logged in by a protocol within 30 days, and those of

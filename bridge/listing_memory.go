@@ -1,0 +1,108 @@
+package bridge
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"postern/proxy"
+)
+
+const (
+	// messageSize is what a session remembers of a message, in octets.
+	messageSize = 16
+	// smallListing is how many messages every session may list, whatever the
+	// others do: 16 KB, less than its buffers.
+	smallListing = 1000
+	// listingStep is by how many messages at least a reservation grows, so that
+	// few rows of a listing ask.
+	listingStep = 4096
+)
+
+// A ListingMemory is the memory that the listings of all POP3 sessions of a
+// process may have together. A session counts with 16 octets a message from when
+// it lists the mailbox to its end; its first 1,000 messages do not count, so that
+// small mailboxes are served when the memory is used up. A session that finds
+// changes has a second copy of the listing for a moment, which does not count.
+//
+// A nil ListingMemory has no limit. Methods may be called from many goroutines.
+type ListingMemory struct {
+	observer proxy.Observer
+	limit    atomic.Int64
+	reserved atomic.Int64
+}
+
+// NewListingMemory returns a ListingMemory of limit octets. The observer may be
+// nil.
+func NewListingMemory(limit int64, o proxy.Observer) *ListingMemory {
+	m := &ListingMemory{observer: o}
+	m.limit.Store(limit)
+	return m
+}
+
+// SetLimit makes the limit another one. Sessions keep what they have, also if
+// that is more.
+func (m *ListingMemory) SetLimit(octets int64) { m.limit.Store(octets) }
+
+// Reserved returns the octets that sessions have.
+func (m *ListingMemory) Reserved() int64 { return m.reserved.Load() }
+
+// reservation returns that of a session, of nothing yet.
+func (m *ListingMemory) reservation() *reservation { return &reservation{memory: m} }
+
+// A reservation is the part of one session. Its methods must not be called at
+// the same time. A nil reservation has no limit.
+type reservation struct {
+	memory   *ListingMemory
+	messages int // that there is room for, the first smallListing aside
+}
+
+// grow makes room for so many messages in all. It is to be called before a
+// listing becomes that long, for each row if need be: most calls compare two
+// numbers. The error is a temporary *proxy.Refusal, and what the session has
+// stays reserved.
+func (r *reservation) grow(messages int) error {
+	if r == nil || r.memory == nil || messages-smallListing <= r.messages {
+		return nil
+	}
+	want := messages - smallListing
+	if r.messages > 0 { // append makes a slice longer by a quarter
+		want = max(want, r.messages+r.messages/4+listingStep)
+	}
+	if err := r.memory.reserve(int64(want-r.messages)*messageSize, int64(r.messages)*messageSize); err != nil {
+		return err
+	}
+	r.messages = want
+	return nil
+}
+
+// close gives back what is reserved. It may be called again.
+func (r *reservation) close() {
+	if r == nil || r.memory == nil {
+		return
+	}
+	r.memory.reserved.Add(-int64(r.messages) * messageSize)
+	r.messages = 0
+}
+
+// reserve takes more octets for a session that has some.
+func (m *ListingMemory) reserve(more, has int64) error {
+	for {
+		before, limit := m.reserved.Load(), m.limit.Load()
+		if before+more <= limit {
+			if m.reserved.CompareAndSwap(before, before+more) {
+				return nil
+			}
+			continue
+		}
+		reason := proxy.ListingsFull
+		err := fmt.Errorf("the listings of all sessions have %d octets of limits.listing_memory, %d, and this one needs %d more", before, limit, more)
+		if has+more > limit {
+			reason = proxy.ListingTooLong
+			err = fmt.Errorf("this listing alone needs %d octets, limits.listing_memory is %d: raise it", has+more, limit)
+		}
+		if m.observer != nil {
+			m.observer.Observe(proxy.ListingRefused{Reason: reason})
+		}
+		return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: err}
+	}
+}
