@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 
 	"go.etcd.io/bbolt"
 )
@@ -16,15 +15,32 @@ import (
 // WriteTo writes the whole file as it is at one moment. Others go on writing
 // meanwhile. What is written is a file that Open takes.
 func (b *Bolt) WriteTo(w io.Writer) (n int64, err error) {
-	defer damage(&err)
-	err = b.db.View(func(tx *bbolt.Tx) error {
-		n, err = tx.WriteTo(w)
+	ctx := context.Background()
+	err = b.view(ctx, func(tx *bbolt.Tx) error {
+		n, err = tx.WriteTo(whole{w, b})
 		return err
 	})
+	if err == nil {
+		err = b.verify(ctx)
+	}
 	if err != nil {
 		return n, fmt.Errorf("copy state %s: %w", b.path, err)
 	}
 	return n, nil
+}
+
+// A whole is a writer of what is read from a file that is not broken.
+type whole struct {
+	io.Writer
+	bolt *Bolt
+}
+
+// Write implements io.Writer.
+func (w whole) Write(p []byte) (int, error) {
+	if err := w.bolt.Err(); err != nil {
+		return 0, err
+	}
+	return w.Writer.Write(p)
 }
 
 // Check reads every value of the file, in its order. An error wraps ErrDamaged.
@@ -32,27 +48,29 @@ func (b *Bolt) WriteTo(w io.Writer) (n int64, err error) {
 //
 // bbolt's own check is of no use here: it runs in a goroutine of its own, and a
 // page that is not what it should be ends the process.
-func (b *Bolt) Check(ctx context.Context) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("state %s: %w", b.path, err)
-		}
-	}()
-	defer damage(&err)
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	return b.db.View(func(tx *bbolt.Tx) error {
-		return tx.ForEach(func(name []byte, in *bbolt.Bucket) error { return walk(ctx, name, in) })
+func (b *Bolt) Check(ctx context.Context) error {
+	err := b.view(ctx, func(tx *bbolt.Tx) error {
+		return tx.ForEach(func(name []byte, in *bbolt.Bucket) error { return b.walk(ctx, name, in) })
 	})
+	if err == nil {
+		err = b.verify(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("state %s: %w", b.path, err)
+	}
+	return nil
 }
 
 // walk touches all of a bucket.
-func walk(ctx context.Context, name []byte, in *bbolt.Bucket) error {
+func (b *Bolt) walk(ctx context.Context, name []byte, in *bbolt.Bucket) error {
 	var last, sum []byte
 	cursor := in.Cursor()
 	for k, v := cursor.First(); k != nil; k, v = cursor.Next() {
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case b.Err() != nil:
+			return b.Err()
 		case last != nil && bytes.Compare(last, k) >= 0:
 			return fmt.Errorf("%w: bucket %q is out of order", ErrDamaged, name)
 		case len(v) > maxValue:

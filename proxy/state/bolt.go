@@ -14,8 +14,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -34,7 +35,7 @@ const (
 
 var (
 	// ErrDamaged is in the tree of an error about a file that is no state, or
-	// is one no more.
+	// is one no more; also of every error of a Bolt that is broken.
 	ErrDamaged = errors.New("state is damaged")
 	// ErrInUse is in the tree of an error about a file that another process has.
 	ErrInUse = errors.New("state is in use")
@@ -42,27 +43,37 @@ var (
 
 // Options says how a file is opened.
 type Options struct {
-	// Disposable is for what can be had again: a file that is damaged is
-	// renamed, with ".damaged" at its end, and begun anew.
+	// Disposable is for what can be had again: a file that is damaged, whatever
+	// it holds, is renamed, with ".damaged" at its end, and begun anew.
 	Disposable bool
 }
 
 // A Bolt is a file of values. Its methods and those of its buckets are for any
 // goroutine. A write is on the disk when it returns; what comes while the disk
 // is busy shares the next flush.
+//
+// A Bolt is broken, until the process ends, once its file was changed by
+// somebody else, or cannot be read where bbolt holds a lock. Then every method
+// returns Err at once, and nothing more is read from the file or written to it.
 type Bolt struct {
-	db   *bbolt.DB
-	path string
+	db         *bbolt.DB
+	path       string
+	disposable bool
+	opened     os.FileInfo // of the file that is mapped
 
-	turn sync.Mutex // of who writes
-	mu   sync.Mutex
-	next []*write // for the next transaction
-}
+	entrance sync.Mutex // held while a transaction begins or ends, never for long
+	waited   int        // how many may have a lock of bbolt for long; in the entrance
 
-// A write is what one call does in a transaction that it may share.
-type write struct {
-	do   func(*bbolt.Tx) error
-	done chan error // has room for the answer
+	// committed is the number of the last transaction that is certainly in the
+	// file, attempted that of the last one that may be.
+	committed, attempted atomic.Int64
+
+	mu      sync.Mutex
+	next    []*write // for the next transaction
+	running bool     // somebody takes them
+
+	failure atomic.Pointer[error] // why the Bolt is broken
+	broken  chan struct{}         // closed when it is
 }
 
 // Open opens the file at path, or makes it. Its directory is made if need be,
@@ -72,16 +83,17 @@ func Open(path string, o Options) (*Bolt, error) {
 	if err := checkPath(path); err != nil {
 		return nil, fmt.Errorf("open state: %w", err)
 	}
-	db, err := open(path)
+	b, err := open(path)
 	if errors.Is(err, ErrDamaged) && o.Disposable {
 		if err = os.Rename(path, path+".damaged"); err == nil {
-			db, err = open(path)
+			b, err = open(path)
 		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open state %s: %w", path, err)
 	}
-	return &Bolt{db: db, path: path}, nil
+	b.disposable = o.Disposable
+	return b, nil
 }
 
 func checkPath(path string) error {
@@ -113,24 +125,63 @@ func checkPath(path string) error {
 	return nil
 }
 
-func open(path string) (db *bbolt.DB, err error) {
+func open(path string) (_ *Bolt, err error) {
+	var file *os.File
+	defer func() {
+		if err != nil && file != nil {
+			_ = file.Close() // with its lock: a panic leaves both
+		}
+	}()
 	defer damage(&err)
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file that was cut off
-	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+	b := &Bolt{path: path, broken: make(chan struct{})}
+	b.db, err = bbolt.Open(path, 0o600, &bbolt.Options{
 		Timeout:         lockTimeout,
 		FreelistType:    bbolt.FreelistMapType,
 		InitialMmapSize: firstMap,
+		NoStatistics:    true,
+		OpenFile: func(path string, flag int, mode os.FileMode) (_ *os.File, err error) {
+			file, err = os.OpenFile(path, flag, mode)
+			return file, err
+		},
 		// Not NoFreelistSync: a write costs the same without, as measured, and
 		// a start would read every page, in a goroutine of bbolt's that ends
 		// the process when one of them is damaged.
 	})
+	if err == nil {
+		err = b.begun(file)
+	}
 	switch {
+	case err == nil:
+		return b, nil
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("%w by %s: stop it, or ask it through its control socket", ErrInUse, holder(path))
-	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
+	case ofContents(err) && !errors.Is(err, ErrDamaged):
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	return db, err
+	return nil, err
+}
+
+// begun notes what is known of the file when it is opened.
+func (b *Bolt) begun(file *os.File) (err error) {
+	if b.opened, err = file.Stat(); err != nil {
+		return err
+	}
+	return b.db.View(func(tx *bbolt.Tx) error {
+		if tx.Size() > b.opened.Size() {
+			return fmt.Errorf("%w: the file was cut off: it has %d octets of %d", ErrDamaged, b.opened.Size(), tx.Size())
+		}
+		b.committed.Store(int64(tx.ID()))
+		b.attempted.Store(int64(tx.ID()))
+		return nil
+	})
+}
+
+// ofContents reports whether an error of opening a file is about what it holds,
+// not about what the system lets this process do.
+func ofContents(err error) bool {
+	errno, ok := errors.AsType[syscall.Errno](err)
+	return !ok || errno == syscall.EIO
 }
 
 // damage makes an error of a panic, or of a fault in the mapped memory: so
@@ -141,8 +192,23 @@ func damage(err *error) {
 	}
 }
 
-// Close closes the file. It waits for the calls that are under way.
-func (b *Bolt) Close() error { return b.db.Close() }
+// Close closes the file. It waits for the calls that are under way, unless the
+// Bolt is broken: then the file stays open, and locked, until the process ends.
+func (b *Bolt) Close() error {
+	if err := b.enter(); err != nil {
+		return err
+	}
+	b.waited++ // for good: bbolt's Close waits for who reads
+	b.entrance.Unlock()
+	closed := make(chan error, 1)
+	go func() { closed <- b.db.Close() }()
+	select {
+	case err := <-closed:
+		return err
+	case <-b.broken:
+		return b.Err()
+	}
+}
 
 // Path returns where the file is.
 func (b *Bolt) Path() string { return b.path }
@@ -177,6 +243,9 @@ func (b *Bucket) Get(ctx context.Context, key string) (value []byte, err error) 
 		}
 		return nil
 	})
+	if err == nil && value == nil {
+		err = b.bolt.verify(ctx)
+	}
 	return value, err
 }
 
@@ -188,7 +257,8 @@ func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
 // Update replaces the value of key by what change makes of it, with nobody in
 // between. The old value is nil if there is none, and valid until change
 // returns. An error of change leaves all as it is and is returned; change may
-// be called more than once.
+// be called more than once, by another goroutine, but not after Update has
+// returned. An error of ctx says nothing: the value may be written all the same.
 func (b *Bucket) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) (err error) {
 	return b.UpdateAll(ctx, []string{key}, func(_ string, old []byte) ([]byte, error) { return change(old) })
 }
@@ -198,7 +268,7 @@ func (b *Bucket) UpdateAll(ctx context.Context, keys []string, change func(key s
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	return b.bolt.write(func(tx *bbolt.Tx) error {
+	return b.bolt.write(ctx, func(tx *bbolt.Tx) error {
 		in, err := tx.CreateBucketIfNotExists(b.name)
 		if err != nil {
 			return err
@@ -218,64 +288,18 @@ func (b *Bucket) UpdateAll(ctx context.Context, keys []string, change func(key s
 	})
 }
 
-// write does do in a transaction, with whatever else waits for one by then.
-// bbolt's Batch would let a write wait for company that may not come.
-func (b *Bolt) write(do func(*bbolt.Tx) error) error {
-	w := &write{do: do, done: make(chan error, 1)}
-	b.mu.Lock()
-	b.next = append(b.next, w)
-	b.mu.Unlock()
-	b.turn.Lock()
-	defer b.turn.Unlock()
-	b.mu.Lock()
-	writes := b.next
-	b.next = nil
-	b.mu.Unlock()
-	for len(writes) > 0 { // else another has taken w along
-		writes = b.commit(writes)
-	}
-	return <-w.done
-}
-
-// commit does writes in one transaction and answers them. It returns those that
-// have to be done again, because one of them has failed.
-func (b *Bolt) commit(writes []*write) (again []*write) {
-	failed := -1
-	err := b.update(func(tx *bbolt.Tx) error {
-		for i, w := range writes {
-			failed = i
-			if err := w.do(tx); err != nil {
-				return err
-			}
-		}
-		failed = -1
-		return nil
-	})
-	if failed >= 0 {
-		writes[failed].done <- err
-		return slices.Delete(writes, failed, failed+1)
-	}
-	for _, w := range writes {
-		w.done <- err
-	}
-	return nil
-}
-
-func (b *Bolt) update(do func(*bbolt.Tx) error) (err error) {
-	defer damage(&err)
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	return b.db.Update(do)
-}
-
 // Scan calls each for the keys that begin with prefix, in order, until it
 // returns an error. The value is valid until each returns. No write of the
 // same goroutine may come from each.
 func (b *Bucket) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
-	return b.view(ctx, func(in *bbolt.Bucket) error {
+	err := b.view(ctx, func(in *bbolt.Bucket) error {
 		cursor := in.Cursor()
 		for k, v := cursor.Seek([]byte(prefix)); k != nil && len(k) >= len(prefix) && string(k[:len(prefix)]) == prefix; k, v = cursor.Next() {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
+			}
+			if err := b.bolt.Err(); err != nil {
+				return err
 			}
 			if err := each(string(k), v); err != nil {
 				return err
@@ -283,16 +307,15 @@ func (b *Bucket) Scan(ctx context.Context, prefix string, each func(key string, 
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return b.bolt.verify(ctx)
 }
 
 // view calls f with the bucket, if there is one.
-func (b *Bucket) view(ctx context.Context, f func(*bbolt.Bucket) error) (err error) {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	defer damage(&err)
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	return b.bolt.db.View(func(tx *bbolt.Tx) error {
+func (b *Bucket) view(ctx context.Context, f func(*bbolt.Bucket) error) error {
+	return b.bolt.view(ctx, func(tx *bbolt.Tx) error {
 		if in := tx.Bucket(b.name); in != nil {
 			return f(in)
 		}
