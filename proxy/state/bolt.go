@@ -68,6 +68,8 @@ type Bolt struct {
 	// file, attempted that of the last one that may be.
 	committed, attempted atomic.Int64
 
+	looked time.Time // when who writes last looked for the file at its path
+
 	mu      sync.Mutex
 	next    []*write // for the next transaction
 	running bool     // somebody takes them

@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"time"
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
@@ -19,6 +20,9 @@ import (
 // holding entrance, where the Bolt is known not to be broken and nobody has a
 // lock of bbolt for long; or, while somebody may, in a goroutine that who waits
 // for it can leave.
+
+// lookEvery is how often who writes looks whether the file is still at its path.
+const lookEvery = time.Second
 
 var (
 	errChanged  = errors.New("another program has changed the file")
@@ -326,8 +330,10 @@ func (b *Bolt) transact(do func(*bbolt.Tx) error) (err error) {
 		if id <= b.committed.Load() || id > b.attempted.Load()+1 {
 			return b.fail(errChanged)
 		}
-		if !b.inPlace() {
-			return b.fail(errReplaced)
+		if now := time.Now(); now.Sub(b.looked) >= lookEvery {
+			if b.looked = now; !b.inPlace() {
+				return b.fail(errReplaced)
+			}
 		}
 		b.attempted.Store(max(id, b.attempted.Load()))
 		err := do(t)

@@ -1,0 +1,326 @@
+package state
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// soon returns what f does, which must not hang.
+func soon(t *testing.T, what string, f func() error) error {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(10 * time.Second):
+		t.Fatalf("%s waits for ever", what)
+		return nil
+	}
+}
+
+// allRefused wants every method of b to say at once that it is broken.
+func allRefused(t *testing.T, b *Bolt) {
+	t.Helper()
+	in, ctx := b.Bucket("uidl"), context.Background()
+	for what, f := range map[string]func() error{
+		"Get":    func() error { _, err := in.Get(ctx, "key-1"); return err },
+		"Put":    func() error { return in.Put(ctx, "key-1", []byte("x")) },
+		"Scan":   func() error { return in.Scan(ctx, "", func(string, []byte) error { return nil }) },
+		"Check":  func() error { return b.Check(ctx) },
+		"copy":   func() error { _, err := b.WriteTo(io.Discard); return err },
+		"Err":    b.Err,
+		"Close":  b.Close,
+		"Close2": b.Close,
+	} {
+		if err := soon(t, what, f); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), b.Path()) || !strings.Contains(err.Error(), "restart") {
+			t.Errorf("%s of a broken file gives %v", what, err)
+		}
+	}
+	_ = soon(t, "Size", func() error { b.Size(); return nil })
+	select {
+	case <-b.Broken():
+	default:
+		t.Error("nobody is told that it is broken")
+	}
+}
+
+// changes are what an operator, or a disk, can do to a file in use. older is a
+// copy of it.
+func changes(t *testing.T, path string, older []byte) map[string]func() error {
+	overwrite := func(from []byte) func() error { // as cp does
+		return func() error {
+			f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+			if err != nil {
+				return err
+			}
+			_, err = f.Write(from)
+			return errors.Join(err, f.Close())
+		}
+	}
+	other := filepath.Join(t.TempDir(), "other.db")
+	if err := filled(t, other).Close(); err != nil {
+		t.Fatal(err)
+	}
+	return map[string]func() error{
+		"cut off":              func() error { return os.Truncate(path, 0) },
+		"cut off after a page": func() error { return os.Truncate(path, int64(os.Getpagesize())) },
+		"zeros":                overwrite(make([]byte, len(older))),
+		"another file":         overwrite(bytes.Repeat([]byte("no state at all "), len(older)/16)),
+		"an older copy":        overwrite(older),
+		"an older copy that is put in its place": func() error {
+			if err := os.WriteFile(path+".new", older, 0o600); err != nil {
+				return err
+			}
+			return os.Rename(path+".new", path)
+		},
+		"removed": func() error { return os.Remove(path) },
+	}
+}
+
+// Criterion: A state file that is changed, cut off or replaced under a running Postern is not used again before a restart, and nothing waits for it.
+func TestAFileThatIsChangedInUseIsBroken(t *testing.T) {
+	for name := range changes(t, filepath.Join(t.TempDir(), "x"), nil) {
+		t.Run(name, func(t *testing.T) {
+			path := temporary(t)
+			b := filled(t, path)
+			var older bytes.Buffer
+			if _, err := b.WriteTo(&older); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 50 {
+				if err := b.Bucket("uidl").Put(t.Context(), "later", []byte(strconv.Itoa(i))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			change := changes(t, path, older.Bytes())[name]
+			ctx := context.Background() // nobody's end, so that nothing but the Bolt ends a wait
+			stop := make(chan struct{})
+			var wg sync.WaitGroup
+			for i := range 8 {
+				wg.Go(func() {
+					for n := 0; ; n++ {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						key := "key-" + strconv.Itoa(n%500)
+						want := strings.Repeat(key, 50)
+						if i%4 == 0 {
+							_ = b.Bucket("uidl").Put(ctx, "new-"+strconv.Itoa(i), []byte(key))
+						} else if got, err := b.Bucket("uidl").Get(ctx, key); err == nil && string(got) != want {
+							t.Errorf("%s = %.20q and no error", key, got)
+						}
+						if err := b.Err(); err != nil && n%500 == 0 {
+							return
+						}
+					}
+				})
+			}
+			time.Sleep(20 * time.Millisecond)
+			if err := change(); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-b.Broken():
+			case <-time.After(10 * time.Second):
+				t.Error("it is not noticed")
+			}
+			close(stop)
+			if err := soon(t, "somebody", func() error { wg.Wait(); return nil }); err != nil {
+				t.Fatal(err)
+			}
+			allRefused(t, b)
+		})
+	}
+}
+
+// A panic of bbolt while it holds its locks is met by one; those who are in the
+// middle of a read or a write then, or wait for their turn, are not kept.
+func TestABrokenFileKeepsNobodyWaiting(t *testing.T) {
+	path := temporary(t)
+	b := filled(t, path)
+	in, ctx := b.Bucket("uidl"), context.Background()
+	writing, reading, goOn := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	results := make(chan error, 4)
+	go func() {
+		results <- in.Update(ctx, "key-1", func([]byte) ([]byte, error) {
+			close(writing)
+			<-goOn
+			return []byte("x"), nil
+		})
+	}()
+	go func() {
+		first := sync.OnceFunc(func() { close(reading); <-goOn })
+		results <- in.Scan(ctx, "", func(string, []byte) error { first(); return nil })
+	}()
+	<-writing
+	<-reading
+	go func() { results <- in.Put(ctx, "key-2", []byte("x")) }() // waits for its turn
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := soon(t, "who meets it", func() error { _, err := in.Get(ctx, "key-3"); return err }); !errors.Is(err, ErrDamaged) {
+		t.Errorf("who meets it gets %v", err)
+	}
+	if err := soon(t, "who waits for its turn", func() error { return <-results }); !errors.Is(err, ErrDamaged) {
+		t.Errorf("who waits for its turn gets %v", err)
+	}
+	close(goOn)
+	for range 2 {
+		if err := soon(t, "who was in the middle", func() error { return <-results }); !errors.Is(err, ErrDamaged) {
+			t.Errorf("who was in the middle gets %v", err)
+		}
+	}
+	allRefused(t, b)
+}
+
+// What waits for another call of the same file ends with its context.
+func TestWhoWaitsCanLeave(t *testing.T) {
+	gone := errors.New("gone")
+	left, leave := context.WithCancelCause(t.Context())
+	b := filled(t, temporary(t))
+	in := b.Bucket("uidl")
+	writing, goOn, wrote := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		wrote <- in.Update(t.Context(), "key-1", func([]byte) ([]byte, error) {
+			close(writing)
+			<-goOn
+			return []byte("x"), nil
+		})
+	}()
+	<-writing
+	waits := make(chan error, 1)
+	called := false
+	go func() {
+		waits <- in.Update(left, "key-2", func([]byte) ([]byte, error) { called = true; return []byte("x"), nil })
+	}()
+	if got, err := in.Get(t.Context(), "key-1"); err != nil || string(got) == "x" {
+		t.Errorf("while somebody writes, who reads gets %q, %v", got, err)
+	}
+	leave(gone)
+	if err := soon(t, "who has left", func() error { return <-waits }); !errors.Is(err, gone) {
+		t.Errorf("who leaves while another writes gets %v", err)
+	}
+	close(goOn)
+	if err := <-wrote; err != nil {
+		t.Error(err)
+	}
+	if got, err := in.Get(t.Context(), "key-2"); called || string(got) == "x" || err != nil {
+		t.Errorf("what nobody waits for was written: %q, %v", got, err)
+	}
+
+	// bbolt's Close, as its growing, has what who begins needs until all readers end.
+	reading, end := make(chan struct{}), make(chan struct{})
+	read := make(chan error, 1)
+	go func() {
+		first := sync.OnceFunc(func() { close(reading); <-end })
+		read <- in.Scan(t.Context(), "", func(string, []byte) error { first(); return nil })
+	}()
+	<-reading
+	closed := make(chan error, 1)
+	go func() { closed <- b.Close() }()
+	for b.Err() == nil { // until Close has begun
+		b.entrance.Lock()
+		begun := b.waited > 0
+		b.entrance.Unlock()
+		if begun {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(10 * time.Millisecond)
+	short, cancel := context.WithTimeoutCause(t.Context(), 10*time.Millisecond, gone)
+	defer cancel()
+	if err := soon(t, "who reads", func() error { _, err := in.Get(short, "key-1"); return err }); !errors.Is(err, gone) {
+		t.Errorf("who leaves while the file is closed gets %v", err)
+	}
+	close(end)
+	<-read // maybe after Close: then it says so
+	if err := soon(t, "Close", func() error { return <-closed }); err != nil {
+		t.Error(err)
+	}
+}
+
+// A panic of who calls is no damage of the file.
+func TestAPanicOfWhoReadsHarmsNobody(t *testing.T) {
+	b := filled(t, temporary(t))
+	in := b.Bucket("uidl")
+	for range 3 {
+		if err := in.Scan(t.Context(), "", func(string, []byte) error { panic("oops") }); !errors.Is(err, ErrDamaged) {
+			t.Errorf("a panic gives %v", err)
+		}
+	}
+	if err := in.Put(t.Context(), "key-1", []byte("x")); err != nil {
+		t.Error(err)
+	}
+	if err := b.Err(); err != nil {
+		t.Error(err)
+	}
+	if err := soon(t, "Close", b.Close); err != nil {
+		t.Error(err)
+	}
+}
+
+// Criterion: cache.db of any content, or length, never stops a start.
+func TestADisposableFileOfAnyContentIsBegunAnew(t *testing.T) {
+	whole := temporary(t)
+	if err := filled(t, whole).Close(); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := os.Getpagesize()
+	lengths := []int{0, 1, 15, 16, 79, 80, 100, 512, 1023, 1024, 1025, 2048, 4000, 3*page + 7, 12000, 5 * page, len(content) / 2, len(content) - 1, len(content)}
+	for n := 4090; n <= 8192; n += 241 {
+		lengths = append(lengths, n)
+	}
+	lengths = append(lengths, page-1, page, page+1, 2*page-1, 2*page, 2*page+1)
+	for _, n := range lengths {
+		for name, of := range map[string]func() []byte{
+			"cut off": func() []byte { return bytes.Clone(content[:n]) },
+			"zeros":   func() []byte { return make([]byte, n) },
+			"text":    func() []byte { return bytes.Repeat([]byte("no state at all "), n/16+1)[:n] },
+			"beginning spoilt": func() []byte {
+				b := bytes.Clone(content[:n])
+				clear(b[:min(n, 2*page)])
+				return b
+			},
+			"list of free pages spoilt": func() []byte {
+				b := bytes.Clone(content[:n])
+				for at := 2 * page; at+32 <= n; at += page {
+					copy(b[at+8:], bytes.Repeat([]byte{0xff}, 24))
+				}
+				return b
+			},
+		} {
+			path := filepath.Join(t.TempDir(), "cache.db")
+			if err := os.WriteFile(path, of(), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			b, err := Open(path, Options{Disposable: true})
+			if err != nil {
+				t.Errorf("%d octets, %s: %v", n, name, err)
+				continue
+			}
+			if _, err := os.Stat(path + ".damaged"); err == nil {
+				if err := b.Bucket("a").Put(t.Context(), "k", []byte("v")); err != nil {
+					t.Errorf("%d octets, %s, begun anew: %v", n, name, err)
+				}
+			}
+			_ = b.Close()
+		}
+	}
+}
