@@ -64,7 +64,8 @@ type listing struct {
 	proven     bool
 	disordered bool // rows did not come in the order of UIDs
 	expunged   bool // somebody has removed messages meanwhile
-	overflow   bool
+	room       *reservation
+	overflow   error     // there are more messages than may be listed
 	later      []message // rows with a UID from UIDNEXT on
 	unsized    []message // known messages whose size the server has refused so far
 	untrue     bool      // UIDNEXT was not above all UIDs
@@ -73,8 +74,8 @@ type listing struct {
 // newListing returns the listing of v, of which known is remembered. A UIDNEXT
 // that has become lower is that of a restored backup or of a replica that lags:
 // its UIDs may be those of other messages, as after a new UIDVALIDITY.
-func newListing(v view, known snapshot) *listing {
-	l := &listing{view: v}
+func newListing(v view, known snapshot, room *reservation) *listing {
+	l := &listing{view: v, room: room}
 	if !v.continues(known) {
 		known = snapshot{}
 	}
@@ -85,7 +86,9 @@ func newListing(v view, known snapshot) *listing {
 	}
 	l.setUnsizedAside()
 	if more := min(l.missing(), trusted); more > 0 {
-		l.messages = slices.Grow(l.messages, more)
+		if l.overflow = room.grow(len(l.messages) + more); l.overflow == nil {
+			l.messages = slices.Grow(l.messages, more)
+		}
 	}
 	return l
 }
@@ -157,9 +160,13 @@ func (l *listing) add(uid uint32, size int64) {
 		if len(l.later) < maxMessages {
 			l.later = append(l.later, message{uid: uid, size: size})
 		}
+	case l.overflow != nil:
 	case len(l.messages) >= maxMessages:
-		l.overflow = true
+		l.overflow = errTooMany
 	default:
+		if l.overflow = l.room.grow(len(l.messages) + 1); l.overflow != nil {
+			return
+		}
 		if n := len(l.messages); n > 0 && uid < l.messages[n-1].uid {
 			l.disordered = true
 		}
@@ -244,8 +251,8 @@ func (l *listing) source(asked bool) string {
 // of all there is. It returns whether anything was asked. With an error the
 // listing is not one that may be shown.
 func (in *inbox) update(ctx context.Context, l *listing) (asked bool, err error) {
-	if l.unchanged() {
-		return false, nil
+	if l.unchanged() || l.overflow != nil {
+		return false, l.overflow
 	}
 	var refusal error
 	if l.uidNext == 0 || l.uidNext > l.from {
@@ -253,8 +260,8 @@ func (in *inbox) update(ctx context.Context, l *listing) (asked bool, err error)
 		if refusal != nil && !refused(refusal) {
 			return true, refusal
 		}
-		if l.tidy(); l.overflow {
-			return true, errTooMany
+		if l.tidy(); l.overflow != nil {
+			return true, l.overflow
 		}
 	}
 	if err := in.sizeAgain(ctx, l); err != nil {
@@ -338,8 +345,8 @@ func (in *inbox) rebuild(ctx context.Context, l *listing) error {
 		if refusal != nil && !refused(refusal) {
 			return refusal
 		}
-		if l.overflow {
-			return errTooMany
+		if l.overflow != nil {
+			return l.overflow
 		}
 		if missing, err = numbers(l.keep(present)); err != nil {
 			return err

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -127,7 +128,7 @@ func full(ctx context.Context, in *inbox) (*listing, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := newListing(v, snapshot{})
+	l := newListing(v, snapshot{}, nil)
 	_, err = in.update(ctx, l)
 	return l, err
 }
@@ -205,7 +206,7 @@ func BenchmarkListing50000(b *testing.B) {
 func TestListingIsBounded(t *testing.T) {
 	l := &listing{messages: make([]message, maxMessages)}
 	l.add(1, 1)
-	if len(l.messages) != maxMessages || !l.overflow {
+	if len(l.messages) != maxMessages || !errors.Is(l.overflow, errTooMany) {
 		t.Errorf("%d messages, overflow %v, want %d and an overflow", len(l.messages), l.overflow, maxMessages)
 	}
 }

@@ -35,9 +35,22 @@ func (s *session) list(ctx context.Context) (source string, err error) {
 // tryList is list, unless an earlier session begins a long one: errListed.
 func (s *session) tryList(ctx context.Context) (source string, err error) {
 	known := s.remembered(ctx)
+	if s.room == nil {
+		s.room = s.backend.Listings.reservation()
+	}
+	if err := s.room.grow(len(known.messages)); err != nil {
+		return "", err
+	}
 	v, err := s.look(ctx, known)
 	if err != nil {
 		return "", err
+	}
+	inLast := notRemoved(known.messages)
+	change := compare(known, v, inLast, 0)
+	if change != Unchanged {
+		if err := s.backend.Brake.Admit(ctx, s.login.Account, change); err != nil {
+			return "", err
+		}
 	}
 	if err := s.recall(ctx, known, v); err != nil {
 		return "", err
@@ -45,7 +58,7 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	if v.continues(known) {
 		s.seen = known.uidNext
 	}
-	l := newListing(v, known)
+	l := newListing(v, known, s.room)
 	var before []message // what was there in the last session
 	if v.continues(known) && !l.unchanged() {
 		before = slices.Clone(known.messages) // the listing changes them
@@ -77,6 +90,11 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 		return "", err
 	}
 	v = l.view
+	if change == Unchanged {
+		if err := s.backend.Brake.Admit(ctx, s.login.Account, compare(known, v, inLast, vanished(before, l.messages))); err != nil {
+			return "", err
+		}
+	}
 	listed, ok := l.snapshot(true)
 	if n := withoutSize(listed.messages); n > 0 {
 		s.notice(proxy.NoticeUnreadable, n, nil)
@@ -126,6 +144,41 @@ func (s *session) look(ctx context.Context, known snapshot) (view, error) {
 		b.untrueUIDNext.Store(true)
 	}
 	return l.view, nil
+}
+
+// compare returns how INBOX differs from the last session, which left so many
+// messages, of which so many are certainly not there now.
+func compare(known snapshot, v view, messages, vanished int) Change {
+	return comparison{
+		oldUIDValidity: known.uidValidity, newUIDValidity: v.uidValidity,
+		oldUIDNext: known.uidNext, newUIDNext: v.uidNext,
+		known: messages, exists: v.exists, gone: vanished,
+	}.change()
+}
+
+// notRemoved returns how many of the messages the last session has not removed.
+func notRemoved(messages []message) (n int) {
+	for i := range messages {
+		if messages[i].marks&removed == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// vanished returns how many messages of before are not there now, without those
+// that the last session has removed. Both ascend.
+func vanished(before, now []message) (n int) {
+	for i := range before {
+		m := &before[i]
+		for len(now) > 0 && now[0].uid < m.uid {
+			now = now[1:]
+		}
+		if (len(now) == 0 || now[0].uid != m.uid) && m.marks&removed == 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // withoutSize returns how many of the messages have no size of the server's.

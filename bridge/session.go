@@ -35,6 +35,7 @@ type session struct {
 	buried     []uint32          // UIDs of tombstones, until hide
 	lapsed     bool              // some of them stand for messages that the server has no more
 	headers    map[uint32]uint64 // prints of those that went by, by UID
+	room       *reservation      // for the listing
 	lock       *lock             // nil: nobody is kept out
 	quitted    bool
 	renumbered bool // UIDVALIDITY has changed: the UIDs are those of other messages
@@ -112,6 +113,7 @@ func (s *session) Close() error {
 	if s.lapsed {
 		_ = s.bury(context.Background(), nil) // else the next session tries
 	}
+	s.room.close()
 	s.unlock()
 	return err
 }
