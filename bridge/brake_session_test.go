@@ -1,0 +1,95 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+
+	"postern/proxy"
+)
+
+// shownTo returns the UIDLs that an account is shown.
+func shownTo(t *testing.T, b *Backend, account string) (ids []string, err error) {
+	t.Helper()
+	opened, err := b.Login(t.Context(), &proxy.Login{Account: account})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = opened.Close() }()
+	if _, err := opened.Open(t.Context()); err != nil {
+		return nil, err
+	}
+	s := opened.(*session)
+	for i := range s.drop.messages {
+		ids = append(ids, string(s.uniqueID(nil, &s.drop.messages[i])))
+	}
+	return ids, nil
+}
+
+// Criterion: when the mailboxes of many accounts of a backend look different at once, the logins of those beyond the first are refused for now, and nothing of what they look like is recorded.
+func TestAStoreThatIsNotMountedIsNotBelieved(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(m *model)
+		back   func(m, before *model)
+	}{
+		{"empty, with another UIDVALIDITY", func(m *model) { m.uidValidity, m.uidNext, m.mails = 99, 1, nil }, func(m, before *model) {
+			m.uidValidity, m.uidNext, m.mails = before.uidValidity, before.uidNext, before.mails
+		}},
+		{"empty", func(m *model) { m.mails = nil }, func(m, before *model) { m.mails = before.mails }},
+		{"half of the messages", func(m *model) { m.mails = m.mails[20:] }, func(m, before *model) { m.mails = before.mails }},
+		{"a backup of before", func(m *model) { m.uidNext, m.mails = 31, m.mails[:30] }, func(m, before *model) {
+			m.uidNext, m.mails = before.uidNext, before.mails
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			m := newModel("")
+			m.deliver(40)
+			cache, record := &memory{}, &memory{}
+			events := &recorder{}
+			b := &Backend{Name: "main", Dial: m.dial(t), Cache: cache, Record: record, Brake: NewBrake("main", events)}
+			var accounts []string
+			want := make(map[string][]string)
+			for i := range 15 {
+				name := fmt.Sprintf("user%d", i)
+				accounts = append(accounts, name)
+				ids, err := shownTo(t, b, name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				want[name] = ids
+			}
+			before := &model{uidValidity: m.uidValidity, uidNext: m.uidNext, mails: slices.Clone(m.mails)}
+			test.change(m)
+			for i, name := range accounts {
+				cached, recorded := maps.Clone(cache.values), maps.Clone(record.values)
+				_, err := shownTo(t, b, name)
+				if braked := i >= fewPollsChanges; braked != (err != nil) {
+					t.Errorf("account %d: %v, want that it is refused: %v", i, err, braked)
+				}
+				if err == nil {
+					continue
+				}
+				if r, ok := errors.AsType[*proxy.Refusal](err); !ok || r.Reason != proxy.Unavailable || !r.Verified {
+					t.Errorf("account %d: %v, want a temporary refusal after a right password", i, err)
+				}
+				same := func(a, b []byte) bool { return string(a) == string(b) }
+				if !maps.EqualFunc(cached, cache.values, same) || !maps.EqualFunc(recorded, record.values, same) {
+					t.Errorf("account %d: something was recorded", i)
+				}
+			}
+			test.back(m, before)
+			for i, name := range accounts {
+				ids, err := shownTo(t, b, name)
+				if i < fewPollsChanges {
+					continue
+				}
+				if err != nil || !slices.Equal(ids, want[name]) {
+					t.Errorf("account %d: %q, %v, want %q", i, ids, err, want[name])
+				}
+			}
+		})
+	}
+}
