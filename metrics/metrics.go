@@ -35,6 +35,7 @@ type Config struct {
 	Judgements   Judgements
 	Stores       []string             // StateUsed.Store
 	Pools        func() []Pool        // asked at each scrape; nil: they are not counted
+	State        func() State         // asked at each scrape; nil: nothing is remembered
 	Accounts     func() Accounts      // asked at each scrape; nil: they are not counted
 	Guard        func() Guard         // asked at each scrape; nil: there is none
 	Listings     func() int64         // octets of the listings of POP3 sessions, asked at each scrape; nil: they are not counted
@@ -328,6 +329,9 @@ func (m *Metrics) process() {
 	r.MustRegister(prometheus.NewGaugeFunc(
 		prometheus.GaugeOpts{Namespace: prefix, Name: "draining", Help: "1 while the process is draining."},
 		func() float64 { return number(m.config.Draining != nil && m.config.Draining()) }))
+	if m.config.State != nil {
+		r.MustRegister(files(m.config.State))
+	}
 	if m.config.Accounts != nil {
 		r.MustRegister(accounts(m.config.Accounts))
 	}

@@ -59,7 +59,7 @@ func (s *site) openLedger(ctx context.Context) {
 	l := ledger.New(ledgerStore{s.memory}, s.log, nil)
 	s.ledger.Store(l)
 	s.memory.flush, s.memory.guarding = l.Write, s.guard
-	s.keepers = append(s.keepers, l.Run, s.retain)
+	s.keepers = append(s.keepers, s.whileWhole(recordOf, l.Run), s.retain, s.reportBroken)
 }
 
 // accountsSeen is the ledger as metrics show it.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -20,6 +21,8 @@ import (
 // An archive is what is stored, for who looks after it.
 type archive struct {
 	record, cache *state.Bolt
+	lost          atomic.Int64 // accounts that only the cache knows, because the record was lost
+	unidentified  error        // why that is not known; nil: it is
 
 	listings, uidls bridge.Shelf // what POP3 remembers of mailboxes, and which UIDLs were shown
 	ledger          bridge.Shelf // who logs in with what
@@ -168,6 +171,7 @@ type checked struct {
 	File    string   `json:"file"`
 	Octets  int64    `json:"octets"`
 	Records int      `json:"records"`
+	Lost    int64    `json:"lost,omitempty"`    // accounts that the record should have
 	Damaged []string `json:"damaged,omitempty"` // what cannot be read
 }
 
@@ -176,7 +180,7 @@ const mostDamage = 100
 
 var checkState = question[struct{}, checked]{"state/check", func(ctx context.Context, m *memory, _ struct{}, each func(checked) error) error {
 	a, err := m.open(ctx)
-	if err != nil {
+	if err != nil && (a == nil || a.record.Err() == nil) { // a broken file is named below
 		return err
 	}
 	for _, f := range []*state.Bolt{a.record, a.cache} {
@@ -188,6 +192,10 @@ var checkState = question[struct{}, checked]{"state/check", func(ctx context.Con
 			for _, d := range damaged[:min(len(damaged), mostDamage)] {
 				c.Damaged = append(c.Damaged, d.Error())
 			}
+		}
+		if f == a.record && a.lost.Load() > 0 {
+			err = errors.Join(err, a.countLost(ctx))
+			c.Lost = a.lost.Load()
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -207,7 +215,9 @@ func checkStateCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Read all that Postern remembers, and the checksum of every record",
 		Long: `Read every page of the files of the state, and the checksum of the record of
-each account, while Postern runs or when it does not. Damage is exit status 1.`,
+each account, while Postern runs or when it does not. Damage is exit status 1, and
+so is a record that was lost: one that has nothing of the accounts that the file
+beside it knows.`,
 		Args: cobra.NoArgs,
 	}
 	path := configFlag(cmd)
@@ -220,8 +230,11 @@ each account, while Postern runs or when it does not. Damage is exit status 1.`,
 		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 		err = checkState.ask(cmd.Context(), cfg, struct{}{}, func(c checked) error {
 			verdict := "good"
-			if len(c.Damaged) > 0 {
+			switch {
+			case len(c.Damaged) > 0:
 				verdict = "damaged"
+			case c.Lost > 0:
+				verdict = "lost"
 			}
 			_, err := fmt.Fprintf(t, "%s\t%s\t%d octets", c.File, verdict, c.Octets)
 			if c.Records > 0 {
@@ -231,6 +244,10 @@ each account, while Postern runs or when it does not. Damage is exit status 1.`,
 			for _, d := range c.Damaged {
 				damaged++
 				_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", c.File, d)
+			}
+			if c.Lost > 0 {
+				damaged++
+				_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", c.File, lostWords(c.Lost))
 			}
 			return err
 		})

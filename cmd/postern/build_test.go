@@ -57,7 +57,7 @@ func inhabit(t *testing.T, config string) *running {
 // inhabitWith is inhabit with other certificates, and a log for the test.
 func inhabitWith(t *testing.T, cfg *configs.Config, store *certs.Store, log io.Writer) *running {
 	t.Helper()
-	m, err := openMemory(cfg)
+	m, err := openMemory(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,7 +31,7 @@ func (q question[In, Out]) ask(ctx context.Context, cfg *configs.Config, in In, 
 	if !errors.Is(err, admin.ErrNotRunning) {
 		return err
 	}
-	m, err := reopenMemory(cfg)
+	m, err := reopenMemory(ctx, cfg)
 	if errors.Is(err, state.ErrInUse) {
 		if again := running(); !errors.Is(again, admin.ErrNotRunning) {
 			return again // it has started meanwhile

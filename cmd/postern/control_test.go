@@ -20,7 +20,7 @@ import (
 // Criterion: a subcommand gets the same answer from the Postern that runs and from its files.
 func TestAnswersOfTheRunningAndOfTheFilesAreTheSame(t *testing.T) {
 	cfg := &configs.Config{State: configs.State{Path: filepath.Join(t.TempDir(), "state")}}
-	m, err := openMemory(cfg)
+	m, err := openMemory(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,12 +26,13 @@ func (s *site) newMetrics() *metrics.Metrics {
 		Pools:        s.poolGauges,
 		Judgements:   metrics.Judgements{Tiers: guard.Tiers(), Buckets: guard.Buckets()},
 		Guard:        s.guardGauges,
+		State:        s.stateGauges,
 		Accounts:     s.accountsSeen,
 		Listings:     func() int64 { return s.listings.Reserved() },
 		Draining:     s.draining.Load,
 		Ready:        s.notReady,
 		Page:         s.page,
-		Degraded:     s.worn,
+		Degraded:     s.degraded,
 		Log:          s.log,
 	})
 }
@@ -184,12 +185,27 @@ func (s *site) notReady() error {
 	if h == nil {
 		return errors.New("not listening yet")
 	}
+	if err := s.recordUsable(h); err != nil {
+		return err
+	}
 	for _, pool := range h.pools {
 		if pool.Up() {
 			return s.certificateValid()
 		}
 	}
 	return errors.New("no backend is up")
+}
+
+// degraded says what somebody should look at, while clients may come.
+func (s *site) degraded() error {
+	files, certificates := s.stateDegraded(), s.worn()
+	switch {
+	case files == nil:
+		return certificates
+	case certificates == nil:
+		return files
+	}
+	return fmt.Errorf("%w; %w", files, certificates)
 }
 
 func (s *site) certificateValid() error {

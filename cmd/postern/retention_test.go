@@ -23,7 +23,7 @@ type attic struct {
 
 func newAttic(t *testing.T) *attic {
 	t.Helper()
-	m, err := openMemory(&configs.Config{State: configs.State{Path: filepath.Join(t.TempDir(), "state")}})
+	m, err := openMemory(t.Context(), &configs.Config{State: configs.State{Path: filepath.Join(t.TempDir(), "state")}})
 	if err != nil {
 		t.Fatal(err)
 	}

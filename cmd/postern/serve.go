@@ -57,10 +57,13 @@ func runAt(ctx context.Context, path string, log io.Writer, before *relative) (e
 			return err
 		}
 	}
-	if s.memory, err = openMemory(cfg); err != nil {
+	if s.memory, err = openMemory(ctx, cfg); err != nil {
 		return configs.Errors{cfg.Errorf("state.path", "%v", err)}
 	}
 	defer func() { err = errors.Join(err, s.memory.Close()) }()
+	if err := s.reportLost(ctx, cfg); err != nil {
+		return configs.Errors{cfg.Errorf("state.path", "%v", err)}
+	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	return s.serve(ctx, h)

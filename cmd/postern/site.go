@@ -139,7 +139,7 @@ func (s *site) serve(ctx context.Context, h *house) error {
 		return err
 	}
 	s.openGuard(ctx, h)
-	s.keepers = append(s.keepers, s.runGuard)
+	s.keepers = append(s.keepers, s.whileWhole(cacheOf, s.runGuard))
 	if s.inherited != nil {
 		if err := s.guard.Restore(s.inherited); err != nil {
 			s.log.Warn("the login guard begins anew, and learns", "err", err)

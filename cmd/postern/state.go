@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"postern/bridge"
@@ -22,8 +23,9 @@ type memory struct {
 	record bridge.Book
 	guard  guard.Store
 
-	brakes  bridge.Store // of backends, by name; nil: their state ends with the process
-	archive *archive     // nil: nothing is open
+	brakes  bridge.Store            // of backends, by name; nil: their state ends with the process
+	archive *archive                // nil: nothing is open
+	files   atomic.Pointer[archive] // the same, for who asks at any time
 
 	brake func(ctx context.Context, backend string) (*bridge.Brake, error) // of a backend of the configuration, with its state
 
@@ -145,8 +147,8 @@ func (m *memory) handOver(other func(name string) bridge.Book) error {
 }
 
 // takeBack opens the files again.
-func (m *memory) takeBack(cfg *configs.Config) error {
-	fresh, err := openMemory(cfg)
+func (m *memory) takeBack(ctx context.Context, cfg *configs.Config) error {
+	fresh, err := openMemory(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -154,6 +156,7 @@ func (m *memory) takeBack(cfg *configs.Config) error {
 		b.set(fresh.used[name].book)
 	}
 	m.guard, m.archive, m.close = fresh.guard, fresh.archive, fresh.close
+	m.files.Store(m.archive)
 	return nil
 }
 
@@ -163,7 +166,7 @@ const (
 )
 
 // openMemory opens what cfg.State says.
-func openMemory(cfg *configs.Config) (*memory, error) {
+func openMemory(ctx context.Context, cfg *configs.Config) (*memory, error) {
 	dir := cfg.State.Path
 	if dir == "" {
 		return &memory{}, nil
@@ -180,7 +183,9 @@ func openMemory(cfg *configs.Config) (*memory, error) {
 	listings := &bucket{name: listingsBucket, book: cache.Bucket(listingsBucket)}
 	uidls := &bucket{name: uidlBucket, book: record.Bucket(uidlBucket)}
 	brakes := &bucket{name: brakeBucket, book: record.Bucket(brakeBucket)}
-	return &memory{
+	a := newArchive(record, cache)
+	a.unidentified = a.identify(ctx) // what cannot be read stops no start
+	m := &memory{
 		cache: listings, record: uidls, brakes: brakes, guard: cache.Bucket("guard"),
 		used:        map[string]*bucket{listingsBucket: listings, uidlBucket: uidls, brakeBucket: brakes},
 		guardConfig: guardConfig(cfg),
@@ -193,20 +198,25 @@ func openMemory(cfg *configs.Config) (*memory, error) {
 			return b, nil
 		},
 		close:   func() error { return errors.Join(cache.Close(), record.Close()) },
-		archive: newArchive(record, cache),
-	}, nil
+		archive: a,
+	}
+	m.files.Store(a)
+	return m, nil
 }
 
 // reopenMemory is openMemory for one who is not Postern itself. It makes no new
 // files, which would belong to another user than Postern's.
-func reopenMemory(cfg *configs.Config) (*memory, error) {
+func reopenMemory(ctx context.Context, cfg *configs.Config) (*memory, error) {
 	if cfg.State.Path == "" {
 		return nil, errors.New("no Postern can be asked, and state.path is not set: nothing is remembered")
 	}
 	if _, err := os.Stat(filepath.Join(cfg.State.Path, recordFile)); err != nil {
+		if _, beside := os.Stat(filepath.Join(cfg.State.Path, cacheFile)); beside == nil {
+			return nil, fmt.Errorf("the record of unique ids was lost: put a backup back with postern state restore: %w", err)
+		}
 		return nil, fmt.Errorf("no Postern is running, and none has left its state: %w", err)
 	}
-	return openMemory(cfg)
+	return openMemory(ctx, cfg)
 }
 
 // Close closes what is open. Sessions that are left go on without it.

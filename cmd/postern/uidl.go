@@ -86,11 +86,15 @@ var forgetUIDLs = question[selection, int]{"uidl/forget", func(ctx context.Conte
 	if m.record == nil {
 		return errNoRecord
 	}
+	lost, err := m.archive.forgetLost(ctx, s.has)
+	if err != nil {
+		return err
+	}
 	n, err := bridge.Forget(ctx, m.record, s.has)
 	if err != nil {
 		return err
 	}
-	return each(n)
+	return each(n + lost)
 }}
 
 var exportUIDLs = question[selection, bridge.Recorded]{"uidl/export", func(ctx context.Context, m *memory, s selection, each func(bridge.Recorded) error) error {

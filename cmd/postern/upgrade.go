@@ -276,7 +276,7 @@ func (n *successor) giveUp() {
 func (s *site) upgrade(background context.Context) error {
 	s.log.Info("upgrade begins", "binary", s.binary)
 	defer s.stayAlive()()
-	err := upgradable(os.Getpid())
+	err := errors.Join(upgradable(os.Getpid()), s.memory.broken()) // a file that is broken cannot be given away
 	var next *successor
 	if err == nil {
 		next, err = s.launch()
@@ -390,7 +390,7 @@ func (s *site) takeBack(background context.Context, next *successor) error {
 		return err
 	}
 	if s.memory.used != nil {
-		if err := s.memory.takeBack(h.cfg); err != nil {
+		if err := s.memory.takeBack(background, h.cfg); err != nil {
 			return err
 		}
 	}
