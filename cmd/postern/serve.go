@@ -15,6 +15,7 @@ import (
 
 	"postern/configs"
 	"postern/proxy/certs"
+	"postern/proxy/state"
 )
 
 func runCommand() *cobra.Command {
@@ -60,7 +61,11 @@ func runAt(ctx context.Context, path string, log io.Writer, before *relative) (e
 	if s.memory, err = openMemory(ctx, cfg); err != nil {
 		return configs.Errors{cfg.Errorf("state.path", "%v", err)}
 	}
-	defer func() { err = errors.Join(err, s.memory.Close()) }()
+	defer func() {
+		if closed := s.memory.Close(); !errors.Is(closed, state.ErrDamaged) { // else the log has it
+			err = errors.Join(err, closed)
+		}
+	}()
 	if err := s.reportLost(ctx, cfg); err != nil {
 		return configs.Errors{cfg.Errorf("state.path", "%v", err)}
 	}

@@ -26,6 +26,7 @@ const lookEvery = time.Second
 
 var (
 	errChanged  = errors.New("another program has changed the file")
+	errShort    = errors.New("the file is shorter than it was, or the disk does not give it")
 	errReplaced = errors.New("another program has removed or replaced the file")
 )
 
@@ -44,6 +45,9 @@ func (b *Bolt) Broken() <-chan struct{} { return b.broken }
 // fail makes the Bolt broken and returns Err. cause is a panic's value or an
 // error.
 func (b *Bolt) fail(cause any) error {
+	if isFault(cause) {
+		cause = errShort
+	}
 	remedy := "stop Postern, put a backup back with postern state restore unless postern state check finds the file good, and start Postern"
 	if b.disposable {
 		remedy = "restart Postern"
