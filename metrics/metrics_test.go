@@ -35,6 +35,7 @@ func config() Config {
 		Guard:      func() Guard { return Guard{} },
 		Stores:     []string{"uidl", "listings"},
 		Pools:      func() []Pool { return []Pool{{Backend: Backend{"main", proxy.IMAP}}} },
+		State:      func() State { return State{Broken: map[string]bool{"record.db": false}} },
 	}
 }
 

@@ -247,7 +247,7 @@ beside it knows.`,
 			}
 			if c.Lost > 0 {
 				damaged++
-				_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", c.File, lostWords(c.Lost))
+				_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s: it has nothing of %d accounts that %s knows: %s\n", c.File, lostRecord, c.Lost, cacheFile, lostRemedy)
 			}
 			return err
 		})

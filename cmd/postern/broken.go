@@ -153,11 +153,11 @@ func (a *archive) forgetLost(ctx context.Context, match func(account string) boo
 	return len(some), a.countLost(ctx)
 }
 
-// lostWords say what was lost, and what to do.
-func lostWords(accounts int64) string {
-	return fmt.Sprintf("the record of unique ids was lost: %s has nothing of %d accounts that %s knows; stop Postern and put a backup back (postern state restore), or let their unique ids be computed anew (pop3.uidl_on_lost_state: recompute, or postern uidl forget --all)",
-		recordFile, accounts, cacheFile)
-}
+// lostRecord is said of a record that was lost, lostRemedy what to do.
+const (
+	lostRecord = "the record of unique ids was lost"
+	lostRemedy = "stop Postern and put a backup back (postern state restore), or let them be computed anew (pop3.uidl_on_lost_state: recompute, or postern uidl forget --all)"
+)
 
 // reportLost says once that the record was lost. If the operator wants that, it
 // is begun anew.
@@ -174,7 +174,7 @@ func (s *site) reportLost(ctx context.Context, cfg *configs.Config) error {
 		return nil
 	}
 	recompute := cfg.POP3.UIDLOnLostState == "recompute"
-	s.log.Error(lostWords(n), "accounts", n, "begun_anew", recompute)
+	s.log.Error(lostRecord, "file", recordFile, "accounts", n, "begun_anew", recompute, "remedy", lostRemedy)
 	if recompute {
 		return a.accept(ctx)
 	}
@@ -259,7 +259,7 @@ func (s *site) stateDegraded() error {
 	case a.cache.Err() != nil:
 		return fmt.Errorf("%s is broken: POP3 logins take longer until Postern is restarted", cacheFile)
 	case a.lost.Load() > 0:
-		return fmt.Errorf("the record of unique ids was lost: %s has nothing of %d accounts that POP3 clients use", recordFile, a.lost.Load())
+		return fmt.Errorf("%s: %s has nothing of %d accounts that POP3 clients use", lostRecord, recordFile, a.lost.Load())
 	}
 	return nil
 }

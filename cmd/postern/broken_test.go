@@ -159,9 +159,9 @@ func TestARecordThatIsChangedInUseStopsPOP3Alone(t *testing.T) {
 			}
 
 			g := f.again(t)
-			lost := g.logged(t, lostWords(users))
+			lost := g.logged(t, lostRecord)
 			if name == "cut off" {
-				if len(lost) != 1 || lost[0].text("level") != "ERROR" {
+				if len(lost) != 1 || lost[0].text("level") != "ERROR" || lost[0].text("accounts") != fmt.Sprint(users) {
 					t.Errorf("at the next start the log says\n%s", g.printed(t))
 				}
 				if out, err := g.say("state", "check"); err == nil || !strings.Contains(out, "record.db  lost") || !strings.Contains(out, "restore") {

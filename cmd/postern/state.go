@@ -212,7 +212,7 @@ func reopenMemory(ctx context.Context, cfg *configs.Config) (*memory, error) {
 	}
 	if _, err := os.Stat(filepath.Join(cfg.State.Path, recordFile)); err != nil {
 		if _, beside := os.Stat(filepath.Join(cfg.State.Path, cacheFile)); beside == nil {
-			return nil, fmt.Errorf("the record of unique ids was lost: put a backup back with postern state restore: %w", err)
+			return nil, fmt.Errorf("%s: %s: %w", lostRecord, lostRemedy, err)
 		}
 		return nil, fmt.Errorf("no Postern is running, and none has left its state: %w", err)
 	}
