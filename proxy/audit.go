@@ -203,6 +203,8 @@ func (a *Audit) brakeChanged(e BrakeChanged) {
 		a.Log.Error("brake is on: its state cannot be read or kept; mailboxes that look different are refused", append(fields, "err", e.Err)...)
 	case e.On:
 		a.Log.Error("brake is on: too many mailboxes look different and are refused until postern uidl accept", fields...)
+	case !e.Accepted.IsZero():
+		a.Log.Warn("brake is off: mailboxes may look different", fields...)
 	default:
 		a.Log.Warn("brake is off", fields...)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -151,4 +152,47 @@ func TestAuditWritesWhatIsOddAboutAMaildrop(t *testing.T) {
 			t.Errorf("wrote %s\nwant  %s", line, test.want)
 		}
 	}
+}
+
+func TestAuditSaysWhichMailboxesLookDifferent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, out := audit()
+		changed := proxy.MailboxChanged{Backend: "main", Account: "alice", Kind: proxy.ChangeEmptied}
+		again, accepted := changed, changed
+		again.Repeated, accepted.Accepted = true, true
+		for _, e := range []proxy.Event{changed, again, accepted} {
+			a.Observe(e)
+		}
+		a.Observe(proxy.BrakeChanged{Backend: "main", On: true, Since: time.Now(), Counted: 11, Polled: 30})
+		changed.Refused = true
+		for range 500 {
+			a.Observe(changed)
+		}
+		time.Sleep(2 * time.Minute)
+		a.Observe(changed)
+		a.Observe(proxy.BrakeChanged{Backend: "main", On: true, Err: errors.New("disk full")})
+		a.Observe(proxy.BrakeChanged{Backend: "main", Accepted: time.Now().Add(time.Hour)})
+		a.Observe(proxy.BrakeChanged{Backend: "main"})
+		a.Observe(proxy.ListingRefused{Reason: proxy.ListingsFull})
+		a.Observe(proxy.ListingRefused{Reason: proxy.ListingsFull})
+		var got []string
+		for line := range strings.Lines(out.String()) {
+			_, line, _ = strings.Cut(strings.TrimSpace(line), " ") // without the time
+			got = append(got, line)
+		}
+		want := []string{
+			`level=WARN msg="mailbox looks different" backend=main account=alice kind=emptied`,
+			`level=INFO msg="mailbox looks different, as expected" backend=main account=alice kind=emptied`,
+			`level=ERROR msg="brake is on: too many mailboxes look different and are refused until postern uidl accept" backend=main counted=11 polled=30 since=2000-01-01T00:00:00.000Z`,
+			`level=WARN msg="mailbox looks different: refused" backend=main account=alice kind=emptied`,
+			`level=WARN msg="mailbox looks different: refused" backend=main account=alice kind=emptied repeated=499`,
+			`level=ERROR msg="brake is on: its state cannot be read or kept; mailboxes that look different are refused" backend=main counted=0 polled=0 err="disk full"`,
+			`level=WARN msg="brake is off: mailboxes may look different" backend=main counted=0 polled=0 accepted_until=2000-01-01T01:02:00.000Z`,
+			`level=WARN msg="brake is off" backend=main counted=0 polled=0`,
+			`level=WARN msg="no memory for a listing: see limits.listing_memory" reason=full`,
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("wrote\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	})
 }
