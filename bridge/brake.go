@@ -25,7 +25,7 @@ const (
 	// manyMessages is how many messages have to be known, or gone, for a
 	// mailbox to be counted that has kept its UIDVALIDITY.
 	manyMessages = 20
-	// maxRecent bounds the accounts of one window: 32 MiB. Accounts beyond it do
+	// maxRecent bounds the accounts of one window: about 40 MB. Accounts beyond it do
 	// not count as polling, so that the brake comes sooner.
 	maxRecent = 1 << 20
 	// DefaultAccept is for how long changes are accepted unless an operator says
@@ -94,8 +94,8 @@ func (c comparison) change() Change {
 // an account with a Change is refused for now. The brake stays on until an
 // operator accepts the changes, also over a restart.
 //
-// The accounts of the 10 minutes are remembered in memory: 32 octets or less
-// each, and of two windows. The state is in the store, so that two processes
+// The accounts of the last 10 to 20 minutes are remembered in memory, with about
+// 75 octets each. The state is in the store, so that two processes
 // with one store have one state: what one of them brakes or accepts holds in
 // the other at the next Change. What they count they count apart.
 //

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -386,6 +388,29 @@ func TestANilBrakeAdmitsAll(t *testing.T) {
 	var b *Brake
 	if err := b.Admit(t.Context(), "alice", NewUIDValidity); err != nil {
 		t.Error(err)
+	}
+}
+
+// BenchmarkBrakeMemory measures what a brake takes that has seen all accounts in
+// both of its windows.
+func BenchmarkBrakeMemory(b *testing.B) {
+	for b.Loop() {
+		const accounts = 500_000
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		var clock time.Time
+		brake := newBrake("main", nil, func() time.Time { return clock })
+		for range 2 {
+			for i := range accounts {
+				_ = brake.Admit(b.Context(), strconv.Itoa(i), Unchanged)
+			}
+			clock = clock.Add(brakeWindow)
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/accounts, "octets/account")
+		runtime.KeepAlive(brake)
 	}
 }
 
