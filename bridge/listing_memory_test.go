@@ -150,7 +150,7 @@ func BenchmarkListingMemory(b *testing.B) {
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&before)
-		l := newListing(view{uidValidity: 1, uidNext: messages + 1, exists: messages, selected: -1}, snapshot{})
+		l := newListing(view{uidValidity: 1, uidNext: messages + 1, exists: messages, selected: -1}, snapshot{}, nil)
 		for uid := range uint32(messages) {
 			l.add(uid+1, 1000)
 		}

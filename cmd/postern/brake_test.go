@@ -101,7 +101,7 @@ state: {path: %q}
 		if _, err := acceptChanges.one(t.Context(), cfg, acceptance{"old", time.Hour}); err != nil {
 			t.Fatal(err)
 		}
-		m, err := openMemory(cfg)
+		m, err := openMemory(t.Context(), cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
