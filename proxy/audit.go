@@ -159,6 +159,13 @@ func (a *Audit) closed(e Closed) {
 func hash16(n uint64) string { return fmt.Sprintf("%016x", n) }
 
 func (a *Audit) noticed(e MaildropNoticed) {
+	var more []any
+	if e.Kind == NoticeCache { // of all mailboxes alike, if the file is broken, and it only costs time
+		var ok bool
+		if more, ok = a.due(true, "maildrop", e.Kind); !ok {
+			return
+		}
+	}
 	level := slog.LevelWarn
 	if e.Kind == NoticeRenumbered && e.Messages == 0 {
 		level = slog.LevelInfo // all UIDLs are what they were
@@ -167,7 +174,7 @@ func (a *Audit) noticed(e MaildropNoticed) {
 	if e.Err != nil {
 		fields = append(fields, "err", e.Err)
 	}
-	a.Log.Log(context.Background(), level, "maildrop", fields...)
+	a.Log.Log(context.Background(), level, "maildrop", append(fields, more...)...)
 }
 
 // mailboxChanged writes which mailboxes were let through: their unique ids may

@@ -92,6 +92,19 @@ func TestAuditSaysTroubleOnceAMinute(t *testing.T) {
 	})
 }
 
+func TestACacheThatFailsIsSaidOnceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, out := audit()
+		for range 100 {
+			a.Observe(proxy.MaildropNoticed{Client: visitor, Account: "alice", Kind: proxy.NoticeCache, Err: errors.New("state is damaged")})
+			time.Sleep(time.Second)
+		}
+		if got := strings.Count(out.String(), "\n"); got != 2 || !strings.Contains(out.String(), "repeated=59") {
+			t.Errorf("%d lines in 100 s:\n%s", got, out)
+		}
+	})
+}
+
 func TestAuditSaysWhenABackendChanges(t *testing.T) {
 	a, out := audit()
 	for _, up := range []bool{true, true, false, false, true} {
