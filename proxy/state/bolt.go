@@ -137,19 +137,9 @@ func open(path string) (_ *Bolt, err error) {
 	defer damage(&err)
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file that was cut off
 	b := &Bolt{path: path, broken: make(chan struct{})}
-	b.db, err = bbolt.Open(path, 0o600, &bbolt.Options{
-		Timeout:         lockTimeout,
-		FreelistType:    bbolt.FreelistMapType,
-		InitialMmapSize: firstMap,
-		NoStatistics:    true,
-		OpenFile: func(path string, flag int, mode os.FileMode) (_ *os.File, err error) {
-			file, err = os.OpenFile(path, flag, mode)
-			return file, err
-		},
-		// Not NoFreelistSync: a write costs the same without, as measured, and
-		// a start would read every page, in a goroutine of bbolt's that ends
-		// the process when one of them is damaged.
-	})
+	if err = checkFree(path); err == nil {
+		b.db, err = b.openFile(&file)
+	}
 	if err == nil {
 		err = b.begun(file)
 	}
@@ -162,6 +152,24 @@ func open(path string) (_ *Bolt, err error) {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil, err
+}
+
+// openFile opens the file to write. What is open in the end is in file, also
+// after a panic.
+func (b *Bolt) openFile(file **os.File) (*bbolt.DB, error) {
+	return bbolt.Open(b.path, 0o600, &bbolt.Options{
+		Timeout:         lockTimeout,
+		FreelistType:    bbolt.FreelistMapType,
+		InitialMmapSize: firstMap,
+		NoStatistics:    true,
+		OpenFile: func(path string, flag int, mode os.FileMode) (_ *os.File, err error) {
+			*file, err = os.OpenFile(path, flag, mode)
+			return *file, err
+		},
+		// Not NoFreelistSync: a write costs the same without, as measured, and
+		// a start would read every page, in a goroutine of bbolt's that ends
+		// the process when one of them is damaged.
+	})
 }
 
 // begun notes what is known of the file when it is opened.

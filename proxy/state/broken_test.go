@@ -3,7 +3,9 @@ package state
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"hash/fnv"
 	"io"
 	"os"
 	"path/filepath"
@@ -283,11 +285,7 @@ func TestADisposableFileOfAnyContentIsBegunAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := os.Getpagesize()
-	lengths := []int{0, 1, 15, 16, 79, 80, 100, 512, 1023, 1024, 1025, 2048, 4000, 3*page + 7, 12000, 5 * page, len(content) / 2, len(content) - 1, len(content)}
-	for n := 4090; n <= 8192; n += 241 {
-		lengths = append(lengths, n)
-	}
-	lengths = append(lengths, page-1, page, page+1, 2*page-1, 2*page, 2*page+1)
+	lengths := []int{0, 1, 16, 80, 1024, page - 1, page, page + 1, 5000, 2*page - 1, 2 * page, 12000, 5 * page, len(content) - 1, len(content)}
 	for _, n := range lengths {
 		for name, of := range map[string]func() []byte{
 			"cut off": func() []byte { return bytes.Clone(content[:n]) },
@@ -296,6 +294,29 @@ func TestADisposableFileOfAnyContentIsBegunAnew(t *testing.T) {
 			"beginning spoilt": func() []byte {
 				b := bytes.Clone(content[:n])
 				clear(b[:min(n, 2*page)])
+				return b
+			},
+			"list of free pages too long": func() []byte { // else it would end the process
+				b := bytes.Clone(content[:n])
+				for at := 2 * page; at+32 <= n; at += page {
+					if b[at+8] == 0x10 {
+						b[at+10], b[at+11] = 0xff, 0xff
+						copy(b[at+16:], []byte{0, 0, 0, 0, 16, 0, 0, 0})
+					}
+				}
+				return b
+			},
+			"list of free pages missing": func() []byte {
+				b := bytes.Clone(content[:n])
+				for at := 16; at+64 <= n && at < 2*page; at += page {
+					copy(b[at+32:], bytes.Repeat([]byte{0xff}, 8))
+					sum := fnv.New64a()
+					_, _ = sum.Write(b[at : at+56])
+					binary.NativeEndian.PutUint64(b[at+56:], sum.Sum64())
+				}
+				for at := 2 * page; at+32 <= n; at += page {
+					copy(b[at+8:], bytes.Repeat([]byte{0xff}, 24))
+				}
 				return b
 			},
 			"list of free pages spoilt": func() []byte {
