@@ -28,13 +28,15 @@ const (
 	// maxRecent bounds the accounts of one window: about 40 MB. Accounts beyond it do
 	// not count as polling, so that the brake comes sooner.
 	maxRecent = 1 << 20
-	// DefaultAccept is for how long changes are accepted unless an operator says
-	// otherwise, MinAccept and MaxAccept what the operator may say.
-	DefaultAccept = time.Hour
-	MinAccept     = time.Minute
-	MaxAccept     = 30 * 24 * time.Hour
 	// brakeVersion is that of the state in the store.
 	brakeVersion = 1
+)
+
+// How long changes can be accepted for.
+const (
+	DefaultAccept = time.Hour // unless an operator says otherwise
+	MinAccept     = time.Minute
+	MaxAccept     = 30 * 24 * time.Hour
 )
 
 // A Change is how INBOX differs from the last poll in a way that no session of
@@ -62,7 +64,7 @@ func (c Change) String() string { return changes[c] }
 type comparison struct {
 	oldUIDValidity, newUIDValidity uint32 // old 0: there was no session; new 0: the server does not say
 	oldUIDNext, newUIDNext         uint32 // 0: not known
-	known                          int    // messages at the end of the last session, without those that it has removed
+	known                          int    // messages at the end of the last session, without those that it has removed; -1: not known
 	exists                         int    // messages now
 	gone                           int    // of known, those that are certainly not there now; 0 if only EXISTS is known yet
 }

@@ -30,6 +30,8 @@ func TestWhatOfAMailboxIsCounted(t *testing.T) {
 		{"another UIDVALIDITY, all gone", func(c *comparison) { c.newUIDValidity, c.known = 8, 50 }, NewUIDValidity},
 		{"another UIDVALIDITY of what a client has emptied", func(c *comparison) { c.newUIDValidity, c.exists = 8, 5 }, NewUIDValidity},
 		{"another UIDVALIDITY, empty before and after", func(c *comparison) { c.newUIDValidity = 8 }, Unchanged},
+		{"another UIDVALIDITY, empty, and not known what was there", func(c *comparison) { c.newUIDValidity, c.known = 8, -1 }, NewUIDValidity},
+		{"not known what was there", func(c *comparison) { c.known = -1 }, Unchanged},
 		{"no UIDVALIDITY", func(c *comparison) { c.newUIDValidity, c.known = 0, 50 }, Unchanged},
 		{"a lower UIDNEXT", func(c *comparison) { c.newUIDNext, c.known, c.exists = 99, 50, 49 }, LowerUIDNext},
 		{"no UIDNEXT any more", func(c *comparison) { c.newUIDNext, c.known, c.exists = 0, 50, 50 }, Unchanged},
