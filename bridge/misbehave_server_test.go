@@ -22,7 +22,8 @@ type mail struct {
 	uid     uint32
 	body    string
 	deleted bool // has the \Deleted flag
-	marked  bool // a command of the bridge has set it
+	foreign bool // another client has set it
+	marked  bool // a command of the bridge has
 	hidden  bool // has the keyword $POP3Deleted
 }
 
@@ -63,7 +64,6 @@ type mailbox struct {
 
 	seed    uint64
 	conns   int
-	surplus bool // more misbehaviour than one seed should have is planned
 	unknown string
 	log     *strings.Builder // nil: nobody reads it
 }
@@ -537,7 +537,7 @@ func (c *imapConn) carryOut(tag, command string) (rows []row, result string) {
 		for _, m := range c.among(set) {
 			if strings.Contains(flags, `\Deleted`) {
 				m.deleted = flags[0] == '+'
-				m.marked = m.marked || m.deleted
+				m.marked = m.marked || m.deleted && !m.foreign
 			}
 			if strings.Contains(strings.ToLower(flags), "$pop3deleted") {
 				m.hidden = flags[0] == '+'

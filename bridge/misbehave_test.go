@@ -2,10 +2,12 @@ package bridge_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -71,7 +73,9 @@ type life struct {
 	settled  map[int]bool    // fingerprint was gathered
 	hour     bool            // more than an hour since the last fault
 	well     bool            // the server is
-	failures []string
+	event    string          // what happens to the whole mailbox in this life
+	before   []string        // faults in earlier polls
+	failures []failure
 }
 
 // A kind says what is wrong with the server of a life.
@@ -83,9 +87,22 @@ const (
 	misbehaviour             // faults
 )
 
+// A failure is something that must not be.
+type failure struct {
+	kind, text string
+	after      string // what had gone wrong at the server until then
+}
+
+func (f failure) String() string { return f.kind + ": " + f.text + " (after " + f.after + ")" }
+
 func (l *life) fail(kind, format string, args ...any) {
-	l.failures = append(l.failures, kind+": "+fmt.Sprintf(format, args...))
-	l.logf("!!! %s", l.failures[len(l.failures)-1])
+	l.box.mu.Lock()
+	defer l.box.mu.Unlock()
+	f := failure{kind, fmt.Sprintf(format, args...), l.event + strings.Join(append(slices.Clone(l.before), l.box.fired...), ", ")}
+	l.failures = append(l.failures, f)
+	if l.box.log != nil {
+		fmt.Fprintf(l.box.log, "!!! %s\n", f)
+	}
 }
 
 func (l *life) logf(format string, args ...any) {
@@ -183,6 +200,7 @@ func (l *life) live() {
 			b.refuses.how = "NO [SERVERBUG] cannot read the message"
 		}
 	}
+	l.event = map[int]string{0: "one cannot be read: ", 1: "store away: ", 2: "store away: ", 3: "moved: ", 4: "cache lost: ", 5: "cache lost: "}[event]
 	first, away := 1+r.IntN(3), 1+r.IntN(2)
 	for poll := range 4 { // the first of them with a server that is well
 		if poll == 0 && r.IntN(3) == 0 {
@@ -228,8 +246,8 @@ func (l *life) live() {
 // rename says that a message may have a new unique-id from now on.
 func (l *life) rename(id int) {
 	l.excused[id] = true
-	delete(l.ids, l.names[id])
 	delete(l.names, id)
+	delete(l.removed, id)
 }
 
 // between is what happens to the mailbox between two polls.
@@ -246,27 +264,26 @@ func (l *life) between(poll int) {
 		b.remove("IMAP", func(m *mail) bool { return m == doomed && m.id != b.unreadable })
 	}
 	if len(b.mails) > 0 && r.IntN(4) == 0 {
-		b.mails[r.IntN(len(b.mails))].deleted = true // by another client
+		m := b.mails[r.IntN(len(b.mails))]
+		m.deleted, m.foreign = true, true
 	}
 }
 
 // judge compares the end with what should have been.
 func (l *life) judge() {
 	b := l.box
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	if b.unknown != "" {
-		l.failures = append(l.failures, "model: the server does not know "+b.unknown)
+		l.fail("model", "the server does not know %s", b.unknown)
 	}
 	for _, m := range b.ever {
 		who, gone := b.gone[m.id]
 		switch {
 		case gone && who != "IMAP" && (!l.wants[m.id] || l.got[m.id] == 0):
-			l.failures = append(l.failures, fmt.Sprintf("lost: message %d was removed by %s, wanted %t, downloaded %d times", m.id, who, l.wants[m.id], l.got[m.id]))
-		case !gone && (m.marked || m.hidden) && !l.wants[m.id] && m.marked:
-			l.failures = append(l.failures, fmt.Sprintf("lost: message %d was marked as deleted, and nobody wanted it", m.id))
+			l.fail("lost", "message %d was removed by %s, wanted %t, downloaded %d times", m.id, who, l.wants[m.id], l.got[m.id])
+		case !gone && (m.marked || m.hidden) && !l.wants[m.id]:
+			l.fail("lost", "message %d was marked as deleted, and nobody wanted it", m.id)
 		case !gone && l.got[m.id] == 0 && m.id != b.unreadable:
-			l.failures = append(l.failures, fmt.Sprintf("missed: message %d (UID %d) was never downloaded", m.id, m.uid))
+			l.fail("missed", "message %d (UID %d) was never downloaded", m.id, m.uid)
 		}
 	}
 }
@@ -275,6 +292,7 @@ func (l *life) judge() {
 func (l *life) poll(name string) {
 	b := l.box
 	b.mu.Lock()
+	l.before = append(l.before, b.fired...)
 	b.fired = nil
 	before := slices.Clone(b.mails)
 	b.mu.Unlock()
@@ -400,7 +418,7 @@ func (c *client) refused(command, answer string) {
 	n, _ := strconv.Atoi(strings.Fields(rest + " 0")[0])
 	id, known := c.ids[n]
 	if !known && n > 0 && n <= len(c.uidls) {
-		id, known = l.ids[c.uidls[n-1]], true
+		id, known = l.ids[c.uidls[n-1]]
 	}
 	l.box.mu.Lock()
 	_, gone := l.box.gone[id]
@@ -521,7 +539,7 @@ func (c *client) listing() bool {
 	if !whole {
 		return false
 	}
-	seen := make(map[string]bool)
+	seen, fresh := make(map[string]bool), 0
 	for i, line := range strings.Split(strings.TrimSuffix(text, "\r\n"), "\r\n") {
 		number, name, ok := strings.Cut(line, " ")
 		if text == "" {
@@ -535,6 +553,8 @@ func (c *client) listing() bool {
 		if id, ok := l.ids[name]; ok {
 			c.ids[i+1] = id
 			c.shown = append(c.shown, id)
+		} else {
+			fresh++
 		}
 	}
 	l.logf("        %s", strings.ReplaceAll(strings.TrimSpace(text), "\r\n", ", "))
@@ -558,9 +578,9 @@ func (c *client) listing() bool {
 	there := len(b.mails)
 	b.mu.Unlock()
 	switch {
-	case len(hidden) > 0 && len(c.uidls) >= must:
+	case len(hidden) > 0 && fresh >= len(hidden):
 		l.fail("renamed", "%d messages are listed, with other unique-ids: %q", len(c.uidls), hidden)
-	case len(c.uidls) < must:
+	case len(hidden) > 0, len(c.uidls) < must:
 		l.fail("hidden", "%d of %d messages are listed; missing: %q", len(c.uidls), must, hidden)
 	case l.well && len(c.uidls) > there:
 		l.fail("ghosts", "%d messages are listed, and there are %d", len(c.uidls), there)
@@ -682,10 +702,10 @@ func (c *client) delete(n int) {
 }
 
 // run lives the life of a seed and returns what went wrong.
-func runSeed(t *testing.T, seed uint64, k kind, log *strings.Builder) (failures []string) {
+func runSeed(t *testing.T, seed uint64, k kind, log *strings.Builder) (failures []failure) {
 	defer func() {
 		if e := recover(); e != nil {
-			failures = append(failures, fmt.Sprintf("panic: %v", e))
+			failures = append(failures, failure{"panic", fmt.Sprint(e), ""})
 		}
 	}()
 	synctest.Test(t, func(*testing.T) {
@@ -724,7 +744,13 @@ func seeds(t *testing.T, number uint64, k kind) {
 	begun := time.Now()
 	var next atomic.Uint64
 	var mu sync.Mutex
-	counts, firsts := make(map[string]int), make(map[string]uint64)
+	type group struct {
+		kind  string
+		seeds int
+		first uint64
+		text  string
+	}
+	groups := make(map[string]*group)
 	failed := 0
 	t.Run("seeds", func(t *testing.T) {
 		for worker := range runtime.GOMAXPROCS(0) {
@@ -735,19 +761,22 @@ func seeds(t *testing.T, number uint64, k kind) {
 					if seed >= number {
 						return
 					}
+					failures := runSeed(t, seed, k, nil)
+					mu.Lock()
+					if len(failures) > 0 {
+						failed++
+						f := failures[0]
+						name := f.kind
+						if testing.Verbose() && !strings.Contains(f.after, ",") { // one fault: it is the cause
+							name += " after " + f.after
+						}
+						if groups[name] == nil {
+							groups[name] = &group{name, 0, seed, f.String()}
+						}
+						groups[name].seeds++
+					}
 					if seed > 0 && seed%50_000 == 0 {
 						fmt.Fprintf(os.Stderr, "%s: %d seeds, %d failed, %v\n", t.Name(), seed, failed, time.Since(begun).Round(time.Second))
-					}
-					failures := runSeed(t, seed, k, nil)
-					if len(failures) == 0 {
-						continue
-					}
-					kind, _, _ := strings.Cut(failures[0], ":")
-					mu.Lock()
-					failed++
-					counts[kind]++
-					if first, ok := firsts[kind]; !ok || seed < first {
-						firsts[kind] = seed
 					}
 					mu.Unlock()
 				}
@@ -755,8 +784,8 @@ func seeds(t *testing.T, number uint64, k kind) {
 		}
 	})
 	t.Logf("%d seeds in %v, %d failed", number, time.Since(begun).Round(time.Millisecond), failed)
-	for kind, n := range counts {
-		t.Errorf("%d seeds: %s, as POSTERN_SEED=%d", n, kind, firsts[kind])
+	for _, g := range slices.SortedFunc(maps.Values(groups), func(a, b *group) int { return cmp.Compare(b.seeds, a.seeds) }) {
+		t.Errorf("%d seeds: %s, as POSTERN_SEED=%d: %s", g.seeds, g.kind, g.first, g.text)
 	}
 }
 
