@@ -60,7 +60,9 @@ type mailbox struct {
 
 	plan   []*fault
 	fired  []string
-	broken map[int]int // bodies that went wrong, by id
+	broken map[int]int  // bodies that went wrong, by id
+	cut    map[int]bool // bodies that came short in a response that is well-formed
+	agreed int          // bodies that clients have had whole
 
 	seed    uint64
 	conns   int
@@ -85,7 +87,7 @@ type fault struct {
 // kinds are the faults that a command can meet.
 var kinds = []string{
 	"NO", "NO after some", "BAD", "OK without data", "row missing", "number missing", "row doubled", "row extra", "row other",
-	"row split", "literal long", "literal short", "BYE", "lost", "lost within", "silence", "silence within", "unasked",
+	"row split", "literal long", "literal short", "body short", "BYE", "lost", "lost within", "silence", "silence within", "unasked",
 }
 
 var classes = []string{
@@ -423,6 +425,17 @@ func (c *imapConn) spoil(kind, class string, rows []row) []row {
 		}
 		rows[i] = first
 		return slices.Insert(rows, i+1, second)
+	case "body short": // what nobody can tell without RFC822.SIZE, and then only of a server whose sizes agree
+		if class != "body" || c.box.agreed == 0 {
+			return literals(-1 - r.IntN(60))
+		}
+		for k := range one.items {
+			if v := &one.items[k]; v.literal && len(v.value) > 100 {
+				v.value = v.value[:100+r.IntN(len(v.value)-100)]
+				c.box.cut[one.mail.id] = true
+			}
+		}
+		return rows
 	case "literal long":
 		return literals(1 + r.IntN(60))
 	case "literal short":
@@ -479,7 +492,9 @@ func (c *imapConn) free(text string) string {
 	}
 	switch c.random.IntN(6) {
 	case 0:
-		return strings.ToLower(text)
+		if !strings.HasPrefix(text, "LIST") && !strings.HasPrefix(text, "ESEARCH") { // a name or a tag would be another
+			return strings.ToLower(text)
+		}
 	case 1:
 		word, rest, _ := strings.Cut(text, " ")
 		return word + "  " + rest
