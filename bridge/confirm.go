@@ -2,8 +2,6 @@ package bridge
 
 import (
 	"context"
-
-	"github.com/emersion/go-imap/v2"
 )
 
 // confirm asks, once QUIT is answered, which of the messages that were removed
@@ -29,7 +27,7 @@ func (s *session) confirm() {
 		}
 		for i := range s.drop.messages {
 			m := &s.drop.messages[i]
-			if m.marks&deleted != 0 && uids.Contains(imap.UID(m.uid)) && !left.Contains(imap.UID(m.uid)) {
+			if m.marks&deleted != 0 && uidSet(uids).has(m.uid) && !uidSet(left).has(m.uid) {
 				s.drop.lost += hash(s.uniqueID(nil, m))
 				m.marks |= gone
 				s.drop.changed = true

@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,6 +42,7 @@ type fetching struct {
 	budget *atomic.Int64
 	row    *row   // that is being read
 	line   []byte // commands, not yet sent
+	blamed uint32 // UID of the row that broke the grammar; 0: none, or not known
 }
 
 // A want is one message that was asked for.
@@ -158,6 +159,7 @@ func (in *inbox) receive(ctx context.Context, uid uint32, tag uint64) (*row, err
 		if i := in.find(r.uid); i >= 0 {
 			w := in.wants[i]
 			in.came(i)
+			r.wanted = w.uid
 			if w.tag == tag && w.uid == uid {
 				return r, nil
 			}
@@ -178,32 +180,48 @@ func (in *inbox) find(uid uint32) int {
 // section. The error is errVanished or an *imap.Error if it is the end of the
 // command with tag and the row of uid has not come.
 func (in *inbox) response(uid uint32, tag uint64) (*row, error) {
+	r, end, err := in.read()
+	if r != nil || err != nil {
+		return r, err
+	}
+	if end.status != nil && in.ended(end.tag, uid) && end.tag == tag {
+		return nil, end.status
+	}
+	return nil, nil
+}
+
+// An ending is the tagged answer to a command.
+type ending struct {
+	tag    uint64
+	status error // errVanished: OK; an *imap.Error; nil: there was none
+}
+
+// read reads one response, behind the rest of the one before: a row, at its
+// first section, the end of a command, or something else.
+func (in *inbox) read() (*row, ending, error) {
 	if err := in.finish(); err != nil {
-		return nil, err
+		return nil, ending{}, err
 	}
 	line, err := in.link.responses.line()
 	if err != nil {
-		return nil, err
+		return nil, ending{}, err
 	}
-	if ended, ok, status := parseTagged(line); ok {
-		if in.ended(ended, uid) && ended == tag {
-			return nil, status
-		}
-		return nil, nil
+	if tag, ok, status := parseTagged(line); ok {
+		return nil, ending{tag, status}, nil
 	}
 	r, ok := in.parse(line)
 	if !ok {
-		return nil, in.noise(line)
+		return nil, ending{}, in.noise(line)
 	}
 	in.row = r
 	if err := r.next(); err != nil {
-		return nil, err
+		return nil, ending{}, err
 	}
 	if r.section == nil {
 		in.row = nil
-		return nil, nil
+		return nil, ending{}, nil
 	}
-	return r, nil
+	return r, ending{}, nil
 }
 
 // ended gives up what a command has not brought. It reports whether uid is
@@ -220,13 +238,11 @@ func (in *inbox) ended(tag uint64, uid uint32) (missing bool) {
 	return missing
 }
 
-// noise reads on to the end of a response that is no row.
+// noise takes a response that is no row.
 func (in *inbox) noise(line []byte) error {
-	_, data := in.link.responses.look(line)
-	if literal, announced := wire.TrailingLiteral(line); announced && data {
-		return in.link.responses.skip(literal.Size)
-	}
-	return nil
+	err := in.link.responses.take(line)
+	in.link.responses.pending = nil // nobody waits for a tag but ours
+	return err
 }
 
 // parseTagged reads the end of a command. The status is errVanished if it was
@@ -236,18 +252,19 @@ func parseTagged(line []byte) (tag uint64, ok bool, status error) {
 		return 0, false, nil
 	}
 	text, _ := wire.TrimLine(line)
-	word, text := wire.CutWord(text)
+	word, text := nextWord(text)
 	n, ok := parseNumber(word[1:])
 	if !ok {
 		return 0, false, nil
 	}
-	word, text = wire.CutWord(text)
+	word, text = nextWord(text)
+	name := wire.Keyword(word)
+	if results[name] == "" {
+		return 0, false, nil
+	}
 	status = errVanished
-	if name := wire.Keyword(word); name != "OK" {
-		code, _, _ := bytes.Cut(bytes.TrimPrefix(text, []byte("[")), []byte("]"))
-		if !bytes.HasPrefix(text, []byte("[")) {
-			code = nil
-		}
+	if name != "OK" {
+		code, _ := cutCode(text)
 		status = &imap.Error{
 			Type: imap.StatusResponseType(name), Code: imap.ResponseCode(code), Text: string(text[:min(len(text), maxSaid)]),
 		}
@@ -267,6 +284,7 @@ func (in *inbox) drain() error {
 			continue
 		}
 		if i := in.find(r.uid); i >= 0 {
+			r.wanted = in.wants[i].uid
 			in.came(i)
 		}
 	}
@@ -297,16 +315,66 @@ func (in *inbox) logout() {
 	}
 }
 
-// A row is a FETCH response as it comes.
+// rows asks for items of messages and takes the rows that come: part gets each
+// section of a row and reads of it what it needs, whole gets the row when it has
+// come to its end. An error is an *imap.Error if the server refuses some.
+func (in *inbox) rows(ctx context.Context, uids imap.UIDSet, items string, part func(*section) error, whole func(*row)) error {
+	defer context.AfterFunc(ctx, in.abort)()
+	begun := time.Now()
+	err := in.drain()
+	if err == nil {
+		in.tags++
+		in.line = fmt.Appendf(in.line, "F%d UID FETCH %s (UID %s)\r\n", in.tags, uids, items)
+		err = in.send()
+	}
+	for tag := in.tags; err == nil; {
+		var r *row
+		var end ending
+		if r, end, err = in.read(); err != nil {
+			break
+		}
+		if end.status != nil && end.tag == tag {
+			err = end.status
+			break
+		}
+		for r != nil && r.section != nil && err == nil {
+			if err = part(r.section); err == nil {
+				err = r.next()
+			}
+		}
+		if in.row = nil; r != nil && err == nil && r.uid != 0 {
+			whole(r)
+		}
+	}
+	if !errors.Is(err, errVanished) {
+		err = in.explain(ctx, err)
+	}
+	if result := resultOf(err); result != "" && ctx.Err() == nil {
+		in.tell(proxy.IMAPCommand{Command: "FETCH", Result: result, Duration: time.Since(begun)})
+	}
+	if errors.Is(err, errVanished) {
+		return nil
+	}
+	return err
+}
+
+// A row is a FETCH response as it comes. It is read by the grammar (RFC 9051
+// section 9: msg-att), for its end is the only proof that what it announced as
+// the octets of a message were these: behind a literal of the wrong length
+// comes something else.
 type row struct {
 	in      *inbox
 	uid     uint32   // 0: not told yet
+	wanted  uint32   // the UID that it was taken for; 0: none yet
+	octets  int64    // RFC822.SIZE; -1: not told yet
+	date    string   // INTERNALDATE; "": not told yet
 	section *section // where the row is; nil: at its end
 
 	items     []byte // of the present line, not looked at yet; valid until the next read
 	announced bool   // after them comes a literal
 	size      int64  // of that
-	broken    bool   // the rest is not understood
+	depth     int    // of the list that goes on behind a literal; 0: there is none
+	body      bool   // there was a literal, or a section
 }
 
 // parse returns the row that begins with line.
@@ -315,15 +383,16 @@ func (in *inbox) parse(line []byte) (*row, bool) {
 	if !ok {
 		return nil, false
 	}
-	number, text := wire.CutWord(text)
+	number, text := nextWord(text)
 	if _, ok := parseNumber(number); !ok {
 		return nil, false
 	}
-	name, text := wire.CutWord(text)
+	name, text := nextWord(text)
+	text = bytes.TrimLeft(text, " ")
 	if !bytes.EqualFold(name, fetched) || !bytes.HasPrefix(text, []byte("(")) {
 		return nil, false
 	}
-	r := &row{in: in}
+	r := &row{in: in, octets: -1}
 	r.begin(text[1:])
 	return r, true
 }
@@ -347,9 +416,17 @@ func (r *row) next() error {
 		}
 	}
 	for {
-		name, value, literal := r.item()
+		name, value, literal, ok := r.item()
+		if !ok {
+			return r.breaks()
+		}
+		r.body = r.body || literal
 		switch {
 		case len(name) > 5 && bytes.EqualFold(name[:5], []byte("BODY[")):
+			r.body = true
+			if !literal && !nstring(value) {
+				return r.breaks()
+			}
 			r.section = newSection(r, string(name), value, literal)
 			return nil
 		case literal:
@@ -357,35 +434,119 @@ func (r *row) next() error {
 				return err
 			}
 		case name == nil:
+			if r.wanted != 0 && r.uid != r.wanted {
+				return r.breaks()
+			}
 			return nil
 		case bytes.EqualFold(name, []byte("UID")):
-			if n, ok := parseNumber(value); ok && n <= math.MaxUint32 {
-				r.uid = uint32(n)
+			n, err := parseUint32(value)
+			if err != nil || n == 0 || r.uid != 0 && r.uid != n {
+				return r.breaks()
 			}
+			r.uid = n
+		case bytes.EqualFold(name, []byte("RFC822.SIZE")):
+			if n, ok := parseNumber(value); ok {
+				r.octets = n
+			}
+		case bytes.EqualFold(name, []byte("INTERNALDATE")) && len(value) < maxSaid:
+			r.date = string(unquote(value))
 		}
 	}
 }
 
-// item cuts the next item off the line. What the rest of the line has no item
-// for is a literal, or the end.
-func (r *row) item() (name, value []byte, literal bool) {
-	s := bytes.TrimPrefix(r.items, []byte(" "))
-	if len(s) == 0 || s[0] == ')' && !r.announced || r.broken {
+// breaks returns the error of a row that is not what the grammar wants. If there
+// is a body in it, where it ends is not certain. Else it is passed over.
+func (r *row) breaks() error {
+	if !r.body && !r.announced {
+		r.items, r.section = nil, nil
+		return nil
+	}
+	r.in.blamed = max(r.uid, r.wanted)
+	return r.in.link.responses.breaks("FETCH does not go on as it should")
+}
+
+// nstring reports whether value, which is no literal, is a quoted string or NIL.
+func nstring(value []byte) bool {
+	return len(value) > 1 && value[0] == '"' && value[len(value)-1] == '"' || bytes.EqualFold(value, []byte("NIL"))
+}
+
+// item cuts the next item off the line. With literal its value is a literal that
+// comes next, or has one within. Without a name the row is at its end.
+func (r *row) item() (name, value []byte, literal, ok bool) {
+	s := bytes.TrimLeft(r.items, " ")
+	if r.depth > 0 {
+		r.items, r.depth, ok = cutList(s, r.depth)
+		if !ok || r.depth > 0 {
+			r.items = nil
+			return []byte{}, nil, r.announced, ok && r.announced
+		}
+		s = bytes.TrimLeft(r.items, " ")
+	}
+	if bytes.HasPrefix(s, []byte(")")) {
 		r.items = nil
-		return nil, nil, r.announced
+		return nil, nil, false, !r.announced && len(bytes.TrimLeft(s[1:], " ")) == 0
 	}
-	name, s = wire.CutWord(s)
-	if r.announced && bytes.HasPrefix(s, []byte("{")) {
+	name, s = cutItem(s)
+	s = bytes.TrimLeft(s, " ")
+	switch {
+	case len(name) == 0 || len(s) == 0:
+		return nil, nil, false, false
+	case s[0] == '{' && r.announced && bytes.IndexByte(s, '}') == len(s)-1:
 		r.items = nil
-		return name, nil, true
+		return name, nil, true, true
+	case s[0] == '(':
+		rest, depth, ok := cutList(s, 0)
+		if ok && depth > 0 {
+			r.items, r.depth = nil, depth
+			return name, nil, true, r.announced
+		}
+		r.items = rest
+		return name, s[:len(s)-len(rest)], false, ok
 	}
-	value, rest, ok := cutValue(s)
-	if !ok {
-		r.broken, r.items = true, nil
-		return nil, nil, r.announced
+	value, r.items, ok = cutValue(s)
+	return name, value, false, ok
+}
+
+// cutItem cuts the name of an item off s, with its section: RFC 9051 section 9,
+// msg-att-static.
+func cutItem(s []byte) (name, rest []byte) {
+	section := false
+	for i, c := range s {
+		switch {
+		case section:
+			section = c != ']'
+		case c == '[':
+			section = true
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', bytes.IndexByte([]byte(".-_<>]"), c) >= 0:
+		case c == ' ', c == '(', c == '{', c == '"':
+			return s[:i], s[i:]
+		default:
+			return nil, nil
+		}
 	}
-	r.items = rest
-	return name, value, false
+	return nil, nil
+}
+
+// cutList cuts a parenthesized list off s, of which depth are open already. The
+// depth is not 0 if it goes on behind a literal at the end of s.
+func cutList(s []byte, depth int) (rest []byte, open int, ok bool) {
+	quoted := false
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '(':
+			depth++
+		case c == ')':
+			if depth--; depth == 0 {
+				return s[i+1:], 0, true
+			}
+		}
+	}
+	return nil, depth, !quoted
 }
 
 // goOn takes the line that follows what is left of a literal.
@@ -394,10 +555,14 @@ func (r *row) goOn() error {
 		return err
 	}
 	line, err := r.in.link.responses.line()
-	if err == nil {
-		r.begin(line)
+	if err != nil {
+		return err
 	}
-	return err
+	if r.depth == 0 && line[0] != ')' && line[0] != ' ' {
+		return r.breaks()
+	}
+	r.begin(line)
+	return nil
 }
 
 // finish reads to the end of the row that is being read.
@@ -460,6 +625,47 @@ func (s *section) whole() bool {
 	return !s.literal || s.left <= int64(len(s.row.in.link.responses.buffered()))
 }
 
+// maxRest bounds what is looked at behind a section before its row is read.
+const maxRest = 4 << 10
+
+// complete waits for what follows a section that is small, and returns an error
+// if that is not what has to follow: then these are not the octets.
+func (s *section) complete() error {
+	if !s.literal {
+		return nil
+	}
+	r, left := s.row.in.link.responses, int(s.left)
+	for n := 1; n <= maxRest; {
+		b, err := r.reader().Peek(max(left+n, r.reader().Buffered()))
+		rest := b[min(left, len(b)):]
+		if len(rest) > 0 && rest[0] != ')' && rest[0] != ' ' {
+			return s.row.breaks()
+		}
+		if end := bytes.IndexByte(rest, '\n'); end >= 0 {
+			ahead := *s.row
+			ahead.section = nil
+			ahead.begin(rest[:end+1])
+			for {
+				name, _, literal, ok := ahead.item()
+				if !ok {
+					return s.row.breaks()
+				}
+				if literal || name == nil {
+					return nil
+				}
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return err
+		}
+		n = len(rest) + 1
+	}
+	return nil
+}
+
 // peek returns octets that have come: at least n, or all that are left, and at
 // least one unless none is left. They are valid until the next read. There must
 // be room for n octets in the buffer.
@@ -477,6 +683,19 @@ func (s *section) peek(n int) ([]byte, error) {
 		err = io.ErrUnexpectedEOF
 	}
 	return nil, err
+}
+
+// each reads what is left of the section.
+func (s *section) each(take func(chunk []byte)) error {
+	for s.left > 0 {
+		chunk, err := s.peek(1)
+		if err != nil {
+			return err
+		}
+		take(chunk)
+		s.passed(len(chunk))
+	}
+	return nil
 }
 
 // passed says that n octets of what peek has returned are read.

@@ -41,7 +41,7 @@ type inbox struct {
 	client       *imapclient.Client // nil between rest and begin
 
 	uidPlus    bool // RFC 4315: UID EXPUNGE
-	move       bool // RFC 6851
+	moves      bool // RFC 6851
 	specialUse bool // RFC 6154
 	utf8       bool // RFC 6855: ENABLE UTF8=ACCEPT comes before SELECT
 	utf8Only   bool // without it nothing can be had
@@ -74,7 +74,7 @@ func newInbox(conn net.Conn, capabilities string, timeout time.Duration) *inbox 
 			in.capabilities += " " + name
 		}
 	}
-	in.uidPlus, in.move, in.specialUse = has("UIDPLUS"), has("MOVE"), has("SPECIAL-USE")
+	in.uidPlus, in.moves, in.specialUse = has("UIDPLUS"), has("MOVE"), has("SPECIAL-USE")
 	in.utf8, in.utf8Only = has("UTF8=ACCEPT"), has("UTF8=ONLY")
 	return in
 }
@@ -133,7 +133,7 @@ func (in *inbox) close() error {
 }
 
 // explain returns err as the cause of ctx, an *imap.Error (the server said NO
-// or BAD), an error of the client's connection, or a tree that has
+// or BAD), errAnswer, an error of the client's connection, or a tree that has
 // proxy.ErrBackendClosed.
 func (in *inbox) explain(ctx context.Context, err error) error {
 	if err == nil {
@@ -142,8 +142,11 @@ func (in *inbox) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if refused(err) || errors.Is(err, proxy.ErrClientClosed) {
+	if refused(err) || errors.Is(err, errAnswer) || errors.Is(err, proxy.ErrClientClosed) {
 		return err
+	}
+	if broken := in.link.responses.broken.Load(); broken != nil {
+		err = *broken // imapclient has only its text
 	}
 	if stalled := in.link.stalled(); stalled != nil {
 		err = stalled
@@ -159,39 +162,82 @@ func refused(err error) bool {
 // selectInbox opens INBOX. Always by SELECT: there are servers that do not keep
 // UIDVALIDITY for EXAMINE. What POP3 must not show is asked for in the same
 // flight: RFC 9051 section 5.5 lets SEARCH follow SELECT at once, because the
-// one changes what the other means in one way only.
-func (in *inbox) selectInbox(ctx context.Context) (*imap.SelectData, error) {
+// one changes what the other means in one way only. What the server tells is
+// in the mailbox of its responses; an answer that lacks EXISTS or UIDVALIDITY
+// is an error.
+func (in *inbox) selectInbox(ctx context.Context) error {
 	defer in.begin(ctx)()
 	return in.selected(ctx)
 }
 
 // selected is selectInbox between a begin and its end.
-func (in *inbox) selected(ctx context.Context) (*imap.SelectData, error) {
+func (in *inbox) selected(ctx context.Context) error {
 	var enable *imapclient.EnableCommand
 	if in.utf8 {
 		enable = in.client.Enable(imap.CapUTF8Accept)
 	}
+	box := &in.link.responses.mailbox
+	box.reset()
 	selected := in.client.Select("INBOX", nil)
-	var search *imapclient.SearchCommand
+	var search func() (imap.UIDSet, error)
 	if in.hides {
-		search = in.client.UIDSearch(&imap.SearchCriteria{Flag: []imap.Flag{hidden}}, nil)
+		search = in.beginSearch(&imap.SearchCriteria{Flag: []imap.Flag{hidden}}, nil)
 	}
 	if enable != nil {
 		_, err := enable.Wait()
 		in.enabled = err == nil // else SELECT tells what matters
 	}
-	data, err := selected.Wait()
+	_, err := selected.Wait()
 	if search != nil {
-		if found, searchErr := search.Wait(); searchErr == nil {
-			in.hidden, _ = found.All.(imap.UIDSet)
-		} else if err == nil && !refused(searchErr) {
-			err = searchErr
+		hidden, searchErr := search()
+		switch {
+		case searchErr == nil:
+			in.hidden = hidden
+		case err == nil && (box.keywords || !refused(searchErr) && !errors.Is(searchErr, errAnswer)): // where none can be set, there is none
+			err = fmt.Errorf("UID SEARCH KEYWORD: %w", searchErr)
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("SELECT: %w", in.explain(ctx, err))
+	if err == nil {
+		err = box.complete()
 	}
-	return data, nil
+	if err != nil {
+		return fmt.Errorf("SELECT: %w", in.explain(ctx, err))
+	}
+	return nil
+}
+
+// look opens INBOX. With ask it also asks for what SELECT of this server does
+// not say; the answer is of the moment before. UIDVALIDITY is 0 in the view if
+// the server says so of an INBOX that is empty.
+func (in *inbox) look(ctx context.Context, ask bool) (view, error) {
+	defer in.begin(ctx)()
+	box := &in.link.responses.mailbox
+	var before func() error
+	var told status
+	if ask {
+		box.status = &told
+		defer func() { box.status = nil }()
+		command := in.client.Status("INBOX", &imap.StatusOptions{NumMessages: true, UIDNext: true, UIDValidity: true})
+		before = func() error { _, err := command.Wait(); return err }
+	}
+	if err := in.selected(ctx); err != nil {
+		return view{}, err
+	}
+	exists, _ := box.count()
+	v := view{box.uidValidity, box.uidNext, exists, -1}
+	if before != nil {
+		err := before()
+		if err == nil && (!told.told || told.messages < 0 || told.uidValidity == 0 && v.uidValidity != 0) {
+			err = fmt.Errorf("%w: no MESSAGES or no UIDVALIDITY", errAnswer)
+		}
+		if err != nil && !refused(err) {
+			return view{}, fmt.Errorf("STATUS: %w", in.explain(ctx, err))
+		}
+		if err == nil && told.uidNext != 0 && told.uidValidity == v.uidValidity {
+			v.uidNext, v.exists, v.selected = told.uidNext, told.messages, v.exists
+		}
+	}
+	return v, nil
 }
 
 // sizes asks for the sizes of messages; l takes the answers.
@@ -205,33 +251,31 @@ func (in *inbox) sizes(ctx context.Context, uids imap.UIDSet, l *listing) error 
 	return nil
 }
 
-// search returns the UIDs that match, out of all or of those given.
-func (in *inbox) search(ctx context.Context, among ...imap.UIDSet) (imap.UIDSet, error) {
+// trash returns the name of the mailbox that deleted mail goes to, RFC 6154, as
+// octets of the server's; nil if there is none. A server without the extension
+// may still tell.
+func (in *inbox) trash(ctx context.Context) ([]byte, error) {
 	defer in.begin(ctx)()
-	data, err := in.client.UIDSearch(&imap.SearchCriteria{UID: among}, nil).Wait()
+	var found lists
+	in.link.responses.mailbox.lists = &found
+	err := in.client.List("", "*", &imap.ListOptions{SelectSpecialUse: in.specialUse}).Close()
+	in.link.responses.mailbox.lists = nil
 	if err != nil {
-		return nil, fmt.Errorf("UID SEARCH: %w", in.explain(ctx, err))
+		return nil, fmt.Errorf("LIST: %w", in.explain(ctx, err))
 	}
-	found, _ := data.All.(imap.UIDSet)
-	return found, nil
+	return found.trash, nil
 }
 
-// trash returns the name of the mailbox that deleted mail goes to, RFC 6154;
-// "" if there is none. A server without the extension may still tell.
-func (in *inbox) trash(ctx context.Context) (string, error) {
-	defer in.begin(ctx)()
-	in.link.responses.mailbox.lists = true
-	defer func() { in.link.responses.mailbox.lists = false }()
-	mailboxes, err := in.client.List("", "*", &imap.ListOptions{SelectSpecialUse: in.specialUse}).Collect()
-	if err != nil {
-		return "", fmt.Errorf("LIST: %w", in.explain(ctx, err))
-	}
-	for _, m := range mailboxes {
-		if slices.Contains(m.Attrs, imap.MailboxAttrTrash) && !slices.Contains(m.Attrs, imap.MailboxAttrNoSelect) {
-			return m.Mailbox, nil
-		}
-	}
-	return "", nil
+// move begins to move messages to the mailbox that trash has returned.
+func (in *inbox) move(uids imap.UIDSet, trash []byte) *imapclient.MoveCommand {
+	in.hatch.to(trash)
+	return in.client.Move(uids, placeholder)
+}
+
+// copy begins to copy messages to the mailbox that trash has returned.
+func (in *inbox) copy(uids imap.UIDSet, trash []byte) *imapclient.CopyCommand {
+	in.hatch.to(trash)
+	return in.client.Copy(uids, placeholder)
 }
 
 // store begins to add flags to messages, or to take them away.

@@ -103,11 +103,10 @@ func (u *update) look(in *inbox) error {
 
 // search waits for all that was sent, and for what matches.
 func (u *update) search(in *inbox, criteria *imap.SearchCriteria) (uids []uint32, err error) {
-	search := in.client.UIDSearch(criteria, nil)
+	search := in.beginSearch(criteria, nil)
 	u.expect(proxy.StageStore, func() error {
-		data, err := search.Wait()
+		found, err := search()
 		if err == nil {
-			found, _ := data.All.(imap.UIDSet)
 			uids, err = numbers(found)
 		}
 		return err

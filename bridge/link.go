@@ -6,10 +6,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
 	"postern/proxy"
+	"postern/proxy/wire"
 )
 
 var errStalled = errors.New("server was silent for too long")
@@ -55,7 +57,7 @@ func (l *link) stalled() error {
 func (l *link) dead() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.failed != nil
+	return l.failed != nil || l.responses.broken.Load() != nil
 }
 
 // A source reads from the connection under a link.
@@ -97,6 +99,8 @@ func (s source) Read(p []byte) (int, error) {
 type hatch struct {
 	*link
 	greeting []byte
+	line     []byte // of a command that is not complete
+	mailbox  []byte // what placeholder stands for, quoted; nil: nothing
 
 	mu     sync.Mutex
 	change *sync.Cond
@@ -141,15 +145,41 @@ func (h *hatch) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// placeholder is the name of a mailbox that stands for another one in what
+// imapclient writes: it knows only names that are modified UTF-7.
+const placeholder = "postern-trash"
+
+// to sets what placeholder stands for, in octets of the server's.
+func (h *hatch) to(mailbox []byte) { h.mailbox = quoted(mailbox) }
+
 // Write implements net.Conn. The bridge sends no literals, so that each line
-// is a command.
+// is a command. It is sent when it is complete.
 func (h *hatch) Write(p []byte) (int, error) {
-	h.watch.sent(p)
+	h.line = append(h.line, p...)
+	end := bytes.LastIndexByte(h.line, '\n') + 1
+	if end == 0 {
+		return len(p), nil
+	}
+	commands := h.line[:end]
+	if command, ok := bytes.CutSuffix(commands, []byte(`"`+placeholder+"\"\r\n")); ok && h.mailbox != nil {
+		commands = slices.Concat(command, h.mailbox, []byte("\r\n"))
+	}
+	h.watch.sent(commands)
+	for line := range bytes.Lines(commands) {
+		tag, text := wire.CutWord(line)
+		if result := h.responses.result.Load(); result != nil && commandName(text) == "SEARCH" {
+			result.asked(string(tag))
+		}
+	}
 	h.mu.Lock()
-	h.due += bytes.Count(p, []byte("\n"))
+	h.due += bytes.Count(commands, []byte("\n"))
 	h.change.Signal()
 	h.mu.Unlock()
-	return h.link.Write(p)
+	if _, err := h.link.Write(commands); err != nil {
+		return 0, err
+	}
+	h.line = append(h.line[:0], h.line[end:]...)
+	return len(p), nil
 }
 
 // shutdown ends the imapclient behind the hatch, whose commands are answered,

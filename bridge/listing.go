@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/emersion/go-imap/v2"
@@ -69,6 +68,7 @@ type listing struct {
 	later      []message // rows with a UID from UIDNEXT on
 	unsized    []message // known messages whose size the server has refused so far
 	untrue     bool      // UIDNEXT was not above all UIDs
+	odd        int       // rows with a UID or a size that cannot be read
 }
 
 // newListing returns the listing of v, of which known is remembered. A UIDNEXT
@@ -502,47 +502,4 @@ func (in *inbox) noop(ctx context.Context) error {
 		return fmt.Errorf("NOOP: %w", in.explain(ctx, err))
 	}
 	return nil
-}
-
-// look opens INBOX. With ask it also asks for what SELECT of this server does
-// not say; the answer is of the moment before.
-func (in *inbox) look(ctx context.Context, ask bool) (view, error) {
-	defer in.begin(ctx)()
-	var before func() (*imap.StatusData, error)
-	if ask {
-		before = in.client.Status("INBOX", &imap.StatusOptions{NumMessages: true, UIDNext: true, UIDValidity: true}).Wait
-	}
-	box, err := in.selected(ctx)
-	if err != nil {
-		return view{}, err
-	}
-	if box.UIDValidity == 0 {
-		return view{}, errors.New("server gives no UIDVALIDITY")
-	}
-	v := view{box.UIDValidity, uint32(box.UIDNext), int(box.NumMessages), -1}
-	if before != nil {
-		status, err := before()
-		if err != nil && !refused(err) {
-			return view{}, fmt.Errorf("STATUS: %w", in.explain(ctx, err))
-		}
-		if err == nil && status.NumMessages != nil && status.UIDNext != 0 && status.UIDValidity == v.uidValidity {
-			v.uidNext, v.exists, v.selected = uint32(status.UIDNext), int(*status.NumMessages), v.exists
-		}
-	}
-	return v, nil
-}
-
-// all returns the UIDs of all messages.
-func (in *inbox) all(ctx context.Context) (imap.UIDSet, error) {
-	defer in.begin(ctx)()
-	var options *imap.SearchOptions
-	if strings.Contains(in.capabilities, "ESEARCH") { // RFC 4731: ranges
-		options = &imap.SearchOptions{ReturnAll: true}
-	}
-	data, err := in.client.UIDSearch(&imap.SearchCriteria{}, options).Wait()
-	if err != nil {
-		return nil, fmt.Errorf("UID SEARCH: %w", in.explain(ctx, err))
-	}
-	found, _ := data.All.(imap.UIDSet)
-	return found, nil
 }

@@ -206,28 +206,30 @@ func (s *session) watched(m *message, to io.Writer) {
 }
 
 // prints asks for what the short prints of messages are made of. With an error
-// it returns those that have come.
+// it returns those that have come whole.
 func (in *inbox) prints(ctx context.Context, uids imap.UIDSet) (prints []uidl.Print, err error) {
-	defer in.begin(ctx)()
-	command := in.client.Fetch(uids, &imap.FetchOptions{
-		UID: true, RFC822Size: true, InternalDate: true,
-		BodySection: []*imap.FetchItemBodySection{{Specifier: imap.PartSpecifierHeader, HeaderFields: []string{"Message-ID"}, Peek: true}},
+	var header []byte
+	seen := false
+	err = in.rows(ctx, uids, `RFC822.SIZE INTERNALDATE BODY.PEEK[HEADER.FIELDS ("Message-ID")]`, func(s *section) error {
+		header, seen = header[:0], true
+		return s.each(func(chunk []byte) {
+			header = append(header, chunk[:min(len(chunk), maxMessageID-len(header))]...)
+		})
+	}, func(r *row) {
+		date, err := time.Parse(internalDate, r.date)
+		if err == nil && seen && r.octets >= 0 && len(prints) < maxMessages {
+			prints = append(prints, uidl.Print{UID: r.uid, Short: uidl.Short(r.octets, date, messageID(header))})
+		}
+		seen = false
 	})
-	for m := command.Next(); m != nil; m = command.Next() {
-		b, err := m.Collect()
-		if err != nil {
-			break // Close has the error, too
-		}
-		if b.UID == 0 || len(b.BodySection) == 0 || b.InternalDate.IsZero() {
-			continue
-		}
-		prints = append(prints, uidl.Print{UID: uint32(b.UID), Short: uidl.Short(b.RFC822Size, b.InternalDate, messageID(b.BodySection[0].Bytes))})
-	}
-	if err := command.Close(); err != nil {
-		return prints, fmt.Errorf("UID FETCH of fingerprints: %w", in.explain(ctx, err))
+	if err != nil {
+		return prints, fmt.Errorf("UID FETCH of fingerprints: %w", err)
 	}
 	return prints, nil
 }
+
+// internalDate is the layout of INTERNALDATE, RFC 9051 section 9: date-time.
+const internalDate = "_2-Jan-2006 15:04:05 -0700"
 
 // messageID returns the Message-ID of a header that has nothing else.
 func messageID(header []byte) string {
@@ -238,27 +240,19 @@ func messageID(header []byte) string {
 	return m.Header.Get("Message-Id")
 }
 
-// headers adds the prints of whole headers.
+// headers adds the hashes of whole headers to prints, which ascend by UID.
 func (in *inbox) headers(ctx context.Context, uids imap.UIDSet, prints []uidl.Print) error {
-	defer in.begin(ctx)()
-	command := in.client.Fetch(uids, &imap.FetchOptions{
-		UID: true, BodySection: []*imap.FetchItemBodySection{{Specifier: imap.PartSpecifierHeader, Peek: true}},
+	var header uidl.HeaderHash
+	err := in.rows(ctx, uids, itemsHeader, func(s *section) error {
+		header = uidl.HeaderHash{}
+		return s.each(func(chunk []byte) { _, _ = header.Write(chunk) })
+	}, func(r *row) {
+		if i, ok := slices.BinarySearchFunc(prints, uidl.Print{UID: r.uid}, comparePrints); ok {
+			prints[i].Header = header.Sum()
+		}
 	})
-	for m := command.Next(); m != nil; m = command.Next() {
-		b, err := m.Collect()
-		if err != nil {
-			break
-		}
-		i := slices.IndexFunc(prints, func(p uidl.Print) bool { return p.UID == uint32(b.UID) })
-		if i < 0 || len(b.BodySection) == 0 {
-			continue
-		}
-		var h uidl.HeaderHash
-		_, _ = h.Write(b.BodySection[0].Bytes)
-		prints[i].Header = h.Sum()
-	}
-	if err := command.Close(); err != nil {
-		return fmt.Errorf("UID FETCH of headers: %w", in.explain(ctx, err))
+	if err != nil {
+		return fmt.Errorf("UID FETCH of headers: %w", err)
 	}
 	return nil
 }

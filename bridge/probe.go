@@ -76,12 +76,17 @@ func (s *session) lookAtEnds(messages []*message) error {
 			continue
 		}
 		m := byUID[in.wants[i].uid]
+		r.wanted = in.wants[i].uid
 		if m != nil && r.section.size == 2 && r.section.is("BODY[]<") { // else RFC822.SIZE was a guess
 			end, err := r.section.peek(2)
 			if err != nil {
 				return err
 			}
-			if bytes.Equal(end, []byte("\r\n")) {
+			crlf := bytes.Equal(end, []byte("\r\n"))
+			if err := in.finish(); err != nil { // else these may be other octets
+				return err
+			}
+			if crlf {
 				s.drop.measured(m, m.size)
 			} else {
 				s.drop.measured(m, m.size+2)

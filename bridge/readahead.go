@@ -167,7 +167,11 @@ func (s *session) ready(ctx context.Context, i int, items, name string) (*row, e
 	if r.section.left <= small {
 		want = small
 	}
-	if _, err := r.section.peek(want); err != nil {
+	_, err = r.section.peek(want)
+	if err == nil && r.section.left <= small {
+		err = r.section.complete()
+	}
+	if err != nil {
 		return nil, in.explain(ctx, err)
 	}
 	if r.section.size == 0 && !s.drop.messages[i].empty() {

@@ -57,8 +57,8 @@ func (s *session) connect(ctx context.Context) error {
 	}
 	in := s.backend.inbox(conn, capabilities)
 	in.hides = false
-	box, err := in.selectInbox(ctx)
-	if err == nil && box.UIDValidity != s.drop.uidValidity {
+	err = in.selectInbox(ctx)
+	if err == nil && in.link.responses.mailbox.uidValidity != s.drop.uidValidity {
 		s.renumbered = true
 		in.discard()
 		return fmt.Errorf("%w: %w", proxy.ErrBackendClosed, errRenumbered)
@@ -115,7 +115,7 @@ func (s *session) resume(ctx context.Context, i int, size int64, sent *seal) (*r
 	}
 	in := s.inbox
 	defer context.AfterFunc(ctx, in.abort)()
-	if s.backend.StableBodies {
+	if s.backend.StableBodies && sent.octets < size {
 		return s.resumeAt(ctx, i, size, sent.octets)
 	}
 	r, err := s.fetch(ctx, i, itemsWhole)

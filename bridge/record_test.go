@@ -188,9 +188,9 @@ func TestGatheringGivesWayToTheNextLogin(t *testing.T) {
 		}
 	}
 	proxytest.ServeTranscript(t, &interrupted{far, "40 INTERNALDATE", again}, opened(make([]int, 30)...)+`
-		C: T1 UID FETCH 21:40 (*
+		C: F1 UID FETCH 21:40 (*
 		S- * 30 FETCH (UID 40 INTERNALDATE "22-Nov-2026 02:36:17 +0000" RFC822.SIZE 0 BODY[HEADER.FIELDS (Message-ID)] "")\r\n
-		S: T1 OK x
+		S: F1 OK x
 		C: Q LOGOUT
 		S: Q OK x
 	`)

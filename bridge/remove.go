@@ -48,7 +48,7 @@ const notFreed = "X-SPACE-FREED-BY IMAP"
 // flags reports whether all that d can do in is to set the \Deleted flag: the
 // message stays, hidden from POP3, until another client removes it.
 func (d Deletion) flags(in *inbox) bool {
-	return !in.uidPlus && (d == Expunge || d == Trash && !in.move)
+	return !in.uidPlus && (d == Expunge || d == Trash && !in.moves)
 }
 
 var errNoTrash = errors.New("server has no \\Trash mailbox")
@@ -72,7 +72,7 @@ func (s *session) hide() error {
 		if ok {
 			found++
 		}
-		return ok || flagged.Contains(imap.UID(uid))
+		return ok || uidSet(flagged).has(uid)
 	})
 	s.lapsed = s.drop.proven && found < len(buried)
 	return nil
@@ -143,13 +143,13 @@ type step struct {
 
 func (u *update) do() error {
 	in := u.session.inbox
-	var trash string
+	var trash []byte
 	if u.session.backend.Delete == Trash && len(u.gone) > 0 {
 		var err error
 		if trash, err = in.trash(u.ctx); err != nil {
 			return fmt.Errorf("%s: %w", proxy.StageStore, err)
 		}
-		if trash == "" {
+		if trash == nil {
 			return errNoTrash
 		}
 	}
@@ -160,14 +160,14 @@ func (u *update) do() error {
 	switch {
 	case u.session.backend.Delete == Isolate && !in.uidPlus && len(u.gone) > 0:
 		return u.isolate(in)
-	case trash != "" && in.move:
+	case trash != nil && in.moves:
 		for _, uids := range u.gone {
-			u.expect(proxy.StageExpunge, moved(in.client.Move(uids, trash)))
+			u.expect(proxy.StageExpunge, moved(in.move(uids, trash)))
 		}
 		return u.wait()
-	case trash != "":
+	case trash != nil:
 		for _, uids := range u.gone {
-			u.expect(proxy.StageStore, copied(in.client.Copy(uids, trash)))
+			u.expect(proxy.StageStore, copied(in.copy(uids, trash)))
 		}
 		if err := u.wait(); err != nil {
 			return err

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"strings"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -23,47 +23,36 @@ const maxSaid = 200
 
 var errLongLine = errors.New("line of the server without end")
 
-// Responses is what the server sends, less what imapclient must not see:
+// errSyntax says that where a response begins, or ends, is not certain any more.
+// Nothing that the connection still brings is believed.
+var errSyntax = errors.New("response of the server breaks the grammar")
+
+// Responses is what the server sends, less what imapclient must not see. Of all
+// responses imapclient gets the tagged ones only, without what it would parse
+// in them: its parsers close the connection over a liberty of grammar, take
+// what another client has changed for an answer, and some of them cost more
+// than linear work. What the others tell is kept here:
 //
-//   - the rows of a listing, which cost imapclient 30 times what they cost here;
-//   - FETCH responses without a body: one that has the UID of a pending command
-//     (flags that another client has changed) is taken for its answer, and the
-//     body that follows for noise;
-//   - responses it does not know, as VANISHED, and those that nobody asked for:
-//     it closes the connection if there is something in them it cannot parse.
+//   - the rows of a listing, in listing;
+//   - the results of SEARCH, in result;
+//   - what SELECT, STATUS and LIST tell, and what changes after that, in mailbox.
+//
+// FETCH responses with bodies are read by the session itself: see fetch.go.
 type responses struct {
 	src     io.Reader
 	br      *bufio.Reader // nil: nothing is buffered
 	long    []byte        // a line that br cannot hold
-	pending []byte        // passes next
-	literal int64         // octets that pass then, as they are
-	within  bool          // the next line belongs to a response that passes
-	tagged  bool          // pending is the last of a command's answer
+	pending []byte        // passes next: a tagged line
 	passed  bool          // such a line has passed with the last Read
 	tag     string        // of it
 	status  string        // OK, NO, BAD
 
 	listing atomic.Pointer[listing] // takes rows, up to the next tag; nil: nobody asked for any
+	result  atomic.Pointer[result]  // takes what SEARCH finds; nil: nobody asked
 	bye     atomic.Pointer[string]  // what the server said in its BYE
+	broken  atomic.Pointer[error]   // why nothing more is read; nil: it is
 	mailbox mailbox
 }
-
-// A mailbox is what the server said of INBOX beside what imapclient tells.
-type mailbox struct {
-	lists       bool   // LIST was asked for
-	readOnly    bool   // SELECT was answered so
-	keywords    bool   // $POP3Deleted can be set
-	uidValidity uint32 // the last that was told
-	exists      int    // the last EXISTS less the EXPUNGEs after it
-	existsTold  bool
-	expunged    int
-}
-
-// count returns how many messages there are, as far as the server has said.
-func (m *mailbox) count() (n int, ok bool) { return m.exists, m.existsTold }
-
-// removals returns how many messages the server has said to be removed.
-func (m *mailbox) removals() int { return m.expunged }
 
 // newResponses returns the responses that come from src.
 func newResponses(src io.Reader) *responses { return &responses{src: src} }
@@ -100,21 +89,20 @@ func (r *responses) rest() {
 	}
 }
 
-// Read implements io.Reader. The octets of a literal are not copied on the way.
+// Read implements io.Reader.
 func (r *responses) Read(p []byte) (int, error) {
 	for len(r.pending) == 0 {
-		if r.literal > 0 {
-			n, err := r.reader().Read(p[:min(int64(len(p)), r.literal)])
-			r.literal -= int64(n)
-			return n, err
+		line, err := r.line()
+		if err != nil {
+			return 0, err
 		}
-		if err := r.next(); err != nil {
+		if err := r.take(line); err != nil {
 			return 0, err
 		}
 	}
 	n := copy(p, r.pending)
 	r.pending = r.pending[n:]
-	r.passed = r.tagged && len(r.pending) == 0
+	r.passed = len(r.pending) == 0
 	return n, nil
 }
 
@@ -125,31 +113,47 @@ func (r *responses) answered() bool {
 	return passed
 }
 
-// next reads one line and lets it pass, or drops the response it begins.
-func (r *responses) next() error {
-	line, err := r.line()
-	if err != nil {
-		return err
+// take takes the response that begins with line, to its end. What imapclient
+// has to see of it is pending then.
+func (r *responses) take(line []byte) error {
+	text, _ := wire.TrimLine(line)
+	switch {
+	case len(text) == 0, text[0] == '+': // nobody waits for a continuation
+		return nil
+	case text[0] == '*':
+		return r.untagged(line, text[1:])
 	}
-	passes, data := true, true
-	r.tagged = false
-	if !r.within {
-		passes, data = r.look(line)
-	}
-	literal, announced := wire.TrailingLiteral(line)
-	announced = announced && data // in the text of a status {5} is just text
-	if passes {
-		r.pending, r.within = line, announced
-		if announced {
-			r.literal = literal.Size
-		}
+	if _, ours, _ := parseTagged(line); ours { // of a command that imapclient does not know of
 		return nil
 	}
-	if !announced {
-		return nil
+	tag, status, rest := parseStatus(text)
+	if status == "" {
+		return r.breaks("neither a tag nor an asterisk")
 	}
-	return r.skip(literal.Size)
+	r.listing.Store(nil) // it belongs to the one who waits for the tag
+	r.tag, r.status = tag, status
+	code, said := cutCode(rest)
+	r.mailbox.note(code)
+	r.pending = r.tagged(code, said, line[len(text):])
+	return nil
 }
+
+// tagged returns a tagged line as imapclient can bear it. Of the code of a
+// refusal the name is left, for the log.
+func (r *responses) tagged(code, text, end []byte) []byte {
+	b := append(append([]byte(r.tag), ' '), r.status...)
+	if name := wire.Keyword(firstWord(code)); r.status != "OK" && name != "" && !slices.Contains(parsed, name) {
+		b = append(append(append(b, " ["...), name...), ']')
+	}
+	text = bytes.TrimLeft(text[:min(len(text), maxSaid)], "[ ")
+	if len(text) > 0 {
+		b = append(append(b, ' '), bytes.ReplaceAll(text, []byte("\r"), []byte(" "))...)
+	}
+	return append(b, end...)
+}
+
+// parsed are the codes that imapclient wants arguments of.
+var parsed = []string{"CAPABILITY", "APPENDUID", "COPYUID"}
 
 // skip reads on to the end of a response of which a literal comes next.
 func (r *responses) skip(literal int64) error {
@@ -179,8 +183,18 @@ func (r *responses) discard(n int64) error {
 	return nil
 }
 
+// breaks ends reading, for what was read is not IMAP.
+func (r *responses) breaks(what string) error {
+	err := fmt.Errorf("%w: %s", errSyntax, what)
+	r.broken.CompareAndSwap(nil, &err)
+	return err
+}
+
 // line returns the next line with its end, valid until the next read.
 func (r *responses) line() ([]byte, error) {
+	if broken := r.broken.Load(); broken != nil {
+		return nil, *broken
+	}
 	line, err := r.reader().ReadSlice('\n')
 	if !errors.Is(err, bufio.ErrBufferFull) {
 		return line, err
@@ -188,6 +202,7 @@ func (r *responses) line() ([]byte, error) {
 	r.long = append(r.long[:0:0], line...) // not kept for longer than the line
 	for errors.Is(err, bufio.ErrBufferFull) {
 		if len(r.long) > maxLine {
+			r.broken.CompareAndSwap(nil, &errLongLine)
 			return nil, errLongLine
 		}
 		line, err = r.br.ReadSlice('\n')
@@ -196,75 +211,83 @@ func (r *responses) line() ([]byte, error) {
 	return r.long, err
 }
 
-// look decides about the response that begins with line: whether imapclient
-// may see it, and whether it is data, which may have literals.
-func (r *responses) look(line []byte) (passes, data bool) {
-	text, ok := bytes.CutPrefix(line, []byte("* "))
-	if !ok {
-		if line[0] == '+' { // nobody waits for a continuation
-			return false, false
-		}
-		if _, ours, _ := parseTagged(line); ours { // of a command that imapclient does not know of
-			return false, false
-		}
-		r.listing.Store(nil) // it belongs to the one who waits for the tag
-		r.tagged = true
-		r.tag, r.status = parseStatus(line)
-		if bytes.Contains(bytes.ToUpper(line[:min(len(line), maxSaid)]), []byte("[READ-ONLY]")) {
-			r.mailbox.readOnly = true
-		}
-		return true, false
-	}
-	text, _ = wire.TrimLine(text)
-	word, rest := wire.CutWord(text)
+// untagged takes an untagged response. Its text is the first line without the
+// asterisk.
+func (r *responses) untagged(line, text []byte) error {
+	word, rest := nextWord(text)
+	data := true // there may be literals in it
 	if len(word) > 0 && '0' <= word[0] && word[0] <= '9' {
-		number, _ := parseNumber(word)
-		word, rest = wire.CutWord(rest)
-		return r.numbered(number, word, rest), true
-	}
-	switch wire.Keyword(word) {
-	case "OK": // of the codes of SELECT two matter; imapclient parses the others, too
-		return r.mailbox.note(rest), false
-	case "NO", "BAD":
-		return false, false
-	case "BYE":
-		said := string(rest[:min(len(rest), maxSaid)])
-		r.bye.Store(&said)
-		return true, false
-	case "SEARCH", "ESEARCH", "STATUS":
-		return true, true
-	case "LIST":
-		return r.mailbox.lists, true
-	}
-	return false, true
-}
-
-// parseStatus reads the begin of a tagged line.
-func parseStatus(line []byte) (tag, status string) {
-	text, _ := wire.TrimLine(line)
-	word, text := wire.CutWord(text)
-	name, _ := wire.CutWord(text)
-	return string(word[:min(len(word), maxSaid)]), wire.Keyword(name)
-}
-
-// note keeps what an untagged OK says, and reports whether that is UIDVALIDITY
-// or UIDNEXT.
-func (m *mailbox) note(text []byte) bool {
-	code, ok := bytes.CutPrefix(text, []byte("["))
-	if !ok {
-		return false
-	}
-	code = bytes.ToUpper(code[:max(bytes.IndexByte(code, ']'), 0)])
-	name, value := wire.CutWord(code)
-	switch string(name) {
-	case "UIDVALIDITY":
-		if n, ok := parseNumber(value); ok && n <= math.MaxUint32 {
-			m.uidValidity = uint32(n)
+		name, rest := nextWord(rest)
+		r.numbered(word, name, rest)
+	} else {
+		switch wire.Keyword(word) {
+		case "OK", "NO", "BAD", "PREAUTH": // in the text of a status {5} is just text
+			data = false
+			code, _ := cutCode(rest)
+			r.mailbox.note(code)
+		case "BYE":
+			data = false
+			said := string(rest[:min(len(rest), maxSaid)])
+			r.bye.Store(&said)
+		case "SEARCH":
+			if result := r.result.Load(); result != nil {
+				result.search(rest)
+			}
+		case "ESEARCH":
+			if result := r.result.Load(); result != nil {
+				result.esearch(rest)
+			}
+		case "STATUS":
+			r.mailbox.statusRow(rest)
+		case "VANISHED":
+			r.vanished(rest)
+		case "LIST":
+			return r.list(line, rest)
+		case "":
+			if bytes.HasPrefix(word, []byte("[")) { // a response code without its OK
+				data = false
+				code, _ := cutCode(bytes.TrimLeft(text, " "))
+				r.mailbox.note(code)
+			}
 		}
-	case "PERMANENTFLAGS":
-		m.keywords = bytes.Contains(value, []byte(`\*`)) || bytes.Contains(value, []byte(strings.ToUpper(string(hidden))))
 	}
-	return bytes.HasPrefix(name, []byte("UID"))
+	if literal, announced := wire.TrailingLiteral(line); announced && data {
+		return r.skip(literal.Size)
+	}
+	return nil
+}
+
+// nextWord cuts the next word off s, with all spaces around it but those that
+// follow the first space behind it.
+func nextWord(s []byte) (word, rest []byte) { return wire.CutWord(bytes.TrimLeft(s, " ")) }
+
+func firstWord(s []byte) []byte {
+	word, _ := nextWord(s)
+	return word
+}
+
+// parseStatus reads a tagged line. The status is "" if it is none.
+func parseStatus(text []byte) (tag, status string, rest []byte) {
+	word, text := nextWord(text)
+	name, rest := nextWord(text)
+	status = wire.Keyword(name)
+	if results[status] == "" || len(word) > maxSaid {
+		return "", "", nil
+	}
+	return string(word), status, rest
+}
+
+// cutCode cuts the response code off the text of a status, RFC 9051 section 7.1.
+func cutCode(text []byte) (code, rest []byte) {
+	text = bytes.TrimLeft(text, " ")
+	if !bytes.HasPrefix(text, []byte("[")) {
+		return nil, text
+	}
+	end := bytes.IndexByte(text, ']')
+	if end < 0 {
+		return nil, nil
+	}
+	return text[1:end], text[end+1:]
 }
 
 var (
@@ -273,46 +296,60 @@ var (
 	fetched = []byte("FETCH")
 )
 
-// numbered decides about the responses that begin with a number.
-func (r *responses) numbered(number int64, name, rest []byte) (passes bool) {
+// numbered takes the responses that begin with a number.
+func (r *responses) numbered(number, name, rest []byte) {
 	listing := r.listing.Load()
 	switch {
 	case bytes.EqualFold(name, exists):
-		r.mailbox.exists, r.mailbox.existsTold = int(number), true
-		return true
+		r.mailbox.exist(number)
 	case bytes.EqualFold(name, expunge):
-		r.mailbox.exists--
-		r.mailbox.expunged++
+		r.mailbox.remove(1)
 		if listing != nil {
 			listing.expunged = true
 		}
-	case bytes.EqualFold(name, fetched):
-		if listing == nil {
-			return bytes.Contains(bytes.ToUpper(rest), []byte("BODY["))
-		}
+	case bytes.EqualFold(name, fetched) && listing != nil:
 		if uid, size, ok := parseRow(rest); ok {
 			listing.add(uid, size)
+		} else if bytes.Contains(bytes.ToUpper(rest), []byte("RFC822.SIZE")) {
+			listing.odd++
 		}
 	}
-	return false
+}
+
+// vanished takes a VANISHED response, RFC 7162 section 3.2.10: several EXPUNGE
+// in one, unless it tells of what was removed before SELECT.
+func (r *responses) vanished(rest []byte) {
+	word, _ := nextWord(rest)
+	if bytes.EqualFold(word, []byte("(EARLIER)")) {
+		return
+	}
+	uids, err := parseSet(word)
+	if err != nil {
+		r.mailbox.odd = fmt.Errorf("VANISHED: %w", err)
+		return
+	}
+	r.mailbox.remove(uids.count())
+	if listing := r.listing.Load(); listing != nil {
+		listing.expunged = true
+	}
 }
 
 // parseRow reads "(UID 5 RFC822.SIZE 1234)", with other items between as the
 // server likes. It reports false if one of the two is missing.
 func parseRow(s []byte) (uid uint32, size int64, ok bool) {
-	s, ok = bytes.CutPrefix(s, []byte("("))
+	s, ok = bytes.CutPrefix(bytes.TrimLeft(s, " "), []byte("("))
 	size = -1
-	for ok && len(s) > 0 && s[0] != ')' {
+	for s = bytes.TrimLeft(s, " "); ok && len(s) > 0 && s[0] != ')'; s = bytes.TrimLeft(s, " ") {
 		var name, value []byte
 		name, s = wire.CutWord(s)
-		value, s, ok = cutValue(s)
+		value, s, ok = cutValue(bytes.TrimLeft(s, " "))
 		switch {
 		case bytes.EqualFold(name, []byte("UID")):
-			n, valid := parseNumber(value)
-			if !valid || n == 0 || n > 1<<32-1 {
+			n, err := parseUint32(value)
+			if err != nil || n == 0 || uid != 0 && uid != n {
 				return 0, 0, false
 			}
-			uid = uint32(n)
+			uid = n
 		case bytes.EqualFold(name, []byte("RFC822.SIZE")):
 			n, valid := parseNumber(value)
 			if !valid {
@@ -321,7 +358,7 @@ func parseRow(s []byte) (uid uint32, size int64, ok bool) {
 			size = n
 		}
 	}
-	return uid, size, ok && uid != 0 && size >= 0
+	return uid, size, ok && len(s) > 0 && uid != 0 && size >= 0
 }
 
 // cutValue cuts the value of one item off s, and the space after it: a list
@@ -348,9 +385,16 @@ func cutValue(s []byte) (value, rest []byte, ok bool) {
 	return nil, nil, false
 }
 
-// parseNumber reads up to 18 digits.
+// maxDigits is how many digits a number has at most, without leading zeros.
+const maxDigits = 18
+
+// parseNumber reads a number. Leading zeros mean nothing.
 func parseNumber(digits []byte) (n int64, ok bool) {
-	if len(digits) == 0 || len(digits) > 18 {
+	if len(digits) == 0 {
+		return 0, false
+	}
+	digits = bytes.TrimLeft(digits, "0")
+	if len(digits) > maxDigits {
 		return 0, false
 	}
 	for _, c := range digits {
@@ -360,6 +404,15 @@ func parseNumber(digits []byte) (n int64, ok bool) {
 		n = 10*n + int64(c-'0')
 	}
 	return n, true
+}
+
+// parseUint32 reads a number of up to 32 bits, RFC 9051 section 9: number.
+func parseUint32(digits []byte) (uint32, error) {
+	n, ok := parseNumber(digits)
+	if !ok || n > math.MaxUint32 {
+		return 0, fmt.Errorf("%w: %.20q is no number of 32 bits", errAnswer, digits)
+	}
+	return uint32(n), nil
 }
 
 // said returns err with what the server said of its leaving.

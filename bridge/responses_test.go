@@ -11,15 +11,14 @@ import (
 
 func TestResponsesDropsNoise(t *testing.T) {
 	for _, test := range []struct{ name, in, want string }{
-		{"tagged", "T1 OK [X] {3}\r\nT2 NO x\r\n", "T1 OK [X] {3}\r\nT2 NO x\r\n"},
-		{"status", "* OK {3}\r\n* ok [uidnext 4] x\r\n* OK [PERMANENTFLAGS (\\* []])] x\r\n* BAD x\r\n* NO\r\n* BYE x\r\n", "* ok [uidnext 4] x\r\n* BYE x\r\n"},
-		{"counts", "* 3 EXISTS\r\n* 1 RECENT\r\n* 2 EXPUNGE\r\n", "* 3 EXISTS\r\n"},
-		{"unknown", "* VANISHED 1\r\n* 5 XFOO\r\n* LIST () \"/\" {3}\r\nT1 \r\n* \r\n*\r\n\r\n+ go\r\nT1 OK x\r\n", "*\r\n\r\nT1 OK x\r\n"},
-		{"bodies", "* 1 FETCH (BODY[] {4}\r\n* 1 )\r\n", "* 1 FETCH (BODY[] {4}\r\n* 1 )\r\n"},
-		{"body in lower case", "* 1 fetch (body[] {0}\r\n)\r\n", "* 1 fetch (body[] {0}\r\n)\r\n"},
-		{"two literals", "* 1 FETCH (BODY[HEADER] {2}\r\n\r\n BODY[TEXT] {3}\r\n)\r\n)\r\n* 1 FETCH (FLAGS ())\r\n", "* 1 FETCH (BODY[HEADER] {2}\r\n\r\n BODY[TEXT] {3}\r\n)\r\n)\r\n"},
+		{"tagged", "T1 OK [X] {3}\r\nT2 NO x\r\nT3  no  [limit 3] x\nT4 BAD\r\n", "T1 OK {3}\r\nT2 NO x\r\nT3 NO [LIMIT] x\nT4 BAD\r\n"},
+		{"codes that imapclient reads", "T1 OK [COPYUID 1 9:1 1:9] x\r\nT2 NO [COPYUID] x\r\nT3 NO [CAPABILITY\r\nT4 NO [] [x\ry\r\n", "T1 OK x\r\nT2 NO x\r\nT3 NO\r\nT4 NO x y\r\n"},
+		{"status", "* OK {3}\r\n* ok [uidnext 4] x\r\n* OK [PERMANENTFLAGS (\\* []])] x\r\n* BAD x\r\n* NO\r\n* BYE x\r\n", ""},
+		{"counts", "* 3 EXISTS\r\n* 1 RECENT\r\n* 2 EXPUNGE\r\n", ""},
+		{"unknown", "* VANISHED 1\r\n* 5 XFOO\r\n* LIST () \"/\" {3}\r\nT1 \r\n* \r\n*\r\n\r\n+ go\r\nT1 OK x\r\n", "T1 OK x\r\n"},
+		{"bodies", "* 1 FETCH (BODY[] {4}\r\n* 1 )\r\nT1 OK x\r\n", "T1 OK x\r\n"},
+		{"two literals", "* 1 FETCH (BODY[HEADER] {2}\r\n\r\n BODY[TEXT] {3}\r\n)\r\n)\r\n* 1 FETCH (FLAGS ())\r\n", ""},
 		{"flags", "* 1 FETCH (FLAGS (\\Seen) UID 3)\r\n* 1 FETCH (ENVELOPE {5}\r\n* 1 F X {2}\r\nab)\r\nT1 OK x\r\n", "T1 OK x\r\n"},
-		{"cut", "* 1 FETCH (BODY[] {9}\r\nabc", "* 1 FETCH (BODY[] {9}\r\nabc"},
 	} {
 		got, err := io.ReadAll(newResponses(strings.NewReader(test.in)))
 		if string(got) != test.want || err != nil {
@@ -31,8 +30,8 @@ func TestResponsesDropsNoise(t *testing.T) {
 func TestResponsesBoundsLines(t *testing.T) {
 	long := "* SEARCH" + strings.Repeat(" 12345", 100_000) + "\r\n"
 	got, err := io.ReadAll(newResponses(strings.NewReader(long + "T1 OK x\r\n")))
-	if string(got) != long+"T1 OK x\r\n" || err != nil {
-		t.Errorf("%d octets, %v, want %d", len(got), err, len(long)+9)
+	if string(got) != "T1 OK x\r\n" || err != nil {
+		t.Errorf("%q, %v, want the tagged line", got, err)
 	}
 	_, err = io.Copy(io.Discard, newResponses(zeros{}))
 	if !errors.Is(err, errLongLine) {
@@ -58,7 +57,9 @@ func TestParseRow(t *testing.T) {
 		{"(UID 4294967296 RFC822.SIZE 3)", 0, 0, false},
 		{"(UID 5 RFC822.SIZE -3)", 0, 0, false},
 		{"(UID 5 RFC822.SIZE 9999999999999999999)", 0, 0, false},
-		{"(UID  5 RFC822.SIZE 3)", 0, 0, false},
+		{"(UID  5 RFC822.SIZE 3)", 5, 3, true},
+		{" ( UID 005  RFC822.SIZE 03 )", 5, 3, true},
+		{"(UID 5 RFC822.SIZE 3 UID 6)", 0, 0, false},
 		{"(UID 5 RFC822.SIZE 3", 0, 0, false},
 		{"(UID 5 X \"", 0, 0, false},
 		{"(", 0, 0, false},

@@ -63,7 +63,7 @@ func (s *session) send(ctx context.Context, command string, n int, m *message) e
 	if err := s.body(ctx, n-1, w, r); err != nil {
 		return fmt.Errorf("message %d: %w", n, err)
 	}
-	given := d.Octets()
+	given := d.Octets() // what follows makes it look complete
 	if err := d.Close(); err != nil {
 		return lost(err)
 	}
@@ -75,22 +75,36 @@ func (s *session) send(ctx context.Context, command string, n int, m *message) e
 	return nil
 }
 
-// body copies a message to w. If the server is lost meanwhile, it goes on with
-// what the server gives after that, if that is the same.
+// body copies a message to w, and reads to the end of its row: only then these
+// were its octets. If the server is lost meanwhile, it goes on with what the
+// server gives after that, if that is the same.
 func (s *session) body(ctx context.Context, i int, w io.Writer, r *row) error {
 	if r.section.whole() {
-		return s.pass(ctx, w, r.section, nil)
+		return s.closed(ctx, s.pass(ctx, w, r.section, nil))
 	}
 	size, sent := r.section.size, new(seal)
-	err := s.pass(ctx, w, r.section, sent)
-	if !errors.Is(err, proxy.ErrBackendClosed) {
+	err := s.closed(ctx, s.pass(ctx, w, r.section, sent))
+	if !errors.Is(err, proxy.ErrBackendClosed) || errors.Is(err, errSyntax) {
 		return err
 	}
 	r, again := s.resume(ctx, i, size, sent)
 	if again != nil {
 		return fmt.Errorf("%w; %w", err, again)
 	}
-	return s.pass(ctx, w, r.section, nil)
+	return s.closed(ctx, s.pass(ctx, w, r.section, nil))
+}
+
+// closed reads to the end of a row of which the last section has passed without
+// an error.
+func (s *session) closed(ctx context.Context, err error) error {
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, s.inbox.abort)()
+	if err := s.inbox.finish(); err != nil {
+		return s.inbox.explain(ctx, err)
+	}
+	return nil
 }
 
 // octets announces how many octets follow, if that is certain: it depends on
@@ -141,15 +155,14 @@ func (s *session) top(ctx context.Context, args []string) error {
 	s.ok("Top of message follows")
 	d := wire.NewDotWriter(s.out)
 	w := s.watch(m, d)
-	if err = s.pass(ctx, w, r.section, nil); err == nil {
-		s.watched(m, w)
-	}
+	err = s.pass(ctx, w, r.section, nil)
 	if err == nil && lines > 0 {
 		err = s.text(ctx, r, m, &lineWriter{w: d, left: lines}, chunk)
 	}
-	if err != nil {
+	if err = s.closed(ctx, err); err != nil {
 		return fmt.Errorf("TOP: %w", err)
 	}
+	s.watched(m, w)
 	if err := d.Close(); err != nil {
 		return lost(err)
 	}
@@ -269,7 +282,7 @@ func (s *session) settle(ctx context.Context, m *message) error {
 	switch {
 	case err != nil:
 		return err
-	case !found.Contains(imap.UID(m.uid)):
+	case !uidSet(found).has(m.uid):
 		return errVanished
 	}
 	return errEmpty

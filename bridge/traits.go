@@ -30,12 +30,13 @@ func (b *Backend) Inspect(ctx context.Context, l *proxy.Login) (t Traits, err er
 	if err != nil {
 		return Traits{}, err
 	}
-	t.UIDPlus, t.Move, t.UIDNext = in.uidPlus, in.move, v.uidNext != 0
+	t.UIDPlus, t.Move, t.UIDNext = in.uidPlus, in.moves, v.uidNext != 0
 	if v, err = in.look(ctx, true); err != nil {
 		return Traits{}, err
 	}
 	t.StatusUIDNext = v.uidNext != 0
 	t.Keywords, t.ReadOnly = in.link.responses.mailbox.keywords, in.link.responses.mailbox.readOnly
-	t.Trash, err = in.trash(ctx)
+	trash, err := in.trash(ctx)
+	t.Trash = string(trash)
 	return t, err
 }

@@ -15,6 +15,7 @@ func TestInspectTellsWhatAServerLacks(t *testing.T) {
 	}{
 		{"all there is", "IMAP4rev1 UIDPLUS MOVE SPECIAL-USE", `
 			C: T1 SELECT INBOX
+			S: * 0 EXISTS
 			S: * OK [UIDVALIDITY 7] x
 			S: * OK [UIDNEXT 9] x
 			S: * OK [PERMANENTFLAGS (\Deleted \*)] x
@@ -22,6 +23,7 @@ func TestInspectTellsWhatAServerLacks(t *testing.T) {
 			` + status + `
 			S: * STATUS INBOX (MESSAGES 0 UIDNEXT 9 UIDVALIDITY 7)
 			S: T2 OK x
+			S: * 0 EXISTS
 			S: * OK [UIDVALIDITY 7] x
 			S: * OK [UIDNEXT 9] x
 			S: T3 OK [READ-WRITE] x
@@ -31,10 +33,12 @@ func TestInspectTellsWhatAServerLacks(t *testing.T) {
 		`, Traits{UIDPlus: true, Move: true, Keywords: true, UIDNext: true, StatusUIDNext: true, Trash: "Bin"}},
 		{"nothing", "IMAP4rev1", `
 			C: T1 SELECT INBOX
+			S: * 0 EXISTS
 			S: * OK [UIDVALIDITY 7] x
 			S: T1 OK x
 			` + status + `
 			S: T2 NO x
+			S: * 0 EXISTS
 			S: * OK [UIDVALIDITY 7] x
 			S: * OK [PERMANENTFLAGS ()] x
 			S: T3 OK [READ-ONLY] x

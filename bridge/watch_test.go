@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -23,7 +24,8 @@ func TestAnswersAreToldByTheirTag(t *testing.T) {
 		w.sent([]byte(p))
 	}
 	for _, line := range []string{"T2 OK SEARCH done\r\n", "T1 no [LIMIT]\r\n", "T9 OK of nothing\r\n", "T3 BAD\n"} {
-		w.answered(parseStatus([]byte(line)))
+		tag, status, _ := parseStatus(bytes.TrimRight([]byte(line), "\r\n"))
+		w.answered(tag, status)
 	}
 	w.sent([]byte("T4 UID EXPUNGE 1\r\n"))
 	w.lost(io.EOF)
