@@ -51,8 +51,10 @@ type snapshot struct {
 //
 // It may say unchanged, because UIDs only grow: with the same UIDVALIDITY no
 // message comes to be below the UIDNEXT of a proven snapshot, so that one is as
-// it was when it still has as many. For the same reason what is known and what
-// is new is exact when it adds up to EXISTS.
+// it was when it still has as many. For the same reason the messages that are
+// known are all there if the last of them has the number that it had: the rows
+// from that one on are asked for. If their numbers follow each other up to
+// EXISTS, none is missing.
 type listing struct {
 	view
 	known int // messages that were remembered
@@ -69,6 +71,9 @@ type listing struct {
 	unsized    []message // known messages whose size the server has refused so far
 	untrue     bool      // UIDNEXT was not above all UIDs
 	odd        int       // rows with a UID or a size that cannot be read
+	anchor     uint32    // UID of the last message that is known; 0: none
+	anchored   bool      // its row has come, with the number that says that all known are there
+	gaps       bool      // the numbers of rows do not follow each other
 }
 
 // newListing returns the listing of v, of which known is remembered. A UIDNEXT
@@ -84,6 +89,10 @@ func newListing(v view, known snapshot, room *reservation) *listing {
 	if v.exists == 0 {
 		l.messages, l.proven = nil, true
 	}
+	if n := len(l.messages); n > 0 {
+		l.anchor = l.messages[n-1].uid
+	}
+	l.anchored = l.anchor == 0
 	l.setUnsizedAside()
 	if more := min(l.missing(), trusted); more > 0 {
 		if l.overflow = room.grow(len(l.messages) + more); l.overflow == nil {
@@ -151,9 +160,16 @@ func (l *listing) correct(now int) bool {
 	return true
 }
 
-func (l *listing) add(uid uint32, size int64) {
+// add takes a row: the message sequence number, the UID and the size.
+func (l *listing) add(number int64, uid uint32, size int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	switch known := int64(len(l.messages) + len(l.unsized)); {
+	case uid == l.anchor && number == known:
+		l.anchored = true
+	case uid >= l.from && number != known+1 && (len(l.messages) == 0 || uid != l.messages[len(l.messages)-1].uid):
+		l.gaps = true
+	}
 	switch {
 	case uid < l.from, size > maxSize:
 	case l.uidNext != 0 && uid >= l.uidNext:
@@ -255,8 +271,14 @@ func (in *inbox) update(ctx context.Context, l *listing) (asked bool, err error)
 		return false, l.overflow
 	}
 	var refusal error
+	sure := l.missing() == len(l.unsized)
 	if l.uidNext == 0 || l.uidNext > l.from {
-		refusal = in.sizes(ctx, imap.UIDSet{{Start: imap.UID(max(l.from, 1))}}, l)
+		from := l.from
+		if l.proven {
+			from = cmp.Or(l.anchor, from)
+		}
+		refusal = in.sizes(ctx, imap.UIDSet{{Start: imap.UID(max(from, 1))}}, l)
+		sure = l.anchored && (l.known == 0 || !l.gaps)
 		if refusal != nil && !refused(refusal) {
 			return true, refusal
 		}
@@ -270,7 +292,7 @@ func (in *inbox) update(ctx context.Context, l *listing) (asked bool, err error)
 	if now, ok := in.link.responses.mailbox.count(); ok && refusal == nil && l.correct(now) {
 		l.tidy()
 	}
-	if refusal == nil && l.proven && !l.expunged && l.adds() {
+	if refusal == nil && sure && l.proven && !l.expunged && l.adds() {
 		return true, nil
 	}
 	return true, in.rebuild(ctx, l)
@@ -351,7 +373,10 @@ func (in *inbox) rebuild(ctx context.Context, l *listing) error {
 		if missing, err = numbers(l.keep(present)); err != nil {
 			return err
 		}
-		if len(missing) > 0 && len(missing) <= l.tolerated(present) && removals != in.link.responses.mailbox.removals() {
+		if len(missing) > 0 && removals != in.link.responses.mailbox.removals() {
+			if len(missing) > l.tolerated(present) {
+				continue
+			}
 			if missing, err = in.stillThere(ctx, missing); err != nil {
 				return err
 			}
@@ -421,11 +446,10 @@ func (l *listing) tolerated(present imap.UIDSet) int {
 var errUnsized = errors.New("server refuses the sizes of too many messages")
 
 // complete takes the messages whose sizes the server has not told into the
-// listing; refusal is its last one, nil if it said OK. It is an error if there is
-// no sign that the server can tell any size now: all that it says then is that
-// it cannot answer.
+// listing; refusal is its last one, nil if it said OK. It is an error if the
+// server tells no size at all and says that it cannot answer now.
 func (l *listing) complete(untold []uint32, refusal error) error {
-	if len(untold) > 0 && len(l.messages) == 0 && !concernsMessage(refusal) || len(untold) > max(3, (len(l.messages)+len(untold))/100) {
+	if len(untold) > 0 && len(l.messages) == 0 && concernsServer(refusal) || len(untold) > max(3, (len(l.messages)+len(untold))/100) {
 		return errors.Join(errUnsized, refusal)
 	}
 	for _, uid := range untold {
@@ -435,19 +459,19 @@ func (l *listing) complete(untold []uint32, refusal error) error {
 	return nil
 }
 
-// concernsMessage reports whether a server may have refused a FETCH for what a
-// message is: by a NO without a code that says something else (RFC 5530, and
-// [THROTTLED] of Gmail). BAD is what Exchange says when it throttles.
-func concernsMessage(err error) bool {
+// concernsServer reports whether a server refuses a FETCH for a reason that is
+// not the message's: RFC 5530, and [THROTTLED] of Gmail. BAD is what Exchange
+// says when it throttles.
+func concernsServer(err error) bool {
 	refusal, ok := errors.AsType[*imap.Error](err)
-	if !ok || refusal.Type != imap.StatusResponseTypeNo {
+	if !ok {
 		return false
 	}
 	switch refusal.Code {
 	case imap.ResponseCodeUnavailable, imap.ResponseCodeInUse, imap.ResponseCodeLimit, "THROTTLED", "OVERQUOTA":
-		return false
+		return true
 	}
-	return true
+	return refusal.Type == imap.StatusResponseTypeBad
 }
 
 // sizesOfEach asks for the sizes of messages, and where the server refuses, of

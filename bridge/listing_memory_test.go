@@ -152,7 +152,7 @@ func BenchmarkListingMemory(b *testing.B) {
 		runtime.ReadMemStats(&before)
 		l := newListing(view{uidValidity: 1, uidNext: messages + 1, exists: messages, selected: -1}, snapshot{}, nil)
 		for uid := range uint32(messages) {
-			l.add(uid+1, 1000)
+			l.add(int64(uid)+1, uid+1, 1000)
 		}
 		runtime.GC()
 		runtime.ReadMemStats(&after)

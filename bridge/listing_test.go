@@ -105,7 +105,6 @@ func TestAListingThatDoesNotAddUpIsNotShown(t *testing.T) {
 		{"half an answer, and a search that is none", box + two + "S: T2 OK x\nC: T3 UID SEARCH ALL\nS: T3 BAD x"},
 		{"unavailable", box + each("NO [UNAVAILABLE] x")},
 		{"throttled", box + each("NO [THROTTLED] x")},
-		{"OK to all, and nothing else", box + each("OK x")},
 		{"throttled by BAD", box + each("BAD Request is throttled")},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -117,6 +116,34 @@ func TestAListingThatDoesNotAddUpIsNotShown(t *testing.T) {
 			_ = in.close()
 			if err == nil {
 				t.Error("the listing is shown")
+			}
+		})
+	}
+}
+
+// A message that was removed and a row that is missing add up: only the numbers
+// of the rows tell.
+func TestAMissingRowIsNotMadeUpForByARemovedMessage(t *testing.T) {
+	for name, rows := range map[string]string{
+		"a row is missing":           "S: * 2 FETCH (UID 13 RFC822.SIZE 3)\nS: * 4 FETCH (UID 15 RFC822.SIZE 5)\n",
+		"that of the last known too": "S: * 4 FETCH (UID 15 RFC822.SIZE 5)\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			near, far := proxytest.Pipe(t)
+			proxytest.ServeTranscript(t, far, "C: T1 SELECT INBOX\nS: * 4 EXISTS\nS: * OK [UIDVALIDITY 7] x\nS: * OK [UIDNEXT 16] x\nS: T1 OK x\nC: T2 UID FETCH 13:\\* (UID RFC822.SIZE)\n"+rows+
+				"S: T2 OK x\nC: T3 UID SEARCH ALL\nS: * SEARCH 11 13 14 15\nS: T3 OK x\nC: T4 UID FETCH 14 (UID RFC822.SIZE)\nS: * 3 FETCH (UID 14 RFC822.SIZE 4)\nS: T4 OK x\n")
+			in := newInbox(near, "", defaultTimeout)
+			defer in.abort()
+			v, err := in.look(t.Context(), false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := newListing(v, snapshot{uidValidity: 7, uidNext: 14, proven: true, messages: []message{{uid: 11, size: 1}, {uid: 12, size: 2}, {uid: 13, size: 3}}}, nil)
+			if _, err := in.update(t.Context(), l); err != nil {
+				t.Fatal(err)
+			}
+			if want := []message{{uid: 11, size: 1}, {uid: 13, size: 3}, {uid: 14, size: 4}, {uid: 15, size: 5}}; !slices.Equal(l.messages, want) {
+				t.Errorf("listed %v, want %v", l.messages, want)
 			}
 		})
 	}
@@ -145,7 +172,7 @@ func TestKeepAccountsForAllThatIsPresent(t *testing.T) {
 		for uid := range uint32(30) {
 			uid := uid + 1
 			if random.IntN(2) == 0 {
-				l.add(uid, 1)
+				l.add(int64(uid), uid, 1)
 				rows[uid] = l.uidNext == 0 || uid < l.uidNext
 			}
 			if random.IntN(3) > 0 {
@@ -184,7 +211,7 @@ func TestMemoryOfAMaildrop(t *testing.T) {
 		for b.Loop() {
 			l := &listing{messages: make([]message, 0, n)}
 			for uid := range uint32(n) {
-				l.add(uid+1, 1000)
+				l.add(int64(uid)+1, uid+1, 1000)
 			}
 			l.tidy()
 			_ = newMaildrop(l.messages, 7)
@@ -205,7 +232,7 @@ func BenchmarkListing50000(b *testing.B) {
 
 func TestListingIsBounded(t *testing.T) {
 	l := &listing{messages: make([]message, maxMessages)}
-	l.add(1, 1)
+	l.add(1, 1, 1)
 	if len(l.messages) != maxMessages || !errors.Is(l.overflow, errTooMany) {
 		t.Errorf("%d messages, overflow %v, want %d and an overflow", len(l.messages), l.overflow, maxMessages)
 	}

@@ -309,7 +309,8 @@ func (r *responses) numbered(number, name, rest []byte) {
 		}
 	case bytes.EqualFold(name, fetched) && listing != nil:
 		if uid, size, ok := parseRow(rest); ok {
-			listing.add(uid, size)
+			n, _ := parseNumber(number)
+			listing.add(n, uid, size)
 		} else if bytes.Contains(bytes.ToUpper(rest), []byte("RFC822.SIZE")) {
 			listing.odd++
 		}
