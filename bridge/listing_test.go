@@ -133,7 +133,7 @@ func TestAMissingRowIsNotMadeUpForByARemovedMessage(t *testing.T) {
 			proxytest.ServeTranscript(t, far, "C: T1 SELECT INBOX\nS: * 4 EXISTS\nS: * OK [UIDVALIDITY 7] x\nS: * OK [UIDNEXT 16] x\nS: T1 OK x\nC: T2 UID FETCH 13:\\* (UID RFC822.SIZE)\n"+rows+
 				"S: T2 OK x\nC: T3 UID SEARCH ALL\nS: * SEARCH 11 13 14 15\nS: T3 OK x\nC: T4 UID FETCH 14 (UID RFC822.SIZE)\nS: * 3 FETCH (UID 14 RFC822.SIZE 4)\nS: T4 OK x\n")
 			in := newInbox(near, "", defaultTimeout)
-			defer in.abort()
+			defer func() { in.abort(); _ = in.close() }()
 			v, err := in.look(t.Context(), false)
 			if err != nil {
 				t.Fatal(err)
