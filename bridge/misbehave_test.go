@@ -106,18 +106,20 @@ func (l *life) fail(kind, format string, args ...any) {
 	defer l.box.mu.Unlock()
 	f := failure{kind, fmt.Sprintf(format, args...), l.event + strings.Join(append(slices.Clone(l.before), l.box.fired...), ", ")}
 	l.failures = append(l.failures, f)
-	if l.box.log != nil {
-		fmt.Fprintf(l.box.log, "!!! %s\n", f)
-	}
+	l.box.note("!!! %s", f)
 }
 
 func (l *life) logf(format string, args ...any) {
-	if l.box.log == nil {
-		return
-	}
 	l.box.mu.Lock()
 	defer l.box.mu.Unlock()
-	fmt.Fprintf(l.box.log, format+"\n", args...)
+	l.box.note(format, args...)
+}
+
+// note writes a line of the dialogue.
+func (b *mailbox) note(format string, args ...any) {
+	if b.log != nil {
+		fmt.Fprintf(b.log, format+"\n", args...)
+	}
 }
 
 // newLife returns the life of a seed.
@@ -213,6 +215,7 @@ func (l *life) live() {
 			continue
 		}
 		time.Sleep(10 * time.Minute)
+		b.mu.Lock()
 		l.between(poll)
 		switch {
 		case event == 1 || event == 2: // the store is not mounted for one poll or two
@@ -225,11 +228,11 @@ func (l *life) live() {
 			}
 			clear(l.settled)
 			b.move()
-			l.logf("=== moved, UIDVALIDITY is %d", b.uidValidity)
+			b.note("=== moved, UIDVALIDITY is %d", b.uidValidity)
 		case event == 4 || event == 5:
 			if r.IntN(2) == 0 {
 				*l.cache = state.Memory{} //nolint:govet // nobody uses it
-				l.logf("=== the cache is lost")
+				b.note("=== the cache is lost")
 			}
 		}
 		if poll > 0 && l.kind == misbehaviour {
@@ -238,10 +241,13 @@ func (l *life) live() {
 				b.plan = append(b.plan, &fault{class: classes[r.IntN(len(classes))], after: r.IntN(3) * r.IntN(2), kind: kinds[r.IntN(len(kinds))]})
 			}
 		}
+		b.mu.Unlock()
 		l.poll(fmt.Sprintf("poll %d", poll))
 	}
-	b.plan, b.absent, l.well = nil, false, true
 	time.Sleep(10 * time.Minute)
+	b.mu.Lock()
+	b.plan, b.absent, l.well = nil, false, true
+	b.mu.Unlock()
 	l.poll("well")
 	time.Sleep(2 * time.Hour)
 	l.hour = true
@@ -301,8 +307,8 @@ func (l *life) poll(name string) {
 	l.before = append(l.before, b.fired...)
 	b.fired = nil
 	before := slices.Clone(b.mails)
+	b.note("=== %s: %d messages, absent %t, planned %s", name, len(before), b.absent, describe(b.plan))
 	b.mu.Unlock()
-	l.logf("=== %s: %d messages, absent %t, planned %s", name, len(before), b.absent, describe(b.plan))
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	login := &proxy.Login{Client: proxy.Client{ID: "ID42"}, Account: "alice", Secret: proxy.NewSecret([]byte("secret"))}
