@@ -190,7 +190,7 @@ type item struct {
 
 func (c *imapConn) serve() {
 	defer func() { _ = c.conn.Close() }()
-	in := bufio.NewReader(c.conn)
+	in := bufio.NewReaderSize(c.conn, 512)
 	for {
 		line, err := in.ReadString('\n')
 		if err != nil {
@@ -789,8 +789,8 @@ func contains(set string, uid, last uint32) bool {
 func randomBody(random *rand.Rand, id int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Message-ID: <%d@example.org>\r\nX-Id: %d\r\nSubject: number %d\r\n\r\n", id, id, id)
-	size := random.IntN(600)
-	switch random.IntN(24) {
+	size := random.IntN(400)
+	switch random.IntN(32) {
 	case 0:
 		size = 9_000 + random.IntN(9_000) // more than is read before +OK
 	case 1:
