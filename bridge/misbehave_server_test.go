@@ -50,9 +50,9 @@ type mailbox struct {
 	gone         map[int]string
 	lied         map[int]bool // OK was said to a change that was not made
 	capabilities string
-	silent       bool // SELECT does not say UIDNEXT
-	dumb         bool // nor does STATUS
-	liberties    bool // of grammar
+	silent       bool     // SELECT does not say UIDNEXT
+	dumb         bool     // nor does STATUS
+	liberties    []string // of grammar
 
 	absent     bool // the store is not mounted
 	unreadable int  // id of the message that cannot be read; -1: none
@@ -87,7 +87,7 @@ type fault struct {
 // kinds are the faults that a command can meet.
 var kinds = []string{
 	"NO", "NO after some", "BAD", "OK without data", "row missing", "number missing", "row doubled", "row extra", "row other",
-	"row split", "literal long", "literal short", "body short", "BYE", "lost", "lost within", "silence", "silence within", "unasked",
+	"row split", "UID missing", "literal long", "literal short", "body short", "BYE", "lost", "lost within", "silence", "silence within", "unasked",
 }
 
 var classes = []string{
@@ -389,6 +389,13 @@ func (c *imapConn) spoil(kind, class string, rows []row) []row {
 			return rows
 		}
 		return slices.Delete(rows, i, i+1)
+	case "UID missing": // then the numbers mean others, or nobody knows which
+		if one.mail == nil {
+			rows[i].text = strings.Replace(one.text, ") UID", ")", 1)
+			return rows
+		}
+		rows[i].items = slices.DeleteFunc(slices.Clone(one.items), func(v item) bool { return v.name == "UID" })
+		return rows
 	case "row doubled":
 		return slices.Insert(rows, i, one)
 	case "row extra", "row other":
@@ -458,17 +465,15 @@ func (c *imapConn) write(rows []row) {
 			if i > 0 {
 				out.WriteString(" ")
 			}
-			name := v.name
-			space := " "
-			if c.box.liberties {
-				switch c.random.IntN(5) {
-				case 0:
-					name = strings.ToLower(name)
-				case 1:
-					if v.literal {
-						space = ""
-					}
-				}
+			name, space := v.name, " "
+			if c.takes("case") {
+				name = strings.ToLower(name)
+			}
+			if v.literal && c.takes("no space before a literal") {
+				space = ""
+			}
+			if !v.literal && c.takes("spaces") {
+				space = "  "
 			}
 			out.WriteString(name + space)
 			if v.literal {
@@ -484,28 +489,28 @@ func (c *imapConn) finish(tag, result string) {
 	c.out.WriteString(tag + " " + c.free(result) + "\r\n")
 }
 
-// free takes liberties with a line whose meaning they do not change: case,
-// several spaces, leading zeros, a response code without text.
+// liberties are those that servers are seen to take, and that change no meaning.
+var liberties = []string{"case", "spaces", "leading zeros", "code alone", "no space before a literal", "UIDNEXT 0"}
+
+// takes reports whether the server takes a liberty now.
+func (c *imapConn) takes(liberty string) bool {
+	return slices.Contains(c.box.liberties, liberty) && c.random.IntN(3) == 0
+}
+
+// free takes liberties with a line.
 func (c *imapConn) free(text string) string {
-	if !c.box.liberties {
-		return text
+	// A name or a tag in another case would be another one.
+	if c.takes("case") && !strings.HasPrefix(text, "LIST") && !strings.HasPrefix(text, "ESEARCH") {
+		text = strings.ToLower(text)
 	}
-	switch c.random.IntN(6) {
-	case 0:
-		if !strings.HasPrefix(text, "LIST") && !strings.HasPrefix(text, "ESEARCH") { // a name or a tag would be another
-			return strings.ToLower(text)
-		}
-	case 1:
-		word, rest, _ := strings.Cut(text, " ")
-		return word + "  " + rest
-	case 2:
-		if text[0] >= '1' && text[0] <= '9' {
-			return "00" + text
-		}
-	case 3:
-		if code, _, ok := strings.Cut(text, "] "); ok {
-			return code + "]"
-		}
+	if c.takes("spaces") {
+		text = strings.Replace(text, " ", "  ", 1)
+	}
+	if text[0] >= '1' && text[0] <= '9' && c.takes("leading zeros") {
+		text = "00" + text
+	}
+	if code, _, ok := strings.Cut(text, "] "); ok && c.takes("code alone") {
+		text = code + "]"
 	}
 	return text
 }
@@ -533,7 +538,10 @@ func (c *imapConn) carryOut(tag, command string) (rows []row, result string) {
 		line("%d EXISTS", len(mails))
 		line("0 RECENT")
 		line("OK [UIDVALIDITY %d] UIDs valid", uidValidity)
-		if !b.silent {
+		switch {
+		case b.silent && slices.Contains(b.liberties, "UIDNEXT 0"):
+			line("OK [UIDNEXT 0] Predicted next UID")
+		case !b.silent:
 			line("OK [UIDNEXT %d] Predicted next UID", uidNext)
 		}
 		return rows, "OK [READ-WRITE] Select completed"

@@ -127,7 +127,7 @@ func newLife(seed uint64, k kind, log *strings.Builder) *life {
 	r := rand.New(rand.NewPCG(seed, 11))
 	b := &mailbox{
 		uidValidity: 1_700_000_000, uidNext: 1 + uint32(r.IntN(5)), gone: make(map[int]string), lied: make(map[int]bool),
-		broken: make(map[int]int), cut: make(map[int]bool), unreadable: -1, seed: seed, log: log, liberties: k == grammar, capabilities: "IMAP4rev1",
+		broken: make(map[int]int), cut: make(map[int]bool), unreadable: -1, seed: seed, log: log, capabilities: "IMAP4rev1",
 	}
 	for _, c := range []struct {
 		name string
@@ -199,6 +199,11 @@ func (l *life) live() {
 	if l.kind != misbehaviour {
 		event = -1
 	}
+	if l.kind == grammar {
+		for range 1 + r.IntN(2) {
+			b.liberties = append(b.liberties, liberties[r.IntN(len(liberties))])
+		}
+	}
 	switch event { // one for the whole life
 	case 0:
 		b.unreadable = r.IntN(len(b.ever))
@@ -208,7 +213,7 @@ func (l *life) live() {
 			b.refuses.how = "NO [SERVERBUG] cannot read the message"
 		}
 	}
-	l.event = map[int]string{0: "one cannot be read: ", 1: "store away: ", 2: "store away: ", 3: "moved: ", 4: "cache lost: ", 5: "cache lost: "}[event]
+	l.event = map[int]string{0: "one cannot be read: ", 1: "store away: ", 2: "store away: ", 3: "moved: ", 4: "cache lost: ", 5: "cache lost: "}[event] + strings.Join(b.liberties, " and ")
 	first, away := 1+r.IntN(3), 1+r.IntN(2)
 	for poll := range 4 { // the first of them with a server that is well
 		if poll == 0 && r.IntN(3) == 0 {
@@ -216,7 +221,7 @@ func (l *life) live() {
 		}
 		time.Sleep(10 * time.Minute)
 		b.mu.Lock()
-		l.between(poll)
+		l.between()
 		switch {
 		case event == 1 || event == 2: // the store is not mounted for one poll or two
 			b.absent = poll >= first && poll < first+away && poll < 4
@@ -231,7 +236,8 @@ func (l *life) live() {
 			b.note("=== moved, UIDVALIDITY is %d", b.uidValidity)
 		case event == 4 || event == 5:
 			if r.IntN(2) == 0 {
-				*l.cache = state.Memory{} //nolint:govet // nobody uses it
+				l.cache = new(state.Memory)
+				l.back.Cache = l.cache
 				b.note("=== the cache is lost")
 			}
 		}
@@ -263,7 +269,7 @@ func (l *life) rename(id int) {
 }
 
 // between is what happens to the mailbox between two polls.
-func (l *life) between(poll int) {
+func (l *life) between() {
 	r, b := l.random, l.box
 	if b.absent || r.IntN(4) == 0 {
 		return
