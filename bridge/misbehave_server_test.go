@@ -52,6 +52,7 @@ type mailbox struct {
 	capabilities string
 	silent       bool     // SELECT does not say UIDNEXT
 	dumb         bool     // nor does STATUS
+	guesses      bool     // the bridge takes RFC822.SIZE for a guess
 	liberties    []string // of grammar
 
 	absent     bool // the store is not mounted
@@ -433,7 +434,7 @@ func (c *imapConn) spoil(kind, class string, rows []row) []row {
 		rows[i] = first
 		return slices.Insert(rows, i+1, second)
 	case "body short": // what nobody can tell without RFC822.SIZE, and then only of a server whose sizes agree
-		if class != "body" || c.box.agreed == 0 {
+		if class != "body" || c.box.agreed == 0 || c.box.guesses {
 			return literals(-1 - r.IntN(60))
 		}
 		for k := range one.items {

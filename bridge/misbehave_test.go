@@ -163,6 +163,7 @@ func newLife(seed uint64, k kind, log *strings.Builder) *life {
 			return conn, b.capabilities, nil
 		},
 	}
+	b.guesses = l.back.Estimates
 	return l
 }
 
