@@ -162,7 +162,7 @@ func (b *Brake) Open(ctx context.Context, store Store) error {
 }
 
 var (
-	errBraked       = errors.New("too many mailboxes of the backend look different: postern uidl accept")
+	errBraked       = errors.New("too many mailboxes of the backend look different, see postern uidl accept")
 	errBrakeUnknown = errors.New("whether the backend's mailboxes may look different is not known")
 )
 
@@ -200,7 +200,7 @@ func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
 	case status.Err != nil:
 		return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("%w: %w", errBrakeUnknown, status.Err)}
 	case status.Braked():
-		return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("%w %s (%v)", errBraked, b.backend, c)}
+		return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("%w %s; this one: %v", errBraked, b.backend, c)}
 	}
 	return nil
 }
