@@ -28,6 +28,8 @@ const (
 	// maxRecent bounds the accounts of one window: about 40 MB. Accounts beyond it do
 	// not count as polling, so that the brake comes sooner.
 	maxRecent = 1 << 20
+	// brakeTime is for how long a brake waits for the store to keep it.
+	brakeTime = 10 * time.Second
 	// brakeVersion is that of the state in the store.
 	brakeVersion = 1
 )
@@ -69,9 +71,9 @@ type comparison struct {
 	gone                           int    // of known, those that are certainly not there now; 0 if only EXISTS is known yet
 }
 
-// change returns which Change the comparison shows. A mailbox that was
-// empty and is empty has nothing to lose, and some servers give such a mailbox
-// another UIDVALIDITY at each SELECT: it is Unchanged.
+// change returns which Change the comparison shows. A mailbox that was empty and is
+// empty has nothing to lose, and some servers give such a mailbox another
+// UIDVALIDITY at each SELECT: it is Unchanged.
 func (c comparison) change() Change {
 	gone := max(c.gone, c.known-c.exists)
 	switch {
@@ -97,9 +99,9 @@ func (c comparison) change() Change {
 // operator accepts the changes, also over a restart.
 //
 // The accounts of the last 10 to 20 minutes are remembered in memory, with about
-// 75 octets each. The state is in the store, so that two processes
-// with one store have one state: what one of them brakes or accepts holds in
-// the other at the next Change. What they count they count apart.
+// 75 octets each. The state is in the store, so that two processes with one store
+// have one state: what one of them brakes or accepts holds in the other at the
+// next Change. What they count they count apart.
 //
 // A nil Brake admits all. A Brake must be made by NewBrake; its methods may be
 // called from many goroutines.
@@ -187,6 +189,9 @@ func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
 	}
 	defer b.leave()
 	status := b.load(ctx)
+	if status.Err != nil && ctx.Err() != nil { // the client's end says nothing of the store
+		return context.Cause(ctx)
+	}
 	accepted := status.Accepts(b.now())
 	seen, trips := b.count(hash, slot, accepted)
 	if trips && !status.Braked() {
@@ -308,7 +313,9 @@ func (b *Brake) trip(ctx context.Context) BrakeStatus {
 		return on
 	}
 	// The client may be gone; the fault is not.
-	err := store.Update(context.WithoutCancel(ctx), b.backend, func(old []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), brakeTime)
+	defer cancel()
+	err := store.Update(ctx, b.backend, func(old []byte) ([]byte, error) {
 		if kept := decodeBrake(old); kept.Braked() || kept.Accepts(now) {
 			on = kept
 			return old, nil

@@ -329,6 +329,37 @@ func TestAStateThatIsNotKnownBrakes(t *testing.T) {
 	})
 }
 
+// waiting is a store that answers nothing until the asker's time is over.
+type waiting struct{ memory }
+
+func (*waiting) Get(ctx context.Context, _ string) ([]byte, error) {
+	<-ctx.Done()
+	return nil, context.Cause(ctx)
+}
+
+func TestAClientThatLeavesSaysNothingOfTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		seen := &events{}
+		b := NewBrake("main", seen)
+		b.store = &waiting{}
+		left := errors.New("the client has left")
+		var wg sync.WaitGroup
+		for i := range 3 { // two of them wait for the first
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeoutCause(t.Context(), time.Duration(3-i)*time.Second, left)
+				defer cancel()
+				if err := b.Admit(ctx, "alice", Emptied); !errors.Is(err, left) {
+					t.Errorf("Admit: %v, want %v", err, left)
+				}
+			})
+		}
+		wg.Wait()
+		if len(seen.all) != 0 || b.Status().Braked() {
+			t.Errorf("reported %v, braked %v", seen.all, b.Status().Braked())
+		}
+	})
+}
+
 func TestABrakeThatCannotBeKeptIsOnAndIsKeptLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		full := errors.New("no space left on device")
