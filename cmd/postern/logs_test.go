@@ -25,6 +25,7 @@ func TestEveryWordOfTheLogIsExplained(t *testing.T) {
 		proxy.LostClosed, proxy.LostBye, proxy.LostSilent,
 		proxy.ReconnectOK, proxy.ReconnectFailed, proxy.ReconnectRenumbered,
 		proxy.NoticeCache, proxy.NoticeNotProven, proxy.NoticeRecord, proxy.NoticeRecomputed, proxy.NoticeChanged, proxy.NoticeRenumbered,
+		proxy.ChangeUIDValidity, proxy.ChangeUIDNext, proxy.ChangeEmptied, proxy.ChangeShrunk, proxy.ListingsFull, proxy.ListingTooLong,
 		proxy.DialRefused, proxy.DialTimeout, proxy.DialTLS, proxy.DialGreeting, proxy.DialOther,
 	}
 	for _, r := range proxy.Reasons() {
