@@ -33,6 +33,9 @@
 //	BYE, silence, lost             nothing, once the session is on a new connection
 //	the same, within a message     nothing, if the server gives the same octets again, at most once;
 //	                               else the connection is cut: no message that looks complete
+//	a literal of the wrong length  -ERR [SYS/TEMP] before +OK, or the connection is cut; DELE -ERR [SYS/TEMP]
+//	a body of another size         passes; DELE is +OK once the same octets have come a second time
+//	a body cut twice               -ERR [SYS/TEMP] to RETR, TOP and DELE for an hour
 //	no new connection, login NO    -ERR [SYS/TEMP], never [AUTH]; the session ends, and nothing is deleted
 //	new UIDVALIDITY                -ERR [SYS/TEMP] to all that needs the server; nothing is deleted
 //	STORE, EXPUNGE, MOVE, COPY NO  -ERR [SYS/TEMP] to QUIT, also when the record cannot be written
@@ -109,6 +112,7 @@ type Backend struct {
 	noUIDNext atomic.Bool // of SELECT's, seen: STATUS is asked as well
 	// untrueUIDNext is set once a UIDNEXT was not above all UIDs: none is believed.
 	untrueUIDNext atomic.Bool
+	suspects      suspects     // messages that did not come as they should
 	ahead         atomic.Int64 // octets that sessions have asked for before their clients did
 }
 

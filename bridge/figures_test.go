@@ -130,7 +130,8 @@ func TestSlowClientSlowsTheServer(t *testing.T) {
 // Criterion: a session that is idle for minutes goes on although the server has closed its connection meanwhile.
 func TestIdleSessionsOutliveTheirServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		scripts := []string{opened(5), again + "C: F1 UID FETCH *\n" + rows("F1", 11), again + "C: F1 UID FETCH *\n" + rows("F1", 11)}
+		const row = `S- * 1 FETCH (UID 11 BODY[] {5}\r\n011\r\n)\r\nF1 OK x\r\n` // at once: nobody reads while a session is idle
+		scripts := []string{opened(5), again + "C: F1 UID FETCH *\n" + row, again + "C: F1 UID FETCH *\n" + row}
 		dials := 0
 		b := &Backend{Estimates: true, KeepUnseen: true, Dial: func(context.Context, *proxy.Login) (net.Conn, string, error) {
 			near, far := net.Pipe()

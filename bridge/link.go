@@ -14,7 +14,17 @@ import (
 	"postern/proxy/wire"
 )
 
-var errStalled = errors.New("server was silent for too long")
+var errStalled = errors.New("server was silent, or slow, for too long")
+
+const (
+	// maxTimeouts is how many times its timeout the server may take for a command,
+	// and minRate how many octets in a second it has to send beyond that. A
+	// listing of 50,000 rows is over in that time on any line; 100 MB may take
+	// days; and a server that drips an octet a second has come to its end in
+	// that time.
+	maxTimeouts = 5
+	minRate     = 128
+)
 
 // A link is the connection to the server. Its reader is whoever waits for an
 // answer: the session itself, or the imapclient that a hatch lets to it. So
@@ -26,7 +36,9 @@ type link struct {
 	before    func() error // called before a read that may wait; nil: nothing to do
 
 	mu     sync.Mutex
-	failed error // of reading; imapclient reads again after an error
+	failed error         // of reading; imapclient reads again after an error
+	waited time.Duration // for the server, since a command was sent last
+	came   int64         // octets, in that time
 }
 
 func newLink(conn net.Conn, timeout time.Duration) *link {
@@ -40,6 +52,9 @@ func (l *link) Write(p []byte) (int, error) {
 	if err := l.Conn.SetWriteDeadline(time.Now().Add(l.timeout)); err != nil {
 		return 0, err
 	}
+	l.mu.Lock()
+	l.waited, l.came = 0, 0
+	l.mu.Unlock()
 	return l.Conn.Write(p)
 }
 
@@ -72,19 +87,23 @@ func (s source) Read(p []byte) (int, error) {
 	}
 	l.mu.Lock()
 	failed := l.failed
+	left := maxTimeouts*l.timeout + time.Duration(l.came/minRate)*time.Second - l.waited
 	l.mu.Unlock()
 	if failed != nil {
 		return 0, failed
 	}
-	err := l.Conn.SetReadDeadline(time.Now().Add(l.timeout))
+	begun := time.Now()
+	err := l.Conn.SetReadDeadline(begun.Add(min(l.timeout, left)))
 	n := 0
 	if err == nil {
 		n, err = l.Conn.Read(p)
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waited += time.Since(begun) // not what a slow client takes
+	l.came += int64(n)
 	if err != nil {
-		l.mu.Lock()
 		l.failed = err
-		l.mu.Unlock()
 	}
 	return n, err
 }

@@ -37,13 +37,13 @@ func (s *session) probe(ctx context.Context) {
 		defer context.AfterFunc(ctx, s.inbox.abort)()
 		if err := s.lookAtEnds(unsure); err != nil {
 			s.inbox.abort()
-			s.blame(ctx)
+			s.blameEnd(ctx)
 		}
 	}
 }
 
-// blame marks the message that the server was at when probing went wrong.
-func (s *session) blame(ctx context.Context) {
+// blameEnd marks the message that the server was at when probing went wrong.
+func (s *session) blameEnd(ctx context.Context) {
 	if len(s.inbox.wants) == 0 || ctx.Err() != nil {
 		return
 	}

@@ -56,8 +56,9 @@ func (a *ahead) turned(d *maildrop, i int, items string) bool {
 }
 
 // more returns the messages to ask for next: a run ascending in number and UID,
-// when half of what may be on its way has come.
-func (a *ahead) more(d *maildrop, pending int64) (run []want) {
+// when half of what may be on its way has come. What would be refused is left
+// out.
+func (a *ahead) more(d *maildrop, pending int64, refused func(*message) bool) (run []want) {
 	if a.window == 0 || a.missed >= mostMissed || pending > a.window/2 {
 		return nil
 	}
@@ -76,7 +77,7 @@ func (a *ahead) more(d *maildrop, pending int64) (run []want) {
 		}
 		last = m.uid
 		a.until++
-		if m.marks&deleted == 0 {
+		if m.marks&deleted == 0 && !refused(m) {
 			run = append(run, w)
 			pending += w.octets
 		}
@@ -100,7 +101,7 @@ func (s *session) fetch(ctx context.Context, i int, items string) (*row, error) 
 			s.ahead.missed++
 			s.ahead.until = i + 1
 		}
-		run = s.ahead.more(s.drop, in.ahead)
+		run = s.ahead.more(s.drop, in.ahead, func(m *message) bool { return s.suspect(m).refused() })
 	}
 	var err error
 	switch {
@@ -134,14 +135,28 @@ func (s *session) first(ctx context.Context, i int, items, name string) (*row, e
 			return nil, err
 		}
 	}
+	m := &s.drop.messages[i]
 	r, err := s.ready(ctx, i, items, name)
 	if !errors.Is(err, proxy.ErrBackendClosed) {
 		return r, err
 	}
-	if again := s.reconnect(ctx); again != nil {
+	broken := errors.Is(err, errSyntax)
+	switch {
+	case broken && s.inbox.blamed == m.uid:
+		return nil, err // it would come so again, and others go on
+	case broken && s.inbox.blamed != 0: // one that was read ahead
+		s.cut(&message{uid: s.inbox.blamed})
+	}
+	if again := s.reconnect(ctx); again != nil && broken {
+		return nil, fmt.Errorf("%w; %s", again, err.Error())
+	} else if again != nil {
 		return nil, fmt.Errorf("%w; %w", err, again)
 	}
-	return s.ready(ctx, i, items, name)
+	r, err = s.ready(ctx, i, items, name)
+	if errors.Is(err, proxy.ErrBackendClosed) && !errors.Is(err, errSyntax) {
+		err = s.blame(ctx, m, err)
+	}
+	return r, err
 }
 
 // ready returns the row of a message when of its section with that name the

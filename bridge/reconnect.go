@@ -101,6 +101,8 @@ type seal struct {
 	hash   maphash.Hash
 }
 
+func (s *seal) digest() digest { return digest{s.octets, s.hash.Sum64()} }
+
 func (s *seal) add(p []byte) {
 	s.octets += int64(len(p))
 	_, _ = s.hash.Write(p)

@@ -53,15 +53,21 @@ func (s *session) retr(ctx context.Context, args []string) error {
 
 // send answers a command with a whole message.
 func (s *session) send(ctx context.Context, command string, n int, m *message) error {
-	r, err := s.first(ctx, n-1, itemsWhole, "BODY[]")
+	r, err := s.begin(ctx, n-1, itemsWhole, "BODY[]")
 	if err != nil {
 		return s.cannot(ctx, n, m, err)
 	}
 	s.ok(octets(m, r.section))
 	d := wire.NewDotWriter(s.out)
 	w := s.watch(m, d)
-	if err := s.body(ctx, n-1, w, r); err != nil {
-		return fmt.Errorf("message %d: %w", n, err)
+	size := r.section.size
+	var sent *seal // of what may have to come a second time
+	agrees := agree(m, size)
+	if !agrees || s.suspect(m).doubt != (digest{}) {
+		sent = s.backend.suspects.seal()
+	}
+	if err := s.body(ctx, n-1, w, r, sent); err != nil {
+		return fmt.Errorf("message %d: %w", n, s.blame(ctx, m, err))
 	}
 	given := d.Octets() // what follows makes it look complete
 	if err := d.Close(); err != nil {
@@ -71,18 +77,101 @@ func (s *session) send(ctx context.Context, command string, n int, m *message) e
 	s.backend.observe(proxy.MessageSent{
 		Command: command, Octets: d.Octets(), Mismatched: d.Octets() != m.size, Completed: d.Octets() != given,
 	})
-	s.drop.measured(m, d.Octets())
+	if !s.doubtful(m, agrees, sent) {
+		s.drop.measured(m, d.Octets())
+	}
 	return nil
+}
+
+// agree reports whether size, of a body, is what the server has said of the
+// message. The CRLF that ends what has none is not counted by RFC822.SIZE. A size
+// of up to 1 stands for one that is not known.
+func agree(m *message, size int64) bool {
+	return size == m.size || size+2 == m.size || size-2 == m.size || m.size <= 1
+}
+
+// doubtful is came for a message whose octets sent has seen, or nobody.
+func (s *session) doubtful(m *message, agrees bool, sent *seal) bool {
+	if s.backend.Estimates {
+		agrees = true
+	}
+	var got digest
+	if sent != nil {
+		got = sent.digest()
+	}
+	return s.came(m, agrees, got)
+}
+
+// begin is first, for a message that has not been cut too often.
+func (s *session) begin(ctx context.Context, i int, items, name string) (*row, error) {
+	m := &s.drop.messages[i]
+	if s.suspect(m).refused() {
+		s.withhold(m.uid)
+		return nil, errCut
+	}
+	return s.first(ctx, i, items, name)
+}
+
+var errCut = errors.New("message did not come to its end, twice")
+
+// blame remembers that a message was cut by the server, and returns err.
+func (s *session) blame(ctx context.Context, m *message, err error) error {
+	if ctx.Err() == nil && !errors.Is(err, proxy.ErrClientClosed) {
+		s.cut(m)
+	}
+	return err
+}
+
+// deletable returns the answer to DELE for a message that must not be destroyed,
+// since it has not come as it should; nil if it may be. What came whole but in
+// another length than the server says is asked for a second time here: a client
+// that retrieves and deletes every message once is not stuck with it.
+func (s *session) deletable(ctx context.Context, n int, m *message) error {
+	doubt := s.suspect(m).doubt
+	if !s.withheld[m.uid] && doubt == (digest{}) {
+		return nil
+	}
+	if doubt != (digest{}) {
+		switch again, err := s.again(ctx, n-1); {
+		case err == nil && again == doubt:
+			s.came(m, true, again)
+			return nil
+		case err != nil:
+			return s.cannot(ctx, n, m, err)
+		}
+	}
+	return &no{text: s.temporary(fmt.Sprintf("Message %d has not come as it should, and is kept for now", n))}
+}
+
+// again returns the digest of a message as the server gives it now.
+func (s *session) again(ctx context.Context, i int) (digest, error) {
+	r, err := s.begin(ctx, i, itemsWhole, "BODY[]")
+	if err != nil {
+		return digest{}, err
+	}
+	defer context.AfterFunc(ctx, s.inbox.abort)()
+	got := s.backend.suspects.seal()
+	if err = r.section.each(got.add); err == nil {
+		err = s.inbox.finish()
+	}
+	if err != nil {
+		return digest{}, s.inbox.explain(ctx, err)
+	}
+	return got.digest(), nil
 }
 
 // body copies a message to w, and reads to the end of its row: only then these
 // were its octets. If the server is lost meanwhile, it goes on with what the
-// server gives after that, if that is the same.
-func (s *session) body(ctx context.Context, i int, w io.Writer, r *row) error {
+// server gives after that, if that is the same. What was sent is in sent, if
+// that is not nil.
+func (s *session) body(ctx context.Context, i int, w io.Writer, r *row, sent *seal) error {
 	if r.section.whole() {
-		return s.closed(ctx, s.pass(ctx, w, r.section, nil))
+		return s.closed(ctx, s.pass(ctx, w, r.section, sent))
 	}
-	size, sent := r.section.size, new(seal)
+	size := r.section.size
+	if sent == nil {
+		sent = new(seal)
+	}
 	err := s.closed(ctx, s.pass(ctx, w, r.section, sent))
 	if !errors.Is(err, proxy.ErrBackendClosed) || errors.Is(err, errSyntax) {
 		return err
@@ -91,7 +180,7 @@ func (s *session) body(ctx context.Context, i int, w io.Writer, r *row) error {
 	if again != nil {
 		return fmt.Errorf("%w; %w", err, again)
 	}
-	return s.closed(ctx, s.pass(ctx, w, r.section, nil))
+	return s.closed(ctx, s.pass(ctx, w, r.section, sent))
 }
 
 // closed reads to the end of a row of which the last section has passed without
@@ -148,7 +237,7 @@ func (s *session) top(ctx context.Context, args []string) error {
 	if lines > 0 {
 		items += " " + textItem(0, chunk)
 	}
-	r, err := s.first(ctx, n-1, items, "BODY[HEADER]")
+	r, err := s.begin(ctx, n-1, items, "BODY[HEADER]")
 	if err != nil {
 		return s.cannot(ctx, n, m, err)
 	}
@@ -160,7 +249,7 @@ func (s *session) top(ctx context.Context, args []string) error {
 		err = s.text(ctx, r, m, &lineWriter{w: d, left: lines}, chunk)
 	}
 	if err = s.closed(ctx, err); err != nil {
-		return fmt.Errorf("TOP: %w", err)
+		return fmt.Errorf("TOP: %w", s.blame(ctx, m, err))
 	}
 	s.watched(m, w)
 	if err := d.Close(); err != nil {
@@ -251,7 +340,7 @@ func (s *session) pass(ctx context.Context, w io.Writer, part *section, seal *se
 
 // cannot returns the answer for a message that err keeps from being sent.
 func (s *session) cannot(ctx context.Context, n int, m *message, err error) *no {
-	if errors.Is(err, errEmpty) {
+	if errors.Is(err, errEmpty) || errors.Is(err, errVanished) {
 		err = s.settle(ctx, m)
 	}
 	switch {
@@ -263,6 +352,8 @@ func (s *session) cannot(ctx context.Context, n int, m *message, err error) *no 
 		return &no{text: fmt.Sprintf("Message %d is no longer in the maildrop", n)}
 	case errors.Is(err, errRenumbered):
 		return &no{text: s.temporary("The maildrop has changed: log in again"), end: err}
+	case errors.Is(err, errSyntax):
+		s.cut(m)
 	case errors.Is(err, proxy.ErrBackendClosed):
 		return &no{text: s.temporary("The mail server is unavailable: try again later"), end: err}
 	}
@@ -275,7 +366,8 @@ func (s *session) unavailable(n int) *no {
 }
 
 // settle tells a message that vanished from one that the server cannot read:
-// some servers give an empty literal for both.
+// some servers give an empty literal for both, and some an OK without a row. A
+// search that was answered decides.
 func (s *session) settle(ctx context.Context, m *message) error {
 	found, err := s.inbox.search(ctx, imap.UIDSetNum(imap.UID(m.uid)))
 	s.inbox.rest()

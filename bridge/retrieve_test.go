@@ -217,8 +217,14 @@ func TestVanishedMessage(t *testing.T) {
 		C: F1 UID FETCH 11 (UID BODY.PEEK[])
 		S: * 1 EXPUNGE
 		S: F1 OK x
+		C: T1 UID SEARCH UID 11
+		S: * SEARCH
+		S: T1 OK x
 		C: F2 UID FETCH 11 (UID BODY.PEEK[HEADER])
 		S: F2 OK x
+		C: T1 UID SEARCH UID 11
+		S: * SEARCH
+		S: T1 OK x
 		C: F3 UID FETCH 12 (UID BODY.PEEK[])
 		S: * 1 FETCH (UID 12 BODY[] {5}
 		S: abc

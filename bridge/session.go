@@ -34,6 +34,7 @@ type session struct {
 	ids        *uidl.Record      // nil: all are computed
 	buried     []uint32          // UIDs of tombstones, until hide
 	lapsed     bool              // some of them stand for messages that the server has no more
+	withheld   map[uint32]bool   // UIDs of messages that did not come as they should: no DELE
 	headers    map[uint32]uint64 // prints of those that went by, by UID
 	room       *reservation      // for the listing
 	lock       *lock             // nil: nobody is kept out
@@ -283,7 +284,7 @@ func (s *session) do(ctx context.Context, keyword string, args []string) error {
 	case "TOP":
 		return s.top(ctx, args)
 	case "DELE":
-		return s.dele(args)
+		return s.dele(ctx, args)
 	case "NOOP":
 		return s.without(args, s.noop)
 	case "RSET":
@@ -393,7 +394,7 @@ func (s *session) uniqueID(b []byte, m *message) []byte {
 	return s.ids.Append(b, m.uid)
 }
 
-func (s *session) dele(args []string) error {
+func (s *session) dele(ctx context.Context, args []string) error {
 	n, m, err := s.single(args)
 	if err != nil {
 		return err
@@ -403,6 +404,11 @@ func (s *session) dele(args []string) error {
 	}
 	if m.marks&unsized != 0 {
 		return s.unavailable(n) // nobody has seen what would be removed
+	}
+	if s.backend.Delete != Keep {
+		if err := s.deletable(ctx, n, m); err != nil {
+			return err
+		}
 	}
 	s.drop.delete(m)
 	s.ok(fmt.Sprintf("Message %d deleted", n))

@@ -1,0 +1,172 @@
+package bridge
+
+import (
+	"hash/maphash"
+	"sync"
+	"time"
+)
+
+const (
+	// maxSuspects bounds how many messages a backend remembers that did not come
+	// as they should. The oldest is forgotten first.
+	maxSuspects = 1024
+	// mostCuts is after how many cuts a message is refused before +OK, so that
+	// its client goes on with the next one, and suspectTime for how long.
+	mostCuts, suspectTime = 2, time.Hour
+	// trustSizes is how many sizes have to agree for each that does not, or
+	// RFC822.SIZE of the backend is worth nothing.
+	trustSizes = 16
+)
+
+// suspects are the messages of a backend that did not come as they should. They
+// are in memory only: a restart forgets them. The zero value is ready.
+type suspects struct {
+	mu      sync.Mutex
+	seeded  bool
+	seed    maphash.Seed
+	entries map[suspectKey]suspect
+
+	agreed, differed int // sizes of bodies against RFC822.SIZE
+}
+
+// A suspectKey is a message of an account, of which it has the hash.
+type suspectKey struct {
+	account          uint64
+	uidValidity, uid uint32
+}
+
+// A suspect is what is remembered of one message.
+type suspect struct {
+	cuts  int // bodies in a row that did not come to their end
+	doubt digest
+	since time.Time // of the last cut, or of the doubt
+}
+
+// A digest is the length and the hash of the octets of a message. The zero
+// value is none.
+type digest struct {
+	octets int64
+	sum    uint64
+}
+
+func (u *suspects) key(account string, uidValidity, uid uint32) suspectKey {
+	if !u.seeded {
+		u.seed, u.seeded = maphash.MakeSeed(), true
+	}
+	return suspectKey{maphash.String(u.seed, account), uidValidity, uid}
+}
+
+// seal returns a seal of which the digest can be compared with what is
+// remembered.
+func (u *suspects) seal() *seal {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.key("", 0, 0)
+	s := new(seal)
+	s.hash.SetSeed(u.seed)
+	return s
+}
+
+// get returns what is remembered of a message.
+func (u *suspects) get(account string, uidValidity, uid uint32) suspect {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.entries) == 0 {
+		return suspect{}
+	}
+	return u.entries[u.key(account, uidValidity, uid)]
+}
+
+// change changes what is remembered of a message. Of the zero value nothing is.
+func (u *suspects) change(account string, uidValidity, uid uint32, change func(*suspect)) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	key := u.key(account, uidValidity, uid)
+	s, known := u.entries[key]
+	if change(&s); s == (suspect{}) {
+		delete(u.entries, key)
+		return
+	}
+	if u.entries == nil {
+		u.entries = make(map[suspectKey]suspect)
+	}
+	if !known && len(u.entries) >= maxSuspects {
+		oldest := key
+		for k, e := range u.entries {
+			if oldest == key || e.since.Before(u.entries[oldest].since) {
+				oldest = k
+			}
+		}
+		delete(u.entries, oldest)
+	}
+	u.entries[key] = s
+}
+
+// refused reports whether a message is not asked for now.
+func (s suspect) refused() bool { return s.cuts >= mostCuts && time.Since(s.since) < suspectTime }
+
+// size counts how a size has agreed with RFC822.SIZE, and reports whether it is
+// an exception that it has not.
+func (u *suspects) size(agrees bool) (exception bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if agrees {
+		u.agreed++
+		return false
+	}
+	exception = u.agreed > trustSizes*u.differed
+	u.differed++
+	return exception
+}
+
+// The suspects of a session are those of its backend.
+
+func (s *session) suspect(m *message) suspect {
+	return s.backend.suspects.get(s.login.Account, s.drop.uidValidity, m.uid)
+}
+
+// cut remembers that a body has not come to its end. DELE of the message is
+// refused then for the rest of the session.
+func (s *session) cut(m *message) {
+	s.withhold(m.uid)
+	s.backend.suspects.change(s.login.Account, s.drop.uidValidity, m.uid, func(e *suspect) {
+		if e.cuts++; e.cuts > mostCuts {
+			e.cuts = mostCuts
+		}
+		e.since = time.Now()
+	})
+}
+
+// withhold refuses DELE of a message for the rest of the session.
+func (s *session) withhold(uid uint32) {
+	if s.withheld == nil {
+		s.withheld = make(map[uint32]bool)
+	}
+	s.withheld[uid] = true
+}
+
+// came takes a body that has come to its end; got is its digest if its length is
+// not what the server has said, or if an earlier one was not. It reports whether
+// the octets are doubtful: then they must come a second time before DELE may
+// destroy them.
+func (s *session) came(m *message, agrees bool, got digest) (doubtful bool) {
+	before := s.suspect(m)
+	same := before.doubt == got
+	exception := s.backend.suspects.size(agrees)
+	doubtful = !same && (exception || before.doubt != digest{})
+	if !doubtful && before == (suspect{}) {
+		delete(s.withheld, m.uid)
+		return false
+	}
+	s.backend.suspects.change(s.login.Account, s.drop.uidValidity, m.uid, func(e *suspect) {
+		*e = suspect{}
+		if doubtful {
+			*e = suspect{doubt: got, since: time.Now()}
+		}
+	})
+	delete(s.withheld, m.uid)
+	if doubtful {
+		s.withhold(m.uid)
+	}
+	return doubtful
+}
