@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"context"
 	"encoding/binary"
 
 	"postern/proxy"
@@ -12,6 +13,12 @@ import (
 // showed returns the hashes of the UIDLs that the session began with and, once
 // it is over, of those that it has left.
 func (s *session) showed() (before, after uint64) {
+	if len(s.drop.aside) == 0 && s.totals.Deleted == 0 {
+		return s.drop.shown, s.drop.shown
+	}
+	if s.readUIDLs(context.Background()) != nil {
+		return 0, 0
+	}
 	before = s.drop.shown - s.sum(s.drop.aside)
 	after = before
 	for i := range s.drop.messages {
@@ -50,6 +57,10 @@ func hash(b []byte) uint64 {
 // messages that were there have other UIDLs, somebody has changed the record by
 // hand, or has lost it.
 func (s *session) audit(known snapshot, before []message, continues bool) {
+	if s.record.settled {
+		s.drop.shown = known.shown
+		return
+	}
 	s.drop.shown = s.sum(s.drop.messages)
 	if !continues || known.shown == 0 {
 		return

@@ -83,7 +83,7 @@ type Backend struct {
 	Observer proxy.Observer // nil: nobody
 
 	Cache  Store       // what makes listings cheap; it may be lost. nil: nothing is remembered
-	Record Store       // what UIDLs were shown, and what was deleted without UIDPLUS; it must not be lost. nil: nothing of it
+	Record Book        // what UIDLs were shown, and what was deleted without UIDPLUS; it must not be lost. nil: nothing of it
 	Lock   Policy      // what comes of a second session for a maildrop
 	Locks  *Locks      // shared by backends of the same accounts; nil: this one's own
 	Queue  *Queue      // shared by backends of the same server; nil: this one's own

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,13 +16,6 @@ import (
 	"postern/proxy"
 	"postern/proxy/wire"
 )
-
-// A Book is the records of UIDLs, for who looks after them.
-type Book interface {
-	Store
-	// Scan calls each for the keys with a prefix, in order.
-	Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error
-}
 
 // A Recorded is the record of one account, as it is exported and imported.
 type Recorded struct {
@@ -33,12 +28,8 @@ type Recorded struct {
 // read are in the error, which comes after all others.
 func Export(ctx context.Context, book Book, each func(Recorded) error) error {
 	var unreadable error
-	err := book.Scan(ctx, "", func(key string, value []byte) error {
-		account, ok := strings.CutSuffix(key, inboxOf)
-		if !ok {
-			return nil
-		}
-		record, err := uidl.Decode(value)
+	err := eachStored(ctx, book, func(account string, st stored) error {
+		record, err := uidl.Decode(st.head, st.blocks)
 		if err != nil {
 			unreadable = errors.Join(unreadable, fmt.Errorf("%s: %w", account, err))
 			return nil
@@ -46,6 +37,37 @@ func Export(ctx context.Context, book Book, each func(Recorded) error) error {
 		return each(Recorded{account, record})
 	})
 	return errors.Join(err, unreadable)
+}
+
+// eachStored calls each for the record of every account.
+func eachStored(ctx context.Context, book Shelf, each func(account string, st stored) error) error {
+	var account string
+	var st stored
+	end := func() error {
+		if st.head == nil && st.blocks == nil {
+			return nil
+		}
+		defer func() { st = stored{} }()
+		return each(account, st)
+	}
+	err := book.Scan(ctx, "", func(key string, value []byte) error {
+		of, rest, ok := strings.Cut(key, inboxOf)
+		if !ok {
+			return nil
+		}
+		if of != account {
+			if err := end(); err != nil {
+				return err
+			}
+			account = of
+		}
+		st.add(rest, value)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return end()
 }
 
 // Import makes what it is given the record of the account, whatever was there.
@@ -56,28 +78,111 @@ func Import(ctx context.Context, book Book, r Recorded) error {
 	if err := r.Record.Check(); err != nil {
 		return fmt.Errorf("import UIDLs of %s: %w", r.Account, err)
 	}
-	return book.Put(ctx, key(r.Account), r.Record.Encode())
+	return rewrite(ctx, book, r.Account, func(st stored) (*uidl.Record, error) {
+		record := r.Record.Clone()
+		record.Supersede(st.head, st.names())
+		return record, nil
+	})
+}
+
+// rewrite puts what makes returns in the place of the record of an account, unless
+// that is nil. It tries again if somebody else was faster.
+func rewrite(ctx context.Context, book Book, account string, makes func(stored) (*uidl.Record, error)) error {
+	var err error
+	for range 3 {
+		var st stored
+		if st, err = readStored(ctx, book, account); err != nil {
+			return err
+		}
+		var record *uidl.Record
+		if record, err = makes(st); err != nil || record == nil {
+			return err
+		}
+		if err = st.write(ctx, book, account, record); !errors.Is(err, errOvertaken) {
+			return err
+		}
+	}
+	return err
 }
 
 // Forget removes the records of the accounts that match, and returns how many
 // they were: their UIDLs become what the present format computes, so that
-// clients may download all mail again.
-func Forget(ctx context.Context, book Book, match func(account string) bool) (n int, err error) {
-	var keys []string
-	err = book.Scan(ctx, "", func(key string, _ []byte) error {
-		if account, ok := strings.CutSuffix(key, inboxOf); ok && match(account) {
-			keys = append(keys, key)
-		}
-		return nil
-	})
-	for _, key := range keys {
+// clients may download all mail again. What cache has of them goes, too: it says
+// that there was a record.
+func Forget(ctx context.Context, cache, book Shelf, match func(account string) bool) (n int, err error) {
+	accounts := make(map[string]bool)
+	for _, shelf := range []Shelf{book, cache} {
+		some, err := Accounts(ctx, shelf)
 		if err != nil {
-			break
+			return 0, err
 		}
-		if err = book.Put(ctx, key, nil); err == nil {
-			n++
+		for _, account := range some {
+			if match(account) {
+				accounts[account] = true
+			}
 		}
 	}
+	keep := func(key string) bool { return strings.HasSuffix(key, deletedOf) }
+	return remove(ctx, cache, book, slices.Sorted(maps.Keys(accounts)), keep)
+}
+
+// History returns the generations of the record of an account, the present one
+// first; none if there is no record.
+func History(ctx context.Context, book Book, account string) (all []Past, err error) {
+	head, err := book.Get(ctx, key(account))
+	if err != nil || head == nil {
+		return nil, err
+	}
+	record, err := uidl.DecodeHead(head)
+	if err != nil {
+		return nil, fmt.Errorf("record of %s: %w", account, err)
+	}
+	for i, g := range record.Generations {
+		c := g.Counts()
+		all = append(all, Past{
+			Present: i == 0, UIDValidity: g.UIDValidity, UIDNext: g.UIDNext, Since: g.Since, Seen: g.Seen,
+			Messages: c.Entries - c.Vanished, Names: c.Named - c.VanishedNamed, VanishedNames: c.VanishedNamed,
+		})
+	}
+	return all, nil
+}
+
+// A Past is what is recorded of one meaning of UIDs.
+type Past struct {
+	Present       bool     `json:"present,omitempty"`
+	UIDValidity   uint32   `json:"uidvalidity"`
+	UIDNext       uint32   `json:"uidnext,omitempty"` // the highest that was seen
+	Since         uidl.Day `json:"since,omitempty"`
+	Seen          uidl.Day `json:"seen,omitempty"`
+	Messages      int      `json:"messages"`       // of which there is a fingerprint, or a name
+	Names         int      `json:"names"`          // that no format computes, of these
+	VanishedNames int      `json:"vanished_names"` // of messages that are not there, kept for 90 days
+}
+
+// ErrNoUndo says that there is nothing to undo.
+var ErrNoUndo = errors.New("no message of the generation before is recognised by its fingerprint, or all have its unique ids")
+
+// Undo makes the UIDLs of the generation before the present one those of the
+// messages that have the same fingerprint, and returns how many have another UIDL
+// now. UIDLs that were shown since are never given to another message. No session
+// of the account may be open.
+func Undo(ctx context.Context, book Book, account string) (n int, err error) {
+	err = rewrite(ctx, book, account, func(st stored) (*uidl.Record, error) {
+		if st.head == nil {
+			return nil, fmt.Errorf("there is no record of %s", account)
+		}
+		record, err := uidl.Decode(st.head, st.blocks)
+		if err != nil {
+			return nil, fmt.Errorf("record of %s: %w", account, err)
+		}
+		if len(record.Generations) < 2 {
+			return nil, fmt.Errorf("there is no generation before the present one of %s", account)
+		}
+		if n = record.Undo(); n == 0 {
+			return nil, ErrNoUndo
+		}
+		return record, nil
+	})
 	return n, err
 }
 

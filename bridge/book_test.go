@@ -15,6 +15,11 @@ import (
 
 // Scan makes a memory a Book.
 func (m *memory) Scan(_ context.Context, prefix string, each func(key string, value []byte) error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return m.err
+	}
 	var keys []string
 	for key := range m.values {
 		if strings.HasPrefix(key, prefix) {
@@ -34,7 +39,7 @@ func (m *memory) Scan(_ context.Context, prefix string, each func(key string, va
 func TestRecordsComeAndGo(t *testing.T) {
 	m := newModel("")
 	m.deliver(3)
-	b, _, record, _ := m.bases(t)
+	b, cache, record, _ := m.bases(t)
 	b.UIDL = format(t, "cyrus")
 	before := shown(t, b)
 	b.UIDL = uidl.Format{}
@@ -43,10 +48,10 @@ func TestRecordsComeAndGo(t *testing.T) {
 	if err := Export(t.Context(), record, func(r Recorded) error { return e.Encode(r) }); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := Forget(t.Context(), record, func(account string) bool { return account == "bob" }); n != 0 || err != nil {
+	if n, err := Forget(t.Context(), cache, record, func(account string) bool { return account == "bob" }); n != 0 || err != nil {
 		t.Errorf("bob's: %d, %v", n, err)
 	}
-	if n, err := Forget(t.Context(), record, func(account string) bool { return account == "alice" }); n != 1 || err != nil {
+	if n, err := Forget(t.Context(), cache, record, func(account string) bool { return account == "alice" }); n != 1 || err != nil {
 		t.Errorf("alice's: %d, %v", n, err)
 	}
 	if got := shown(t, b); got[1] != "0000000100000007" {
@@ -62,7 +67,7 @@ func TestRecordsComeAndGo(t *testing.T) {
 	if got := shown(t, b); got[1] != before[1] || got[3] != before[3] {
 		t.Errorf("imported they are %v, want %v", got, before)
 	}
-	r.Record.UIDValidity = 0
+	r.Record.Present().UIDValidity = 0
 	if Import(t.Context(), record, r) == nil || Import(t.Context(), record, Recorded{}) == nil {
 		t.Error("nonsense is imported")
 	}

@@ -7,14 +7,20 @@ import (
 	"math"
 )
 
-// cacheVersion is the first octet of a snapshot in the cache.
-const cacheVersion = 3
+const (
+	// cacheVersion is the first octet of a snapshot in the cache.
+	cacheVersion = 3
+	// formerCache is that of a snapshot which does not say of which version of
+	// the record it is. It is read.
+	formerCache = 2
+)
 
 // What of the marks of a message is remembered, and how far a size is shifted
 // to make place for it.
 const (
-	remembered = exact | printed | headed | unprobed | unsized | removed
-	shift      = 6
+	remembered  = exact | printed | headed | unprobed | unsized | removed
+	shift       = 6
+	formerShift = 4 // of formerCache, without unsized and removed
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -32,6 +38,8 @@ func (s snapshot) encode() []byte {
 	b = binary.AppendUvarint(b, uint64(s.uidValidity))
 	b = binary.AppendUvarint(b, uint64(s.uidNext))
 	b = binary.LittleEndian.AppendUint64(b, s.shown)
+	b = binary.LittleEndian.AppendUint64(b, s.record.version)
+	b = binary.LittleEndian.AppendUint64(b, uint64(s.record.sum))
 	b = binary.AppendUvarint(b, uint64(len(s.messages)))
 	last := uint32(0)
 	for i := range s.messages {
@@ -45,17 +53,27 @@ func (s snapshot) encode() []byte {
 
 // decodeSnapshot is the inverse of encode. What is not exactly that is an error.
 func decodeSnapshot(b []byte) (s snapshot, err error) {
-	if len(b) < 6 || b[0] != cacheVersion {
+	if len(b) < 6 || b[0] != cacheVersion && b[0] != formerCache {
 		return snapshot{}, errSpoilt
 	}
 	b, sum := b[:len(b)-4], b[len(b)-4:]
 	if crc32.Checksum(b, castagnoli) != binary.LittleEndian.Uint32(sum) {
 		return snapshot{}, errSpoilt
 	}
-	r := varints{b: b[2:]}
+	r, former, by := varints{b: b[2:]}, b[0] == formerCache, shift
 	s.proven = b[1] == 1
 	s.uidValidity, s.uidNext = uint32(r.next(math.MaxUint32)), uint32(r.next(math.MaxUint32))
 	s.shown = r.fixed()
+	if !former {
+		s.record.version = r.fixed()
+		sum := r.fixed()
+		s.record.sum, r.bad = uint32(sum), r.bad || sum > math.MaxUint32
+	} else {
+		by = formerShift
+		if s.shown != 0 {
+			s.record = formerStamp
+		}
+	}
 	count := r.next(min(maxMessages, uint64(len(r.b)/2)))
 	s.messages = make([]message, count)
 	uid := uint64(0)
@@ -64,7 +82,7 @@ func decodeSnapshot(b []byte) (s snapshot, err error) {
 		if uid += delta; delta == 0 || uid > math.MaxUint32 {
 			return snapshot{}, errSpoilt
 		}
-		s.messages[i] = message{uid: uint32(uid), size: int64(size >> shift), marks: marks(size) & remembered}
+		s.messages[i] = message{uid: uint32(uid), size: int64(size >> by), marks: marks(size) & (1<<by - 1)}
 	}
 	if r.bad || len(r.b) > 0 {
 		return snapshot{}, errSpoilt
@@ -77,7 +95,7 @@ type header struct{ uidValidity, uidNext uint32 }
 
 // head returns the header of an encoded snapshot.
 func head(b []byte) header {
-	if len(b) < 2 || b[0] != cacheVersion {
+	if len(b) < 2 || b[0] != cacheVersion && b[0] != formerCache {
 		return header{}
 	}
 	r := varints{b: b[2:]}

@@ -15,6 +15,7 @@ type memory struct {
 	mu     sync.Mutex
 	values map[string][]byte
 	writes int
+	octets int // written
 	err    error
 }
 
@@ -28,20 +29,35 @@ func (m *memory) Put(ctx context.Context, key string, value []byte) error {
 	return m.Update(ctx, key, func([]byte) ([]byte, error) { return value, nil })
 }
 
-func (m *memory) Update(_ context.Context, key string, change func([]byte) ([]byte, error)) error {
+func (m *memory) Update(ctx context.Context, key string, change func([]byte) ([]byte, error)) error {
+	return m.UpdateAll(ctx, []string{key}, func(_ string, old []byte) ([]byte, error) { return change(old) })
+}
+
+func (m *memory) UpdateAll(_ context.Context, keys []string, change func(string, []byte) ([]byte, error)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.err != nil {
 		return m.err
 	}
-	value, err := change(m.values[key])
-	if err != nil {
-		return err
+	changed := make(map[string][]byte)
+	for _, key := range keys {
+		value, err := change(key, m.values[key])
+		if err != nil {
+			return err
+		}
+		changed[key] = bytes.Clone(value)
 	}
 	if m.values == nil {
 		m.values = make(map[string][]byte)
 	}
-	m.values[key] = bytes.Clone(value)
+	for key, value := range changed {
+		m.octets += len(value)
+		if value == nil {
+			delete(m.values, key)
+		} else {
+			m.values[key] = value
+		}
+	}
 	m.writes++
 	return nil
 }

@@ -20,6 +20,9 @@ func (s *session) confirm() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), printsTime)
 	defer cancel()
+	if s.readUIDLs(ctx) != nil {
+		return
+	}
 	for _, uids := range uidSets(s.drop.uids(deleted, 0)) {
 		left, err := s.inbox.search(ctx, uids)
 		if err != nil {

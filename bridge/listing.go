@@ -43,6 +43,7 @@ type snapshot struct {
 	uidValidity, uidNext uint32
 	proven               bool   // there were no others
 	shown                uint64 // hash of their UIDLs; 0: not known
+	record               stamp  // of the record that they are of
 	messages             []message
 }
 

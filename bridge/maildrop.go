@@ -92,6 +92,19 @@ func find(messages []message, uid uint32) *message {
 	return &messages[i]
 }
 
+// any is find also among those that are hidden.
+func (d *maildrop) any(uid uint32) *message {
+	if m := d.find(uid); m != nil {
+		return m
+	}
+	return find(d.aside, uid)
+}
+
+// lostAny reports whether messages are gone since the session began.
+func (d *maildrop) lostAny() bool {
+	return slices.ContainsFunc(d.messages, func(m message) bool { return m.marks&gone != 0 })
+}
+
 // lacks reports whether there was certainly no message with that UID.
 func (d *maildrop) lacks(uid uint32) bool {
 	return d.proven && uid < d.uidNext && find(d.messages, uid) == nil && find(d.aside, uid) == nil

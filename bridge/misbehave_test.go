@@ -175,9 +175,10 @@ func (l *life) imports() error {
 		return err
 	}
 	record := uidl.New(l.box.uidValidity, format)
+	present := record.Present()
 	for _, m := range l.box.mails {
 		name := "old-" + strconv.Itoa(m.id*7+1)
-		record.Named = append(record.Named, uidl.Named{UID: m.uid, UIDL: name})
+		present.Entries = append(present.Entries, uidl.Entry{UID: m.uid, UIDL: name})
 		l.names[m.id], l.ids[name] = name, m.id
 		if l.random.IntN(2) == 0 {
 			l.known[name] = true

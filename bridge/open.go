@@ -105,7 +105,7 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	s.drop = newMaildrop(listed.messages, listed.uidValidity)
 	s.drop.uidNext, s.drop.proven = listed.uidNext, listed.proven
 	s.audit(known, before, v.continues(known))
-	s.drop.changed = ok && (asked || len(known.messages) != len(listed.messages) || known.shown != s.drop.shown || known.uidNext != listed.uidNext || known.uidValidity != listed.uidValidity)
+	s.drop.changed = ok && (asked || len(known.messages) != len(listed.messages) || known.shown != s.drop.shown || known.record != s.record.stamp || known.uidNext != listed.uidNext || known.uidValidity != listed.uidValidity)
 	if long {
 		s.remember(ctx) // before the turn of others
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -38,27 +39,8 @@ const (
 
 func printsKey(account string) string { return key(account) + "\x00prints" }
 
-// encodePrints returns prints, ascending by UID, as they are remembered.
-func encodePrints(prints []uidl.Print) []byte {
-	b := make([]byte, 0, 16+12*len(prints))
-	b = append(b, printsVersion)
-	b = binary.AppendUvarint(b, uint64(len(prints)))
-	last := uint32(0)
-	for _, p := range prints {
-		delta := uint64(p.UID-last) << 1
-		if p.Header != 0 {
-			delta |= 1
-		}
-		b = binary.LittleEndian.AppendUint64(binary.AppendUvarint(b, delta), p.Short)
-		if p.Header != 0 {
-			b = binary.LittleEndian.AppendUint64(b, p.Header)
-		}
-		last = p.UID
-	}
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-}
-
-// decodePrints is the inverse of encodePrints.
+// decodePrints reads prints, ascending by UID, as they stood in the cache before
+// they were part of the record.
 func decodePrints(b []byte) ([]uidl.Print, error) {
 	if len(b) < 6 || b[0] != printsVersion {
 		return nil, errSpoilt
@@ -88,10 +70,12 @@ func decodePrints(b []byte) ([]uidl.Print, error) {
 	return prints, nil
 }
 
-// prints returns what is remembered of the messages beside their sizes.
-func (s *session) prints(ctx context.Context) []uidl.Print {
-	if s.backend.Cache == nil {
-		return nil
+// adoptPrints makes the prints that the cache has part of a record in the form of
+// before. They are of the UIDs that the listing beside them has.
+func (s *session) adoptPrints(ctx context.Context, record *uidl.Record, known snapshot) {
+	g := record.Present()
+	if s.backend.Cache == nil || known.uidValidity != g.UIDValidity {
+		return
 	}
 	value, err := s.backend.Cache.Get(ctx, printsKey(s.login.Account))
 	var prints []uidl.Print
@@ -100,75 +84,182 @@ func (s *session) prints(ctx context.Context) []uidl.Print {
 	}
 	if err != nil {
 		s.notice(proxy.NoticeCache, 0, err)
-	}
-	return prints
-}
-
-func (s *session) keepPrints(ctx context.Context, prints []uidl.Print) {
-	if s.backend.Cache == nil {
 		return
 	}
-	slices.SortStableFunc(prints, comparePrints)
-	prints = slices.CompactFunc(prints, func(a, b uidl.Print) bool { return a.UID == b.UID })
-	if err := s.backend.Cache.Put(context.WithoutCancel(ctx), printsKey(s.login.Account), encodePrints(prints)); err != nil {
-		s.notice(proxy.NoticeCache, len(prints), err)
+	entries := make([]uidl.Entry, 0, len(prints))
+	for _, p := range prints {
+		if p.UID < known.uidNext {
+			entries = append(entries, uidl.Entry{UID: p.UID, Short: p.Short, Header: p.Header})
+		}
 	}
+	g.Put(entries)
+}
+
+// note makes what the session has learnt of its messages part of the record:
+// prints, ascending by UID, and which messages are gone. Names of those that are
+// gone are kept for a while, see uidl.KeepNames. It does nothing if another
+// session has found that UIDs mean other messages now, or an operator has
+// forgotten the record.
+func (s *session) note(ctx context.Context, prints []uidl.Entry) (err error) {
+	for range 3 {
+		if err = s.tryNote(ctx, prints); !errors.Is(err, errOvertaken) {
+			break
+		}
+	}
+	if err != nil {
+		s.notice(proxy.NoticeRecord, len(prints), err)
+	}
+	return err
+}
+
+func (s *session) tryNote(ctx context.Context, prints []uidl.Entry) error {
+	st, err := readStored(ctx, s.backend.Record, s.login.Account)
+	if err != nil || st.head == nil {
+		return err
+	}
+	record, err := uidl.Decode(st.head, st.blocks)
+	if err != nil {
+		return err
+	}
+	g := record.Present()
+	if s.generationOf(record) != g {
+		return nil
+	}
+	own := stampOf(record, st.head) == s.record.stamp
+	if record.Former() {
+		s.adoptPrints(ctx, record, s.drop.snapshot())
+	}
+	d := s.drop
+	g.Put(prints)
+	g.Mark(today(), func(uid uint32) int {
+		switch m := d.any(uid); {
+		case m != nil && m.marks&gone == 0:
+			return 1
+		case m != nil || d.lacks(uid):
+			return -1
+		}
+		return 0
+	}, func(uid uint32) bool { return d.any(uid) != nil })
+	g.UIDNext, g.Seen = max(g.UIDNext, d.uidNext), today()
+	former := record.Former()
+	if err := st.write(ctx, s.backend.Record, s.login.Account, record); err != nil {
+		return err
+	}
+	if own {
+		s.record.stamp, s.record.generation = stampOf(record, st.head), g.Number()
+		d.changed = true
+	}
+	if former && s.backend.Cache != nil {
+		_ = s.backend.Cache.Put(ctx, printsKey(s.login.Account), nil) // else they are there in vain
+	}
+	return nil
 }
 
 func comparePrints(a, b uidl.Print) int { return cmp.Compare(a.UID, b.UID) }
 
 // gather looks at messages that are not known well enough to be found again
 // after a change of UIDVALIDITY. The newest come first: they are those that
-// clients have not fetched everywhere yet.
+// clients have not fetched everywhere yet. What it finds becomes part of the
+// record, with what else the session has learnt.
 func (s *session) gather() {
 	if !s.quitted || s.backend.Cache == nil || s.backend.Record == nil || s.renumbered {
 		return
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), printsTime)
+	defer cancel()
+	fresh := s.fetchLacking(ctx)
+	for i := range s.drop.messages {
+		m := &s.drop.messages[i]
+		if h := s.headers[m.uid]; h != 0 {
+			fresh = append(fresh, uidl.Print{UID: m.uid, Header: h})
+			m.marks |= headed
+		}
+	}
+	if len(fresh) == 0 && !s.record.former && !s.record.dwindled && s.record.seen == today() && !s.drop.lostAny() {
+		return
+	}
+	slices.SortStableFunc(fresh, comparePrints)
+	var entries []uidl.Entry
+	for _, p := range fresh {
+		if last := len(entries) - 1; last >= 0 && entries[last].UID == p.UID {
+			entries[last].Header = cmp.Or(entries[last].Header, p.Header)
+			entries[last].Short = cmp.Or(entries[last].Short, p.Short)
+			continue
+		}
+		entries = append(entries, uidl.Entry{UID: p.UID, Short: p.Short, Header: p.Header})
+	}
+	if len(fresh) > 0 {
+		s.drop.changed = true
+	}
+	if s.note(context.WithoutCancel(ctx), entries) != nil { // the next session tries
+		for _, e := range entries {
+			s.drop.find(e.UID).marks &^= printed | headed
+		}
+	}
+}
+
+// fetchLacking returns the short prints of messages that have none, as far as
+// there is time.
+func (s *session) fetchLacking(ctx context.Context) (fresh []uidl.Print) {
 	var lacking []*message
 	for i := range s.drop.messages {
 		if m := &s.drop.messages[i]; m.marks&(printed|deleted) == 0 {
 			lacking = append(lacking, m)
 		}
 	}
-	if len(lacking)+len(s.headers) == 0 {
-		return
+	if len(lacking) == 0 {
+		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), printsTime)
-	defer cancel()
 	alone, end := s.backend.queue().linger(s.login.Account)
 	defer end()
 	lacking = lacking[max(0, len(lacking)-maxPrints):]
-	var fresh []uidl.Print
+	var missing []*message
 	for len(lacking) > 0 && alone.Err() == nil {
 		some := lacking[max(0, len(lacking)-printsAtOnce):]
 		lacking = lacking[:len(lacking)-len(some)]
-		var uids []uint32
-		for _, m := range some {
-			uids = append(uids, m.uid)
-		}
-		prints, err := s.inbox.prints(ctx, uidSets(uids)[0])
+		prints, ok := s.fetchPrints(ctx, some)
 		fresh = append(fresh, prints...)
-		if err != nil {
+		if !ok {
+			return fresh
+		}
+		for _, m := range some {
+			if m.marks&printed == 0 {
+				missing = append(missing, m)
+			}
+		}
+	}
+	// What has no answer twice has gone, or never will have one.
+	for some := range slices.Chunk(missing, printsAtOnce) {
+		if alone.Err() != nil {
 			break
 		}
-		for _, m := range some { // also those without an answer: they have gone, or never will have one
-			m.marks |= printed
+		prints, ok := s.fetchPrints(ctx, some)
+		fresh = append(fresh, prints...)
+		for _, m := range some {
+			if ok {
+				m.marks |= printed
+				s.drop.changed = true
+			}
 		}
 	}
-	if len(fresh)+len(s.headers) == 0 {
-		return
+	return fresh
+}
+
+// fetchPrints asks for the prints of messages, and marks those that came. It
+// reports whether the server has answered.
+func (s *session) fetchPrints(ctx context.Context, some []*message) (prints []uidl.Print, ok bool) {
+	uids := make([]uint32, len(some))
+	for i, m := range some {
+		uids[i] = m.uid
 	}
-	s.drop.changed = true
-	old := slices.DeleteFunc(s.prints(ctx), func(p uidl.Print) bool { return s.drop.find(p.UID) == nil })
-	prints := append(fresh, old...)
-	for i := range prints {
-		p := &prints[i]
-		if m := s.drop.find(p.UID); m != nil && s.headers[p.UID] != 0 {
-			p.Header = s.headers[p.UID]
-			m.marks |= headed
+	all, err := s.inbox.prints(ctx, uidSets(uids)[0])
+	for _, p := range all {
+		if i := slices.Index(uids, p.UID); i >= 0 {
+			prints = append(prints, p)
+			some[i].marks |= printed
 		}
 	}
-	s.keepPrints(ctx, prints)
+	return prints, err == nil || refusedForGood(err)
 }
 
 // A watcher passes a message on, and looks at its header.

@@ -3,10 +3,11 @@ package bridge
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
-	"slices"
-
-	"github.com/emersion/go-imap/v2"
+	"fmt"
+	"strings"
+	"time"
 
 	"postern/bridge/uidl"
 	"postern/proxy"
@@ -19,6 +20,15 @@ type Store interface {
 	Get(ctx context.Context, key string) ([]byte, error)
 	Put(ctx context.Context, key string, value []byte) error
 	Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error
+}
+
+// A Book is a Store of records that must not be lost, which have several values
+// each. UpdateAll is Update of all keys or of none, in the order in which they
+// are given, with nobody in between. Scan calls each for the keys with a prefix,
+// in order, as they are at one moment; a value is valid until each returns.
+type Book interface {
+	Store
+	Shelf
 }
 
 func (s *session) notice(kind string, count int, err error) {
@@ -58,7 +68,20 @@ func (s *session) remember(ctx context.Context) {
 		return
 	}
 	s.drop.changed = false
-	s.keep(ctx, s.drop.snapshot())
+	known := s.drop.snapshot()
+	known.record = s.record.stamp
+	if known.record != (stamp{}) && s.forgotten(ctx) {
+		return
+	}
+	s.keep(ctx, known)
+}
+
+// forgotten reports whether the record has nothing of the account any more. An
+// operator may have forgotten it meanwhile: a listing that says that there was a
+// record would make it a lost one.
+func (s *session) forgotten(ctx context.Context) bool {
+	value, err := s.backend.Record.Get(context.WithoutCancel(ctx), key(s.login.Account))
+	return err == nil && value == nil
 }
 
 // keep puts a snapshot into the cache, unless another session has meanwhile.
@@ -84,6 +107,38 @@ func (s *session) keep(ctx context.Context, known snapshot) {
 // errOvertaken says that another session was faster.
 var errOvertaken = errors.New("another session has written meanwhile")
 
+// errLost says that a record is not there that was there: it is no new one.
+var errLost = errors.New("the record of unique-ids was lost: the cache knows that there was one")
+
+// A stamp tells one version of the record of an account from all others. The
+// zero value is that of no record.
+type stamp struct {
+	version uint64
+	sum     uint32 // the checksum of its head
+}
+
+// formerStamp is in snapshots of before, which do not say of which version of the
+// record they are.
+var formerStamp = stamp{sum: 1}
+
+func stampOf(r *uidl.Record, head []byte) stamp {
+	return stamp{r.Version, binary.LittleEndian.Uint32(head[len(head)-4:])}
+}
+
+// recorded is what a session knows of the record of its account.
+type recorded struct {
+	stamp      stamp
+	generation uint32      // of the UIDs of the session; 0: of a record in the form of before
+	former     bool        // the record has the form of before
+	seen       uidl.Day    // as the record has it
+	uidls      *uidl.UIDLs // nil: the present format computes all, or unread
+	unread     bool        // the names have not been read, because nobody asked
+	settled    bool        // the record and the messages are those of the last session
+	dwindled   bool        // messages of the last session are gone
+}
+
+func today() uidl.Day { return uidl.DayOf(time.Now()) }
+
 // identify gives the messages that are listed their unique-ids. What of them is
 // new, or was computed otherwise before, is on the disk before it is shown.
 func (s *session) identify(ctx context.Context, known snapshot, v view, listed *snapshot, asked bool) (err error) {
@@ -102,123 +157,352 @@ func (s *session) identify(ctx context.Context, known snapshot, v view, listed *
 }
 
 func (s *session) tryIdentify(ctx context.Context, known snapshot, v view, listed *snapshot, asked bool) error {
-	stored, err := s.backend.Record.Get(ctx, key(s.login.Account))
+	head, err := s.backend.Record.Get(ctx, key(s.login.Account))
 	if err != nil {
 		return err
 	}
-	record, err := s.decodeRecord(stored)
-	if err != nil {
+	p := passage{session: s, known: known, view: v, listed: listed, stored: stored{head: head}}
+	if p.record, err = s.decodeHead(head); err != nil {
 		return err
 	}
-	changed, renumbered := false, false
-	switch {
-	case record == nil:
-		record, changed = uidl.New(v.uidValidity, s.backend.UIDL), true
-	case record.UIDValidity != v.uidValidity || known.uidValidity == v.uidValidity && !v.continues(known):
-		if record, err = s.renumber(ctx, record, v, listed); err != nil {
+	if p.record != nil {
+		p.same = stampOf(p.record, head) == known.record && v.continues(known)
+	}
+	p.unchanged = p.same && !asked && len(known.messages) == len(listed.messages)
+	if err := p.decide(ctx); err != nil {
+		return err
+	}
+	if p.changed {
+		if err := p.write(ctx); err != nil {
 			return err
 		}
-		changed, renumbered = true, true
-	default:
-		changed = record.Use(s.backend.UIDL, listed.uidNext)
 	}
-	if (changed || asked) && !record.Plain() {
-		uids := make([]uint32, len(listed.messages))
-		for i := range listed.messages {
-			uids[i] = listed.messages[i].uid
-		}
-		changed = record.Separate(uids) || changed
-	}
-	if changed {
-		err = s.backend.Record.Update(ctx, key(s.login.Account), func(old []byte) ([]byte, error) {
-			if !bytes.Equal(old, stored) {
-				return nil, errOvertaken
-			}
-			return record.Encode(), nil
-		})
-	}
-	if err != nil {
+	if err := p.take(ctx); err != nil {
 		return err
 	}
-	if !record.Plain() || record.Eras[0].Suffix != "" { // else the present format computes all
-		s.ids = record
-	}
-	if renumbered {
+	if p.renumbered {
 		s.keep(ctx, *listed) // or the next session would do it again
 	}
 	return nil
 }
 
-// decodeRecord returns the record as it is stored; nil if there is none, or if
-// it cannot be read and the operator wants to begin anew.
-func (s *session) decodeRecord(stored []byte) (*uidl.Record, error) {
-	if stored == nil {
+// decodeHead returns the head of a record; nil if there is none, or if it cannot
+// be read and the operator wants to begin anew.
+func (s *session) decodeHead(head []byte) (*uidl.Record, error) {
+	if head == nil {
 		return nil, nil //nolint:nilnil // no record is no error
 	}
-	record, err := uidl.Decode(stored)
-	if err != nil && s.backend.Recompute {
+	record, err := uidl.DecodeHead(head)
+	return record, s.recompute(&record, err)
+}
+
+// recompute makes an error of a record that is damaged one that is not there, if
+// the operator wants that.
+func (s *session) recompute(record **uidl.Record, err error) error {
+	if errors.Is(err, uidl.ErrDamaged) && s.backend.Recompute {
 		s.notice(proxy.NoticeRecomputed, 0, err)
-		return nil, nil //nolint:nilnil // as above
+		*record = nil
+		return nil
 	}
-	return record, err
+	return err
 }
 
-// renumber finds the messages again that have a new UID. Where that is not
-// certain they get new unique-ids: a client that fetches a message twice is
-// better off than one that never fetches it.
-func (s *session) renumber(ctx context.Context, old *uidl.Record, v view, listed *snapshot) (*uidl.Record, error) {
-	before := s.prints(ctx)
-	var after []uidl.Print
-	if len(before) > 0 && len(listed.messages) > 0 {
-		var err error
-		if after, err = s.inbox.prints(ctx, imap.UIDSet{{Start: 1}}); err != nil && (!refused(err) || len(after) == 0) {
-			return nil, err
-		}
-		slices.SortFunc(after, comparePrints)
-		after = slices.DeleteFunc(after, func(p uidl.Print) bool { return v.uidNext != 0 && p.UID >= v.uidNext })
-		if err := s.compareHeaders(ctx, before, after); err != nil {
-			return nil, err
-		}
-	}
-	var kept []uidl.Named
-	for _, m := range uidl.Matches(before, after) {
-		a, b := before[m.Old], &after[m.New]
-		b.Header = max(a.Header, b.Header)
-		kept = append(kept, uidl.Named{UID: b.UID, UIDL: string(old.Append(nil, a.UID))})
-	}
-	s.keepPrints(ctx, after)
-	for i := range listed.messages {
-		if _, ok := slices.BinarySearchFunc(after, uidl.Print{UID: listed.messages[i].uid}, comparePrints); ok {
-			listed.messages[i].marks |= printed
-		} else {
-			listed.messages[i].marks &^= printed | headed
-		}
-	}
-	s.notice(proxy.NoticeRenumbered, len(listed.messages)-len(kept), nil)
-	return old.Renumber(v.uidValidity, s.backend.UIDL, kept), nil
+// A passage is the way of one listing through the record.
+type passage struct {
+	session *session
+	known   snapshot
+	view    view
+	listed  *snapshot
+
+	stored    stored       // what record was read from
+	record    *uidl.Record // nil: there is none
+	same      bool         // the last session has left the record so
+	unchanged bool         // and the mailbox, too
+
+	adopted    bool // the prints of the cache are in the record
+	changed    bool // the record is to be written
+	renumbered bool // UIDs mean other messages now
 }
 
-// compareHeaders looks at the headers of messages whose short print was not
-// enough, if there are headers to compare them with.
-func (s *session) compareHeaders(ctx context.Context, before, after []uidl.Print) error {
-	old, fresh := make(map[int]bool), make(map[int]bool)
-	for _, m := range uidl.Matches(before, after) {
-		old[m.Old], fresh[m.New] = true, true
+// load reads all of the record.
+func (p *passage) load(ctx context.Context) error {
+	s := p.session
+	st, err := readStored(ctx, s.backend.Record, s.login.Account)
+	if err != nil {
+		return err
 	}
-	worth := false
-	for i, p := range before {
-		worth = worth || !old[i] && p.Header != 0
+	if !bytes.Equal(st.head, p.stored.head) {
+		return errOvertaken
 	}
-	var uids []uint32
-	for j, p := range after {
-		if worth && !fresh[j] && len(uids) < maxHeaders {
-			uids = append(uids, p.UID)
+	p.stored = st
+	if p.record == nil {
+		return nil
+	}
+	record, err := uidl.Decode(st.head, st.blocks)
+	if err = s.recompute(&record, err); err != nil {
+		return err
+	}
+	if p.record = record; record != nil {
+		p.adopt(ctx)
+	}
+	return nil
+}
+
+// adopt makes the prints that were in the cache part of a record in the form of
+// before.
+func (p *passage) adopt(ctx context.Context) {
+	if p.record.Former() && !p.adopted {
+		p.session.adoptPrints(ctx, p.record, p.known)
+		p.adopted = true
+	}
+}
+
+// decide makes the record say which unique-ids the listed messages have.
+func (p *passage) decide(ctx context.Context) error {
+	s := p.session
+	if p.record == nil {
+		if p.stored.head == nil && p.known.record != (stamp{}) && len(p.known.messages) > 0 {
+			if !s.backend.Recompute {
+				return errLost
+			}
+			s.notice(proxy.NoticeRecomputed, 0, errLost)
+		}
+		return p.begin(ctx)
+	}
+	if p.moved() {
+		if err := p.load(ctx); err != nil {
+			return err
+		}
+		if p.record == nil {
+			return p.begin(ctx)
+		}
+		return p.renumber(ctx)
+	}
+	fresh := p.fresh()
+	p.changed = p.record.Use(s.backend.UIDL, p.listed.uidNext)
+	if p.unchanged || len(fresh) == 0 || p.record.Plain() {
+		return nil
+	}
+	if err := p.load(ctx); err != nil {
+		return err
+	}
+	if p.record == nil {
+		return p.begin(ctx)
+	}
+	p.changed = p.record.Use(s.backend.UIDL, p.listed.uidNext)
+	p.changed = p.record.Separate(fresh) || p.changed
+	return nil
+}
+
+// begin makes a record of which nothing is known, in the place of one that
+// cannot be read.
+func (p *passage) begin(ctx context.Context) error {
+	if err := p.load(ctx); err != nil {
+		return err
+	}
+	p.record, p.changed = uidl.New(p.view.uidValidity, p.session.backend.UIDL), true
+	p.record.Present().Since = today()
+	p.record.Supersede(p.stored.head, p.stored.names())
+	return nil
+}
+
+// moved reports whether UIDs may mean other messages than those of the present
+// generation.
+func (p *passage) moved() bool {
+	g, v := p.record.Present(), p.view
+	back := p.same || p.known.record == stampOf(p.record, p.stored.head) || p.known.record == formerStamp || p.known.record == (stamp{})
+	return g.UIDValidity != v.uidValidity || v.uidNext != 0 && v.uidNext < g.UIDNext ||
+		back && p.known.uidValidity == v.uidValidity && !v.continues(p.known)
+}
+
+// fresh returns the UIDs of messages that the record has not seen.
+func (p *passage) fresh() (uids []uint32) {
+	from := p.record.Present().UIDNext
+	for i := range p.listed.messages {
+		if uid := p.listed.messages[i].uid; uid >= from {
+			uids = append(uids, uid)
 		}
 	}
-	for some := range slices.Chunk(uids, headersAtOnce) {
-		if err := s.inbox.headers(ctx, uidSets(some)[0], after); err != nil && !refused(err) {
+	return uids
+}
+
+// write puts the record on the disk.
+func (p *passage) write(ctx context.Context) error {
+	p.adopt(ctx)
+	g := p.record.Present()
+	g.UIDNext, g.Seen = max(g.UIDNext, p.listed.uidNext), today()
+	return p.stored.write(ctx, p.session.backend.Record, p.session.login.Account, p.record)
+}
+
+// take makes the record what the session shows.
+func (p *passage) take(ctx context.Context) error {
+	s := p.session
+	if !p.same && !p.record.Former() && p.record.Present().Counts().Entries > 0 || !p.unchanged && p.record.Present().Counts().Named > 0 {
+		if !p.record.Present().Loaded() {
+			if err := p.load(ctx); err != nil {
+				return err
+			}
+		}
+		if p.record == nil { // its blocks are damaged
+			if err := p.begin(ctx); err != nil {
+				return err
+			}
+			if err := p.write(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	g := p.record.Present()
+	r := recorded{
+		stamp: stampOf(p.record, p.stored.head), generation: g.Number(), former: p.record.Former(), seen: g.Seen, settled: p.unchanged,
+	}
+	switch {
+	case g.Counts().Named > 0 && g.Loaded():
+		r.uidls = g.UIDLs()
+	case g.Counts().Named > 0:
+		r.unread = true
+	case len(g.Eras) > 1 || g.Eras[0].Suffix != "":
+		r.uidls = g.Computed()
+	}
+	if !p.same && !p.record.Former() {
+		for i := range p.listed.messages {
+			m := &p.listed.messages[i]
+			m.marks &^= printed | headed
+			if e := g.Find(m.uid); e != nil && e.Short != 0 {
+				m.marks |= printed
+			}
+			if e := g.Find(m.uid); e != nil && e.Header != 0 {
+				m.marks |= headed
+			}
+		}
+	}
+	left := 0
+	for i := range p.listed.messages {
+		if p.listed.messages[i].uid < p.known.uidNext {
+			left++
+		}
+	}
+	r.dwindled = !p.same && g.Counts().Entries > 0 || left != len(p.known.messages)
+	s.record = r
+	return nil
+}
+
+// readUIDLs reads the names of messages, unless they were read.
+func (s *session) readUIDLs(ctx context.Context) error {
+	if !s.record.unread {
+		return nil
+	}
+	err := s.tryReadUIDLs(ctx)
+	if err != nil {
+		// The next session reads all, and finds out what it is.
+		s.drop.changed, s.record.stamp = true, stamp{}
+		s.notice(proxy.NoticeRecord, len(s.drop.messages), err)
+	}
+	return err
+}
+
+func (s *session) tryReadUIDLs(ctx context.Context) error {
+	st, err := readStored(ctx, s.backend.Record, s.login.Account)
+	if err != nil {
+		return err
+	}
+	if st.head == nil {
+		return errLost
+	}
+	record, err := uidl.DecodeHead(st.head)
+	if err != nil {
+		return err
+	}
+	g := s.generationOf(record)
+	if g == nil {
+		return errOvertaken
+	}
+	uidls := g.UIDLs()
+	if !g.Loaded() {
+		if uidls, err = g.DecodeUIDLs(st.blocks); err != nil {
 			return err
 		}
 	}
+	s.record.uidls, s.record.unread = uidls, false
+	if s.sum(s.drop.messages)+s.sum(s.drop.aside) != s.drop.shown {
+		s.record.uidls, s.record.unread = nil, true
+		return errors.New("the unique-ids are not those that were shown")
+	}
 	return nil
+}
+
+// generationOf returns the generation of the session's UIDs, or nil.
+func (s *session) generationOf(record *uidl.Record) *uidl.Generation {
+	for _, g := range record.Generations {
+		if g.Number() == s.record.generation {
+			return g
+		}
+	}
+	if s.record.generation == 0 && len(record.Generations) == 1 && record.Present().UIDValidity == s.drop.uidValidity {
+		return record.Present() // another session has converted it
+	}
+	return nil
+}
+
+// stored is the record of one account as a Book has it.
+type stored struct {
+	head   []byte // nil: there is none
+	blocks []uidl.Block
+}
+
+// blocksOf is at the end of the keys of blocks, before their names.
+const blocksOf = "\x00names\x00"
+
+// readStored reads the record of an account as it is at one moment.
+func readStored(ctx context.Context, book Book, account string) (st stored, err error) {
+	all := key(account)
+	err = book.Scan(ctx, all, func(k string, value []byte) error {
+		st.add(k[len(all):], value)
+		return nil
+	})
+	if err != nil {
+		return stored{}, fmt.Errorf("read record of unique-ids: %w", err)
+	}
+	return st, nil
+}
+
+// add takes the value of one of the keys of an account; of is what comes behind
+// that of its INBOX.
+func (st *stored) add(of string, value []byte) {
+	if of == "" {
+		st.head = append([]byte{}, value...)
+	} else if name, ok := strings.CutPrefix(of, blocksOf); ok {
+		st.blocks = append(st.blocks, uidl.Block{Name: name, Value: bytes.Clone(value)})
+	}
+}
+
+func (st *stored) names() (names []string) {
+	for _, b := range st.blocks {
+		names = append(names, b.Name)
+	}
+	return names
+}
+
+// write puts a record in the place of st, which it was read from, and makes st
+// its head. It returns errOvertaken if another one has written meanwhile.
+func (st *stored) write(ctx context.Context, book Book, account string, record *uidl.Record) error {
+	head, blocks := record.Encode()
+	keys, values := []string{key(account)}, map[string][]byte{}
+	for _, b := range blocks {
+		k := key(account) + blocksOf + b.Name
+		keys, values[k] = append(keys, k), b.Value
+	}
+	err := book.UpdateAll(ctx, keys, func(k string, old []byte) ([]byte, error) {
+		if k != keys[0] {
+			return values[k], nil
+		}
+		if !bytes.Equal(old, st.head) {
+			return nil, errOvertaken
+		}
+		return head, nil
+	})
+	if err == nil {
+		st.head, st.blocks = head, nil
+	}
+	return err
 }

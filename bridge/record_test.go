@@ -24,6 +24,10 @@ func show(t testing.TB, b *Backend) (ids map[uint32]string, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := session.readUIDLs(t.Context()); err != nil {
+		_ = session.Close()
+		return nil, err
+	}
 	ids = make(map[uint32]string)
 	for i := range session.drop.messages {
 		m := &session.drop.messages[i]
@@ -122,9 +126,12 @@ func TestUIDLsSurviveUIDVALIDITY(t *testing.T) {
 func TestWithoutFingerprintsUIDLsAreNew(t *testing.T) {
 	m := newModel("")
 	m.deliver(3)
-	b, cache, _, notices := m.bases(t)
-	shown(t, b)
-	cache.values = nil
+	b, _, _, notices := m.bases(t)
+	session, err := show1(t, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = session.Close() // without QUIT nothing is gathered
 	m.uidValidity = 99
 	if got := shown(t, b); got[1] != "0000000100000063" {
 		t.Errorf("UIDLs %v", got)
@@ -250,9 +257,8 @@ func TestRecordIsWrittenFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = session.Close() }()
-	r, err := uidl.Decode(record.values[key("alice")])
-	if err != nil || string(r.Append(nil, 2)) != "0000000200000007" {
-		t.Errorf("while the session begins the record is %v, %v", r, err)
+	if r := recordOf(t, record, "alice"); string(r.Present().Append(nil, 2)) != "0000000200000007" {
+		t.Errorf("while the session begins the record is %v", r)
 	}
 }
 
@@ -286,7 +292,8 @@ func TestTwoSessionsAgreeAboutNewUIDLs(t *testing.T) {
 	b.Record = &hooked{memory: record, before: func() {
 		if first {
 			first = false
-			record.values[key("alice")] = uidl.New(7, format(t, "cyrus")).Encode()
+			record.forget("alice")
+			put(t, record, "alice", uidl.New(7, format(t, "cyrus")))
 		}
 	}}
 	b.UIDL = format(t, "uw")
@@ -304,6 +311,42 @@ type hooked struct {
 func (h *hooked) Update(ctx context.Context, key string, change func([]byte) ([]byte, error)) error {
 	h.before()
 	return h.memory.Update(ctx, key, change)
+}
+
+func (h *hooked) UpdateAll(ctx context.Context, keys []string, change func(string, []byte) ([]byte, error)) error {
+	h.before()
+	return h.memory.UpdateAll(ctx, keys, change)
+}
+
+// recordOf returns the record of an account.
+func recordOf(t testing.TB, book Book, account string) *uidl.Record {
+	t.Helper()
+	st, err := readStored(t.Context(), book, account)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, err := uidl.Decode(st.head, st.blocks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return record
+}
+
+// put makes a record the one of an account.
+func put(t testing.TB, book Book, account string, record *uidl.Record) {
+	t.Helper()
+	if err := Import(t.Context(), book, Recorded{account, record}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// forget makes an account one of which the record has nothing.
+func (m *memory) forget(account string) {
+	for k := range m.values {
+		if strings.HasPrefix(k, key(account)) {
+			delete(m.values, k)
+		}
+	}
 }
 
 // Criterion: no UIDL ever changes, nor is given to another message, whatever is delivered and removed, and with UIDVALIDITY, backups, formats and caches that come and go.
@@ -342,7 +385,12 @@ func TestUIDLsNeverChange(t *testing.T) {
 			case 3:
 				cache.values, forgotten = nil, true
 			}
-			got := shown(t, b)
+			m.take()
+			got, err := show(t, b)
+			if err != nil {
+				commands, _ := m.take()
+				t.Fatalf("seed %d, round %d: %v; mails %v, UIDNEXT %d, commands %q", seed, round, err, m.mails, m.uidNext, commands)
+			}
 			seen = m.uidNext
 			for uid, id := range got {
 				content := m.content[uid]
@@ -421,7 +469,7 @@ func TestUIDLsAreAudited(t *testing.T) {
 	}
 	_ = session.Close()
 	b.UIDL = format(t, "cyrus")
-	record.values = nil // an operator has forgotten them
+	put(t, record, "alice", uidl.New(7, b.UIDL)) // an operator has replaced them
 	poll()
 	if len(*notices) != 1 || (*notices)[0].Kind != proxy.NoticeChanged || (*notices)[0].Messages != 3 {
 		t.Errorf("notices %v, want one of a change", *notices)
@@ -432,7 +480,7 @@ func TestUIDLsAreAudited(t *testing.T) {
 func TestHeadersFindMessagesAgain(t *testing.T) {
 	m := newModel("")
 	m.deliver(5)
-	b, cache, _, notices := m.bases(t)
+	b, _, record, notices := m.bases(t)
 	before := shown(t, b)
 	session, err := show1(t, b)
 	if err != nil {
@@ -464,26 +512,25 @@ func TestHeadersFindMessagesAgain(t *testing.T) {
 	if len(*notices) != 1 || (*notices)[0].Messages != 2 {
 		t.Errorf("notices %v, want two that were not found again", *notices)
 	}
-	prints, err := decodePrints(cache.values[printsKey("alice")])
-	if err != nil || len(prints) != 5 || prints[0].Header == 0 {
-		t.Errorf("prints %v, %v", prints, err)
+	if prints := recordOf(t, record, "alice").Present().Entries; len(prints) != 5 || prints[0].Header == 0 {
+		t.Errorf("prints %v", prints)
 	}
 }
 
 // The octets of RETR and TOP are looked at as they pass.
 func TestHeadersAreSeenInPassing(t *testing.T) {
 	_, b := serve(t, hello, short, first)
-	cache := &memory{}
-	b.Cache, b.Record = cache, &memory{}
+	record := &memory{}
+	b.Cache, b.Record = &memory{}, record
 	r := run(t, b)
 	c := newPOP3(t, r.conn)
 	_ = c.body("RETR 1")
 	_ = c.body("TOP 2 0")
 	_ = c.line("QUIT")
 	_ = r.wait(t)
-	prints, err := decodePrints(cache.values[printsKey("alice")])
-	if err != nil || len(prints) != 3 || prints[2].Header != 0 || prints[2].Short == 0 {
-		t.Fatalf("prints %v, %v", prints, err)
+	prints := recordOf(t, record, "alice").Present().Entries
+	if len(prints) != 3 || prints[2].Header != 0 || prints[2].Short == 0 {
+		t.Fatalf("prints %v", prints)
 	}
 	for i, message := range []string{hello, short} {
 		var h uidl.HeaderHash

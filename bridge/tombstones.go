@@ -26,7 +26,10 @@ type tombstones struct {
 	uids                 []uint32 // ascending
 }
 
-func tombstonesKey(account string) string { return key(account) + "\x00deleted" }
+// deletedOf is at the end of the keys of tombstones.
+const deletedOf = "\x00deleted"
+
+func tombstonesKey(account string) string { return key(account) + deletedOf }
 
 // encode returns t as it is remembered; nil if there is nothing to remember.
 func (t tombstones) encode() []byte {

@@ -1,36 +1,72 @@
 package uidl
 
 import (
-	"encoding/binary"
+	"cmp"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"math"
 	"slices"
 	"strconv"
+	"time"
 )
 
-// recordVersion is the first octet of an encoded record.
-const recordVersion = 1
+const (
+	// maxGenerations is how many meanings of UIDs are kept: the present one and
+	// three before it. A store that is not mounted, a wrong route and their
+	// repair need two.
+	maxGenerations = 4
+	// maxPast bounds the UIDVALIDITYs of before. Behind it each new generation
+	// has a suffix.
+	maxPast = 100
 
-// maxNamed bounds a record that is read.
-const maxNamed = 4 << 20
+	// KeepNames is for how many days the name of a message that has vanished is
+	// kept, so that the same UID gets the same name back: servers hide messages
+	// and show them again, and who finds an error in a filter, in a label or in
+	// a quarantine finds it within a quarter of a year.
+	KeepNames = 90
+	// KeepPrints is the same for messages without a name, the UIDLs of which are
+	// computed again. A change of UIDVALIDITY finds them again for a week, which
+	// is as long as the repair of a store takes.
+	KeepPrints = 7
+)
 
 // ErrDamaged is in the tree of an error about a record that cannot be read.
 var ErrDamaged = errors.New("record of unique-ids is damaged")
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // A Record says which unique-ids the messages of a mailbox have been shown
 // with, and which ones new messages get. It is authoritative: where there is
 // one, nothing is computed but what it says.
 type Record struct {
-	UIDValidity uint32  `json:"uidvalidity"`
-	Eras        []Era   `json:"eras"`            // at least one; From ascends
-	Named       []Named `json:"named,omitempty"` // what no Era computes; UID ascends
+	// Version is how often the record was written. It is not exported.
+	Version uint64
+	// Generations has the present one first, then those before it, the newest
+	// first; at least 1, at most 4.
+	Generations []*Generation
+	// Past are the UIDVALIDITYs of generations that are not the present one, the
+	// last 100 at most: a server may come back to one.
+	Past []uint32
+	// Renumbered is how many suffixes have been given.
+	Renumbered uint32
 
-	// Past are the UIDVALIDITYs of before, for a server may come back to one.
-	Past []uint32 `json:"past,omitempty"`
+	removed []string // names of blocks that go with the next write
+	serial  uint32   // the highest that was given
+	former  bool     // it was read in the form of version 1
+}
+
+// A Generation is one meaning of UIDs: as long as UIDVALIDITY is the same and
+// UIDNEXT has not gone back, a UID is that of one message.
+type Generation struct {
+	UIDValidity uint32
+	UIDNext     uint32  // the highest that was seen; 0: none was
+	Since, Seen Day     // when the first and the last session was that the record was written for; 0: not known
+	Eras        []Era   // at least one; From ascends
+	Entries     []Entry // UID ascends; none unless Loaded
+
+	serial uint32
+	counts Counts            // of a generation that is not loaded
+	blocks int               // that the store has
+	sum    uint32            // of their checksums
+	stored map[uint32]uint32 // checksums by number, when loaded
+	loaded bool
 }
 
 // An Era is the format of the messages with a UID from From on.
@@ -40,299 +76,446 @@ type Era struct {
 	Suffix string `json:"suffix,omitempty"` // of each, because the format alone has been used up
 }
 
-// A Named is a message with a unique-id of its own.
-type Named struct {
-	UID  uint32 `json:"uid"`
-	UIDL string `json:"uidl"`
+// An Entry is what is remembered of one message.
+type Entry struct {
+	UID      uint32
+	UIDL     string // "": the eras compute it
+	Short    uint64 // prints, as in Print; 0: not known
+	Header   uint64
+	Vanished Day // 0: the message is there
+}
+
+// Counts are how many entries a generation has.
+type Counts struct {
+	Entries       int // messages about which something is remembered
+	Named         int // those with a name of their own
+	Vanished      int // those that are not there
+	VanishedNamed int // those with a name of their own that are not there
+}
+
+// A Day counts days since 1 January 1970, UTC. 0: not known.
+type Day uint32
+
+// maxDay is in the year 2149.
+const maxDay = 1<<16 - 1
+
+// DayOf returns the day of a time.
+func DayOf(t time.Time) Day { return Day(min(max(t.Unix(), 0)/(24*60*60), maxDay)) }
+
+// String returns the day as 2006-01-02, or "" if it is not known.
+func (d Day) String() string {
+	if d == 0 {
+		return ""
+	}
+	return time.Unix(int64(d)*24*60*60, 0).UTC().Format(time.DateOnly)
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Day) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Day) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		*d = 0
+		return nil
+	}
+	t, err := time.Parse(time.DateOnly, string(text))
+	if err != nil || t.Unix() < 0 {
+		return fmt.Errorf("%q is not a day such as 2026-01-31", text)
+	}
+	*d = DayOf(t)
+	return nil
 }
 
 // New returns the record of a mailbox of which nothing was shown yet.
 func New(uidValidity uint32, f Format) *Record {
-	return &Record{UIDValidity: uidValidity, Eras: []Era{{From: 1, Format: f}}}
+	return &Record{Generations: []*Generation{newGeneration(uidValidity, f)}}
 }
 
-// Append appends the unique-id of the message with a UID.
-func (r *Record) Append(dst []byte, uid uint32) []byte {
-	if len(r.Named) > 0 {
-		if i, ok := slices.BinarySearchFunc(r.Named, uid, compareUID); ok {
-			return append(dst, r.Named[i].UIDL...)
+func newGeneration(uidValidity uint32, f Format) *Generation {
+	return &Generation{UIDValidity: uidValidity, Eras: []Era{{From: 1, Format: f}}, loaded: true}
+}
+
+// Present returns the generation that is shown.
+func (r *Record) Present() *Generation { return r.Generations[0] }
+
+// Former reports whether the record was read in the form of version 1, in which
+// it has no prints and no generation but the present one.
+func (r *Record) Former() bool { return r.former }
+
+// Number returns what tells a generation from the others of its record, also
+// from those that have gone; 0 if it was never stored, or in the form of version
+// 1.
+func (g *Generation) Number() uint32 { return g.serial }
+
+// Loaded reports whether the entries are there; they are not if only the head
+// was read.
+func (g *Generation) Loaded() bool { return g.loaded }
+
+// Counts returns how many entries there are.
+func (g *Generation) Counts() Counts {
+	if !g.loaded {
+		return g.counts
+	}
+	var c Counts
+	for i := range g.Entries {
+		e := &g.Entries[i]
+		c.Entries++
+		if e.UIDL != "" {
+			c.Named++
+		}
+		if e.Vanished != 0 {
+			c.Vanished++
+			if e.UIDL != "" {
+				c.VanishedNamed++
+			}
 		}
 	}
-	era := len(r.Eras) - 1
-	for era > 0 && r.Eras[era].From > uid {
-		era--
-	}
-	e := &r.Eras[era]
-	return append(e.Format.Append(dst, uid, r.UIDValidity), e.Suffix...)
+	return c
 }
 
-func compareUID(n Named, uid uint32) int { return int(int64(n.UID) - int64(uid)) }
+// Find returns the entry of a UID, or nil.
+func (g *Generation) Find(uid uint32) *Entry {
+	i, ok := slices.BinarySearchFunc(g.Entries, uid, compareUID)
+	if !ok {
+		return nil
+	}
+	return &g.Entries[i]
+}
+
+func compareUID(e Entry, uid uint32) int { return cmp.Compare(e.UID, uid) }
+
+// Append appends the unique-id of the message with a UID.
+func (g *Generation) Append(dst []byte, uid uint32) []byte {
+	if e := g.Find(uid); e != nil && e.UIDL != "" {
+		return append(dst, e.UIDL...)
+	}
+	return g.compute(dst, uid)
+}
+
+// compute appends what the eras compute for a UID.
+func (g *Generation) compute(dst []byte, uid uint32) []byte {
+	return compute(dst, g.Eras, g.UIDValidity, uid)
+}
+
+func compute(dst []byte, eras []Era, uidValidity, uid uint32) []byte {
+	i := len(eras) - 1
+	for i > 0 && eras[i].From > uid {
+		i--
+	}
+	return append(eras[i].Format.Append(dst, uid, uidValidity), eras[i].Suffix...)
+}
+
+// computed reports which UID, of those that have been seen, the eras give a
+// name to.
+func (g *Generation) computed(name string) (uid uint32, ok bool) {
+	for i, e := range g.Eras {
+		own, ok := cutSuffix(name, e.Suffix)
+		if !ok {
+			continue
+		}
+		uid, ok := e.Format.uidOf(own, g.UIDValidity)
+		if ok && uid >= e.From && (i+1 == len(g.Eras) || uid < g.Eras[i+1].From) && (g.UIDNext == 0 || uid < g.UIDNext) {
+			return uid, true
+		}
+	}
+	return 0, false
+}
+
+func cutSuffix(s, suffix string) (string, bool) {
+	n := len(s) - len(suffix)
+	if n < 0 || s[n:] != suffix {
+		return s, false
+	}
+	return s[:n], true
+}
+
+// Put adds entries, the UIDs of which ascend. What is known of a UID already is
+// added to, and its name stays.
+func (g *Generation) Put(entries []Entry) {
+	merged := make([]Entry, 0, len(g.Entries)+len(entries))
+	old := g.Entries
+	for _, e := range entries {
+		for len(old) > 0 && old[0].UID < e.UID {
+			merged, old = append(merged, old[0]), old[1:]
+		}
+		if len(old) > 0 && old[0].UID == e.UID {
+			e.UIDL = cmp.Or(old[0].UIDL, e.UIDL)
+			e.Short, e.Header = cmp.Or(e.Short, old[0].Short), cmp.Or(e.Header, old[0].Header)
+			e.Vanished = old[0].Vanished
+			old = old[1:]
+		}
+		merged = append(merged, e)
+	}
+	g.Entries = append(merged, old...)
+}
+
+// Mark notes which messages are there. there answers 1 if a message is there,
+// -1 if that is proven not to be so, and 0 if nobody knows; removed is whether
+// it was removed on purpose, so that nothing brings it back. Entries that have
+// vanished for longer than they are kept go.
+func (g *Generation) Mark(today Day, there func(uid uint32) int, removed func(uid uint32) bool) {
+	kept := g.Entries[:0]
+	for _, e := range g.Entries {
+		switch there(e.UID) {
+		case 1:
+			e.Vanished = 0
+		case -1:
+			if e.Vanished == 0 {
+				e.Vanished = max(today, 1)
+			}
+			keep := Day(KeepPrints)
+			if e.UIDL != "" {
+				keep = KeepNames
+			} else if removed(e.UID) {
+				continue
+			}
+			if today > e.Vanished+keep {
+				continue
+			}
+		}
+		kept = append(kept, e)
+	}
+	clear(g.Entries[len(kept):])
+	g.Entries = kept
+}
+
+// Printed reports whether there are prints by which messages could be found
+// again. All generations must be loaded.
+func (r *Record) Printed() bool {
+	return slices.ContainsFunc(r.Generations, func(g *Generation) bool {
+		return slices.ContainsFunc(g.Entries, func(e Entry) bool { return e.Short != 0 || e.Header != 0 })
+	})
+}
 
 // Use makes f the format of the messages from UID next on, and reports whether
 // that is a change. All before keep what they have.
 func (r *Record) Use(f Format, next uint32) bool {
-	last := &r.Eras[len(r.Eras)-1]
+	g := r.Present()
+	last := &g.Eras[len(g.Eras)-1]
 	if last.Format.String() == f.String() {
 		return false
 	}
-	e := Era{From: max(next, 1), Format: f}
-	if len(r.Past) > 0 && !f.distinct() {
+	e := Era{From: max(next, g.UIDNext, 1), Format: f}
+	if (len(r.Past) > 0 || len(r.Generations) > 1) && !f.distinct() {
 		e.Suffix = r.suffix()
 	}
 	if last.From >= e.From {
 		e.From = last.From
 		*last = e
 	} else {
-		r.Eras = append(r.Eras, e)
+		g.Eras = append(g.Eras, e)
 	}
 	return true
 }
 
-// suffix tells what is computed now from what was before.
-func (r *Record) suffix() string { return "-" + strconv.Itoa(len(r.Past)+1) }
-
-// Renumber returns the record of the mailbox after its UIDs have come to mean
-// other messages: UIDVALIDITY has changed, or UIDNEXT has gone back. kept are
-// the messages that are known to have been there before, by new UID and with
-// their unique-ids. The others get new ones, which nobody had.
-func (r *Record) Renumber(uidValidity uint32, f Format, kept []Named) *Record {
-	fresh := New(uidValidity, f)
-	fresh.Past = append(slices.Clone(r.Past), r.UIDValidity)
-	if !f.distinct() || slices.Contains(fresh.Past, uidValidity) {
-		fresh.Eras[0].Suffix = fresh.suffix()
-	}
-	slices.SortFunc(kept, func(a, b Named) int { return compareUID(a, b.UID) })
-	for _, n := range kept {
-		if n.UIDL != string(fresh.Append(nil, n.UID)) {
-			fresh.Named = append(fresh.Named, n)
-		}
-	}
-	return fresh
+// suffix returns what tells what is computed now from what was before.
+func (r *Record) suffix() string {
+	r.Renumbered++
+	return "-" + strconv.FormatUint(uint64(r.Renumbered)+1, 10)
 }
 
-// Plain reports whether all is computed by one format, so that no two
-// unique-ids can be the same.
-func (r *Record) Plain() bool { return len(r.Eras) == 1 && len(r.Named) == 0 }
+// Renumber begins a generation after UIDs have come to mean other messages:
+// UIDVALIDITY has changed, or UIDNEXT has gone back. entries are what is known
+// of its messages; UIDs ascend. Those that are known to have been there before
+// have their unique-id. The others get new ones, which nobody had.
+func (r *Record) Renumber(uidValidity uint32, f Format, entries []Entry, today Day) {
+	r.leave(r.Present().UIDValidity)
+	fresh := newGeneration(uidValidity, f)
+	fresh.Since, fresh.Seen, fresh.Entries = today, today, entries
+	if suffix := r.suffix(); !f.distinct() || slices.Contains(r.Past, uidValidity) || int(r.Renumbered) > len(r.Past) && len(r.Past) == maxPast {
+		fresh.Eras[0].Suffix = suffix
+	}
+	r.present(fresh)
+}
 
-// Separate gives other unique-ids to messages whose computed one belongs to
-// another message, forgets those that have been removed, and reports whether
-// anything has become different. UIDs ascend.
+// rename begins a generation that has the UIDs of the present one, and other
+// names, which are in entries.
+func (r *Record) rename(entries []Entry) {
+	old := r.Present()
+	fresh := *old
+	fresh.Eras = slices.Clone(old.Eras)
+	fresh.Entries, fresh.serial, fresh.stored, fresh.blocks, fresh.sum, fresh.loaded = entries, 0, nil, 0, 0, true
+	r.present(&fresh)
+}
+
+// Returns returns the generation that a UIDVALIDITY which is not the present one
+// comes back to, or nil. UIDNEXT must be known, and must not be lower than it
+// was: else UIDs may be those of other messages.
+func (r *Record) Returns(uidValidity, uidNext uint32) *Generation {
+	if uidValidity == r.Present().UIDValidity || uidNext == 0 {
+		return nil
+	}
+	for _, g := range r.Generations[1:] {
+		if g.UIDValidity == uidValidity {
+			if uidNext >= g.UIDNext {
+				return g
+			}
+			return nil
+		}
+	}
+	return nil
+}
+
+// Return makes g, of before, the present generation.
+func (r *Record) Return(g *Generation, today Day) {
+	r.leave(r.Present().UIDValidity)
+	r.Generations = slices.DeleteFunc(r.Generations, func(other *Generation) bool { return other == g })
+	g.Seen = today
+	r.present(g)
+}
+
+func (r *Record) leave(uidValidity uint32) {
+	if !slices.Contains(r.Past, uidValidity) {
+		r.Past = append(r.Past, uidValidity)
+	}
+	r.Past = r.Past[max(0, len(r.Past)-maxPast):]
+}
+
+// present puts g before the others, the oldest of which may go.
+func (r *Record) present(g *Generation) {
+	r.Generations = slices.Insert(r.Generations, 0, g)
+	for len(r.Generations) > maxGenerations {
+		last := len(r.Generations) - 1
+		for number := range r.Generations[last].stored {
+			r.removed = append(r.removed, blockName(r.Generations[last].serial, number))
+		}
+		r.Generations = r.Generations[:last]
+	}
+}
+
+// Plain reports whether all is computed by one format, and always was, so that
+// no two unique-ids can be the same. It needs no entries.
+func (r *Record) Plain() bool {
+	p := r.Present()
+	for _, g := range r.Generations {
+		if len(g.Eras) > 1 || g.Counts().Named > 0 || g.Eras[0].Suffix != "" || g.Eras[0].Format.String() != p.Eras[0].Format.String() {
+			return false
+		}
+		if g != p && (g.UIDValidity == p.UIDValidity || !p.Eras[0].Format.distinct()) {
+			return false
+		}
+	}
+	return true
+}
+
+// Separate gives other unique-ids to messages whose computed one is, or was,
+// that of another message, and reports whether there are such. uids are those of
+// messages that were not shown yet in the present generation, or of all; they
+// ascend. A name that several messages have is left as it is: the old server
+// showed it for exact copies, RFC 1939 section 7. All generations must be loaded.
 func (r *Record) Separate(uids []uint32) bool {
-	if r.Plain() {
+	if r.Plain() || len(uids) == 0 {
 		return false
 	}
-	kept := make([]Named, 0, len(r.Named))
-	taken := make(map[string]bool, len(uids))
-	for _, n := range r.Named {
-		if _, ok := slices.BinarySearch(uids, n.UID); ok {
-			kept = append(kept, n)
-			taken[n.UIDL] = true
+	taken := make(map[string]bool)
+	for _, g := range r.Generations {
+		for i := range g.Entries {
+			if name := g.Entries[i].UIDL; name != "" {
+				taken[name] = true
+			}
 		}
 	}
-	changed := len(kept) != len(r.Named)
-	r.Named = kept
-	var added []Named
-	var b []byte
+	p := r.Present()
+	free := func(name string, uid uint32) bool {
+		if taken[name] {
+			return false
+		}
+		for _, g := range r.Generations {
+			// The same UID of the same UIDVALIDITY is the same message, unless
+			// UIDNEXT went back, and then there is a suffix.
+			if other, ok := g.computed(name); ok && (other != uid || g.UIDValidity != p.UIDValidity) {
+				return false
+			}
+		}
+		return true
+	}
+	var added []Entry
 	for _, uid := range uids {
-		if _, ok := slices.BinarySearchFunc(kept, uid, compareUID); ok {
+		if e := p.Find(uid); e != nil && e.UIDL != "" {
 			continue
 		}
-		b = r.Append(b[:0], uid)
-		if taken[string(b)] {
-			n := Named{UID: uid, UIDL: other(string(b), taken)}
-			added = append(added, n)
-			b = append(b[:0], n.UIDL...)
+		name := string(p.compute(nil, uid))
+		if !free(name, uid) {
+			name = other(name, func(name string) bool { return free(name, uid) })
+			added = append(added, Entry{UID: uid, UIDL: name})
 		}
-		taken[string(b)] = true
+		taken[name] = true
 	}
-	if len(added) > 0 {
-		r.Named = append(r.Named, added...)
-		slices.SortFunc(r.Named, func(a, b Named) int { return compareUID(a, b.UID) })
-	}
-	return changed || len(added) > 0
+	p.Put(added)
+	return len(added) > 0
 }
 
 // other returns id with a suffix that makes it another one.
-func other(id string, taken map[string]bool) string {
+func other(id string, free func(string) bool) string {
 	for n := 2; ; n++ {
 		suffix := "-" + strconv.Itoa(n)
-		if s := id[:min(len(id), MaxLength-len(suffix))] + suffix; !taken[s] {
+		if s := id[:min(len(id), MaxLength-len(suffix))] + suffix; free(s) {
 			return s
 		}
 	}
 }
 
-// Check returns what is wrong with a record that comes from outside.
+// Check returns what is wrong with a record that comes from outside. Several
+// messages may have one name, unless their headers are known to differ.
 func (r *Record) Check() error {
-	if r.UIDValidity == 0 {
+	if len(r.Generations) == 0 || len(r.Generations) > maxGenerations {
+		return fmt.Errorf("there are %d generations, want 1 to %d", len(r.Generations), maxGenerations)
+	}
+	if len(r.Past) > maxPast {
+		return fmt.Errorf("there are %d UIDVALIDITYs of before, want at most %d", len(r.Past), maxPast)
+	}
+	for _, g := range r.Generations {
+		if err := g.check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (g *Generation) check() error {
+	if err := g.checkEras(); err != nil {
+		return err
+	}
+	headers := make(map[string]uint64)
+	last := uint32(0)
+	for i := range g.Entries {
+		e := &g.Entries[i]
+		if e.UID <= last {
+			return fmt.Errorf("UID %d is not greater than the one before", e.UID)
+		}
+		last = e.UID
+		if e.UIDL == "" {
+			continue
+		}
+		if !Valid(e.UIDL) {
+			return fmt.Errorf("unique-id %q is not of 1 to %d octets from 0x21 to 0x7E", e.UIDL, MaxLength)
+		}
+		if h := headers[e.UIDL]; h != 0 && e.Header != 0 && h != e.Header {
+			return fmt.Errorf("unique-id %q is that of two messages with different headers", e.UIDL)
+		}
+		headers[e.UIDL] = cmp.Or(e.Header, headers[e.UIDL])
+	}
+	return nil
+}
+
+func (g *Generation) checkEras() error {
+	if g.UIDValidity == 0 {
 		return errors.New("UIDVALIDITY is 0")
 	}
-	if len(r.Eras) == 0 || r.Eras[0].From > 1 {
+	if len(g.Eras) == 0 || g.Eras[0].From > 1 {
 		return errors.New("there is no format for the first message")
 	}
-	for i, e := range r.Eras {
-		if i > 0 && e.From <= r.Eras[i-1].From {
+	for i, e := range g.Eras {
+		if i > 0 && e.From <= g.Eras[i-1].From {
 			return errors.New("eras do not ascend")
 		}
 		if e.Suffix != "" && (!Valid(e.Suffix) || len(e.Suffix) > MaxLength-maxComputed) {
 			return fmt.Errorf("suffix %q is not valid", e.Suffix)
 		}
 	}
-	seen := make(map[string]bool, len(r.Named))
-	for i, n := range r.Named {
-		switch {
-		case n.UID == 0 || i > 0 && n.UID <= r.Named[i-1].UID:
-			return fmt.Errorf("UID %d is not greater than the one before", n.UID)
-		case !Valid(n.UIDL):
-			return fmt.Errorf("unique-id %q is not of 1 to %d octets from 0x21 to 0x7E", n.UIDL, MaxLength)
-		case seen[n.UIDL]:
-			return fmt.Errorf("unique-id %q is there twice", n.UIDL)
-		}
-		seen[n.UIDL] = true
+	if g.Since > maxDay || g.Seen > maxDay {
+		return errors.New("a day is too late")
 	}
 	return nil
-}
-
-// Encode returns the record as Decode reads it, with a checksum.
-func (r *Record) Encode() []byte {
-	b := []byte{recordVersion}
-	b = binary.AppendUvarint(b, uint64(r.UIDValidity))
-	b = binary.AppendUvarint(b, uint64(len(r.Past)))
-	for _, v := range r.Past {
-		b = binary.AppendUvarint(b, uint64(v))
-	}
-	b = binary.AppendUvarint(b, uint64(len(r.Eras)))
-	for _, e := range r.Eras {
-		b = binary.AppendUvarint(b, uint64(e.From))
-		b = appendString(appendString(b, e.Format.String()), e.Suffix)
-	}
-	b = binary.AppendUvarint(b, uint64(len(r.Named)))
-	last := Named{}
-	for _, n := range r.Named { // what a unique-id has in common with the one before is left out
-		same := 0
-		for same < min(len(n.UIDL), len(last.UIDL)) && n.UIDL[same] == last.UIDL[same] {
-			same++
-		}
-		b = binary.AppendUvarint(b, uint64(n.UID-last.UID))
-		b = appendString(append(b, byte(same)), n.UIDL[same:])
-		last = n
-	}
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-}
-
-func appendString(b []byte, s string) []byte { return append(append(b, byte(len(s))), s...) }
-
-// Decode is the inverse of Encode. An error has ErrDamaged in its tree.
-func Decode(b []byte) (*Record, error) {
-	if len(b) < 5 || crc32.Checksum(b[:len(b)-4], castagnoli) != binary.LittleEndian.Uint32(b[len(b)-4:]) {
-		return nil, fmt.Errorf("%w: its checksum is wrong", ErrDamaged)
-	}
-	if b[0] != recordVersion {
-		return nil, fmt.Errorf("%w: version %d, which this Postern does not know", ErrDamaged, b[0])
-	}
-	d := decoder{b: b[1 : len(b)-4]}
-	r := d.record()
-	if d.err == nil && len(d.b) > 0 {
-		d.err = errors.New("there is more than a record")
-	}
-	if d.err == nil {
-		d.err = r.Check()
-	}
-	if d.err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrDamaged, d.err)
-	}
-	return r, nil
-}
-
-// A decoder reads what Encode writes. After the first error all is zero.
-type decoder struct {
-	b   []byte
-	err error
-}
-
-func (d *decoder) record() *Record {
-	r := &Record{UIDValidity: d.number()}
-	for range d.count() {
-		r.Past = append(r.Past, d.number())
-	}
-	for range d.count() {
-		e := Era{From: d.number()}
-		pattern := d.string()
-		if d.err == nil {
-			e.Format, d.err = Parse(pattern)
-		}
-		e.Suffix = d.string()
-		r.Eras = append(r.Eras, e)
-	}
-	last := Named{}
-	if n := d.count(); n > 0 {
-		r.Named = make([]Named, 0, n)
-		for range n {
-			last.UID += d.number()
-			same := d.octet()
-			rest := d.string()
-			if same > len(last.UIDL) {
-				d.err = errors.New("a unique-id has no beginning")
-			}
-			if d.err != nil {
-				return r
-			}
-			last.UIDL = last.UIDL[:same] + rest
-			r.Named = append(r.Named, last)
-		}
-	}
-	return r
-}
-
-func (d *decoder) number() uint32 {
-	n, size := binary.Uvarint(d.b)
-	if size <= 0 || n > math.MaxUint32 {
-		return uint32(d.fail())
-	}
-	d.b = d.b[size:]
-	return uint32(n)
-}
-
-func (d *decoder) count() uint32 {
-	n := d.number()
-	if n > maxNamed || int(n) > len(d.b) {
-		return uint32(d.fail())
-	}
-	return n
-}
-
-func (d *decoder) octet() int {
-	if len(d.b) == 0 {
-		return d.fail()
-	}
-	n := int(d.b[0])
-	d.b = d.b[1:]
-	return n
-}
-
-func (d *decoder) string() string {
-	n := d.octet()
-	if n > len(d.b) {
-		n = d.fail()
-	}
-	s := string(d.b[:n])
-	d.b = d.b[n:]
-	return s
-}
-
-func (d *decoder) fail() int {
-	if d.err == nil {
-		d.err = errors.New("it is cut short")
-	}
-	d.b = nil
-	return 0
-}
-
-// MarshalText implements encoding.TextMarshaler.
-func (f Format) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (f *Format) UnmarshalText(text []byte) (err error) {
-	*f, err = Parse(string(text))
-	return err
 }

@@ -2,9 +2,12 @@ package uidl
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -19,7 +22,70 @@ func parsed(t testing.TB, s string) Format {
 	return f
 }
 
-func (r *Record) show(uid uint32) string { return string(r.Append(nil, uid)) }
+func (r *Record) show(uid uint32) string { return string(r.Present().Append(nil, uid)) }
+
+// A shelf is a record as it is stored.
+type shelf struct {
+	head   []byte
+	blocks map[string][]byte
+}
+
+// write stores r, and returns how many octets that were.
+func (s *shelf) write(r *Record) (octets int) {
+	head, blocks := r.Encode()
+	s.head, octets = head, len(head)
+	if s.blocks == nil {
+		s.blocks = make(map[string][]byte)
+	}
+	for _, b := range blocks {
+		octets += len(b.Value)
+		if b.Value == nil {
+			delete(s.blocks, b.Name)
+		} else {
+			s.blocks[b.Name] = b.Value
+		}
+	}
+	return octets
+}
+
+func (s *shelf) sorted() (blocks []Block) {
+	for _, name := range slices.Sorted(maps.Keys(s.blocks)) {
+		blocks = append(blocks, Block{name, s.blocks[name]})
+	}
+	return blocks
+}
+
+func (s *shelf) read() (*Record, error) { return Decode(s.head, s.sorted()) }
+
+// again returns r as it comes back from a store.
+func again(t testing.TB, r *Record) *Record {
+	t.Helper()
+	var s shelf
+	for _, g := range r.Generations { // all is written
+		g.stored = nil
+	}
+	s.write(r)
+	back, err := s.read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return back
+}
+
+// same reports whether two records say the same.
+func same(a, b *Record) bool {
+	x, err1 := json.Marshal(a)
+	y, err2 := json.Marshal(b)
+	return err1 == nil && err2 == nil && bytes.Equal(x, y)
+}
+
+// kept returns entries of messages that were found again.
+func kept(names map[uint32]string) (entries []Entry) {
+	for _, uid := range slices.Sorted(maps.Keys(names)) {
+		entries = append(entries, Entry{UID: uid, UIDL: names[uid]})
+	}
+	return entries
+}
 
 // Criterion: a changed format concerns new messages only.
 func TestChangedFormatConcernsNewMessages(t *testing.T) {
@@ -36,8 +102,8 @@ func TestChangedFormatConcernsNewMessages(t *testing.T) {
 		}
 	}
 	// Nothing came between: nothing was shown with the format in between.
-	if !r.Use(parsed(t, "uw"), 120) || len(r.Eras) != 3 || r.show(120) != "0000001100000078" || r.show(119) != "17.119" {
-		t.Errorf("eras %v", r.Eras)
+	if !r.Use(parsed(t, "uw"), 120) || len(r.Present().Eras) != 3 || r.show(120) != "0000001100000078" || r.show(119) != "17.119" {
+		t.Errorf("eras %v", r.Present().Eras)
 	}
 }
 
@@ -48,7 +114,7 @@ func TestUniqueIDsAreNeverGivenAgain(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		f := parsed(t, formats[random.IntN(len(formats))])
 		validity, next := uint32(1700000000+random.IntN(3)), uint32(1)
-		r := New(validity, f)
+		r, file := New(validity, f), shelf{}
 		shown := make(map[string]int) // by message
 		ids := make(map[int]string)
 		type mail struct {
@@ -62,18 +128,18 @@ func TestUniqueIDsAreNeverGivenAgain(t *testing.T) {
 			case 0: // another UIDVALIDITY, or an old one again; some are known again
 				next = uint32(1 + random.IntN(5))
 				validity = uint32(1700000000 + random.IntN(3))
-				var kept []Named
+				var kept []Entry
 				for i := range box {
 					box[i].uid = next
 					if random.IntN(3) > 0 {
-						kept = append(kept, Named{next, ids[box[i].id]})
+						kept = append(kept, Entry{UID: next, UIDL: ids[box[i].id]})
 					} else {
 						box[i].id = ever // as good as new
 						ever++
 					}
 					next += uint32(1 + random.IntN(2))
 				}
-				r = r.Renumber(validity, f, kept)
+				r.Renumber(validity, f, kept, 20000)
 			case 1:
 				f = parsed(t, formats[random.IntN(len(formats))])
 			case 2:
@@ -97,8 +163,16 @@ func TestUniqueIDsAreNeverGivenAgain(t *testing.T) {
 				uids = append(uids, m.uid)
 			}
 			r.Separate(uids)
-			again, err := Decode(r.Encode())
-			if err != nil || !slices.Equal(again.Named, r.Named) || len(again.Eras) != len(r.Eras) {
+			r.Present().UIDNext = next
+			r.Present().Mark(20000, func(uid uint32) int {
+				if slices.Contains(uids, uid) {
+					return 1
+				}
+				return -1
+			}, func(uint32) bool { return false })
+			file.write(r)
+			again, err := file.read()
+			if err != nil || !same(again, r) {
 				t.Fatalf("seed %d: %v comes back as %v, %v", seed, r, again, err)
 			}
 			r = again
@@ -121,131 +195,456 @@ func TestUniqueIDsAreNeverGivenAgain(t *testing.T) {
 
 func TestCollisionsGetASuffix(t *testing.T) {
 	r := New(17, parsed(t, "cyrus-old"))
-	r.Named = []Named{{3, "5"}, {4, "5-2"}}
+	r.Present().Entries = kept(map[uint32]string{3: "5", 4: "5-2"})
 	if !r.Separate([]uint32{3, 4, 5, 6}) || r.show(5) != "5-3" || r.show(6) != "6" {
 		t.Errorf("5 is %s, 6 is %s", r.show(5), r.show(6))
 	}
 	if r.Separate([]uint32{3, 4, 5, 6}) {
 		t.Error("what is separate is separated")
 	}
-	if !r.Separate([]uint32{4, 5, 6}) || len(r.Named) != 2 || r.show(5) != "5-3" {
-		t.Errorf("after a removal: %v", r.Named)
+}
+
+// Criterion: a name whose message has vanished is kept for 90 days and given to no other message meanwhile; its UID gets it back.
+func TestNamesOfVanishedMessagesAreKept(t *testing.T) {
+	r := New(17, parsed(t, "cyrus-old"))
+	g := r.Present()
+	g.Entries = []Entry{{UID: 3, UIDL: "50"}, {UID: 4, Short: 9}, {UID: 5, Short: 7}}
+	there := map[uint32]bool{}
+	mark := func(today Day) {
+		g.Mark(today, func(uid uint32) int {
+			if there[uid] {
+				return 1
+			}
+			return -1
+		}, func(uid uint32) bool { return uid == 5 })
+	}
+	mark(20000)
+	if c := g.Counts(); c != (Counts{Entries: 2, Named: 1, Vanished: 2, VanishedNamed: 1}) {
+		t.Errorf("after they have vanished: %+v", c)
+	}
+	g.UIDNext = 50
+	if r.Separate([]uint32{50}); r.show(50) != "50-2" {
+		t.Errorf("another message is %s", r.show(50))
+	}
+	mark(20000 + KeepPrints + 1)
+	if c := g.Counts(); c.Entries != 2 || g.Find(4) != nil {
+		t.Errorf("a print that is too old: %+v", c)
+	}
+	there[3] = true
+	mark(20000 + KeepNames)
+	if g.Find(3).Vanished != 0 || r.show(3) != "50" {
+		t.Error("a message that has come back is taken for one that is gone")
+	}
+	there[3] = false
+	mark(21000)
+	mark(21000 + KeepNames)
+	if g.Find(3) == nil {
+		t.Error("a name is gone too early")
+	}
+	mark(21000 + KeepNames + 1)
+	if g.Find(3) != nil {
+		t.Error("a name is kept for too long")
 	}
 }
 
-// Criterion: a record that is damaged, cut or of another version is an error and never another record.
+// What eras have computed, for messages that are gone, is not computed again.
+func TestWhatAFormatHasGivenIsNotGivenByAnother(t *testing.T) {
+	r := New(17, parsed(t, "%u"))
+	r.Use(parsed(t, "%Xu"), 302)
+	r.Present().UIDNext = 302
+	if r.Separate([]uint32{0x301}); r.show(0x301) == "301" {
+		t.Error("301 was that of UID 301")
+	}
+}
+
+// Criterion: a record that is damaged, cut, mixed with blocks of another, or of another version is an error and never another record.
 func TestDamagedRecords(t *testing.T) {
 	r := New(17, parsed(t, "UID%u-%v"))
 	r.Use(Format{}, 9)
-	r = r.Renumber(18, Format{}, []Named{{1, "UID1-17"}, {2, "UID2-17"}, {5, "x"}})
-	b := r.Encode()
-	if again, err := Decode(b); err != nil || !slices.Equal(again.Named, r.Named) || again.show(9) != r.show(9) {
+	r.Present().Entries = []Entry{{UID: 1, UIDL: "abc", Short: 5}, {UID: 70, Short: 3, Header: 4, Vanished: 20000}}
+	r.Renumber(18, Format{}, []Entry{{UID: 1, UIDL: "UID1-17"}, {UID: 2, UIDL: "UID2-17", Short: 9}, {UID: 500, UIDL: "x"}}, 20001)
+	var file shelf
+	file.write(r)
+	if again, err := file.read(); err != nil || !same(again, r) || again.show(9) != r.show(9) || again.Version != 1 {
 		t.Fatalf("%v comes back as %v, %v", r, again, err)
 	}
-	for i := range b {
-		spoilt := bytes.Clone(b)
-		spoilt[i] ^= 0x10
-		if _, err := Decode(spoilt); !errors.Is(err, ErrDamaged) {
-			t.Errorf("octet %d damaged gives %v", i, err)
-		}
-		if _, err := Decode(b[:i]); !errors.Is(err, ErrDamaged) {
-			t.Errorf("%d octets give %v", i, err)
+	damaged := func(what string, head []byte, blocks []Block) {
+		t.Helper()
+		if _, err := Decode(head, blocks); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s gives %v", what, err)
 		}
 	}
+	for i := range file.head {
+		spoilt := bytes.Clone(file.head)
+		spoilt[i] ^= 0x10
+		damaged(fmt.Sprintf("octet %d of the head", i), spoilt, file.sorted())
+		damaged(fmt.Sprintf("%d octets of the head", i), file.head[:i], file.sorted())
+	}
+	blocks := file.sorted()
+	if len(blocks) != 4 {
+		t.Fatalf("there are %d blocks", len(blocks))
+	}
+	for n, b := range blocks {
+		for i := range b.Value {
+			spoilt := slices.Clone(blocks)
+			spoilt[n].Value = bytes.Clone(b.Value)
+			spoilt[n].Value[i] ^= 0x10
+			damaged(fmt.Sprintf("octet %d of block %d", i, n), file.head, spoilt)
+			spoilt[n].Value = b.Value[:i]
+			damaged(fmt.Sprintf("%d octets of block %d", i, n), file.head, spoilt)
+		}
+		damaged(fmt.Sprintf("without block %d", n), file.head, slices.Delete(slices.Clone(blocks), n, n+1))
+	}
+	damaged("with one more", file.head, append(slices.Clone(blocks), Block{blockName(9, 9), encodeBlock(9, 9, []Entry{{UID: 9 * perBlock}})}))
+	older := file.sorted()
+	r.Present().Entries[0].UIDL = "another"
+	file.write(r)
+	damaged("blocks of the version before", file.head, older)
 }
 
 func TestRecordsAreCheapOnTheDisk(t *testing.T) {
+	var file shelf
+	if n := file.write(New(17, Format{})); n > 40 {
+		t.Errorf("a record without entries has %d octets", n)
+	}
 	r := New(17, Format{})
-	if n := len(r.Encode()); n > 24 {
-		t.Errorf("a record without exceptions has %d octets", n)
-	}
-	var kept []Named
 	for uid := range uint32(10_000) {
-		kept = append(kept, Named{uid + 1, fmt.Sprintf("%08x65a1b2c3", 100_000+uid*3)})
+		r.Present().Entries = append(r.Present().Entries, Entry{UID: uid + 1, Short: uint64(uid)<<40 | 1})
 	}
-	if n := len(r.Renumber(18, Format{}, kept).Encode()); n > 20*10_000 {
-		t.Errorf("%d octets for 10000 messages", n)
+	if n := file.write(r); n > 11*10_000 {
+		t.Errorf("%d octets for the prints of 10000 messages", n)
+	}
+	for i := range r.Present().Entries {
+		r.Present().Entries[i].UIDL = fmt.Sprintf("%08x65a1b2c3", 100_000+i*3)
+	}
+	if n := file.write(r); n > 25*10_000 {
+		t.Errorf("%d octets for the names and prints of 10000 messages", n)
 	}
 }
 
+// Criterion: to remove one name of 50,000 writes at most 8 KB, and so does a new message.
+func TestChangesOfOneMessageWriteLittle(t *testing.T) {
+	r := New(17, Format{})
+	g := r.Present()
+	for uid := range uint32(50_000) {
+		g.Entries = append(g.Entries, Entry{UID: uid + 1, UIDL: fmt.Sprintf("%060d%010d", uid%7, uid), Short: 1, Header: 1})
+	}
+	var file shelf
+	file.write(r)
+	r, err := file.read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Present().Entries = slices.Delete(r.Present().Entries, 25_000, 25_001)
+	if n := file.write(r); n > 8<<10 {
+		t.Errorf("a name that goes writes %d octets", n)
+	}
+	r.Present().Entries[7].Vanished = 20000
+	if n := file.write(r); n > 8<<10 {
+		t.Errorf("a message that vanishes writes %d octets", n)
+	}
+	r.Present().Put([]Entry{{UID: 50_001, Short: 3}})
+	if n := file.write(r); n > 8<<10 {
+		t.Errorf("a message that comes writes %d octets", n)
+	}
+	if again, err := file.read(); err != nil || !same(again, r) || again.Version != 4 {
+		t.Errorf("it does not come back: %v", err)
+	}
+}
+
+// Criterion: what is exported says the same when it is imported: generations, prints, and names of messages that have vanished.
 func TestRecordsAreExported(t *testing.T) {
 	r := New(17, Format{})
 	r.Use(parsed(t, "UID%u-%v"), 9)
-	r.Named = []Named{{3, "abc"}}
+	r.Present().Entries = []Entry{{UID: 3, UIDL: "abc", Short: 1 << 63, Header: 7, Vanished: 20000}, {UID: 4, Short: 3}}
+	r.Present().UIDNext = 12
+	r.Renumber(18, parsed(t, "cyrus-old"), []Entry{{UID: 1, UIDL: "abc"}}, 20001)
 	b, err := json.Marshal(r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var again Record
-	if err := json.Unmarshal(b, &again); err != nil || again.Check() != nil || again.show(9) != "UID9-17" || again.show(3) != "abc" || again.show(1) != r.show(1) {
-		t.Errorf("%s comes back as %v, %v", b, again, err)
+	var back Record
+	if err := json.Unmarshal(b, &back); err != nil || back.Check() != nil || !same(&back, r) {
+		t.Errorf("%s comes back as %v, %v", b, back, err)
+	}
+	if back := again(t, &back); !same(back, r) || back.show(2) != r.show(2) || back.show(1) != "abc" {
+		t.Errorf("%s is stored as %v", b, back)
+	}
+	if err := json.Unmarshal([]byte(`{"uidvalidity":17,"eras":[{"from":1,"format":"dovecot"}],"named":[{"uid":3,"uidl":"x"}],"past":[5]}`), &back); err != nil || back.show(3) != "x" || back.Renumbered != 1 {
+		t.Errorf("an export of before gives %v, %v", back, err)
+	}
+	for _, wrong := range []string{`{"a":1}`, `{"named":[{"uid":3}]}`, `{"named":[{"uid":3,"uidl":"x"}],"messages":[{"uid":3}]}`, `{"messages":[{"uid":3,"short":"1"}]}`, `{"since":"x"}`, `{"since":"2200-01-01"}`} {
+		if err := json.Unmarshal([]byte(wrong), &back); err == nil && back.Check() == nil {
+			t.Errorf("%s passes", wrong)
+		}
 	}
 }
 
 func TestRecordsFromOutsideAreChecked(t *testing.T) {
-	good := func() *Record { return New(17, Format{}) }
-	for name, spoil := range map[string]func(*Record){
-		"no UIDVALIDITY": func(r *Record) { r.UIDValidity = 0 },
-		"no era":         func(r *Record) { r.Eras = nil },
-		"a late era":     func(r *Record) { r.Eras[0].From = 5 },
-		"eras descend":   func(r *Record) { r.Eras = append(r.Eras, Era{From: 1}) },
-		"a long suffix":  func(r *Record) { r.Eras[0].Suffix = "-123456789012" },
-		"UID 0":          func(r *Record) { r.Named = []Named{{0, "a"}} },
-		"UIDs descend":   func(r *Record) { r.Named = []Named{{2, "a"}, {1, "b"}} },
-		"an empty one":   func(r *Record) { r.Named = []Named{{2, ""}} },
-		"a long one":     func(r *Record) { r.Named = []Named{{2, string(bytes.Repeat([]byte("a"), 71))}} },
-		"a space":        func(r *Record) { r.Named = []Named{{2, "a b"}} },
-		"the same twice": func(r *Record) { r.Named = []Named{{2, "a"}, {3, "a"}} },
+	for name, spoil := range map[string]func(*Generation){
+		"no UIDVALIDITY": func(g *Generation) { g.UIDValidity = 0 },
+		"no era":         func(g *Generation) { g.Eras = nil },
+		"a late era":     func(g *Generation) { g.Eras[0].From = 5 },
+		"eras descend":   func(g *Generation) { g.Eras = append(g.Eras, Era{From: 1}) },
+		"a long suffix":  func(g *Generation) { g.Eras[0].Suffix = "-123456789012" },
+		"UID 0":          func(g *Generation) { g.Entries = []Entry{{UIDL: "a"}} },
+		"UIDs descend":   func(g *Generation) { g.Entries = []Entry{{UID: 2, UIDL: "a"}, {UID: 1, UIDL: "b"}} },
+		"a long one":     func(g *Generation) { g.Entries = []Entry{{UID: 2, UIDL: string(bytes.Repeat([]byte("a"), 71))}} },
+		"a space":        func(g *Generation) { g.Entries = []Entry{{UID: 2, UIDL: "a b"}} },
+		"the same of two that differ": func(g *Generation) {
+			g.Entries = []Entry{{UID: 2, UIDL: "a", Header: 1}, {UID: 3, UIDL: "a", Header: 2}}
+		},
 	} {
-		r := good()
-		if spoil(r); r.Check() == nil {
+		r := New(17, Format{})
+		if spoil(r.Present()); r.Check() == nil {
 			t.Errorf("%s passes", name)
 		}
 	}
-	if err := good().Check(); err != nil {
+	if err := New(17, Format{}).Check(); err != nil {
 		t.Error(err)
+	}
+	if err := (&Record{}).Check(); err == nil {
+		t.Error("no generation passes")
 	}
 }
 
-func FuzzRecord(f *testing.F) {
+// Criterion: exact copies that an old server showed with one UIDL keep it when it is imported, and after a change of UIDVALIDITY.
+func TestExactCopiesShareAName(t *testing.T) {
 	r := New(17, Format{})
-	r.Use(parsed(f, "UID%u-%v"), 9)
-	r.Named, r.Past = []Named{{3, "abc"}, {9, "abd"}}, []uint32{5, 6}
-	f.Add(r.Encode()[:len(r.Encode())-4])
+	g := r.Present()
+	g.Entries = []Entry{{UID: 1, UIDL: "same", Short: 5, Header: 9}, {UID: 2, UIDL: "other", Short: 6}, {UID: 3, UIDL: "same", Short: 5, Header: 9}}
+	if err := r.Check(); err != nil {
+		t.Fatal(err)
+	}
+	if r.Separate([]uint32{1, 2, 3, 4}) || r.show(1) != "same" || r.show(3) != "same" {
+		t.Errorf("they are %s and %s", r.show(1), r.show(3))
+	}
+	entries, _ := r.Recognize([]Print{{UID: 11, Short: 6}, {UID: 12, Short: 5}, {UID: 13, Short: 5}, {UID: 14, Short: 5}})
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.UIDL)
+	}
+	if want := []string{"other", "same", "same", ""}; !slices.Equal(got, want) {
+		t.Errorf("found again are %q, want %q", got, want)
+	}
+}
+
+func TestMessagesAreRecognizedInOlderGenerations(t *testing.T) {
+	r := New(17, Format{})
+	r.Present().Entries = []Entry{{UID: 1, Short: 1}, {UID: 2, Short: 2}, {UID: 3, Short: 3, Vanished: 20000}, {UID: 4, Short: 4}}
+	entries, _ := r.Recognize([]Print{{UID: 9, Short: 1}, {UID: 10, Short: 7}, {UID: 11, Short: 7}})
+	r.Renumber(18, Format{}, entries, 20001)
+	entries, _ = r.Recognize([]Print{{UID: 21, Short: 3}, {UID: 22, Short: 1}, {UID: 23, Short: 2}, {UID: 24, Short: 7}, {UID: 25, Short: 4}, {UID: 26, Short: 4}})
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.UIDL)
+	}
+	want := []string{"0000000300000011", "0000000100000011", "0000000200000011", "", "", ""}
+	if !slices.Equal(got, want) {
+		t.Errorf("found again are %q, want %q", got, want)
+	}
+}
+
+func TestGenerationsReturn(t *testing.T) {
+	r := New(17, Format{})
+	r.Present().UIDNext = 9
+	r.Present().Entries = []Entry{{UID: 1, UIDL: "abc", Short: 1}}
+	r.Renumber(18, Format{}, nil, 20001)
+	if r.Returns(17, 8) != nil || r.Returns(17, 0) != nil || r.Returns(19, 9) != nil || r.Returns(18, 9) != nil {
+		t.Error("what does not return returns")
+	}
+	g := r.Returns(17, 9)
+	if g == nil {
+		t.Fatal("nothing returns")
+	}
+	r.Return(g, 20002)
+	if r = again(t, r); r.show(1) != "abc" || len(r.Generations) != 2 || r.Generations[1].UIDValidity != 18 {
+		t.Errorf("1 is %s", r.show(1))
+	}
+	for v := range uint32(200) {
+		r.Renumber(100+v, parsed(t, "cyrus-old"), nil, 20003)
+		if r = again(t, r); len(r.Generations) > maxGenerations || len(r.Past) > maxPast {
+			t.Fatalf("%d generations and %d UIDVALIDITYs are kept", len(r.Generations), len(r.Past))
+		}
+	}
+	if r.show(5) != "5-202" {
+		t.Errorf("5 is %s", r.show(5))
+	}
+}
+
+// Criterion: uidl undo gives messages the names of the generation before, takes none from another message, and gives no name away that was shown since.
+func TestUndo(t *testing.T) {
+	r := New(17, Format{})
+	if r.Undo() != 0 {
+		t.Error("nothing is undone")
+	}
+	r.Present().UIDNext = 5
+	r.Present().Entries = []Entry{{UID: 1, UIDL: "one", Short: 1}, {UID: 2, Short: 2}, {UID: 3, UIDL: "three", Short: 3}, {UID: 4, Short: 4}}
+	r.Renumber(18, Format{}, []Entry{{UID: 11, Short: 1}, {UID: 12, Short: 2}, {UID: 13, UIDL: "three", Short: 33}, {UID: 14, Short: 3}, {UID: 15, Short: 5}}, 20001)
+	since := r.show(12)
+	if n := r.Undo(); n != 2 {
+		t.Errorf("%d are others, want 2", n)
+	}
+	r = again(t, r)
+	for uid, want := range map[uint32]string{11: "one", 12: "0000000200000011", 13: "three", 14: "0000000e00000012", 15: "0000000f00000012"} {
+		if r.show(uid) != want {
+			t.Errorf("%d is %s, want %s", uid, r.show(uid), want)
+		}
+	}
+	r.Use(parsed(t, "cyrus-old"), 16)
+	if r.Separate([]uint32{16}); r.show(16) == since {
+		t.Errorf("%s is given away", since)
+	}
+	if n := r.Undo(); n != 2 || r.show(12) != since {
+		t.Errorf("undone again: %d, %s", n, r.show(12))
+	}
+}
+
+// encodeFormer is what wrote records of version 1.
+func encodeFormer(uidValidity uint32, past []uint32, eras []Era, entries []Entry) []byte {
+	b := binary.AppendUvarint([]byte{formerVersion}, uint64(uidValidity))
+	b = binary.AppendUvarint(b, uint64(len(past)))
+	for _, v := range past {
+		b = binary.AppendUvarint(b, uint64(v))
+	}
+	b = binary.AppendUvarint(b, uint64(len(eras)))
+	for _, e := range eras {
+		b = binary.AppendUvarint(b, uint64(e.From))
+		b = appendString(appendString(b, e.Format.String()), e.Suffix)
+	}
+	b = binary.AppendUvarint(b, uint64(len(entries)))
+	last := uint32(0)
+	for _, e := range entries {
+		b = binary.AppendUvarint(b, uint64(e.UID-last))
+		b = appendString(append(b, 0), e.UIDL)
+		last = e.UID
+	}
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+// Criterion: a record of version 1 is read, and is converted by its first write.
+func TestRecordsOfVersion1(t *testing.T) {
+	value := encodeFormer(17, []uint32{5, 6, 5}, []Era{{From: 1}, {From: 9, Format: parsed(t, "UID%u-%v"), Suffix: "-4"}}, []Entry{{UID: 3, UIDL: "abc"}, {UID: 4, UIDL: "abd"}})
+	r, err := Decode(value, nil)
+	if err != nil || !r.Former() || !r.Present().Loaded() || r.Version != 0 || r.Renumbered != 3 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	for i := range value {
+		spoilt := bytes.Clone(value)
+		if spoilt[i] ^= 0x10; i > 0 {
+			if _, err := Decode(spoilt, nil); !errors.Is(err, ErrDamaged) {
+				t.Errorf("octet %d damaged gives %v", i, err)
+			}
+		}
+	}
+	var file shelf
+	file.write(r)
+	back, err := file.read()
+	if err != nil || back.Former() || back.Version != 1 || !same(back, r) {
+		t.Fatalf("it becomes %+v, %v", back, err)
+	}
+	for uid, want := range map[uint32]string{3: "abc", 4: "abd", 5: "0000000500000011", 9: "UID9-17-4"} {
+		if back.show(uid) != want {
+			t.Errorf("%d is %s, want %s", uid, back.show(uid), want)
+		}
+	}
+}
+
+func FuzzFormerRecord(f *testing.F) {
+	b := encodeFormer(17, []uint32{5, 6}, []Era{{From: 1}}, []Entry{{UID: 3, UIDL: "abc"}, {UID: 9, UIDL: "abd"}})
+	f.Add(b[:len(b)-4])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		d := decoder{b: b[min(1, len(b)):]}
-		r := d.record()
-		if d.err != nil || r.Check() != nil {
+		if len(b) > 0 {
+			b[0] = formerVersion
+		}
+		r, err := DecodeHead(binary.LittleEndian.AppendUint32(slices.Clip(b), crc32.Checksum(b, castagnoli)))
+		if err != nil {
 			return
 		}
-		if again, err := Decode(r.Encode()); err != nil || !slices.Equal(again.Named, r.Named) {
-			t.Fatalf("%v comes back as %v, %v", r, again, err)
+		if back := again(t, r); !same(back, r) {
+			t.Fatalf("%v comes back as %v", r, back)
+		}
+	})
+}
+
+func FuzzRecordHead(f *testing.F) {
+	r := New(17, Format{})
+	r.Use(parsed(f, "UID%u-%v"), 9)
+	r.Present().Entries = kept(map[uint32]string{3: "abc"})
+	r.Renumber(18, Format{}, nil, 20000)
+	head, _ := r.Encode()
+	f.Add(head[:len(head)-4])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := DecodeHead(binary.LittleEndian.AppendUint32(slices.Clip(b), crc32.Checksum(b, castagnoli)))
+		if err != nil {
+			return
+		}
+		head, blocks := r.Encode()
+		if back, err := DecodeHead(head); err != nil || back.Version != r.Version || len(back.Generations) != len(r.Generations) || back.Present().Counts() != r.Present().Counts() {
+			t.Fatalf("%v comes back as %v with %d blocks, %v", r, back, len(blocks), err)
+		}
+	})
+}
+
+func FuzzRecordBlock(f *testing.F) {
+	b := encodeBlock(3, 1, []Entry{{UID: 64, UIDL: "abc", Short: 1}, {UID: 70, UIDL: "abd", Header: 2, Vanished: 3}, {UID: 127, Short: 9}})
+	f.Add(uint32(3), uint32(1), b[:len(b)-4])
+	f.Fuzz(func(t *testing.T, serial, number uint32, b []byte) {
+		value := binary.LittleEndian.AppendUint32(slices.Clip(b), seal(serial, number, b))
+		var entries []Entry
+		err := decodeBlock(serial, number, value, func(e Entry, name []byte) {
+			e.UIDL = string(name)
+			entries = append(entries, e)
+		})
+		if err != nil {
+			return
+		}
+		var back []Entry
+		if err := decodeBlock(serial, number, encodeBlock(serial, number, entries), func(e Entry, name []byte) {
+			e.UIDL = string(name)
+			back = append(back, e)
+		}); err != nil || !slices.Equal(entries, back) {
+			t.Fatalf("%v comes back as %v, %v", entries, back, err)
 		}
 	})
 }
 
 func BenchmarkRecord(b *testing.B) {
 	r := New(17, Format{})
-	uids := make([]uint32, 50_000)
-	for i := range uids {
-		uids[i] = uint32(i + 1)
+	for i := range uint32(50_000) {
+		e := Entry{UID: i + 1, Short: uint64(i) << 40}
 		if i < 25_000 {
-			r.Named = append(r.Named, Named{uids[i], fmt.Sprintf("%08x65a1b2c3", 100_000+i*3)})
+			e.UIDL = fmt.Sprintf("%08x65a1b2c3", 100_000+i*3)
 		}
+		r.Present().Entries = append(r.Present().Entries, e)
 	}
-	value := r.Encode()
+	var file shelf
+	b.Logf("%d octets", file.write(r))
+	blocks := file.sorted()
 	b.Run("decode", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := Decode(value); err != nil {
+			if _, err := Decode(file.head, blocks); err != nil {
 				b.Fatal(err)
 			}
 		}
 	})
-	b.Run("separate", func(b *testing.B) {
+	b.Run("decode UIDLs", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			r.Separate(uids)
+			r, err := DecodeHead(file.head)
+			if err == nil {
+				_, err = r.Present().DecodeUIDLs(blocks)
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("encode", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			r.Encode()
 		}
 	})
 }

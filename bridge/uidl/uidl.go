@@ -306,11 +306,44 @@ func (f Format) distinct() bool {
 }
 
 // Valid reports whether s may be a unique-id.
-func Valid(s string) bool {
+func Valid(s string) bool { return valid(s) }
+
+func valid[T string | []byte](s T) bool {
 	for i := range len(s) {
 		if s[i] < 0x21 || s[i] > 0x7e {
 			return false
 		}
 	}
 	return len(s) >= 1 && len(s) <= MaxLength
+}
+
+// uidOf returns which UID the format makes a unique-id of, with a UIDVALIDITY.
+func (f Format) uidOf(id string, uidValidity uint32) (uid uint32, ok bool) {
+	if f.parts == nil {
+		f = Dovecot
+	}
+	var before []byte // the first number of the UID
+	for i := range f.parts {
+		p := &f.parts[i]
+		if p.what != 'u' {
+			before = append(before, Format{parts: f.parts[i : i+1]}.Append(nil, 0, uidValidity)...)
+			continue
+		}
+		base := 10
+		if p.hex {
+			base = 16
+		}
+		if len(before) > len(id) || id[:len(before)] != string(before) {
+			return 0, false
+		}
+		digits := id[len(before):]
+		for n := min(p.longest(), len(digits)); n > 0; n-- {
+			number, err := strconv.ParseUint(digits[:n], base, 32)
+			if err == nil && string(f.Append(nil, uint32(number), uidValidity)) == id {
+				return uint32(number), true
+			}
+		}
+		return 0, false
+	}
+	return 0, false
 }

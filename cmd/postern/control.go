@@ -61,12 +61,15 @@ func (q question[In, Out]) answered(s *admin.Server, m *memory) {
 // newControl returns what answers the questions of subcommands. What only a
 // Postern that runs can do is an admin.Handle here, and an admin.Call there.
 func (s *site) newControl() *admin.Server {
-	c := &admin.Server{Log: s.log, Routine: []string{askGet, askSwap}}
+	c := &admin.Server{Log: s.log, Routine: []string{askGet, askSwap, askScan}}
 	s.answerOperator(c)
 	forgetUIDLs.answered(c, s.memory)
 	exportUIDLs.answered(c, s.memory)
 	importUIDLs.answered(c, s.memory)
 	acceptChanges.answered(c, s.memory)
+	uidlHistory.answered(c, s.memory)
+	undoUIDLs.answered(c, s.memory)
+	s.memory.serving = s.serving
 	answerCerts(c, s.store)
 	s.answerGuard(c)
 	admin.Handle(c, "reload", s.whenAsked(s.reload))

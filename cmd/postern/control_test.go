@@ -157,7 +157,9 @@ func FuzzRecords(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%s: %v", written, err)
 		}
-		if a, b := first.Record.Encode(), second.Record.Encode(); first.Account != second.Account || !bytes.Equal(a, b) {
+		a, blocks := first.Record.Encode()
+		b, again := second.Record.Encode()
+		if first.Account != second.Account || !bytes.Equal(a, b) || !reflect.DeepEqual(blocks, again) {
 			t.Errorf("%s becomes %+v", line, second)
 		}
 	})

@@ -31,6 +31,7 @@ type memory struct {
 
 	flush    func(context.Context) error // writes what a Postern that runs has not written yet; nil: none runs
 	guarding *guard.Guard                // of the one that runs
+	serving  func(account string) error  // an error if a POP3 session of an account may be open; nil: none runs
 
 	guardConfig guard.Config // of a guard that has it without serving
 
@@ -88,6 +89,17 @@ func (b *bucket) Update(ctx context.Context, key string, change func(old []byte)
 	return b.with(ctx, "update", &said, func(book bridge.Book) error {
 		return book.Update(ctx, key, func(old []byte) (value []byte, err error) {
 			value, said = change(old)
+			return value, said
+		})
+	})
+}
+
+// UpdateAll implements bridge.Book.
+func (b *bucket) UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error {
+	var said error
+	return b.with(ctx, "update", &said, func(book bridge.Book) error {
+		return book.UpdateAll(ctx, keys, func(key string, old []byte) (value []byte, err error) {
+			value, said = change(key, old)
 			return value, said
 		})
 	})

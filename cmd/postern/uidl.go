@@ -10,12 +10,14 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"postern/bridge"
 	"postern/configs"
+	"postern/proxy"
 )
 
 func uidlCommand() *cobra.Command {
@@ -24,7 +26,7 @@ func uidlCommand() *cobra.Command {
 		Short: "The unique ids by which POP3 clients know what they have fetched",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(detectCommand(), forgetCommand(), exportCommand(), importCommand(), acceptCommand())
+	cmd.AddCommand(detectCommand(), forgetCommand(), exportCommand(), importCommand(), historyCommand(), undoCommand(), acceptCommand())
 	return cmd
 }
 
@@ -90,7 +92,7 @@ var forgetUIDLs = question[selection, int]{"uidl/forget", func(ctx context.Conte
 	if err != nil {
 		return err
 	}
-	n, err := bridge.Forget(ctx, m.record, s.has)
+	n, err := bridge.Forget(ctx, m.archive.listings, m.archive.uidls, s.has)
 	if err != nil {
 		return err
 	}
@@ -143,6 +145,64 @@ var acceptChanges = question[acceptance, time.Time]{"uidl/accept", func(ctx cont
 	}
 	return each(until)
 }}
+
+var uidlHistory = question[string, bridge.Past]{"uidl/history", func(ctx context.Context, m *memory, account string, each func(bridge.Past) error) error {
+	if m.record == nil {
+		return errNoRecord
+	}
+	all, err := bridge.History(ctx, m.record, account)
+	if err == nil && len(all) == 0 {
+		err = fmt.Errorf("there is no record of %s", account)
+	}
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		if err := each(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}}
+
+var undoUIDLs = question[string, int]{"uidl/undo", func(ctx context.Context, m *memory, account string, each func(int) error) error {
+	if m.record == nil {
+		return errNoRecord
+	}
+	if m.serving != nil {
+		if err := m.serving(account); err != nil {
+			return err
+		}
+	}
+	n, err := bridge.Undo(ctx, m.record, account)
+	if err != nil {
+		return err
+	}
+	return each(n)
+}}
+
+// serving is an error if a POP3 session of an account may be open, here or in the
+// process that this one has replaced.
+func (s *site) serving(account string) error {
+	for _, i := range s.server.Sessions() {
+		if i.Account == account && i.Client.Protocol == proxy.POP3 {
+			return fmt.Errorf("a POP3 session of %s is open: end it with postern kick --protocol pop3 --account %s", account, account)
+		}
+	}
+	if s.predecessor != nil && !s.predecessor.gone.Load() {
+		return errors.New("sessions of the process before the upgrade are open: wait until it has ended")
+	}
+	return nil
+}
+
+// accountNamed returns the account that a name means.
+func accountNamed(cfg *configs.Config, name string) (string, error) {
+	accounts, mistakes := newAccounts(cfg)
+	if mistakes != nil {
+		return "", mistakes
+	}
+	return accounts.Account(name)
+}
 
 var errNoRecord = errors.New("state.path is not set: no unique ids are recorded")
 
@@ -289,8 +349,89 @@ accounts stay as they are. All lines are checked before the first one counts.`,
 	return cmd
 }
 
+func historyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "history ACCOUNT",
+		Short: "Show which UIDVALIDITYs the record of an account has, and how many names",
+		Long: `Show the generations in the record of an account: the present UIDVALIDITY of its
+INBOX and up to three before it, since when each was known and when it was last
+seen, of how many messages there is a fingerprint or a name, how many have a unique
+id that no format computes, and of how many messages that have vanished such an id
+is kept.`,
+		Args: cobra.ExactArgs(1),
+	}
+	path := configFlag(cmd)
+	asJSON := cmd.Flags().Bool("json", false, "one JSON object a line")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		account, err := accountNamed(cfg, args[0])
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			lines := json.NewEncoder(cmd.OutOrStdout())
+			return uidlHistory.ask(cmd.Context(), cfg, account, func(p bridge.Past) error { return lines.Encode(p) })
+		}
+		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+		_, _ = fmt.Fprintln(t, "UIDVALIDITY\tUIDNEXT\tSINCE\tSEEN\tMESSAGES\tNAMES\tVANISHED NAMES\t")
+		err = uidlHistory.ask(cmd.Context(), cfg, account, func(p bridge.Past) error {
+			present := ""
+			if p.Present {
+				present = "present"
+			}
+			_, err := fmt.Fprintf(t, "%d\t%d\t%s\t%s\t%d\t%d\t%d\t%s\n", p.UIDValidity, p.UIDNext, orDash(p.Since.String()),
+				orDash(p.Seen.String()), p.Messages, p.Names, p.VanishedNames, present)
+			return err
+		})
+		return errors.Join(err, t.Flush())
+	}
+	return cmd
+}
+
+func undoCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "undo ACCOUNT",
+		Short: "Give messages the unique ids again that they had before UIDVALIDITY changed",
+		Long: `Make the unique ids of the generation before the present one those of the messages
+of the present one that have the same fingerprint. It is for a move of mail after
+which they were not recognised, or recognised wrongly. Clients that have fetched the
+messages again know the present unique ids, and then fetch them once more. The
+present ones are kept in the record and are never given to another message; undo
+again takes it back. No POP3 session of the account may be open.`,
+		Args: cobra.ExactArgs(1),
+	}
+	path := configFlag(cmd)
+	yes := cmd.Flags().Bool("yes", false, "do not ask")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		account, err := accountNamed(cfg, args[0])
+		if err != nil {
+			return err
+		}
+		if !*yes {
+			if err := confirm(cmd, fmt.Sprintf(
+				"Messages of %s get the unique ids of the generation before. Clients that know the present ones download them again.", account)); err != nil {
+				return err
+			}
+		}
+		n, err := undoUIDLs.one(cmd.Context(), cfg, account)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "changed: %d\n", n)
+		return err
+	}
+	return cmd
+}
+
 const (
-	maxLine  = 32 << 20 // octets of an account: about 500,000 unique ids
+	maxLine  = 48 << 20 // octets of an account: about 500,000 messages with fingerprints
 	maxBatch = 4 << 20  // octets after which a question is long enough
 	mostOfIt = 500      // accounts in it
 )

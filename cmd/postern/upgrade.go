@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -42,8 +43,8 @@ import (
 const (
 	// predecessorFD is the variable with the descriptor of the pair.
 	predecessorFD = "POSTERN_PREDECESSOR_FD"
-	// askGet and askSwap are what sessions of a predecessor ask.
-	askGet, askSwap = "state/get", "state/swap"
+	// askGet, askSwap and askScan are what sessions of a predecessor ask.
+	askGet, askSwap, askScan = "state/get", "state/swap", "state/scan"
 	// buildTime and serveTime are what a successor gets for its steps.
 	buildTime = time.Minute
 	serveTime = time.Minute
@@ -97,7 +98,8 @@ type relative struct {
 	conn net.Conn
 	in   *json.Decoder
 
-	mu sync.Mutex // of writing
+	mu   sync.Mutex // of writing
+	gone atomic.Bool
 }
 
 func newRelative(f *os.File) (*relative, error) {
@@ -443,6 +445,7 @@ func (s *site) inherit(h *house, from *relative) error {
 	}
 	go func() {
 		from.listen(heed)
+		from.gone.Store(true)
 		for _, end := range ends { // the predecessor has ended, and its sessions with it
 			end()
 		}
@@ -466,16 +469,14 @@ type remoteBook struct {
 	back           <-chan struct{} // closed when the files will be ours again
 }
 
-// A cell is a key of a bucket, and what is or shall be there.
+// A cell is a key of a bucket, or the beginning of keys, and what is or shall be
+// there.
 type cell struct {
 	Bucket, Key string
 	Old, New    []byte
 }
 
-var (
-	errFarScan   = errors.New("not for a process that is being replaced")
-	errTakenBack = errors.New("the state is not the successor's")
-)
+var errTakenBack = errors.New("the state is not the successor's")
 
 // Get implements bridge.Store.
 func (b remoteBook) Get(ctx context.Context, key string) (value []byte, err error) {
@@ -489,24 +490,44 @@ func (b remoteBook) Put(ctx context.Context, key string, value []byte) error {
 
 // Update implements bridge.Store.
 func (b remoteBook) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error {
+	return b.UpdateAll(ctx, []string{key}, func(_ string, old []byte) ([]byte, error) { return change(old) })
+}
+
+// UpdateAll implements bridge.Book.
+func (b remoteBook) UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error {
 	for {
-		old, err := b.Get(ctx, key)
-		if err != nil {
-			return err
-		}
-		value, err := change(old)
-		if err != nil {
-			return err
+		cells := make([]cell, len(keys))
+		for i, key := range keys {
+			old, err := b.Get(ctx, key)
+			if err != nil {
+				return err
+			}
+			value, err := change(key, old)
+			if err != nil {
+				return err
+			}
+			cells[i] = cell{b.bucket, key, old, value}
 		}
 		var done bool
-		if err := b.ask(ctx, askSwap, cell{b.bucket, key, old, value}, &done); err != nil || done {
+		if err := b.ask(ctx, askSwap, cells, &done); err != nil || done {
 			return err
 		}
 	}
 }
 
 // Scan implements bridge.Book.
-func (remoteBook) Scan(context.Context, string, func(string, []byte) error) error { return errFarScan }
+func (b remoteBook) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
+	var cells []cell
+	if err := b.ask(ctx, askScan, cell{Bucket: b.bucket, Key: prefix}, &cells); err != nil {
+		return err
+	}
+	for _, c := range cells {
+		if err := each(c.Key, c.Old); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // ask waits for a successor that is not there yet. What it asks can be asked
 // twice.
@@ -540,22 +561,45 @@ func (s *site) answerPredecessor(c *admin.Server) {
 		}
 		return b.Get(ctx, in.Key)
 	})
-	admin.Handle(c, askSwap, func(ctx context.Context, in cell) (bool, error) {
+	admin.Handle(c, askScan, func(ctx context.Context, in cell) (cells []cell, err error) {
 		b, err := s.memory.bucket(in.Bucket)
 		if err != nil {
-			return false, err
+			return nil, err
 		}
-		err = b.Update(ctx, in.Key, func(old []byte) ([]byte, error) {
-			if !bytes.Equal(old, in.Old) {
-				return nil, errSwapped
-			}
-			return in.New, nil
+		err = b.Scan(ctx, in.Key, func(key string, value []byte) error {
+			cells = append(cells, cell{Key: key, Old: bytes.Clone(value)})
+			return nil
 		})
-		if errors.Is(err, errSwapped) {
-			return false, nil
-		}
-		return err == nil, err
+		return cells, err
 	})
+	admin.Handle(c, askSwap, s.swap)
+}
+
+// swap puts values in the place of others, of one bucket, if all of those are
+// there still.
+func (s *site) swap(ctx context.Context, cells []cell) (bool, error) {
+	if len(cells) == 0 {
+		return true, nil
+	}
+	b, err := s.memory.bucket(cells[0].Bucket)
+	if err != nil {
+		return false, err
+	}
+	keys, byKey := make([]string, len(cells)), make(map[string]cell, len(cells))
+	for i, c := range cells {
+		keys[i], byKey[c.Key] = c.Key, c
+	}
+	err = b.UpdateAll(ctx, keys, func(key string, old []byte) ([]byte, error) {
+		c := byKey[key]
+		if !bytes.Equal(old, c.Old) {
+			return nil, errSwapped
+		}
+		return c.New, nil
+	})
+	if errors.Is(err, errSwapped) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 var errSwapped = errors.New("another was faster")

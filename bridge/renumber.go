@@ -1,0 +1,239 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/emersion/go-imap/v2"
+
+	"postern/bridge/uidl"
+	"postern/proxy"
+)
+
+// returning is how many messages, the newest, are compared with their prints
+// when a UIDVALIDITY returns: a backup that was restored differs there.
+const returning = 100
+
+// renumber finds the messages again that have a new UID. Where that is not
+// certain they get new unique-ids: a client that fetches a message twice is
+// better off than one that never fetches it. What the server does not answer is
+// not certain, and temporary: then nothing is changed.
+func (p *passage) renumber(ctx context.Context) error {
+	s := p.session
+	p.changed, p.renumbered = true, true
+	if g := p.record.Present(); p.known.uidValidity == g.UIDValidity {
+		g.UIDNext = max(g.UIDNext, p.known.uidNext)
+	}
+	if g := p.record.Returns(p.view.uidValidity, p.view.uidNext); g != nil {
+		same, err := p.agrees(ctx, g)
+		if err != nil {
+			return err
+		}
+		if same {
+			return p.comeBack(ctx, g)
+		}
+	}
+	var entries []uidl.Entry
+	if len(p.listed.messages) > 0 && p.record.Printed() {
+		after, err := s.fingerprints(ctx, p.listed.uids(), []imap.UIDSet{{{Start: 1}}})
+		if err != nil {
+			return err
+		}
+		if entries, err = p.recognize(ctx, after); err != nil {
+			return err
+		}
+	}
+	found := 0
+	for i := range entries {
+		if entries[i].UIDL != "" {
+			found++
+		}
+	}
+	p.record.Renumber(p.view.uidValidity, s.backend.UIDL, entries, today())
+	p.record.Separate(p.listed.uids())
+	s.notice(proxy.NoticeRenumbered, len(p.listed.messages)-found, nil)
+	return nil
+}
+
+// recognize finds messages again by their prints. It asks for headers where the
+// short prints are not enough, if there are headers to compare them with.
+func (p *passage) recognize(ctx context.Context, after []uidl.Print) ([]uidl.Entry, error) {
+	entries, more := p.record.Recognize(after)
+	if !more {
+		return entries, nil
+	}
+	var uids []uint32
+	for i := range entries {
+		if entries[i].UIDL == "" && len(uids) < maxHeaders {
+			uids = append(uids, entries[i].UID)
+		}
+	}
+	if err := p.session.headerPrints(ctx, uids, after); err != nil {
+		return nil, err
+	}
+	entries, _ = p.record.Recognize(after)
+	return entries, nil
+}
+
+// agrees reports whether the newest messages are, as far as anybody can tell,
+// those that had these UIDs in g: none has another print than it had, and none has
+// the print of a message that had another UID, which is not there.
+func (p *passage) agrees(ctx context.Context, g *uidl.Generation) (bool, error) {
+	all := p.listed.uids()
+	known, _ := slices.BinarySearch(all, g.UIDNext)
+	newest := all[max(0, known-returning):known]
+	if !slices.ContainsFunc(g.Entries, func(e uidl.Entry) bool { return e.Short != 0 }) {
+		return true, nil
+	}
+	prints, err := p.session.fingerprints(ctx, newest, uidSets(newest))
+	if err != nil {
+		return false, err
+	}
+	gone := make(map[uint64]bool)
+	for i := range g.Entries {
+		if _, there := slices.BinarySearch(all, g.Entries[i].UID); !there && g.Entries[i].Short != 0 {
+			gone[g.Entries[i].Short] = true
+		}
+	}
+	for _, now := range prints {
+		e := g.Find(now.UID)
+		if e == nil || e.Short == 0 {
+			e = &uidl.Entry{}
+		}
+		if e.Short != now.Short && (e.Short != 0 || gone[now.Short]) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// comeBack makes g, of before, the present generation again. Messages of which it
+// has nothing may have been shown meanwhile, by another UID.
+func (p *passage) comeBack(ctx context.Context, g *uidl.Generation) error {
+	var known, fresh, unknown []uint32
+	for _, uid := range p.listed.uids() {
+		if uid >= g.UIDNext {
+			fresh = append(fresh, uid)
+		}
+		if uid >= g.UIDNext || g.Find(uid) == nil {
+			unknown = append(unknown, uid)
+		} else {
+			known = append(known, uid)
+		}
+	}
+	p.record.Return(g, today())
+	if p.record.Printed() {
+		prints, err := p.session.fingerprints(ctx, unknown, uidSets(unknown))
+		if err != nil {
+			return err
+		}
+		g.Put(p.record.Rejoin(prints, known))
+	}
+	p.record.Use(p.session.backend.UIDL, p.listed.uidNext)
+	p.record.Separate(fresh)
+	p.session.notice(proxy.NoticeRenumbered, 0, nil)
+	return nil
+}
+
+// uids returns the UIDs of all messages, ascending.
+func (s *snapshot) uids() []uint32 {
+	uids := make([]uint32, len(s.messages))
+	for i := range s.messages {
+		uids[i] = s.messages[i].uid
+	}
+	return uids
+}
+
+// refusable is how many of so many messages a server may refuse for good.
+func refusable(messages int) int { return max(3, messages/100) }
+
+// errUnanswered says that a server has not answered about all messages: what it
+// has left out may be there.
+var errUnanswered = errors.New("the server has not told all messages apart")
+
+// fingerprints returns the short prints of messages, by ascending UID, which it
+// asks for with a command for each of sets. A message
+// without an answer is asked for again, alone. That the server refuses a few of
+// them for good is believed; all else that lacks an answer is an error.
+func (s *session) fingerprints(ctx context.Context, uids []uint32, sets []imap.UIDSet) ([]uidl.Print, error) {
+	if len(uids) == 0 {
+		return nil, nil
+	}
+	var prints []uidl.Print
+	fetch := func(set imap.UIDSet) error {
+		some, err := s.inbox.prints(ctx, set)
+		prints = append(prints, some...)
+		return err
+	}
+	return fetchComplete(uids, fetch, sets, func() []uint32 {
+		slices.SortStableFunc(prints, comparePrints)
+		prints = slices.CompactFunc(prints, func(a, b uidl.Print) bool { return a.UID == b.UID })
+		prints = slices.DeleteFunc(prints, func(p uidl.Print) bool {
+			_, listed := slices.BinarySearch(uids, p.UID)
+			return !listed
+		})
+		return slices.DeleteFunc(slices.Clone(uids), func(uid uint32) bool {
+			_, came := slices.BinarySearchFunc(prints, uidl.Print{UID: uid}, comparePrints)
+			return came
+		})
+	}, func() []uidl.Print { return prints })
+}
+
+// headerPrints adds the prints of the headers of messages to prints, as
+// fingerprints does.
+func (s *session) headerPrints(ctx context.Context, uids []uint32, prints []uidl.Print) error {
+	var sets []imap.UIDSet
+	for some := range slices.Chunk(uids, headersAtOnce) {
+		sets = append(sets, uidSets(some)...)
+	}
+	_, err := fetchComplete(uids, func(set imap.UIDSet) error { return s.inbox.headers(ctx, set, prints) }, sets, func() []uint32 {
+		return slices.DeleteFunc(slices.Clone(uids), func(uid uint32) bool {
+			i, ok := slices.BinarySearchFunc(prints, uidl.Print{UID: uid}, comparePrints)
+			return ok && prints[i].Header != 0
+		})
+	}, func() []uidl.Print { return nil })
+	return err
+}
+
+// fetchComplete fetches sets of uids, then what is missing once more.
+func fetchComplete(uids []uint32, fetch func(imap.UIDSet) error, sets []imap.UIDSet, missing func() []uint32, result func() []uidl.Print) ([]uidl.Print, error) {
+	for _, set := range sets {
+		if err := fetch(set); err != nil && !refusedForGood(err) {
+			return nil, err
+		}
+	}
+	left := missing()
+	if len(left) == 0 {
+		return result(), nil
+	}
+	if len(left) <= refusable(len(uids)) {
+		for _, uid := range left {
+			if err := fetch(imap.UIDSet{{Start: imap.UID(uid), Stop: imap.UID(uid)}}); err != nil && !refusedForGood(err) {
+				return nil, err
+			}
+		}
+		left = missing()
+	}
+	if len(left) > refusable(len(uids)) || len(left) == len(uids) {
+		return nil, fmt.Errorf("%w: %d of %d are missing", errUnanswered, len(left), len(uids))
+	}
+	return result(), nil
+}
+
+// refusedForGood reports whether an error is NO that may be about a message. BAD
+// is about the command, and a response code of RFC 5530 that is known to pass is
+// about the moment.
+func refusedForGood(err error) bool {
+	refusal, ok := errors.AsType[*imap.Error](err)
+	if !ok || refusal.Type != imap.StatusResponseTypeNo {
+		return false
+	}
+	switch refusal.Code {
+	case imap.ResponseCodeUnavailable, imap.ResponseCodeInUse, imap.ResponseCodeLimit, imap.ResponseCodeOverQuota,
+		imap.ResponseCodeServerBug, imap.ResponseCodeContactAdmin, "THROTTLED":
+		return false
+	}
+	return true
+}

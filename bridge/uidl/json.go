@@ -1,0 +1,115 @@
+package uidl
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+)
+
+// A print64 is a print, as 16 hexadecimal digits.
+type print64 uint64
+
+// MarshalText implements encoding.TextMarshaler.
+func (p print64) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%016x", uint64(p)), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (p *print64) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 16, 64)
+	if err != nil || len(text) != 16 {
+		return fmt.Errorf("%q is no print of 16 hexadecimal digits", text)
+	}
+	*p = print64(n)
+	return nil
+}
+
+type entryJSON struct {
+	UID      uint32  `json:"uid"`
+	UIDL     string  `json:"uidl,omitempty"`
+	Short    print64 `json:"short,omitempty"`
+	Header   print64 `json:"header,omitempty"`
+	Vanished Day     `json:"vanished,omitempty"`
+}
+
+type generationJSON struct {
+	UIDValidity uint32      `json:"uidvalidity"`
+	UIDNext     uint32      `json:"uidnext,omitempty"`
+	Since       Day         `json:"since,omitempty"`
+	Seen        Day         `json:"seen,omitempty"`
+	Eras        []Era       `json:"eras"`
+	Messages    []entryJSON `json:"messages,omitempty"`
+	Named       []entryJSON `json:"named,omitempty"` // read only: messages, as exports of before have them
+}
+
+type recordJSON struct {
+	generationJSON
+	Past       []uint32         `json:"past,omitempty"`
+	Renumbered uint32           `json:"renumbered,omitempty"` // if more than there are in Past
+	Before     []generationJSON `json:"before,omitempty"`
+}
+
+// MarshalJSON implements json.Marshaler: the present generation, and in "before"
+// those before it. All generations must be loaded.
+func (r *Record) MarshalJSON() ([]byte, error) {
+	var j recordJSON
+	for i, g := range r.Generations {
+		one := generationJSON{UIDValidity: g.UIDValidity, UIDNext: g.UIDNext, Since: g.Since, Seen: g.Seen, Eras: g.Eras}
+		for _, e := range g.Entries {
+			one.Messages = append(one.Messages, entryJSON{e.UID, e.UIDL, print64(e.Short), print64(e.Header), e.Vanished})
+		}
+		if i == 0 {
+			j.generationJSON = one
+		} else {
+			j.Before = append(j.Before, one)
+		}
+	}
+	j.Past = r.Past
+	if int(r.Renumbered) != len(r.Past) {
+		j.Renumbered = r.Renumbered
+	}
+	return json.Marshal(j)
+}
+
+// UnmarshalJSON implements json.Unmarshaler. It reads what MarshalJSON writes,
+// and exports of before, which have the names of the present generation alone.
+func (r *Record) UnmarshalJSON(b []byte) error {
+	var j recordJSON
+	if err := strictly(b, &j); err != nil {
+		return err
+	}
+	*r = Record{Past: j.Past, Renumbered: max(j.Renumbered, uint32(len(j.Past)))}
+	for _, one := range append([]generationJSON{j.generationJSON}, j.Before...) {
+		if one.Messages != nil && one.Named != nil {
+			return errors.New(`there are both "messages" and "named"`)
+		}
+		g := &Generation{UIDValidity: one.UIDValidity, UIDNext: one.UIDNext, Since: one.Since, Seen: one.Seen, Eras: one.Eras, loaded: true}
+		for _, e := range append(one.Messages, one.Named...) {
+			if e.UIDL == "" && one.Named != nil {
+				return fmt.Errorf("UID %d has no unique-id", e.UID)
+			}
+			if e.Vanished > maxDay {
+				return errors.New("a day is too late")
+			}
+			g.Entries = append(g.Entries, Entry{e.UID, e.UIDL, uint64(e.Short), uint64(e.Header), e.Vanished})
+		}
+		r.Generations = append(r.Generations, g)
+	}
+	return nil
+}
+
+// strictly is json.Unmarshal that takes no unknown fields.
+func strictly(b []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	return d.Decode(into)
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (f Format) MarshalText() ([]byte, error) { return []byte(f.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (f *Format) UnmarshalText(text []byte) (err error) {
+	*f, err = Parse(string(text))
+	return err
+}

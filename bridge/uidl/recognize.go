@@ -1,0 +1,199 @@
+package uidl
+
+import (
+	"cmp"
+	"slices"
+)
+
+// Recognize finds messages again that have new UIDs: among those of the present
+// generation first, then among those that have vanished from it, then, newest
+// first, in the generations before. after are the prints of the messages as they
+// are now; UIDs ascend. It returns an entry for each, with the unique-id that the
+// message had if it was found. A unique-id is given once; exact copies that have
+// shared one share it again. More reports whether the prints of headers, of those
+// that were not found, could find more. All generations must be loaded.
+func (r *Record) Recognize(after []Print) (entries []Entry, more bool) {
+	return recognize(r.Generations, after)
+}
+
+// Rejoin is Recognize for messages that have come to the present generation
+// while another one was shown, and may have been shown in that one. listed are the
+// UIDs of the messages that were there before, ascending: it gives none of their
+// names.
+func (r *Record) Rejoin(after []Print, listed []uint32) []Entry {
+	p := r.Present()
+	held := make(map[string]bool, len(listed))
+	for _, uid := range listed {
+		held[string(p.Append(nil, uid))] = true
+	}
+	rest := *p
+	rest.Entries = slices.DeleteFunc(slices.Clone(p.Entries), func(e Entry) bool {
+		_, there := slices.BinarySearch(listed, e.UID)
+		return there
+	})
+	entries, _ := recognize(append([]*Generation{&rest}, r.Generations[1:]...), after)
+	for i := range entries {
+		if held[entries[i].UIDL] {
+			entries[i].UIDL = ""
+		}
+	}
+	return entries
+}
+
+// recognize is Recognize in some generations.
+func recognize(generations []*Generation, after []Print) (entries []Entry, more bool) {
+	entries = make([]Entry, len(after))
+	rest := make([]int, len(after)) // of after: those that are not found
+	for i, p := range after {
+		entries[i], rest[i] = Entry{UID: p.UID, Short: p.Short, Header: p.Header}, i
+	}
+	given, unclear := make(map[string]bool), make(map[uint64]bool)
+	for _, g := range generations {
+		for _, vanished := range []bool{false, true} {
+			before, names := g.recognizable(vanished, given)
+			if len(before) == 0 {
+				continue
+			}
+			found := make(map[int]bool) // of before
+			give := func(i, j int) {
+				e := &entries[j]
+				e.UIDL, e.Header = names[i], cmp.Or(e.Header, before[i].Header)
+				found[i], given[names[i]] = true, true
+			}
+			giveCopies(before, names, after, rest, give)
+			left := func(j int) bool { return entries[j].UIDL == "" }
+			rest = slices.DeleteFunc(rest, func(j int) bool { return !left(j) })
+			old, places := make([]Print, 0, len(before)), make([]int, 0, len(before))
+			for i, p := range before {
+				if !found[i] && !given[names[i]] {
+					old, places = append(old, p), append(places, i)
+				}
+			}
+			fresh := make([]Print, len(rest))
+			for k, j := range rest {
+				fresh[k] = after[j]
+				if unclear[fresh[k].Short] {
+					fresh[k].Short = 0
+				}
+				if unclear[fresh[k].Header] {
+					fresh[k].Header = 0
+				}
+			}
+			for _, m := range Matches(old, fresh) {
+				give(places[m.Old], rest[m.New])
+			}
+			rest = slices.DeleteFunc(rest, func(j int) bool { return !left(j) })
+			// What could be several messages here is not one of them in a
+			// generation before.
+			for i, p := range before {
+				if !found[i] {
+					unclear[p.Short], unclear[p.Header] = true, true
+					more = more || p.Header != 0
+				}
+			}
+			delete(unclear, 0)
+		}
+	}
+	return entries, more && len(rest) > 0
+}
+
+// recognizable returns the prints and names of messages whose name was not given
+// away.
+func (g *Generation) recognizable(vanished bool, given map[string]bool) (prints []Print, names []string) {
+	var b []byte
+	for i := range g.Entries {
+		e := &g.Entries[i]
+		if e.Vanished != 0 != vanished || e.Short == 0 && e.Header == 0 {
+			continue
+		}
+		name := e.UIDL
+		if name == "" {
+			b = g.compute(b[:0], e.UID)
+			name = string(b)
+		}
+		if !given[name] {
+			prints, names = append(prints, Print{UID: e.UID, Short: e.Short, Header: e.Header}), append(names, name)
+		}
+	}
+	return prints, names
+}
+
+// giveCopies calls give for messages that shared a name and a print: which of
+// them is which does not matter.
+func giveCopies(before []Print, names []string, after []Print, rest []int, give func(i, j int)) {
+	type copies struct {
+		name  string
+		short uint64
+	}
+	count := make(map[copies]int)
+	shorts := make(map[uint64]int)
+	for i, p := range before {
+		count[copies{names[i], p.Short}]++
+		shorts[p.Short]++
+	}
+	places := make(map[uint64][]int)
+	for i, p := range before {
+		if n := count[copies{names[i], p.Short}]; p.Short != 0 && n > 1 && n == shorts[p.Short] {
+			places[p.Short] = append(places[p.Short], i)
+		}
+	}
+	if len(places) == 0 {
+		return
+	}
+	for _, j := range rest {
+		if some := places[after[j].Short]; len(some) > 0 {
+			give(some[0], j)
+			places[after[j].Short] = some[1:]
+		}
+	}
+}
+
+// Undo makes the unique-ids of the generation before the present one those of
+// the messages that have the same prints, and returns how many unique-ids are
+// others than they were. It begins a generation for that: so what was shown since
+// is kept, and never given to another message. All generations must be loaded.
+func (r *Record) Undo() (changed int) {
+	if len(r.Generations) < 2 {
+		return 0
+	}
+	present := r.Present()
+	var after []Print
+	for i := range present.Entries {
+		e := &present.Entries[i]
+		if e.Short != 0 || e.Header != 0 {
+			after = append(after, Print{UID: e.UID, Short: e.Short, Header: e.Header})
+		}
+	}
+	found, _ := recognize(r.Generations[1:2], after)
+	byUID := make(map[uint32]string, len(found))
+	for _, e := range found {
+		byUID[e.UID] = e.UIDL
+	}
+	// A name that another message has now stays with that one.
+	holder := make(map[string]uint32)
+	for i := range present.Entries {
+		e := &present.Entries[i]
+		holder[string(present.Append(nil, e.UID))] = e.UID
+	}
+	entries := slices.Clone(present.Entries)
+	for i := range entries {
+		e := &entries[i]
+		name := byUID[e.UID]
+		was := string(present.Append(nil, e.UID))
+		if name == "" || name == was {
+			continue
+		}
+		if _, held := holder[name]; held {
+			continue
+		}
+		if uid, held := present.computed(name); held && uid != e.UID {
+			continue
+		}
+		e.UIDL = name
+		changed++
+	}
+	if changed > 0 {
+		r.rename(entries)
+	}
+	return changed
+}

@@ -1,0 +1,72 @@
+package uidl
+
+import (
+	"fmt"
+	"slices"
+)
+
+// UIDLs are the unique-ids of the messages of one generation, and nothing else:
+// what a session has of them while it runs.
+type UIDLs struct {
+	uidValidity uint32
+	eras        []Era
+	uids        []uint32 // of those with a name of their own; they ascend
+	ends        []uint32 // of their names, in text
+	text        []byte
+}
+
+// Computed returns the names of a generation of which no message has a name of
+// its own. It needs no entries.
+func (g *Generation) Computed() *UIDLs { return &UIDLs{uidValidity: g.UIDValidity, eras: g.Eras} }
+
+// UIDLs returns the names of a generation that is loaded.
+func (g *Generation) UIDLs() *UIDLs {
+	n := g.Computed()
+	n.grow(g.Counts().Named)
+	for i := range g.Entries {
+		if e := &g.Entries[i]; e.UIDL != "" {
+			n.uids = append(n.uids, e.UID)
+			n.text = append(n.text, e.UIDL...)
+			n.ends = append(n.ends, uint32(len(n.text)))
+		}
+	}
+	return n
+}
+
+// DecodeUIDLs reads the names of a generation, whose head was read, from the
+// blocks of its record. An error has ErrDamaged in its tree.
+func (g *Generation) DecodeUIDLs(blocks []Block) (*UIDLs, error) {
+	n := g.Computed()
+	n.grow(min(g.counts.Named, perBlock*len(blocks)))
+	err := g.each(blocks, func(e Entry, name []byte) {
+		if name != nil {
+			n.uids = append(n.uids, e.UID)
+			n.text = append(n.text, name...)
+			n.ends = append(n.ends, uint32(len(n.text)))
+		}
+	})
+	if err == nil && len(n.uids) != g.counts.Named {
+		err = fmt.Errorf("there are %d names of %d", len(n.uids), g.counts.Named)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return n, nil
+}
+
+func (n *UIDLs) grow(names int) {
+	n.uids, n.ends, n.text = make([]uint32, 0, names), make([]uint32, 0, names), make([]byte, 0, 16*names)
+}
+
+// Append appends the unique-id of the message with a UID.
+func (n *UIDLs) Append(dst []byte, uid uint32) []byte {
+	i, ok := slices.BinarySearch(n.uids, uid)
+	if !ok {
+		return compute(dst, n.eras, n.uidValidity, uid)
+	}
+	begin := uint32(0)
+	if i > 0 {
+		begin = n.ends[i-1]
+	}
+	return append(dst, n.text[begin:n.ends[i]]...)
+}
