@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -131,5 +132,9 @@ func shownBy(ca, address, user, password string) ([]string, error) {
 		return nil, fmt.Errorf("dial Postern: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
-	return bridge.ShownUIDLs(ctx, conn, user, proxy.NewSecret([]byte(password)))
+	shown, err := bridge.ShownUIDLs(ctx, conn, user, proxy.NewSecret([]byte(password)))
+	if err == nil {
+		_, _ = io.Copy(io.Discard, conn) // what the session has learnt is recorded before the connection ends
+	}
+	return shown, err
 }

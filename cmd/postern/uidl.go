@@ -151,9 +151,6 @@ var uidlHistory = question[string, bridge.Past]{"uidl/history", func(ctx context
 		return errNoRecord
 	}
 	all, err := bridge.History(ctx, m.record, account)
-	if err == nil && len(all) == 0 {
-		err = fmt.Errorf("there is no record of %s", account)
-	}
 	if err != nil {
 		return err
 	}
@@ -371,21 +368,25 @@ is kept.`,
 		if err != nil {
 			return err
 		}
-		if *asJSON {
-			lines := json.NewEncoder(cmd.OutOrStdout())
-			return uidlHistory.ask(cmd.Context(), cfg, account, func(p bridge.Past) error { return lines.Encode(p) })
-		}
-		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		_, _ = fmt.Fprintln(t, "UIDVALIDITY\tUIDNEXT\tSINCE\tSEEN\tMESSAGES\tNAMES\tVANISHED NAMES\t")
+		n, lines, t := 0, json.NewEncoder(cmd.OutOrStdout()), tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 		err = uidlHistory.ask(cmd.Context(), cfg, account, func(p bridge.Past) error {
-			present := ""
-			if p.Present {
-				present = "present"
+			if n++; *asJSON {
+				return lines.Encode(p)
 			}
-			_, err := fmt.Fprintf(t, "%d\t%d\t%s\t%s\t%d\t%d\t%d\t%s\n", p.UIDValidity, p.UIDNext, orDash(p.Since.String()),
-				orDash(p.Seen.String()), p.Messages, p.Names, p.VanishedNames, present)
+			if n == 1 {
+				_, _ = fmt.Fprintln(t, "GENERATION\tUIDVALIDITY\tUIDNEXT\tSINCE\tSEEN\tMESSAGES\tNAMES\tVANISHED NAMES")
+			}
+			generation := "before"
+			if p.Present {
+				generation = "present"
+			}
+			_, err := fmt.Fprintf(t, "%s\t%d\t%d\t%s\t%s\t%d\t%d\t%d\n", generation, p.UIDValidity, p.UIDNext, orDash(p.Since.String()),
+				orDash(p.Seen.String()), p.Messages, p.Names, p.VanishedNames)
 			return err
 		})
+		if err == nil && n == 0 {
+			err = fmt.Errorf("there is no record of %s", account)
+		}
 		return errors.Join(err, t.Flush())
 	}
 	return cmd
