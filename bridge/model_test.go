@@ -41,6 +41,7 @@ type model struct {
 	silent       bool                     // about UIDNEXT in SELECT
 	dumb         bool                     // and in STATUS
 	unreadable   map[uint32]bool          // UIDs for which FETCH gives no row, and says NO
+	hidden       map[uint32]bool          // UIDs for which FETCH of a header gives no row
 	before       func(command string)     // called before a command is carried out
 	within       func(sent int, u uint32) // called before each row of a FETCH
 
@@ -211,6 +212,9 @@ func (m *model) fetch(out *bufio.Writer, args string) string {
 		}
 		if m.unreadable[mail.uid] {
 			result = "NO x"
+			continue
+		}
+		if m.hidden[mail.uid] && strings.Contains(args, "BODY") {
 			continue
 		}
 		m.asked[mail.uid]++
@@ -576,5 +580,50 @@ func BenchmarkPoll50000(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		open(b, backend)
+	}
+}
+
+// named returns a backend of an unchanged mailbox of 50,000 messages; with names,
+// none of them has a UIDL that is computed.
+func named(b *testing.B, names bool) *Backend {
+	b.Helper()
+	m := newModel("")
+	m.deliver(50_000)
+	backend := &Backend{Dial: m.dial(b), Cache: &memory{}, Record: &memory{}}
+	if names {
+		imported(b, backend, m)
+	}
+	open(b, backend)
+	return backend
+}
+
+// BenchmarkPoll50000Named is BenchmarkPoll50000 with a record: of computed UIDLs,
+// of names, and of either with a listing of UIDL.
+func BenchmarkPoll50000Named(b *testing.B) {
+	for _, kind := range []string{"computed", "named"} {
+		backend := named(b, kind == "named")
+		b.Run(kind, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				open(b, backend)
+			}
+		})
+		b.Run(kind+" and UIDL", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				session, err := show1(b, backend)
+				if err == nil {
+					err = session.readUIDLs(b.Context())
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+				var line []byte
+				for i := range session.drop.messages {
+					line = session.uniqueID(line[:0], &session.drop.messages[i])
+				}
+				_ = session.Close()
+			}
+		})
 	}
 }

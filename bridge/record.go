@@ -117,8 +117,8 @@ type stamp struct {
 	sum     uint32 // the checksum of its head
 }
 
-// formerStamp is in snapshots of before, which do not say of which version of the
-// record they are.
+// formerStamp is in snapshots that do not say of which version of the record they
+// are: those of before, and those the UIDLs of which have to be computed again.
 var formerStamp = stamp{sum: 1}
 
 func stampOf(r *uidl.Record, head []byte) stamp {
@@ -181,7 +181,8 @@ func (s *session) tryIdentify(ctx context.Context, known snapshot, v view, liste
 		return err
 	}
 	if p.renumbered {
-		s.keep(ctx, *listed) // or the next session would do it again
+		listed.record = formerStamp // the UIDLs are not known yet
+		s.keep(ctx, *listed)        // or the next session would do it again
 	}
 	return nil
 }
@@ -279,6 +280,9 @@ func (p *passage) decide(ctx context.Context) error {
 		return p.renumber(ctx)
 	}
 	fresh := p.fresh()
+	if len(fresh) > 0 && !p.unchanged && p.moving() {
+		return p.rejoin(ctx, fresh)
+	}
 	p.changed = p.record.Use(s.backend.UIDL, p.listed.uidNext)
 	if p.unchanged || len(fresh) == 0 || p.record.Plain() {
 		return nil
@@ -395,7 +399,7 @@ func (s *session) readUIDLs(ctx context.Context) error {
 	err := s.tryReadUIDLs(ctx)
 	if err != nil {
 		// The next session reads all, and finds out what it is.
-		s.drop.changed, s.record.stamp = true, stamp{}
+		s.drop.changed, s.record.stamp = true, formerStamp
 		s.notice(proxy.NoticeRecord, len(s.drop.messages), err)
 	}
 	return err

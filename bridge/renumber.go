@@ -137,6 +137,40 @@ func (p *passage) comeBack(ctx context.Context, g *uidl.Generation) error {
 	return nil
 }
 
+// moving reports whether UIDs have come to mean other messages so lately that
+// messages of before may still come: mail is copied to another server while
+// clients poll.
+func (p *passage) moving() bool {
+	all := p.record.Generations
+	return len(all) > 1 && today() <= max(all[0].Since, all[1].Seen)+uidl.KeepPrints
+}
+
+// rejoin finds messages that have come among those of the generations before.
+func (p *passage) rejoin(ctx context.Context, fresh []uint32) error {
+	s := p.session
+	if err := p.load(ctx); err != nil {
+		return err
+	}
+	if p.record == nil {
+		return p.begin(ctx)
+	}
+	p.changed = true
+	p.record.Use(s.backend.UIDL, p.listed.uidNext)
+	if p.record.Printed() {
+		prints, err := s.fingerprints(ctx, fresh, uidSets(fresh))
+		if err != nil {
+			return err
+		}
+		all := p.listed.uids()
+		p.record.Present().Put(p.record.Rejoin(prints, all[:len(all)-len(fresh)]))
+		for _, now := range prints {
+			find(p.listed.messages, now.UID).marks |= printed
+		}
+	}
+	p.record.Separate(fresh)
+	return nil
+}
+
 // uids returns the UIDs of all messages, ascending.
 func (s *snapshot) uids() []uint32 {
 	uids := make([]uint32, len(s.messages))

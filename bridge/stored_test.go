@@ -101,5 +101,10 @@ func encodePrints(prints []uidl.Print) []byte {
 		}
 		last = p.UID
 	}
+	return castagnoliOf(b)
+}
+
+// castagnoliOf returns b with its checksum.
+func castagnoliOf(b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
