@@ -193,7 +193,7 @@ func (in *inbox) selected(ctx context.Context) error {
 		switch {
 		case searchErr == nil:
 			in.hidden = hidden
-		case err == nil && (box.keywords || !refused(searchErr) && !errors.Is(searchErr, errAnswer)): // where none can be set, there is none
+		case err == nil && (box.keywords || !box.permanent || !refused(searchErr) && !errors.Is(searchErr, errAnswer)): // where none can be set, there is none
 			err = fmt.Errorf("UID SEARCH KEYWORD: %w", searchErr)
 		}
 	}

@@ -16,6 +16,7 @@ const maxName = 1024
 // written while responses are read, and for whoever waits for a command.
 type mailbox struct {
 	readOnly    bool   // SELECT was answered so
+	permanent   bool   // PERMANENTFLAGS was told
 	keywords    bool   // $POP3Deleted can be set
 	uidValidity uint32 // the last that was told; 0: none
 	uidNext     uint32 // the last that was told; 0: none
@@ -45,7 +46,7 @@ type lists struct {
 
 // reset forgets what belongs to the SELECT before and may have changed.
 func (m *mailbox) reset() {
-	*m = mailbox{status: m.status, lists: m.lists, keywords: m.keywords, readOnly: m.readOnly}
+	*m = mailbox{status: m.status, lists: m.lists, permanent: m.permanent, keywords: m.keywords, readOnly: m.readOnly}
 }
 
 // count returns how many messages INBOX has now: those of the last EXISTS less
@@ -98,6 +99,7 @@ func (m *mailbox) note(code []byte) {
 		m.number("UIDNEXT", value, &m.uidNext)
 	case "PERMANENTFLAGS":
 		value = bytes.ToUpper(value)
+		m.permanent = true
 		m.keywords = bytes.Contains(value, []byte(`\*`)) || bytes.Contains(value, []byte(strings.ToUpper(string(hidden))))
 	case "READ-ONLY":
 		m.readOnly = true

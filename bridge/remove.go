@@ -54,16 +54,19 @@ func (d Deletion) flags(in *inbox) bool {
 var errNoTrash = errors.New("server has no \\Trash mailbox")
 
 // hide leaves out what earlier sessions have hidden.
-func (s *session) hide() error {
-	if s.backend.Delete == Hide && !s.inbox.link.responses.mailbox.keywords {
-		return &proxy.Refusal{
-			Reason: proxy.Unusable, Verified: true,
-			Err: errors.New("INBOX takes no keyword, which is needed to hide deleted messages"),
+func (s *session) hide(ctx context.Context) error {
+	if err := s.hidable(); err != nil {
+		return err
+	}
+	flagged, buried := uidSet(s.inbox.hidden), s.buried
+	s.inbox.hidden, s.buried = nil, nil
+	if s.backend.Delete == Hide {
+		var err error
+		if buried, err = s.stillHidden(ctx, buried, flagged); err != nil {
+			return cannotOpen(err)
 		}
 	}
-	flagged, buried := s.inbox.hidden, s.buried
-	s.inbox.hidden, s.buried = nil, nil
-	if len(flagged)+len(buried) == 0 {
+	if len(flagged)+len(buried)+len(s.shownAgain) == 0 {
 		return nil
 	}
 	found := 0
@@ -72,10 +75,56 @@ func (s *session) hide() error {
 		if ok {
 			found++
 		}
-		return ok || uidSet(flagged).has(uid)
+		return ok || flagged.has(uid)
 	})
-	s.lapsed = s.drop.proven && found < len(buried)
+	s.lapsed = s.drop.proven && found < len(buried) || len(s.shownAgain) > 0
 	return nil
+}
+
+// hidable returns why messages cannot be hidden by a keyword, if that is wanted.
+func (s *session) hidable() error {
+	box := &s.inbox.link.responses.mailbox
+	switch {
+	case s.backend.Delete != Hide || box.keywords:
+		return nil
+	case !box.permanent:
+		return cannotOpen(fmt.Errorf("%w: no PERMANENTFLAGS, which say whether deleted messages can be hidden", errAnswer))
+	}
+	return &proxy.Refusal{
+		Reason: proxy.Unusable, Verified: true,
+		Err: errors.New("INBOX takes no keyword, which is needed to hide deleted messages"),
+	}
+}
+
+// stillHidden returns which of the messages that POP3 has hidden have the keyword.
+// The server is asked twice about one that has lost it: then another client has
+// taken it away, so that the message is shown again.
+func (s *session) stillHidden(ctx context.Context, buried []uint32, flagged uidSet) (still []uint32, err error) {
+	var doubtful []uint32
+	for _, uid := range buried {
+		if !flagged.has(uid) && s.drop.find(uid) != nil {
+			doubtful = append(doubtful, uid)
+		} else {
+			still = append(still, uid)
+		}
+	}
+	for _, set := range uidSets(doubtful) {
+		found, err := s.inbox.searchHidden(ctx, set)
+		if err != nil {
+			return nil, err
+		}
+		for _, uid := range doubtful {
+			switch {
+			case !set.Contains(imap.UID(uid)):
+			case uidSet(found).has(uid):
+				still = append(still, uid)
+			default:
+				s.shownAgain = append(s.shownAgain, uid)
+			}
+		}
+	}
+	slices.Sort(still)
+	return still, nil
 }
 
 // update does what QUIT promises. A connection that was lost is replaced, and
@@ -110,7 +159,7 @@ func (s *session) update(ctx context.Context) error {
 			err = u.do()
 		}
 	}
-	if err == nil && s.backend.Record != nil && s.backend.Delete.flags(s.inbox) {
+	if err == nil && s.backend.Record != nil && (s.backend.Delete == Hide || s.backend.Delete.flags(s.inbox)) {
 		err = s.bury(ctx, marked)
 	}
 	if err != nil {

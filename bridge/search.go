@@ -238,6 +238,16 @@ func (in *inbox) search(ctx context.Context, among ...imap.UIDSet) (imap.UIDSet,
 	return found, nil
 }
 
+// searchHidden returns which of the messages have the keyword hidden.
+func (in *inbox) searchHidden(ctx context.Context, among imap.UIDSet) (imap.UIDSet, error) {
+	defer in.begin(ctx)()
+	found, err := in.beginSearch(&imap.SearchCriteria{UID: []imap.UIDSet{among}, Flag: []imap.Flag{hidden}}, nil)()
+	if err != nil {
+		return nil, fmt.Errorf("UID SEARCH KEYWORD: %w", in.explain(ctx, err))
+	}
+	return found, nil
+}
+
 // all returns the UIDs of all messages, ascending. A server whose ESEARCH is of
 // no use is asked once more without.
 func (in *inbox) all(ctx context.Context) (imap.UIDSet, error) {

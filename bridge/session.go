@@ -32,7 +32,8 @@ type session struct {
 	found      header // of the snapshot in the cache
 	record     recorded
 	buried     []uint32          // UIDs of tombstones, until hide
-	lapsed     bool              // some of them stand for messages that the server has no more
+	shownAgain []uint32          // UIDs of tombstones of messages that another client has shown again
+	lapsed     bool              // some of them stand for messages that the server has no more, or are of shownAgain
 	withheld   map[uint32]bool   // UIDs of messages that did not come as they should: no DELE
 	headers    map[uint32]uint64 // prints of those that went by, by UID
 	room       *reservation      // for the listing
@@ -79,7 +80,7 @@ func (s *session) open(ctx context.Context) (welcome string, err error) {
 	if err != nil {
 		return "", cannotOpen(err)
 	}
-	if err := s.hide(); err != nil {
+	if err := s.hide(ctx); err != nil {
 		return "", err
 	}
 	s.inbox.flush = s.flush

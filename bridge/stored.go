@@ -59,8 +59,10 @@ func Look(ctx context.Context, cache Store, record Book, account string) (s Stor
 		}
 	}
 	read(record, tombstonesKey(account), "deletions", func(value []byte) error {
-		t, err := decodeTombstones(value)
-		s.Deleted = t.uids
+		d, err := decodeTombstones(value)
+		for _, t := range d {
+			s.Deleted = append(s.Deleted, t.uids...)
+		}
 		return err
 	})
 	read(cache, key(account), "listing", func(value []byte) error {

@@ -30,7 +30,7 @@ func shelves(t *testing.T, accounts ...string) (cache, record *state.Memory) {
 		for _, b := range blocks {
 			put(record, key(account)+blocksOf+b.Name, b.Value)
 		}
-		put(record, tombstonesKey(account), tombstones{uidValidity: 7, uidNext: 9, uids: []uint32{3, 8}}.encode())
+		put(record, tombstonesKey(account), tombstoneSets{{7, 9, []uint32{3, 8}}}.encode())
 		put(cache, key(account), snapshot{uidValidity: 7, uidNext: 9, messages: []message{{uid: 1, size: 10}, {uid: 5, size: 32}}}.encode())
 		put(cache, printsKey(account), encodePrints([]uidl.Print{{UID: 1}}))
 	}

@@ -12,8 +12,15 @@ import (
 	"postern/proxy"
 )
 
-// tombstonesVersion is the first octet of tombstones in the record.
-const tombstonesVersion = 1
+const (
+	// tombstonesVersion is the first octet of tombstones in the record, and
+	// formerTombstones that of the tombstones of one UIDVALIDITY, which are read.
+	tombstonesVersion = 2
+	formerTombstones  = 1
+	// maxTombstoneSets is of how many UIDVALIDITYs tombstones are kept: as many as a
+	// record of UIDLs has generations.
+	maxTombstoneSets = 4
+)
 
 // tombstones are the messages that POP3 has deleted and that the server has all
 // the same: without UIDPLUS they can only be marked. They stand for what QUIT
@@ -26,17 +33,30 @@ type tombstones struct {
 	uids                 []uint32 // ascending
 }
 
+// tombstoneSets are the tombstones of an account by UIDVALIDITY, the last that was
+// used first: a UIDVALIDITY that returns has its own.
+type tombstoneSets []tombstones
+
 // deletedOf is at the end of the keys of tombstones.
 const deletedOf = "\x00deleted"
 
 func tombstonesKey(account string) string { return key(account) + deletedOf }
 
-// encode returns t as it is remembered; nil if there is nothing to remember.
-func (t tombstones) encode() []byte {
-	if len(t.uids) == 0 {
+// encode returns d as it is remembered; nil if there is nothing to remember.
+func (d tombstoneSets) encode() []byte {
+	d = slices.DeleteFunc(slices.Clone(d), func(t tombstones) bool { return len(t.uids) == 0 })
+	if len(d) == 0 {
 		return nil
 	}
-	b := append(make([]byte, 0, 24+2*len(t.uids)), tombstonesVersion)
+	d = d[:min(len(d), maxTombstoneSets)]
+	b := []byte{tombstonesVersion, byte(len(d))}
+	for _, t := range d {
+		b = t.append(b)
+	}
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+}
+
+func (t tombstones) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(t.uidValidity))
 	b = binary.AppendUvarint(b, uint64(t.uidNext))
 	b = binary.AppendUvarint(b, uint64(len(t.uids)))
@@ -45,54 +65,65 @@ func (t tombstones) encode() []byte {
 		b = binary.AppendUvarint(b, uint64(uid-last))
 		last = uid
 	}
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return b
 }
 
 // decodeTombstones is the inverse of encode. What is not exactly that is an
 // error.
-func decodeTombstones(b []byte) (t tombstones, err error) {
+func decodeTombstones(b []byte) (d tombstoneSets, err error) {
 	if b == nil {
-		return tombstones{}, nil
+		return nil, nil
 	}
-	if len(b) < 5 || b[0] != tombstonesVersion {
-		return tombstones{}, errSpoilt
+	if len(b) < 6 || b[0] != tombstonesVersion && b[0] != formerTombstones {
+		return nil, errSpoilt
 	}
 	b, sum := b[:len(b)-4], b[len(b)-4:]
 	if crc32.Checksum(b, castagnoli) != binary.LittleEndian.Uint32(sum) {
-		return tombstones{}, errSpoilt
+		return nil, errSpoilt
 	}
-	r := varints{b: b[1:]}
-	t.uidValidity, t.uidNext = uint32(r.next(math.MaxUint32)), uint32(r.next(math.MaxUint32))
-	t.uids = make([]uint32, r.next(min(maxMessages, uint64(len(r.b)))))
-	uid := uint64(0)
-	for i := range t.uids {
-		delta := r.next(math.MaxUint32)
-		if uid += delta; delta == 0 || uid > math.MaxUint32 {
-			return tombstones{}, errSpoilt
+	r, sets := varints{b: b[1:]}, uint64(1)
+	if b[0] == tombstonesVersion {
+		sets = r.next(maxTombstoneSets)
+	}
+	for range sets {
+		t := tombstones{uidValidity: uint32(r.next(math.MaxUint32)), uidNext: uint32(r.next(math.MaxUint32))}
+		t.uids = make([]uint32, r.next(min(maxMessages, uint64(len(r.b)))))
+		uid := uint64(0)
+		for i := range t.uids {
+			delta := r.next(math.MaxUint32)
+			if uid += delta; delta == 0 || uid > math.MaxUint32 {
+				return nil, errSpoilt
+			}
+			t.uids[i] = uint32(uid)
 		}
-		t.uids[i] = uint32(uid)
+		d = append(d, t)
 	}
 	if r.bad || len(r.b) > 0 {
-		return tombstones{}, errSpoilt
+		return nil, errSpoilt
 	}
-	return t, nil
+	return d, nil
+}
+
+// of returns the index of the tombstones of a UIDVALIDITY, or -1.
+func (d tombstoneSets) of(uidValidity uint32) int {
+	return slices.IndexFunc(d, func(t tombstones) bool { return t.uidValidity == uidValidity })
 }
 
 // decodeTombstones returns those that are stored; none if they cannot be read
 // and the operator wants to begin anew.
-func (s *session) decodeTombstones(stored []byte) (tombstones, error) {
-	t, err := decodeTombstones(stored)
+func (s *session) decodeTombstones(stored []byte) (tombstoneSets, error) {
+	d, err := decodeTombstones(stored)
 	if err != nil && s.backend.Recompute {
 		s.notice(proxy.NoticeRecomputed, 0, err)
-		return tombstones{}, nil
+		return nil, nil
 	}
-	return t, err
+	return d, err
 }
 
-// recall reads which messages earlier sessions have deleted. After a change of
-// UIDVALIDITY, or behind a UIDNEXT that has become lower, the UIDs are those of
-// other messages: then it forgets them, before anything else is remembered of
-// the new ones.
+// recall reads which messages earlier sessions have deleted. Those of another
+// UIDVALIDITY wait until it returns. Behind a UIDNEXT that has become lower, the
+// UIDs are those of other messages: then recall forgets the tombstones, before
+// anything else is remembered of the new messages.
 func (s *session) recall(ctx context.Context, known snapshot, v view) (err error) {
 	if s.backend.Record == nil {
 		return nil
@@ -115,39 +146,46 @@ func (s *session) tryRecall(ctx context.Context, restored bool, v view) error {
 	if err != nil || stored == nil {
 		return err
 	}
-	t, err := s.decodeTombstones(stored)
+	d, err := s.decodeTombstones(stored)
 	if err != nil {
 		return err
 	}
-	if !restored && v.continues(snapshot{uidValidity: t.uidValidity, uidNext: t.uidNext}) {
-		s.buried = t.uids
+	i := d.of(v.uidValidity)
+	if i < 0 {
+		return nil
+	}
+	if !restored && v.continues(snapshot{uidValidity: d[i].uidValidity, uidNext: d[i].uidNext}) {
+		s.buried = d[i].uids
 		return nil
 	}
 	return s.backend.Record.Update(ctx, k, func(old []byte) ([]byte, error) {
 		if !bytes.Equal(old, stored) {
 			return nil, errOvertaken
 		}
-		return nil, nil
+		return slices.Delete(d, i, i+1).encode(), nil
 	})
 }
 
 // bury remembers that messages were deleted, and forgets the tombstones of those
 // that the server has no more.
 func (s *session) bury(ctx context.Context, uids []uint32) error {
-	d := s.drop
+	m := s.drop
 	err := s.backend.Record.Update(context.WithoutCancel(ctx), tombstonesKey(s.login.Account), func(old []byte) ([]byte, error) {
-		t, err := s.decodeTombstones(old)
+		d, err := s.decodeTombstones(old)
 		if err != nil {
 			return nil, err
 		}
-		if len(t.uids) > 0 && t.uidValidity != d.uidValidity {
-			return old, errRenumbered // another session knows better
+		t := tombstones{uidValidity: m.uidValidity}
+		if i := d.of(m.uidValidity); i >= 0 {
+			t = d[i]
+			d = slices.Delete(d, i, i+1)
 		}
-		t.uids = append(slices.DeleteFunc(t.uids, d.lacks), uids...)
+		t.uids = slices.DeleteFunc(t.uids, func(uid uint32) bool { return m.lacks(uid) || slices.Contains(s.shownAgain, uid) })
+		t.uids = append(t.uids, uids...)
 		slices.Sort(t.uids)
 		t.uids = slices.Compact(t.uids)
-		t.uidValidity, t.uidNext = d.uidValidity, max(t.uidNext, d.uidNext)
-		return t.encode(), nil
+		t.uidNext = max(t.uidNext, m.uidNext)
+		return slices.Insert(d, 0, t).encode(), nil
 	})
 	if err != nil {
 		s.notice(proxy.NoticeRecord, len(uids), err)

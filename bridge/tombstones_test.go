@@ -1,9 +1,12 @@
 package bridge
 
 import (
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"io"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -89,29 +92,35 @@ func TestDeletedMessagesHaveTombstones(t *testing.T) {
 	}
 }
 
-// Criterion: tombstones are no more than there are messages, and stand for nothing after a change of UIDVALIDITY or in a restored backup.
+// Criterion: tombstones are no more than there are messages, stand for nothing while UIDVALIDITY is another one or in a restored backup, and stand for their messages again when UIDVALIDITY returns.
 func TestTombstonesGoWithTheirMessages(t *testing.T) {
 	for name, step := range map[string]struct {
-		change func(m *model, cache *memory)
+		change func(m *model, cache *memory, b *Backend)
 		uids   []uint32
 		left   int
 	}{
-		"expunged by another client": {func(m *model, _ *memory) { m.expunge(1) }, []uint32{1, 4, 5}, 1},
-		"all of them":                {func(m *model, _ *memory) { m.expunge(1); m.expunge(1) }, []uint32{1, 4, 5}, 0},
-		"UIDVALIDITY":                {func(m *model, _ *memory) { m.renumber(99, 1) }, []uint32{1, 2, 3, 4, 5}, 0},
-		"backup":                     {func(m *model, _ *memory) { m.mails, m.uidNext = m.mails[:3], 4 }, []uint32{1, 2, 3}, 0},
-		"backup, without the cache":  {func(m *model, c *memory) { m.mails, m.uidNext, c.values = m.mails[:3], 4, nil }, []uint32{1, 2, 3}, 0},
+		"expunged by another client": {func(m *model, _ *memory, _ *Backend) { m.expunge(1) }, []uint32{1, 4, 5}, 1},
+		"all of them":                {func(m *model, _ *memory, _ *Backend) { m.expunge(1); m.expunge(1) }, []uint32{1, 4, 5}, 0},
+		"UIDVALIDITY":                {func(m *model, _ *memory, _ *Backend) { m.renumber(99, 1) }, []uint32{1, 2, 3, 4, 5}, 2},
+		"UIDVALIDITY, and back": {func(m *model, _ *memory, b *Backend) {
+			uidValidity, uidNext, mails := m.uidValidity, m.uidNext, m.mails
+			m.uidValidity, m.uidNext, m.mails = 99, 1, nil
+			listed(t, b)
+			m.uidValidity, m.uidNext, m.mails = uidValidity, uidNext, mails
+		}, []uint32{1, 4, 5}, 2},
+		"backup":                    {func(m *model, _ *memory, _ *Backend) { m.mails, m.uidNext = m.mails[:3], 4 }, []uint32{1, 2, 3}, 0},
+		"backup, without the cache": {func(m *model, c *memory, _ *Backend) { m.mails, m.uidNext, c.values = m.mails[:3], 4, nil }, []uint32{1, 2, 3}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newModel("")
 			m.deliver(5)
 			b, cache, record := m.plain(t)
 			dele(t, b, "2", "3")
-			step.change(m, cache)
+			step.change(m, cache, b)
 			if got := listed(t, b); !slices.Equal(got, step.uids) {
 				t.Errorf("%v is listed, want %v", got, step.uids)
 			}
-			if stones, err := decodeTombstones(record.values[tombstonesKey("alice")]); err != nil || len(stones.uids) != step.left {
+			if stones, err := decodeTombstones(record.values[tombstonesKey("alice")]); err != nil || stones.number() != step.left {
 				t.Errorf("tombstones %v, %v, want %d", stones, err, step.left)
 			}
 			m.deliver(3) // UIDs that have been there before are those of other messages
@@ -218,12 +227,32 @@ func TestCAPASaysThatSpaceIsNotFreed(t *testing.T) {
 	}
 }
 
+// number returns how many tombstones there are.
+func (d tombstoneSets) number() (n int) {
+	for _, t := range d {
+		n += len(t.uids)
+	}
+	return n
+}
+
 func TestTombstonesAreRemembered(t *testing.T) {
-	want := tombstones{uidValidity: 1<<32 - 1, uidNext: 5, uids: []uint32{1, 2, 900, 1<<32 - 1}}
+	want := tombstoneSets{{1<<32 - 1, 5, []uint32{1, 2, 900, 1<<32 - 1}}, {7, 0, []uint32{4}}}
 	b := want.encode()
 	got, err := decodeTombstones(b)
-	if err != nil || got.uidValidity != want.uidValidity || got.uidNext != want.uidNext || !slices.Equal(got.uids, want.uids) {
+	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%v comes back as %v, %v", want, got, err)
+	}
+	former := want[0].append([]byte{formerTombstones})
+	former = binary.LittleEndian.AppendUint32(former, crc32.Checksum(former, castagnoli))
+	if got, err := decodeTombstones(former); err != nil || !reflect.DeepEqual(got, want[:1]) {
+		t.Errorf("in the form of before %v comes back as %v, %v", want[:1], got, err)
+	}
+	var many tombstoneSets
+	for i := range uint32(9) {
+		many = append(many, tombstones{uidValidity: i + 1, uids: []uint32{i + 1}})
+	}
+	if got, err := decodeTombstones(many.encode()); err != nil || !reflect.DeepEqual(got, many[:maxTombstoneSets]) {
+		t.Errorf("of %v come back %v, %v, want the first %d", many, got, err, maxTombstoneSets)
 	}
 	for i := range b {
 		spoilt := slices.Clone(b)
@@ -235,19 +264,19 @@ func TestTombstonesAreRemembered(t *testing.T) {
 			t.Errorf("%d octets are taken for all", i)
 		}
 	}
-	if b := (tombstones{uidValidity: 7}).encode(); b != nil {
+	if b := (tombstoneSets{{uidValidity: 7}}).encode(); b != nil {
 		t.Errorf("nothing is remembered as %v", b)
 	}
 }
 
 func FuzzTombstones(f *testing.F) {
-	f.Add(tombstones{uidValidity: 7, uidNext: 100, uids: []uint32{3, 4, 99}}.encode())
+	f.Add(tombstoneSets{{7, 100, []uint32{3, 4, 99}}, {8, 0, []uint32{1}}}.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		stones, err := decodeTombstones(b)
-		if err != nil || len(stones.uids) == 0 {
+		if err != nil || stones.number() == 0 {
 			return
 		}
-		if again, err := decodeTombstones(stones.encode()); err != nil || !slices.Equal(again.uids, stones.uids) {
+		if again, err := decodeTombstones(stones.encode()); err != nil || again.number() != stones.number() {
 			t.Fatalf("%v comes back as %v, %v", stones, again, err)
 		}
 	})
