@@ -202,7 +202,7 @@ func trashName(text []byte) (name []byte, ok bool) {
 			return nil, false
 		}
 	}
-	_, text, ok = cutValue(bytes.TrimLeft(text, " ")) // the delimiter
+	text, ok = cutDelimiter(bytes.TrimLeft(text, " "))
 	if !ok || !trash {
 		return nil, false
 	}
@@ -211,6 +211,23 @@ func trashName(text []byte) (name []byte, ok bool) {
 		return name, true
 	}
 	return bytes.TrimRight(text, " "), len(text) > 0
+}
+
+// cutDelimiter cuts NIL or a quoted octet off s.
+func cutDelimiter(s []byte) (rest []byte, ok bool) {
+	if !bytes.HasPrefix(s, []byte(`"`)) {
+		_, rest, ok = bytes.Cut(s, []byte(" "))
+		return rest, ok
+	}
+	for i := 1; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++
+		case '"':
+			return s[i+1:], true
+		}
+	}
+	return nil, false
 }
 
 // quoted returns s as a quoted string, RFC 9051 section 4.3.

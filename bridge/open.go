@@ -45,6 +45,10 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	if err != nil {
 		return "", err
 	}
+	if v.uidValidity == 0 { // and empty: there is nothing to be shown or remembered
+		s.drop = newMaildrop(nil, 0)
+		return fromFull, nil
+	}
 	inLast := notRemoved(known.messages)
 	change := compare(known, v, inLast, 0)
 	if change != Unchanged {
