@@ -22,7 +22,7 @@ const (
 	// listing of 50,000 rows is over in that time on any line; 100 MB may take
 	// days; and a server that drips an octet a second has come to its end in
 	// that time.
-	maxTimeouts = 5
+	maxTimeouts = 10
 	minRate     = 128
 )
 

@@ -183,7 +183,7 @@ func (r *responses) list(line, text []byte) error {
 
 // takes keeps a name that can be sent in a quoted string.
 func (l *lists) takes(name []byte) {
-	if len(name) > 0 && len(name) <= maxName && bytes.IndexAny(name, "\r\n\x00") < 0 {
+	if len(name) > 0 && len(name) <= maxName && !bytes.ContainsAny(name, "\r\n\x00") {
 		l.trash, l.found = bytes.Clone(name), true
 	}
 }

@@ -166,13 +166,13 @@ func (s *session) again(ctx context.Context, i int) (digest, error) {
 // that is not nil.
 func (s *session) body(ctx context.Context, i int, w io.Writer, r *row, sent *seal) error {
 	if r.section.whole() {
-		return s.closed(ctx, s.pass(ctx, w, r.section, sent))
+		return s.passRow(ctx, w, r.section, sent)
 	}
 	size := r.section.size
 	if sent == nil {
 		sent = new(seal)
 	}
-	err := s.closed(ctx, s.pass(ctx, w, r.section, sent))
+	err := s.passRow(ctx, w, r.section, sent)
 	if !errors.Is(err, proxy.ErrBackendClosed) || errors.Is(err, errSyntax) {
 		return err
 	}
@@ -180,7 +180,7 @@ func (s *session) body(ctx context.Context, i int, w io.Writer, r *row, sent *se
 	if again != nil {
 		return fmt.Errorf("%w; %w", err, again)
 	}
-	return s.closed(ctx, s.pass(ctx, w, r.section, sent))
+	return s.passRow(ctx, w, r.section, sent)
 }
 
 // closed reads to the end of a row of which the last section has passed without
@@ -190,10 +190,16 @@ func (s *session) closed(ctx context.Context, err error) error {
 		return err
 	}
 	defer context.AfterFunc(ctx, s.inbox.abort)()
-	if err := s.inbox.finish(); err != nil {
-		return s.inbox.explain(ctx, err)
+	return s.inbox.explain(ctx, s.inbox.finish())
+}
+
+// passRow is pass for the last section of a row, and reads to the end of that.
+func (s *session) passRow(ctx context.Context, w io.Writer, part *section, seal *seal) error {
+	defer context.AfterFunc(ctx, s.inbox.abort)()
+	if err := s.copy(ctx, w, part, seal); err != nil {
+		return err
 	}
-	return nil
+	return s.inbox.explain(ctx, s.inbox.finish())
 }
 
 // octets announces how many octets follow, if that is certain: it depends on
@@ -322,6 +328,11 @@ func (l *lineWriter) Write(p []byte) (int, error) {
 // pass copies a section to w, and tells seal, if there is one.
 func (s *session) pass(ctx context.Context, w io.Writer, part *section, seal *seal) error {
 	defer context.AfterFunc(ctx, s.inbox.abort)()
+	return s.copy(ctx, w, part, seal)
+}
+
+// copy is pass while the end of ctx closes the connection.
+func (s *session) copy(ctx context.Context, w io.Writer, part *section, seal *seal) error {
 	for part.left > 0 {
 		chunk, err := part.peek(1)
 		if err != nil {

@@ -338,7 +338,7 @@ func TestAServerThatDripsIsLetGo(t *testing.T) {
 				time.Sleep(time.Second)
 			}
 		}()
-		in := newInbox(near, "IMAP4rev1", time.Minute)
+		in := newInbox(near, "IMAP4rev1", 30*time.Second)
 		begun := time.Now()
 		_, err := in.search(t.Context())
 		if took := time.Since(begun); !errors.Is(err, errStalled) || took > 6*time.Minute {
