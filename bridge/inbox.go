@@ -167,17 +167,18 @@ func refused(err error) bool {
 // is an error.
 func (in *inbox) selectInbox(ctx context.Context) error {
 	defer in.begin(ctx)()
+	in.link.responses.mailbox.reset()
 	return in.selected(ctx)
 }
 
-// selected is selectInbox between a begin and its end.
+// selected is selectInbox between a begin and its end. The mailbox was reset
+// before anything was sent.
 func (in *inbox) selected(ctx context.Context) error {
+	box := &in.link.responses.mailbox
 	var enable *imapclient.EnableCommand
 	if in.utf8 {
 		enable = in.client.Enable(imap.CapUTF8Accept)
 	}
-	box := &in.link.responses.mailbox
-	box.reset()
 	selected := in.client.Select("INBOX", nil)
 	var search func() (imap.UIDSet, error)
 	if in.hides {
@@ -212,6 +213,7 @@ func (in *inbox) selected(ctx context.Context) error {
 func (in *inbox) look(ctx context.Context, ask bool) (view, error) {
 	defer in.begin(ctx)()
 	box := &in.link.responses.mailbox
+	box.reset()
 	var before func() error
 	var told status
 	if ask {
@@ -220,13 +222,18 @@ func (in *inbox) look(ctx context.Context, ask bool) (view, error) {
 		command := in.client.Status("INBOX", &imap.StatusOptions{NumMessages: true, UIDNext: true, UIDValidity: true})
 		before = func() error { _, err := command.Wait(); return err }
 	}
-	if err := in.selected(ctx); err != nil {
+	err := in.selected(ctx)
+	var statusErr error
+	if before != nil {
+		statusErr = before() // also after an error: told is ours again then
+	}
+	if err != nil {
 		return view{}, err
 	}
 	exists, _ := box.count()
 	v := view{box.uidValidity, box.uidNext, exists, -1}
 	if before != nil {
-		err := before()
+		err := statusErr
 		if err == nil && (!told.told || told.messages < 0 || told.uidValidity == 0 && v.uidValidity != 0) {
 			err = fmt.Errorf("%w: no MESSAGES or no UIDVALIDITY", errAnswer)
 		}

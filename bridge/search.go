@@ -91,7 +91,7 @@ func (r *result) search(text []byte) {
 			r.fail(fmt.Errorf("SEARCH: %w", err))
 			return
 		}
-		if last := len(r.found) - 1; last >= 0 && uint32(r.found[last].Stop)+1 == uid && uid != 1 {
+		if last := len(r.found) - 1; last >= 0 && uint32(r.found[last].Stop)+1 == uid {
 			r.found[last].Stop++
 		} else if len(r.found) < maxMessages {
 			r.found = append(r.found, imap.UIDRange{Start: imap.UID(uid), Stop: imap.UID(uid)})
