@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -16,6 +17,8 @@ import (
 	"postern/proxy"
 	"postern/proxy/proxytest"
 )
+
+var histories = flag.Int("histories", 400, "mailboxes of TestUIDLsNeverChange")
 
 // show opens a session, returns its unique-ids by UID, and ends it with QUIT.
 func show(t testing.TB, b *Backend) (ids map[uint32]string, err error) {
@@ -352,12 +355,15 @@ func (m *memory) forget(account string) {
 // Criterion: no UIDL ever changes, nor is given to another message, whatever is delivered and removed, and with UIDVALIDITY, backups, formats and caches that come and go.
 func TestUIDLsNeverChange(t *testing.T) {
 	formats := []string{"dovecot", "cyrus", "cyrus-old", "courier", "uw", "UID%u-%v"}
-	for seed := range uint64(200) {
+	for seed := range uint64(*histories) {
 		random := rand.New(rand.NewPCG(seed, 3))
 		m := newModel([]string{"", "ESEARCH"}[random.IntN(2)])
 		m.uidValidity = 1700000000
-		b, cache, _, _ := m.bases(t)
+		b, cache, record, _ := m.bases(t)
 		owner, ids := map[string]int{}, map[int]string{}
+		var hidden []mail
+		var away *store
+		changes := 0
 		gathered := map[int]bool{}
 		seen := uint32(1)
 		for round := range 10 {
@@ -367,11 +373,16 @@ func TestUIDLsNeverChange(t *testing.T) {
 			if len(m.mails) > 0 && random.IntN(2) == 0 {
 				m.expunge(random.IntN(len(m.mails)))
 			}
-			lost, forgotten := false, false
-			switch random.IntN(6) {
+			lost := false
+			switch random.IntN(10) {
 			case 0: // another UIDVALIDITY
 				lost = true
-				m.renumber(1700000000+(m.uidValidity+1+random.Uint32N(3))%4, 1+random.Uint32N(5))
+				validity := 1700000000 + (m.uidValidity+1+random.Uint32N(3))%4
+				if away != nil { // a UIDVALIDITY is not that of two mailboxes at once
+					validity = 1900000000 + uint32(round)
+					changes++
+				}
+				m.renumber(validity, 1+random.Uint32N(5))
 			case 1: // a backup, on which other mail arrives
 				// One that is no lower than what was seen is no backup to anybody.
 				if n := len(m.mails); n > 2 && m.mails[n-1].uid+1 == m.uidNext && m.uidNext-1 < seen {
@@ -383,7 +394,35 @@ func TestUIDLsNeverChange(t *testing.T) {
 			case 2:
 				b.UIDL = format(t, formats[random.IntN(len(formats))])
 			case 3:
-				cache.values, forgotten = nil, true
+				cache.values = nil
+			case 4: // a store that is not mounted, or is again
+				lost = true
+				if away == nil {
+					changes = 1
+					away = &store{m.uidValidity, m.uidNext, m.mails, m.content}
+					m.uidValidity, m.uidNext, m.mails, m.content = 1800000000+uint32(round), 1, nil, map[uint32]int{}
+				} else {
+					if changes > 3 {
+						clear(gathered) // the record has three generations of before
+					}
+					m.uidValidity, m.uidNext, m.mails, m.content, away = away.uidValidity, away.uidNext, away.mails, away.content, nil
+				}
+			case 5: // messages are hidden, or shown again
+				if hidden == nil && len(m.mails) > 1 {
+					hidden, m.mails = m.mails[:2], m.mails[2:]
+				}
+			case 6:
+				if record.values[key("alice")] != nil { // exported and imported
+					exported := recordOf(t, record, "alice")
+					record.forget("alice")
+					put(t, record, "alice", exported)
+				}
+			}
+			if lost {
+				hidden = nil
+			}
+			if hidden != nil && random.IntN(3) == 0 {
+				m.mails, hidden = slices.Concat(hidden, m.mails), nil
 			}
 			m.take()
 			got, err := show(t, b)
@@ -402,9 +441,6 @@ func TestUIDLsNeverChange(t *testing.T) {
 				}
 				owner[id], ids[content] = content, id
 			}
-			if forgotten {
-				clear(gathered)
-			}
 			for uid := range got {
 				gathered[m.content[uid]] = true
 			}
@@ -413,6 +449,13 @@ func TestUIDLsNeverChange(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A store is a mailbox that is not mounted.
+type store struct {
+	uidValidity, uidNext uint32
+	mails                []mail
+	content              map[uint32]int
 }
 
 // renumber gives all messages other UIDs.

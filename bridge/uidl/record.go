@@ -372,15 +372,23 @@ func (r *Record) leave(uidValidity uint32) {
 	r.Past = r.Past[max(0, len(r.Past)-maxPast):]
 }
 
-// present puts g before the others, the oldest of which may go.
+// present puts g before the others. If there are too many, one goes of which
+// nothing is known (a store that is not mounted may have another UIDVALIDITY at
+// each poll), or else the oldest.
 func (r *Record) present(g *Generation) {
 	r.Generations = slices.Insert(r.Generations, 0, g)
 	for len(r.Generations) > maxGenerations {
 		last := len(r.Generations) - 1
+		for i, g := range slices.Backward(r.Generations) {
+			if i > 0 && g.Counts().Entries == 0 {
+				last = i
+				break
+			}
+		}
 		for number := range r.Generations[last].stored {
 			r.removed = append(r.removed, blockName(r.Generations[last].serial, number))
 		}
-		r.Generations = r.Generations[:last]
+		r.Generations = slices.Delete(r.Generations, last, last+1)
 	}
 }
 

@@ -472,6 +472,20 @@ func TestGenerationsReturn(t *testing.T) {
 	}
 }
 
+// Criterion: a store that has another UIDVALIDITY at each poll, and is empty, pushes no names out of the record.
+func TestEmptyGenerationsGoFirst(t *testing.T) {
+	r := New(17, Format{})
+	r.Present().UIDNext = 9
+	r.Present().Entries = []Entry{{UID: 1, UIDL: "abc", Short: 1}}
+	for v := range uint32(20) {
+		r.Renumber(100+v, Format{}, nil, 20001)
+		r = again(t, r)
+	}
+	if g := r.Returns(17, 9); g == nil || g.Find(1) == nil {
+		t.Error("the names are gone")
+	}
+}
+
 // Criterion: uidl undo gives messages the names of the generation before, takes none from another message, and gives no name away that was shown since.
 func TestUndo(t *testing.T) {
 	r := New(17, Format{})
