@@ -68,8 +68,7 @@ func (r *Record) Encode() (head []byte, blocks []Block) {
 		r.serial = max(r.serial, g.serial)
 	}
 	written := make(map[string]bool)
-	for i := len(r.Generations) - 1; i >= 0; i-- {
-		g := r.Generations[i]
+	for _, g := range slices.Backward(r.Generations) {
 		if g.serial == 0 {
 			r.serial++
 			g.serial = r.serial
