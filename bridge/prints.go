@@ -106,7 +106,7 @@ func (s *session) note(ctx context.Context, prints []uidl.Entry) (err error) {
 			break
 		}
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errOvertaken) {
 		s.notice(proxy.NoticeRecord, len(prints), err)
 	}
 	return err
@@ -119,6 +119,7 @@ func (s *session) tryNote(ctx context.Context, prints []uidl.Entry) error {
 	}
 	record, err := uidl.Decode(st.head, st.blocks)
 	if err != nil {
+		s.record.stamp, s.drop.changed = formerStamp, true // the next session reads all
 		return err
 	}
 	g := record.Present()
@@ -168,10 +169,9 @@ func (s *session) gather() {
 	ctx, cancel := context.WithTimeout(context.Background(), printsTime)
 	defer cancel()
 	fresh := s.fetchLacking(ctx)
-	for i := range s.drop.messages {
-		m := &s.drop.messages[i]
-		if h := s.headers[m.uid]; h != 0 {
-			fresh = append(fresh, uidl.Print{UID: m.uid, Header: h})
+	for uid, h := range s.headers {
+		if m := s.drop.find(uid); m != nil && m.marks&deleted == 0 {
+			fresh = append(fresh, uidl.Print{UID: uid, Header: h})
 			m.marks |= headed
 		}
 	}
