@@ -92,9 +92,9 @@ type Backend struct {
 
 	Listings *ListingMemory // shared by all backends of a process; nil: no limit
 
-	// Recompute says what comes of an account whose record cannot be read: new
-	// UIDLs, with which clients download all again; else the login is refused
-	// for now.
+	// Recompute says what comes of an account whose record cannot be read, or was
+	// lost: new UIDLs, with which clients download all again; else the login is
+	// refused for now.
 	Recompute bool
 
 	Delete       Deletion // what DELE means at QUIT; the zero value is Expunge
