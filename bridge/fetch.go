@@ -370,11 +370,12 @@ type row struct {
 	date    string   // INTERNALDATE; "": not told yet
 	section *section // where the row is; nil: at its end
 
-	items     []byte // of the present line, not looked at yet; valid until the next read
-	announced bool   // after them comes a literal
-	size      int64  // of that
-	depth     int    // of the list that goes on behind a literal; 0: there is none
-	body      bool   // there was a literal, or a section
+	items     []byte   // of the present line, not looked at yet; valid until the next read
+	announced bool     // after them comes a literal
+	size      int64    // of that
+	depth     int      // of the list that goes on behind a literal; 0: there is none
+	body      bool     // there was a literal, or a section
+	sections  []string // names of those that came: none comes twice, unless a literal was too long
 }
 
 // parse returns the row that begins with line.
@@ -417,17 +418,18 @@ func (r *row) next() error {
 	}
 	for {
 		name, value, literal, ok := r.item()
-		if !ok {
+		if !ok || r.body && name != nil && !knownItem(name) {
 			return r.breaks()
 		}
 		r.body = r.body || literal
 		switch {
 		case len(name) > 5 && bytes.EqualFold(name[:5], []byte("BODY[")):
 			r.body = true
-			if !literal && !nstring(value) {
+			if !literal && !nstring(value) || slices.Contains(r.sections, string(name)) {
 				return r.breaks()
 			}
 			r.section = newSection(r, string(name), value, literal)
+			r.sections = append(r.sections, r.section.name)
 			return nil
 		case literal:
 			if err := r.goOn(); err != nil {
@@ -452,6 +454,28 @@ func (r *row) next() error {
 			r.date = string(unquote(value))
 		}
 	}
+}
+
+// fetchItems are what FETCH may tell, unasked too: RFC 9051 section 7.5.2, RFC 3516, RFC
+// 7162, RFC 8474, RFC 8514 and RFC 8970.
+var fetchItems = []string{
+	"UID", "FLAGS", "RFC822.SIZE", "INTERNALDATE", "MODSEQ", "ENVELOPE", "BODY", "BODYSTRUCTURE", "RFC822", "RFC822.HEADER", "RFC822.TEXT",
+	"EMAILID", "THREADID", "SAVEDATE", "PREVIEW",
+}
+
+// knownItem reports whether name, behind a body, is that of an item. The rest of a
+// body of which the literal is too short may look like an item with another name.
+func knownItem(name []byte) bool {
+	if len(name) == 0 { // it was told before: its value goes on
+		return true
+	}
+	upper := strings.ToUpper(string(name))
+	for _, prefix := range []string{"BODY[", "BINARY", "X-"} {
+		if strings.HasPrefix(upper, prefix) {
+			return true
+		}
+	}
+	return slices.Contains(fetchItems, upper)
 }
 
 // breaks returns the error of a row that is not what the grammar wants. If there

@@ -10,7 +10,7 @@ import (
 )
 
 // isolations is how often isolate looks for marks of other clients.
-const isolations = 3
+const isolations = 4
 
 var (
 	errMarks      = errors.New("other clients mark messages as deleted all the time")
@@ -50,13 +50,15 @@ func (u *update) isolate(in *inbox) error {
 	return errors.Join(removed, u.wait())
 }
 
-// clear takes the flag from what others have marked, until a look shows that
-// there is nothing of the kind.
+// clear takes the flag from what others have marked, until two looks in a row show
+// that there is nothing of the kind: a search that leaves out one message would
+// destroy the message.
 func (u *update) clear(in *inbox) error {
 	ours := make(map[uint32]bool, len(u.marked))
 	for _, uid := range u.marked {
 		ours[uid] = true
 	}
+	clean := false
 	for range isolations {
 		marked, err := u.search(in, &imap.SearchCriteria{Flag: []imap.Flag{imap.FlagDeleted}})
 		if err != nil {
@@ -68,9 +70,10 @@ func (u *update) clear(in *inbox) error {
 				others = append(others, uid)
 			}
 		}
-		if len(others) == 0 {
+		if len(others) == 0 && clean {
 			return nil
 		}
+		clean = len(others) == 0
 		u.unmarked = append(u.unmarked, others...)
 		for _, uids := range uidSets(others) {
 			u.expect(proxy.StageStore, in.store(uids, imap.StoreFlagsDel, imap.FlagDeleted).Close)

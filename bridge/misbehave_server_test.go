@@ -327,7 +327,7 @@ func (c *imapConn) answer(line string) (goesOn, silent bool) {
 
 // blame remembers that the bodies that a command asks for did not come.
 func (c *imapConn) blame(command string) {
-	if classOf(command) == "body" {
+	if class := classOf(command); class == "body" || class == "text" {
 		for _, m := range c.among(strings.Fields(command)[2]) {
 			c.box.broken[m.id]++
 		}
@@ -396,6 +396,7 @@ func (c *imapConn) spoil(kind, class string, rows []row) []row {
 			return rows
 		}
 		rows[i].items = slices.DeleteFunc(slices.Clone(one.items), func(v item) bool { return v.name == "UID" })
+		c.box.broken[one.mail.id]++
 		return rows
 	case "row doubled":
 		return slices.Insert(rows, i, one)

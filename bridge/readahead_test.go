@@ -57,7 +57,7 @@ func TestReadAheadThatWasWrong(t *testing.T) {
 			"C: RETR 3\n" + got(13) + "C: RETR 4\n" + got(14) + "C: RETR 5\n" + got(15)},
 		{"rows of two commands before their ends", bodies(12, 13, 14, 15) + "C: F3 UID FETCH 11 *\n" + bodies(11) + "S: F2 OK x\nS: F3 OK x",
 			"C: RETR 3\n" + got(13) + "C: RETR 1\n" + got(11)},
-		{"one that vanished", rows("F2", 12, 14, 15) + "C: F3 UID FETCH 13 *\nS: F3 OK x\nC: T1 UID SEARCH UID 13\nS: * SEARCH\nS: T1 OK x",
+		{"one that vanished", rows("F2", 12, 14, 15) + "C: F3 UID FETCH 13 *\nS: F3 OK x\nC: T1 UID SEARCH UID 13\nS: * 3 EXPUNGE\nS: * SEARCH\nS: T1 OK x",
 			"C: RETR 3\nS: -ERR Message 3 is no longer in the maildrop\n"},
 		{"one that cannot be read", bodies(12) + "S: F2 NO x\nC: F3 UID FETCH 13 (UID BODY.PEEK[])\nS: F3 NO x\nC: F4 UID FETCH 14:15 *\n" + rows("F4", 14, 15),
 			"C: RETR 3\nS: -ERR \\[SYS/TEMP] *\nC: RETR 4\n" + got(14) + "C: RETR 5\n" + got(15)},

@@ -231,7 +231,11 @@ func (s *session) headerPrints(ctx context.Context, uids []uint32, prints []uidl
 	return err
 }
 
-// fetchComplete fetches sets of uids, then what is missing once more.
+// askAlone is how often a message is asked for in all before no answer is taken
+// for the last word: a new UIDL is for good.
+const askAlone = 3
+
+// fetchComplete fetches sets of uids, then what is missing twice more.
 func fetchComplete(uids []uint32, fetch func(imap.UIDSet) error, sets []imap.UIDSet, missing func() []uint32, result func() []uidl.Print) ([]uidl.Print, error) {
 	for _, set := range sets {
 		if err := fetch(set); err != nil && !refusedForGood(err) {
@@ -242,7 +246,7 @@ func fetchComplete(uids []uint32, fetch func(imap.UIDSet) error, sets []imap.UID
 	if len(left) == 0 {
 		return result(), nil
 	}
-	if len(left) <= refusable(len(uids)) {
+	for asked := 1; asked < askAlone && len(left) > 0 && len(left) <= refusable(len(uids)); asked++ {
 		for _, uid := range left {
 			if err := fetch(imap.UIDSet{{Start: imap.UID(uid), Stop: imap.UID(uid)}}); err != nil && !refusedForGood(err) {
 				return nil, err

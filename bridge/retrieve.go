@@ -378,15 +378,22 @@ func (s *session) unavailable(n int) *no {
 
 // settle tells a message that vanished from one that the server cannot read:
 // some servers give an empty literal for both, and some an OK without a row. A
-// search that was answered decides.
+// search that was answered decides; a second one, if the server has said of no
+// message that it was removed.
 func (s *session) settle(ctx context.Context, m *message) error {
-	found, err := s.inbox.search(ctx, imap.UIDSetNum(imap.UID(m.uid)))
-	s.inbox.rest()
-	switch {
-	case err != nil:
-		return err
-	case !uidSet(found).has(m.uid):
-		return errVanished
+	defer s.inbox.rest()
+	for looked := false; ; looked = true {
+		found, err := s.inbox.search(ctx, imap.UIDSetNum(imap.UID(m.uid)))
+		switch {
+		case err != nil:
+			return err
+		case uidSet(found).has(m.uid):
+			return errEmpty
+		case looked || s.inbox.link.responses.mailbox.removals() > 0:
+			return errVanished
+		}
+		if err := s.inbox.noop(ctx); err != nil {
+			return err
+		}
 	}
-	return errEmpty
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -236,7 +237,7 @@ func TestALargeLiteralOfTheWrongLengthIsCut(t *testing.T) {
 	if err := r.wait(t); !errors.Is(err, errSyntax) || !errors.Is(err, proxy.ErrBackendClosed) {
 		t.Errorf("Run = %v, want %v", err, errSyntax)
 	}
-	if n := b.suspects.get("alice", 7, 11).cuts; n != 1 {
+	if n := b.suspects.get("alice", "0000000b00000007").cuts; n != 1 {
 		t.Errorf("%d cuts are remembered, want 1", n)
 	}
 }
@@ -244,7 +245,7 @@ func TestALargeLiteralOfTheWrongLengthIsCut(t *testing.T) {
 // Criterion: a body that was cut twice is refused before +OK for an hour, and the client goes on with the next message.
 func TestABodyThatWasCutTwiceIsRefused(t *testing.T) {
 	b := &Backend{}
-	b.suspects.change("alice", 7, 11, func(s *suspect) { *s = suspect{cuts: mostCuts, since: time.Now()} })
+	b.suspects.change("alice", "0000000b00000007", func(s *suspect) { *s = suspect{cuts: mostCuts, since: time.Now()} })
 	r := faulty(t, b, opened(5, 5)+"C: F1 UID FETCH 12 *\n"+rows("F1", 12))
 	proxytest.Transcript(t, r.conn, "C: RETR 1\nS: -ERR \\[SYS/TEMP] *\nC: DELE 1\nS: -ERR \\[SYS/TEMP] *\nC: RETR 2\n"+got(12))
 	synctest.Test(t, func(t *testing.T) {
@@ -264,13 +265,13 @@ func TestSuspectsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var u suspects
 		for uid := range uint32(maxSuspects + 10) {
-			u.change("alice", 7, uid, func(s *suspect) { s.cuts, s.since = 1, time.Now() })
+			u.change("alice", strconv.Itoa(int(uid)), func(s *suspect) { s.cuts, s.since = 1, time.Now() })
 			time.Sleep(time.Second)
 		}
-		if len(u.entries) != maxSuspects || u.get("alice", 7, 9).cuts != 0 || u.get("alice", 7, 10).cuts != 1 {
+		if len(u.entries) != maxSuspects || u.get("alice", "9").cuts != 0 || u.get("alice", "10").cuts != 1 {
 			t.Errorf("%d remembered, the oldest is not forgotten", len(u.entries))
 		}
-		u.change("alice", 7, 10, func(s *suspect) { *s = suspect{} })
+		u.change("alice", "10", func(s *suspect) { *s = suspect{} })
 		if len(u.entries) != maxSuspects-1 {
 			t.Errorf("%d remembered, one came well", len(u.entries))
 		}
@@ -311,7 +312,9 @@ func TestAMessageOfAnotherSizeIsDoubtful(t *testing.T) {
 func TestAFetchWithoutARowIsNoProof(t *testing.T) {
 	for _, test := range []struct{ name, search, want string }{
 		{"it is there", "S: * SEARCH 11\nS: T1 OK x", "S: -ERR \\[SYS/TEMP] Message 1 is unavailable*"},
-		{"it is not", "S: * SEARCH\nS: T1 OK x", "S: -ERR Message 1 is no longer in the maildrop"},
+		{"it is not, and the server says that it was removed", "S: * 1 EXPUNGE\nS: * SEARCH\nS: T1 OK x", "S: -ERR Message 1 is no longer in the maildrop"},
+		{"it is not, twice", "S: * SEARCH\nS: T1 OK x\nC: T2 NOOP\nS: T2 OK x\nC: T3 UID SEARCH UID 11\nS: * SEARCH\nS: T3 OK x", "S: -ERR Message 1 is no longer in the maildrop"},
+		{"it is not, the first time", "S: * SEARCH\nS: T1 OK x\nC: T2 NOOP\nS: T2 OK x\nC: T3 UID SEARCH UID 11\nS: * SEARCH 11\nS: T3 OK x", "S: -ERR \\[SYS/TEMP] Message 1 is unavailable*"},
 		{"no result", "S: T1 OK x", "S: -ERR \\[SYS/TEMP] Message 1 is unavailable*"},
 		{"NO", "S: T1 NO x", "S: -ERR \\[SYS/TEMP] Message 1 is unavailable*"},
 	} {

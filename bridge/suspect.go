@@ -1,6 +1,8 @@
 package bridge
 
 import (
+	"context"
+	"fmt"
 	"hash/maphash"
 	"sync"
 	"time"
@@ -14,7 +16,8 @@ const (
 	// its client goes on with the next one, and suspectTime for how long.
 	mostCuts, suspectTime = 2, time.Hour
 	// trustSizes is how many sizes have to agree for each that does not, or
-	// RFC822.SIZE of the backend is worth nothing.
+	// RFC822.SIZE of the backend is worth nothing. The first that does not agree
+	// is an exception, whatever came before it.
 	trustSizes = 16
 )
 
@@ -29,11 +32,9 @@ type suspects struct {
 	agreed, differed int // sizes of bodies against RFC822.SIZE
 }
 
-// A suspectKey is a message of an account, of which it has the hash.
-type suspectKey struct {
-	account          uint64
-	uidValidity, uid uint32
-}
+// A suspectKey is the hash of an account and of the UIDL of a message, which is
+// the same after a change of UIDVALIDITY.
+type suspectKey uint64
 
 // A suspect is what is remembered of one message.
 type suspect struct {
@@ -49,11 +50,11 @@ type digest struct {
 	sum    uint64
 }
 
-func (u *suspects) key(account string, uidValidity, uid uint32) suspectKey {
+func (u *suspects) key(account, uidl string) suspectKey {
 	if !u.seeded {
 		u.seed, u.seeded = maphash.MakeSeed(), true
 	}
-	return suspectKey{maphash.String(u.seed, account), uidValidity, uid}
+	return suspectKey(maphash.String(u.seed, account+"\x00"+uidl))
 }
 
 // seal returns a seal of which the digest can be compared with what is
@@ -61,27 +62,31 @@ func (u *suspects) key(account string, uidValidity, uid uint32) suspectKey {
 func (u *suspects) seal() *seal {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.key("", 0, 0)
+	u.key("", "")
 	s := new(seal)
 	s.hash.SetSeed(u.seed)
 	return s
 }
 
-// get returns what is remembered of a message.
-func (u *suspects) get(account string, uidValidity, uid uint32) suspect {
+// empty reports whether nothing is remembered.
+func (u *suspects) empty() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if len(u.entries) == 0 {
-		return suspect{}
-	}
-	return u.entries[u.key(account, uidValidity, uid)]
+	return len(u.entries) == 0
+}
+
+// get returns what is remembered of a message.
+func (u *suspects) get(account, uidl string) suspect {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.entries[u.key(account, uidl)]
 }
 
 // change changes what is remembered of a message. Of the zero value nothing is.
-func (u *suspects) change(account string, uidValidity, uid uint32, change func(*suspect)) {
+func (u *suspects) change(account, uidl string, change func(*suspect)) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	key := u.key(account, uidValidity, uid)
+	key := u.key(account, uidl)
 	s, known := u.entries[key]
 	if change(&s); s == (suspect{}) {
 		delete(u.entries, key)
@@ -114,7 +119,7 @@ func (u *suspects) size(agrees bool) (exception bool) {
 		u.agreed++
 		return false
 	}
-	exception = u.agreed > trustSizes*u.differed
+	exception = u.agreed >= trustSizes*u.differed // the first that differs is one, too
 	u.differed++
 	return exception
 }
@@ -122,14 +127,26 @@ func (u *suspects) size(agrees bool) (exception bool) {
 // The suspects of a session are those of its backend.
 
 func (s *session) suspect(m *message) suspect {
-	return s.backend.suspects.get(s.login.Account, s.drop.uidValidity, m.uid)
+	if s.backend.suspects.empty() {
+		return suspect{}
+	}
+	return s.backend.suspects.get(s.login.Account, s.nameOf(m))
+}
+
+// nameOf returns the UIDL of a message or, when the UIDLs cannot be read now,
+// another name that only this message has.
+func (s *session) nameOf(m *message) string {
+	if s.readUIDLs(context.Background()) != nil {
+		return fmt.Sprintf("\x00%d %d", s.drop.uidValidity, m.uid)
+	}
+	return string(s.uniqueID(nil, m))
 }
 
 // cut remembers that a body has not come to its end. DELE of the message is
 // refused then for the rest of the session.
 func (s *session) cut(m *message) {
 	s.withhold(m.uid)
-	s.backend.suspects.change(s.login.Account, s.drop.uidValidity, m.uid, func(e *suspect) {
+	s.backend.suspects.change(s.login.Account, s.nameOf(m), func(e *suspect) {
 		if e.cuts++; e.cuts > mostCuts {
 			e.cuts = mostCuts
 		}
@@ -158,7 +175,7 @@ func (s *session) came(m *message, agrees bool, got digest) (doubtful bool) {
 		delete(s.withheld, m.uid)
 		return false
 	}
-	s.backend.suspects.change(s.login.Account, s.drop.uidValidity, m.uid, func(e *suspect) {
+	s.backend.suspects.change(s.login.Account, s.nameOf(m), func(e *suspect) {
 		*e = suspect{}
 		if doubtful {
 			*e = suspect{doubt: got, since: time.Now()}
