@@ -76,6 +76,7 @@ type life struct {
 	removed  map[int]bool                      // and QUIT was answered by +OK
 	excused  map[int]bool                      // may be downloaded again
 	settled  map[int]bool                      // fingerprint was gathered
+	cuts     int                               // connections of the client that the bridge has cut
 	hour     bool                              // more than an hour since the last fault
 	well     bool                              // the server is
 	tamper   func(command, line string) string // changes what the client reads; nil: nothing does
@@ -430,6 +431,7 @@ func (c *client) ended(err error) {
 	if !c.over && c.life.undisturbed() {
 		c.life.fail("cut without a fault", "%v", err)
 	}
+	c.life.cuts++ // maybe of a message that the server gave half of
 	c.over = true
 }
 
@@ -445,7 +447,7 @@ func (c *client) refused(command, answer string) {
 	}
 	l.box.mu.Lock()
 	_, gone := l.box.gone[id]
-	often := l.box.broken[id] > 1
+	often := l.box.broken[id]+l.cuts > 1
 	for _, n := range l.box.broken { // it may be this one, which was never downloaded
 		often = often || !known && n > 1
 	}

@@ -26,7 +26,7 @@ func (p *passage) renumber(ctx context.Context) error {
 	if g := p.record.Present(); p.known.uidValidity == g.UIDValidity {
 		g.UIDNext = max(g.UIDNext, p.known.uidNext)
 	}
-	if g := p.record.Returns(p.view.uidValidity, p.listed.uidNext); g != nil {
+	if g := p.record.Returns(p.view.uidValidity, p.view.uidNext); g != nil {
 		same, err := p.agrees(ctx, g)
 		if err != nil {
 			return err

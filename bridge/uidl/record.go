@@ -340,15 +340,15 @@ func (r *Record) rename(entries []Entry) {
 }
 
 // Returns returns the generation that a UIDVALIDITY which is not the present one
-// comes back to, or nil. UIDNEXT must be known, and must not be lower than it
-// was: else UIDs may be those of other messages.
+// comes back to, or nil. UIDNEXT must not be lower than it was: else UIDs may be
+// those of other messages. 0: the server does not tell UIDNEXT.
 func (r *Record) Returns(uidValidity, uidNext uint32) *Generation {
-	if uidValidity == r.Present().UIDValidity || uidNext == 0 {
+	if uidValidity == r.Present().UIDValidity {
 		return nil
 	}
 	for _, g := range r.Generations[1:] {
 		if g.UIDValidity == uidValidity {
-			if uidNext >= g.UIDNext {
+			if uidNext == 0 || uidNext >= g.UIDNext {
 				return g
 			}
 			return nil

@@ -450,8 +450,11 @@ func TestGenerationsReturn(t *testing.T) {
 	r.Present().UIDNext = 9
 	r.Present().Entries = []Entry{{UID: 1, UIDL: "abc", Short: 1}}
 	r.Renumber(18, Format{}, nil, 20001)
-	if r.Returns(17, 8) != nil || r.Returns(17, 0) != nil || r.Returns(19, 9) != nil || r.Returns(18, 9) != nil {
+	if r.Returns(17, 8) != nil || r.Returns(19, 9) != nil || r.Returns(18, 9) != nil {
 		t.Error("what does not return returns")
+	}
+	if r.Returns(17, 0) == nil {
+		t.Error("without UIDNEXT nothing returns")
 	}
 	g := r.Returns(17, 9)
 	if g == nil {
