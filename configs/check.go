@@ -141,6 +141,8 @@ func (m *mistakes) checkBackends() {
 		m.checkServer(key+".imap", b.IMAP, IdentityID, IdentityProxyV1, IdentityProxyV2, IdentityNone)
 		m.checkServer(key+".submission", b.Submission,
 			IdentityXCLIENT, IdentityXCLIENTLogin, IdentityProxyV1, IdentityProxyV2, IdentityNone)
+		m.checkKind(key+".imap.kind", b.IMAP, IMAPKinds)
+		m.checkKind(key+".submission.kind", b.Submission, SubmissionKinds)
 		if b.Submission != nil && b.Submission.Identity == IdentityXCLIENTLogin && b.IMAP == nil {
 			m.judge(key+".submission.identity", "xclient-login needs an imap server in the same backend, which verifies the password")
 		}
@@ -170,6 +172,12 @@ func (m *mistakes) checkServer(key string, s *Server, identities ...string) {
 		m.judge(key, "stable_bodies and estimated_sizes belong to imap; remove them")
 	}
 	m.checkServerTLS(key, s)
+}
+
+func (m *mistakes) checkKind(key string, s *Server, kinds []string) {
+	if s != nil && s.Kind != "" {
+		m.checkWord(key, s.Kind, "a kind of server", kinds...)
+	}
 }
 
 // checkServerAt judges one address of s.

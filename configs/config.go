@@ -80,6 +80,7 @@ type Server struct {
 	Identity       string       `yaml:"identity"`        // how the server learns who the client is; see Identities
 	Source         []netip.Addr `yaml:"source"`          // addresses to connect from; none: the system chooses
 	MaxConnections int          `yaml:"max_connections"` // to each address; 0: as many as come
+	Kind           string       `yaml:"kind"`            // its software; "": guessed; see IMAPKinds and SubmissionKinds
 
 	StableBodies   bool `yaml:"stable_bodies"`   // of imap: the same octets of a message at each time, also by their offset
 	EstimatedSizes bool `yaml:"estimated_sizes"` // of imap: RFC822.SIZE is a guess
@@ -95,6 +96,13 @@ const (
 	IdentityXCLIENTLogin = "xclient-login" // the same backend's IMAP server verifies it
 	IdentityProxyV1      = "proxy-v1"      // PROXY protocol
 	IdentityProxyV2      = "proxy-v2"
+)
+
+// IMAPKinds and SubmissionKinds are the values of Server.Kind: what answers to
+// credentials mean differs between them.
+var (
+	IMAPKinds       = []string{"dovecot", "cyrus", "courier", "exchange", "gmail", "stalwart", "other"}
+	SubmissionKinds = []string{"dovecot", "postfix", "exim", "exchange", "gmail", "stalwart", "other"}
 )
 
 // All returns the addresses of the servers.

@@ -92,9 +92,9 @@ tls:
 backends:
   old: {imap: {address: "localhost:143", tls: none}}
   new:
-    imap: {address: "mx.internal:143", tls: starttls, ca: ca.pem, server_name: mx.example.org, stable_bodies: true, estimated_sizes: true}
+    imap: {address: "mx.internal:143", tls: starttls, ca: ca.pem, server_name: mx.example.org, kind: cyrus, stable_bodies: true, estimated_sizes: true}
     submission: {addresses: ["10.0.0.6:25", "10.0.0.7:25"], tls: none, insecure: true, balance: hash,
-      identity: xclient-login, source: [10.0.0.1, "::1"], max_connections: 9}
+      identity: xclient-login, source: [10.0.0.1, "::1"], max_connections: 9, kind: other}
 routes: [{file: moved, backend: new}, {hook: "http://127.0.0.1:8082/route", cache: 5m}, {domain: Example.ORG, backend: new}, {backend: new}]
 accounts:
   lowercase: false
@@ -163,11 +163,11 @@ log: {format: json, level: debug, fail2ban: failed}
 			"new": {
 				IMAP: &Server{
 					Address: "mx.internal:143", TLS: "starttls", CA: "ca.pem", ServerName: "mx.example.org", Balance: "least", Identity: "id",
-					StableBodies: true, EstimatedSizes: true,
+					Kind: "cyrus", StableBodies: true, EstimatedSizes: true,
 				},
 				Submission: &Server{
 					Addresses: []string{"10.0.0.6:25", "10.0.0.7:25"}, TLS: "none", Insecure: true, Balance: "hash",
-					Identity: "xclient-login", Source: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.IPv6Loopback()}, MaxConnections: 9,
+					Identity: "xclient-login", Source: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.IPv6Loopback()}, MaxConnections: 9, Kind: "other",
 				},
 			},
 		},
@@ -390,6 +390,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"listener's TLS", `address: ":995"`, `address: ":995", tls: none`, `p.yaml:4: listeners[1].tls: "none" is not a way to TLS; use implicit, starttls or refuse`},
 		{"balance", "tls: starttls", "balance: random", `p.yaml:12: backends.main.submission.balance: "random" is not a way to choose an address; use least or hash`},
 		{"identity", "tls: starttls", "identity: id", `p.yaml:12: backends.main.submission.identity: "id" is not a way to tell this server who the client is; use xclient, xclient-login, proxy-v1, proxy-v2 or none`},
+		{"kind", "tls: starttls", "kind: cyrus", `p.yaml:12: backends.main.submission.kind: "cyrus" is not a kind of server; use dovecot, postfix, exim, exchange, gmail, stalwart or other`},
 		{"LOGIN without IMAP", "", "  sub: {submission: {address: \"10.0.0.6:25\", identity: xclient-login}}\nroutes: [{backend: main}]", `p.yaml:13: backends.sub.submission.identity: xclient-login needs an imap server in the same backend, which verifies the password`},
 		{"source", "tls: starttls", "source: [here]", `p.yaml:12: backends.main.submission.source[0]: "here" is not an IP address`},
 		{"max_connections", "tls: starttls", "max_connections: -1", `p.yaml:12: backends.main.submission.max_connections: -1 is out of range; 0 is no limit`},

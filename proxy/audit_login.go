@@ -3,6 +3,7 @@ package proxy
 import (
 	"cmp"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -26,6 +27,9 @@ func (a *Audit) attempt(e Attempt) {
 		fields = append(fields, "account", name(e.Account))
 	} else {
 		fields = append(append(fields, "reason", reason), a.who(e)...)
+		if r, ok := errors.AsType[*Refusal](e.Err); ok && r.Doubtful {
+			fields = append(fields, "doubtful", true)
+		}
 	}
 	fields = append(fields, "user_octets", len(e.User))
 	fields = append(fields, ofGuard(e.Judgement)...)

@@ -85,6 +85,7 @@ type Refusal struct {
 	Text      string // the operator's words, never the backend's; empty: the protocol's own for the Reason
 	Challenge []byte // RFC 7628 section 3.2.3: the failure challenge of an OAuth mechanism; nil if none
 	Verified  bool   // the password was right: costs no guess
+	Doubtful  bool   // nobody has verified the password: told as the Reason says, and costs what a wrong one does
 	Err       error  // for the log only
 }
 

@@ -3,9 +3,11 @@ package main
 import (
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 
 	"postern/proxy"
+	"postern/proxy/backend"
 )
 
 // A server behind Postern sees one client: Postern. What it does against
@@ -58,6 +60,19 @@ func advise(protocol, greeting, address string) string {
 		return b.String()
 	}
 	return ""
+}
+
+// adviseTokens returns what to set on a Dovecot that takes tokens, or nothing. Its
+// passdbs take every mechanism unless they say which, and a token for a password.
+func adviseTokens(r backend.Report) string {
+	bearer := func(mechanism string) bool { return mechanism == "XOAUTH2" || mechanism == "OAUTHBEARER" }
+	if r.Kind != backend.Dovecot || !slices.ContainsFunc(r.Mechanisms, bearer) {
+		return ""
+	}
+	return `  it takes tokens; a passdb without mechanisms takes them for passwords (docs/backends.md):
+    passdb { driver = oauth2 mechanisms = xoauth2 oauthbearer }
+    passdb { ... mechanisms = plain login }    # each of the others
+`
 }
 
 // ownAddress returns from where this machine connects to address. Nothing is

@@ -92,11 +92,12 @@ func (h *house) newPool(name, protocol string, c *configs.Server, roots []byte) 
 		Patience: h.cfg.Timeouts.Backend, Observer: h.observer,
 	}
 	identified := func(ok bool) { h.observer.Observe(proxy.Identified{Backend: name, Protocol: protocol, OK: ok}) }
+	kind, _ := backend.ParseKind(c.Kind) // configs knows the words
 	for _, address := range c.All() {
 		pool.Members = append(pool.Members, &backend.Server{
 			Name: name, Protocol: protocol, Address: address, TLS: modes[c.TLS], Config: clientTLS(address, c.ServerName, roots),
 			DialTimeout: h.cfg.Timeouts.Dial, ReplyTimeout: h.cfg.Timeouts.Backend,
-			Hostname: h.cfg.Hostname, Source: c.Source, Identity: identities[c.Identity], Identified: identified, Observer: h.observer,
+			Hostname: h.cfg.Hostname, Source: c.Source, Kind: kind, Identity: identities[c.Identity], Identified: identified, Observer: h.observer,
 		})
 	}
 	return pool

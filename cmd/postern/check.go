@@ -192,8 +192,21 @@ func describe(out io.Writer, s *backend.Server, r backend.Report, took time.Dura
 	if r.TLS != 0 {
 		version = tls.VersionName(r.TLS)
 	}
-	_, _ = fmt.Fprintf(out, "backend %s, %s at %s: %s, answered in %v\n  greeting:     %s\n  capabilities: %s\n  mechanisms:   %s\n",
+	_, _ = fmt.Fprintf(out, "backend %s, %s at %s: %s, answered in %v\n  greeting:     %s\n  kind:         %s\n  capabilities: %s\n  mechanisms:   %s\n",
 		s.Name, s.Protocol, s.Address, version, took.Round(time.Millisecond),
-		r.Greeting, strings.Join(r.Capabilities, ", "), strings.Join(r.Mechanisms, " "))
+		r.Greeting, kindOf(s, r), strings.Join(r.Capabilities, ", "), strings.Join(r.Mechanisms, " "))
 	_, _ = io.WriteString(out, advise(s.Protocol, r.Greeting, s.Address))
+	_, _ = io.WriteString(out, adviseTokens(r))
+}
+
+// kindOf says as what the server's answers to passwords are read, and whether
+// that is a guess.
+func kindOf(s *backend.Server, r backend.Report) string {
+	switch {
+	case s.Kind != backend.Guessed:
+		return s.Kind.String()
+	case r.Kind == backend.Other:
+		return fmt.Sprintf("not known (backends.%s.%s.kind says what it is)", s.Name, s.Protocol)
+	}
+	return r.Kind.String() + " (guessed)"
 }

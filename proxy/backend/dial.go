@@ -12,19 +12,29 @@
 // 4954 section 6 and the status code of RFC 3463 and RFC 5248 for submission,
 // where x.y.z stands for any class that fits.
 //
-//	IMAP                                          submission              Reason
-//	NO, [AUTHENTICATIONFAILED], [ALERT]           535, other 5yz          Wrong
-//	[AUTHORIZATIONFAILED] [EXPIRED] [CONTACTADMIN] 525, 5.7.13, 5.2.1     Suspended
-//	[OVERQUOTA]                                   x.2.2                   MailboxFull
-//	                                              4.3.2                   Maintenance
-//	[LIMIT]                                                               TooMany
-//	[INUSE]                                                               InUse
-//	BAD, BYE, [UNAVAILABLE], all others           4yz, 334, 500-504,      Unavailable
-//	                                              521 523 530 534 538
+//	IMAP                                           submission              Reason
+//	[AUTHENTICATIONFAILED], NO                     535, other 5yz          Wrong
+//	[AUTHORIZATIONFAILED] [EXPIRED] [CONTACTADMIN] 525, 5.7.13, 5.2.1      Suspended
+//	[UNAVAILABLE]                                                          Unavailable
+//	[OVERQUOTA]                                    x.2.2                   MailboxFull, doubtful
+//	                                               4.3.2                   Maintenance, doubtful
+//	[LIMIT]                                                                TooMany, doubtful
+//	[INUSE]                                                                InUse, doubtful
+//	BAD, BYE, no answer, all others                4yz, 334, 500-504,      Unavailable, doubtful
+//	                                               521 523 530 534 538
 //
-// Suspended costs a guess as Wrong does: not every server checks the password
-// before it says so. What it says of the account is the server's to tell or to
-// hide behind Wrong, as most do.
+// NO without a code, and 5yz other than 535, mean one thing with one server and
+// another with the next: verdict.go has a row for each that is known, by Kind.
+//
+// What the client is told and what the guard charges are two things. Doubtful
+// answers are told as temporary and cost a guess as Wrong does: nobody has said
+// that the password was right, and a server that answers wrong ones so would let
+// them be guessed for nothing. Suspended costs one as well: not every server
+// checks the password before it says so. What it says of the account is the
+// server's to tell or to hide behind Wrong, as most do.
+//
+// Free is what came before the credentials were looked at: a connection, TLS or
+// greeting that failed, LOGINDISABLED, [UNAVAILABLE].
 package backend
 
 import (
@@ -80,6 +90,7 @@ type Server struct {
 	Source       []netip.Addr   // addresses of this machine to connect from, in turn; none: as the system likes
 	Observer     proxy.Observer // nil: nobody
 
+	Kind       Kind // what answers to credentials mean; Guessed: as greeting and ID tell
 	Identity   Identity
 	Verify     func(context.Context, *proxy.Login) error // for XCLIENTLogin: whether the credentials are right, as LoginIMAP says it
 	Identified func(ok bool)                             // told at each login whether the server offers Identity; nil: nobody

@@ -20,6 +20,7 @@ type Report struct {
 	TLS          uint16   // as in tls.ConnectionState.Version; 0: none
 	Capabilities []string // of IMAP, or the lines of an answer to EHLO
 	Mechanisms   []string // SASL, upper case
+	Kind         Kind     // as configured, or guessed from Greeting and, with IMAP, ID
 }
 
 // Probe connects to the server, asks what it offers and takes leave. Offer
@@ -54,8 +55,9 @@ func (s *Server) probeIMAP(ctx context.Context) (Report, error) {
 		return Report{}, err
 	}
 	defer conn.closeWith(ctx)()
+	d.inquire(s)
 	conn.leave(d.nextTag() + " LOGOUT")
-	report := Report{Greeting: d.heard, TLS: conn.version(), Capabilities: d.capabilities}
+	report := Report{Greeting: d.heard, TLS: conn.version(), Capabilities: d.capabilities, Kind: s.said(d.heard, d.id)}
 	for _, word := range d.capabilities {
 		if name, ok := strings.CutPrefix(strings.ToUpper(word), "AUTH="); ok {
 			report.Mechanisms = append(report.Mechanisms, name)
@@ -66,6 +68,16 @@ func (s *Server) probeIMAP(ctx context.Context) (Report, error) {
 		report.Mechanisms = append(report.Mechanisms, "PLAIN")
 	}
 	return report, nil
+}
+
+// inquire asks a server that does not say what it is: RFC 2971. No answer, or
+// another one, says nothing.
+func (d *imap) inquire(s *Server) {
+	if s.said(d.heard) == Other && s.Kind == Guessed && d.capabilities.has("ID") {
+		offered := d.capabilities
+		_, _ = d.command("ID NIL")
+		d.capabilities = offered
+	}
 }
 
 func (s *Server) probeSMTP(ctx context.Context) (Report, error) {
@@ -80,7 +92,7 @@ func (s *Server) probeSMTP(ctx context.Context) (Report, error) {
 }
 
 func (d *smtp) report(c *Conn, s *Server) Report {
-	return Report{Greeting: d.heard, TLS: c.version(), Capabilities: d.extensions, Mechanisms: d.mechanisms(s)}
+	return Report{Greeting: d.heard, TLS: c.version(), Capabilities: d.extensions, Mechanisms: d.mechanisms(s), Kind: s.said(d.software())}
 }
 
 // version returns that of TLS, or 0.

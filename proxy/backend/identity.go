@@ -237,8 +237,10 @@ func (s *Server) verify(ctx context.Context, l *proxy.Login) error {
 		return s.unavailable(errUnverified)
 	}
 	err := s.Verify(ctx, l)
-	if proxy.ReasonOf(err) == proxy.Unavailable { // which says nothing about this server: its pool must not see why
-		return s.unavailable(errors.New("check of the password: " + err.Error()))
+	if r, ok := errors.AsType[*proxy.Refusal](err); ok && r.Reason == proxy.Unavailable { // which says nothing about this server: its pool must not see why
+		is := unavailable
+		is.doubtful = r.Doubtful
+		return s.refuse(is, errors.New("check of the password: "+err.Error()))
 	}
 	return err
 }

@@ -47,7 +47,7 @@ func (s *Server) LoginIMAP(ctx context.Context, l *proxy.Login) (conn *Conn, cap
 	defer conn.closeWith(ctx)()
 	if capabilities, err = d.login(l, s); err != nil {
 		conn.leave(d.nextTag() + " LOGOUT")
-		return nil, "", err
+		return nil, "", heard(ctx, err)
 	}
 	conn.settled()
 	return conn, capabilities, nil
@@ -76,6 +76,7 @@ type imap struct {
 	conn         *Conn
 	tags         int
 	heard        string       // the greeting
+	id           string       // the answer to ID; "": none
 	capabilities capabilities // nil: not known
 	aside        string       // the tag of a command whose answer does not matter, until it has come
 	failure      failure      // of an OAuth mechanism
@@ -171,7 +172,9 @@ func (d *imap) login(l *proxy.Login, s *Server) (string, error) {
 		return "", err
 	}
 	if err := d.learn(); err != nil {
-		return "", s.unavailable(err)
+		r := s.unavailable(err)
+		r.Verified = true
+		return "", r
 	}
 	return d.capabilities.handedOn(), nil
 }
@@ -195,9 +198,9 @@ func (d *imap) authenticate(mechanism string, l *proxy.Login, s *Server) error {
 	d.capabilities = nil
 	r, err := d.exchange(tag, id, pieces...)
 	if err != nil {
-		return s.unavailable(fmt.Errorf("login: %w", err))
+		return s.unanswered(fmt.Errorf("login: %w", err))
 	}
-	return challenged(s.imapVerdict(r), d.failure)
+	return challenged(s.imapVerdict(s.kind(d.heard, d.id), r), d.failure)
 }
 
 // saslPieces are the pieces of AUTHENTICATE, RFC 9051 section 6.2.2.
@@ -317,6 +320,8 @@ func (d *imap) note(r wire.Response) {
 		d.capabilities = parseCapabilities(r.Text)
 	case r.Name == "OK" && r.CodeName() == "CAPABILITY":
 		d.capabilities = parseCapabilities(r.Code[len("CAPABILITY"):])
+	case r.Name == "ID" && r.Tag == "*":
+		d.id = shorten(r.Text)
 	}
 }
 

@@ -57,7 +57,7 @@ func (s *Server) LoginSMTP(ctx context.Context, l *proxy.Login) (*Conn, error) {
 	defer conn.closeWith(ctx)()
 	if err := d.login(l, s); err != nil {
 		conn.leave("QUIT") // filters of logs ban for "lost connection after AUTH"
-		return nil, err
+		return nil, heard(ctx, err)
 	}
 	conn.settled()
 	return conn, nil
@@ -125,6 +125,13 @@ func (d *smtp) ehlo() (err error) {
 	return fmt.Errorf("EHLO: %w", err)
 }
 
+// software returns the greeting without the name of the host that begins it: RFC
+// 5321 section 4.2.
+func (d *smtp) software() string {
+	_, text, _ := strings.Cut(d.heard, " ")
+	return text
+}
+
 func (d *smtp) startTLS(ctx context.Context, s *Server) error {
 	if _, ok := extension(d.extensions, "STARTTLS"); !ok {
 		return &tlsError{errors.New("the server does not offer STARTTLS")}
@@ -168,9 +175,9 @@ func (d *smtp) login(l *proxy.Login, s *Server) error {
 	begun := time.Now()
 	r, err := d.exchange(pieces)
 	if err != nil {
-		err = s.unavailable(fmt.Errorf("login: %w", err))
+		err = s.unanswered(fmt.Errorf("login: %w", err))
 	} else {
-		err = challenged(s.smtpVerdict(r), d.failure)
+		err = challenged(s.smtpVerdict(s.kind(d.software()), r), d.failure)
 	}
 	s.settle(begun, err)
 	return err

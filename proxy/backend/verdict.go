@@ -1,16 +1,110 @@
 package backend
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"postern/proxy"
 	"postern/proxy/wire"
 )
 
+// A verdict is what an answer to credentials means: what the client is told,
+// and what the guard charges.
+type verdict struct {
+	reason   proxy.Reason
+	doubtful bool
+}
+
+// The verdicts. Only unavailable costs nothing: the server says that it has not
+// judged the credentials. What is doubtful is told as temporary and costs what a
+// wrong password does, or a guess would be free wherever a server answers it in
+// words that are not known here.
+var (
+	wrong       = verdict{reason: proxy.Wrong}
+	suspended   = verdict{reason: proxy.Suspended} // charged as well: not every server looks at the password before
+	unavailable = verdict{reason: proxy.Unavailable}
+	doubtful    = verdict{proxy.Unavailable, true}
+	full        = verdict{proxy.MailboxFull, true}
+	tooMany     = verdict{proxy.TooMany, true}
+	inUse       = verdict{proxy.InUse, true}
+	maintenance = verdict{proxy.Maintenance, true}
+)
+
+// An imapRow is one line of the table for IMAP: a NO of this kind of server, with
+// this code and this text, means that. The first row that fits decides.
+type imapRow struct {
+	kind Kind   // Guessed: any
+	code string // noCode, or a response code; "": any
+	text string // is in the server's text, in lower case; "": any
+	is   verdict
+}
+
+// noCode is no response code, and ALERT, which says nothing about the reason: RFC
+// 9051 section 7.1.
+const noCode = "-"
+
+var imapRows = []imapRow{
+	// RFC 5530 section 3.
+	{code: "UNAVAILABLE", is: unavailable},
+	{code: "AUTHENTICATIONFAILED", is: wrong},
+	{code: "AUTHORIZATIONFAILED", is: suspended},
+	{code: "EXPIRED", is: suspended},
+	{code: "CONTACTADMIN", is: suspended},
+	{kind: Gmail, code: "OVERQUOTA", is: doubtful}, // of octets a day, not of the mailbox
+	{code: "OVERQUOTA", is: full},
+	{code: "LIMIT", is: tooMany},
+	{code: "INUSE", is: inUse},
+
+	// Cyrus: the words of sasl_errstring(3).
+	{kind: Cyrus, code: noCode, text: "authentication failure", is: wrong},
+	{kind: Cyrus, code: noCode, text: "user not found", is: wrong},
+	{kind: Cyrus, code: noCode, text: "account disabled", is: suspended},
+	{kind: Cyrus, code: noCode, text: "passphrase expired", is: suspended},
+	{kind: Cyrus, code: noCode, is: doubtful}, // "generic failure": saslauthd is down
+
+	// Courier says BYE when its authdaemond is down.
+	{kind: Courier, code: noCode, text: "login failed", is: wrong},
+	{kind: Courier, code: noCode, is: doubtful},
+
+	// Exchange: throttled, or "Server Unavailable. 15", it says NO as well.
+	{kind: Exchange, code: noCode, text: "authenticate failed", is: wrong},
+	{kind: Exchange, code: noCode, text: "login failed", is: wrong},
+	{kind: Exchange, code: noCode, is: doubtful},
+
+	// Gmail: "Too many simultaneous connections", "Please log in via your web browser".
+	{kind: Gmail, code: noCode, text: "invalid credentials", is: wrong},
+	{kind: Gmail, code: noCode, is: doubtful},
+
+	// Stalwart names the reason in a code.
+	{kind: Stalwart, code: noCode, is: doubtful},
+
+	// RFC 3501 section 6.2.3: NO is a password that was rejected, unless the text
+	// says something else.
+	{code: noCode, text: "temporar", is: doubtful},
+	{code: noCode, text: "try again later", is: doubtful},
+	{code: noCode, text: "too many", is: doubtful},
+	{code: noCode, text: "throttle", is: doubtful},
+	{code: noCode, text: "overload", is: doubtful},
+	{code: noCode, text: "unavailable", is: doubtful},
+	{code: noCode, text: "internal error", is: doubtful},
+	{code: noCode, text: "server error", is: doubtful},
+	{code: noCode, is: wrong},
+	{is: doubtful},
+}
+
+func (row *imapRow) fits(k Kind, code, text string) bool {
+	if code == "" || code == "ALERT" {
+		code = noCode
+	}
+	return (row.kind == Guessed || row.kind == k) && (row.code == "" || row.code == code) && strings.Contains(text, row.text)
+}
+
 // imapVerdict reads the answer to credentials. The server's text may repeat
 // them: it goes nowhere.
-func (s *Server) imapVerdict(r wire.Response) error {
+func (s *Server) imapVerdict(k Kind, r wire.Response) error {
 	if r.Name == "OK" {
 		return nil
 	}
@@ -19,56 +113,66 @@ func (s *Server) imapVerdict(r wire.Response) error {
 	if code == "PRIVACYREQUIRED" {
 		err = fmt.Errorf("%w: use TLS, or let it trust Postern's address", err)
 	}
-	reason := proxy.Unavailable
-	if r.Name == "NO" {
-		reason = imapReason(code)
+	if r.Name != "NO" {
+		return s.refuse(doubtful, err)
 	}
-	return s.refuse(reason, err)
+	text := strings.ToLower(r.Text)
+	i := slices.IndexFunc(imapRows, func(row imapRow) bool { return row.fits(k, code, text) })
+	return s.refuse(imapRows[i].is, err)
 }
 
-// imapReason reads the codes of RFC 5530 section 3. See the package's doc.
-func imapReason(code string) proxy.Reason {
-	switch code {
-	case "", "ALERT", "AUTHENTICATIONFAILED": // ALERT says nothing about the reason: RFC 9051 section 7.1
-		return proxy.Wrong
-	case "AUTHORIZATIONFAILED", "EXPIRED", "CONTACTADMIN":
-		return proxy.Suspended
-	case "OVERQUOTA":
-		return proxy.MailboxFull
-	case "LIMIT":
-		return proxy.TooMany
-	case "INUSE":
-		return proxy.InUse
-	}
-	return proxy.Unavailable
+// An smtpRow is one line of the table for submission, likewise.
+type smtpRow struct {
+	kind   Kind   // Guessed: any
+	code   int    // RFC 4954 section 6; below 10: its first digit; 0: any
+	status string // RFC 3463; ".2.2": of any class; "": any, or none
+	text   string // is in the server's text, in lower case; "": any
+	is     verdict
+}
+
+var smtpRows = []smtpRow{
+	{status: ".2.2", is: full},
+	{kind: Exchange, status: "4.3.2", is: doubtful}, // "Concurrent connections limit exceeded"
+	{status: "4.3.2", is: maintenance},
+	{code: 525, is: suspended},
+	{code: 5, status: ".7.13", is: suspended},
+	{code: 5, status: ".2.1", is: suspended},
+
+	// Postfix: what Cyrus SASL and a lost connection to Dovecot's make of it.
+	{kind: Postfix, code: 535, text: "generic failure", is: doubtful},
+	{kind: Postfix, code: 535, text: "no mechanism available", is: doubtful},
+	{kind: Postfix, code: 535, text: "connection lost to authentication server", is: doubtful},
+	{kind: Postfix, code: 535, text: "temporary authentication failure", is: doubtful},
+
+	// Exchange: "SmtpClientAuthentication is disabled", security defaults, policies.
+	{kind: Exchange, code: 535, status: "5.7.139", text: "smtpclientauthentication is disabled", is: doubtful},
+	{kind: Exchange, code: 535, status: "5.7.139", text: "credentials were incorrect", is: wrong},
+	{kind: Exchange, code: 535, status: "5.7.139", is: doubtful},
+
+	{code: 535, is: wrong},
+	// These blame how Postern asks: RFC 4954 sections 4 and 6, RFC 5248 section 2.4,
+	// RFC 7504.
+	{code: 500, is: doubtful}, {code: 501, is: doubtful}, {code: 502, is: doubtful}, {code: 503, is: doubtful}, {code: 504, is: doubtful},
+	{code: 521, is: doubtful}, {code: 523, is: doubtful}, {code: 530, is: doubtful}, {code: 534, is: doubtful}, {code: 538, is: doubtful},
+	{kind: Other, code: 5, is: wrong}, // who knows no 535
+	{is: doubtful},
+}
+
+func (row *smtpRow) fits(k Kind, code int, status, text string) bool {
+	class := row.code == 0 || row.code == code || row.code == code/100
+	detail := row.status == "" || row.status == status || row.status[0] == '.' && len(status) > 1 && status[1:] == row.status
+	return class && detail && (row.kind == Guessed || row.kind == k) && strings.Contains(text, row.text)
 }
 
 // smtpVerdict reads the reply to credentials. The server's text may repeat
 // them: it goes nowhere.
-func (s *Server) smtpVerdict(r wire.Reply) error {
+func (s *Server) smtpVerdict(k Kind, r wire.Reply) error {
 	if r.Code == 235 {
 		return nil
 	}
-	status := enhancedStatus(r)
-	return s.refuse(smtpReason(r.Code, status), fmt.Errorf("the server answered the login with %d %s", r.Code, status))
-}
-
-// smtpReason reads the codes of RFC 4954 section 6 and those of RFC 3463 and
-// RFC 5248. See the package's doc.
-func smtpReason(code int, status string) proxy.Reason {
-	_, detail, _ := strings.Cut(status, ".")
-	permanent := code/100 == 5
-	switch {
-	case detail == "2.2":
-		return proxy.MailboxFull
-	case detail == "3.2" && !permanent:
-		return proxy.Maintenance
-	case permanent && (code == 525 || detail == "7.13" || detail == "2.1"):
-		return proxy.Suspended
-	case permanent && !aboutUs(code):
-		return proxy.Wrong
-	}
-	return proxy.Unavailable
+	status, text := enhancedStatus(r), strings.ToLower(strings.Join(r.Lines(), " "))
+	i := slices.IndexFunc(smtpRows, func(row smtpRow) bool { return row.fits(k, r.Code, status, text) })
+	return s.refuse(smtpRows[i].is, fmt.Errorf("the server answered the login with %d %s", r.Code, status))
 }
 
 // enhancedStatus returns the status code of RFC 3463 in a reply, or "".
@@ -82,16 +186,21 @@ func enhancedStatus(r wire.Reply) string {
 	return status
 }
 
-// aboutUs reports whether a permanent code blames how Postern asks, not the
-// credentials: RFC 4954 sections 4 and 6, RFC 5248 section 2.4, RFC 7504.
-func aboutUs(code int) bool {
-	switch code {
-	case 500, 501, 502, 503, 504, 521, 523, 530, 534, 538:
-		return true
-	}
-	return false
+func (s *Server) refuse(v verdict, err error) *proxy.Refusal {
+	r := proxy.Refuse(v.reason, fmt.Errorf("backend %s, %s: %w", s.Name, s.Protocol, err))
+	r.Doubtful = v.doubtful
+	return r
 }
 
-func (s *Server) refuse(reason proxy.Reason, err error) *proxy.Refusal {
-	return proxy.Refuse(reason, fmt.Errorf("backend %s, %s: %w", s.Name, s.Protocol, err))
+// unanswered is the Refusal for credentials that the server has got and not
+// answered: that it goes away may be its answer.
+func (s *Server) unanswered(err error) *proxy.Refusal { return s.refuse(doubtful, err) }
+
+// heard returns err, and without its doubt once ctx has ended: then the attempt
+// was broken off here, and its client learns nothing by it.
+func heard(ctx context.Context, err error) error {
+	if r, ok := errors.AsType[*proxy.Refusal](err); ok && ctx.Err() != nil {
+		r.Doubtful = false
+	}
+	return err
 }

@@ -323,6 +323,8 @@ func (p *advised) Settle(err error) time.Duration {
 			q.Fail = "policy"
 		case o == barred:
 			q.Fail = "disabled"
+		case o == doubtful:
+			q.Fail = "internal"
 		case o == wrong:
 			q.Fail = "credentials"
 		}

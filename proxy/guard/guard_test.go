@@ -372,6 +372,39 @@ func TestGuessAtASuspendedAccountIsOne(t *testing.T) {
 	}
 }
 
+// Criterion: A password that is answered as temporary after the server had it costs what a wrong one does, and the same again nothing; its owner's client is told temporary each time.
+func TestDoubtfulIsToldAsTemporaryAndCharged(t *testing.T) {
+	s, at := newServer(t, Config{})
+	doubt := proxy.Refuse(proxy.Unavailable, nil)
+	doubt.Doubtful = true
+	s.answer = doubt
+	for range 100 {
+		if err := s.login("192.0.2.1", "alice", "kept"); proxy.ReasonOf(err) != proxy.Unavailable {
+			t.Fatal(err)
+		}
+		at.advance(time.Second)
+	}
+	same(t, "the same password", s.asked, 100)
+	same(t, "different ones", s.guesses(100, "192.0.2.1", "alice"), s.policyOf("").Pair.Burst-1)
+	s.answer = nil
+	s.passwords["bob"] = "kept"
+	for _, answer := range []error{doubt, doubt, nil} {
+		s.answer = answer
+		if err := s.login("203.0.113.1", "bob", "kept"); proxy.ReasonOf(err) != proxy.ReasonOf(answer) {
+			t.Errorf("the owner is told %v, want %v", err, answer)
+		}
+	}
+
+	p := mustAdmit(t, s.Guard, "198.51.100.1")
+	defer p.Leave()
+	if err := p.Try(t.Context(), loginWith("carol", "guess")); err != nil {
+		t.Fatal(err)
+	}
+	if delay := p.Settle(doubt); delay < time.Second {
+		t.Errorf("it is said after %v", delay)
+	}
+}
+
 // Criterion: Whoever has no budget left learns nothing of a password: one that was tried and one that was not get the same answer after the same time.
 func TestThrottledIsNoOracle(t *testing.T) {
 	s, at := newServer(t, Config{Pair: Rate{3, 10000 * time.Hour}})

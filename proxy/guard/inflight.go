@@ -11,14 +11,15 @@ import (
 type outcome uint8
 
 const (
-	untried outcome = iota // the backend could not say, or was not asked
+	untried outcome = iota // the backend was not asked, or has not looked at the password
 	right
 	wrong
-	barred // the account may not log in, and nobody says whether the password was right
+	barred   // the account may not log in, and nobody says whether the password was right
+	doubtful // the answer is temporary, and nobody says whether the password was right
 )
 
 // guess reports whether o costs one.
-func (o outcome) guess() bool { return o == wrong || o == barred }
+func (o outcome) guess() bool { return o == wrong || o == barred || o == doubtful }
 
 func outcomeOf(err error) outcome {
 	if err == nil {
@@ -29,6 +30,8 @@ func outcomeOf(err error) outcome {
 		return untried
 	case r.Verified:
 		return right
+	case r.Doubtful:
+		return doubtful
 	case r.Reason == proxy.Wrong:
 		return wrong
 	case r.Reason == proxy.Suspended:

@@ -214,8 +214,9 @@ func (g *Guard) wasWrong(c *claim, t tag, now time.Duration) (repeat, fresh bool
 	return true, exact && m.age(now) < answered && made > c.last && made > g.unlockedAt(c.account)
 }
 
-// Settle implements proxy.Permit. Only what the backend called wrong is
-// charged, and what it said of the account in place of that.
+// Settle implements proxy.Permit. Charged is what the backend called wrong, what
+// it said of the account in place of that, and what it has not judged although
+// it had the password.
 func (p *permit) Settle(err error) time.Duration {
 	g := p.guard
 	g.lock()
@@ -243,7 +244,7 @@ func (p *permit) settle(o outcome) {
 	switch o {
 	case right:
 		p.verdict.New = g.succeed(p)
-	case wrong, barred:
+	case wrong, barred, doubtful:
 		g.blame(p, o)
 	}
 	g.stats.settled(p, o, now)
@@ -265,7 +266,7 @@ func (g *Guard) blame(p *permit, o outcome) {
 	if p.tag != 0 && p.stage != waved {
 		r := g.rings.put(c.account.with(c.from.area), now, func(*ring) {})
 		r.key = c.account.with(c.from.area)
-		if o == barred {
+		if o != wrong {
 			now -= answered
 		}
 		r.add(p.tag, now)

@@ -1,0 +1,287 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"postern/proxy"
+	"postern/proxy/wire"
+)
+
+// An answer is one to credentials, and what it has to mean.
+type answer struct {
+	kind Kind
+	text string // of the tagged response, or of the reply
+	want verdict
+}
+
+var imapAnswers = []answer{
+	{Other, "NO [UNAVAILABLE] Temporary authentication failure.", unavailable},
+	{Dovecot, "NO [AUTHENTICATIONFAILED] Authentication failed.", wrong},
+	{Dovecot, "NO [ALERT] Ask your teacher", wrong}, // a reason from its passdb
+	{Dovecot, "NO [AUTHORIZATIONFAILED] x", suspended},
+	{Dovecot, "NO [EXPIRED] Password expired.", suspended},
+	{Dovecot, "NO [CONTACTADMIN] Logins are disabled.", suspended},
+	{Dovecot, "NO [LIMIT] Maximum number of connections from user+IP exceeded", tooMany},
+	{Dovecot, "NO [PRIVACYREQUIRED] x", doubtful},
+	{Dovecot, "NO Temporary authentication failure.", doubtful},
+	{Dovecot, "BAD Error in IMAP command", doubtful},
+	{Cyrus, "NO Login failed: authentication failure", wrong},
+	{Cyrus, "NO user not found", wrong},
+	{Cyrus, "NO Login failed: account disabled", suspended},
+	{Cyrus, "NO passphrase expired, has to be reset", suspended},
+	{Cyrus, "NO generic failure", doubtful},
+	{Cyrus, "NO Error authenticating", doubtful},
+	{Courier, "NO Login failed.", wrong},
+	{Courier, "NO x", doubtful},
+	{Exchange, "NO AUTHENTICATE failed.", wrong},
+	{Exchange, "NO LOGIN failed.", wrong},
+	{Exchange, "NO Server Unavailable. 15", doubtful},
+	{Exchange, "BAD Request is throttled. Suggested Backoff Time: 1000 milliseconds", doubtful},
+	{Gmail, "NO [AUTHENTICATIONFAILED] Invalid credentials (Failure)", wrong},
+	{Gmail, "NO [ALERT] Invalid credentials (Failure)", wrong},
+	{Gmail, "NO [ALERT] Too many simultaneous connections. (Failure)", doubtful},
+	{Gmail, "NO [WEBALERT https://accounts.google.com/] Web login required.", doubtful},
+	{Gmail, "NO [ALERT] Please log in via your web browser", doubtful},
+	{Gmail, "NO [OVERQUOTA] Account exceeded command or bandwidth limits", doubtful},
+	{Gmail, "NO [THROTTLED] x", doubtful},
+	{Gmail, "NO Lookup failed", doubtful},
+	{Stalwart, "NO Authentication", doubtful},
+	{Other, "NO [OVERQUOTA] x", full},
+	{Other, "NO [INUSE] x", inUse},
+	{Other, "NO [SERVERBUG] x", doubtful},
+	{Other, "NO [REFERRAL imap://other/] x", doubtful},
+	{Other, "NO no", wrong},
+	{Other, "NO Login failed, please try again", wrong},
+	{Other, "NO Temporary failure", doubtful},
+	{Other, "NO Busy, try again later", doubtful},
+	{Other, "NO Too many logins", doubtful},
+	{Other, "NO Throttled", doubtful},
+	{Other, "NO Overloaded", doubtful},
+	{Other, "NO Service unavailable", doubtful},
+	{Other, "NO Internal error", doubtful},
+	{Other, "NO Server error", doubtful},
+}
+
+var smtpAnswers = []answer{
+	{Dovecot, "535 5.7.8 Authentication failed", wrong},
+	{Dovecot, "454 4.7.0 Temporary authentication failure", doubtful},
+	{Postfix, "535 5.7.8 Error: authentication failed: (reason unavailable, sasl_username=alice)", wrong},
+	{Postfix, "535 5.7.8 Error: authentication failed: authentication failure", wrong},
+	{Postfix, "535 5.7.8 Error: authentication failed: generic failure", doubtful},
+	{Postfix, "535 5.7.8 Error: authentication failed: no mechanism available", doubtful},
+	{Postfix, "535 5.7.8 Error: authentication failed: Connection lost to authentication server", doubtful},
+	{Postfix, "535 5.7.8 Error: authentication failed: Temporary authentication failure", doubtful},
+	{Postfix, "454 4.7.0 Temporary authentication failure: Connection lost to authentication server", doubtful},
+	{Postfix, "503 5.5.1 Error: authentication not enabled", doubtful},
+	{Postfix, "550 5.7.1 Access denied", doubtful},
+	{Exim, "535 Incorrect authentication data", wrong},
+	{Exim, "435 Unable to authenticate at present", doubtful},
+	{Exim, "550 Administrative prohibition", doubtful},
+	{Exchange, "535 5.7.3 Authentication unsuccessful [AM0PR01 2026-11-28T00:00:00.000Z 08DE]", wrong},
+	{Exchange, "535 5.7.139 Authentication unsuccessful, the user credentials were incorrect.", wrong},
+	{Exchange, "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant.", doubtful},
+	{Exchange, "535 5.7.139 Authentication unsuccessful, basic authentication is disabled.", doubtful},
+	{Exchange, "550 5.7.30 Basic authentication is not supported for Client Submission.", doubtful},
+	{Exchange, "432 4.3.2 Concurrent connections limit exceeded", doubtful},
+	{Gmail, "535 5.7.8 Username and Password not accepted. For more information, go to", wrong},
+	{Gmail, "534 5.7.9 Application-specific password required.", doubtful},
+	{Gmail, "454 4.7.0 Too many login attempts, please try again later.", doubtful},
+	{Stalwart, "535 5.7.8 Authentication credentials invalid.", wrong},
+	{Other, "525 disabled", suspended},
+	{Other, "535 5.7.13 disabled", suspended},
+	{Other, "550 5.2.1 disabled", suspended},
+	{Other, "421 4.3.2 x", maintenance},
+	{Other, "552 5.2.2 x", full},
+	{Other, "452 4.2.2 x", full},
+	{Other, "535 no", wrong},
+	{Other, "550 no", wrong},
+	{Other, "250 odd", doubtful},
+	{Other, "500 not so", doubtful}, {Other, "501 not so", doubtful}, {Other, "502 not so", doubtful}, {Other, "503 not so", doubtful},
+	{Other, "504 not so", doubtful}, {Other, "521 not so", doubtful}, {Other, "523 not so", doubtful}, {Other, "530 not so", doubtful},
+	{Other, "534 not so", doubtful}, {Other, "538 not so", doubtful},
+}
+
+func imapResponse(t *testing.T, text string) wire.Response {
+	t.Helper()
+	r, err := wire.NewReplyReader(strings.NewReader("P1 " + text + "\r\n")).Response()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func smtpReply(t *testing.T, text string) wire.Reply {
+	t.Helper()
+	r, err := wire.NewReplyReader(strings.NewReader(text + "\r\n")).Reply()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// Criterion: What an answer to credentials means depends on the server that gives it, and is known for Dovecot, Cyrus, Courier, Postfix, Exim, Exchange, Gmail and Stalwart.
+// Criterion: Whatever a server answers to a password without having called it right costs what a wrong one does, but for [UNAVAILABLE]; the client is told wrong only if the server said so.
+func TestEveryAnswerHasItsVerdict(t *testing.T) {
+	s := &Server{Name: "main"}
+	met := map[string]bool{}
+	check := func(a answer, err error) {
+		t.Helper()
+		r, ok := errors.AsType[*proxy.Refusal](err)
+		if !ok || r.Reason != a.want.reason || r.Doubtful != a.want.doubtful || r.Verified {
+			t.Errorf("%v: %s = %+v, want %+v", a.kind, a.text, err, a.want)
+		}
+		free := !r.Doubtful && r.Reason != proxy.Wrong && r.Reason != proxy.Suspended
+		if free && !strings.Contains(a.text, "[UNAVAILABLE]") {
+			t.Errorf("%v: %s costs nothing", a.kind, a.text)
+		}
+	}
+	for _, a := range imapAnswers {
+		r := imapResponse(t, a.text)
+		check(a, s.imapVerdict(a.kind, r))
+		if r.Name == "NO" {
+			row := slices.IndexFunc(imapRows, func(row imapRow) bool { return row.fits(a.kind, r.CodeName(), strings.ToLower(r.Text)) })
+			met[fmt.Sprintf("%+v", imapRows[row])] = true
+		}
+	}
+	for _, a := range smtpAnswers {
+		r := smtpReply(t, a.text)
+		check(a, s.smtpVerdict(a.kind, r))
+		row := slices.IndexFunc(smtpRows, func(row smtpRow) bool {
+			return row.fits(a.kind, r.Code, enhancedStatus(r), strings.ToLower(r.Lines()[0]))
+		})
+		met[fmt.Sprintf("%+v", smtpRows[row])] = true
+	}
+	for _, row := range imapRows {
+		if !met[fmt.Sprintf("%+v", row)] {
+			t.Errorf("no answer meets the row %+v", row)
+		}
+	}
+	for _, row := range smtpRows {
+		if !met[fmt.Sprintf("%+v", row)] {
+			t.Errorf("no answer meets the row %+v", row)
+		}
+	}
+}
+
+// Criterion: The kind of a server is guessed from its greeting and its answer to ID; a configured one is believed.
+func TestKindIsGuessedFromTheServersWords(t *testing.T) {
+	for said, want := range map[string]Kind{
+		"Dovecot (Debian) ready.":                                           Dovecot,
+		"mx.example.org Cyrus IMAP 3.6.1-Debian server ready":               Cyrus,
+		"Courier-IMAP ready. Copyright 1998-2021 Double Precision, Inc":     Courier,
+		"ESMTP Postfix (Debian/GNU)":                                        Postfix,
+		"ESMTP Exim 4.96 Sat, 28 Nov 2026 12:00:00 +0000":                   Exim,
+		"The Microsoft Exchange IMAP4 service is ready. [QQBCAEMA]":         Exchange,
+		"Microsoft ESMTP MAIL Service ready at Sat, 28 Nov 2026":            Exchange,
+		"Gimap ready for requests from 192.0.2.1 ab12":                      Gmail,
+		"ESMTP ab12 - gsmtp":                                                Gmail,
+		"Stalwart IMAP4rev2 at your service.":                               Stalwart,
+		`("name" "GImap" "vendor" "Google, Inc.")`:                          Gmail,
+		`("name" "Microsoft.Exchange.Imap4.Imap4Server" "version" "15.20")`: Exchange,
+		`("name" "Dovecot")`:                                                Dovecot,
+		"dovecot.example.org ready":                                         Other,
+		"dovecot-1.example.org ready":                                       Other,
+		"ready":                                                             Other,
+		"":                                                                  Other,
+		"exim.example.org IMAP server":                                      Other,
+	} {
+		if got := guessKind(said); got != want {
+			t.Errorf("guessKind(%q) = %v, want %v", said, got, want)
+		}
+	}
+	if got := guessKind("ready", `("name" "Cyrus IMAPD")`); got != Cyrus {
+		t.Errorf("by ID: %v", got)
+	}
+	for k := Other; k < kinds; k++ {
+		if got, err := ParseKind(k.String()); got != k || err != nil {
+			t.Errorf("ParseKind(%s) = %v, %v", k, got, err)
+		}
+	}
+	s := &Server{Kind: Gmail}
+	if got := s.kind("Dovecot ready."); got != Gmail {
+		t.Errorf("configured as Gmail it is %v", got)
+	}
+	s.Kind = Guessed
+	s.learn(Report{Kind: Cyrus})
+	if got := s.kind("ready"); got != Cyrus {
+		t.Errorf("after a probe that knew it is %v", got)
+	}
+	if got := s.kind("Dovecot ready."); got != Dovecot {
+		t.Errorf("after a probe that knew Cyrus, one that greets as Dovecot is %v", got)
+	}
+}
+
+// A server that greets neutrally is asked for ID by a probe, and its answers mean
+// what its kind's do from then on.
+func TestProbeAsksForTheKind(t *testing.T) {
+	const script = `
+		S: * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN] ready
+		C: P1 ID NIL
+		S: * ID ("name" "GImap")
+		S: P1 OK done
+		C: P2 LOGOUT
+		S: <EOF>`
+	s, _ := serve(t, proxy.IMAP, None, script, `
+		S: * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN] ready
+		C: P1 AUTHENTICATE PLAIN *
+		S: P1 NO [ALERT] Please log in via your web browser
+		C: P2 LOGOUT
+		S: <EOF>`)
+	report, err := s.Probe(t.Context())
+	if err != nil || report.Kind != Gmail || !slices.Contains(report.Mechanisms, "PLAIN") {
+		t.Fatalf("Probe = %+v, %v", report, err)
+	}
+	_, _, err = s.LoginIMAP(t.Context(), login(account, password))
+	refused(t, err, proxy.Unavailable)
+}
+
+// Criterion: A server that goes away over a password, or does not answer, makes a guess of it; one that was never sent the password does not.
+func TestSilenceOverAPasswordIsDoubtful(t *testing.T) {
+	const greeting = "S: * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready\n"
+	const authenticate = greeting + "C: P1 AUTHENTICATE PLAIN *\n"
+	for _, test := range []struct {
+		protocol, script string
+		doubtful         bool
+	}{
+		{proxy.IMAP, authenticate + "S: * BYE overloaded\nC: P2 LOGOUT\nS: <EOF>", true},
+		{proxy.IMAP, authenticate + "S: <EOF>", true},
+		{proxy.IMAP, authenticate + "S: P1 BAD what\nC: P2 LOGOUT\nS: <EOF>", true},
+		{proxy.IMAP, authenticate + "S: P1 NO [UNAVAILABLE] x\nC: P2 LOGOUT\nS: <EOF>", false},
+		{proxy.IMAP, "S: * BYE overloaded\nC: <EOF>", false},
+		{proxy.IMAP, "S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED] ready\nC: P1 LOGOUT\nS: <EOF>", false},
+		{proxy.Submission, opening("AUTH PLAIN") + "C: AUTH PLAIN *\nS: <EOF>", true},
+		{proxy.Submission, opening("AUTH PLAIN") + "C: AUTH PLAIN *\nS: 454 4.7.0 later\nC: QUIT\nS: <EOF>", true},
+		{proxy.Submission, "S: 421 4.7.0 later\nC: <EOF>", false},
+		{proxy.Submission, opening("SIZE") + "C: QUIT\nS: <EOF>", false},
+	} {
+		s, _ := serve(t, test.protocol, None, test.script)
+		l := login(account, password)
+		l.Hello.Name = "client.example"
+		err := loginTo(t, s, l)
+		refused(t, err, proxy.Unavailable)
+		if r, ok := errors.AsType[*proxy.Refusal](err); ok && r.Doubtful != test.doubtful {
+			t.Errorf("%s: doubtful = %v, want %v", test.script, r.Doubtful, test.doubtful)
+		}
+	}
+}
+
+// A connection that Postern itself ends, at a drain, say, is no guess.
+func TestAnAttemptThatIsBrokenOffIsNoGuess(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	s := &Server{Name: "main"}
+	for _, ended := range []bool{false, true} {
+		if ended {
+			cancel()
+		}
+		err := heard(ctx, s.unanswered(errors.New("gone")))
+		if r, ok := errors.AsType[*proxy.Refusal](err); !ok || r.Doubtful == ended || r.Reason != proxy.Unavailable {
+			t.Errorf("ended %v: %+v", ended, err)
+		}
+	}
+}
