@@ -37,7 +37,7 @@ type Budgets struct {
 	Network24 Budget `yaml:"network_24"` // an IPv4 /24's, for accounts that do not know the area
 	Network56 Budget `yaml:"network_56"` // an IPv6 /56's, likewise
 	Network48 Budget `yaml:"network_48"` // an IPv6 /48's, likewise
-	OAuth     Budget `yaml:"oauth"`      // of refused tokens, from a network
+	OAuth     Budget `yaml:"oauth"`      // of refused tokens of more than 256 octets, from a network
 
 	Delay      time.Duration `yaml:"delay"`       // of the answer to a wrong password
 	DryRun     bool          `yaml:"dry_run"`     // log what would be refused, and refuse nobody

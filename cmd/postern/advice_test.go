@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"postern/proxy"
+	"postern/proxy/backend"
 )
 
 func TestAdviceIsForTheServerThatAnswered(t *testing.T) {
@@ -24,6 +25,24 @@ func TestAdviceIsForTheServerThatAnswered(t *testing.T) {
 		}
 		if got != "" && !strings.Contains(got, "    ignoreip = 127.0.0.1 ") {
 			t.Errorf("advice for %q forgets fail2ban:\n%s", c.greeting, got)
+		}
+	}
+}
+
+// A Dovecot that takes tokens is told how its passdbs keep them from passwords.
+func TestAdviceForTokens(t *testing.T) {
+	for _, test := range []struct {
+		report backend.Report
+		want   bool
+	}{
+		{backend.Report{Kind: backend.Dovecot, Mechanisms: []string{"PLAIN", "XOAUTH2"}}, true},
+		{backend.Report{Kind: backend.Dovecot, Mechanisms: []string{"PLAIN", "OAUTHBEARER"}}, true},
+		{backend.Report{Kind: backend.Dovecot, Mechanisms: []string{"PLAIN"}}, false},
+		{backend.Report{Kind: backend.Gmail, Mechanisms: []string{"XOAUTH2"}}, false},
+	} {
+		got := adviseTokens(test.report)
+		if has := strings.Contains(got, "mechanisms = plain login"); has != test.want {
+			t.Errorf("advice for %+v: %q", test.report, got)
 		}
 	}
 }

@@ -103,7 +103,7 @@ func (s *PolicyServer) question(l *proxy.Login) *question {
 // are recognised, and little is told of them. Tokens are another each time, and
 // have none.
 func (s *PolicyServer) hash(l *proxy.Login) string {
-	if l.Mechanism == "XOAUTH2" || l.Mechanism == "OAUTHBEARER" {
+	if isToken(l) {
 		return ""
 	}
 	h := sha256.New()

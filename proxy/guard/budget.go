@@ -44,7 +44,7 @@ const (
 	Network48          // the IPv6 /48's
 	Account            // the account's: which of four pools, the Tier says
 	Consecutive        // the account's wrong passwords since it last logged in (StrictNIST)
-	OAuth              // refused tokens of the network
+	OAuth              // refused tokens of more than 256 octets of the network
 	Strangers          // attempts of strangers for the account
 	Attempts           // attempts at all
 	Sessions           // the account's sessions from the network
@@ -91,7 +91,7 @@ type subject struct {
 	from    origin
 	trusted bool
 	account key
-	oauth   bool
+	token   bool // a bearer token that is no password
 }
 
 func (s *subject) pair() key { return s.account.with(s.from.network) }
@@ -142,7 +142,7 @@ func (g *Guard) tier(c *claim, now time.Duration) Tier {
 
 func (g *Guard) claimKnown(c *claim) {
 	pair := c.pair()
-	if c.oauth {
+	if c.token {
 		c.need(need{bucket: OAuth, key: pair ^ g.salts[OAuth], rate: c.policy.OAuth})
 		return
 	}
@@ -152,7 +152,7 @@ func (g *Guard) claimKnown(c *claim) {
 
 func (g *Guard) claimUnknown(c *claim, now time.Duration) {
 	shared, factor := g.regulars.shared(c.from.network, now), g.factor(now)
-	if !c.oauth {
+	if !c.token {
 		g.claimAccount(c)
 	}
 	if c.tier.stranger() {
@@ -162,7 +162,7 @@ func (g *Guard) claimUnknown(c *claim, now time.Duration) {
 		return
 	}
 	network := need{bucket: Network, key: c.from.network ^ g.salts[Network], atOnce: int32((networkAtOnce + shared) * factor)}
-	if c.oauth {
+	if c.token {
 		c.need(network)
 		c.need(need{bucket: OAuth, key: c.from.network ^ g.salts[OAuth], rate: c.policy.OAuth.shared(shared).times(factor)})
 		return
@@ -257,7 +257,7 @@ func (g *Guard) spendOf(c *claim, n *need, now time.Duration) {
 // networks, most of which never get a token, would stay fresh, and use up what
 // newcomers have.
 func (g *Guard) tried(c *claim, now time.Duration) {
-	if c.oauth || c.tier != AreaFresh && c.tier != StrangerFresh {
+	if c.token || c.tier != AreaFresh && c.tier != StrangerFresh {
 		return
 	}
 	for i := range c.all() {

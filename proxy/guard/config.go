@@ -27,7 +27,7 @@ type Config struct {
 	Network24 Rate // from an IPv4 /24, for accounts that are new to the area
 	Network56 Rate // from an IPv6 /56, likewise
 	Network48 Rate // from an IPv6 /48, likewise
-	OAuth     Rate // refused tokens from one network: they spend none of the above
+	OAuth     Rate // refused bearer tokens of more than 256 octets from one network: they spend none of the above; shorter ones are passwords
 
 	Sessions   int           // of one account from one network, at once
 	Delay      time.Duration // from an attempt to its refusal, give or take a tenth

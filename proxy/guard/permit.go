@@ -78,7 +78,7 @@ func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 	p.attempt = g.attempts.Get().(*attempt)
 	p.tag, p.sprayed, p.stage = 0, 0, refused
 	s := p.subject(l)
-	if !s.oauth {
+	if !s.token {
 		p.tag, p.sprayed = g.secret.tag(s.account, l.Secret.Reveal()), g.secret.password(l.Secret.Reveal())
 	}
 	g.lock()
@@ -102,8 +102,19 @@ func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 func (p *permit) subject(l *proxy.Login) subject {
 	return subject{
 		policy: p.policy, from: p.from, trusted: p.trusted, account: p.guard.secret.account(l.Account),
-		oauth: l.Mechanism == "XOAUTH2" || l.Mechanism == "OAUTHBEARER",
+		token: isToken(l),
 	}
+}
+
+// maxPassword is as many octets as a password may have. Some servers take what
+// comes as a bearer token for a password, and a token that is short enough to be
+// one costs the same.
+const maxPassword = 256
+
+// isToken reports whether l has a bearer token that is no password.
+func isToken(l *proxy.Login) bool {
+	bearer := l.Mechanism == "XOAUTH2" || l.Mechanism == "OAUTHBEARER"
+	return bearer && len(l.Secret.Reveal()) > maxPassword
 }
 
 // try decides, and waits if need be. The guard is locked, but while it waits.
