@@ -15,7 +15,7 @@ type Limits struct {
 	NetworkLogins      int           `yaml:"network_logins"`      // of them, not logged in
 	AccountSessions    int           `yaml:"account_sessions"`    // of one account from one network
 	Attempts           int           `yaml:"attempts"`            // to log in, at the backends at once
-	AttemptWait        time.Duration `yaml:"attempt_wait"`        // of an attempt for others, whose outcome it depends on
+	AttemptWait        time.Duration `yaml:"attempt_wait"`        // of an attempt for others, from when its connection was accepted; 5 s at least, unless this is less
 	GuardEntries       int           `yaml:"guard_entries"`       // budgets in use that are remembered; at a start only
 	KnownNetworks      int           `yaml:"known_networks"`      // pairs of account and network that are remembered; at a start only
 	ListingMemory      Size          `yaml:"listing_memory"`      // of the listings of all POP3 sessions together
@@ -70,7 +70,7 @@ type AuthPolicy struct {
 func defaultLimits() Limits {
 	return Limits{
 		MaxConnections: 10_000, Reserve: 2_000, NetworkConnections: 200, NetworkLogins: 40, AccountSessions: 50,
-		Attempts: 1024, AttemptWait: 5 * time.Second, GuardEntries: 1 << 19, KnownNetworks: 3 << 18,
+		Attempts: 1024, AttemptWait: 30 * time.Second, GuardEntries: 1 << 19, KnownNetworks: 3 << 18,
 		ListingMemory: 256 << 20,
 	}
 }

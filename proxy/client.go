@@ -203,21 +203,15 @@ func (c *Conn) interrupted() bool {
 // Wait sleeps for d. What the client sends meanwhile is kept, up to 4 KiB;
 // when it leaves, or ctx ends, Wait returns with an error at once.
 func (c *Conn) Wait(ctx context.Context, d time.Duration) error {
-	const keep = 4 << 10
-	c.mu.Lock()
-	old := c.deadline
-	c.mu.Unlock()
+	old := c.readDeadline()
 	end := time.Now().Add(d)
 	if err := c.SetReadDeadline(end); err != nil {
 		return err
 	}
-	for c.Buffered() < keep {
-		c.wipe()
-		if err := c.fill(keep); errors.Is(err, os.ErrDeadlineExceeded) {
-			return c.SetReadDeadline(old)
-		} else if err != nil {
-			return err
-		}
+	if err := c.keep(); errors.Is(err, os.ErrDeadlineExceeded) {
+		return c.SetReadDeadline(old)
+	} else if err != nil {
+		return err
 	}
 	rest := time.NewTimer(time.Until(end))
 	defer rest.Stop()
@@ -227,6 +221,45 @@ func (c *Conn) Wait(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// keep reads until 4 KiB are buffered, or there is an error.
+func (c *Conn) keep() error {
+	const most = 4 << 10
+	for c.Buffered() < most {
+		c.wipe()
+		if err := c.fill(most); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Watch returns a context that ends when ctx does, or when the client leaves; its
+// cause says which. What the client sends meanwhile is kept, up to 4 KiB; behind
+// as many nobody sees it leave. Nothing else may read from c until stop has
+// returned.
+func (c *Conn) Watch(ctx context.Context) (watched context.Context, stop func()) {
+	watched, cancel := context.WithCancelCause(ctx)
+	old, done := c.readDeadline(), make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := c.keep(); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			cancel(err)
+		}
+	}()
+	return watched, func() {
+		_ = c.SetReadDeadline(time.Unix(1, 0)) // or it was interrupted, and its reads end as well
+		<-done
+		_ = c.SetReadDeadline(old)
+		cancel(nil)
+	}
+}
+
+func (c *Conn) readDeadline() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.deadline
 }
 
 // WaitInput returns as soon as there is something to read.

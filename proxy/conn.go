@@ -290,7 +290,10 @@ func (s *Server) ask(c *conn, l *Login, attempt *Attempt) (session Session, err 
 			c.permit.Settle(err)
 		}
 	}()
-	if err = c.permit.Try(c.ctx, l); err == nil {
+	l.Watch = c.Watch
+	err = c.permit.Try(c.ctx, l)
+	l.Watch = nil
+	if err == nil {
 		err = Refuse(Internal, nil)
 		session, err = c.verify(l)
 	}

@@ -747,3 +747,87 @@ func (d *leaky) Login(ctx context.Context) (*proxy.Login, error) {
 	}
 	return l, proxy.Refuse(proxy.Plaintext, nil)
 }
+
+// A crowded guard lets every attempt wait until there is a place.
+type crowded struct {
+	*house
+	place  chan struct{}
+	waits  chan struct{}
+	causes chan error
+}
+
+func (g *crowded) Admit(proxy.Client, context.CancelCauseFunc) (proxy.Permit, error) { return g, nil }
+
+func (g *crowded) Try(ctx context.Context, l *proxy.Login) error {
+	ctx, stop := l.Watch(ctx)
+	defer stop()
+	g.waits <- struct{}{}
+	select {
+	case <-g.place:
+		return nil
+	case <-ctx.Done():
+		g.causes <- context.Cause(ctx)
+		return proxy.Refuse(proxy.Unavailable, nil)
+	}
+}
+
+// Criterion: A client that closes while its login waits stops waiting at once; what another sends meanwhile is not lost.
+func TestALoginThatWaitsEndsWithItsClient(t *testing.T) {
+	t.Parallel()
+	for _, implicit := range []bool{false, true} {
+		h, d := &house{}, newDiary()
+		g := &crowded{h, make(chan struct{}), make(chan struct{}, 1), make(chan error, 1)}
+		dial, s := start(t, h, d, func(svc *proxy.Service, s *proxy.Server) { svc.StartTLS, s.Guard = !implicit, g })
+
+		c := dial()
+		proxytest.Transcript(t, c, `
+			S: OK hello
+			C: LOGIN alice right
+		`)
+		<-g.waits
+		_ = c.Close()
+		if cause := <-g.causes; !errors.Is(cause, io.EOF) {
+			t.Errorf("the wait ended with %v", cause)
+		}
+		if end := d.wantEnd(t, proxy.EndClientGone); end.Account != "" {
+			t.Errorf("closed as %+v", end)
+		}
+
+		c = dial()
+		proxytest.Transcript(t, c, `
+			S: OK hello
+			C: LOGIN alice right
+			C: early
+		`)
+		<-g.waits
+		if _, err := io.WriteString(c, "bird\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		g.place <- struct{}{}
+		proxytest.Transcript(t, c, `
+			S: OK welcome
+			S: 1 early
+			S: 1 bird
+			C: QUIT
+			S: OK bye
+			S: <EOF>
+		`)
+		d.wantEnd(t, proxy.EndQuit)
+
+		c = dial()
+		proxytest.Transcript(t, c, `
+			S: OK hello
+			C: LOGIN alice right
+		`)
+		<-g.waits
+		s.Kick(func(proxy.SessionInfo) bool { return true })
+		if cause := <-g.causes; proxy.ReasonOf(cause) != proxy.Kicked {
+			t.Errorf("the wait of a client that was kicked ended with %v", cause)
+		}
+		proxytest.Transcript(t, c, `
+			S: BYE kicked
+			S: <EOF>
+		`)
+		d.wantEnd(t, proxy.EndKicked)
+	}
+}

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -56,6 +57,10 @@ type Login struct {
 	Secret    *Secret
 	Hello     Hello
 	Offer     Offer // as announced on this connection
+
+	// Watch is Conn.Watch of the client, for who lets it wait; nil: nobody can tell
+	// when it leaves.
+	Watch func(context.Context) (context.Context, func()) `json:"-"`
 }
 
 // A Secret is a password or a token. It shows itself to nobody but the caller

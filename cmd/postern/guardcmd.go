@@ -187,6 +187,9 @@ func columns(b guard.State, now time.Time) []string {
 	if b.AtOnce > 0 {
 		running = fmt.Sprintf("%d of %d", b.Running, b.AtOnce)
 	}
+	if b.Waiting > 0 {
+		running += fmt.Sprintf(", %d wait", b.Waiting)
+	}
 	return []string{left, of, every, next, running}
 }
 

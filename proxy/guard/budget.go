@@ -46,7 +46,7 @@ const (
 	Consecutive        // the account's wrong passwords since it last logged in (StrictNIST)
 	OAuth              // refused tokens of more than 256 octets of the network
 	Strangers          // attempts of strangers for the account
-	Attempts           // attempts at all
+	Attempts           // attempts at all: see slots
 	Sessions           // the account's sessions from the network
 	Connections        // the network's
 	Logins             // the network's connections that are not logged in
@@ -96,12 +96,12 @@ type subject struct {
 
 func (s *subject) pair() key { return s.account.with(s.from.network) }
 
-// A claim is all that an attempt needs.
+// A claim is all that an attempt needs, but for a slot at the backends.
 type claim struct {
 	subject
 	familiarity
 	tier  Tier
-	needs [8]need
+	needs [7]need
 	count int
 }
 
@@ -116,14 +116,11 @@ func (c *claim) all() []need { return c.needs[:c.count] }
 func (g *Guard) claim(c *claim, s subject, now time.Duration) {
 	*c = claim{subject: s, familiarity: g.regulars.look(s.account, s.from.network, s.from.area, now)}
 	c.tier = g.tier(c, now)
-	attempts := int32(g.config.Attempts)
 	if c.tier == KnownGood {
 		g.claimKnown(c)
 	} else {
 		g.claimUnknown(c, now)
-		attempts -= attempts / 4
 	}
-	c.need(need{bucket: Attempts, key: g.salts[Attempts], atOnce: attempts})
 }
 
 func (g *Guard) tier(c *claim, now time.Duration) Tier {

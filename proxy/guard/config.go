@@ -39,12 +39,12 @@ type Config struct {
 	Services map[string]Config
 
 	Connections           int // open at once, from anywhere
-	Reserve               int // of them, for networks that are known-good for an account; zero: a fifth
+	Reserve               int // of them, for networks that are known-good for an account, once the guard has learnt; zero: a fifth
 	ConnectionsPerNetwork int // logged in or not; 20 more for each account that uses the network
 	LoginsPerNetwork      int // of them, not logged in; 4 more for each such account
 
-	Attempts int           // at the backends at once; three quarters of them for strangers
-	Wait     time.Duration // for attempts under way, which may give their tokens back
+	Attempts int           // at the backends at once; three quarters of them for strangers, all while the guard learns
+	Wait     time.Duration // for attempts under way, counted from when the connection was accepted; 5 s at least, or Wait if that is less
 
 	Trusted []netip.Prefix // webmail, monitoring: no limit per network; the account's stays
 
@@ -74,7 +74,7 @@ func DefaultConfig() Config {
 		ConnectionsPerNetwork: 200,
 		LoginsPerNetwork:      40,
 		Attempts:              1024,
-		Wait:                  5 * time.Second,
+		Wait:                  30 * time.Second,
 		Learning:              72 * time.Hour,
 		KnownFor:              knownFor,
 		Entries:               1 << 19,

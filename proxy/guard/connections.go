@@ -3,6 +3,7 @@ package guard
 import (
 	"context"
 	"errors"
+	"time"
 
 	"postern/proxy"
 )
@@ -26,8 +27,9 @@ type presence struct {
 	from     origin
 	trusted  bool
 	loggedIn bool
-	gone     bool // made to leave: counted no more
-	inSite   bool // counted in its IPv6 /48, too
+	gone     bool          // made to leave: counted no more
+	inSite   bool          // counted in its IPv6 /48, too
+	since    time.Duration // when it was accepted
 	shed     context.CancelCauseFunc
 
 	stranger     bool // neither trusted nor known-good for anybody
@@ -68,6 +70,7 @@ func (g *Guard) Admit(c proxy.Client, shed context.CancelCauseFunc) (proxy.Permi
 func (g *Guard) admit(p *permit, service string) (victim context.CancelCauseFunc, err error) {
 	g.lock()
 	defer g.mu.Unlock()
+	p.since = g.latest
 	p.policy = g.policyOf(service)
 	p.trusted = g.trusts(p.from.addr)
 	p.stranger = !p.trusted && !g.regulars.welcomes(p.from.network, g.latest)
@@ -78,6 +81,9 @@ func (g *Guard) admit(p *permit, service string) (victim context.CancelCauseFunc
 		}
 	}
 	places := max(1, g.config.Connections-g.config.Reserve)
+	if g.factor(g.latest) > 1 { // everybody is a stranger: nobody would use the reserve
+		places = g.config.Connections
+	}
 	if g.open >= g.config.Connections || p.stranger && g.strangers >= places {
 		if victim = g.shedOldest(); victim == nil {
 			return nil, ErrConnections

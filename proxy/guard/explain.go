@@ -32,6 +32,7 @@ type State struct {
 	Next    time.Time     // a token; zero: there is one
 	Running int           // attempts, sessions or connections that have one
 	AtOnce  int           // as many may; 0: as many as come
+	Waiting int           // attempts that wait for a slot; of Attempts alone
 }
 
 // Explain returns what the guard would say to an attempt at an account, as
@@ -57,6 +58,9 @@ func (g *Guard) Explain(service, account string, addr netip.Addr) Explanation {
 	for i := range c.all() {
 		e.Buckets = append(e.Buckets, g.state(&c, &c.needs[i]))
 	}
+	e.Buckets = append(e.Buckets, State{
+		Bucket: Attempts, Running: g.slots.taken, AtOnce: g.slotsFor(c.tier.slot()), Waiting: g.slots.waiting(),
+	})
 	e.Buckets = append(e.Buckets, State{Bucket: Sessions, Running: int(g.sessions[c.pair()]), AtOnce: c.policy.Sessions})
 	if !c.trusted {
 		here := g.from[from.network]

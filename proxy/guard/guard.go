@@ -40,6 +40,7 @@ type Guard struct {
 	rings    *table[ring, *ring]
 	regulars *regulars
 	flights  map[key]flight
+	slots    slots
 	sessions map[key]int32 // of pairs
 	unlocked map[key]time.Duration
 	refused  refusals
@@ -96,6 +97,7 @@ func (g *Guard) Reload(c Config) {
 	g.configure(c)
 	g.regulars.keep = g.config.KnownFor
 	g.learning = min(g.learning, g.latest+max(0, c.Learning))
+	g.handOver()
 }
 
 func (g *Guard) configure(c Config) {

@@ -1,11 +1,6 @@
 package guard
 
-import (
-	"context"
-	"time"
-
-	"postern/proxy"
-)
+import "postern/proxy"
 
 // An outcome is what became of an attempt.
 type outcome uint8
@@ -55,8 +50,9 @@ type landing struct {
 	waiting int
 }
 
-// maxWaiting bounds how many wait for one flight, and wake with it.
-const maxWaiting = 256
+// maxWaiting bounds how many wait for one flight, and wake with it. It is more
+// than the connections that a network has before they are logged in, by default.
+const maxWaiting = 512
 
 // depart counts an attempt in. Reserve says whether it is to cost something.
 func (g *Guard) depart(c *claim, t tag, reserve bool) {
@@ -122,15 +118,15 @@ func (g *Guard) join(n *need) *landing {
 	return f.landing
 }
 
-// await sleeps until l has ended and reports whether it has.
-func (g *Guard) await(ctx context.Context, l *landing, patience *time.Timer) bool {
+// await sleeps until ended is closed and reports whether it is.
+func (g *Guard) await(ended <-chan struct{}, wait *patience) bool {
 	g.stats.waiting.Add(1)
 	defer g.stats.waiting.Add(-1)
 	select {
-	case <-l.ended:
+	case <-ended:
 		return true
-	case <-patience.C:
-	case <-ctx.Done():
+	case <-wait.timer.C:
+	case <-wait.gone:
 	}
 	return false
 }

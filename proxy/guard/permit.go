@@ -54,6 +54,7 @@ type attempt struct {
 	sprayed key // the password, whoever's it is
 	begun   time.Duration
 	stage   stage
+	slot    slot // at the backends
 }
 
 // A stage is how far an attempt has come.
@@ -72,20 +73,22 @@ func (p *permit) Verdict() Verdict { return p.verdict }
 
 // Try implements proxy.Permit. Where all tokens that are left are reserved, by
 // attempts that may well be right, or too many attempts are under way, it waits
-// for them.
+// for them, Config.Wait at most and until the client leaves.
 func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 	g := p.guard
 	p.attempt = g.attempts.Get().(*attempt)
-	p.tag, p.sprayed, p.stage = 0, 0, refused
+	p.tag, p.sprayed, p.stage, p.slot = 0, 0, refused, noSlot
 	s := p.subject(l)
 	if !s.token {
 		p.tag, p.sprayed = g.secret.tag(s.account, l.Secret.Reveal()), g.secret.password(l.Secret.Reveal())
 	}
+	var wait patience
+	defer wait.end() // after the lock is open
 	g.lock()
 	defer g.mu.Unlock()
 	p.begun = g.latest
 	p.endSession()
-	denied, reason := p.try(ctx, s)
+	denied, reason := p.try(ctx, l, s, &wait)
 	p.verdict = Verdict{Tier: p.claim.tier, Repeat: p.verdict.Repeat, Denied: denied}
 	if denied == nil {
 		return nil
@@ -117,12 +120,26 @@ func isToken(l *proxy.Login) bool {
 	return bearer && len(l.Secret.Reveal()) > maxPassword
 }
 
+// leastWait is the patience of an attempt that comes when its connection has been
+// open for long: of Config.Wait, which is shorter.
+const leastWait = 5 * time.Second
+
+// patience returns how long an attempt may wait. Its client waits since its
+// connection was accepted.
+func (p *permit) patience() time.Duration {
+	wait := p.guard.config.Wait
+	return max(wait-(p.guard.latest-p.since), min(wait, leastWait))
+}
+
 // try decides, and waits if need be. The guard is locked, but while it waits.
-func (p *permit) try(ctx context.Context, s subject) (*Denied, proxy.Reason) {
+func (p *permit) try(ctx context.Context, l *proxy.Login, s subject, wait *patience) (*Denied, proxy.Reason) {
 	g := p.guard
-	var patience *time.Timer
-	for {
+	for first := true; ; first = false {
 		blocked, denied, reason := p.decide(s)
+		if blocked == nil && denied == nil {
+			return nil, 0
+		}
+		g.freeSlot(p.attempt) // who was handed a slot and must not go
 		if blocked == nil {
 			return denied, reason
 		}
@@ -131,18 +148,21 @@ func (p *permit) try(ctx context.Context, s subject) (*Denied, proxy.Reason) {
 			p.startSession()
 			return nil, 0
 		}
+		wait.begin(ctx, l, p.patience())
 		crowded := &Denied{Tier: p.claim.tier, Bucket: blocked.bucket}
+		if blocked.bucket == Attempts {
+			if !p.queue(wait, first) {
+				return crowded, proxy.Unavailable
+			}
+			continue
+		}
 		same := blocked.bucket == Pair && p.tag != 0 && g.flights[blocked.key].tag == p.tag
 		landing := g.join(blocked)
 		if landing == nil {
 			return crowded, proxy.Unavailable
 		}
-		if patience == nil {
-			patience = time.NewTimer(g.config.Wait)
-			defer patience.Stop()
-		}
 		g.mu.Unlock()
-		ended := g.await(ctx, landing, patience)
+		ended := g.await(landing.ended, wait)
 		g.lock()
 		if !ended {
 			return crowded, proxy.Unavailable
@@ -156,6 +176,9 @@ func (p *permit) try(ctx context.Context, s subject) (*Denied, proxy.Reason) {
 		}
 	}
 }
+
+// everySlot is what an attempt needs that finds no slot at the backends.
+var everySlot = need{bucket: Attempts}
 
 // decide takes what the attempt needs, or says why it must not be made, or
 // what it has to wait for.
@@ -184,6 +207,9 @@ func (p *permit) decide(s subject) (blocked *need, denied *Denied, reason proxy.
 	}
 	if has == unsettled {
 		return which, nil, 0
+	}
+	if !g.takeSlot(p.attempt, p.claim.tier.slot()) {
+		return &everySlot, nil, 0
 	}
 	p.stage = charged
 	if repeat {
@@ -261,6 +287,7 @@ func (p *permit) settle(o outcome) {
 	g.stats.settled(p, o, now)
 	if p.stage == charged || p.stage == repeats {
 		g.land(c, p.stage == charged, o)
+		g.freeSlot(p.attempt)
 	}
 }
 

@@ -46,7 +46,7 @@ func (g *Guard) Stats() Stats {
 	defer g.mu.Unlock()
 	s := Stats{
 		Entries: entries, KnownGood: g.regulars.len(), Connections: g.open, Strangers: g.strangers,
-		InFlight: int(g.flights[g.salts[Attempts]].running), Waiting: int(g.stats.waiting.Load()),
+		InFlight: g.slots.taken, Waiting: int(g.stats.waiting.Load()),
 		Learning: max(0, g.learning-g.latest), Evictions: g.stats.evictions, Shed: g.stats.shed,
 	}
 	for _, n := range g.sessions {
