@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"postern/proxy"
+	"postern/proxy/guard"
 	"postern/proxy/wire"
 )
 
@@ -284,4 +287,73 @@ func TestAnAttemptThatIsBrokenOffIsNoGuess(t *testing.T) {
 			t.Errorf("ended %v: %+v", ended, err)
 		}
 	}
+}
+
+// Criterion: Whatever row of the table answers a guess, by whatever mechanism it came, a day of guesses at an account gets at most 40 from one address, and 130 from ten thousand that go through all rows.
+func TestGuessesThroughEveryRowAreBounded(t *testing.T) {
+	s := &Server{Name: "main"}
+	var refusals []error
+	for _, a := range imapAnswers {
+		if a.want != unavailable {
+			refusals = append(refusals, s.imapVerdict(a.kind, imapResponse(t, a.text)))
+		}
+	}
+	for _, a := range smtpAnswers {
+		refusals = append(refusals, s.smtpVerdict(a.kind, smtpReply(t, a.text)))
+	}
+	refusals = append(refusals, s.unanswered(errors.New("gone")))
+	ways := 0
+	all := newGuessed(t)
+	for _, refusal := range refusals {
+		for _, mechanism := range []string{mechPlain, mechXOAuth2, mechOAuthBearer} {
+			one := newGuessed(t)
+			for i := range 24 * 4 {
+				one.guess("192.0.2.1", mechanism, i, refusal)
+				one.now = one.now.Add(15 * time.Minute)
+			}
+			if one.asked > 40 {
+				t.Errorf("%s, answered with %v: the server was asked %d times in a day", mechanism, refusal, one.asked)
+			}
+			for range 48 {
+				ways++
+				all.guess(fmt.Sprintf("%d.%d.%d.9", 32+ways%64, ways/64%157, ways%251), mechanism, ways, refusal)
+				all.now = all.now.Add(8 * time.Second)
+			}
+		}
+	}
+	if most := 130 * (1 + all.days()); all.asked > most {
+		t.Errorf("through all rows the server was asked %d times in %d days", all.asked, all.days())
+	}
+}
+
+// A guessed is an account, at a guard, whose password somebody guesses.
+type guessed struct {
+	t          testing.TB
+	guard      *guard.Guard
+	begun, now time.Time
+	asked      int
+}
+
+func newGuessed(t testing.TB) *guessed {
+	g := &guessed{t: t, now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+	g.begun = g.now
+	g.guard = guard.New(guard.Config{Now: func() time.Time { return g.now }, Learning: -1, Entries: 1 << 15, Pairs: 1 << 10})
+	return g
+}
+
+func (g *guessed) days() int { return int(g.now.Sub(g.begun) / (24 * time.Hour)) }
+
+func (g *guessed) guess(addr, mechanism string, n int, answer error) {
+	p, err := g.guard.Admit(proxy.Client{Addr: netip.AddrPortFrom(netip.MustParseAddr(addr), 1024)}, nil)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer p.Leave()
+	l := login(account, fmt.Sprint("guess", n))
+	l.Mechanism = mechanism
+	if err = p.Try(g.t.Context(), l); err == nil {
+		g.asked++
+		err = answer
+	}
+	p.Settle(err)
 }

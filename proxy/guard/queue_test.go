@@ -207,6 +207,15 @@ func (h *hand) state() string {
 	}
 }
 
+// settle ends an attempt that is right; its connection stays.
+func (h *hand) settle(t testing.TB) {
+	t.Helper()
+	if err := <-h.tried; err != nil {
+		t.Error(err)
+	}
+	h.Settle(nil)
+}
+
 func (h *hand) end(err error) {
 	if tried := <-h.tried; tried != nil {
 		err = tried
@@ -233,8 +242,7 @@ func TestNobodyOvertakesTheQueue(t *testing.T) {
 		a := try(t, g, 1, "a")
 		b := try(t, g, 2, "b")
 		wantStates(t, "at first", "goes waits", a, b)
-		<-a.tried
-		a.Settle(nil) // b has not run since
+		a.settle(t) // b has not run since
 		c := &hand{permit: mustAdmit(t, g, "192.0.2.3"), tried: make(chan error, 1)}
 		err := c.Try(cancelled(t), loginWith("c", "right"))
 		if deniedBy(t, err).Bucket != Attempts {
@@ -288,8 +296,7 @@ func TestWhoIsWokenDecidesAnew(t *testing.T) {
 		wantStates(t, "at first", "goes waits waits waits", a, b1, b2, c)
 		a.end(nil)
 		wantStates(t, "after the first", "goes waits waits", b1, b2, c)
-		<-b1.tried
-		b1.Settle(nil) // its session is open, and there may be no other
+		b1.settle(t) // its session is open, and there may be no other
 		wantStates(t, "after the second", "too_many_sessions goes", b2, c)
 		b1.Leave()
 		b2.end(nil)
@@ -368,7 +375,9 @@ func TestWhoLeavesTheQueueHandsThePlaceOn(t *testing.T) {
 		if err := <-slow.result; deniedBy(t, err).Bucket != Attempts || time.Since(at) != 5*time.Second {
 			t.Errorf("a client that came late: %v after %v", err, time.Since(at))
 		}
-		<-closes.result
+		if err := <-closes.result; deniedBy(t, err).Bucket != Attempts {
+			t.Error(err)
+		}
 		closes = come("closes", 0)
 		at = time.Now()
 		closes.close()
@@ -382,7 +391,9 @@ func TestWhoLeavesTheQueueHandsThePlaceOn(t *testing.T) {
 		after := try(t, g, 5, "after")
 		holds.end(nil)
 		wantStates(t, "the first of them", "goes waits", last, after)
-		<-last.tried
+		if err := <-last.tried; err != nil {
+			t.Error(err)
+		}
 		g.mu.Lock()
 		closes.close()
 		g.freeSlot(last.attempt)

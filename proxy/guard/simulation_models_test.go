@@ -1,6 +1,7 @@
 package guard_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"math/bits"
@@ -34,13 +35,13 @@ func (*postern) delay() time.Duration { return 2 * time.Second }
 
 func (p *postern) ask(now time.Duration, a *attempt) (time.Duration, answer) {
 	p.now = epoch.Add(now)
-	client := proxy.Client{Addr: netip.AddrPortFrom(a.from, 1024), Protocol: proxy.IMAP}
+	client := proxy.Client{Addr: netip.AddrPortFrom(a.from, 1024), Protocol: cmp.Or(a.how.protocol, proxy.IMAP)}
 	permit, err := p.guard.Admit(client, nil)
 	if err != nil {
 		return 0, refuses
 	}
 	login := &proxy.Login{
-		Client: client, Mechanism: "PLAIN", Account: p.name(a.account),
+		Client: client, Mechanism: cmp.Or(a.how.mechanism, "PLAIN"), Account: p.name(a.account),
 		Secret: proxy.NewSecret(binary.BigEndian.AppendUint32(nil, a.password)),
 	}
 	impatient, cancel := context.WithCancel(context.Background())
@@ -63,7 +64,7 @@ func (p *postern) learn(now time.Duration, a *attempt) {
 	permit := a.kept.(proxy.Permit)
 	var err error
 	if !a.right() {
-		err = proxy.Refuse(proxy.Wrong, nil)
+		err = cmp.Or(a.how.answer, error(proxy.Refuse(proxy.Wrong, nil)))
 	}
 	permit.Settle(err)
 	permit.Leave()

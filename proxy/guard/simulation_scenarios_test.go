@@ -3,6 +3,8 @@ package guard_test
 import (
 	"net/netip"
 	"time"
+
+	"postern/proxy"
 )
 
 // Accounts are numbers. That which is attacked is the victim's, where it is
@@ -109,6 +111,47 @@ func (c crowd) atMost(most int, about ...int) crowd {
 	c.most = most
 	copy(c.others[:], about)
 	return c
+}
+
+// The answers to a wrong password that are not called wrong.
+var doubtfulAnswers = func() (all []error) {
+	for _, reason := range []proxy.Reason{proxy.Unavailable, proxy.TooMany, proxy.InUse, proxy.MailboxFull, proxy.Maintenance} {
+		r := proxy.Refuse(reason, nil)
+		r.Doubtful = true
+		all = append(all, r)
+	}
+	return append(all, proxy.Refuse(proxy.Suspended, nil))
+}()
+
+// through has the nth attempt be made, and answered, in the nth of these ways.
+func (c crowd) through(ways ...how) crowd {
+	tries := c.tries
+	c.tries = func(client, n int) attempt {
+		a := tries(client, n)
+		a.how = ways[n%len(ways)]
+		return a
+	}
+	return c
+}
+
+// everyWay is each protocol with each mechanism and each answer.
+func everyWay() (all []how) {
+	for _, answer := range append(doubtfulAnswers, nil) {
+		for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+			for _, mechanism := range []string{"PLAIN", "XOAUTH2", "OAUTHBEARER"} {
+				all = append(all, how{protocol, mechanism, answer})
+			}
+		}
+	}
+	return all
+}
+
+// doubtful is each answer that is not called wrong.
+func doubtful() (all []how) {
+	for _, answer := range doubtfulAnswers {
+		all = append(all, how{answer: answer})
+	}
+	return all
 }
 
 // between has every other attempt be this one.
@@ -296,6 +339,24 @@ func scenarios() []scenario {
 					},
 				},
 				atHome().during(10*day, 11*day),
+			},
+		},
+		{
+			name: "P", title: "A with bearer tokens of up to 256 octets, which the server takes for passwords",
+			known: atHomeBefore, alone: true,
+			crowds: []crowd{guessing(time.Second, at(attacker)).through(how{mechanism: "XOAUTH2"}, how{mechanism: "OAUTHBEARER"}).atMost(40), atHome()},
+		},
+		{
+			name: "Q", title: "A at a server that answers wrong passwords as temporary",
+			known: atHomeBefore, alone: true,
+			crowds: []crowd{guessing(time.Second, at(attacker)).through(doubtful()...).atMost(40), atHome()},
+		},
+		{
+			name: "R", title: "C through every protocol, mechanism and answer in turn",
+			known: atHomeBefore, alone: true,
+			crowds: []crowd{
+				botnet(10_000, 10*time.Minute, bot).through(everyWay()...).atMost(130),
+				atHome(), nearHome().atMost(2), travelling().atMost(2),
 			},
 		},
 	}
