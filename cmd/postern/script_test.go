@@ -28,6 +28,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(play{m}, map[string]func(){
 		"postern": func() { os.Exit(command(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) },
 		"crowd":   beCrowd,
+		"storm":   beStorm,
 	})
 }
 
