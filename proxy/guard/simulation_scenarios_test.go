@@ -352,10 +352,10 @@ func scenarios() []scenario {
 			crowds: []crowd{guessing(time.Second, at(attacker)).through(doubtful()...).atMost(40), atHome()},
 		},
 		{
-			name: "R", title: "C through every protocol, mechanism and answer in turn",
+			name: "R", title: "C with 2,000 addresses, through every protocol, mechanism and answer in turn",
 			known: atHomeBefore, alone: true,
 			crowds: []crowd{
-				botnet(10_000, 10*time.Minute, bot).through(everyWay()...).atMost(130),
+				botnet(2_000, 10*time.Minute, bot).through(everyWay()...).atMost(130),
 				atHome(), nearHome().atMost(2), travelling().atMost(2),
 			},
 		},
