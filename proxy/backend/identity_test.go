@@ -272,13 +272,16 @@ func TestLoginSMTPVouchesOnlyForWhatIMAPHasAccepted(t *testing.T) {
 		t.Errorf("events: %s, want %s; told %s", got, want, told())
 	}
 
-	for answer, want := range map[string]proxy.Reason{"S: P1 NO no": proxy.Wrong, "S: P1 NO [UNAVAILABLE]": proxy.Unavailable} {
+	for answer, want := range map[string]verdict{"S: P1 NO no": wrong, "S: P1 NO [UNAVAILABLE]": unavailable, "S: P1 BAD what": doubtful} {
 		imap, _ = serve(t, proxy.IMAP, None, greeting+answer+goodbye(answer, "P2 LOGOUT"))
 		s, seen = serve(t, proxy.Submission, None) // nobody may connect
 		identifying(s, XCLIENTLogin)
 		s.Verify = Verify(imap)
 		_, err = s.LoginSMTP(t.Context(), from(submitter(password), customer))
-		refused(t, err, want)
+		refused(t, err, want.reason)
+		if r, ok := errors.AsType[*proxy.Refusal](err); ok && r.Doubtful != want.doubtful {
+			t.Errorf("%s: doubtful = %v, want %v", answer, r.Doubtful, want.doubtful)
+		}
 		if got := seen.String(); got != "" {
 			t.Errorf("events: %s, want none", got)
 		}
