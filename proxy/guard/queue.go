@@ -176,7 +176,8 @@ func (g *Guard) next() *waiter {
 }
 
 // queue waits for a slot, and reports whether the attempt has got one. The guard
-// is locked, but while it waits. A full queue takes nobody who comes for the first time.
+// is locked, but while it waits. A full queue takes nobody who comes for the
+// first time.
 func (p *permit) queue(wait *patience, first bool) bool {
 	g, q := p.guard, &p.guard.slots
 	if first && q.waiting() >= g.config.Connections {
@@ -185,14 +186,14 @@ func (p *permit) queue(wait *patience, first bool) bool {
 	w := &waiter{slot: p.claim.tier.slot(), ready: make(chan struct{})}
 	q.lane(w.slot).add(w)
 	g.mu.Unlock()
-	ended := g.await(w.ready, wait)
+	g.await(w.ready, wait)
 	g.lock()
 	if !w.handed {
 		q.lane(w.slot).remove(w)
 		return false
 	}
 	p.slot = w.slot
-	if !ended && wait.left() { // too late
+	if wait.left() { // in that moment
 		g.freeSlot(p.attempt)
 		return false
 	}

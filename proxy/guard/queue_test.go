@@ -253,10 +253,16 @@ func TestNobodyOvertakesTheQueue(t *testing.T) {
 		a.Leave()
 		wantStates(t, "at the end of the first", "goes", b)
 		b.end(nil)
-		if g.slots != (slots{}) {
-			t.Errorf("slots: %+v", g.slots)
+		if taken(g) != (slots{}) {
+			t.Errorf("slots: %+v", taken(g))
 		}
 	})
+}
+
+func taken(g *Guard) slots {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.slots
 }
 
 func cancelled(t testing.TB) context.Context {
@@ -301,8 +307,8 @@ func TestWhoIsWokenDecidesAnew(t *testing.T) {
 		b1.Leave()
 		b2.end(nil)
 		c.end(nil)
-		if g.slots != (slots{}) || len(g.flights) != 0 {
-			t.Errorf("slots: %+v, flights %d", g.slots, len(g.flights))
+		if taken(g) != (slots{}) || len(g.flights) != 0 {
+			t.Errorf("slots: %+v, flights %d", taken(g), len(g.flights))
 		}
 	})
 }
@@ -327,8 +333,8 @@ func TestWhoIsWokenMayHaveToWaitOn(t *testing.T) {
 		wantStates(t, "after y", "goes goes", b2, z)
 		b2.end(nil)
 		z.end(nil)
-		if g.slots != (slots{}) {
-			t.Errorf("slots: %+v", g.slots)
+		if taken(g) != (slots{}) {
+			t.Errorf("slots: %+v", taken(g))
 		}
 	})
 }
@@ -368,8 +374,8 @@ func TestWhoLeavesTheQueueHandsThePlaceOn(t *testing.T) {
 		if err := <-late.result; deniedBy(t, err).Bucket != Attempts {
 			t.Error(err)
 		}
-		if got := g.slots.waiting(); got != 1 {
-			t.Errorf("%d wait, want slow alone", got)
+		if got := taken(g); got.waiting() != 1 {
+			t.Errorf("%d wait, want slow alone", got.waiting())
 		}
 		at := time.Now()
 		if err := <-slow.result; deniedBy(t, err).Bucket != Attempts || time.Since(at) != 5*time.Second {
@@ -398,15 +404,15 @@ func TestWhoLeavesTheQueueHandsThePlaceOn(t *testing.T) {
 		closes.close()
 		g.freeSlot(last.attempt)
 		g.mu.Unlock()
-		if err := <-closes.result; err != nil && deniedBy(t, err).Bucket != Attempts {
+		if err := <-closes.result; deniedBy(t, err).Bucket != Attempts {
 			t.Error(err)
 		}
 		wantStates(t, "behind who left", "goes", after)
 		last.Settle(nil)
 		last.Leave()
 		after.end(nil)
-		if g.slots != (slots{}) || g.stats.waiting.Load() != 0 {
-			t.Errorf("slots: %+v", g.slots)
+		if taken(g) != (slots{}) || g.stats.waiting.Load() != 0 {
+			t.Errorf("slots: %+v", taken(g))
 		}
 	})
 }
