@@ -225,6 +225,7 @@ type Conn struct {
 	replies  *wire.ReplyReader
 	timeout  time.Duration // for each answer
 	release  func()        // tells the pool; may be called again; nil: there is none
+	lacks    []string      // keywords of EHLO that the client was offered and that the server does not have for it
 }
 
 // Read returns what was read ahead first.

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -18,39 +19,111 @@ import (
 type Report struct {
 	Greeting     string   // its text, of at most 200 octets
 	TLS          uint16   // as in tls.ConnectionState.Version; 0: none
-	Capabilities []string // of IMAP, or the lines of an answer to EHLO
+	Capabilities []string // of IMAP, or the lines of an answer to EHLO, as a client is answered
 	Mechanisms   []string // SASL, upper case
 	Kind         Kind     // as configured, or guessed from Greeting and, with IMAP, ID
+
+	offered []string // the lines that the relay passes and that the server has for Postern, too
 }
 
 // Probe connects to the server, asks what it offers and takes leave. Offer
-// tells afterwards. Once ctx has ended, the error says nothing about the server.
+// tells afterwards. It asks as a client outside will be asked for: with the
+// same Identity, and an address that is neither a loopback nor Postern's own. A
+// server with which nobody could log in gives an error. Once ctx has ended, the
+// error says nothing about the server.
 func (s *Server) Probe(ctx context.Context) (Report, error) {
 	report, err := s.probe(ctx)
 	if ctx.Err() != nil {
 		return Report{}, context.Cause(ctx)
 	}
+	if err == nil && !s.logsIn(report) {
+		err = s.nobody(report)
+	}
 	if err != nil {
 		return Report{}, fmt.Errorf("backend %s, %s at %s: %w", s.Name, s.Protocol, s.Address, err)
 	}
-	s.learn(report)
+	s.report.Store(&report)
 	return report, nil
 }
 
-// learn keeps a report for Offer. Every login is a probe, too: when the server
-// has changed, the next client is offered what there is now.
-func (s *Server) learn(report Report) { s.report.Store(&report) }
-
-func (s *Server) probe(ctx context.Context) (Report, error) {
-	if s.Protocol == proxy.Submission {
-		return s.probeSMTP(ctx)
+// learnFrom keeps the report of a login for Offer. Every login is a probe, too:
+// when the server has changed, the next client is offered what there is now.
+// What XCLIENT has brought holds for that client alone: only what is missing is
+// believed, until the next probe. A report without mechanisms is none, as in
+// Probe.
+func (s *Server) learnFrom(report Report) {
+	last := s.report.Load()
+	if !s.logsIn(report) {
+		return
 	}
-	return s.probeIMAP(ctx)
+	if last != nil && (s.Identity == XCLIENT || s.Identity == XCLIENTLogin) {
+		report.offered = common(last.offered, report.offered)
+	}
+	s.report.Store(&report)
 }
 
-func (s *Server) probeIMAP(ctx context.Context) (Report, error) {
+// logsIn reports whether a server with this report takes a login at all.
+func (s *Server) logsIn(r Report) bool {
+	if s.Protocol == proxy.IMAP && s.TLS == None && capabilities(r.Capabilities).has("LOGINDISABLED") {
+		return false
+	}
+	return slices.ContainsFunc(r.Mechanisms, func(name string) bool {
+		return carriers[name] != nil || name == mechLogin && s.Protocol == proxy.Submission
+	})
+}
+
+// nobody is why nobody can log in.
+func (s *Server) nobody(r Report) error {
+	why := "no AUTH"
+	switch {
+	case s.Protocol == proxy.IMAP:
+		why = "LOGINDISABLED"
+	case len(r.Mechanisms) > 0:
+		why = "only mechanisms that Postern does not speak (" + shorten(strings.Join(r.Mechanisms, " ")) + ")"
+	}
+	return fmt.Errorf("nobody can log in: the server offers %s on this connection: use TLS, let it trust Postern's address, or switch AUTH on there", why)
+}
+
+// outside returns a client like those to come, with addresses that are kept for
+// documentation, RFC 5737: no list of clients that may do more, or less, than
+// others has them.
+func outside() proxy.Client {
+	return proxy.Client{
+		ID: "probe", Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), 50000),
+		Local: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 2}), 993),
+		TLS:   &tls.ConnectionState{Version: tls.VersionTLS13, CipherSuite: tls.TLS_AES_128_GCM_SHA256},
+	}
+}
+
+// probe asks for a client outside and, where the server does not take one and
+// could mean its address, for a client at Postern's own: it may serve only
+// such.
+func (s *Server) probe(ctx context.Context) (Report, error) {
+	ask := s.probeIMAP
+	if s.Protocol == proxy.Submission {
+		ask = s.probeSMTP
+	}
+	report, err := ask(ctx, outside())
+	switch s.Identity {
+	case Anonymous, ID:
+		return report, err
+	}
+	if result := dialResult(err); err != nil && (result == proxy.DialGreeting || result == proxy.DialTLS) {
+		if second, err := ask(ctx, proxy.Client{}); err == nil {
+			return second, nil
+		}
+	}
+	return report, err
+}
+
+func (s *Server) probeIMAP(ctx context.Context, client proxy.Client) (Report, error) {
 	d := &imap{}
-	conn, err := s.open(ctx, proxy.Client{}, func(c *Conn) error { return d.begin(ctx, c, s) })
+	conn, err := s.open(ctx, client, func(c *Conn) error {
+		if err := d.begin(ctx, c, s); err != nil {
+			return err
+		}
+		return d.introduce(client, s)
+	})
 	if err != nil {
 		return Report{}, err
 	}
@@ -80,9 +153,14 @@ func (d *imap) inquire(s *Server) {
 	}
 }
 
-func (s *Server) probeSMTP(ctx context.Context) (Report, error) {
+func (s *Server) probeSMTP(ctx context.Context, client proxy.Client) (Report, error) {
 	d := &smtp{names: s.ehloNames("")}
-	conn, err := s.open(ctx, proxy.Client{}, func(c *Conn) error { return d.begin(ctx, c, s) })
+	conn, err := s.open(ctx, client, func(c *Conn) error {
+		if err := d.begin(ctx, c, s); err != nil {
+			return err
+		}
+		return d.pretend(client, s)
+	})
 	if err != nil {
 		return Report{}, err
 	}
@@ -92,7 +170,20 @@ func (s *Server) probeSMTP(ctx context.Context) (Report, error) {
 }
 
 func (d *smtp) report(c *Conn, s *Server) Report {
-	return Report{Greeting: d.heard, TLS: c.version(), Capabilities: d.extensions, Mechanisms: d.mechanisms(s), Kind: s.said(d.software())}
+	offered := relay.Extensions(d.extensions)
+	if d.before != nil {
+		offered = common(relay.Extensions(d.before), offered)
+	}
+	return Report{
+		Greeting: d.heard, TLS: c.version(), Capabilities: d.extensions, Mechanisms: d.mechanisms(s), Kind: s.said(d.software()),
+		offered: offered,
+	}
+}
+
+// common returns what two answers to EHLO have in common.
+func common(a, b []string) []string {
+	any := []string{mechPlain}
+	return proxy.Intersect(proxy.Offer{Mechanisms: any, Extensions: a}, proxy.Offer{Mechanisms: any, Extensions: b}).Extensions
 }
 
 // version returns that of TLS, or 0.
@@ -112,9 +203,9 @@ func (s *Server) Offer() proxy.Offer {
 	}
 	offer := proxy.Offer{Mechanisms: slices.Clone(report.Mechanisms), Extensions: slices.Clone(report.Capabilities)}
 	if s.Protocol == proxy.Submission {
-		offer.Extensions = relay.Extensions(report.Capabilities)
-		if slices.Contains(offer.Mechanisms, "LOGIN") && !slices.Contains(offer.Mechanisms, "PLAIN") {
-			offer.Mechanisms = append(offer.Mechanisms, "PLAIN") // what one carries, the other does, too
+		offer.Extensions = slices.Clone(report.offered)
+		if slices.Contains(offer.Mechanisms, mechLogin) && !slices.Contains(offer.Mechanisms, mechPlain) {
+			offer.Mechanisms = append(offer.Mechanisms, mechPlain) // what one carries, the other does, too
 		}
 	}
 	return offer

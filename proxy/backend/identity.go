@@ -72,6 +72,10 @@ func (d *imap) identify(tag string, l *proxy.Login, s *Server) []byte {
 	if s.Identity != ID || !s.identifies(l, d.capabilities.has("ID")) {
 		return nil
 	}
+	return idCommand(tag, l)
+}
+
+func idCommand(tag string, l *proxy.Login) []byte {
 	line := append([]byte(tag), " ID ("...)
 	for i, value := range idValues(l) {
 		if i > 0 {
@@ -80,6 +84,20 @@ func (d *imap) identify(tag string, l *proxy.Login, s *Server) []byte {
 		line = append(append(append(line, '"'), value...), '"')
 	}
 	return append(line, ")\r\n"...)
+}
+
+// introduce tells the server of the client of a probe, and asks anew what it can
+// do. A server that takes no ID is not told at a login either.
+func (d *imap) introduce(client proxy.Client, s *Server) error {
+	if s.Identity != ID || !d.capabilities.has("ID") {
+		return nil
+	}
+	tag := d.nextTag()
+	if _, err := d.exchange(tag, nil, idCommand(tag, &proxy.Login{Client: client})); err != nil {
+		return fmt.Errorf("ID: %w", err)
+	}
+	d.capabilities = nil
+	return d.learn()
 }
 
 // Keys of ID that a client may tell the server of itself: those that RFC 2971
@@ -137,6 +155,22 @@ func (d *smtp) introduce(l *proxy.Login, s *Server) error {
 	return d.xclient(xclientCommands(offered, l, d.names[0], false))
 }
 
+// pretend introduces a client of a probe.
+func (d *smtp) pretend(client proxy.Client, s *Server) error {
+	offered := xclientOffer(d.extensions)
+	if s.Identity != XCLIENT && s.Identity != XCLIENTLogin || !slices.Contains(offered, attributeAddr) {
+		return nil
+	}
+	if !client.Addr.IsValid() {
+		own, err := netip.ParseAddrPort(d.conn.LocalAddr().String())
+		if err != nil {
+			return nil //nolint:nilerr // no address of the Internet: there is nobody to introduce
+		}
+		client.Addr = own
+	}
+	return d.xclient(xclientCommands(offered, &proxy.Login{Client: client}, d.names[0], false))
+}
+
 // vouch logs l in by word of ours. Verify has said that the password is right.
 func (d *smtp) vouch(l *proxy.Login, s *Server) error {
 	begun := time.Now()
@@ -156,10 +190,17 @@ func (d *smtp) vouches(l *proxy.Login, s *Server) bool {
 	}
 	offered := xclientOffer(d.extensions)
 	fits := len(wire.AppendXtext(nil, l.Account)) <= mostAttribute
-	return s.identifies(l, fits && slices.Contains(offered, attributeLogin) && slices.Contains(offered, attributeAddr))
+	return s.identifies(l, fits && vouchable(offered))
+}
+
+// vouchable reports whether a server that offers these attributes of XCLIENT
+// can be told who has logged in.
+func vouchable(offered []string) bool {
+	return slices.Contains(offered, attributeLogin) && slices.Contains(offered, attributeAddr)
 }
 
 func (d *smtp) xclient(commands []string) error {
+	d.before = d.extensions
 	for _, line := range commands {
 		if _, err := d.command(line, 220); err != nil {
 			return fmt.Errorf("XCLIENT: %w", err)

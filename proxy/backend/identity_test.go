@@ -331,7 +331,13 @@ func TestLoginSMTPVouchesForNobodyWithoutAnAddress(t *testing.T) {
 }
 
 func TestProbeOfAServerThatChecksNoPasswordsOffersPLAIN(t *testing.T) {
-	s, _ := serve(t, proxy.Submission, None, "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250 "+postfix+"\nC: QUIT\nS: <EOF>")
+	s, _ := serve(t, proxy.Submission, None, "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250 "+postfix+`
+		C: XCLIENT NAME=* ADDR=192.0.2.1
+		S: 220 x
+		C: EHLO *
+		S: 250 x
+		C: QUIT
+		S: <EOF>`)
 	identifying(s, XCLIENTLogin)
 	if _, err := s.Probe(t.Context()); err != nil {
 		t.Fatal(err)
@@ -373,11 +379,11 @@ func FuzzXCLIENT(f *testing.F) {
 }
 
 // Criterion: a server that expects PROXY headers gets one on each connection,
-// before TLS; a probe is Postern's own.
+// before TLS, a probe that of a client outside.
 func TestServerGetsAPROXYHeaderFirst(t *testing.T) {
 	for how, version := range map[Identity]byte{ProxyV1: 1, ProxyV2: 2} {
 		l := from(login(account, password), customer)
-		for name, client := range map[string]proxy.Client{"login": l.Client, "probe": {}} {
+		for name, client := range map[string]proxy.Client{"login": l.Client, "probe": outside()} {
 			want, err := listen.Header(version, client)
 			if err != nil {
 				t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 // The mechanisms that Postern speaks with a server.
 const (
 	mechPlain       = "PLAIN"
+	mechLogin       = "LOGIN" // of submission alone: it carries what PLAIN does
 	mechXOAuth2     = "XOAUTH2"
 	mechOAuthBearer = "OAUTHBEARER"
 )

@@ -29,8 +29,8 @@ func (b *Submission) Login(ctx context.Context, l *proxy.Login) (proxy.Session, 
 	}
 	l.Secret.Clear()
 	return &relay.Submission{
-		Server: b.Server.name(), Conn: conn, Hostname: b.Hostname, Extensions: l.Offer.Extensions, Idle: b.Idle,
-		Newlines: b.Newlines,
+		Server: b.Server.name(), Conn: conn, Hostname: b.Hostname, Extensions: l.Offer.Extensions, Lacks: conn.lacks,
+		Idle: b.Idle, Newlines: b.Newlines,
 	}, nil
 }
 
@@ -48,8 +48,11 @@ func (s *Server) LoginSMTP(ctx context.Context, l *proxy.Login) (*Conn, error) {
 		if err := d.begin(ctx, c, s); err != nil {
 			return err
 		}
-		s.learn(d.report(c, s))
-		return d.introduce(l, s)
+		if err := d.introduce(l, s); err != nil {
+			return err
+		}
+		s.learnFrom(d.report(c, s))
+		return nil
 	})
 	if err != nil {
 		return nil, s.unready(err)
@@ -59,6 +62,7 @@ func (s *Server) LoginSMTP(ctx context.Context, l *proxy.Login) (*Conn, error) {
 		conn.leave("QUIT") // filters of logs ban for "lost connection after AUTH"
 		return nil, heard(ctx, err)
 	}
+	conn.lacks = d.lacks(l.Offer)
 	conn.settled()
 	return conn, nil
 }
@@ -84,6 +88,7 @@ type smtp struct {
 	names      []string // for EHLO, the first that the server takes
 	heard      string   // the greeting
 	extensions []string // the lines of its answer but for the first
+	before     []string // those of the answer before XCLIENT; nil: there was no XCLIENT
 	failure    failure  // of an OAuth mechanism
 }
 
@@ -184,15 +189,27 @@ func (d *smtp) login(l *proxy.Login, s *Server) error {
 }
 
 // missing returns the keyword of the first extension that was offered to the
-// client and is not to be had here. AUTH is Postern's own.
+// client and that the server no longer has. What it has for Postern and not for
+// the client of XCLIENT is not missing: see lacks. AUTH is Postern's own.
 func (d *smtp) missing(offered proxy.Offer) string {
-	for _, line := range relay.Extensions(offered.Extensions) {
-		keyword, _, _ := strings.Cut(line, " ")
-		if _, ok := extension(d.extensions, keyword); !ok {
+	for _, keyword := range d.lacks(offered) {
+		if _, ok := extension(d.before, keyword); !ok {
 			return keyword
 		}
 	}
 	return ""
+}
+
+// lacks returns the keywords of the extensions that were offered to the client
+// and that the server does not have for it.
+func (d *smtp) lacks(offered proxy.Offer) (keywords []string) {
+	for _, line := range relay.Extensions(offered.Extensions) {
+		keyword, _, _ := strings.Cut(line, " ")
+		if _, ok := extension(d.extensions, keyword); !ok {
+			keywords = append(keywords, strings.ToUpper(keyword))
+		}
+	}
+	return keywords
 }
 
 // pieces are what AUTH takes, each line but the first after a challenge; nil if
@@ -278,7 +295,11 @@ func mechanisms(extensions []string) []string {
 // mechanisms returns those of a login. Where XCLIENT does it, the password is
 // checked elsewhere.
 func (d *smtp) mechanisms(s *Server) []string {
-	if s.Identity == XCLIENTLogin {
+	offered := xclientOffer(d.extensions)
+	if d.before != nil {
+		offered = xclientOffer(d.before)
+	}
+	if s.Identity == XCLIENTLogin && vouchable(offered) {
 		return []string{mechPlain}
 	}
 	return mechanisms(d.extensions)

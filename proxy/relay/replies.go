@@ -79,15 +79,16 @@ type queue struct {
 }
 
 func newQueue(client *proxy.Conn, s *Submission) *queue {
+	extensions := without(s.Extensions, s.Lacks)
 	q := &queue{
 		client: client, server: s.Conn, replies: wire.NewReplyReader(s.Conn), idle: s.Idle, window: 1,
-		ehlo: wire.AppendEHLO(nil, s.Hostname, s.Extensions), helo: wire.AppendEHLO(nil, s.Hostname, nil),
+		ehlo: wire.AppendEHLO(nil, s.Hostname, extensions), helo: wire.AppendEHLO(nil, s.Hostname, nil),
 	}
 	q.changed.L = &q.mu
 	if q.idle == 0 {
 		q.idle = DefaultSubmissionIdle
 	}
-	if announces(s.Extensions, "PIPELINING") {
+	if announces(extensions, "PIPELINING") {
 		q.window = window
 	}
 	q.turn()

@@ -37,6 +37,7 @@ type Submission struct {
 	Conn       Leg           // logged in
 	Hostname   string        // in the answer to EHLO
 	Extensions []string      // the lines of that answer: the same as before the login
+	Lacks      []string      // keywords of them, upper case, that the server does not have for this client
 	Idle       time.Duration // how long a client may owe a command; 0: DefaultSubmissionIdle
 	Newlines   Newlines
 	submitted  int
@@ -59,7 +60,8 @@ func (s *Submission) Run(ctx context.Context, client *proxy.Conn) error {
 	q := newQueue(client, s)
 	c := &commands{
 		in: input{client: client, raw: rawConn(client)}, queue: q, server: s.Conn,
-		chunking: announces(s.Extensions, "CHUNKING"), newlines: s.Newlines,
+		chunking: announces(s.Extensions, "CHUNKING") && !slices.Contains(s.Lacks, "CHUNKING"), newlines: s.Newlines,
+		lacks: s.Lacks,
 	}
 	defer c.in.release()
 	// A server may owe a reply for longer than anybody waits for the end.
@@ -91,6 +93,7 @@ type commands struct {
 	out      []byte // commands not yet written to the server
 	chunking bool
 	newlines Newlines
+	lacks    []string // see Submission
 	bad      int
 	chunk    body // of a message that comes by BDAT
 	chunkOf  int  // its transaction
@@ -125,9 +128,9 @@ func (c *commands) command(line []byte) error {
 	word, args := wire.CutWord(text)
 	switch name := wire.Keyword(word); name {
 	case "MAIL":
-		return c.forward(replyToMAIL, name, args)
+		return c.forward(replyToMAIL, name, withoutParams(args, c.lacks))
 	case "RCPT":
-		return c.forward(replyToRCPT, name, args)
+		return c.forward(replyToRCPT, name, withoutParams(args, c.lacks))
 	case "NOOP", "VRFY", "HELP":
 		return c.forward(replyToOther, name, args)
 	case "RSET":

@@ -1,0 +1,151 @@
+package backend
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"postern/proxy"
+	"postern/proxy/relay"
+)
+
+// introduced is the dialogue of a submission server up to what it offers after
+// XCLIENT with this address.
+func introduced(address string, before, after []string) string {
+	lines := func(extensions []string) string {
+		return "\nC: EHLO *\nS: 250-mx.example\nS: 250-" + strings.Join(extensions, "\nS: 250-") + "\nS: 250 HELP"
+	}
+	return "S: 220 mx.example" + lines(append([]string{postfix}, before...)) +
+		"\nC: XCLIENT * ADDR=" + address + "\nS: 220 mx.example" + lines(after) + "\n"
+}
+
+const quits = "C: QUIT\nS: 221 bye\nS: <EOF>"
+
+// Criterion: what submission announces is what the server offers to a client
+// outside and to Postern: a probe introduces such a client with XCLIENT.
+func TestProbeAsksForAClientOutside(t *testing.T) {
+	for _, test := range []struct {
+		name          string
+		before, after []string
+		mechanisms    string
+		offered       string
+	}{
+		{"less outside", []string{"DSN", "SIZE 9", "AUTH PLAIN"}, []string{"SIZE 5", "AUTH PLAIN"}, "PLAIN", "SIZE 5"},
+		{"more outside", []string{"SIZE 9"}, []string{"DSN", "SIZE 9", "AUTH PLAIN"}, "PLAIN", "SIZE 9"},
+	} {
+		for _, how := range []Identity{XCLIENT, XCLIENTLogin} {
+			s, _ := serve(t, proxy.Submission, None, introduced("192.0.2.1", test.before, test.after)+quits)
+			told := identifying(s, how)
+			report, err := s.Probe(t.Context())
+			if err != nil {
+				t.Errorf("%s: %v", test.name, err)
+				continue
+			}
+			if got := strings.Join(s.Offer().Extensions, ","); got != test.offered {
+				t.Errorf("%s: offered %s, want %s", test.name, got, test.offered)
+			}
+			if got := strings.Join(report.Mechanisms, ","); got != test.mechanisms {
+				t.Errorf("%s: mechanisms %s, want %s", test.name, got, test.mechanisms)
+			}
+			if told() != "0 0" {
+				t.Errorf("a probe counts as a login: %s", told())
+			}
+		}
+	}
+}
+
+func TestProbeOfAServerForClientsInsideAsksForPosternsOwnAddress(t *testing.T) {
+	list := []string{"SIZE 9", "AUTH PLAIN"}
+	s, _ := serve(t, proxy.Submission, None,
+		strings.Replace(introduced("192.0.2.1", list, nil), "S: 220 mx.example\nC: EHLO *\nS: 250-mx.example\nS: 250-\nS: 250 HELP", "S: 554 5.7.1 Client host rejected\nC: <EOF>", 1),
+		introduced("127.0.0.1", list, list)+quits)
+	identifying(s, XCLIENT)
+	if _, err := s.Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// Criterion: an extension that the server has for Postern and not for this
+// client costs no login: the session goes on without it.
+func TestLoginSMTPGoesOnWithoutWhatTheClientDoesNotGet(t *testing.T) {
+	s, _ := serve(t, proxy.Submission, None, introduced("203.0.113.9", []string{"DSN", "SIZE 9", "AUTH PLAIN"}, []string{"SIZE 9", "AUTH PLAIN"})+`
+		C: AUTH PLAIN *
+		S: 235 in`)
+	identifying(s, XCLIENT)
+	session, err := (&Submission{Server: s}).Login(t.Context(), from(submitter(password, "DSN", "SIZE 9"), customer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = session.Close()
+	if got := session.(*relay.Submission).Lacks; !slices.Equal(got, []string{"DSN"}) {
+		t.Errorf("Lacks = %v, want DSN", got)
+	}
+}
+
+func TestLoginSMTPRefusesAServerThatHasLostAnExtensionForAll(t *testing.T) {
+	list := []string{"SIZE 9", "AUTH PLAIN"}
+	s, _ := serve(t, proxy.Submission, None, introduced("203.0.113.9", list, list)+quits)
+	identifying(s, XCLIENT)
+	_, err := s.LoginSMTP(t.Context(), from(submitter(password, "DSN"), customer))
+	refused(t, err, proxy.Unavailable)
+}
+
+// A client from a network that gets less, or more, changes what others are
+// announced only towards less.
+func TestOfferAfterXCLIENTIsNotThatOfOneClient(t *testing.T) {
+	all, less := []string{"DSN", "SIZE 9", "AUTH PLAIN"}, []string{"SIZE 9", "AUTH PLAIN"}
+	login := "C: AUTH PLAIN *\nS: 235 in"
+	s, _ := serve(t, proxy.Submission, None, introduced("192.0.2.1", all, less)+quits, introduced("203.0.113.9", all, all)+login,
+		introduced("192.0.2.1", all, all)+quits, introduced("203.0.113.9", all, less)+login)
+	identifying(s, XCLIENT)
+	for _, want := range []string{"SIZE 9", "SIZE 9"} {
+		if _, err := s.Probe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		conn, err := s.LoginSMTP(t.Context(), from(submitter(password, "SIZE 9"), customer))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close()
+		if got := strings.Join(s.Offer().Extensions, ","); got != want {
+			t.Errorf("offered %s, want %s", got, want)
+		}
+	}
+}
+
+// Criterion: a server with which nobody could log in is not ready.
+func TestProbeOfAServerThatTakesNoLoginIsAnError(t *testing.T) {
+	for _, test := range []struct{ protocol, script, want string }{
+		{proxy.Submission, "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250 SIZE 9\n" + quits, "no AUTH"},
+		{proxy.Submission, "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250 AUTH GSSAPI\n" + quits, "GSSAPI"},
+		{proxy.IMAP, "S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED AUTH=PLAIN] x\nC: P1 LOGOUT\nS: * BYE\nS: <EOF>", "LOGINDISABLED"},
+		{proxy.IMAP, "S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED STARTTLS] x\nC: P1 LOGOUT\nS: * BYE\nS: <EOF>", "LOGINDISABLED"},
+	} {
+		s, _ := serve(t, test.protocol, None, test.script)
+		p, _ := pool(test.protocol, s)
+		if _, err := s.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("Probe of %q: %v, want an error with %s", test.script, err, test.want)
+		}
+		if s.Offer().Mechanisms != nil || p.Up() {
+			t.Errorf("%q: something is offered, or up", test.script)
+		}
+	}
+}
+
+func TestProbeIMAPTellsIDAsLoginsDo(t *testing.T) {
+	s, _ := serve(t, proxy.IMAP, None, `
+		S: * OK [CAPABILITY IMAP4rev1 ID AUTH=PLAIN] ready
+		C: P1 ID ("x-session-id" "probe" "x-originating-ip" "192.0.2.1" *)
+		S: * ID NIL
+		S: P1 NO what
+		C: P2 CAPABILITY
+		S: * CAPABILITY IMAP4rev1 LOGINDISABLED
+		S: P2 OK done
+		C: P3 LOGOUT
+		S: * BYE
+		S: <EOF>`)
+	identifying(s, ID)
+	if _, err := s.Probe(t.Context()); err == nil {
+		t.Error("no error of a server that disables the login of clients outside")
+	}
+}
