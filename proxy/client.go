@@ -59,18 +59,30 @@ func NewConn(raw net.Conn, client Client, config *tls.Config, stall time.Duratio
 // ReadLine returns the next line with its end, LF or CRLF, of at most max
 // octets. It is valid, and not wiped, until the next read. A longer line is
 // skipped and gives ErrLineTooLong; one without end gives ErrFlood.
-func (c *Conn) ReadLine(max int) ([]byte, error) {
+func (c *Conn) ReadLine(max int) ([]byte, error) { return c.ReadLonger(max, nil) }
+
+// ReadLonger is ReadLine for lines of which some may be longer: longer is given
+// the first max octets of one and returns its bound. Nil: none may.
+func (c *Conn) ReadLonger(max int, longer func(begun []byte) int) ([]byte, error) {
 	c.wipe()
 	for seen := 0; ; {
-		if i := bytes.IndexByte(c.buf[c.r+seen:c.w], '\n'); i >= 0 {
-			line := c.buf[c.r : c.r+seen+i+1]
-			c.r += len(line)
-			if len(line) > max {
+		i := bytes.IndexByte(c.buf[c.r+seen:c.w], '\n')
+		size := c.w - c.r
+		if i >= 0 {
+			size = seen + i + 1
+		}
+		if longer != nil && size >= max {
+			max, longer = longer(c.buf[c.r:c.r+max]), nil
+		}
+		if i >= 0 {
+			line := c.buf[c.r : c.r+size]
+			c.r += size
+			if size > max {
 				return nil, ErrLineTooLong
 			}
 			return line, nil
 		}
-		if seen = c.w - c.r; seen >= max {
+		if seen = size; seen >= max {
 			return nil, c.skipLine()
 		}
 		if err := c.fill(max); err != nil {

@@ -58,8 +58,9 @@ type Options struct {
 type dialogue struct {
 	c       *proxy.Conn
 	options Options
-	prompt  string      // before each SASL challenge
-	offer   proxy.Offer // as it was when the connection began
+	prompt  string                 // before each SASL challenge
+	longer  func(begun []byte) int // how long a line that begins so may be; nil: as all are
+	offer   proxy.Offer            // as it was when the connection began
 	hello   proxy.Hello
 	greeted bool
 	heard   bool   // a line from the client

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	maxCommand = 8 << 10 // octets of a command with its literals; AUTHENTICATE without any may be longer
+	maxCommand = 8 << 10 // octets of a command with its literals; AUTHENTICATE without any, and ID, may be longer
 	maxLiteral = 4 << 10 // RFC 7888 section 5
 	maxTag     = 64
 
@@ -19,6 +19,8 @@ const (
 	maxIDPairs = 30
 	maxIDKey   = 30
 	maxIDValue = 1024
+
+	maxIDCommand = 34 << 10 // octets: of all these, as quoted strings with some escapes or as literals
 )
 
 // An IMAP is the dialogue of RFC 3501 in the not authenticated state, with
@@ -31,7 +33,17 @@ type IMAP struct {
 
 // NewIMAP returns the dialogue with the client on c.
 func NewIMAP(c *proxy.Conn, o Options) *IMAP {
-	return &IMAP{dialogue: dialogue{c: c, options: o, prompt: "+ "}}
+	d := &IMAP{dialogue: dialogue{c: c, options: o, prompt: "+ "}}
+	d.longer = d.lineLimit
+	return d
+}
+
+// lineLimit returns how long a line that begins so may be.
+func (d *IMAP) lineLimit(begun []byte) int {
+	if name, _, _ := nameOf(begun); name == "ID" && !d.inClear() {
+		return maxIDCommand
+	}
+	return maxVerb + maxResponse
 }
 
 // Login implements proxy.Dialogue.
@@ -147,14 +159,14 @@ func (d *IMAP) next(ctx context.Context) (*proxy.Login, error) {
 		return nil, d.bad(wrong)
 	case name == "AUTHENTICATE":
 		return d.authenticate(args)
+	case name == "ID":
+		return nil, d.id(args)
 	case len(command) > maxCommand:
 		return nil, d.bad("Command too long")
 	case name == "LOGIN":
 		return d.login(args)
-	case name == "ID":
-		return nil, d.id(args)
 	}
-	return nil, d.simple(name, args.End() == nil)
+	return nil, d.simple(name, end(args) == nil)
 }
 
 // nextInClear answers a command before TLS. It takes no literal: who waits to
@@ -162,7 +174,7 @@ func (d *IMAP) next(ctx context.Context) (*proxy.Login, error) {
 func (d *IMAP) nextInClear(ctx context.Context, line []byte) (*proxy.Login, error) {
 	literal, more := wire.TrailingLiteral(line)
 	name, args, wrong := d.parse(line)
-	alone := wrong == "" && args.End() == nil
+	alone := wrong == "" && end(args) == nil
 	var login *proxy.Login
 	var refusal error
 	switch name {
@@ -210,24 +222,38 @@ func (d *IMAP) read() ([]byte, error) {
 // parse returns the name of a command and what reads on behind it, or what is
 // wrong.
 func (d *IMAP) parse(command []byte) (name string, args *wire.Scanner, wrong string) {
-	args = wire.NewScanner(command)
-	if _, err := args.Tag(); err != nil || d.tag == "" {
+	name, args, err := nameOf(command)
+	switch {
+	case args == nil || d.tag == "":
 		return "", nil, "Invalid tag"
-	}
-	word, err := argumentAtom(args)
-	if err != nil {
+	case err != nil:
 		d.tag = "" // a word alone may be a password that did not wait: it does not come back
 		return "", nil, "Missing command"
 	}
-	return wire.Keyword(word), args, ""
+	return name, args, ""
+}
+
+// nameOf returns the name of a command and what reads on behind it; without a
+// tag, args is nil.
+func nameOf(command []byte) (name string, args *wire.Scanner, err error) {
+	args = wire.NewScanner(command)
+	if _, err := args.Tag(); err != nil {
+		return "", nil, err
+	}
+	word, err := argumentAtom(args)
+	return wire.Keyword(word), args, err
 }
 
 // readLiterals reads on after a line that announces a literal. The memory is
 // made once: growing would leave passwords behind.
 func (d *IMAP) readLiterals(line []byte, lit wire.Literal) ([]byte, error) {
-	d.literals = make([]byte, 0, maxCommand)
+	most := maxCommand
+	if name, _, _ := nameOf(line); name == "ID" {
+		most = maxIDCommand
+	}
+	d.literals = make([]byte, 0, most)
 	for more := true; more; lit, more = wire.TrailingLiteral(line) {
-		if lit.Size > maxLiteral || len(d.literals)+len(line)+int(lit.Size) > maxCommand {
+		if lit.Size > maxLiteral || len(d.literals)+len(line)+int(lit.Size) > most {
 			return nil, d.tooBig(lit)
 		}
 		d.literals = append(d.literals, line...)
@@ -242,7 +268,7 @@ func (d *IMAP) readLiterals(line []byte, lit wire.Literal) ([]byte, error) {
 			return nil, err
 		}
 		d.literals = d.literals[:end]
-		if line, err = d.c.ReadLine(maxCommand - end); err != nil {
+		if line, err = d.c.ReadLine(most - end); err != nil {
 			return nil, d.unread(err)
 		}
 	}
@@ -345,7 +371,7 @@ func (d *IMAP) id(s *wire.Scanner) error {
 }
 
 func readID(s *wire.Scanner) (map[string]string, error) {
-	if err := s.Space(); err != nil {
+	if err := spaces(s); err != nil {
 		return nil, err
 	}
 	if !s.Next('(') {
@@ -353,11 +379,15 @@ func readID(s *wire.Scanner) (map[string]string, error) {
 		if err != nil || value != nil {
 			return nil, wire.ErrSyntax
 		}
-		return nil, s.End()
+		return nil, end(s)
 	}
 	pairs := make(map[string]string)
-	for first := true; !s.Next(')'); first = false {
-		if !first && s.Space() != nil {
+	for first := true; ; first = false {
+		apart := spaces(s) == nil
+		if s.Next(')') {
+			break
+		}
+		if !first && !apart {
 			return nil, wire.ErrSyntax
 		}
 		key, value, err := readPair(s)
@@ -368,14 +398,14 @@ func readID(s *wire.Scanner) (map[string]string, error) {
 			pairs[strings.ToLower(string(key))] = string(value)
 		}
 	}
-	return pairs, s.End()
+	return pairs, end(s)
 }
 
 func readPair(s *wire.Scanner) (key, value []byte, err error) {
 	if key, err = s.String(); err != nil {
 		return nil, nil, err
 	}
-	if err = s.Space(); err != nil {
+	if err = spaces(s); err != nil {
 		return nil, nil, err
 	}
 	value, err = s.NString()
@@ -388,14 +418,30 @@ func (d *IMAP) login(s *wire.Scanner) (*proxy.Login, error) {
 		return nil, d.bad("Invalid user name")
 	}
 	password, err := argument(s)
-	if err != nil || s.End() != nil {
+	if err != nil || end(s) != nil {
 		return nil, d.bad("Invalid password: quote it")
 	}
 	return d.password(proxy.ViaLoginCommand, user, password)
 }
 
+// spaces reads at least one. RFC 3501 section 9 has exactly one between
+// arguments and none behind the last; Dovecot takes more, and programs send them.
+func spaces(s *wire.Scanner) error {
+	err := s.Space()
+	for err == nil && s.Next(' ') {
+	}
+	return err
+}
+
+// end returns an error when more than spaces is left. It reads nothing.
+func end(s *wire.Scanner) error {
+	rest := *s
+	_ = spaces(&rest)
+	return rest.End()
+}
+
 func argument(s *wire.Scanner) ([]byte, error) {
-	if err := s.Space(); err != nil {
+	if err := spaces(s); err != nil {
 		return nil, err
 	}
 	return s.AString()
@@ -429,11 +475,11 @@ func (d *IMAP) authenticate(s *wire.Scanner) (*proxy.Login, error) {
 // none.
 func mechanismOf(s *wire.Scanner) (mechanism string, initial []byte, err error) {
 	name, err := argumentAtom(s)
-	if err == nil && s.Next(' ') {
+	if err == nil && spaces(s) == nil && s.End() != nil {
 		initial, err = s.Atom()
 	}
 	if err == nil {
-		err = s.End()
+		err = end(s)
 	}
 	return wire.Keyword(name), initial, err
 }

@@ -191,7 +191,9 @@ func (d *SMTP) simple(name string, arg []byte) error {
 
 func (d *SMTP) ehlo(name string, arg []byte) error {
 	domain, _ := wire.CutWord(arg)
-	if len(domain) == 0 || len(domain) > maxDomain || bytes.ContainsFunc(domain, func(r rune) bool { return r <= ' ' || r > '~' }) {
+	// Some programs give the name of their machine, whatever is in it; Postfix,
+	// too, takes UTF-8 here. What is none is Latin-1, or no name.
+	if len(domain) == 0 || len(domain) > maxDomain || !plainText(domain) {
 		return d.bad("501 5.5.4 Invalid domain")
 	}
 	d.hello.Name = string(domain)

@@ -71,7 +71,9 @@ func TestSMTPAnswersEverythingBeforeLogin(t *testing.T) {
 		S: 503 5.5.1 EHLO comes first
 		C: HELO
 		S: 501 5.5.4 Invalid domain
-		C: EHLO käse
+		C- EHLO k\xE4se\r\n
+		S: 501 5.5.4 Invalid domain
+		C- EHLO k\xC2\x85se\r\n
 		S: 501 5.5.4 Invalid domain
 		C: HELO client
 		S: 250 mail.example.org

@@ -42,7 +42,7 @@ func (d *dialogue) readLine(limit int) ([]byte, error) {
 	clear(d.first)
 	d.first = nil
 	if d.heard || !d.inClear() {
-		return d.c.ReadLine(limit)
+		return d.c.ReadLonger(limit, d.longer)
 	}
 	d.heard = true
 	const handshake = 0x16 // RFC 8446 section 5.1; no command begins so
