@@ -177,6 +177,15 @@ func TestFailedHandshakeTellsWhatTheClientNeeds(t *testing.T) {
 			t.Errorf("%s: %+v, want %s, %s, needs %q", test.name, h, proxy.HandshakeError, test.reason, test.needs)
 		}
 	}
+	// A name that ends in a dot is none, RFC 6066 section 3: docs/tls.md.
+	c := dialFrom(t, "127.0.0.1", address)
+	if _, err := c.Write(proxytest.Android44.Record("mail.example.org.")); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, c)
+	if h := d.handshakeOf(t); h.Result != proxy.HandshakeError || h.Hello != nil || !strings.Contains(h.Err.Error(), "error decoding message") {
+		t.Errorf("a name with a dot: %+v, want an error of decoding", h)
+	}
 	// What a certificate authority does, and a browser.
 	for protocol, want := range map[string]proxy.Handshake{
 		proxy.ACMETLS: {Result: proxy.HandshakeChallenge},
