@@ -169,7 +169,7 @@ type Domain struct {
 
 // Submission is how messages are passed on.
 type Submission struct {
-	BareNewlines string `yaml:"bare_newlines"` // CR or LF alone: normalize (to CRLF), reject or pass
+	BareNewlines string `yaml:"bare_newlines"` // CR or LF alone: normalize (to CRLF), reject or pass; a NUL is refused but with pass
 }
 
 // Timeouts says how long Postern waits, and for what.

@@ -22,11 +22,13 @@ var (
 	errUnexpected = errors.New("the server answered what was not asked")
 
 	errBareNewline = errors.New("bare CR or LF in a message")
+	errNUL         = errors.New("NUL in a message")
 )
 
 const (
 	drainTime = 4 * time.Second // for replies to come when the session is to end
 	closeTime = time.Second     // for the server to close first: TIME_WAIT stays there
+	maxKept   = 4 << 10         // octets of memory for replies that a session keeps
 )
 
 // A replyTo is what a reply answers.
@@ -221,8 +223,9 @@ func (q *queue) deliver(r wire.Reply) error {
 	}
 	q.turn()
 	q.changed.Broadcast()
+	// They go together: what is read ahead, and so at most wire.MaxReply octets.
 	if len(q.waiting) > 0 && q.replies.HasReply() {
-		return nil // they go together
+		return nil
 	}
 	if err := q.write(); err != nil {
 		return err
@@ -381,7 +384,9 @@ func (q *queue) write() error {
 		return nil
 	}
 	_, err := q.client.Write(q.out)
-	q.out = q.out[:0]
+	if q.out = q.out[:0]; cap(q.out) > maxKept {
+		q.out = nil
+	}
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // it left
 		return q.endLocked(fmt.Errorf("%w: %w", proxy.ErrClientClosed, err))
 	}

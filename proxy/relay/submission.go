@@ -61,7 +61,7 @@ func (s *Submission) Run(ctx context.Context, client *proxy.Conn) error {
 	c := &commands{
 		in: input{client: client, raw: rawConn(client)}, queue: q, server: s.Conn,
 		chunking: announces(s.Extensions, "CHUNKING") && !slices.Contains(s.Lacks, "CHUNKING"), newlines: s.Newlines,
-		lacks: s.Lacks,
+		lacks: s.Lacks, extensions: without(s.Extensions, s.Lacks),
 	}
 	defer c.in.release()
 	// A server may owe a reply for longer than anybody waits for the end.
@@ -94,9 +94,11 @@ type commands struct {
 	chunking bool
 	newlines Newlines
 	lacks    []string // see Submission
-	bad      int
-	chunk    body // of a message that comes by BDAT
-	chunkOf  int  // its transaction
+
+	extensions []string // without those
+	bad        int
+	chunk      body // of a message that comes by BDAT
+	chunkOf    int  // its transaction
 }
 
 // serve passes commands on until something ends the session.
@@ -187,6 +189,9 @@ func (c *commands) push(p pending) error {
 
 // forward gives the server a command.
 func (c *commands) forward(what replyTo, name string, args []byte) error {
+	if len(name)+len(" ")+len(args)+len("\r\n") > c.longest(what) {
+		return c.refuse("500 5.5.2 Line too long")
+	}
 	if err := c.push(pending{what: what}); err != nil {
 		return err
 	}
@@ -199,6 +204,33 @@ func (c *commands) forward(what replyTo, name string, args []byte) error {
 		return nil
 	}
 	return c.flush()
+}
+
+// longest is how long a command to the server may be, in octets: RFC 5321 section
+// 4.5.3.1.4, and what its extensions add to it. A server that cuts a longer line
+// would take its end for a command of its own.
+func (c *commands) longest(what replyTo) int {
+	n := 512
+	switch what {
+	case replyToMAIL:
+		n += 500 // AUTH: RFC 4954 section 3
+		for word, more := range longerMAIL {
+			if announces(c.extensions, word) {
+				n += more
+			}
+		}
+	case replyToRCPT:
+		if announces(c.extensions, "DSN") {
+			n += len(" NOTIFY=SUCCESS,FAILURE,DELAY") + len(" ORCPT=") + 500 // RFC 3461 sections 4.1 and 4.2
+		}
+	}
+	return n
+}
+
+// longerMAIL is what extensions add to MAIL: RFC 1870 section 3, RFC 6152 section
+// 2, RFC 6531 section 3.1, RFC 3461 sections 4.3 and 4.4.
+var longerMAIL = map[string]int{
+	"SIZE": 26, "8BITMIME": 17, "SMTPUTF8": 10, "DSN": len(" RET=HDRS") + len(" ENVID=") + 100,
 }
 
 // flush writes what waits, to both sides.
@@ -251,6 +283,7 @@ func (c *commands) data(args []byte) error {
 		return err
 	}
 	text := body{dots: true, as: c.newlines}
+	recent := []byte("\r\n")
 	scratch := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(scratch)
 	for end := false; !end; {
@@ -262,13 +295,18 @@ func (c *commands) data(args []byte) error {
 			var out []byte
 			var n int
 			out, n, end = text.next(scratch[:], in)
-			if c.newlines == Reject && text.bare {
-				c.in.discard(n)
-				return c.reject(func(in []byte) (int, bool) {
+			if why := c.unfit(in[:n], text.bare); why != nil {
+				next := func(in []byte) (int, bool) {
 					_, n, end := text.next(scratch[:], in)
-					return n, end
-				}, end)
+					c.in.discard(n)
+					recent = lastOctets(recent, in[:n])
+					return n, end || len(c.in.ahead()) == 0 && loneDot(recent)
+				}
+				c.in.discard(n)
+				recent = lastOctets(recent, in[:n])
+				return c.reject(why, next, end || len(c.in.ahead()) == 0 && loneDot(recent))
 			}
+			recent = lastOctets(recent, in[:n])
 			if end { // before the reply can come
 				if err := c.push(pending{what: replyToMessage}); err != nil {
 					return err
@@ -330,9 +368,9 @@ func (c *commands) bdat(args []byte) error {
 		}
 		out, n, _ := c.chunk.next(scratch[:], in)
 		size -= int64(n)
-		if c.newlines == Reject && (c.chunk.bare || size == 0 && last && c.chunk.finish() != nil) {
+		if why := c.unfit(in[:n], c.chunk.bare || c.newlines == Reject && size == 0 && last && c.chunk.finish() != nil); why != nil {
 			c.in.discard(n)
-			return c.rejectChunk(size)
+			return c.rejectChunk(why, size)
 		}
 		if size == 0 {
 			return c.lastPiece(out, n, last)
@@ -368,9 +406,48 @@ func (c *commands) passChunk(size int64, last bool) error {
 	return err
 }
 
-// reject refuses a message for its line ends. The server must not see its end,
-// so the session is over; but the client listens only when it has sent all.
-func (c *commands) reject(next func([]byte) (n int, end bool), end bool) error {
+// An unfitness is why a message is refused for its octets.
+type unfitness struct {
+	reply string
+	err   error // of the session, which ends
+}
+
+// unfit returns why a message with these octets is refused; nil: it is not. bare
+// says that it has a bare CR or LF. A NUL is in no message (RFC 2045 section 2.8;
+// BINARYMIME is not offered): a server that drops it could find the end of the
+// message where Postern finds none.
+func (c *commands) unfit(octets []byte, bare bool) *unfitness {
+	switch {
+	case c.newlines != Pass && bytes.IndexByte(octets, 0) >= 0:
+		return &unfitness{"554 5.6.0 NUL in the message", errNUL}
+	case c.newlines == Reject && bare:
+		return &unfitness{"554 5.5.2 Bare CR or LF in the message: lines end with CRLF", errBareNewline}
+	}
+	return nil
+}
+
+// lastOctets returns the last octets of those before and in, as many as loneDot
+// wants.
+func lastOctets(before, in []byte) []byte {
+	const most = len("\n.\r\n")
+	if len(in) >= most {
+		return append(before[:0], in[len(in)-most:]...)
+	}
+	before = append(before, in...)
+	return append(before[:0], before[max(0, len(before)-most):]...)
+}
+
+// loneDot reports whether a message that ends so is at its end for a client
+// whose lines end in LF. It counts only for one that is refused, and when the
+// client has sent nothing behind it.
+func loneDot(end []byte) bool {
+	return bytes.HasSuffix(end, []byte("\n.\n")) || bytes.HasSuffix(end, []byte("\n.\r\n"))
+}
+
+// reject refuses a message for its octets. The server must not see its end,
+// so the session is over; but the client listens only when it has sent all. next
+// takes from what is ahead.
+func (c *commands) reject(why *unfitness, next func([]byte) (n int, end bool), end bool) error {
 	c.queue.drop()
 	for swallowed := 0; !end && swallowed < maxSwallow; {
 		in, err := c.more(1)
@@ -379,19 +456,19 @@ func (c *commands) reject(next func([]byte) (n int, end bool), end bool) error {
 		}
 		var n int
 		n, end = next(in)
-		c.in.discard(n)
 		swallowed += n
 	}
-	c.queue.say("554 5.5.2 Bare CR or LF in the message: lines end with CRLF")
-	return errBareNewline
+	c.queue.say(why.reply)
+	return why.err
 }
 
 // rejectChunk is reject in a chunk, of which size octets are still to come.
-func (c *commands) rejectChunk(size int64) error {
-	return c.reject(func(in []byte) (int, bool) {
-		n := min(size, int64(len(in)))
-		size -= n
-		return int(n), size == 0
+func (c *commands) rejectChunk(why *unfitness, size int64) error {
+	return c.reject(why, func(in []byte) (int, bool) {
+		n := int(min(size, int64(len(in))))
+		c.in.discard(n)
+		size -= int64(n)
+		return n, size == 0
 	}, size == 0)
 }
 
