@@ -47,6 +47,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -297,10 +298,31 @@ func (c *Conn) secure(ctx context.Context, config *tls.Config) error {
 	t := tls.Client(c.tcp, config)
 	_ = c.tcp.SetDeadline(time.Now().Add(c.timeout))
 	if err := t.HandshakeContext(ctx); err != nil {
-		return &tlsError{err}
+		return &tlsError{explained(err)}
 	}
 	c.Conn, c.replies = t, wire.NewReplyReader(t)
 	return nil
+}
+
+// explained adds what a server lacks whose TLS is too old for Postern.
+// crypto/tls has no types for it: an alert of the server's is known by its text.
+func explained(err error) error {
+	const (
+		handshakeFailure = 40 // RFC 8446 section 6
+		protocolVersion  = 70
+	)
+	alert := ""
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
+		alert = op.Err.Error()
+	}
+	switch {
+	case alert == tls.AlertError(protocolVersion).Error(), strings.HasPrefix(err.Error(), "tls: server selected unsupported protocol version"):
+		return fmt.Errorf("%w: the server speaks no TLS 1.2, and Postern nothing older to servers", err)
+	case alert == tls.AlertError(handshakeFailure).Error():
+		return fmt.Errorf("%w: the server has no key exchange or cipher that Postern offers to servers (ECDHE with AES or ChaCha20): "+
+			"has it RSA key exchange alone?", err)
+	}
+	return err
 }
 
 // send begins the wait for an answer, writes pieces at once and wipes them.

@@ -1,11 +1,14 @@
 package backend
 
 import (
+	"crypto/tls"
+	"net"
 	"slices"
 	"strings"
 	"testing"
 
 	"postern/proxy"
+	"postern/proxy/proxytest"
 	"postern/proxy/relay"
 )
 
@@ -148,4 +151,68 @@ func TestProbeIMAPTellsIDAsLoginsDo(t *testing.T) {
 	if _, err := s.Probe(t.Context()); err == nil {
 		t.Error("no error of a server that disables the login of clients outside")
 	}
+}
+
+// Criterion: the error about a server whose TLS is too old says so: TLS 1.0 or
+// 1.1 alone, or RSA key exchange alone.
+func TestErrorSaysThatAServersTLSIsTooOld(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*tls.Config)
+		want   string
+	}{
+		{"TLS 1.0", func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 }, "speaks no TLS 1.2"},
+		{"TLS 1.1", func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 }, "speaks no TLS 1.2"},
+		{"RSA key exchange", func(c *tls.Config) {
+			c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256}
+		}, "RSA key exchange"},
+	} {
+		cert, _ := proxytest.Cert(t)
+		config := proxytest.ServerTLS(cert)
+		test.change(config)
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if conn, err := ln.Accept(); err == nil {
+				_ = tls.Server(conn, config).HandshakeContext(t.Context())
+				_ = conn.Close()
+			}
+		}()
+		s := &Server{Protocol: proxy.IMAP, Address: ln.Addr().String(), Config: &tls.Config{ServerName: "localhost", MinVersion: tls.VersionTLS12}}
+		if _, err := s.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q in it", test.name, err, test.want)
+		}
+		<-done
+		_ = ln.Close()
+	}
+}
+
+// A server that only speaks TLS 1.0 chooses that, and does not look at the list
+// of versions that came with TLS 1.3.
+func TestErrorSaysThatAServerChoseAnOldVersion(t *testing.T) {
+	hello := []byte("\x16\x03\x01\x00\x2a\x02\x00\x00\x26\x03\x01" + strings.Repeat("r", 32) + "\x00\xc0\x14\x00")
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ln.Close() }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if conn, err := ln.Accept(); err == nil {
+			_, _ = conn.Read(make([]byte, 4096))
+			_, _ = conn.Write(hello)
+			_, _ = conn.Read(make([]byte, 4096))
+			_ = conn.Close()
+		}
+	}()
+	s := &Server{Protocol: proxy.IMAP, Address: ln.Addr().String(), Config: &tls.Config{ServerName: "localhost", MinVersion: tls.VersionTLS12}}
+	if _, err := s.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "speaks no TLS 1.2") {
+		t.Errorf("%v, want that the server speaks no TLS 1.2", err)
+	}
+	<-done
 }
