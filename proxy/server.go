@@ -69,7 +69,9 @@ type Backend interface {
 // A Session is a client logged in. It may also be a Reporter.
 type Session interface {
 	// Open prepares the session; it may take long. It comes after the guard's
-	// Settle. A *Refusal is said to the client and the session closed.
+	// Settle. A *Refusal is said to the client and the session closed. A first
+	// line "[ALERT] ..." of the welcome is what IMAP shows the user (RFC 3501
+	// section 7.1).
 	Open(ctx context.Context) (welcome string, err error)
 
 	// Run serves the client until the end: nil after the protocol's goodbye,

@@ -226,6 +226,7 @@ type Conn struct {
 	replies  *wire.ReplyReader
 	timeout  time.Duration // for each answer
 	release  func()        // tells the pool; may be called again; nil: there is none
+	alert    string        // what the user is to be shown: of IMAP
 	lacks    []string      // keywords of EHLO that the client was offered and that the server does not have for it
 }
 

@@ -29,7 +29,9 @@ func (b *IMAP) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error)
 		return nil, err
 	}
 	l.Secret.Clear()
-	return &relay.IMAP{Server: b.Server.name(), Conn: conn, Capabilities: capabilities, Idle: b.Idle, Spread: b.Spread}, nil
+	return &relay.IMAP{
+		Server: b.Server.name(), Conn: conn, Capabilities: capabilities, Alert: conn.alert, Idle: b.Idle, Spread: b.Spread,
+	}, nil
 }
 
 // LoginIMAP connects and logs l.Account in. It returns what the server can do
@@ -47,8 +49,9 @@ func (s *Server) LoginIMAP(ctx context.Context, l *proxy.Login) (conn *Conn, cap
 	defer conn.closeWith(ctx)()
 	if capabilities, err = d.login(l, s); err != nil {
 		conn.leave(d.nextTag() + " LOGOUT")
-		return nil, "", heard(ctx, err)
+		return nil, "", heard(ctx, d.alerted(err, l, s))
 	}
+	conn.alert = d.alert(l, s)
 	conn.settled()
 	return conn, capabilities, nil
 }
@@ -80,6 +83,7 @@ type imap struct {
 	capabilities capabilities // nil: not known
 	aside        string       // the tag of a command whose answer does not matter, until it has come
 	failure      failure      // of an OAuth mechanism
+	alerts       []string     // what the user must be shown, as the server wrote it
 }
 
 // begin hears the greeting and comes to TLS. After it, credentials may be sent.
@@ -149,7 +153,7 @@ func (d *imap) startTLS(ctx context.Context, s *Server) error {
 	if err := d.conn.secure(ctx, s.Config); err != nil {
 		return err
 	}
-	d.capabilities = nil
+	d.capabilities, d.alerts = nil, nil
 	return d.learn()
 }
 
@@ -303,6 +307,7 @@ func (d *imap) exchange(tag string, with []byte, pieces ...[]byte) (wire.Respons
 				return r, err
 			}
 		case r.Tag == "*" && r.Name == "BYE":
+			d.note(r)
 			return r, errors.New("the server said BYE")
 		case r.Tag == "*":
 			d.note(r)
@@ -313,8 +318,10 @@ func (d *imap) exchange(tag string, with []byte, pieces ...[]byte) (wire.Respons
 	return wire.Response{}, fmt.Errorf("no answer within %d lines", wire.MaxReplyLines)
 }
 
-// note keeps the capabilities in r, if there are any.
+// note keeps the capabilities in r, if there are any, and what the user must be
+// shown.
 func (d *imap) note(r wire.Response) {
+	d.noteAlert(r)
 	switch {
 	case r.Name == "CAPABILITY" && r.Tag == "*":
 		d.capabilities = parseCapabilities(r.Text)

@@ -89,14 +89,17 @@ func (d *IMAP) Refuse(r *proxy.Refusal) error {
 		_ = d.say(strings.TrimSpace("* BYE "+code) + " " + w.text)
 		return r
 	}
-	no := d.completion(w.imap + " " + w.text)
+	lines := []string{d.completion(w.imap + " " + w.text)}
+	if r.Alert != "" && r.Text == "" {
+		lines = []string{"* NO [ALERT] " + oneLine(r.Alert, ""), lines[0]}
+	}
 	switch {
 	case !last:
-		return d.say(no)
+		return d.say(lines...)
 	case r.Reason.Final():
-		_ = d.say(no, "* BYE "+w.text)
+		_ = d.say(append(lines, "* BYE "+w.text)...)
 	default:
-		_ = d.say(no, "* BYE "+d.signed(tooManyWrong))
+		_ = d.say(append(lines, "* BYE "+d.signed(tooManyWrong))...)
 	}
 	return r
 }
@@ -104,7 +107,11 @@ func (d *IMAP) Refuse(r *proxy.Refusal) error {
 // Accept implements proxy.Dialogue. welcome begins with the capabilities after
 // login: many clients look for them here and nowhere else.
 func (d *IMAP) Accept(welcome string) error {
-	return d.say(d.completion("OK " + oneLine(welcome, "Logged in")))
+	var lines []string
+	if first, rest, ok := strings.Cut(welcome, crlf); ok && strings.HasPrefix(first, "[ALERT] ") {
+		lines, welcome = []string{"* OK " + oneLine(first, "")}, rest
+	}
+	return d.say(append(lines, d.completion("OK "+oneLine(welcome, "Logged in")))...)
 }
 
 // completion makes the line that answers the command.

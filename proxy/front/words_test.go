@@ -129,3 +129,29 @@ func TestAcceptSaysTheWelcomeOnOneLine(t *testing.T) {
 		}
 	}
 }
+
+// Criterion: an alert of the server's comes before the answer to the login; the
+// operator's text takes its place.
+func TestIMAPShowsAlerts(t *testing.T) {
+	f := serve(t, proxy.IMAP, 0)
+	f.backend.answer = map[string]error{
+		"moving": &proxy.Refusal{Reason: proxy.Unavailable, Alert: "We are\r\na OK moving"},
+		"ours":   &proxy.Refusal{Reason: proxy.Unavailable, Alert: "We are moving", Text: "Our words"},
+	}
+	f.play(t, greetingIMAP+`
+		C: a LOGIN moving x
+		S: \* NO [ALERT] We are  a OK moving
+		S: a NO [UNAVAILABLE] The mail server *
+		C: b LOGIN ours x
+		S: b NO [UNAVAILABLE] Our words (session *)
+	`)
+	tp := &tape{}
+	d := NewIMAP(proxy.NewConn(tp, proxy.Client{ID: "abc"}, nil, 0), Options{})
+	d.tag = "a"
+	if err := d.Accept("[ALERT] over quota\r\n[CAPABILITY IMAP4rev1] Logged in"); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := tp.out.String(), "* OK [ALERT] over quota\r\na OK [CAPABILITY IMAP4rev1] Logged in\r\n"; got != want {
+		t.Errorf("Accept says %q, want %q", got, want)
+	}
+}

@@ -28,15 +28,20 @@ type IMAP struct {
 	Server       string // the backend's name
 	Conn         Leg    // logged in
 	Capabilities string // as in CAPABILITY
+	Alert        string // of the server's for the user, in one line; empty: none
 	Idle         time.Duration
 	Spread       time.Duration // within which clients are let go when the server crashes; 0: at once
 }
 
 // Open implements proxy.Session. Clients know the server's capabilities from
-// the answer to their login, some only from there.
+// the answer to their login, some only from there. An alert has to be shown to
+// the user: RFC 3501 section 7.1.
 func (s *IMAP) Open(context.Context) (welcome string, err error) {
 	welcome = "[CAPABILITY " + s.Capabilities + "] Logged in"
-	s.Capabilities = "" // a session may last for days
+	if s.Alert != "" {
+		welcome = "[ALERT] " + s.Alert + "\r\n" + welcome
+	}
+	s.Capabilities, s.Alert = "", "" // a session may last for days
 	return welcome, nil
 }
 
