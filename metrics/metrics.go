@@ -211,7 +211,7 @@ func (m *Metrics) clients() {
 	m.active = r.gauge("sessions_active", "Authenticated sessions.", protocol)
 	m.sessions = r.counter("sessions_total", "Authenticated sessions ended, by cause.", protocol, label("end",
 		proxy.EndQuit, proxy.EndClientGone, proxy.EndBackendClosed, proxy.EndIdle, proxy.EndDrain, proxy.EndKicked,
-		proxy.EndRefused, proxy.EndError))
+		proxy.EndRefused, proxy.EndForbidden, proxy.EndError))
 }
 
 // outcomes are those of handshakes. Only what we refuse has a reason.

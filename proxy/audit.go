@@ -149,8 +149,11 @@ func (a *Audit) closed(e Closed) {
 	case Submission:
 		fields = append(fields, "submitted", e.Totals.Submitted)
 	}
-	if e.Err != nil && e.End == EndError {
+	if e.Err != nil && (e.End == EndError || e.End == EndForbidden) {
 		fields = append(fields, "err", e.Err)
+	}
+	if e.End == EndForbidden {
+		level = slog.LevelWarn
 	}
 	a.Log.Log(context.Background(), level, "connection ended", fields...)
 }

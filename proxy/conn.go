@@ -20,6 +20,7 @@ var (
 	ErrClientClosed  = errors.New("client closed the connection")   // without goodbye
 	ErrBackendClosed = errors.New("backend closed the connection")  // first
 	ErrIdleTimeout   = errors.New("client was silent for too long") // logged in
+	ErrForbidden     = errors.New("command that is not to be had")  // of one that would hide its session: IMAP UNAUTHENTICATE, COMPRESS
 	errTooSlow       = errors.New("client did not log in in time")  // before
 	ErrPreface       = errors.New("bad or missing PROXY header")    // before anything
 	ErrEarlyTLS      = errors.New("client began TLS unasked")       // where STARTTLS has to come first
@@ -420,6 +421,8 @@ func (c *conn) how(err error) string {
 		return EndClientGone
 	case errors.Is(err, ErrBackendClosed):
 		return EndBackendClosed
+	case errors.Is(err, ErrForbidden):
+		return EndForbidden
 	case errors.Is(err, ErrIdleTimeout), errors.Is(err, os.ErrDeadlineExceeded):
 		return EndIdle
 	}

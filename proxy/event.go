@@ -65,7 +65,8 @@ const (
 	EndIdle          = "idle_timeout"
 	EndDrain         = "drain" // shutdown
 	EndKicked        = "kicked"
-	EndRefused       = "refused" // before login: said so, closed
+	EndRefused       = "refused"           // before login: said so, closed
+	EndForbidden     = "forbidden_command" // IMAP UNAUTHENTICATE or COMPRESS, where the server offers UNAUTHENTICATE
 	EndError         = "error"
 )
 

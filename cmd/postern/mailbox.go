@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"slices"
 
 	"postern/bridge"
 	"postern/configs"
 	"postern/proxy"
+	"postern/proxy/backend"
 )
 
 // behind returns what serves the user's POP3 sessions, and how the user logs in
@@ -44,6 +46,15 @@ func (h *house) inspect(ctx context.Context, out io.Writer, user string, secret 
 	if err != nil {
 		return err
 	}
+	unauthenticates := false
+	dial := b.Dial
+	b.Dial = func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+		conn, capabilities, err := dial(ctx, l)
+		if c, ok := conn.(*backend.Conn); ok && c.Unauthenticates() {
+			unauthenticates = true
+		}
+		return conn, capabilities, err
+	}
 	traits, err := b.Inspect(ctx, login)
 	if err != nil {
 		return fmt.Errorf("INBOX of %s on backend %s: %w", login.Account, b.Name, err)
@@ -55,6 +66,10 @@ func (h *house) inspect(ctx context.Context, out io.Writer, user string, secret 
 	}
 	for _, line := range lacks {
 		_, _ = fmt.Fprintf(out, "  %s\n", line)
+	}
+	if unauthenticates {
+		_, _ = io.WriteString(out, "  warning: the server offers UNAUTHENTICATE (RFC 8437) to this user: IMAP sessions are watched for it and lose COMPRESS;\n"+
+			"  switch it off there if that can be done (docs/backends.md)\n")
 	}
 	return nil
 }

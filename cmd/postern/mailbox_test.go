@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
+	"io"
+	"net"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"postern/bridge"
@@ -65,6 +69,56 @@ backends: {main: {imap: {address: %q, tls: none}}}
 		err := h.inspect(t.Context(), &out, "alice", proxy.NewSecret([]byte(password)))
 		if (err == nil) != (want != "") || !strings.HasPrefix(out.String(), want) {
 			t.Errorf("with %q: %q, %v", password, out.String(), err)
+		}
+	}
+}
+
+// Criterion: check --probe --user warns of a server that offers UNAUTHENTICATE to
+// its users.
+func TestInspectWarnsOfUNAUTHENTICATE(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice")
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var copies sync.WaitGroup
+	t.Cleanup(copies.Wait)
+	t.Cleanup(func() { _ = ln.Close() })
+	copies.Go(func() { // a server that says more than it can
+		for {
+			near, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			far, err := tryDial(imap)
+			if err != nil {
+				_ = near.Close()
+				continue
+			}
+			copies.Go(func() { _, _ = io.Copy(far, near); _ = far.Close() })
+			copies.Go(func() {
+				defer func() { _ = near.Close() }()
+				b := make([]byte, 4096)
+				for {
+					n, err := far.Read(b)
+					if _, err2 := near.Write(bytes.ReplaceAll(b[:n], []byte("IMAP4rev1 "), []byte("IMAP4rev1 UNAUTHENTICATE "))); err != nil || err2 != nil {
+						return
+					}
+				}
+			})
+		}
+	})
+	for address, want := range map[string]bool{imap: false, ln.Addr().String(): true} {
+		h := inhabit(t, frame+fmt.Sprintf(`
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none}}}
+`, address)).site.house.Load()
+		var out strings.Builder
+		if err := h.inspect(t.Context(), &out, "alice", proxy.NewSecret([]byte("secret of alice"))); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(out.String(), "UNAUTHENTICATE") != want {
+			t.Errorf("a warning is %v wanted: %s", want, out.String())
 		}
 	}
 }

@@ -226,6 +226,7 @@ type Conn struct {
 	replies  *wire.ReplyReader
 	timeout  time.Duration // for each answer
 	release  func()        // tells the pool; may be called again; nil: there is none
+	watched  string        // the capabilities after login, if UNAUTHENTICATE is one: of IMAP
 	alert    string        // what the user is to be shown: of IMAP
 	lacks    []string      // keywords of EHLO that the client was offered and that the server does not have for it
 }
@@ -240,6 +241,10 @@ func (c *Conn) Close() error {
 	}
 	return c.Conn.Close()
 }
+
+// Unauthenticates reports whether the IMAP server offers UNAUTHENTICATE, RFC 8437,
+// to the user that is logged in.
+func (c *Conn) Unauthenticates() bool { return c.watched != "" }
 
 // CloseWrite tells the server that nothing more will come; reading goes on.
 func (c *Conn) CloseWrite() error {

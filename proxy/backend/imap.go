@@ -31,6 +31,7 @@ func (b *IMAP) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error)
 	l.Secret.Clear()
 	return &relay.IMAP{
 		Server: b.Server.name(), Conn: conn, Capabilities: capabilities, Alert: conn.alert, Idle: b.Idle, Spread: b.Spread,
+		Watched: conn.watched,
 	}, nil
 }
 
@@ -52,6 +53,9 @@ func (s *Server) LoginIMAP(ctx context.Context, l *proxy.Login) (conn *Conn, cap
 		return nil, "", heard(ctx, d.alerted(err, l, s))
 	}
 	conn.alert = d.alert(l, s)
+	if d.capabilities.has(unauthenticate) {
+		conn.watched = strings.Join(d.capabilities, " ")
+	}
 	conn.settled()
 	return conn, capabilities, nil
 }
@@ -349,10 +353,17 @@ func (c capabilities) has(name string) bool {
 	return slices.ContainsFunc(c, func(word string) bool { return strings.EqualFold(word, name) })
 }
 
-// handedOn returns what a client behind Postern may use. UNAUTHENTICATE, RFC
-// 8437, would take the session back to a state in which nobody watches.
+// unauthenticate is RFC 8437.
+const unauthenticate = "UNAUTHENTICATE"
+
+// handedOn returns what a client behind Postern may use. UNAUTHENTICATE would
+// take the session back to a state in which nobody watches; where the server has
+// it the commands of the client are looked at, which compressed they could not
+// be.
 func (c capabilities) handedOn() string {
+	watched := c.has(unauthenticate)
 	return strings.Join(slices.DeleteFunc(slices.Clone(c), func(word string) bool {
-		return strings.EqualFold(word, "UNAUTHENTICATE")
+		word = strings.ToUpper(word)
+		return word == unauthenticate || watched && strings.HasPrefix(word, "COMPRESS=")
 	}), " ")
 }

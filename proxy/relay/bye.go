@@ -30,9 +30,12 @@ type last struct {
 }
 
 // answering is the client, as the server's words go to it.
-type answering struct{ *splicing }
+type answering struct {
+	*splicing
+	to io.Writer
+}
 
-func (a answering) Write(b []byte) (int, error) { return a.answer(a.client, b) }
+func (a answering) Write(b []byte) (int, error) { return a.answer(a.to, b) }
 
 // answer writes the server's words and keeps their end.
 func (s *splicing) answer(client io.Writer, b []byte) (int, error) {
@@ -86,11 +89,16 @@ func (l *last) whole(now time.Time) bool {
 // bye tells a client why its session is ended by us, if that can be said.
 func (s *splicing) bye() {
 	cause := s.ours()
-	if cause == nil || !s.last.whole(time.Now()) {
-		return
-	}
 	text := "The service is restarting: come again in a moment"
-	if proxy.ReasonOf(cause) == proxy.Kicked {
+	switch {
+	case banned(s.cause):
+		if !s.watch.between() {
+			return
+		}
+		text = "This command is not to be had here"
+	case cause == nil || !s.last.whole(time.Now()):
+		return
+	case proxy.ReasonOf(cause) == proxy.Kicked:
 		text = "Disconnected by an administrator"
 	}
 	_ = s.client.SetWriteDeadline(time.Now().Add(byeTime))

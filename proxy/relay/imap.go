@@ -23,13 +23,15 @@ type Leg interface {
 
 // IMAP is a proxy.Session: after login client and server talk to each other,
 // and every extension works. COMPRESS makes the octets unreadable, so nobody
-// looks at them.
+// looks at them; but where the server offers UNAUTHENTICATE, the client's commands
+// are looked at for it, and COMPRESS is not to be had.
 type IMAP struct {
 	Server       string // the backend's name
 	Conn         Leg    // logged in
 	Capabilities string // as in CAPABILITY
 	Alert        string // of the server's for the user, in one line; empty: none
 	Idle         time.Duration
+	Watched      string        // the server's capabilities as they are, for a session whose commands are looked at; empty: nobody does
 	Spread       time.Duration // within which clients are let go when the server crashes; 0: at once
 }
 
@@ -51,7 +53,11 @@ func (s *IMAP) Run(ctx context.Context, client *proxy.Conn) error {
 	if idle == 0 {
 		idle = DefaultIdle
 	}
-	return splice(ctx, client, s.Conn, idle, s.Spread)
+	var w *watch
+	if s.Watched != "" {
+		w = newWatch(s.Watched)
+	}
+	return splice(ctx, client, s.Conn, idle, s.Spread, w)
 }
 
 // Close implements proxy.Session.

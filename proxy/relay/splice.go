@@ -29,12 +29,13 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 // its own and still wait for the answer. The error says who ended first, or
 // why it was ended. A session is idle when nothing moves either way. Clients of
 // a backend that has crashed are let go within spread, each at its own time.
-func splice(ctx context.Context, client *proxy.Conn, backend Leg, idle, spread time.Duration) error {
+// A watch, which may be nil, can end it, too.
+func splice(ctx context.Context, client *proxy.Conn, backend Leg, idle, spread time.Duration, w *watch) error {
 	s := &splicing{
-		ours: func() error { return context.Cause(ctx) }, client: client, backend: backend, spread: spread, begun: time.Now(),
+		ours: func() error { return context.Cause(ctx) }, client: client, backend: backend, spread: spread, watch: w, begun: time.Now(),
 		silent: make(chan struct{}), left: make(chan struct{}),
 	}
-	s.watch(idle)
+	s.limit(idle)
 	defer context.AfterFunc(ctx, func() { s.stop(context.Cause(ctx)) })()
 
 	wait := apart(func() { defer close(s.left); s.up() }, func() { s.stop(errPanic) })
@@ -80,6 +81,7 @@ type splicing struct {
 	client  *proxy.Conn
 	backend Leg
 	spread  time.Duration
+	watch   *watch // nil: none
 	begun   time.Time
 	moved   atomic.Int64 // since begun, when octets were last seen
 	last    last
@@ -95,8 +97,14 @@ type splicing struct {
 
 // up copies from the client to the backend.
 func (s *splicing) up() {
-	err := s.copy(s.backend, s.client)
+	server := io.Writer(s.backend)
+	if s.watch != nil {
+		server = fromClient{s.watch, s.backend}
+	}
+	err := s.copy(server, s.client)
 	switch {
+	case banned(err.write):
+		s.stop(err.write)
 	case err.write != nil: // what the backend has still to say comes down
 		s.end(fmt.Errorf("%w: %w", proxy.ErrBackendClosed, err.write))
 	case errors.Is(err.read, io.EOF), errors.Is(err.read, io.ErrUnexpectedEOF): // without the alert that TLS wants at the end
@@ -115,11 +123,16 @@ func (s *splicing) up() {
 
 // down copies from the backend to the client.
 func (s *splicing) down() {
+	client := io.Writer(s.client)
+	if s.watch != nil {
+		client = fromServer{s.watch, s.client}
+		defer s.watch.close()
+	}
 	var err copyError
 	if raw := rawConn(s.backend); raw != nil {
-		err = s.copyReady(s.client, raw)
+		err = s.copyReady(client, raw)
 	} else {
-		err = s.copy(answering{s}, s.backend)
+		err = s.copy(answering{s, client}, s.backend)
 	}
 	switch {
 	case errors.Is(err.write, os.ErrDeadlineExceeded):
@@ -166,6 +179,9 @@ func (s *splicing) stop(cause error) {
 	defer s.mu.Unlock()
 	if !s.stopped {
 		s.stopped = true
+		if s.watch != nil {
+			s.watch.close()
+		}
 		s.timer.Stop()
 		s.bye()
 		s.client.Interrupt(s.cause)
@@ -173,8 +189,8 @@ func (s *splicing) stop(cause error) {
 	}
 }
 
-// watch stops the session when nothing has moved for idle.
-func (s *splicing) watch(idle time.Duration) {
+// limit stops the session when nothing has moved for idle.
+func (s *splicing) limit(idle time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.timer = time.AfterFunc(idle, func() {

@@ -1,0 +1,276 @@
+package relay
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+
+	"postern/proxy"
+	"postern/proxy/proxytest"
+	"postern/proxy/wire"
+)
+
+// A literate server understands IMAP as RFC 3501 has it, and answers at once. It
+// refuses each literal that waits, and each IDLE, of which refuse says so.
+type literate struct {
+	w       *watch
+	plus    bool
+	refuse  func(n int) bool
+	asked   int
+	in      []byte
+	command []byte // with the literals that have come
+	literal int64
+	mode    string // IDLE, AUTHENTICATE: its lines are no commands
+	tag     string
+	names   []string
+}
+
+func (s *literate) say(format string, args ...any) {
+	_, _ = fromServer{s.w, io.Discard}.Write(fmt.Appendf(nil, format+"\r\n", args...))
+}
+
+func (s *literate) Write(p []byte) (int, error) {
+	s.in = append(s.in, p...)
+	for s.step() {
+	}
+	if s.w.waiting != "" && s.w.verdict == undecided { // nothing more comes from here
+		s.w.close()
+	}
+	return len(p), nil
+}
+
+// step takes a line or a literal.
+func (s *literate) step() bool {
+	if s.literal > 0 {
+		k := min(s.literal, int64(len(s.in)))
+		s.literal -= k
+		s.in = s.in[k:]
+		return k > 0
+	}
+	end := bytes.IndexByte(s.in, '\n') + 1
+	if end == 0 {
+		return false
+	}
+	line := bytes.Clone(s.in[:end])
+	s.in = s.in[end:]
+	if s.mode != "" {
+		s.say("* 1 FETCH (BODY[] {19}\r\n%.2s OK {5}\r\n+ trap\r\n)", s.tag+" ")
+		s.say("%s OK over", s.tag)
+		s.mode = ""
+		return true
+	}
+	fields := strings.Fields(string(line))
+	if len(s.command) == 0 {
+		if len(fields) < 2 {
+			s.say("* BAD what")
+			return true
+		}
+		s.tag = fields[0]
+		s.names = append(s.names, strings.ToUpper(fields[1]))
+	}
+	s.command = append(s.command, line...)
+	literal, more := wire.TrailingLiteral(line)
+	name := s.names[len(s.names)-1]
+	no := false
+	if more && literal.Sync || name == "IDLE" || name == "AUTHENTICATE" {
+		no = s.refuse(s.asked)
+		s.asked++
+	}
+	switch {
+	case no:
+		s.say("%s BAD no {5}", s.tag)
+		s.command = nil
+	case name == "IDLE" || name == "AUTHENTICATE":
+		s.say("+ go on")
+		s.mode, s.command = name, nil
+	case more && literal.Sync:
+		s.say("+ go on")
+		s.literal = literal.Size
+	case more:
+		s.literal = literal.Size
+	default:
+		s.say("* LIST () \"/\" {7}\r\n%s OK\r\n", "x")
+		s.say("%s OK done", s.tag)
+		s.command = nil
+	}
+	return true
+}
+
+// watched sends in to a literate server in pieces, and returns the names of the
+// commands that it got.
+func watched(in string, size int, refuse func(int) bool) (names []string, err error) {
+	w := newWatch("IMAP4rev1 LITERAL+ UNAUTHENTICATE")
+	s := &literate{w: w, refuse: refuse}
+	for in != "" && err == nil {
+		n := min(size, len(in))
+		_, err = fromClient{w, s}.Write([]byte(in[:n]))
+		in = in[n:]
+	}
+	return s.names, err
+}
+
+func never(int) bool  { return false }
+func always(int) bool { return true }
+
+// Criterion: where a server offers UNAUTHENTICATE (RFC 8437) to users, neither that
+// command nor COMPRESS reaches it, however the client splits it, and whatever
+// literals, IDLE and AUTHENTICATE stand before it; octets of a literal are no
+// command.
+func TestWatchFindsForbiddenCommands(t *testing.T) {
+	for _, test := range []struct {
+		name, in string
+		refuse   func(int) bool
+		want     string // the commands that reach the server; then: how it ends
+	}{
+		{"alone", "a UNAUTHENTICATE\r\n", never, "|forbidden"},
+		{"in small letters, with spaces, and LF", "a NOOP\n  b \t unAuthenticate  \n", never, "NOOP|forbidden"},
+		{"COMPRESS", "a NOOP\r\nb COMPRESS DEFLATE\r\n", never, "NOOP|forbidden"},
+		{"what begins so", "a UNAUTHENTICATED\r\n", never, "|forbidden"},
+		{"other words", "UNAUTHENTICATE NOOP\r\na SELECT UNAUTHENTICATE\r\nb NOOP COMPRESS\r\nc UNAUTH\r\n", never, "NOOP SELECT NOOP UNAUTH|"},
+		{"in a literal", "a APPEND x {19}\r\nb UNAUTHENTICATE\r\n\r\n\r\nc NOOP\r\n", never, "APPEND NOOP|"},
+		{"in one that does not wait", "a APPEND x {18+}\r\nb UNAUTHENTICATE\r\n\r\nc NOOP\r\n", never, "APPEND NOOP|"},
+		{"in a binary one", "a APPEND x ~{18+}\r\nb UNAUTHENTICATE\r\n\r\nc NOOP\r\n", never, "APPEND NOOP|"},
+		{"behind a literal", "a APPEND x {2+}\r\nxx {3}\r\nyyy\r\nb UNAUTHENTICATE\r\n", never, "APPEND|forbidden"},
+		{"in a literal that was refused", "a APPEND x {18}\r\nb UNAUTHENTICATE\r\n", always, "APPEND|forbidden"},
+		{"within the line of the literal", "a SEARCH {1}\r\nx UNAUTHENTICATE {1+}\r\nx\r\nb NOOP\r\n", never, "SEARCH NOOP|"},
+		{"after IDLE", "a IDLE\r\nDONE\r\nb UNAUTHENTICATE\r\n", never, "IDLE|forbidden"},
+		{"for DONE", "a IDLE\r\nb UNAUTHENTICATE\r\n", never, "IDLE|forbidden"},
+		{"after an IDLE that was refused", "a IDLE\r\nb UNAUTHENTICATE\r\n", always, "IDLE|forbidden"},
+		{"within AUTHENTICATE", "a AUTHENTICATE PLAIN\r\nb UNAUTHENTICATE\r\nc NOOP\r\n", never, "AUTHENTICATE NOOP|"},
+		{"after an AUTHENTICATE that was refused", "a AUTHENTICATE PLAIN\r\nb UNAUTHENTICATE\r\n", always, "AUTHENTICATE|forbidden"},
+		{"after a literal in AUTHENTICATE that is none", "a AUTHENTICATE PLAIN\r\nx {50}\r\nb UNAUTHENTICATE\r\n", never, "AUTHENTICATE|forbidden"},
+		{"behind a bare CR", "a NOOP\rb UNAUTHENTICATE\r\n", never, "|forbidden"},
+		{"a literal of a size that is none", "a NOOP {99999999999999999999+}\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
+		{"blank lines", "\r\n\r\na\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
+	} {
+		for size := 1; size <= len(test.in); size++ {
+			names, err := watched(test.in, size, test.refuse)
+			end := ""
+			if errors.Is(err, proxy.ErrForbidden) {
+				end = "forbidden"
+			} else if err != nil {
+				end = err.Error()
+			}
+			if got := strings.Join(names, " ") + "|" + end; got != test.want {
+				t.Errorf("%s, in pieces of %d: %s, want %s", test.name, size, got, test.want)
+			}
+		}
+	}
+}
+
+func TestWatchTakesLiteralsThatDoNotWaitAsTheServerOffersThem(t *testing.T) {
+	for _, test := range []struct {
+		capabilities string
+		size         int
+		fine         bool
+	}{
+		{"LITERAL+", 5000, true}, {"literal-", 4096, true}, {"LITERAL-", 4097, false}, {"IMAP4rev2", 4096, true}, {"IMAP4rev1", 1, false},
+	} {
+		w := newWatch(test.capabilities)
+		_, err := fromClient{w, io.Discard}.Write(fmt.Appendf(nil, "a APPEND x {%d+}\r\n", test.size))
+		if (err == nil) != test.fine {
+			t.Errorf("%+v: %v", test, err)
+		}
+	}
+}
+
+func TestWatchBoundsWhatIsNotAnswered(t *testing.T) {
+	w := newWatch("")
+	var err error
+	n := 0
+	for ; err == nil && n < 2*mostCommands; n++ {
+		_, err = fromClient{w, io.Discard}.Write(fmt.Appendf(nil, "a%d NOOP\r\n", n))
+	}
+	if !errors.Is(err, proxy.ErrForbidden) || n != mostCommands+1 {
+		t.Errorf("%v after %d commands", err, n)
+	}
+	w = newWatch("")
+	_, err = fromClient{w, io.Discard}.Write([]byte("a NOOP\r\na IDLE\r\n"))
+	if !errors.Is(err, proxy.ErrForbidden) {
+		t.Errorf("IDLE with a tag in use: %v", err)
+	}
+}
+
+// FuzzWatch: whatever a client sends, in whatever pieces, a server that reads IMAP
+// as RFC 3501 has it gets no forbidden command.
+func FuzzWatch(f *testing.F) {
+	f.Add("a APPEND x {18}\r\nb UNAUTHENTICATE\r\nc IDLE\r\nd UNAUTHENTICATE\r\n", uint8(3), uint8(1))
+	f.Add("a AUTHENTICATE X\r\nb {5+}\r\nc COMPRESS DEFLATE\r\nd SEARCH ~{3+}\r\nxxx {1}\r\n", uint8(5), uint8(2))
+	f.Add("a IDLE\r\nb NOOP {10}\r\nc UNAUTHENTICATE\r\n", uint8(50), uint8(0))
+	f.Fuzz(func(t *testing.T, in string, size, refuse uint8) {
+		names, _ := watched(in, int(size)+1, func(n int) bool { return refuse>>(n%8)&1 == 1 })
+		for _, name := range names {
+			if name == "UNAUTHENTICATE" || name == "COMPRESS" {
+				t.Fatalf("%q in pieces of %d: the server got %q", in, int(size)+1, names)
+			}
+		}
+	})
+}
+
+// Criterion: a session in which UNAUTHENTICATE is tried ends with BYE, and its end
+// says so.
+func TestWatchedSessionEndsWithBYE(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		client, near := proxytest.Pipe(t)
+		backend, server := proxytest.Pipe(t)
+		s := &spliced{client: client, server: server, done: make(chan error, 1)}
+		if secure {
+			cert, pool := proxytest.Cert(t)
+			s.client = proxytest.ClientTLS(client, pool)
+			s.conn = proxy.NewConn(near, proxy.Client{ID: "7"}, proxytest.ServerTLS(cert), 0)
+			go func() { _, _ = s.client.Write(nil) }()
+			if err := s.conn.StartTLS(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			s.conn = proxy.NewConn(near, proxy.Client{ID: "7"}, nil, 0)
+		}
+		session := &IMAP{Server: "main", Conn: backend.(Leg), Watched: "IMAP4rev1 LITERAL+ UNAUTHENTICATE"}
+		go func() {
+			s.done <- session.Run(t.Context(), s.conn)
+			_, _ = session.Close(), s.conn.Close()
+		}()
+		proxytest.ServeTranscript(t, server, `
+			C: a IDLE
+			S: + idling
+			C: DONE
+			S: a OK
+			C- b APPEND x {16}\r\n
+			S: + go on
+			C- c COMPRESS x\r\n!\r\n
+			S: b OK`)
+		proxytest.Transcript(t, s.client, `
+			C: a IDLE
+			S: + idling
+			C: DONE
+			S: a OK
+			C- b APPEND x {16}\r\n
+			S: + go on
+			C- c COMPRESS x\r\n!\r\n
+			S: b OK
+			C: d UNAUTHENTICATE
+			S: \* BYE This command is not to be had here (session 7)
+			S: <EOF>`)
+		s.ended(t, proxy.ErrForbidden)
+	}
+}
+
+// A client that has sent more than the server has asked for is not waited for
+// when the server leaves.
+func TestWatchEndsWithTheServer(t *testing.T) {
+	client, near := proxytest.Pipe(t)
+	backend, server := proxytest.Pipe(t)
+	s := &spliced{client: client, server: server, done: make(chan error, 1), conn: proxy.NewConn(near, proxy.Client{}, nil, 0)}
+	session := &IMAP{Server: "main", Conn: backend.(Leg), Watched: "UNAUTHENTICATE"}
+	go func() {
+		s.done <- session.Run(t.Context(), s.conn)
+		_, _ = session.Close(), s.conn.Close()
+	}()
+	proxytest.Transcript(t, client, `C- a IDLE\r\nDONE\r\n`)
+	proxytest.Transcript(t, server, "S: a IDLE\n")
+	_ = server.Close()
+	s.ended(t, proxy.ErrBackendClosed)
+}
