@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -139,4 +140,38 @@ func TestPostfixSeesTheClient(t *testing.T) {
 	if strings.Contains(string(log), "boss") || strings.Contains(string(log), "10.9.9.9") {
 		t.Errorf("somebody was the boss: %s", log)
 	}
+}
+
+// Criterion: a client of a network from which Postfix withholds DSN
+// (smtpd_discard_ehlo_keyword_address_maps), who was announced DSN, logs in and
+// sends without it.
+func TestPostfixThatWithholdsDSNFromANetworkTakesItsMail(t *testing.T) {
+	t.Parallel()
+	d := proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: users, Config: "auth_failure_delay = 0\n"})
+	p := proxytest.StartPostfix(t, proxytest.PostfixOptions{
+		Dovecot: d, XCLIENT: "127.0.0.1", Config: "smtpd_discard_ehlo_keyword_address_maps = cidr:{{10.0.0.0/8 dsn}}\n",
+	})
+	s := &Server{Name: "main", Protocol: proxy.Submission, Address: p.SMTP, TLS: STARTTLS, Config: trusting(t, p.CA), Identity: XCLIENT}
+	if _, err := s.Probe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	announced := s.Offer().Extensions
+	if !slices.Contains(announced, "DSN") {
+		t.Errorf("%v announced, want DSN among them", announced)
+	}
+	l := from(submitter("", announced...), netip.MustParseAddrPort("10.1.2.3:50001"))
+	l.Account, l.Secret = "alice", proxy.NewSecret([]byte(users["alice"]))
+	session, err := (&Submission{Server: s, Hostname: "postern.example"}).Login(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	talk(t, session, `
+		C: MAIL FROM:<alice@example.org> SIZE=100 RET=HDRS
+		S: 250 *
+		C: RCPT TO:<`+p.Address("bob")+`> NOTIFY=FAILURE
+		S: 250 *
+		C: QUIT
+		S: 221 *
+		S: <EOF>
+	`)
 }

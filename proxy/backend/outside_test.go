@@ -124,13 +124,17 @@ func TestProbeOfAServerThatTakesNoLoginIsAnError(t *testing.T) {
 		{proxy.IMAP, "S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED AUTH=PLAIN] x\nC: P1 LOGOUT\nS: * BYE\nS: <EOF>", "LOGINDISABLED"},
 		{proxy.IMAP, "S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED STARTTLS] x\nC: P1 LOGOUT\nS: * BYE\nS: <EOF>", "LOGINDISABLED"},
 	} {
-		s, _ := serve(t, test.protocol, None, test.script)
-		p, _ := pool(test.protocol, s)
+		s, _ := serve(t, test.protocol, None, test.script, test.script)
+		p, seen := pool(test.protocol, s)
+		p.Probe(t.Context())
+		if got, want := seen.String(), "probed false"; !strings.HasPrefix(got, want) || p.Up() {
+			t.Errorf("%q: %s, want %s", test.script, got, want)
+		}
 		if _, err := s.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("Probe of %q: %v, want an error with %s", test.script, err, test.want)
 		}
-		if s.Offer().Mechanisms != nil || p.Up() {
-			t.Errorf("%q: something is offered, or up", test.script)
+		if s.Offer().Mechanisms != nil {
+			t.Errorf("%q: something is offered", test.script)
 		}
 	}
 }

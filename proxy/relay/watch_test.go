@@ -14,10 +14,9 @@ import (
 )
 
 // A literate server understands IMAP as RFC 3501 has it, and answers at once. It
-// refuses each literal that waits, and each IDLE, of which refuse says so.
+// refuses the literals that wait, IDLE and AUTHENTICATE of which refuse says so.
 type literate struct {
 	w       *watch
-	plus    bool
 	refuse  func(n int) bool
 	asked   int
 	in      []byte
