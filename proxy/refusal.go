@@ -82,7 +82,7 @@ func (r Reason) Final() bool {
 // A Refusal is an error that the client may learn.
 type Refusal struct {
 	Reason    Reason
-	Text      string // the operator's words, never the backend's; empty: the protocol's own for the Reason
+	Text      string // the operator's words, never the backend's (see Alert); empty: the protocol's own for the Reason
 	Alert     string // what the backend has for the user, RFC 3501 section 7.1: one printable line without names or secrets; Text goes before it
 	Challenge []byte // RFC 7628 section 3.2.3: the failure challenge of an OAuth mechanism; nil if none
 	Verified  bool   // the password was right: costs no guess

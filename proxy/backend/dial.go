@@ -2,7 +2,8 @@
 // how to log a client in, and what they offer.
 //
 // Whatever a server sends is bounded in size and time, and none of its words
-// reach a client. Credentials leave only when everything before them was as it
+// reach a client but an alert of IMAP's, which the user must be shown: one line
+// without names. Credentials leave only when everything before them was as it
 // has to be.
 //
 // # What the answers to credentials mean

@@ -40,6 +40,9 @@ func splice(ctx context.Context, client *proxy.Conn, backend Leg, idle, spread t
 
 	wait := apart(func() { defer close(s.left); s.up() }, func() { s.stop(errPanic) })
 	s.down()
+	if w != nil {
+		w.close()
+	}
 	close(s.silent)
 	leave := time.AfterFunc(farewell, func() { s.stop(nil) })
 	wait()
@@ -126,7 +129,6 @@ func (s *splicing) down() {
 	client := io.Writer(s.client)
 	if s.watch != nil {
 		client = fromServer{s.watch, s.client}
-		defer s.watch.close()
 	}
 	var err copyError
 	if raw := rawConn(s.backend); raw != nil {
