@@ -71,10 +71,11 @@ type site struct {
 	keeping  sync.WaitGroup          // of these
 	stopKeep context.CancelFunc      // ends them
 
-	successor   *successor // nil: this process serves
-	fallen      error      // why it no longer does, if there is no successor
-	predecessor *relative  // nil: there was none
-	inherited   []byte     // the guard's snapshot of a predecessor without state
+	successor   *successor    // nil: this process serves
+	fallen      error         // why it no longer does, if there is no successor
+	predecessor *relative     // nil: there was none
+	before      chan struct{} // closed when the predecessor has ended; nil: there was none
+	inherited   []byte        // the guard's snapshot of a predecessor without state
 }
 
 // A web is what answers HTTP at an address of the configuration.
@@ -206,18 +207,38 @@ func (s *site) endKeeping() {
 	s.keeping.Wait()
 }
 
-// outlive waits for the sessions that a successor has left to this process: for
-// timeouts.upgrade, or until the process is told to stop.
+// outlive waits for the sessions that a successor has left to this process, and
+// for those of its predecessor, whose locks the successor has from this process:
+// for timeouts.upgrade, or until the process is told to stop.
 func (s *site) outlive(ctx, background context.Context) {
 	grace := s.house.Load().cfg.Timeouts.Upgrade
 	ctx, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	s.log.Info("sessions may end by themselves", "grace", grace, "connections", len(s.server.Sessions()))
-	if s.server.Wait(ctx) == nil {
+	if s.server.Wait(ctx) == nil && s.waitBefore(ctx) {
 		s.log.Info("the last session has ended")
 		return
 	}
 	s.drain(background)
+	// A predecessor that drains as well ends as late as this process could.
+	timeouts := s.house.Load().cfg.Timeouts
+	ctx, cancel = context.WithTimeout(background, timeouts.Shutdown+timeouts.Spread)
+	defer cancel()
+	s.waitBefore(ctx)
+}
+
+// waitBefore waits for the end of the predecessor, if there was one, and reports
+// whether it has ended before ctx.
+func (s *site) waitBefore(ctx context.Context) bool {
+	if s.before == nil {
+		return true
+	}
+	select {
+	case <-s.before:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // apply makes h what is served, all of it; after an error nothing has changed.

@@ -37,6 +37,9 @@ import (
 //	old -> new   Free      a session has ended its maildrop
 //	new -> old   Evict     somebody takes a maildrop over
 //
+// An old one that has a predecessor of its own passes Take, Free and Evict on, and
+// ends after it: the end of a process is the end of all locks that came from it.
+//
 // Until Serving the old one can take everything back. Then its sessions go on,
 // with their memory in the new one's hands, until they end or timeouts.upgrade.
 
@@ -426,7 +429,7 @@ func (s *site) inherit(h *house, from *relative) error {
 	if err != nil {
 		return err
 	}
-	s.predecessor, s.inherited = from, w.Yours.Guard
+	s.predecessor, s.inherited, s.before = from, w.Yours.Guard, make(chan struct{})
 	changes := make(map[string]func(string, bool))
 	var ends []func()
 	for name, maildrops := range w.Yours.Locks {
@@ -449,6 +452,7 @@ func (s *site) inherit(h *house, from *relative) error {
 		for _, end := range ends { // the predecessor has ended, and its sessions with it
 			end()
 		}
+		close(s.before)
 	}()
 	return nil
 }

@@ -389,13 +389,89 @@ func TestUpgradeBreaksNoSession(t *testing.T) {
 	for _, c := range slices.Concat(imap, pop3) {
 		_ = c.Close()
 	}
+	f.wantEnded(t)
+	if values, _ := f.scrape(t); values["postern_panics_total"] != "0" {
+		t.Error("the new process does not serve its metrics")
+	}
+}
+
+// Criterion: A maildrop that a POP3 session has locked stays locked through any number of reloads and upgrades, until that session ends or is taken over.
+func TestALockOutlivesUpgrades(t *testing.T) {
+	f := startFleet(t, 1, "pop3: {lock: refuse}\n")
+	holder, err := f.popSession(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = holder.Close() }()
+	upgrades := 0
+	for _, changes := range []string{"reload", "upgrade", "reload", "upgrade", "upgrade upgrade"} {
+		f.change(t, changes)
+		upgrades += strings.Count(changes, "upgrade")
+		for range 3 { // a process in between may end a moment later
+			err := f.poll(0)
+			if err == nil || !strings.Contains(err.Error(), "[IN-USE]") {
+				t.Fatalf("a second session after %s, %d upgrades in all: %v, want IN-USE", changes, upgrades, err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	if err := holder.wants("NOOP", "+OK"); err != nil {
+		t.Errorf("the first session: %v", err)
+	}
+	if err := holder.wants("QUIT", "+OK"); err != nil {
+		t.Errorf("the first session: %v", err)
+	}
+	within(t, patience, "the lock is free", func() bool { return f.poll(0) == nil })
+	within(t, patience, "the processes before have ended", func() bool {
+		return len(f.logged(t, "the last session has ended")) == upgrades
+	})
+	f.wantEnded(t)
+}
+
+// poll is a POP3 session that ends as soon as it has begun.
+func (f *fleet) poll(user int) error {
+	c, err := f.popSession(user)
+	if c != nil {
+		_ = c.Close()
+	}
+	return err
+}
+
+// change reloads and upgrades f, in the order of the words.
+func (f *fleet) change(t *testing.T, words string) {
+	t.Helper()
+	for word := range strings.FieldsSeq(words) {
+		if out, err := f.say(word); err != nil {
+			t.Fatalf("%s: %v\n%s", word, err, out)
+		}
+	}
+}
+
+// The session that is taken over is two processes away.
+func TestATakeoverReachesAProcessBeforeThePredecessor(t *testing.T) {
+	f := startFleet(t, 1, "pop3: {lock: takeover}\n")
+	first, err := f.popSession(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = first.Close() }()
+	f.change(t, "upgrade upgrade")
+	if err := f.poll(0); err != nil {
+		t.Errorf("a second session: %v", err)
+	}
+	if err := first.wants("NOOP", "+OK"); err == nil {
+		t.Error("the first session goes on")
+	}
+	f.wantEnded(t)
+}
+
+// wantEnded waits for the end of the first process.
+func (f *fleet) wantEnded(t *testing.T) {
+	t.Helper()
 	select {
 	case <-f.done:
 	case <-time.After(2 * patience):
 		t.Error("the old process has not ended with its last session")
-	}
-	if values, _ := f.scrape(t); values["postern_panics_total"] != "0" {
-		t.Error("the new process does not serve its metrics")
 	}
 }
 
