@@ -60,6 +60,7 @@ type Metrics struct {
 	guardian
 
 	accepted, rejected   counter
+	acceptErrors         counter
 	open                 gauge
 	connectionTime       histogram
 	handshakes           counter
@@ -191,6 +192,8 @@ func (m *Metrics) clients() {
 	m.accepted = r.counter("connections_accepted_total", "TCP connections accepted.", served)
 	m.rejected = r.counter("connections_rejected_total", "Connections closed before the TLS handshake.",
 		listener, label("reason", proxy.TooMany.String(), other))
+	m.acceptErrors = r.counter("accept_errors_total",
+		"Tries to take a connection that failed, for want of file descriptors for instance; it waits.", listener)
 	m.open = r.gauge("connections_open", "Client connections currently open.", served)
 	m.connectionTime = r.histogram("connection_duration_seconds", "Lifetime of client connections.", lifetime, protocol)
 	m.handshakes = r.counter("tls_handshakes_total",

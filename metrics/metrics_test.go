@@ -83,6 +83,7 @@ func everything(c proxy.Client, text string) []proxy.Event {
 		proxy.Closed{Client: c, Account: text, Backend: text, End: text, Err: err},
 		proxy.Dialed{Backend: text, Protocol: text, Result: text, Err: err},
 		proxy.BackendLogin{Backend: text, Protocol: text, Err: err},
+		proxy.AcceptFailed{Service: text, Err: err},
 		proxy.Probed{Backend: text, Protocol: text, Err: err},
 		proxy.MaildropOpened{Client: c, Source: text},
 		proxy.POP3Command{Command: text},

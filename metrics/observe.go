@@ -17,6 +17,8 @@ func (m *Metrics) Observe(e proxy.Event) {
 	case proxy.Accepted:
 		m.accepted.of(e.Client.Service, e.Client.Protocol).Inc()
 		m.open.of(e.Client.Service, e.Client.Protocol).Inc()
+	case proxy.AcceptFailed:
+		m.acceptErrors.of(e.Service).Inc()
 	case proxy.Rejected:
 		m.rejected.of(e.Client.Service, proxy.ReasonOf(e.Err).String()).Inc()
 	case proxy.Handshake:

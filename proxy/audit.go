@@ -68,6 +68,10 @@ func (a *Audit) Observe(e Event) {
 		a.closed(e)
 	case Rejected:
 		a.Log.Debug("connection refused", "client", e.Client, "err", e.Err)
+	case AcceptFailed:
+		if more, ok := a.due(true, "accept", e.Service); ok {
+			a.Log.Warn("connections are not accepted", append(more, "service", e.Service, "err", e.Err)...)
+		}
 	case Handshake:
 		a.handshake(e)
 	case Dialed:

@@ -173,6 +173,13 @@ type (
 	// Accepted: a TCP connection came in.
 	Accepted struct{ Client Client }
 
+	// AcceptFailed: a listener could not take a connection, which waits in the
+	// kernel or in the accept loop. It comes again with each further try.
+	AcceptFailed struct {
+		Service string // that of the listener without Networks
+		Err     error
+	}
+
 	// Rejected: a connection was closed before its handshake.
 	Rejected struct {
 		Client Client
@@ -408,6 +415,7 @@ type Totals struct {
 }
 
 func (Accepted) event()            {}
+func (AcceptFailed) event()        {}
 func (Rejected) event()            {}
 func (Handshake) event()           {}
 func (Attempt) event()             {}

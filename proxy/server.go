@@ -130,6 +130,11 @@ type Server struct {
 	Guard    Guard
 	Observer Observer
 
+	// Room says why no connection can be served now; nil: there is room. It is
+	// asked for each connection, which waits until there is. Room nil: there
+	// always is.
+	Room func() error
+
 	mu        sync.Mutex
 	listeners map[net.Listener]*listener
 	conns     map[*conn]struct{}
@@ -188,25 +193,47 @@ func (s *Server) Apply(bindings []Binding) error {
 }
 
 // accept survives whatever is wrong for a moment: no descriptors, a client
-// that is gone again.
+// that is gone again. While there is no room it has one connection in hand, and
+// the others wait in the kernel.
 func (s *Server) accept(ln *listener) {
 	const longest = time.Second
 	var pause time.Duration
+	failed := func(err error) {
+		s.observe(AcceptFailed{Service: (*ln.services.Load())[0].Name, Err: err})
+		pause = min(longest, max(5*time.Millisecond, 2*pause))
+		time.Sleep(pause)
+	}
 	for {
 		raw, err := ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil {
-			pause = min(longest, max(5*time.Millisecond, 2*pause))
-			time.Sleep(pause)
+			failed(err)
 			continue
+		}
+		for err := s.room(); err != nil && !s.ending(); err = s.room() {
+			failed(err)
 		}
 		pause = 0
 		if c := s.register(raw, *ln.services.Load()); c != nil {
 			go s.live(c)
 		}
 	}
+}
+
+func (s *Server) room() error {
+	if s.Room == nil {
+		return nil
+	}
+	return s.Room()
+}
+
+// ending reports whether Shutdown was called.
+func (s *Server) ending() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
 }
 
 // register makes the conn of a connection, or closes it when the server is.

@@ -87,6 +87,10 @@ func (h *house) hints() (all []string) {
 			all = append(all, oldTLS(l))
 		}
 	}
+	if needed, allowed := h.descriptors(); needed > allowed {
+		all = append(all, fmt.Sprintf("limits.max_connections %d needs %d file descriptors, two for each, and %d are allowed here (RLIMIT_NOFILE; "+
+			"for the service it is LimitNOFILE in the unit): raise that, or lower this", h.cfg.Limits.MaxConnections, needed, allowed))
+	}
 	pop3 := slices.ContainsFunc(h.cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == "pop3" && l.TLS != "refuse" })
 	if !pop3 {
 		return all
@@ -98,6 +102,13 @@ func (h *house) hints() (all []string) {
 		all = append(all, "state.path is not set: POP3 lists each mailbox anew, and unique ids do not outlive a change of UIDVALIDITY")
 	}
 	return all
+}
+
+// descriptors returns how many file descriptors limits.max_connections needs, and
+// how many the process is allowed.
+func (h *house) descriptors() (needed, allowed int) {
+	allowed, _ = listen.Descriptors()
+	return listen.Needed(h.cfg.Limits.MaxConnections), allowed
 }
 
 // oldTLS says what the profile legacy means, and for whom.

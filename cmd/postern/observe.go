@@ -15,6 +15,7 @@ import (
 	"postern/proxy"
 	"postern/proxy/certs"
 	"postern/proxy/guard"
+	"postern/proxy/listen"
 )
 
 // newMetrics makes the metrics; what there is to count comes with each house.
@@ -184,6 +185,9 @@ func (s *site) notReady() error {
 	h := s.house.Load()
 	if h == nil {
 		return errors.New("not listening yet")
+	}
+	if err := listen.Room(); err != nil {
+		return err
 	}
 	if err := s.recordUsable(h); err != nil {
 		return err

@@ -113,7 +113,7 @@ func newSite(store *certs.Store, log *slog.Logger, level *slog.LevelVar) *site {
 	s.audit.Known = s.known
 	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger}
 	s.listings = bridge.NewListingMemory(math.MaxInt64, s.observer) // until there is a configuration
-	s.server = &proxy.Server{Observer: s.observer}
+	s.server = &proxy.Server{Observer: s.observer, Room: listen.Room}
 	return s
 }
 
@@ -270,6 +270,10 @@ func (s *site) apply(ctx context.Context, h *house) error {
 		s.wg.Go(func() { work(background) })
 	}
 	s.level.Set(h.cfg.Log.Level)
+	if needed, allowed := h.descriptors(); needed > allowed {
+		s.log.Warn("fewer file descriptors than limits.max_connections needs: raise LimitNOFILE",
+			"max_connections", h.cfg.Limits.MaxConnections, "needed", needed, "allowed", allowed)
+	}
 	for _, b := range bindings {
 		if before == nil || !before.has(b.Service.Name) {
 			s.log.Info("listening", "service", b.Service.Name, "address", b.Addr().String())

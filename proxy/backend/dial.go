@@ -165,7 +165,7 @@ func advised(err error) error {
 	call, _ := errors.AsType[*os.SyscallError](err)
 	advice := ""
 	switch {
-	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+	case exhausted(err):
 		advice = "Postern has no file descriptor left (EMFILE): raise LimitNOFILE"
 	case !errors.Is(err, syscall.EADDRNOTAVAIL):
 		return err
@@ -175,6 +175,12 @@ func advised(err error) error {
 		advice = "no local port is left for this server (EADDRNOTAVAIL): give it more source addresses, or widen net.ipv4.ip_local_port_range"
 	}
 	return fmt.Errorf("%w: %s", err, advice)
+}
+
+// exhausted reports whether err says that no descriptor is left here: it says
+// nothing about the server.
+func exhausted(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }
 
 // dialResult names the way in which open ended.

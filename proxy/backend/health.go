@@ -295,7 +295,7 @@ func (p *Pool) Probe(ctx context.Context) {
 
 func (p *Pool) probe(ctx context.Context, m *member) {
 	_, err := m.Server.Probe(ctx)
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || exhausted(err) {
 		return
 	}
 	p.reached(m, err)

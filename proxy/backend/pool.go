@@ -43,6 +43,7 @@ type Pool struct {
 	MaxConnections int            // to each member; 0: no limit
 	Fall, Rise     int            // how many times in a row it takes to believe that a member is down, and up again; 0: 3 and 2
 	Patience       time.Duration  // of a login: no other member is tried after it; 0: 30 s
+	Room           func() error   // why a login can have no connection, whatever the members are; nil: there is never a reason
 	Observer       proxy.Observer // nil: nobody
 
 	once    sync.Once
@@ -109,6 +110,11 @@ func (p *Pool) login(ctx context.Context, l *proxy.Login, try func(*Server) (*Co
 	if patience == 0 {
 		patience = defaultPatience
 	}
+	if p.Room != nil {
+		if err := p.Room(); err != nil {
+			return nil, p.unavailable(err)
+		}
+	}
 	var tried []*member
 	var refused error
 	for begun := time.Now(); len(tried) == 0 || time.Since(begun) < patience; {
@@ -151,6 +157,9 @@ func (p *Pool) unfit(ctx context.Context, m *member, err error) bool {
 	}
 	kept, ok := errors.AsType[*keptError](err)
 	if !ok || kept.server != m.Server { // it has answered, or died over the credentials, or another server is asked first
+		return false
+	}
+	if exhausted(err) {
 		return false
 	}
 	// What comes after the connection may be about the client, of whom the

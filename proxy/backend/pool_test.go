@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -505,5 +507,30 @@ func TestPoolBelievesNoClientAboutItsMembers(t *testing.T) {
 	}
 	if m := p.all()[0]; !p.Up() || m.health.streak != 0 || len(m.again) != 1 {
 		t.Errorf("up: %v, health %+v, %d probes wanted; want up, and one probe", p.Up(), m.health, len(m.again))
+	}
+}
+
+// That no descriptor is left here is no news of the members, and no reason to
+// try the next one.
+func TestPoolBlamesNoMemberForWantOfDescriptors(t *testing.T) {
+	p, _ := pool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"})
+	asked := 0
+	try := func() error {
+		_, err := p.login(t.Context(), login(account, password), func(s *Server) (*Conn, error) {
+			asked++
+			return nil, s.unready(&net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.EMFILE)})
+		})
+		return err
+	}
+	refused(t, try(), proxy.Unavailable)
+	if asked != 1 || p.all()[0].health.asked || p.all()[1].health.asked {
+		t.Errorf("%d members were asked, want 1, and none blamed", asked)
+	}
+	full := errors.New("no descriptor is left")
+	p.Room = func() error { return full }
+	err := try()
+	refused(t, err, proxy.Unavailable)
+	if asked != 1 || !errors.Is(err, full) {
+		t.Errorf("without room %d members were asked, want none more; %v", asked, err)
 	}
 }
