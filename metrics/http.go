@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
+// scrapeTimeout bounds the gathering of an answer of /metrics.
 const scrapeTimeout = 10 * time.Second
 
 // Handler serves /metrics; /healthz, which says that the process is alive; and
@@ -27,7 +28,7 @@ func (m *Metrics) Handler() http.Handler {
 	if m.config.Page != nil {
 		mux.Handle("GET /{$}", m.config.Page)
 	}
-	return m.allowed(mux)
+	return mux
 }
 
 // HealthHandler serves /healthz and /readyz alone, for everybody.
@@ -42,23 +43,17 @@ func (m *Metrics) health(mux *http.ServeMux) {
 	mux.HandleFunc("GET /readyz", m.ready)
 }
 
-// Allow makes Handler answer only this machine and networks, from the next
-// question on. nil: everybody.
+// Allow makes Allows say yes to this machine and networks alone. nil: to
+// everybody.
 func (m *Metrics) Allow(networks []netip.Prefix) { m.networks.Store(&networks) }
 
-// allowed refuses who may not ask.
-func (m *Metrics) allowed(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		from, err := netip.ParseAddrPort(r.RemoteAddr)
-		addr := from.Addr().Unmap().WithZone("")
-		networks := m.networks.Load()
-		if networks == nil || *networks == nil || err == nil && (addr.IsLoopback() ||
-			slices.ContainsFunc(*networks, func(n netip.Prefix) bool { return n.Contains(addr) })) {
-			next.ServeHTTP(w, r)
-			return
-		}
-		http.Error(w, "metrics.networks does not have your address", http.StatusForbidden)
-	})
+// Allows reports whether who has an address may ask Handler. It is for the
+// listener, which asks when somebody connects: Handler answers everybody.
+func (m *Metrics) Allows(addr netip.Addr) bool {
+	addr = addr.Unmap().WithZone("")
+	networks := m.networks.Load()
+	return networks == nil || *networks == nil || addr.IsLoopback() ||
+		slices.ContainsFunc(*networks, func(n netip.Prefix) bool { return n.Contains(addr) })
 }
 
 func (m *Metrics) ready(w http.ResponseWriter, _ *http.Request) {
@@ -76,23 +71,4 @@ func (m *Metrics) ready(w http.ResponseWriter, _ *http.Request) {
 		}
 	}
 	_, _ = fmt.Fprintln(w, "ready")
-}
-
-// Server returns an HTTP server of Handler that waits for nobody. The caller
-// serves and shuts it down.
-func (m *Metrics) Server() *http.Server { return m.server(m.Handler()) }
-
-// HealthServer is Server of HealthHandler.
-func (m *Metrics) HealthServer() *http.Server { return m.server(m.HealthHandler()) }
-
-func (m *Metrics) server(h http.Handler) *http.Server {
-	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       5 * time.Second,
-		WriteTimeout:      scrapeTimeout + 5*time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    8 << 10,
-		ErrorLog:          slog.NewLogLogger(m.config.Log.Handler(), slog.LevelDebug),
-	}
 }

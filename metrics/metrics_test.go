@@ -728,12 +728,8 @@ func TestHealthAndReadiness(t *testing.T) {
 	}
 }
 
-func TestServerSpeaksOpenMetricsAndWaitsForNobody(t *testing.T) {
-	s := New(config()).Server()
-	if s.ReadHeaderTimeout == 0 || s.ReadTimeout == 0 || s.WriteTimeout == 0 || s.IdleTimeout == 0 || s.MaxHeaderBytes == 0 {
-		t.Errorf("the server has no limit for something: %+v", s)
-	}
-	web := httptest.NewServer(s.Handler)
+func TestHandlerSpeaksOpenMetrics(t *testing.T) {
+	web := httptest.NewServer(New(config()).Handler())
 	defer web.Close()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, web.URL+"/metrics", nil)
 	if err != nil {

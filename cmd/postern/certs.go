@@ -2,8 +2,6 @@ package main
 
 import (
 	"fmt"
-	"log/slog"
-	"net/http"
 	"time"
 
 	"postern/configs"
@@ -40,15 +38,6 @@ func sources(cfg *configs.Config) certs.Config {
 		}
 	}
 	return c
-}
-
-// challenges returns what answers the questions that a CA asks by HTTP.
-func (s *site) challenges() *http.Server {
-	const patience = 5 * time.Second
-	return &http.Server{
-		Handler: s.store.ChallengeHandler(), ReadTimeout: patience, WriteTimeout: patience, IdleTimeout: patience,
-		MaxHeaderBytes: 8 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-	}
 }
 
 // leastLife is the part of a certificate's lifetime below which somebody has to

@@ -10,6 +10,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"sync"
@@ -82,7 +83,8 @@ type site struct {
 type web struct {
 	what         string
 	key, address string // address "": it is not wanted
-	server       func() *http.Server
+	handler      func() http.Handler
+	allow        func(netip.Addr) bool // who may connect; nil: everybody
 }
 
 // served is a web that is open.
@@ -347,10 +349,10 @@ func (s *site) open(ctx context.Context, h *house) (bindings []proxy.Binding, we
 // webs are what h wants to answer HTTP.
 func (h *house) webs() []web {
 	all := []web{
-		{"metrics", "metrics.address", h.cfg.Metrics.Address, h.metrics.Server},
-		{"health", "metrics.ready_address", h.cfg.Metrics.ReadyAddress, h.metrics.HealthServer},
+		{"metrics", "metrics.address", h.cfg.Metrics.Address, h.metrics.Handler, h.metrics.Allows},
+		{"health", "metrics.ready_address", h.cfg.Metrics.ReadyAddress, h.metrics.HealthHandler, nil},
 	}
-	challenge := web{what: "challenges", key: "tls.acme.http_address", server: h.challenges}
+	challenge := web{what: "challenges", key: "tls.acme.http_address", handler: h.store.ChallengeHandler}
 	if acme := h.cfg.TLS.ACME; acme != nil {
 		challenge.address = acme.HTTPAddress
 	}
@@ -373,13 +375,13 @@ func (s *site) serveWebs(ctx context.Context, h *house, opened map[string]net.Li
 		if ln == nil {
 			continue
 		}
-		server := w.server()
+		server := s.newWebServer(w.handler())
 		s.webs[w.key] = served{w.address, server}
 		s.log.Info("serving HTTP", "what", w.what, "address", ln.Addr().String())
 		s.wg.Go(func() {
 			stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 			defer stop()
-			if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+			if err := server.Serve(listen.Limited(ln, w.allow)); !errors.Is(err, http.ErrServerClosed) {
 				s.log.Error("not served by HTTP", "what", w.what, "err", err)
 			}
 		})
