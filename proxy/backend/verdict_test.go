@@ -210,7 +210,7 @@ func TestKindIsGuessedFromTheServersWords(t *testing.T) {
 		t.Errorf("configured as Gmail it is %v", got)
 	}
 	s.Kind = Guessed
-	s.learn(Report{Kind: Cyrus})
+	s.report.Store(&Report{Kind: Cyrus})
 	if got := s.kind("ready"); got != Cyrus {
 		t.Errorf("after a probe that knew it is %v", got)
 	}
