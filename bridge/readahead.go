@@ -101,7 +101,7 @@ func (s *session) fetch(ctx context.Context, i int, items string) (*row, error) 
 			s.ahead.missed++
 			s.ahead.until = i + 1
 		}
-		run = s.ahead.more(s.drop, in.ahead, func(m *message) bool { return s.suspect(m).refused() })
+		run = s.ahead.more(s.drop, in.ahead, func(m *message) bool { return s.suspect(ctx, m).refused() })
 	}
 	var err error
 	switch {
@@ -145,7 +145,7 @@ func (s *session) first(ctx context.Context, i int, items, name string) (*row, e
 	case broken && s.inbox.blamed == m.uid:
 		return nil, err // it would come so again, and others go on
 	case broken && s.inbox.blamed != 0: // one that was read ahead
-		s.cut(&message{uid: s.inbox.blamed})
+		s.cut(ctx, &message{uid: s.inbox.blamed})
 	}
 	if again := s.reconnect(ctx); again != nil && broken {
 		return nil, fmt.Errorf("%w; %s", again, err.Error())

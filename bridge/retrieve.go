@@ -63,7 +63,7 @@ func (s *session) send(ctx context.Context, command string, n int, m *message) e
 	size := r.section.size
 	var sent *seal // of what may have to come a second time
 	agrees := agree(m, size)
-	if !agrees || s.suspect(m).doubt != (digest{}) {
+	if !agrees || s.suspect(ctx, m).doubt != (digest{}) {
 		sent = s.backend.suspects.seal()
 	}
 	if err := s.body(ctx, n-1, w, r, sent); err != nil {
@@ -77,7 +77,7 @@ func (s *session) send(ctx context.Context, command string, n int, m *message) e
 	s.backend.observe(proxy.MessageSent{
 		Command: command, Octets: d.Octets(), Mismatched: d.Octets() != m.size, Completed: d.Octets() != given,
 	})
-	if !s.doubtful(m, agrees, sent) {
+	if !s.doubtful(ctx, m, agrees, sent) {
 		s.drop.measured(m, d.Octets())
 	}
 	return nil
@@ -91,7 +91,7 @@ func agree(m *message, size int64) bool {
 }
 
 // doubtful is came for a message whose octets sent has seen, or nobody.
-func (s *session) doubtful(m *message, agrees bool, sent *seal) bool {
+func (s *session) doubtful(ctx context.Context, m *message, agrees bool, sent *seal) bool {
 	if s.backend.Estimates {
 		agrees = true
 	}
@@ -99,13 +99,13 @@ func (s *session) doubtful(m *message, agrees bool, sent *seal) bool {
 	if sent != nil {
 		got = sent.digest()
 	}
-	return s.came(m, agrees, got)
+	return s.came(ctx, m, agrees, got)
 }
 
 // begin is first, for a message that has not been cut too often.
 func (s *session) begin(ctx context.Context, i int, items, name string) (*row, error) {
 	m := &s.drop.messages[i]
-	if s.suspect(m).refused() {
+	if s.suspect(ctx, m).refused() {
 		s.withhold(m.uid)
 		return nil, errCut
 	}
@@ -117,7 +117,7 @@ var errCut = errors.New("message did not come to its end, twice")
 // blame remembers that a message was cut by the server, and returns err.
 func (s *session) blame(ctx context.Context, m *message, err error) error {
 	if ctx.Err() == nil && !errors.Is(err, proxy.ErrClientClosed) {
-		s.cut(m)
+		s.cut(ctx, m)
 	}
 	return err
 }
@@ -127,14 +127,14 @@ func (s *session) blame(ctx context.Context, m *message, err error) error {
 // another length than the server says is asked for a second time here: a client
 // that retrieves and deletes every message once is not stuck with it.
 func (s *session) deletable(ctx context.Context, n int, m *message) error {
-	doubt := s.suspect(m).doubt
+	doubt := s.suspect(ctx, m).doubt
 	if !s.withheld[m.uid] && doubt == (digest{}) {
 		return nil
 	}
 	if doubt != (digest{}) {
 		switch again, err := s.again(ctx, n-1); {
 		case err == nil && again == doubt:
-			s.came(m, true, again)
+			s.came(ctx, m, true, again)
 			return nil
 		case err != nil:
 			return s.cannot(ctx, n, m, err)
@@ -364,7 +364,7 @@ func (s *session) cannot(ctx context.Context, n int, m *message, err error) *no 
 	case errors.Is(err, errRenumbered):
 		return &no{text: s.temporary("The maildrop has changed: log in again"), end: err}
 	case errors.Is(err, errSyntax):
-		s.cut(m)
+		s.cut(ctx, m)
 	case errors.Is(err, proxy.ErrBackendClosed):
 		return &no{text: s.temporary("The mail server is unavailable: try again later"), end: err}
 	}

@@ -126,17 +126,17 @@ func (u *suspects) size(agrees bool) (exception bool) {
 
 // The suspects of a session are those of its backend.
 
-func (s *session) suspect(m *message) suspect {
+func (s *session) suspect(ctx context.Context, m *message) suspect {
 	if s.backend.suspects.empty() {
 		return suspect{}
 	}
-	return s.backend.suspects.get(s.login.Account, s.nameOf(m))
+	return s.backend.suspects.get(s.login.Account, s.nameOf(ctx, m))
 }
 
 // nameOf returns the UIDL of a message or, when the UIDLs cannot be read now,
 // another name that only this message has.
-func (s *session) nameOf(m *message) string {
-	if s.readUIDLs(context.Background()) != nil {
+func (s *session) nameOf(ctx context.Context, m *message) string {
+	if s.readUIDLs(ctx) != nil {
 		return fmt.Sprintf("\x00%d %d", s.drop.uidValidity, m.uid)
 	}
 	return string(s.uniqueID(nil, m))
@@ -144,9 +144,9 @@ func (s *session) nameOf(m *message) string {
 
 // cut remembers that a body has not come to its end. DELE of the message is
 // refused then for the rest of the session.
-func (s *session) cut(m *message) {
+func (s *session) cut(ctx context.Context, m *message) {
 	s.withhold(m.uid)
-	s.backend.suspects.change(s.login.Account, s.nameOf(m), func(e *suspect) {
+	s.backend.suspects.change(s.login.Account, s.nameOf(ctx, m), func(e *suspect) {
 		if e.cuts++; e.cuts > mostCuts {
 			e.cuts = mostCuts
 		}
@@ -166,8 +166,8 @@ func (s *session) withhold(uid uint32) {
 // not what the server has said, or if an earlier one was not. It reports whether
 // the octets are doubtful: then they must come a second time before DELE may
 // destroy them.
-func (s *session) came(m *message, agrees bool, got digest) (doubtful bool) {
-	before := s.suspect(m)
+func (s *session) came(ctx context.Context, m *message, agrees bool, got digest) (doubtful bool) {
+	before := s.suspect(ctx, m)
 	same := before.doubt == got
 	exception := s.backend.suspects.size(agrees)
 	doubtful = !same && (exception || before.doubt != digest{})
@@ -175,7 +175,7 @@ func (s *session) came(m *message, agrees bool, got digest) (doubtful bool) {
 		delete(s.withheld, m.uid)
 		return false
 	}
-	s.backend.suspects.change(s.login.Account, s.nameOf(m), func(e *suspect) {
+	s.backend.suspects.change(s.login.Account, s.nameOf(ctx, m), func(e *suspect) {
 		*e = suspect{}
 		if doubtful {
 			*e = suspect{doubt: got, since: time.Now()}
