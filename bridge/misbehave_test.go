@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +25,6 @@ import (
 	"time"
 
 	"postern/bridge"
-	"postern/bridge/uidl"
 	"postern/proxy"
 	"postern/proxy/state"
 )
@@ -169,24 +169,25 @@ func newLife(seed uint64, k kind, log *strings.Builder) *life {
 }
 
 // imports gives the account the unique-ids of an old server, of which the
-// client has downloaded some.
+// client has downloaded some. It writes what uidl import reads.
 func (l *life) imports() error {
-	format, err := uidl.Parse("dovecot")
-	if err != nil {
-		return err
-	}
-	record := uidl.New(l.box.uidValidity, format)
-	present := record.Present()
+	var named []string
 	for _, m := range l.box.mails {
 		name := "old-" + strconv.Itoa(m.id*7+1)
-		present.Entries = append(present.Entries, uidl.Entry{UID: m.uid, UIDL: name})
+		named = append(named, fmt.Sprintf(`{"uid": %d, "uidl": %q}`, m.uid, name))
 		l.names[m.id], l.ids[name] = name, m.id
 		if l.random.IntN(2) == 0 {
 			l.known[name] = true
 			l.got[m.id]++
 		}
 	}
-	return bridge.Import(context.Background(), l.record, bridge.Recorded{Account: "alice", Record: record})
+	line := fmt.Sprintf(`{"account": "alice", "record": {"uidvalidity": %d, "eras": [{"from": 1, "format": "dovecot"}], "named": [%s]}}`,
+		l.box.uidValidity, strings.Join(named, ", "))
+	var recorded bridge.Recorded
+	if err := json.Unmarshal([]byte(line), &recorded); err != nil {
+		return err
+	}
+	return bridge.Import(context.Background(), l.record, recorded)
 }
 
 // live is a life from its begin to its end.
