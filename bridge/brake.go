@@ -115,9 +115,10 @@ type Brake struct {
 	turn chan struct{} // held by whoever reads or changes the state
 
 	mu      sync.Mutex
-	store   Store  // nil: the state ends with the process
-	polled  recent // accounts
-	counted recent // those of them with a change that was not accepted
+	store   Store          // nil: the state ends with the process
+	leaving map[uint64]int // accounts with sessions that have removed messages and whose listings are not in the cache yet
+	polled  recent         // accounts
+	counted recent         // those of them with a change that was not accepted
 	status  BrakeStatus
 }
 
@@ -180,6 +181,9 @@ func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
 	hash, slot := maphash.String(b.seed, account), b.slot()
 	b.mu.Lock()
 	b.polled.add(hash, slot)
+	if b.leaving[hash] > 0 && (c == Emptied || c == Shrunk) {
+		c = Unchanged // a session of this Postern may have done it
+	}
 	b.mu.Unlock()
 	if c == Unchanged {
 		return nil
@@ -208,6 +212,29 @@ func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
 		return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("%w %s; this one: %v", errBraked, b.backend, c)}
 	}
 	return nil
+}
+
+// leaves says that a session of the account has removed messages, of which the
+// cache does not know yet: that INBOX has fewer is no change, until left is
+// called. A client may come again as soon as QUIT is answered.
+func (b *Brake) leaves(account string) (left func()) {
+	if b == nil {
+		return func() {}
+	}
+	hash := maphash.String(b.seed, account)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.leaving == nil {
+		b.leaving = make(map[uint64]int)
+	}
+	b.leaving[hash]++
+	return func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.leaving[hash]--; b.leaving[hash] == 0 {
+			delete(b.leaving, hash)
+		}
+	}
 }
 
 // count counts an account with a change, unless it is accepted. It reports whether

@@ -45,6 +45,7 @@ type model struct {
 	before       func(command string)     // called before a command is carried out
 	within       func(sent int, u uint32) // called before each row of a FETCH
 
+	lost bool                  // the cache has been lost, for who asks
 	slow time.Duration         // for each row of a FETCH
 	cut  func(uid uint32) bool // the connection goes instead of the row
 

@@ -49,12 +49,13 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 		s.drop = newMaildrop(nil, 0)
 		return fromFull, nil
 	}
-	inLast := notRemoved(known.messages)
-	change := compare(known, v, inLast, 0)
-	if change != Unchanged {
-		if err := s.backend.Brake.Admit(ctx, s.login.Account, change); err != nil {
-			return "", err
-		}
+	seen, err := s.lastSeen(ctx, known)
+	if err != nil {
+		return "", err
+	}
+	admitted, err := s.admitView(ctx, seen.with(v))
+	if err != nil {
+		return "", err
 	}
 	if err := s.recall(ctx, known, v); err != nil {
 		return "", err
@@ -67,53 +68,118 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	if v.continues(known) && !l.unchanged() {
 		before = slices.Clone(known.messages) // the listing changes them
 	}
-	long, stop := l.missing() > few, func() {}
+	long := l.missing() > few
 	if long {
-		leave, err := s.backend.queue().enter(ctx, s.login.Account)
+		leave, err := s.turn(ctx)
 		if err != nil {
 			return "", err
 		}
-		if leave == nil {
-			return "", errListed
-		}
 		defer leave()
+	}
+	asked, err := s.bringUpToDate(ctx, l, long)
+	if err != nil {
+		return "", err
+	}
+	if !admitted {
+		changed := seen.with(l.view)
+		changed.gone = vanished(before, l.messages)
+		if err := s.backend.Brake.Admit(ctx, s.login.Account, changed.change()); err != nil {
+			return "", err
+		}
+	}
+	if err := s.show(ctx, known, before, l, asked); err != nil {
+		return "", err
+	}
+	if long {
+		s.remember(ctx) // before the turn of others
+	}
+	return l.source(asked), nil
+}
+
+// lastSeen returns what is known of INBOX at the end of the last session, for the
+// brake: from the cache or, if the cache was lost, from the record.
+func (s *session) lastSeen(ctx context.Context, known snapshot) (comparison, error) {
+	if known.uidValidity != 0 || s.backend.Record == nil || s.backend.Brake == nil {
+		return comparison{oldUIDValidity: known.uidValidity, oldUIDNext: known.uidNext, known: notRemoved(known.messages)}, nil
+	}
+	head, err := s.backend.Record.Get(ctx, key(s.login.Account))
+	if err != nil {
+		return comparison{}, err
+	}
+	record, err := s.decodeHead(head)
+	if err != nil || record == nil {
+		return comparison{known: -1}, err
+	}
+	g := record.Present()
+	return comparison{oldUIDValidity: g.UIDValidity, oldUIDNext: g.UIDNext, known: -1}, nil
+}
+
+// with returns the comparison of the last session with a view.
+func (c comparison) with(v view) comparison {
+	c.newUIDValidity, c.newUIDNext, c.exists = v.uidValidity, v.uidNext, v.exists
+	return c
+}
+
+// admitView asks the brake about what EXISTS, UIDVALIDITY and UIDNEXT show, before
+// anything is recorded. It reports whether that has decided.
+func (s *session) admitView(ctx context.Context, c comparison) (decided bool, err error) {
+	change := c.change()
+	if change == Unchanged {
+		return false, nil
+	}
+	return true, s.backend.Brake.Admit(ctx, s.login.Account, change)
+}
+
+// turn waits until a long listing may begin. It returns errListed if an earlier
+// session has begun one.
+func (s *session) turn(ctx context.Context) (leave func(), err error) {
+	leave, err = s.backend.queue().enter(ctx, s.login.Account)
+	if err == nil && leave == nil {
+		err = errListed
+	}
+	return leave, err
+}
+
+// bringUpToDate makes l complete. Of a long listing that fails it keeps what has
+// come.
+func (s *session) bringUpToDate(ctx context.Context, l *listing, long bool) (asked bool, err error) {
+	stop := func() {}
+	if long {
 		stop = s.progress(ctx, l)
 	}
-	asked, err := s.inbox.update(ctx, l)
+	asked, err = s.inbox.update(ctx, l)
 	stop()
 	if l.untrue {
 		s.backend.untrueUIDNext.Store(true)
 	}
-	if err != nil {
-		if long {
-			s.keepPart(ctx, l)
-		}
-		if errors.Is(err, errUnaccounted) || errors.Is(err, errUnsized) {
-			s.notice(proxy.NoticeNotProven, l.exists, err)
-		}
-		return "", err
+	if err == nil {
+		return asked, nil
 	}
-	v = l.view
-	if change == Unchanged {
-		if err := s.backend.Brake.Admit(ctx, s.login.Account, compare(known, v, inLast, vanished(before, l.messages))); err != nil {
-			return "", err
-		}
+	if long {
+		s.keepPart(ctx, l)
 	}
+	if errors.Is(err, errUnaccounted) || errors.Is(err, errUnsized) {
+		s.notice(proxy.NoticeNotProven, l.exists, err)
+	}
+	return asked, err
+}
+
+// show makes the maildrop of a listing that is complete, with unique-ids that are
+// on the disk. before are the messages of the last session, if they have changed.
+func (s *session) show(ctx context.Context, known snapshot, before []message, l *listing, asked bool) error {
+	v := l.view
 	listed, ok := l.snapshot(true)
 	if n := withoutSize(listed.messages); n > 0 {
 		s.notice(proxy.NoticeUnreadable, n, nil)
 	}
 	if err := s.identify(ctx, known, v, &listed, asked); err != nil {
-		return "", err
+		return err
 	}
 	s.drop = newMaildrop(listed.messages, listed.uidValidity)
 	s.drop.uidNext, s.drop.proven = listed.uidNext, listed.proven
 	s.audit(known, before, v.continues(known))
 	s.drop.changed = ok && (asked || len(known.messages) != len(listed.messages) || known.shown != s.drop.shown || known.record != s.record.stamp || known.uidNext != listed.uidNext || known.uidValidity != listed.uidValidity)
-	if long {
-		s.remember(ctx) // before the turn of others
-	}
-	return l.source(asked), nil
+	return nil
 }
 
 // look opens INBOX. A UIDNEXT below that of before is that of a restored backup,
@@ -148,16 +214,6 @@ func (s *session) look(ctx context.Context, known snapshot) (view, error) {
 		b.untrueUIDNext.Store(true)
 	}
 	return l.view, nil
-}
-
-// compare returns how INBOX differs from the last session, which left so many
-// messages, of which so many are certainly not there now.
-func compare(known snapshot, v view, messages, vanished int) Change {
-	return comparison{
-		oldUIDValidity: known.uidValidity, newUIDValidity: v.uidValidity,
-		oldUIDNext: known.uidNext, newUIDNext: v.uidNext,
-		known: messages, exists: v.exists, gone: vanished,
-	}.change()
 }
 
 // notRemoved returns how many of the messages the last session has not removed.

@@ -39,7 +39,8 @@ type session struct {
 	room       *reservation      // for the listing
 	lock       *lock             // nil: nobody is kept out
 	quitted    bool
-	renumbered bool // UIDVALIDITY has changed: the UIDs are those of other messages
+	left       func() // tells the brake that the listing is in the cache; nil: nothing was removed
+	renumbered bool   // UIDVALIDITY has changed: the UIDs are those of other messages
 	ahead      ahead
 	last       int    // the highest number that was retrieved
 	seen       uint32 // earlier sessions have seen the UIDs below; 0: none has
@@ -104,6 +105,9 @@ func (s *session) Totals() proxy.Totals {
 // Close says goodbye to the server, and forgets the secret.
 func (s *session) Close() error {
 	s.login.Secret.Clear()
+	if s.left != nil {
+		defer s.left()
+	}
 	s.confirm()
 	s.gather()
 	err := s.inbox.close()
@@ -429,6 +433,9 @@ func (s *session) quit(ctx context.Context) error {
 	}
 	if err != nil {
 		return &no{text: s.temporary("Some deleted messages were not removed"), end: proxy.ErrQuit}
+	}
+	if s.totals.Deleted > 0 {
+		s.left = s.backend.Brake.leaves(s.login.Account)
 	}
 	s.unlock() // RFC 1939 section 6: before the answer, or who comes again at once is refused
 	s.ok("Goodbye")
