@@ -370,12 +370,13 @@ type row struct {
 	date    string   // INTERNALDATE; "": not told yet
 	section *section // where the row is; nil: at its end
 
-	items     []byte   // of the present line, not looked at yet; valid until the next read
-	announced bool     // after them comes a literal
-	size      int64    // of that
-	depth     int      // of the list that goes on behind a literal; 0: there is none
-	body      bool     // there was a literal, or a section
-	sections  []string // names of those that came: none comes twice, unless a literal was too long
+	items     []byte    // of the present line, not looked at yet; valid until the next read
+	announced bool      // after them comes a literal
+	size      int64     // of that
+	depth     int       // of the list that goes on behind a literal; 0: there is none
+	body      bool      // there was a literal, or a section
+	sections  []string  // names of those that came: none comes twice, unless a literal was too long
+	few       [2]string // room for them
 }
 
 // parse returns the row that begins with line.
@@ -394,6 +395,7 @@ func (in *inbox) parse(line []byte) (*row, bool) {
 		return nil, false
 	}
 	r := &row{in: in, octets: -1}
+	r.sections = r.few[:0]
 	r.begin(text[1:])
 	return r, true
 }
