@@ -26,9 +26,13 @@ func (s *session) list(ctx context.Context) (source string, err error) {
 		if err := s.backend.queue().wait(ctx, s.login.Account); err != nil {
 			return "", err
 		}
-		if source, err = s.tryList(ctx); !errors.Is(err, errListed) {
-			return source, err
+		if source, err = s.tryList(ctx); errors.Is(err, errListed) {
+			continue
 		}
+		if errors.Is(err, errUnaccounted) || errors.Is(err, errUnsized) || errors.Is(err, errAnswer) {
+			s.notice(proxy.NoticeNotProven, 0, err)
+		}
+		return source, err
 	}
 }
 
@@ -157,9 +161,6 @@ func (s *session) bringUpToDate(ctx context.Context, l *listing, long bool) (ask
 	}
 	if long {
 		s.keepPart(ctx, l)
-	}
-	if errors.Is(err, errUnaccounted) || errors.Is(err, errUnsized) {
-		s.notice(proxy.NoticeNotProven, l.exists, err)
 	}
 	return asked, err
 }
