@@ -290,8 +290,12 @@ func (in *inbox) update(ctx context.Context, l *listing) (asked bool, err error)
 	if err := in.sizeAgain(ctx, l); err != nil {
 		return true, err
 	}
-	if now, ok := in.link.responses.mailbox.count(); ok && refusal == nil && l.correct(now) {
+	now, _ := in.link.responses.mailbox.count()
+	if refusal == nil && l.correct(now) {
 		l.tidy()
+	}
+	if l.uidNext == 0 && len(l.messages) != now { // what came since SELECT is among the rows
+		sure = false
 	}
 	if refusal == nil && sure && l.proven && !l.expunged && l.adds() {
 		return true, nil

@@ -97,8 +97,8 @@ func (s *session) hidable() error {
 }
 
 // stillHidden returns which of the messages that POP3 has hidden have the keyword.
-// The server is asked twice about one that has lost it: then another client has
-// taken it away, so that the message is shown again.
+// The server is asked twice more about one that has lost it: then another client
+// has taken it away, and the message is shown again.
 func (s *session) stillHidden(ctx context.Context, buried []uint32, flagged uidSet) (still []uint32, err error) {
 	var doubtful []uint32
 	for _, uid := range buried {
@@ -108,24 +108,33 @@ func (s *session) stillHidden(ctx context.Context, buried []uint32, flagged uidS
 			still = append(still, uid)
 		}
 	}
-	for _, set := range uidSets(doubtful) {
-		found, err := s.inbox.searchHidden(ctx, set)
-		if err != nil {
-			return nil, err
-		}
-		for _, uid := range doubtful {
-			switch {
-			case !set.Contains(imap.UID(uid)):
-			case uidSet(found).has(uid):
-				still = append(still, uid)
-			default:
-				s.shownAgain = append(s.shownAgain, uid)
+	for range hiddenLooks {
+		var lost []uint32
+		for _, set := range uidSets(doubtful) {
+			found, err := s.inbox.searchHidden(ctx, set)
+			if err != nil {
+				return nil, err
+			}
+			for _, uid := range doubtful {
+				switch {
+				case !set.Contains(imap.UID(uid)):
+				case uidSet(found).has(uid):
+					still = append(still, uid)
+				default:
+					lost = append(lost, uid)
+				}
 			}
 		}
+		doubtful = lost
 	}
+	s.shownAgain = doubtful
 	slices.Sort(still)
 	return still, nil
 }
+
+// hiddenLooks is how often the server is asked again about a message that has lost
+// the keyword.
+const hiddenLooks = 2
 
 // update does what QUIT promises. A connection that was lost is replaced, and
 // all is done again: nothing of it does more when it is done twice, but that

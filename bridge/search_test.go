@@ -302,7 +302,7 @@ func TestAMessageOfAnotherSizeIsDoubtful(t *testing.T) {
 		b := &Backend{}
 		r := faulty(t, b, opened(7, 100)+strings.ReplaceAll(row("F1", short), "F2", "F1"))
 		b.Estimates = false
-		b.suspects.differed = 1
+		b.suspects.differed = fewDiffer
 		r.session.(*session).probed = true
 		proxytest.Transcript(t, r.conn, "C: RETR 2\nS: +OK *\nS- "+escape(short)+".\\r\\n\nC: DELE 2\nS: +OK *")
 	})

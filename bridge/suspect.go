@@ -16,9 +16,9 @@ const (
 	// its client goes on with the next one, and suspectTime for how long.
 	mostCuts, suspectTime = 2, time.Hour
 	// trustSizes is how many sizes have to agree for each that does not, or
-	// RFC822.SIZE of the backend is worth nothing. The first that does not agree
-	// is an exception, whatever came before it.
-	trustSizes = 16
+	// RFC822.SIZE of the backend is worth nothing. The first fewDiffer that do not
+	// agree are exceptions, whatever came before them.
+	trustSizes, fewDiffer = 16, 3
 )
 
 // suspects are the messages of a backend that did not come as they should. They
@@ -119,7 +119,7 @@ func (u *suspects) size(agrees bool) (exception bool) {
 		u.agreed++
 		return false
 	}
-	exception = u.agreed >= trustSizes*u.differed // the first that differs is one, too
+	exception = u.differed < fewDiffer || u.agreed >= trustSizes*u.differed
 	u.differed++
 	return exception
 }
