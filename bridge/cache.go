@@ -76,14 +76,20 @@ func decodeSnapshot(b []byte) (s snapshot, err error) {
 	}
 	count := r.next(min(maxMessages, uint64(len(r.b)/2)))
 	s.messages = make([]message, count)
-	uid := uint64(0)
+	uid, rest := uint64(0), r.b // a variable: r costs a write barrier for each number
 	for i := range s.messages {
-		delta, size := r.next(math.MaxUint32), r.next(math.MaxUint64)
-		if uid += delta; delta == 0 || uid > math.MaxUint32 {
+		delta, n := binary.Uvarint(rest)
+		if n <= 0 {
 			return snapshot{}, errSpoilt
 		}
+		size, k := binary.Uvarint(rest[n:])
+		if uid += delta; k <= 0 || delta == 0 || delta > math.MaxUint32 || uid > math.MaxUint32 {
+			return snapshot{}, errSpoilt
+		}
+		rest = rest[n+k:]
 		s.messages[i] = message{uid: uint32(uid), size: int64(size >> by), marks: marks(size) & (1<<by - 1)}
 	}
+	r.b = rest
 	if r.bad || len(r.b) > 0 {
 		return snapshot{}, errSpoilt
 	}
