@@ -6,13 +6,14 @@ import (
 )
 
 // UIDLs are the unique-ids of the messages of one generation, and nothing else:
-// what a session has of them while it runs.
+// what a session has of them while it runs. They are for one goroutine at a time.
 type UIDLs struct {
 	uidValidity uint32
 	eras        []Era
 	uids        []uint32 // of those with a name of their own; they ascend
 	ends        []uint32 // of their names, in text
 	text        []byte
+	next        int // the place after that of the name that was asked for last
 }
 
 // Computed returns the names of a generation of which no message has a name of
@@ -60,10 +61,14 @@ func (n *UIDLs) grow(names int) {
 
 // Append appends the unique-id of the message with a UID.
 func (n *UIDLs) Append(dst []byte, uid uint32) []byte {
-	i, ok := slices.BinarySearch(n.uids, uid)
-	if !ok {
-		return compute(dst, n.eras, n.uidValidity, uid)
+	i := n.next // mostly, names are asked for in their order
+	if i >= len(n.uids) || n.uids[i] != uid {
+		var ok bool
+		if i, ok = slices.BinarySearch(n.uids, uid); !ok {
+			return compute(dst, n.eras, n.uidValidity, uid)
+		}
 	}
+	n.next = i + 1
 	begin := uint32(0)
 	if i > 0 {
 		begin = n.ends[i-1]
