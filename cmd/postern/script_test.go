@@ -25,6 +25,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// With the race detector a process that has ended sleeps for a second before
+	// it exits, in which SIGTERM kills it.
+	_ = os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	testscript.Main(play{m}, map[string]func(){
 		"postern": func() { os.Exit(command(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) },
 		"crowd":   beCrowd,
