@@ -260,18 +260,6 @@ func fetchComplete(uids []uint32, fetch func(imap.UIDSet) error, sets []imap.UID
 	return result(), nil
 }
 
-// refusedForGood reports whether an error is NO that may be about a message. BAD
-// is about the command, and a response code of RFC 5530 that is known to pass is
-// about the moment.
-func refusedForGood(err error) bool {
-	refusal, ok := errors.AsType[*imap.Error](err)
-	if !ok || refusal.Type != imap.StatusResponseTypeNo {
-		return false
-	}
-	switch refusal.Code {
-	case imap.ResponseCodeUnavailable, imap.ResponseCodeInUse, imap.ResponseCodeLimit, imap.ResponseCodeOverQuota,
-		imap.ResponseCodeServerBug, imap.ResponseCodeContactAdmin, "THROTTLED":
-		return false
-	}
-	return true
-}
+// refusedForGood reports whether an error is a refusal that may be about a
+// message, and not about the moment.
+func refusedForGood(err error) bool { return refused(err) && !concernsServer(err) }
