@@ -153,6 +153,14 @@ func (a *archive) forgetLost(ctx context.Context, match func(account string) boo
 	return len(some), a.countLost(ctx)
 }
 
+// recount counts again what was lost, after records have come.
+func (a *archive) recount(ctx context.Context) error {
+	if a == nil || a.lost.Load() == 0 {
+		return nil
+	}
+	return a.countLost(ctx)
+}
+
 // lostRecord is said of a record that was lost, lostRemedy what to do.
 const (
 	lostRecord = "the record of unique ids was lost"

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/bridge"
 	"postern/configs"
 	"postern/proxy/state"
 )
@@ -302,4 +304,50 @@ func TestARecordThatWasLostIsNoNewOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	lost("no cache", 0)
+}
+
+// An import puts a lost record back as well as a backup does: readiness and the
+// alert end with it, not with the next start.
+func TestAnImportEndsALostRecord(t *testing.T) {
+	ctx := t.Context()
+	cfg := &configs.Config{State: configs.State{Path: filepath.Join(t.TempDir(), "state")}}
+	open := func() *memory {
+		t.Helper()
+		m, err := openMemory(ctx, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = m.Close() })
+		return m
+	}
+	m := open()
+	for _, account := range []string{"alice", "bob"} {
+		if err := m.archive.cache.Bucket(listingsBucket).Put(ctx, account+"\x00INBOX", []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(cfg.State.Path, recordFile), 0); err != nil {
+		t.Fatal(err)
+	}
+	m = open()
+	for _, step := range []struct {
+		account string
+		want    int64
+	}{{"", 2}, {"alice", 1}, {"bob", 0}} {
+		if step.account != "" {
+			var r bridge.Recorded
+			if err := json.Unmarshal([]byte(`{"account":"`+step.account+`","record":{"uidvalidity":1,"eras":[{"from":1,"format":"dovecot"}]}}`), &r); err != nil {
+				t.Fatal(err)
+			}
+			if err := importUIDLs.answer(ctx, m, []bridge.Recorded{r}, func(int) error { return nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := m.archive.lost.Load(); got != step.want {
+			t.Errorf("after the import of %q lost are %d, want %d", step.account, got, step.want)
+		}
+	}
 }

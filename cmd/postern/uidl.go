@@ -124,6 +124,9 @@ var importUIDLs = question[[]bridge.Recorded, int]{"uidl/import", func(ctx conte
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	if err := m.archive.recount(ctx); err != nil {
+		return err
+	}
 	return each(len(all))
 }}
 
