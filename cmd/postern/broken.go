@@ -167,7 +167,8 @@ const (
 	lostRemedy = "stop Postern and put a backup back (postern state restore), or let them be computed anew (pop3.uidl_on_lost_state: recompute, or postern uidl forget --all)"
 )
 
-// reportLost says once that the record was lost. If the operator wants that, it
+// reportLost says once that the cache was begun anew, and with it what the
+// login guard knew, or that the record was lost. If the operator wants that, it
 // is begun anew.
 func (s *site) reportLost(ctx context.Context, cfg *configs.Config) error {
 	a := s.memory.archive
@@ -176,6 +177,10 @@ func (s *site) reportLost(ctx context.Context, cfg *configs.Config) error {
 	}
 	if a.unidentified != nil {
 		s.log.Warn("it is not known whether the record of unique ids is the one that it was", "err", a.unidentified)
+	}
+	if err := a.cache.Renewed(); err != nil {
+		s.log.Warn("state was damaged and is begun anew: the login guard knows nobody, POP3 logins take longer",
+			"file", cacheFile, "kept", cacheFile+".damaged", "err", err)
 	}
 	n := a.lost.Load()
 	if n == 0 {

@@ -205,6 +205,23 @@ func TestACacheThatIsChangedInUseCostsTime(t *testing.T) {
 	}
 }
 
+// What the login guard knew is gone with a cache that is begun anew.
+func TestACacheThatIsBegunAnewIsInTheLog(t *testing.T) {
+	f := startFleet(t, 1, "")
+	first := f.uidls(t, 1)
+	f.end(t)
+	if err := os.WriteFile(filepath.Join(filepath.Dir(f.config), "state", cacheFile), bytes.Repeat([]byte("garbage"), 5000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f = f.again(t)
+	if now := f.uidls(t, 1); !slices.Equal(now, first) {
+		t.Errorf("unique ids were\n%sand are\n%s", first, now)
+	}
+	if said := f.logged(t, "state was damaged and is begun anew: the login guard knows nobody, POP3 logins take longer"); len(said) != 1 {
+		t.Errorf("the log says %v", said)
+	}
+}
+
 // Criterion: A record.db that is empty, or missing, beside a cache.db that knows accounts is a lost one, and the start and postern state check say so; a backup, or files of before, are none.
 func TestARecordThatWasLostIsNoNewOne(t *testing.T) {
 	ctx := t.Context()

@@ -59,6 +59,7 @@ type Bolt struct {
 	db         *bbolt.DB
 	path       string
 	disposable bool
+	renewed    error       // why the file was begun anew when it was opened, or nil
 	opened     os.FileInfo // of the file that is mapped
 
 	entrance sync.Mutex // held while a transaction begins or ends, never for long
@@ -86,7 +87,9 @@ func Open(path string, o Options) (*Bolt, error) {
 		return nil, fmt.Errorf("open state: %w", err)
 	}
 	b, err := open(path)
+	var renewed error
 	if errors.Is(err, ErrDamaged) && o.Disposable {
+		renewed = err
 		if err = os.Rename(path, path+".damaged"); err == nil {
 			b, err = open(path)
 		}
@@ -94,9 +97,13 @@ func Open(path string, o Options) (*Bolt, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open state %s: %w", path, err)
 	}
-	b.disposable = o.Disposable
+	b.disposable, b.renewed = o.Disposable, renewed
 	return b, nil
 }
+
+// Renewed returns why a Disposable file was begun anew when it was opened, or
+// nil.
+func (b *Bolt) Renewed() error { return b.renewed }
 
 func checkPath(path string) error {
 	dir := filepath.Dir(path)

@@ -342,7 +342,9 @@ func TestADisposableFileOfAnyContentIsBegunAnew(t *testing.T) {
 				t.Errorf("%d octets, %s: %v", n, name, err)
 				continue
 			}
-			if _, err := os.Stat(path + ".damaged"); err == nil {
+			if _, err := os.Stat(path + ".damaged"); (err == nil) != (b.Renewed() != nil) {
+				t.Errorf("%d octets, %s: %v, and begun anew because of %v", n, name, err, b.Renewed())
+			} else if err == nil {
 				if err := b.Bucket("a").Put(t.Context(), "k", []byte("v")); err != nil {
 					t.Errorf("%d octets, %s, begun anew: %v", n, name, err)
 				}
