@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"text/tabwriter"
 
@@ -160,10 +162,52 @@ beside it, with .before-restore at its end.`,
 		if err := state.Restore(cmd.Context(), record, f); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "restored: %s; what was there is %s.before-restore\n", record, record)
-		return err
+		if _, err = fmt.Fprintf(cmd.OutOrStdout(), "restored: %s; what was there is %s.before-restore\n", record, record); err != nil {
+			return err
+		}
+		return keepBrakes(cmd, record)
 	}
 	return cmd
+}
+
+// keepBrakes puts the brakes that were on before a restore into the record that
+// was restored: a backup does not say what is wrong with the mailboxes today.
+func keepBrakes(cmd *cobra.Command, record string) error {
+	brakes, err := readBrakes(cmd.Context(), record+".before-restore")
+	if err != nil {
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "whether a brake was on cannot be read (%v): look at the mailboxes before Postern starts\n", err)
+		return err
+	}
+	b, err := state.Open(record, state.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = b.Close() }()
+	into := b.Bucket(brakeBucket)
+	for _, name := range slices.Sorted(maps.Keys(brakes)) {
+		if err := into.Put(cmd.Context(), name, brakes[name]); err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "the brake of %s stays as it was before\n", name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readBrakes returns the states of brakes in the record at path, by backend.
+func readBrakes(ctx context.Context, path string) (brakes map[string][]byte, err error) {
+	b, err := state.Open(path, state.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = b.Close() }()
+	brakes = make(map[string][]byte)
+	err = b.Bucket(brakeBucket).Scan(ctx, "", func(name string, value []byte) error {
+		brakes[name] = slices.Clone(value)
+		return nil
+	})
+	return brakes, err
 }
 
 // A checked is what is found in a file of the state.
@@ -185,7 +229,7 @@ var checkState = question[struct{}, checked]{"state/check", func(ctx context.Con
 	}
 	for _, f := range []*state.Bolt{a.record, a.cache} {
 		c := checked{File: f.Path(), Octets: f.Size()}
-		err := f.Check(ctx)
+		err := errors.Join(f.Check(ctx), f.Renewed())
 		if err == nil && f == a.record {
 			var damaged []error
 			c.Records, damaged, err = bridge.Check(ctx, a.uidls)

@@ -1,16 +1,21 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"log/slog"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"postern/bridge"
 	"postern/configs"
+	"postern/proxy/state"
 )
 
 // trip lets so many accounts of main have another UIDVALIDITY that the brake is
@@ -149,4 +154,58 @@ func TestABrakeWithoutState(t *testing.T) {
 		t.Error(err)
 	}
 	trust(t, b)
+}
+
+// Criterion: A brake that is on stays on when a backup from before is restored.
+func TestARestoreKeepsTheBrake(t *testing.T) {
+	ctx, record := t.Context(), filepath.Join(t.TempDir(), "state", recordFile)
+	open := func() *state.Bolt {
+		t.Helper()
+		b, err := state.Open(record, state.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	b := open()
+	var backup bytes.Buffer
+	if _, err := b.WriteTo(&backup); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Bucket(brakeBucket).Put(ctx, "main", []byte(`{"version":1,"on":"2026-11-28T16:00:00Z"}`)); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	restore := func() string {
+		t.Helper()
+		if err := state.Restore(ctx, record, bytes.NewReader(backup.Bytes())); err != nil {
+			t.Fatal(err)
+		}
+		var said strings.Builder
+		cmd := &cobra.Command{}
+		cmd.SetContext(ctx)
+		cmd.SetOut(&said)
+		if err := keepBrakes(cmd, record); err != nil {
+			t.Fatal(err)
+		}
+		return said.String()
+	}
+	if got, want := restore(), "the brake of main stays as it was before\n"; got != want {
+		t.Errorf("it said %q, want %q", got, want)
+	}
+	b = open()
+	if value, err := b.Bucket(brakeBucket).Get(ctx, "main"); err != nil || !strings.Contains(string(value), "16:00:00") {
+		t.Errorf("the brake is %s, %v", value, err)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(record, bytes.Repeat([]byte("garbage"), 5000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := restore(), "whether a brake was on cannot be read"; !strings.HasPrefix(got, want) {
+		t.Errorf("over a record that cannot be read it said %q, want %q", got, want)
+	}
 }

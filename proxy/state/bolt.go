@@ -115,7 +115,7 @@ func checkPath(path string) error {
 		return err
 	}
 	if owner, ok := ownerOf(info); ok && owner != 0 && owner != os.Geteuid() {
-		return fmt.Errorf("%s belongs to user %d, not to %d", dir, owner, os.Geteuid())
+		return fmt.Errorf("%s belongs to user %d, not to %d: run it as that user, as by setpriv --reuid=%d --clear-groups", dir, owner, os.Geteuid(), owner)
 	}
 	if mode := info.Mode().Perm(); mode&0o022 != 0 {
 		return fmt.Errorf("%s can be written by others (mode %04o): chmod go-w %s", dir, mode, dir)
