@@ -109,15 +109,20 @@ func (g *Guard) free(p slot) bool {
 }
 
 // takeSlot takes a slot, unless there is none or others wait for it. A slot that
-// was handed over stays; the tier may have become another one meanwhile.
+// was handed over stays; the tier may have become another one meanwhile, and then
+// it may be a place for strangers that others wait for.
 func (g *Guard) takeSlot(a *attempt, want slot) bool {
 	q := &g.slots
 	if a.slot == noSlot && (q.lane(want).waiting > 0 || !g.free(want)) {
 		return false
 	}
-	q.count(a.slot, -1)
+	before := a.slot
+	q.count(before, -1)
 	q.count(want, +1)
 	a.slot = want
+	if before == strangerSlot && want == knownSlot {
+		g.handOver()
+	}
 	return true
 }
 

@@ -432,3 +432,22 @@ func TestReloadGivesNewPlacesToTheQueue(t *testing.T) {
 		c.end(nil)
 	})
 }
+
+// Criterion: A stranger whose network has become known while it waited takes no place of strangers: the next of them goes at once.
+func TestWhoBecomesKnownInTheQueueLeavesTheStrangersPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := New(Config{Attempts: 4, Learning: -1})
+		a, b, c := try(t, g, 1, "a"), try(t, g, 2, "b"), try(t, g, 3, "c")
+		d, e := try(t, g, 4, "d"), try(t, g, 5, "e")
+		wantStates(t, "at first", "goes goes goes waits waits", a, b, c, d, e)
+		g.Seed([]Success{{"d", d.from.addr, time.Now()}})
+		a.end(nil)
+		wantStates(t, "after the first", "goes goes goes goes", b, c, d, e)
+		for _, x := range []*hand{b, c, d, e} {
+			x.end(nil)
+		}
+		if taken(g) != (slots{}) {
+			t.Errorf("slots: %+v", taken(g))
+		}
+	})
+}
