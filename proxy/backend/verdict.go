@@ -196,11 +196,16 @@ func (s *Server) refuse(v verdict, err error) *proxy.Refusal {
 // answered: that it goes away may be its answer.
 func (s *Server) unanswered(err error) *proxy.Refusal { return s.refuse(doubtful, err) }
 
-// heard returns err, and without its doubt once ctx has ended: then the attempt
-// was broken off here, and its client learns nothing by it.
+// heard returns err, and without its doubt where the operator has ended ctx: then
+// its client learns nothing by it. Who is shed to make room for others does. Whoever
+// has enough connections can bring that about while no answer has come, and where
+// servers take their time for wrong passwords alone, that is one.
 func heard(ctx context.Context, err error) error {
-	if r, ok := errors.AsType[*proxy.Refusal](err); ok && ctx.Err() != nil {
-		r.Doubtful = false
+	if r, ok := errors.AsType[*proxy.Refusal](err); ok {
+		switch proxy.ReasonOf(context.Cause(ctx)) {
+		case proxy.ShuttingDown, proxy.Kicked:
+			r.Doubtful = false
+		}
 	}
 	return err
 }

@@ -273,19 +273,28 @@ func TestSilenceOverAPasswordIsDoubtful(t *testing.T) {
 	}
 }
 
-// A connection that Postern itself ends, at a drain, say, is no guess.
-func TestAnAttemptThatIsBrokenOffIsNoGuess(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
+// Criterion: An attempt that a drain or an operator breaks off is no guess. One whose connection is shed for others is: its client can bring that about, and learns that the password was not right at once.
+func TestAnAttemptThatIsBrokenOff(t *testing.T) {
 	s := &Server{Name: "main"}
-	for _, ended := range []bool{false, true} {
-		if ended {
-			cancel()
+	for _, test := range []struct {
+		cause error
+		free  bool
+	}{
+		{nil, false},
+		{proxy.Refuse(proxy.ShuttingDown, nil), true},
+		{proxy.Refuse(proxy.Kicked, nil), true},
+		{proxy.Refuse(proxy.TooMany, nil), false},
+		{context.DeadlineExceeded, false},
+	} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		if test.cause != nil {
+			cancel(test.cause)
 		}
 		err := heard(ctx, s.unanswered(errors.New("gone")))
-		if r, ok := errors.AsType[*proxy.Refusal](err); !ok || r.Doubtful == ended || r.Reason != proxy.Unavailable {
-			t.Errorf("ended %v: %+v", ended, err)
+		if r, ok := errors.AsType[*proxy.Refusal](err); !ok || r.Doubtful == test.free || r.Reason != proxy.Unavailable {
+			t.Errorf("ended by %v: %+v", test.cause, err)
 		}
+		cancel(nil)
 	}
 }
 
