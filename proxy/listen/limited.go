@@ -11,8 +11,9 @@ import (
 // balancers, a CA. Its connections take a quarter of the reserve of Descriptors at
 // most (32, or fewer where descriptors are few), and those of one network, which
 // is an IPv4 address or 64 bits of IPv6, half of that. One too many is served, and
-// the oldest is closed for it: who asks is answered long before being the oldest,
-// and who keeps connections open makes room. It must be made by Limited.
+// the oldest one of the network with the most is closed for it: who asks is answered
+// long before being that one, and who keeps connections open makes room. It must be
+// made by Limited.
 type LimitedListener struct {
 	net.Listener
 	allow func(netip.Addr) bool
@@ -61,16 +62,17 @@ func (l *LimitedListener) enter(c *limitedConn) (oldest *limitedConn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	all, each := most()
-	same := 0
-	for _, other := range slices.Backward(l.open) {
-		if other.network == c.network {
-			if same++; same == each {
-				oldest = other
+	open := make(map[netip.Prefix]int)
+	for _, other := range l.open {
+		open[other.network]++
+	}
+	if full := c.network; open[full] >= each || len(l.open) >= all {
+		for _, other := range l.open {
+			if open[other.network] > open[full] {
+				full = other.network
 			}
 		}
-	}
-	if oldest == nil && len(l.open) >= all {
-		oldest = l.open[0]
+		oldest = l.open[slices.IndexFunc(l.open, func(other *limitedConn) bool { return other.network == full })]
 	}
 	l.open = append(l.open, c)
 	return oldest

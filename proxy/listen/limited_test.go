@@ -74,7 +74,7 @@ func isClosed(t *testing.T, c net.Conn) {
 	}
 }
 
-// Criterion: An HTTP port has few connections, one network half of them, and one too many takes the place of the oldest.
+// Criterion: An HTTP port has few connections, one network half of them, and one too many takes the place of the oldest of the network with the most.
 func TestOneConnectionTooManyTakesThePlaceOfTheOldest(t *testing.T) {
 	l, dial, accepted := limited(t, nil)
 	all, each := most()
@@ -85,7 +85,8 @@ func TestOneConnectionTooManyTakesThePlaceOfTheOldest(t *testing.T) {
 	other, _ := connect("127.0.0.2")
 	first, _ := connect("127.0.0.1")
 	second, theirs := connect("127.0.0.1")
-	for range each - 2 {
+	third, _ := connect("127.0.0.1")
+	for range each - 3 {
 		connect("127.0.0.1")
 	}
 	connect("127.0.0.1")
@@ -94,19 +95,36 @@ func TestOneConnectionTooManyTakesThePlaceOfTheOldest(t *testing.T) {
 	_ = theirs.Close() // counts once
 	isClosed(t, second)
 	connect("127.0.0.1")
-	isOpen(t, other)
 
 	for i := range all - each - 1 {
 		connect(fmt.Sprintf("127.0.1.%d", 1+i))
 	}
-	isOpen(t, other)
+	isOpen(t, third)
 	connect("127.0.2.1")
-	isClosed(t, other)
+	isClosed(t, third)
+	isOpen(t, other)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.open) != all {
 		t.Errorf("%d are open, want %d", len(l.open), all)
 	}
+}
+
+// Criterion: Two networks that fill an HTTP port do not close a third one's connection.
+func TestACrowdMakesRoomForOneConnection(t *testing.T) {
+	_, dial, accepted := limited(t, nil)
+	_, each := most()
+	connect := func(source string) net.Conn {
+		ours := dial(source)
+		take(t, accepted)
+		return ours
+	}
+	prometheus := connect("127.0.0.3")
+	for range 3 * each {
+		connect("127.0.0.1")
+		connect("127.0.0.2")
+	}
+	isOpen(t, prometheus)
 }
 
 // isOpen sees that nobody has closed a connection yet.

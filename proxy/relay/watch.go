@@ -48,6 +48,8 @@ type watch struct {
 	tag     []byte
 	name    []byte
 	tail    []byte // of the line
+	quoted  bool   // the line is within a quoted string
+	escaped bool   // behind a backslash there
 
 	heard answer // of the server's octets: for another one
 
@@ -164,14 +166,43 @@ func (w *watch) text(p []byte) (n int, err error) {
 		if err := w.word(p[n]); err != nil {
 			return n, err
 		}
+		w.quotes(p[n : n+1])
 		n++
 	}
 	rest := p[n:]
 	if i := bytes.IndexAny(rest, "\r\n"); i >= 0 {
 		rest = rest[:i]
 	}
+	w.quotes(rest)
 	w.keep(p[:n+len(rest)])
 	return n + len(rest), nil
+}
+
+// quotes follows quoted strings, RFC 9051 section 4.3.
+func (w *watch) quotes(p []byte) {
+	for _, c := range p {
+		switch {
+		case w.escaped:
+			w.escaped = false
+		case w.quoted && c == '\\':
+			w.escaped = true
+		case c == '"':
+			w.quoted = !w.quoted
+		}
+	}
+}
+
+// ambiguous reports whether servers may differ about the literal that does not
+// wait which the line announces at its end. Some take one within a quoted string,
+// as the name of a command, directly behind an atom, or of more digits than any
+// number has, for text: then its octets would be commands.
+func (w *watch) ambiguous(announced bool) bool {
+	if !announced { // the brace may stand before the tail
+		digits := bytes.TrimSuffix(bytes.TrimSuffix(w.tail, []byte("}")), []byte("+"))
+		return len(w.tail)-len(digits) == len("+}") && len(w.tail) == watchedTail && len(bytes.Trim(digits, "0123456789")) == 0
+	}
+	before := bytes.TrimSuffix(w.tail[:bytes.LastIndexByte(w.tail, '{')], []byte("~"))
+	return w.quoted || !bytes.HasSuffix(before, []byte(" ")) && !bytes.HasSuffix(before, []byte("("))
 }
 
 // keep remembers the end of the line.
@@ -185,10 +216,12 @@ func (w *watch) keep(b []byte) {
 }
 
 // word takes an octet of the tag or of the name. More spaces than one may be
-// fine for the server.
+// fine for the server, and control characters may be spaces for it, or not.
 func (w *watch) word(c byte) error {
-	blank := c <= ' '
+	blank := c == ' '
 	switch {
+	case c < ' ' || c > '~':
+		return endsWith("an octet %#02x in a tag or in the name of a command", c)
 	case w.part == inTag && blank && len(w.tag) > 0:
 		w.part = inName
 	case w.part == inTag && !blank && len(w.tag) <= watchedTag:
@@ -228,13 +261,15 @@ func (w *watch) named() error {
 // endLine ends a line: the command is complete, or a literal comes, or the
 // server has to be waited for.
 func (w *watch) endLine() (wait bool, err error) {
+	named := w.part == inArgs
 	if w.part == inName && len(w.name) > 0 {
 		if err := w.named(); err != nil {
 			return false, err
 		}
 	}
 	literal, more := wire.TrailingLiteral(w.tail)
-	w.tail = w.tail[:0]
+	ambiguous := !(more && literal.Sync) && (w.ambiguous(more) || more && !named)
+	w.tail, w.quoted, w.escaped = w.tail[:0], false, false
 	switch name := string(w.name); {
 	case w.part == inSASL, w.part == inArgs && (name == "AUTHENTICATE" || name == "IDLE"):
 		w.part = inSASL
@@ -242,6 +277,8 @@ func (w *watch) endLine() (wait bool, err error) {
 	case w.part == inArgs && more && literal.Sync:
 		w.literal = literal.Size
 		return true, w.wait()
+	case w.part == inArgs && ambiguous:
+		return false, endsWith("a literal that servers read in two ways")
 	case w.part == inArgs && more:
 		if !w.plus && !(w.minus && literal.Size <= mostMinus) || literal.Size > mostUnwatched {
 			return false, endsWith("a literal that does not wait, of %d octets", literal.Size)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -14,9 +15,11 @@ import (
 )
 
 // A literate server understands IMAP as RFC 3501 has it, and answers at once. It
-// refuses the literals that wait, IDLE and AUTHENTICATE of which refuse says so.
+// refuses the literals that wait, IDLE and AUTHENTICATE of which refuse says so. A
+// strict one takes a literal that does not wait for text where no literal may be.
 type literate struct {
 	w       *watch
+	strict  bool
 	refuse  func(n int) bool
 	asked   int
 	in      []byte
@@ -72,6 +75,9 @@ func (s *literate) step() bool {
 	}
 	s.command = append(s.command, line...)
 	literal, more := wire.TrailingLiteral(line)
+	if s.strict && !literal.Sync && misplaced.Match(line) {
+		more = false
+	}
 	name := s.names[len(s.names)-1]
 	no := false
 	if more && literal.Sync || name == "IDLE" || name == "AUTHENTICATE" {
@@ -98,11 +104,20 @@ func (s *literate) step() bool {
 	return true
 }
 
+// misplaced finds a literal that is the first or second word of a line, or stands
+// behind another octet than those that precede an argument, or within a quoted string.
+var misplaced = regexp.MustCompile(`(?s)^\s*(\S+\s+)?\S*\{\d+\+}\r?\n$|[^ (~]~?\{\d+\+}\r?\n$|` +
+	`^([^"]|"([^"\\]|\\.)*")*"([^"\\]|\\.)*\r?\n$`)
+
 // watched sends in to a literate server in pieces, and returns the names of the
 // commands that it got.
 func watched(in string, size int, refuse func(int) bool) (names []string, err error) {
+	return send(in, size, &literate{refuse: refuse})
+}
+
+func send(in string, size int, s *literate) (names []string, err error) {
 	w := newWatch("IMAP4rev1 LITERAL+ UNAUTHENTICATE")
-	s := &literate{w: w, refuse: refuse}
+	s.w = w
 	for in != "" && err == nil {
 		n := min(size, len(in))
 		_, err = fromClient{w, s}.Write([]byte(in[:n]))
@@ -125,7 +140,7 @@ func TestWatchFindsForbiddenCommands(t *testing.T) {
 		want     string // the commands that reach the server; then: how it ends
 	}{
 		{"alone", "a UNAUTHENTICATE\r\n", never, "|forbidden"},
-		{"in small letters, with spaces, and LF", "a NOOP\n  b \t unAuthenticate  \n", never, "NOOP|forbidden"},
+		{"in small letters, with spaces, and LF", "a NOOP\n  b   unAuthenticate  \n", never, "NOOP|forbidden"},
 		{"COMPRESS", "a NOOP\r\nb COMPRESS DEFLATE\r\n", never, "NOOP|forbidden"},
 		{"what begins so", "a UNAUTHENTICATED\r\n", never, "|forbidden"},
 		{"other words", "UNAUTHENTICATE NOOP\r\na SELECT UNAUTHENTICATE\r\nb NOOP COMPRESS\r\nc UNAUTH\r\n", never, "NOOP SELECT NOOP UNAUTH|"},
@@ -143,6 +158,19 @@ func TestWatchFindsForbiddenCommands(t *testing.T) {
 		{"after a literal in AUTHENTICATE that is none", "a AUTHENTICATE PLAIN\r\nx {50}\r\nb UNAUTHENTICATE\r\n", never, "AUTHENTICATE|forbidden"},
 		{"behind a bare CR", "a NOOP\rb UNAUTHENTICATE\r\n", never, "|forbidden"},
 		{"a literal of a size that is none", "a NOOP {99999999999999999999+}\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
+		{"in a quoted string", "a SELECT \"x {18+}\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
+		{"in one with an escaped quote", "a LOGIN \"x\\\" {18+}\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
+		{"behind a quoted string", "a LOGIN \"x\\\\\" {2+}\r\nxx\r\nb NOOP\r\n", never, "LOGIN NOOP|"},
+		{"behind an atom", "a LIST \"\" x{18+}\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
+		{"behind another brace", "a NOOP {5}{18+}\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
+		{"as a command", "a {18+}\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
+		{"behind a command", "a NOOP{18+}\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
+		{"behind a parenthesis", "a STORE 1 FLAGS ({18+}\r\nb UNAUTHENTICATE)\r\nc NOOP\r\n", never, "STORE NOOP|"},
+		{"of many digits", "a SELECT {" + strings.Repeat("0", 40) + "18+}\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
+		{"of as many as are kept", "a SELECT {" + strings.Repeat("0", watchedTail-2) + "+}\r\nb NOOP\r\n", never, "|forbidden"},
+		{"behind a tag with a tab", "a\tb UNAUTHENTICATE\r\n", never, "|forbidden"},
+		{"behind a tag with NUL", "a\x00b UNAUTHENTICATE\r\n", never, "|forbidden"},
+		{"behind one with an octet that is not ASCII", "a\xa0b UNAUTHENTICATE\r\n", never, "|forbidden"},
 		{"blank lines", "\r\n\r\na\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
 	} {
 		for size := 1; size <= len(test.in); size++ {
@@ -199,11 +227,14 @@ func FuzzWatch(f *testing.F) {
 	f.Add("a APPEND x {18}\r\nb UNAUTHENTICATE\r\nc IDLE\r\nd UNAUTHENTICATE\r\n", uint8(3), uint8(1))
 	f.Add("a AUTHENTICATE X\r\nb {5+}\r\nc COMPRESS DEFLATE\r\nd SEARCH ~{3+}\r\nxxx {1}\r\n", uint8(5), uint8(2))
 	f.Add("a IDLE\r\nb NOOP {10}\r\nc UNAUTHENTICATE\r\n", uint8(50), uint8(0))
+	f.Add("a LOGIN \"x {18+}\r\nb UNAUTHENTICATE\r\nc LIST \"\" x{18+}\r\nd UNAUTHENTICATE\r\n", uint8(50), uint8(0))
 	f.Fuzz(func(t *testing.T, in string, size, refuse uint8) {
-		names, _ := watched(in, int(size)+1, func(n int) bool { return refuse>>(n%8)&1 == 1 })
-		for _, name := range names {
-			if name == "UNAUTHENTICATE" || name == "COMPRESS" {
-				t.Fatalf("%q in pieces of %d: the server got %q", in, int(size)+1, names)
+		for _, strict := range []bool{false, true} {
+			names, _ := send(in, int(size)+1, &literate{strict: strict, refuse: func(n int) bool { return refuse>>(n%8)&1 == 1 }})
+			for _, name := range names {
+				if name == "UNAUTHENTICATE" || name == "COMPRESS" {
+					t.Fatalf("%q in pieces of %d: the server (strict: %t) got %q", in, int(size)+1, strict, names)
+				}
 			}
 		}
 	})
