@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"postern/proxy"
@@ -121,5 +122,86 @@ func TestWhatASessionIsRemovingIsNotCounted(t *testing.T) {
 	left()
 	if err := b.Admit(t.Context(), "alice", Shrunk); err != nil || b.Status().Counted != 2 || len(b.leaving) > 0 {
 		t.Errorf("afterwards: %v, %d counted, want 2", err, b.Status().Counted)
+	}
+}
+
+// Criterion: what POP3 itself removes does not put the brake on, also when the answer to the removal is lost, Postern is killed, or another session was open.
+func TestWhatPOP3RemovesIsNoFault(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		lose bool // the server removes, and is gone before it says so
+		kill bool // the session does not come to its end
+		two  bool // another session began before and ends after it
+	}{{name: "an answer that is lost", lose: true}, {name: "a kill", kill: true}, {name: "two sessions", two: true}} {
+		t.Run(test.name, func(t *testing.T) {
+			m := newModel("")
+			m.deliver(manyMessages)
+			lost := false
+			m.cutAfter = func(command string) bool {
+				lost = lost || test.lose && strings.Contains(command, "EXPUNGE")
+				return lost
+			}
+			b, _, _, _ := m.bases(t)
+			b.Name, b.Brake = "main", NewBrake("main", nil)
+			shown(t, b)
+			var other *session
+			if test.two {
+				var err error
+				if other, err = show1(t, b); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s, err := show1(t, b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range s.drop.messages {
+				s.drop.delete(&s.drop.messages[i])
+			}
+			if err := s.update(t.Context()); (err != nil) != test.lose {
+				t.Errorf("update: %v", err)
+			}
+			if test.kill {
+				_ = s.inbox.close()
+			} else {
+				s.quitted = !test.lose
+				_ = s.Close()
+			}
+			if other != nil {
+				other.quitted, other.drop.changed = true, true
+				_ = other.Close()
+			}
+			lost, test.lose = false, false
+			if ids := shown(t, b); len(ids) != 0 {
+				t.Errorf("%d messages are left", len(ids))
+			}
+			if n := b.Brake.Status().Counted; n != 0 {
+				t.Errorf("%d accounts are counted, want none", n)
+			}
+		})
+	}
+}
+
+// Messages that QUIT was refused to remove are none that it has removed.
+func TestARefusedRemovalIsNone(t *testing.T) {
+	m := newModel("")
+	m.deliver(manyMessages)
+	m.refused = func(command string) bool { return strings.Contains(command, "EXPUNGE") }
+	b, _, _, _ := m.bases(t)
+	b.Name, b.Brake = "main", NewBrake("main", nil)
+	s, err := show1(t, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range s.drop.messages {
+		s.drop.delete(&s.drop.messages[i])
+	}
+	if err := s.update(t.Context()); err == nil {
+		t.Error("update: no error")
+	}
+	_ = s.Close()
+	m.mails = nil
+	if shown(t, b); b.Brake.Status().Counted != 1 {
+		t.Errorf("%d accounts are counted, want 1", b.Brake.Status().Counted)
 	}
 }

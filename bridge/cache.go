@@ -96,16 +96,13 @@ func decodeSnapshot(b []byte) (s snapshot, err error) {
 	return s, nil
 }
 
-// A header is what tells one snapshot from another: zero of none.
-type header struct{ uidValidity, uidNext uint32 }
-
-// head returns the header of an encoded snapshot.
-func head(b []byte) header {
-	if len(b) < 2 || b[0] != cacheVersion && b[0] != formerCache {
-		return header{}
+// checksumOf returns that of an encoded snapshot, which tells one from another; 0 of
+// what is none.
+func checksumOf(b []byte) uint32 {
+	if len(b) < 6 {
+		return 0
 	}
-	r := varints{b: b[2:]}
-	return header{uint32(r.next(math.MaxUint32)), uint32(r.next(math.MaxUint32))}
+	return binary.LittleEndian.Uint32(b[len(b)-4:])
 }
 
 // varints reads numbers. After the first that is none, all are 0 and bad is set.

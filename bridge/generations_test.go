@@ -183,7 +183,7 @@ func TestARecordThatWasLostIsNoNewOne(t *testing.T) {
 	if _, err := Forget(t.Context(), cache, record, func(string) bool { return true }); err != nil {
 		t.Error(err)
 	}
-	session.quitted, session.drop.changed, session.found = true, true, header{}
+	session.quitted, session.drop.changed, session.found = true, true, 0
 	_ = session.Close()
 	if _, err := show(t, b); err != nil {
 		t.Errorf("forgotten while a session was open: %v", err)
@@ -312,10 +312,11 @@ func TestChangesOfALargeMaildropWriteLittle(t *testing.T) {
 		for i := range session.drop.messages {
 			session.drop.messages[i].marks |= printed // as if that were done
 		}
-		session.quitted = true
+		session.quitted, session.drop.changed = true, true
 		_ = session.Close()
 	}
 	poll()
+	poll() // the first one of a day takes the marks away: there are no prints
 	for name, change := range map[string]func(){
 		"one is removed": func() { m.expunge(20_000) },
 		"one has come":   func() { m.deliver(1) },
@@ -365,4 +366,90 @@ func TestAWriteOfAnotherSessionIsNotLost(t *testing.T) {
 	if r.Version != version+2 || r.Present().Find(1).Header != 77 || r.Present().Find(4) == nil {
 		t.Errorf("version %d after %d, entries %v", r.Version, version, r.Present().Entries)
 	}
+}
+
+// Criterion: while a mailbox is moved, a new message that the server cannot read keeps nobody from the others.
+func TestANewMessageThatCannotBeReadAfterAMove(t *testing.T) {
+	m := newModel("")
+	m.deliver(3)
+	b, _, _, _ := m.bases(t)
+	before := shown(t, b)
+	m.renumber(99, 11)
+	shown(t, b)
+	m.deliver(1)
+	m.hidden, m.unreadable = nil, nil
+	m.refused = func(command string) bool {
+		return strings.HasPrefix(command, "UID FETCH") && strings.Contains(command, "INTERNALDATE") && !strings.HasPrefix(command, "UID FETCH 13") && strings.Contains(command, "14")
+	}
+	after := shown(t, b)
+	if len(after) != 4 || after[11] != before[1] || after[13] != before[3] || after[14] != "0000000e00000063" {
+		t.Errorf("they are %v, and were %v", after, before)
+	}
+	m.refused = nil
+	if again := shown(t, b); !maps.Equal(again, after) {
+		t.Errorf("then they are %v, and were %v", again, after)
+	}
+	// A server that answers about none is no server whose messages cannot be read.
+	m.deliver(1)
+	m.refused = func(command string) bool { return strings.Contains(command, "INTERNALDATE") }
+	if ids, err := show(t, b); !errors.Is(err, errUnanswered) {
+		t.Errorf("while the server answers about no message: %v, %v", ids, err)
+	}
+}
+
+// Criterion: a server that answers about no message after a QUIT is asked again after the next one, and about a message that has had no answer on the next day.
+func TestFingerprintsAreAskedForAgain(t *testing.T) {
+	asks := func(m *model) (n int) {
+		for _, command := range m.commands {
+			if strings.Contains(command, "INTERNALDATE") {
+				n++
+			}
+		}
+		m.commands = nil
+		return n
+	}
+	for name, refuse := range map[string]func(m *model){
+		"NO":     func(m *model) { m.refused = func(c string) bool { return strings.Contains(c, "INTERNALDATE") } },
+		"no row": func(m *model) { m.hidden = map[uint32]bool{1: true, 2: true, 3: true, 4: true, 5: true} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newModel("")
+			m.deliver(5)
+			b, _, _, _ := m.bases(t)
+			refuse(m)
+			before := shown(t, b)
+			m.refused, m.hidden = nil, nil
+			shown(t, b)
+			m.renumber(99, 11)
+			for uid, id := range shown(t, b) {
+				if before[uid-10] != id {
+					t.Errorf("%d is %s, and was %s", uid, id, before[uid-10])
+				}
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		m := newModel("")
+		m.deliver(3)
+		b, _, _, _ := m.bases(t)
+		m.unreadable = map[uint32]bool{2: true}
+		m.refused = nil
+		shown(t, b)
+		asks(m)
+		shown(t, b)
+		if n := asks(m); n != 0 {
+			t.Errorf("on the same day there are %d questions, want none", n)
+		}
+		time.Sleep(25 * time.Hour)
+		m.unreadable = nil
+		shown(t, b)
+		shown(t, b)
+		if n := asks(m); n != 1 {
+			t.Errorf("on the next day there are %d questions, want 1", n)
+		}
+		shown(t, b)
+		if n := asks(m); n != 0 {
+			t.Errorf("then there are %d questions, want none", n)
+		}
+	})
 }

@@ -237,3 +237,24 @@ func TestListingIsBounded(t *testing.T) {
 		t.Errorf("%d messages, overflow %v, want %d and an overflow", len(l.messages), l.overflow, maxMessages)
 	}
 }
+
+// Criterion: when a server shows a message again and hides another one (Gmail does), the first RETR that finds it out is the last of that listing.
+func TestAMessageThatIsThereAgain(t *testing.T) {
+	m := newModel("")
+	m.deliver(7)
+	all := slices.Clone(m.mails)
+	b, _, _, _ := m.bases(t)
+	shown(t, b)
+	m.expunge(2)
+	shown(t, b)
+	m.mails = slices.Delete(slices.Clone(all), 4, 5)
+	r := run(t, b)
+	proxytest.Transcript(t, r.conn, "C: RETR 4\nS: -ERR Message 4 is no longer in the maildrop\nC: QUIT\nS: +OK *")
+	_ = r.wait(t)
+	ids := shown(t, b)
+	for i, x := range m.mails {
+		if want := fmt.Sprintf("%08x00000007", x.uid); ids[x.uid] != want || len(ids) != len(m.mails) {
+			t.Errorf("of %d messages number %d is %q, want %s", len(ids), i+1, ids[x.uid], want)
+		}
+	}
+}

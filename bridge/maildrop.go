@@ -128,12 +128,22 @@ func (d *maildrop) reset() {
 	}
 }
 
-// setRemoved marks what QUIT has removed and what the server has all the same,
-// maybe for a moment only.
+// setRemoved marks what QUIT removes: the server may have it all the same, maybe for
+// a moment only.
 func (d *maildrop) setRemoved() {
 	for i := range d.messages {
 		if m := &d.messages[i]; m.marks&(deleted|gone) == deleted && m.marks&removed == 0 {
 			m.marks |= removed
+			d.changed = true
+		}
+	}
+}
+
+// setNotRemoved unmarks what QUIT was refused to remove.
+func (d *maildrop) setNotRemoved() {
+	for i := range d.messages {
+		if m := &d.messages[i]; m.marks&(deleted|removed) == deleted|removed {
+			m.marks &^= removed
 			d.changed = true
 		}
 	}

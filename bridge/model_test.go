@@ -38,12 +38,14 @@ type model struct {
 	marked      map[uint32]bool // UIDs with the \Deleted flag
 
 	capabilities string
-	silent       bool                     // about UIDNEXT in SELECT
-	dumb         bool                     // and in STATUS
-	unreadable   map[uint32]bool          // UIDs for which FETCH gives no row, and says NO
-	hidden       map[uint32]bool          // UIDs for which FETCH of a header gives no row
-	before       func(command string)     // called before a command is carried out
-	within       func(sent int, u uint32) // called before each row of a FETCH
+	silent       bool                      // about UIDNEXT in SELECT
+	dumb         bool                      // and in STATUS
+	unreadable   map[uint32]bool           // UIDs for which FETCH gives no row, and says NO
+	hidden       map[uint32]bool           // UIDs for which FETCH of a header gives no row
+	before       func(command string)      // called before a command is carried out
+	refused      func(command string) bool // it is not carried out: NO
+	cutAfter     func(command string) bool // it is carried out, and the connection goes instead of the answer
+	within       func(sent int, u uint32)  // called before each row of a FETCH
 
 	lost bool                  // the cache has been lost, for who asks
 	slow time.Duration         // for each row of a FETCH
@@ -100,7 +102,13 @@ func (m *model) serve(conn net.Conn) {
 		if m.before != nil {
 			m.before(command)
 		}
-		result := m.answer(out, tag, command)
+		result := "NO x"
+		if m.refused == nil || !m.refused(command) {
+			result = m.answer(out, tag, command)
+		}
+		if m.cutAfter != nil && m.cutAfter(command) {
+			result = ""
+		}
 		m.mu.Unlock()
 		if result == "" {
 			return

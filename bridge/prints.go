@@ -132,6 +132,9 @@ func (s *session) tryNote(ctx context.Context, prints []uidl.Entry) error {
 	}
 	d := s.drop
 	g.Put(prints)
+	if g.Seen != today() {
+		s.askAgain(g)
+	}
 	g.Mark(today(), func(uid uint32) int {
 		switch m := d.any(uid); {
 		case m != nil && m.marks&gone == 0:
@@ -228,7 +231,11 @@ func (s *session) fetchLacking(ctx context.Context) (fresh []uidl.Print) {
 			}
 		}
 	}
-	// What has no answer twice has gone, or never will have one.
+	// A few that have no answer twice have gone, or may never have one: they are not
+	// asked for again today. Many say something of the server.
+	if len(missing) > refusable(len(missing)+len(fresh)) {
+		return fresh
+	}
 	for some := range slices.Chunk(missing, printsAtOnce) {
 		if alone.Err() != nil {
 			break
@@ -243,6 +250,17 @@ func (s *session) fetchLacking(ctx context.Context) (fresh []uidl.Print) {
 		}
 	}
 	return fresh
+}
+
+// askAgain makes the next session ask for the prints of messages that g has none of.
+func (s *session) askAgain(g *uidl.Generation) {
+	for i := range s.drop.messages {
+		m := &s.drop.messages[i]
+		if e := g.Find(m.uid); m.marks&printed != 0 && (e == nil || e.Short == 0) {
+			m.marks &^= printed
+			s.drop.changed = true
+		}
+	}
 }
 
 // fetchPrints asks for the prints of messages, and marks those that came. It

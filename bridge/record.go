@@ -57,7 +57,7 @@ func (s *session) remembered(ctx context.Context) snapshot {
 	if err != nil {
 		s.notice(proxy.NoticeCache, 0, err)
 	}
-	s.found = head(value)
+	s.found = checksumOf(value)
 	return known
 }
 
@@ -84,24 +84,45 @@ func (s *session) forgotten(ctx context.Context) bool {
 	return err == nil && value == nil
 }
 
-// keep puts a snapshot into the cache, unless another session has meanwhile.
+// keep puts a snapshot into the cache. If another session has meanwhile, that one's
+// stays, but for what this session removes.
 func (s *session) keep(ctx context.Context, known snapshot) {
 	if s.backend.Cache == nil {
 		return
 	}
 	value := known.encode()
-	err := s.backend.Cache.Update(context.WithoutCancel(ctx), key(s.login.Account), func(old []byte) ([]byte, error) {
-		if head(old) != s.found {
-			return nil, errOvertaken
+	err := s.backend.Cache.Update(context.WithoutCancel(ctx), key(s.login.Account), func(old []byte) (_ []byte, err error) {
+		if checksumOf(old) != s.found {
+			value, err = s.withRemoved(old)
 		}
-		return value, nil
+		return value, err
 	})
 	switch {
 	case err == nil:
-		s.found = head(value)
+		s.found = checksumOf(value)
 	case !errors.Is(err, errOvertaken):
 		s.notice(proxy.NoticeCache, len(known.messages), err)
 	}
+}
+
+// withRemoved marks in the snapshot of another session what this one has removed.
+func (s *session) withRemoved(value []byte) ([]byte, error) {
+	other, err := decodeSnapshot(value)
+	if err != nil || s.drop == nil || other.uidValidity != s.drop.uidValidity {
+		return nil, errOvertaken
+	}
+	marked := false
+	for i := range other.messages {
+		theirs := &other.messages[i]
+		if m := s.drop.find(theirs.uid); m != nil && m.marks&removed != 0 && theirs.marks&removed == 0 {
+			theirs.marks |= removed
+			marked = true
+		}
+	}
+	if !marked {
+		return nil, errOvertaken
+	}
+	return other.encode(), nil
 }
 
 // errOvertaken says that another session was faster.

@@ -154,6 +154,11 @@ func (s *session) update(ctx context.Context) error {
 		return nil
 	}
 	ctx = context.WithoutCancel(ctx)
+	removes := s.backend.Delete != Hide && !s.backend.Delete.flags(s.inbox)
+	if removes && len(marked) >= manyMessages {
+		s.drop.setRemoved() // whatever comes, the brake does not take it for a fault
+		s.remember(ctx)
+	}
 	u := update{session: s, ctx: ctx, seen: uidSets(seen), marked: marked, gone: uidSets(marked)}
 	err := errRenumbered
 	if !s.moved() {
@@ -172,6 +177,9 @@ func (s *session) update(ctx context.Context) error {
 		err = s.bury(ctx, marked)
 	}
 	if err != nil {
+		if refused(err) {
+			s.drop.setNotRemoved()
+		}
 		u.failed(err)
 		return err
 	}

@@ -125,7 +125,7 @@ func (p *passage) comeBack(ctx context.Context, g *uidl.Generation) error {
 	}
 	p.record.Return(g, today())
 	if p.record.Printed() {
-		prints, err := p.session.fingerprints(ctx, unknown, uidSets(unknown))
+		prints, err := p.session.fingerprintsOfNew(ctx, unknown, known)
 		if err != nil {
 			return err
 		}
@@ -157,12 +157,13 @@ func (p *passage) rejoin(ctx context.Context, fresh []uint32) error {
 	p.changed = true
 	p.record.Use(s.backend.UIDL, p.listed.uidNext)
 	if p.record.Printed() {
-		prints, err := s.fingerprints(ctx, fresh, uidSets(fresh))
+		all := p.listed.uids()
+		known := all[:len(all)-len(fresh)]
+		prints, err := s.fingerprintsOfNew(ctx, fresh, known)
 		if err != nil {
 			return err
 		}
-		all := p.listed.uids()
-		p.record.Present().Put(p.record.Rejoin(prints, all[:len(all)-len(fresh)]))
+		p.record.Present().Put(p.record.Rejoin(prints, known))
 		for _, now := range prints {
 			find(p.listed.messages, now.UID).marks |= printed
 		}
@@ -213,6 +214,21 @@ func (s *session) fingerprints(ctx context.Context, uids []uint32, sets []imap.U
 			return came
 		})
 	}, func() []uidl.Print { return prints })
+}
+
+// fingerprintsOfNew is fingerprints of messages beside those that are known. Where
+// the server has answered about none of a few, it is asked about a known message,
+// too: if it answers about that one, what it refuses are the messages.
+func (s *session) fingerprintsOfNew(ctx context.Context, uids, known []uint32) ([]uidl.Print, error) {
+	prints, err := s.fingerprints(ctx, uids, uidSets(uids))
+	if !errors.Is(err, errUnanswered) || len(known) == 0 || len(uids) > refusable(len(uids)) {
+		return prints, err
+	}
+	other := known[len(known)-1]
+	all := append([]uint32{other}, uids...)
+	slices.Sort(all)
+	prints, err = s.fingerprints(ctx, all, uidSets(all))
+	return slices.DeleteFunc(prints, func(p uidl.Print) bool { return p.UID == other }), err
 }
 
 // headerPrints adds the prints of the headers of messages to prints, as

@@ -360,6 +360,7 @@ func (s *session) cannot(ctx context.Context, n int, m *message, err error) *no 
 	case errors.Is(err, errInternational):
 		return &no{text: fmt.Sprintf("[UTF8] Message %d has a header in UTF-8, which your mail program does not ask for", n)}
 	case errors.Is(err, errVanished):
+		s.drop.proven, s.drop.changed = false, true // EXISTS and UIDNEXT may not tell
 		return &no{text: fmt.Sprintf("Message %d is no longer in the maildrop", n)}
 	case errors.Is(err, errRenumbered):
 		return &no{text: s.temporary("The maildrop has changed: log in again"), end: err}

@@ -29,7 +29,7 @@ type session struct {
 	login      *proxy.Login // also to reconnect
 	inbox      *inbox
 	drop       *maildrop
-	found      header // of the snapshot in the cache
+	found      uint32 // checksum of the snapshot in the cache; 0: there is none
 	record     recorded
 	buried     []uint32          // UIDs of tombstones, until hide
 	shownAgain []uint32          // UIDs of tombstones of messages that another client has shown again
