@@ -165,6 +165,9 @@ func (a *archive) recount(ctx context.Context) error {
 const (
 	lostRecord = "the record of unique ids was lost"
 	lostRemedy = "stop Postern and put a backup back (postern state restore), or let them be computed anew (pop3.uidl_on_lost_state: recompute, or postern uidl forget --all)"
+
+	// damagedRemedy is for a record that cannot be opened.
+	damagedRemedy = "put a backup back (postern state restore FILE); without one, move the file away, and see pop3.uidl_on_lost_state"
 )
 
 // reportLost says once that the cache was begun anew, and with it what the

@@ -368,3 +368,21 @@ func TestAnImportEndsALostRecord(t *testing.T) {
 		}
 	}
 }
+
+// Criterion: the error about a record.db that is damaged at a start says what to do.
+func TestADamagedRecordStopsAStartWithARemedy(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, recordFile), bytes.Repeat([]byte("damaged"), 5000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m, err := openMemory(t.Context(), &configs.Config{State: configs.State{Path: dir}})
+	if err == nil {
+		_ = m.Close()
+	}
+	if !errors.Is(err, state.ErrDamaged) || !strings.Contains(err.Error(), "postern state restore") {
+		t.Errorf("%v, want one that names postern state restore", err)
+	}
+}

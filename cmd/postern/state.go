@@ -190,6 +190,9 @@ func openMemory(ctx context.Context, cfg *configs.Config) (*memory, error) {
 	record, err := state.Open(filepath.Join(dir, recordFile), state.Options{})
 	if err != nil {
 		_ = cache.Close()
+		if errors.Is(err, state.ErrDamaged) {
+			err = fmt.Errorf("%w: %s", err, damagedRemedy)
+		}
 		return nil, err
 	}
 	listings := &bucket{name: listingsBucket, book: cache.Bucket(listingsBucket)}
