@@ -15,9 +15,9 @@ import (
 	"postern/bridge/uidl"
 	"postern/configs"
 	"postern/proxy"
+	"postern/proxy/authpolicy"
 	"postern/proxy/backend"
 	"postern/proxy/front"
-	"postern/proxy/guard"
 	"postern/proxy/relay"
 	"postern/proxy/route"
 )
@@ -37,8 +37,8 @@ type house struct {
 	routing    *routing
 	bridges    []*bridge.Backend
 	pop3       popRules
-	policy     *guard.PolicyServer // that judges logins as well; nil: none does
-	gid        int                 // of those who may ask at the control socket; -1: only Postern's user and root
+	policy     *authpolicy.Server // that judges logins as well; nil: none does
+	gid        int                // of those who may ask at the control socket; -1: only Postern's user and root
 	background []func(context.Context)
 }
 

@@ -9,6 +9,7 @@ import (
 	"postern/metrics"
 	"postern/metrics/page"
 	"postern/proxy"
+	"postern/proxy/authpolicy"
 	"postern/proxy/guard"
 )
 
@@ -54,7 +55,7 @@ func (h *house) setPolicyServer() error {
 	if c.URL == "" {
 		return nil
 	}
-	h.policy = &guard.PolicyServer{
+	h.policy = &authpolicy.Server{
 		URL: c.URL, Timeout: c.Timeout, RejectOnFail: c.RejectOnFail, LogOnly: c.LogOnly, Nonce: h.nonce, Observer: h.observer,
 	}
 	var mistakes configs.Errors
@@ -84,7 +85,7 @@ func (h *house) setPolicyServer() error {
 // openGuard makes the guard of h, which remembers what the last one did.
 func (s *site) openGuard(ctx context.Context, h *house) {
 	s.guard = guard.New(guardConfig(h.cfg))
-	s.advised = &guard.Advised{Guard: s.guard}
+	s.advised = &authpolicy.Guard{Guard: s.guard}
 	s.server.Guard = s.advised
 	if s.memory.guard == nil {
 		return

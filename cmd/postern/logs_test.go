@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"postern/proxy"
+	"postern/proxy/authpolicy"
 	"postern/proxy/guard"
 )
 
@@ -31,7 +32,7 @@ func TestEveryWordOfTheLogIsExplained(t *testing.T) {
 	for _, r := range proxy.Reasons() {
 		words = append(words, r.String())
 	}
-	words = append(append(words, guard.Tiers()...), guard.Buckets()...)
+	words = append(append(append(words, guard.Tiers()...), guard.Buckets()...), authpolicy.Bucket)
 	for _, word := range words {
 		if !strings.Contains(string(text), "`"+word+"`") && word != "none" && word != "unknown" {
 			t.Errorf("docs/logs.md does not explain %s", word)

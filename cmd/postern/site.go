@@ -24,6 +24,7 @@ import (
 	"postern/metrics/page"
 	"postern/proxy"
 	"postern/proxy/admin"
+	"postern/proxy/authpolicy"
 	"postern/proxy/backend"
 	"postern/proxy/certs"
 	"postern/proxy/guard"
@@ -42,10 +43,10 @@ type site struct {
 	page     *page.Page
 	ledger   ledgerKeeper
 	audit    *proxy.Audit
-	observer proxy.Observer // all of these
-	guard    *guard.Guard   // made with the first house
-	advised  *guard.Advised // by a policy server
-	nonce    []byte         // for it
+	observer proxy.Observer    // all of these
+	guard    *guard.Guard      // made with the first house
+	advised  *authpolicy.Guard // by a policy server
+	nonce    []byte            // for it
 	server   *proxy.Server
 	sockets  *listen.Sockets
 	memory   *memory
@@ -256,7 +257,7 @@ func (s *site) apply(ctx context.Context, h *house) error {
 	h.openBrakes(ctx, s.memory)
 	s.listings.SetLimit(int64(h.cfg.Limits.ListingMemory))
 	before := s.house.Swap(h)
-	s.advised.Ask(h.policy)
+	s.advised.SetServer(h.policy)
 	h.firstProbe(ctx, before)
 	if err := s.server.Apply(bindings); err != nil {
 		return err

@@ -22,6 +22,9 @@ var (
 // A clock is a Config.Now.
 type clock struct{ now time.Time }
 
+// maxPassword is the length of the longest credential that counts as a password.
+const maxPassword = 256
+
 func (c *clock) Now() time.Time          { return c.now }
 func (c *clock) advance(d time.Duration) { c.now = c.now.Add(d) }
 

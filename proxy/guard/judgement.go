@@ -33,7 +33,7 @@ func Buckets() (all []string) {
 	for b := Known; b < bucketKinds; b++ {
 		all = append(all, b.String())
 	}
-	return append(all, policyBucket)
+	return all
 }
 
 // UnmarshalText implements encoding.TextUnmarshaler.

@@ -105,19 +105,8 @@ func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 func (p *permit) subject(l *proxy.Login) subject {
 	return subject{
 		policy: p.policy, from: p.from, trusted: p.trusted, account: p.guard.secret.account(l.Account),
-		token: isToken(l),
+		token: l.HasToken(),
 	}
-}
-
-// maxPassword is as many octets as a password may have. Some servers take what
-// comes as a bearer token for a password, and a token that is short enough to be
-// one costs the same.
-const maxPassword = 256
-
-// isToken reports whether l has a bearer token that is no password.
-func isToken(l *proxy.Login) bool {
-	bearer := l.Mechanism == "XOAUTH2" || l.Mechanism == "OAUTHBEARER"
-	return bearer && len(l.Secret.Reveal()) > maxPassword
 }
 
 // leastWait is the patience of an attempt that comes when its connection has been
@@ -270,7 +259,8 @@ func (p *permit) Settle(err error) time.Duration {
 	after := g.latest - p.begun
 	g.attempts.Put(p.attempt)
 	p.attempt = nil
-	if _, denied := errors.AsType[*Denied](err); denied || o.guess() {
+	_, denied := errors.AsType[*Denied](err)
+	if denied || o.guess() || proxy.ReasonOf(err) == proxy.Throttled { // Throttled: another guard refused it
 		return p.delay(after)
 	}
 	return 0
