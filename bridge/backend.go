@@ -123,7 +123,7 @@ func (b *Backend) Login(ctx context.Context, l *proxy.Login) (proxy.Session, err
 	if err != nil {
 		return nil, err
 	}
-	return &session{backend: b, login: l, inbox: b.inbox(conn, capabilities)}, nil
+	return &session{backend: b, login: l, inbox: b.inbox(conn, capabilities, l.Client)}, nil
 }
 
 // Capabilities returns the lines of CAPA that are the operator's choice, the
@@ -146,9 +146,9 @@ func (b *Backend) Capabilities() []string {
 }
 
 // inbox returns the INBOX of a connection that is logged in.
-func (b *Backend) inbox(conn net.Conn, capabilities string) *inbox {
+func (b *Backend) inbox(conn net.Conn, capabilities string, client proxy.Client) *inbox {
 	in := newInbox(conn, capabilities, b.timeout())
-	in.budget, in.tell = &b.ahead, b.observe
+	in.budget, in.owner, in.tell = &b.ahead, client, b.observe
 	in.hides = b.Delete == Hide || b.Record == nil && !in.uidPlus
 	in.utf8 = in.utf8 && b.UTF8 || in.utf8Only
 	return in

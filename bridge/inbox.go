@@ -52,7 +52,8 @@ type inbox struct {
 
 	flush func() error // before a read that may wait; nil: nothing to do
 
-	tell func(proxy.Event) // of the answers of the server
+	owner proxy.Client      // for events
+	tell  func(proxy.Event) // of the answers of the server
 
 	fetching
 }
@@ -92,7 +93,7 @@ func (in *inbox) begin(ctx context.Context) (end func()) {
 		if in.enabled {
 			greeting += "* ENABLED UTF8=ACCEPT\r\n" // how it writes the names of mailboxes depends on it
 		}
-		in.hatch = newHatch(in.link, greeting, in.tell)
+		in.hatch = newHatch(in.link, greeting, in.owner, in.tell)
 		in.client = imapclient.New(in.hatch, nil)
 	}
 	return func() { stop() }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -126,17 +127,26 @@ type hatch struct {
 	due    int // commands without their tagged answer
 	shut   bool
 
-	watch *watch
+	watch  *watch
+	client proxy.Client
+	tell   func(proxy.Event)
 }
 
-func newHatch(l *link, greeting string, tell func(proxy.Event)) *hatch {
-	h := &hatch{link: l, greeting: []byte(greeting), watch: &watch{tell: tell}}
+func newHatch(l *link, greeting string, client proxy.Client, tell func(proxy.Event)) *hatch {
+	h := &hatch{link: l, greeting: []byte(greeting), watch: &watch{tell: tell}, client: client, tell: tell}
 	h.change = sync.NewCond(&h.mu)
 	return h
 }
 
-// Read implements net.Conn.
-func (h *hatch) Read(p []byte) (int, error) {
+// Read implements net.Conn. imapclient calls Read in a goroutine of its own: a
+// panic is reported, and ends the connection to the server.
+func (h *hatch) Read(p []byte) (n int, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = h.link.responses.panicked(v)
+			h.tell(proxy.Panicked{Client: h.client, Value: v, Stack: debug.Stack()})
+		}
+	}()
 	if len(h.greeting) > 0 {
 		n := copy(p, h.greeting)
 		h.greeting = h.greeting[n:]
@@ -151,7 +161,7 @@ func (h *hatch) Read(p []byte) (int, error) {
 	if shut {
 		return 0, io.EOF
 	}
-	n, err := h.responses.Read(p)
+	n, err = h.responses.Read(p)
 	if err != nil {
 		h.watch.lost(err)
 	}

@@ -147,12 +147,14 @@ func (s *session) turn(ctx context.Context) (leave func(), err error) {
 // bringUpToDate makes l complete. Of a long listing that fails it keeps what has
 // come.
 func (s *session) bringUpToDate(ctx context.Context, l *listing, long bool) (asked bool, err error) {
-	stop := func() {}
+	stop := func() error { return nil }
 	if long {
 		stop = s.progress(ctx, l)
 	}
 	asked, err = s.inbox.update(ctx, l)
-	stop()
+	if panicked := stop(); panicked != nil {
+		return asked, panicked
+	}
 	if l.untrue {
 		s.backend.untrueUIDNext.Store(true)
 	}

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -131,14 +133,23 @@ func patience(err error) error {
 	return err
 }
 
-// progress keeps what has come of a long listing, from time to time, until it
-// is told to stop: what was asked for once is not asked for again, whatever
-// becomes of this session.
-func (s *session) progress(ctx context.Context, l *listing) (stop func()) {
+// progress keeps what has come of a long listing, from time to time, until stop is
+// called: what was asked for once is not asked for again, whatever becomes of this
+// session. A panic closes the connection to the server; stop returns it as an
+// error.
+func (s *session) progress(ctx context.Context, l *listing) (stop func() error) {
 	ticker := time.NewTicker(progressEvery)
 	over, done := make(chan struct{}), make(chan struct{})
+	var failed error
 	go func() {
 		defer close(done)
+		defer func() {
+			if v := recover(); v != nil {
+				s.backend.observe(proxy.Panicked{Client: s.login.Client, Value: v, Stack: debug.Stack()})
+				failed = fmt.Errorf("%w: keep a part of the listing: panic: %v", proxy.ErrBackendClosed, v)
+				s.inbox.abort()
+			}
+		}()
 		for {
 			select {
 			case <-ticker.C:
@@ -148,10 +159,11 @@ func (s *session) progress(ctx context.Context, l *listing) (stop func()) {
 			}
 		}
 	}()
-	return func() {
+	return func() error {
 		ticker.Stop()
 		close(over)
 		<-done
+		return failed
 	}
 }
 

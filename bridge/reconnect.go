@@ -55,7 +55,7 @@ func (s *session) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: log in again: %s", proxy.ErrBackendClosed, err.Error())
 	}
-	in := s.backend.inbox(conn, capabilities)
+	in := s.backend.inbox(conn, capabilities, s.login.Client)
 	in.hides = false
 	err = in.selectInbox(ctx)
 	if err == nil && in.link.responses.mailbox.uidValidity != s.drop.uidValidity {

@@ -190,6 +190,14 @@ func (r *responses) breaks(what string) error {
 	return err
 }
 
+// panicked ends reading after a panic with the value v: nothing is certain of what
+// was read.
+func (r *responses) panicked(v any) error {
+	err := fmt.Errorf("panic: %v", v)
+	r.broken.CompareAndSwap(nil, &err)
+	return err
+}
+
 // line returns the next line with its end, valid until the next read.
 func (r *responses) line() ([]byte, error) {
 	if broken := r.broken.Load(); broken != nil {

@@ -102,12 +102,16 @@ func (s *session) Totals() proxy.Totals {
 	return t
 }
 
-// Close says goodbye to the server, and forgets the secret.
+// Close says goodbye to the server, and forgets the secret. What other sessions
+// wait for is given back also after a panic.
 func (s *session) Close() error {
 	s.login.Secret.Clear()
+	defer s.unlock()
+	defer s.room.close()
 	if s.left != nil {
 		defer s.left()
 	}
+	defer s.inbox.discard()
 	s.confirm()
 	s.gather()
 	err := s.inbox.close()
@@ -118,8 +122,6 @@ func (s *session) Close() error {
 	if s.lapsed {
 		_ = s.bury(context.Background(), nil) // else the next session tries
 	}
-	s.room.close()
-	s.unlock()
 	return err
 }
 
