@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/internal/maillog"
 	"postern/configs"
 	"postern/proxy/admin"
 	"postern/proxy/guard"
@@ -275,8 +276,8 @@ by a pipe: zcat mail.log.*.gz | postern guard seed --from -`,
 		if err != nil {
 			return err
 		}
-		log := guard.Log{Now: time.Now()}
-		if log.Zone, err = time.LoadLocation(*zone); err != nil {
+		parser := maillog.Parser{Now: time.Now()}
+		if parser.Zone, err = time.LoadLocation(*zone); err != nil {
 			return err
 		}
 		in := cmd.InOrStdin()
@@ -288,7 +289,7 @@ by a pipe: zcat mail.log.*.gz | postern guard seed --from -`,
 			defer func() { _ = file.Close() }()
 			in = file
 		}
-		s, err := readSeed(in, log, cfg, cmd.ErrOrStderr())
+		s, err := readSeed(in, parser, cfg, cmd.ErrOrStderr())
 		if err != nil {
 			return err
 		}
@@ -300,7 +301,7 @@ by a pipe: zcat mail.log.*.gz | postern guard seed --from -`,
 // A seed is what a log tells: the first and the last login of each account from
 // each address.
 type seed struct {
-	progress guard.Progress
+	progress maillog.Progress
 	unusable int // names that are none here
 	times    map[place][2]time.Time
 }
@@ -313,15 +314,15 @@ type place struct {
 // mostPlaces bounds what is kept of a log: about 200 octets each.
 const mostPlaces = 4 << 20
 
-func readSeed(in io.Reader, log guard.Log, cfg *configs.Config, tell io.Writer) (*seed, error) {
+func readSeed(in io.Reader, parser maillog.Parser, cfg *configs.Config, tell io.Writer) (*seed, error) {
 	accounts, mistakes := newAccounts(cfg)
 	if mistakes != nil {
 		return nil, mistakes
 	}
 	s := &seed{times: make(map[place][2]time.Time)}
-	oldest := log.Now.AddDate(0, 0, -int(cfg.Retention.Guard))
+	oldest := parser.Now.AddDate(0, 0, -int(cfg.Retention.Guard))
 	var err error
-	s.progress, err = log.Read(in, func(login guard.Success) error {
+	s.progress, err = parser.Read(in, func(login maillog.Login) error {
 		if login.Time.Before(oldest) {
 			return nil
 		}
@@ -346,7 +347,7 @@ func readSeed(in io.Reader, log guard.Log, cfg *configs.Config, tell io.Writer) 
 		}
 		s.times[at] = times
 		return nil
-	}, func(p guard.Progress) {
+	}, func(p maillog.Progress) {
 		fmt.Fprintf(tell, "\r%d MiB, %d lines, %d logins", p.Octets>>20, p.Lines, p.Logins)
 	})
 	if s.progress.Lines >= 1<<16 {

@@ -1,4 +1,4 @@
-package guard
+package maillog
 
 import (
 	"errors"
@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-var logRead = Log{Zone: time.UTC, Now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+var parser = Parser{Zone: time.UTC, Now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 
 // Criterion: the logins that succeeded are read from logs of Dovecot 2.3 and
 // 2.4 and of Postfix, in the timestamps of syslog, of ISO 8601 and of their own.
-func TestLoginsAreReadFromLogs(t *testing.T) {
+func TestParseReadsLogins(t *testing.T) {
 	for _, c := range []struct{ line, account, addr, at string }{
 		{
 			`Feb  3 08:09:10 mx dovecot: imap-login: Login: user=<alice@example.org>, method=PLAIN, rip=192.0.2.1, lip=10.0.0.5, mpid=777, TLS, session=<EClvK1b/ggB/AAAB>`,
@@ -53,19 +53,19 @@ func TestLoginsAreReadFromLogs(t *testing.T) {
 			"gina", "2001:db8::8", "2026-02-03T08:09:10Z",
 		},
 	} {
-		got, ok := logRead.Login(c.line)
+		got, ok := parser.Parse(c.line)
 		if !ok {
-			t.Errorf("nothing is read from %s", c.line)
+			t.Errorf("Parse ignores %s", c.line)
 			continue
 		}
 		if s := got.Time.UTC().Format(time.RFC3339); got.Account != c.account || got.Addr != netip.MustParseAddr(c.addr) || s != c.at {
-			t.Errorf("%s\nis read as %+v, want %s %s %s", c.line, got, c.account, c.addr, c.at)
+			t.Errorf("%s\nis parsed as %+v, want %s %s %s", c.line, got, c.account, c.addr, c.at)
 		}
 	}
 }
 
 // Criterion: no refused login becomes a success, whatever name it had.
-func TestRefusedLoginsAreNotRead(t *testing.T) {
+func TestParseIgnoresRefusedLogins(t *testing.T) {
 	for _, message := range []string{
 		`dovecot: imap-login: Disconnected (auth failed, 1 attempts in 2 secs): user=<alice>, method=PLAIN, rip=192.0.2.1, lip=10.0.0.5, TLS, session=<x>`,
 		`dovecot: imap-login: Disconnected: Connection closed (auth failed, 1 attempts in 2 secs): user=<imap-login: Login: user=<alice>, method=PLAIN, rip=192.0.2.1>, method=PLAIN, rip=192.0.2.7, lip=10.0.0.5`,
@@ -87,23 +87,23 @@ func TestRefusedLoginsAreNotRead(t *testing.T) {
 		`-`,
 	} {
 		for _, begin := range []string{"Feb  3 08:09:10 mx ", "2026-02-03T08:09:10Z mx ", "2026-02-03 08:09:10 "} {
-			if got, ok := logRead.Login(begin + message); ok {
-				t.Errorf("%s%s\nis read as %+v", begin, message, got)
+			if got, ok := parser.Parse(begin + message); ok {
+				t.Errorf("%s%s\nis parsed as %+v", begin, message, got)
 			}
 		}
 	}
 	for _, line := range []string{"", " ", "Feb", "Feb 3", "Feb 31 08:09:10 mx dovecot: imap-login: Login: user=<a>, rip=192.0.2.1", "now dovecot: imap-login: Login: user=<a>, rip=192.0.2.1"} {
-		if got, ok := logRead.Login(line); ok {
-			t.Errorf("%q is read as %+v", line, got)
+		if got, ok := parser.Parse(line); ok {
+			t.Errorf("%q is parsed as %+v", line, got)
 		}
 	}
 }
 
-func TestLongLinesOfALogAreSkipped(t *testing.T) {
+func TestReadSkipsLongLines(t *testing.T) {
 	const good = "Feb  3 08:09:10 mx dovecot: imap-login: Login: user=<alice>, rip=192.0.2.1\r\n"
-	log := good + strings.Repeat("x", 5*maxLogLine) + good + good + "Feb  3 08:09:10 mx dovecot: imap-login: Login: user=<bob>, rip=192.0.2.2"
+	log := good + strings.Repeat("x", 5*maxLine) + good + good + "Feb  3 08:09:10 mx dovecot: imap-login: Login: user=<bob>, rip=192.0.2.2"
 	var accounts []string
-	p, err := logRead.Read(strings.NewReader(log), func(s Success) error { accounts = append(accounts, s.Account); return nil }, nil)
+	p, err := parser.Read(strings.NewReader(log), func(s Login) error { accounts = append(accounts, s.Account); return nil }, nil)
 	if got := fmt.Sprint(accounts); err != nil || got != "[alice alice bob]" {
 		t.Errorf("Read gives %s, %v", got, err)
 	}
@@ -111,41 +111,41 @@ func TestLongLinesOfALogAreSkipped(t *testing.T) {
 		t.Errorf("progress is %+v, want %+v", p, want)
 	}
 	full := errors.New("full")
-	if _, err := logRead.Read(strings.NewReader(log), func(Success) error { return full }, nil); !errors.Is(err, full) {
-		t.Errorf("Read gives %v, want what each said", err)
+	if _, err := parser.Read(strings.NewReader(log), func(Login) error { return full }, nil); !errors.Is(err, full) {
+		t.Errorf("Read gives %v, want the error of each", err)
 	}
 	broken := errors.New("broken")
-	if _, err := logRead.Read(io.MultiReader(strings.NewReader(good), failing{broken}), func(Success) error { return nil }, nil); !errors.Is(err, broken) {
-		t.Errorf("Read gives %v, want what the reader said", err)
+	if _, err := parser.Read(io.MultiReader(strings.NewReader(good), failingReader{broken}), func(Login) error { return nil }, nil); !errors.Is(err, broken) {
+		t.Errorf("Read gives %v, want the error of the reader", err)
 	}
 }
 
-type failing struct{ error }
+type failingReader struct{ error }
 
-func (f failing) Read([]byte) (int, error) { return 0, f.error }
+func (f failingReader) Read([]byte) (int, error) { return 0, f.error }
 
-func TestProgressOfALogIsTold(t *testing.T) {
+func TestReadReportsProgress(t *testing.T) {
 	log := strings.Repeat("Feb  3 08:09:10 mx kernel: x\n", 200_000)
-	var told []int64
-	if _, err := logRead.Read(strings.NewReader(log), nil, func(p Progress) { told = append(told, p.Lines) }); err != nil {
+	var lines []int64
+	if _, err := parser.Read(strings.NewReader(log), nil, func(p Progress) { lines = append(lines, p.Lines) }); err != nil {
 		t.Fatal(err)
 	}
-	if got := fmt.Sprint(told); got != "[65536 131072 196608]" {
-		t.Errorf("told at %s", got)
+	if got := fmt.Sprint(lines); got != "[65536 131072 196608]" {
+		t.Errorf("progress at lines %s", got)
 	}
 }
 
-func FuzzLogLogin(f *testing.F) {
+func FuzzParse(f *testing.F) {
 	f.Add("Feb  3 08:09:10 mx dovecot: imap-login: Login: user=<a>, method=PLAIN, rip=192.0.2.1, lip=10.0.0.5")
 	f.Add("2026-02-03T08:09:10+0100 mx postfix/smtpd[9]: 3F: client=x[192.0.2.1], sasl_method=PLAIN, sasl_username=a")
 	f.Add("2026-02-03 08:09:10 imap-login: Info: Logged in: user=<a>, rip=::1")
 	f.Fuzz(func(t *testing.T, line string) {
-		s, ok := logRead.Login(line)
+		s, ok := parser.Parse(line)
 		if !ok {
 			return
 		}
 		if s.Account == "" || !s.Addr.IsValid() || s.Time.IsZero() || !strings.Contains(line, s.Account) {
-			t.Errorf("%q is read as %+v", line, s)
+			t.Errorf("%q is parsed as %+v", line, s)
 		}
 	})
 }

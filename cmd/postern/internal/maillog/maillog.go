@@ -1,4 +1,6 @@
-package guard
+// Package maillog reads successful logins from logs of Dovecot and Postfix. A
+// Parser does; its Read takes a whole log, its Parse one line.
+package maillog
 
 import (
 	"bufio"
@@ -10,54 +12,61 @@ import (
 	"time"
 )
 
-// A Log is how to read the logins that succeeded from a log of Dovecot, 2.3 or
-// 2.4, or of Postfix: as syslog, journalctl -o short-iso or they themselves
-// write it. What else is in it does not matter.
-type Log struct {
-	Zone *time.Location // of timestamps that have none; nil: time.Local
-	Now  time.Time      // timestamps without a year are of the twelve months before
+// A Login is a successful login.
+type Login struct {
+	Account string // as in the log
+	Addr    netip.Addr
+	Time    time.Time
 }
 
-// Progress is how far the reading of a Log has come.
+// A Parser reads logs of Dovecot 2.3 and 2.4 and of Postfix, as syslog, journalctl
+// -o short-iso, Dovecot or Postfix write them. It ignores all lines but successful
+// logins.
+type Parser struct {
+	Zone *time.Location // of timestamps without a zone; nil: time.Local
+	Now  time.Time      // timestamps without a year are at most a year before, or a day after
+}
+
+// Progress counts what Read has read.
 type Progress struct {
 	Octets, Lines int64
-	Logins        int64 // that succeeded
-	Skipped       int64 // lines that are too long
+	Logins        int64 // successful ones
+	Skipped       int64 // lines of more than 16 KiB
 }
 
-// maxLogLine bounds a line of a log, in octets: Dovecot writes at most 8 KiB.
-const maxLogLine = 16 << 10
+// maxLine bounds a line, in octets: Dovecot writes at most 8 KiB.
+const maxLine = 16 << 10
 
-// Read calls each for the logins in a log, until that returns an error, and now
-// and then tell, if it is not nil.
-func (l Log) Read(r io.Reader, each func(Success) error, tell func(Progress)) (p Progress, err error) {
-	const now = 1 << 16 // lines
-	lines := bufio.NewReaderSize(r, maxLogLine)
+// Read calls each for every successful login in a log, until each returns an
+// error. It calls progress, unless nil, every 65536 lines.
+func (p Parser) Read(r io.Reader, each func(Login) error, progress func(Progress)) (done Progress, err error) {
+	const progressLines = 1 << 16
+	lines := bufio.NewReaderSize(r, maxLine)
 	for {
-		line, err := readLogLine(lines, &p)
+		line, err := readLine(lines, &done)
 		if len(line) > 0 {
-			p.Lines++
-			if s, ok := l.Login(string(line)); ok {
-				p.Logins++
-				if err := each(s); err != nil {
-					return p, err
+			done.Lines++
+			if login, ok := p.Parse(string(line)); ok {
+				done.Logins++
+				if err := each(login); err != nil {
+					return done, err
 				}
 			}
-			if p.Lines%now == 0 && tell != nil {
-				tell(p)
+			if done.Lines%progressLines == 0 && progress != nil {
+				progress(done)
 			}
 		}
 		if errors.Is(err, io.EOF) {
-			return p, nil
+			return done, nil
 		}
 		if err != nil {
-			return p, err
+			return done, err
 		}
 	}
 }
 
-// readLogLine returns the next line, or nil for one that is too long.
-func readLogLine(r *bufio.Reader, p *Progress) (line []byte, err error) {
+// readLine returns the next line, or nil for one that is too long.
+func readLine(r *bufio.Reader, p *Progress) (line []byte, err error) {
 	line, err = r.ReadSlice('\n')
 	p.Octets += int64(len(line))
 	if !errors.Is(err, bufio.ErrBufferFull) {
@@ -71,13 +80,14 @@ func readLogLine(r *bufio.Reader, p *Progress) (line []byte, err error) {
 	return nil, err
 }
 
-// Login returns the login that a line tells of, if it tells of one that
-// succeeded. Whoever has a name as he likes could make a refused login look
-// like one: all up to the name has to be where the servers write it.
-func (l Log) Login(line string) (s Success, ok bool) {
-	at, rest, ok := l.timestamp(line)
+// Parse returns the login of a line, and false for all lines but successful
+// logins. Clients choose the account names in a log, and could make a refused login
+// look like a successful one. So Parse compares everything before the name with what
+// the servers write.
+func (p Parser) Parse(line string) (login Login, ok bool) {
+	at, rest, ok := p.timestamp(line)
 	if !ok {
-		return s, false
+		return login, false
 	}
 	program, message := programOf(rest)
 	account, address := "", ""
@@ -87,21 +97,21 @@ func (l Log) Login(line string) (s Success, ok bool) {
 	case strings.HasPrefix(program, "postfix") && strings.HasSuffix(program, "/smtpd"):
 		account, address, ok = postfixLogin(message)
 	default:
-		return s, false
+		return login, false
 	}
 	if !ok || account == "" {
-		return s, false
+		return login, false
 	}
 	addr, err := netip.ParseAddr(strings.TrimPrefix(address, "IPv6:"))
 	if err != nil {
-		return s, false
+		return login, false
 	}
-	return Success{Account: account, Addr: addr.Unmap().WithZone(""), Time: at}, true
+	return Login{Account: account, Addr: addr.Unmap().WithZone(""), Time: at}, true
 }
 
-// programOf splits what follows the time: "host dovecot[7]: imap-login: text",
-// "host postfix/smtps/smtpd[7]: text", and in Dovecot's own log
-// "imap-login: Info: text".
+// programOf splits the text after the timestamp: "host dovecot[7]: imap-login: text",
+// "host postfix/smtps/smtpd[7]: text", or
+// "imap-login: Info: text" in Dovecot's own log.
 func programOf(rest string) (program, message string) {
 	tag, message, ok := strings.Cut(rest, ": ")
 	if !ok {
@@ -121,7 +131,7 @@ func programOf(rest string) (program, message string) {
 	return program, strings.TrimPrefix(message, "Info: ")
 }
 
-// dovecotLogin reads "Login: user=<name>, method=PLAIN, rip=address, lip=...".
+// dovecotLogin parses "Login: user=<name>, method=PLAIN, rip=address, lip=...".
 func dovecotLogin(message string) (account, address string, ok bool) {
 	rest, ok := strings.CutPrefix(message, "Login: user=<")
 	if !ok {
@@ -141,8 +151,8 @@ func dovecotLogin(message string) (account, address string, ok bool) {
 	return "", "", false
 }
 
-// postfixLogin reads "QUEUEID: client=host[address], sasl_method=PLAIN,
-// sasl_username=name", with a port after the address if Postfix writes those.
+// postfixLogin parses "QUEUEID: client=host[address], sasl_method=PLAIN,
+// sasl_username=name". With smtpd_client_port_logging a port follows the address.
 func postfixLogin(message string) (account, address string, ok bool) {
 	id, rest, ok := strings.Cut(message, ": client=")
 	if !ok || strings.ContainsAny(id, " []") {
@@ -156,26 +166,26 @@ func postfixLogin(message string) (account, address string, ok bool) {
 	if !ok {
 		return "", "", false
 	}
-	account, _, _ = strings.Cut(account, ", ") // sasl_sender, milters' fields
+	account, _, _ = strings.Cut(account, ", ") // sasl_sender and fields of milters
 	_, address, ok = strings.Cut(client, "[")
 	address, _, closed := strings.Cut(address, "]")
 	return account, address, ok && closed
 }
 
-// The forms of a timestamp, and whether it has a year.
+// timestamps are the layouts of timestamps, and whether they have a year.
 var timestamps = []struct {
 	layout string
 	year   bool
 }{
 	{"2006-01-02T15:04:05.999999999Z07:00", true}, // rsyslog
 	{"2006-01-02T15:04:05.999999999-0700", true},  // journalctl -o short-iso
-	{"2006-01-02 15:04:05.999999999", true},       // log_timestamp of many a dovecot.conf
-	{"2006 Jan _2 15:04:05.999999999", false},     // syslog's, after the year that it has not
+	{"2006-01-02 15:04:05.999999999", true},       // a common log_timestamp of Dovecot
+	{"2006 Jan _2 15:04:05.999999999", false},     // syslog's, after the year that lately adds
 }
 
-// timestamp reads the time that a line begins with.
-func (l Log) timestamp(line string) (at time.Time, rest string, ok bool) {
-	zone := l.Zone
+// timestamp parses the timestamp at the beginning of line and returns the rest.
+func (p Parser) timestamp(line string) (at time.Time, rest string, ok bool) {
+	zone := p.Zone
 	if zone == nil {
 		zone = time.Local
 	}
@@ -190,14 +200,14 @@ func (l Log) timestamp(line string) (at time.Time, rest string, ok bool) {
 			}
 			continue
 		}
-		if at, ok := l.lately(form.layout, text, zone); ok {
+		if at, ok := p.lately(form.layout, text, zone); ok {
 			return at, after, true
 		}
 	}
 	return time.Time{}, "", false
 }
 
-// cutTime cuts as many words from line as the layout has.
+// cutTime cuts from line as many words as layout has.
 func cutTime(line, layout string, year bool) (text, rest string, ok bool) {
 	words := strings.Count(layout, " ") + 1
 	if !year {
@@ -205,7 +215,7 @@ func cutTime(line, layout string, year bool) (text, rest string, ok bool) {
 	}
 	at := 0
 	for range words {
-		for at < len(line) && line[at] == ' ' { // "Nov  2"
+		for at < len(line) && line[at] == ' ' { // two spaces: "Nov  2"
 			at++
 		}
 		end := strings.IndexByte(line[at:], ' ')
@@ -217,11 +227,11 @@ func cutTime(line, layout string, year bool) (text, rest string, ok bool) {
 	return line[:at], strings.TrimLeft(line[at:], " "), true
 }
 
-// lately gives a time without a year the last one that is not to come. Clocks
-// may differ by a day.
-func (l Log) lately(layout, text string, zone *time.Location) (time.Time, bool) {
-	latest := l.Now.Add(24 * time.Hour)
-	const leap = 8 // 29 February is not of each year
+// lately parses a timestamp without a year. It takes the latest year in which the
+// time is not in the future. Clocks may differ by a day.
+func (p Parser) lately(layout, text string, zone *time.Location) (time.Time, bool) {
+	latest := p.Now.Add(24 * time.Hour)
+	const leap = 8 // years without 29 February, at most
 	for y := latest.In(zone).Year(); y > latest.Year()-leap-1; y-- {
 		at, err := time.ParseInLocation(layout, yearText(y)+" "+text, zone)
 		if err == nil && at.Before(latest) {
