@@ -2,51 +2,51 @@ package relay
 
 import "bytes"
 
-// A body makes of the text of a message, as a client sends it, what every
+// A body rewrites a message, as the client sends it, into a form that every
 // server reads in the same way: a line ends with CRLF and with nothing else. A
-// bare LF or CR becomes CRLF. What a lax server would take for the end of the
-// message, and with it what follows for commands (SMTP smuggling,
-// CVE-2023-51764), is so made text: a dot that stands alone only because of
-// this is doubled. RFC 5321 sections 2.3.8 and 4.1.1.4.
+// bare LF or CR becomes CRLF. Octets that a lax server would take for the end of
+// the message, and what follows for commands (SMTP smuggling, CVE-2023-51764),
+// become text: a dot that stands alone only because of the rewriting is doubled.
+// RFC 5321 sections 2.3.8 and 4.1.1.4.
 //
-// Apart from that no octet is changed. At most two are held back between calls.
+// No other octet is changed. At most two octets are held back between calls.
 type body struct {
-	dots  bool // CRLF.CRLF is the end: DATA; not so for BDAT
+	dots  bool // CRLF.CRLF is the end: true for DATA, false for BDAT
 	as    Newlines
-	bare  bool // there was a bare LF or CR, if it was looked for
+	bare  bool // a bare LF or CR was found
 	state bodyState
 }
 
-// Newlines is what becomes of a bare LF or CR in a message.
+// Newlines says what happens to a bare LF or CR in a message.
 type Newlines uint8
 
-// The ways to deal with one.
+// The values of Newlines.
 const (
 	Normalize Newlines = iota // it becomes CRLF
 	Reject                    // the message is refused, and the session ends
-	Pass                      // it stays: the server behind must be known to see no line end in it
+	Pass                      // it stays: the server behind is known not to take it for a line end
 )
 
 // String returns the name in the configuration.
 func (n Newlines) String() string { return [...]string{"normalize", "reject", "pass"}[n] }
 
-// A bodyState is what has just been read.
+// A bodyState is what was read last.
 type bodyState uint8
 
 const (
-	lineStart bodyState = iota // CRLF; the one of DATA, too
+	lineStart bodyState = iota // CRLF, also that of the DATA command
 	softStart                  // a bare LF or CR
 	inLine
-	afterCR      // CR, held back
-	afterDot     // CRLF and a dot, held back
-	afterSoftDot // the same after a softStart
-	afterDotCR   // CRLF, and dot and CR, held back
-	afterSoftDotCR
+	afterCR        // CR, which is held back
+	afterDot       // CRLF and a dot, which is held back
+	afterSoftDot   // softStart and a dot, which is held back
+	afterDotCR     // CRLF, and a dot and CR, which are held back
+	afterSoftDotCR // softStart, and a dot and CR, which are held back
 )
 
-// next takes from in. It returns what is to be sent on, a part of in or in
-// dst's array, how many octets of in that was, at least one, and whether the
-// message is complete. The array must have room for more than a few octets.
+// next reads from in. It returns what to send on, a part of in or in dst's array,
+// how many octets of in it has read, at least one, and whether the message is
+// complete. The array must have room for more than a few octets.
 func (b *body) next(dst, in []byte) (out []byte, n int, end bool) {
 	if b.as == Pass {
 		n, end := b.passed(in)
@@ -55,7 +55,7 @@ func (b *body) next(dst, in []byte) (out []byte, n int, end bool) {
 	if n, end := b.clean(in); n > 0 {
 		return in[:n], n, end
 	}
-	const most = 4 // octets that one of in can become
+	const most = 4 // octets that one octet of in can become
 	out = dst[:0]
 	for n < len(in) && len(out)+most <= cap(dst) && !end {
 		if b.state == inLine {
@@ -70,7 +70,7 @@ func (b *body) next(dst, in []byte) (out []byte, n int, end bool) {
 	return out, n, end
 }
 
-// passed looks for nothing but CRLF.CRLF.
+// passed looks for CRLF.CRLF alone.
 func (b *body) passed(in []byte) (n int, end bool) {
 	if !b.dots {
 		return len(in), false
@@ -104,9 +104,10 @@ func (b *body) passed(in []byte) (n int, end bool) {
 	return n, false
 }
 
-// plain returns how many octets of in are no line end, as far as it looks.
+// plain returns how many octets at the beginning of in are no line end. It does
+// not look far.
 func plain(in []byte) int {
-	const far = 512 // a CR a line and no LF must not cost the square of their number
+	const far = 512 // many CR without LF must not take quadratic time
 	n := min(len(in), far)
 	if i := bytes.IndexByte(in[:n], '\n'); i >= 0 {
 		n = i
@@ -117,8 +118,8 @@ func plain(in []byte) int {
 	return n
 }
 
-// clean returns how many octets of in need no change, in whole lines but for
-// the last, up to the end of the message.
+// clean returns how many octets of in need no change: whole lines up to the end
+// of the message, and the beginning of the last line.
 func (b *body) clean(in []byte) (n int, end bool) {
 	if b.state != lineStart && b.state != inLine {
 		return 0, false
@@ -146,7 +147,10 @@ func (b *body) clean(in []byte) (n int, end bool) {
 	return n, false
 }
 
-// step takes one octet.
+// dotThenCR is the state after a CR that follows a dot.
+var dotThenCR = [...]bodyState{afterDot: afterDotCR, afterSoftDot: afterSoftDotCR}
+
+// step reads one octet.
 func (b *body) step(dst []byte, c byte) (_ []byte, end bool) {
 	switch b.state {
 	case afterCR:
@@ -160,7 +164,7 @@ func (b *body) step(dst []byte, c byte) (_ []byte, end bool) {
 	case afterDot, afterSoftDot:
 		switch c {
 		case '\r':
-			b.state += afterDotCR - afterDot
+			b.state = dotThenCR[b.state]
 			return dst, false
 		case '\n':
 			b.state, b.bare = softStart, true
@@ -175,7 +179,7 @@ func (b *body) step(dst []byte, c byte) (_ []byte, end bool) {
 		}
 		dst = append(dst, "..\r\n"...)
 		b.state = softStart
-		if c == '\n' { // CRLF, behind a dot that stood alone only through us
+		if c == '\n' { // CRLF after a dot that stood alone only because of the rewriting
 			b.state = lineStart
 			return dst, false
 		}
@@ -198,7 +202,7 @@ func (b *body) step(dst []byte, c byte) (_ []byte, end bool) {
 	return dst, false
 }
 
-// finish returns what was held back when there is no more to come.
+// finish returns the octets held back at the end of the message.
 func (b *body) finish() []byte {
 	if b.state != afterCR {
 		return nil

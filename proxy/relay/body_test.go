@@ -6,8 +6,9 @@ import (
 	"testing"
 )
 
-// filter sends a body through in pieces of size octets. It returns what came
-// out, and what of the input was left behind the end.
+// filter sends a message through b in parts of size octets. It returns the
+// output, the octets that follow the end of the message, and whether there was an
+// end.
 func filter(b *body, in string, size int) (out, rest string, end bool) {
 	var all []byte
 	dst := make([]byte, 16)
@@ -89,7 +90,7 @@ func TestBodyNeverEndsEarlyForALaxServer(t *testing.T) {
 
 var anyLineEnd = regexp.MustCompile(`\r\n|\r|\n`)
 
-// normalized is what is to become of a body with its end.
+// normalized returns what a message and its end have to become.
 func normalized(in string) (out, rest string) {
 	text, rest, _ := strings.Cut("\r\n"+in, "\r\n.\r\n")
 	if text == "" {
@@ -104,8 +105,8 @@ func normalized(in string) (out, rest string) {
 	return strings.Join(lines, "\r\n") + "\r\n.\r\n", rest
 }
 
-// checkBody fails unless the one end of the message is where it belongs, for a
-// server of any kind, and all else is as it was.
+// checkBody fails unless every kind of server finds exactly one end of the
+// message, where it belongs, and all other octets are unchanged.
 func checkBody(t *testing.T, in string, size int) {
 	t.Helper()
 	out, rest, end := filter(&body{dots: true}, in, size)

@@ -11,92 +11,93 @@ import (
 )
 
 const (
-	// quietTime is how long a server has to have said nothing: what ends with a line
-	// is then no part of something longer.
+	// quietTime is how long a server must have sent nothing before a final CRLF is
+	// taken for the end of a response and not for the middle of a longer one.
 	quietTime = time.Second
-	// longestLast is how much of the last line is kept, in octets.
-	longestLast = 96
-	// byeTime is for a client to take the last word.
+	// tailSize is how much of the last line is kept, in octets.
+	tailSize = 96
+	// byeTime is how long the write of a BYE may take.
 	byeTime = time.Second
 )
 
-// last is the end of what the client was sent.
-type last struct {
-	mu      sync.Mutex
-	writing bool
-	at      time.Time
-	tail    [longestLast]byte
-	n       int // octets of tail
+// A tailBuffer holds the end of what was written to the client.
+type tailBuffer struct {
+	mu        sync.Mutex
+	writing   bool
+	lastWrite time.Time
+	buf       [tailSize]byte
+	n         int // octets in buf
 }
 
-// answering is the client, as the server's words go to it.
-type answering struct {
-	*splicing
+// A replyWriter is the client as the writer for the server's octets.
+type replyWriter struct {
+	*spliceConn
 	to io.Writer
 }
 
-func (a answering) Write(b []byte) (int, error) { return a.answer(a.to, b) }
+func (w replyWriter) Write(b []byte) (int, error) { return w.writeReply(w.to, b) }
 
-// answer writes the server's words and keeps their end.
-func (s *splicing) answer(client io.Writer, b []byte) (int, error) {
-	s.last.begin()
+// writeReply writes the server's octets to the client and keeps their end.
+func (s *spliceConn) writeReply(client io.Writer, b []byte) (int, error) {
+	s.tail.beginWrite()
 	n, err := client.Write(b)
-	s.last.end(b[:n])
+	s.tail.endWrite(b[:n])
 	return n, err
 }
 
-func (l *last) begin() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.writing = true
+func (t *tailBuffer) beginWrite() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.writing = true
 }
 
-func (l *last) end(b []byte) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.writing, l.at = false, time.Now()
-	if len(b) >= longestLast {
-		l.n = copy(l.tail[:], b[len(b)-longestLast:])
+func (t *tailBuffer) endWrite(b []byte) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.writing, t.lastWrite = false, time.Now()
+	if len(b) >= tailSize {
+		t.n = copy(t.buf[:], b[len(b)-tailSize:])
 		return
 	}
-	keep := min(l.n, longestLast-len(b))
-	copy(l.tail[:], l.tail[l.n-keep:l.n])
-	l.n = keep + copy(l.tail[keep:], b)
+	keep := min(t.n, tailSize-len(b))
+	copy(t.buf[:], t.buf[t.n-keep:t.n])
+	t.n = keep + copy(t.buf[keep:], b)
 }
 
-// response is a line of a server's that nothing follows: an untagged one, that
-// of IDLE, or the end of a command.
+// response matches a line of a server that may be followed by another response:
+// an untagged one, a continuation request, or a tagged one.
 var response = regexp.MustCompile(`^(\* ([0-9]+ )?[A-Z]+( [^{]*)?|\+( [^{]*)?|[^ {]+ (OK|NO|BAD)( .*)?)\r\n$`)
 
-// whole reports whether the client is between two lines of IMAP. Octets that
-// nobody reads can only be judged by their end, and by the silence since. Within
-// a literal or compressed, RFC 4978, the end is another.
-func (l *last) whole(now time.Time) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.writing || l.n == 0 || now.Sub(l.at) < quietTime {
+// atLineEnd reports whether the client seems to have complete responses only,
+// judged by the last line and by the silence since. Within a literal, or with
+// COMPRESS (RFC 4978), the end looks different.
+func (t *tailBuffer) atLineEnd(now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.writing || t.n == 0 || now.Sub(t.lastWrite) < quietTime {
 		return false
 	}
-	tail := l.tail[:l.n]
-	if i := bytes.LastIndexByte(bytes.TrimSuffix(tail, []byte("\r\n")), '\n'); i >= 0 {
-		tail = tail[i+1:]
-	} else if l.n == longestLast {
-		return false // the line's beginning is not known
+	line := t.buf[:t.n]
+	if i := bytes.LastIndexByte(bytes.TrimSuffix(line, []byte("\r\n")), '\n'); i >= 0 {
+		line = line[i+1:]
+	} else if t.n == tailSize {
+		return false // the beginning of the line was not kept
 	}
-	return response.Match(tail)
+	return response.Match(line)
 }
 
-// bye tells a client why its session is ended by us, if that can be said.
-func (s *splicing) bye() {
-	cause := s.ours()
+// sendBYE tells the client in IMAP's words why Postern ends the session, if a
+// response can be inserted now.
+func (s *spliceConn) sendBYE() {
+	cause := s.stopCause()
 	text := "The service is restarting: come again in a moment"
 	switch {
-	case banned(s.cause):
-		if !s.watch.between() {
+	case isForbidden(s.cause):
+		if !s.watch.betweenResponses() {
 			return
 		}
 		text = "This command is not to be had here"
-	case cause == nil || !s.last.whole(time.Now()):
+	case cause == nil || !s.tail.atLineEnd(time.Now()):
 		return
 	case proxy.ReasonOf(cause) == proxy.Kicked:
 		text = "Disconnected by an administrator"

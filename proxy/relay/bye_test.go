@@ -13,11 +13,11 @@ import (
 )
 
 // Criterion: An IMAP client whose session an operator ends, or a restart, hears BYE between two lines of the server's, and never within something longer.
-func TestBYEIsSaidBetweenTwoLines(t *testing.T) {
+func TestBYEIsSentBetweenTwoResponses(t *testing.T) {
 	long := strings.Repeat("x", 200)
 	for _, test := range []struct {
-		said   string        // by the server
-		before time.Duration // the end
+		said   string        // the last octets of the server
+		before time.Duration // how long before the end
 		reason proxy.Reason
 		want   string
 	}{
@@ -25,17 +25,17 @@ func TestBYEIsSaidBetweenTwoLines(t *testing.T) {
 		{"+ idling\r\n* 3 EXISTS\r\n", time.Minute, proxy.Kicked, "* BYE Disconnected by an administrator (session 7)\r\n"},
 		{"a1 OK [READ-WRITE] done\r\n", time.Minute, proxy.ShuttingDown, "* BYE The service is restarting: come again in a moment (session 7)\r\n"},
 		{"* LIST () \"/\" " + long[:60] + "\r\n" + "a2 NO " + long[:60] + "\r\n", time.Minute, proxy.Kicked, "* BYE Disconnected by an administrator (session 7)\r\n"},
-		{"a1 OK done\r\n", quietTime / 2, proxy.ShuttingDown, ""},           // it may go on
+		{"a1 OK done\r\n", quietTime / 2, proxy.ShuttingDown, ""},           // it may continue
 		{"* 1 FETCH (BODY[] {2000}\r\n", time.Minute, proxy.Kicked, ""},     // a literal begins
 		{"Dear all,\r\n", time.Minute, proxy.Kicked, ""},                    // a line of one
 		{"* 1 FETCH (FLAGS ", time.Minute, proxy.Kicked, ""},                // half a line
 		{"\x78\x9c\x01\x00\xff\r\n", time.Minute, proxy.Kicked, ""},         // COMPRESS
-		{"* OK " + long + "\r\n", time.Minute, proxy.Kicked, ""},            // who knows how it began
+		{"* OK " + long + "\r\n", time.Minute, proxy.Kicked, ""},            // its beginning is not known
 		{"* 1 FETCH (FLAGS (\\Seen))\r\na1", time.Minute, proxy.Kicked, ""}, // the next has begun
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			ctx, end := context.WithCancelCause(context.Background())
-			s := bubbleWith(ctx, proxy.Client{ID: "7"})
+			s := syntheticSpliceWith(ctx, proxy.Client{ID: "7"})
 			got := make(chan string, 1)
 			go func() {
 				b, _ := io.ReadAll(s.client)
@@ -56,10 +56,11 @@ func TestBYEIsSaidBetweenTwoLines(t *testing.T) {
 	}
 }
 
-// What ends by itself is not told: the server has had its own words.
+// When the server ends the session, Postern sends nothing: the server has sent
+// its own BYE.
 func TestNoBYEWhenTheServerHasEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := bubbleWith(context.Background(), proxy.Client{ID: "7"})
+		s := syntheticSpliceWith(context.Background(), proxy.Client{ID: "7"})
 		got := make(chan string, 1)
 		go func() {
 			b, _ := io.ReadAll(s.client)

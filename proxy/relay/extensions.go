@@ -5,13 +5,12 @@ import (
 	"strings"
 )
 
-// extensions are the EHLO keywords that the submission relay understands well
-// enough to pass. Others would promise what it refuses, or give a client that
-// is logged in the means to be another: XCLIENT.
+// extensions are the EHLO keywords that the relay understands well enough to
+// forward. Others would promise what the relay refuses, or, like XCLIENT, let a
+// client that is logged in become another one.
 var extensions = []string{"PIPELINING", "8BITMIME", "SMTPUTF8", "DSN", "SIZE", "ENHANCEDSTATUSCODES", "CHUNKING"}
 
-// Extensions returns those of lines, as in the answer to EHLO, whose keyword
-// the relay passes.
+// Extensions returns the lines of an EHLO reply whose keyword the relay forwards.
 func Extensions(lines []string) []string {
 	var kept []string
 	for _, line := range lines {

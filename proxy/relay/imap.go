@@ -1,5 +1,7 @@
 // Package relay carries a session between a client that is logged in and the
-// server behind: IMAP as opaque octets, submission command by command.
+// server behind Postern. IMAP copies octets in both directions without reading
+// them. Submission reads commands and replies, and forwards only those that it
+// knows. Both implement proxy.Session.
 package relay
 
 import (
@@ -10,34 +12,35 @@ import (
 	"postern/proxy"
 )
 
-// DefaultIdle is beyond the 29 minutes after which a client repeats IDLE, RFC
-// 2177 section 3.
+// DefaultIdle is longer than the 29 minutes after which a client repeats IDLE:
+// RFC 2177 section 3.
 const DefaultIdle = 35 * time.Minute
 
-// A Leg is the connection to the server behind. If it is a syscall.Conn that
-// gives its descriptor, then what can be read there is what Read would return.
-type Leg interface {
+// An Upstream is the connection to the server behind Postern. If it implements
+// syscall.Conn and returns a descriptor, then reading that descriptor must return
+// what Read would.
+type Upstream interface {
 	net.Conn
 	CloseWrite() error
 }
 
-// IMAP is a proxy.Session: after login client and server talk to each other,
-// and every extension works. COMPRESS makes the octets unreadable, so nobody
-// looks at them; but where the server offers UNAUTHENTICATE, the client's commands
-// are looked at for it, and COMPRESS is not to be had.
+// IMAP is a proxy.Session that copies octets, so that every extension works. It
+// does not read them: COMPRESS makes them unreadable. If the server offers
+// UNAUTHENTICATE (Watched is set), it watches the client's commands for it and
+// does not allow COMPRESS.
 type IMAP struct {
-	Server       string // the backend's name
-	Conn         Leg    // logged in
-	Capabilities string // as in CAPABILITY
-	Alert        string // of the server's for the user, in one line; empty: none
-	Idle         time.Duration
-	Watched      string        // the server's capabilities as they are, for a session whose commands are looked at; empty: nobody does
-	Spread       time.Duration // within which clients are let go when the server crashes; 0: at once
+	Server       string        // the backend's name
+	Conn         Upstream      // logged in
+	Capabilities string        // as in a CAPABILITY response
+	Alert        string        // one line that the server wants shown to the user; empty: none
+	Idle         time.Duration // without octets in either direction; 0: DefaultIdle
+	Watched      string        // the server's own capabilities if commands are to be watched; empty: they are not
+	Spread       time.Duration // within which clients are closed when the server crashes; 0: at once
 }
 
-// Open implements proxy.Session. Clients know the server's capabilities from
-// the answer to their login, some only from there. An alert has to be shown to
-// the user: RFC 3501 section 7.1.
+// Open implements proxy.Session. Clients learn the server's capabilities from the
+// response to their login, some only from there. An alert must be shown to the
+// user: RFC 3501 section 7.1.
 func (s *IMAP) Open(context.Context) (welcome string, err error) {
 	welcome = "[CAPABILITY " + s.Capabilities + "] Logged in"
 	if s.Alert != "" {
@@ -53,7 +56,7 @@ func (s *IMAP) Run(ctx context.Context, client *proxy.Conn) error {
 	if idle == 0 {
 		idle = DefaultIdle
 	}
-	var w *watch
+	var w *commandWatch
 	if s.Watched != "" {
 		w = newWatch(s.Watched)
 	}
@@ -66,5 +69,5 @@ func (s *IMAP) Close() error { return s.Conn.Close() }
 // Backend implements proxy.Reporter.
 func (s *IMAP) Backend() string { return s.Server }
 
-// Totals implements proxy.Reporter: opaque octets tell nothing.
+// Totals implements proxy.Reporter. Nothing is counted.
 func (s *IMAP) Totals() proxy.Totals { return proxy.Totals{} }

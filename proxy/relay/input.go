@@ -14,9 +14,9 @@ const (
 	maxRecord  = 16 << 10  // octets of a record of TLS, RFC 8446 section 5.1
 )
 
-// An input is what a client sends: lines, and bodies between them. Both come
-// from one buffer, for commands may follow a body at once. While the client is
-// silent the buffer is a small one.
+// An input reads from a client: lines, and messages between them. Both use one
+// buffer, because commands may follow a message at once. While the client sends
+// nothing the buffer is small.
 type input struct {
 	client *proxy.Conn
 	raw    syscall.RawConn // the client's descriptor; nil: none
@@ -26,17 +26,17 @@ type input struct {
 	r, w   int               // buf[r:w] is read and not yet consumed
 }
 
-// ahead returns what is read and not yet consumed.
+// ahead returns the octets that are read and not yet consumed.
 func (i *input) ahead() []byte { return i.buf[i.r:i.w] }
 
-// discard consumes n octets of what is ahead.
+// discard consumes n octets of ahead.
 func (i *input) discard(n int) { i.r += n }
 
 // hasLine reports whether line would return without reading.
 func (i *input) hasLine() bool { return bytes.IndexByte(i.ahead(), '\n') >= 0 }
 
-// line returns the next line, with its end. It is valid until the next read. A
-// line of more than maxCommand octets is skipped: proxy.ErrLineTooLong.
+// line returns the next line with its end. It is valid until the next read. A
+// line of more than maxCommand octets is skipped and gives proxy.ErrLineTooLong.
 func (i *input) line() ([]byte, error) {
 	for skipped := 0; ; {
 		if n := bytes.IndexByte(i.ahead(), '\n') + 1; n > 0 {
@@ -62,8 +62,8 @@ func (i *input) line() ([]byte, error) {
 }
 
 // fillLarge reads into the large buffer, which must not be full: once, and then
-// as long as there is more. TLS gives a record at a time, and a write for each
-// would cost more than what is in it.
+// as long as more can be read without waiting. TLS returns one record at a time,
+// and a write for each record would cost more than the record.
 func (i *input) fillLarge() error {
 	i.enlarge()
 	if err := i.fill(); err != nil {
@@ -71,7 +71,7 @@ func (i *input) fillLarge() error {
 	}
 	for len(i.buf)-i.w >= maxRecord && i.raw != nil && readable(i.raw) {
 		if i.fill() != nil {
-			break // it comes again
+			break // the next read returns the same error
 		}
 	}
 	return nil
@@ -86,7 +86,7 @@ func (i *input) fill() error {
 		i.w = copy(i.buf, i.ahead())
 		i.r = 0
 	}
-	if i.w == len(i.buf) { // the small one: lines that are too long fill no large one
+	if i.w == len(i.buf) { // the small buffer: a line never fills the large one
 		i.small = append(i.small, make([]byte, max(minInput, len(i.small)))...)
 		i.buf = i.small
 	}
@@ -98,7 +98,7 @@ func (i *input) fill() error {
 	return err
 }
 
-// enlarge takes a large buffer: much is coming.
+// enlarge switches to the large buffer.
 func (i *input) enlarge() {
 	if i.large != nil {
 		return
@@ -108,7 +108,7 @@ func (i *input) enlarge() {
 	i.r, i.buf = 0, i.large[:]
 }
 
-// shrink gives the large buffer back as soon as what is ahead is small.
+// shrink gives the large buffer back when little is ahead.
 func (i *input) shrink() {
 	if i.large == nil || len(i.ahead()) > minInput {
 		return
@@ -121,7 +121,7 @@ func (i *input) shrink() {
 	i.release()
 }
 
-// release gives the large buffer back with all that is in it.
+// release gives the large buffer back, with all that is in it.
 func (i *input) release() {
 	if i.large != nil {
 		buffers.Put(i.large)

@@ -12,18 +12,19 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// submitAs is submit with another way to deal with bare line ends.
-func submitAs(t *testing.T, how Newlines) *submitted {
+// startSubmissionWith is startSubmission with another treatment of bare line
+// ends.
+func startSubmissionWith(t *testing.T, how Newlines) *submissionFixture {
 	t.Helper()
 	client, near := proxytest.Pipe(t)
 	backend, server := proxytest.Pipe(t)
-	s := &submitted{client: client, server: server, done: make(chan error, 1)}
-	s.session = &Submission{Server: "main", Conn: backend.(Leg), Hostname: "postern.example", Extensions: announced, Newlines: how}
+	s := &submissionFixture{client: client, server: server, done: make(chan error, 1)}
+	s.session = &Submission{Server: "main", Conn: backend.(Upstream), Hostname: "postern.example", Extensions: announced, Newlines: how}
 	s.run(t.Context(), near)
 	return s
 }
 
-// clean is no bare CR or LF.
+// clean reports whether s has no bare CR or LF.
 func clean(s string) bool { return !strings.ContainsAny(strings.ReplaceAll(s, "\r\n", ""), "\r\n") }
 
 func TestBodyFindsBareLineEnds(t *testing.T) {
@@ -69,7 +70,7 @@ func TestSubmissionRejectsBareLineEnds(t *testing.T) {
 		}
 		in := "first" + vector + "MAIL FROM:<boss>\r\nRCPT TO:<c>\r\nDATA\r\nsecond\r\n.\r\nNOOP\r\n"
 		for size := 1; size <= len(in); size += 1 + size/3 {
-			got := rejected(t, "DATA\r\n", in, size)
+			got := rejectReply(t, "DATA\r\n", in, size)
 			for _, command := range []string{"boss", "NOOP", "\r\n.\r\n"} {
 				if strings.Contains(strings.ReplaceAll(got, vector, ""), command) {
 					t.Fatalf("%q in pieces of %d: the server got %q", in, size, got)
@@ -79,22 +80,22 @@ func TestSubmissionRejectsBareLineEnds(t *testing.T) {
 	}
 	for _, chunk := range []string{"a\nb", "a\rb", "a\r", "\n"} {
 		in := fmt.Sprintf("BDAT %d LAST\r\n%sNOOP\r\n", len(chunk), chunk)
-		if got := rejected(t, "", in, len(in)); strings.Contains(got, "BDAT") {
+		if got := rejectReply(t, "", in, len(in)); strings.Contains(got, "BDAT") {
 			t.Errorf("%q: the server got %q", in, got)
 		}
 	}
-	if got := rejected(t, "", "BDAT 100000\r\n"+strings.Repeat("x", 99_000)+"\n"+strings.Repeat("y", 999)+"BDAT 2 LAST\r\nxx", 1000); strings.Contains(got, "LAST") {
+	if got := rejectReply(t, "", "BDAT 100000\r\n"+strings.Repeat("x", 99_000)+"\n"+strings.Repeat("y", 999)+"BDAT 2 LAST\r\nxx", 1000); strings.Contains(got, "LAST") {
 		t.Errorf("the server got the last chunk: %.100q", got)
 	}
 }
 
-// rejected sends a message in pieces and returns what the server got of it.
-func rejected(t *testing.T, command, message string, size int) string {
+// rejectReply sends a message in parts and returns what the server got of it.
+func rejectReply(t *testing.T, command, message string, size int) string {
 	t.Helper()
-	s := submitAs(t, Reject)
+	s := startSubmissionWith(t, Reject)
 	t.Cleanup(func() { _, _ = s.client.Close(), s.server.Close() })
 	got := make(chan string, 1)
-	go func() { got <- accepting(s.server) }()
+	go func() { got <- acceptMessages(s.server) }()
 	if _, err := io.WriteString(s.client, "MAIL FROM:<a>\r\nRCPT TO:<b>\r\n"+command); err != nil {
 		t.Fatal(err)
 	}
@@ -116,13 +117,13 @@ func rejected(t *testing.T, command, message string, size int) string {
 	if !bytes.HasPrefix(said, []byte("554 5.5.2 ")) || bytes.Count(said, []byte("\n")) != 1 {
 		t.Fatalf("%.80q in pieces of %d: the client got %q", message, size, said)
 	}
-	s.ended(t, errBareNewline, 0)
+	s.waitEnd(t, errBareNewline, 0)
 	return <-got
 }
 
-// accepting says yes to MAIL, RCPT, DATA and each BDAT, and returns all that it
-// was sent after them.
-func accepting(conn net.Conn) string {
+// acceptMessages accepts MAIL, RCPT, DATA and each BDAT, and returns all that
+// followed them.
+func acceptMessages(conn net.Conn) string {
 	var all []byte
 	b := make([]byte, 1<<16)
 	replied := 0
@@ -146,7 +147,7 @@ func accepting(conn net.Conn) string {
 }
 
 func TestSubmissionThatRejectsTakesCleanMessages(t *testing.T) {
-	s := submitAs(t, Reject)
+	s := startSubmissionWith(t, Reject)
 	proxytest.ServeTranscript(t, s.server, `
 		C: MAIL FROM:<a>
 		C: RCPT TO:<b>
@@ -174,13 +175,13 @@ func TestSubmissionThatRejectsTakesCleanMessages(t *testing.T) {
 		S: 221 bye
 		S: <EOF>
 	`)
-	s.ended(t, nil, 2)
+	s.waitEnd(t, nil, 2)
 }
 
 // Criterion: with bare_newlines: pass DATA and BDAT with bare CR and LF, dots
 // and lines that look like commands come through octet by octet.
 func TestSubmissionPassesBareLineEnds(t *testing.T) {
-	s := submitAs(t, Pass)
+	s := startSubmissionWith(t, Pass)
 	proxytest.ServeTranscript(t, s.server, `
 		C: MAIL FROM:<a>
 		C: RCPT TO:<b>
@@ -224,27 +225,27 @@ func TestSubmissionPassesBareLineEnds(t *testing.T) {
 		S: 221 bye
 		S: <EOF>
 	`)
-	s.ended(t, nil, 2)
+	s.waitEnd(t, nil, 2)
 }
 
 func TestSubmissionPassesALargeChunkAsOne(t *testing.T) {
-	s := submitAs(t, Pass)
+	s := startSubmissionWith(t, Pass)
 	chunk := strings.Repeat("0123456789abcde\n", 20000)
 	go func() {
 		_, _ = fmt.Fprintf(s.client, "MAIL FROM:<a>\r\nRCPT TO:<b>\r\nBDAT %d LAST\r\n%sQUIT\r\n", len(chunk), chunk)
 	}()
-	got := make(chan *script, 1)
-	go func() { got <- serveScript(s.server) }()
+	got := make(chan *scriptServer, 1)
+	go func() { got <- startScriptServer(s.server) }()
 	_, _ = io.Copy(io.Discard, s.client)
-	s.ended(t, nil, 1)
+	s.waitEnd(t, nil, 1)
 	if understood := <-got; len(understood.messages) != 1 || understood.messages[0] != chunk || len(understood.commands) != 4 {
 		t.Errorf("%d messages, %d commands", len(understood.messages), len(understood.commands))
 	}
 }
 
-func TestSubmissionSwallowsNoEndlessMessage(t *testing.T) {
-	s := submitAs(t, Reject)
-	go func() { _ = accepting(s.server) }()
+func TestSubmissionDiscardsNoEndlessMessage(t *testing.T) {
+	s := startSubmissionWith(t, Reject)
+	go func() { _ = acceptMessages(s.server) }()
 	proxytest.Transcript(t, s.client, "C: MAIL FROM:<a>\nS: 250 ok\nC: RCPT TO:<b>\nS: 250 ok\nC: DATA\nS: 354 go on")
 	go func() {
 		much := bytes.Repeat([]byte(strings.Repeat("x", 76)+"\r\n"), 1<<13)
@@ -256,5 +257,5 @@ func TestSubmissionSwallowsNoEndlessMessage(t *testing.T) {
 		}
 	}()
 	proxytest.Transcript(t, s.client, "S: 554 5.5.2 *")
-	s.ended(t, errBareNewline, 0)
+	s.waitEnd(t, errBareNewline, 0)
 }

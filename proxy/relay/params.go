@@ -6,24 +6,24 @@ import (
 	"strings"
 )
 
-// optional are the parameters of MAIL and RCPT that say nothing a message
-// depends on, by their extensions: without SIZE (RFC 1870) the server finds out
-// itself, without DSN (RFC 3461) nobody is notified of more than a failure. Those
-// of 8BITMIME and SMTPUTF8 say how to read the message: they stay, for the server
-// to refuse.
+// optional are the parameters of MAIL and RCPT on which the message does not
+// depend, by extension: without SIZE (RFC 1870) the server counts itself, without
+// DSN (RFC 3461) only failures are reported. The parameters of 8BITMIME and
+// SMTPUTF8 say how to read the message: they stay, and the server may refuse
+// them.
 var optional = map[string][]string{
 	"SIZE": {"SIZE"},
 	"DSN":  {"RET", "ENVID", "NOTIFY", "ORCPT"},
 }
 
-// without returns lines, as in the answer to EHLO, but for those of keywords.
+// without returns the lines of an EHLO reply without those of keywords.
 func without(lines, keywords []string) []string {
 	return slices.DeleteFunc(slices.Clone(lines), func(line string) bool { return slices.Contains(keywords, keyword(line)) })
 }
 
 // withoutParams returns the arguments of MAIL or RCPT without the parameters of
-// the extensions that lacks names, as far as a message does not depend on them.
-// It changes args. Arguments that are no path stay as they are.
+// the extensions in lacks, as far as a message does not depend on them. It
+// changes args. Arguments without a path stay as they are.
 func withoutParams(args []byte, lacks []string) []byte {
 	end := pathEnd(args)
 	if len(lacks) == 0 || end == 0 || end == len(args) || args[end] != ' ' {
@@ -39,8 +39,9 @@ func withoutParams(args []byte, lacks []string) []byte {
 	return kept
 }
 
-// pathEnd returns where the path of FROM:<path> or TO:<path> ends, RFC 5321
-// section 4.1.2; 0: there is none. A quoted string may hold > and spaces.
+// pathEnd returns the index after the path of FROM:<path> or TO:<path> (RFC 5321
+// section 4.1.2), or 0 if there is no path. A quoted string may contain > and
+// spaces.
 func pathEnd(args []byte) int {
 	start := bytes.IndexByte(args, '<')
 	if start < 0 {

@@ -26,8 +26,8 @@ func TestParametersOfMissingExtensionsAreLeftOut(t *testing.T) {
 	}
 }
 
-// FuzzWithoutParams: what is left is part of what there was, in its order, up to
-// the end of the path at least, and without what lacks names.
+// FuzzWithoutParams checks that the result is a part of the arguments, in their
+// order, up to the end of the path at least, without the parameters of lacks.
 func FuzzWithoutParams(f *testing.F) {
 	f.Add("FROM:<a@x> SIZE=5 RET=HDRS")
 	f.Add(`TO:<"\"> x"@y>  NOTIFY=NEVER  z`)
@@ -44,11 +44,11 @@ func FuzzWithoutParams(f *testing.F) {
 }
 
 func TestSubmissionWithoutAnExtensionOfThisClient(t *testing.T) {
-	s := &submitted{done: make(chan error, 1)}
+	s := &submissionFixture{done: make(chan error, 1)}
 	client, near := proxytest.Pipe(t)
 	backend, server := proxytest.Pipe(t)
 	s.client, s.server = client, server
-	s.session = &Submission{Server: "main", Conn: backend.(Leg), Hostname: "postern.example",
+	s.session = &Submission{Server: "main", Conn: backend.(Upstream), Hostname: "postern.example",
 		Extensions: append([]string{"DSN"}, announced...), Lacks: []string{"DSN", "CHUNKING", "PIPELINING"}}
 	s.run(t.Context(), near)
 	proxytest.ServeTranscript(t, server, `
@@ -76,5 +76,5 @@ func TestSubmissionWithoutAnExtensionOfThisClient(t *testing.T) {
 		C: QUIT
 		S: 221 bye
 		S: <EOF>`)
-	s.ended(t, nil, 0)
+	s.waitEnd(t, nil, 0)
 }

@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// rawConn returns the descriptor of a connection, if it gives one, or nil.
+// rawConn returns the descriptor of conn, or nil if conn has none to give.
 func rawConn(conn net.Conn) syscall.RawConn {
 	c, ok := conn.(syscall.Conn)
 	if !ok {
@@ -22,8 +22,8 @@ func rawConn(conn net.Conn) syscall.RawConn {
 	return raw
 }
 
-// readReady waits until there is something to read, and only then takes a
-// buffer, which is the caller's if it is not nil.
+// readReady waits until there is something to read, and only then takes a buffer.
+// If b is not nil the caller must give it back.
 func readReady(raw syscall.RawConn) (b *[bufferSize]byte, n int, err error) {
 	waitErr := raw.Read(func(fd uintptr) bool {
 		b = buffers.Get().(*[bufferSize]byte)
@@ -48,7 +48,7 @@ func readReady(raw syscall.RawConn) (b *[bufferSize]byte, n int, err error) {
 	return b, max(n, 0), err
 }
 
-// readable reports whether there is something to read, be it an end.
+// readable reports whether a read would return at once, be it with an end.
 func readable(raw syscall.RawConn) bool {
 	var err error
 	controlErr := raw.Control(func(fd uintptr) {

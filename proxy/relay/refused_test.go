@@ -20,7 +20,7 @@ func TestSubmissionThatRejectsAnswersALastDotWithLF(t *testing.T) {
 				continue
 			}
 			begun := time.Now()
-			rejected(t, "DATA\r\n", message, size)
+			rejectReply(t, "DATA\r\n", message, size)
 			if took := time.Since(begun); took > 4*time.Second {
 				t.Errorf("%.40q in pieces of %d: answered after %v", message, size, took)
 			}
@@ -37,9 +37,9 @@ func TestSubmissionRefusesNUL(t *testing.T) {
 			"DATA\r\na\x00b\r\n.\r\nNOOP\r\n", "DATA\r\na\r\n\x00.\r\n.\r\n", "DATA\r\na\r\n.\x00\r\n.\r\n", "DATA\r\n.\r\x00\n\r\n.\r\n",
 			"BDAT 4 LAST\r\na\x00\r\n", "BDAT 3\r\na\x00bBDAT 0 LAST\r\n",
 		} {
-			s := submitAs(t, how)
+			s := startSubmissionWith(t, how)
 			got := make(chan string, 1)
-			go func() { got <- accepting(s.server) }()
+			go func() { got <- acceptMessages(s.server) }()
 			command, text, _ := strings.Cut(message, "\r\n")
 			expected := "S: 250 ok\nS: 250 ok\n"
 			if command == "DATA" {
@@ -52,7 +52,7 @@ func TestSubmissionRefusesNUL(t *testing.T) {
 				proxytest.Transcript(t, s.client, expected)
 			}
 			proxytest.Transcript(t, s.client, "S: 554 5.6.0 NUL *\nS: <EOF>")
-			s.ended(t, errNUL, 0)
+			s.waitEnd(t, errNUL, 0)
 			if server := <-got; strings.Contains(server, "\r\n.\r\n") || strings.Contains(server, "LAST") || strings.Contains(server, "NOOP") {
 				t.Errorf("%v: of %q the server got %q", how, message, server)
 			}
@@ -76,10 +76,10 @@ func TestSubmissionRefusesNUL(t *testing.T) {
 		C: QUIT
 		S: 221 bye
 		S: <EOF>`, nil, 1)
-	s := submitAs(t, Pass)
+	s := startSubmissionWith(t, Pass)
 	proxytest.ServeTranscript(t, s.server, "C: DATA\nS: 354 go on\nC- a\\x00\\r\\n\\x00.\\r\\n.\\r\\n\nS: 250 queued\nC: QUIT\nS: 221 bye\nS: <EOF>")
 	proxytest.Transcript(t, s.client, "C: DATA\nS: 354 go on\nC- a\\x00\\r\\n\\x00.\\r\\n.\\r\\n\nS: 250 queued\nC: QUIT\nS: 221 bye\nS: <EOF>")
-	s.ended(t, nil, 1)
+	s.waitEnd(t, nil, 1)
 }
 
 // Criterion: a command that goes to a server is no longer than RFC 5321 and the

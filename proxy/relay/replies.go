@@ -14,7 +14,7 @@ import (
 	"postern/proxy/wire"
 )
 
-// Ends of a submission session that nobody else has a name for.
+// The ends of a submission session that are known only in this package.
 var (
 	errQuit       = errors.New("the server has answered QUIT")
 	errTooManyBad = errors.New("too many bad commands")
@@ -26,12 +26,12 @@ var (
 )
 
 const (
-	drainTime = 4 * time.Second // for replies to come when the session is to end
-	closeTime = time.Second     // for the server to close first: TIME_WAIT stays there
-	maxKept   = 4 << 10         // octets of memory for replies that a session keeps
+	drainTime = 4 * time.Second // how long a session that has to end waits for replies
+	closeTime = time.Second     // how long the server may take to close first, so that TIME_WAIT stays there
+	maxKept   = 4 << 10         // octets: an empty buffer of replies that is larger is given back
 )
 
-// A replyTo is what a reply answers.
+// A replyTo is the kind of command that a reply answers.
 type replyTo uint8
 
 const (
@@ -39,50 +39,52 @@ const (
 	replyToMAIL
 	replyToRCPT
 	replyToRSET
-	replyToEHLO // was RSET to the server
-	replyToHELO // was RSET to the server
+	replyToEHLO // sent to the server as RSET
+	replyToHELO // sent to the server as RSET
 	replyToDATA
 	replyToMessage // the end of DATA, or the last chunk
 	replyToChunk
-	replyToPiece // of a chunk: nothing the client has asked for
+	replyToPart // a part of the client's chunk: the client gets no reply to it
 	replyToQUIT
 )
 
 // A pending reply is one that the client waits for.
 type pending struct {
 	what  replyTo
-	local string // said by Postern when its turn comes; empty: by the server
+	local string // Postern's own reply; empty: the server's is awaited
 }
 
-// A queue is what the client waits for, in order. Its methods are called by two
-// goroutines: the one that passes commands on, and relay.
-type queue struct {
+// A replyQueue holds the replies that the client waits for, in the order of its
+// commands. Two goroutines call its methods: the one that forwards commands, and
+// the one that runs relayReplies. A method whose name ends in Locked needs mu to
+// be held.
+type replyQueue struct {
 	client     *proxy.Conn
-	server     Leg
+	server     Upstream
 	replies    *wire.ReplyReader
 	ehlo, helo []byte
 	idle       time.Duration
 	window     int
 
-	mu          sync.Mutex // also held while the client is written to
-	changed     sync.Cond  // of all below
-	waiting     []pending
-	out         []byte // to the client, not yet written
-	last        int    // code of the last reply
-	inBody      bool   // DATA was answered with 354, the end of the message is not yet passed on
-	early       bool   // the server has refused the message before its end
-	dropped     bool   // the server was left in the middle of a message
-	quit        bool   // QUIT was answered
-	mail        bool   // MAIL was accepted
-	recipients  int    // accepted since
-	transaction int    // counts accepted MAILs
-	submitted   int
-	cause       error // why it has ended; nil: it goes on
+	mu            sync.Mutex // also held while the client is written to
+	changed       sync.Cond  // of any field below
+	waiting       []pending
+	out           []byte // for the client, not yet written
+	lastCode      int    // code of the last reply
+	inBody        bool   // DATA was answered with 354, and the end of the message is not yet sent
+	refusedEarly  bool   // the server has refused the message before its end
+	abandoned     bool   // the connection to the server was closed in the middle of a message
+	quit          bool   // QUIT was answered
+	inTransaction bool   // MAIL was accepted
+	recipients    int    // accepted in this transaction
+	transaction   int    // number of accepted MAIL commands
+	submitted     int    // number of accepted messages
+	cause         error  // why the session has ended; nil: it has not
 }
 
-func newQueue(client *proxy.Conn, s *Submission) *queue {
+func newReplyQueue(client *proxy.Conn, s *Submission) *replyQueue {
 	extensions := without(s.Extensions, s.Lacks)
-	q := &queue{
+	q := &replyQueue{
 		client: client, server: s.Conn, replies: wire.NewReplyReader(s.Conn), idle: s.Idle, window: 1,
 		ehlo: wire.AppendEHLO(nil, s.Hostname, extensions), helo: wire.AppendEHLO(nil, s.Hostname, nil),
 	}
@@ -93,12 +95,13 @@ func newQueue(client *proxy.Conn, s *Submission) *queue {
 	if announces(extensions, "PIPELINING") {
 		q.window = window
 	}
-	q.turn()
+	q.setDeadlinesLocked()
 	return q
 }
 
-// turn sets the deadlines: the server's if it owes a reply, else the client's.
-func (q *queue) turn() {
+// setDeadlinesLocked sets the read deadline of the server if the server owes a
+// reply, else the read deadline of the client.
+func (q *replyQueue) setDeadlinesLocked() {
 	now := time.Now()
 	if len(q.waiting) == 0 {
 		_ = q.server.SetReadDeadline(time.Time{})
@@ -113,12 +116,12 @@ func (q *queue) turn() {
 	_ = q.server.SetReadDeadline(now.Add(limit))
 }
 
-// extend gives a client that sends a message more time.
-func (q *queue) extend() { _ = q.client.SetReadDeadline(time.Now().Add(q.idle)) }
+// extendDeadline restarts the idle time of a client that is sending a message.
+func (q *replyQueue) extendDeadline() { _ = q.client.SetReadDeadline(time.Now().Add(q.idle)) }
 
-// push takes p to the end of the queue. If that is full it waits, or returns
-// false.
-func (q *queue) push(p pending, wait bool) bool {
+// push appends p to the queue. When the queue is full, push waits if wait is
+// true, and returns false if it is not.
+func (q *replyQueue) push(p pending, wait bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for len(q.waiting) >= q.window && q.cause == nil {
@@ -129,54 +132,56 @@ func (q *queue) push(p pending, wait bool) bool {
 	}
 	q.inBody = false
 	if p.local != "" && len(q.waiting) == 0 {
-		q.append(p.local)
+		q.appendLocked(p.local)
 		return true
 	}
 	q.waiting = append(q.waiting, p)
 	if len(q.waiting) == 1 {
-		q.turn()
+		q.setDeadlinesLocked()
 	}
 	q.changed.Broadcast()
 	return true
 }
 
-// settled waits until the queue is empty and returns the code of the last reply.
-func (q *queue) settled() (code int, err error) {
+// waitDrained waits until the queue is empty or the session has ended. It returns
+// the code of the last reply, and why the session has ended.
+func (q *replyQueue) waitDrained() (code int, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for len(q.waiting) > 0 && q.cause == nil {
 		q.changed.Wait()
 	}
 	if q.quit {
-		return q.last, errQuit
+		return q.lastCode, errQuit
 	}
-	return q.last, q.cause
+	return q.lastCode, q.cause
 }
 
 // err returns why the session has ended, or nil.
-func (q *queue) err() error {
+func (q *replyQueue) err() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.cause
 }
 
-// open returns a number for the transaction in which a chunk can be sent, 0
-// for none.
-func (q *queue) open() int {
+// openTransaction returns the number of the transaction in which a chunk may be
+// sent, or 0 if there is none.
+func (q *replyQueue) openTransaction() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.mail || q.recipients == 0 {
+	if !q.inTransaction || q.recipients == 0 {
 		return 0
 	}
 	return q.transaction
 }
 
-// relay passes replies on until the server or the session ends.
-func (q *queue) relay() error {
+// relayReplies forwards replies until the connection to the server or the session
+// ends, and returns why.
+func (q *replyQueue) relayReplies() error {
 	for {
 		r, err := q.replies.Reply()
 		if err != nil {
-			return q.broken(err)
+			return q.fail(err)
 		}
 		if err := q.deliver(r); err != nil {
 			if errors.Is(err, errQuit) {
@@ -188,46 +193,47 @@ func (q *queue) relay() error {
 	}
 }
 
-// deliver gives a reply to the client in its turn.
-func (q *queue) deliver(r wire.Reply) error {
+// deliver forwards a reply to the client. A refusal that comes before the end of
+// a message waits for that end.
+func (q *replyQueue) deliver(r wire.Reply) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.dropped {
-		return q.ended()
+	if q.abandoned {
+		return q.waitEndLocked()
 	}
 	if q.inBody && r.Code >= 400 && r.Code != 421 {
-		q.early = true
+		q.refusedEarly = true
 		q.changed.Broadcast()
 		for q.inBody && q.cause == nil {
 			q.changed.Wait()
 		}
-		q.early = false
+		q.refusedEarly = false
 	}
 	switch {
 	case q.cause != nil:
 		return q.cause
-	case r.Code == 421: // RFC 5321 section 3.8: to whatever was asked, if anything
-		q.append(string(r.Raw))
-		_ = q.write()
+	case r.Code == 421: // RFC 5321 section 3.8: answers any command, and may come without one
+		q.appendLocked(string(r.Raw))
+		_ = q.writeLocked()
 		return proxy.ErrBackendClosed
 	case len(q.waiting) == 0 || !q.waiting[0].allows(r.Code):
-		q.sayLocked("421 4.3.0 The mail server has answered out of turn")
+		q.sendFinalLocked("421 4.3.0 The mail server has answered out of turn")
 		return errUnexpected
 	}
 	what := q.waiting[0].what
-	q.note(what, r)
+	q.recordLocked(what, r)
 	q.waiting = slices.Delete(q.waiting, 0, 1)
 	for len(q.waiting) > 0 && q.waiting[0].local != "" {
-		q.append(q.waiting[0].local)
+		q.appendLocked(q.waiting[0].local)
 		q.waiting = slices.Delete(q.waiting, 0, 1)
 	}
-	q.turn()
+	q.setDeadlinesLocked()
 	q.changed.Broadcast()
-	// They go together: what is read ahead, and so at most wire.MaxReply octets.
+	// Replies that were read together are written together: at most wire.MaxReply octets.
 	if len(q.waiting) > 0 && q.replies.HasReply() {
 		return nil
 	}
-	if err := q.write(); err != nil {
+	if err := q.writeLocked(); err != nil {
 		return err
 	}
 	if q.quit {
@@ -236,8 +242,8 @@ func (q *queue) deliver(r wire.Reply) error {
 	return nil
 }
 
-// allows reports whether code can be an answer to p: 354 makes a client send a
-// message, so it must be one to DATA.
+// allows reports whether a reply with this code may answer p. 354 makes a client
+// send a message, so it may answer DATA alone.
 func (p pending) allows(code int) bool {
 	if p.what == replyToDATA {
 		return code == 354 || code >= 400
@@ -245,15 +251,16 @@ func (p pending) allows(code int) bool {
 	return code < 300 || code >= 400
 }
 
-// note takes the reply for the client and what follows from it.
-func (q *queue) note(what replyTo, r wire.Reply) {
-	q.last = r.Code
+// recordLocked updates the state of the transaction by a reply, and appends the
+// text that the client gets.
+func (q *replyQueue) recordLocked(what replyTo, r wire.Reply) {
+	q.lastCode = r.Code
 	text := r.Raw
 	good := r.Positive()
 	switch what {
 	case replyToMAIL:
 		if good {
-			q.mail, q.recipients = true, 0
+			q.inTransaction, q.recipients = true, 0
 			q.transaction++
 		}
 	case replyToRCPT:
@@ -263,123 +270,128 @@ func (q *queue) note(what replyTo, r wire.Reply) {
 	case replyToDATA:
 		q.inBody = r.Code == 354
 	case replyToRSET:
-		q.mail = q.mail && !good
+		q.inTransaction = q.inTransaction && !good
 	case replyToEHLO, replyToHELO:
-		q.mail = q.mail && !good
+		q.inTransaction = q.inTransaction && !good
 		if good && what == replyToEHLO {
 			text = q.ehlo
 		} else if good {
 			text = q.helo
 		}
 	case replyToMessage:
-		q.mail = false
+		q.inTransaction = false
 		if good {
 			q.submitted++
 		}
-	case replyToPiece:
+	case replyToPart:
 		if good {
 			return
 		}
-		q.mail = false
+		q.inTransaction = false
 	case replyToChunk:
-		q.mail = q.mail && good
+		q.inTransaction = q.inTransaction && good
 	case replyToQUIT:
 		q.quit = true
 	}
 	q.out = append(q.out, text...)
 }
 
-// broken names what has kept a reply from coming, and tells the client.
-func (q *queue) broken(err error) error {
+// fail ends the session because of an error on the connection to the server, and
+// sends the client a 421. It returns why the session has ended, which may be an
+// earlier cause.
+func (q *replyQueue) fail(err error) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	switch {
 	case q.cause != nil:
 		return q.cause
-	case q.dropped:
-		return q.ended()
+	case q.abandoned:
+		return q.waitEndLocked()
 	case len(q.waiting) > 0 && q.waiting[0].what == replyToQUIT && errors.Is(err, io.EOF):
-		q.append("221 2.0.0 Goodbye")
+		q.appendLocked("221 2.0.0 Goodbye")
 		q.quit = true
 		q.changed.Broadcast()
-		_ = q.write()
+		_ = q.writeLocked()
 		return errQuit
 	}
-	q.sayLocked("421 4.4.2 The connection to the mail server was lost")
+	q.sendFinalLocked("421 4.4.2 The connection to the mail server was lost")
 	return q.endLocked(fmt.Errorf("%w: %w", proxy.ErrBackendClosed, err))
 }
 
-// drop leaves the server in the middle of a message, which it then forgets. The
-// session goes on, for its last words.
-func (q *queue) drop() {
+// abandonServer closes the connection to the server in the middle of a message,
+// so that the server discards the message. The session goes on until the client
+// has its reply.
+func (q *replyQueue) abandonServer() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.dropped = true
+	q.abandoned = true
 	_ = q.server.Close()
 }
 
-// ended waits for the end.
-func (q *queue) ended() error {
+// waitEndLocked waits until the session has ended, and returns why.
+func (q *replyQueue) waitEndLocked() error {
 	for q.cause == nil {
 		q.changed.Wait()
 	}
 	return q.cause
 }
 
-// lost is for a write to the server that failed: what it has said before may be
-// the reason. If it has refused the message, it only wants no more of it: nil.
-func (q *queue) lost(err error) error {
+// waitCause waits for the reason of a failed write to the server: a reply may
+// give a better one than err. It returns nil if the server has refused the
+// message and only reads no more of it.
+func (q *replyQueue) waitCause(err error) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	timer := time.AfterFunc(closeTime, func() { _ = q.broken(err) })
+	timer := time.AfterFunc(closeTime, func() { _ = q.fail(err) })
 	defer timer.Stop()
-	for q.cause == nil && !q.early {
+	for q.cause == nil && !q.refusedEarly {
 		q.changed.Wait()
 	}
 	return q.cause
 }
 
-// say tells the client something of our own, at once. The session ends with it.
-func (q *queue) say(text string) {
+// sendFinal writes a reply of Postern's own to the client at once. The session
+// ends after it.
+func (q *replyQueue) sendFinal(text string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.cause == nil {
-		q.sayLocked(text)
+		q.sendFinalLocked(text)
 	}
 }
 
-func (q *queue) sayLocked(text string) {
-	q.append(text + " (session " + q.client.Client.ID + ")")
-	_ = q.write()
+func (q *replyQueue) sendFinalLocked(text string) {
+	q.appendLocked(text + " (session " + q.client.Client.ID + ")")
+	_ = q.writeLocked()
 }
 
-// sayLast says it when the client has all replies. In the middle of a message
-// it says nothing: without its end the server forgets it.
-func (q *queue) sayLast(text string) {
-	_, err := q.settled()
+// sendFinalDrained is sendFinal once the client has all replies. In the middle of
+// a message it writes nothing: a server discards a message that has no end.
+func (q *replyQueue) sendFinalDrained(text string) {
+	_, err := q.waitDrained()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if err == nil && q.cause == nil && !q.inBody {
-		q.sayLocked(text)
+		q.sendFinalLocked(text)
 	}
 }
 
-// append takes a line to what the client gets.
-func (q *queue) append(line string) {
+// appendLocked appends a line to what the client gets.
+func (q *replyQueue) appendLocked(line string) {
 	q.out = append(append(q.out, strings.TrimSuffix(line, "\r\n")...), "\r\n"...)
 }
 
-// flush writes what the client gets.
-func (q *queue) flush() error {
+// flush writes the pending octets to the client.
+func (q *replyQueue) flush() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.cause != nil {
 		return q.cause
 	}
-	return q.write()
+	return q.writeLocked()
 }
 
-func (q *queue) write() error {
+func (q *replyQueue) writeLocked() error {
 	if len(q.out) == 0 {
 		return nil
 	}
@@ -387,7 +399,7 @@ func (q *queue) write() error {
 	if q.out = q.out[:0]; cap(q.out) > maxKept {
 		q.out = nil
 	}
-	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // it left
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		return q.endLocked(fmt.Errorf("%w: %w", proxy.ErrClientClosed, err))
 	}
 	if err != nil {
@@ -396,14 +408,15 @@ func (q *queue) write() error {
 	return nil
 }
 
-// end ends the session, the first time, and makes all that waits fail.
-func (q *queue) end(cause error) {
+// end ends the session with a cause and interrupts everything that waits. Only
+// the first call counts.
+func (q *replyQueue) end(cause error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	_ = q.endLocked(cause)
 }
 
-func (q *queue) endLocked(cause error) error {
+func (q *replyQueue) endLocked(cause error) error {
 	if q.cause == nil {
 		q.cause = cause
 		q.changed.Broadcast()

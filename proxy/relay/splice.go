@@ -17,34 +17,34 @@ import (
 )
 
 const (
-	bufferSize = 64 << 10               // octets; larger ones gain nothing
-	burst      = 4 << 10                // octets in one read after which more is worth waiting for
-	patience   = 100 * time.Millisecond // for more, with a buffer in hand
-	farewell   = 5 * time.Second        // for the client to leave after the backend has
+	bufferSize = 64 << 10               // octets; larger buffers gain nothing
+	burstSize  = 4 << 10                // octets: after a read of so many it is worth waiting for more
+	burstWait  = 100 * time.Millisecond // how long to wait for more while holding a large buffer
+	leaveTime  = 5 * time.Second        // how long the client may take to close after the backend has closed
 )
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
-// splice copies both ways until both directions have ended: a client may end
-// its own and still wait for the answer. The error says who ended first, or
-// why it was ended. A session is idle when nothing moves either way. Clients of
-// a backend that has crashed are let go within spread, each at its own time.
-// A watch, which may be nil, can end it, too.
-func splice(ctx context.Context, client *proxy.Conn, backend Leg, idle, spread time.Duration, w *watch) error {
-	s := &splicing{
-		ours: func() error { return context.Cause(ctx) }, client: client, backend: backend, spread: spread, watch: w, begun: time.Now(),
-		silent: make(chan struct{}), left: make(chan struct{}),
+// splice copies octets in both directions until both have ended: a client may
+// close its direction and still wait for an answer. The error says which side
+// ended first, or why Postern ended the session. A session is idle when nothing
+// moves in either direction. When the backend crashes, the client is closed at a
+// random time within spread. A watch may be nil; it can end the session, too.
+func splice(ctx context.Context, client *proxy.Conn, backend Upstream, idle, spread time.Duration, w *commandWatch) error {
+	s := &spliceConn{
+		stopCause: func() error { return context.Cause(ctx) }, client: client, backend: backend, spread: spread, watch: w, started: time.Now(),
+		backendDone: make(chan struct{}), clientDone: make(chan struct{}),
 	}
-	s.limit(idle)
+	s.startIdleTimer(idle)
 	defer context.AfterFunc(ctx, func() { s.stop(context.Cause(ctx)) })()
 
-	wait := apart(func() { defer close(s.left); s.up() }, func() { s.stop(errPanic) })
-	s.down()
+	wait := goRecover(func() { defer close(s.clientDone); s.copyUp() }, func() { s.stop(errPanic) })
+	s.copyDown()
 	if w != nil {
 		w.close()
 	}
-	close(s.silent)
-	leave := time.AfterFunc(farewell, func() { s.stop(nil) })
+	close(s.backendDone)
+	leave := time.AfterFunc(leaveTime, func() { s.stop(nil) })
 	wait()
 	leave.Stop()
 	s.stop(nil)
@@ -56,17 +56,18 @@ func splice(ctx context.Context, client *proxy.Conn, backend Leg, idle, spread t
 
 var errPanic = errors.New("panic in a session")
 
-// apart runs f in a goroutine of its own. If f panics, broken is called, which
-// must end what the caller does, and then wait panics in its place: there it is
-// recovered.
-func apart(f, broken func()) (wait func()) {
+// goRecover runs f in a goroutine of its own. If f panics, goRecover calls
+// onPanic, which must end what the caller does. The wait function returns when f
+// has ended; after a panic it panics with the same value and the stack of f, so
+// that the caller's recover handles it.
+func goRecover(f, onPanic func()) (wait func()) {
 	done := make(chan string, 1)
 	go func() {
 		defer close(done)
 		defer func() {
 			if v := recover(); v != nil {
 				done <- fmt.Sprintf("%v\n%s", v, debug.Stack())
-				broken()
+				onPanic()
 			}
 		}()
 		f()
@@ -78,18 +79,18 @@ func apart(f, broken func()) (wait func()) {
 	}
 }
 
-// A splicing is one run of splice.
-type splicing struct {
-	ours    func() error // why we end it; nil: we do not
-	client  *proxy.Conn
-	backend Leg
-	spread  time.Duration
-	watch   *watch // nil: none
-	begun   time.Time
-	moved   atomic.Int64 // since begun, when octets were last seen
-	last    last
-	silent  chan struct{} // closed when the backend has nothing more to say
-	left    chan struct{} // closed when the client says nothing more
+// A spliceConn is one run of splice.
+type spliceConn struct {
+	stopCause    func() error // why Postern ends the session; nil: it does not
+	client       *proxy.Conn
+	backend      Upstream
+	spread       time.Duration
+	watch        *commandWatch // nil: none
+	started      time.Time
+	lastActivity atomic.Int64 // time since started at which octets moved last
+	tail         tailBuffer
+	backendDone  chan struct{} // closed when the backend sends nothing more
+	clientDone   chan struct{} // closed when the client sends nothing more
 
 	mu      sync.Mutex
 	ended   bool
@@ -98,24 +99,24 @@ type splicing struct {
 	timer   *time.Timer
 }
 
-// up copies from the client to the backend.
-func (s *splicing) up() {
+// copyUp copies from the client to the backend.
+func (s *spliceConn) copyUp() {
 	server := io.Writer(s.backend)
 	if s.watch != nil {
 		server = fromClient{s.watch, s.backend}
 	}
 	err := s.copy(server, s.client)
 	switch {
-	case banned(err.write):
+	case isForbidden(err.write):
 		s.stop(err.write)
-	case err.write != nil: // what the backend has still to say comes down
-		s.end(fmt.Errorf("%w: %w", proxy.ErrBackendClosed, err.write))
-	case errors.Is(err.read, io.EOF), errors.Is(err.read, io.ErrUnexpectedEOF): // without the alert that TLS wants at the end
-		s.end(proxy.ErrClientClosed)
-		// After LOGOUT the backend closes first, if it gets the time: TIME_WAIT,
-		// and with it a port, is then its.
+	case err.write != nil: // the backend may still send
+		s.setCause(fmt.Errorf("%w: %w", proxy.ErrBackendClosed, err.write))
+	case errors.Is(err.read, io.EOF), errors.Is(err.read, io.ErrUnexpectedEOF): // TLS without close_notify
+		s.setCause(proxy.ErrClientClosed)
+		// After LOGOUT the backend closes first if it has the time: then TIME_WAIT
+		// takes a port there and not here.
 		select {
-		case <-s.silent:
+		case <-s.backendDone:
 		case <-time.After(closeTime):
 		}
 		_ = s.backend.CloseWrite()
@@ -124,8 +125,8 @@ func (s *splicing) up() {
 	}
 }
 
-// down copies from the backend to the client.
-func (s *splicing) down() {
+// copyDown copies from the backend to the client.
+func (s *spliceConn) copyDown() {
 	client := io.Writer(s.client)
 	if s.watch != nil {
 		client = fromServer{s.watch, s.client}
@@ -134,7 +135,7 @@ func (s *splicing) down() {
 	if raw := rawConn(s.backend); raw != nil {
 		err = s.copyReady(client, raw)
 	} else {
-		err = s.copy(answering{s, client}, s.backend)
+		err = s.copy(replyWriter{s, client}, s.backend)
 	}
 	switch {
 	case errors.Is(err.write, os.ErrDeadlineExceeded):
@@ -142,17 +143,17 @@ func (s *splicing) down() {
 	case err.write != nil:
 		s.stop(fmt.Errorf("%w: %w", proxy.ErrClientClosed, err.write))
 	default:
-		s.end(proxy.ErrBackendClosed)
+		s.setCause(proxy.ErrBackendClosed)
 		if !errors.Is(err.read, io.EOF) {
-			s.hold()
+			s.delayReconnect()
 		}
 		_ = s.client.CloseWrite()
 	}
 }
 
-// hold keeps a client whose backend has crashed: thousands of them must not
-// come back in the same moment.
-func (s *splicing) hold() {
+// delayReconnect keeps the client of a crashed backend connected for a random
+// time, so that thousands of clients do not reconnect in the same moment.
+func (s *spliceConn) delayReconnect() {
 	if s.spread <= 0 {
 		return
 	}
@@ -160,12 +161,12 @@ func (s *splicing) hold() {
 	defer end.Stop()
 	select {
 	case <-end.C:
-	case <-s.left:
+	case <-s.clientDone:
 	}
 }
 
-// end keeps the first reason.
-func (s *splicing) end(cause error) {
+// setCause keeps the first cause.
+func (s *spliceConn) setCause(cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.ended {
@@ -173,10 +174,10 @@ func (s *splicing) end(cause error) {
 	}
 }
 
-// stop ends both directions now. A deadline could be undone by who copies, so
-// the backend is closed.
-func (s *splicing) stop(cause error) {
-	s.end(cause)
+// stop ends both directions at once. The copying goroutine could reset a
+// deadline, so the backend is closed.
+func (s *spliceConn) stop(cause error) {
+	s.setCause(cause)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.stopped {
@@ -185,18 +186,18 @@ func (s *splicing) stop(cause error) {
 			s.watch.close()
 		}
 		s.timer.Stop()
-		s.bye()
+		s.sendBYE()
 		s.client.Interrupt(s.cause)
 		_ = s.backend.Close()
 	}
 }
 
-// limit stops the session when nothing has moved for idle.
-func (s *splicing) limit(idle time.Duration) {
+// startIdleTimer stops the session when nothing has moved for idle.
+func (s *spliceConn) startIdleTimer(idle time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.timer = time.AfterFunc(idle, func() {
-		silent := time.Since(s.begun) - time.Duration(s.moved.Load())
+		silent := time.Since(s.started) - time.Duration(s.lastActivity.Load())
 		if silent >= idle {
 			s.stop(proxy.ErrIdleTimeout)
 			return
@@ -215,15 +216,15 @@ type source interface {
 	SetReadDeadline(time.Time) error
 }
 
-// A copyError says which side copying has ended on.
+// A copyError says on which side copying has ended.
 type copyError struct{ read, write error }
 
-// copy copies until an error. A small buffer waits; a large one is in hand only
-// while much moves.
-func (s *splicing) copy(dst io.Writer, src source) copyError {
+// copy copies until an error. It waits with a small buffer and uses a large one
+// only while much is sent.
+func (s *spliceConn) copy(dst io.Writer, src source) copyError {
 	small := make([]byte, 256)
 	for {
-		n, err := s.move(dst, src, small)
+		n, err := s.copyOnce(dst, src, small)
 		if n == len(small) && err == (copyError{}) {
 			err = s.copyBurst(dst, src)
 		}
@@ -233,48 +234,48 @@ func (s *splicing) copy(dst io.Writer, src source) copyError {
 	}
 }
 
-// copyReady copies until an error. No buffer waits.
-func (s *splicing) copyReady(dst io.Writer, raw syscall.RawConn) (err copyError) {
+// copyReady copies until an error, and holds no buffer while it waits.
+func (s *spliceConn) copyReady(dst io.Writer, raw syscall.RawConn) (err copyError) {
 	for err == (copyError{}) {
-		err = s.copyOnce(dst, raw)
+		err = s.copyReadyOnce(dst, raw)
 	}
 	return err
 }
 
-func (s *splicing) copyOnce(dst io.Writer, raw syscall.RawConn) (err copyError) {
+func (s *spliceConn) copyReadyOnce(dst io.Writer, raw syscall.RawConn) (err copyError) {
 	b, n, readErr := readReady(raw)
 	if b != nil {
 		defer buffers.Put(b)
 	}
 	if n > 0 {
-		s.moved.Store(int64(time.Since(s.begun)))
-		_, err.write = s.answer(dst, b[:n])
+		s.lastActivity.Store(int64(time.Since(s.started)))
+		_, err.write = s.writeReply(dst, b[:n])
 	}
 	err.read = readErr
 	return err
 }
 
-// copyBurst copies as long as there is much.
-func (s *splicing) copyBurst(dst io.Writer, src source) copyError {
+// copyBurst copies with a large buffer as long as much is sent.
+func (s *spliceConn) copyBurst(dst io.Writer, src source) copyError {
 	b := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(b)
 	defer func() { _ = src.SetReadDeadline(time.Time{}) }()
 	for {
-		_ = src.SetReadDeadline(time.Now().Add(patience))
-		n, err := s.move(dst, src, b[:])
+		_ = src.SetReadDeadline(time.Now().Add(burstWait))
+		n, err := s.copyOnce(dst, src, b[:])
 		switch {
 		case errors.Is(err.read, os.ErrDeadlineExceeded):
 			return copyError{}
-		case err != (copyError{}), n < burst:
+		case err != (copyError{}), n < burstSize:
 			return err
 		}
 	}
 }
 
-func (s *splicing) move(dst io.Writer, src source, b []byte) (n int, err copyError) {
+func (s *spliceConn) copyOnce(dst io.Writer, src source, b []byte) (n int, err copyError) {
 	n, err.read = src.Read(b)
 	if n > 0 {
-		s.moved.Store(int64(time.Since(s.begun)))
+		s.lastActivity.Store(int64(time.Since(s.started)))
 		if _, err.write = dst.Write(b[:n]); err.write != nil {
 			return n, err
 		}

@@ -21,21 +21,22 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// A spliced session: the far ends of both legs, and how Run ended.
-type spliced struct {
+// A spliceFixture is a running IMAP session: the far ends of its two connections,
+// and the result of Run.
+type spliceFixture struct {
 	client, server net.Conn
 	conn           *proxy.Conn
 	done           chan error
 }
 
-// start runs an IMAP session between two TCP connections.
-func start(t *testing.T, ctx context.Context, secure bool) *spliced {
+// startSplice runs an IMAP session between two TCP connections.
+func startSplice(t *testing.T, ctx context.Context, secure bool) *spliceFixture {
 	t.Helper()
 	backend, server := proxytest.Pipe(t)
-	return startWith(t, ctx, secure, backend.(Leg), server)
+	return startSpliceWith(t, ctx, secure, backend.(Upstream), server)
 }
 
-func startWith(t *testing.T, ctx context.Context, secure bool, backend Leg, server net.Conn) *spliced {
+func startSpliceWith(t *testing.T, ctx context.Context, secure bool, backend Upstream, server net.Conn) *spliceFixture {
 	t.Helper()
 	client, near := proxytest.Pipe(t)
 	var config *tls.Config
@@ -44,7 +45,7 @@ func startWith(t *testing.T, ctx context.Context, secure bool, backend Leg, serv
 		config = proxytest.ServerTLS(cert)
 		client = proxytest.ClientTLS(client, pool)
 	}
-	s := &spliced{client: client, server: server, done: make(chan error, 1)}
+	s := &spliceFixture{client: client, server: server, done: make(chan error, 1)}
 	s.conn = proxy.NewConn(near, proxy.Client{}, config, time.Minute)
 	if secure {
 		go func() { _ = client.(*tls.Conn).Handshake() }()
@@ -56,7 +57,7 @@ func startWith(t *testing.T, ctx context.Context, secure bool, backend Leg, serv
 	return s
 }
 
-func (s *spliced) run(ctx context.Context, backend Leg) {
+func (s *spliceFixture) run(ctx context.Context, backend Upstream) {
 	session := &IMAP{Server: "main", Conn: backend}
 	go func() {
 		err := session.Run(ctx, s.conn)
@@ -66,7 +67,7 @@ func (s *spliced) run(ctx context.Context, backend Leg) {
 	}()
 }
 
-func (s *spliced) ended(t *testing.T, want error) {
+func (s *spliceFixture) waitEnd(t *testing.T, want error) {
 	t.Helper()
 	select {
 	case err := <-s.done:
@@ -80,7 +81,7 @@ func (s *spliced) ended(t *testing.T, want error) {
 
 func TestSpliceKeepsAnswerAfterHalfClose(t *testing.T) {
 	for _, secure := range []bool{false, true} {
-		s := start(t, t.Context(), secure)
+		s := startSplice(t, t.Context(), secure)
 		proxytest.Transcript(t, s.client, "C: a FETCH 1 BODY[]\nC: <EOF>")
 		proxytest.ServeTranscript(t, s.server, `
 			C: a FETCH 1 BODY[]
@@ -93,14 +94,14 @@ func TestSpliceKeepsAnswerAfterHalfClose(t *testing.T) {
 			S: a OK
 			S: <EOF>`)
 		_ = s.client.Close()
-		s.ended(t, proxy.ErrClientClosed)
+		s.waitEnd(t, proxy.ErrClientClosed)
 	}
 }
 
 // Criterion: after LOGOUT the server closes first, also if the client does not
 // wait for it.
 func TestSpliceLetsTheServerCloseFirst(t *testing.T) {
-	s := start(t, t.Context(), true)
+	s := startSplice(t, t.Context(), true)
 	proxytest.Transcript(t, s.client, "C: a LOGOUT\nC: <EOF>")
 	proxytest.Transcript(t, s.server, "S: a LOGOUT") // here the server reads
 	_ = s.server.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
@@ -114,11 +115,11 @@ func TestSpliceLetsTheServerCloseFirst(t *testing.T) {
 	}
 	proxytest.Transcript(t, s.client, "S: \\* BYE\nS: <EOF>")
 	_ = s.client.Close()
-	s.ended(t, proxy.ErrClientClosed)
+	s.waitEnd(t, proxy.ErrClientClosed)
 }
 
-func TestSpliceTellsTheClientThatTheServerHasClosed(t *testing.T) {
-	s := start(t, t.Context(), true)
+func TestSpliceClosesTheClientAfterTheServer(t *testing.T) {
+	s := startSplice(t, t.Context(), true)
 	proxytest.ServeTranscript(t, s.server, `
 		C: a LOGOUT
 		S: * BYE
@@ -130,7 +131,7 @@ func TestSpliceTellsTheClientThatTheServerHasClosed(t *testing.T) {
 		S: a OK
 		S: <EOF>`)
 	_ = s.client.Close()
-	s.ended(t, proxy.ErrBackendClosed)
+	s.waitEnd(t, proxy.ErrBackendClosed)
 }
 
 func TestSplicePassesWhatTheClientHasPipelinedFirst(t *testing.T) {
@@ -141,41 +142,41 @@ func TestSplicePassesWhatTheClientHasPipelinedFirst(t *testing.T) {
 	if line, err := conn.ReadLine(100); string(line) != "a LOGIN u p\r\n" {
 		t.Fatalf("ReadLine = %q, %v", line, err)
 	}
-	s := &spliced{client: client, server: server, conn: conn, done: make(chan error, 1)}
-	s.run(t.Context(), backend.(Leg))
+	s := &spliceFixture{client: client, server: server, conn: conn, done: make(chan error, 1)}
+	s.run(t.Context(), backend.(Upstream))
 	proxytest.ServeTranscript(t, server, `
 		C: b NOOP
 		C: c SELECT INBOX
 		C: <EOF>
 		S: <EOF>`)
 	proxytest.Transcript(t, client, "C: ECT INBOX\nC: <EOF>\nS: <EOF>")
-	s.ended(t, proxy.ErrClientClosed)
+	s.waitEnd(t, proxy.ErrClientClosed)
 }
 
 func TestSpliceCarriesMuchBothWaysAtOnceAndPauses(t *testing.T) {
 	t.Run("from a descriptor", func(t *testing.T) {
 		t.Parallel()
-		carryMuch(t, start(t, t.Context(), true))
+		carryMuch(t, startSplice(t, t.Context(), true))
 	})
 	t.Run("from no descriptor, as TLS", func(t *testing.T) {
 		t.Parallel()
 		backend, server := proxytest.Pipe(t)
-		carryMuch(t, startWith(t, t.Context(), true, struct{ Leg }{backend.(Leg)}, server))
+		carryMuch(t, startSpliceWith(t, t.Context(), true, struct{ Upstream }{backend.(Upstream)}, server))
 	})
 }
 
-func carryMuch(t *testing.T, s *spliced) {
+func carryMuch(t *testing.T, s *spliceFixture) {
 	const pieces, size = 3, 300 << 10
 	sent := make([]byte, size)
 	_, _ = rand.Read(sent)
 	send := func(to net.Conn) {
 		for i := range pieces {
 			if i > 0 {
-				time.Sleep(patience + patience/2) // outlasts the large buffer
+				time.Sleep(burstWait + burstWait/2) // outlasts the large buffer
 			}
 			_, _ = to.Write(sent)
 		}
-		_ = to.(Leg).CloseWrite()
+		_ = to.(Upstream).CloseWrite()
 	}
 	go send(s.client)
 	go send(s.server)
@@ -200,38 +201,38 @@ func carryMuch(t *testing.T, s *spliced) {
 func TestSpliceEndsWithItsContext(t *testing.T) {
 	cause := proxy.Refuse(proxy.Kicked, nil)
 	ctx, cancel := context.WithCancelCause(t.Context())
-	s := start(t, ctx, true)
+	s := startSplice(t, ctx, true)
 	proxytest.Transcript(t, s.client, "C: a IDLE")
 	proxytest.ServeTranscript(t, s.server, "C: a IDLE\nC: <EOF>")
 	time.AfterFunc(20*time.Millisecond, func() { cancel(cause) })
-	s.ended(t, cause)
+	s.waitEnd(t, cause)
 }
 
 func TestSpliceEndsWhenTheClientIsCutOff(t *testing.T) {
-	s := start(t, t.Context(), false)
+	s := startSplice(t, t.Context(), false)
 	_ = s.client.(*net.TCPConn).SetLinger(0)
 	_ = s.client.Close()
-	s.ended(t, proxy.ErrClientClosed)
+	s.waitEnd(t, proxy.ErrClientClosed)
 	if _, err := io.ReadAll(s.server); err != nil {
 		t.Errorf("server saw %v, want the end", err)
 	}
 }
 
-// panics is a leg with a bug.
-type panics struct{ Leg }
+// A panickingUpstream has a bug in Write.
+type panickingUpstream struct{ Upstream }
 
-func (panics) Write([]byte) (int, error) { panic("a bug") }
+func (panickingUpstream) Write([]byte) (int, error) { panic("a bug") }
 
-func TestAPanicInEitherGoroutineComesToTheCallerOfRun(t *testing.T) {
-	for name, session := range map[string]func(Leg) proxy.Session{
-		"IMAP":       func(l Leg) proxy.Session { return &IMAP{Conn: l} },
-		"submission": func(l Leg) proxy.Session { return &Submission{Conn: l} },
+func TestPanicInEitherGoroutineReachesTheCallerOfRun(t *testing.T) {
+	for name, session := range map[string]func(Upstream) proxy.Session{
+		"IMAP":       func(l Upstream) proxy.Session { return &IMAP{Conn: l} },
+		"submission": func(l Upstream) proxy.Session { return &Submission{Conn: l} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			client, near := proxytest.Pipe(t)
 			backend, _ := proxytest.Pipe(t)
 			proxytest.Transcript(t, client, "C: NOOP")
-			s := session(panics{backend.(Leg)})
+			s := session(panickingUpstream{backend.(Upstream)})
 			defer func() {
 				if v := recover(); v == nil || !strings.Contains(fmt.Sprint(v), "a bug") {
 					t.Errorf("recovered %v, want the bug", v)
@@ -243,19 +244,21 @@ func TestAPanicInEitherGoroutineComesToTheCallerOfRun(t *testing.T) {
 	}
 }
 
-// leg gives a net.Pipe what it lacks.
-type leg struct{ net.Conn }
+// upstream adds CloseWrite to a net.Pipe.
+type upstream struct{ net.Conn }
 
-func (l leg) CloseWrite() error { return l.Close() }
+func (l upstream) CloseWrite() error { return l.Close() }
 
-// bubble runs a session between two pipes in fake time.
-func bubble() *spliced { return bubbleWith(context.Background(), proxy.Client{}) }
+// syntheticSplice runs a session between two pipes in fake time.
+func syntheticSplice() *spliceFixture {
+	return syntheticSpliceWith(context.Background(), proxy.Client{})
+}
 
-func bubbleWith(ctx context.Context, c proxy.Client) *spliced {
+func syntheticSpliceWith(ctx context.Context, c proxy.Client) *spliceFixture {
 	client, near := net.Pipe()
 	backend, server := net.Pipe()
-	s := &spliced{client: client, server: server, conn: proxy.NewConn(near, c, nil, 5*time.Minute), done: make(chan error, 1)}
-	s.run(ctx, leg{backend})
+	s := &spliceFixture{client: client, server: server, conn: proxy.NewConn(near, c, nil, 5*time.Minute), done: make(chan error, 1)}
+	s.run(ctx, upstream{backend})
 	return s
 }
 
@@ -263,7 +266,7 @@ func bubbleWith(ctx context.Context, c proxy.Client) *spliced {
 func TestSpliceLetsASilentSessionLive35Minutes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := time.Now()
-		s := bubble()
+		s := syntheticSplice()
 		go func() { _, _ = io.Copy(io.Discard, s.server) }()
 		time.Sleep(31 * time.Minute)
 		_, _ = io.WriteString(s.client, "DONE\r\n")
@@ -279,7 +282,7 @@ func TestSpliceLetsASilentSessionLive35Minutes(t *testing.T) {
 
 func TestADownloadKeepsTheSilentDirectionAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := bubble()
+		s := syntheticSplice()
 		go func() { _, _ = io.Copy(io.Discard, s.client) }()
 		for range 20 {
 			time.Sleep(10 * time.Minute)
@@ -293,17 +296,17 @@ func TestADownloadKeepsTheSilentDirectionAlive(t *testing.T) {
 			t.Errorf("Run = %v, want ErrBackendClosed", err)
 		}
 		// A pipe has no half-close: the client learns nothing and does not leave.
-		if got := time.Since(begun); got > farewell+time.Second {
+		if got := time.Since(begun); got > leaveTime+time.Second {
 			t.Errorf("the client was waited for for %v", got)
 		}
 		_ = s.client.Close()
 	})
 }
 
-func TestSpliceLetsAClientGoThatTakesNothing(t *testing.T) {
+func TestSpliceEndsWhenTheClientReadsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := time.Now()
-		s := bubble()
+		s := syntheticSplice()
 		go func() { _, _ = io.WriteString(s.server, strings.Repeat("x", 1<<20)) }()
 		if err := <-s.done; !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("Run = %v, want a timeout", err)
@@ -316,13 +319,13 @@ func TestSpliceLetsAClientGoThatTakesNothing(t *testing.T) {
 	})
 }
 
-// crashed is a Leg whose server is gone without a word.
-type crashed struct{ Leg }
+// A crashedUpstream is a server whose connection was reset.
+type crashedUpstream struct{ Upstream }
 
-func (crashed) Read([]byte) (int, error) { return 0, syscall.ECONNRESET }
+func (crashedUpstream) Read([]byte) (int, error) { return 0, syscall.ECONNRESET }
 
 // Criterion: when a backend crashes, its clients are let go spread over time.
-func TestClientsOfACrashedBackendAreLetGoOneByOne(t *testing.T) {
+func TestClientsOfACrashedBackendAreClosedOneByOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const spread = 30 * time.Second
 		begun := time.Now()
@@ -332,7 +335,7 @@ func TestClientsOfACrashedBackendAreLetGoOneByOne(t *testing.T) {
 		for range 50 {
 			client, near := net.Pipe()
 			backend, server := net.Pipe()
-			session := &IMAP{Conn: crashed{pipeLeg{backend}}, Spread: spread}
+			session := &IMAP{Conn: crashedUpstream{pipeUpstream{backend}}, Spread: spread}
 			conn := proxy.NewConn(near, proxy.Client{}, nil, 0)
 			wg.Go(func() {
 				if err := session.Run(t.Context(), conn); !errors.Is(err, proxy.ErrBackendClosed) {
@@ -349,13 +352,13 @@ func TestClientsOfACrashedBackendAreLetGoOneByOne(t *testing.T) {
 			t.Errorf("50 clients were let go in %d different seconds", len(ends))
 		}
 		for end := range ends {
-			if end > spread+farewell {
+			if end > spread+leaveTime {
 				t.Errorf("a client was let go after %v", end)
 			}
 		}
 	})
 }
 
-type pipeLeg struct{ net.Conn }
+type pipeUpstream struct{ net.Conn }
 
-func (pipeLeg) CloseWrite() error { return nil }
+func (pipeUpstream) CloseWrite() error { return nil }

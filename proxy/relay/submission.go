@@ -16,29 +16,31 @@ import (
 	"postern/proxy/wire"
 )
 
+// The limits of a submission session.
 const (
-	// DefaultSubmissionIdle is what RFC 5321 section 4.5.3.2.7 asks for.
+	// DefaultSubmissionIdle is the minimum of RFC 5321 section 4.5.3.2.7.
 	DefaultSubmissionIdle = 5 * time.Minute
 
-	window     = 64               // commands without a reply, if the server takes more than one
-	maxWaiting = 16 << 10         // octets that wait to be written in one go
-	writeTime  = 5 * time.Minute  // for the server to take what is written at once
+	window     = 64               // commands without a reply, if the server offers PIPELINING
+	maxWaiting = 16 << 10         // octets collected for one write
+	writeTime  = 5 * time.Minute  // for the server to read what is written at once
 	replyTime  = 5 * time.Minute  // RFC 5321 section 4.5.3.2
 	finalTime  = 10 * time.Minute // for the reply to a message
-	maxBad     = 20               // commands that are refused here
-	maxSwallow = 64 << 20         // octets of a message that is refused for its line ends
+	maxBad     = 20               // commands that Postern itself refuses
+	maxDiscard = 64 << 20         // octets of a message that is refused for its line ends
 )
 
-// Submission is a proxy.Session that passes on what it knows, command by
-// command: the server trusts Postern more than the client, so a client must
-// not say there what it likes, be it XCLIENT or a second message in the first.
+// Submission is a proxy.Session that forwards the commands that it knows, one by
+// one. The server trusts Postern more than the client, so a client must not be
+// able to send it anything else, be it XCLIENT or a second message within the
+// first.
 type Submission struct {
 	Server     string        // the backend's name
-	Conn       Leg           // logged in
-	Hostname   string        // in the answer to EHLO
-	Extensions []string      // the lines of that answer: the same as before the login
-	Lacks      []string      // keywords of them, upper case, that the server does not have for this client
-	Idle       time.Duration // how long a client may owe a command; 0: DefaultSubmissionIdle
+	Conn       Upstream      // logged in
+	Hostname   string        // in the reply to EHLO
+	Extensions []string      // the lines of that reply: the same as before the login
+	Lacks      []string      // keywords of Extensions, in upper case, that the server does not offer to this client
+	Idle       time.Duration // for the client to send the next command; 0: DefaultSubmissionIdle
 	Newlines   Newlines
 	submitted  int
 }
@@ -57,24 +59,24 @@ func (s *Submission) Totals() proxy.Totals { return proxy.Totals{Submitted: s.su
 
 // Run implements proxy.Session.
 func (s *Submission) Run(ctx context.Context, client *proxy.Conn) error {
-	q := newQueue(client, s)
+	q := newReplyQueue(client, s)
 	c := &commands{
 		in: input{client: client, raw: rawConn(client)}, queue: q, server: s.Conn,
 		chunking: announces(s.Extensions, "CHUNKING") && !slices.Contains(s.Lacks, "CHUNKING"), newlines: s.Newlines,
 		lacks: s.Lacks, extensions: without(s.Extensions, s.Lacks),
 	}
 	defer c.in.release()
-	// A server may owe a reply for longer than anybody waits for the end.
+	// A server may take longer for its reply than the end may wait.
 	defer context.AfterFunc(ctx, func() {
 		client.Interrupt(context.Cause(ctx))
 		time.AfterFunc(drainTime, func() { q.end(context.Cause(ctx)) })
 	})()
-	wait := apart(func() { q.end(q.relay()) }, func() { q.end(errPanic) })
+	wait := goRecover(func() { q.end(q.relayReplies()) }, func() { q.end(errPanic) })
 	err := c.serve()
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	if err = c.goodbye(err); !errors.Is(err, errQuit) { // then the server closes first
+	if err = c.finish(err); !errors.Is(err, errQuit) { // after QUIT the server closes first
 		q.end(err)
 	}
 	wait()
@@ -85,23 +87,23 @@ func (s *Submission) Run(ctx context.Context, client *proxy.Conn) error {
 	return q.cause
 }
 
-// commands is what the client says.
+// commands is the direction from the client to the server.
 type commands struct {
 	in       input
-	queue    *queue
-	server   Leg
-	out      []byte // commands not yet written to the server
+	queue    *replyQueue
+	server   Upstream
+	out      []byte // for the server, not yet written
 	chunking bool
 	newlines Newlines
-	lacks    []string // see Submission
+	lacks    []string // as Submission.Lacks
 
-	extensions []string // without those
+	extensions []string // Submission.Extensions without those of lacks
 	bad        int
-	chunk      body // of a message that comes by BDAT
-	chunkOf    int  // its transaction
+	chunk      body // of the message that comes by BDAT
+	chunkOf    int  // number of its transaction
 }
 
-// serve passes commands on until something ends the session.
+// serve forwards commands until something ends the session.
 func (c *commands) serve() error {
 	for {
 		if !c.in.hasLine() {
@@ -121,7 +123,7 @@ func (c *commands) serve() error {
 	}
 }
 
-// command parses a line strictly and writes it anew.
+// command parses a line strictly and writes the command anew.
 func (c *commands) command(line []byte) error {
 	text, crlf := wire.TrimLine(line)
 	if !crlf || bytes.ContainsFunc(text, control) {
@@ -159,23 +161,23 @@ func (c *commands) command(line []byte) error {
 
 func control(r rune) bool { return r < ' ' && r != '\t' || r == 0x7F }
 
-// refuse answers what the server must not see.
+// refuse answers a command that the server must not see.
 func (c *commands) refuse(reply string) error {
 	if c.bad++; c.bad > maxBad {
-		_, _ = c.settled()
-		c.queue.say("421 4.7.0 Too many bad commands")
+		_, _ = c.waitReplies()
+		c.queue.sendFinal("421 4.7.0 Too many bad commands")
 		return errTooManyBad
 	}
 	return c.answer(reply)
 }
 
-// answer gives our own reply when its turn has come.
+// answer queues a reply of Postern's own.
 func (c *commands) answer(reply string) error {
 	return c.push(pending{local: reply})
 }
 
-// push takes a place in the queue. When there is none the server must have
-// read what it is to answer.
+// push appends p to the reply queue. When the queue is full, the commands that
+// the server still owes replies to are written first.
 func (c *commands) push(p pending) error {
 	if c.queue.push(p, false) {
 		return nil
@@ -187,7 +189,7 @@ func (c *commands) push(p pending) error {
 	return c.queue.err()
 }
 
-// forward gives the server a command.
+// forward sends the server a command.
 func (c *commands) forward(what replyTo, name string, args []byte) error {
 	if len(name)+len(" ")+len(args)+len("\r\n") > c.longest(what) {
 		return c.refuse("500 5.5.2 Line too long")
@@ -206,9 +208,9 @@ func (c *commands) forward(what replyTo, name string, args []byte) error {
 	return c.flush()
 }
 
-// longest is how long a command to the server may be, in octets: RFC 5321 section
-// 4.5.3.1.4, and what its extensions add to it. A server that cuts a longer line
-// would take its end for a command of its own.
+// longest returns how long a command to the server may be, in octets: RFC 5321
+// section 4.5.3.1.4, and what the server's extensions add. A server that splits a
+// longer line would take its rest for a command.
 func (c *commands) longest(what replyTo) int {
 	n := 512
 	switch what {
@@ -227,13 +229,13 @@ func (c *commands) longest(what replyTo) int {
 	return n
 }
 
-// longerMAIL is what extensions add to MAIL: RFC 1870 section 3, RFC 6152 section
-// 2, RFC 6531 section 3.1, RFC 3461 sections 4.3 and 4.4.
+// longerMAIL is how many octets each extension adds to MAIL: RFC 1870 section 3,
+// RFC 6152 section 2, RFC 6531 section 3.1, RFC 3461 sections 4.3 and 4.4.
 var longerMAIL = map[string]int{
 	"SIZE": 26, "8BITMIME": 17, "SMTPUTF8": 10, "DSN": len(" RET=HDRS") + len(" ENVID=") + 100,
 }
 
-// flush writes what waits, to both sides.
+// flush writes what is collected for client and server.
 func (c *commands) flush() error {
 	if err := c.queue.flush(); err != nil {
 		return err
@@ -252,81 +254,94 @@ func (c *commands) write(p []byte) error {
 	if err == nil {
 		return nil
 	}
-	// The other direction may bring the reason.
-	return c.queue.lost(fmt.Errorf("write to backend: %w", err))
+	// A reply of the server may give the reason.
+	return c.queue.waitCause(fmt.Errorf("write to backend: %w", err))
 }
 
-// settled waits for all replies and returns the code of the last.
-func (c *commands) settled() (code int, err error) {
+// waitReplies waits for all replies and returns the code of the last one.
+func (c *commands) waitReplies() (code int, err error) {
 	if err := c.flush(); err != nil {
 		return 0, err
 	}
-	return c.queue.settled()
+	return c.queue.waitDrained()
 }
 
-// quit ends with the server's answer.
+// quit forwards QUIT and waits for the reply, which ends the session.
 func (c *commands) quit() error {
 	if err := c.forward(replyToQUIT, "QUIT", nil); err != nil {
 		return err
 	}
-	_, err := c.settled()
+	_, err := c.waitReplies()
 	return err
 }
 
-// data passes a message on. Nothing behind DATA is looked at before its reply:
-// it makes a body of what follows, or commands.
+// data forwards a message. What the client sends after DATA is not read before
+// the reply, which decides whether it is a message or commands.
 func (c *commands) data(args []byte) error {
 	if err := c.forward(replyToDATA, "DATA", args); err != nil {
 		return err
 	}
-	if code, err := c.settled(); err != nil || code != 354 {
+	if code, err := c.waitReplies(); err != nil || code != 354 {
 		return err
 	}
-	text := body{dots: true, as: c.newlines}
-	recent := []byte("\r\n")
 	scratch := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(scratch)
+	message := dataReader{in: &c.in, body: body{dots: true, as: c.newlines}, scratch: scratch[:], last: []byte("\r\n")}
 	for end := false; !end; {
-		in, err := c.more(1)
-		if err != nil {
+		if _, err := c.readBody(1); err != nil {
 			return err
 		}
-		for len(in) > 0 && !end {
-			var out []byte
-			var n int
-			out, n, end = text.next(scratch[:], in)
-			if why := c.unfit(in[:n], text.bare); why != nil {
-				next := func(in []byte) (int, bool) {
-					_, n, end := text.next(scratch[:], in)
-					c.in.discard(n)
-					recent = lastOctets(recent, in[:n])
-					return n, end || len(c.in.ahead()) == 0 && loneDot(recent)
-				}
-				c.in.discard(n)
-				recent = lastOctets(recent, in[:n])
-				return c.reject(why, next, end || len(c.in.ahead()) == 0 && loneDot(recent))
-			}
-			recent = lastOctets(recent, in[:n])
-			if end { // before the reply can come
-				if err := c.push(pending{what: replyToMessage}); err != nil {
-					return err
-				}
-			}
-			if err := c.write(out); err != nil {
+		var out, read []byte
+		out, read, end = message.next()
+		if why := c.checkOctets(read, message.body.bare); why != nil {
+			return c.rejectMessage(why, message.skip, end || message.loneDot())
+		}
+		if end { // before the reply can come
+			if err := c.push(pending{what: replyToMessage}); err != nil {
 				return err
 			}
-			c.in.discard(n)
-			in = in[n:]
+		}
+		if err := c.write(out); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// more returns a part of a message, of at least want octets if the buffer has
-// room for them. A client that sends on is not idle.
-func (c *commands) more(want int) ([]byte, error) {
+// A dataReader reads the message of a DATA command.
+type dataReader struct {
+	in      *input
+	body    body
+	scratch []byte
+	last    []byte // octets that were read last, as many as loneDot needs
+}
+
+// next reads octets that are ahead. It returns what to send on, what it has read,
+// and whether the message is complete.
+func (r *dataReader) next() (out, read []byte, end bool) {
+	ahead := r.in.ahead()
+	out, n, end := r.body.next(r.scratch, ahead)
+	r.in.discard(n)
+	r.last = lastOctets(r.last, ahead[:n])
+	return out, ahead[:n], end
+}
+
+// skip reads octets of a message that is refused. It returns how many, and whether
+// the message is complete.
+func (r *dataReader) skip() (n int, end bool) {
+	_, read, end := r.next()
+	return len(read), end || r.loneDot()
+}
+
+// loneDot reports whether the client may take a dot between two LF for the end of
+// its message, and has sent nothing after it.
+func (r *dataReader) loneDot() bool { return len(r.in.ahead()) == 0 && loneDot(r.last) }
+
+// readBody returns octets of a message, at least want if the buffer can hold
+// them. A client that keeps sending is not idle.
+func (c *commands) readBody(want int) ([]byte, error) {
 	for len(c.in.ahead()) < want {
-		c.queue.extend()
+		c.queue.extendDeadline()
 		if err := c.in.fillLarge(); err != nil {
 			return nil, err
 		}
@@ -334,59 +349,65 @@ func (c *commands) more(want int) ([]byte, error) {
 	return c.in.ahead(), nil
 }
 
-// bdat passes a chunk of a message on: RFC 3030. As line ends are made CRLF the
-// client's lengths do not hold, so the server gets chunks of our own.
+// bdat forwards a chunk: RFC 3030. Where line ends are made CRLF, the sizes of
+// the client's chunks do not hold, and the server gets chunks of Postern's own.
 func (c *commands) bdat(args []byte) error {
 	size, last, ok := parseBDAT(args)
-	if !ok { // where the next command begins nobody knows
-		_, _ = c.settled()
-		c.queue.say("501 5.5.4 Syntax: BDAT size [LAST]")
+	if !ok { // it is not known where the next command begins
+		_, _ = c.waitReplies()
+		c.queue.sendFinal("501 5.5.4 Syntax: BDAT size [LAST]")
 		return errBadChunk
 	}
-	if _, err := c.settled(); err != nil {
+	if _, err := c.waitReplies(); err != nil {
 		return err
 	}
-	open := c.queue.open()
-	if !c.chunking || open == 0 {
-		if err := c.swallow(size); err != nil {
+	transaction := c.queue.openTransaction()
+	switch {
+	case !c.chunking || transaction == 0:
+		if err := c.skipChunk(size); err != nil {
 			return err
 		}
 		return c.refuse("503 5.5.1 Bad sequence of commands")
-	}
-	if c.newlines == Pass {
+	case c.newlines == Pass:
 		return c.passChunk(size, last)
+	case c.chunkOf != transaction:
+		c.chunk, c.chunkOf = body{as: c.newlines}, transaction
 	}
-	if c.chunkOf != open {
-		c.chunk, c.chunkOf = body{as: c.newlines}, open
-	}
+	return c.rewriteChunk(size, last)
+}
+
+// rewriteChunk forwards a chunk with line ends made CRLF, in chunks of Postern's
+// own.
+func (c *commands) rewriteChunk(size int64, last bool) error {
 	scratch := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(scratch)
 	for {
-		in, err := c.piece(size)
+		in, err := c.readChunk(size)
 		if err != nil {
 			return err
 		}
 		out, n, _ := c.chunk.next(scratch[:], in)
 		size -= int64(n)
-		if why := c.unfit(in[:n], c.chunk.bare || c.newlines == Reject && size == 0 && last && c.chunk.finish() != nil); why != nil {
+		bare := c.chunk.bare || c.newlines == Reject && size == 0 && last && c.chunk.finish() != nil
+		if why := c.checkOctets(in[:n], bare); why != nil {
 			c.in.discard(n)
 			return c.rejectChunk(why, size)
 		}
 		if size == 0 {
-			return c.lastPiece(out, n, last)
+			return c.sendChunkEnd(out, n, last)
 		}
-		code, err := c.send(replyToPiece, out, "")
+		code, err := c.sendChunk(replyToPart, out, "")
 		c.in.discard(n)
 		if err != nil {
 			return err
 		}
-		if code/100 != 2 { // said to the client already
-			return c.swallow(size)
+		if code/100 != 2 { // the client has the reply already
+			return c.skipChunk(size)
 		}
 	}
 }
 
-// passChunk passes a chunk on as it is.
+// passChunk forwards a chunk unchanged.
 func (c *commands) passChunk(size int64, last bool) error {
 	what, end := replyToChunk, ""
 	if last {
@@ -399,35 +420,35 @@ func (c *commands) passChunk(size int64, last bool) error {
 	if err := c.flush(); err != nil {
 		return err
 	}
-	if err := c.take(size, c.write); err != nil {
+	if err := c.copyChunk(size, c.write); err != nil {
 		return err
 	}
-	_, err := c.settled()
+	_, err := c.waitReplies()
 	return err
 }
 
-// An unfitness is why a message is refused for its octets.
-type unfitness struct {
+// An octetError is why a message is refused for its octets.
+type octetError struct {
 	reply string
-	err   error // of the session, which ends
+	err   error // ends the session
 }
 
-// unfit returns why a message with these octets is refused; nil: it is not. bare
-// says that it has a bare CR or LF. A NUL is in no message (RFC 2045 section 2.8;
-// BINARYMIME is not offered): a server that drops it could find the end of the
-// message where Postern finds none.
-func (c *commands) unfit(octets []byte, bare bool) *unfitness {
+// checkOctets returns why a message with these octets is refused, or nil. bare
+// says that the message has a bare CR or LF. No message may contain NUL (RFC 2045
+// section 2.8; BINARYMIME is not offered): a server that drops it could find the
+// end of the message where Postern finds none.
+func (c *commands) checkOctets(octets []byte, bare bool) *octetError {
 	switch {
 	case c.newlines != Pass && bytes.IndexByte(octets, 0) >= 0:
-		return &unfitness{"554 5.6.0 NUL in the message", errNUL}
+		return &octetError{"554 5.6.0 NUL in the message", errNUL}
 	case c.newlines == Reject && bare:
-		return &unfitness{"554 5.5.2 Bare CR or LF in the message: lines end with CRLF", errBareNewline}
+		return &octetError{"554 5.5.2 Bare CR or LF in the message: lines end with CRLF", errBareNewline}
 	}
 	return nil
 }
 
-// lastOctets returns the last octets of those before and in, as many as loneDot
-// wants.
+// lastOctets returns the last octets of before and in, as many as loneDot needs.
+// It reuses before.
 func lastOctets(before, in []byte) []byte {
 	const most = len("\n.\r\n")
 	if len(in) >= most {
@@ -437,72 +458,74 @@ func lastOctets(before, in []byte) []byte {
 	return append(before[:0], before[max(0, len(before)-most):]...)
 }
 
-// loneDot reports whether a message that ends so is at its end for a client
-// whose lines end in LF. It counts only for one that is refused, and when the
-// client has sent nothing behind it.
+// loneDot reports whether octets that end a message would end it for a client
+// that ends its lines with LF. It matters only for a message that is refused,
+// when the client has sent nothing after it.
 func loneDot(end []byte) bool {
 	return bytes.HasSuffix(end, []byte("\n.\n")) || bytes.HasSuffix(end, []byte("\n.\r\n"))
 }
 
-// reject refuses a message for its octets. The server must not see its end,
-// so the session is over; but the client listens only when it has sent all. next
-// takes from what is ahead.
-func (c *commands) reject(why *unfitness, next func([]byte) (n int, end bool), end bool) error {
-	c.queue.drop()
-	for swallowed := 0; !end && swallowed < maxSwallow; {
-		in, err := c.more(1)
-		if err != nil {
+// rejectMessage refuses a message for its octets. The server must not see the end
+// of the message, so the session ends. A client reads the reply only when it has
+// sent the whole message, so the rest is read first: next reads from the octets
+// that are buffered.
+func (c *commands) rejectMessage(why *octetError, next func() (n int, end bool), end bool) error {
+	c.queue.abandonServer()
+	for discarded := 0; !end && discarded < maxDiscard; {
+		if _, err := c.readBody(1); err != nil {
 			return err
 		}
 		var n int
-		n, end = next(in)
-		swallowed += n
+		n, end = next()
+		discarded += n
 	}
-	c.queue.say(why.reply)
+	c.queue.sendFinal(why.reply)
 	return why.err
 }
 
-// rejectChunk is reject in a chunk, of which size octets are still to come.
-func (c *commands) rejectChunk(why *unfitness, size int64) error {
-	return c.reject(why, func(in []byte) (int, bool) {
-		n := int(min(size, int64(len(in))))
+// rejectChunk is rejectMessage within a chunk of which size octets are still to
+// come.
+func (c *commands) rejectChunk(why *octetError, size int64) error {
+	return c.rejectMessage(why, func() (int, bool) {
+		n := int(min(size, int64(len(c.in.ahead()))))
 		c.in.discard(n)
 		size -= int64(n)
 		return n, size == 0
 	}, size == 0)
 }
 
-// piece returns up to size octets of a chunk.
-func (c *commands) piece(size int64) ([]byte, error) {
+// readChunk returns up to size octets of a chunk.
+func (c *commands) readChunk(size int64) ([]byte, error) {
 	if size == 0 {
 		return nil, nil
 	}
-	in, err := c.more(int(min(size, bufferSize)))
+	in, err := c.readBody(int(min(size, bufferSize)))
 	return in[:min(size, int64(len(in)))], err
 }
 
-// lastPiece sends the end of a chunk. Its reply is the one to the chunk.
-func (c *commands) lastPiece(out []byte, n int, last bool) error {
+// sendChunkEnd sends the end of a chunk. The server's reply to it is the reply to
+// the client's chunk.
+func (c *commands) sendChunkEnd(out []byte, n int, last bool) error {
 	if !last {
-		_, err := c.send(replyToChunk, out, "")
+		_, err := c.sendChunk(replyToChunk, out, "")
 		c.in.discard(n)
 		return err
 	}
 	out = append(slices.Clip(out), c.chunk.finish()...)
-	_, err := c.send(replyToMessage, out, " LAST")
+	_, err := c.sendChunk(replyToMessage, out, " LAST")
 	c.in.discard(n)
 	return err
 }
 
-// send gives the server a chunk and waits for the reply.
-func (c *commands) send(what replyTo, chunk []byte, last string) (code int, err error) {
+// sendChunk sends the server a chunk and waits for the reply.
+func (c *commands) sendChunk(what replyTo, chunk []byte, last string) (code int, err error) {
 	if err := c.push(pending{what: what}); err != nil {
 		return 0, err
 	}
 	c.out = append(strconv.AppendInt(append(c.out, "BDAT "...), int64(len(chunk)), 10), last+"\r\n"...)
 	if len(chunk) < maxWaiting {
 		c.out = append(c.out, chunk...)
-		return c.settled()
+		return c.waitReplies()
 	}
 	if err := c.flush(); err != nil {
 		return 0, err
@@ -510,18 +533,18 @@ func (c *commands) send(what replyTo, chunk []byte, last string) (code int, err 
 	if err := c.write(chunk); err != nil {
 		return 0, err
 	}
-	return c.settled()
+	return c.waitReplies()
 }
 
-// swallow reads size octets of a chunk that nobody wants.
-func (c *commands) swallow(size int64) error {
-	return c.take(size, func([]byte) error { return nil })
+// skipChunk reads and discards size octets of a chunk.
+func (c *commands) skipChunk(size int64) error {
+	return c.copyChunk(size, func([]byte) error { return nil })
 }
 
-// take gives size octets of what the client sends to f, in parts.
-func (c *commands) take(size int64, f func([]byte) error) error {
+// copyChunk calls f with size octets of the client, in parts.
+func (c *commands) copyChunk(size int64, f func([]byte) error) error {
 	for size > 0 {
-		in, err := c.more(1)
+		in, err := c.readBody(1)
 		if err != nil {
 			return err
 		}
@@ -535,7 +558,7 @@ func (c *commands) take(size int64, f func([]byte) error) error {
 	return nil
 }
 
-// parseBDAT reads 1*18DIGIT [LAST]: RFC 3030 section 2 sets no limit, int64 does.
+// parseBDAT reads 1*18DIGIT [LAST]. RFC 3030 section 2 sets no limit; int64 does.
 func parseBDAT(args []byte) (size int64, last, ok bool) {
 	digits, rest := wire.CutWord(bytes.TrimRight(args, " "))
 	const most = 18
@@ -547,28 +570,28 @@ func parseBDAT(args []byte) (size int64, last, ok bool) {
 	return size, last, err == nil && (rest == nil || last)
 }
 
-// goodbye says what is left to say when serve has ended, and gives the end its
-// name.
-func (c *commands) goodbye(err error) error {
+// finish sends the last reply, if one is due, after serve has returned err, and
+// returns the session's end.
+func (c *commands) finish(err error) error {
 	if err := c.queue.err(); err != nil {
 		return err
 	}
 	switch _, network := errors.AsType[*net.OpError](err); {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		// The client may have ended only its own direction.
-		if _, err := c.settled(); errors.Is(err, errQuit) {
+		if _, err := c.waitReplies(); errors.Is(err, errQuit) {
 			return err
 		}
 		return proxy.ErrClientClosed
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		c.queue.say("421 4.4.2 Nothing came for too long")
+		c.queue.sendFinal("421 4.4.2 Nothing came for too long")
 		return proxy.ErrIdleTimeout
 	case network:
 		return fmt.Errorf("%w: %w", proxy.ErrClientClosed, err)
 	case proxy.ReasonOf(err) == proxy.Kicked:
-		c.queue.sayLast("421 4.3.2 Disconnected by an administrator")
+		c.queue.sendFinalDrained("421 4.3.2 Disconnected by an administrator")
 	case proxy.ReasonOf(err) != 0:
-		c.queue.sayLast("421 4.3.2 The service is restarting: try again in a moment")
+		c.queue.sendFinalDrained("421 4.3.2 The service is restarting: try again in a moment")
 	}
 	return err
 }

@@ -20,8 +20,9 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// A submitted session: the far ends of both legs, and how Run ended.
-type submitted struct {
+// A submissionFixture is a running session: the far ends of its two connections,
+// and the result of Run.
+type submissionFixture struct {
 	client, server net.Conn
 	session        *Submission
 	done           chan error
@@ -29,18 +30,18 @@ type submitted struct {
 
 var announced = []string{"SIZE 1000000", "PIPELINING", "8BITMIME", "CHUNKING", "AUTH PLAIN LOGIN"}
 
-// submit runs a submission session between two TCP connections.
-func submit(t *testing.T, ctx context.Context, extensions []string) *submitted {
+// startSubmission runs a submission session between two TCP connections.
+func startSubmission(t *testing.T, ctx context.Context, extensions []string) *submissionFixture {
 	t.Helper()
 	client, near := proxytest.Pipe(t)
 	backend, server := proxytest.Pipe(t)
-	s := &submitted{client: client, server: server, done: make(chan error, 1)}
-	s.session = &Submission{Server: "main", Conn: backend.(Leg), Hostname: "postern.example", Extensions: extensions}
+	s := &submissionFixture{client: client, server: server, done: make(chan error, 1)}
+	s.session = &Submission{Server: "main", Conn: backend.(Upstream), Hostname: "postern.example", Extensions: extensions}
 	s.run(ctx, near)
 	return s
 }
 
-func (s *submitted) run(ctx context.Context, near net.Conn) {
+func (s *submissionFixture) run(ctx context.Context, near net.Conn) {
 	conn := proxy.NewConn(near, proxy.Client{ID: "TEST"}, nil, time.Minute)
 	go func() {
 		err := s.session.Run(ctx, conn)
@@ -50,9 +51,9 @@ func (s *submitted) run(ctx context.Context, near net.Conn) {
 	}()
 }
 
-// ended closes the client and checks how the session has ended, and how many
-// messages were accepted.
-func (s *submitted) ended(t *testing.T, want error, messages int) {
+// waitEnd closes the client and checks the result of Run and the number of
+// accepted messages.
+func (s *submissionFixture) waitEnd(t *testing.T, want error, messages int) {
 	t.Helper()
 	_ = s.client.Close()
 	select {
@@ -68,13 +69,14 @@ func (s *submitted) ended(t *testing.T, want error, messages int) {
 	}
 }
 
-// dialogue plays both ends at once and expects the end.
+// dialogue plays the transcripts of client and server at once and waits for the
+// end.
 func dialogue(t *testing.T, client, server string, want error, messages int) {
 	t.Helper()
-	s := submit(t, t.Context(), announced)
+	s := startSubmission(t, t.Context(), announced)
 	proxytest.ServeTranscript(t, s.server, server)
 	proxytest.Transcript(t, s.client, client)
-	s.ended(t, want, messages)
+	s.waitEnd(t, want, messages)
 }
 
 func TestSubmissionCarriesMessages(t *testing.T) {
@@ -133,7 +135,7 @@ func TestSubmissionCarriesMessages(t *testing.T) {
 
 // Criterion: after login XCLIENT, XFORWARD, AUTH, STARTTLS and whatever else is
 // unknown are refused and reach no server.
-func TestSubmissionKeepsCommandsToItself(t *testing.T) {
+func TestSubmissionForwardsNoUnknownCommand(t *testing.T) {
 	dialogue(t, `
 		C: XCLIENT LOGIN=boss
 		S: 502 5.5.1 *
@@ -241,7 +243,7 @@ func TestSubmissionAnswersPipelinedCommandsInOrder(t *testing.T) {
 }
 
 func TestSubmissionGivesAServerWithoutPipeliningOneCommandAtATime(t *testing.T) {
-	s := submit(t, t.Context(), []string{"SIZE"})
+	s := startSubmission(t, t.Context(), []string{"SIZE"})
 	_, _ = io.WriteString(s.client, "MAIL FROM:<a>\r\nRCPT TO:<b>\r\nQUIT\r\n")
 	server := bufio.NewReader(s.server)
 	for _, want := range []string{"MAIL FROM:<a>\r\n", "RCPT TO:<b>\r\n", "QUIT\r\n"} {
@@ -257,15 +259,15 @@ func TestSubmissionGivesAServerWithoutPipeliningOneCommandAtATime(t *testing.T) 
 	}
 	_ = s.server.Close()
 	proxytest.Transcript(t, s.client, "S: 250 ok\nS: 250 ok\nS: 250 ok\nS: <EOF>")
-	s.ended(t, nil, 0)
+	s.waitEnd(t, nil, 0)
 }
 
 func TestSubmissionForwardsMoreThanTheWindow(t *testing.T) {
 	const many = 10 * window
-	s := submit(t, t.Context(), announced)
+	s := startSubmission(t, t.Context(), announced)
 	go func() { _, _ = io.WriteString(s.client, strings.Repeat("NOOP\r\n", many)+"QUIT\r\n") }()
-	served := make(chan *script, 1)
-	go func() { served <- serveScript(s.server) }()
+	served := make(chan *scriptServer, 1)
+	go func() { served <- startScriptServer(s.server) }()
 	replies, err := io.ReadAll(s.client)
 	if got := bytes.Count(replies, []byte("\n")); got != many+1 || err != nil {
 		t.Errorf("%d replies, %v, want %d", got, err, many+1)
@@ -273,7 +275,7 @@ func TestSubmissionForwardsMoreThanTheWindow(t *testing.T) {
 	if got := len((<-served).commands); got != many+1 {
 		t.Errorf("%d commands, want %d", got, many+1)
 	}
-	s.ended(t, nil, 0)
+	s.waitEnd(t, nil, 0)
 }
 
 // Criterion: what follows DATA is a body after 354 and commands after anything
@@ -309,8 +311,8 @@ func TestSubmissionLetsAServerAskForNoBodyButByDATA(t *testing.T) {
 	dialogue(t, "S: 421 4.3.0 *\nS: <EOF>", "S: 250 nothing was asked", errUnexpected, 0)
 }
 
-// script is what a server has understood.
-type script struct {
+// A scriptServer is a server's view of what it was sent.
+type scriptServer struct {
 	commands []string
 	messages []string
 	err      error
@@ -320,9 +322,9 @@ var known = map[string]bool{
 	"MAIL": true, "RCPT": true, "DATA": true, "BDAT": true, "RSET": true, "NOOP": true, "VRFY": true, "HELP": true, "QUIT": true,
 }
 
-// serveScript is a server that says yes to everything it knows.
-func serveScript(conn net.Conn) *script {
-	s := &script{}
+// startScriptServer runs a server that accepts every command it knows.
+func startScriptServer(conn net.Conn) *scriptServer {
+	s := &scriptServer{}
 	defer func() { _ = conn.Close() }()
 	r := bufio.NewReader(conn)
 	var chunks string
@@ -365,7 +367,8 @@ func serveScript(conn net.Conn) *script {
 	return s
 }
 
-// readMessage takes any line end for one, as lax servers do, and says so.
+// readMessage accepts any line end, as lax servers do, and reports it as an
+// error.
 func readMessage(r *bufio.Reader) (message string, err error) {
 	for {
 		line, err := r.ReadString('\n')
@@ -382,17 +385,17 @@ func readMessage(r *bufio.Reader) (message string, err error) {
 	}
 }
 
-// relayed sends in to a session in pieces of size octets and returns what a
+// relayThrough sends in to a session in parts of size octets and returns what the
 // server understood.
-func relayed(t *testing.T, in string, size int) *script {
+func relayThrough(t *testing.T, in string, size int) *scriptServer {
 	t.Helper()
 	client, near := socketPair(t)
 	backend, server := socketPair(t)
-	s := &submitted{client: client, done: make(chan error, 1)}
+	s := &submissionFixture{client: client, done: make(chan error, 1)}
 	s.session = &Submission{Server: "main", Conn: backend, Hostname: "postern.example", Extensions: announced}
 	s.run(context.Background(), near)
-	served := make(chan *script, 1)
-	go func() { served <- serveScript(server) }()
+	served := make(chan *scriptServer, 1)
+	go func() { served <- startScriptServer(server) }()
 	replies := make(chan struct{})
 	go func() {
 		defer close(replies)
@@ -414,7 +417,7 @@ func relayed(t *testing.T, in string, size int) *script {
 	return <-served
 }
 
-// socketPair is proxytest.Pipe without ports, of which fuzzing would use up all.
+// socketPair is proxytest.Pipe without ports, which fuzzing would use up.
 func socketPair(t *testing.T) (a, b *net.UnixConn) {
 	t.Helper()
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
@@ -447,7 +450,7 @@ func TestSubmissionCarriesNoSecondMessageInTheFirst(t *testing.T) {
 
 func checkOneMessage(t *testing.T, in string, size int) {
 	t.Helper()
-	got := relayed(t, in, size)
+	got := relayThrough(t, in, size)
 	want := []string{"MAIL FROM:<a>", "RCPT TO:<b>", "DATA", "QUIT"}
 	if strings.Contains(in, "\x00") { // refused: the server never sees an end
 		if got.err == nil || len(got.messages) != 0 || strings.Join(got.commands, "\n") != strings.Join(want[:3], "\n") {
@@ -460,7 +463,7 @@ func checkOneMessage(t *testing.T, in string, size int) {
 	}
 }
 
-// FuzzSubmissionBody: an octet of a body is never a command.
+// FuzzSubmissionBody checks that an octet of a message is never a command.
 func FuzzSubmissionBody(f *testing.F) {
 	for _, vector := range smuggling {
 		f.Add("a"+vector+"QUIT\r\nMAIL FROM:<boss>", uint8(7))
@@ -473,13 +476,13 @@ func FuzzSubmissionBody(f *testing.F) {
 	})
 }
 
-// FuzzSubmission: no command outside the list reaches the server.
+// FuzzSubmission checks that no command outside the list reaches the server.
 func FuzzSubmission(f *testing.F) {
 	f.Add("EHLO x\r\nMAIL FROM:<a>\r\nRCPT TO:<b>\r\nBDAT 3\r\na\nbBDAT 0 LAST\r\nQUIT\r\n", uint8(3))
 	f.Add("XCLIENT LOGIN=boss\r\nNOOP\nXCLIENT LOGIN=boss\r\nDATA\r\n.\rXCLIENT\r\n.\r\n", uint8(3))
 	f.Add("BDAT 5\r\nNOOP\r\nBDAT 99999999999999999999\r\n", uint8(3))
 	f.Fuzz(func(t *testing.T, in string, size uint8) {
-		if got := relayed(t, in, int(size)+1); got.err != nil && !errors.Is(got.err, io.EOF) && !errors.Is(got.err, io.ErrUnexpectedEOF) {
+		if got := relayThrough(t, in, int(size)+1); got.err != nil && !errors.Is(got.err, io.EOF) && !errors.Is(got.err, io.ErrUnexpectedEOF) {
 			t.Errorf("%q in pieces of %d: %v after %q", in, int(size)+1, got.err, got.commands)
 		}
 	})
@@ -521,7 +524,7 @@ func TestSubmissionMakesChunksOfItsOwn(t *testing.T) {
 func TestSubmissionSplitsALargeChunk(t *testing.T) {
 	text := strings.Repeat("0123456789abcde\n", 20000) // one octet short of CRLF
 	want := strings.ReplaceAll(text, "\n", "\r\n")
-	got := relayed(t, fmt.Sprintf("MAIL FROM:<a>\r\nRCPT TO:<b>\r\nBDAT %d LAST\r\n%sQUIT\r\n", len(text), text), 100_000)
+	got := relayThrough(t, fmt.Sprintf("MAIL FROM:<a>\r\nRCPT TO:<b>\r\nBDAT %d LAST\r\n%sQUIT\r\n", len(text), text), 100_000)
 	if len(got.messages) != 1 || got.messages[0] != want || got.err != nil {
 		t.Errorf("%d messages, %v, want one of %d octets", len(got.messages), got.err, len(want))
 	}
@@ -535,7 +538,7 @@ func TestSubmissionSplitsALargeChunk(t *testing.T) {
 
 // Criterion: a chunk that no server wants is swallowed, one of no size ends the
 // session.
-func TestSubmissionSwallowsChunksThatNobodyWants(t *testing.T) {
+func TestSubmissionDiscardsChunksOutsideATransaction(t *testing.T) {
 	dialogue(t, `
 		C- BDAT 12\r\nXCLIENT x\r\n\nNOOP\r\n
 		S: 503 5.5.1 *
@@ -615,47 +618,47 @@ func TestSubmissionForgetsAMessageWithoutItsEnd(t *testing.T) {
 	dialogue(t, "C: DATA\nS: 354 go on\nC- half a li\nC: <EOF>\nS: <EOF>", "C: DATA\nS: 354 go on\nC- half a li\nC: <EOF>", proxy.ErrClientClosed, 0)
 }
 
-func TestSubmissionSaysWhyItEnds(t *testing.T) {
+func TestSubmissionNamesTheReasonOfItsEnd(t *testing.T) {
 	for reason, script := range map[proxy.Reason]string{
 		proxy.ShuttingDown: `S: 421 4.3.2 The service is restarting*`,
 		proxy.Kicked:       `S: 421 4.3.2 Disconnected by an administrator*`,
 	} {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		s := submit(t, ctx, announced)
+		s := startSubmission(t, ctx, announced)
 		proxytest.ServeTranscript(t, s.server, "C: NOOP\nS: 250 ok\nC: <EOF>")
 		proxytest.Transcript(t, s.client, "C: NOOP\nS: 250 ok")
 		cause := proxy.Refuse(reason, nil)
 		cancel(cause)
 		proxytest.Transcript(t, s.client, script+"\nS: <EOF>")
-		s.ended(t, cause, 0)
+		s.waitEnd(t, cause, 0)
 	}
 }
 
-func TestSubmissionEndsInTheMiddleOfAMessageWithoutAWord(t *testing.T) {
+func TestSubmissionSendsNothingWhenItEndsWithinAMessage(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
-	s := submit(t, ctx, announced)
+	s := startSubmission(t, ctx, announced)
 	proxytest.ServeTranscript(t, s.server, "C: DATA\nS: 354 go on\nC: half\nC: <EOF>")
 	proxytest.Transcript(t, s.client, "C: DATA\nS: 354 go on\nC: half")
 	time.Sleep(20 * time.Millisecond)
 	cause := proxy.Refuse(proxy.ShuttingDown, nil)
 	cancel(cause)
 	proxytest.Transcript(t, s.client, "S: <EOF>")
-	s.ended(t, cause, 0)
+	s.waitEnd(t, cause, 0)
 }
 
 func TestSubmissionLimitsNonsense(t *testing.T) {
-	s := submit(t, t.Context(), announced)
+	s := startSubmission(t, t.Context(), announced)
 	proxytest.ServeTranscript(t, s.server, "C: <EOF>")
 	proxytest.Transcript(t, s.client, strings.Repeat("C: GET / HTTP/1.1\n", maxBad+1)+strings.Repeat("S: 502 *\n", maxBad)+"S: 421 4.7.0 *\nS: <EOF>")
-	s.ended(t, errTooManyBad, 0)
+	s.waitEnd(t, errTooManyBad, 0)
 }
 
-// quiet runs a session in fake time.
-func quiet() *submitted {
+// syntheticSubmission runs a session in fake time.
+func syntheticSubmission() *submissionFixture {
 	client, near := net.Pipe()
 	backend, server := net.Pipe()
-	s := &submitted{client: client, server: server, done: make(chan error, 1)}
-	s.session = &Submission{Server: "main", Conn: leg{backend}, Hostname: "postern.example", Extensions: announced}
+	s := &submissionFixture{client: client, server: server, done: make(chan error, 1)}
+	s.session = &Submission{Server: "main", Conn: upstream{backend}, Hostname: "postern.example", Extensions: announced}
 	s.run(context.Background(), near)
 	return s
 }
@@ -663,7 +666,7 @@ func quiet() *submitted {
 func TestSubmissionEndsASilentSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := time.Now()
-		s := quiet()
+		s := syntheticSubmission()
 		said, _ := io.ReadAll(s.client)
 		if want := "421 4.4.2 "; !strings.HasPrefix(string(said), want) {
 			t.Errorf("client got %q, want %s", said, want)
@@ -680,7 +683,7 @@ func TestSubmissionEndsASilentSession(t *testing.T) {
 func TestSubmissionGivesTheServerTimeForAReply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := time.Now()
-		s := quiet()
+		s := syntheticSubmission()
 		go func() { _, _ = io.WriteString(s.client, "NOOP\r\n") }()
 		go func() { _, _ = io.Copy(io.Discard, s.server) }()
 		said, _ := io.ReadAll(s.client)
@@ -698,10 +701,10 @@ func TestSubmissionGivesTheServerTimeForAReply(t *testing.T) {
 
 func TestSubmissionGivesASlowMessageAllTheTimeItTakes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := quiet()
+		s := syntheticSubmission()
 		var serving sync.WaitGroup
 		serving.Go(func() {
-			if got := serveScript(s.server); len(got.messages) != 1 || got.err != nil {
+			if got := startScriptServer(s.server); len(got.messages) != 1 || got.err != nil {
 				t.Errorf("%d messages, %v", len(got.messages), got.err)
 			}
 		})

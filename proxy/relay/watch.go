@@ -13,78 +13,80 @@ import (
 	"postern/proxy/wire"
 )
 
-// Bounds of what a watch keeps.
+// The bounds of what a commandWatch keeps.
 const (
-	watchedTag    = 64   // octets of a tag: of a command that waits for the server it must not be longer
-	watchedTail   = 32   // octets of a line's end, in which a literal is announced
-	watchedHead   = 128  // octets of a response: its tag and its name
-	mostCommands  = 1000 // that are not answered
-	mostUnwatched = 1 << 30
-	mostMinus     = 4096 // octets of a literal that does not wait, with LITERAL-: RFC 7888 section 5
+	maxWatchedTag   = 64      // octets of the tag of a command that waits for the server
+	watchedTailSize = 32      // octets of the end of a line, where a literal is announced
+	watchedHeadSize = 128     // octets of the beginning of a response, with its tag and name
+	maxOpenCommands = 1000    // commands without an answer
+	maxNonSync      = 1 << 30 // octets of a non-synchronizing literal
+	maxLiteralMinus = 4096    // octets of a non-synchronizing literal with LITERAL-: RFC 7888 section 5
 )
 
-// forbidden are the commands that end a watched session. UNAUTHENTICATE, RFC
-// 8437, takes the connection back to where passwords are tried, and nobody would
-// count them; with COMPRESS, RFC 4978, nothing could be watched any more. What
-// begins so is taken for them: some server may not look further.
+// forbidden are the commands that end a watched session. UNAUTHENTICATE (RFC
+// 8437) takes the connection back to the state in which passwords are tried,
+// where nothing would count them. After COMPRESS (RFC 4978) nothing can be
+// watched. A longer name that begins with one of them ends the session, too: a
+// server may compare no more than the beginning.
 var forbidden = []string{"UNAUTHENTICATE", "COMPRESS"}
 
-// longestForbidden is how much of a command's name it takes to know.
+// longestForbidden is how many octets of a command's name are compared.
 const longestForbidden = len("UNAUTHENTICATE")
 
-// A watch follows a session of IMAP from both sides, as far as it takes to know
-// where the commands of the client begin: octets of a literal are none, whether
-// there is a literal is for the server to say, and the lines of AUTHENTICATE are
-// for a mechanism. Where client and server could see it in different ways, the
-// session ends. Octets are not changed and, but for those that come before the
-// server's word, not held back.
-type watch struct {
+// A commandWatch follows an IMAP session in both directions, as far as needed to
+// know where the client's commands begin. Octets of a literal are no commands,
+// only the server decides whether a literal follows, and the lines of
+// AUTHENTICATE belong to the SASL mechanism. Where client and server could
+// disagree about it, the session ends. No octet is changed, and only octets that
+// follow a command that waits for the server are held back.
+type commandWatch struct {
 	plus, minus bool // the server has LITERAL+, or LITERAL-
 
-	// Of the client's octets: for one goroutine.
+	// The state of the client's octets, used by one goroutine.
 	part    part
-	cr      bool  // CR was the last octet
-	literal int64 // octets that are still to come
+	cr      bool  // the last octet was CR
+	literal int64 // octets of the literal that are still to come
 	tag     []byte
 	name    []byte
 	tail    []byte // of the line
 	quoted  bool   // the line is within a quoted string
-	escaped bool   // behind a backslash there
+	escaped bool   // the last octet was the backslash of a quoted string
 
-	heard answer // of the server's octets: for another one
+	response responseScanner // state of the server's octets: used by the other goroutine
 
-	mu      sync.Mutex
-	changed sync.Cond
-	open    map[string]int // commands that are not answered, by tag
-	waiting string         // the tag of the command that waits for the server; empty: none does
-	verdict verdict
-	talking bool // the server's octets are on the way to the client, or within a line
-	closed  bool
+	mu          sync.Mutex
+	changed     sync.Cond
+	open        map[string]int // number of commands without an answer, by tag
+	waiting     string         // the tag of the command that waits for the server; empty: none waits
+	verdict     verdict
+	midResponse bool // the client does not yet have the end of a response
+	closed      bool
 }
 
-// A part is where in a line the client is.
+// A part is where in a line the client's octets are.
 type part uint8
 
 const (
-	inTag part = iota // and before it
+	inTag part = iota // in the tag, or before it
 	inName
 	inArgs
-	inSASL // a line of AUTHENTICATE's
+	inSASL // in a line of AUTHENTICATE or IDLE
 )
 
-// A verdict is what the server says to a command that waits.
+// A verdict is the server's answer to a command that waits.
 type verdict uint8
 
 const (
 	undecided verdict = iota
-	goOn              // a continuation request
-	refused           // the command was answered
+	continues         // a continuation request came
+	refused           // the command was completed
 )
 
-// newWatch returns a watch of a session with these capabilities.
-func newWatch(capabilities string) *watch {
+// newWatch returns a commandWatch for a session in which the server has these
+// capabilities.
+func newWatch(capabilities string) *commandWatch {
 	words := strings.Fields(strings.ToUpper(capabilities))
-	w := &watch{
+	w := &commandWatch{
 		plus:  slices.Contains(words, "LITERAL+"),
 		minus: slices.Contains(words, "LITERAL-") || slices.Contains(words, "IMAP4REV2"), // RFC 9051 section 4.3
 		open:  make(map[string]int),
@@ -93,19 +95,19 @@ func newWatch(capabilities string) *watch {
 	return w
 }
 
-// endsWith is the error of a session that must not go on.
-func endsWith(format string, args ...any) error {
+// forbid returns the error of a session that must not go on.
+func forbid(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", proxy.ErrForbidden, fmt.Sprintf(format, args...))
 }
 
-// fromClient is the server, as the client's octets go to it.
+// fromClient is the server as the writer for the client's octets.
 type fromClient struct {
-	*watch
+	*commandWatch
 	server io.Writer
 }
 
-// Write passes on what is allowed. Behind a command that waits for the server it
-// waits, too.
+// Write forwards the octets that are allowed. After a command that waits for the
+// server, it waits for the server's answer.
 func (c fromClient) Write(p []byte) (n int, err error) {
 	for n < len(p) {
 		k, wait, scanned := c.scan(p[n:])
@@ -119,7 +121,7 @@ func (c fromClient) Write(p []byte) (n int, err error) {
 			return n, scanned
 		}
 		if wait {
-			if err := c.await(); err != nil {
+			if err := c.waitVerdict(); err != nil {
 				return n, err
 			}
 		}
@@ -127,9 +129,9 @@ func (c fromClient) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// scan takes from p. It returns how many octets may go on, and whether the
-// server has to say what comes next.
-func (w *watch) scan(p []byte) (n int, wait bool, err error) {
+// scan reads from p. It returns how many octets may be forwarded, and whether the
+// server's answer has to come first before the next octet can be understood.
+func (w *commandWatch) scan(p []byte) (n int, wait bool, err error) {
 	for n < len(p) {
 		switch {
 		case w.literal > 0:
@@ -137,7 +139,7 @@ func (w *watch) scan(p []byte) (n int, wait bool, err error) {
 			w.literal -= int64(k)
 			n += k
 		case w.cr && p[n] != '\n':
-			return n, false, endsWith("a bare CR in a command")
+			return n, false, forbid("a bare CR in a command")
 		case p[n] == '\n':
 			w.cr = false
 			if wait, err = w.endLine(); err != nil {
@@ -150,7 +152,7 @@ func (w *watch) scan(p []byte) (n int, wait bool, err error) {
 			w.cr = true
 			n++
 		default:
-			k, err := w.text(p[n:])
+			k, err := w.scanText(p[n:])
 			if err != nil {
 				return n, false, err
 			}
@@ -160,26 +162,26 @@ func (w *watch) scan(p []byte) (n int, wait bool, err error) {
 	return n, false, nil
 }
 
-// text takes octets of a line up to its end.
-func (w *watch) text(p []byte) (n int, err error) {
+// scanText reads octets of a line up to its end.
+func (w *commandWatch) scanText(p []byte) (n int, err error) {
 	for n < len(p) && (w.part == inTag || w.part == inName) && p[n] != '\r' && p[n] != '\n' {
-		if err := w.word(p[n]); err != nil {
+		if err := w.scanWord(p[n]); err != nil {
 			return n, err
 		}
-		w.quotes(p[n : n+1])
+		w.scanQuotes(p[n : n+1])
 		n++
 	}
 	rest := p[n:]
 	if i := bytes.IndexAny(rest, "\r\n"); i >= 0 {
 		rest = rest[:i]
 	}
-	w.quotes(rest)
-	w.keep(p[:n+len(rest)])
+	w.scanQuotes(rest)
+	w.keepTail(p[:n+len(rest)])
 	return n + len(rest), nil
 }
 
-// quotes follows quoted strings, RFC 9051 section 4.3.
-func (w *watch) quotes(p []byte) {
+// scanQuotes follows quoted strings: RFC 9051 section 4.3.
+func (w *commandWatch) scanQuotes(p []byte) {
 	for _, c := range p {
 		switch {
 		case w.escaped:
@@ -192,47 +194,47 @@ func (w *watch) quotes(p []byte) {
 	}
 }
 
-// ambiguous reports whether servers may differ about the literal that does not
-// wait which the line announces at its end. Some take one within a quoted string,
-// as the name of a command, directly behind an atom, or of more digits than any
-// number has, for text: then its octets would be commands.
-func (w *watch) ambiguous(announced bool) bool {
-	if !announced { // the brace may stand before the tail
+// ambiguous reports whether servers may disagree about the non-synchronizing
+// literal at the end of the line. Some read it as text within a quoted string, as
+// the name of a command, directly after an atom, or when it has more digits than
+// a number may have: then its octets would be commands.
+func (w *commandWatch) ambiguous(announced bool) bool {
+	if !announced { // the brace may be before the tail
 		digits := bytes.TrimSuffix(bytes.TrimSuffix(w.tail, []byte("}")), []byte("+"))
-		return len(w.tail)-len(digits) == len("+}") && len(w.tail) == watchedTail && len(bytes.Trim(digits, "0123456789")) == 0
+		return len(w.tail)-len(digits) == len("+}") && len(w.tail) == watchedTailSize && len(bytes.Trim(digits, "0123456789")) == 0
 	}
 	before := bytes.TrimSuffix(w.tail[:bytes.LastIndexByte(w.tail, '{')], []byte("~"))
 	return w.quoted || !bytes.HasSuffix(before, []byte(" ")) && !bytes.HasSuffix(before, []byte("("))
 }
 
-// keep remembers the end of the line.
-func (w *watch) keep(b []byte) {
-	if len(b) >= watchedTail {
-		w.tail = append(w.tail[:0], b[len(b)-watchedTail:]...)
+// keepTail remembers the end of the line.
+func (w *commandWatch) keepTail(b []byte) {
+	if len(b) >= watchedTailSize {
+		w.tail = append(w.tail[:0], b[len(b)-watchedTailSize:]...)
 		return
 	}
 	w.tail = append(w.tail, b...)
-	w.tail = append(w.tail[:0], w.tail[max(0, len(w.tail)-watchedTail):]...)
+	w.tail = append(w.tail[:0], w.tail[max(0, len(w.tail)-watchedTailSize):]...)
 }
 
-// word takes an octet of the tag or of the name. More spaces than one may be
-// fine for the server, and control characters may be spaces for it, or not.
-func (w *watch) word(c byte) error {
+// scanWord reads an octet of the tag or of the command's name. A server may
+// accept several spaces, and may or may not take control characters for spaces.
+func (w *commandWatch) scanWord(c byte) error {
 	blank := c == ' '
 	switch {
 	case c < ' ' || c > '~':
-		return endsWith("an octet %#02x in a tag or in the name of a command", c)
+		return forbid("an octet %#02x in a tag or in the name of a command", c)
 	case w.part == inTag && blank && len(w.tag) > 0:
 		w.part = inName
-	case w.part == inTag && !blank && len(w.tag) <= watchedTag:
+	case w.part == inTag && !blank && len(w.tag) <= maxWatchedTag:
 		w.tag = append(w.tag, c)
 	case w.part == inName && blank && len(w.name) > 0:
-		return w.named()
+		return w.beginCommand()
 	case w.part == inName && !blank && len(w.name) < longestForbidden:
 		w.name = append(w.name, upper(c))
 		for _, command := range forbidden {
 			if strings.HasPrefix(string(w.name), command) {
-				return endsWith("%s", command)
+				return forbid("%s", command)
 			}
 		}
 	}
@@ -246,24 +248,24 @@ func upper(c byte) byte {
 	return c
 }
 
-// named counts a command whose name has come.
-func (w *watch) named() error {
+// beginCommand counts a command once its name is complete.
+func (w *commandWatch) beginCommand() error {
 	w.part = inArgs
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.open) >= mostCommands {
-		return endsWith("more than %d commands without an answer", mostCommands)
+	if len(w.open) >= maxOpenCommands {
+		return forbid("more than %d commands without an answer", maxOpenCommands)
 	}
 	w.open[string(w.tag)]++
 	return nil
 }
 
-// endLine ends a line: the command is complete, or a literal comes, or the
-// server has to be waited for.
-func (w *watch) endLine() (wait bool, err error) {
+// endLine handles the end of a line: the command is complete, a literal follows,
+// or the server has to answer first (wait).
+func (w *commandWatch) endLine() (wait bool, err error) {
 	named := w.part == inArgs
 	if w.part == inName && len(w.name) > 0 {
-		if err := w.named(); err != nil {
+		if err := w.beginCommand(); err != nil {
 			return false, err
 		}
 	}
@@ -273,40 +275,43 @@ func (w *watch) endLine() (wait bool, err error) {
 	switch name := string(w.name); {
 	case w.part == inSASL, w.part == inArgs && (name == "AUTHENTICATE" || name == "IDLE"):
 		w.part = inSASL
-		return true, w.wait()
+		return true, w.expectVerdict()
 	case w.part == inArgs && more && literal.Sync:
 		w.literal = literal.Size
-		return true, w.wait()
+		return true, w.expectVerdict()
 	case w.part == inArgs && ambiguous:
-		return false, endsWith("a literal that servers read in two ways")
+		return false, forbid("a literal that servers read in two ways")
 	case w.part == inArgs && more:
-		if !w.plus && !(w.minus && literal.Size <= mostMinus) || literal.Size > mostUnwatched {
-			return false, endsWith("a literal that does not wait, of %d octets", literal.Size)
+		if !w.plus && !(w.minus && literal.Size <= maxLiteralMinus) || literal.Size > maxNonSync {
+			return false, forbid("a literal that does not wait, of %d octets", literal.Size)
 		}
 		w.literal = literal.Size
 		return false, nil
 	}
-	w.begin()
+	w.resetCommand()
 	return false, nil
 }
 
-// begin is at the beginning of a command.
-func (w *watch) begin() { w.part, w.tag, w.name, w.literal = inTag, w.tag[:0], w.name[:0], 0 }
+// resetCommand sets the state to the beginning of a command.
+func (w *commandWatch) resetCommand() {
+	w.part, w.tag, w.name, w.literal = inTag, w.tag[:0], w.name[:0], 0
+}
 
-// wait notes that the command waits for the server, before the server can know
-// of it. Its answer must be told from that of every other command.
-func (w *watch) wait() error {
+// expectVerdict records that the command waits for the server. It is called
+// before the server gets the line. The command's answer must be distinguishable
+// from every other one.
+func (w *commandWatch) expectVerdict() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.tag) > watchedTag || w.open[string(w.tag)] != 1 {
-		return endsWith("a tag that is too long or in use")
+	if len(w.tag) > maxWatchedTag || w.open[string(w.tag)] != 1 {
+		return forbid("a tag that is too long or in use")
 	}
 	w.waiting, w.verdict = string(w.tag), undecided
 	return nil
 }
 
-// await waits until the server has said whether the command goes on.
-func (w *watch) await() error {
+// waitVerdict waits until the server has answered the command that waits.
+func (w *commandWatch) waitVerdict() error {
 	w.mu.Lock()
 	for w.verdict == undecided && !w.closed {
 		w.changed.Wait()
@@ -316,58 +321,59 @@ func (w *watch) await() error {
 	w.mu.Unlock()
 	switch {
 	case v == refused:
-		w.begin()
+		w.resetCommand()
 	case v == undecided:
 		return io.ErrClosedPipe
 	case w.part == inSASL && string(w.name) == "IDLE":
-		w.begin() // DONE is a tag without a command
+		w.resetCommand() // after IDLE, DONE is the tag of no command
 	}
 	return nil
 }
 
-// close ends waiting.
-func (w *watch) close() {
+// close ends the waiting for the server.
+func (w *commandWatch) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.closed = true
 	w.changed.Broadcast()
 }
 
-// fromServer is the client, as the server's octets go to it.
+// fromServer is the client as the writer for the server's octets.
 type fromServer struct {
-	*watch
+	*commandWatch
 	client io.Writer
 }
 
-// Write takes notice before the client can.
+// Write records the server's answers before the client can see them.
 func (s fromServer) Write(p []byte) (int, error) {
-	s.hear(p)
+	s.observe(p)
 	n, err := s.client.Write(p)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.talking = !s.heard.over()
+	s.midResponse = !s.response.done()
 	return n, err
 }
 
-func (w *watch) hear(p []byte) {
+// observe reads the server's octets.
+func (w *commandWatch) observe(p []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.talking = true
+	w.midResponse = true
 	for len(p) > 0 {
-		n, line := w.heard.take(p)
+		n, line := w.response.scan(p)
 		p = p[n:]
 		switch {
 		case line == "":
 		case line[0] == '+':
-			w.decide(goOn)
+			w.decideLocked(continues)
 		case line[0] != '*':
-			w.answered(line)
+			w.completeLocked(line)
 		}
 	}
 }
 
-// answered takes the answer to a command.
-func (w *watch) answered(line string) {
+// completeLocked records the tagged response to a command.
+func (w *commandWatch) completeLocked(line string) {
 	tag, text, _ := strings.Cut(line, " ")
 	status, _, _ := strings.Cut(text, " ")
 	if !slices.Contains([]string{"OK", "NO", "BAD"}, strings.ToUpper(status)) {
@@ -377,39 +383,39 @@ func (w *watch) answered(line string) {
 		delete(w.open, tag)
 	}
 	if w.waiting == tag {
-		w.decide(refused)
+		w.decideLocked(refused)
 	}
 }
 
-func (w *watch) decide(v verdict) {
+func (w *commandWatch) decideLocked(v verdict) {
 	if w.waiting != "" && w.verdict == undecided {
 		w.verdict = v
 		w.changed.Broadcast()
 	}
 }
 
-// between reports whether the client is between two responses.
-func (w *watch) between() bool {
+// betweenResponses reports whether the client has all of the last response.
+func (w *commandWatch) betweenResponses() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return !w.talking
+	return !w.midResponse
 }
 
-// An answer is a response of the server's, as far as it has come.
-type answer struct {
-	head    []byte // of its first line
-	tail    []byte // of the line
-	goesOn  bool   // behind a literal
-	literal int64
-	begun   bool // a line has
+// A responseScanner finds the beginnings of the server's responses.
+type responseScanner struct {
+	head      []byte // the beginning of the response's first line
+	tail      []byte // the end of the line
+	continued bool   // the line continues a response after a literal
+	literal   int64
+	inLine    bool // a line has begun
 }
 
-// over reports whether all of it has come.
-func (r *answer) over() bool { return !r.begun && !r.goesOn && r.literal == 0 }
+// done reports whether the last response is complete.
+func (r *responseScanner) done() bool { return !r.inLine && !r.continued && r.literal == 0 }
 
-// take takes octets of p. It returns how many and, when the first line of a
-// response has ended, how that began.
-func (r *answer) take(p []byte) (n int, line string) {
+// scan reads octets of p and returns how many. When the first line of a response
+// is complete, it returns the beginning of that line.
+func (r *responseScanner) scan(p []byte) (n int, line string) {
 	if r.literal > 0 {
 		n = int(min(r.literal, int64(len(p))))
 		r.literal -= int64(n)
@@ -420,34 +426,34 @@ func (r *answer) take(p []byte) (n int, line string) {
 	if !ended {
 		n = len(p)
 	}
-	r.begun = true
-	if room := watchedHead - len(r.head); !r.goesOn && room > 0 {
+	r.inLine = true
+	if room := watchedHeadSize - len(r.head); !r.continued && room > 0 {
 		r.head = append(r.head, p[:min(n, room)]...)
 	}
-	r.tail = append(r.tail, p[max(0, n-watchedTail):n]...)
-	r.tail = append(r.tail[:0], r.tail[max(0, len(r.tail)-watchedTail):]...)
+	r.tail = append(r.tail, p[max(0, n-watchedTailSize):n]...)
+	r.tail = append(r.tail[:0], r.tail[max(0, len(r.tail)-watchedTailSize):]...)
 	if !ended {
 		return n, ""
 	}
-	if !r.goesOn {
+	if !r.continued {
 		line = strings.TrimRight(string(r.head), "\r\n")
 	}
 	literal, more := wire.TrailingLiteral(r.tail)
-	data := r.goesOn || isData(line)
-	r.head, r.tail, r.begun = r.head[:0], r.tail[:0], false
-	if r.goesOn = more && data; r.goesOn {
+	data := r.continued || isData(line)
+	r.head, r.tail, r.inLine = r.head[:0], r.tail[:0], false
+	if r.continued = more && data; r.continued {
 		r.literal = literal.Size
 	}
 	return n, line
 }
 
-// isData reports whether a line that begins so can have literals: in the text of
-// a status response {5} is just text.
+// isData reports whether a response with this first line may contain literals. In
+// the text of a status response, {5} is text.
 func isData(line string) bool {
 	text, untagged := strings.CutPrefix(line, "* ")
 	name, _, _ := strings.Cut(text, " ")
 	return untagged && !wire.Response{Name: strings.ToUpper(name)}.Status()
 }
 
-// banned tells whether err is that of a session that must not go on.
-func banned(err error) bool { return errors.Is(err, proxy.ErrForbidden) }
+// isForbidden reports whether err is that of a session that must not go on.
+func isForbidden(err error) bool { return errors.Is(err, proxy.ErrForbidden) }

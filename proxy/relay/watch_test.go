@@ -14,14 +14,15 @@ import (
 	"postern/proxy/wire"
 )
 
-// A literate server understands IMAP as RFC 3501 has it, and answers at once. It
-// refuses the literals that wait, IDLE and AUTHENTICATE of which refuse says so. A
-// strict one takes a literal that does not wait for text where no literal may be.
-type literate struct {
-	w       *watch
+// A literalServer reads IMAP as RFC 3501 defines it and answers at once. It
+// refuses the synchronizing literals and the IDLE and AUTHENTICATE commands for
+// which refuse returns true. A strict one takes a non-synchronizing literal for
+// text where the grammar allows no literal.
+type literalServer struct {
+	w       *commandWatch
 	strict  bool
 	refuse  func(n int) bool
-	asked   int
+	waits   int
 	in      []byte
 	command []byte // with the literals that have come
 	literal int64
@@ -30,22 +31,22 @@ type literate struct {
 	names   []string
 }
 
-func (s *literate) say(format string, args ...any) {
+func (s *literalServer) send(format string, args ...any) {
 	_, _ = fromServer{s.w, io.Discard}.Write(fmt.Appendf(nil, format+"\r\n", args...))
 }
 
-func (s *literate) Write(p []byte) (int, error) {
+func (s *literalServer) Write(p []byte) (int, error) {
 	s.in = append(s.in, p...)
 	for s.step() {
 	}
-	if s.w.waiting != "" && s.w.verdict == undecided { // nothing more comes from here
+	if s.w.waiting != "" && s.w.verdict == undecided { // this server sends nothing more
 		s.w.close()
 	}
 	return len(p), nil
 }
 
-// step takes a line or a literal.
-func (s *literate) step() bool {
+// step reads a line or a literal.
+func (s *literalServer) step() bool {
 	if s.literal > 0 {
 		k := min(s.literal, int64(len(s.in)))
 		s.literal -= k
@@ -59,15 +60,15 @@ func (s *literate) step() bool {
 	line := bytes.Clone(s.in[:end])
 	s.in = s.in[end:]
 	if s.mode != "" {
-		s.say("* 1 FETCH (BODY[] {19}\r\n%.2s OK {5}\r\n+ trap\r\n)", s.tag+" ")
-		s.say("%s OK over", s.tag)
+		s.send("* 1 FETCH (BODY[] {19}\r\n%.2s OK {5}\r\n+ trap\r\n)", s.tag+" ")
+		s.send("%s OK over", s.tag)
 		s.mode = ""
 		return true
 	}
 	fields := strings.Fields(string(line))
 	if len(s.command) == 0 {
 		if len(fields) < 2 {
-			s.say("* BAD what")
+			s.send("* BAD what")
 			return true
 		}
 		s.tag = fields[0]
@@ -81,41 +82,42 @@ func (s *literate) step() bool {
 	name := s.names[len(s.names)-1]
 	no := false
 	if more && literal.Sync || name == "IDLE" || name == "AUTHENTICATE" {
-		no = s.refuse(s.asked)
-		s.asked++
+		no = s.refuse(s.waits)
+		s.waits++
 	}
 	switch {
 	case no:
-		s.say("%s BAD no {5}", s.tag)
+		s.send("%s BAD no {5}", s.tag)
 		s.command = nil
 	case name == "IDLE" || name == "AUTHENTICATE":
-		s.say("+ go on")
+		s.send("+ go on")
 		s.mode, s.command = name, nil
 	case more && literal.Sync:
-		s.say("+ go on")
+		s.send("+ go on")
 		s.literal = literal.Size
 	case more:
 		s.literal = literal.Size
 	default:
-		s.say("* LIST () \"/\" {7}\r\n%s OK\r\n", "x")
-		s.say("%s OK done", s.tag)
+		s.send("* LIST () \"/\" {7}\r\n%s OK\r\n", "x")
+		s.send("%s OK done", s.tag)
 		s.command = nil
 	}
 	return true
 }
 
-// misplaced finds a literal that is the first or second word of a line, or stands
-// behind another octet than those that precede an argument, or within a quoted string.
+// misplaced matches a literal where a strict server allows none: as the first or
+// second word of a line, after an octet that cannot precede an argument, or
+// within a quoted string.
 var misplaced = regexp.MustCompile(`(?s)^\s*(\S+\s+)?\S*\{\d+\+}\r?\n$|[^ (~]~?\{\d+\+}\r?\n$|` +
 	`^([^"]|"([^"\\]|\\.)*")*"([^"\\]|\\.)*\r?\n$`)
 
-// watched sends in to a literate server in pieces, and returns the names of the
-// commands that it got.
-func watched(in string, size int, refuse func(int) bool) (names []string, err error) {
-	return send(in, size, &literate{refuse: refuse})
+// watchCommands sends in to a literalServer in parts, and returns the names of
+// the commands that it got.
+func watchCommands(in string, size int, refuse func(int) bool) (names []string, err error) {
+	return watchCommandsOf(in, size, &literalServer{refuse: refuse})
 }
 
-func send(in string, size int, s *literate) (names []string, err error) {
+func watchCommandsOf(in string, size int, s *literalServer) (names []string, err error) {
 	w := newWatch("IMAP4rev1 LITERAL+ UNAUTHENTICATE")
 	s.w = w
 	for in != "" && err == nil {
@@ -167,14 +169,14 @@ func TestWatchFindsForbiddenCommands(t *testing.T) {
 		{"behind a command", "a NOOP{18+}\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
 		{"behind a parenthesis", "a STORE 1 FLAGS ({18+}\r\nb UNAUTHENTICATE)\r\nc NOOP\r\n", never, "STORE NOOP|"},
 		{"of many digits", "a SELECT {" + strings.Repeat("0", 40) + "18+}\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
-		{"of as many as are kept", "a SELECT {" + strings.Repeat("0", watchedTail-2) + "+}\r\nb NOOP\r\n", never, "|forbidden"},
+		{"of as many as are kept", "a SELECT {" + strings.Repeat("0", watchedTailSize-2) + "+}\r\nb NOOP\r\n", never, "|forbidden"},
 		{"behind a tag with a tab", "a\tb UNAUTHENTICATE\r\n", never, "|forbidden"},
 		{"behind a tag with NUL", "a\x00b UNAUTHENTICATE\r\n", never, "|forbidden"},
 		{"behind one with an octet that is not ASCII", "a\xa0b UNAUTHENTICATE\r\n", never, "|forbidden"},
 		{"blank lines", "\r\n\r\na\r\nb UNAUTHENTICATE\r\n", never, "|forbidden"},
 	} {
 		for size := 1; size <= len(test.in); size++ {
-			names, err := watched(test.in, size, test.refuse)
+			names, err := watchCommands(test.in, size, test.refuse)
 			end := ""
 			if errors.Is(err, proxy.ErrForbidden) {
 				end = "forbidden"
@@ -188,7 +190,7 @@ func TestWatchFindsForbiddenCommands(t *testing.T) {
 	}
 }
 
-func TestWatchTakesLiteralsThatDoNotWaitAsTheServerOffersThem(t *testing.T) {
+func TestWatchAllowsNonSynchronizingLiteralsThatTheServerOffers(t *testing.T) {
 	for _, test := range []struct {
 		capabilities string
 		size         int
@@ -204,14 +206,14 @@ func TestWatchTakesLiteralsThatDoNotWaitAsTheServerOffersThem(t *testing.T) {
 	}
 }
 
-func TestWatchBoundsWhatIsNotAnswered(t *testing.T) {
+func TestWatchBoundsOpenCommands(t *testing.T) {
 	w := newWatch("")
 	var err error
 	n := 0
-	for ; err == nil && n < 2*mostCommands; n++ {
+	for ; err == nil && n < 2*maxOpenCommands; n++ {
 		_, err = fromClient{w, io.Discard}.Write(fmt.Appendf(nil, "a%d NOOP\r\n", n))
 	}
-	if !errors.Is(err, proxy.ErrForbidden) || n != mostCommands+1 {
+	if !errors.Is(err, proxy.ErrForbidden) || n != maxOpenCommands+1 {
 		t.Errorf("%v after %d commands", err, n)
 	}
 	w = newWatch("")
@@ -221,8 +223,8 @@ func TestWatchBoundsWhatIsNotAnswered(t *testing.T) {
 	}
 }
 
-// FuzzWatch: whatever a client sends, in whatever pieces, a server that reads IMAP
-// as RFC 3501 has it gets no forbidden command.
+// FuzzWatch checks that a server that reads IMAP as RFC 3501 defines it gets no
+// forbidden command, whatever a client sends, and in whatever parts.
 func FuzzWatch(f *testing.F) {
 	f.Add("a APPEND x {18}\r\nb UNAUTHENTICATE\r\nc IDLE\r\nd UNAUTHENTICATE\r\n", uint8(3), uint8(1))
 	f.Add("a AUTHENTICATE X\r\nb {5+}\r\nc COMPRESS DEFLATE\r\nd SEARCH ~{3+}\r\nxxx {1}\r\n", uint8(5), uint8(2))
@@ -230,7 +232,7 @@ func FuzzWatch(f *testing.F) {
 	f.Add("a LOGIN \"x {18+}\r\nb UNAUTHENTICATE\r\nc LIST \"\" x{18+}\r\nd UNAUTHENTICATE\r\n", uint8(50), uint8(0))
 	f.Fuzz(func(t *testing.T, in string, size, refuse uint8) {
 		for _, strict := range []bool{false, true} {
-			names, _ := send(in, int(size)+1, &literate{strict: strict, refuse: func(n int) bool { return refuse>>(n%8)&1 == 1 }})
+			names, _ := watchCommandsOf(in, int(size)+1, &literalServer{strict: strict, refuse: func(n int) bool { return refuse>>(n%8)&1 == 1 }})
 			for _, name := range names {
 				if name == "UNAUTHENTICATE" || name == "COMPRESS" {
 					t.Fatalf("%q in pieces of %d: the server (strict: %t) got %q", in, int(size)+1, strict, names)
@@ -246,7 +248,7 @@ func TestWatchedSessionEndsWithBYE(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		client, near := proxytest.Pipe(t)
 		backend, server := proxytest.Pipe(t)
-		s := &spliced{client: client, server: server, done: make(chan error, 1)}
+		s := &spliceFixture{client: client, server: server, done: make(chan error, 1)}
 		if secure {
 			cert, pool := proxytest.Cert(t)
 			s.client = proxytest.ClientTLS(client, pool)
@@ -258,7 +260,7 @@ func TestWatchedSessionEndsWithBYE(t *testing.T) {
 		} else {
 			s.conn = proxy.NewConn(near, proxy.Client{ID: "7"}, nil, 0)
 		}
-		session := &IMAP{Server: "main", Conn: backend.(Leg), Watched: "IMAP4rev1 LITERAL+ UNAUTHENTICATE"}
+		session := &IMAP{Server: "main", Conn: backend.(Upstream), Watched: "IMAP4rev1 LITERAL+ UNAUTHENTICATE"}
 		go func() {
 			s.done <- session.Run(t.Context(), s.conn)
 			_, _ = session.Close(), s.conn.Close()
@@ -284,17 +286,16 @@ func TestWatchedSessionEndsWithBYE(t *testing.T) {
 			C: d UNAUTHENTICATE
 			S: \* BYE This command is not to be had here (session 7)
 			S: <EOF>`)
-		s.ended(t, proxy.ErrForbidden)
+		s.waitEnd(t, proxy.ErrForbidden)
 	}
 }
 
-// A client that has sent more than the server has asked for is not waited for
-// when the server leaves.
+// A command that waits for the server ends when the server closes.
 func TestWatchEndsWithTheServer(t *testing.T) {
 	client, near := proxytest.Pipe(t)
 	backend, server := proxytest.Pipe(t)
-	s := &spliced{client: client, server: server, done: make(chan error, 1), conn: proxy.NewConn(near, proxy.Client{}, nil, 0)}
-	session := &IMAP{Server: "main", Conn: backend.(Leg), Watched: "UNAUTHENTICATE"}
+	s := &spliceFixture{client: client, server: server, done: make(chan error, 1), conn: proxy.NewConn(near, proxy.Client{}, nil, 0)}
+	session := &IMAP{Server: "main", Conn: backend.(Upstream), Watched: "UNAUTHENTICATE"}
 	go func() {
 		s.done <- session.Run(t.Context(), s.conn)
 		_, _ = session.Close(), s.conn.Close()
@@ -302,5 +303,5 @@ func TestWatchEndsWithTheServer(t *testing.T) {
 	proxytest.Transcript(t, client, `C- a IDLE\r\nDONE\r\n`)
 	proxytest.Transcript(t, server, "S: a IDLE\n")
 	_ = server.Close()
-	s.ended(t, proxy.ErrBackendClosed)
+	s.waitEnd(t, proxy.ErrBackendClosed)
 }
