@@ -256,6 +256,11 @@ func (c *Conn) Watch(ctx context.Context) (watched context.Context, stop func())
 	old, done := c.readDeadline(), make(chan struct{})
 	go func() {
 		defer close(done)
+		defer func() {
+			if v := recover(); v != nil {
+				cancel(reportPanic(c.observe, c.Client, v))
+			}
+		}()
 		if err := c.keep(); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			cancel(err)
 		}

@@ -15,7 +15,7 @@ import (
 
 // What Run may return, besides the causes of its context.
 var (
-	ErrIdle          = errors.New("nothing to do")                  // not an end: park the session
+	ErrIdle          = errors.New("nothing to do")                  // not an end: Run is called again when the client sends something
 	ErrQuit          = errors.New("client said goodbye")            // QUIT, LOGOUT; nil says the same
 	ErrClientClosed  = errors.New("client closed the connection")   // without goodbye
 	ErrBackendClosed = errors.New("backend closed the connection")  // first
@@ -62,10 +62,9 @@ const (
 	StepWaiting               // the answer is known and held back
 	StepOpening               // the session is prepared: a maildrop listed
 	StepSession               // the client is served
-	StepParked                // nothing to do until the client speaks
 )
 
-var steps = [...]string{"arriving", "handshake", "login", "verifying", "waiting", "opening", "session", "parked"}
+var steps = [...]string{"arriving", "handshake", "login", "verifying", "waiting", "opening", "session"}
 
 // String returns the step's name.
 func (s Step) String() string { return steps[s] }
@@ -81,22 +80,33 @@ func (s *Server) live(c *conn) {
 		c.Interrupt(context.Cause(c.ctx))
 		time.AfterFunc(goodbye, c.Abort)
 	})
-	if err := s.shield(c, s.serve); err != nil {
+	if err := s.protect(c, s.serve); err != nil {
 		s.end(c, err)
 		return
 	}
-	go func() { s.end(c, s.shield(c, s.resume)) }()
+	go func() { s.end(c, s.protect(c, s.resume)) }()
 }
 
-// shield makes an error of a panic: a bug ends one connection.
-func (s *Server) shield(c *conn, step func(*conn) error) (err error) {
+// protect runs a step of a connection. It reports a panic and returns it as an
+// error: a bug ends one connection and never the process.
+func (s *Server) protect(c *conn, step func(*conn) error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.observe(Panicked{Client: c.Client, Value: v, Stack: debug.Stack()})
-			err = fmt.Errorf("panic: %v", v)
+			err = reportPanic(s.observe, c.Client, v)
 		}
 	}()
 	return step(c)
+}
+
+// reportPanic emits Panicked for the value of a recovered panic, and returns the
+// panic as an error. It survives an observer that panics as well.
+func reportPanic(observe func(Event), client Client, value any) (err error) {
+	defer func() { _ = recover() }()
+	err = fmt.Errorf("panic: %v", value)
+	if observe != nil {
+		observe(Panicked{Client: client, Value: value, Stack: debug.Stack()})
+	}
+	return err
 }
 
 // serve is the life of a connection up to its session.
@@ -135,10 +145,10 @@ func (s *Server) serve(c *conn) error {
 	}
 }
 
-// resume serves the session, after serve and after each parking.
+// resume serves the session after serve, until its end.
 func (s *Server) resume(c *conn) error {
+	c.at(StepSession)
 	for {
-		c.at(StepSession)
 		err := c.session.Run(c.ctx, c.Conn)
 		if !errors.Is(err, ErrIdle) {
 			return err
@@ -260,19 +270,17 @@ func (s *Server) try(c *conn, l *Login) (err error) {
 	}
 	c.asked = l.Account
 	c.at(StepVerifying)
-	session, err := s.ask(c, l, &attempt)
-	if err != nil {
+	if err = s.ask(c, l, &attempt); err != nil {
 		return err
 	}
-	if r, ok := session.(Reporter); ok {
+	if r, ok := c.session.(Reporter); ok {
 		attempt.Backend = r.Backend()
 	}
 	c.at(StepOpening)
-	if c.welcome, err = session.Open(c.ctx); err != nil {
-		_ = session.Close()
+	if c.welcome, err = c.session.Open(c.ctx); err != nil {
+		c.closeSession()
 		return err
 	}
-	c.session = session
 	account, backend := l.Account, attempt.Backend // pointers into the others would hold all of them
 	c.account.Store(&account)
 	c.backend.Store(&backend)
@@ -283,7 +291,7 @@ func (s *Server) try(c *conn, l *Login) (err error) {
 
 // ask reserves with the guard, asks the backend, and settles, whatever happens.
 // A wrong answer is held back for the time the guard wants.
-func (s *Server) ask(c *conn, l *Login, attempt *Attempt) (session Session, err error) {
+func (s *Server) ask(c *conn, l *Login, attempt *Attempt) (err error) {
 	err = Refuse(Internal, nil) // what a panic settles with: not a guess
 	settled := false
 	defer func() {
@@ -296,7 +304,7 @@ func (s *Server) ask(c *conn, l *Login, attempt *Attempt) (session Session, err 
 	l.Watch = nil
 	if err == nil {
 		err = Refuse(Internal, nil)
-		session, err = c.verify(l)
+		err = c.verify(l)
 	}
 	settled = true
 	delay := c.permit.Settle(err)
@@ -309,25 +317,33 @@ func (s *Server) ask(c *conn, l *Login, attempt *Attempt) (session Session, err 
 		l.Secret.Clear()
 		if left := c.Wait(c.ctx, delay); left != nil {
 			attempt.Err = err // known although nobody waits for it
-			return nil, left
+			return left
 		}
 	}
-	return session, err
+	return err
 }
 
 // verify asks the backend, and then the guard once more if it wants to be.
-func (c *conn) verify(l *Login) (Session, error) {
+func (c *conn) verify(l *Login) error {
 	session, err := c.svc.Backend.Login(c.ctx, l)
 	if err != nil {
-		return nil, err
+		return err
 	}
+	c.session = session // from here on end closes it, should a step panic
 	if g, ok := c.permit.(Confirmer); ok {
 		if err := g.Confirm(c.ctx, l); err != nil {
-			_ = session.Close()
-			return nil, err
+			c.closeSession()
+			return err
 		}
 	}
-	return session, nil
+	return nil
+}
+
+// closeSession closes a session that the client never got.
+func (c *conn) closeSession() {
+	session := c.session
+	c.session = nil
+	_ = session.Close()
 }
 
 // refusal returns what of err the client may learn, or nil. A connection that
@@ -348,10 +364,9 @@ func (c *conn) refusal(err error) *Refusal {
 	return &told
 }
 
-// park waits until the client speaks. It keeps a goroutine: what a session
-// holds is given back by Run before it returns ErrIdle.
+// park waits until the client sends something. It keeps the goroutine; Run has
+// released what the session need not hold before it returns ErrIdle.
 func (s *Server) park(c *conn) error {
-	c.at(StepParked)
 	_ = c.SetReadDeadline(deadline(c.svc.Idle))
 	if err := c.WaitInput(); errors.Is(err, os.ErrDeadlineExceeded) {
 		return ErrIdleTimeout
@@ -368,18 +383,22 @@ func deadline(idle time.Duration) time.Time {
 	return time.Now().Add(idle)
 }
 
-// end is the only end of a connection.
+// end is the only end of a connection and runs once. Each step of it is
+// protected on its own: a panic in one must not keep the others from releasing
+// what the connection holds.
 func (s *Server) end(c *conn, err error) {
 	defer s.wg.Done()
 	c.stop()
 	how := c.how(err)
-	if c.permit != nil {
-		_ = c.Close()
-	} else { // never admitted: worth no patience
-		c.Abort()
-	}
+	s.release(c, func() {
+		if c.permit != nil {
+			_ = c.Close()
+		} else { // never admitted: worth no patience
+			c.Abort()
+		}
+	})
 	if c.session != nil { // after the client, which may wait for our end
-		_ = c.session.Close()
+		s.release(c, func() { _ = c.session.Close() })
 	}
 	s.mu.Lock()
 	delete(s.conns, c)
@@ -388,16 +407,21 @@ func (s *Server) end(c *conn, err error) {
 	if c.permit == nil {
 		return
 	}
-	c.permit.Leave()
+	s.release(c, c.permit.Leave)
 	info := c.info()
 	closed := Closed{
 		Client: c.Client, Account: info.Account, Backend: info.Backend, Duration: time.Since(c.since),
 		Received: c.Received(), Sent: c.Sent(), End: how, Err: err,
 	}
 	if r, ok := c.session.(Reporter); ok {
-		closed.Totals = r.Totals()
+		s.release(c, func() { closed.Totals = r.Totals() })
 	}
-	s.observe(closed)
+	s.release(c, func() { s.observe(closed) })
+}
+
+// release runs a step of end.
+func (s *Server) release(c *conn, step func()) {
+	_ = s.protect(c, func(*conn) error { step(); return nil })
 }
 
 // how names an end.

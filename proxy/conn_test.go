@@ -96,6 +96,8 @@ type house struct {
 	sheds   []context.CancelCauseFunc
 	admit   error
 	session func() proxy.Session
+
+	leavePanics bool
 }
 
 func (h *house) Admit(_ proxy.Client, shed context.CancelCauseFunc) (proxy.Permit, error) {
@@ -119,7 +121,14 @@ func (h *house) Settle(err error) time.Duration {
 	return h.delay
 }
 
-func (h *house) Leave() { h.mu.Lock(); h.left++; h.mu.Unlock() }
+func (h *house) Leave() {
+	h.mu.Lock()
+	h.left++
+	h.mu.Unlock()
+	if h.leavePanics {
+		panic("bug in Leave")
+	}
+}
 
 func (h *house) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) {
 	h.mu.Lock()
@@ -606,6 +615,108 @@ func TestPanicEndsOneConnectionOnly(t *testing.T) {
 		C: LOGIN alice right
 		S: OK welcome
 	`)
+}
+
+// A buggy session panics in one of its methods.
+type buggy struct {
+	echo
+	in string
+}
+
+func (b *buggy) Open(ctx context.Context) (string, error) {
+	if b.in == "Open" {
+		panic("bug in Open")
+	}
+	return b.echo.Open(ctx)
+}
+
+func (b *buggy) Run(ctx context.Context, client *proxy.Conn) error {
+	if b.in == "Run" {
+		panic("bug in Run")
+	}
+	return b.echo.Run(ctx, client)
+}
+
+func (b *buggy) Close() error {
+	_ = b.echo.Close()
+	if b.in == "Close" {
+		panic("bug in Close")
+	}
+	return nil
+}
+
+func (b *buggy) Totals() proxy.Totals {
+	if b.in == "Totals" {
+		panic("bug in Totals")
+	}
+	return b.echo.Totals()
+}
+
+// Criterion: A panic in any method of a session, in the guard or in an observer ends one connection: the process goes on, the session is closed once, the permit is left once, the client is disconnected and the end is reported once.
+func TestPanicAtTheEndOfAConnectionEndsNothingElse(t *testing.T) {
+	t.Parallel()
+	for _, in := range []string{"Open", "Run", "Close", "Totals", "Leave", "Observe"} {
+		h, d := &house{}, newDiary()
+		h.session = func() proxy.Session { return &buggy{echo: echo{h: h}, in: in} }
+		h.leavePanics = in == "Leave"
+		dial, s := start(t, h, d, func(_ *proxy.Service, s *proxy.Server) {
+			if in == "Observe" {
+				s.Observer = proxy.Observers{d, panicking{}}
+			}
+		})
+		end := proxy.EndQuit
+		c := dial()
+		proxytest.Transcript(t, c, `
+			S: OK hello
+			C: LOGIN alice right
+		`)
+		switch in {
+		case "Open", "Run":
+			end = proxy.EndError
+		default:
+			proxytest.Transcript(t, c, `
+				S: OK welcome
+				C: QUIT
+				S: OK bye
+			`)
+		}
+		if rest, err := io.ReadAll(c); err != nil || in != "Run" && len(rest) > 0 {
+			t.Errorf("%s: the client reads %q, %v after the end", in, rest, err)
+		}
+		d.wantEnd(t, end)
+		eventually(t, "the connection is forgotten", func() bool { return len(s.Sessions()) == 0 })
+		if err := s.Shutdown(t.Context(), 0); err != nil {
+			t.Errorf("%s: Shutdown: %v", in, err)
+		}
+		if h.closed != 1 || h.left != 1 {
+			t.Errorf("%s: session closed %d times, permit left %d times, want once each", in, h.closed, h.left)
+		}
+		panics, ends := 0, 0
+		for _, e := range d.events {
+			switch e := e.(type) {
+			case proxy.Panicked:
+				if panics++; len(e.Stack) == 0 || e.Client.ID == "" {
+					t.Errorf("%s: %+v", in, e)
+				}
+			case proxy.Closed:
+				ends++
+			}
+		}
+		if panics != 1 || ends != 1 {
+			t.Errorf("%s: %d panics and %d ends are reported, want one each", in, panics, ends)
+		}
+	}
+}
+
+// A panicking observer panics at the end of a connection, and again when that is
+// reported.
+type panicking struct{}
+
+func (panicking) Observe(e proxy.Event) {
+	switch e.(type) {
+	case proxy.Closed, proxy.Panicked:
+		panic("bug in Observe")
+	}
 }
 
 func TestShutdownLetsSessionsEnd(t *testing.T) {

@@ -143,8 +143,7 @@ func sessionsCommand() *cobra.Command {
 		Long: `List the connections that are open, the oldest first. The state is where a
 connection is: handshake (TLS), login (up to complete credentials), verifying
 (they are checked), waiting (the answer is known and held back), opening (a
-maildrop is listed), session (the client is served) or parked (nothing to do
-until the client speaks).`,
+maildrop is listed) or session (the client is served).`,
 		Args: cobra.NoArgs,
 	}
 	path, chosen := configFlag(cmd), filterFlags(cmd)
