@@ -121,7 +121,7 @@ func connected(conn net.Conn, capabilities string, more ...net.Conn) Dial {
 	conns := append([]net.Conn{conn}, more...)
 	return func(context.Context, *proxy.Login) (net.Conn, string, error) {
 		if len(conns) == 0 {
-			return nil, "", proxy.Refuse(proxy.Unavailable, errors.New("connection refused"))
+			return nil, "", proxy.NewRefusal(proxy.Unavailable, errors.New("connection refused"))
 		}
 		next := conns[0]
 		conns = conns[1:]
@@ -294,7 +294,7 @@ func dialIMAP(addr string) Dial {
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, "tcp", addr)
 		if err != nil {
-			return nil, "", proxy.Refuse(proxy.Unavailable, err)
+			return nil, "", proxy.NewRefusal(proxy.Unavailable, err)
 		}
 		r := bufio.NewReader(conn)
 		_, _ = fmt.Fprintf(conn, "a LOGIN %s %s\r\n", l.Account, l.Secret.Reveal())
@@ -302,14 +302,14 @@ func dialIMAP(addr string) Dial {
 			line, err := r.ReadString('\n')
 			if err != nil {
 				_ = conn.Close()
-				return nil, "", proxy.Refuse(proxy.Unavailable, err)
+				return nil, "", proxy.NewRefusal(proxy.Unavailable, err)
 			}
 			if strings.HasPrefix(line, "a OK") {
 				return conn, line, nil
 			}
 			if strings.HasPrefix(line, "a ") {
 				_ = conn.Close()
-				return nil, "", proxy.Refuse(proxy.Wrong, errors.New("server said no"))
+				return nil, "", proxy.NewRefusal(proxy.Wrong, errors.New("server said no"))
 			}
 		}
 	}

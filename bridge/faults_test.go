@@ -81,7 +81,7 @@ func TestReconnectAfterSilence(t *testing.T) {
 		}()
 		s := &session{
 			backend: &Backend{Name: "main", Dial: func(context.Context, *proxy.Login) (net.Conn, string, error) {
-				return nil, "", proxy.Refuse(proxy.Unavailable, errors.New("connection refused"))
+				return nil, "", proxy.NewRefusal(proxy.Unavailable, errors.New("connection refused"))
 			}},
 			login: &proxy.Login{Account: "alice"}, inbox: newInbox(near, capabilities, time.Minute), drop: newMaildrop([]message{{uid: 11}}, 7),
 		}
@@ -109,7 +109,7 @@ func TestRefusedReloginIsTemporary(t *testing.T) {
 			if string(l.Secret.Reveal()) != "secret" {
 				t.Error("not the session's secret")
 			}
-			return nil, "", proxy.Refuse(proxy.Wrong, errors.New("no"))
+			return nil, "", proxy.NewRefusal(proxy.Wrong, errors.New("no"))
 		}
 		return first(ctx, l)
 	}})

@@ -225,7 +225,7 @@ func (s *session) evictable(ctx context.Context, client *proxy.Conn) (context.Co
 		return ctx, func() {}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	over := proxy.Refuse(proxy.Kicked, errTakenOver)
+	over := proxy.NewRefusal(proxy.Kicked, errTakenOver)
 	k.listen(func() {
 		cancel(over)
 		client.Interrupt(over)

@@ -69,7 +69,7 @@ func TestWaitingForALockEndsWithItsContext(t *testing.T) {
 	}
 	defer first.release()
 	ctx, cancel := context.WithCancelCause(t.Context())
-	kicked := proxy.Refuse(proxy.Kicked, nil)
+	kicked := proxy.NewRefusal(proxy.Kicked, nil)
 	cancel(kicked)
 	if _, err := locks.acquire(ctx, "a", Wait); !errors.Is(err, kicked) {
 		t.Errorf("got %v, want %v", err, kicked)

@@ -159,7 +159,7 @@ func newLife(seed uint64, k kind, log *strings.Builder) *life {
 		Dial: func(context.Context, *proxy.Login) (net.Conn, string, error) {
 			conn := b.dial()
 			if conn == nil {
-				return nil, "", proxy.Refuse(proxy.Unavailable, errors.New("connection refused"))
+				return nil, "", proxy.NewRefusal(proxy.Unavailable, errors.New("connection refused"))
 			}
 			return conn, b.capabilities, nil
 		},

@@ -169,7 +169,7 @@ func TestWaitingForATurnEndsWithItsContext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kicked := proxy.Refuse(proxy.Kicked, nil)
+	kicked := proxy.NewRefusal(proxy.Kicked, nil)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(kicked)
 	if _, err := q.enter(ctx, "b"); !errors.Is(err, kicked) {

@@ -443,7 +443,7 @@ func TestKickWithinABodyCutsIt(t *testing.T) {
 		C: <EOF>
 	`)
 	proxytest.Transcript(t, r.conn, "C: RETR 1\nS: +OK *\nS- Subject:")
-	kicked := proxy.Refuse(proxy.Kicked, nil)
+	kicked := proxy.NewRefusal(proxy.Kicked, nil)
 	r.cancel(kicked)
 	if rest, _ := io.ReadAll(r.conn); len(rest) > 0 {
 		t.Errorf("after the kick %q", rest)

@@ -415,7 +415,7 @@ func TestKickIsSaidAndDeletesNothing(t *testing.T) {
 		C: DELE 1
 		S: +OK *
 	`)
-	kicked := proxy.Refuse(proxy.Kicked, nil)
+	kicked := proxy.NewRefusal(proxy.Kicked, nil)
 	r.cancel(kicked)
 	proxytest.Transcript(t, r.conn, `
 		S: -ERR \[SYS/TEMP] Disconnected by an administrator (session ID42)
@@ -490,7 +490,7 @@ func TestOpeningEndsWithItsContext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kicked := proxy.Refuse(proxy.Kicked, nil)
+	kicked := proxy.NewRefusal(proxy.Kicked, nil)
 	time.AfterFunc(20*time.Millisecond, func() { cancel(kicked) })
 	if _, err := session.Open(ctx); !errors.Is(err, kicked) {
 		t.Errorf("Open = %v, want %v", err, kicked)
@@ -499,7 +499,7 @@ func TestOpeningEndsWithItsContext(t *testing.T) {
 }
 
 func TestRefusedLoginIsPassedOn(t *testing.T) {
-	wrong := proxy.Refuse(proxy.Wrong, nil)
+	wrong := proxy.NewRefusal(proxy.Wrong, nil)
 	b := &Backend{Dial: func(context.Context, *proxy.Login) (net.Conn, string, error) { return nil, "", wrong }}
 	secret := proxy.NewSecret([]byte("secret"))
 	if _, err := b.Login(t.Context(), &proxy.Login{Secret: secret}); !errors.Is(err, wrong) {

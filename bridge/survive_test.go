@@ -250,7 +250,7 @@ func (s *survival) run() {
 	}
 	b.Dial = func(context.Context, *proxy.Login) (net.Conn, string, error) {
 		if s.dials++; s.dials > 1 && s.random.IntN(10) == 0 {
-			return nil, "", proxy.Refuse(proxy.Unavailable, errors.New("nobody there"))
+			return nil, "", proxy.NewRefusal(proxy.Unavailable, errors.New("nobody there"))
 		}
 		if s.dials > 1 && !b.StableBodies && s.random.IntN(6) == 0 {
 			s.office.rewrite(s.random)

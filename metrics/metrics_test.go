@@ -76,7 +76,7 @@ func everything(c proxy.Client, text string) []proxy.Event {
 		proxy.Handshake{Client: c, Result: text, Err: err},
 		proxy.Handshake{Client: c, Result: proxy.HandshakeOK},
 		proxy.Attempt{Client: c, Via: text, User: text, Account: text},
-		proxy.Attempt{Client: c, Via: text, User: text, Err: proxy.Refuse(proxy.Wrong, err)},
+		proxy.Attempt{Client: c, Via: text, User: text, Err: proxy.NewRefusal(proxy.Wrong, err)},
 		proxy.Attempt{Client: c, Judgement: proxy.Judgement{Tier: text, Bucket: text}},
 		proxy.PolicyAsked{Command: text, Result: text, Err: err},
 		proxy.Opened{Client: c, Account: text, Backend: text},
@@ -313,7 +313,7 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			`connections_open{listener="pop3s",protocol="pop3"} 1`,
 		}},
 		{"a refused connection", []proxy.Event{
-			proxy.Rejected{Client: pop3, Err: proxy.Refuse(proxy.TooMany, nil)},
+			proxy.Rejected{Client: pop3, Err: proxy.NewRefusal(proxy.TooMany, nil)},
 			proxy.Rejected{Client: pop3, Err: io.EOF},
 		}, []string{
 			`connections_rejected_total{listener="pop3s",reason="other"} 1`,
@@ -416,10 +416,10 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			`backend_up{backend="main",protocol="imap"} 1`,
 		}},
 		{"a backend that fails after the connection was made", []proxy.Event{
-			proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Err: proxy.Refuse(proxy.Unavailable, io.EOF)},
-			proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Err: proxy.Refuse(proxy.MailboxFull, io.EOF)},
-			proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Err: proxy.Refuse(proxy.Wrong, io.EOF)},
-			proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Err: proxy.Refuse(proxy.Unavailable, fmt.Errorf("read: %w", net.ErrClosed))},
+			proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Err: proxy.NewRefusal(proxy.Unavailable, io.EOF)},
+			proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Err: proxy.NewRefusal(proxy.MailboxFull, io.EOF)},
+			proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Err: proxy.NewRefusal(proxy.Wrong, io.EOF)},
+			proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Err: proxy.NewRefusal(proxy.Unavailable, fmt.Errorf("read: %w", net.ErrClosed))},
 			proxy.Closed{Client: client("submissions", proxy.Submission), Account: "alice", Backend: "main", End: proxy.EndBackendClosed},
 			proxy.Closed{Client: client("imaps", proxy.IMAP), Account: "alice", Backend: "main", End: proxy.EndBackendClosed},
 		}, []string{
@@ -509,7 +509,7 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 		{"a panic", []proxy.Event{proxy.Panicked{Client: pop3, Value: "boom"}}, []string{`panics_total 1`}},
 		{"what nobody announced", []proxy.Event{
 			proxy.Accepted{Client: client("new", proxy.IMAP)},
-			proxy.Attempt{Client: pop3, Via: proxy.ViaLoginCommand, Err: proxy.Refuse(proxy.Unsupported, nil)},
+			proxy.Attempt{Client: pop3, Via: proxy.ViaLoginCommand, Err: proxy.NewRefusal(proxy.Unsupported, nil)},
 		}, []string{
 			`auth_attempts_total{mechanism="other",protocol="other",result="unsupported_mechanism"} 1`,
 			`connections_accepted_total{listener="other",protocol="other"} 1`,
@@ -535,7 +535,7 @@ func TestEachReasonHasItsResult(t *testing.T) {
 		proxy.MailboxFull: "temporary_failure", proxy.TooSoon: "rate_limited",
 	}
 	for _, reason := range proxy.Reasons() {
-		if got := resultOf(fmt.Errorf("log in: %w", proxy.Refuse(reason, io.EOF))); got != want[reason] {
+		if got := resultOf(fmt.Errorf("log in: %w", proxy.NewRefusal(reason, io.EOF))); got != want[reason] {
 			t.Errorf("result of %s = %s, want %s", reason, got, want[reason])
 		}
 		if temporary := want[reason] == resultTemporary || want[reason] == resultThrottled; temporary != reason.Temporary() {

@@ -64,17 +64,17 @@ func TestEachLoginHasOneEvent(t *testing.T) {
 		},
 		{
 			"wrong",
-			proxy.Attempt{Err: proxy.Refuse(proxy.Wrong, nil), Delay: 1990 * time.Millisecond, Judgement: proxy.Judgement{Tier: "known_good"}},
+			proxy.Attempt{Err: proxy.NewRefusal(proxy.Wrong, nil), Delay: 1990 * time.Millisecond, Judgement: proxy.Judgement{Tier: "known_good"}},
 			map[string]any{"reason": "wrong", "account_hash": nil, "delay": "1.99s", "err": nil},
 		},
 		{
 			"wrong again",
-			proxy.Attempt{Err: proxy.Refuse(proxy.Wrong, nil), Judgement: proxy.Judgement{Tier: "known_good", Repeat: true}},
+			proxy.Attempt{Err: proxy.NewRefusal(proxy.Wrong, nil), Judgement: proxy.Judgement{Tier: "known_good", Repeat: true}},
 			map[string]any{"reason": "wrong", "account_hash": nil, "repeat": true, "err": nil},
 		},
 		{
 			"throttled",
-			proxy.Attempt{Err: proxy.Refuse(proxy.Throttled, nil), Judgement: proxy.Judgement{Tier: "stranger_used", Bucket: "pair", RetryAfter: 90 * time.Second}},
+			proxy.Attempt{Err: proxy.NewRefusal(proxy.Throttled, nil), Judgement: proxy.Judgement{Tier: "stranger_used", Bucket: "pair", RetryAfter: 90 * time.Second}},
 			map[string]any{"reason": "throttled", "account_hash": nil, "bucket": "pair", "retry_after": "1m30s", "err": nil},
 		},
 		{
@@ -117,7 +117,7 @@ func TestOddNamesAreOneLineOfJSON(t *testing.T) {
 			a.Known = func(string) bool { return known }
 			client := visitor
 			client.TLS = &tls.ConnectionState{ServerName: odd, NegotiatedProtocol: odd}
-			e := proxy.Attempt{Client: client, Via: proxy.ViaPlain, User: odd, Account: odd, ID: map[string]string{odd: odd}, Err: proxy.Refuse(proxy.Wrong, nil)}
+			e := proxy.Attempt{Client: client, Via: proxy.ViaPlain, User: odd, Account: odd, ID: map[string]string{odd: odd}, Err: proxy.NewRefusal(proxy.Wrong, nil)}
 			a.Observe(e)
 			wantPlain(t, fieldsOf(t, out))
 			out.Reset()
@@ -129,7 +129,7 @@ func TestOddNamesAreOneLineOfJSON(t *testing.T) {
 			wantPlain(t, fieldsOf(t, out))
 			var failures bytes.Buffer
 			a.Failures = &failures
-			e.Err = proxy.Refuse(proxy.Wrong, nil)
+			e.Err = proxy.NewRefusal(proxy.Wrong, nil)
 			a.Observe(e)
 			if line := failures.String(); strings.Count(line, "\n") != 1 || strings.ContainsAny(line, "\r\x00\x1b\u202e") || strings.Count(line, ">") != 2 {
 				t.Errorf("the line of the failure is %q", line)
@@ -156,7 +156,7 @@ func TestFail2banReadsTheFailures(t *testing.T) {
 	a.Known = func(account string) bool { return account == "alice" }
 	var failures bytes.Buffer
 	a.Failures = &failures
-	wrong := proxy.Refuse(proxy.Wrong, nil)
+	wrong := proxy.NewRefusal(proxy.Wrong, nil)
 	var want []string
 	for i, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
 		for j, e := range []proxy.Attempt{
@@ -164,9 +164,9 @@ func TestFail2banReadsTheFailures(t *testing.T) {
 			{Account: "bob", User: "bob", Err: wrong, Via: proxy.ViaOAuthBearer},
 			{Account: "alice", Err: wrong, Judgement: proxy.Judgement{Repeat: true}},
 			{Account: "alice", Err: wrong, Judgement: proxy.Judgement{Bucket: "policy_server"}},
-			{Account: "alice", Err: proxy.Refuse(proxy.Throttled, nil)},
-			{Account: "alice", Err: proxy.Refuse(proxy.Unavailable, nil)},
-			{Account: "alice", Err: proxy.Refuse(proxy.Malformed, nil)},
+			{Account: "alice", Err: proxy.NewRefusal(proxy.Throttled, nil)},
+			{Account: "alice", Err: proxy.NewRefusal(proxy.Unavailable, nil)},
+			{Account: "alice", Err: proxy.NewRefusal(proxy.Malformed, nil)},
 			{Account: "alice"},
 		} {
 			e.Client = visitor

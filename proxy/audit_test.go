@@ -24,7 +24,7 @@ var visitor = proxy.Client{
 }
 
 func refused(name string) proxy.Attempt {
-	return proxy.Attempt{Client: visitor, Via: proxy.ViaUserPass, User: name, Account: name, Err: proxy.Refuse(proxy.Wrong, nil)}
+	return proxy.Attempt{Client: visitor, Via: proxy.ViaUserPass, User: name, Account: name, Err: proxy.NewRefusal(proxy.Wrong, nil)}
 }
 
 // Criterion: a name that nobody has logged in with is never written: people type passwords into the user field.

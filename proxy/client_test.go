@@ -120,7 +120,7 @@ func TestWaitKeepsOnlySoMuch(t *testing.T) {
 
 func TestInterruptCannotBeUndone(t *testing.T) {
 	c := feed(t, "")
-	cause := Refuse(Kicked, nil)
+	cause := NewRefusal(Kicked, nil)
 	c.Interrupt(cause)
 	if err := c.SetReadDeadline(time.Now().Add(time.Hour)); !errors.Is(err, cause) {
 		t.Errorf("SetReadDeadline: %v", err)

@@ -218,7 +218,7 @@ func (s *Server) secure(c *conn) error {
 	}
 	switch c.handshakeResult(err) {
 	case HandshakeSilent, HandshakeBadProtocol:
-		return Refuse(Plaintext, err)
+		return NewRefusal(Plaintext, err)
 	}
 	return fmt.Errorf("TLS handshake: %w", err)
 }
@@ -230,7 +230,7 @@ func (s *Server) login(c *conn, d Dialogue) (*Login, error) {
 	login, err := d.Login(c.ctx)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, Refuse(TimedOut, errTooSlow)
+		return nil, NewRefusal(TimedOut, errTooSlow)
 	case errors.Is(err, ErrEarlyTLS):
 		s.observe(Handshake{Client: c.Client, Result: HandshakeEarly, Err: err})
 	}
@@ -266,7 +266,7 @@ func (s *Server) try(c *conn, l *Login) (err error) {
 		}
 	}()
 	if l.Account, err = c.svc.Account(l.User); err != nil {
-		return Refuse(Malformed, err)
+		return NewRefusal(Malformed, err)
 	}
 	c.asked = l.Account
 	c.at(StepVerifying)
@@ -292,7 +292,7 @@ func (s *Server) try(c *conn, l *Login) (err error) {
 // ask reserves with the guard, asks the backend, and settles, whatever happens.
 // A wrong answer is held back for the time the guard wants.
 func (s *Server) ask(c *conn, l *Login, attempt *Attempt) (err error) {
-	err = Refuse(Internal, nil) // what a panic settles with: not a guess
+	err = NewRefusal(Internal, nil) // what a panic settles with: not a guess
 	settled := false
 	defer func() {
 		if !settled {
@@ -303,7 +303,7 @@ func (s *Server) ask(c *conn, l *Login, attempt *Attempt) (err error) {
 	err = c.permit.Try(c.ctx, l)
 	l.Watch = nil
 	if err == nil {
-		err = Refuse(Internal, nil)
+		err = NewRefusal(Internal, nil)
 		err = c.verify(l)
 	}
 	settled = true

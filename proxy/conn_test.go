@@ -56,7 +56,7 @@ func (d *plain) Login(ctx context.Context) (*proxy.Login, error) {
 				return nil, err
 			}
 		case words[0] == "LOGIN" && d.tls && d.Client.TLS == nil:
-			return nil, proxy.Refuse(proxy.Plaintext, nil)
+			return nil, proxy.NewRefusal(proxy.Plaintext, nil)
 		case words[0] == "LOGIN" && len(words) == 3:
 			return &proxy.Login{Via: proxy.ViaPlain, User: words[1], Secret: proxy.NewSecret([]byte(words[2]))}, nil
 		default:
@@ -109,7 +109,7 @@ func (h *house) Admit(_ proxy.Client, shed context.CancelCauseFunc) (proxy.Permi
 
 func (h *house) Try(_ context.Context, l *proxy.Login) error {
 	if string(l.Secret.Reveal()) == "throttled" {
-		return proxy.Refuse(proxy.Throttled, nil)
+		return proxy.NewRefusal(proxy.Throttled, nil)
 	}
 	return nil
 }
@@ -147,9 +147,9 @@ func (h *house) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) 
 	case "panic":
 		panic("a bug")
 	case "away":
-		return nil, proxy.Refuse(proxy.Unavailable, errors.New("connection refused"))
+		return nil, proxy.NewRefusal(proxy.Unavailable, errors.New("connection refused"))
 	}
-	return nil, proxy.Refuse(proxy.Wrong, nil)
+	return nil, proxy.NewRefusal(proxy.Wrong, nil)
 }
 
 // An echo answers each line with itself.
@@ -387,7 +387,7 @@ func TestListenerThatOnlyRefuses(t *testing.T) {
 type refuser struct{ plain }
 
 func (r *refuser) Login(context.Context) (*proxy.Login, error) {
-	return nil, proxy.Refuse(proxy.Plaintext, nil)
+	return nil, proxy.NewRefusal(proxy.Plaintext, nil)
 }
 
 func TestOAuthFailureHasItsChallenge(t *testing.T) {
@@ -551,7 +551,7 @@ func TestGuardShedsAStranger(t *testing.T) {
 		S: OK hello
 	`)
 	h.mu.Lock()
-	h.sheds[0](proxy.Refuse(proxy.TooMany, nil))
+	h.sheds[0](proxy.NewRefusal(proxy.TooMany, nil))
 	h.mu.Unlock()
 	proxytest.Transcript(t, c, `
 		S: BYE too_many
@@ -562,7 +562,7 @@ func TestGuardShedsAStranger(t *testing.T) {
 
 func TestRejectedConnectionIsClosedWithoutAWord(t *testing.T) {
 	t.Parallel()
-	h, d := &house{admit: proxy.Refuse(proxy.TooMany, nil)}, newDiary()
+	h, d := &house{admit: proxy.NewRefusal(proxy.TooMany, nil)}, newDiary()
 	dial, _ := start(t, h, d, nil)
 	if rest, _ := io.ReadAll(dial()); len(rest) > 0 {
 		t.Errorf("said %q", rest)
@@ -856,7 +856,7 @@ func (d *leaky) Login(ctx context.Context) (*proxy.Login, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l, proxy.Refuse(proxy.Plaintext, nil)
+	return l, proxy.NewRefusal(proxy.Plaintext, nil)
 }
 
 // A crowded guard lets every attempt wait until there is a place.
@@ -878,7 +878,7 @@ func (g *crowded) Try(ctx context.Context, l *proxy.Login) error {
 		return nil
 	case <-ctx.Done():
 		g.causes <- context.Cause(ctx)
-		return proxy.Refuse(proxy.Unavailable, nil)
+		return proxy.NewRefusal(proxy.Unavailable, nil)
 	}
 }
 

@@ -17,13 +17,13 @@ const ACMETLS = "acme-tls/1"
 
 var errChallenge = errors.New("a certificate authority's challenge was answered")
 
-// Watch makes config tell the Conn of each handshake what the client offers
+// InstrumentTLS makes config record, for the Conn of each handshake, what the client offers
 // and which certificate it gets, so that a failure can be explained. It returns
 // config.
 //
 // GetConfigForClient never returns another Config: that one would use the keys
 // of session tickets of this one.
-func Watch(config *tls.Config) *tls.Config {
+func InstrumentTLS(config *tls.Config) *tls.Config {
 	choose := config.GetCertificate
 	config.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 		if t, ok := h.Conn.(*transport); ok {

@@ -39,7 +39,7 @@ func serveTLS(b *testing.B) (address string, roots *x509.CertPool) {
 	s := &proxy.Server{Guard: &house{}}
 	err = s.Apply([]proxy.Binding{{Listener: ln, Service: &proxy.Service{
 		Name: "imap", Protocol: proxy.IMAP, Dialogue: func(c *proxy.Conn) proxy.Dialogue { return greeter{c} },
-		TLS: proxy.Watch(&tls.Config{
+		TLS: proxy.InstrumentTLS(&tls.Config{
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil },
 			MinVersion:     proxy.Modern.MinVersion(), CipherSuites: proxy.Modern.CipherSuites(),
 			NextProtos: []string{"imap"},

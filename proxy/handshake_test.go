@@ -19,7 +19,7 @@ import (
 // profiled returns the configuration of a listener with an RSA certificate.
 func profiled(t *testing.T, cert tls.Certificate, p proxy.Profile) *tls.Config {
 	t.Helper()
-	return proxy.Watch(&tls.Config{
+	return proxy.InstrumentTLS(&tls.Config{
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil },
 		MinVersion:     p.MinVersion(), CipherSuites: p.CipherSuites(), NextProtos: []string{"imap", proxy.ACMETLS},
 	})

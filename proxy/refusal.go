@@ -99,8 +99,8 @@ func (r *Refusal) Error() string {
 
 func (r *Refusal) Unwrap() error { return r.Err }
 
-// Refuse returns a Refusal for reason, with err for the log.
-func Refuse(reason Reason, err error) *Refusal { return &Refusal{Reason: reason, Err: err} }
+// NewRefusal returns a Refusal for reason, with err for the log.
+func NewRefusal(reason Reason, err error) *Refusal { return &Refusal{Reason: reason, Err: err} }
 
 // ReasonOf returns the Reason of the first Refusal in err's tree, or 0.
 func ReasonOf(err error) Reason {

@@ -302,7 +302,7 @@ func (s *Server) Shutdown(ctx context.Context, spread time.Duration) error {
 		_ = ln.Close()
 	}
 	s.mu.Unlock()
-	down := Refuse(ShuttingDown, nil)
+	down := NewRefusal(ShuttingDown, nil)
 	s.kick(down, func(c *conn) bool { return !c.open.Load() })
 
 	done := make(chan struct{})
@@ -358,7 +358,7 @@ func (s *Server) Sessions() []SessionInfo {
 // Kick ends the connections that match, with a goodbye, and returns how many
 // they are.
 func (s *Server) Kick(match func(SessionInfo) bool) int {
-	return s.kick(Refuse(Kicked, nil), func(c *conn) bool { return match(c.info()) })
+	return s.kick(NewRefusal(Kicked, nil), func(c *conn) bool { return match(c.info()) })
 }
 
 func (s *Server) kick(cause *Refusal, match func(*conn) bool) (n int) {

@@ -60,15 +60,15 @@ func busy() *Page {
 			p.Observe(proxy.Attempt{})
 		}
 		for range i % 7 {
-			p.Observe(proxy.Attempt{Err: proxy.Refuse(proxy.Wrong, nil)})
+			p.Observe(proxy.Attempt{Err: proxy.NewRefusal(proxy.Wrong, nil)})
 		}
 		if i > 60 && i < 66 {
 			for range 90 {
-				p.Observe(proxy.Attempt{Err: proxy.Refuse(proxy.Throttled, nil)})
-				p.Observe(proxy.Attempt{Err: proxy.Refuse(proxy.Unavailable, nil)})
+				p.Observe(proxy.Attempt{Err: proxy.NewRefusal(proxy.Throttled, nil)})
+				p.Observe(proxy.Attempt{Err: proxy.NewRefusal(proxy.Unavailable, nil)})
 			}
 		}
-		p.Observe(proxy.Attempt{Err: proxy.Refuse(proxy.Plaintext, nil)})
+		p.Observe(proxy.Attempt{Err: proxy.NewRefusal(proxy.Plaintext, nil)})
 		c.now = c.now.Add(slotTime)
 	}
 	return p

@@ -148,7 +148,7 @@ func TestServerGetsTwoAllowRequestsAndAReport(t *testing.T) {
 		}
 		s = &Server{Header: proxy.NewSecret([]byte("Authorization: Basic eDp5"))}
 		f.requests = nil
-		_, _, _, _ = attempt(t, f, s, proxy.Refuse(proxy.Wrong, nil))
+		_, _, _, _ = attempt(t, f, s, proxy.NewRefusal(proxy.Wrong, nil))
 		if got := f.header.Get("Authorization"); got != "Basic eDp5" {
 			t.Errorf("Authorization is %q", got)
 		}
@@ -162,7 +162,7 @@ func TestServerGetsTwoAllowRequestsAndAReport(t *testing.T) {
 // backend, a number of seconds delays what is wrong, no answer in time lets go
 // on, or refuses where the operator says so; with log_only nothing of it.
 func TestGuardObeysTheServer(t *testing.T) {
-	wrong := proxy.Refuse(proxy.Wrong, nil)
+	wrong := proxy.NewRefusal(proxy.Wrong, nil)
 	second := func(first, then string) func(request) (int, string) {
 		n := 0
 		return func(request) (int, string) {
@@ -184,7 +184,7 @@ func TestGuardObeysTheServer(t *testing.T) {
 		commands string
 	}{
 		{name: "allow, wrong", answer: always(200, `{"status":0}`), backend: wrong, reason: proxy.Wrong, settled: "wrong", delay: 2 * time.Second, commands: "allow report"},
-		{name: "allow, unknown", answer: always(200, `{"status":0}`), backend: proxy.Refuse(proxy.Unavailable, nil), reason: proxy.Unavailable, settled: "untried", commands: "allow"},
+		{name: "allow, unknown", answer: always(200, `{"status":0}`), backend: proxy.NewRefusal(proxy.Unavailable, nil), reason: proxy.Unavailable, settled: "untried", commands: "allow"},
 		{name: "reject", answer: always(200, `{"status":-1}`), reason: proxy.Throttled, settled: "untried", delay: 2 * time.Second, commands: "allow report"},
 		{name: "reject the right password", answer: second(`{"status":0}`, `{"status":-1}`), reason: proxy.Wrong, settled: "untried", delay: 2 * time.Second, commands: "allow allow report"},
 		{name: "tarpit, wrong", answer: always(200, `{"status":7}`), backend: wrong, reason: proxy.Wrong, settled: "wrong", delay: 7 * time.Second, commands: "allow report"},
@@ -251,7 +251,7 @@ func TestServerGetsNoRequestAboutAttemptsThatTheGuardRefuses(t *testing.T) {
 			l.Secret = proxy.NewSecret(fmt.Append(nil, i))
 			err := permit.Try(t.Context(), l)
 			if err == nil {
-				err = proxy.Refuse(proxy.Wrong, nil)
+				err = proxy.NewRefusal(proxy.Wrong, nil)
 			}
 			permit.Settle(err)
 		}

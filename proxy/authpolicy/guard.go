@@ -104,10 +104,10 @@ func (p *permit) check(ctx context.Context, reason proxy.Reason) error {
 		return nil
 	case err != nil && p.server.RejectOnFail:
 		p.refused = true
-		return proxy.Refuse(proxy.Unavailable, fmt.Errorf("%w: %w", ErrRejected, err))
+		return proxy.NewRefusal(proxy.Unavailable, fmt.Errorf("%w: %w", ErrRejected, err))
 	case status < 0:
 		p.refused = true
-		return proxy.Refuse(reason, ErrRejected)
+		return proxy.NewRefusal(reason, ErrRejected)
 	case status > 0:
 		p.until = begun.Add(min(time.Duration(min(status, 3600))*time.Second, maxTarpit))
 	}
@@ -122,7 +122,7 @@ func (p *permit) Settle(err error) time.Duration {
 	if p.refused {
 		// For the decorated guard the attempt is neither a guess nor a success, and
 		// its answer is delayed like the decorated guard's own refusals.
-		err = proxy.Refuse(proxy.Throttled, ErrRejected)
+		err = proxy.NewRefusal(proxy.Throttled, ErrRejected)
 	}
 	delay := p.Permit.Settle(err)
 	if r == nil {

@@ -211,7 +211,7 @@ func (e *tlsError) Unwrap() error { return e.err }
 
 // unavailable is the Refusal for whatever is not the client's fault.
 func (s *Server) unavailable(err error) *proxy.Refusal {
-	return proxy.Refuse(proxy.Unavailable, fmt.Errorf("backend %s, %s: %w", s.Name, s.Protocol, err))
+	return proxy.NewRefusal(proxy.Unavailable, fmt.Errorf("backend %s, %s: %w", s.Name, s.Protocol, err))
 }
 
 // settle tells how the server has answered credentials.

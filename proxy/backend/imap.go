@@ -64,14 +64,14 @@ func (s *Server) LoginIMAP(ctx context.Context, l *proxy.Login) (conn *Conn, cap
 // The dialogue in front does so, too; this is the last gate.
 func sendable(l *proxy.Login) error {
 	if carriers[l.Mechanism] == nil {
-		return proxy.Refuse(proxy.Unsupported, fmt.Errorf("mechanism %s", l.Mechanism))
+		return proxy.NewRefusal(proxy.Unsupported, fmt.Errorf("mechanism %s", l.Mechanism))
 	}
 	// The octet 1 ends the parts of OAuth's messages.
 	if strings.ContainsAny(l.Account, "\x00\x01\r\n") || slices.ContainsFunc(l.Secret.Reveal(), breaksLine) {
-		return proxy.Refuse(proxy.Malformed, errors.New("NUL, CR or LF in the credentials"))
+		return proxy.NewRefusal(proxy.Malformed, errors.New("NUL, CR or LF in the credentials"))
 	}
 	if carriers[l.Mechanism][0] != mechPlain && slices.ContainsFunc(l.Secret.Reveal(), func(c byte) bool { return c <= ' ' || c > '~' }) {
-		return proxy.Refuse(proxy.Malformed, errors.New("what is no token: RFC 6750 section 2.1"))
+		return proxy.NewRefusal(proxy.Malformed, errors.New("what is no token: RFC 6750 section 2.1"))
 	}
 	return nil
 }

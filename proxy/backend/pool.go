@@ -190,7 +190,7 @@ func (s *Server) unready(err error) *proxy.Refusal {
 }
 
 func (p *Pool) unavailable(err error) *proxy.Refusal {
-	return proxy.Refuse(proxy.Unavailable, fmt.Errorf("backend %s, %s: %w", p.Name, p.Protocol, err))
+	return proxy.NewRefusal(proxy.Unavailable, fmt.Errorf("backend %s, %s: %w", p.Name, p.Protocol, err))
 }
 
 // Why there is no member for a login.

@@ -187,7 +187,7 @@ func enhancedStatus(r wire.Reply) string {
 }
 
 func (s *Server) refuse(v verdict, err error) *proxy.Refusal {
-	r := proxy.Refuse(v.reason, fmt.Errorf("backend %s, %s: %w", s.Name, s.Protocol, err))
+	r := proxy.NewRefusal(v.reason, fmt.Errorf("backend %s, %s: %w", s.Name, s.Protocol, err))
 	r.Doubtful = v.doubtful
 	return r
 }

@@ -281,9 +281,9 @@ func TestAnAttemptThatIsBrokenOff(t *testing.T) {
 		free  bool
 	}{
 		{nil, false},
-		{proxy.Refuse(proxy.ShuttingDown, nil), true},
-		{proxy.Refuse(proxy.Kicked, nil), true},
-		{proxy.Refuse(proxy.TooMany, nil), false},
+		{proxy.NewRefusal(proxy.ShuttingDown, nil), true},
+		{proxy.NewRefusal(proxy.Kicked, nil), true},
+		{proxy.NewRefusal(proxy.TooMany, nil), false},
 		{context.DeadlineExceeded, false},
 	} {
 		ctx, cancel := context.WithCancelCause(t.Context())

@@ -11,7 +11,7 @@ import (
 // replaces every day, belong to one configuration, and so a session that began
 // under one profile is resumed under no other.
 func (s *Store) TLS(protocol string, profile proxy.Profile) *tls.Config {
-	return proxy.Watch(&tls.Config{
+	return proxy.InstrumentTLS(&tls.Config{
 		GetCertificate: s.GetCertificate,
 		MinVersion:     profile.MinVersion(),
 		CipherSuites:   profile.CipherSuites(),

@@ -46,7 +46,7 @@ func (b *backend) Login(_ context.Context, l *proxy.Login) (proxy.Session, error
 		return session{}, nil
 	}
 	if l.User != user || string(l.Secret.Reveal()) != password {
-		return nil, proxy.Refuse(proxy.Wrong, nil)
+		return nil, proxy.NewRefusal(proxy.Wrong, nil)
 	}
 	return session{}, nil
 }
@@ -346,7 +346,7 @@ func converse(t *testing.T, protocol string, config *tls.Config, in []byte) {
 				t.Fatalf("user %q", login.User)
 			}
 			login.Secret.Clear()
-			r = proxy.Refuse(reasons[len(in)%len(reasons)], nil)
+			r = proxy.NewRefusal(reasons[len(in)%len(reasons)], nil)
 		}
 		if err := d.Refuse(r); err != nil {
 			break

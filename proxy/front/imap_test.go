@@ -179,11 +179,11 @@ func TestIMAPSaysGoodbyeAfterThreeWrongPasswords(t *testing.T) {
 // Criterion: A backend that is away is UNAVAILABLE, never AUTHENTICATIONFAILED, however often.
 func TestIMAPTemporaryIsNotWrong(t *testing.T) {
 	f := serve(t, proxy.IMAP, 0)
-	f.answer["a"] = proxy.Refuse(proxy.Unavailable, errors.New("dial tcp: connection refused"))
-	f.answer["b"] = proxy.Refuse(proxy.Throttled, nil)
-	f.answer["c"] = proxy.Refuse(proxy.ProtocolOff, nil)
+	f.answer["a"] = proxy.NewRefusal(proxy.Unavailable, errors.New("dial tcp: connection refused"))
+	f.answer["b"] = proxy.NewRefusal(proxy.Throttled, nil)
+	f.answer["c"] = proxy.NewRefusal(proxy.ProtocolOff, nil)
 	f.answer["d"] = &proxy.Refusal{Reason: proxy.Unavailable, Text: "[ALERT] Wartung\r\n* OK bis 12 Uhr: früher nicht"}
-	f.answer["e"] = proxy.Refuse(proxy.TooMany, nil)
+	f.answer["e"] = proxy.NewRefusal(proxy.TooMany, nil)
 	f.play(t, greetingIMAP+`
 		C: 1 LOGIN a x
 		S: 1 NO [UNAVAILABLE] The mail server is temporarily unavailable: try again later (session *)
@@ -468,7 +468,7 @@ func TestRefusalBeforeTheGreetingIsOne(t *testing.T) {
 	} {
 		tp := &tape{}
 		d := newDialogue(protocol, proxy.NewConn(tp, proxy.Client{ID: "abc"}, nil, 0), Options{})
-		r := proxy.Refuse(proxy.Plaintext, nil)
+		r := proxy.NewRefusal(proxy.Plaintext, nil)
 		if err := d.Refuse(r); !errors.Is(err, r) {
 			t.Errorf("%s: Refuse = %v, want the refusal", protocol, err)
 		}

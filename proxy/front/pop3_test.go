@@ -158,9 +158,9 @@ func TestPOP3NonsenseEnds(t *testing.T) {
 // Criterion: Three wrong passwords end the connection, one does not; temporary is SYS/TEMP, never AUTH.
 func TestPOP3TellsTemporaryFromWrong(t *testing.T) {
 	f := serve(t, proxy.POP3, 0)
-	f.answer["a"] = proxy.Refuse(proxy.Unavailable, errors.New("dial"))
-	f.answer["b"] = proxy.Refuse(proxy.InUse, nil)
-	f.answer["c"] = proxy.Refuse(proxy.ProtocolOff, nil)
+	f.answer["a"] = proxy.NewRefusal(proxy.Unavailable, errors.New("dial"))
+	f.answer["b"] = proxy.NewRefusal(proxy.InUse, nil)
+	f.answer["c"] = proxy.NewRefusal(proxy.ProtocolOff, nil)
 	f.answer["d"] = &proxy.Refusal{Reason: proxy.Throttled, Text: strings.Repeat("long ", 200)}
 	f.play(t, greetingPOP3+`
 		C- USER a\r\nPASS x\r\nUSER b\r\nPASS x\r\nUSER c\r\nPASS x\r\nUSER d\r\nPASS x\r\n

@@ -17,7 +17,7 @@ type Refuser struct{ proxy.Dialogue }
 
 // Login implements proxy.Dialogue. It waits for nothing.
 func (Refuser) Login(context.Context) (*proxy.Login, error) {
-	return nil, proxy.Refuse(proxy.Plaintext, nil)
+	return nil, proxy.NewRefusal(proxy.Plaintext, nil)
 }
 
 // Refuse implements proxy.Dialogue.

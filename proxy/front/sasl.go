@@ -60,7 +60,7 @@ type exchange struct {
 // writing.
 func (d *dialogue) exchange(mechanism string, initial []byte) (*proxy.Login, error) {
 	if !slices.Contains(d.mechanisms(), mechanism) {
-		return nil, proxy.Refuse(proxy.Unsupported, nil)
+		return nil, proxy.NewRefusal(proxy.Unsupported, nil)
 	}
 	x := &exchange{d, initial}
 	var login *proxy.Login
@@ -100,7 +100,7 @@ func (x *exchange) respond(challenge string) ([]byte, error) {
 	}
 	line, err := x.c.ReadLine(maxResponse)
 	if errors.Is(err, proxy.ErrLineTooLong) {
-		return nil, proxy.Refuse(proxy.Malformed, err)
+		return nil, proxy.NewRefusal(proxy.Malformed, err)
 	} else if err != nil {
 		return nil, err
 	}
@@ -113,7 +113,7 @@ func (x *exchange) respond(challenge string) ([]byte, error) {
 
 func decoded(msg []byte, err error) ([]byte, error) {
 	if err != nil {
-		return nil, proxy.Refuse(proxy.Malformed, err)
+		return nil, proxy.NewRefusal(proxy.Malformed, err)
 	}
 	return msg, nil
 }
@@ -126,11 +126,11 @@ func (x *exchange) plain() (*proxy.Login, error) {
 	}
 	authzid, user, password, err := wire.ParsePlain(msg)
 	if err != nil {
-		return nil, proxy.Refuse(proxy.Malformed, err)
+		return nil, proxy.NewRefusal(proxy.Malformed, err)
 	}
 	// To act as somebody else is a master user's right, which nobody has here.
 	if len(authzid) > 0 && !bytes.Equal(authzid, user) {
-		return nil, proxy.Refuse(proxy.Malformed, errAuthzid)
+		return nil, proxy.NewRefusal(proxy.Malformed, errAuthzid)
 	}
 	return x.password(proxy.ViaPlain, user, password)
 }
@@ -162,7 +162,7 @@ func (x *exchange) bearer(mechanism string, parse func(msg []byte) (user, token 
 	x.oauth = true
 	user, token, err := parse(msg)
 	if err != nil {
-		return nil, proxy.Refuse(proxy.Malformed, err)
+		return nil, proxy.NewRefusal(proxy.Malformed, err)
 	}
 	return x.credentials(mechanism, via(mechanism), user, token)
 }
@@ -217,7 +217,7 @@ func (d *dialogue) password(via string, user, password []byte) (*proxy.Login, er
 func (d *dialogue) credentials(mechanism, via string, user, secret []byte) (*proxy.Login, error) {
 	login := &proxy.Login{Mechanism: mechanism, Via: via}
 	if len(user) == 0 || len(user) > maxUser || !plainText(user) {
-		return login, proxy.Refuse(proxy.Malformed, errUser)
+		return login, proxy.NewRefusal(proxy.Malformed, errUser)
 	}
 	login.User = string(user)
 	most := maxPassword
@@ -226,7 +226,7 @@ func (d *dialogue) credentials(mechanism, via string, user, secret []byte) (*pro
 	}
 	// An empty password is no password to some directories, and lets in.
 	if len(secret) == 0 || len(secret) > most || bytes.ContainsAny(secret, "\x00\r\n") {
-		return login, proxy.Refuse(proxy.Malformed, errPassword)
+		return login, proxy.NewRefusal(proxy.Malformed, errPassword)
 	}
 	login.Secret, login.Hello, login.Offer.Mechanisms = proxy.NewSecret(secret), d.hello, d.offer.Mechanisms
 	return login, nil

@@ -108,7 +108,7 @@ func TestBearerTokenThatCannotBeCheckedHasNoChallenge(t *testing.T) {
 	for _, p := range saslDialogues {
 		for _, m := range bearers {
 			f := serveOffer(t, p.protocol, 0, oauthOffer)
-			f.answer["bob"] = proxy.Refuse(proxy.Unavailable, errors.New("dial"))
+			f.answer["bob"] = proxy.NewRefusal(proxy.Unavailable, errors.New("dial"))
 			login := p.command + m.name + " " + string(m.message(nil, "bob", []byte(token)))
 			f.play(t, p.greeting+`
 				C: `+login+`
@@ -169,7 +169,7 @@ func TestBytesBeforeTheChallengeEnd(t *testing.T) {
 		if err := c.WaitInput(); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.Refuse(proxy.Refuse(proxy.Wrong, nil)); !errors.Is(err, errEarly) || strings.Contains(tp.out.String(), b64(`{"status":"invalid_token"}`)) {
+		if err := d.Refuse(proxy.NewRefusal(proxy.Wrong, nil)); !errors.Is(err, errEarly) || strings.Contains(tp.out.String(), b64(`{"status":"invalid_token"}`)) {
 			t.Errorf("%s: Refuse = %v, said %q", p.protocol, err, tp.out.String())
 		}
 	}

@@ -50,7 +50,7 @@ func (d *SMTP) greet() error {
 		return nil
 	}
 	if d.learn(); d.offer.Mechanisms == nil {
-		return proxy.Refuse(proxy.Unavailable, errNoOffer)
+		return proxy.NewRefusal(proxy.Unavailable, errNoOffer)
 	}
 	d.greeted = true
 	return d.say("220 " + d.options.Hostname + " ESMTP Postern")

@@ -208,10 +208,10 @@ func TestSMTPTellsTemporaryFromWrong(t *testing.T) {
 	auth := func(user string) string {
 		return "AUTH PLAIN " + string(wire.AppendPlain(nil, user, []byte("x")))
 	}
-	f.answer["a"] = proxy.Refuse(proxy.Unavailable, nil)
-	f.answer["b"] = proxy.Refuse(proxy.Throttled, nil)
-	f.answer["c"] = proxy.Refuse(proxy.ProtocolOff, nil)
-	f.answer["d"] = proxy.Refuse(proxy.Internal, errors.New("a bug"))
+	f.answer["a"] = proxy.NewRefusal(proxy.Unavailable, nil)
+	f.answer["b"] = proxy.NewRefusal(proxy.Throttled, nil)
+	f.answer["c"] = proxy.NewRefusal(proxy.ProtocolOff, nil)
+	f.answer["d"] = proxy.NewRefusal(proxy.Internal, errors.New("a bug"))
 	f.play(t, greetingSMTP+ehlo+`
 		C: `+auth("a")+`
 		S: 454 4.7.0 The mail server is temporarily unavailable: try again later (session *)

@@ -72,7 +72,7 @@ func inTheClear(via string, user []byte) (*proxy.Login, error) {
 	if len(user) <= maxUser && plainText(user) {
 		login.User = string(user)
 	}
-	return login, proxy.Refuse(proxy.Plaintext, errInClear)
+	return login, proxy.NewRefusal(proxy.Plaintext, errInClear)
 }
 
 // saslInTheClear is inTheClear for a SASL mechanism. The password is not looked at.

@@ -57,12 +57,12 @@ func (g *Guard) Admit(c proxy.Client, shed context.CancelCauseFunc) (proxy.Permi
 	*p = permit{guard: g, presence: presence{from: g.secret.originOf(c.Addr.Addr()), shed: shed}}
 	victim, err := g.admit(p, c.Service)
 	if victim != nil {
-		victim(proxy.Refuse(proxy.TooMany, ErrShed))
+		victim(proxy.NewRefusal(proxy.TooMany, ErrShed))
 	}
 	if err != nil {
 		*p = permit{}
 		g.permits.Put(p)
-		return nil, proxy.Refuse(proxy.TooMany, err)
+		return nil, proxy.NewRefusal(proxy.TooMany, err)
 	}
 	return p, nil
 }

@@ -180,7 +180,7 @@ func TestVerdict(t *testing.T) {
 			t.Errorf("attempt %d: %+v, want %+v", i, got, step.want)
 		}
 	}
-	err := proxy.Refuse(proxy.Throttled, &Denied{Tier: StrangerUsed, Bucket: Pair, RetryAfter: 90 * time.Second})
+	err := proxy.NewRefusal(proxy.Throttled, &Denied{Tier: StrangerUsed, Bucket: Pair, RetryAfter: 90 * time.Second})
 	if d, ok := errors.AsType[*Denied](error(err)); !ok || d.Bucket != Pair || err.Error() != "throttled: guard: no token of pair (stranger_used) for 1m30s" {
 		t.Errorf("%v", err)
 	}

@@ -15,8 +15,8 @@ import (
 )
 
 var (
-	errWrong = proxy.Refuse(proxy.Wrong, nil)
-	errAway  = proxy.Refuse(proxy.Unavailable, nil)
+	errWrong = proxy.NewRefusal(proxy.Wrong, nil)
+	errAway  = proxy.NewRefusal(proxy.Unavailable, nil)
 )
 
 // A clock is a Config.Now.
@@ -273,11 +273,11 @@ func TestClientsWithoutAddressShareABudget(t *testing.T) {
 
 // Criterion: What the backend did not call wrong costs nothing, a thousand times.
 func TestOnlyWrongIsCharged(t *testing.T) {
-	verified := proxy.Refuse(proxy.Wrong, nil)
+	verified := proxy.NewRefusal(proxy.Wrong, nil)
 	verified.Verified = true
 	for _, answer := range []error{
-		errAway, proxy.Refuse(proxy.InUse, nil), proxy.Refuse(proxy.TooMany, nil),
-		proxy.Refuse(proxy.Internal, nil), verified, fmt.Errorf("log in: %w", errAway), context.DeadlineExceeded,
+		errAway, proxy.NewRefusal(proxy.InUse, nil), proxy.NewRefusal(proxy.TooMany, nil),
+		proxy.NewRefusal(proxy.Internal, nil), verified, fmt.Errorf("log in: %w", errAway), context.DeadlineExceeded,
 	} {
 		s, _ := newServer(t, Config{})
 		s.answer = answer
@@ -355,7 +355,7 @@ func TestAnsweredWithoutTheBackend(t *testing.T) {
 // A server may say that an account is suspended before it looks at the password.
 func TestGuessAtASuspendedAccountIsOne(t *testing.T) {
 	s, at := newServer(t, Config{})
-	s.answer = proxy.Refuse(proxy.Suspended, nil)
+	s.answer = proxy.NewRefusal(proxy.Suspended, nil)
 	for range 100 { // its owner's client: it goes on, and hears why
 		if err := s.login("192.0.2.1", "alice", "once right"); proxy.ReasonOf(err) != proxy.Suspended {
 			t.Fatal(err)
@@ -378,7 +378,7 @@ func TestGuessAtASuspendedAccountIsOne(t *testing.T) {
 // Criterion: A password that is answered as temporary after the server had it costs what a wrong one does, and the same again nothing; its owner's client is told temporary each time.
 func TestDoubtfulIsToldAsTemporaryAndCharged(t *testing.T) {
 	s, at := newServer(t, Config{})
-	doubt := proxy.Refuse(proxy.Unavailable, nil)
+	doubt := proxy.NewRefusal(proxy.Unavailable, nil)
 	doubt.Doubtful = true
 	s.answer = doubt
 	for range 100 {

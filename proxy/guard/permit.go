@@ -99,7 +99,7 @@ func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 		p.startSession()
 		return nil
 	}
-	return proxy.Refuse(reason, denied)
+	return proxy.NewRefusal(reason, denied)
 }
 
 func (p *permit) subject(l *proxy.Login) subject {

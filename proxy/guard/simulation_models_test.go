@@ -64,7 +64,7 @@ func (p *postern) learn(now time.Duration, a *attempt) {
 	permit := a.kept.(proxy.Permit)
 	var err error
 	if !a.right() {
-		err = cmp.Or(a.how.answer, error(proxy.Refuse(proxy.Wrong, nil)))
+		err = cmp.Or(a.how.answer, error(proxy.NewRefusal(proxy.Wrong, nil)))
 	}
 	permit.Settle(err)
 	permit.Leave()

@@ -116,11 +116,11 @@ func (c crowd) atMost(most int, about ...int) crowd {
 // The answers to a wrong password that are not called wrong.
 var doubtfulAnswers = func() (all []error) {
 	for _, reason := range []proxy.Reason{proxy.Unavailable, proxy.TooMany, proxy.InUse, proxy.MailboxFull, proxy.Maintenance} {
-		r := proxy.Refuse(reason, nil)
+		r := proxy.NewRefusal(reason, nil)
 		r.Doubtful = true
 		all = append(all, r)
 	}
-	return append(all, proxy.Refuse(proxy.Suspended, nil))
+	return append(all, proxy.NewRefusal(proxy.Suspended, nil))
 }()
 
 // through has the nth attempt be made, and answered, in the nth of these ways.

@@ -44,7 +44,7 @@ func TestBYEIsSentBetweenTwoResponses(t *testing.T) {
 			go func() { _, _ = io.Copy(io.Discard, s.server) }()
 			_, _ = io.WriteString(s.server, test.said)
 			time.Sleep(test.before)
-			cause := proxy.Refuse(test.reason, nil)
+			cause := proxy.NewRefusal(test.reason, nil)
 			end(cause)
 			if err := <-s.done; !errors.Is(err, cause) {
 				t.Errorf("Run = %v, want the cause", err)

@@ -199,7 +199,7 @@ func carryMuch(t *testing.T, s *spliceFixture) {
 }
 
 func TestSpliceEndsWithItsContext(t *testing.T) {
-	cause := proxy.Refuse(proxy.Kicked, nil)
+	cause := proxy.NewRefusal(proxy.Kicked, nil)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	s := startSplice(t, ctx, true)
 	proxytest.Transcript(t, s.client, "C: a IDLE")

@@ -183,7 +183,7 @@ func unavailable(err error) error {
 	if proxy.ReasonOf(err) != 0 {
 		return err
 	}
-	return proxy.Refuse(proxy.Unavailable, err)
+	return proxy.NewRefusal(proxy.Unavailable, err)
 }
 
 // shorten makes somebody else's words fit for a log line.

@@ -21,7 +21,7 @@ type server struct {
 func (s *server) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) {
 	s.asked = append(s.asked, l.Account)
 	if string(l.Secret.Reveal()) != "right" {
-		return nil, proxy.Refuse(proxy.Wrong, nil)
+		return nil, proxy.NewRefusal(proxy.Wrong, nil)
 	}
 	return &session{server: s}, nil
 }
