@@ -20,8 +20,8 @@ type Guard struct {
 	Evictions, Shed     uint64 // since the start
 }
 
-// Judgements are the values that a proxy.Judgement's fields have.
-type Judgements struct{ Tiers, Buckets []string }
+// Decisions are the values that a proxy.Decision's fields have.
+type Decisions struct{ Tiers, Buckets []string }
 
 // guardian counts what the guard does.
 type guardian struct {
@@ -40,9 +40,9 @@ func (m *Metrics) guards() {
 	r := &m.registry
 	m.judged = r.counter("guard_attempts_total",
 		"Login attempts by how well their account knows the network, and by what the guard did; repeated: the same wrong password again.",
-		label("tier", m.config.Judgements.Tiers...), label("decision", letThrough, repeated, stopped))
+		label("tier", m.config.Decisions.Tiers...), label("decision", letThrough, repeated, stopped))
 	m.limited = r.counter("rate_limited_total", "Login attempts refused by a limit, or with dry_run not refused.",
-		label("scope", m.config.Judgements.Buckets...))
+		label("scope", m.config.Decisions.Buckets...))
 	m.policy = r.counter("auth_policy_requests_total", "Questions and reports to the policy server.",
 		label("command", "allow", "report"),
 		label("result", proxy.PolicyAllow, proxy.PolicyTarpit, proxy.PolicyReject, proxy.PolicyFailed))
@@ -53,7 +53,7 @@ func (m *Metrics) guards() {
 	}
 }
 
-func (m *Metrics) judgement(j proxy.Judgement) {
+func (m *Metrics) decision(j proxy.Decision) {
 	if j.Tier == "" {
 		return
 	}

@@ -32,7 +32,7 @@ type Config struct {
 	Services []Service
 	Backends []Backend
 
-	Judgements   Judgements
+	Decisions    Decisions
 	Stores       []string             // StateUsed.Store
 	Pools        func() []Pool        // asked at each scrape; nil: they are not counted
 	State        func() State         // asked at each scrape; nil: nothing is remembered

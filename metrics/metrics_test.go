@@ -31,11 +31,11 @@ func config() Config {
 		Services: []Service{{"imaps", proxy.IMAP}, {"pop3s", proxy.POP3}, {"submissions", proxy.Submission}, {"imaps-2", proxy.IMAP}},
 		Backends: []Backend{{"main", proxy.IMAP}, {"main", proxy.Submission}, {"old", proxy.IMAP}},
 
-		Judgements: Judgements{Tiers: []string{"known", "stranger"}, Buckets: []string{"pair", "network"}},
-		Guard:      func() Guard { return Guard{} },
-		Stores:     []string{"uidl", "listings"},
-		Pools:      func() []Pool { return []Pool{{Backend: Backend{"main", proxy.IMAP}}} },
-		State:      func() State { return State{Broken: map[string]bool{"record.db": false}} },
+		Decisions: Decisions{Tiers: []string{"known", "stranger"}, Buckets: []string{"pair", "network"}},
+		Guard:     func() Guard { return Guard{} },
+		Stores:    []string{"uidl", "listings"},
+		Pools:     func() []Pool { return []Pool{{Backend: Backend{"main", proxy.IMAP}}} },
+		State:     func() State { return State{Broken: map[string]bool{"record.db": false}} },
 	}
 }
 
@@ -77,7 +77,7 @@ func everything(c proxy.Client, text string) []proxy.Event {
 		proxy.Handshake{Client: c, Result: proxy.HandshakeOK},
 		proxy.Attempt{Client: c, Via: text, User: text, Account: text},
 		proxy.Attempt{Client: c, Via: text, User: text, Err: proxy.NewRefusal(proxy.Wrong, err)},
-		proxy.Attempt{Client: c, Judgement: proxy.Judgement{Tier: text, Bucket: text}},
+		proxy.Attempt{Client: c, Decision: proxy.Decision{Tier: text, Bucket: text}},
 		proxy.PolicyAsked{Command: text, Result: text, Err: err},
 		proxy.Opened{Client: c, Account: text, Backend: text},
 		proxy.Closed{Client: c, Account: text, Backend: text, End: text, Err: err},
@@ -320,10 +320,10 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			`connections_rejected_total{listener="pop3s",reason="too_many"} 1`,
 		}},
 		{"what the guard judges", []proxy.Event{
-			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, Judgement: proxy.Judgement{Tier: "known"}},
-			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, Judgement: proxy.Judgement{Tier: "stranger", Repeat: true}},
-			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, Judgement: proxy.Judgement{Tier: "stranger", Bucket: "pair"}},
-			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, Judgement: proxy.Judgement{Tier: "stranger", Bucket: "pair", DryRun: true}},
+			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, Decision: proxy.Decision{Tier: "known"}},
+			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, Decision: proxy.Decision{Tier: "stranger", Repeat: true}},
+			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, Decision: proxy.Decision{Tier: "stranger", Bucket: "pair"}},
+			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, Decision: proxy.Decision{Tier: "stranger", Bucket: "pair", DryRun: true}},
 			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass},
 		}, []string{
 			`auth_attempts_total{mechanism="userpass",protocol="pop3",result="ok"} 5`,

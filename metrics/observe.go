@@ -125,7 +125,7 @@ func version(v uint16) string {
 }
 
 func (m *Metrics) attempt(e proxy.Attempt) {
-	m.judgement(e.Judgement)
+	m.decision(e.Decision)
 	outcome := resultOf(e.Err)
 	m.attempts.of(e.Client.Protocol, e.Via, outcome).Inc()
 	switch outcome { // the others are answered without asking anybody

@@ -40,7 +40,7 @@ func complete() *Metrics {
 		return []Certificate{{Name: "mail.example.org", Source: "file", NotAfter: time.Now()}}
 	}
 	c.Guard, c.Accounts = func() Guard { return Guard{} }, func() Accounts { return Accounts{} }
-	c.Judgements = Judgements{Tiers: []string{"known"}, Buckets: []string{"pair"}}
+	c.Decisions = Decisions{Tiers: []string{"known"}, Buckets: []string{"pair"}}
 	c.Pools = func() []Pool { return []Pool{{Backend: Backend{"main", proxy.IMAP}, PortLimit: 28232}} }
 	c.Listings = func() int64 { return 0 }
 	m := New(c)

@@ -32,7 +32,7 @@ func (a *Audit) attempt(e Attempt) {
 		}
 	}
 	fields = append(fields, "user_octets", len(e.User))
-	fields = append(fields, ofGuard(e.Judgement)...)
+	fields = append(fields, ofGuard(e.Decision)...)
 	if e.Backend != "" {
 		fields = append(fields, "backend", e.Backend)
 	}
@@ -78,7 +78,7 @@ func ofTLS(s *tls.ConnectionState) (fields []any) {
 	return fields
 }
 
-func ofGuard(j Judgement) (fields []any) {
+func ofGuard(j Decision) (fields []any) {
 	if j.Network.IsValid() {
 		fields = append(fields, "network", j.Network)
 	}
@@ -136,7 +136,7 @@ var methods = map[string]string{
 
 // fail2ban writes what fail2ban's filter for Dovecot reads.
 func (a *Audit) fail2ban(e Attempt) {
-	if a.Failures == nil || ReasonOf(e.Err) != Wrong || e.Judgement.Repeat || e.Judgement.Bucket != "" && !e.Judgement.DryRun {
+	if a.Failures == nil || ReasonOf(e.Err) != Wrong || e.Decision.Repeat || e.Decision.Bucket != "" && !e.Decision.DryRun {
 		return
 	}
 	user := ""

@@ -59,34 +59,34 @@ func TestEachLoginHasOneEvent(t *testing.T) {
 	}{
 		{
 			"right",
-			proxy.Attempt{Err: nil, Backend: "main", ID: map[string]string{"name": "Mutt", "version": "2\r\n"}, Judgement: proxy.Judgement{Tier: "stranger_fresh", New: true}},
+			proxy.Attempt{Err: nil, Backend: "main", ID: map[string]string{"name": "Mutt", "version": "2\r\n"}, Decision: proxy.Decision{Tier: "stranger_fresh", New: true}},
 			map[string]any{"account": "alice", "backend": "main", "client_id": "name=Mutt version=2??", "new_network": true},
 		},
 		{
 			"wrong",
-			proxy.Attempt{Err: proxy.NewRefusal(proxy.Wrong, nil), Delay: 1990 * time.Millisecond, Judgement: proxy.Judgement{Tier: "known_good"}},
+			proxy.Attempt{Err: proxy.NewRefusal(proxy.Wrong, nil), Delay: 1990 * time.Millisecond, Decision: proxy.Decision{Tier: "known_good"}},
 			map[string]any{"reason": "wrong", "account_hash": nil, "delay": "1.99s", "err": nil},
 		},
 		{
 			"wrong again",
-			proxy.Attempt{Err: proxy.NewRefusal(proxy.Wrong, nil), Judgement: proxy.Judgement{Tier: "known_good", Repeat: true}},
+			proxy.Attempt{Err: proxy.NewRefusal(proxy.Wrong, nil), Decision: proxy.Decision{Tier: "known_good", Repeat: true}},
 			map[string]any{"reason": "wrong", "account_hash": nil, "repeat": true, "err": nil},
 		},
 		{
 			"throttled",
-			proxy.Attempt{Err: proxy.NewRefusal(proxy.Throttled, nil), Judgement: proxy.Judgement{Tier: "stranger_used", Bucket: "pair", RetryAfter: 90 * time.Second}},
+			proxy.Attempt{Err: proxy.NewRefusal(proxy.Throttled, nil), Decision: proxy.Decision{Tier: "stranger_used", Bucket: "pair", RetryAfter: 90 * time.Second}},
 			map[string]any{"reason": "throttled", "account_hash": nil, "bucket": "pair", "retry_after": "1m30s", "err": nil},
 		},
 		{
 			"dry run",
-			proxy.Attempt{Judgement: proxy.Judgement{Tier: "stranger_used", Bucket: "pair", RetryAfter: time.Second, DryRun: true}},
+			proxy.Attempt{Decision: proxy.Decision{Tier: "stranger_used", Bucket: "pair", RetryAfter: time.Second, DryRun: true}},
 			map[string]any{"account": "alice", "bucket": "pair", "retry_after": "1s", "dry_run": true},
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			a, out := jsonAudit()
 			e := test.attempt
-			e.Client, e.Via, e.User, e.Account, e.Judgement.Network = c, proxy.ViaPlain, "Alice", "alice", network
+			e.Client, e.Via, e.User, e.Account, e.Decision.Network = c, proxy.ViaPlain, "Alice", "alice", network
 			a.Observe(e)
 			got := fieldsOf(t, out)
 			want := slices.Sorted(slices.Values(append(slices.Collect(maps.Keys(test.more)), common...)))
@@ -162,8 +162,8 @@ func TestFail2banReadsTheFailures(t *testing.T) {
 		for j, e := range []proxy.Attempt{
 			{Account: "alice", Err: wrong, Via: proxy.ViaPlain, Duration: 2 * time.Second}, // these two
 			{Account: "bob", User: "bob", Err: wrong, Via: proxy.ViaOAuthBearer},
-			{Account: "alice", Err: wrong, Judgement: proxy.Judgement{Repeat: true}},
-			{Account: "alice", Err: wrong, Judgement: proxy.Judgement{Bucket: "policy_server"}},
+			{Account: "alice", Err: wrong, Decision: proxy.Decision{Repeat: true}},
+			{Account: "alice", Err: wrong, Decision: proxy.Decision{Bucket: "policy_server"}},
 			{Account: "alice", Err: proxy.NewRefusal(proxy.Throttled, nil)},
 			{Account: "alice", Err: proxy.NewRefusal(proxy.Unavailable, nil)},
 			{Account: "alice", Err: proxy.NewRefusal(proxy.Malformed, nil)},

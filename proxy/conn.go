@@ -308,8 +308,8 @@ func (s *Server) ask(c *conn, l *Login, attempt *Attempt) (err error) {
 	}
 	settled = true
 	delay := c.permit.Settle(err)
-	if j, ok := c.permit.(Judge); ok {
-		attempt.Judgement = j.Judgement()
+	if p, ok := c.permit.(DecisionReporter); ok {
+		attempt.Decision = p.Decision()
 	}
 	if err != nil && delay > 0 {
 		attempt.Delay = delay
@@ -323,15 +323,15 @@ func (s *Server) ask(c *conn, l *Login, attempt *Attempt) (err error) {
 	return err
 }
 
-// verify asks the backend, and then the guard once more if it wants to be.
+// verify logs in at the backend. Then a PostAuthChecker may still refuse.
 func (c *conn) verify(l *Login) error {
 	session, err := c.svc.Backend.Login(c.ctx, l)
 	if err != nil {
 		return err
 	}
 	c.session = session // from here on end closes it, should a step panic
-	if g, ok := c.permit.(Confirmer); ok {
-		if err := g.Confirm(c.ctx, l); err != nil {
+	if p, ok := c.permit.(PostAuthChecker); ok {
+		if err := p.CheckPostAuth(c.ctx, l); err != nil {
 			c.closeSession()
 			return err
 		}

@@ -210,8 +210,8 @@ type (
 		Duration time.Duration
 		Err      error // nil: logged in; a *Refusal; anything else: the client left
 
-		Judgement Judgement     // the guard's
-		Delay     time.Duration // of the answer, for the guard
+		Decision Decision      // the guard's
+		Delay    time.Duration // of the answer, as the guard asked for
 	}
 
 	// Opened: a session began.

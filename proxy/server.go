@@ -38,27 +38,6 @@ type Dialogue interface {
 	Accept(welcome string) error
 }
 
-// A Guard limits what one network, or all the world for one account, may do.
-type Guard interface {
-	// Admit takes a new connection, before its handshake, or refuses it with
-	// a *Refusal. Under overload the guard may call shed later, to end it.
-	Admit(c Client, shed context.CancelCauseFunc) (Permit, error)
-}
-
-// A Permit is the guard's view of one connection.
-type Permit interface {
-	// Try reserves the cost of an attempt before it is made, so that parallel
-	// ones cannot outrun the count. A *Refusal: the backend must not be asked.
-	Try(context.Context, *Login) error
-
-	// Settle tells how the attempt ended; it is called once for every Try,
-	// also when Try refused. The answer must not be given before delay is over.
-	Settle(err error) (delay time.Duration)
-
-	// Leave ends the Permit with its connection.
-	Leave()
-}
-
 // A Backend logs clients in to a server. It is given a Login only after the
 // guard agreed. On success it owns the Login's Secret. What it cannot do is a
 // *Refusal: Wrong only if the server said so.

@@ -26,7 +26,7 @@ func (s *site) newMetrics() *metrics.Metrics {
 		Certificates: func() []metrics.Certificate { return expiries(s.store) },
 		Stores:       []string{listingsBucket, uidlBucket, brakeBucket},
 		Pools:        s.poolGauges,
-		Judgements:   metrics.Judgements{Tiers: guard.Tiers(), Buckets: append(guard.Buckets(), authpolicy.Bucket)},
+		Decisions:    metrics.Decisions{Tiers: guard.Tiers(), Buckets: append(guard.Buckets(), authpolicy.Bucket)},
 		Guard:        s.guardGauges,
 		State:        s.stateGauges,
 		Accounts:     s.accountsSeen,

@@ -96,7 +96,7 @@ func newLogin() *proxy.Login {
 }
 
 // attempt makes one attempt, to which the backend answers with backendErr.
-func attempt(t *testing.T, f *fakeServer, s *Server, backendErr error) (delay time.Duration, inner *fakeGuard, j proxy.Judgement, err error) {
+func attempt(t *testing.T, f *fakeServer, s *Server, backendErr error) (delay time.Duration, inner *fakeGuard, j proxy.Decision, err error) {
 	t.Helper()
 	s.transport = f
 	if s.URL == "" {
@@ -112,12 +112,12 @@ func attempt(t *testing.T, f *fakeServer, s *Server, backendErr error) (delay ti
 	l := newLogin()
 	if err = permit.Try(t.Context(), l); err == nil {
 		if err = backendErr; err == nil {
-			err = permit.(proxy.Confirmer).Confirm(t.Context(), l)
+			err = permit.(proxy.PostAuthChecker).CheckPostAuth(t.Context(), l)
 		}
 	}
 	delay = permit.Settle(err)
 	g.Wait()
-	return delay, inner, permit.(proxy.Judge).Judgement(), err
+	return delay, inner, permit.(proxy.DecisionReporter).Decision(), err
 }
 
 func always(status int, body string) func(request) (int, string) {
@@ -259,7 +259,7 @@ func TestServerGetsNoRequestAboutAttemptsThatTheGuardRefuses(t *testing.T) {
 		if got := len(f.commands()); got != 2*guard.DefaultConfig().Pair.Burst {
 			t.Errorf("the server got %d requests, want %d", got, 2*guard.DefaultConfig().Pair.Burst)
 		}
-		j := permit.(proxy.Judge).Judgement()
+		j := permit.(proxy.DecisionReporter).Decision()
 		if j.Bucket != "pair" || j.Tier != "stranger_used" || j.RetryAfter <= 0 || j.Network.String() != "192.0.2.1/32" {
 			t.Errorf("the decision is %+v", j)
 		}

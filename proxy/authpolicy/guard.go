@@ -82,8 +82,8 @@ func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 	return p.check(ctx, proxy.Throttled)
 }
 
-// Confirm implements proxy.Confirmer.
-func (p *permit) Confirm(ctx context.Context, _ *proxy.Login) error {
+// CheckPostAuth implements proxy.PostAuthChecker.
+func (p *permit) CheckPostAuth(ctx context.Context, _ *proxy.Login) error {
 	if p.failed || p.request == nil {
 		return nil
 	}
@@ -122,7 +122,7 @@ func (p *permit) Settle(err error) time.Duration {
 	if p.refused {
 		// For the decorated guard the attempt is neither a guess nor a success, and
 		// its answer is delayed like the decorated guard's own refusals.
-		err = proxy.NewRefusal(proxy.Throttled, ErrRejected)
+		err = proxy.NewRefusal(proxy.Throttled, &proxy.Decision{Bucket: Bucket})
 	}
 	delay := p.Permit.Settle(err)
 	if r == nil {
@@ -166,13 +166,13 @@ func (p *permit) setResult(r *request, err error) bool {
 	return true
 }
 
-// Judgement implements proxy.Judge.
-func (p *permit) Judgement() (j proxy.Judgement) {
-	if inner, ok := p.Permit.(proxy.Judge); ok {
-		j = inner.Judgement()
+// Decision implements proxy.DecisionReporter.
+func (p *permit) Decision() (d proxy.Decision) {
+	if inner, ok := p.Permit.(proxy.DecisionReporter); ok {
+		d = inner.Decision()
 	}
 	if p.refused {
-		j.Bucket = Bucket
+		d.Bucket = Bucket
 	}
-	return j
+	return d
 }

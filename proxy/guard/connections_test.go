@@ -302,7 +302,7 @@ func TestGuardIsForManyGoroutines(t *testing.T) {
 						err = errWrong
 					}
 					p.Settle(err)
-					_ = p.(*permit).Verdict()
+					_ = p.(*permit).Decision()
 				}
 				p.Leave()
 			}

@@ -140,25 +140,25 @@ type denial struct {
 }
 
 // report remembers what is refused because a bucket is empty.
-func (g *Guard) report(p *permit, account string, d *Denied) {
-	g.stats.denied(d, g.latest)
-	if d.RetryAfter == 0 {
+func (g *Guard) report(p *permit, account string, r *rejection) {
+	g.stats.denied(r, g.latest)
+	if r.retryAfter == 0 {
 		return
 	}
-	c, r := &p.claim, &g.refused
+	c, all := &p.claim, &g.refused
 	pair := [2]key{c.account, c.from.network}
-	i, ok := r.index[pair]
+	i, ok := all.index[pair]
 	if !ok {
-		i = r.place(pair)
-		r.latest[i] = denial{account: c.account, network: c.from.network, prefix: c.from.prefix()}
+		i = all.place(pair)
+		all.latest[i] = denial{account: c.account, network: c.from.network, prefix: c.from.prefix()}
 		if g.regulars.accounts[c.account] != 0 {
-			r.latest[i].name = account
+			all.latest[i].name = account
 		}
 	}
-	one := &r.latest[i]
-	one.tier, one.bucket = d.Tier, d.Bucket
+	one := &all.latest[i]
+	one.tier, one.bucket = r.tier, r.bucket
 	one.count++
-	one.last, one.until = g.latest, g.latest+d.RetryAfter
+	one.last, one.until = g.latest, g.latest+r.retryAfter
 }
 
 // place returns the number of a place for a new pair: that of the first to come.

@@ -115,10 +115,10 @@ func same(t testing.TB, what string, got, want int) {
 	}
 }
 
-// deniedBy returns the Denied of an error.
-func deniedBy(t testing.TB, err error) *Denied {
+// deniedBy returns the Decision of an error.
+func deniedBy(t testing.TB, err error) *proxy.Decision {
 	t.Helper()
-	d, ok := errors.AsType[*Denied](err)
+	d, ok := errors.AsType[*proxy.Decision](err)
 	if !ok {
 		t.Fatalf("%v is not of the guard's own", err)
 	}
@@ -160,7 +160,7 @@ func TestStrangersDoNotLockTheOwnerOut(t *testing.T) {
 		t.Errorf("%d guesses came to the backend, want at most 130", got)
 	}
 	err := s.login("203.0.113.1", "alice", "right")
-	if d := deniedBy(t, err); proxy.ReasonOf(err) != proxy.Throttled || d.Bucket != Account || d.Tier != StrangerFresh {
+	if d := deniedBy(t, err); proxy.ReasonOf(err) != proxy.Throttled || d.Bucket != Account.String() || d.Tier != StrangerFresh.String() {
 		t.Errorf("a login from a new network is refused so: %v", err)
 	}
 	if err := s.login("192.0.99.1", "alice", "right"); err != nil {
@@ -327,7 +327,7 @@ func TestAnsweredWithoutTheBackend(t *testing.T) {
 		if proxy.ReasonOf(err) != proxy.Wrong {
 			t.Errorf("%s: %v", after, err)
 		}
-		if d, ok := errors.AsType[*Denied](err); ok && !d.Repeat {
+		if d, ok := errors.AsType[*proxy.Decision](err); ok && !d.Repeat {
 			t.Errorf("%s: %+v is not called a repeat", after, d)
 		}
 	}
@@ -525,7 +525,7 @@ func TestTokensHaveTheirOwnBudget(t *testing.T) {
 		_ = try("OAUTHBEARER")
 	}
 	same(t, "tokens", s.asked, 10)
-	if d := deniedBy(t, try("XOAUTH2")); d.Bucket != OAuth {
+	if d := deniedBy(t, try("XOAUTH2")); d.Bucket != OAuth.String() {
 		t.Errorf("the eleventh is refused by %v", d)
 	}
 	for range 1440 {
@@ -683,7 +683,7 @@ func TestLoginsThatNobodySettlesAreUnavailable(t *testing.T) {
 		if proxy.ReasonOf(err) != proxy.Unavailable || time.Since(begun) != 30*time.Second {
 			t.Errorf("Try: %v after %v", err, time.Since(begun))
 		}
-		if d := deniedBy(t, err); d.Bucket != Pair || d.RetryAfter != 0 {
+		if d := deniedBy(t, err); d.Bucket != Pair.String() || d.RetryAfter != 0 {
 			t.Errorf("refused by %+v", d)
 		}
 		p.Settle(err)
@@ -775,7 +775,7 @@ func TestSessionsOfAnAccount(t *testing.T) {
 				if err == nil {
 					time.Sleep(10 * time.Millisecond)
 					open.Add(1)
-				} else if deniedBy(t, err).Bucket == Sessions && refusal(err).Reason.Temporary() {
+				} else if deniedBy(t, err).Bucket == Sessions.String() && refusal(err).Reason.Temporary() {
 					refused.Add(1)
 				}
 				p.Settle(err)
@@ -884,7 +884,7 @@ func TestServicesHaveBudgetsOfTheirOwn(t *testing.T) {
 				err = errWrong
 			}
 			p.Settle(err)
-			if v := p.(*permit).Verdict(); v.Denied != nil != (i >= 5) && service == "watched" {
+			if v := p.(*permit).found; v.rejected != nil != (i >= 5) && service == "watched" {
 				t.Errorf("attempt %d: %+v", i, v)
 			}
 			p.Leave()
@@ -915,7 +915,7 @@ func TestDryRunLetsAllThrough(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(Config{DryRun: true})
 		var wg sync.WaitGroup
-		attempt := func(i int, password string) (v Verdict) {
+		attempt := func(i int, password string) (v finding) {
 			p := mustAdmit(t, g, fmt.Sprint("192.0.2.", i))
 			defer p.Leave()
 			if err := p.Try(t.Context(), loginWith("alice", password)); err != nil {
@@ -923,22 +923,22 @@ func TestDryRunLetsAllThrough(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 			p.Settle(errWrong)
-			return p.Verdict()
+			return p.found
 		}
 		for range 8 {
 			wg.Go(func() {
-				if v := attempt(1, "the same"); v.Denied != nil {
-					t.Errorf("reported: %+v", v.Denied)
+				if v := attempt(1, "the same"); v.rejected != nil {
+					t.Errorf("reported: %+v", v.rejected)
 				}
 			})
 		}
 		wg.Wait()
 		for i := range 10 {
-			if v := attempt(2, fmt.Sprint("guess ", i)); v.Denied != nil != (i >= 5) {
+			if v := attempt(2, fmt.Sprint("guess ", i)); v.rejected != nil != (i >= 5) {
 				t.Errorf("attempt %d: %+v", i, v)
 			}
 		}
-		if v := attempt(2, "guess 0"); v.Denied == nil || v.Denied.Bucket != Pair {
+		if v := attempt(2, "guess 0"); v.rejected == nil || v.rejected.bucket != Pair {
 			t.Errorf("a repeat without budget: %+v", v)
 		}
 		if len(g.flights)+len(g.sessions) != 0 {

@@ -3,38 +3,27 @@ package guard
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"time"
 
 	"postern/proxy"
 )
 
-// A Denied is why the guard refused an attempt: the Err of its proxy.Refusal.
-type Denied struct {
-	Tier       Tier
-	Bucket     Bucket        // what there was none of; NoBucket: the password is known to be wrong
-	RetryAfter time.Duration // until there is one; 0: as soon as an attempt or a session ends
-	Repeat     bool          // the same wrong password again: charged to nobody, and no guess
+// A rejection is why the guard refuses an attempt.
+type rejection struct {
+	tier       Tier
+	bucket     Bucket        // the one that is empty; NoBucket: the password is known to be wrong
+	retryAfter time.Duration // until it is not; 0: as soon as an attempt or a session ends
+	repeat     bool          // the same wrong password again: charged to no bucket
 }
 
-func (d *Denied) Error() string {
-	switch {
-	case d.Repeat:
-		return "the same wrong password again"
-	case d.RetryAfter > 0:
-		return fmt.Sprintf("guard: no token of %s (%s) for %s", d.Bucket, d.Tier, d.RetryAfter.Round(time.Second))
-	}
-	return fmt.Sprintf("guard: too many of %s (%s)", d.Bucket, d.Tier)
-}
-
-// A Verdict is what the guard found out about the last attempt of a Permit, for
-// the audit log.
-type Verdict struct {
-	Tier   Tier
-	Repeat bool    // the password was called wrong in the last 24 h, for this account and area
-	New    bool    // the account logged in from this network for the first time in 30 days
-	Denied *Denied // why it was refused, or with DryRun would have been; nil: it was not
+// A finding is what the guard knows about the last attempt of a permit: its
+// proxy.Decision, in as little memory as a session may have.
+type finding struct {
+	tier     Tier
+	repeat   bool       // the password was called wrong in the last 24 h, for this account and area
+	first    bool       // the account logged in from this network for the first time in 30 days
+	rejected *rejection // nil: the attempt was not refused; with DryRun: would not have been
 }
 
 // A permit is a proxy.Permit. Leave gives it to the next connection.
@@ -44,7 +33,7 @@ type permit struct {
 	presence
 	*attempt     // from Try to Settle: sessions live long and need none
 	session  key // the pair whose session this is, or may become; 0: none
-	verdict  Verdict
+	found    finding
 }
 
 // An attempt is what Try leaves for Settle.
@@ -68,9 +57,6 @@ const (
 	waved                // DryRun let it through
 )
 
-// Verdict tells about the last attempt, once it is settled.
-func (p *permit) Verdict() Verdict { return p.verdict }
-
 // Try implements proxy.Permit. Where all tokens that are left are reserved, by
 // attempts that may well be right, or too many attempts are under way, it waits
 // for them, Config.Wait at most and until the client leaves.
@@ -89,7 +75,7 @@ func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 	p.begun = g.latest
 	p.endSession()
 	denied, reason := p.try(ctx, l, s, &wait)
-	p.verdict = Verdict{Tier: p.claim.tier, Repeat: p.verdict.Repeat, Denied: denied}
+	p.found = finding{tier: p.claim.tier, repeat: p.found.repeat, rejected: denied}
 	if denied == nil {
 		return nil
 	}
@@ -99,7 +85,8 @@ func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 		p.startSession()
 		return nil
 	}
-	return proxy.NewRefusal(reason, denied)
+	decision := p.Decision()
+	return proxy.NewRefusal(reason, &decision)
 }
 
 func (p *permit) subject(l *proxy.Login) subject {
@@ -121,7 +108,7 @@ func (p *permit) patience() time.Duration {
 }
 
 // try decides, and waits if need be. The guard is locked, but while it waits.
-func (p *permit) try(ctx context.Context, l *proxy.Login, s subject, wait *patience) (*Denied, proxy.Reason) {
+func (p *permit) try(ctx context.Context, l *proxy.Login, s subject, wait *patience) (*rejection, proxy.Reason) {
 	g := p.guard
 	for first := true; ; first = false {
 		blocked, denied, reason := p.decide(s)
@@ -138,7 +125,7 @@ func (p *permit) try(ctx context.Context, l *proxy.Login, s subject, wait *patie
 			return nil, 0
 		}
 		wait.begin(ctx, l, p.patience())
-		crowded := &Denied{Tier: p.claim.tier, Bucket: blocked.bucket}
+		crowded := &rejection{tier: p.claim.tier, bucket: blocked.bucket}
 		if blocked.bucket == Attempts {
 			if !p.queue(wait, first) {
 				return crowded, proxy.Unavailable
@@ -157,8 +144,8 @@ func (p *permit) try(ctx context.Context, l *proxy.Login, s subject, wait *patie
 			return crowded, proxy.Unavailable
 		}
 		if same && landing.outcome == wrong {
-			p.verdict.Repeat = true
-			return &Denied{Tier: p.claim.tier, Repeat: true}, proxy.Wrong
+			p.found.repeat = true
+			return &rejection{tier: p.claim.tier, repeat: true}, proxy.Wrong
 		}
 		if same && landing.outcome == right {
 			return p.follow(s)
@@ -171,25 +158,25 @@ var everySlot = need{bucket: Attempts}
 
 // decide takes what the attempt needs, or says why it must not be made, or
 // what it has to wait for.
-func (p *permit) decide(s subject) (blocked *need, denied *Denied, reason proxy.Reason) {
+func (p *permit) decide(s subject) (blocked *need, denied *rejection, reason proxy.Reason) {
 	g, now := p.guard, p.guard.latest
 	g.claim(&p.claim, s, now)
-	p.verdict.Repeat = false
+	p.found.repeat = false
 	// Budgets come first: or whoever has none left could still ask, at no cost,
 	// whether a password was tried before.
 	has, which := g.has(&p.claim, now)
 	if has == empty {
 		g.tried(&p.claim, now)
 		retry := which.rate.next(g.full(&p.claim, which), now)
-		return nil, &Denied{Tier: p.claim.tier, Bucket: which.bucket, RetryAfter: retry}, proxy.Throttled
+		return nil, &rejection{tier: p.claim.tier, bucket: which.bucket, retryAfter: retry}, proxy.Throttled
 	}
 	if g.sessions[s.pair()] >= int32(p.policy.Sessions) {
-		return nil, &Denied{Tier: p.claim.tier, Bucket: Sessions}, proxy.TooManySessions
+		return nil, &rejection{tier: p.claim.tier, bucket: Sessions}, proxy.TooManySessions
 	}
 	repeat, fresh := g.wasWrong(&p.claim, p.tag, now)
-	p.verdict.Repeat = repeat
+	p.found.repeat = repeat
 	if fresh {
-		return nil, &Denied{Tier: p.claim.tier, Repeat: true}, proxy.Wrong
+		return nil, &rejection{tier: p.claim.tier, repeat: true}, proxy.Wrong
 	}
 	if n := g.crowded(&p.claim); n != nil {
 		return n, nil, 0
@@ -211,10 +198,10 @@ func (p *permit) decide(s subject) (blocked *need, denied *Denied, reason proxy.
 
 // follow lets an attempt through whose password was right a moment ago. It is
 // charged only if it is wrong after all.
-func (p *permit) follow(s subject) (*Denied, proxy.Reason) {
+func (p *permit) follow(s subject) (*rejection, proxy.Reason) {
 	g := p.guard
 	if g.sessions[s.pair()] >= int32(p.policy.Sessions) {
-		return &Denied{Tier: p.claim.tier, Bucket: Sessions}, proxy.TooManySessions
+		return &rejection{tier: p.claim.tier, bucket: Sessions}, proxy.TooManySessions
 	}
 	g.claim(&p.claim, s, g.latest)
 	p.stage = follows
@@ -259,8 +246,7 @@ func (p *permit) Settle(err error) time.Duration {
 	after := g.latest - p.begun
 	g.attempts.Put(p.attempt)
 	p.attempt = nil
-	_, denied := errors.AsType[*Denied](err)
-	if denied || o.guess() || proxy.ReasonOf(err) == proxy.Throttled { // Throttled: another guard refused it
+	if _, refused := errors.AsType[*proxy.Decision](err); refused || o.guess() {
 		return p.delay(after)
 	}
 	return 0
@@ -270,7 +256,7 @@ func (p *permit) settle(o outcome) {
 	g, c, now := p.guard, &p.claim, p.guard.latest
 	switch o {
 	case right:
-		p.verdict.New = g.succeed(p)
+		p.found.first = g.succeed(p)
 	case wrong, barred, doubtful:
 		g.blame(p, o)
 	}
@@ -286,9 +272,9 @@ func (p *permit) settle(o outcome) {
 func (g *Guard) blame(p *permit, o outcome) {
 	c, now := &p.claim, g.latest
 	if p.stage == follows {
-		p.verdict.Repeat, _ = g.wasWrong(c, p.tag, now)
+		p.found.repeat, _ = g.wasWrong(c, p.tag, now)
 	}
-	if p.stage == charged || p.stage == follows && !p.verdict.Repeat {
+	if p.stage == charged || p.stage == follows && !p.found.repeat {
 		g.spend(c, now)
 	}
 	if p.tag != 0 && p.stage != waved {

@@ -245,7 +245,7 @@ func TestNobodyOvertakesTheQueue(t *testing.T) {
 		a.settle(t) // b has not run since
 		c := &hand{permit: mustAdmit(t, g, "192.0.2.3"), tried: make(chan error, 1)}
 		err := c.Try(cancelled(t), loginWith("c", "right"))
-		if deniedBy(t, err).Bucket != Attempts {
+		if deniedBy(t, err).Bucket != Attempts.String() {
 			t.Errorf("who comes in that moment: %v", err)
 		}
 		c.Settle(err)
@@ -371,23 +371,23 @@ func TestWhoLeavesTheQueueHandsThePlaceOn(t *testing.T) {
 		closes := come("closes", 0)
 		late := come("late", 20*time.Second) // 10 s are left
 		slow := come("slow", 2*time.Minute)  // 5 s are left, all the same
-		if err := <-late.result; deniedBy(t, err).Bucket != Attempts {
+		if err := <-late.result; deniedBy(t, err).Bucket != Attempts.String() {
 			t.Error(err)
 		}
 		if got := taken(g); got.waiting() != 1 {
 			t.Errorf("%d wait, want slow alone", got.waiting())
 		}
 		at := time.Now()
-		if err := <-slow.result; deniedBy(t, err).Bucket != Attempts || time.Since(at) != 5*time.Second {
+		if err := <-slow.result; deniedBy(t, err).Bucket != Attempts.String() || time.Since(at) != 5*time.Second {
 			t.Errorf("a client that came late: %v after %v", err, time.Since(at))
 		}
-		if err := <-closes.result; deniedBy(t, err).Bucket != Attempts {
+		if err := <-closes.result; deniedBy(t, err).Bucket != Attempts.String() {
 			t.Error(err)
 		}
 		closes = come("closes", 0)
 		at = time.Now()
 		closes.close()
-		if err := <-closes.result; deniedBy(t, err).Bucket != Attempts || time.Since(at) != 0 {
+		if err := <-closes.result; deniedBy(t, err).Bucket != Attempts.String() || time.Since(at) != 0 {
 			t.Errorf("a client that closed: %v after %v", err, time.Since(at))
 		}
 
@@ -404,7 +404,7 @@ func TestWhoLeavesTheQueueHandsThePlaceOn(t *testing.T) {
 		closes.close()
 		g.freeSlot(last.attempt)
 		g.mu.Unlock()
-		if err := <-closes.result; deniedBy(t, err).Bucket != Attempts {
+		if err := <-closes.result; deniedBy(t, err).Bucket != Attempts.String() {
 			t.Error(err)
 		}
 		wantStates(t, "behind who left", "goes", after)

@@ -88,7 +88,7 @@ func (s *stats) settled(p *permit, o outcome, now time.Duration) {
 	case o == right:
 		m.succeeded++
 	case p.stage == waved: // counted as denied
-	case o.guess() && p.verdict.Repeat:
+	case o.guess() && p.found.repeat:
 		m.repeated++
 	case o.guess():
 		m.failed++
@@ -100,8 +100,8 @@ func (s *stats) settled(p *permit, o outcome, now time.Duration) {
 	}
 }
 
-func (s *stats) denied(d *Denied, now time.Duration) {
-	if d.Repeat {
+func (s *stats) denied(r *rejection, now time.Duration) {
+	if r.repeat {
 		s.minute(now).repeated++
 		return
 	}

@@ -7,20 +7,20 @@ import (
 	"postern/proxy"
 )
 
-// Judgement implements proxy.Judge.
-func (p *permit) Judgement() proxy.Judgement {
-	v := p.verdict
-	j := proxy.Judgement{Network: p.from.prefix(), Tier: v.Tier.String(), Repeat: v.Repeat, New: v.New}
-	if d := v.Denied; d != nil {
-		j.RetryAfter, j.DryRun = d.RetryAfter, p.policy.DryRun
-		if d.Bucket != NoBucket {
-			j.Bucket = d.Bucket.String()
+// Decision implements proxy.DecisionReporter.
+func (p *permit) Decision() proxy.Decision {
+	f := p.found
+	d := proxy.Decision{Network: p.from.prefix(), Tier: f.tier.String(), Repeat: f.repeat, New: f.first}
+	if r := f.rejected; r != nil {
+		d.RetryAfter, d.DryRun = r.retryAfter, p.policy.DryRun
+		if r.bucket != NoBucket {
+			d.Bucket = r.bucket.String()
 		}
 	}
-	return j
+	return d
 }
 
-// Tiers returns the values of a proxy.Judgement's Tier.
+// Tiers returns the values of a proxy.Decision's Tier.
 func Tiers() (all []string) {
 	for t := range tiers {
 		all = append(all, t.String())
@@ -28,7 +28,7 @@ func Tiers() (all []string) {
 	return all
 }
 
-// Buckets returns the values of a proxy.Judgement's Bucket.
+// Buckets returns the values of a proxy.Decision's Bucket.
 func Buckets() (all []string) {
 	for b := Known; b < bucketKinds; b++ {
 		all = append(all, b.String())
