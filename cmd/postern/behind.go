@@ -90,7 +90,7 @@ var (
 func (h *house) newPool(name, protocol string, c *configs.Server, roots []byte) *backend.Pool {
 	pool := &backend.Pool{
 		Name: name, Protocol: protocol, Balance: balances[c.Balance], MaxConnections: c.MaxConnections,
-		Patience: h.cfg.Timeouts.Backend, Observer: h.observer, Room: listen.Room,
+		RetryTime: h.cfg.Timeouts.Backend, Observer: h.observer, CheckResources: listen.CheckDescriptors,
 	}
 	identified := func(ok bool) { h.observer.Observe(proxy.Identified{Backend: name, Protocol: protocol, OK: ok}) }
 	kind, _ := backend.ParseKind(c.Kind) // configs knows the words

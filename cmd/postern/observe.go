@@ -187,7 +187,7 @@ func (s *site) notReady() error {
 	if h == nil {
 		return errors.New("not listening yet")
 	}
-	if err := listen.Room(); err != nil {
+	if err := listen.CheckDescriptors(); err != nil {
 		return err
 	}
 	if err := s.recordUsable(h); err != nil {

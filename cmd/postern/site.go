@@ -116,7 +116,7 @@ func newSite(store *certs.Store, log *slog.Logger, level *slog.LevelVar) *site {
 	s.audit.Known = s.known
 	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger}
 	s.listings = bridge.NewListingMemory(math.MaxInt64, s.observer) // until there is a configuration
-	s.server = &proxy.Server{Observer: s.observer, Room: listen.Room}
+	s.server = &proxy.Server{Observer: s.observer, Room: listen.CheckDescriptors}
 	return s
 }
 

@@ -13,62 +13,63 @@ import (
 	"postern/proxy/wire"
 )
 
+// The limits of alerts.
 const (
-	mostAlert  = 200 // octets of what a user is shown
-	mostAlerts = 8   // texts that are kept
-	hiddenWord = "..."
+	maxAlert  = 200 // octets that a user is shown
+	maxAlerts = 8   // texts that are kept
+	redacted  = "..."
 )
 
-// noteAlert keeps the text of a response that the user must be shown: RFC 3501
+// recordAlert keeps the text of a response that the user must be shown: RFC 3501
 // section 7.1.
-func (d *imap) noteAlert(r wire.Response) {
-	if r.Status() && r.CodeName() == "ALERT" && len(d.alerts) < mostAlerts {
+func (d *imap) recordAlert(r wire.Response) {
+	if r.Status() && r.CodeName() == "ALERT" && len(d.alerts) < maxAlerts {
 		d.alerts = append(d.alerts, r.Text)
 	}
 }
 
-// alert returns in one line what l's user is to be shown, "" if there is
-// nothing: printable ASCII of at most mostAlert octets. The names of l's account
-// and of the server are left out of it, and what holds the password altogether.
-func (d *imap) alert(l *proxy.Login, s *Server) string {
+// alertFor returns what l's user must be shown, as one line of printable ASCII of
+// at most maxAlert octets, or "". Names of the account and of the server are
+// redacted. A text that contains the password is left out.
+func (d *imap) alertFor(l *proxy.Login, s *Server) string {
 	if len(d.alerts) == 0 {
 		return ""
 	}
-	hidden := s.ownNames(d.conn)
+	hidden := s.names(d.conn)
 	for _, name := range []string{l.User, l.Account} {
 		local, _, _ := strings.Cut(name, "@")
 		hidden = append(hidden, name, local)
 	}
 	var all string
 	for _, text := range d.alerts {
-		if betrays(text, l) || betrays(printable(text), l) {
+		if containsSecret(text, l) || containsSecret(printable(text), l) {
 			continue
 		}
-		text = hide(printable(text), hidden)
+		text = redact(printable(text), hidden)
 		switch {
 		case text == "" || text == all:
 		case all == "":
-			all = text[:min(len(text), mostAlert)]
-		case len(all)+len("; ")+len(text) <= mostAlert:
+			all = text[:min(len(text), maxAlert)]
+		case len(all)+len("; ")+len(text) <= maxAlert:
 			all += "; " + text
 		}
 	}
 	return all
 }
 
-// alerted adds to a refusal what the user is to be shown. Whoever has not shown
-// that he is the user is told nothing.
-func (d *imap) alerted(err error, l *proxy.Login, s *Server) error {
+// withAlert adds the alert to a refusal. Who has not proved to be the user gets
+// none.
+func (d *imap) withAlert(err error, l *proxy.Login, s *Server) error {
 	r, ok := errors.AsType[*proxy.Refusal](err)
 	if !ok || r.Reason == proxy.Wrong || r.Reason == proxy.Malformed {
 		return err
 	}
-	r.Alert = d.alert(l, s)
+	r.Alert = d.alertFor(l, s)
 	return err
 }
 
-// ownNames returns names and addresses of the server that conn leads to.
-func (s *Server) ownNames(conn net.Conn) []string {
+// names returns the names and addresses of the server at the other end of conn.
+func (s *Server) names(conn net.Conn) []string {
 	var names []string
 	for _, address := range []string{s.Address, conn.RemoteAddr().String()} {
 		host, _, err := net.SplitHostPort(address)
@@ -83,7 +84,7 @@ func (s *Server) ownNames(conn net.Conn) []string {
 	return names
 }
 
-// printable returns text as one line of printable ASCII, with single spaces.
+// printable returns text as one line of printable ASCII with single spaces.
 func printable(text string) string {
 	return strings.Join(strings.Fields(strings.Map(func(r rune) rune {
 		switch {
@@ -96,9 +97,9 @@ func printable(text string) string {
 	}, text)), " ")
 }
 
-// betrays reports whether l's secret is in text, in upper or lower case or in
-// base64.
-func betrays(text string, l *proxy.Login) bool {
+// containsSecret reports whether text contains l's secret in upper or lower case
+// or in base64.
+func containsSecret(text string, l *proxy.Login) bool {
 	secret := l.Secret.Reveal()
 	if len(secret) == 0 {
 		return false
@@ -119,25 +120,25 @@ func betrays(text string, l *proxy.Login) bool {
 	return false
 }
 
-// hide replaces each of words in text, where it stands alone, and each address.
-func hide(text string, words []string) string {
+// redact replaces each of words, where it is a word of text, and each IP address.
+func redact(text string, words []string) string {
 	words = slices.Clone(words)
 	slices.SortFunc(words, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
 	for _, word := range words {
-		text = hideWord(text, printable(word))
+		text = redactWord(text, printable(word))
 	}
 	fields := strings.Fields(text)
 	for i, field := range fields {
 		bare := strings.Trim(field, `()[]<>{},;"'.!?`)
 		if isAddress(bare) {
-			fields[i] = strings.Replace(field, bare, hiddenWord, 1)
+			fields[i] = strings.Replace(field, bare, redacted, 1)
 		}
 	}
 	return strings.Join(fields, " ")
 }
 
-// isAddress reports whether word is one of the Internet, also with a port and
-// without the bracket that it began with.
+// isAddress reports whether word is an IP address, with or without a port, also
+// when the bracket at its beginning is missing.
 func isAddress(word string) bool {
 	_, err := netip.ParseAddr(word)
 	for _, s := range []string{word, "[" + word} {
@@ -148,9 +149,9 @@ func isAddress(word string) bool {
 	return err == nil
 }
 
-// hideWord replaces word in text, in upper or lower case, where it is not part
-// of a longer one.
-func hideWord(text, word string) string {
+// redactWord replaces word in text, in upper or lower case, where it is not part
+// of a longer word.
+func redactWord(text, word string) string {
 	if word == "" {
 		return text
 	}
@@ -158,7 +159,7 @@ func hideWord(text, word string) string {
 	for i := 0; i < len(text); {
 		end := i + len(word)
 		if end <= len(text) && strings.EqualFold(text[i:end], word) && (i == 0 || !wordOctet(text[i-1])) && (end == len(text) || !wordOctet(text[end])) {
-			b.WriteString(hiddenWord)
+			b.WriteString(redacted)
 			i = end
 			continue
 		}

@@ -24,8 +24,8 @@ func TestLoginIMAPPassesAlertsOn(t *testing.T) {
 		{"empty", "S: * OK [ALERT]\nS: P1 OK [CAPABILITY IMAP4rev1] in", ""},
 		{"in data", "S: * LIST () {10}\nS: * OK [ALER\nS: P1 OK [CAPABILITY IMAP4rev1] in", ""},
 	} {
-		s, _ := serve(t, proxy.IMAP, None, alerting+test.answer)
-		session, err := (&IMAP{Server: s}).Login(t.Context(), login(account, password))
+		s, _ := startServer(t, proxy.IMAP, None, alerting+test.answer)
+		session, err := (&IMAP{Server: s}).Login(t.Context(), testLogin(account, password))
 		if err != nil {
 			t.Errorf("%s: %v", test.name, err)
 			continue
@@ -48,9 +48,9 @@ func TestLoginIMAPPassesAlertsOn(t *testing.T) {
 		{"wrong", "S: * NO [ALERT] no such user\nS: P1 NO [AUTHENTICATIONFAILED] x", "", proxy.Wrong},
 		{"wrong by its code", "S: P1 NO [ALERT] no such user", "", proxy.Wrong},
 	} {
-		s, _ := serve(t, proxy.IMAP, None, alerting+test.answer+goodbye(test.answer, "P2 LOGOUT"))
-		_, _, err := s.LoginIMAP(t.Context(), login(account, password))
-		refused(t, err, test.reason)
+		s, _ := startServer(t, proxy.IMAP, None, alerting+test.answer+logoutScript(test.answer, "P2 LOGOUT"))
+		_, _, err := s.LoginIMAP(t.Context(), testLogin(account, password))
+		checkRefusal(t, err, test.reason)
 		if r, ok := err.(*proxy.Refusal); !ok || r.Alert != test.want { //nolint:errorlint // it is this error
 			t.Errorf("%s: %+v, want %q", test.name, err, test.want)
 		}
@@ -58,7 +58,7 @@ func TestLoginIMAPPassesAlertsOn(t *testing.T) {
 }
 
 func TestLoginIMAPForgetsAlertsFromBeforeTLS(t *testing.T) {
-	s, _ := serve(t, proxy.IMAP, STARTTLS, `
+	s, _ := startServer(t, proxy.IMAP, STARTTLS, `
 		S: * OK [CAPABILITY IMAP4rev1 STARTTLS] ready
 		C: P1 STARTTLS
 		S: * OK [ALERT] Send your password to evil.example
@@ -68,7 +68,7 @@ func TestLoginIMAPForgetsAlertsFromBeforeTLS(t *testing.T) {
 		S: P2 OK
 		C: P3 AUTHENTICATE PLAIN *
 		S: P3 OK [CAPABILITY IMAP4rev1] in`)
-	conn, _, err := s.LoginIMAP(t.Context(), login(account, password))
+	conn, _, err := s.LoginIMAP(t.Context(), testLogin(account, password))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func TestLoginIMAPForgetsAlertsFromBeforeTLS(t *testing.T) {
 // neither the login name nor the backend's host or address stands; one with the
 // password in it is not shown.
 func TestAlertsShowNoNamesAndNoSecrets(t *testing.T) {
-	s, _ := serve(t, proxy.IMAP, None, "C: <EOF>")
+	s, _ := startServer(t, proxy.IMAP, None, "C: <EOF>")
 	conn, err := s.dial(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -104,16 +104,16 @@ func TestAlertsShowNoNamesAndNoSecrets(t *testing.T) {
 		"czNjcmV0IHBhc3M=":                                       "",
 		"from ([2001:db8::1]:143)":                               "from ([...)",
 		"tab\t\x01 bell\a, del\x7f  Größe":                       "tab bell , del Gr??e",
-		strings.Repeat("x", 300):                                 strings.Repeat("x", mostAlert),
+		strings.Repeat("x", 300):                                 strings.Repeat("x", maxAlert),
 		" ":                                                      "",
 	} {
 		d.alerts = []string{text}
-		if got := d.alert(login(account, password), s); got != want {
+		if got := d.alertFor(testLogin(account, password), s); got != want {
 			t.Errorf("alert of %q = %q, want %q", text, got, want)
 		}
 	}
 	d.alerts = []string{strings.Repeat("x", 150), strings.Repeat("y", 100), "z"}
-	if got, want := d.alert(login(account, password), s), strings.Repeat("x", 150)+"; z"; got != want {
+	if got, want := d.alertFor(testLogin(account, password), s), strings.Repeat("x", 150)+"; z"; got != want {
 		t.Errorf("alert = %q, want %q", got, want)
 	}
 }
@@ -124,16 +124,16 @@ func FuzzAlert(f *testing.F) {
 	f.Add("Mailbox of alice@example.org is full", "s3cret pass", "alice@example.org")
 	f.Add("10.0.0.1 a a a", "a", "b")
 	f.Fuzz(func(t *testing.T, text, secret, account string) {
-		l := login(account, secret)
-		if text = printable(text); betrays(text, l) {
+		l := testLogin(account, secret)
+		if text = printable(text); containsSecret(text, l) {
 			return
 		}
-		got := hide(text, []string{account})
+		got := redact(text, []string{account})
 		if strings.ContainsFunc(got, func(r rune) bool { return r < ' ' || r > '~' }) || strings.Contains(got, "  ") {
 			t.Fatalf("%q is no line", got)
 		}
 		name := printable(account)
-		if name != "" && !strings.Contains(hiddenWord, name) && strings.Contains(" "+strings.ToLower(got)+" ", " "+strings.ToLower(name)+" ") {
+		if name != "" && !strings.Contains(redacted, name) && strings.Contains(" "+strings.ToLower(got)+" ", " "+strings.ToLower(name)+" ") {
 			t.Fatalf("%q has %q in it", got, name)
 		}
 	})

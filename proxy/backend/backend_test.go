@@ -24,11 +24,11 @@ const (
 	password = "s3cret pass"
 )
 
-func login(account, password string) *proxy.Login {
+func testLogin(account, password string) *proxy.Login {
 	return &proxy.Login{User: "as typed", Account: account, Mechanism: "PLAIN", Secret: proxy.NewSecret([]byte(password))}
 }
 
-// recorder keeps what was observed.
+// A recorder keeps the events that it observes.
 type recorder struct {
 	mu     sync.Mutex
 	events []proxy.Event
@@ -40,7 +40,7 @@ func (r *recorder) Observe(e proxy.Event) {
 	r.events = append(r.events, e)
 }
 
-// String prints results alone.
+// String returns the results of the events.
 func (r *recorder) String() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -58,10 +58,10 @@ func (r *recorder) String() string {
 	return strings.Join(all, ", ")
 }
 
-// serve returns a Server whose first connections are served by scripts, one
-// each, in the notation of proxytest.ServeTranscript. A line that ends in
-// "begin TLS" is the last one in the clear.
-func serve(t *testing.T, protocol string, mode Mode, scripts ...string) (*Server, *recorder) {
+// startServer returns a Server whose first connections are served by scripts, one
+// each, in the notation of proxytest.ServeTranscript. A line that ends in "begin
+// TLS" is the last one before TLS.
+func startServer(t *testing.T, protocol string, mode Mode, scripts ...string) (*Server, *recorder) {
 	t.Helper()
 	cert, pool := proxytest.Cert(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -82,7 +82,7 @@ func serve(t *testing.T, protocol string, mode Mode, scripts ...string) (*Server
 			if mode == Implicit {
 				conn = accept(conn, proxytest.ServerTLS(cert))
 			}
-			proxytest.ServeTranscript(t, &upgrading{Conn: conn, config: proxytest.ServerTLS(cert)}, script)
+			proxytest.ServeTranscript(t, &startTLSConn{Conn: conn, config: proxytest.ServerTLS(cert)}, script)
 		}
 	})
 	seen := &recorder{}
@@ -93,20 +93,20 @@ func serve(t *testing.T, protocol string, mode Mode, scripts ...string) (*Server
 	}, seen
 }
 
-// accept does a handshake, which may fail: then the script cannot go on.
+// accept performs a handshake. If it fails, the script cannot go on.
 func accept(conn net.Conn, config *tls.Config) net.Conn {
 	t := tls.Server(conn, config)
 	_ = t.Handshake()
 	return t
 }
 
-// upgrading becomes TLS behind the line that says so.
-type upgrading struct {
+// A startTLSConn begins TLS after a line that ends in "begin TLS".
+type startTLSConn struct {
 	net.Conn
 	config *tls.Config
 }
 
-func (u *upgrading) Write(p []byte) (int, error) {
+func (u *startTLSConn) Write(p []byte) (int, error) {
 	n, err := u.Conn.Write(p)
 	if strings.HasSuffix(string(p), "begin TLS\r\n") {
 		u.Conn = accept(u.Conn, u.config)
@@ -114,17 +114,18 @@ func (u *upgrading) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// goodbye is how a server takes leave of a login that it has answered so.
-func goodbye(answer, words string) string {
+// logoutScript returns how a login that was answered with answer ends: with
+// words, unless the server has closed.
+func logoutScript(answer, words string) string {
 	if strings.HasSuffix(answer, "<EOF>") {
 		return ""
 	}
 	return "\nC: " + words + "\nS: <EOF>"
 }
 
-// refused fails the test unless err is a Refusal for reason that does not show
-// the password.
-func refused(t *testing.T, err error, reason proxy.Reason) {
+// checkRefusal fails the test unless err is a Refusal for reason that does not
+// show the password.
+func checkRefusal(t *testing.T, err error, reason proxy.Reason) {
 	t.Helper()
 	r, ok := errors.AsType[*proxy.Refusal](err)
 	if !ok || r.Reason != reason || r.Text != "" {
@@ -135,6 +136,6 @@ func refused(t *testing.T, err error, reason proxy.Reason) {
 	}
 }
 
-func (u *upgrading) CloseWrite() error {
+func (u *startTLSConn) CloseWrite() error {
 	return u.Conn.(interface{ CloseWrite() error }).CloseWrite()
 }

@@ -1,17 +1,20 @@
-// Package backend knows the mail servers behind Postern: how to reach them,
-// how to log a client in, and what they offer.
+// Package backend reaches the mail servers behind Postern, logs clients in there,
+// and finds out what the servers offer. A Server is one server and one protocol;
+// a Pool is several servers that hold the same accounts. IMAP and Submission are
+// proxy.Backends that use either of them.
 //
-// Whatever a server sends is bounded in size and time, and none of its words
-// reach a client but an alert of IMAP's, which the user must be shown: one line
-// without names. Credentials leave only when everything before them was as it
-// has to be.
+// Everything that a server sends is bounded in size and time. No text of a server
+// reaches a client but an IMAP alert, which the user must be shown: as one line
+// without names. Credentials are sent only after everything before them has
+// succeeded.
 //
 // # What the answers to credentials mean
 //
-// A password is Wrong only if the server says so and blames nothing else. Codes
-// that say more are believed: RFC 5530 section 3 for IMAP; the reply code of RFC
-// 4954 section 6 and the status code of RFC 3463 and RFC 5248 for submission,
-// where x.y.z stands for any class that fits.
+// A password is Wrong only if the server says so and names no other reason. A
+// response code or status code that names a reason is believed: RFC 5530 section
+// 3 for IMAP; for submission the reply code of RFC 4954 section 6 and the
+// enhanced status code of RFC 3463 and RFC 5248, where x.y.z stands for any class
+// that fits.
 //
 //	IMAP                                           submission              Reason
 //	[AUTHENTICATIONFAILED], NO                     535, other 5yz          Wrong
@@ -24,18 +27,19 @@
 //	BAD, BYE, no answer, all others                4yz, 334, 500-504,      Unavailable, doubtful
 //	                                               521 523 530 534 538
 //
-// NO without a code, and 5yz other than 535, mean one thing with one server and
-// another with the next: verdict.go has a row for each that is known, by Kind.
+// NO without a code, and 5yz other than 535, differ between servers: verdict.go
+// has a row for each known case, by Kind.
 //
-// What the client is told and what the guard charges are two things. Doubtful
-// answers are told as temporary and cost a guess as Wrong does: nobody has said
-// that the password was right, and a server that answers wrong ones so would let
-// them be guessed for nothing. Suspended costs one as well: not every server
-// checks the password before it says so. What it says of the account is the
-// server's to tell or to hide behind Wrong, as most do.
+// What the client is told and what the guard charges are two things. A doubtful
+// answer is passed on as temporary and costs a guess as Wrong does: the server
+// has not confirmed the password, and a server that answers wrong passwords in
+// this way would let them be guessed for free. Suspended costs a guess as well,
+// because not every server checks the password first. Whether to reveal that an
+// account is suspended is the server's choice; most answer Wrong.
 //
-// Free is what came before the credentials were looked at: a connection, TLS or
-// greeting that failed, LOGINDISABLED, [UNAVAILABLE].
+// Nothing is charged for what happens before the server sees the credentials: a
+// connection, TLS handshake or greeting that failed, LOGINDISABLED,
+// [UNAVAILABLE].
 package backend
 
 import (
@@ -57,10 +61,10 @@ import (
 	"postern/proxy/wire"
 )
 
-// A Mode is how a connection to a server comes to TLS.
+// A Mode is how a connection to a server gets TLS.
 type Mode uint8
 
-// The modes.
+// The values of Mode.
 const (
 	Implicit Mode = iota // from the first octet
 	STARTTLS             // by command; a server that does not offer it gets no credentials
@@ -78,27 +82,27 @@ func (m Mode) String() string {
 	return "none"
 }
 
-// A Server is one mail server behind Postern, as it speaks one protocol. The
-// exported fields must not change once it is in use.
+// A Server is one mail server behind Postern and one protocol. The exported
+// fields must not change once it is in use.
 type Server struct {
-	Name         string // of the backend in the configuration
-	Protocol     string // proxy.IMAP or proxy.Submission
-	Address      string // host:port
-	TLS          Mode
+	Name         string         // of the backend in the configuration
+	Protocol     string         // proxy.IMAP or proxy.Submission
+	Address      string         // host:port
+	TLS          Mode           // how the connection gets TLS
 	Config       *tls.Config    // with ServerName; may be nil if TLS is None
 	DialTimeout  time.Duration  // of TCP; 0: 10 s
 	ReplyTimeout time.Duration  // of the TLS handshake and of each answer up to login; 0: 30 s
-	Hostname     string         // for EHLO where the client has given none
-	Source       []netip.Addr   // addresses of this machine to connect from, in turn; none: as the system likes
-	Observer     proxy.Observer // nil: nobody
+	Hostname     string         // for EHLO, if the client has sent no name
+	Source       []netip.Addr   // local addresses to connect from, in turn; none: the system chooses
+	Observer     proxy.Observer // nil: none
 
-	Kind       Kind // what answers to credentials mean; Guessed: as greeting and ID tell
+	Kind       Kind // what answers to credentials mean; Guessed: as greeting and ID suggest
 	Identity   Identity
-	Verify     func(context.Context, *proxy.Login) error // for XCLIENTLogin: whether the credentials are right, as LoginIMAP says it
-	Identified func(ok bool)                             // told at each login whether the server offers Identity; nil: nobody
+	Verify     func(context.Context, *proxy.Login) error // for XCLIENTLogin: whether the credentials are right, with the errors of LoginIMAP
+	Identified func(ok bool)                             // called at each login with whether the server offers Identity; nil: not called
 
-	sources atomic.Uint32          // counts connections
-	report  atomic.Pointer[Report] // the last that succeeded
+	nextSource atomic.Uint32          // counts connections
+	report     atomic.Pointer[Report] // the last successful one
 }
 
 const (
@@ -113,9 +117,9 @@ func (s *Server) replyTimeout() time.Duration {
 	return s.ReplyTimeout
 }
 
-// open connects for client, who may be nobody, and lets prepare hear the
-// greeting and, with STARTTLS, call secure. When it returns nil, credentials may
-// be sent.
+// open connects for client, which may be the zero Client, and calls prepare,
+// which reads the greeting and, with STARTTLS, calls secure. When open returns
+// nil, credentials may be sent.
 func (s *Server) open(ctx context.Context, client proxy.Client, prepare func(*Conn) error) (c *Conn, err error) {
 	begun := time.Now()
 	defer func() {
@@ -129,7 +133,7 @@ func (s *Server) open(ctx context.Context, client proxy.Client, prepare func(*Co
 	}
 	c = &Conn{Conn: tcp, tcp: tcp, replies: wire.NewReplyReader(tcp), timeout: s.replyTimeout()}
 	defer c.closeWith(ctx)()
-	if err = c.preface(s.Identity, client); err == nil && s.TLS == Implicit {
+	if err = c.sendProxyHeader(s.Identity, client); err == nil && s.TLS == Implicit {
 		err = c.secure(ctx, s.Config)
 	}
 	if err == nil {
@@ -142,30 +146,30 @@ func (s *Server) open(ctx context.Context, client proxy.Client, prepare func(*Co
 	return c, nil
 }
 
-// dial connects, from the next of the sources.
+// dial connects from the next source address.
 func (s *Server) dial(ctx context.Context) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: s.DialTimeout}
 	if dialer.Timeout == 0 {
 		dialer.Timeout = defaultDialTimeout
 	}
 	if n := uint32(len(s.Source)); n > 0 {
-		source := s.Source[s.sources.Add(1)%n]
+		source := s.Source[s.nextSource.Add(1)%n]
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0))
 		dialer.Control = bindLate
 	}
 	conn, err := dialer.DialContext(ctx, "tcp", s.Address)
 	if err != nil {
-		return nil, advised(err)
+		return nil, withAdvice(err)
 	}
 	return conn, nil
 }
 
-// advised adds what to do to errors that are not the server's.
-func advised(err error) error {
+// withAdvice adds to an error of this machine what the operator can do about it.
+func withAdvice(err error) error {
 	call, _ := errors.AsType[*os.SyscallError](err)
 	advice := ""
 	switch {
-	case exhausted(err):
+	case outOfDescriptors(err):
 		advice = "Postern has no file descriptor left (EMFILE): raise LimitNOFILE"
 	case !errors.Is(err, syscall.EADDRNOTAVAIL):
 		return err
@@ -177,13 +181,13 @@ func advised(err error) error {
 	return fmt.Errorf("%w: %s", err, advice)
 }
 
-// exhausted reports whether err says that no descriptor is left here: it says
-// nothing about the server.
-func exhausted(err error) bool {
+// outOfDescriptors reports whether err means that this process has no descriptor
+// left, which says nothing about the server.
+func outOfDescriptors(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }
 
-// dialResult names the way in which open ended.
+// dialResult returns the result of open as an event names it.
 func dialResult(err error) string {
 	var tlsErr *tlsError
 	var dialErr *net.OpError
@@ -203,19 +207,19 @@ func dialResult(err error) string {
 	return proxy.DialGreeting
 }
 
-// A tlsError is what kept a connection from becoming TLS.
+// A tlsError is why a connection did not get TLS.
 type tlsError struct{ err error }
 
 func (e *tlsError) Error() string { return "TLS: " + e.err.Error() }
 func (e *tlsError) Unwrap() error { return e.err }
 
-// unavailable is the Refusal for whatever is not the client's fault.
+// unavailable returns the Refusal for an error that is not the client's.
 func (s *Server) unavailable(err error) *proxy.Refusal {
 	return proxy.NewRefusal(proxy.Unavailable, fmt.Errorf("backend %s, %s: %w", s.Name, s.Protocol, err))
 }
 
-// settle tells how the server has answered credentials.
-func (s *Server) settle(begun time.Time, err error) {
+// reportLogin emits the result of a login to the server.
+func (s *Server) reportLogin(begun time.Time, err error) {
 	s.observe(proxy.BackendLogin{Backend: s.Name, Protocol: s.Protocol, Duration: time.Since(begun), Err: err})
 }
 
@@ -225,23 +229,23 @@ func (s *Server) observe(e proxy.Event) {
 	}
 }
 
-// A Conn is a connection to a server. It reads replies ahead; Read gives what
-// is left of them first.
+// A Conn is a connection to a server. It reads replies ahead; Read returns octets
+// that were read ahead first.
 type Conn struct {
-	net.Conn // TLS, where there is
-	tcp      net.Conn
-	replies  *wire.ReplyReader
-	timeout  time.Duration // for each answer
-	release  func()        // tells the pool; may be called again; nil: there is none
-	watched  string        // the capabilities after login, if UNAUTHENTICATE is one: of IMAP
-	alert    string        // what the user is to be shown: of IMAP
-	lacks    []string      // keywords of EHLO that the client was offered and that the server does not have for it
+	net.Conn            // TLS, where there is
+	tcp                 net.Conn
+	replies             *wire.ReplyReader
+	timeout             time.Duration // for each answer
+	release             func()        // called by Close, possibly more than once; nil: not called
+	watchedCapabilities string        // IMAP: the capabilities after login if UNAUTHENTICATE is one of them, else empty
+	alert               string        // IMAP: what the user must be shown
+	lacks               []string      // submission: EHLO keywords that the client was offered and that the server does not offer it
 }
 
-// Read returns what was read ahead first.
+// Read implements net.Conn.
 func (c *Conn) Read(p []byte) (int, error) { return c.replies.Read(p) }
 
-// Close closes the connection.
+// Close implements net.Conn.
 func (c *Conn) Close() error {
 	if c.release != nil {
 		c.release()
@@ -251,9 +255,9 @@ func (c *Conn) Close() error {
 
 // Unauthenticates reports whether the IMAP server offers UNAUTHENTICATE, RFC 8437,
 // to the user that is logged in.
-func (c *Conn) Unauthenticates() bool { return c.watched != "" }
+func (c *Conn) Unauthenticates() bool { return c.watchedCapabilities != "" }
 
-// CloseWrite tells the server that nothing more will come; reading goes on.
+// CloseWrite ends the direction to the server; reading goes on.
 func (c *Conn) CloseWrite() error {
 	if t, ok := c.Conn.(*tls.Conn); ok {
 		if err := t.CloseWrite(); err != nil {
@@ -266,20 +270,20 @@ func (c *Conn) CloseWrite() error {
 	return nil
 }
 
-// SyscallConn gives the descriptor when its octets are all there is to read:
-// there is no TLS, and nothing was read ahead.
+// SyscallConn returns the descriptor if reading it gives everything that Read
+// would: there is no TLS, and nothing was read ahead.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	t, ok := c.Conn.(*net.TCPConn)
 	if !ok || c.replies.Buffered() > 0 {
 		return nil, errors.ErrUnsupported
 	}
-	c.replies = wire.NewReplyReader(t) // without its buffer: nobody may read there for hours
+	c.replies = wire.NewReplyReader(t) // without a buffer: the connection may be idle for hours
 	return t.SyscallConn()
 }
 
-// preface begins the connection with a PROXY header, if there is to be one.
-func (c *Conn) preface(identity Identity, client proxy.Client) error {
-	header, err := identity.preface(client)
+// sendProxyHeader sends the PROXY header, if identity wants one.
+func (c *Conn) sendProxyHeader(identity Identity, client proxy.Client) error {
+	header, err := identity.proxyHeader(client)
 	if err == nil && header != nil {
 		err = c.send(header)
 	}
@@ -289,12 +293,12 @@ func (c *Conn) preface(identity Identity, client proxy.Client) error {
 	return nil
 }
 
-// closeTime is what a server gets to close first, when it was told goodbye.
+// closeTime is how long a server may take to close first after a logout.
 const closeTime = time.Second
 
-// leave says goodbye, and closes after the server has: TIME_WAIT, and with it a
-// port, is then its. A server that does not gets closeTime.
-func (c *Conn) leave(goodbye string) {
+// logout sends command and closes after the server has closed, or after
+// closeTime: TIME_WAIT then takes a port of the server and not one here.
+func (c *Conn) logout(goodbye string) {
 	_ = c.SetDeadline(time.Now().Add(closeTime))
 	if _, err := io.WriteString(c, goodbye+"\r\n"); err == nil {
 		_, _ = io.Copy(io.Discard, io.LimitReader(c, wire.MaxReply))
@@ -302,8 +306,8 @@ func (c *Conn) leave(goodbye string) {
 	_ = c.Close()
 }
 
-// secure does the TLS handshake. Octets that came before it are an attempt to
-// speak for the server: RFC 3207 section 6.
+// secure performs the TLS handshake. Octets that came before it may be injected
+// by an attacker: RFC 3207 section 6.
 func (c *Conn) secure(ctx context.Context, config *tls.Config) error {
 	if c.replies.Buffered() > 0 {
 		return &tlsError{errors.New("the server sent something behind its answer to STARTTLS")}
@@ -311,15 +315,15 @@ func (c *Conn) secure(ctx context.Context, config *tls.Config) error {
 	t := tls.Client(c.tcp, config)
 	_ = c.tcp.SetDeadline(time.Now().Add(c.timeout))
 	if err := t.HandshakeContext(ctx); err != nil {
-		return &tlsError{explained(err)}
+		return &tlsError{explainTLS(err)}
 	}
 	c.Conn, c.replies = t, wire.NewReplyReader(t)
 	return nil
 }
 
-// explained adds what a server lacks whose TLS is too old for Postern.
-// crypto/tls has no types for it: an alert of the server's is known by its text.
-func explained(err error) error {
+// explainTLS adds what is wrong with a server whose TLS is too old for Postern.
+// crypto/tls has no types for it: an alert is known by its text.
+func explainTLS(err error) error {
 	const (
 		handshakeFailure = 40 // RFC 8446 section 6
 		protocolVersion  = 70
@@ -338,7 +342,8 @@ func explained(err error) error {
 	return err
 }
 
-// send begins the wait for an answer, writes pieces at once and wipes them.
+// send writes pieces in one write, clears them, and sets the deadline for the
+// answer.
 func (c *Conn) send(pieces ...[]byte) error {
 	all := pieces[0]
 	if len(pieces) > 1 {
@@ -355,16 +360,13 @@ func (c *Conn) send(pieces ...[]byte) error {
 	return err
 }
 
-// closeWith closes the connection when ctx ends, until stop is called.
+// closeWith closes the connection when ctx ends, unless stop is called before.
 func (c *Conn) closeWith(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, func() { _ = c.tcp.Close() })
 }
 
-// settled ends the deadlines of the dialogue.
-func (c *Conn) settled() { _ = c.SetDeadline(time.Time{}) }
+// clearDeadlines removes the deadlines of the login.
+func (c *Conn) clearDeadlines() { _ = c.SetDeadline(time.Time{}) }
 
-// shorten makes a server's words fit for a log line.
-func shorten(s string) string {
-	const most = 200
-	return s[:min(most, len(s))]
-}
+// shorten returns the beginning of a server's text, for a log line.
+func shorten(s string) string { return wire.Excerpt(s, 200) }

@@ -5,9 +5,8 @@ import (
 	"syscall"
 )
 
-// bindLate lets the system choose the port when it knows the other end: then a
-// source address has one port for each connection to each server, not one for
-// all servers.
+// bindLate lets the system choose the port at connect time: a source address then
+// has one port for each connection to each server, and not one for all servers.
 func bindLate(_, _ string, c syscall.RawConn) error {
 	const bindAddressNoPort = 24 // IP_BIND_ADDRESS_NO_PORT of ip(7), for IPv6 as well
 	var err error

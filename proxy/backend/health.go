@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -13,31 +14,32 @@ import (
 
 	"postern/proxy"
 	"postern/proxy/relay"
+	"postern/proxy/wire"
 )
 
-// A Report is what a server says of itself before anybody logs in.
+// A Report is what a server offers before login.
 type Report struct {
-	Greeting     string   // its text, of at most 200 octets
+	Greeting     string   // its text, at most 200 octets
 	TLS          uint16   // as in tls.ConnectionState.Version; 0: none
-	Capabilities []string // of IMAP, or the lines of an answer to EHLO, as a client is answered
+	Capabilities []string // IMAP capabilities, or the lines of the reply to EHLO, as a client gets them
 	Mechanisms   []string // SASL, upper case
 	Kind         Kind     // as configured, or guessed from Greeting and, with IMAP, ID
 
-	offered []string // the lines that the relay passes and that the server has for Postern, too
+	offered []string // lines of Capabilities that the relay forwards and that the server also offers to Postern itself
 }
 
-// Probe connects to the server, asks what it offers and takes leave. Offer
-// tells afterwards. It asks as a client outside will be asked for: with the
-// same Identity, and an address that is neither a loopback nor Postern's own. A
-// server with which nobody could log in gives an error. Once ctx has ended, the
-// error says nothing about the server.
+// Probe connects to the server, reads what it offers, and logs out. Offer returns
+// the result afterwards. The probe is made for a client outside: with the same
+// Identity as a login, and with an address that is neither a loopback address nor
+// Postern's own. A server at which no login is possible gives an error. Once ctx
+// has ended, the error says nothing about the server.
 func (s *Server) Probe(ctx context.Context) (Report, error) {
 	report, err := s.probe(ctx)
 	if ctx.Err() != nil {
 		return Report{}, context.Cause(ctx)
 	}
-	if err == nil && !s.logsIn(report) {
-		err = s.nobody(report)
+	if err == nil && !s.allowsLogin(report) {
+		err = s.noLoginError(report)
 	}
 	if err != nil {
 		return Report{}, fmt.Errorf("backend %s, %s at %s: %w", s.Name, s.Protocol, s.Address, err)
@@ -46,34 +48,33 @@ func (s *Server) Probe(ctx context.Context) (Report, error) {
 	return report, nil
 }
 
-// learnFrom keeps the report of a login for Offer. Every login is a probe, too:
-// when the server has changed, the next client is offered what there is now.
-// What XCLIENT has brought holds for that client alone: only what is missing is
-// believed, until the next probe. A report without mechanisms is none, as in
-// Probe.
-func (s *Server) learnFrom(report Report) {
+// updateReport keeps the report of a login for Offer. When a server has changed,
+// the next client is offered what there is now. After XCLIENT, the report is
+// valid for one client: then extensions are only removed, until the next probe. A
+// report without mechanisms is ignored, as in Probe.
+func (s *Server) updateReport(report Report) {
 	last := s.report.Load()
-	if !s.logsIn(report) {
+	if !s.allowsLogin(report) {
 		return
 	}
 	if last != nil && (s.Identity == XCLIENT || s.Identity == XCLIENTLogin) {
-		report.offered = common(last.offered, report.offered)
+		report.offered = commonExtensions(last.offered, report.offered)
 	}
 	s.report.Store(&report)
 }
 
-// logsIn reports whether a server with this report takes a login at all.
-func (s *Server) logsIn(r Report) bool {
+// allowsLogin reports whether a server with this report accepts logins at all.
+func (s *Server) allowsLogin(r Report) bool {
 	if s.Protocol == proxy.IMAP && s.TLS == None && capabilities(r.Capabilities).has("LOGINDISABLED") {
 		return false
 	}
 	return slices.ContainsFunc(r.Mechanisms, func(name string) bool {
-		return carriers[name] != nil || name == mechLogin && s.Protocol == proxy.Submission
+		return carriers[name] != nil || name == wire.MechanismLogin && s.Protocol == proxy.Submission
 	})
 }
 
-// nobody is why nobody can log in.
-func (s *Server) nobody(r Report) error {
+// noLoginError returns why the server accepts no login.
+func (s *Server) noLoginError(r Report) error {
 	why := "no AUTH"
 	switch {
 	case s.Protocol == proxy.IMAP:
@@ -84,10 +85,10 @@ func (s *Server) nobody(r Report) error {
 	return fmt.Errorf("nobody can log in: the server offers %s on this connection: use TLS, let it trust Postern's address, or switch AUTH on there", why)
 }
 
-// outside returns a client like those to come, with addresses that are kept for
-// documentation, RFC 5737: no list of clients that may do more, or less, than
-// others has them.
-func outside() proxy.Client {
+// outsideClient returns a client like those from outside. Its addresses are
+// reserved for documentation (RFC 5737), so that no list of networks on the
+// server contains them.
+func outsideClient() proxy.Client {
 	return proxy.Client{
 		ID: "probe", Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 1}), 50000),
 		Local: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, 2}), 993),
@@ -95,15 +96,15 @@ func outside() proxy.Client {
 	}
 }
 
-// probe asks for a client outside and, where the server does not take one and
-// could mean its address, for a client at Postern's own: it may serve only
-// such.
+// probe probes for a client outside. If the server rejects that client, maybe
+// because of its address, it probes for a client at Postern's own address: the
+// server may serve only such clients.
 func (s *Server) probe(ctx context.Context) (Report, error) {
 	ask := s.probeIMAP
 	if s.Protocol == proxy.Submission {
 		ask = s.probeSMTP
 	}
-	report, err := ask(ctx, outside())
+	report, err := ask(ctx, outsideClient())
 	switch s.Identity {
 	case Anonymous, ID:
 		return report, err
@@ -122,31 +123,31 @@ func (s *Server) probeIMAP(ctx context.Context, client proxy.Client) (Report, er
 		if err := d.begin(ctx, c, s); err != nil {
 			return err
 		}
-		return d.introduce(client, s)
+		return d.sendProbeID(client, s)
 	})
 	if err != nil {
 		return Report{}, err
 	}
 	defer conn.closeWith(ctx)()
-	d.inquire(s)
-	conn.leave(d.nextTag() + " LOGOUT")
-	report := Report{Greeting: d.heard, TLS: conn.version(), Capabilities: d.capabilities, Kind: s.said(d.heard, d.id)}
+	d.requestID(s)
+	conn.logout(d.nextTag() + " LOGOUT")
+	report := Report{Greeting: d.greetingText, TLS: conn.version(), Capabilities: d.capabilities, Kind: s.kindOf(d.greetingText, d.idResponse)}
 	for _, word := range d.capabilities {
 		if name, ok := strings.CutPrefix(strings.ToUpper(word), "AUTH="); ok {
 			report.Mechanisms = append(report.Mechanisms, name)
 		}
 	}
-	// The command LOGIN carries what PLAIN does.
-	if !slices.Contains(report.Mechanisms, "PLAIN") && !d.capabilities.has("LOGINDISABLED") {
-		report.Mechanisms = append(report.Mechanisms, "PLAIN")
+	// The LOGIN command carries the same as PLAIN.
+	if !slices.Contains(report.Mechanisms, wire.MechanismPlain) && !d.capabilities.has("LOGINDISABLED") {
+		report.Mechanisms = append(report.Mechanisms, wire.MechanismPlain)
 	}
 	return report, nil
 }
 
-// inquire asks a server that does not say what it is: RFC 2971. No answer, or
-// another one, says nothing.
-func (d *imap) inquire(s *Server) {
-	if s.said(d.heard) == Other && s.Kind == Guessed && d.capabilities.has("ID") {
+// requestID asks a server whose greeting does not identify it: RFC 2971. No
+// answer and other answers are ignored.
+func (d *imap) requestID(s *Server) {
+	if s.kindOf(d.greetingText) == Other && s.Kind == Guessed && d.capabilities.has("ID") {
 		offered := d.capabilities
 		_, _ = d.command("ID NIL")
 		d.capabilities = offered
@@ -159,34 +160,34 @@ func (s *Server) probeSMTP(ctx context.Context, client proxy.Client) (Report, er
 		if err := d.begin(ctx, c, s); err != nil {
 			return err
 		}
-		return d.pretend(client, s)
+		return d.sendProbeXCLIENT(client, s)
 	})
 	if err != nil {
 		return Report{}, err
 	}
 	defer conn.closeWith(ctx)()
-	conn.leave("QUIT")
+	conn.logout("QUIT")
 	return d.report(conn, s), nil
 }
 
 func (d *smtp) report(c *Conn, s *Server) Report {
 	offered := relay.Extensions(d.extensions)
-	if d.before != nil {
-		offered = common(relay.Extensions(d.before), offered)
+	if d.beforeXCLIENT != nil {
+		offered = commonExtensions(relay.Extensions(d.beforeXCLIENT), offered)
 	}
 	return Report{
-		Greeting: d.heard, TLS: c.version(), Capabilities: d.extensions, Mechanisms: d.mechanisms(s), Kind: s.said(d.software()),
+		Greeting: d.greetingText, TLS: c.version(), Capabilities: d.extensions, Mechanisms: d.mechanisms(s), Kind: s.kindOf(d.software()),
 		offered: offered,
 	}
 }
 
-// common returns what two answers to EHLO have in common.
-func common(a, b []string) []string {
-	any := []string{mechPlain}
+// commonExtensions returns the lines that two replies to EHLO have in common.
+func commonExtensions(a, b []string) []string {
+	any := []string{wire.MechanismPlain}
 	return proxy.Intersect(proxy.Offer{Mechanisms: any, Extensions: a}, proxy.Offer{Mechanisms: any, Extensions: b}).Extensions
 }
 
-// version returns that of TLS, or 0.
+// version returns the TLS version, or 0.
 func (c *Conn) version() uint16 {
 	if t, ok := c.Conn.(*tls.Conn); ok {
 		return t.ConnectionState().Version
@@ -195,7 +196,7 @@ func (c *Conn) version() uint16 {
 }
 
 // Offer returns what the server offered when it was last reached, as far as
-// Postern passes it on. No Mechanisms: it never was.
+// Postern forwards it. No Mechanisms: it was never reached.
 func (s *Server) Offer() proxy.Offer {
 	report := s.report.Load()
 	if report == nil {
@@ -204,35 +205,35 @@ func (s *Server) Offer() proxy.Offer {
 	offer := proxy.Offer{Mechanisms: slices.Clone(report.Mechanisms), Extensions: slices.Clone(report.Capabilities)}
 	if s.Protocol == proxy.Submission {
 		offer.Extensions = slices.Clone(report.offered)
-		if slices.Contains(offer.Mechanisms, mechLogin) && !slices.Contains(offer.Mechanisms, mechPlain) {
-			offer.Mechanisms = append(offer.Mechanisms, mechPlain) // what one carries, the other does, too
+		if slices.Contains(offer.Mechanisms, wire.MechanismLogin) && !slices.Contains(offer.Mechanisms, wire.MechanismPlain) {
+			offer.Mechanisms = append(offer.Mechanisms, wire.MechanismPlain) // both carry the same
 		}
 	}
 	return offer
 }
 
-// health is what a Pool believes of a member.
+// A health is what a Pool knows about whether a member is up.
 type health struct {
-	asked  bool // at all
+	probed bool // at least once
 	up     bool
-	streak int // answers in a row that say otherwise
+	streak int // results in a row that contradict up
 }
 
-// note counts an answer, and reports whether the belief changes. The first one
-// is believed at once.
-func (h *health) note(ok bool, fall, rise int) (changed bool) {
-	patience := rise
+// record counts a result, and reports whether up has changed. The first result is
+// believed at once.
+func (h *health) record(ok bool, fall, rise int) (changed bool) {
+	needed := rise
 	if h.up {
-		patience = fall
+		needed = fall
 	}
 	switch {
-	case !h.asked:
-		h.asked = true
+	case !h.probed:
+		h.probed = true
 	case ok == h.up:
 		h.streak = 0
 		return false
 	default:
-		if h.streak++; h.streak < patience {
+		if h.streak++; h.streak < needed {
 			return false
 		}
 	}
@@ -240,12 +241,12 @@ func (h *health) note(ok bool, fall, rise int) (changed bool) {
 	return true
 }
 
-// usable reports whether logins may go there: nothing is known against it.
-func (m *member) usable() bool { return m.health.up || !m.health.asked }
+// usable reports whether logins may go to m: it is up, or was never probed.
+func (m *member) usable() bool { return m.health.up || !m.health.probed }
 
-// reached counts that a member could be reached, or why not. A login that
-// succeeds, or cannot connect, counts as a probe does.
-func (p *Pool) reached(m *member, err error) {
+// recordResult records that a member was reached (nil), or why not. A login that
+// succeeds, or that cannot connect, counts as a probe does.
+func (p *Pool) recordResult(m *member, err error) {
 	fall, rise := p.Fall, p.Rise
 	if fall == 0 {
 		fall = defaultFall
@@ -254,20 +255,20 @@ func (p *Pool) reached(m *member, err error) {
 		rise = defaultRise
 	}
 	p.mu.Lock()
-	changed := m.health.note(err == nil, fall, rise)
+	changed := m.health.record(err == nil, fall, rise)
 	p.mu.Unlock()
 	if changed {
-		p.tell(err)
+		p.reportHealth(err)
 	}
 }
 
-// tell lets the observer know how the pool is: up, if one of its members is.
-func (p *Pool) tell(err error) {
+// reportHealth emits whether the pool is up: one of its members is.
+func (p *Pool) reportHealth(err error) {
 	if p.Observer == nil {
 		return
 	}
-	p.telling.Lock() // the last word has to be the newest
-	defer p.telling.Unlock()
+	p.reporting.Lock() // the last event must be the newest state
+	defer p.reporting.Unlock()
 	e := proxy.Probed{Backend: p.Name, Protocol: p.Protocol, Up: p.Up()}
 	if !e.Up {
 		e.Err = err
@@ -275,8 +276,7 @@ func (p *Pool) tell(err error) {
 	p.Observer.Observe(e)
 }
 
-// Up reports whether a member is believed to be up; before the first probe,
-// none is.
+// Up reports whether a member is up. Before the first probe none is.
 func (p *Pool) Up() bool {
 	members := p.all()
 	p.mu.Lock()
@@ -284,7 +284,7 @@ func (p *Pool) Up() bool {
 	return slices.ContainsFunc(members, func(m *member) bool { return m.health.up })
 }
 
-// Probe probes all members at once, each one time.
+// Probe probes all members once, in parallel.
 func (p *Pool) Probe(ctx context.Context) {
 	var probing sync.WaitGroup
 	for _, m := range p.all() {
@@ -294,21 +294,37 @@ func (p *Pool) Probe(ctx context.Context) {
 }
 
 func (p *Pool) probe(ctx context.Context, m *member) {
-	_, err := m.Server.Probe(ctx)
-	if ctx.Err() != nil || exhausted(err) {
+	err := p.probeServer(ctx, m.Server)
+	if ctx.Err() != nil || outOfDescriptors(err) {
 		return
 	}
-	p.reached(m, err)
-	p.tell(err)
+	p.recordResult(m, err)
+	p.reportHealth(err)
 }
 
+// probeServer is Server.Probe, but a panic is an error: no connection's recover
+// covers the goroutines of Probe and Watch, which parse what a server sends.
+func (p *Pool) probeServer(ctx context.Context, s *Server) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic in a probe: %v", v)
+			if p.Observer != nil {
+				p.Observer.Observe(proxy.Panicked{Value: v, Stack: debug.Stack()})
+			}
+		}
+	}()
+	_, err = s.Probe(ctx)
+	return err
+}
+
+// The times of Watch.
 const (
-	retry  = 5 * time.Second // how soon a member that is down, or may be, is asked again
-	settle = time.Second     // after a login has found a member changed; many may
+	retryInterval = 5 * time.Second // between the probes of a member that is down, or may be
+	settleTime    = time.Second     // before the probe of a member that a login has found changed: many logins may
 )
 
-// Watch probes each member at once and then every so often, a tenth more or
-// less, until ctx ends. One whose last answer was none is asked more often.
+// Watch probes each member at once and then in intervals of every, a tenth more
+// or less, until ctx ends. A member whose last probe failed is probed more often.
 func (p *Pool) Watch(ctx context.Context, every time.Duration) {
 	var watching sync.WaitGroup
 	for _, m := range p.all() {
@@ -322,28 +338,28 @@ func (p *Pool) watch(ctx context.Context, m *member, every time.Duration) {
 		p.probe(ctx, m)
 		pause := every - every/10 + rand.N(every/5+1)
 		if !p.steady(m) {
-			pause = min(pause, retry)
+			pause = min(pause, retryInterval)
 		}
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
-		case <-m.again:
-			sleep(ctx, settle)
+		case <-m.probeSoon:
+			sleep(ctx, settleTime)
 		}
 	}
 }
 
-// steady reports whether m is up, beyond doubt.
+// steady reports whether m is up and its last result was no failure.
 func (p *Pool) steady(m *member) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return m.health.up && m.health.streak == 0
 }
 
-// wake has m probed soon.
-func (m *member) wake() {
+// requestProbe lets Watch probe m soon.
+func (m *member) requestProbe() {
 	select {
-	case m.again <- struct{}{}:
+	case m.probeSoon <- struct{}{}:
 	default:
 	}
 }

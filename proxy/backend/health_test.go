@@ -52,7 +52,7 @@ func TestProbeReportsWhatAServerOffers(t *testing.T) {
 			Capabilities: []string{"SIZE 1000", "XCLIENT LOGIN", "ETRN", "AUTH PLAIN LOGIN"}, Mechanisms: []string{"PLAIN", "LOGIN"},
 		}},
 	} {
-		s, seen := serve(t, test.protocol, test.mode, test.script)
+		s, seen := startServer(t, test.protocol, test.mode, test.script)
 		if s.Offer().Mechanisms != nil {
 			t.Error("something is offered before the first probe")
 		}
@@ -80,7 +80,7 @@ func TestProbeReportsWhatAServerOffers(t *testing.T) {
 
 // Criterion: a server that is down counts with its last list.
 func TestOfferOutlivesTheServer(t *testing.T) {
-	s, seen := serve(t, proxy.Submission, None, "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-DSN\nS: 250 AUTH PLAIN\nC: QUIT\nS: 221 bye\nS: <EOF>", "S: 421 down\nC: <EOF>")
+	s, seen := startServer(t, proxy.Submission, None, "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-DSN\nS: 250 AUTH PLAIN\nC: QUIT\nS: 221 bye\nS: <EOF>", "S: 421 down\nC: <EOF>")
 	if _, err := s.Probe(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -95,9 +95,9 @@ func TestOfferOutlivesTheServer(t *testing.T) {
 	}
 }
 
-func TestProbeThatWasBrokenOffSaysNothing(t *testing.T) {
-	s, _ := serve(t, proxy.Submission, None, smtpProbe)
-	p, seen := pool(proxy.Submission, s)
+func TestCancelledProbeReportsNothing(t *testing.T) {
+	s, _ := startServer(t, proxy.Submission, None, smtpProbe)
+	p, seen := newTestPool(proxy.Submission, s)
 	p.Fall = 1
 	p.Probe(t.Context())
 	before := seen.String()
@@ -109,6 +109,6 @@ func TestProbeThatWasBrokenOffSaysNothing(t *testing.T) {
 	}
 }
 
-type observe func(proxy.Event)
+type observerFunc func(proxy.Event)
 
-func (o observe) Observe(e proxy.Event) { o(e) }
+func (o observerFunc) Observe(e proxy.Event) { o(e) }

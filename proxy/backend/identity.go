@@ -15,19 +15,20 @@ import (
 	"postern/proxy/wire"
 )
 
-// An Identity is how a server is told who the client is: for it, all
+// An Identity is how Postern tells a server who the client is: without it, all
 // connections come from Postern.
 type Identity uint8
 
-// The identities. One that the server does not offer is left out, and Identified
-// told so; PROXY cannot be offered: the server must be made to expect it.
+// The values of Identity. If the server does not offer it, it is left out and
+// Identified is called with false. PROXY cannot be offered: the server must be
+// configured to expect it.
 const (
 	Anonymous    Identity = iota // not at all
-	ID                           // IMAP: x-originating-ip and more in ID, RFC 2971, as Dovecot's login_trusted_networks
+	ID                           // IMAP: x-originating-ip and more in ID (RFC 2971), as Dovecot's login_trusted_networks expects
 	XCLIENT                      // submission: Postfix' XCLIENT; the server checks the password
 	XCLIENTLogin                 // submission: XCLIENT with LOGIN, once Verify has checked the password
 	ProxyV1                      // a PROXY header of version 1 on each connection
-	ProxyV2                      // the same of version 2, with what was asked for in TLS
+	ProxyV2                      // version 2, with the client's TLS server name
 )
 
 var identities = [...]string{
@@ -37,9 +38,8 @@ var identities = [...]string{
 // String returns the identity's name in the configuration.
 func (i Identity) String() string { return identities[i] }
 
-// preface returns the PROXY header that begins a connection for client; nil:
-// none.
-func (i Identity) preface(client proxy.Client) ([]byte, error) {
+// proxyHeader returns the PROXY header for client, or nil.
+func (i Identity) proxyHeader(client proxy.Client) ([]byte, error) {
 	switch i {
 	case ProxyV1:
 		return listen.Header(1, client)
@@ -49,27 +49,26 @@ func (i Identity) preface(client proxy.Client) ([]byte, error) {
 	return nil, nil
 }
 
-// identified tells whether a server that should be told is.
-func (s *Server) identified(ok bool) {
+// reportIdentified calls Identified.
+func (s *Server) reportIdentified(ok bool) {
 	if s.Identified != nil {
 		s.Identified(ok)
 	}
 }
 
-// identifies reports whether l's client is one to tell of, and tells whether
-// the server lets it.
-func (s *Server) identifies(l *proxy.Login, offered bool) bool {
+// canIdentify reports whether the server can be told about l's client, and calls
+// Identified. A client without an address is not identified.
+func (s *Server) canIdentify(l *proxy.Login, offered bool) bool {
 	if !l.Client.Addr.IsValid() {
 		return false
 	}
-	s.identified(offered)
+	s.reportIdentified(offered)
 	return offered
 }
 
-// identify returns the command ID that tells of l's client; nil if the server
-// is not to be told.
-func (d *imap) identify(tag string, l *proxy.Login, s *Server) []byte {
-	if s.Identity != ID || !s.identifies(l, d.capabilities.has("ID")) {
+// idFor returns the ID command for l's client, or nil if none is to be sent.
+func (d *imap) idFor(tag string, l *proxy.Login, s *Server) []byte {
+	if s.Identity != ID || !s.canIdentify(l, d.capabilities.has("ID")) {
 		return nil
 	}
 	return idCommand(tag, l)
@@ -86,9 +85,9 @@ func idCommand(tag string, l *proxy.Login) []byte {
 	return append(line, ")\r\n"...)
 }
 
-// introduce tells the server of the client of a probe, and asks anew what it can
-// do. A server that takes no ID is not told at a login either.
-func (d *imap) introduce(client proxy.Client, s *Server) error {
+// sendProbeID sends the ID of a probe's client, and asks for the capabilities
+// again. A server without ID gets none at a login either.
+func (d *imap) sendProbeID(client proxy.Client, s *Server) error {
 	if s.Identity != ID || !d.capabilities.has("ID") {
 		return nil
 	}
@@ -97,26 +96,25 @@ func (d *imap) introduce(client proxy.Client, s *Server) error {
 		return fmt.Errorf("ID: %w", err)
 	}
 	d.capabilities = nil
-	return d.learn()
+	return d.fetchCapabilities()
 }
 
-// Keys of ID that a client may tell the server of itself: those that RFC 2971
-// section 3.3 gives to its program. All others are kept from it: servers
-// believe some that begin with x-.
+// clientKeys are the ID keys that a client may set: those of RFC 2971 section 3.3
+// for its program. Others are dropped: servers trust some that begin with x-.
 var clientKeys = []string{"name", "version", "os", "os-version", "vendor", "support-url"}
 
-// idValues returns keys and values in turn, fit for quoted strings. The first
-// ones are what Dovecot's proxies send, and its servers believe.
+// idValues returns keys and values in turn, valid in quoted strings. The first
+// ones are those that Dovecot's proxies send and its servers trust.
 func idValues(l *proxy.Login) []string {
 	const (
-		mostValue = 128 // octets of what a client tells; RFC 2971 has 1024 and 30 of them
-		hops      = "5" // of proxies before one finds that it goes in circles: Dovecot's figure
+		mostValue = 128 // octets of a client's value; RFC 2971 allows 30 pairs of 1024 octets
+		hops      = "5" // proxies until a loop is assumed: Dovecot's number
 	)
 	client, local := l.Client.Addr, l.Client.Local
 	all := []string{
 		"x-session-id", l.Client.ID,
-		"x-originating-ip", bare(client), "x-originating-port", port(client),
-		"x-connected-ip", bare(local), "x-connected-port", port(local),
+		"x-originating-ip", addrString(client), "x-originating-port", portString(client),
+		"x-connected-ip", addrString(local), "x-connected-port", portString(local),
 		"x-proxy-ttl", hops,
 	}
 	for _, key := range clientKeys {
@@ -127,36 +125,36 @@ func idValues(l *proxy.Login) []string {
 	return all
 }
 
-func bare(a netip.AddrPort) string { return a.Addr().Unmap().WithZone("").String() }
-func port(a netip.AddrPort) string { return strconv.Itoa(int(a.Port())) }
+func addrString(a netip.AddrPort) string { return a.Addr().Unmap().WithZone("").String() }
+func portString(a netip.AddrPort) string { return strconv.Itoa(int(a.Port())) }
 
 // XCLIENT: https://www.postfix.org/XCLIENT_README.html
 const (
-	mostXCLIENT    = 512 // octets of a command
-	mostAttribute  = 255 // octets of a value
-	notKnown       = "[UNAVAILABLE]"
-	attributeLogin = "LOGIN"
-	attributeAddr  = "ADDR"
+	maxXCLIENT       = 512 // octets of a command
+	maxAttribute     = 255 // octets of a value
+	unavailableValue = "[UNAVAILABLE]"
+	attributeLogin   = "LOGIN"
+	attributeAddr    = "ADDR"
 )
 
-// xclientOffer returns the attributes that a server takes, upper case.
+// xclientOffer returns the attributes that a server accepts, in upper case.
 func xclientOffer(extensions []string) []string {
 	params, _ := extension(extensions, "XCLIENT")
 	return strings.Fields(strings.ToUpper(params))
 }
 
-// introduce tells the server of l's client, which takes it back to its
-// greeting, and asks anew what it can do: for that client it may be less.
-func (d *smtp) introduce(l *proxy.Login, s *Server) error {
+// sendXCLIENT tells the server about l's client, which resets the session, and
+// sends EHLO again: the client may be offered less.
+func (d *smtp) sendXCLIENT(l *proxy.Login, s *Server) error {
 	offered := xclientOffer(d.extensions)
-	if s.Identity != XCLIENT || !s.identifies(l, slices.Contains(offered, attributeAddr)) {
+	if s.Identity != XCLIENT || !s.canIdentify(l, slices.Contains(offered, attributeAddr)) {
 		return nil
 	}
 	return d.xclient(xclientCommands(offered, l, d.names[0], false))
 }
 
-// pretend introduces a client of a probe.
-func (d *smtp) pretend(client proxy.Client, s *Server) error {
+// sendProbeXCLIENT tells the server about the client of a probe.
+func (d *smtp) sendProbeXCLIENT(client proxy.Client, s *Server) error {
 	offered := xclientOffer(d.extensions)
 	if s.Identity != XCLIENT && s.Identity != XCLIENTLogin || !slices.Contains(offered, attributeAddr) {
 		return nil
@@ -164,43 +162,44 @@ func (d *smtp) pretend(client proxy.Client, s *Server) error {
 	if !client.Addr.IsValid() {
 		own, err := netip.ParseAddrPort(d.conn.LocalAddr().String())
 		if err != nil {
-			return nil //nolint:nilerr // no address of the Internet: there is nobody to introduce
+			return nil //nolint:nilerr // no IP address: there is no client to identify
 		}
 		client.Addr = own
 	}
 	return d.xclient(xclientCommands(offered, &proxy.Login{Client: client}, d.names[0], false))
 }
 
-// vouch logs l in by word of ours. Verify has said that the password is right.
-func (d *smtp) vouch(l *proxy.Login, s *Server) error {
+// loginByXCLIENT logs l in without a password. Verify has confirmed the password.
+func (d *smtp) loginByXCLIENT(l *proxy.Login, s *Server) error {
 	begun := time.Now()
 	err := d.xclient(xclientCommands(xclientOffer(d.extensions), l, d.names[0], true))
 	if err != nil {
 		err = s.unavailable(err)
 	}
-	s.settle(begun, err)
+	s.reportLogin(begun, err)
 	return err
 }
 
-// vouches reports whether that can be. Without ADDR it must not: the session
-// would be one of Postern's own, which may do what the client may not.
-func (d *smtp) vouches(l *proxy.Login, s *Server) bool {
+// canLoginByXCLIENT reports whether loginByXCLIENT is possible. It needs ADDR:
+// else the session would be one of Postern's own address, which may have more
+// rights than the client.
+func (d *smtp) canLoginByXCLIENT(l *proxy.Login, s *Server) bool {
 	if s.Identity != XCLIENTLogin {
 		return false
 	}
 	offered := xclientOffer(d.extensions)
-	fits := len(wire.AppendXtext(nil, l.Account)) <= mostAttribute
-	return s.identifies(l, fits && vouchable(offered))
+	fits := len(wire.AppendXtext(nil, l.Account)) <= maxAttribute
+	return s.canIdentify(l, fits && offersXCLIENTLogin(offered))
 }
 
-// vouchable reports whether a server that offers these attributes of XCLIENT
-// can be told who has logged in.
-func vouchable(offered []string) bool {
+// offersXCLIENTLogin reports whether a server with these XCLIENT attributes can
+// be told who has logged in.
+func offersXCLIENTLogin(offered []string) bool {
 	return slices.Contains(offered, attributeLogin) && slices.Contains(offered, attributeAddr)
 }
 
 func (d *smtp) xclient(commands []string) error {
-	d.before = d.extensions
+	d.beforeXCLIENT = d.extensions
 	for _, line := range commands {
 		if _, err := d.command(line, 220); err != nil {
 			return fmt.Errorf("XCLIENT: %w", err)
@@ -209,17 +208,18 @@ func (d *smtp) xclient(commands []string) error {
 	return d.ehlo()
 }
 
-// xclientCommands returns what tells of l's client, in as many commands as it
-// takes. ADDR comes last: the server obeys no XCLIENT of the client's address.
+// xclientCommands returns the XCLIENT commands for l's client, as many as are
+// needed. ADDR comes last: the server accepts no XCLIENT from the client's
+// address.
 func xclientCommands(offered []string, l *proxy.Login, helo string, login bool) []string {
 	client, local := l.Client.Addr, l.Client.Local
 	attributes := [][2]string{
-		// What stays unsaid stays Postern's.
-		{"NAME", notKnown}, {"REVERSE_NAME", notKnown},
-		{"PROTO", "ESMTP"}, {"HELO", helo}, {"PORT", port(client)},
+		// An attribute that is not sent keeps Postern's value.
+		{"NAME", unavailableValue}, {"REVERSE_NAME", unavailableValue},
+		{"PROTO", "ESMTP"}, {"HELO", helo}, {"PORT", portString(client)},
 	}
 	if local.IsValid() {
-		attributes = append(attributes, [2]string{"DESTADDR", xclientAddr(local)}, [2]string{"DESTPORT", port(local)})
+		attributes = append(attributes, [2]string{"DESTADDR", xclientAddr(local)}, [2]string{"DESTPORT", portString(local)})
 	}
 	if login {
 		attributes = append(attributes, [2]string{attributeLogin, l.Account})
@@ -234,11 +234,11 @@ func xclientCommands(offered []string, l *proxy.Login, helo string, login bool) 
 			continue
 		}
 		value := wire.AppendXtext(nil, a[1])
-		if len(value) > mostAttribute {
-			value = []byte(notKnown)
+		if len(value) > maxAttribute {
+			value = []byte(unavailableValue)
 		}
 		next := " " + a[0] + "=" + string(value)
-		if len(line)+len(next)+len("\r\n") > mostXCLIENT {
+		if len(line)+len(next)+len("\r\n") > maxXCLIENT {
 			commands, line = append(commands, line), verb
 		}
 		line += next
@@ -248,13 +248,13 @@ func xclientCommands(offered []string, l *proxy.Login, helo string, login bool) 
 
 func xclientAddr(a netip.AddrPort) string {
 	if a.Addr().Unmap().Is6() {
-		return "IPV6:" + bare(a)
+		return "IPV6:" + addrString(a)
 	}
-	return bare(a)
+	return addrString(a)
 }
 
-// Verify returns what Server.Verify of a submission server wants: server, of
-// the same backend, is asked whether it accepts a login, and logged out of.
+// Verify returns a function for Server.Verify of a submission server: it logs in
+// to server, which must be of the same backend, and logs out.
 func Verify(server IMAPServer) func(context.Context, *proxy.Login) error {
 	return func(ctx context.Context, l *proxy.Login) error {
 		conn, _, err := server.LoginIMAP(ctx, l)
@@ -262,14 +262,14 @@ func Verify(server IMAPServer) func(context.Context, *proxy.Login) error {
 			return err
 		}
 		defer conn.closeWith(ctx)()
-		conn.leave("Q LOGOUT")
+		conn.logout("Q LOGOUT")
 		return nil
 	}
 }
 
 var errUnverified = errors.New("no server to check the password with")
 
-// verify has the password checked where XCLIENT alone would log in.
+// verify has the password checked if XCLIENT alone would log in.
 func (s *Server) verify(ctx context.Context, l *proxy.Login) error {
 	if s.Identity != XCLIENTLogin {
 		return nil
@@ -278,7 +278,8 @@ func (s *Server) verify(ctx context.Context, l *proxy.Login) error {
 		return s.unavailable(errUnverified)
 	}
 	err := s.Verify(ctx, l)
-	if r, ok := errors.AsType[*proxy.Refusal](err); ok && r.Reason == proxy.Unavailable { // which says nothing about this server: its pool must not see why
+	// Unavailable says nothing about this server: the pool must not see the cause.
+	if r, ok := errors.AsType[*proxy.Refusal](err); ok && r.Reason == proxy.Unavailable {
 		is := unavailable
 		is.doubtful = r.Doubtful
 		return s.refuse(is, errors.New("check of the password: "+err.Error()))

@@ -14,8 +14,8 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// logged waits until a log has a line with all words.
-func logged(t *testing.T, path string, words ...string) {
+// waitForLog waits until a log has a line with all words.
+func waitForLog(t *testing.T, path string, words ...string) {
 	t.Helper()
 	var log []byte
 	for range 50 {
@@ -64,12 +64,12 @@ func TestDovecotSeesTheClient(t *testing.T) {
 		{ProxyV1, behind.String(), netip.MustParseAddrPort("203.0.113.10:50001"), []string{"Login: user=<alice>", "rip=203.0.113.10,", "lip=198.51.100.7,"}},
 		{ProxyV2, behind.String(), netip.MustParseAddrPort("203.0.113.11:50001"), []string{"Login: user=<alice>", "rip=203.0.113.11,", "lip=198.51.100.7,"}},
 	} {
-		s := &Server{Name: "main", Protocol: proxy.IMAP, Address: test.address, Config: trusting(t, d.CA)}
-		told := identifying(s, test.how)
+		s := &Server{Name: "main", Protocol: proxy.IMAP, Address: test.address, Config: trustCA(t, d.CA)}
+		told := recordIdentified(s, test.how)
 		if _, err := s.Probe(t.Context()); err != nil {
 			t.Fatalf("%v: %v", test.how, err)
 		}
-		conn, _, err := s.LoginIMAP(t.Context(), from(login("alice", users["alice"]), test.client))
+		conn, _, err := s.LoginIMAP(t.Context(), withAddr(testLogin("alice", users["alice"]), test.client))
 		if err != nil {
 			t.Fatalf("%v: %v", test.how, err)
 		}
@@ -77,11 +77,11 @@ func TestDovecotSeesTheClient(t *testing.T) {
 		if who := d.Doveadm(t, "who"); !strings.Contains(who, ip) {
 			t.Errorf("%v: doveadm who does not show %s: %s", test.how, ip, who)
 		}
-		conn.leave("a LOGOUT")
-		logged(t, d.Log, test.words...)
-		_, _, err = s.LoginIMAP(t.Context(), from(login("alice", "wrong"), test.client))
-		refused(t, err, proxy.Wrong)
-		logged(t, d.Log, "auth failed", "rip="+ip)
+		conn.logout("a LOGOUT")
+		waitForLog(t, d.Log, test.words...)
+		_, _, err = s.LoginIMAP(t.Context(), withAddr(testLogin("alice", "wrong"), test.client))
+		checkRefusal(t, err, proxy.Wrong)
+		waitForLog(t, d.Log, "auth failed", "rip="+ip)
 		if want := map[bool]string{true: "2 0", false: "0 0"}[test.how == ID]; told() != want {
 			t.Errorf("%v: told %s, want %s", test.how, told(), want)
 		}
@@ -94,26 +94,26 @@ func TestPostfixSeesTheClient(t *testing.T) {
 	t.Parallel()
 	d := proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: users, Config: "auth_failure_delay = 0\n"})
 	p := proxytest.StartPostfix(t, proxytest.PostfixOptions{Dovecot: d, XCLIENT: "127.0.0.1 10.0.0.0/8"})
-	imap := &Server{Name: "main", Protocol: proxy.IMAP, Address: d.IMAPS, Config: trusting(t, d.CA)}
+	imap := &Server{Name: "main", Protocol: proxy.IMAP, Address: d.IMAPS, Config: trustCA(t, d.CA)}
 	for how, client := range map[Identity]string{XCLIENT: "10.1.2.3", XCLIENTLogin: "203.0.113.9"} {
-		s := &Server{Name: "main", Protocol: proxy.Submission, Address: p.SMTP, TLS: STARTTLS, Config: trusting(t, p.CA), Verify: Verify(imap)}
-		told := identifying(s, how)
+		s := &Server{Name: "main", Protocol: proxy.Submission, Address: p.SMTP, TLS: STARTTLS, Config: trustCA(t, p.CA), Verify: Verify(imap)}
+		told := recordIdentified(s, how)
 		if _, err := s.Probe(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		submitting := func(password string) *proxy.Login {
-			l := from(submitter(password, s.Offer().Extensions...), netip.MustParseAddrPort(client+":50001"))
+			l := withAddr(testSMTPLogin(password, s.Offer().Extensions...), netip.MustParseAddrPort(client+":50001"))
 			l.Account = "alice"
 			return l
 		}
 		backend := &Submission{Server: s, Hostname: "postern.example"}
 		_, err := backend.Login(t.Context(), submitting("wrong"))
-		refused(t, err, proxy.Wrong)
+		checkRefusal(t, err, proxy.Wrong)
 		session, err := backend.Login(t.Context(), submitting(users["alice"]))
 		if err != nil {
 			t.Fatalf("%v: %v", how, err)
 		}
-		talk(t, session, `
+		playSession(t, session, `
 			C: XCLIENT LOGIN=boss
 			S: 502 *
 			C- XCLIENT NAME=x ADDR=10.9.9.9\r\nXFORWARD ADDR=10.9.9.9\r\nMAIL FROM:<alice@example.org>\r\nRCPT TO:<`+p.Address("bob")+`>\r\nDATA\r\n
@@ -128,7 +128,7 @@ func TestPostfixSeesTheClient(t *testing.T) {
 			S: <EOF>
 		`)
 		method := map[Identity]string{XCLIENT: "sasl_method=PLAIN", XCLIENTLogin: "sasl_method=XCLIENT"}[how]
-		logged(t, p.Log, "client=unknown["+client+"]", method, "sasl_username=alice")
+		waitForLog(t, p.Log, "client=unknown["+client+"]", method, "sasl_username=alice")
 		if want := map[Identity]string{XCLIENT: "2 0", XCLIENTLogin: "1 0"}[how]; told() != want {
 			t.Errorf("%v: told %s, want %s", how, told(), want)
 		}
@@ -151,7 +151,7 @@ func TestPostfixThatWithholdsDSNFromANetworkTakesItsMail(t *testing.T) {
 	p := proxytest.StartPostfix(t, proxytest.PostfixOptions{
 		Dovecot: d, XCLIENT: "127.0.0.1", Config: "smtpd_discard_ehlo_keyword_address_maps = cidr:{{10.0.0.0/8 dsn}}\n",
 	})
-	s := &Server{Name: "main", Protocol: proxy.Submission, Address: p.SMTP, TLS: STARTTLS, Config: trusting(t, p.CA), Identity: XCLIENT}
+	s := &Server{Name: "main", Protocol: proxy.Submission, Address: p.SMTP, TLS: STARTTLS, Config: trustCA(t, p.CA), Identity: XCLIENT}
 	if _, err := s.Probe(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -159,13 +159,13 @@ func TestPostfixThatWithholdsDSNFromANetworkTakesItsMail(t *testing.T) {
 	if !slices.Contains(announced, "DSN") {
 		t.Errorf("%v announced, want DSN among them", announced)
 	}
-	l := from(submitter("", announced...), netip.MustParseAddrPort("10.1.2.3:50001"))
+	l := withAddr(testSMTPLogin("", announced...), netip.MustParseAddrPort("10.1.2.3:50001"))
 	l.Account, l.Secret = "alice", proxy.NewSecret([]byte(users["alice"]))
 	session, err := (&Submission{Server: s, Hostname: "postern.example"}).Login(t.Context(), l)
 	if err != nil {
 		t.Fatal(err)
 	}
-	talk(t, session, `
+	playSession(t, session, `
 		C: MAIL FROM:<alice@example.org> SIZE=100 RET=HDRS
 		S: 250 *
 		C: RCPT TO:<`+p.Address("bob")+`> NOTIFY=FAILURE

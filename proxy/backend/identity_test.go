@@ -27,8 +27,8 @@ var (
 	frontDoor  = netip.MustParseAddrPort("198.51.100.7:993")
 )
 
-// from is l as it comes from a customer.
-func from(l *proxy.Login, addr netip.AddrPort) *proxy.Login {
+// withAddr returns l as it comes from a client at addr.
+func withAddr(l *proxy.Login, addr netip.AddrPort) *proxy.Login {
 	l.Client = proxy.Client{
 		ID: "SESSION", Addr: addr, Local: frontDoor,
 		TLS: &tls.ConnectionState{Version: tls.VersionTLS13, ServerName: "mail.customer.example"},
@@ -36,9 +36,9 @@ func from(l *proxy.Login, addr netip.AddrPort) *proxy.Login {
 	return l
 }
 
-// identifying makes s tell who the client is. The func says how often it could,
-// and could not.
-func identifying(s *Server, how Identity) func() string {
+// recordIdentified sets the Identity of s. The function it returns prints how
+// often a login was identified, and how often it could not be.
+func recordIdentified(s *Server, how Identity) func() string {
 	var told, not int
 	s.Identity = how
 	s.Identified = func(ok bool) {
@@ -56,7 +56,7 @@ const ourID = `("x-session-id" "SESSION" "x-originating-ip" "203.0.113.9" "x-ori
 
 // Criterion: an IMAP server that offers ID is told who the client is, without a
 // round trip more; what clients say of x-... themselves is kept from it.
-func TestLoginIMAPTellsWhoTheClientIs(t *testing.T) {
+func TestLoginIMAPSendsTheClientsIdentity(t *testing.T) {
 	for _, test := range []struct{ name, script string }{
 		{"with the credentials", `
 			S: * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN] ready
@@ -92,9 +92,9 @@ func TestLoginIMAPTellsWhoTheClientIs(t *testing.T) {
 			S: P2 OK [CAPABILITY IMAP4rev1 IDLE] in`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s, _ := serve(t, proxy.IMAP, None, test.script)
-			told := identifying(s, ID)
-			l := from(login(account, password), customer)
+			s, _ := startServer(t, proxy.IMAP, None, test.script)
+			told := recordIdentified(s, ID)
+			l := withAddr(testLogin(account, password), customer)
 			l.Hello.ID = map[string]string{
 				"name": "Mail", "version": "1.0 (x)", "x-originating-ip": "10.0.0.1", "X-Session-ID": "x", "x-forward-y": "z",
 				"os": "quo\"te", "vendor": strings.Repeat("x", 200), "os-version": "1\r\nA LOGOUT", "support-url": "ä",
@@ -125,9 +125,9 @@ func TestLoginIMAPWithoutID(t *testing.T) {
 		{script, "0 0", ID, netip.AddrPort{}},
 		{strings.Replace(script, "SASL-IR", "SASL-IR ID", 1), "0 0", Anonymous, customer},
 	} {
-		s, _ := serve(t, proxy.IMAP, None, test.script)
-		told := identifying(s, test.how)
-		conn, _, err := s.LoginIMAP(t.Context(), from(login(account, password), test.client))
+		s, _ := startServer(t, proxy.IMAP, None, test.script)
+		told := recordIdentified(s, test.how)
+		conn, _, err := s.LoginIMAP(t.Context(), withAddr(testLogin(account, password), test.client))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -143,14 +143,14 @@ func TestLoginIMAPMixesUpNoAnswers(t *testing.T) {
 		"S: P2 OK in\nS: P1 OK ID completed.\nC: P3 LOGOUT\nS: <EOF>",
 		"S: P1 OK ID completed.\nS: P1 OK ID completed.\nC: P3 LOGOUT\nS: <EOF>",
 	} {
-		s, _ := serve(t, proxy.IMAP, None, `
+		s, _ := startServer(t, proxy.IMAP, None, `
 			S: * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN] ready
 			C: P1 ID *
 			C: P2 AUTHENTICATE PLAIN *
 		`+answer)
-		identifying(s, ID)
-		_, _, err := s.LoginIMAP(t.Context(), from(login(account, password), customer))
-		refused(t, err, proxy.Unavailable)
+		recordIdentified(s, ID)
+		_, _, err := s.LoginIMAP(t.Context(), withAddr(testLogin(account, password), customer))
+		checkRefusal(t, err, proxy.Unavailable)
 	}
 }
 
@@ -159,7 +159,7 @@ const postfix = "XCLIENT NAME ADDR PROTO HELO REVERSE_NAME PORT LOGIN DESTADDR D
 // Criterion: XCLIENT has only attributes that the server takes, as xtext, IPV6:
 // before such addresses, in commands of at most 512 octets, ADDR last; then
 // comes EHLO with the client's name, and the client's own credentials.
-func TestLoginSMTPTellsWhoTheClientIs(t *testing.T) {
+func TestLoginSMTPSendsTheClientsIdentity(t *testing.T) {
 	long := strings.Repeat("h", 240)
 	for _, test := range []struct {
 		name, helo, offered, xclient string
@@ -179,15 +179,15 @@ func TestLoginSMTPTellsWhoTheClientIs(t *testing.T) {
 			S: 220 mx.example ESMTP`, customer},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s, seen := serve(t, proxy.Submission, None, strings.NewReplacer("client.example", test.helo).Replace(opening(test.offered, "AUTH LOGIN"))+test.xclient+`
+			s, seen := startServer(t, proxy.Submission, None, strings.NewReplacer("client.example", test.helo).Replace(smtpOpening(test.offered, "AUTH LOGIN"))+test.xclient+`
 				C: EHLO `+test.helo+`
 				S: 250-mx.example
 				S: 250-SIZE 10
 				S: 250 AUTH PLAIN
 				C: AUTH PLAIN `+plain+`
 				S: 235 in`)
-			told := identifying(s, XCLIENT)
-			l := from(submitter(password, "SIZE 10"), test.client)
+			told := recordIdentified(s, XCLIENT)
+			l := withAddr(testSMTPLogin(password, "SIZE 10"), test.client)
 			l.Hello.Name = test.helo
 			conn, err := s.LoginSMTP(t.Context(), l)
 			if err != nil {
@@ -203,7 +203,7 @@ func TestLoginSMTPTellsWhoTheClientIs(t *testing.T) {
 
 func TestXCLIENTIsSplitAndEndsWithADDR(t *testing.T) {
 	name, boss := strings.Repeat("h", 240), strings.Repeat("b", 250)
-	got := xclientCommands(strings.Fields(postfix), from(login(boss, ""), customer), name, true)
+	got := xclientCommands(strings.Fields(postfix), withAddr(testLogin(boss, ""), customer), name, true)
 	want := []string{
 		"XCLIENT NAME=[UNAVAILABLE] REVERSE_NAME=[UNAVAILABLE] PROTO=ESMTP HELO=" + name + " PORT=50001 DESTADDR=198.51.100.7 DESTPORT=993",
 		"XCLIENT LOGIN=" + boss + " ADDR=203.0.113.9",
@@ -215,11 +215,11 @@ func TestXCLIENTIsSplitAndEndsWithADDR(t *testing.T) {
 
 func TestLoginSMTPWithoutXCLIENT(t *testing.T) {
 	for _, offered := range []string{"SIZE", "XCLIENT", "XCLIENT NAME LOGIN"} {
-		s, _ := serve(t, proxy.Submission, None, opening(offered, "AUTH PLAIN")+`
+		s, _ := startServer(t, proxy.Submission, None, smtpOpening(offered, "AUTH PLAIN")+`
 			C: AUTH PLAIN *
 			S: 235 in`)
-		told := identifying(s, XCLIENT)
-		conn, err := s.LoginSMTP(t.Context(), from(submitter(password), customer))
+		told := recordIdentified(s, XCLIENT)
+		conn, err := s.LoginSMTP(t.Context(), withAddr(testSMTPLogin(password), customer))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -231,13 +231,13 @@ func TestLoginSMTPWithoutXCLIENT(t *testing.T) {
 }
 
 func TestLoginSMTPSendsNoCredentialsAfterXCLIENTWasRefused(t *testing.T) {
-	s, seen := serve(t, proxy.Submission, None, opening(postfix, "AUTH PLAIN")+`
+	s, seen := startServer(t, proxy.Submission, None, smtpOpening(postfix, "AUTH PLAIN")+`
 		C: XCLIENT *
 		S: 550 5.7.0 Error: insufficient authorization
 		C: <EOF>`)
-	identifying(s, XCLIENT)
-	_, err := s.LoginSMTP(t.Context(), from(submitter(password), customer))
-	refused(t, err, proxy.Unavailable)
+	recordIdentified(s, XCLIENT)
+	_, err := s.LoginSMTP(t.Context(), withAddr(testSMTPLogin(password), customer))
+	checkRefusal(t, err, proxy.Unavailable)
 	if got, want := seen.String(), "dialed greeting"; got != want {
 		t.Errorf("events: %s, want %s", got, want)
 	}
@@ -254,16 +254,16 @@ func TestLoginSMTPVouchesOnlyForWhatIMAPHasAccepted(t *testing.T) {
 		C: Q LOGOUT
 		S: * BYE
 		S: <EOF>`
-	imap, asked := serve(t, proxy.IMAP, None, right)
-	s, seen := serve(t, proxy.Submission, None, opening(postfix, "SIZE 10")+`
+	imap, asked := startServer(t, proxy.IMAP, None, right)
+	s, seen := startServer(t, proxy.Submission, None, smtpOpening(postfix, "SIZE 10")+`
 		C: XCLIENT * LOGIN=alice@example.org ADDR=203.0.113.9
 		S: 220 mx.example ESMTP
 		C: EHLO client.example
 		S: 250-mx.example
 		S: 250 SIZE 10`)
-	told := identifying(s, XCLIENTLogin)
+	told := recordIdentified(s, XCLIENTLogin)
 	s.Verify = Verify(imap)
-	conn, err := s.LoginSMTP(t.Context(), from(submitter(password, "SIZE 10"), customer))
+	conn, err := s.LoginSMTP(t.Context(), withAddr(testSMTPLogin(password, "SIZE 10"), customer))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,12 +273,12 @@ func TestLoginSMTPVouchesOnlyForWhatIMAPHasAccepted(t *testing.T) {
 	}
 
 	for answer, want := range map[string]verdict{"S: P1 NO no": wrong, "S: P1 NO [UNAVAILABLE]": unavailable, "S: P1 BAD what": doubtful} {
-		imap, _ = serve(t, proxy.IMAP, None, greeting+answer+goodbye(answer, "P2 LOGOUT"))
-		s, seen = serve(t, proxy.Submission, None) // nobody may connect
-		identifying(s, XCLIENTLogin)
+		imap, _ = startServer(t, proxy.IMAP, None, greeting+answer+logoutScript(answer, "P2 LOGOUT"))
+		s, seen = startServer(t, proxy.Submission, None) // nobody may connect
+		recordIdentified(s, XCLIENTLogin)
 		s.Verify = Verify(imap)
-		_, err = s.LoginSMTP(t.Context(), from(submitter(password), customer))
-		refused(t, err, want.reason)
+		_, err = s.LoginSMTP(t.Context(), withAddr(testSMTPLogin(password), customer))
+		checkRefusal(t, err, want.reason)
 		if r, ok := errors.AsType[*proxy.Refusal](err); ok && r.Doubtful != want.doubtful {
 			t.Errorf("%s: doubtful = %v, want %v", answer, r.Doubtful, want.doubtful)
 		}
@@ -287,9 +287,9 @@ func TestLoginSMTPVouchesOnlyForWhatIMAPHasAccepted(t *testing.T) {
 		}
 	}
 	imap.Address = "127.0.0.1:1" // tcpmux: nobody listens
-	_, err = s.LoginSMTP(t.Context(), from(submitter(password), customer))
-	refused(t, err, proxy.Unavailable)
-	if _, ok := errors.AsType[*keptError](err); ok {
+	_, err = s.LoginSMTP(t.Context(), withAddr(testSMTPLogin(password), customer))
+	checkRefusal(t, err, proxy.Unavailable)
+	if _, ok := errors.AsType[*unsentError](err); ok {
 		t.Errorf("the submission server is blamed for the IMAP server: %v", err)
 	}
 }
@@ -307,12 +307,12 @@ func TestLoginSMTPVouchesForNobodyWithoutAnAddress(t *testing.T) {
 		{postfix, account, netip.AddrPort{}},
 		{postfix, strings.Repeat("ä", 50), customer},
 	} {
-		s, _ := serve(t, proxy.Submission, None, opening(test.offered, "AUTH PLAIN")+`
+		s, _ := startServer(t, proxy.Submission, None, smtpOpening(test.offered, "AUTH PLAIN")+`
 			C: AUTH PLAIN *
 			S: 235 in`)
-		identifying(s, XCLIENTLogin)
+		recordIdentified(s, XCLIENTLogin)
 		s.Verify = yes
-		l := from(submitter(password), test.client)
+		l := withAddr(testSMTPLogin(password), test.client)
 		l.Account = test.account
 		conn, err := s.LoginSMTP(t.Context(), l)
 		if err != nil {
@@ -321,24 +321,24 @@ func TestLoginSMTPVouchesForNobodyWithoutAnAddress(t *testing.T) {
 		}
 		_ = conn.Close()
 	}
-	s, seen := serve(t, proxy.Submission, None)
-	identifying(s, XCLIENTLogin)
-	_, err := s.LoginSMTP(t.Context(), from(submitter(password), customer))
-	refused(t, err, proxy.Unavailable)
+	s, seen := startServer(t, proxy.Submission, None)
+	recordIdentified(s, XCLIENTLogin)
+	_, err := s.LoginSMTP(t.Context(), withAddr(testSMTPLogin(password), customer))
+	checkRefusal(t, err, proxy.Unavailable)
 	if got := seen.String(); got != "" {
 		t.Errorf("events: %s, want none", got)
 	}
 }
 
 func TestProbeOfAServerThatChecksNoPasswordsOffersPLAIN(t *testing.T) {
-	s, _ := serve(t, proxy.Submission, None, "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250 "+postfix+`
+	s, _ := startServer(t, proxy.Submission, None, "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250 "+postfix+`
 		C: XCLIENT NAME=* ADDR=192.0.2.1
 		S: 220 x
 		C: EHLO *
 		S: 250 x
 		C: QUIT
 		S: <EOF>`)
-	identifying(s, XCLIENTLogin)
+	recordIdentified(s, XCLIENTLogin)
 	if _, err := s.Probe(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -355,10 +355,10 @@ func FuzzXCLIENT(f *testing.F) {
 	f.Add("xclient addr login", "a b\r\nXCLIENT LOGIN=boss", "boss ADDR=10.0.0.1")
 	f.Fuzz(func(t *testing.T, line, helo, account string) {
 		offered := xclientOffer([]string{line})
-		l := from(&proxy.Login{Account: account}, customer)
+		l := withAddr(&proxy.Login{Account: account}, customer)
 		commands := xclientCommands(offered, l, helo, true)
 		for _, c := range commands {
-			if len(c)+2 > mostXCLIENT || strings.ContainsFunc(c, func(r rune) bool { return r < ' ' || r > '~' }) {
+			if len(c)+2 > maxXCLIENT || strings.ContainsFunc(c, func(r rune) bool { return r < ' ' || r > '~' }) {
 				t.Fatalf("command %q", c)
 			}
 			for _, attribute := range strings.Split(c, " ")[1:] {
@@ -366,7 +366,7 @@ func FuzzXCLIENT(f *testing.F) {
 				if !slices.Contains(offered, key) || strings.ContainsRune(value, '=') {
 					t.Fatalf("%q offers no %q", line, attribute)
 				}
-				if want := string(wire.AppendXtext(nil, account)); key == "LOGIN" && value != want && value != notKnown {
+				if want := string(wire.AppendXtext(nil, account)); key == "LOGIN" && value != want && value != unavailableValue {
 					t.Fatalf("LOGIN=%s, want %s", value, want)
 				}
 			}
@@ -382,8 +382,8 @@ func FuzzXCLIENT(f *testing.F) {
 // before TLS, a probe that of a client outside.
 func TestServerGetsAPROXYHeaderFirst(t *testing.T) {
 	for how, version := range map[Identity]byte{ProxyV1: 1, ProxyV2: 2} {
-		l := from(login(account, password), customer)
-		for name, client := range map[string]proxy.Client{"login": l.Client, "probe": outside()} {
+		l := withAddr(testLogin(account, password), customer)
+		for name, client := range map[string]proxy.Client{"login": l.Client, "probe": outsideClient()} {
 			want, err := listen.Header(version, client)
 			if err != nil {
 				t.Fatal(err)
@@ -454,12 +454,12 @@ func TestDialNamesWhatThisMachineLacks(t *testing.T) {
 		os.NewSyscallError("bind", syscall.EADDRNOTAVAIL):    "no such source address",
 	} {
 		err = &net.OpError{Op: "dial", Net: "tcp", Err: err}
-		if got := advised(err); !strings.Contains(got.Error(), want) || !errors.Is(got, err) || dialResult(got) != proxy.DialOther {
+		if got := withAdvice(err); !strings.Contains(got.Error(), want) || !errors.Is(got, err) || dialResult(got) != proxy.DialOther {
 			t.Errorf("advised(%v) = %v, %s, want %q", err, got, dialResult(got), want)
 		}
 	}
-	if err := os.NewSyscallError("connect", syscall.ECONNREFUSED); advised(err) != err { //nolint:errorlint // the very same
-		t.Errorf("advised(%v) = %v", err, advised(err))
+	if err := os.NewSyscallError("connect", syscall.ECONNREFUSED); withAdvice(err) != err { //nolint:errorlint // the very same
+		t.Errorf("advised(%v) = %v", err, withAdvice(err))
 	}
 }
 
@@ -490,8 +490,8 @@ func TestLoginLetsTheServerCloseFirst(t *testing.T) {
 		}
 	}()
 	s := &Server{Name: "main", Protocol: proxy.IMAP, Address: ln.Addr().String(), TLS: None}
-	_, _, err = s.LoginIMAP(t.Context(), login(account, password))
-	refused(t, err, proxy.Wrong)
+	_, _, err = s.LoginIMAP(t.Context(), testLogin(account, password))
+	checkRefusal(t, err, proxy.Wrong)
 	if got, want := <-first, "P2 LOGOUT\r\n"; got != want {
 		t.Errorf("first was %q, want %q and then the server", got, want)
 	}

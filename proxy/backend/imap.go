@@ -14,12 +14,11 @@ import (
 	"postern/proxy/wire"
 )
 
-// IMAP is a proxy.Backend: it logs clients in and leaves the rest of the
-// session to them and the server.
+// IMAP is a proxy.Backend that logs clients in and relays octets afterwards.
 type IMAP struct {
 	Server IMAPServer
-	Idle   time.Duration // of a session in which nothing moves; 0: relay.DefaultIdle
-	Spread time.Duration // see relay.IMAP
+	Idle   time.Duration // without octets in either direction; 0: relay.DefaultIdle
+	Spread time.Duration // as in relay.IMAP
 }
 
 // Login implements proxy.Backend.
@@ -31,46 +30,46 @@ func (b *IMAP) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error)
 	l.Secret.Clear()
 	return &relay.IMAP{
 		Server: b.Server.name(), Conn: conn, Capabilities: capabilities, Alert: conn.alert, Idle: b.Idle, Spread: b.Spread,
-		Watched: conn.watched,
+		Watched: conn.watchedCapabilities,
 	}, nil
 }
 
-// LoginIMAP connects and logs l.Account in. It returns what the server can do
-// for it, as in CAPABILITY, and leaves the Secret as it is. Every error is a
-// *proxy.Refusal; it is Wrong only if the server said so.
+// LoginIMAP connects and logs l.Account in. It returns the capabilities for the
+// client, as in a CAPABILITY response, and leaves the Secret as it is. Every
+// error is a *proxy.Refusal; it is Wrong only if the server said so.
 func (s *Server) LoginIMAP(ctx context.Context, l *proxy.Login) (conn *Conn, capabilities string, err error) {
-	if err := sendable(l); err != nil {
+	if err := checkCredentials(l); err != nil {
 		return nil, "", err
 	}
 	d := &imap{}
 	conn, err = s.open(ctx, l.Client, func(c *Conn) error { return d.begin(ctx, c, s) })
 	if err != nil {
-		return nil, "", s.unready(err)
+		return nil, "", s.unsent(err)
 	}
 	defer conn.closeWith(ctx)()
 	if capabilities, err = d.login(l, s); err != nil {
-		conn.leave(d.nextTag() + " LOGOUT")
-		return nil, "", heard(ctx, d.alerted(err, l, s))
+		conn.logout(d.nextTag() + " LOGOUT")
+		return nil, "", clearDoubt(ctx, d.withAlert(err, l, s))
 	}
-	conn.alert = d.alert(l, s)
+	conn.alert = d.alertFor(l, s)
 	if d.capabilities.has(unauthenticate) {
-		conn.watched = strings.Join(d.capabilities, " ")
+		conn.watchedCapabilities = strings.Join(d.capabilities, " ")
 	}
-	conn.settled()
+	conn.clearDeadlines()
 	return conn, capabilities, nil
 }
 
-// sendable refuses what would end a line or a SASL message before its end.
-// The dialogue in front does so, too; this is the last gate.
-func sendable(l *proxy.Login) error {
+// checkCredentials refuses octets that would end a line or a SASL message early.
+// The dialogue in front checks them, too; this is the last check.
+func checkCredentials(l *proxy.Login) error {
 	if carriers[l.Mechanism] == nil {
 		return proxy.NewRefusal(proxy.Unsupported, fmt.Errorf("mechanism %s", l.Mechanism))
 	}
-	// The octet 1 ends the parts of OAuth's messages.
+	// The octet 1 separates the fields of XOAUTH2 and OAUTHBEARER.
 	if strings.ContainsAny(l.Account, "\x00\x01\r\n") || slices.ContainsFunc(l.Secret.Reveal(), breaksLine) {
 		return proxy.NewRefusal(proxy.Malformed, errors.New("NUL, CR or LF in the credentials"))
 	}
-	if carriers[l.Mechanism][0] != mechPlain && slices.ContainsFunc(l.Secret.Reveal(), func(c byte) bool { return c <= ' ' || c > '~' }) {
+	if carriers[l.Mechanism][0] != wire.MechanismPlain && slices.ContainsFunc(l.Secret.Reveal(), func(c byte) bool { return c <= ' ' || c > '~' }) {
 		return proxy.NewRefusal(proxy.Malformed, errors.New("what is no token: RFC 6750 section 2.1"))
 	}
 	return nil
@@ -78,25 +77,25 @@ func sendable(l *proxy.Login) error {
 
 func breaksLine(c byte) bool { return c == 0 || c == '\r' || c == '\n' }
 
-// imap is the dialogue with a server up to login.
+// imap is the dialogue with an IMAP server up to the login.
 type imap struct {
 	conn         *Conn
 	tags         int
-	heard        string       // the greeting
-	id           string       // the answer to ID; "": none
+	greetingText string       // the greeting
+	idResponse   string       // "": none came
 	capabilities capabilities // nil: not known
-	aside        string       // the tag of a command whose answer does not matter, until it has come
+	idTag        string       // tag of an ID command whose result is ignored, until it has come
 	failure      failure      // of an OAuth mechanism
 	alerts       []string     // what the user must be shown, as the server wrote it
 }
 
-// begin hears the greeting and comes to TLS. After it, credentials may be sent.
+// begin reads the greeting and gets TLS. After it, credentials may be sent.
 func (d *imap) begin(ctx context.Context, c *Conn, s *Server) error {
 	d.conn = c
-	if err := d.greeting(); err != nil {
+	if err := d.readGreeting(); err != nil {
 		return fmt.Errorf("greeting: %w", err)
 	}
-	if err := d.learn(); err != nil {
+	if err := d.fetchCapabilities(); err != nil {
 		return err
 	}
 	if s.TLS == STARTTLS {
@@ -107,25 +106,26 @@ func (d *imap) begin(ctx context.Context, c *Conn, s *Server) error {
 	return nil
 }
 
-// greeting waits for it: some servers drop what comes earlier.
-func (d *imap) greeting() error {
+// readGreeting waits for the greeting: some servers drop commands that come
+// before it.
+func (d *imap) readGreeting() error {
 	_ = d.conn.SetDeadline(time.Now().Add(d.conn.timeout))
 	r, err := d.conn.replies.Response()
 	if err != nil {
 		return err
 	}
 	if r.Tag == "*" && r.Name == "OK" {
-		d.note(r)
-		d.heard = shorten(r.Text)
+		d.recordData(r)
+		d.greetingText = shorten(r.Text)
 		return nil
 	}
-	// PREAUTH would be somebody else's mailbox; with STARTTLS it is also how
-	// an attacker keeps a connection from TLS.
+	// PREAUTH would be another user's mailbox. With STARTTLS, an attacker can
+	// also inject it to prevent TLS.
 	return fmt.Errorf("the server said %q", shorten(r.Tag+" "+r.Name+" "+r.Text))
 }
 
-// learn asks for the capabilities unless the server has told them.
-func (d *imap) learn() error {
+// fetchCapabilities asks for the capabilities unless the server has sent them.
+func (d *imap) fetchCapabilities() error {
 	if d.capabilities != nil {
 		return nil
 	}
@@ -142,7 +142,8 @@ func (d *imap) learn() error {
 	return nil
 }
 
-// startTLS forgets what the server said before: RFC 9051 section 6.2.1.
+// startTLS gets TLS and discards what the server has sent before: RFC 9051
+// section 6.2.1.
 func (d *imap) startTLS(ctx context.Context, s *Server) error {
 	if !d.capabilities.has("STARTTLS") {
 		return &tlsError{errors.New("the server does not offer STARTTLS")}
@@ -158,47 +159,47 @@ func (d *imap) startTLS(ctx context.Context, s *Server) error {
 		return err
 	}
 	d.capabilities, d.alerts = nil, nil
-	return d.learn()
+	return d.fetchCapabilities()
 }
 
 // login sends the credentials and returns the capabilities after them.
 func (d *imap) login(l *proxy.Login, s *Server) (string, error) {
-	mechanism := mechanism(l, func(name string) bool { return d.capabilities.has("AUTH=" + name) })
-	plain := carriers[l.Mechanism][0] == mechPlain
+	mechanism := chooseMechanism(l, func(name string) bool { return d.capabilities.has("AUTH=" + name) })
+	plain := carriers[l.Mechanism][0] == wire.MechanismPlain
 	switch disabled := d.capabilities.has("LOGINDISABLED"); {
-	// It is about the command LOGIN alone: RFC 3501 section 6.2.3. But without
-	// TLS it says what the server thinks of passwords.
+	// LOGINDISABLED is about the LOGIN command alone: RFC 3501 section 6.2.3. But
+	// without TLS it means that the server takes no passwords.
 	case disabled && (s.TLS == None || plain && mechanism == ""):
-		return "", s.unready(errors.New("the server takes no password on this connection (LOGINDISABLED): use TLS, or let it trust Postern's address"))
+		return "", s.unsent(errors.New("the server takes no password on this connection (LOGINDISABLED): use TLS, or let it trust Postern's address"))
 	case mechanism == "" && !plain:
-		return "", s.unready(fmt.Errorf("the server does not offer %s", l.Mechanism))
+		return "", s.unsent(fmt.Errorf("the server does not offer %s", l.Mechanism))
 	}
 	begun := time.Now()
 	err := d.authenticate(mechanism, l, s)
-	s.settle(begun, err)
+	s.reportLogin(begun, err)
 	if err != nil {
 		return "", err
 	}
-	if err := d.learn(); err != nil {
+	if err := d.fetchCapabilities(); err != nil {
 		r := s.unavailable(err)
 		r.Verified = true
 		return "", r
 	}
-	return d.capabilities.handedOn(), nil
+	return d.capabilities.forClient(), nil
 }
 
-// authenticate prefers base64 on one line: there is nothing to quote in it. ID
-// comes before it in the same breath. The capabilities are those of an
-// authenticated connection afterwards.
+// authenticate prefers AUTHENTICATE with an initial response, which needs no
+// quoting. ID is sent in the same write before it. Afterwards the capabilities
+// are those of the authenticated state.
 func (d *imap) authenticate(mechanism string, l *proxy.Login, s *Server) error {
 	tag := d.nextTag()
-	id := d.identify(tag, l, s)
+	id := d.idFor(tag, l, s)
 	if id != nil {
-		d.aside, tag = tag, d.nextTag()
+		d.idTag, tag = tag, d.nextTag()
 	}
 	var pieces [][]byte
 	if mechanism != "" {
-		d.failure = failureOf(mechanism)
+		d.failure = newFailure(mechanism)
 		pieces = saslPieces(tag, mechanism, l, d.capabilities.has("SASL-IR"))
 	} else {
 		pieces = loginPieces(tag, l, d.capabilities)
@@ -208,10 +209,10 @@ func (d *imap) authenticate(mechanism string, l *proxy.Login, s *Server) error {
 	if err != nil {
 		return s.unanswered(fmt.Errorf("login: %w", err))
 	}
-	return challenged(s.imapVerdict(s.kind(d.heard, d.id), r), d.failure)
+	return withChallenge(s.imapVerdict(s.knownKind(d.greetingText, d.idResponse), r), d.failure)
 }
 
-// saslPieces are the pieces of AUTHENTICATE, RFC 9051 section 6.2.2.
+// saslPieces returns the pieces of AUTHENTICATE: RFC 9051 section 6.2.2.
 func saslPieces(tag, mechanism string, l *proxy.Login, initial bool) [][]byte {
 	const mostLine = 8192 // octets, RFC 7162 section 4
 	verb := tag + " AUTHENTICATE " + mechanism
@@ -224,9 +225,8 @@ func saslPieces(tag, mechanism string, l *proxy.Login, initial bool) [][]byte {
 	return [][]byte{[]byte(verb + "\r\n"), line[len(verb)+1:]}
 }
 
-// loginPieces are the pieces of LOGIN: with quoted strings if there is nothing
-// in them that servers read in different ways, else with literals, RFC 9051
-// section 4.3 and RFC 7888.
+// loginPieces returns the pieces of LOGIN: quoted strings if every server reads
+// them alike, else literals. RFC 9051 section 4.3 and RFC 7888.
 func loginPieces(tag string, l *proxy.Login, able capabilities) [][]byte {
 	account, secret := []byte(l.Account), l.Secret.Reveal()
 	line := make([]byte, 0, 64+len(account)+len(secret))
@@ -267,15 +267,15 @@ func (d *imap) command(name string) (wire.Response, error) {
 	return d.exchange(tag, nil, []byte(tag+" "+name+"\r\n"))
 }
 
-// nextTag returns a tag of ours. Clients' tags would let a client foresee what
-// the server's answer must look like.
+// nextTag returns a tag of Postern's own. With the client's tags, a client could
+// predict the server's tagged response.
 func (d *imap) nextTag() string {
 	d.tags++
 	return "P" + strconv.Itoa(d.tags)
 }
 
-// exchange sends the first piece, behind what goes with it, each other one when
-// the server asks for it, and returns the tagged answer. All pieces are wiped.
+// exchange sends with and the first piece, sends each other piece when the server
+// asks for it, and returns the tagged response. All pieces are cleared.
 func (d *imap) exchange(tag string, with []byte, pieces ...[]byte) (wire.Response, error) {
 	defer func() {
 		for _, p := range pieces {
@@ -292,13 +292,13 @@ func (d *imap) exchange(tag string, with []byte, pieces ...[]byte) (wire.Respons
 		switch {
 		case err != nil:
 			return r, err
-		case d.aside != "" && r.Tag == d.aside && final:
-			d.aside, d.capabilities = "", nil
-		case r.Tag == tag && final && d.aside == "":
+		case d.idTag != "" && r.Tag == d.idTag && final:
+			d.idTag, d.capabilities = "", nil
+		case r.Tag == tag && final && d.idTag == "":
 			if r.Name == "OK" && (len(rest) > 0 || d.failure.json != nil) {
 				return r, errors.New("the server agreed before it had heard all")
 			}
-			d.note(r)
+			d.recordData(r)
 			return r, nil
 		case r.Tag == "+" && len(rest) > 0:
 			if err := d.conn.send(rest[0]); err != nil {
@@ -306,15 +306,15 @@ func (d *imap) exchange(tag string, with []byte, pieces ...[]byte) (wire.Respons
 			}
 			rest = rest[1:]
 		case r.Tag == "+" && d.failure.expected():
-			d.failure.note(r.Text)
+			d.failure.record(r.Text)
 			if err := d.conn.send(slices.Clone(d.failure.answer)); err != nil {
 				return r, err
 			}
 		case r.Tag == "*" && r.Name == "BYE":
-			d.note(r)
+			d.recordData(r)
 			return r, errors.New("the server said BYE")
 		case r.Tag == "*":
-			d.note(r)
+			d.recordData(r)
 		default:
 			return r, errors.New("the server answered what was not asked")
 		}
@@ -322,21 +322,20 @@ func (d *imap) exchange(tag string, with []byte, pieces ...[]byte) (wire.Respons
 	return wire.Response{}, fmt.Errorf("no answer within %d lines", wire.MaxReplyLines)
 }
 
-// note keeps the capabilities in r, if there are any, and what the user must be
-// shown.
-func (d *imap) note(r wire.Response) {
-	d.noteAlert(r)
+// recordData keeps the capabilities, the ID and the alert in r, if it has any.
+func (d *imap) recordData(r wire.Response) {
+	d.recordAlert(r)
 	switch {
 	case r.Name == "CAPABILITY" && r.Tag == "*":
 		d.capabilities = parseCapabilities(r.Text)
 	case r.Name == "OK" && r.CodeName() == "CAPABILITY":
 		d.capabilities = parseCapabilities(r.Code[len("CAPABILITY"):])
 	case r.Name == "ID" && r.Tag == "*":
-		d.id = shorten(r.Text)
+		d.idResponse = shorten(r.Text)
 	}
 }
 
-// capabilities are those of a server, as it wrote them.
+// capabilities are those of a server, as the server wrote them.
 type capabilities []string
 
 func parseCapabilities(text string) capabilities {
@@ -353,14 +352,13 @@ func (c capabilities) has(name string) bool {
 	return slices.ContainsFunc(c, func(word string) bool { return strings.EqualFold(word, name) })
 }
 
-// unauthenticate is RFC 8437.
+// unauthenticate is the capability of RFC 8437.
 const unauthenticate = "UNAUTHENTICATE"
 
-// handedOn returns what a client behind Postern may use. UNAUTHENTICATE would
-// take the session back to a state in which nobody watches; where the server has
-// it the commands of the client are looked at, which compressed they could not
-// be.
-func (c capabilities) handedOn() string {
+// forClient returns the capabilities that a client may use. UNAUTHENTICATE would
+// take the session back to a state that nothing watches. If the server offers it,
+// the relay watches the client's commands, which compression would hide.
+func (c capabilities) forClient() string {
 	watched := c.has(unauthenticate)
 	return strings.Join(slices.DeleteFunc(slices.Clone(c), func(word string) bool {
 		word = strings.ToUpper(word)

@@ -75,8 +75,8 @@ func TestLoginIMAPInEveryWayAServerOffers(t *testing.T) {
 			S: P1 OK [CAPABILITY IMAP4rev1 IDLE] in`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s, seen := serve(t, proxy.IMAP, None, test.script)
-			l := login(test.account, test.password)
+			s, seen := startServer(t, proxy.IMAP, None, test.script)
+			l := testLogin(test.account, test.password)
 			conn, capabilities, err := s.LoginIMAP(t.Context(), l)
 			if err != nil {
 				t.Fatal(err)
@@ -122,8 +122,8 @@ func TestLoginIMAPFindsCapabilitiesWhereverTheyAre(t *testing.T) {
 		{`S: * CAPABILITY IMAP4rev1 A]B X[ ID
 		S: P1 OK in`, "IMAP4rev1 ID"},
 	} {
-		s, _ := serve(t, proxy.IMAP, None, greeting+test.script)
-		conn, capabilities, err := s.LoginIMAP(t.Context(), login(account, password))
+		s, _ := startServer(t, proxy.IMAP, None, greeting+test.script)
+		conn, capabilities, err := s.LoginIMAP(t.Context(), testLogin(account, password))
 		if err != nil {
 			t.Errorf("%s: %v", test.script, err)
 			continue
@@ -136,7 +136,7 @@ func TestLoginIMAPFindsCapabilitiesWhereverTheyAre(t *testing.T) {
 }
 
 // Criterion: a password is called wrong only if the server said so.
-func TestLoginIMAPTellsWrongFromUnavailable(t *testing.T) {
+func TestLoginIMAPDistinguishesWrongFromUnavailable(t *testing.T) {
 	const greeting = `
 		S: * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN] ready
 		C: P1 AUTHENTICATE PLAIN *
@@ -162,9 +162,9 @@ func TestLoginIMAPTellsWrongFromUnavailable(t *testing.T) {
 		`S: P9 NO [AUTHENTICATIONFAILED] x`:           proxy.Unavailable,
 		`S: +`:                                        proxy.Unavailable,
 	} {
-		s, seen := serve(t, proxy.IMAP, None, greeting+answer+goodbye(answer, "P2 LOGOUT"))
-		_, _, err := s.LoginIMAP(t.Context(), login(account, password))
-		refused(t, err, want)
+		s, seen := startServer(t, proxy.IMAP, None, greeting+answer+logoutScript(answer, "P2 LOGOUT"))
+		_, _, err := s.LoginIMAP(t.Context(), testLogin(account, password))
+		checkRefusal(t, err, want)
 		if got, want := seen.String(), "dialed ok, login false"; got != want {
 			t.Errorf("%s: events: %s, want %s", answer, got, want)
 		}
@@ -228,17 +228,17 @@ func TestLoginIMAPSendsNothingToABadServer(t *testing.T) {
 			C: P3 LOGOUT
 			S: <EOF>`, "dialed ok"},
 	} {
-		s, seen := serve(t, proxy.IMAP, test.mode, test.script)
-		_, _, err := s.LoginIMAP(t.Context(), login(account, password))
-		refused(t, err, proxy.Unavailable)
+		s, seen := startServer(t, proxy.IMAP, test.mode, test.script)
+		_, _, err := s.LoginIMAP(t.Context(), testLogin(account, password))
+		checkRefusal(t, err, proxy.Unavailable)
 		if got := seen.String(); got != test.events {
 			t.Errorf("%.200s: events: %s, want %s (%v)", test.script, got, test.events, err)
 		}
 	}
 }
 
-func TestLoginIMAPForgetsWhatWasSaidBeforeTLS(t *testing.T) {
-	s, seen := serve(t, proxy.IMAP, STARTTLS, `
+func TestLoginIMAPForgetsResponsesFromBeforeTLS(t *testing.T) {
+	s, seen := startServer(t, proxy.IMAP, STARTTLS, `
 		S: * OK [CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED] ready
 		C: P1 STARTTLS
 		S: P1 OK begin TLS
@@ -248,7 +248,7 @@ func TestLoginIMAPForgetsWhatWasSaidBeforeTLS(t *testing.T) {
 		C: P3 AUTHENTICATE PLAIN `+plain+`
 		S: P3 OK [CAPABILITY IMAP4rev1] in
 	`)
-	conn, _, err := s.LoginIMAP(t.Context(), login(account, password))
+	conn, _, err := s.LoginIMAP(t.Context(), testLogin(account, password))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,11 +260,11 @@ func TestLoginIMAPForgetsWhatWasSaidBeforeTLS(t *testing.T) {
 
 // LOGINDISABLED is about the command LOGIN.
 func TestLoginIMAPAuthenticatesWhereTheCommandIsDisabled(t *testing.T) {
-	s, _ := serve(t, proxy.IMAP, Implicit, `
+	s, _ := startServer(t, proxy.IMAP, Implicit, `
 		S: * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN LOGINDISABLED] ready
 		C: P1 AUTHENTICATE PLAIN `+plain+`
 		S: P1 OK [CAPABILITY IMAP4rev1] in`)
-	conn, _, err := s.LoginIMAP(t.Context(), login(account, password))
+	conn, _, err := s.LoginIMAP(t.Context(), testLogin(account, password))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -289,8 +289,8 @@ func TestLoginIMAPWaitsForALateGreeting(t *testing.T) {
 		_ = conn.Close()
 	}()
 	s := &Server{Name: "main", Protocol: proxy.IMAP, Address: ln.Addr().String(), TLS: None}
-	_, _, err = s.LoginIMAP(t.Context(), login(account, password))
-	refused(t, err, proxy.Unavailable)
+	_, _, err = s.LoginIMAP(t.Context(), testLogin(account, password))
+	checkRefusal(t, err, proxy.Unavailable)
 	if <-early {
 		t.Error("something was sent before the greeting")
 	}
@@ -305,10 +305,10 @@ func TestLoginIMAPTrustsOnlyTheRightCertificate(t *testing.T) {
 				C: P1 STARTTLS
 				S: P1 OK begin TLS`
 		}
-		s, seen := serve(t, proxy.IMAP, mode, script)
+		s, seen := startServer(t, proxy.IMAP, mode, script)
 		s.Config.ServerName = "elsewhere.example"
-		_, _, err := s.LoginIMAP(t.Context(), login(account, password))
-		refused(t, err, proxy.Unavailable)
+		_, _, err := s.LoginIMAP(t.Context(), testLogin(account, password))
+		checkRefusal(t, err, proxy.Unavailable)
 		if _, ok := errors.AsType[x509.HostnameError](err); !ok {
 			t.Errorf("%v: %v, want one about the name", mode, err)
 		}
@@ -316,10 +316,10 @@ func TestLoginIMAPTrustsOnlyTheRightCertificate(t *testing.T) {
 			t.Errorf("%v: events: %s, want %s (%v)", mode, got, want, err)
 		}
 
-		s, _ = serve(t, proxy.IMAP, mode, script)
+		s, _ = startServer(t, proxy.IMAP, mode, script)
 		s.Config.Time = func() time.Time { return time.Now().AddDate(1, 0, 0) }
-		_, _, err = s.LoginIMAP(t.Context(), login(account, password))
-		refused(t, err, proxy.Unavailable)
+		_, _, err = s.LoginIMAP(t.Context(), testLogin(account, password))
+		checkRefusal(t, err, proxy.Unavailable)
 		if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); !ok || invalid.Reason != x509.Expired {
 			t.Errorf("%v: %v, want one about the time", mode, err)
 		}
@@ -327,32 +327,32 @@ func TestLoginIMAPTrustsOnlyTheRightCertificate(t *testing.T) {
 }
 
 func TestLoginIMAPGivesASilentServerItsTimeAndNoMore(t *testing.T) {
-	s, seen := serve(t, proxy.IMAP, None, `C: <EOF>`)
+	s, seen := startServer(t, proxy.IMAP, None, `C: <EOF>`)
 	s.ReplyTimeout = 20 * time.Millisecond
-	_, _, err := s.LoginIMAP(t.Context(), login(account, password))
-	refused(t, err, proxy.Unavailable)
+	_, _, err := s.LoginIMAP(t.Context(), testLogin(account, password))
+	checkRefusal(t, err, proxy.Unavailable)
 	if got, want := seen.String(), "dialed greeting"; got != want {
 		t.Errorf("events: %s, want %s", got, want)
 	}
 }
 
 func TestLoginIMAPEndsWithItsContext(t *testing.T) {
-	s, _ := serve(t, proxy.IMAP, None, `
+	s, _ := startServer(t, proxy.IMAP, None, `
 		S: * OK [CAPABILITY IMAP4rev1] ready
 		C: P1 LOGIN *
 		C: <EOF>`)
 	s.ReplyTimeout = time.Hour
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	_, _, err := s.LoginIMAP(ctx, login(account, password))
-	refused(t, err, proxy.Unavailable)
+	_, _, err := s.LoginIMAP(ctx, testLogin(account, password))
+	checkRefusal(t, err, proxy.Unavailable)
 }
 
 func TestLoginIMAPNamesAServerThatIsAway(t *testing.T) {
-	s, seen := serve(t, proxy.IMAP, None)
+	s, seen := startServer(t, proxy.IMAP, None)
 	s.Address = "127.0.0.1:1" // tcpmux: nobody listens
-	_, _, err := s.LoginIMAP(t.Context(), login(account, password))
-	refused(t, err, proxy.Unavailable)
+	_, _, err := s.LoginIMAP(t.Context(), testLogin(account, password))
+	checkRefusal(t, err, proxy.Unavailable)
 	if got, want := seen.String(), "dialed refused"; got != want {
 		t.Errorf("events: %s, want %s", got, want)
 	}
@@ -361,11 +361,11 @@ func TestLoginIMAPNamesAServerThatIsAway(t *testing.T) {
 // Criterion: CR, LF or NUL in credentials reaches no server.
 func TestLoginIMAPRefusesWhatWouldEndALine(t *testing.T) {
 	for _, c := range []string{"\x00", "\r", "\n"} {
-		s, seen := serve(t, proxy.IMAP, None)
-		_, _, err := s.LoginIMAP(t.Context(), login("alice"+c, password))
-		refused(t, err, proxy.Malformed)
-		_, _, err = s.LoginIMAP(t.Context(), login(account, "s3cret"+c))
-		refused(t, err, proxy.Malformed)
+		s, seen := startServer(t, proxy.IMAP, None)
+		_, _, err := s.LoginIMAP(t.Context(), testLogin("alice"+c, password))
+		checkRefusal(t, err, proxy.Malformed)
+		_, _, err = s.LoginIMAP(t.Context(), testLogin(account, "s3cret"+c))
+		checkRefusal(t, err, proxy.Malformed)
 		if got := seen.String(); got != "" {
 			t.Errorf("events: %s, want none", got)
 		}
@@ -373,12 +373,12 @@ func TestLoginIMAPRefusesWhatWouldEndALine(t *testing.T) {
 }
 
 func TestIMAPSessionOpensWithTheServersCapabilities(t *testing.T) {
-	s, _ := serve(t, proxy.IMAP, Implicit, `
+	s, _ := startServer(t, proxy.IMAP, Implicit, `
 		S: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] ready
 		C: P1 AUTHENTICATE PLAIN *
 		S- P1 OK [CAPABILITY IMAP4rev1 IDLE] in\r\n* OK [ALERT] quota\r\n
 	`)
-	l := login(account, password)
+	l := testLogin(account, password)
 	session, err := (&IMAP{Server: s}).Login(t.Context(), l)
 	if err != nil {
 		t.Fatal(err)
@@ -397,7 +397,7 @@ func TestIMAPSessionOpensWithTheServersCapabilities(t *testing.T) {
 }
 
 func TestConnGivesWhatWasReadAheadFirst(t *testing.T) {
-	s, _ := serve(t, proxy.IMAP, None, `
+	s, _ := startServer(t, proxy.IMAP, None, `
 		S: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN SASL-IR] ready
 		C: P1 AUTHENTICATE PLAIN *
 		S- P1 OK [CAPABILITY IMAP4rev1 IDLE] in\r\n* OK [ALERT] quota\r\n
@@ -405,7 +405,7 @@ func TestConnGivesWhatWasReadAheadFirst(t *testing.T) {
 		S: * BYE
 		S: <EOF>
 	`)
-	conn, _, err := s.LoginIMAP(t.Context(), login(account, password))
+	conn, _, err := s.LoginIMAP(t.Context(), testLogin(account, password))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,13 +6,13 @@ import (
 )
 
 // A Kind is the software of a server. It decides what an answer to credentials
-// means where codes leave that open: see the package's doc.
+// means where its code does not: see the package documentation.
 type Kind uint8
 
-// The kinds. The zero value is found out from what the server says of itself.
+// The values of Kind. Guessed is found out from the server's greeting and ID.
 const (
 	Guessed  Kind = iota
-	Other         // none of those below
+	Other         // any other
 	Dovecot       // IMAP and submission
 	Cyrus         // IMAP
 	Courier       // IMAP
@@ -29,7 +29,7 @@ var kindNames = [kinds]string{"guessed", "other", "dovecot", "cyrus", "courier",
 // String returns the kind's name in the configuration.
 func (k Kind) String() string { return kindNames[min(k, kinds-1)] }
 
-// ParseKind returns the kind that the configuration names; "" is Guessed.
+// ParseKind returns the Kind with this name in the configuration; "" is Guessed.
 func ParseKind(name string) (Kind, error) {
 	if name == "" {
 		return Guessed, nil
@@ -42,13 +42,13 @@ func ParseKind(name string) (Kind, error) {
 	return Guessed, fmt.Errorf("%q is not a kind of server", name)
 }
 
-// A sign is a word of greetings and of answers to ID, in lower case.
-type sign struct {
+// A signature is a word in greetings and ID responses, in lower case.
+type signature struct {
 	word string
 	kind Kind
 }
 
-var signs = []sign{
+var signatures = []signature{
 	{"dovecot", Dovecot},
 	{"cyrus", Cyrus},
 	{"courier", Courier},
@@ -61,19 +61,19 @@ var signs = []sign{
 	{"stalwart", Stalwart},
 }
 
-// matches reports whether word is the sign, alone or in front of a hyphen. The
-// name of a host, which may be called after anything, has a dot and is not.
-func (s sign) matches(word string) bool {
+// matches reports whether word is the signature, alone or before a hyphen. A host
+// name contains a dot and does not match.
+func (s signature) matches(word string) bool {
 	rest, ok := strings.CutPrefix(word, s.word)
 	return ok && (rest == "" || rest[0] == '-' && !strings.Contains(rest, "."))
 }
 
-// guessKind returns the kind that a server's words tell, or Other.
-func guessKind(said ...string) Kind {
-	for _, text := range said {
+// guessKind returns the kind that the texts of a server suggest, or Other.
+func guessKind(texts ...string) Kind {
+	for _, text := range texts {
 		for word := range strings.FieldsSeq(strings.ToLower(text)) {
 			word = strings.Trim(word, `"'()[]<>,;:.`)
-			for _, s := range signs {
+			for _, s := range signatures {
 				if s.matches(word) {
 					return s.kind
 				}
@@ -83,18 +83,18 @@ func guessKind(said ...string) Kind {
 	return Other
 }
 
-// said returns the Kind in the configuration, or what the server's words tell.
-func (s *Server) said(words ...string) Kind {
+// kindOf returns the configured Kind, or the one that the texts suggest.
+func (s *Server) kindOf(words ...string) Kind {
 	if s.Kind != Guessed {
 		return s.Kind
 	}
 	return guessKind(words...)
 }
 
-// kind returns what said does, or what the last Report says where the words tell
-// nothing: a login does not ask for all that a probe does.
-func (s *Server) kind(words ...string) Kind {
-	k, report := s.said(words...), s.report.Load()
+// knownKind returns what kindOf does, or the Kind of the last Report if the texts
+// suggest none: a login asks for less than a probe.
+func (s *Server) knownKind(words ...string) Kind {
+	k, report := s.kindOf(words...), s.report.Load()
 	if k == Other && s.Kind == Guessed && report != nil && report.Kind != Guessed {
 		return report.Kind
 	}

@@ -12,9 +12,9 @@ import (
 	"postern/proxy/relay"
 )
 
-// introduced is the dialogue of a submission server up to what it offers after
-// XCLIENT with this address.
-func introduced(address string, before, after []string) string {
+// xclientScript is the dialogue of a submission server up to the reply to EHLO
+// after XCLIENT with this address.
+func xclientScript(address string, before, after []string) string {
 	lines := func(extensions []string) string {
 		return "\nC: EHLO *\nS: 250-mx.example\nS: 250-" + strings.Join(extensions, "\nS: 250-") + "\nS: 250 HELP"
 	}
@@ -37,8 +37,8 @@ func TestProbeAsksForAClientOutside(t *testing.T) {
 		{"more outside", []string{"SIZE 9"}, []string{"DSN", "SIZE 9", "AUTH PLAIN"}, "PLAIN", "SIZE 9"},
 	} {
 		for _, how := range []Identity{XCLIENT, XCLIENTLogin} {
-			s, _ := serve(t, proxy.Submission, None, introduced("192.0.2.1", test.before, test.after)+quits)
-			told := identifying(s, how)
+			s, _ := startServer(t, proxy.Submission, None, xclientScript("192.0.2.1", test.before, test.after)+quits)
+			told := recordIdentified(s, how)
 			report, err := s.Probe(t.Context())
 			if err != nil {
 				t.Errorf("%s: %v", test.name, err)
@@ -59,10 +59,10 @@ func TestProbeAsksForAClientOutside(t *testing.T) {
 
 func TestProbeOfAServerForClientsInsideAsksForPosternsOwnAddress(t *testing.T) {
 	list := []string{"SIZE 9", "AUTH PLAIN"}
-	s, _ := serve(t, proxy.Submission, None,
-		strings.Replace(introduced("192.0.2.1", list, nil), "S: 220 mx.example\nC: EHLO *\nS: 250-mx.example\nS: 250-\nS: 250 HELP", "S: 554 5.7.1 Client host rejected\nC: <EOF>", 1),
-		introduced("127.0.0.1", list, list)+quits)
-	identifying(s, XCLIENT)
+	s, _ := startServer(t, proxy.Submission, None,
+		strings.Replace(xclientScript("192.0.2.1", list, nil), "S: 220 mx.example\nC: EHLO *\nS: 250-mx.example\nS: 250-\nS: 250 HELP", "S: 554 5.7.1 Client host rejected\nC: <EOF>", 1),
+		xclientScript("127.0.0.1", list, list)+quits)
+	recordIdentified(s, XCLIENT)
 	if _, err := s.Probe(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -71,11 +71,11 @@ func TestProbeOfAServerForClientsInsideAsksForPosternsOwnAddress(t *testing.T) {
 // Criterion: an extension that the server has for Postern and not for this
 // client costs no login: the session goes on without it.
 func TestLoginSMTPGoesOnWithoutWhatTheClientDoesNotGet(t *testing.T) {
-	s, _ := serve(t, proxy.Submission, None, introduced("203.0.113.9", []string{"DSN", "SIZE 9", "AUTH PLAIN"}, []string{"SIZE 9", "AUTH PLAIN"})+`
+	s, _ := startServer(t, proxy.Submission, None, xclientScript("203.0.113.9", []string{"DSN", "SIZE 9", "AUTH PLAIN"}, []string{"SIZE 9", "AUTH PLAIN"})+`
 		C: AUTH PLAIN *
 		S: 235 in`)
-	identifying(s, XCLIENT)
-	session, err := (&Submission{Server: s}).Login(t.Context(), from(submitter(password, "DSN", "SIZE 9"), customer))
+	recordIdentified(s, XCLIENT)
+	session, err := (&Submission{Server: s}).Login(t.Context(), withAddr(testSMTPLogin(password, "DSN", "SIZE 9"), customer))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,10 +87,10 @@ func TestLoginSMTPGoesOnWithoutWhatTheClientDoesNotGet(t *testing.T) {
 
 func TestLoginSMTPRefusesAServerThatHasLostAnExtensionForAll(t *testing.T) {
 	list := []string{"SIZE 9", "AUTH PLAIN"}
-	s, _ := serve(t, proxy.Submission, None, introduced("203.0.113.9", list, list)+quits)
-	identifying(s, XCLIENT)
-	_, err := s.LoginSMTP(t.Context(), from(submitter(password, "DSN"), customer))
-	refused(t, err, proxy.Unavailable)
+	s, _ := startServer(t, proxy.Submission, None, xclientScript("203.0.113.9", list, list)+quits)
+	recordIdentified(s, XCLIENT)
+	_, err := s.LoginSMTP(t.Context(), withAddr(testSMTPLogin(password, "DSN"), customer))
+	checkRefusal(t, err, proxy.Unavailable)
 }
 
 // A client from a network that gets less, or more, changes what others are
@@ -98,14 +98,14 @@ func TestLoginSMTPRefusesAServerThatHasLostAnExtensionForAll(t *testing.T) {
 func TestOfferAfterXCLIENTIsNotThatOfOneClient(t *testing.T) {
 	all, less := []string{"DSN", "SIZE 9", "AUTH PLAIN"}, []string{"SIZE 9", "AUTH PLAIN"}
 	login := "C: AUTH PLAIN *\nS: 235 in"
-	s, _ := serve(t, proxy.Submission, None, introduced("192.0.2.1", all, less)+quits, introduced("203.0.113.9", all, all)+login,
-		introduced("192.0.2.1", all, all)+quits, introduced("203.0.113.9", all, less)+login)
-	identifying(s, XCLIENT)
+	s, _ := startServer(t, proxy.Submission, None, xclientScript("192.0.2.1", all, less)+quits, xclientScript("203.0.113.9", all, all)+login,
+		xclientScript("192.0.2.1", all, all)+quits, xclientScript("203.0.113.9", all, less)+login)
+	recordIdentified(s, XCLIENT)
 	for _, want := range []string{"SIZE 9", "SIZE 9"} {
 		if _, err := s.Probe(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		conn, err := s.LoginSMTP(t.Context(), from(submitter(password, "SIZE 9"), customer))
+		conn, err := s.LoginSMTP(t.Context(), withAddr(testSMTPLogin(password, "SIZE 9"), customer))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -124,8 +124,8 @@ func TestProbeOfAServerThatTakesNoLoginIsAnError(t *testing.T) {
 		{proxy.IMAP, "S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED AUTH=PLAIN] x\nC: P1 LOGOUT\nS: * BYE\nS: <EOF>", "LOGINDISABLED"},
 		{proxy.IMAP, "S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED STARTTLS] x\nC: P1 LOGOUT\nS: * BYE\nS: <EOF>", "LOGINDISABLED"},
 	} {
-		s, _ := serve(t, test.protocol, None, test.script, test.script)
-		p, seen := pool(test.protocol, s)
+		s, _ := startServer(t, test.protocol, None, test.script, test.script)
+		p, seen := newTestPool(test.protocol, s)
 		p.Probe(t.Context())
 		if got, want := seen.String(), "probed false"; !strings.HasPrefix(got, want) || p.Up() {
 			t.Errorf("%q: %s, want %s", test.script, got, want)
@@ -139,8 +139,8 @@ func TestProbeOfAServerThatTakesNoLoginIsAnError(t *testing.T) {
 	}
 }
 
-func TestProbeIMAPTellsIDAsLoginsDo(t *testing.T) {
-	s, _ := serve(t, proxy.IMAP, None, `
+func TestProbeIMAPSendsIDAsLoginsDo(t *testing.T) {
+	s, _ := startServer(t, proxy.IMAP, None, `
 		S: * OK [CAPABILITY IMAP4rev1 ID AUTH=PLAIN] ready
 		C: P1 ID ("x-session-id" "probe" "x-originating-ip" "192.0.2.1" *)
 		S: * ID NIL
@@ -151,7 +151,7 @@ func TestProbeIMAPTellsIDAsLoginsDo(t *testing.T) {
 		C: P3 LOGOUT
 		S: * BYE
 		S: <EOF>`)
-	identifying(s, ID)
+	recordIdentified(s, ID)
 	if _, err := s.Probe(t.Context()); err == nil {
 		t.Error("no error of a server that disables the login of clients outside")
 	}
@@ -159,7 +159,7 @@ func TestProbeIMAPTellsIDAsLoginsDo(t *testing.T) {
 
 // Criterion: the error about a server whose TLS is too old says so: TLS 1.0 or
 // 1.1 alone, or RSA key exchange alone.
-func TestErrorSaysThatAServersTLSIsTooOld(t *testing.T) {
+func TestErrorExplainsTLSThatIsTooOld(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		change func(*tls.Config)
@@ -197,7 +197,7 @@ func TestErrorSaysThatAServersTLSIsTooOld(t *testing.T) {
 
 // A server that only speaks TLS 1.0 chooses that, and does not look at the list
 // of versions that came with TLS 1.3.
-func TestErrorSaysThatAServerChoseAnOldVersion(t *testing.T) {
+func TestErrorExplainsAnOldTLSVersion(t *testing.T) {
 	hello := []byte("\x16\x03\x01\x00\x2a\x02\x00\x00\x26\x03\x01" + strings.Repeat("r", 32) + "\x00\xc0\x14\x00")
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -32,9 +32,9 @@ const (
 	smtpPoor  = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250 AUTH PLAIN\nC: QUIT\nS: <EOF>"
 )
 
-// pool returns a Pool by hash, and what it observes: events of the servers are
-// not among them.
-func pool(protocol string, members ...*Server) (*Pool, *recorder) {
+// newTestPool returns a Pool that balances by hash, and the recorder of its
+// events. Events of the servers are not recorded.
+func newTestPool(protocol string, members ...*Server) (*Pool, *recorder) {
 	seen := &recorder{}
 	for _, m := range members {
 		m.Observer = nil
@@ -42,8 +42,8 @@ func pool(protocol string, members ...*Server) (*Pool, *recorder) {
 	return &Pool{Name: "main", Protocol: protocol, Members: members, Balance: Hash, Observer: seen}, seen
 }
 
-// prefers returns an account for which p has members[i] first.
-func prefers(p *Pool, i int) string {
+// accountFor returns an account for which p tries members[i] first.
+func accountFor(p *Pool, i int) string {
 	for n := 0; ; n++ {
 		if name := fmt.Sprintf("user%d@example.org", n); p.choose(name, slices.Clone(p.all())) == p.all()[i] {
 			return name
@@ -51,8 +51,8 @@ func prefers(p *Pool, i int) string {
 	}
 }
 
-// away returns a Server at an address where nobody listens.
-func away(t *testing.T, protocol string) *Server {
+// unreachableServer returns a Server at an address without a listener.
+func unreachableServer(t *testing.T, protocol string) *Server {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -62,7 +62,7 @@ func away(t *testing.T, protocol string) *Server {
 	return &Server{Name: "main", Protocol: protocol, Address: ln.Addr().String(), TLS: None}
 }
 
-func connections(p *Pool) string {
+func connectionCounts(p *Pool) string {
 	var all []string
 	for _, m := range p.Status() {
 		all = append(all, fmt.Sprint(m.Connections))
@@ -73,26 +73,32 @@ func connections(p *Pool) string {
 // Criterion: when a member of a backend cannot be reached, the login goes to the next one.
 func TestPoolTriesTheNextMember(t *testing.T) {
 	for name, first := range map[string]func(t *testing.T) *Server{
-		"away":  func(t *testing.T) *Server { return away(t, proxy.IMAP) },
-		"bye":   func(t *testing.T) *Server { s, _ := serve(t, proxy.IMAP, None, "S: * BYE full\nC: <EOF>"); return s },
-		"noise": func(t *testing.T) *Server { s, _ := serve(t, proxy.IMAP, None, "S: 220 smtp\nC: <EOF>"); return s },
+		"away": func(t *testing.T) *Server { return unreachableServer(t, proxy.IMAP) },
+		"bye": func(t *testing.T) *Server {
+			s, _ := startServer(t, proxy.IMAP, None, "S: * BYE full\nC: <EOF>")
+			return s
+		},
+		"noise": func(t *testing.T) *Server {
+			s, _ := startServer(t, proxy.IMAP, None, "S: 220 smtp\nC: <EOF>")
+			return s
+		},
 		"disabled": func(t *testing.T) *Server {
-			s, _ := serve(t, proxy.IMAP, None, "S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED] ready\nC: P1 LOGOUT\nS: <EOF>")
+			s, _ := startServer(t, proxy.IMAP, None, "S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED] ready\nC: P1 LOGOUT\nS: <EOF>")
 			return s
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			second, _ := serve(t, proxy.IMAP, None, imapLogin)
-			p, _ := pool(proxy.IMAP, first(t), second)
-			session, err := (&IMAP{Server: p}).Login(t.Context(), login(prefers(p, 0), password))
+			second, _ := startServer(t, proxy.IMAP, None, imapLogin)
+			p, _ := newTestPool(proxy.IMAP, first(t), second)
+			session, err := (&IMAP{Server: p}).Login(t.Context(), testLogin(accountFor(p, 0), password))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got, want := connections(p), "0 1"; got != want {
+			if got, want := connectionCounts(p), "0 1"; got != want {
 				t.Errorf("connections are %s, want %s", got, want)
 			}
 			_, _ = session.Close(), session.Close()
-			if got, want := connections(p), "0 0"; got != want {
+			if got, want := connectionCounts(p), "0 0"; got != want {
 				t.Errorf("connections after the session are %s, want %s", got, want)
 			}
 		})
@@ -106,24 +112,24 @@ func TestPoolAsksNoOtherServerAfterAnAnswer(t *testing.T) {
 		strings.Replace(imapWrong, "AUTHENTICATIONFAILED", "UNAVAILABLE", 1): proxy.Unavailable,
 		strings.Replace(imapWrong, "S: P1 NO", "S: * BYE", 1):                proxy.Unavailable,
 	} {
-		first, _ := serve(t, proxy.IMAP, None, script)
-		p, _ := pool(proxy.IMAP, first, away(t, proxy.IMAP))
-		_, _, err := p.LoginIMAP(t.Context(), login(prefers(p, 0), password))
-		refused(t, err, reason)
-		if got, want := connections(p), "0 0"; got != want {
+		first, _ := startServer(t, proxy.IMAP, None, script)
+		p, _ := newTestPool(proxy.IMAP, first, unreachableServer(t, proxy.IMAP))
+		_, _, err := p.LoginIMAP(t.Context(), testLogin(accountFor(p, 0), password))
+		checkRefusal(t, err, reason)
+		if got, want := connectionCounts(p), "0 0"; got != want {
 			t.Errorf("connections are %s, want %s", got, want)
 		}
-		if s := p.Status(); s[1].Up || p.all()[1].health.asked {
+		if s := p.Status(); s[1].Up || p.all()[1].health.probed {
 			t.Error("the other server was asked")
 		}
 	}
 }
 
 func TestPoolRefusesWhenNoMemberIsLeft(t *testing.T) {
-	p, _ := pool(proxy.IMAP, away(t, proxy.IMAP), away(t, proxy.IMAP))
-	_, _, err := p.LoginIMAP(t.Context(), login(account, password))
-	refused(t, err, proxy.Unavailable)
-	if !p.all()[0].health.asked || !p.all()[1].health.asked {
+	p, _ := newTestPool(proxy.IMAP, unreachableServer(t, proxy.IMAP), unreachableServer(t, proxy.IMAP))
+	_, _, err := p.LoginIMAP(t.Context(), testLogin(account, password))
+	checkRefusal(t, err, proxy.Unavailable)
+	if !p.all()[0].health.probed || !p.all()[1].health.probed {
 		t.Error("not both were tried")
 	}
 	if p.Up() {
@@ -131,43 +137,43 @@ func TestPoolRefusesWhenNoMemberIsLeft(t *testing.T) {
 	}
 }
 
-func TestPoolLosesPatience(t *testing.T) {
-	p, _ := pool(proxy.IMAP, away(t, proxy.IMAP), away(t, proxy.IMAP))
-	p.Patience = time.Nanosecond
-	_, _, err := p.LoginIMAP(t.Context(), login(prefers(p, 0), password))
-	refused(t, err, proxy.Unavailable)
-	if p.all()[1].health.asked {
+func TestPoolStopsTryingAfterRetryTime(t *testing.T) {
+	p, _ := newTestPool(proxy.IMAP, unreachableServer(t, proxy.IMAP), unreachableServer(t, proxy.IMAP))
+	p.RetryTime = time.Nanosecond
+	_, _, err := p.LoginIMAP(t.Context(), testLogin(accountFor(p, 0), password))
+	checkRefusal(t, err, proxy.Unavailable)
+	if p.all()[1].health.probed {
 		t.Error("tried another one after its time")
 	}
 }
 
 func TestPoolEndsWithItsContext(t *testing.T) {
-	p, _ := pool(proxy.IMAP, away(t, proxy.IMAP), away(t, proxy.IMAP))
+	p, _ := newTestPool(proxy.IMAP, unreachableServer(t, proxy.IMAP), unreachableServer(t, proxy.IMAP))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, _, err := p.LoginIMAP(ctx, login(prefers(p, 0), password))
-	refused(t, err, proxy.Unavailable)
-	if p.all()[0].health.asked || p.all()[1].health.asked {
+	_, _, err := p.LoginIMAP(ctx, testLogin(accountFor(p, 0), password))
+	checkRefusal(t, err, proxy.Unavailable)
+	if p.all()[0].health.probed || p.all()[1].health.probed {
 		t.Error("a login broken off says something about a server")
 	}
 }
 
 // Criterion: a member that at login lacks something announced is skipped for another, else the login is refused for now, and there is a new probe.
 func TestPoolSkipsAMemberThatLacksWhatWasAnnounced(t *testing.T) {
-	poor, _ := serve(t, proxy.Submission, None, smtpPoor, smtpPoor)
-	rich, _ := serve(t, proxy.Submission, None, smtpLogin)
-	p, _ := pool(proxy.Submission, poor, rich)
-	l := login(prefers(p, 0), password)
+	poor, _ := startServer(t, proxy.Submission, None, smtpPoor, smtpPoor)
+	rich, _ := startServer(t, proxy.Submission, None, smtpLogin)
+	p, _ := newTestPool(proxy.Submission, poor, rich)
+	l := testLogin(accountFor(p, 0), password)
 	l.Offer.Extensions = []string{"DSN"}
 	session, err := (&Submission{Server: p}).Login(t.Context(), l)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = session.Close() }()
-	if got, want := connections(p), "0 1"; got != want {
+	if got, want := connectionCounts(p), "0 1"; got != want {
 		t.Errorf("connections are %s, want %s", got, want)
 	}
-	if len(p.all()[0].again) != 1 {
+	if len(p.all()[0].probeSoon) != 1 {
 		t.Error("no new probe of the server that has changed")
 	}
 	if got := p.Offer().Extensions; len(got) != 0 {
@@ -180,56 +186,56 @@ func TestPoolSkipsAMemberThatLacksWhatWasAnnounced(t *testing.T) {
 	if err := p.Drain(rich.Address, true); err != nil {
 		t.Fatal(err)
 	}
-	l = login(account, password)
+	l = testLogin(account, password)
 	l.Offer.Extensions = []string{"DSN"}
 	_, err = p.LoginSMTP(t.Context(), l)
-	refused(t, err, proxy.Unavailable)
+	checkRefusal(t, err, proxy.Unavailable)
 }
 
 func TestPoolCountsConnections(t *testing.T) {
-	s, _ := serve(t, proxy.IMAP, None, imapLogin, imapLogin)
-	p, _ := pool(proxy.IMAP, s)
+	s, _ := startServer(t, proxy.IMAP, None, imapLogin, imapLogin)
+	p, _ := newTestPool(proxy.IMAP, s)
 	p.MaxConnections = 1
-	first, _, err := p.LoginIMAP(t.Context(), login(account, password))
+	first, _, err := p.LoginIMAP(t.Context(), testLogin(account, password))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, _, err = p.LoginIMAP(t.Context(), login(account, password))
-	refused(t, err, proxy.Unavailable)
-	if !errors.Is(err, errFull) {
-		t.Errorf("error = %v, want %v", err, errFull)
+	_, _, err = p.LoginIMAP(t.Context(), testLogin(account, password))
+	checkRefusal(t, err, proxy.Unavailable)
+	if !errors.Is(err, errMaxConnections) {
+		t.Errorf("error = %v, want %v", err, errMaxConnections)
 	}
 	_ = first.Close()
-	second, _, err := p.LoginIMAP(t.Context(), login(account, password))
+	second, _, err := p.LoginIMAP(t.Context(), testLogin(account, password))
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = second.Close()
-	if got, want := connections(p), "0"; got != want {
+	if got, want := connectionCounts(p), "0"; got != want {
 		t.Errorf("connections are %s, want %s", got, want)
 	}
 }
 
 // Criterion: a member that is drained gets no new login, and keeps what it has.
 func TestPoolDrainsAMember(t *testing.T) {
-	p, _ := pool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"})
-	name := prefers(p, 0)
-	first, _ := p.take(name, nil)
+	p, _ := newTestPool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"})
+	name := accountFor(p, 0)
+	first, _ := p.acquire(name, nil)
 	if err := p.Drain("a:1", true); err != nil {
 		t.Fatal(err)
 	}
-	if m, err := p.take(name, nil); err != nil || m.Address != "b:1" {
+	if m, err := p.acquire(name, nil); err != nil || m.Address != "b:1" {
 		t.Errorf("take = %v, %v, want b", m, err)
 	}
 	if got := p.Status()[0]; !got.Drained || got.Connections != 1 {
 		t.Errorf("status is %+v", got)
 	}
 	_ = p.Drain("b:1", true)
-	if _, err := p.take(name, nil); !errors.Is(err, errDrained) {
+	if _, err := p.acquire(name, nil); !errors.Is(err, errDrained) {
 		t.Errorf("take = %v, want %v", err, errDrained)
 	}
 	_ = p.Drain("a:1", false)
-	if m, err := p.take(name, nil); err != nil || m != first {
+	if m, err := p.acquire(name, nil); err != nil || m != first {
 		t.Errorf("take = %v, %v, want a again", m, err)
 	}
 	if err := p.Drain("c:1", true); err == nil {
@@ -240,22 +246,22 @@ func TestPoolDrainsAMember(t *testing.T) {
 // Criterion: by hash, an account stays where it is when another member dies, and comes back when its own returns.
 func TestHashMovesOnlyTheAccountsOfTheDead(t *testing.T) {
 	const accounts = 3000
-	p, _ := pool(proxy.IMAP, &Server{Address: "10.0.0.1:993"}, &Server{Address: "10.0.0.2:993"}, &Server{Address: "10.0.0.3:993"})
+	p, _ := newTestPool(proxy.IMAP, &Server{Address: "10.0.0.1:993"}, &Server{Address: "10.0.0.2:993"}, &Server{Address: "10.0.0.3:993"})
 	where := func() map[string]string {
 		at := make(map[string]string)
 		for i := range accounts {
 			name := fmt.Sprintf("user%d@example.org", i)
-			m, err := p.take(name, nil)
+			m, err := p.acquire(name, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.leave(m)
+			p.release(m)
 			at[name] = m.Address
 		}
 		return at
 	}
 	for _, m := range p.all() {
-		p.reached(m, nil)
+		p.recordResult(m, nil)
 	}
 	before := where()
 	share := make(map[string]int)
@@ -268,7 +274,7 @@ func TestHashMovesOnlyTheAccountsOfTheDead(t *testing.T) {
 		}
 	}
 	for range defaultFall {
-		p.reached(p.all()[1], errors.New("away"))
+		p.recordResult(p.all()[1], errors.New("away"))
 	}
 	for name, address := range where() {
 		if dead := "10.0.0.2:993"; address == dead || address != before[name] && before[name] != dead {
@@ -276,7 +282,7 @@ func TestHashMovesOnlyTheAccountsOfTheDead(t *testing.T) {
 		}
 	}
 	for range defaultRise {
-		p.reached(p.all()[1], nil)
+		p.recordResult(p.all()[1], nil)
 	}
 	for name, address := range where() {
 		if address != before[name] {
@@ -286,18 +292,18 @@ func TestHashMovesOnlyTheAccountsOfTheDead(t *testing.T) {
 }
 
 func TestLeastChoosesTheMemberWithTheFewest(t *testing.T) {
-	p, _ := pool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"}, &Server{Address: "c:1"})
+	p, _ := newTestPool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"}, &Server{Address: "c:1"})
 	p.Balance = Least
 	for range 30 {
-		if _, err := p.take(account, nil); err != nil {
+		if _, err := p.acquire(account, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got, want := connections(p), "10 10 10"; got != want {
+	if got, want := connectionCounts(p), "10 10 10"; got != want {
 		t.Errorf("connections are %s, want %s", got, want)
 	}
-	p.leave(p.all()[1])
-	if m, _ := p.take(account, nil); m != p.all()[1] {
+	p.release(p.all()[1])
+	if m, _ := p.acquire(account, nil); m != p.all()[1] {
 		t.Errorf("take = %s, want the one with the fewest", m.Address)
 	}
 }
@@ -319,12 +325,12 @@ func TestHealthFallsAndRises(t *testing.T) {
 		var got strings.Builder
 		up := false
 		for i, answer := range test.answers {
-			changed := h.note(answer == '+', 3, 2)
+			changed := h.record(answer == '+', 3, 2)
 			if changed != (i == 0 || h.up != up) {
 				t.Errorf("%s: changed = %v at answer %d", test.answers, changed, i)
 			}
 			up = h.up
-			got.WriteByte("-+"[number(up)])
+			got.WriteByte("-+"[toInt(up)])
 		}
 		if got.String() != test.want {
 			t.Errorf("answers %s: up %s, want %s", test.answers, got.String(), test.want)
@@ -332,7 +338,7 @@ func TestHealthFallsAndRises(t *testing.T) {
 	}
 }
 
-func number(b bool) int {
+func toInt(b bool) int {
 	if b {
 		return 1
 	}
@@ -340,15 +346,15 @@ func number(b bool) int {
 }
 
 // Criterion: a backend is up if one of its members is.
-func TestPoolTellsTheTruthAboutABackend(t *testing.T) {
-	p, seen := pool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"})
+func TestPoolReportsTheHealthOfABackend(t *testing.T) {
+	p, seen := newTestPool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"})
 	p.Fall, p.Rise = 1, 1
 	bad := errors.New("away")
 	for _, answer := range []struct {
 		member int
 		err    error
 	}{{0, bad}, {1, nil}, {0, nil}, {0, nil}, {1, bad}, {0, bad}, {1, nil}} {
-		p.reached(p.all()[answer.member], answer.err)
+		p.recordResult(p.all()[answer.member], answer.err)
 	}
 	if got, want := seen.String(), "probed false, probed true, probed true, probed true, probed false, probed true"; got != want {
 		t.Errorf("events: %s, want %s", got, want)
@@ -361,23 +367,23 @@ func TestPoolTellsTheTruthAboutABackend(t *testing.T) {
 }
 
 // Criterion: logins go only to members that are up, unless none is.
-func TestPoolTriesWhatIsDownRatherThanNothing(t *testing.T) {
-	p, _ := pool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"})
+func TestPoolTriesAServerThatIsDownIfNoneIsUp(t *testing.T) {
+	p, _ := newTestPool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"})
 	p.Fall = 1
-	name := prefers(p, 0)
-	p.reached(p.all()[0], errors.New("away"))
-	if m, _ := p.take(name, nil); m != p.all()[1] {
+	name := accountFor(p, 0)
+	p.recordResult(p.all()[0], errors.New("away"))
+	if m, _ := p.acquire(name, nil); m != p.all()[1] {
 		t.Error("the one that is down was taken")
 	}
 	// The other one was just tried in vain: then the news may be old.
-	if m, _ := p.take(name, p.all()[1:]); m != p.all()[0] {
+	if m, _ := p.acquire(name, p.all()[1:]); m != p.all()[0] {
 		t.Error("a member was left, and not taken")
 	}
-	if _, err := p.take(name, p.all()); !errors.Is(err, errNoneLeft) {
+	if _, err := p.acquire(name, p.all()); !errors.Is(err, errNoneLeft) {
 		t.Errorf("take = %v, want %v", err, errNoneLeft)
 	}
-	p.reached(p.all()[1], errors.New("away"))
-	if m, _ := p.take(name, nil); m != p.all()[0] {
+	p.recordResult(p.all()[1], errors.New("away"))
+	if m, _ := p.acquire(name, nil); m != p.all()[0] {
 		t.Error("none is up: the account's own was not taken")
 	}
 }
@@ -386,9 +392,9 @@ func TestPoolTriesWhatIsDownRatherThanNothing(t *testing.T) {
 func TestPoolOffersWhatAllMembersHave(t *testing.T) {
 	const big = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-DSN\nS: 250-SIZE 100\nS: 250-CHUNKING\nS: 250 AUTH PLAIN LOGIN XOAUTH2\nC: QUIT\nS: 221 bye\nS: <EOF>"
 	const small = "S: 220 x\nC: EHLO *\nS: 250-x\nS: 250-SIZE 20\nS: 250-DSN\nS: 250 AUTH LOGIN\nC: QUIT\nS: 221 bye\nS: <EOF>"
-	first, _ := serve(t, proxy.Submission, None, big)
-	second, _ := serve(t, proxy.Submission, None, small, "S: 421 no\nC: <EOF>")
-	p, _ := pool(proxy.Submission, first, second, away(t, proxy.Submission))
+	first, _ := startServer(t, proxy.Submission, None, big)
+	second, _ := startServer(t, proxy.Submission, None, small, "S: 421 no\nC: <EOF>")
+	p, _ := newTestPool(proxy.Submission, first, second, unreachableServer(t, proxy.Submission))
 	if p.Offer().Mechanisms != nil {
 		t.Error("something is offered before the first probe")
 	}
@@ -408,11 +414,11 @@ func TestPoolOffersWhatAllMembersHave(t *testing.T) {
 }
 
 func TestPoolIsWatchedUntilItsContextEnds(t *testing.T) {
-	first, _ := serve(t, proxy.Submission, None, smtpProbe, "S: 421 down\nC: <EOF>", smtpProbe)
+	first, _ := startServer(t, proxy.Submission, None, smtpProbe, "S: 421 down\nC: <EOF>", smtpProbe)
 	ctx, cancel := context.WithCancel(t.Context())
-	p, _ := pool(proxy.Submission, first)
+	p, _ := newTestPool(proxy.Submission, first)
 	var ups []bool
-	p.Observer = observe(func(e proxy.Event) {
+	p.Observer = observerFunc(func(e proxy.Event) {
 		if ups = append(ups, e.(proxy.Probed).Up); len(ups) == 4 {
 			cancel()
 		}
@@ -426,13 +432,13 @@ func TestPoolIsWatchedUntilItsContextEnds(t *testing.T) {
 
 func TestPoolCountsRightWithManyAtOnce(t *testing.T) {
 	const clients = 20
-	s, _ := serve(t, proxy.IMAP, None, slices.Repeat([]string{imapLogin}, clients)...)
-	p, _ := pool(proxy.IMAP, s, away(t, proxy.IMAP))
+	s, _ := startServer(t, proxy.IMAP, None, slices.Repeat([]string{imapLogin}, clients)...)
+	p, _ := newTestPool(proxy.IMAP, s, unreachableServer(t, proxy.IMAP))
 	p.Balance = Least
 	var wg sync.WaitGroup
 	for range clients {
 		wg.Go(func() {
-			conn, _, err := p.LoginIMAP(t.Context(), login(account, password))
+			conn, _, err := p.LoginIMAP(t.Context(), testLogin(account, password))
 			if err != nil {
 				t.Error(err)
 				return
@@ -441,7 +447,7 @@ func TestPoolCountsRightWithManyAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if got, want := connections(p), "0 0"; got != want {
+	if got, want := connectionCounts(p), "0 0"; got != want {
 		t.Errorf("connections are %s, want %s", got, want)
 	}
 	if s := p.Status(); !s[0].Up || s[1].Up {
@@ -451,26 +457,26 @@ func TestPoolCountsRightWithManyAtOnce(t *testing.T) {
 
 // Criterion: a login that lacks what was announced has the servers probed anew.
 func TestPoolIsProbedAgainWhenAServerLacksWhatWasAnnounced(t *testing.T) {
-	s, _ := serve(t, proxy.Submission, None, smtpProbe, smtpPoor, smtpProbe)
-	p, _ := pool(proxy.Submission, s)
+	s, _ := startServer(t, proxy.Submission, None, smtpProbe, smtpPoor, smtpProbe)
+	p, _ := newTestPool(proxy.Submission, s)
 	probed := make(chan struct{}, 10)
-	p.Observer = observe(func(proxy.Event) { probed <- struct{}{} })
+	p.Observer = observerFunc(func(proxy.Event) { probed <- struct{}{} })
 	ctx, cancel := context.WithCancel(t.Context())
 	var watching sync.WaitGroup
 	watching.Go(func() { p.Watch(ctx, time.Hour) })
 	<-probed // that it is up
 	<-probed // that it was probed
 
-	l := login(account, password)
+	l := testLogin(account, password)
 	l.Offer = p.Offer()
 	_, err := p.LoginSMTP(t.Context(), l)
-	refused(t, err, proxy.Unavailable)
+	checkRefusal(t, err, proxy.Unavailable)
 	if got := p.Offer().Extensions; len(got) != 0 {
 		t.Errorf("the next client is offered %s", got)
 	}
 	begun := time.Now()
 	<-probed
-	if took := time.Since(begun); took < settle/2 {
+	if took := time.Since(begun); took < settleTime/2 {
 		t.Errorf("probed again after %s: many logins would be many probes", took)
 	}
 	if got, want := fmt.Sprint(p.Offer().Extensions), "[DSN]"; got != want {
@@ -482,15 +488,15 @@ func TestPoolIsProbedAgainWhenAServerLacksWhatWasAnnounced(t *testing.T) {
 
 // What another server says, asked for this login, is no news of the member.
 func TestPoolBlamesAMemberForNothingOfOthers(t *testing.T) {
-	p, _ := pool(proxy.Submission, &Server{Address: "a:1"}, &Server{Address: "b:1"})
+	p, _ := newTestPool(proxy.Submission, &Server{Address: "a:1"}, &Server{Address: "b:1"})
 	other := &Server{Name: "main", Protocol: proxy.IMAP}
 	asked := 0
-	_, err := p.login(t.Context(), login(account, password), func(*Server) (*Conn, error) {
+	_, err := p.login(t.Context(), testLogin(account, password), func(*Server) (*Conn, error) {
 		asked++
-		return nil, other.unready(errors.New("away"))
+		return nil, other.unsent(errors.New("away"))
 	})
-	refused(t, err, proxy.Unavailable)
-	if asked != 1 || p.all()[0].health.asked || p.all()[1].health.asked {
+	checkRefusal(t, err, proxy.Unavailable)
+	if asked != 1 || p.all()[0].health.probed || p.all()[1].health.probed {
 		t.Errorf("%d members were asked, want 1, and none blamed", asked)
 	}
 }
@@ -498,39 +504,58 @@ func TestPoolBlamesAMemberForNothingOfOthers(t *testing.T) {
 // A server may block a client of whom it was told: that says nothing about it.
 func TestPoolBelievesNoClientAboutItsMembers(t *testing.T) {
 	const blocked = "S: 421 4.7.0 too many connections from 192.0.2.1\nC: <EOF>"
-	s, _ := serve(t, proxy.Submission, None, smtpProbe, blocked, blocked, blocked, blocked)
-	p, _ := pool(proxy.Submission, s)
+	s, _ := startServer(t, proxy.Submission, None, smtpProbe, blocked, blocked, blocked, blocked)
+	p, _ := newTestPool(proxy.Submission, s)
 	p.Probe(t.Context())
 	for range 4 {
-		_, err := p.LoginSMTP(t.Context(), login(account, password))
-		refused(t, err, proxy.Unavailable)
+		_, err := p.LoginSMTP(t.Context(), testLogin(account, password))
+		checkRefusal(t, err, proxy.Unavailable)
 	}
-	if m := p.all()[0]; !p.Up() || m.health.streak != 0 || len(m.again) != 1 {
-		t.Errorf("up: %v, health %+v, %d probes wanted; want up, and one probe", p.Up(), m.health, len(m.again))
+	if m := p.all()[0]; !p.Up() || m.health.streak != 0 || len(m.probeSoon) != 1 {
+		t.Errorf("up: %v, health %+v, %d probes wanted; want up, and one probe", p.Up(), m.health, len(m.probeSoon))
 	}
 }
 
 // That no descriptor is left here is no news of the members, and no reason to
 // try the next one.
 func TestPoolBlamesNoMemberForWantOfDescriptors(t *testing.T) {
-	p, _ := pool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"})
+	p, _ := newTestPool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"})
 	asked := 0
 	try := func() error {
-		_, err := p.login(t.Context(), login(account, password), func(s *Server) (*Conn, error) {
+		_, err := p.login(t.Context(), testLogin(account, password), func(s *Server) (*Conn, error) {
 			asked++
-			return nil, s.unready(&net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.EMFILE)})
+			return nil, s.unsent(&net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.EMFILE)})
 		})
 		return err
 	}
-	refused(t, try(), proxy.Unavailable)
-	if asked != 1 || p.all()[0].health.asked || p.all()[1].health.asked {
+	checkRefusal(t, try(), proxy.Unavailable)
+	if asked != 1 || p.all()[0].health.probed || p.all()[1].health.probed {
 		t.Errorf("%d members were asked, want 1, and none blamed", asked)
 	}
 	full := errors.New("no descriptor is left")
-	p.Room = func() error { return full }
+	p.CheckResources = func() error { return full }
 	err := try()
-	refused(t, err, proxy.Unavailable)
+	checkRefusal(t, err, proxy.Unavailable)
 	if asked != 1 || !errors.Is(err, full) {
 		t.Errorf("without room %d members were asked, want none more; %v", asked, err)
+	}
+}
+
+// A panic in a probe is observed, and the member counts as down.
+func TestPanicInAProbeIsAFailedProbe(t *testing.T) {
+	s := &Server{Name: "main", Protocol: proxy.IMAP, Address: "127.0.0.1:1", TLS: None}
+	p, seen := newTestPool(proxy.IMAP, s)
+	s.Observer = observerFunc(func(proxy.Event) { panic("a bug") })
+	p.Probe(t.Context())
+	if p.Up() {
+		t.Error("a server whose probe panics is up")
+	}
+	seen.mu.Lock()
+	defer seen.mu.Unlock()
+	if !slices.ContainsFunc(seen.events, func(e proxy.Event) bool {
+		panicked, ok := e.(proxy.Panicked)
+		return ok && panicked.Value == "a bug" && len(panicked.Stack) > 0
+	}) {
+		t.Errorf("events %v, want Panicked", seen.events)
 	}
 }

@@ -14,8 +14,8 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// trusting returns the configuration of TLS to a server that ca vouches for.
-func trusting(t *testing.T, ca string) *tls.Config {
+// trustCA returns a TLS configuration that trusts ca.
+func trustCA(t *testing.T, ca string) *tls.Config {
 	t.Helper()
 	pem, err := os.ReadFile(ca)
 	if err != nil {
@@ -31,8 +31,8 @@ func trusting(t *testing.T, ca string) *tls.Config {
 // users of the real servers. Passwords of every kind that has to be quoted.
 var users = map[string]string{"alice": `pa"ss \w{ör}d`, "bob": "simple"}
 
-// talk lets a client talk through session and returns its end.
-func talk(t *testing.T, session proxy.Session, script string) {
+// playSession plays a client's script through session until it ends.
+func playSession(t *testing.T, session proxy.Session, script string) {
 	t.Helper()
 	client, near := proxytest.Pipe(t)
 	conn := proxy.NewConn(near, proxy.Client{ID: "TEST"}, nil, time.Minute)
@@ -57,21 +57,21 @@ func TestIMAPOnARealDovecot(t *testing.T) {
 		{Name: "implicit", Address: d.IMAPS, TLS: Implicit},
 		{Name: "starttls", Address: d.IMAP, TLS: STARTTLS},
 	} {
-		s.Protocol, s.Config = proxy.IMAP, trusting(t, d.CA)
+		s.Protocol, s.Config = proxy.IMAP, trustCA(t, d.CA)
 		report, err := s.Probe(t.Context())
 		if err != nil || !slices.Contains(report.Mechanisms, "PLAIN") || !strings.Contains(report.Greeting, "Dovecot") {
 			t.Errorf("%s: Probe = %+v, %v", s.Name, report, err)
 		}
-		_, err = (&IMAP{Server: s}).Login(t.Context(), login("alice", "wrong"))
-		refused(t, err, proxy.Wrong)
-		session, err := (&IMAP{Server: s}).Login(t.Context(), login("alice", users["alice"]))
+		_, err = (&IMAP{Server: s}).Login(t.Context(), testLogin("alice", "wrong"))
+		checkRefusal(t, err, proxy.Wrong)
+		session, err := (&IMAP{Server: s}).Login(t.Context(), testLogin("alice", users["alice"]))
 		if err != nil {
 			t.Fatalf("%s: %v", s.Name, err)
 		}
 		if welcome, _ := session.Open(t.Context()); !strings.Contains(welcome, " IDLE ") {
 			t.Errorf("%s: Open = %s, want what Dovecot can after login", s.Name, welcome)
 		}
-		talk(t, session, `
+		playSession(t, session, `
 			C- a SELECT INBOX\r\nb LOGOUT\r\n
 			S: \* FLAGS *
 			S: \* OK [PERMANENTFLAGS*
@@ -85,10 +85,10 @@ func TestIMAPOnARealDovecot(t *testing.T) {
 			S: <EOF>
 		`)
 	}
-	stopped := &Server{Name: "stopped", Protocol: proxy.IMAP, Address: d.IMAPS, Config: trusting(t, d.CA)}
+	stopped := &Server{Name: "stopped", Protocol: proxy.IMAP, Address: d.IMAPS, Config: trustCA(t, d.CA)}
 	d.Stop(t)
-	_, err := (&IMAP{Server: stopped}).Login(t.Context(), login("alice", users["alice"]))
-	refused(t, err, proxy.Unavailable)
+	_, err := (&IMAP{Server: stopped}).Login(t.Context(), testLogin("alice", users["alice"]))
+	checkRefusal(t, err, proxy.Unavailable)
 }
 
 // Criterion: behind a Postfix that trusts Postern with XCLIENT no user becomes
@@ -101,22 +101,22 @@ func TestSubmissionOnARealPostfix(t *testing.T) {
 		{Name: "implicit", Address: p.SMTPS, TLS: Implicit},
 		{Name: "starttls", Address: p.SMTP, TLS: STARTTLS},
 	} {
-		s.Protocol, s.Config = proxy.Submission, trusting(t, p.CA)
+		s.Protocol, s.Config = proxy.Submission, trustCA(t, p.CA)
 		report, err := s.Probe(t.Context())
 		if err != nil || !slices.Contains(report.Mechanisms, "PLAIN") || len(s.Offer().Extensions) < 4 {
 			t.Fatalf("%s: Probe = %+v, %v", s.Name, report, err)
 		}
 		backend := &Submission{Server: s, Hostname: "postern.example"}
-		_, err = backend.Login(t.Context(), submitter("wrong"))
-		refused(t, err, proxy.Wrong)
-		l := submitter("", s.Offer().Extensions...)
+		_, err = backend.Login(t.Context(), testSMTPLogin("wrong"))
+		checkRefusal(t, err, proxy.Wrong)
+		l := testSMTPLogin("", s.Offer().Extensions...)
 		l.Account, l.Secret = "alice", proxy.NewSecret([]byte(users["alice"]))
 		session, err := backend.Login(t.Context(), l)
 		if err != nil {
 			t.Fatalf("%s: %v", s.Name, err)
 		}
 		address := p.Address("bob")
-		talk(t, session, `
+		playSession(t, session, `
 			C: XCLIENT LOGIN=boss
 			S: 502 *
 			C: EHLO again
@@ -161,7 +161,7 @@ func TestSubmissionOnARealPostfix(t *testing.T) {
 	}
 }
 
-// waitFor waits until Postfix has delivered.
+// waitFor waits until Postfix has delivered so many messages.
 func waitFor(t *testing.T, d *proxytest.Dovecot, user string, messages int) [][]byte {
 	t.Helper()
 	for range 100 {

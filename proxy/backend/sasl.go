@@ -11,25 +11,18 @@ import (
 	"postern/proxy/wire"
 )
 
-// The mechanisms that Postern speaks with a server.
-const (
-	mechPlain       = "PLAIN"
-	mechLogin       = "LOGIN" // of submission alone: it carries what PLAIN does
-	mechXOAuth2     = "XOAUTH2"
-	mechOAuthBearer = "OAUTHBEARER"
-)
-
-// carriers are the mechanisms that can carry the Secret of another one, the
-// best first. Both of OAuth's carry a bearer token.
+// carriers are the mechanisms that can carry the Secret of another one, the best
+// first. XOAUTH2 and OAUTHBEARER carry a bearer token.
 var carriers = map[string][]string{
-	"":              {mechPlain},
-	mechPlain:       {mechPlain},
-	mechXOAuth2:     {mechXOAuth2, mechOAuthBearer},
-	mechOAuthBearer: {mechOAuthBearer, mechXOAuth2},
+	"":                        {wire.MechanismPlain},
+	wire.MechanismPlain:       {wire.MechanismPlain},
+	wire.MechanismXOAuth2:     {wire.MechanismXOAuth2, wire.MechanismOAuthBearer},
+	wire.MechanismOAuthBearer: {wire.MechanismOAuthBearer, wire.MechanismXOAuth2},
 }
 
-// mechanism returns the one to log l in with, or "" if none is offered.
-func mechanism(l *proxy.Login, offered func(string) bool) string {
+// chooseMechanism returns the mechanism to log l in with, or "" if none is
+// offered.
+func chooseMechanism(l *proxy.Login, offered func(string) bool) string {
 	for _, name := range carriers[l.Mechanism] {
 		if offered(name) {
 			return name
@@ -38,53 +31,53 @@ func mechanism(l *proxy.Login, offered func(string) bool) string {
 	return ""
 }
 
-// appendMessage appends the message of a mechanism in base64.
+// appendMessage appends the mechanism's message in base64.
 func appendMessage(dst []byte, mechanism string, l *proxy.Login) []byte {
 	secret := l.Secret.Reveal()
 	switch mechanism {
-	case mechXOAuth2:
+	case wire.MechanismXOAuth2:
 		return wire.AppendXOAUTH2(dst, l.Account, secret)
-	case mechOAuthBearer:
+	case wire.MechanismOAuthBearer:
 		return wire.AppendOAuthBearer(dst, l.Account, secret)
 	}
 	return wire.AppendPlain(dst, l.Account, secret)
 }
 
-// messageLength is enough for appendMessage to allocate nothing of which a
-// copy would stay behind.
+// messageLength is a capacity at which appendMessage does not reallocate, which
+// would leave a copy of the secret behind.
 func messageLength(l *proxy.Login) int {
 	const around = 64                                               // of user and secret
 	return (3*len(l.Account)+len(l.Secret.Reveal())+around)*4/3 + 4 // each octet of the user may be escaped
 }
 
-// A failure is what a server says about a token, before it says no: RFC 7628
-// section 3.2.2.
+// A failure is a server's error message about a token, sent before it refuses the
+// login: RFC 7628 section 3.2.2.
 type failure struct {
-	answer []byte // what it wants to hear; nil: the mechanism has no such thing
-	json   []byte // what it has said; nil: nothing
+	answer []byte // what the server expects next; nil: the mechanism has no failure message
+	json   []byte // the message; nil: none came
 }
 
-// failureOf returns the failure of a mechanism, before it has come.
-func failureOf(mechanism string) failure {
+// newFailure returns the failure of a mechanism before a message has come.
+func newFailure(mechanism string) failure {
 	switch mechanism {
-	case mechXOAuth2:
+	case wire.MechanismXOAuth2:
 		return failure{answer: []byte("\r\n")}
-	case mechOAuthBearer:
+	case wire.MechanismOAuthBearer:
 		return failure{answer: []byte("AQ==\r\n")} // RFC 7628 section 3.2.3
 	}
 	return failure{}
 }
 
-// expected reports whether the server may ask once more.
+// expected reports whether the server may send a failure message.
 func (f *failure) expected() bool { return f.answer != nil && f.json == nil }
 
-// unknownFailure is what the client is told if the server's reason is not fit
-// to be passed on.
+// unknownFailure is the message for the client if the server's cannot be passed
+// on.
 const unknownFailure = `{"status":"invalid_token"}`
 
-// note keeps what the server has said, in base64. Only what RFC 7628 knows is
-// passed on, in words of one line.
-func (f *failure) note(text string) {
+// record keeps the server's message, given in base64. Only the fields of RFC 7628
+// are passed on, in printable ASCII.
+func (f *failure) record(text string) {
 	f.json = []byte(unknownFailure)
 	msg, err := wire.DecodeSASL([]byte(text))
 	if err != nil {
@@ -99,7 +92,7 @@ func (f *failure) note(text string) {
 	if json.Unmarshal(bytes.TrimSpace(msg), &known) != nil {
 		return
 	}
-	if known.Status == "" || slices.ContainsFunc([]string{known.Status, known.Schemes, known.Scope, known.OpenID}, unspeakable) {
+	if known.Status == "" || slices.ContainsFunc([]string{known.Status, known.Schemes, known.Scope, known.OpenID}, notShortPrintable) {
 		return
 	}
 	if msg, err = json.Marshal(known); err == nil {
@@ -107,16 +100,16 @@ func (f *failure) note(text string) {
 	}
 }
 
-// challenged adds what the server has said to a verdict against the token.
-func challenged(verdict error, f failure) error {
+// withChallenge adds the failure message to a verdict against the token.
+func withChallenge(verdict error, f failure) error {
 	if r, ok := errors.AsType[*proxy.Refusal](verdict); ok {
 		r.Challenge = f.json
 	}
 	return verdict
 }
 
-// unspeakable reports whether s is no short printable ASCII.
-func unspeakable(s string) bool {
+// notShortPrintable reports whether s is anything but short printable ASCII.
+func notShortPrintable(s string) bool {
 	const most = 256
 	return len(s) > most || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
 }

@@ -11,9 +11,9 @@ import (
 
 const token = "ya29.vF9dft4qmTc2Nvb3RlckBhdHRhdmlzdGEuY29tCg=="
 
-// bearer is a login with a token.
-func bearer(mechanism, account, token string) *proxy.Login {
-	l := submitter(token)
+// bearerLogin returns a login with a token.
+func bearerLogin(mechanism, account, token string) *proxy.Login {
+	l := testSMTPLogin(token)
 	l.Mechanism, l.Account = mechanism, account
 	return l
 }
@@ -54,10 +54,10 @@ func TestLoginPassesTokensOn(t *testing.T) {
 			S: +
 			C: ` + b64("user=alice@example.org\x01auth=Bearer "+long+"\x01\x01") + `
 			S: P1 OK [CAPABILITY IMAP4rev1] in`},
-		{"submission", proxy.Submission, "XOAUTH2", account, token, opening("AUTH PLAIN XOAUTH2") + `
+		{"submission", proxy.Submission, "XOAUTH2", account, token, smtpOpening("AUTH PLAIN XOAUTH2") + `
 			C: AUTH XOAUTH2 ` + xoauth2 + `
 			S: 235 in`},
-		{"submission, a long one", proxy.Submission, "OAUTHBEARER", account, long, opening("AUTH PLAIN OAUTHBEARER") + `
+		{"submission, a long one", proxy.Submission, "OAUTHBEARER", account, long, smtpOpening("AUTH PLAIN OAUTHBEARER") + `
 			C: AUTH OAUTHBEARER
 			S: 334
 			C: ` + b64("n,a=alice@example.org,\x01auth=Bearer "+long+"\x01\x01") + `
@@ -65,8 +65,8 @@ func TestLoginPassesTokensOn(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			mode := Implicit // as no token goes without
-			s, seen := serve(t, test.protocol, mode, test.script)
-			if err := loginTo(t, s, bearer(test.mechanism, test.account, test.token)); err != nil {
+			s, seen := startServer(t, test.protocol, mode, test.script)
+			if err := loginTo(t, s, bearerLogin(test.mechanism, test.account, test.token)); err != nil {
 				t.Fatal(err)
 			}
 			if got, want := seen.String(), "dialed ok, login true"; got != want {
@@ -117,17 +117,17 @@ func TestLoginAnswersTheFailureChallenge(t *testing.T) {
 		{"after all yes", proxy.IMAP, "XOAUTH2", imap("XOAUTH2", xoauth2) + failed + "\nC: \nS: P1 OK in" + out, "", proxy.Unavailable},
 		{"again", proxy.IMAP, "XOAUTH2", imap("XOAUTH2", xoauth2) + failed + "\nC: \nS: + " + failed + out, "", proxy.Unavailable},
 		{"none", proxy.IMAP, "XOAUTH2", strings.TrimSuffix(imap("XOAUTH2", xoauth2), "S: + ") + "S: P1 NO no" + out, "", proxy.Wrong},
-		{"submission", proxy.Submission, "OAUTHBEARER", opening("AUTH OAUTHBEARER") + "C: AUTH OAUTHBEARER " + oauthBearer +
+		{"submission", proxy.Submission, "OAUTHBEARER", smtpOpening("AUTH OAUTHBEARER") + "C: AUTH OAUTHBEARER " + oauthBearer +
 			"\nS: 334 " + failed + "\nC: AQ==\nS: 535 5.7.8 no\nC: QUIT\nS: <EOF>", failedJSON, proxy.Wrong},
-		{"submission, XOAUTH2", proxy.Submission, "XOAUTH2", opening("AUTH XOAUTH2") + "C: AUTH XOAUTH2 " + xoauth2 +
+		{"submission, XOAUTH2", proxy.Submission, "XOAUTH2", smtpOpening("AUTH XOAUTH2") + "C: AUTH XOAUTH2 " + xoauth2 +
 			"\nS: 334 " + failed + "\nC- \\r\\n\nS: 535 5.7.8 no\nC: QUIT\nS: <EOF>", failedJSON, proxy.Wrong},
-		{"submission, after all yes", proxy.Submission, "XOAUTH2", opening("AUTH XOAUTH2") + "C: AUTH XOAUTH2 " + xoauth2 +
+		{"submission, after all yes", proxy.Submission, "XOAUTH2", smtpOpening("AUTH XOAUTH2") + "C: AUTH XOAUTH2 " + xoauth2 +
 			"\nS: 334 " + failed + "\nC- \\r\\n\nS: 235 in\nC: QUIT\nS: <EOF>", "", proxy.Unavailable},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s, _ := serve(t, test.protocol, None, test.script)
-			err := loginTo(t, s, bearer(test.mechanism, account, token))
-			refused(t, err, test.want)
+			s, _ := startServer(t, test.protocol, None, test.script)
+			err := loginTo(t, s, bearerLogin(test.mechanism, account, token))
+			checkRefusal(t, err, test.want)
 			if r, ok := errors.AsType[*proxy.Refusal](err); ok && string(r.Challenge) != test.challenge {
 				t.Errorf("Challenge = %s, want %s", r.Challenge, test.challenge)
 			}
@@ -141,10 +141,10 @@ func TestLoginAnswersTheFailureChallenge(t *testing.T) {
 func TestLoginSendsNoTokenWhereNoneIsAskedFor(t *testing.T) {
 	for protocol, script := range map[string]string{
 		proxy.IMAP:       "S: * OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] hi\nC: P1 LOGOUT\nS: <EOF>",
-		proxy.Submission: opening("AUTH PLAIN LOGIN") + "C: QUIT\nS: <EOF>",
+		proxy.Submission: smtpOpening("AUTH PLAIN LOGIN") + "C: QUIT\nS: <EOF>",
 	} {
-		s, seen := serve(t, protocol, None, script)
-		refused(t, loginTo(t, s, bearer("XOAUTH2", account, token)), proxy.Unavailable)
+		s, seen := startServer(t, protocol, None, script)
+		checkRefusal(t, loginTo(t, s, bearerLogin("XOAUTH2", account, token)), proxy.Unavailable)
 		if got, want := seen.String(), "dialed ok"; got != want {
 			t.Errorf("events: %s, want %s", got, want)
 		}
@@ -153,14 +153,14 @@ func TestLoginSendsNoTokenWhereNoneIsAskedFor(t *testing.T) {
 
 func TestLoginRefusesWhatIsNoToken(t *testing.T) {
 	for _, l := range []*proxy.Login{
-		bearer("XOAUTH2", account, "a\x01auth=b"), bearer("OAUTHBEARER", account, "a b"), bearer("XOAUTH2", "a\x01b", token),
+		bearerLogin("XOAUTH2", account, "a\x01auth=b"), bearerLogin("OAUTHBEARER", account, "a b"), bearerLogin("XOAUTH2", "a\x01b", token),
 	} {
-		s, seen := serve(t, proxy.IMAP, None)
-		refused(t, loginTo(t, s, l), proxy.Malformed)
+		s, seen := startServer(t, proxy.IMAP, None)
+		checkRefusal(t, loginTo(t, s, l), proxy.Malformed)
 		if got := seen.String(); got != "" {
 			t.Errorf("events: %s, want none", got)
 		}
 	}
-	s, _ := serve(t, proxy.IMAP, None)
-	refused(t, loginTo(t, s, bearer("SCRAM-SHA-256", account, token)), proxy.Unsupported)
+	s, _ := startServer(t, proxy.IMAP, None)
+	checkRefusal(t, loginTo(t, s, bearerLogin("SCRAM-SHA-256", account, token)), proxy.Unsupported)
 }

@@ -13,11 +13,11 @@ import (
 	"postern/proxy/wire"
 )
 
-// Submission is a proxy.Backend: it logs clients in and relays their commands.
+// Submission is a proxy.Backend that logs clients in and relays their commands.
 type Submission struct {
 	Server   SMTPServer
-	Hostname string        // in answers to EHLO after the login: that of the listener's dialogue
-	Idle     time.Duration // how long a client may owe a command; 0: relay.DefaultSubmissionIdle
+	Hostname string        // in replies to EHLO after login: as in the listener's dialogue
+	Idle     time.Duration // for the client to send the next command; 0: relay.DefaultSubmissionIdle
 	Newlines relay.Newlines
 }
 
@@ -34,10 +34,10 @@ func (b *Submission) Login(ctx context.Context, l *proxy.Login) (proxy.Session, 
 	}, nil
 }
 
-// LoginSMTP connects and logs l.Account in, if the server has all that l.Offer
-// promises. Errors and the Secret are as for LoginIMAP.
+// LoginSMTP connects and logs l.Account in, if the server has everything in
+// l.Offer. Errors and the Secret are as for LoginIMAP.
 func (s *Server) LoginSMTP(ctx context.Context, l *proxy.Login) (*Conn, error) {
-	if err := sendable(l); err != nil {
+	if err := checkCredentials(l); err != nil {
 		return nil, err
 	}
 	if err := s.verify(ctx, l); err != nil {
@@ -48,27 +48,27 @@ func (s *Server) LoginSMTP(ctx context.Context, l *proxy.Login) (*Conn, error) {
 		if err := d.begin(ctx, c, s); err != nil {
 			return err
 		}
-		if err := d.introduce(l, s); err != nil {
+		if err := d.sendXCLIENT(l, s); err != nil {
 			return err
 		}
-		s.learnFrom(d.report(c, s))
+		s.updateReport(d.report(c, s))
 		return nil
 	})
 	if err != nil {
-		return nil, s.unready(err)
+		return nil, s.unsent(err)
 	}
 	defer conn.closeWith(ctx)()
 	if err := d.login(l, s); err != nil {
-		conn.leave("QUIT") // filters of logs ban for "lost connection after AUTH"
-		return nil, heard(ctx, err)
+		conn.logout("QUIT") // fail2ban filters match "lost connection after AUTH"
+		return nil, clearDoubt(ctx, err)
 	}
 	conn.lacks = d.lacks(l.Offer)
-	conn.settled()
+	conn.clearDeadlines()
 	return conn, nil
 }
 
-// ehloNames returns what to say in EHLO: the client's name if it can be one,
-// and our own, for the server may be more particular than Postern is.
+// ehloNames returns the names to try in EHLO: the client's if it is valid, and
+// Postern's own, because the server may be stricter.
 func (s *Server) ehloNames(client string) []string {
 	own := s.Hostname
 	if own == "" {
@@ -82,17 +82,17 @@ func (s *Server) ehloNames(client string) []string {
 	return []string{client, own}
 }
 
-// smtp is the dialogue with a server up to login.
+// smtp is the dialogue with a submission server up to the login.
 type smtp struct {
-	conn       *Conn
-	names      []string // for EHLO, the first that the server takes
-	heard      string   // the greeting
-	extensions []string // the lines of its answer but for the first
-	before     []string // those of the answer before XCLIENT; nil: there was no XCLIENT
-	failure    failure  // of an OAuth mechanism
+	conn          *Conn
+	names         []string // for EHLO: the first that the server accepts is used
+	greetingText  string   // the greeting
+	extensions    []string // the lines of the reply to EHLO without the first
+	beforeXCLIENT []string // the extensions before XCLIENT; nil: there was no XCLIENT
+	failure       failure  // of an OAuth mechanism
 }
 
-// begin hears the greeting and comes to TLS. After it, credentials may be sent.
+// begin reads the greeting and gets TLS. After it, credentials may be sent.
 func (d *smtp) begin(ctx context.Context, c *Conn, s *Server) error {
 	d.conn = c
 	_ = c.SetDeadline(time.Now().Add(c.timeout))
@@ -100,7 +100,7 @@ func (d *smtp) begin(ctx context.Context, c *Conn, s *Server) error {
 	if err != nil {
 		return fmt.Errorf("greeting: %w", err)
 	}
-	d.heard = shorten(greeting.Lines()[0])
+	d.greetingText = shorten(greeting.Lines()[0])
 	if err := d.ehlo(); err != nil {
 		return err
 	}
@@ -113,8 +113,7 @@ func (d *smtp) begin(ctx context.Context, c *Conn, s *Server) error {
 	return d.ehlo()
 }
 
-// ehlo asks what the server can do. What it said before is forgotten: RFC 3207
-// section 4.2.
+// ehlo asks for the extensions. Earlier ones are discarded: RFC 3207 section 4.2.
 func (d *smtp) ehlo() (err error) {
 	d.extensions = nil
 	for _, name := range d.names {
@@ -130,10 +129,10 @@ func (d *smtp) ehlo() (err error) {
 	return fmt.Errorf("EHLO: %w", err)
 }
 
-// software returns the greeting without the name of the host that begins it: RFC
-// 5321 section 4.2.
+// software returns the greeting without the host name at its beginning: RFC 5321
+// section 4.2.
 func (d *smtp) software() string {
-	_, text, _ := strings.Cut(d.heard, " ")
+	_, text, _ := strings.Cut(d.greetingText, " ")
 	return text
 }
 
@@ -147,7 +146,7 @@ func (d *smtp) startTLS(ctx context.Context, s *Server) error {
 	return d.conn.secure(ctx, s.Config)
 }
 
-// command sends a line without secrets.
+// command sends a line that has no secret.
 func (d *smtp) command(line string, want int) (wire.Reply, error) {
 	if err := d.conn.send([]byte(line + "\r\n")); err != nil {
 		return wire.Reply{}, err
@@ -155,8 +154,7 @@ func (d *smtp) command(line string, want int) (wire.Reply, error) {
 	return d.reply(want)
 }
 
-// reply reads a reply. One with another code than want is an error, with the
-// server's words in it.
+// reply reads a reply. A code other than want is an error with the server's text.
 func (d *smtp) reply(want int) (wire.Reply, error) {
 	r, err := d.conn.replies.Reply()
 	if err == nil && r.Code != want {
@@ -168,40 +166,40 @@ func (d *smtp) reply(want int) (wire.Reply, error) {
 // login sends the credentials.
 func (d *smtp) login(l *proxy.Login, s *Server) error {
 	if missing := d.missing(l.Offer); missing != "" {
-		return s.unready(fmt.Errorf("the server no longer offers %s", missing))
+		return s.unsent(fmt.Errorf("the server no longer offers %s", missing))
 	}
-	if d.vouches(l, s) {
-		return d.vouch(l, s)
+	if d.canLoginByXCLIENT(l, s) {
+		return d.loginByXCLIENT(l, s)
 	}
 	pieces := d.pieces(l)
 	if pieces == nil {
-		return s.unready(errors.New("the server offers no AUTH for such credentials on this connection: use TLS, or let it trust Postern's address"))
+		return s.unsent(errors.New("the server offers no AUTH for such credentials on this connection: use TLS, or let it trust Postern's address"))
 	}
 	begun := time.Now()
 	r, err := d.exchange(pieces)
 	if err != nil {
 		err = s.unanswered(fmt.Errorf("login: %w", err))
 	} else {
-		err = challenged(s.smtpVerdict(s.kind(d.software()), r), d.failure)
+		err = withChallenge(s.smtpVerdict(s.knownKind(d.software()), r), d.failure)
 	}
-	s.settle(begun, err)
+	s.reportLogin(begun, err)
 	return err
 }
 
-// missing returns the keyword of the first extension that was offered to the
-// client and that the server no longer has. What it has for Postern and not for
+// missing returns the keyword of the first extension in offered that the server
+// no longer has, or "". An extension that the server has for Postern and not for
 // the client of XCLIENT is not missing: see lacks. AUTH is Postern's own.
 func (d *smtp) missing(offered proxy.Offer) string {
 	for _, keyword := range d.lacks(offered) {
-		if _, ok := extension(d.before, keyword); !ok {
+		if _, ok := extension(d.beforeXCLIENT, keyword); !ok {
 			return keyword
 		}
 	}
 	return ""
 }
 
-// lacks returns the keywords of the extensions that were offered to the client
-// and that the server does not have for it.
+// lacks returns the keywords of the extensions in offered that the server does
+// not have for this client.
 func (d *smtp) lacks(offered proxy.Offer) (keywords []string) {
 	for _, line := range relay.Extensions(offered.Extensions) {
 		keyword, _, _ := strings.Cut(line, " ")
@@ -212,23 +210,23 @@ func (d *smtp) lacks(offered proxy.Offer) (keywords []string) {
 	return keywords
 }
 
-// pieces are what AUTH takes, each line but the first after a challenge; nil if
+// pieces returns the lines of AUTH, each but the first after a challenge; nil if
 // there is no mechanism.
 func (d *smtp) pieces(l *proxy.Login) [][]byte {
 	offered := mechanisms(d.extensions)
-	mechanism := mechanism(l, func(name string) bool { return slices.Contains(offered, name) })
+	mechanism := chooseMechanism(l, func(name string) bool { return slices.Contains(offered, name) })
 	switch {
 	case mechanism != "":
-		d.failure = failureOf(mechanism)
+		d.failure = newFailure(mechanism)
 		return authInitial(mechanism, l)
-	case carriers[l.Mechanism][0] == mechPlain && slices.Contains(offered, "LOGIN"):
+	case carriers[l.Mechanism][0] == wire.MechanismPlain && slices.Contains(offered, wire.MechanismLogin):
 		return authLogin(l)
 	}
 	return nil
 }
 
-// authInitial has the initial response on the first line if that is not too
-// long: RFC 4954 section 4.
+// authInitial puts the initial response on the first line if it is not too long:
+// RFC 4954 section 4.
 func authInitial(mechanism string, l *proxy.Login) [][]byte {
 	const mostLine = 512 // RFC 5321 section 4.5.3.1.4
 	verb := "AUTH " + mechanism
@@ -250,8 +248,8 @@ func authLogin(l *proxy.Login) [][]byte {
 	}
 }
 
-// exchange sends the first piece, each other one when the server asks for it,
-// and returns the last reply. All pieces are wiped.
+// exchange sends the first piece, sends each other piece when the server asks for
+// it, and returns the last reply. All pieces are cleared.
 func (d *smtp) exchange(pieces [][]byte) (wire.Reply, error) {
 	defer func() {
 		for _, p := range pieces {
@@ -273,7 +271,7 @@ func (d *smtp) exchange(pieces [][]byte) (wire.Reply, error) {
 			return r, nil
 		}
 		if i == len(pieces)-1 && d.failure.expected() {
-			d.failure.note(r.Lines()[0])
+			d.failure.record(r.Lines()[0])
 			pieces = append(pieces, slices.Clone(d.failure.answer))
 		}
 	}
@@ -292,15 +290,15 @@ func mechanisms(extensions []string) []string {
 	return all
 }
 
-// mechanisms returns those of a login. Where XCLIENT does it, the password is
-// checked elsewhere.
+// mechanisms returns the SASL mechanisms of a login. With XCLIENTLogin the
+// password is checked elsewhere.
 func (d *smtp) mechanisms(s *Server) []string {
 	offered := xclientOffer(d.extensions)
-	if d.before != nil {
-		offered = xclientOffer(d.before)
+	if d.beforeXCLIENT != nil {
+		offered = xclientOffer(d.beforeXCLIENT)
 	}
-	if s.Identity == XCLIENTLogin && vouchable(offered) {
-		return []string{mechPlain}
+	if s.Identity == XCLIENTLogin && offersXCLIENTLogin(offered) {
+		return []string{wire.MechanismPlain}
 	}
 	return mechanisms(d.extensions)
 }

@@ -8,8 +8,8 @@ import (
 	"postern/proxy"
 )
 
-// opening is the dialogue up to AUTH.
-func opening(extensions ...string) string {
+// smtpOpening is the dialogue up to AUTH.
+func smtpOpening(extensions ...string) string {
 	script := `
 		S: 220 mx.example ESMTP
 		C: EHLO client.example
@@ -20,9 +20,9 @@ func opening(extensions ...string) string {
 	return script + "\n\t\tS: 250 " + extensions[len(extensions)-1] + "\n"
 }
 
-// submitter is a login as it comes from the submission dialogue.
-func submitter(password string, announced ...string) *proxy.Login {
-	l := login(account, password)
+// testSMTPLogin returns a login as the submission dialogue does.
+func testSMTPLogin(password string, announced ...string) *proxy.Login {
+	l := testLogin(account, password)
 	l.Hello.Name = "client.example"
 	l.Offer.Extensions = append(announced, "AUTH PLAIN LOGIN")
 	return l
@@ -33,18 +33,18 @@ func TestLoginSMTPInEveryWayAServerOffers(t *testing.T) {
 	for _, test := range []struct {
 		name, password, script string
 	}{
-		{"PLAIN with initial response", password, opening("AUTH LOGIN PLAIN") + `
+		{"PLAIN with initial response", password, smtpOpening("AUTH LOGIN PLAIN") + `
 			C: AUTH PLAIN ` + plain + `
 			S: 235 in`},
-		{"PLAIN as old servers announce it", password, opening("AUTH=PLAIN") + `
+		{"PLAIN as old servers announce it", password, smtpOpening("AUTH=PLAIN") + `
 			C: AUTH PLAIN ` + plain + `
 			S: 235 in`},
-		{"PLAIN longer than a line", long, opening("AUTH PLAIN") + `
+		{"PLAIN longer than a line", long, smtpOpening("AUTH PLAIN") + `
 			C: AUTH PLAIN
 			S: 334
 			C: AGFsaWNlQGV4YW1wbGUub3JnAHBwcHBw*
 			S: 235 in`},
-		{"LOGIN", password, opening("SIZE", "auth login cram-md5") + `
+		{"LOGIN", password, smtpOpening("SIZE", "auth login cram-md5") + `
 			C: AUTH LOGIN
 			S: 334 VXNlcm5hbWU6
 			C: YWxpY2VAZXhhbXBsZS5vcmc=
@@ -53,8 +53,8 @@ func TestLoginSMTPInEveryWayAServerOffers(t *testing.T) {
 			S: 235 in`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s, seen := serve(t, proxy.Submission, None, test.script)
-			l := submitter(test.password)
+			s, seen := startServer(t, proxy.Submission, None, test.script)
+			l := testSMTPLogin(test.password)
 			session, err := (&Submission{Server: s}).Login(t.Context(), l)
 			if err != nil {
 				t.Fatal(err)
@@ -74,7 +74,7 @@ func TestLoginSMTPInEveryWayAServerOffers(t *testing.T) {
 }
 
 // Criterion: a password is called wrong only if the server said so.
-func TestLoginSMTPTellsWrongFromUnavailable(t *testing.T) {
+func TestLoginSMTPDistinguishesWrongFromUnavailable(t *testing.T) {
 	for answer, want := range map[string]proxy.Reason{
 		`S: 535 5.7.8 s3cret pass is not his`: proxy.Wrong,
 		`S: 535`:                              proxy.Wrong,
@@ -101,9 +101,9 @@ func TestLoginSMTPTellsWrongFromUnavailable(t *testing.T) {
 		`S: garbage`:                          proxy.Unavailable,
 		`S: <EOF>`:                            proxy.Unavailable,
 	} {
-		s, seen := serve(t, proxy.Submission, None, opening("AUTH PLAIN")+"C: AUTH PLAIN *\n"+answer+goodbye(answer, "QUIT"))
-		_, err := s.LoginSMTP(t.Context(), submitter(password))
-		refused(t, err, want)
+		s, seen := startServer(t, proxy.Submission, None, smtpOpening("AUTH PLAIN")+"C: AUTH PLAIN *\n"+answer+logoutScript(answer, "QUIT"))
+		_, err := s.LoginSMTP(t.Context(), testSMTPLogin(password))
+		checkRefusal(t, err, want)
 		if got, want := seen.String(), "dialed ok, login false"; got != want {
 			t.Errorf("%s: events: %s, want %s", answer, got, want)
 		}
@@ -122,25 +122,25 @@ func TestLoginSMTPSendsNothingToABadServer(t *testing.T) {
 		{None, "S: <EOF>\nC: <EOF>", "dialed greeting"},
 		{None, "S- 220 " + strings.Repeat("x", 9000), "dialed greeting"},
 		{None, "S- " + strings.Repeat(`220-x\r\n`, 200), "dialed greeting"},
-		{None, opening("SIZE") + "C: QUIT\nS: <EOF>", "dialed ok"},
-		{None, opening("AUTH CRAM-MD5") + "C: QUIT\nS: <EOF>", "dialed ok"},
+		{None, smtpOpening("SIZE") + "C: QUIT\nS: <EOF>", "dialed ok"},
+		{None, smtpOpening("AUTH CRAM-MD5") + "C: QUIT\nS: <EOF>", "dialed ok"},
 		{None, "S: 220 x\nC: EHLO client.example\nS: 451 no\nC: <EOF>", "dialed greeting"},
-		{STARTTLS, opening("AUTH PLAIN") + "C: <EOF>", "dialed tls"},
-		{STARTTLS, opening("STARTTLS") + "C: STARTTLS\nS: 454 no\nC: <EOF>", "dialed tls"},
-		{STARTTLS, opening("STARTTLS") + "C: STARTTLS\nS- 220 go\\r\\n250 AUTH PLAIN\\r\\n\nC: <EOF>", "dialed tls"},
-		{STARTTLS, opening("STARTTLS", "AUTH PLAIN") + "C: STARTTLS\nS: 220 begin TLS\nC: EHLO client.example\nS: 250 mx\nC: QUIT\nS: <EOF>", "dialed ok"},
+		{STARTTLS, smtpOpening("AUTH PLAIN") + "C: <EOF>", "dialed tls"},
+		{STARTTLS, smtpOpening("STARTTLS") + "C: STARTTLS\nS: 454 no\nC: <EOF>", "dialed tls"},
+		{STARTTLS, smtpOpening("STARTTLS") + "C: STARTTLS\nS- 220 go\\r\\n250 AUTH PLAIN\\r\\n\nC: <EOF>", "dialed tls"},
+		{STARTTLS, smtpOpening("STARTTLS", "AUTH PLAIN") + "C: STARTTLS\nS: 220 begin TLS\nC: EHLO client.example\nS: 250 mx\nC: QUIT\nS: <EOF>", "dialed ok"},
 	} {
-		s, seen := serve(t, proxy.Submission, test.mode, test.script)
-		_, err := s.LoginSMTP(t.Context(), submitter(password))
-		refused(t, err, proxy.Unavailable)
+		s, seen := startServer(t, proxy.Submission, test.mode, test.script)
+		_, err := s.LoginSMTP(t.Context(), testSMTPLogin(password))
+		checkRefusal(t, err, proxy.Unavailable)
 		if got := seen.String(); got != test.events {
 			t.Errorf("%.200s: events: %s, want %s (%v)", test.script, got, test.events, err)
 		}
 	}
 }
 
-func TestLoginSMTPForgetsWhatWasSaidBeforeTLS(t *testing.T) {
-	s, _ := serve(t, proxy.Submission, STARTTLS, opening("STARTTLS")+`
+func TestLoginSMTPForgetsRepliesFromBeforeTLS(t *testing.T) {
+	s, _ := startServer(t, proxy.Submission, STARTTLS, smtpOpening("STARTTLS")+`
 		C: STARTTLS
 		S: 220 begin TLS
 		C: EHLO client.example
@@ -148,14 +148,14 @@ func TestLoginSMTPForgetsWhatWasSaidBeforeTLS(t *testing.T) {
 		S: 250 AUTH PLAIN
 		C: AUTH PLAIN *
 		S: 235 in`)
-	conn, err := s.LoginSMTP(t.Context(), submitter(password))
+	conn, err := s.LoginSMTP(t.Context(), testSMTPLogin(password))
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = conn.Close()
 }
 
-func TestLoginSMTPSaysEHLOAsAServerLikesIt(t *testing.T) {
+func TestLoginSMTPSendsAnEHLOThatTheServerAccepts(t *testing.T) {
 	for name, script := range map[string]string{
 		"under_score": `
 			C: EHLO under_score
@@ -165,8 +165,8 @@ func TestLoginSMTPSaysEHLOAsAServerLikesIt(t *testing.T) {
 		"two words":  `C: EHLO postern.example`,
 		"[10.0.0.1]": `C: EHLO [10.0.0.1]`,
 	} {
-		s, _ := serve(t, proxy.Submission, None, "S: 220 x\n"+script+"\nS: 250-mx\nS: 250 AUTH PLAIN\nC: AUTH PLAIN *\nS: 235 in")
-		l := submitter(password)
+		s, _ := startServer(t, proxy.Submission, None, "S: 220 x\n"+script+"\nS: 250-mx\nS: 250 AUTH PLAIN\nC: AUTH PLAIN *\nS: 235 in")
+		l := testSMTPLogin(password)
 		l.Hello.Name = name
 		conn, err := s.LoginSMTP(t.Context(), l)
 		if err != nil {
@@ -180,9 +180,9 @@ func TestLoginSMTPSaysEHLOAsAServerLikesIt(t *testing.T) {
 // Criterion: what was announced to a client is what it gets, or it is told to
 // come again; then it is offered what there is.
 func TestLoginSMTPRefusesAServerThatLacksWhatWasAnnounced(t *testing.T) {
-	s, _ := serve(t, proxy.Submission, None, opening("SIZE 2000", "AUTH PLAIN", "XCLIENT LOGIN")+"C: QUIT\nS: <EOF>")
-	_, err := s.LoginSMTP(t.Context(), submitter(password, "SIZE 1000", "CHUNKING"))
-	refused(t, err, proxy.Unavailable)
+	s, _ := startServer(t, proxy.Submission, None, smtpOpening("SIZE 2000", "AUTH PLAIN", "XCLIENT LOGIN")+"C: QUIT\nS: <EOF>")
+	_, err := s.LoginSMTP(t.Context(), testSMTPLogin(password, "SIZE 1000", "CHUNKING"))
+	checkRefusal(t, err, proxy.Unavailable)
 	if !strings.Contains(err.Error(), "CHUNKING") {
 		t.Errorf("the error does not name the extension: %v", err)
 	}
@@ -196,10 +196,10 @@ func TestLoginSMTPRefusesAServerThatLacksWhatWasAnnounced(t *testing.T) {
 }
 
 func TestLoginSMTPNamesAServerThatIsSilent(t *testing.T) {
-	s, seen := serve(t, proxy.Submission, None, `C: <EOF>`)
+	s, seen := startServer(t, proxy.Submission, None, `C: <EOF>`)
 	s.ReplyTimeout = 20 * time.Millisecond
-	_, err := s.LoginSMTP(t.Context(), submitter(password))
-	refused(t, err, proxy.Unavailable)
+	_, err := s.LoginSMTP(t.Context(), testSMTPLogin(password))
+	checkRefusal(t, err, proxy.Unavailable)
 	if got, want := seen.String(), "dialed greeting"; got != want {
 		t.Errorf("events: %s, want %s", got, want)
 	}

@@ -11,20 +11,20 @@ import (
 	"postern/proxy/wire"
 )
 
-// A verdict is what an answer to credentials means: what the client is told,
-// and what the guard charges.
+// A verdict is what an answer to credentials means: what the client is told, and
+// what the guard charges.
 type verdict struct {
 	reason   proxy.Reason
 	doubtful bool
 }
 
 // The verdicts. Only unavailable costs nothing: the server says that it has not
-// judged the credentials. What is doubtful is told as temporary and costs what a
-// wrong password does, or a guess would be free wherever a server answers it in
-// words that are not known here.
+// judged the credentials. A doubtful one is passed on as temporary and costs what
+// a wrong password costs; else guesses would be free at a server whose answer is
+// not known here.
 var (
 	wrong       = verdict{reason: proxy.Wrong}
-	suspended   = verdict{reason: proxy.Suspended} // charged as well: not every server looks at the password before
+	suspended   = verdict{reason: proxy.Suspended} // charged as well: not every server checks the password first
 	unavailable = verdict{reason: proxy.Unavailable}
 	doubtful    = verdict{proxy.Unavailable, true}
 	full        = verdict{proxy.MailboxFull, true}
@@ -33,16 +33,16 @@ var (
 	maintenance = verdict{proxy.Maintenance, true}
 )
 
-// An imapRow is one line of the table for IMAP: a NO of this kind of server, with
-// this code and this text, means that. The first row that fits decides.
+// An imapRow is a row of the table for IMAP: what a NO with this code and this
+// text means from this kind of server. The first row that matches decides.
 type imapRow struct {
 	kind Kind   // Guessed: any
 	code string // noCode, or a response code; "": any
-	text string // is in the server's text, in lower case; "": any
+	text string // part of the server's text, in lower case; "": any
 	is   verdict
 }
 
-// noCode is no response code, and ALERT, which says nothing about the reason: RFC
+// noCode stands for no response code, and for ALERT, which gives no reason: RFC
 // 9051 section 7.1.
 const noCode = "-"
 
@@ -58,18 +58,18 @@ var imapRows = []imapRow{
 	{code: "LIMIT", is: tooMany},
 	{code: "INUSE", is: inUse},
 
-	// Cyrus: the words of sasl_errstring(3).
+	// Cyrus: the texts of sasl_errstring(3).
 	{kind: Cyrus, code: noCode, text: "authentication failure", is: wrong},
 	{kind: Cyrus, code: noCode, text: "user not found", is: wrong},
 	{kind: Cyrus, code: noCode, text: "account disabled", is: suspended},
 	{kind: Cyrus, code: noCode, text: "passphrase expired", is: suspended},
 	{kind: Cyrus, code: noCode, is: doubtful}, // "generic failure": saslauthd is down
 
-	// Courier says BYE when its authdaemond is down.
+	// Courier answers BYE when its authdaemond is down.
 	{kind: Courier, code: noCode, text: "login failed", is: wrong},
 	{kind: Courier, code: noCode, is: doubtful},
 
-	// Exchange: throttled, or "Server Unavailable. 15", it says NO as well.
+	// Exchange also answers NO when it throttles, and "Server Unavailable. 15".
 	{kind: Exchange, code: noCode, text: "authenticate failed", is: wrong},
 	{kind: Exchange, code: noCode, text: "login failed", is: wrong},
 	{kind: Exchange, code: noCode, is: doubtful},
@@ -81,8 +81,8 @@ var imapRows = []imapRow{
 	// Stalwart names the reason in a code.
 	{kind: Stalwart, code: noCode, is: doubtful},
 
-	// RFC 3501 section 6.2.3: NO is a password that was rejected, unless the text
-	// says something else.
+	// RFC 3501 section 6.2.3: NO means that the password was rejected, unless the
+	// text gives another reason.
 	{code: noCode, text: "temporar", is: doubtful},
 	{code: noCode, text: "try again later", is: doubtful},
 	{code: noCode, text: "too many", is: doubtful},
@@ -102,8 +102,8 @@ func (row *imapRow) fits(k Kind, code, text string) bool {
 	return (row.kind == Guessed || row.kind == k) && (row.code == "" || row.code == code) && strings.Contains(text, row.text)
 }
 
-// imapVerdict reads the answer to credentials. The server's text may repeat
-// them: it goes nowhere.
+// imapVerdict reads the answer to credentials. The server's text may contain the
+// credentials, so it appears nowhere.
 func (s *Server) imapVerdict(k Kind, r wire.Response) error {
 	if r.Name == "OK" {
 		return nil
@@ -121,12 +121,13 @@ func (s *Server) imapVerdict(k Kind, r wire.Response) error {
 	return s.refuse(imapRows[i].is, err)
 }
 
-// An smtpRow is one line of the table for submission, likewise.
+// An smtpRow is a row of the table for submission. The first row that matches
+// decides.
 type smtpRow struct {
 	kind   Kind   // Guessed: any
 	code   int    // RFC 4954 section 6; below 10: its first digit; 0: any
 	status string // RFC 3463; ".2.2": of any class; "": any, or none
-	text   string // is in the server's text, in lower case; "": any
+	text   string // part of the server's text, in lower case; "": any
 	is     verdict
 }
 
@@ -138,23 +139,23 @@ var smtpRows = []smtpRow{
 	{code: 5, status: ".7.13", is: suspended},
 	{code: 5, status: ".2.1", is: suspended},
 
-	// Postfix: what Cyrus SASL and a lost connection to Dovecot's make of it.
+	// Postfix: errors of Cyrus SASL, and of the connection to Dovecot's auth.
 	{kind: Postfix, code: 535, text: "generic failure", is: doubtful},
 	{kind: Postfix, code: 535, text: "no mechanism available", is: doubtful},
 	{kind: Postfix, code: 535, text: "connection lost to authentication server", is: doubtful},
 	{kind: Postfix, code: 535, text: "temporary authentication failure", is: doubtful},
 
-	// Exchange: "SmtpClientAuthentication is disabled", security defaults, policies.
+	// Exchange: SmtpClientAuthentication is disabled, security defaults, policies.
 	{kind: Exchange, code: 535, status: "5.7.139", text: "smtpclientauthentication is disabled", is: doubtful},
 	{kind: Exchange, code: 535, status: "5.7.139", text: "credentials were incorrect", is: wrong},
 	{kind: Exchange, code: 535, status: "5.7.139", is: doubtful},
 
 	{code: 535, is: wrong},
-	// These blame how Postern asks: RFC 4954 sections 4 and 6, RFC 5248 section 2.4,
-	// RFC 7504.
+	// These are about Postern's command, not the password: RFC 4954 sections 4 and
+	// 6, RFC 5248 section 2.4, RFC 7504.
 	{code: 500, is: doubtful}, {code: 501, is: doubtful}, {code: 502, is: doubtful}, {code: 503, is: doubtful}, {code: 504, is: doubtful},
 	{code: 521, is: doubtful}, {code: 523, is: doubtful}, {code: 530, is: doubtful}, {code: 534, is: doubtful}, {code: 538, is: doubtful},
-	{kind: Other, code: 5, is: wrong}, // who knows no 535
+	{kind: Other, code: 5, is: wrong}, // software that may not know 535
 	{is: doubtful},
 }
 
@@ -164,8 +165,8 @@ func (row *smtpRow) fits(k Kind, code int, status, text string) bool {
 	return class && detail && (row.kind == Guessed || row.kind == k) && strings.Contains(text, row.text)
 }
 
-// smtpVerdict reads the reply to credentials. The server's text may repeat
-// them: it goes nowhere.
+// smtpVerdict reads the reply to credentials. The server's text may contain the
+// credentials, so it appears nowhere.
 func (s *Server) smtpVerdict(k Kind, r wire.Reply) error {
 	if r.Code == 235 {
 		return nil
@@ -175,7 +176,7 @@ func (s *Server) smtpVerdict(k Kind, r wire.Reply) error {
 	return s.refuse(smtpRows[i].is, fmt.Errorf("the server answered the login with %d %s", r.Code, status))
 }
 
-// enhancedStatus returns the status code of RFC 3463 in a reply, or "".
+// enhancedStatus returns the enhanced status code (RFC 3463) of a reply, or "".
 func enhancedStatus(r wire.Reply) string {
 	status, _, _ := strings.Cut(r.Lines()[0], " ")
 	const longest = len("5.999.999")
@@ -192,15 +193,16 @@ func (s *Server) refuse(v verdict, err error) *proxy.Refusal {
 	return r
 }
 
-// unanswered is the Refusal for credentials that the server has got and not
-// answered: that it goes away may be its answer.
+// unanswered returns the Refusal for credentials that the server has received and
+// not answered: closing the connection may be its answer.
 func (s *Server) unanswered(err error) *proxy.Refusal { return s.refuse(doubtful, err) }
 
-// heard returns err, and without its doubt where the operator has ended ctx: then
-// its client learns nothing by it. Who is shed to make room for others does. Whoever
-// has enough connections can bring that about while no answer has come, and where
-// servers take their time for wrong passwords alone, that is one.
-func heard(ctx context.Context, err error) error {
+// clearDoubt returns err, and clears its Doubtful flag if the operator has ended
+// ctx: the client learns nothing from that error. A connection shed to make room
+// for others stays doubtful. An attacker with enough connections can cause that
+// while no answer has come, and at a server that delays only wrong passwords this
+// would be an answer.
+func clearDoubt(ctx context.Context, err error) error {
 	if r, ok := errors.AsType[*proxy.Refusal](err); ok {
 		switch proxy.ReasonOf(context.Cause(ctx)) {
 		case proxy.ShuttingDown, proxy.Kicked:

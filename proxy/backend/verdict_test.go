@@ -15,7 +15,7 @@ import (
 	"postern/proxy/wire"
 )
 
-// An answer is one to credentials, and what it has to mean.
+// An answer is an answer to credentials and its expected verdict.
 type answer struct {
 	kind Kind
 	text string // of the tagged response, or of the reply
@@ -206,15 +206,15 @@ func TestKindIsGuessedFromTheServersWords(t *testing.T) {
 		}
 	}
 	s := &Server{Kind: Gmail}
-	if got := s.kind("Dovecot ready."); got != Gmail {
+	if got := s.knownKind("Dovecot ready."); got != Gmail {
 		t.Errorf("configured as Gmail it is %v", got)
 	}
 	s.Kind = Guessed
 	s.report.Store(&Report{Kind: Cyrus})
-	if got := s.kind("ready"); got != Cyrus {
+	if got := s.knownKind("ready"); got != Cyrus {
 		t.Errorf("after a probe that knew it is %v", got)
 	}
-	if got := s.kind("Dovecot ready."); got != Dovecot {
+	if got := s.knownKind("Dovecot ready."); got != Dovecot {
 		t.Errorf("after a probe that knew Cyrus, one that greets as Dovecot is %v", got)
 	}
 }
@@ -229,7 +229,7 @@ func TestProbeAsksForTheKind(t *testing.T) {
 		S: P1 OK done
 		C: P2 LOGOUT
 		S: <EOF>`
-	s, _ := serve(t, proxy.IMAP, None, script, `
+	s, _ := startServer(t, proxy.IMAP, None, script, `
 		S: * OK [CAPABILITY IMAP4rev1 ID SASL-IR AUTH=PLAIN] ready
 		C: P1 AUTHENTICATE PLAIN *
 		S: P1 NO [ALERT] Please log in via your web browser
@@ -239,8 +239,8 @@ func TestProbeAsksForTheKind(t *testing.T) {
 	if err != nil || report.Kind != Gmail || !slices.Contains(report.Mechanisms, "PLAIN") {
 		t.Fatalf("Probe = %+v, %v", report, err)
 	}
-	_, _, err = s.LoginIMAP(t.Context(), login(account, password))
-	refused(t, err, proxy.Unavailable)
+	_, _, err = s.LoginIMAP(t.Context(), testLogin(account, password))
+	checkRefusal(t, err, proxy.Unavailable)
 }
 
 // Criterion: A server that goes away over a password, or does not answer, makes a guess of it; one that was never sent the password does not.
@@ -257,16 +257,16 @@ func TestSilenceOverAPasswordIsDoubtful(t *testing.T) {
 		{proxy.IMAP, authenticate + "S: P1 NO [UNAVAILABLE] x\nC: P2 LOGOUT\nS: <EOF>", false},
 		{proxy.IMAP, "S: * BYE overloaded\nC: <EOF>", false},
 		{proxy.IMAP, "S: * OK [CAPABILITY IMAP4rev1 LOGINDISABLED] ready\nC: P1 LOGOUT\nS: <EOF>", false},
-		{proxy.Submission, opening("AUTH PLAIN") + "C: AUTH PLAIN *\nS: <EOF>", true},
-		{proxy.Submission, opening("AUTH PLAIN") + "C: AUTH PLAIN *\nS: 454 4.7.0 later\nC: QUIT\nS: <EOF>", true},
+		{proxy.Submission, smtpOpening("AUTH PLAIN") + "C: AUTH PLAIN *\nS: <EOF>", true},
+		{proxy.Submission, smtpOpening("AUTH PLAIN") + "C: AUTH PLAIN *\nS: 454 4.7.0 later\nC: QUIT\nS: <EOF>", true},
 		{proxy.Submission, "S: 421 4.7.0 later\nC: <EOF>", false},
-		{proxy.Submission, opening("SIZE") + "C: QUIT\nS: <EOF>", false},
+		{proxy.Submission, smtpOpening("SIZE") + "C: QUIT\nS: <EOF>", false},
 	} {
-		s, _ := serve(t, test.protocol, None, test.script)
-		l := login(account, password)
+		s, _ := startServer(t, test.protocol, None, test.script)
+		l := testLogin(account, password)
 		l.Hello.Name = "client.example"
 		err := loginTo(t, s, l)
-		refused(t, err, proxy.Unavailable)
+		checkRefusal(t, err, proxy.Unavailable)
 		if r, ok := errors.AsType[*proxy.Refusal](err); ok && r.Doubtful != test.doubtful {
 			t.Errorf("%s: doubtful = %v, want %v", test.script, r.Doubtful, test.doubtful)
 		}
@@ -274,7 +274,7 @@ func TestSilenceOverAPasswordIsDoubtful(t *testing.T) {
 }
 
 // Criterion: An attempt that a drain or an operator breaks off is no guess. One whose connection is shed for others is: its client can bring that about, and learns that the password was not right at once.
-func TestAnAttemptThatIsBrokenOff(t *testing.T) {
+func TestCancelledAttempt(t *testing.T) {
 	s := &Server{Name: "main"}
 	for _, test := range []struct {
 		cause error
@@ -290,7 +290,7 @@ func TestAnAttemptThatIsBrokenOff(t *testing.T) {
 		if test.cause != nil {
 			cancel(test.cause)
 		}
-		err := heard(ctx, s.unanswered(errors.New("gone")))
+		err := clearDoubt(ctx, s.unanswered(errors.New("gone")))
 		if r, ok := errors.AsType[*proxy.Refusal](err); !ok || r.Doubtful == test.free || r.Reason != proxy.Unavailable {
 			t.Errorf("ended by %v: %+v", test.cause, err)
 		}
@@ -312,10 +312,10 @@ func TestGuessesThroughEveryRowAreBounded(t *testing.T) {
 	}
 	refusals = append(refusals, s.unanswered(errors.New("gone")))
 	ways := 0
-	all := newGuessed(t)
+	all := newGuessSimulation(t)
 	for _, refusal := range refusals {
-		for _, mechanism := range []string{mechPlain, mechXOAuth2, mechOAuthBearer} {
-			one := newGuessed(t)
+		for _, mechanism := range []string{wire.MechanismPlain, wire.MechanismXOAuth2, wire.MechanismOAuthBearer} {
+			one := newGuessSimulation(t)
 			for i := range 24 * 4 {
 				one.guess("192.0.2.1", mechanism, i, refusal)
 				one.now = one.now.Add(15 * time.Minute)
@@ -335,30 +335,30 @@ func TestGuessesThroughEveryRowAreBounded(t *testing.T) {
 	}
 }
 
-// A guessed is an account, at a guard, whose password somebody guesses.
-type guessed struct {
+// A guessSimulation is an account whose password an attacker guesses at a guard.
+type guessSimulation struct {
 	t          testing.TB
 	guard      *guard.Guard
 	begun, now time.Time
 	asked      int
 }
 
-func newGuessed(t testing.TB) *guessed {
-	g := &guessed{t: t, now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+func newGuessSimulation(t testing.TB) *guessSimulation {
+	g := &guessSimulation{t: t, now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 	g.begun = g.now
 	g.guard = guard.New(guard.Config{Now: func() time.Time { return g.now }, Learning: -1, Entries: 1 << 15, Pairs: 1 << 10})
 	return g
 }
 
-func (g *guessed) days() int { return int(g.now.Sub(g.begun) / (24 * time.Hour)) }
+func (g *guessSimulation) days() int { return int(g.now.Sub(g.begun) / (24 * time.Hour)) }
 
-func (g *guessed) guess(addr, mechanism string, n int, answer error) {
+func (g *guessSimulation) guess(addr, mechanism string, n int, answer error) {
 	p, err := g.guard.Admit(proxy.Client{Addr: netip.AddrPortFrom(netip.MustParseAddr(addr), 1024)}, nil)
 	if err != nil {
 		g.t.Fatal(err)
 	}
 	defer p.Leave()
-	l := login(account, fmt.Sprint("guess", n))
+	l := testLogin(account, fmt.Sprint("guess", n))
 	l.Mechanism = mechanism
 	if err = p.Try(g.t.Context(), l); err == nil {
 		g.asked++

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"postern/proxy"
+	"postern/proxy/wire"
 )
 
 // Bounds of a connection before its login.
@@ -79,8 +80,8 @@ func (d *dialogue) learn() {
 // mechanisms are those that are announced, and no others are served. PLAIN is
 // always one of them: every backend can take what it carries.
 func (d *dialogue) mechanisms() []string {
-	names := []string{plainName, loginName}
-	for _, name := range []string{xoauth2Name, oauthBearerName} {
+	names := []string{wire.MechanismPlain, wire.MechanismLogin}
+	for _, name := range []string{wire.MechanismXOAuth2, wire.MechanismOAuthBearer} {
 		if slices.Contains(d.offer.Mechanisms, name) {
 			names = append(names, name)
 		}

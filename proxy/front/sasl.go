@@ -26,24 +26,16 @@ var (
 	errAuthzid  = errors.New("authorization identity is not the user")
 )
 
-// The SASL mechanisms, as clients and servers name them.
-const (
-	plainName       = "PLAIN"
-	loginName       = "LOGIN"
-	xoauth2Name     = "XOAUTH2"
-	oauthBearerName = "OAUTHBEARER"
-)
-
 // via returns the Via of a mechanism.
 func via(mechanism string) string {
 	switch mechanism {
-	case plainName:
+	case wire.MechanismPlain:
 		return proxy.ViaPlain
-	case loginName:
+	case wire.MechanismLogin:
 		return proxy.ViaLogin
-	case xoauth2Name:
+	case wire.MechanismXOAuth2:
 		return proxy.ViaXOAuth2
-	case oauthBearerName:
+	case wire.MechanismOAuthBearer:
 		return proxy.ViaOAuthBearer
 	}
 	return proxy.ViaOther
@@ -66,14 +58,14 @@ func (d *dialogue) exchange(mechanism string, initial []byte) (*proxy.Login, err
 	var login *proxy.Login
 	var err error
 	switch mechanism {
-	case plainName:
+	case wire.MechanismPlain:
 		login, err = x.plain()
-	case loginName:
+	case wire.MechanismLogin:
 		login, err = x.login()
-	case xoauth2Name:
-		login, err = x.bearer(xoauth2Name, wire.ParseXOAUTH2)
-	case oauthBearerName:
-		login, err = x.bearer(oauthBearerName, wire.ParseOAuthBearer)
+	case wire.MechanismXOAuth2:
+		login, err = x.bearer(wire.MechanismXOAuth2, wire.ParseXOAUTH2)
+	case wire.MechanismOAuthBearer:
+		login, err = x.bearer(wire.MechanismOAuthBearer, wire.ParseOAuthBearer)
 	}
 	if login == nil && proxy.ReasonOf(err) != 0 {
 		login = &proxy.Login{Via: via(mechanism)}
@@ -209,7 +201,7 @@ func failure(r *proxy.Refusal) []byte {
 
 // password makes a Login of a user and a password.
 func (d *dialogue) password(via string, user, password []byte) (*proxy.Login, error) {
-	return d.credentials(plainName, via, user, password)
+	return d.credentials(wire.MechanismPlain, via, user, password)
 }
 
 // credentials makes a Login of what the client sent, or refuses what no server
@@ -221,7 +213,7 @@ func (d *dialogue) credentials(mechanism, via string, user, secret []byte) (*pro
 	}
 	login.User = string(user)
 	most := maxPassword
-	if mechanism != plainName {
+	if mechanism != wire.MechanismPlain {
 		most = maxToken
 	}
 	// An empty password is no password to some directories, and lets in.

@@ -216,7 +216,7 @@ func (d *SMTP) auth(arg []byte) (*proxy.Login, error) {
 	mech, pipelined := wire.Keyword(name), len(initial) > 0
 	login, err := d.exchange(mech, initial)
 	// RFC 4954 section 4: what is not over in one round trip ends its group.
-	if err == nil && d.c.Buffered() > 0 && !(pipelined && mech == plainName) {
+	if err == nil && d.c.Buffered() > 0 && !(pipelined && mech == wire.MechanismPlain) {
 		login.Secret.Clear()
 		login, err = nil, errEarly
 	}

@@ -81,13 +81,13 @@ func saslInTheClear(mechanism string, initial []byte) (*proxy.Login, error) {
 	defer clear(msg)
 	var user []byte
 	switch mechanism {
-	case plainName:
+	case wire.MechanismPlain:
 		_, user, _, _ = wire.ParsePlain(msg)
-	case loginName:
+	case wire.MechanismLogin:
 		user = msg
-	case xoauth2Name:
+	case wire.MechanismXOAuth2:
 		user, _, _ = wire.ParseXOAUTH2(msg)
-	case oauthBearerName:
+	case wire.MechanismOAuthBearer:
 		user, _, _ = wire.ParseOAuthBearer(msg)
 	}
 	return inTheClear(via(mechanism), user)

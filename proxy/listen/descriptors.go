@@ -37,7 +37,7 @@ func Needed(connections int) int { return 2*connections + others + maxReserve }
 // Room returns an error that wraps ErrNoRoom while only the reserve of
 // Descriptors is left, and nil when it is not or when the system does not say.
 // The system gives the lowest number that is free: it tells how many are not.
-func Room() error {
+func CheckDescriptors() error {
 	limit, reserve := Descriptors()
 	fd, err := lowestFree()
 	switch {

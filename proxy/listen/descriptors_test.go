@@ -31,7 +31,7 @@ func TestClientsLeaveAReserveOfDescriptors(t *testing.T) {
 		t.Errorf("limit %d, reserve %d, want 100 and 25", limit, reserve)
 	}
 	var full error
-	for full = Room(); full == nil && len(open) < 100; full = Room() {
+	for full = CheckDescriptors(); full == nil && len(open) < 100; full = CheckDescriptors() {
 		f, err := os.Open(os.DevNull)
 		if err != nil {
 			t.Fatal(err)
@@ -56,14 +56,14 @@ func TestClientsLeaveAReserveOfDescriptors(t *testing.T) {
 	if kept == 0 || kept > 25 { // of high numbers some may be in use
 		t.Errorf("%d descriptors were left, want 25", kept)
 	}
-	if err := Room(); !errors.Is(err, syscall.EMFILE) {
+	if err := CheckDescriptors(); !errors.Is(err, syscall.EMFILE) {
 		t.Errorf("with none left: %v", err)
 	}
 	for range kept + 1 {
 		_ = open[len(open)-1].Close()
 		open = open[:len(open)-1]
 	}
-	if err := Room(); err != nil {
+	if err := CheckDescriptors(); err != nil {
 		t.Errorf("with one more free: %v", err)
 	}
 }

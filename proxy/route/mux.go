@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"postern/proxy"
+	"postern/proxy/wire"
 )
 
 // A Rule says which backend logins go to.
@@ -186,8 +187,5 @@ func unavailable(err error) error {
 	return proxy.NewRefusal(proxy.Unavailable, err)
 }
 
-// shorten makes somebody else's words fit for a log line.
-func shorten(s string) string {
-	const most = 100
-	return s[:min(most, len(s))]
-}
+// shorten returns the beginning of a text from outside, for a log line.
+func shorten(s string) string { return wire.Excerpt(s, 100) }

@@ -8,7 +8,16 @@ import (
 	"strings"
 )
 
-// What can be wrong with a SASL message.
+// The SASL mechanisms that Postern knows, by their registered names. LOGIN and
+// XOAUTH2 are not registered.
+const (
+	MechanismPlain       = "PLAIN"       // RFC 4616
+	MechanismLogin       = "LOGIN"       // draft-murchison-sasl-login: carries the same as PLAIN
+	MechanismXOAuth2     = "XOAUTH2"     // Google's, with a bearer token
+	MechanismOAuthBearer = "OAUTHBEARER" // RFC 7628
+)
+
+// The errors of SASL messages.
 var (
 	ErrBase64 = errors.New("invalid base64")
 	ErrSASL   = errors.New("malformed SASL message")
