@@ -36,6 +36,9 @@ func (k *ledgerKeeper) Observe(e proxy.Event) {
 // A ledgerStore is where the ledger stands in the archive that is open.
 type ledgerStore struct{ *memory }
 
+// ledger returns what a ledger is written to.
+func (m *memory) ledger() ledger.Store { return ledgerStore{m} }
+
 // UpdateAll implements ledger.Store.
 func (s ledgerStore) UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error {
 	return s.archive.ledger.UpdateAll(ctx, keys, change)
@@ -49,14 +52,15 @@ func (s ledgerStore) Scan(ctx context.Context, prefix string, each func(key stri
 // openLedger begins to note who logs in with what, if anything is remembered.
 func (s *site) openLedger(ctx context.Context) {
 	if s.memory.archive == nil {
-		s.names, _ = newPseudonyms(ctx, nil)
+		s.names = newPseudonyms(nil)
 		return
 	}
-	var err error
-	if s.names, err = newPseudonyms(ctx, s.memory.archive.notes); err != nil {
+	key, err := s.memory.archive.pseudonymKey(ctx)
+	if err != nil {
 		s.log.Warn("accounts have other pseudonyms in the log than before", "err", err)
 	}
-	l := ledger.New(ledgerStore{s.memory}, s.log, nil)
+	s.names = newPseudonyms(key)
+	l := ledger.New(s.memory.ledger(), s.log, nil)
 	s.ledger.Store(l)
 	s.memory.flush, s.memory.guarding = l.Write, s.guard
 	s.keepers = append(s.keepers, s.whileWhole(recordOf, l.Run), s.retain, s.reportBroken)
@@ -203,11 +207,11 @@ var exportAccount = question[string, storedAccount]{"account/export", func(ctx c
 		return err
 	}
 	s := storedAccount{Account: account, Ledger: []ledger.Entry{}}
-	names, err := newPseudonyms(ctx, a.notes)
+	key, err := a.pseudonymKey(ctx)
 	if err != nil {
 		return err
 	}
-	s.Pseudonym = names.of(account)
+	s.Pseudonym = newPseudonyms(key).of(account)
 	err = ledger.Entries(ctx, a.ledger, account, func(e ledger.Entry) error {
 		s.Ledger = append(s.Ledger, e)
 		return nil

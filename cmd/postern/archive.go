@@ -165,17 +165,17 @@ beside it, with .before-restore at its end.`,
 		if _, err = fmt.Fprintf(cmd.OutOrStdout(), "restored: %s; what was there is %s.before-restore\n", record, record); err != nil {
 			return err
 		}
-		return keepBrakes(cmd, record)
+		return keepBrakes(cmd.Context(), record, cmd.OutOrStdout())
 	}
 	return cmd
 }
 
 // keepBrakes puts the brakes that were on before a restore into the record that
 // was restored: a backup does not say what is wrong with the mailboxes today.
-func keepBrakes(cmd *cobra.Command, record string) error {
-	brakes, err := readBrakes(cmd.Context(), record+".before-restore")
+func keepBrakes(ctx context.Context, record string, out io.Writer) error {
+	brakes, err := readBrakes(ctx, record+".before-restore")
 	if err != nil {
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "whether a brake was on cannot be read (%v): look at the mailboxes before Postern starts\n", err)
+		_, err = fmt.Fprintf(out, "whether a brake was on cannot be read (%v): look at the mailboxes before Postern starts\n", err)
 		return err
 	}
 	b, err := state.Open(record, state.Options{})
@@ -185,10 +185,10 @@ func keepBrakes(cmd *cobra.Command, record string) error {
 	defer func() { _ = b.Close() }()
 	into := b.Bucket(brakeBucket)
 	for _, name := range slices.Sorted(maps.Keys(brakes)) {
-		if err := into.Put(cmd.Context(), name, brakes[name]); err != nil {
+		if err := into.Put(ctx, name, brakes[name]); err != nil {
 			return err
 		}
-		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "the brake of %s stays as it was before\n", name); err != nil {
+		if _, err := fmt.Fprintf(out, "the brake of %s stays as it was before\n", name); err != nil {
 			return err
 		}
 	}

@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/spf13/cobra"
-
 	"postern/bridge"
 	"postern/configs"
 	"postern/proxy/state"
@@ -184,10 +182,7 @@ func TestARestoreKeepsTheBrake(t *testing.T) {
 			t.Fatal(err)
 		}
 		var said strings.Builder
-		cmd := &cobra.Command{}
-		cmd.SetContext(ctx)
-		cmd.SetOut(&said)
-		if err := keepBrakes(cmd, record); err != nil {
+		if err := keepBrakes(ctx, record, &said); err != nil {
 			t.Fatal(err)
 		}
 		return said.String()

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"postern/configs"
+	"postern/proxy/admin"
 	"postern/proxy/certs"
 	"postern/proxy/proxytest"
 )
@@ -134,14 +135,19 @@ func TestCertsAreListed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newSite(store, slog.New(slog.DiscardHandler), nil)
-	s.control = s.newControl()
-	if err := s.openControl(&house{cfg: cfg, gid: -1}); err != nil {
+	s := &admin.Server{Log: slog.New(slog.DiscardHandler)}
+	answerCerts(s, store)
+	ln, err := admin.Listen(cfg.Control.Socket, -1)
+	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	go func() { defer close(done); s.serveControl(t.Context(), s.asking) }()
-	t.Cleanup(func() { <-done })
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(t.Context(), ln) }()
+	t.Cleanup(func() {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 	if _, asked, complaints := said(t, "certs", "--config", path); asked != fromFiles {
 		t.Errorf("the Postern that runs says\n%s%s, want\n%s", asked, complaints, fromFiles)
 	}

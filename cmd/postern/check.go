@@ -41,43 +41,60 @@ func checkCommand() *cobra.Command {
 		if *user != "" && !*probe {
 			return errors.New("--user needs --probe")
 		}
-		cfg, store, err := load(*path)
-		if err != nil {
-			return err
-		}
-		h, err := build(cfg, newSite(store, slog.New(slog.DiscardHandler), nil))
-		if err != nil {
-			return err
-		}
-		out := cmd.OutOrStdout()
-		errs := []error{h.checkPorts()}
-		if *probe {
-			errs = append(errs, h.probe(cmd.Context(), out))
-			if *user != "" {
-				secret, err := readPassword(cmd.Context(), cmd, *file, *user)
-				if err != nil {
-					return err
-				}
-				defer secret.Clear()
-				errs = append(errs, h.inspect(cmd.Context(), out, *user, secret))
-			}
-		}
-		if *open {
-			errs = append(errs, h.tryOpening(cmd.Context()))
-		}
-		if err := errors.Join(errs...); err != nil {
-			return err
-		}
-		if err := checkAs(cmd.Context(), *as, *path, cmd.Flags().Changed("as")); err != nil {
-			return err
-		}
-		for _, hint := range append(h.hints(), h.challengeHints()...) {
-			_, _ = fmt.Fprintf(out, "%s: %s\n", *path, hint)
-		}
-		_, err = fmt.Fprintf(out, "%s is good\n", *path)
-		return err
+		o := checkOptions{Probe: *probe, Open: *open, User: *user}
+		o.Password = func() (*proxy.Secret, error) { return readPassword(cmd.Context(), cmd, *file, *user) }
+		o.CheckAs = func() error { return checkAs(cmd.Context(), *as, *path, cmd.Flags().Changed("as")) }
+		return check(cmd.Context(), *path, o, cmd.OutOrStdout())
 	}
 	return cmd
+}
+
+// checkOptions choose what check does beside reading the configuration.
+type checkOptions struct {
+	Probe    bool                          // connect to the backends
+	User     string                        // with Probe: whose INBOX to open; "": nobody's
+	Password func() (*proxy.Secret, error) // of User
+	Open     bool                          // open the addresses that are free
+	CheckAs  func() error                  // checks again as another user, after all else was good
+}
+
+// check writes to out what the configuration at path leads to, and returns all
+// that is wrong with it.
+func check(ctx context.Context, path string, o checkOptions, out io.Writer) error {
+	cfg, store, err := load(path)
+	if err != nil {
+		return err
+	}
+	h, err := build(cfg, newSite(store, slog.New(slog.DiscardHandler), nil))
+	if err != nil {
+		return err
+	}
+	errs := []error{h.checkPorts()}
+	if o.Probe {
+		errs = append(errs, h.probe(ctx, out))
+	}
+	if o.User != "" {
+		secret, err := o.Password()
+		if err != nil {
+			return err
+		}
+		defer secret.Clear()
+		errs = append(errs, h.inspect(ctx, out, o.User, secret))
+	}
+	if o.Open {
+		errs = append(errs, h.tryOpening(ctx))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := o.CheckAs(); err != nil {
+		return err
+	}
+	for _, hint := range append(h.hints(), h.challengeHints()...) {
+		_, _ = fmt.Fprintf(out, "%s: %s\n", path, hint)
+	}
+	_, err = fmt.Fprintf(out, "%s is good\n", path)
+	return err
 }
 
 // hints are what is no mistake, but should be meant.

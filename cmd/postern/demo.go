@@ -18,7 +18,6 @@ import (
 	"postern/proxy"
 	"postern/proxy/certs"
 	"postern/proxy/memserver"
-	"postern/proxy/state"
 )
 
 func demoCommand() *cobra.Command {
@@ -87,13 +86,9 @@ metrics: {address: "127.0.0.1:%d"}
 	}
 	level := new(slog.LevelVar)
 	s := newSite(store, newLog(stderr, cfg.Log.Format, level), level)
-	s.memory = &memory{cache: new(state.Memory), record: new(state.Memory)}
-	h, err := build(cfg, s)
-	if err != nil {
-		return err
-	}
+	s.memory = inMemoryStorage()
 	s.ready = func([]proxy.Binding) { _, _ = fmt.Fprintf(stdout, welcome, base+995, base+993, base+465, base+930) }
-	return s.serve(ctx, h)
+	return s.serveConfig(ctx, cfg)
 }
 
 const welcome = `

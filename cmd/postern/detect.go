@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os/signal"
 	"slices"
@@ -138,19 +137,11 @@ func (d *detection) compare(ctx context.Context) error {
 
 // behind asks the server behind Postern that the user's logins go to.
 func (d *detection) behind(ctx context.Context) ([]uint32, uint32, error) {
-	h := newHouse(d.cfg, newSite(nil, slog.New(slog.DiscardHandler), nil))
-	if err := h.setPOP3(); err != nil {
-		return nil, 0, err
-	}
-	d.configured = h.pop3.uidl
-	b, err := h.newBackends()
+	served, login, err := mailboxOf(ctx, d.cfg, d.user, d.secret)
 	if err != nil {
 		return nil, 0, err
 	}
-	served, login, err := h.behind(ctx, b, d.user, d.secret)
-	if err != nil {
-		return nil, 0, err
-	}
+	d.configured = served.UIDL
 	return served.UIDs(ctx, login)
 }
 

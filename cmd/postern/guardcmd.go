@@ -120,13 +120,13 @@ func explainCommand() *cobra.Command {
 		Args:  cobra.ExactArgs(2),
 	}
 	path := configFlag(cmd)
-	service := cmd.Flags().String("listener", "", "the `name` of the listener, if that has a guard of its own")
+	listener := cmd.Flags().String("listener", "", "the `name` of the listener, if that has a guard of its own")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		addr, err := netip.ParseAddr(args[1])
 		if err != nil {
 			return fmt.Errorf("%q is not an IP address", args[1])
 		}
-		q := explainQuestion{Account: args[0], Addr: addr, Service: *service}
+		q := explainQuestion{Account: args[0], Addr: addr, Service: *listener}
 		return askGuard(cmd, *path, "explain", q, func(e guard.Explanation) error { return explain(cmd.OutOrStdout(), e, time.Now()) })
 	}
 	return cmd

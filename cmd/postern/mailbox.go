@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"slices"
 
@@ -33,6 +34,20 @@ func (h *house) behind(ctx context.Context, pools backends, user string, secret 
 		return nil, nil, fmt.Errorf("backend %s of %s has no imap server", name, login.Account)
 	}
 	return h.newBridge(name, pools.imap[name], h.cfg.POP3), login, nil
+}
+
+// mailboxOf returns what serves the POP3 sessions of user with cfg, and how the
+// user logs in there. Nothing is connected yet.
+func mailboxOf(ctx context.Context, cfg *configs.Config, user string, secret *proxy.Secret) (*bridge.Backend, *proxy.Login, error) {
+	h := newHouse(cfg, newSite(nil, slog.New(slog.DiscardHandler), nil))
+	if err := h.setPOP3(); err != nil {
+		return nil, nil, err
+	}
+	pools, err := h.newBackends()
+	if err != nil {
+		return nil, nil, err
+	}
+	return h.behind(ctx, pools, user, secret)
 }
 
 // inspect says what the server of user lacks that POP3 could use, and what

@@ -1,10 +1,8 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"os"
 	"slices"
@@ -147,28 +145,6 @@ func localPorts() int {
 		return 0
 	}
 	return last - first + 1
-}
-
-// A counted is a slog.Handler that counts what is written.
-type counted struct {
-	slog.Handler
-	site *site
-}
-
-// Handle implements slog.Handler.
-func (c counted) Handle(ctx context.Context, r slog.Record) error {
-	c.site.metrics.Logged(r.Level)
-	return c.Handler.Handle(ctx, r)
-}
-
-// WithAttrs implements slog.Handler.
-func (c counted) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return counted{c.Handler.WithAttrs(attrs), c.site}
-}
-
-// WithGroup implements slog.Handler.
-func (c counted) WithGroup(name string) slog.Handler {
-	return counted{c.Handler.WithGroup(name), c.site}
 }
 
 func expiries(store *certs.Store) (all []metrics.Certificate) {

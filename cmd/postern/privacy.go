@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"net/url"
@@ -21,31 +20,19 @@ import (
 // pseudonyms are names that stand for accounts in a log, each always the same.
 type pseudonyms struct{ key []byte }
 
-const pseudonymNote = "pseudonyms"
-
-// noter is where Postern notes things for itself.
-type noter interface {
-	Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error
+// newPseudonyms returns those that key makes; nil: a key of this process.
+func newPseudonyms(key []byte) pseudonyms {
+	if key == nil {
+		key = newPseudonymKey()
+	}
+	return pseudonyms{key}
 }
 
-// newPseudonyms returns those whose key is among notes. nil: a key of this
-// process.
-func newPseudonyms(ctx context.Context, notes noter) (p pseudonyms, err error) {
-	p.key = make([]byte, sha256.Size)
-	_, _ = rand.Read(p.key) // never fails
-	if notes == nil {
-		return p, nil
-	}
-	err = notes.Update(ctx, pseudonymNote, func(old []byte) ([]byte, error) {
-		if len(old) == len(p.key) {
-			p.key = append([]byte(nil), old...)
-		}
-		return p.key, nil
-	})
-	if err != nil {
-		return p, fmt.Errorf("key of pseudonyms: %w", err)
-	}
-	return p, nil
+// newPseudonymKey returns a random key.
+func newPseudonymKey() []byte {
+	key := make([]byte, sha256.Size)
+	_, _ = rand.Read(key) // never fails
+	return key
 }
 
 func (p pseudonyms) of(account string) string {
@@ -57,8 +44,11 @@ func (p pseudonyms) of(account string) string {
 // A discretion is what a log may say of people.
 type discretion struct {
 	configs.Privacy
-	names pseudonyms
+	Names pseudonyms
 }
+
+// newDiscreet returns a handler that hands on to h what rules allow at the time.
+func newDiscreet(h slog.Handler, rules *atomic.Pointer[discretion]) slog.Handler { return discreet{h, rules} }
 
 // A discreet is a slog.Handler that keeps to a discretion: of the values that
 // stand for a client's address or an account, and where they appear again in
@@ -120,7 +110,7 @@ func (d *discretion) hide(attrs []slog.Attr, all *[]concealed) []slog.Attr {
 			v = slog.GroupValue(d.hide(v.Group(), all)...)
 		case a.Key == "account" && d.Users == "pseudonym" && v.String() != "":
 			name := v.String()
-			v = slog.StringValue(d.names.of(name))
+			v = slog.StringValue(d.Names.of(name))
 			*all = append(*all, concealed{name, v.String()}, concealed{url.QueryEscape(name), v.String()})
 		case a.Key == "ip" && d.Addresses != "full", a.Key == "network" && d.Addresses != "full":
 			text := v.String()

@@ -45,7 +45,7 @@ func TestALogSaysOfPeopleWhatItMay(t *testing.T) {
 	} {
 		var out bytes.Buffer
 		var rules atomic.Pointer[discretion]
-		log := slog.New(discreet{slog.NewTextHandler(&out, nil), &rules})
+		log := slog.New(newDiscreet(slog.NewTextHandler(&out, nil), &rules))
 		rules.Store(&discretion{c.privacy, names})
 		log.Info("m", c.args...)
 		if _, got, _ := strings.Cut(strings.TrimSpace(out.String()), "msg=m "); got != c.want {
@@ -61,15 +61,15 @@ func TestALogSaysOfPeopleWhatItMay(t *testing.T) {
 
 func TestPseudonymsStayTheSame(t *testing.T) {
 	notes := new(state.Memory)
-	first, err := newPseudonyms(t.Context(), notes)
+	key, err := pseudonymKeyOf(t.Context(), notes)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := newPseudonyms(t.Context(), notes)
+	again, err := pseudonymKeyOf(t.Context(), notes)
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, _ := newPseudonyms(t.Context(), nil)
+	first, second, other := newPseudonyms(key), newPseudonyms(again), newPseudonyms(nil)
 	if a, b, c := first.of("alice"), second.of("alice"), other.of("alice"); a != b || a == c || a == first.of("bob") {
 		t.Errorf("alice is %s, %s, and elsewhere %s", a, b, c)
 	}

@@ -18,7 +18,9 @@ const (
 	// many have come.
 	firstRetirement = time.Hour
 	retireEvery     = 24 * time.Hour
+)
 
+const (
 	// After a pause of more than longPause, in which nobody could come, or after
 	// a clock that was wrong, nobody is forgotten for a while.
 	longPause configs.Days = 7

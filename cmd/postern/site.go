@@ -109,7 +109,7 @@ func newSite(store *certs.Store, log *slog.Logger, level *slog.LevelVar) *site {
 		webs: make(map[string]served), changes: make(chan change), binary: ownBinary(),
 	}
 	s.nonce = []byte(rand.Text())
-	s.log = slog.New(discreet{counted{log.Handler(), s}, &s.discretion})
+	s.log = slog.New(newDiscreet(newCounted(log.Handler(), func(l slog.Level) { s.metrics.Logged(l) }), &s.discretion))
 	s.page = s.newPage()
 	s.metrics = s.newMetrics()
 	s.audit = proxy.NewAudit(s.log)
@@ -124,6 +124,15 @@ func newSite(store *certs.Store, log *slog.Logger, level *slog.LevelVar) *site {
 func (s *site) known(account string) bool {
 	h := s.house.Load()
 	return h != nil && h.routing.known(account)
+}
+
+// serveConfig serves cfg until ctx ends.
+func (s *site) serveConfig(ctx context.Context, cfg *configs.Config) error {
+	h, err := build(cfg, s)
+	if err != nil {
+		return err
+	}
+	return s.serve(ctx, h)
 }
 
 // serve applies h and serves until ctx ends. Then it closes the listeners and
@@ -252,7 +261,7 @@ func (s *site) apply(ctx context.Context, h *house) error {
 		return err
 	}
 	h.remember(s.memory)
-	s.discretion.Store(&discretion{h.cfg.Privacy, s.names}) // before there is anything to say
+	s.discretion.Store(&discretion{Privacy: h.cfg.Privacy, Names: s.names}) // before there is anything to say
 	s.metrics.Know(h.services(), h.servers())
 	h.openBrakes(ctx, s.memory)
 	s.listings.SetLimit(int64(h.cfg.Limits.ListingMemory))

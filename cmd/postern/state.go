@@ -41,6 +41,9 @@ type memory struct {
 	close func() error       // nil: nothing is open
 }
 
+// inMemoryStorage returns one that ends with the process.
+func inMemoryStorage() *memory { return &memory{cache: new(state.Memory), record: new(state.Memory)} }
+
 // The names of what sessions remember with: see archive.
 const (
 	listingsBucket = "listings"
@@ -217,6 +220,33 @@ func openMemory(ctx context.Context, cfg *configs.Config) (*memory, error) {
 	}
 	m.files.Store(a)
 	return m, nil
+}
+
+const pseudonymNote = "pseudonyms"
+
+// pseudonymKey returns the key of the pseudonyms of accounts, which is made when
+// it is first asked for. It is of the right size also after an error.
+func (a *archive) pseudonymKey(ctx context.Context) (key []byte, err error) {
+	return pseudonymKeyOf(ctx, a.notes)
+}
+
+// A noter is where Postern notes things for itself.
+type noter interface {
+	Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error
+}
+
+func pseudonymKeyOf(ctx context.Context, notes noter) (key []byte, err error) {
+	key = newPseudonymKey()
+	err = notes.Update(ctx, pseudonymNote, func(old []byte) ([]byte, error) {
+		if len(old) == len(key) {
+			key = append([]byte(nil), old...)
+		}
+		return key, nil
+	})
+	if err != nil {
+		err = fmt.Errorf("key of pseudonyms: %w", err)
+	}
+	return key, err
 }
 
 // reopenMemory is openMemory for one who is not Postern itself. It makes no new

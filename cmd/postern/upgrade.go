@@ -46,15 +46,9 @@ import (
 const (
 	// predecessorFD is the variable with the descriptor of the pair.
 	predecessorFD = "POSTERN_PREDECESSOR_FD"
-	// askGet, askSwap and askScan are what sessions of a predecessor ask.
-	askGet, askSwap, askScan = "state/get", "state/swap", "state/scan"
 	// buildTime and serveTime are what a successor gets for its steps.
 	buildTime = time.Minute
 	serveTime = time.Minute
-	// askAgain is the pause before the state is asked again, askTimes how often
-	// that is while it comes back from a successor.
-	askAgain = 50 * time.Millisecond
-	askTimes = 200
 )
 
 func upgradeCommand() *cobra.Command {
@@ -369,7 +363,7 @@ func (s *site) letGo(next *successor) (*legacy, error) {
 	}
 	s.endKeeping()
 	left := &legacy{Locks: make(map[string][]string)}
-	if s.memory.close == nil {
+	if s.memory.guard == nil {
 		left.Guard = s.guard.Snapshot()
 	}
 	for name, shared := range s.house.Load().pop3.shared {
@@ -382,7 +376,7 @@ func (s *site) letGo(next *successor) (*legacy, error) {
 		})
 	}
 	socket := s.house.Load().cfg.Control.Socket
-	return left, s.memory.handOver(func(name string) bridge.Book { return remoteBook{socket, name, next.back} })
+	return left, s.memory.handOver(func(name string) bridge.Book { return newRemoteBook(socket, name, next.back) })
 }
 
 // takeBack serves again, after a successor that could not.
@@ -466,11 +460,34 @@ func (r *relative) explain(err error) {
 	_ = r.say(w)
 }
 
+// askGet, askSwap and askScan are what sessions of a predecessor ask.
+const (
+	askGet  = "state/get"
+	askSwap = "state/swap"
+	askScan = "state/scan"
+)
+
+// askTime is how long a successor is asked.
+const askTime = time.Minute
+
+// askAgain is the pause before the state is asked again, askTimes how often
+// that is while it comes back from a successor.
+const (
+	askAgain = 50 * time.Millisecond
+	askTimes = 200
+)
+
 // A remoteBook is a bucket in the successor's hands. It is asked through the
 // control socket.
 type remoteBook struct {
 	socket, bucket string
 	back           <-chan struct{} // closed when the files will be ours again
+}
+
+// newRemoteBook returns the bucket of a name in the hands of the Postern that
+// answers at socket. back is closed when the files are this process's again.
+func newRemoteBook(socket, name string, back <-chan struct{}) bridge.Book {
+	return remoteBook{socket, name, back}
 }
 
 // A cell is a key of a bucket, or the beginning of keys, and what is or shall be
@@ -536,7 +553,7 @@ func (b remoteBook) Scan(ctx context.Context, prefix string, each func(key strin
 // ask waits for a successor that is not there yet. What it asks can be asked
 // twice.
 func (b remoteBook) ask(ctx context.Context, name string, in, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, serveTime)
+	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	for {
 		err := admin.Call(ctx, b.socket, name, in, out)
@@ -576,16 +593,16 @@ func (s *site) answerPredecessor(c *admin.Server) {
 		})
 		return cells, err
 	})
-	admin.Handle(c, askSwap, s.swap)
+	admin.Handle(c, askSwap, s.memory.swap)
 }
 
 // swap puts values in the place of others, of one bucket, if all of those are
 // there still.
-func (s *site) swap(ctx context.Context, cells []cell) (bool, error) {
+func (m *memory) swap(ctx context.Context, cells []cell) (bool, error) {
 	if len(cells) == 0 {
 		return true, nil
 	}
-	b, err := s.memory.bucket(cells[0].Bucket)
+	b, err := m.bucket(cells[0].Bucket)
 	if err != nil {
 		return false, err
 	}
