@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,13 +16,11 @@ import (
 	"testing"
 	"time"
 
-	"postern/bridge"
-	"postern/configs"
-	"postern/proxy/state"
+	"postern/cmd/postern/internal/stored"
 )
 
 // ready asks /readyz.
-func (f *fleet) ready() (status int, text string, err error) {
+func (f *processes) ready() (status int, text string, err error) {
 	response, err := http.Get("http://" + f.metrics + "/readyz")
 	if err != nil {
 		return 0, "", err
@@ -34,7 +31,7 @@ func (f *fleet) ready() (status int, text string, err error) {
 }
 
 // again starts another process with the same configuration.
-func (f *fleet) again(t *testing.T) *fleet {
+func (f *processes) again(t *testing.T) *processes {
 	t.Helper()
 	g := *f
 	g.postern = newPostern(t.TempDir(), f.ca)
@@ -45,7 +42,7 @@ func (f *fleet) again(t *testing.T) *fleet {
 }
 
 // uidls returns what POP3 shows to each user.
-func (f *fleet) uidls(t *testing.T, users int) (all []string) {
+func (f *processes) uidls(t *testing.T, users int) (all []string) {
 	t.Helper()
 	for user := range users {
 		c, err := f.popSession(user)
@@ -79,7 +76,7 @@ func TestARecordThatIsChangedInUseStopsPOP3Alone(t *testing.T) {
 		"a backup copied over it": overwrite,
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := startFleet(t, users+1, "")
+			f := startProcesses(t, users+1, "")
 			first := f.uidls(t, users)
 			saved := filepath.Join(t.TempDir(), "backup")
 			if out, err := f.say("state", "backup", saved); err != nil {
@@ -125,7 +122,7 @@ func TestARecordThatIsChangedInUseStopsPOP3Alone(t *testing.T) {
 				})
 			}
 			time.Sleep(100 * time.Millisecond)
-			record := filepath.Join(filepath.Dir(f.config), "state", recordFile)
+			record := filepath.Join(filepath.Dir(f.config), "state", stored.RecordFile)
 			if err := change(record, backup); err != nil {
 				t.Fatal(err)
 			}
@@ -152,7 +149,7 @@ func TestARecordThatIsChangedInUseStopsPOP3Alone(t *testing.T) {
 			}
 			close(stop)
 			wg.Wait()
-			if said := f.logged(t, "state is broken: POP3 clients are told to come again later"); len(said) != 1 || said[0].text("level") != "ERROR" || said[0].text("file") != recordFile {
+			if said := f.logged(t, "state is broken: POP3 clients are told to come again later"); len(said) != 1 || said[0].text("level") != "ERROR" || said[0].text("file") != stored.RecordFile {
 				t.Errorf("the log says %v", said)
 			}
 			begun := time.Now()
@@ -164,7 +161,7 @@ func TestARecordThatIsChangedInUseStopsPOP3Alone(t *testing.T) {
 			}
 
 			g := f.again(t)
-			lost := g.logged(t, lostRecord)
+			lost := g.logged(t, stored.LostRecord)
 			if name == "cut off" {
 				if len(lost) != 1 || lost[0].text("level") != "ERROR" || lost[0].text("accounts") != fmt.Sprint(users+1) {
 					t.Errorf("at the next start the log says\n%s", g.printed(t))
@@ -186,8 +183,8 @@ func TestARecordThatIsChangedInUseStopsPOP3Alone(t *testing.T) {
 
 // Criterion: A cache.db that is changed under a running Postern costs time and nothing else.
 func TestACacheThatIsChangedInUseCostsTime(t *testing.T) {
-	f := startFleet(t, 2, "")
-	path := filepath.Join(filepath.Dir(f.config), "state", cacheFile)
+	f := startProcesses(t, 2, "")
+	path := filepath.Join(filepath.Dir(f.config), "state", stored.CacheFile)
 	first := f.uidls(t, 2)
 	if err := os.Truncate(path, 0); err != nil {
 		t.Fatal(err)
@@ -207,10 +204,10 @@ func TestACacheThatIsChangedInUseCostsTime(t *testing.T) {
 
 // What the login guard knew is gone with a cache that is begun anew.
 func TestACacheThatIsBegunAnewIsInTheLog(t *testing.T) {
-	f := startFleet(t, 1, "")
+	f := startProcesses(t, 1, "")
 	first := f.uidls(t, 1)
 	f.end(t)
-	if err := os.WriteFile(filepath.Join(filepath.Dir(f.config), "state", cacheFile), bytes.Repeat([]byte("garbage"), 5000), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(filepath.Dir(f.config), "state", stored.CacheFile), bytes.Repeat([]byte("garbage"), 5000), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	f = f.again(t)
@@ -219,170 +216,5 @@ func TestACacheThatIsBegunAnewIsInTheLog(t *testing.T) {
 	}
 	if said := f.logged(t, "state was damaged and is begun anew: the login guard knows nobody, POP3 logins take longer"); len(said) != 1 {
 		t.Errorf("the log says %v", said)
-	}
-}
-
-// Criterion: A record.db that is empty, or missing, beside a cache.db that knows accounts is a lost one, and the start and postern state check say so; a backup, or files of before, are none.
-func TestARecordThatWasLostIsNoNewOne(t *testing.T) {
-	ctx := t.Context()
-	cfg := &configs.Config{State: configs.State{Path: filepath.Join(t.TempDir(), "state")}}
-	record := filepath.Join(cfg.State.Path, recordFile)
-	lost := func(what string, want int64) {
-		t.Helper()
-		m, err := openMemory(ctx, cfg)
-		if err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-		defer func() { _ = m.Close() }()
-		if m.archive.unidentified != nil {
-			t.Errorf("%s: %v", what, m.archive.unidentified)
-		}
-		if got := m.archive.lost.Load(); got != want {
-			t.Errorf("%s: lost are %d, want %d", what, got, want)
-		}
-	}
-	change := func(f func(*archive) error) {
-		t.Helper()
-		m, err := openMemory(ctx, cfg)
-		if err == nil {
-			err = errors.Join(f(m.archive), m.Close())
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	comes := func(accounts ...string) func(*archive) error {
-		return func(a *archive) error {
-			for _, account := range accounts {
-				for _, in := range []*state.Bucket{a.cache.Bucket(listingsBucket), a.record.Bucket(uidlBucket)} {
-					if err := in.Put(ctx, account+"\x00INBOX", []byte("x")); err != nil {
-						return err
-					}
-				}
-			}
-			return nil
-		}
-	}
-	nameless := func(a *archive) error { // as an older Postern left them
-		return errors.Join(a.record.Bucket(identityBucket).Put(ctx, identityKey, nil), a.cache.Bucket(identityBucket).Put(ctx, identityKey, nil))
-	}
-	lost("new files", 0)
-	change(comes("alice", "bob"))
-	lost("files that are used", 0)
-	var backup, old bytes.Buffer
-	change(func(a *archive) error { _, err := a.record.WriteTo(&backup); return err })
-	change(comes("carol"))
-	change(func(a *archive) error {
-		if err := a.record.Bucket(identityBucket).Put(ctx, identityKey, nil); err != nil {
-			return err
-		}
-		_, err := a.record.WriteTo(&old)
-		return err
-	})
-	for name, content := range map[string][]byte{"a backup": backup.Bytes(), "a backup of an older version": old.Bytes()} {
-		if err := state.Restore(ctx, record, bytes.NewReader(content)); err != nil {
-			t.Fatal(err)
-		}
-		lost(name, 0)
-	}
-	if err := os.Remove(record); err != nil {
-		t.Fatal(err)
-	}
-	lost("no record", 3)
-	lost("no record, the second time", 3)
-	change(comes("alice", "dave"))
-	lost("after some have come", 2)
-	if err := os.Truncate(record, 0); err != nil {
-		t.Fatal(err)
-	}
-	lost("an empty record", 4)
-	change(func(a *archive) error {
-		n, err := a.forgetLost(ctx, func(account string) bool { return account == "alice" })
-		if err == nil && n != 1 {
-			err = fmt.Errorf("forgotten: %d", n)
-		}
-		return err
-	})
-	lost("one of them forgotten", 3)
-	change(func(a *archive) error { _, err := a.forgetLost(ctx, func(string) bool { return true }); return err })
-	lost("all forgotten", 0)
-	change(comes("alice"))
-	lost("as new", 0)
-	change(nameless)
-	lost("files of before", 0)
-	change(nameless)
-	if err := os.Truncate(record, 0); err != nil {
-		t.Fatal(err)
-	}
-	lost("files of before, and the record is lost", 1)
-	change(func(a *archive) error { return a.accept(ctx) })
-	lost("begun anew, as the operator wants", 0)
-	if err := os.Remove(filepath.Join(cfg.State.Path, cacheFile)); err != nil {
-		t.Fatal(err)
-	}
-	lost("no cache", 0)
-}
-
-// An import puts a lost record back as well as a backup does: readiness and the
-// alert end with it, not with the next start.
-func TestAnImportEndsALostRecord(t *testing.T) {
-	ctx := t.Context()
-	cfg := &configs.Config{State: configs.State{Path: filepath.Join(t.TempDir(), "state")}}
-	open := func() *memory {
-		t.Helper()
-		m, err := openMemory(ctx, cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = m.Close() })
-		return m
-	}
-	m := open()
-	for _, account := range []string{"alice", "bob"} {
-		if err := m.archive.cache.Bucket(listingsBucket).Put(ctx, account+"\x00INBOX", []byte("x")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := m.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(filepath.Join(cfg.State.Path, recordFile), 0); err != nil {
-		t.Fatal(err)
-	}
-	m = open()
-	for _, step := range []struct {
-		account string
-		want    int64
-	}{{"", 2}, {"alice", 1}, {"bob", 0}} {
-		if step.account != "" {
-			var r bridge.Recorded
-			if err := json.Unmarshal([]byte(`{"account":"`+step.account+`","record":{"uidvalidity":1,"eras":[{"from":1,"format":"dovecot"}]}}`), &r); err != nil {
-				t.Fatal(err)
-			}
-			if err := importUIDLs.answer(ctx, m, []bridge.Recorded{r}, func(int) error { return nil }); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if got := m.archive.lost.Load(); got != step.want {
-			t.Errorf("after the import of %q lost are %d, want %d", step.account, got, step.want)
-		}
-	}
-}
-
-// Criterion: the error about a record.db that is damaged at a start says what to do.
-func TestADamagedRecordStopsAStartWithARemedy(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, recordFile), bytes.Repeat([]byte("damaged"), 5000), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	m, err := openMemory(t.Context(), &configs.Config{State: configs.State{Path: dir}})
-	if err == nil {
-		_ = m.Close()
-	}
-	if !errors.Is(err, state.ErrDamaged) || !strings.Contains(err.Error(), "postern state restore") {
-		t.Errorf("%v, want one that names postern state restore", err)
 	}
 }

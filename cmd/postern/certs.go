@@ -1,61 +1,104 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
-	"time"
+	"log/slog"
+	"text/tabwriter"
 
+	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/internal/service"
 	"postern/configs"
+	"postern/proxy"
+	"postern/proxy/admin"
 	"postern/proxy/certs"
 )
 
-// sources says where cfg has certificates from.
-func sources(cfg *configs.Config) certs.Config {
-	c := certs.Config{Default: cfg.Hostname, RefuseUnknown: cfg.TLS.UnknownName == "refuse"}
-	for _, one := range cfg.TLS.Certificates {
-		if one.Dir != "" {
-			c.Folders = append(c.Folders, one.Dir)
-		} else {
-			c.Pairs = append(c.Pairs, certs.Pair{Cert: one.Cert, Key: one.Key})
+func certsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "certs",
+		Short: "List the names that have certificates, from where, until when",
+		Args:  cobra.NoArgs,
+	}
+	path := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
 		}
+		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+		_, _ = fmt.Fprintln(t, "NAME\tSOURCE\tISSUER\tEXPIRES\tRENEWAL")
+		err = listCerts(cmd.Context(), cfg, func(l certs.Listed) error {
+			_, err := fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", l.Name, l.Source, orDash(l.Issuer), date(l.NotAfter), date(l.Renewal))
+			return err
+		})
+		return errors.Join(err, t.Flush())
 	}
-	a := cfg.TLS.ACME
-	if a == nil {
-		return c
-	}
-	c.ACME = &certs.ACME{
-		Directory: a.Directory, CA: a.CA, Email: a.Email, Profile: a.Profile, Names: a.Names, RSA: a.Key == "rsa",
-		Storage: a.Storage, Challenge: a.Challenge, Address: a.HTTPAddress + a.ALPNAddress, // one is empty
-	}
-	if e := a.EAB; e != nil {
-		c.ACME.EAB = &certs.EAB{KeyID: e.KeyID, MACKey: e.MACKeyFile}
-	}
-	if d := a.DNS; d != nil {
-		c.ACME.DNS = certs.DNS{Server: d.Server, Key: d.KeyFile, KeyName: d.KeyName, Algorithm: d.Algorithm, Delay: d.Delay}
-	}
-	if d := a.OnDemand; d != nil {
-		c.ACME.OnDemand = &certs.OnDemand{
-			NamesFile: d.NamesFile, Prefixes: d.Prefixes, Ask: d.Ask, PerHour: d.PerHour, Addresses: d.Addresses,
-		}
-	}
-	return c
+	cmd.AddCommand(renewCommand(), obtainCommand())
+	return cmd
 }
 
-// leastLife is the part of a certificate's lifetime below which somebody has to
-// look: renewal comes with a third left.
-const leastLife = 0.05
-
-// worn says which certificate is near its end, nil if none is.
-func (s *site) worn() error {
-	now := time.Now()
-	for _, v := range s.store.Expiry() {
-		if v.Left(now) >= leastLife {
-			continue
+// listCerts asks the Postern that runs; when none does, it opens the files.
+func listCerts(ctx context.Context, cfg *configs.Config, each func(certs.Listed) error) error {
+	err := admin.ErrNotRunning
+	if cfg.Control.Socket != "" {
+		err = admin.CallEach(ctx, cfg.Control.Socket, service.AskCerts, struct{}{}, each)
+	}
+	if !errors.Is(err, admin.ErrNotRunning) {
+		return err
+	}
+	store, err := openStore(cfg)
+	if err != nil {
+		return err
+	}
+	store.Preload(ctx)
+	for _, l := range store.List(ctx) {
+		if err := each(l); err != nil {
+			return err
 		}
-		name := v.Name
-		if name == certs.AllNames {
-			name = "one of " + v.Source
-		}
-		return fmt.Errorf("the certificate of %s ends at %s", name, v.NotAfter.UTC().Format(time.RFC3339))
 	}
 	return nil
+}
+
+// openStore opens the certificates of cfg for a command.
+func openStore(cfg *configs.Config) (*certs.Store, error) {
+	store, err := certs.New(service.CertificateSources(cfg))
+	if err != nil {
+		return nil, err
+	}
+	return store, store.Open(slog.New(slog.DiscardHandler), proxy.Observers{})
+}
+
+func renewCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "renew NAME",
+		Short: "Get a new certificate now for a name that has one by ACME",
+		Args:  cobra.ExactArgs(1),
+	}
+	path := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		err = admin.ErrNotRunning
+		if cfg.Control.Socket != "" {
+			err = admin.Call(cmd.Context(), cfg.Control.Socket, service.AskRenew, args[0], &struct{}{})
+		}
+		if errors.Is(err, admin.ErrNotRunning) {
+			store, opening := openStore(cfg)
+			if opening != nil {
+				return opening
+			}
+			err = store.Renew(cmd.Context(), args[0])
+		}
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s has a new certificate\n", args[0])
+		return err
+	}
+	return cmd
 }

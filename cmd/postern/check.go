@@ -1,28 +1,12 @@
 package main
 
 import (
-	"context"
-	"crypto/tls"
 	"errors"
-	"fmt"
-	"io"
-	"iter"
-	"log/slog"
-	"maps"
-	"net"
-	"os"
-	"slices"
-	"strings"
-	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"postern/configs"
+	"postern/cmd/postern/internal/service"
 	"postern/proxy"
-	"postern/proxy/backend"
-	"postern/proxy/certs"
-	"postern/proxy/listen"
 )
 
 func checkCommand() *cobra.Command {
@@ -41,200 +25,10 @@ func checkCommand() *cobra.Command {
 		if *user != "" && !*probe {
 			return errors.New("--user needs --probe")
 		}
-		o := checkOptions{Probe: *probe, Open: *open, User: *user}
+		o := service.CheckOptions{Probe: *probe, Open: *open, User: *user}
 		o.Password = func() (*proxy.Secret, error) { return readPassword(cmd.Context(), cmd, *file, *user) }
 		o.CheckAs = func() error { return checkAs(cmd.Context(), *as, *path, cmd.Flags().Changed("as")) }
-		return check(cmd.Context(), *path, o, cmd.OutOrStdout())
+		return service.Check(cmd.Context(), *path, o, cmd.OutOrStdout())
 	}
 	return cmd
-}
-
-// checkOptions choose what check does beside reading the configuration.
-type checkOptions struct {
-	Probe    bool                          // connect to the backends
-	User     string                        // with Probe: whose INBOX to open; "": nobody's
-	Password func() (*proxy.Secret, error) // of User
-	Open     bool                          // open the addresses that are free
-	CheckAs  func() error                  // checks again as another user, after all else was good
-}
-
-// check writes to out what the configuration at path leads to, and returns all
-// that is wrong with it.
-func check(ctx context.Context, path string, o checkOptions, out io.Writer) error {
-	cfg, store, err := load(path)
-	if err != nil {
-		return err
-	}
-	h, err := build(cfg, newSite(store, slog.New(slog.DiscardHandler), nil))
-	if err != nil {
-		return err
-	}
-	errs := []error{h.checkPorts()}
-	if o.Probe {
-		errs = append(errs, h.probe(ctx, out))
-	}
-	if o.User != "" {
-		secret, err := o.Password()
-		if err != nil {
-			return err
-		}
-		defer secret.Clear()
-		errs = append(errs, h.inspect(ctx, out, o.User, secret))
-	}
-	if o.Open {
-		errs = append(errs, h.tryOpening(ctx))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	if err := o.CheckAs(); err != nil {
-		return err
-	}
-	for _, hint := range append(h.hints(), h.challengeHints()...) {
-		_, _ = fmt.Fprintf(out, "%s: %s\n", path, hint)
-	}
-	_, err = fmt.Fprintf(out, "%s is good\n", path)
-	return err
-}
-
-// hints are what is no mistake, but should be meant.
-func (h *house) hints() (all []string) {
-	for _, l := range h.cfg.Listeners {
-		if l.TLS != "refuse" && l.TLSProfile == proxy.Legacy.String() {
-			all = append(all, oldTLS(l))
-		}
-	}
-	if needed, allowed := h.descriptors(); needed > allowed {
-		all = append(all, fmt.Sprintf("limits.max_connections %d needs %d file descriptors, two for each, and %d are allowed here (RLIMIT_NOFILE; "+
-			"for the service it is LimitNOFILE in the unit): raise that, or lower this", h.cfg.Limits.MaxConnections, needed, allowed))
-	}
-	pop3 := slices.ContainsFunc(h.cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == "pop3" && l.TLS != "refuse" })
-	if !pop3 {
-		return all
-	}
-	if !h.cfg.Stands("pop3.uidl") {
-		all = append(all, "pop3.uidl is the default, dovecot: unless the old POP3 server used it, clients will fetch all their mail again; `postern uidl detect` finds out")
-	}
-	if h.cfg.State.Path == "" {
-		all = append(all, "state.path is not set: POP3 lists each mailbox anew, and unique ids do not outlive a change of UIDVALIDITY")
-	}
-	return all
-}
-
-// descriptors returns how many file descriptors limits.max_connections needs, and
-// how many the process is allowed.
-func (h *house) descriptors() (needed, allowed int) {
-	allowed, _ = listen.Descriptors()
-	return listen.Needed(h.cfg.Limits.MaxConnections), allowed
-}
-
-// oldTLS says what the profile legacy means, and for whom.
-func oldTLS(l configs.Listener) string {
-	clients := "all clients"
-	if l.Networks != nil {
-		clients = strings.Trim(fmt.Sprint(l.Networks), "[]")
-	}
-	return fmt.Sprintf("the listener %s takes TLS 1.0, 3DES and keys without forward secrecy from %s (tls_profile: legacy); "+
-		"the metric postern_tls_profile_needed_total says whether anybody still needs it", l.Name, clients)
-}
-
-// checkPorts names the processes that hold what the configuration wants. A
-// running Postern, whose next configuration this may be, is none of them.
-func (h *house) checkPorts() error {
-	var mistakes configs.Errors
-	look := func(key, address string) {
-		if pid, name, ok := listen.Holder(address); ok && name != "postern" {
-			mistakes = append(mistakes, h.cfg.Errorf(key, "%s is held by %s (process %d)", address, name, pid))
-		}
-	}
-	for key, address := range h.ports() {
-		look(key, address)
-	}
-	if mistakes == nil {
-		return nil
-	}
-	return mistakes
-}
-
-// ports yields the addresses to listen at by their keys.
-func (h *house) ports() iter.Seq2[string, string] {
-	return func(yield func(key, address string) bool) {
-		for _, d := range h.doors {
-			if !yield(d.key, d.address) {
-				return
-			}
-		}
-		if a := h.cfg.TLS.ACME; a != nil && a.HTTPAddress != "" && !yield("tls.acme.http_address", a.HTTPAddress) {
-			return
-		}
-		if address := h.cfg.Metrics.Address; address != "" {
-			yield("metrics.address", address)
-		}
-	}
-}
-
-// tryOpening opens what nobody has, and closes it at once.
-func (h *house) tryOpening(ctx context.Context) error {
-	var mistakes configs.Errors
-	for key, address := range h.ports() {
-		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-		if errors.Is(err, syscall.EADDRINUSE) {
-			continue // by whom, checkPorts says
-		}
-		if err != nil {
-			mistakes = append(mistakes, h.cfg.Errorf(key, "%v", err))
-			continue
-		}
-		_ = ln.Close()
-	}
-	if a := h.cfg.TLS.ACME; a != nil {
-		if err := certs.CheckStorage(a.Storage, os.Geteuid()); err != nil {
-			mistakes = append(mistakes, h.cfg.Errorf("tls.acme.storage", "%v", err))
-		}
-	}
-	if mistakes == nil {
-		return nil
-	}
-	return mistakes
-}
-
-// probe asks each server behind what it is.
-func (h *house) probe(ctx context.Context, out io.Writer) error {
-	var errs []error
-	for _, key := range slices.SortedFunc(maps.Keys(h.pools), poolKey.compare) {
-		for _, s := range h.pools[key].Members {
-			begun := time.Now()
-			report, err := s.Probe(ctx)
-			if err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			describe(out, s, report, time.Since(begun))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func describe(out io.Writer, s *backend.Server, r backend.Report, took time.Duration) {
-	version := "no TLS"
-	if r.TLS != 0 {
-		version = tls.VersionName(r.TLS)
-	}
-	_, _ = fmt.Fprintf(out, "backend %s, %s at %s: %s, answered in %v\n  greeting:     %s\n  kind:         %s\n  capabilities: %s\n  mechanisms:   %s\n",
-		s.Name, s.Protocol, s.Address, version, took.Round(time.Millisecond),
-		r.Greeting, kindOf(s, r), strings.Join(r.Capabilities, ", "), strings.Join(r.Mechanisms, " "))
-	_, _ = io.WriteString(out, advise(s.Protocol, r.Greeting, s.Address))
-	_, _ = io.WriteString(out, adviseTokens(r))
-}
-
-// kindOf says as what the server's answers to passwords are read, and whether
-// that is a guess.
-func kindOf(s *backend.Server, r backend.Report) string {
-	switch {
-	case s.Kind != backend.Guessed:
-		return s.Kind.String()
-	case r.Kind == backend.Other:
-		return fmt.Sprintf("not known (backends.%s.%s.kind says what it is)", s.Name, s.Protocol)
-	}
-	return r.Kind.String() + " (guessed)"
 }

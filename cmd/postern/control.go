@@ -1,111 +1,88 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
-	"net"
-	osuser "os/user"
-	"strconv"
+	"fmt"
+	"io"
+	"strings"
 
+	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/internal/service"
 	"postern/configs"
 	"postern/proxy/admin"
-	"postern/proxy/state"
 )
 
-// A question is about what Postern remembers. The Postern that runs answers it
-// through the control socket; when none runs, the one who asks opens the files.
-type question[In, Out any] struct {
-	name   string
-	answer func(ctx context.Context, m *memory, in In, each func(Out) error) error
+// configFlag adds --config to cmd.
+func configFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().StringP("config", "c", "/etc/postern/postern.yaml", "the configuration `file`")
 }
 
-// ask calls each for every value of the answer.
-func (q question[In, Out]) ask(ctx context.Context, cfg *configs.Config, in In, each func(Out) error) error {
-	running := func() error {
-		if cfg.Control.Socket == "" {
-			return admin.ErrNotRunning // that can be asked
-		}
-		return admin.CallEach(ctx, cfg.Control.Socket, q.name, in, each)
-	}
-	err := running()
-	if !errors.Is(err, admin.ErrNotRunning) {
-		return err
-	}
-	m, err := reopenMemory(ctx, cfg)
-	if errors.Is(err, state.ErrInUse) {
-		if again := running(); !errors.Is(again, admin.ErrNotRunning) {
-			return again // it has started meanwhile
-		}
-	}
+// requestChange asks the Postern that runs with the configuration at path to
+// change itself.
+func requestChange(ctx context.Context, path, what, signal string) error {
+	cfg, err := configs.Read(path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(q.answer(ctx, m, in, each), m.Close())
-}
-
-// one is ask for an answer of one value.
-func (q question[In, Out]) one(ctx context.Context, cfg *configs.Config, in In) (out Out, err error) {
-	err = q.ask(ctx, cfg, in, func(v Out) error { out = v; return nil })
-	return out, err
-}
-
-// answered makes s answer q of m.
-func (q question[In, Out]) answered(s *admin.Server, m *memory) {
-	admin.HandleEach(s, q.name, func(ctx context.Context, in In, each func(Out) error) error {
-		m.asked.RLock()
-		defer m.asked.RUnlock()
-		return q.answer(ctx, m, in, each)
-	})
-}
-
-// newControl returns what answers the questions of subcommands. What only a
-// Postern that runs can do is an admin.Handle here, and an admin.Call there.
-func (s *site) newControl() *admin.Server {
-	c := &admin.Server{Log: s.log, Routine: []string{askGet, askSwap, askScan}}
-	s.answerOperator(c)
-	forgetUIDLs.answered(c, s.memory)
-	exportUIDLs.answered(c, s.memory)
-	importUIDLs.answered(c, s.memory)
-	acceptChanges.answered(c, s.memory)
-	uidlHistory.answered(c, s.memory)
-	undoUIDLs.answered(c, s.memory)
-	s.memory.serving = s.serving
-	answerCerts(c, s.store)
-	s.answerGuard(c)
-	admin.Handle(c, "reload", s.whenAsked(s.reload))
-	admin.Handle(c, "upgrade", s.whenAsked(s.upgrade))
-	s.answerPredecessor(c)
-	return c
-}
-
-// setControl finds out who may ask.
-func (h *house) setControl() error {
-	h.gid = -1
-	name := h.cfg.Control.Group
-	if name == "" {
-		return nil
+	if cfg.Control.Socket == "" {
+		return fmt.Errorf("control.socket is off: send %s, and look into the log", signal)
 	}
-	group, err := osuser.LookupGroup(name)
-	if err == nil {
-		h.gid, err = strconv.Atoi(group.Gid)
+	var answer service.Outcome
+	if err := admin.Call(ctx, cfg.Control.Socket, what, struct{}{}, &answer); err != nil {
+		return err
 	}
-	if err != nil {
-		return configs.Errors{h.cfg.Errorf("control.group", "%v", err)}
+	if answer.Mistakes != nil {
+		return answer.Mistakes
 	}
 	return nil
 }
 
-// openControl opens the control socket, if there is to be one.
-func (s *site) openControl(h *house) (err error) {
-	if path := h.cfg.Control.Socket; path != "" {
-		s.asking, err = admin.Listen(path, h.gid)
+// callRunning asks the Postern of the configuration at path, and calls each for
+// every value of the answer.
+func callRunning[Out any](ctx context.Context, path, name string, in any, each func(Out) error) error {
+	cfg, err := configs.Read(path)
+	if err != nil {
+		return err
 	}
-	return err
+	if cfg.Control.Socket == "" {
+		return errors.New("control.socket is off: this Postern can not be asked")
+	}
+	return admin.CallEach(ctx, cfg.Control.Socket, name, in, each)
 }
 
-// serveControl answers until ctx ends, which is after the last session.
-func (s *site) serveControl(ctx context.Context, asking net.Listener) {
-	if err := s.control.Serve(ctx, asking); err != nil {
-		s.log.Error("commands are not answered", "err", err)
+// callGuard asks the Postern that runs: only that has a guard.
+func callGuard[Out any](cmd *cobra.Command, path, name string, in any, each func(Out) error) error {
+	cfg, err := configs.Read(path)
+	if err != nil {
+		return err
 	}
+	if cfg.Control.Socket == "" {
+		return fmt.Errorf("%w that could be asked: control.socket is off", admin.ErrNotRunning)
+	}
+	return admin.CallEach(cmd.Context(), cfg.Control.Socket, "guard/"+name, in, each)
+}
+
+// accountNamed returns the account that a name means.
+func accountNamed(cfg *configs.Config, name string) (string, error) {
+	accounts, mistakes := service.NewAccounts(cfg)
+	if mistakes != nil {
+		return "", mistakes
+	}
+	return accounts.Account(name)
+}
+
+// confirm returns an error unless the operator says yes.
+func confirm(cmd *cobra.Command, consequence string) error {
+	_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s\nType yes to go on: ", consequence)
+	answer, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 1<<10)).ReadString('\n')
+	if strings.TrimSpace(answer) == "yes" {
+		return nil
+	}
+	if err != nil {
+		_, _ = fmt.Fprintln(cmd.ErrOrStderr())
+	}
+	return errors.New("nothing was done: the answer was not yes (scripts say --yes)")
 }

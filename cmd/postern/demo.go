@@ -14,6 +14,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/internal/logs"
+	"postern/cmd/postern/internal/service"
+	"postern/cmd/postern/internal/stored"
 	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/certs"
@@ -85,10 +88,10 @@ metrics: {address: "127.0.0.1:%d"}
 		return err
 	}
 	level := new(slog.LevelVar)
-	s := newSite(store, newLog(stderr, cfg.Log.Format, level), level)
-	s.memory = inMemoryStorage()
-	s.ready = func([]proxy.Binding) { _, _ = fmt.Fprintf(stdout, welcome, base+995, base+993, base+465, base+930) }
-	return s.serveConfig(ctx, cfg)
+	s := service.New(store, logs.New(stderr, cfg.Log.Format, level), level)
+	s.Storage = stored.InMemory()
+	s.Ready = func([]proxy.Binding) { _, _ = fmt.Fprintf(stdout, welcome, base+995, base+993, base+465, base+930) }
+	return s.Serve(ctx, cfg)
 }
 
 const welcome = `
@@ -115,4 +118,12 @@ func serveInMemory(serve func(net.Listener) error) (address string, err error) {
 	}
 	go func() { _ = serve(ln) }() // ends with the server's Close
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(portOf(ln))), nil
+}
+
+// portOf returns the port that ln has got.
+func portOf(ln net.Listener) int {
+	if a, ok := ln.Addr().(*net.TCPAddr); ok {
+		return a.Port
+	}
+	return 0
 }

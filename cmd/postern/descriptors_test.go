@@ -36,7 +36,7 @@ func TestNoDescriptorsAreLeft(t *testing.T) {
 	within(t, patience, "a reload says that these are few", func() bool {
 		return strings.Contains(p.printed(t), "fewer file descriptors than limits.max_connections needs: raise LimitNOFILE")
 	})
-	if err := askReadiness(t.Context(), p.metrics); err != nil {
+	if err := checkReady(t.Context(), p.metrics); err != nil {
 		t.Error(err)
 	}
 	var crowd []net.Conn
@@ -56,7 +56,7 @@ func TestNoDescriptorsAreLeft(t *testing.T) {
 	if n, err := strconv.Atoi(values[`postern_accept_errors_total{listener="imap"}`]); err != nil || n == 0 {
 		t.Errorf("%d failures were counted, %v", n, err)
 	}
-	if err := askReadiness(t.Context(), p.metrics); err == nil || !strings.Contains(err.Error(), "no file descriptor is left for clients") {
+	if err := checkReady(t.Context(), p.metrics); err == nil || !strings.Contains(err.Error(), "no file descriptor is left for clients") {
 		t.Errorf("readiness: %v", err)
 	}
 	config := p.cmd.Args[len(p.cmd.Args)-1]
@@ -67,7 +67,7 @@ func TestNoDescriptorsAreLeft(t *testing.T) {
 		_ = c.Close()
 	}
 	talk(t, p.imap, p.ca, lines("S: \\* OK *", `C: a LOGIN alice "secret of alice"`, "S: a OK *", "C: b LOGOUT", "S: \\* BYE *", "S: b OK *"))
-	within(t, patience, "it is ready again", func() bool { return askReadiness(t.Context(), p.metrics) == nil })
+	within(t, patience, "it is ready again", func() bool { return checkReady(t.Context(), p.metrics) == nil })
 }
 
 // Criterion: check says when the process may not have the file descriptors that limits.max_connections needs.

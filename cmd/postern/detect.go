@@ -18,6 +18,7 @@ import (
 
 	"postern/bridge"
 	"postern/bridge/uidl"
+	"postern/cmd/postern/internal/service"
 	"postern/configs"
 	"postern/proxy"
 )
@@ -87,11 +88,11 @@ func (o oldServer) uidls(ctx context.Context, user string, secret *proxy.Secret)
 	if _, _, err := net.SplitHostPort(address); err != nil {
 		address = net.JoinHostPort(strings.Trim(address, "[]"), "995")
 	}
-	roots, err := readCA(o.ca)
+	roots, err := service.ReadCA(o.ca)
 	if err != nil {
 		return nil, err
 	}
-	config := clientTLS(address, o.name, roots)
+	config := service.ClientTLS(address, o.name, roots)
 	config.MinVersion = tls.VersionTLS10 // it is old, and its users talk to it so every day
 	config.InsecureSkipVerify = o.unverified
 	dialing, cancel := context.WithTimeout(ctx, oldDialTimeout)
@@ -137,7 +138,7 @@ func (d *detection) compare(ctx context.Context) error {
 
 // behind asks the server behind Postern that the user's logins go to.
 func (d *detection) behind(ctx context.Context) ([]uint32, uint32, error) {
-	served, login, err := mailboxOf(ctx, d.cfg, d.user, d.secret)
+	served, login, err := service.Mailbox(ctx, d.cfg, d.user, d.secret)
 	if err != nil {
 		return nil, 0, err
 	}

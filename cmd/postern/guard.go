@@ -1,132 +1,155 @@
 package main
 
 import (
-	"context"
-	"os"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
 	"strings"
+	"text/tabwriter"
+	"time"
 
-	"postern/configs"
-	"postern/metrics"
-	"postern/metrics/page"
-	"postern/proxy"
-	"postern/proxy/authpolicy"
+	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/internal/service"
 	"postern/proxy/guard"
 )
 
-// guardConfig is what cfg says of the login guard.
-func guardConfig(cfg *configs.Config) guard.Config {
-	l := cfg.Limits
-	c := budgets(cfg.Guard.Budgets)
-	c.Connections, c.Reserve, c.ConnectionsPerNetwork, c.LoginsPerNetwork = l.MaxConnections, orNone(l.Reserve), l.NetworkConnections, l.NetworkLogins
-	c.Sessions, c.Attempts, c.Wait, c.Entries, c.Pairs = l.AccountSessions, l.Attempts, l.AttemptWait, l.GuardEntries, l.KnownNetworks
-	c.Trusted, c.Learning = cfg.TrustedNetworks, orNone(cfg.Guard.Learning)
-	c.KnownFor = cfg.Retention.Guard.Duration()
-	c.Services = make(map[string]guard.Config)
-	for _, listener := range cfg.Listeners {
-		if g := listener.Guard; g != nil {
-			s := budgets(g.Budgets)
-			s.Sessions = g.AccountSessions
-			c.Services[listener.Name] = s
-		}
+func guardCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "guard",
+		Short: "The login guard: whom it refuses, why, and until when",
+		Args:  cobra.NoArgs,
 	}
-	return c
+	cmd.AddCommand(explainCommand(), listCommand(), unlockCommand(), seedCommand())
+	return cmd
 }
 
-// orNone makes less than nothing of nothing, which the guard takes for its
-// default.
-func orNone[N ~int | ~int64](n N) N {
-	if n == 0 {
-		return -1
+func explainCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "explain ACCOUNT ADDRESS",
+		Short: "Say what the guard would do with a login, and which budget is how full",
+		Args:  cobra.ExactArgs(2),
 	}
-	return n
-}
-
-func budgets(b configs.Budgets) guard.Config {
-	return guard.Config{
-		Known: guard.Rate(b.Known), Pair: guard.Rate(b.Pair), Network: guard.Rate(b.Network), Account: guard.Rate(b.Account),
-		Network24: guard.Rate(b.Network24), Network56: guard.Rate(b.Network56), Network48: guard.Rate(b.Network48), OAuth: guard.Rate(b.OAuth),
-		Delay: b.Delay, DryRun: b.DryRun, StrictNIST: b.StrictNIST,
-	}
-}
-
-// setPolicyServer finds out who else judges logins.
-func (h *house) setPolicyServer() error {
-	c := h.cfg.Guard.Policy
-	if c.URL == "" {
-		return nil
-	}
-	h.policy = &authpolicy.Server{
-		URL: c.URL, Timeout: c.Timeout, RejectOnFail: c.RejectOnFail, LogOnly: c.LogOnly, Nonce: h.nonce, Observer: h.observer,
-	}
-	var mistakes configs.Errors
-	for key, use := range map[string]struct {
-		path string
-		with func([]byte)
-	}{
-		"guard.policy.api_key_file": {c.APIKeyFile, func(b []byte) { h.policy.Header = proxy.NewSecret(b) }},
-		"guard.policy.nonce_file":   {c.NonceFile, func(b []byte) { h.policy.Nonce = b }},
-	} {
-		if use.path == "" {
-			continue
-		}
-		text, err := os.ReadFile(use.path)
+	path := configFlag(cmd)
+	listener := cmd.Flags().String("listener", "", "the `name` of the listener, if that has a guard of its own")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		addr, err := netip.ParseAddr(args[1])
 		if err != nil {
-			mistakes = append(mistakes, h.cfg.Errorf(key, "%v", err))
-			continue
+			return fmt.Errorf("%q is not an IP address", args[1])
 		}
-		use.with([]byte(strings.TrimSpace(string(text))))
+		q := service.ExplainQuestion{Account: args[0], Addr: addr, Service: *listener}
+		return callGuard(cmd, *path, "explain", q, func(e guard.Explanation) error { return explain(cmd.OutOrStdout(), e, time.Now()) })
 	}
-	if mistakes != nil {
-		return mistakes
-	}
-	return nil
+	return cmd
 }
 
-// openGuard makes the guard of h, which remembers what the last one did.
-func (s *site) openGuard(ctx context.Context, h *house) {
-	s.guard = guard.New(guardConfig(h.cfg))
-	s.advised = &authpolicy.Guard{Guard: s.guard}
-	s.server.Guard = s.advised
-	if s.memory.guard == nil {
-		return
-	}
-	if err := s.guard.Load(ctx, s.memory.guard); err != nil {
-		s.log.Warn("the login guard begins anew, and learns", "err", err)
-	}
+// tierWords say what a tier means.
+var tierWords = map[guard.Tier]string{
+	guard.KnownGood:     "the account has logged in from this network lately (retention.guard): it has a budget that nobody else can empty",
+	guard.AreaFresh:     "the account has logged in from this area, but not from this network",
+	guard.AreaUsed:      "the account has logged in from this area; wrong passwords came from this network today",
+	guard.StrangerFresh: "the account has never logged in from this area",
+	guard.StrangerUsed:  "the account has never logged in from this area; wrong passwords came from this network today",
 }
 
-// runGuard stores what the guard remembers, until ctx ends.
-func (s *site) runGuard(ctx context.Context) {
-	if s.memory.guard != nil {
-		s.guard.Run(ctx, s.memory.guard, s.log)
+func explain(to io.Writer, e guard.Explanation, now time.Time) error {
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "account\t%s\nnetwork\t%s\ntier\t%s: %s\n", e.Account, e.Network, e.Tier, tierWords[e.Tier])
+	last := "none that is remembered"
+	if !e.Last.IsZero() {
+		last = e.Last.Format(time.RFC3339)
 	}
+	fmt.Fprintf(w, "last login\t%s\naccounts here\t%d\n", last, e.Shared)
+	if e.Trusted {
+		fmt.Fprintf(w, "trusted\tthe network is in trusted_networks: it has no budget of its own\n")
+	}
+	if e.Learning {
+		fmt.Fprintf(w, "learning\tnetworks have five times their budgets\n")
+	}
+	if e.Wrong > 0 {
+		fmt.Fprintf(w, "wrong passwords\t%d remembered: they cost nothing more\n", e.Wrong)
+	}
+	fmt.Fprintf(w, "a login now\t%s\n\n", verdictOf(e, now))
+	fmt.Fprintf(w, "BUDGET\tLEFT\tOF\tONE MORE EVERY\tNEXT\tUNDER WAY\n")
+	for _, b := range e.Buckets {
+		fmt.Fprintf(w, "%s\t%s\n", b.Bucket, strings.Join(columns(b, now), "\t"))
+	}
+	return w.Flush()
 }
 
-// dryRun reports whether the guard refuses nobody.
-func (s *site) dryRun() bool {
-	h := s.house.Load()
-	return h != nil && h.cfg.Guard.DryRun
+func verdictOf(e guard.Explanation, now time.Time) string {
+	if e.Refused == guard.NoBucket {
+		return "the server behind would be asked"
+	}
+	i := slices.IndexFunc(e.Buckets, func(b guard.State) bool { return b.Bucket == e.Refused })
+	if i < 0 || e.Buckets[i].Next.IsZero() {
+		return fmt.Sprintf("refused for now: too many of %s", e.Refused)
+	}
+	return fmt.Sprintf("refused for now: no more of %s until %s, in %s", e.Refused, e.Buckets[i].Next.Format(time.TimeOnly), remaining(e.Buckets[i].Next, now))
 }
 
-// guardGauges is the guard as metrics show it.
-func (s *site) guardGauges() metrics.Guard {
-	if s.guard == nil {
-		return metrics.Guard{}
+func columns(b guard.State, now time.Time) []string {
+	left, of, every, next, running := "-", "-", "-", "-", "-"
+	if b.Burst > 0 {
+		left, of, every = fmt.Sprint(b.Tokens), fmt.Sprint(b.Burst), b.Every.String()
 	}
-	g := s.guard.Stats()
-	return metrics.Guard{
-		Learning: g.Learning > 0, DryRun: s.dryRun(), Entries: g.Entries, KnownGood: g.KnownGood, Strangers: g.Strangers,
-		Sessions: g.Sessions, InFlight: g.InFlight, Waiting: g.Waiting, Failed: g.Failed, Succeeded: g.Succeeded,
-		FailingAccounts: g.FailingAccounts, FailingNetworks: g.FailingNetworks, SprayedAccounts: g.SprayedAccounts,
-		Evictions: g.Evictions, Shed: g.Shed,
+	if !b.Next.IsZero() {
+		next = remaining(b.Next, now)
 	}
+	if b.AtOnce > 0 {
+		running = fmt.Sprintf("%d of %d", b.Running, b.AtOnce)
+	}
+	if b.Waiting > 0 {
+		running += fmt.Sprintf(", %d wait", b.Waiting)
+	}
+	return []string{left, of, every, next, running}
 }
 
-// guardOnPage is the guard as the status page shows it.
-func (s *site) guardOnPage() page.Guard {
-	g := s.guardGauges()
-	return page.Guard{
-		Learning: g.Learning, DryRun: g.DryRun, Remembered: g.Entries + g.KnownGood, FailingAccounts: g.FailingAccounts,
-		FailingNetworks: g.FailingNetworks, FailureRatio: g.FailureRatio(), Waiting: g.Waiting, InFlight: g.InFlight,
+func remaining(t, now time.Time) string { return max(0, t.Sub(now)).Round(time.Second).String() }
+
+func listCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List whom the guard refuses now, those first that came most often",
+		Long: `List whom the guard refuses now, those first that came most often. An account
+that has never logged in is shown by a hash, because people type passwords for
+names.`,
+		Args: cobra.NoArgs,
 	}
+	path := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+		now, n := time.Now(), 0
+		err := callGuard(cmd, *path, "list", struct{}{}, func(r guard.Refused) error {
+			if n++; n == 1 {
+				fmt.Fprintf(w, "ACCOUNT\tNETWORK\tTIER\tNO MORE OF\tREFUSED\tFOR\n")
+			}
+			account := r.Account
+			if account == "" {
+				account = "(" + r.Hash + ")"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", account, r.Network, r.Tier, r.Bucket, r.Count, remaining(r.Until, now))
+			return nil
+		})
+		return errors.Join(err, w.Flush())
+	}
+	return cmd
+}
+
+func unlockCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "unlock ACCOUNT | ADDRESS | NETWORK",
+		Short: "Give an account, or a network, its budgets back",
+		Args:  cobra.ExactArgs(1),
+	}
+	path := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return callGuard(cmd, *path, "unlock", args[0], func(unlocked string) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "unlocked: %s\n", unlocked)
+			return err
+		})
+	}
+	return cmd
 }

@@ -36,7 +36,7 @@ only IMAP.`,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(demoCommand(), runCommand(), reloadCommand(), upgradeCommand(), checkCommand(), certsCommand(), guardCommand(), uidlCommand(), versionCommand(), healthyCommand(), manCommand())
+	root.AddCommand(demoCommand(), runCommand(), reloadCommand(), upgradeCommand(), checkCommand(), certsCommand(), guardCommand(), uidlCommand(), versionCommand(), healthCommand(), manCommand())
 	err := root.ExecuteContext(ctx)
 	if status, ok := errors.AsType[exitStatus](err); ok {
 		return int(status)
@@ -74,9 +74,4 @@ func complain(w io.Writer, err error) {
 		plural = "mistake"
 	}
 	_, _ = fmt.Fprintf(w, "postern: %d %s in the configuration, nothing was opened\n", len(mistakes), plural)
-}
-
-// configFlag adds --config to cmd.
-func configFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().StringP("config", "c", "/etc/postern/postern.yaml", "the configuration `file`")
 }

@@ -6,6 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
+
+	"postern/cmd/postern/internal/service"
 )
 
 // manCommand writes the man pages that packages have.
@@ -21,7 +23,7 @@ func manCommand() *cobra.Command {
 			}
 			root := cmd.Root()
 			root.DisableAutoGenTag = true // no date: the same source gives the same pages
-			header := &doc.GenManHeader{Section: "1", Source: strings.TrimSpace("Postern " + readBuild().version), Manual: "Postern"}
+			header := &doc.GenManHeader{Section: "1", Source: strings.TrimSpace("Postern " + service.ReadVersion().Version), Manual: "Postern"}
 			return doc.GenManTree(root, header, args[0])
 		},
 	}

@@ -57,7 +57,7 @@ func (m *manager) heard(state string) bool {
 func TestSystemdIsTold(t *testing.T) {
 	m := listenAsManager(t)
 	t.Setenv("WATCHDOG_USEC", "200000")
-	f := startFleet(t, 1, "")
+	f := startProcesses(t, 1, "")
 	within(t, patience, "it is ready", func() bool { return m.heard(fmt.Sprintf("READY=1\nMAINPID=%d", f.cmd.Process.Pid)) })
 	within(t, patience, "it is alive", func() bool { return m.heard("WATCHDOG=1") })
 	_ = f.cmd.Process.Signal(syscall.SIGHUP)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/internal/service"
 	"postern/configs"
 	"postern/proxy/certs"
 )
@@ -49,12 +50,12 @@ begun again: what is there is not got again. A Postern may be running or not.`,
 		if err != nil {
 			return err
 		}
-		r := report{out: cmd.OutOrStdout(), began: time.Now(), counts: map[string]int{}}
+		r := progressReport{out: cmd.OutOrStdout(), began: time.Now(), counts: map[string]int{}}
 		if f, ok := cmd.OutOrStdout().(*os.File); ok {
 			r.live = isTerminal(f)
 		}
-		o := &certs.Obtaining{Names: names, PerHour: *perHour, Addresses: own, Tell: r.tell}
-		err = o.Run(cmd.Context(), *sources(cfg).ACME, slog.New(slog.DiscardHandler))
+		o := &certs.Obtaining{Names: names, PerHour: *perHour, Addresses: own, Tell: r.update}
+		err = o.Run(cmd.Context(), *service.CertificateSources(cfg).ACME, slog.New(slog.DiscardHandler))
 		r.end()
 		return err
 	}
@@ -118,15 +119,15 @@ func interfaceAddresses() (own []netip.Addr, err error) {
 	return own, nil
 }
 
-// A report is how obtain tells what it does.
-type report struct {
+// A progressReport is how obtain tells what it does.
+type progressReport struct {
 	out    io.Writer
 	live   bool // a line is written over and over
 	began  time.Time
 	counts map[string]int
 }
 
-func (r *report) tell(p certs.Progress) {
+func (r *progressReport) update(p certs.Progress) {
 	r.counts[p.Result]++
 	if p.Err != nil {
 		r.clear()
@@ -141,23 +142,23 @@ func (r *report) tell(p certs.Progress) {
 }
 
 // clear empties the line that is written over and over.
-func (r *report) clear() {
+func (r *progressReport) clear() {
 	if r.live {
 		_, _ = io.WriteString(r.out, "\r\x1b[K")
 	}
 }
 
 // left is how long it will take if it goes on like this.
-func (r *report) left(p certs.Progress) time.Duration {
+func (r *progressReport) left(p certs.Progress) time.Duration {
 	return (time.Since(r.began) / time.Duration(p.Done) * time.Duration(p.All-p.Done)).Round(time.Second)
 }
 
-func (r *report) end() {
+func (r *progressReport) end() {
 	r.clear()
 	_, _ = fmt.Fprintln(r.out, r)
 }
 
-func (r *report) String() string {
+func (r *progressReport) String() string {
 	var parts []string
 	for _, result := range []string{certs.ObtainedNow, certs.ObtainedBefore, certs.ObtainSkipped, certs.ObtainedNot} {
 		parts = append(parts, fmt.Sprintf("%d %s", r.counts[result], result))

@@ -56,7 +56,7 @@ func profiles(t *testing.T) *running {
 		t.Fatal(err)
 	}
 	_ = free.Close()
-	cfg, err := configs.Parse("test.yaml", fmt.Appendf(nil, frame+`
+	cfg, err := configs.Parse("test.yaml", fmt.Appendf(nil, baseConfig+`
 listeners:
   - {protocol: imap, address: "127.0.0.1:%[1]d"}
   - {protocol: imap, name: island, address: "127.0.0.1:%[1]d", tls_profile: legacy, networks: [127.0.0.2]}
@@ -67,7 +67,7 @@ trusted_networks: [127.0.0.0/8]
 	if err != nil {
 		t.Fatal(err)
 	}
-	return inhabitWith(t, cfg, store, io.Discard)
+	return startService(t, cfg, store, io.Discard)
 }
 
 // from listens for programs that cannot choose where they connect from, and

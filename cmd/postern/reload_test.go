@@ -1,79 +1,15 @@
 package main
 
 import (
-	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
-
-	"postern/configs"
-	"postern/proxy/certs"
-	"postern/proxy/proxytest"
 )
-
-// An address that goes from one part of the configuration to another would be
-// closed by the one, or served by both.
-func TestReloadRefusesAnAddressThatChangesHands(t *testing.T) {
-	cert, key, _ := proxytest.CertFiles(t)
-	imap, _ := inMemory(t, "m", "alice")
-	one, two, three := freeAddress(t), freeAddress(t), freeAddress(t)
-	text := func(door, metrics, ready string) []byte {
-		return fmt.Appendf(nil, `
-hostname: mail.example.org
-listeners: [{protocol: imap, address: %q}]
-tls: {certificates: [{cert: %q, key: %q}]}
-backends: {main: {imap: {address: %q, tls: none}}}
-metrics: {address: %q, ready_address: %q}
-control: {socket: off}
-`, door, cert, key, imap, metrics, ready)
-	}
-	path := filepath.Join(t.TempDir(), "postern.yaml")
-	write := func(text []byte) *configs.Config {
-		t.Helper()
-		if err := os.WriteFile(path, text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		cfg, err := configs.Load(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return cfg
-	}
-	cfg := write(text(one, two, three))
-	store, err := certs.New(sources(cfg))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := inhabitWith(t, cfg, store, t.Output())
-	r.site.path = path
-	reload := func(text []byte) error {
-		write(text)
-		done := make(chan error, 1)
-		r.site.changes <- change{r.site.reload, done}
-		return <-done
-	}
-	for name, swapped := range map[string][]byte{
-		"a listener and metrics": text(two, one, three), "metrics and readiness": text(one, three, two),
-	} {
-		err := reload(swapped)
-		if mistakes, _ := errors.AsType[configs.Errors](err); len(mistakes) != 2 || !strings.Contains(err.Error(), "is still open for another part") {
-			t.Errorf("%s change places: %v", name, err)
-		}
-	}
-	for _, step := range [][]byte{text(one, "off", three), text(one, "off", two), text(one, three, two)} {
-		if err := reload(step); err != nil {
-			t.Errorf("step by step: %v", err)
-		}
-	}
-}
 
 // Who rotates logs sends SIGHUP to all that are called postern.
 func TestSIGHUPDoesNotEndADrain(t *testing.T) {
-	f := startFleet(t, 2, "")
+	f := startProcesses(t, 2, "")
 	imap, pop3 := f.sessions(t, 0, 2)
 	_ = f.cmd.Process.Signal(syscall.SIGTERM)
 	within(t, patience, "it is stopping", func() bool {

@@ -2,87 +2,36 @@ package main
 
 import (
 	"bytes"
-	"crypto/tls"
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"postern/configs"
+	"postern/cmd/postern/internal/service"
 	"postern/proxy"
-	"postern/proxy/certs"
 	"postern/proxy/proxytest"
 )
-
-// operated is inhabit with a control socket, and what runs a subcommand
-// against it: all it prints, and whether it was successful.
-func operated(t *testing.T, config string) (*running, func(args ...string) (string, bool)) {
-	t.Helper()
-	return operatedWith(t, t.Output(), config)
-}
-
-// operatedWith is operated with a log for the test.
-func operatedWith(t *testing.T, log io.Writer, config string) (*running, func(args ...string) (string, bool)) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "postern") // t.TempDir is too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	config = frame + config + fmt.Sprintf("state: {path: %s}\n", filepath.Join(dir, "state"))
-	path := filepath.Join(dir, "postern.yaml")
-	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cfg, err := configs.Read(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, roots := proxytest.Cert(t, "localhost")
-	store, err := certs.Static(cert)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := inhabitWith(t, cfg, store, log)
-	r.roots = roots
-	return r, func(args ...string) (string, bool) {
-		t.Helper()
-		var out bytes.Buffer
-		status := command(t.Context(), append(args, "-c", path), &out, &out)
-		return out.String(), status == 0
-	}
-}
-
-// login opens a session of POP3.
-func (r *running) login(t *testing.T, user string) *tls.Conn {
-	t.Helper()
-	c := r.secure(r.dial(t, "pop3")).(*tls.Conn)
-	proxytest.Transcript(t, c, fmt.Sprintf("S: +OK *\nC: USER %s\nS: +OK *\nC: PASS secret of %s\nS: +OK *", user, user))
-	return c
-}
 
 // Criterion: an operator sees each session with protocol, account, client, TLS, backend, octets and state, and ends those of an account, a network, a backend, or one.
 func TestSessionsAreListedAndEnded(t *testing.T) {
 	imap, _ := inMemory(t, "mail", "alice", "bob")
-	r, do := operated(t, fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}, {protocol: imap, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap))
+	r, do := startWithCommands(t, fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}, {protocol: imap, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap))
 	alice, bob := r.login(t, "alice"), r.login(t, "bob")
 	again, stranger := r.login(t, "bob"), r.secure(r.dial(t, "imap"))
 	proxytest.Transcript(t, stranger, `S: \* OK *`)
-	serving(t, r, 3)
+	waitForSessions(t, do, 3)
 
-	list := func(args ...string) (all []listedSession) {
+	list := func(args ...string) (all []service.Session) {
 		t.Helper()
 		out, ok := do(append([]string{"sessions", "--json"}, args...)...)
 		if !ok {
 			t.Fatal(out)
 		}
 		for line := range strings.Lines(out) {
-			var l listedSession
+			var l service.Session
 			if err := json.Unmarshal([]byte(line), &l); err != nil {
 				t.Fatal(err)
 			}
@@ -144,25 +93,20 @@ func TestSessionsAreListedAndEnded(t *testing.T) {
 	proxytest.Transcript(t, stranger, `S: \* BYE *`)
 }
 
-// serving waits until n sessions are served: a client reads its welcome a
+// waitForSessions waits until n sessions are served: a client reads its welcome a
 // moment earlier.
-func serving(t *testing.T, r *running, n int) {
+func waitForSessions(t *testing.T, do func(args ...string) (string, bool), n int) {
 	t.Helper()
 	within(t, patience, fmt.Sprintf("%d sessions are served", n), func() bool {
-		served := 0
-		for _, i := range r.site.server.Sessions() {
-			if i.Step >= proxy.StepSession {
-				served++
-			}
-		}
-		return served == n
+		out, ok := do("sessions", "--json")
+		return ok && strings.Count(out, `"state":"session"`) == n
 	})
 }
 
 // Criterion: a drained backend gets no new login, its sessions stay, and an operator sees how many are left.
 func TestADrainedBackendGetsNoNewLogin(t *testing.T) {
 	imap, _ := inMemory(t, "mail", "alice", "bob")
-	r, do := operated(t, fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap))
+	r, do := startWithCommands(t, fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap))
 	alice := r.login(t, "alice")
 	out, ok := do("drain", "main")
 	if want := fmt.Sprintf("imap      %s  drained  1\nconnections that stay until they end by themselves: 1\n", imap); !ok || !strings.HasSuffix(out, want) {
@@ -186,13 +130,13 @@ func TestADrainedBackendGetsNoNewLogin(t *testing.T) {
 
 func TestTheLogLevelChangesWhileItRuns(t *testing.T) {
 	imap, _ := inMemory(t, "mail")
-	r, do := operated(t, fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap))
+	r, do := startWithCommands(t, fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap))
 	for _, c := range []struct{ args, want string }{{"", "info\n"}, {"debug", "debug\n"}, {"", "debug\n"}} {
 		if out, ok := do(append([]string{"log-level"}, strings.Fields(c.args)...)...); !ok || out != c.want {
 			t.Errorf("log-level %s: %s, want %s", c.args, out, c.want)
 		}
 	}
-	if got := r.site.level.Level(); got != slog.LevelDebug {
+	if got := r.level.Level(); got != slog.LevelDebug {
 		t.Errorf("the level is %v", got)
 	}
 	if out, ok := do("log-level", "loud"); ok || !strings.Contains(out, `invalid argument "loud"`) {
@@ -208,7 +152,7 @@ func TestWhatOnlyAPosternThatRunsCanDo(t *testing.T) {
 		{"control: {socket: none.sock}\n", "postern: no Postern is running at " + filepath.Join(dir, "none.sock") + "\n"},
 		{"control: {socket: off}\n", "postern: control.socket is off: this Postern can not be asked\n"},
 	} {
-		if err := os.WriteFile(path, []byte(frame+config+c.control), 0o600); err != nil {
+		if err := os.WriteFile(path, []byte(baseConfig+config+c.control), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		for _, args := range []string{"kick --account a", "drain main", "log-level"} {
@@ -216,36 +160,6 @@ func TestWhatOnlyAPosternThatRunsCanDo(t *testing.T) {
 			if status := command(t.Context(), append(strings.Fields(args), "-c", path), &out, &out); status != 1 || !strings.HasSuffix(out.String(), c.want) {
 				t.Errorf("%s: %s, want %s", args, out.String(), c.want)
 			}
-		}
-	}
-}
-
-func TestReadinessHasAnAddressOfItsOwn(t *testing.T) {
-	imap, _ := inMemory(t, "mail")
-	config := strings.Replace(frame, "{address: off}", `{address: "127.0.0.1:0", ready_address: "127.0.0.1:0"}`, 1)
-	log := new(written)
-	cfg, err := configs.Parse("test.yaml", []byte(config+fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, _ := proxytest.Cert(t, "localhost")
-	store, err := certs.Static(cert)
-	if err != nil {
-		t.Fatal(err)
-	}
-	inhabitWith(t, cfg, store, log)
-	_, at, ok := strings.Cut(grep(log.String(), "what=health"), "address=")
-	if !ok {
-		t.Fatalf("it is not served:\n%s", log)
-	}
-	for path, want := range map[string]int{"/readyz": http.StatusOK, "/healthz": http.StatusOK, "/metrics": http.StatusNotFound} {
-		response, err := http.Get("http://" + strings.TrimSpace(at) + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = response.Body.Close()
-		if response.StatusCode != want {
-			t.Errorf("%s: %d, want %d", path, response.StatusCode, want)
 		}
 	}
 }

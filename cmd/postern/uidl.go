@@ -2,22 +2,18 @@ package main
 
 import (
 	"bufio"
-	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
-	"sync"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"postern/bridge"
+	"postern/cmd/postern/internal/stored"
 	"postern/configs"
-	"postern/proxy"
 )
 
 func uidlCommand() *cobra.Command {
@@ -30,18 +26,12 @@ func uidlCommand() *cobra.Command {
 	return cmd
 }
 
-// A selection is some accounts. The zero value is all.
-type selection struct {
-	Account string `json:"account,omitempty"`
-	Domain  string `json:"domain,omitempty"`
-}
-
 // selectionFlags adds flags to cmd. What they select is known when it runs.
-func selectionFlags(cmd *cobra.Command) func(args []string) selection {
+func selectionFlags(cmd *cobra.Command) func(args []string) stored.Selection {
 	domain := cmd.Flags().String("domain", "", "all accounts of this `domain`")
 	cmd.Flags().Bool("all", false, "all accounts")
-	return func(args []string) selection {
-		return selection{strings.Join(args, ""), strings.TrimPrefix(*domain, "@")}
+	return func(args []string) stored.Selection {
+		return stored.Selection{Account: strings.Join(args, ""), Domain: strings.TrimPrefix(*domain, "@")}
 	}
 }
 
@@ -62,149 +52,6 @@ func selections(cmd *cobra.Command, args []string) int {
 	}
 	return n
 }
-
-func (s selection) has(account string) bool {
-	switch {
-	case s.Account != "":
-		return account == s.Account
-	case s.Domain != "":
-		at := strings.LastIndexByte(account, '@')
-		return at >= 0 && strings.EqualFold(account[at+1:], s.Domain)
-	}
-	return true
-}
-
-func (s selection) String() string {
-	switch {
-	case s.Account != "":
-		return s.Account
-	case s.Domain != "":
-		return "all accounts of " + s.Domain
-	}
-	return "all accounts"
-}
-
-var forgetUIDLs = question[selection, int]{"uidl/forget", func(ctx context.Context, m *memory, s selection, each func(int) error) error {
-	if m.record == nil {
-		return errNoRecord
-	}
-	lost, err := m.archive.forgetLost(ctx, s.has)
-	if err != nil {
-		return err
-	}
-	n, err := bridge.Forget(ctx, m.archive.listings, m.archive.uidls, s.has)
-	if err != nil {
-		return err
-	}
-	return each(n + lost)
-}}
-
-var exportUIDLs = question[selection, bridge.Recorded]{"uidl/export", func(ctx context.Context, m *memory, s selection, each func(bridge.Recorded) error) error {
-	if m.record == nil {
-		return errNoRecord
-	}
-	return bridge.Export(ctx, m.record, func(r bridge.Recorded) error {
-		if !s.has(r.Account) {
-			return nil
-		}
-		return each(r)
-	})
-}}
-
-var importUIDLs = question[[]bridge.Recorded, int]{"uidl/import", func(ctx context.Context, m *memory, all []bridge.Recorded, each func(int) error) error {
-	if m.record == nil {
-		return errNoRecord
-	}
-	errs := make([]error, len(all))
-	var wg sync.WaitGroup
-	for i, r := range all {
-		wg.Go(func() { errs[i] = bridge.Import(ctx, m.record, r) }) // together, they share one flush of the disk
-	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	if err := m.archive.recount(ctx); err != nil {
-		return err
-	}
-	return each(len(all))
-}}
-
-// An acceptance is what an operator expects of a backend.
-type acceptance struct {
-	Backend string        `json:"backend"`
-	For     time.Duration `json:"for"` // nanoseconds
-}
-
-// acceptChanges answers with the time until when.
-var acceptChanges = question[acceptance, time.Time]{"uidl/accept", func(ctx context.Context, m *memory, in acceptance, each func(time.Time) error) error {
-	b, err := m.brake(ctx, in.Backend)
-	if err != nil {
-		return err
-	}
-	until, err := b.Accept(ctx, in.For)
-	if err != nil {
-		return err
-	}
-	return each(until)
-}}
-
-var uidlHistory = question[string, bridge.Past]{"uidl/history", func(ctx context.Context, m *memory, account string, each func(bridge.Past) error) error {
-	if m.record == nil {
-		return errNoRecord
-	}
-	all, err := bridge.History(ctx, m.record, account)
-	if err != nil {
-		return err
-	}
-	for _, p := range all {
-		if err := each(p); err != nil {
-			return err
-		}
-	}
-	return nil
-}}
-
-var undoUIDLs = question[string, int]{"uidl/undo", func(ctx context.Context, m *memory, account string, each func(int) error) error {
-	if m.record == nil {
-		return errNoRecord
-	}
-	if m.serving != nil {
-		if err := m.serving(account); err != nil {
-			return err
-		}
-	}
-	n, err := bridge.Undo(ctx, m.record, account)
-	if err != nil {
-		return err
-	}
-	return each(n)
-}}
-
-// serving is an error if a POP3 session of an account may be open, here or in the
-// process that this one has replaced.
-func (s *site) serving(account string) error {
-	for _, i := range s.server.Sessions() {
-		if i.Account == account && i.Client.Protocol == proxy.POP3 {
-			return fmt.Errorf("a POP3 session of %s is open: end it with postern kick --protocol pop3 --account %s", account, account)
-		}
-	}
-	if s.predecessor != nil && !s.predecessor.gone.Load() {
-		return errors.New("sessions of the process before the upgrade are open: wait until it has ended")
-	}
-	return nil
-}
-
-// accountNamed returns the account that a name means.
-func accountNamed(cfg *configs.Config, name string) (string, error) {
-	accounts, mistakes := newAccounts(cfg)
-	if mistakes != nil {
-		return "", mistakes
-	}
-	return accounts.Account(name)
-}
-
-var errNoRecord = errors.New("state.path is not set: no unique ids are recorded")
 
 func forgetCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -230,7 +77,7 @@ Sessions that are open go on with the old ones.`,
 				return err
 			}
 		}
-		n, err := forgetUIDLs.one(cmd.Context(), cfg, s)
+		n, err := stored.ForgetUIDLs.One(cmd.Context(), cfg, s)
 		if err == nil && n == 0 {
 			err = fmt.Errorf("there is no record of %s", s)
 		}
@@ -241,19 +88,6 @@ Sessions that are open go on with the old ones.`,
 		return err
 	}
 	return cmd
-}
-
-// confirm returns an error unless the operator says yes.
-func confirm(cmd *cobra.Command, consequence string) error {
-	_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s\nType yes to go on: ", consequence)
-	answer, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 1<<10)).ReadString('\n')
-	if strings.TrimSpace(answer) == "yes" {
-		return nil
-	}
-	if err != nil {
-		_, _ = fmt.Fprintln(cmd.ErrOrStderr())
-	}
-	return errors.New("nothing was done: the answer was not yes (scripts say --yes)")
 }
 
 func acceptCommand() *cobra.Command {
@@ -275,7 +109,7 @@ route) put that right first.`,
 		if err != nil {
 			return err
 		}
-		until, err := acceptChanges.one(cmd.Context(), cfg, acceptance{args[0], *d})
+		until, err := stored.AcceptChanges.One(cmd.Context(), cfg, stored.Acceptance{Backend: args[0], For: *d})
 		if err != nil {
 			return err
 		}
@@ -304,47 +138,14 @@ func exportCommand() *cobra.Command {
 		}
 		out := bufio.NewWriter(cmd.OutOrStdout())
 		lines, n, s := json.NewEncoder(out), 0, selected(args)
-		err = exportUIDLs.ask(cmd.Context(), cfg, s, func(r bridge.Recorded) error {
+		err = stored.ExportUIDLs.Ask(cmd.Context(), cfg, s, func(r bridge.Recorded) error {
 			n++
 			return lines.Encode(r)
 		})
-		if err == nil && n == 0 && s != (selection{}) {
+		if err == nil && n == 0 && s != (stored.Selection{}) {
 			err = fmt.Errorf("there is no record of %s", s)
 		}
 		return errors.Join(err, out.Flush())
-	}
-	return cmd
-}
-
-func importCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "import",
-		Short: "Read what export has written, from standard input, in place of what is recorded",
-		Long: `Read from standard input what export has written, or somebody else in the same
-form, and make it the record of the accounts in it, whatever was there. Other
-accounts stay as they are. All lines are checked before the first one counts.`,
-		Args: cobra.NoArgs,
-	}
-	path := configFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, err := configs.Read(*path)
-		if err != nil {
-			return err
-		}
-		batches, err := readRecords(cmd.InOrStdin())
-		if err != nil {
-			return err
-		}
-		total := 0
-		for _, batch := range batches {
-			n, err := importUIDLs.one(cmd.Context(), cfg, batch)
-			if err != nil {
-				return fmt.Errorf("after %d accounts: %w", total, err)
-			}
-			total += n
-		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "imported: %d\n", total)
-		return err
 	}
 	return cmd
 }
@@ -372,7 +173,7 @@ is kept.`,
 			return err
 		}
 		n, lines, t := 0, json.NewEncoder(cmd.OutOrStdout()), tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		err = uidlHistory.ask(cmd.Context(), cfg, account, func(p bridge.Past) error {
+		err = stored.UidlHistory.Ask(cmd.Context(), cfg, account, func(p bridge.Past) error {
 			if n++; *asJSON {
 				return lines.Encode(p)
 			}
@@ -424,7 +225,7 @@ again takes it back. No POP3 session of the account may be open.`,
 				return err
 			}
 		}
-		n, err := undoUIDLs.one(cmd.Context(), cfg, account)
+		n, err := stored.UndoUIDLs.One(cmd.Context(), cfg, account)
 		if err != nil {
 			return err
 		}
@@ -432,59 +233,4 @@ again takes it back. No POP3 session of the account may be open.`,
 		return err
 	}
 	return cmd
-}
-
-const (
-	maxLine  = 48 << 20 // octets of an account: about 500,000 messages with fingerprints
-	maxBatch = 4 << 20  // octets after which a question is long enough
-	mostOfIt = 500      // accounts in it
-)
-
-// readRecords reads an export and checks it. It comes in parts that can be
-// asked at once.
-func readRecords(in io.Reader) (batches [][]bridge.Recorded, err error) {
-	lines := bufio.NewScanner(in)
-	lines.Buffer(nil, maxLine)
-	seen := make(map[string]bool)
-	var batch []bridge.Recorded
-	size := 0
-	for n := 1; lines.Scan(); n++ {
-		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
-			continue
-		}
-		r, err := readRecord(lines.Bytes())
-		if err == nil && seen[r.Account] {
-			err = fmt.Errorf("%s was there already", r.Account)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("line %d, nothing was imported: %w", n, err)
-		}
-		seen[r.Account] = true
-		if len(batch) == mostOfIt || size > maxBatch {
-			batches, batch, size = append(batches, batch), nil, 0
-		}
-		batch, size = append(batch, r), size+len(lines.Bytes())
-	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("nothing was imported: %w", err)
-	}
-	if len(seen) == 0 {
-		return nil, errors.New("there is nothing to import")
-	}
-	return append(batches, batch), nil
-}
-
-func readRecord(line []byte) (r bridge.Recorded, err error) {
-	d := json.NewDecoder(bytes.NewReader(line))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&r); err != nil {
-		return r, err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return r, errors.New("more than one value")
-	}
-	if r.Account == "" || r.Record == nil {
-		return r, errors.New("no account or no record")
-	}
-	return r, r.Record.Check()
 }

@@ -8,21 +8,22 @@ import (
 
 	"postern/bridge"
 	"postern/bridge/uidl"
+	"postern/cmd/postern/internal/stored"
 	"postern/proxy/proxytest"
 )
 
 // Criterion: uidl undo is refused while a POP3 session of the account is open, and not for a session of another account.
 func TestUndoIsRefusedWhileASessionIsOpen(t *testing.T) {
 	imap, _ := inMemory(t, "mail", "alice", "bob")
-	r, do := operated(t, fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap))
+	r, do := startWithCommands(t, fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap))
 	record := uidl.New(5, uidl.Dovecot)
 	record.Present().Put([]uidl.Entry{{UID: 1, UIDL: "UID1-900", Short: 7}})
 	record.Renumber(6, uidl.Dovecot, []uidl.Entry{{UID: 3, Short: 7}}, 20000)
-	if err := bridge.Import(t.Context(), r.site.memory.record, bridge.Recorded{Account: "carol", Record: record}); err != nil {
+	if err := bridge.Import(t.Context(), r.storage.Record, bridge.Recorded{Account: "carol", Record: record}); err != nil {
 		t.Fatal(err)
 	}
 	alice := r.login(t, "alice")
-	serving(t, r, 1)
+	waitForSessions(t, do, 1)
 	if out, ok := do("uidl", "undo", "--yes", "alice"); ok || !strings.Contains(out, "a POP3 session of alice is open: end it with postern kick --protocol pop3 --account alice") {
 		t.Errorf("while a session is open: %v, %s", ok, out)
 	}
@@ -30,7 +31,7 @@ func TestUndoIsRefusedWhileASessionIsOpen(t *testing.T) {
 		t.Errorf("of another account: %v, %s", ok, out)
 	}
 	proxytest.Transcript(t, alice, "C: QUIT\nS: +OK *\nS: <EOF>")
-	serving(t, r, 0)
+	waitForSessions(t, do, 0)
 	if out, ok := do("uidl", "undo", "--yes", "alice"); ok || !strings.Contains(out, "no generation before") {
 		t.Errorf("after it: %v, %s", ok, out)
 	}
@@ -38,8 +39,8 @@ func TestUndoIsRefusedWhileASessionIsOpen(t *testing.T) {
 
 // Criterion: a session of a process that was upgraded reads and writes the record through the process that has the state, whole or not at all.
 func TestTheRecordIsWrittenThroughTheSuccessor(t *testing.T) {
-	r, do := operated(t, "listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: \"127.0.0.1:1\", tls: none}}}\n")
-	far := &bucket{name: "uidl", book: remoteBook{r.site.house.Load().cfg.Control.Socket, "uidl", make(chan struct{})}}
+	r, do := startWithCommands(t, "listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: \"127.0.0.1:1\", tls: none}}}\n")
+	far := stored.NewBucket("uidl", stored.NewRemoteBucket(r.cfg.Control.Socket, "uidl", make(chan struct{})))
 	record := uidl.New(5, uidl.Dovecot)
 	var entries []uidl.Entry
 	for uid := range uint32(1000) {

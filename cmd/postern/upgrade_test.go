@@ -2,10 +2,8 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,16 +17,14 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"postern/proxy/memserver"
 	"postern/proxy/proxytest"
-	"postern/proxy/state"
 )
 
-// A fleet is a Postern at ports of its own, with a user for each session.
-type fleet struct {
+// A processes is a Postern at ports of its own, with a user for each session.
+type processes struct {
 	*postern
 	config string
 	body   string // of the configuration, without what a test adds
@@ -36,8 +32,8 @@ type fleet struct {
 	users  int
 }
 
-// startFleet starts a Postern for users, each with three messages.
-func startFleet(t *testing.T, users int, more string) *fleet {
+// startProcesses starts a Postern for users, each with three messages.
+func startProcesses(t *testing.T, users int, more string) *processes {
 	t.Helper()
 	var accounts []memserver.Account
 	for i := range users {
@@ -58,7 +54,7 @@ func startFleet(t *testing.T, users int, more string) *fleet {
 	}
 	cert, key, ca := proxytest.CertFiles(t)
 	dir := t.TempDir()
-	f := &fleet{postern: newPostern(dir, ca), users: users}
+	f := &processes{postern: newPostern(dir, ca), users: users}
 	f.imap, f.pop3, f.metrics = freeAddress(t), freeAddress(t), freeAddress(t)
 	f.body = fmt.Sprintf(`
 hostname: mail.example.org
@@ -98,7 +94,7 @@ func freeAddress(t *testing.T) string {
 }
 
 // end stops all processes of the fleet.
-func (f *fleet) end(t testing.TB) {
+func (f *processes) end(t testing.TB) {
 	_ = f.cmd.Process.Signal(syscall.SIGTERM)
 	for _, line := range f.logged(t, "upgraded: the sessions that are left are this process's") {
 		if pid, ok := line["successor"].(float64); ok {
@@ -118,7 +114,7 @@ func (f *fleet) end(t testing.TB) {
 }
 
 // say runs a subcommand and returns all that it printed.
-func (f *fleet) say(args ...string) (string, error) {
+func (f *processes) say(args ...string) (string, error) {
 	out, err := exec.Command("postern", append(args, "--config", f.config)...).CombinedOutput()
 	return string(out), err
 }
@@ -130,7 +126,7 @@ type visit struct {
 	uidls string
 }
 
-func (f *fleet) dial(address string) (*visit, error) {
+func (f *processes) dial(address string) (*visit, error) {
 	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: patience}, Config: &tls.Config{RootCAs: f.roots, ServerName: "localhost"}}
 	conn, err := d.Dial("tcp", address)
 	if err != nil {
@@ -163,7 +159,7 @@ func (c *visit) wants(line, want string) error {
 }
 
 // pop3 logs a user in and reads the unique ids.
-func (f *fleet) popSession(user int) (*visit, error) {
+func (f *processes) popSession(user int) (*visit, error) {
 	c, err := f.dial(f.pop3)
 	if err != nil {
 		return nil, err
@@ -192,7 +188,7 @@ func (c *visit) list() (all string, err error) {
 	}
 }
 
-func (f *fleet) imapSession(user int) (*visit, error) {
+func (f *processes) imapSession(user int) (*visit, error) {
 	c, err := f.dial(f.imap)
 	if err != nil {
 		return nil, err
@@ -201,7 +197,7 @@ func (f *fleet) imapSession(user int) (*visit, error) {
 }
 
 // sessions opens one for each user: IMAP for the first half, POP3 for the rest.
-func (f *fleet) sessions(t *testing.T, from, to int) (imap, pop3 []*visit) {
+func (f *processes) sessions(t *testing.T, from, to int) (imap, pop3 []*visit) {
 	t.Helper()
 	for user := from; user < to; user++ {
 		open, list := f.imapSession, &imap
@@ -220,7 +216,7 @@ func (f *fleet) sessions(t *testing.T, from, to int) (imap, pop3 []*visit) {
 
 // loginsUntil logs users in, one after the other, until stop is called, which
 // returns how many succeeded. None may fail.
-func (f *fleet) loginsUntil(t *testing.T, users ...int) (stop func() int64) {
+func (f *processes) loginsUntil(t *testing.T, users ...int) (stop func() int64) {
 	var succeeded atomic.Int64
 	end := make(chan struct{})
 	var wg sync.WaitGroup
@@ -280,7 +276,7 @@ const (
 
 // Criterion: A reload under 200 sessions and continuous logins breaks no session and refuses no connection, and a bad file changes nothing.
 func TestReloadBreaksNoSession(t *testing.T) {
-	f := startFleet(t, liveSessions+comers, "")
+	f := startProcesses(t, liveSessions+comers, "")
 	imap, pop3 := f.sessions(t, 0, liveSessions)
 	stop := f.loginsUntil(t, liveSessions, liveSessions+1, liveSessions+2, liveSessions+3)
 	defer stop()
@@ -340,7 +336,7 @@ func TestReloadBreaksNoSession(t *testing.T) {
 
 // Criterion: An upgrade under 200 sessions and continuous logins breaks no session, refuses no connection, keeps every unique id and every lock.
 func TestUpgradeBreaksNoSession(t *testing.T) {
-	f := startFleet(t, liveSessions+comers, "pop3: {lock: refuse}\n")
+	f := startProcesses(t, liveSessions+comers, "pop3: {lock: refuse}\n")
 	imap, pop3 := f.sessions(t, 0, liveSessions)
 	stop := f.loginsUntil(t, liveSessions, liveSessions+1, liveSessions+2, liveSessions+3)
 	defer stop()
@@ -397,7 +393,7 @@ func TestUpgradeBreaksNoSession(t *testing.T) {
 
 // Criterion: A maildrop that a POP3 session has locked stays locked through any number of reloads and upgrades, until that session ends or is taken over.
 func TestALockOutlivesUpgrades(t *testing.T) {
-	f := startFleet(t, 1, "pop3: {lock: refuse}\n")
+	f := startProcesses(t, 1, "pop3: {lock: refuse}\n")
 	holder, err := f.popSession(0)
 	if err != nil {
 		t.Fatal(err)
@@ -429,7 +425,7 @@ func TestALockOutlivesUpgrades(t *testing.T) {
 }
 
 // poll is a POP3 session that ends as soon as it has begun.
-func (f *fleet) poll(user int) error {
+func (f *processes) poll(user int) error {
 	c, err := f.popSession(user)
 	if c != nil {
 		_ = c.Close()
@@ -438,7 +434,7 @@ func (f *fleet) poll(user int) error {
 }
 
 // change reloads and upgrades f, in the order of the words.
-func (f *fleet) change(t *testing.T, words string) {
+func (f *processes) change(t *testing.T, words string) {
 	t.Helper()
 	for word := range strings.FieldsSeq(words) {
 		if out, err := f.say(word); err != nil {
@@ -449,7 +445,7 @@ func (f *fleet) change(t *testing.T, words string) {
 
 // The session that is taken over is two processes away.
 func TestATakeoverReachesAProcessBeforeThePredecessor(t *testing.T) {
-	f := startFleet(t, 1, "pop3: {lock: takeover}\n")
+	f := startProcesses(t, 1, "pop3: {lock: takeover}\n")
 	first, err := f.popSession(0)
 	if err != nil {
 		t.Fatal(err)
@@ -466,7 +462,7 @@ func TestATakeoverReachesAProcessBeforeThePredecessor(t *testing.T) {
 }
 
 // wantEnded waits for the end of the first process.
-func (f *fleet) wantEnded(t *testing.T) {
+func (f *processes) wantEnded(t *testing.T) {
 	t.Helper()
 	select {
 	case <-f.done:
@@ -477,7 +473,7 @@ func (f *fleet) wantEnded(t *testing.T) {
 
 // Criterion: An upgrade to a binary or a configuration that cannot serve changes nothing.
 func TestAnUpgradeThatFailsChangesNothing(t *testing.T) {
-	f := startFleet(t, 10, "")
+	f := startProcesses(t, 10, "")
 	imap, pop3 := f.sessions(t, 0, 8)
 	if err := os.WriteFile(f.config, []byte(f.body+"no_such_key: 1\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -514,86 +510,12 @@ func TestAnUpgradeThatFailsChangesNothing(t *testing.T) {
 	}
 }
 
-// What is refused before anything is given up: this process serves on.
-func TestAnUpgradeThatWouldLoseStateIsRefused(t *testing.T) {
-	imap, _ := inMemory(t, "m", "alice")
-	dir := t.TempDir()
-	r := inhabit(t, fmt.Sprintf(`
-hostname: mail.example.org
-listeners: [{protocol: imap, address: "127.0.0.1:0"}]
-backends: {main: {imap: {address: %q, tls: none}}}
-tls: {certificates: [{cert: c, key: k}]}
-state: {path: %q}
-`, imap, dir))
-	upgrade := func(control string) error {
-		next := &successor{cmd: exec.Command("sleep", "60"), back: make(chan struct{}), ended: make(chan struct{})}
-		if err := next.cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		go func() { defer close(next.ended); _ = next.cmd.Wait() }()
-		ours, theirs := net.Pipe()
-		next.relative = &relative{conn: ours, in: json.NewDecoder(ours)}
-		go func() { _ = json.NewEncoder(theirs).Encode(word{Built: true, Control: control}) }()
-		done := make(chan error, 1)
-		r.site.changes <- change{func(ctx context.Context) error { return r.site.handOver(ctx, next) }, done}
-		return <-done
-	}
-	if err := upgrade("/elsewhere/control.sock"); err == nil || !strings.Contains(err.Error(), "control.socket") {
-		t.Errorf("another control socket: %v", err)
-	}
-	r.site.memory.asked.RLock() // as a backup does that nobody reads
-	if err := upgrade(filepath.Join(dir, "control.sock")); !errors.Is(err, errAsked) {
-		t.Errorf("while a command reads the state: %v", err)
-	}
-	r.site.memory.asked.RUnlock()
-	if r.site.fallen != nil || r.dial(t, "imap") == nil {
-		t.Errorf("this process does not serve: %v", r.site.fallen)
-	}
-}
-
-// A session that writes while a successor fails has written.
-func TestStateThatIsTakenBackHasWhatWasWrittenMeanwhile(t *testing.T) {
-	memory := new(state.Memory)
-	back := make(chan struct{})
-	b := &bucket{book: remoteBook{filepath.Join(t.TempDir(), "nobody"), "uidl", back}}
-	written := make(chan error, 1)
-	go func() { written <- b.Put(t.Context(), "alice", []byte("1")) }()
-	time.Sleep(10 * time.Millisecond)
-	close(back)
-	b.set(memory)
-	if err := <-written; err != nil {
-		t.Error(err)
-	}
-	if value, err := memory.Get(t.Context(), "alice"); string(value) != "1" {
-		t.Errorf("got %q, %v", value, err)
-	}
-}
-
 // With no session left the old process ends at once: not before it has answered.
 func TestUpgradeWithoutSessionsIsAnswered(t *testing.T) {
-	f := startFleet(t, 1, "")
+	f := startProcesses(t, 1, "")
 	for range 5 {
 		if out, err := f.say("upgrade"); err != nil {
 			t.Fatalf("upgrade: %v\n%s", err, out)
 		}
 	}
-}
-
-func TestAContainerIsNotUpgraded(t *testing.T) {
-	if upgradable(1) == nil || upgradable(os.Getpid()) != nil {
-		t.Error("want an error for the first process, and for no other")
-	}
-}
-
-// A successor that has stopped must not stop its predecessor, too: the word may
-// be a guard's whole memory.
-func TestAWordThatNobodyTakesIsGivenUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ours, theirs := net.Pipe()
-		defer func() { _ = theirs.Close() }()
-		r := &relative{conn: ours}
-		if err := r.say(word{Serving: true}); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("got %v", err)
-		}
-	})
 }

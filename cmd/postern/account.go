@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/internal/stored"
+	"postern/configs"
+	"postern/metrics/ledger"
+)
+
+func accountsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "accounts",
+		Short: "List which accounts log in with which protocol and TLS, and when they last did",
+		Long: `List which accounts log in with which protocol and TLS, and when they last did:
+who still needs POP3, or a version of TLS that is to be switched off. The version
+is the oldest that the account used on its last day.`,
+		Example: "postern accounts --protocol pop3 --tls 1.0,1.1",
+		Args:    cobra.NoArgs,
+	}
+	path := configFlag(cmd)
+	var n stored.AccountFilter
+	flags := cmd.Flags()
+	flags.StringVar(&n.Protocol, "protocol", "", "only this `protocol`: imap, pop3 or submission")
+	flags.StringSliceVar(&n.TLS, "tls", nil, "only these `versions` of TLS: 1.0, 1.1, 1.2, 1.3 or none")
+	since := flags.String("since", "30d", "seen within so many `days`")
+	asJSON := flags.Bool("json", false, "one JSON object a line")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		days, err := configs.ParseDays(*since)
+		if err != nil {
+			return err
+		}
+		n.Since = ledger.Day(days.Before(time.Now()))
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			lines := json.NewEncoder(cmd.OutOrStdout())
+			return stored.ListAccounts.Ask(cmd.Context(), cfg, n, func(e ledger.Entry) error { return lines.Encode(e) })
+		}
+		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+		_, _ = fmt.Fprintln(t, "ACCOUNT\tPROTOCOL\tTLS\tFIRST\tLAST\tLOGINS")
+		err = stored.ListAccounts.Ask(cmd.Context(), cfg, n, func(e ledger.Entry) error {
+			_, err := fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\n", e.Account, e.Protocol, e.TLS, e.First, e.Last, e.Logins)
+			return err
+		})
+		return errors.Join(err, t.Flush())
+	}
+	return cmd
+}
+
+func accountCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "account",
+		Short: "Show, or forget, all that is stored of one account",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(exportAccountCommand(), forgetAccountCommand())
+	return cmd
+}
+
+// storedOf returns all that is stored of an account. Nothing is an error.
+func storedOf(ctx context.Context, cfg *configs.Config, account string) (stored.Account, error) {
+	s, err := stored.ExportAccount.One(ctx, cfg, account)
+	if err == nil && s.Empty() {
+		err = fmt.Errorf("nothing is stored of %s", account)
+	}
+	return s, err
+}
+
+func exportAccountCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "export ACCOUNT",
+		Short: "Write all that is stored of an account, as JSON",
+		Long: `Write all that is stored of an account, named as in the log, as JSON: its days in
+the ledger, its unique ids of POP3, what is remembered of its mailbox, and how
+many networks the login guard knows it from. docs/privacy.md explains each.`,
+		Args: cobra.ExactArgs(1),
+	}
+	path := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		s, err := storedOf(cmd.Context(), cfg, args[0])
+		if err != nil {
+			return err
+		}
+		out := json.NewEncoder(cmd.OutOrStdout())
+		out.SetIndent("", "  ")
+		return out.Encode(s)
+	}
+	return cmd
+}
+
+func forgetAccountCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "forget ACCOUNT",
+		Short: "Forget all that is stored of an account",
+		Long: `Forget all that is stored of an account, named as in the log. A session that is
+open writes again what it knows when it ends: postern kick ends it. Logs are not
+changed.`,
+		Args: cobra.ExactArgs(1),
+	}
+	path := configFlag(cmd)
+	yes := cmd.Flags().Bool("yes", false, "do not ask")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		if _, err := storedOf(cmd.Context(), cfg, args[0]); err != nil {
+			return err
+		}
+		if !*yes {
+			if err := confirm(cmd, fmt.Sprintf(
+				"All that is stored of %s will be forgotten. Its POP3 clients may then download all mail again, what they deleted on a server without UIDPLUS may be there again, and the login guard takes its networks for new ones.",
+				args[0])); err != nil {
+				return err
+			}
+		}
+		if _, err := stored.ForgetAccount.One(cmd.Context(), cfg, args[0]); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "forgotten: %s\n", args[0])
+		return err
+	}
+	return cmd
+}

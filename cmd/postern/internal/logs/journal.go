@@ -1,0 +1,85 @@
+package logs
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// A journal is a slog.Handler for systemd's journal: lines of text, each with
+// its priority in front (sd-daemon(3)). The journal knows the time.
+type journal [4]slog.Handler
+
+func newJournal(w io.Writer, level slog.Leveler) journal {
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+		if _, ok := a.Value.Any().(slog.Level); ok && len(groups) == 0 { // nobody logs another one
+			return slog.Attr{}
+		}
+		return a
+	}}
+	var j journal
+	mu := new(sync.Mutex)
+	for i, priority := range []string{"<7>", "<6>", "<4>", "<3>"} {
+		j[i] = slog.NewTextHandler(&prefixed{mu, w, priority}, options)
+	}
+	return j
+}
+
+// of returns the handler for a level.
+func (j journal) of(level slog.Level) slog.Handler {
+	switch {
+	case level < slog.LevelInfo:
+		return j[0]
+	case level < slog.LevelWarn:
+		return j[1]
+	case level < slog.LevelError:
+		return j[2]
+	}
+	return j[3]
+}
+
+// Enabled implements slog.Handler.
+func (j journal) Enabled(ctx context.Context, level slog.Level) bool {
+	return j.of(level).Enabled(ctx, level)
+}
+
+// Handle implements slog.Handler.
+func (j journal) Handle(ctx context.Context, r slog.Record) error {
+	r.Time = time.Time{} // then there is none in the line
+	return j.of(r.Level).Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (j journal) WithAttrs(attrs []slog.Attr) slog.Handler {
+	for i := range j {
+		j[i] = j[i].WithAttrs(attrs)
+	}
+	return j
+}
+
+// WithGroup implements slog.Handler.
+func (j journal) WithGroup(name string) slog.Handler {
+	for i := range j {
+		j[i] = j[i].WithGroup(name)
+	}
+	return j
+}
+
+// A prefixed writes each line with a prefix, in one piece.
+type prefixed struct {
+	mu     *sync.Mutex
+	w      io.Writer
+	prefix string
+}
+
+// Write implements io.Writer. p is a line: the handler writes no other.
+func (p *prefixed) Write(line []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, err := io.WriteString(p.w, p.prefix+string(line)); err != nil {
+		return 0, err
+	}
+	return len(line), nil
+}

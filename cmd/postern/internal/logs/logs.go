@@ -1,0 +1,20 @@
+// Package logs has the slog handlers of Postern: a line format for systemd's
+// journal, the redaction of client addresses and account names, a counter of
+// records by level, and the file of wrong passwords that fail2ban reads.
+package logs
+
+import (
+	"io"
+	"log/slog"
+)
+
+func New(w io.Writer, format string, level *slog.LevelVar) *slog.Logger {
+	options := &slog.HandlerOptions{Level: level}
+	switch format {
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, options))
+	case "journald":
+		return slog.New(newJournal(w, level))
+	}
+	return slog.New(slog.NewTextHandler(w, options))
+}

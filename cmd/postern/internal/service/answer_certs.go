@@ -1,0 +1,29 @@
+package service
+
+import (
+	"context"
+
+	"postern/proxy/admin"
+	"postern/proxy/certs"
+)
+
+// The questions of certs to the Postern that runs.
+const (
+	AskCerts = "certs/list"
+	AskRenew = "certs/renew"
+)
+
+// AnswerCerts makes s answer what the commands ask of store.
+func AnswerCerts(s *admin.Server, store *certs.Store) {
+	admin.HandleEach(s, AskCerts, func(ctx context.Context, _ struct{}, each func(certs.Listed) error) error {
+		for _, l := range store.List(ctx) {
+			if err := each(l); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	admin.Handle(s, AskRenew, func(ctx context.Context, name string) (struct{}, error) {
+		return struct{}{}, store.Renew(ctx, name)
+	})
+}

@@ -1,0 +1,83 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"postern/cmd/postern/internal/stored"
+	"postern/proxy/admin"
+	"postern/proxy/guard"
+)
+
+// An attempt that is asked about.
+type ExplainQuestion struct {
+	Account string     `json:"account"` // as typed
+	Addr    netip.Addr `json:"addr"`
+	Service string     `json:"service"`
+}
+
+// answerGuard answers the questions about the guard.
+func (s *Service) answerGuard(c *admin.Server) {
+	admin.Handle(c, "guard/explain", func(_ context.Context, q ExplainQuestion) (guard.Explanation, error) {
+		account, err := s.account(q.Account)
+		if err != nil {
+			return guard.Explanation{}, err
+		}
+		return s.guard.Explain(q.Service, account, q.Addr), nil
+	})
+	admin.HandleEach(c, "guard/list", func(_ context.Context, _ struct{}, each func(guard.Refused) error) error {
+		for _, r := range s.guard.List() {
+			if err := each(r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	admin.Handle(c, "guard/unlock", func(_ context.Context, name string) (string, error) {
+		if network, ok, err := networkOf(name); ok || err != nil {
+			if err == nil {
+				s.guard.UnlockNetwork(network.Addr())
+			}
+			return network.String(), err
+		}
+		account, err := s.account(name)
+		if err != nil {
+			return "", err
+		}
+		s.guard.Unlock(account)
+		return account, nil
+	})
+	admin.Handle(c, stored.SeedGuard.Name, func(_ context.Context, logins []guard.Success) (int, error) {
+		return s.guard.Seed(logins), nil
+	})
+}
+
+// account returns the account that a name means.
+func (s *Service) account(name string) (string, error) {
+	h := s.current.Load()
+	if h == nil {
+		return "", errors.New("not serving yet")
+	}
+	return h.routing.accounts.Account(name)
+}
+
+// networkOf reads an address, or a network of the size that has a budget. What is
+// neither, without an error, is the name of an account.
+func networkOf(text string) (network netip.Prefix, ok bool, err error) {
+	addr, err := netip.ParseAddr(text)
+	if err != nil {
+		if network, err = netip.ParsePrefix(text); err != nil {
+			return network, false, nil // it is a name
+		}
+		addr = network.Addr()
+	}
+	addr = addr.Unmap().WithZone("")
+	size := min(addr.BitLen(), 64) // of IPv4 all, of IPv6 half
+	if network.IsValid() && network.Bits() < size {
+		return network, false, fmt.Errorf("%s is more than one network: unlock those that list shows", network)
+	}
+	network, err = addr.Prefix(size)
+	return network, err == nil, err
+}

@@ -1,0 +1,177 @@
+package service
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"postern/cmd/postern/internal/stored"
+	"postern/proxy"
+	"postern/proxy/admin"
+)
+
+// The questions about what a Postern is doing, which only it can answer.
+const (
+	AskSessions = "sessions"
+	AskKick     = "kick"
+	AskDrain    = "drain"
+	AskLogLevel = "log-level"
+)
+
+// answerSessions makes c answer them, and those about what is stored.
+func (s *Service) answerSessions(c *admin.Server) {
+	admin.HandleEach(c, AskSessions, s.listSessions)
+	admin.Handle(c, AskKick, func(_ context.Context, f SessionFilter) (int, error) {
+		return s.server.Kick(f.matches), nil
+	})
+	admin.HandleEach(c, AskDrain, s.drainBackend)
+	admin.Handle(c, AskLogLevel, s.setLogLevel)
+	stored.BackupState.Register(c, s.Storage)
+	stored.CheckState.Register(c, s.Storage)
+	stored.ListAccounts.Register(c, s.Storage)
+	stored.ExportAccount.Register(c, s.Storage)
+	stored.ForgetAccount.Register(c, s.Storage)
+}
+
+// A Session is a connection, as it is printed.
+type Session struct {
+	ID       string         `json:"id"`
+	Protocol string         `json:"protocol"`
+	Service  string         `json:"service"`
+	State    string         `json:"state"`
+	Account  string         `json:"account,omitempty"`
+	Client   netip.AddrPort `json:"client"`
+	TLS      string         `json:"tls,omitempty"`
+	Backend  string         `json:"backend,omitempty"`
+	Since    time.Time      `json:"since"`
+	Received int64          `json:"received"` // octets, from the client
+	Sent     int64          `json:"sent"`     // and to it
+}
+
+// A SessionFilter chooses connections: those that have all that it names.
+type SessionFilter struct {
+	Session  string       `json:"session,omitempty"`
+	Account  string       `json:"account,omitempty"`
+	Network  netip.Prefix `json:"network,omitzero"`
+	Backend  string       `json:"backend,omitempty"`
+	Protocol string       `json:"protocol,omitempty"`
+}
+
+func (f SessionFilter) matches(i proxy.SessionInfo) bool {
+	same := func(want, got string) bool { return want == "" || want == got }
+	return same(f.Session, i.Client.ID) && same(f.Account, i.Account) && same(f.Backend, i.Backend) &&
+		same(f.Protocol, i.Client.Protocol) &&
+		(!f.Network.IsValid() || f.Network.Contains(i.Client.Addr.Addr().WithZone("")))
+}
+
+func (s *Service) listSessions(_ context.Context, f SessionFilter, each func(Session) error) error {
+	all := s.server.Sessions()
+	slices.SortFunc(all, func(a, b proxy.SessionInfo) int {
+		return cmp.Or(a.Since.Compare(b.Since), strings.Compare(a.Client.ID, b.Client.ID))
+	})
+	for _, i := range all {
+		if !f.matches(i) {
+			continue
+		}
+		l := Session{
+			ID: i.Client.ID, Protocol: i.Client.Protocol, Service: i.Client.Service, State: i.Step.String(), Account: i.Account,
+			Client: i.Client.Addr, Backend: i.Backend, Since: i.Since, Received: i.Received, Sent: i.Sent,
+		}
+		if i.Client.TLS != nil {
+			l.TLS = tls.VersionName(i.Client.TLS.Version)
+		}
+		if err := each(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A DrainRequest is what to do with the servers of a backend.
+type DrainRequest struct {
+	Backend string `json:"backend"`
+	Address string `json:"address,omitempty"` // "": all of them
+	Undo    bool   `json:"undo,omitempty"`
+}
+
+// A DrainedServer is a server of a backend after it.
+type DrainedServer struct {
+	Protocol    string `json:"protocol"`
+	Address     string `json:"address"`
+	Up          bool   `json:"up"`
+	Drained     bool   `json:"drained"`
+	Connections int    `json:"connections"`
+}
+
+func (s *Service) drainBackend(_ context.Context, d DrainRequest, each func(DrainedServer) error) error {
+	h := s.current.Load()
+	var known []string
+	found := false
+	for key, pool := range h.pools {
+		known = append(known, key.name)
+		if key.name != d.Backend {
+			continue
+		}
+		for _, m := range pool.Status() {
+			if d.Address == "" || d.Address == m.Address {
+				found = true
+				if err := pool.Drain(m.Address, !d.Undo); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	slices.Sort(known)
+	switch {
+	case !slices.Contains(known, d.Backend):
+		return fmt.Errorf("%q is not a backend; use %s", d.Backend, strings.Join(slices.Compact(known), " or "))
+	case !found:
+		return fmt.Errorf("backend %s has no server %s", d.Backend, d.Address)
+	}
+	s.log.Info("backend drained", "backend", d.Backend, "address", cmp.Or(d.Address, "all"), "drained", !d.Undo)
+	for _, key := range slices.SortedFunc(maps.Keys(h.pools), poolKey.compare) {
+		if key.name != d.Backend {
+			continue
+		}
+		for _, m := range h.pools[key].Status() {
+			if err := each(DrainedServer{key.protocol, m.Address, m.Up, m.Drained, m.Connections}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// setLogLevel sets the level, unless it is asked for "", and returns it.
+func (s *Service) setLogLevel(_ context.Context, level string) (string, error) {
+	if level != "" {
+		var l slog.Level
+		if err := l.UnmarshalText([]byte(level)); err != nil {
+			return "", err
+		}
+		s.level.Set(l)
+	}
+	return strings.ToLower(s.level.Level().String()), nil
+}
+
+// serving is an error if a POP3 session of an account may be open, here or in the
+// process that this one has replaced.
+func (s *Service) serving(account string) error {
+	for _, i := range s.server.Sessions() {
+		if i.Account == account && i.Client.Protocol == proxy.POP3 {
+			return fmt.Errorf("a POP3 session of %s is open: end it with postern kick --protocol pop3 --account %s", account, account)
+		}
+	}
+	if s.predecessor != nil && !s.predecessor.gone.Load() {
+		return errors.New("sessions of the process before the upgrade are open: wait until it has ended")
+	}
+	return nil
+}

@@ -1,0 +1,32 @@
+package service
+
+import (
+	"bytes"
+	"context"
+
+	"postern/cmd/postern/internal/stored"
+	"postern/proxy/admin"
+)
+
+// answerPredecessor answers the sessions of the process before.
+func (s *Service) answerPredecessor(c *admin.Server) {
+	admin.Handle(c, stored.AskGet, func(ctx context.Context, in stored.Entry) ([]byte, error) {
+		b, err := s.Storage.Bucket(in.Bucket)
+		if err != nil {
+			return nil, err
+		}
+		return b.Get(ctx, in.Key)
+	})
+	admin.Handle(c, stored.AskScan, func(ctx context.Context, in stored.Entry) (cells []stored.Entry, err error) {
+		b, err := s.Storage.Bucket(in.Bucket)
+		if err != nil {
+			return nil, err
+		}
+		err = b.Scan(ctx, in.Key, func(key string, value []byte) error {
+			cells = append(cells, stored.Entry{Key: key, Old: bytes.Clone(value)})
+			return nil
+		})
+		return cells, err
+	})
+	admin.Handle(c, stored.AskSwap, s.Storage.Swap)
+}

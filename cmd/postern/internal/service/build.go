@@ -1,0 +1,159 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+
+	"postern/bridge"
+	"postern/configs"
+	"postern/proxy"
+	"postern/proxy/authpolicy"
+	"postern/proxy/backend"
+	"postern/proxy/front"
+	"postern/proxy/relay"
+	"postern/proxy/route"
+)
+
+// watch adds what reads a file again when it has changed.
+func (h *generation) watch(watch func(context.Context, time.Duration, *slog.Logger)) {
+	h.background = append(h.background, func(ctx context.Context) { watch(ctx, watchEvery, h.log) })
+}
+
+const (
+	probeEvery = 10 * time.Second // what the backends offer, and whether they are there
+	watchEvery = 2 * time.Second  // files: certificates, routes, policy
+)
+
+// A generation is all that a Config asks for, made and not yet opened. What has
+// memory belongs to the site.
+type generation struct {
+	*Service
+	cfg        *configs.Config
+	listeners  []listenerSpec
+	pools      map[poolKey]*backend.Pool
+	routing    *routing
+	bridges    []*bridge.Backend
+	pop3       pop3Options
+	policy     *authpolicy.Server // that judges logins as well; nil: none does
+	gid        int                // of those who may ask at the control socket; -1: only Postern's user and root
+	background []func(context.Context)
+}
+
+// A listenerSpec is a listener that is not open yet.
+type listenerSpec struct {
+	key       string // in the configuration
+	address   string
+	proxyFrom []netip.Prefix
+	services  []*proxy.Service // several differ by their Networks; the first has none
+}
+
+func (d listenerSpec) name() string { return d.services[0].Name }
+
+// build makes the house of cfg: the only place where configuration becomes
+// rooms. It opens nothing, and changes nothing of what is served. An error is a
+// configs.Errors.
+func build(cfg *configs.Config, s *Service) (*generation, error) {
+	h := newGeneration(cfg, s)
+	if err := h.setPOP3(); err != nil {
+		return nil, err
+	}
+	if err := h.setControl(); err != nil {
+		return nil, err
+	}
+	if err := h.setPolicyServer(); err != nil {
+		return nil, err
+	}
+	b, err := h.newBackends()
+	if err != nil {
+		return nil, err
+	}
+	if h.routing, err = h.newRouting(); err != nil {
+		return nil, err
+	}
+	for i, l := range cfg.Listeners {
+		if l.Networks == nil {
+			h.listeners = append(h.listeners, h.newListenerSpec(i, b, h.routing))
+		}
+	}
+	return h, nil
+}
+
+func newGeneration(cfg *configs.Config, s *Service) *generation {
+	return &generation{Service: s, cfg: cfg, pools: make(map[poolKey]*backend.Pool)}
+}
+
+// has reports whether a service of this name is served.
+func (h *generation) has(name string) bool {
+	return slices.ContainsFunc(h.cfg.Listeners, func(l configs.Listener) bool { return l.Name == name })
+}
+
+// newListenerSpec makes the door of a listener for all, with those at its address that
+// are for some networks.
+func (h *generation) newListenerSpec(i int, b backends, r *routing) listenerSpec {
+	l := h.cfg.Listeners[i]
+	d := listenerSpec{
+		key: fmt.Sprintf("listeners[%d].address", i), address: l.Address, proxyFrom: l.ProxyFrom,
+		services: []*proxy.Service{h.newService(l, b, r)},
+	}
+	for _, island := range h.cfg.Listeners {
+		if island.Networks != nil && island.Address == l.Address {
+			d.services = append(d.services, h.newService(island, b, r))
+		}
+	}
+	return d
+}
+
+// newService makes what is served on l.
+func (h *generation) newService(l configs.Listener, b backends, r *routing) *proxy.Service {
+	cfg := h.cfg
+	svc := &proxy.Service{
+		Name: l.Name, Protocol: l.Protocol, Networks: l.Networks, StartTLS: l.TLS != "implicit",
+		Timeouts: proxy.Timeouts{Handshake: cfg.Timeouts.Handshake, Login: cfg.Timeouts.Login, Stall: cfg.Timeouts.Stall},
+		Account:  r.accounts.Account, Text: h.text,
+	}
+	mux := &route.Mux{Rules: r.rules, Policy: r.policy, Targets: map[string]route.Target{}, Observer: h.observer}
+	svc.Backend = mux
+	options := front.Options{Hostname: cfg.Hostname, Offer: mux.Offer}
+	switch l.Protocol {
+	case proxy.IMAP:
+		svc.Idle = cfg.Timeouts.IMAPIdle
+		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewIMAP(c, options) }
+		for name, pool := range b.imap {
+			mux.Targets[name] = route.Target{Backend: &backend.IMAP{Server: pool, Idle: svc.Idle, Spread: cfg.Timeouts.Spread}, Offer: pool.Offer}
+		}
+	case proxy.POP3:
+		svc.Idle = cfg.Timeouts.POP3Idle
+		for name, pool := range b.imap {
+			served := h.newBridge(name, pool, cfg.POP3.At(l))
+			mux.Targets[name] = route.Target{Backend: served, Offer: pool.Offer}
+			options.Capabilities = served.Capabilities() // of all the same
+		}
+		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewPOP3(c, options) }
+	case proxy.Submission:
+		svc.Idle = cfg.Timeouts.SubmissionIdle
+		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewSMTP(c, options) }
+		for name, pool := range b.submission {
+			submission := &backend.Submission{
+				Server: pool, Idle: svc.Idle, Hostname: cfg.Hostname, Newlines: newlines[cfg.Submission.BareNewlines],
+			}
+			mux.Targets[name] = route.Target{Backend: submission, Offer: pool.Offer}
+		}
+	}
+	if l.TLS == "refuse" {
+		greet := svc.Dialogue
+		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.Refuser{Dialogue: greet(c)} }
+	} else {
+		profile, _ := proxy.ParseProfile(l.TLSProfile) // configs knows the words
+		if profile == proxy.Legacy {
+			h.log.Warn("old TLS is on: 1.0, 3DES, keys without forward secrecy", "service", l.Name, "networks", l.Networks)
+		}
+		svc.TLS = h.tlsConfig(l.Name, l.Protocol, profile)
+	}
+	return svc
+}
+
+var newlines = map[string]relay.Newlines{"normalize": relay.Normalize, "reject": relay.Reject, "pass": relay.Pass}

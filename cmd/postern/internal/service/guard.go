@@ -1,0 +1,97 @@
+package service
+
+import (
+	"context"
+	"os"
+	"strings"
+
+	"postern/cmd/postern/internal/stored"
+	"postern/configs"
+	"postern/metrics"
+	"postern/metrics/page"
+	"postern/proxy"
+	"postern/proxy/authpolicy"
+	"postern/proxy/guard"
+)
+
+// setPolicyServer finds out who else judges logins.
+func (h *generation) setPolicyServer() error {
+	c := h.cfg.Guard.Policy
+	if c.URL == "" {
+		return nil
+	}
+	h.policy = &authpolicy.Server{
+		URL: c.URL, Timeout: c.Timeout, RejectOnFail: c.RejectOnFail, LogOnly: c.LogOnly, Nonce: h.policyNonce, Observer: h.observer,
+	}
+	var mistakes configs.Errors
+	for key, use := range map[string]struct {
+		path string
+		with func([]byte)
+	}{
+		"guard.policy.api_key_file": {c.APIKeyFile, func(b []byte) { h.policy.Header = proxy.NewSecret(b) }},
+		"guard.policy.nonce_file":   {c.NonceFile, func(b []byte) { h.policy.Nonce = b }},
+	} {
+		if use.path == "" {
+			continue
+		}
+		text, err := os.ReadFile(use.path)
+		if err != nil {
+			mistakes = append(mistakes, h.cfg.Errorf(key, "%v", err))
+			continue
+		}
+		use.with([]byte(strings.TrimSpace(string(text))))
+	}
+	if mistakes != nil {
+		return mistakes
+	}
+	return nil
+}
+
+// openGuard makes the guard of h, which remembers what the last one did.
+func (s *Service) openGuard(ctx context.Context, h *generation) {
+	s.guard = guard.New(stored.GuardConfig(h.cfg))
+	s.advised = &authpolicy.Guard{Guard: s.guard}
+	s.server.Guard = s.advised
+	if s.Storage.Guard == nil {
+		return
+	}
+	if err := s.guard.Load(ctx, s.Storage.Guard); err != nil {
+		s.log.Warn("the login guard begins anew, and learns", "err", err)
+	}
+}
+
+// runGuard stores what the guard remembers, until ctx ends.
+func (s *Service) runGuard(ctx context.Context) {
+	if s.Storage.Guard != nil {
+		s.guard.Run(ctx, s.Storage.Guard, s.log)
+	}
+}
+
+// dryRun reports whether the guard refuses nobody.
+func (s *Service) dryRun() bool {
+	h := s.current.Load()
+	return h != nil && h.cfg.Guard.DryRun
+}
+
+// guardGauges is the guard as metrics show it.
+func (s *Service) guardGauges() metrics.Guard {
+	if s.guard == nil {
+		return metrics.Guard{}
+	}
+	g := s.guard.Stats()
+	return metrics.Guard{
+		Learning: g.Learning > 0, DryRun: s.dryRun(), Entries: g.Entries, KnownGood: g.KnownGood, Strangers: g.Strangers,
+		Sessions: g.Sessions, InFlight: g.InFlight, Waiting: g.Waiting, Failed: g.Failed, Succeeded: g.Succeeded,
+		FailingAccounts: g.FailingAccounts, FailingNetworks: g.FailingNetworks, SprayedAccounts: g.SprayedAccounts,
+		Evictions: g.Evictions, Shed: g.Shed,
+	}
+}
+
+// guardOnPage is the guard as the status page shows it.
+func (s *Service) guardOnPage() page.Guard {
+	g := s.guardGauges()
+	return page.Guard{
+		Learning: g.Learning, DryRun: g.DryRun, Remembered: g.Entries + g.KnownGood, FailingAccounts: g.FailingAccounts,
+		FailingNetworks: g.FailingNetworks, FailureRatio: g.FailureRatio(), Waiting: g.Waiting, InFlight: g.InFlight,
+	}
+}

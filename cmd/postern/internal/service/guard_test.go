@@ -1,0 +1,145 @@
+package service
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"strings"
+	"testing"
+
+	"postern/cmd/postern/internal/stored"
+	"postern/configs"
+	"postern/proxy/guard"
+	"postern/proxy/proxytest"
+)
+
+const guarded = baseConfig + `
+listeners: [{protocol: imap, address: "127.0.0.1:0", guard: {pair: {burst: 2}, strict_nist: true, account_sessions: 7}}, {protocol: pop3, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: "127.0.0.1:1", tls: none}}}
+`
+
+func TestTheGuardsDefaultsAreThoseOfTheConfiguration(t *testing.T) {
+	cfg, err := configs.Parse("test.yaml", []byte(guarded))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, want := stored.GuardConfig(cfg), guard.DefaultConfig()
+	if s := got.Services["imap"]; len(got.Services) != 1 || s.Pair != (guard.Rate{Burst: 2}) || s.Sessions != 7 || !s.StrictNIST || s.Delay != 0 {
+		t.Errorf("the services have %+v", got.Services)
+	}
+	want.Now, want.Reserve, got.Services = nil, want.Connections/5, nil
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("the guard gets %+v, want %+v", got, want)
+	}
+	cfg, err = configs.Parse("test.yaml", []byte(guarded+"limits: {reserve: 0, max_connections: 5}\nguard: {learning: 0s}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := stored.GuardConfig(cfg); got.Reserve >= 0 || got.Learning >= 0 { // 0 would be the guard's default
+		t.Errorf("reserve is %d and learning is %s, want less than nothing", got.Reserve, got.Learning)
+	}
+}
+
+// Criterion: what the login guard has learnt outlives Postern: whoever was
+// refused is so after a restart, and who is known is so, too.
+func TestTheGuardOutlivesPostern(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice")
+	config := baseConfig + fmt.Sprintf(`
+listeners: [{protocol: imap, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none}}}
+state: {path: %q}
+guard: {known: {burst: 1, every: 1h}, delay: 100ms}
+`, imap, t.TempDir()+"/state")
+	t.Run("first", func(t *testing.T) {
+		r := startService(t, config)
+		proxytest.Transcript(t, r.secure(r.dial(t, "imap")), `
+			S: \* OK *
+			C: a LOGIN alice "secret of alice"
+			S: a OK *
+			C: b LOGOUT
+			S: \* BYE *
+			S: b OK *
+		`)
+		proxytest.Transcript(t, r.secure(r.dial(t, "imap")), `
+			S: \* OK *
+			C: a LOGIN alice wrong
+			S: a NO [AUTHENTICATIONFAILED] *
+			C: b LOGIN alice other
+			S: b NO [UNAVAILABLE] *
+		`)
+	})
+	t.Run("second", func(t *testing.T) {
+		r := startService(t, config)
+		proxytest.Transcript(t, r.secure(r.dial(t, "imap")), `
+			S: \* OK *
+			C: a LOGIN alice third
+			S: a NO [UNAVAILABLE] *
+		`)
+		if got := r.metrics("guard_known_networks"); !strings.Contains(got, "guard_known_networks 1\n") {
+			t.Errorf("nobody is known any more:\n%s", got)
+		}
+		if got := r.metrics("guard_attempts_total"); !strings.Contains(got, `{decision="refused",tier="known_good"} 1`) {
+			t.Errorf("the attempt is not counted as one of a known network:\n%s", got)
+		}
+	})
+}
+
+// Criterion: a policy server of the configuration judges logins at the real
+// listener: what it rejects no backend sees, and it hears how the others ended.
+func TestAPolicyServerJudgesLogins(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice", "bob")
+	reports := make(chan string, 10)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var q struct {
+			Login   string `json:"login"`
+			Success bool   `json:"success"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&q); err != nil || r.Header.Get("Authorization") != "Basic eDp5" {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		if r.URL.Query().Get("command") == "report" {
+			reports <- fmt.Sprint(q.Login, " ", q.Success)
+			return
+		}
+		status := 0
+		if q.Login == "bob" {
+			status = -1
+		}
+		fmt.Fprintf(w, `{"status":%d}`, status)
+	}))
+	t.Cleanup(server.Close)
+	dir := t.TempDir()
+	r := startService(t, baseConfig+fmt.Sprintf(`
+listeners: [{protocol: imap, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none}}}
+guard: {delay: 100ms, policy: {url: %q, api_key_file: %q, nonce_file: %q}}
+`, imap, server.URL, file(t, dir, "key", "Authorization: Basic eDp5\n"), file(t, dir, "nonce", "salt\n")))
+	proxytest.Transcript(t, r.secure(r.dial(t, "imap")), `
+		S: \* OK *
+		C: a LOGIN bob "secret of bob"
+		S: a NO [UNAVAILABLE] *
+		C: b LOGIN alice wrong
+		S: b NO [AUTHENTICATIONFAILED] *
+		C: c LOGIN alice "secret of alice"
+		S: c OK *
+	`)
+	for _, want := range []string{"bob false", "alice false", "alice true"} {
+		if got := <-reports; got != want {
+			t.Errorf("the policy server hears %q, want %q", got, want)
+		}
+	}
+	if got := r.metrics(`backend_login_duration_seconds_count`); !strings.Contains(got, `{backend="main",protocol="imap"} 2`) {
+		t.Errorf("the backend was asked for what the policy server rejects:\n%s", got)
+	}
+	for _, want := range []string{
+		`postern_auth_policy_requests_total{command="allow",result="reject"} 1`, `postern_auth_policy_requests_total{command="allow",result="allow"} 3`,
+		`postern_rate_limited_total{scope="policy_server"} 1`,
+	} {
+		if !strings.Contains(r.metrics(""), want) {
+			t.Errorf("the metrics have no %s", want)
+		}
+	}
+}

@@ -1,0 +1,88 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"postern/proxy/listen"
+)
+
+// A httpEndpoint is what answers HTTP at an address of the configuration.
+type httpEndpoint struct {
+	what         string
+	key, address string // address "": it is not wanted
+	handler      func() http.Handler
+	allow        func(netip.Addr) bool // who may connect; nil: everybody
+}
+
+// openEndpoint is a web that is open.
+type openEndpoint struct {
+	address string
+	server  *http.Server
+}
+
+// endpoints are what h wants to answer HTTP.
+func (h *generation) endpoints() []httpEndpoint {
+	all := []httpEndpoint{
+		{"metrics", "metrics.address", h.cfg.Metrics.Address, h.metrics.Handler, h.metrics.Allows},
+		{"health", "metrics.ready_address", h.cfg.Metrics.ReadyAddress, h.metrics.HealthHandler, nil},
+	}
+	challenge := httpEndpoint{what: "challenges", key: "tls.acme.http_address", handler: h.store.ChallengeHandler}
+	if acme := h.cfg.TLS.ACME; acme != nil {
+		challenge.address = acme.HTTPAddress
+	}
+	return append(all, challenge)
+}
+
+// serveEndpoints serves what is new at its listener in opened, and ends what is no
+// longer at its address. Metrics are served beyond the last session: a drain can
+// be watched to its end.
+func (s *Service) serveEndpoints(ctx context.Context, h *generation, opened map[string]net.Listener) {
+	for _, w := range h.endpoints() {
+		if s.endpoints[w.key].address == w.address {
+			continue
+		}
+		if before := s.endpoints[w.key].server; before != nil {
+			_ = before.Close()
+		}
+		delete(s.endpoints, w.key)
+		ln := opened[w.key]
+		if ln == nil {
+			continue
+		}
+		server := s.newHTTPServer(w.handler())
+		s.endpoints[w.key] = openEndpoint{w.address, server}
+		s.log.Info("serving HTTP", "what", w.what, "address", ln.Addr().String())
+		s.wg.Go(func() {
+			stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+			defer stop()
+			if err := server.Serve(listen.Limited(ln, w.allow)); !errors.Is(err, http.ErrServerClosed) {
+				s.log.Error("not served by HTTP", "what", w.what, "err", err)
+			}
+		})
+	}
+}
+
+// Bounds of what is asked by HTTP, whoever asks. How many connections there may be
+// is listen.Limited's.
+const (
+	requestTimeout = 5 * time.Second  // to send one
+	webAnswer      = 15 * time.Second // to make and take the answer, from the end of the request's header; a scrape may take 10 s
+	webHeader      = 4 << 10          // octets of a request's header, and as many more as net/http adds
+)
+
+// newHTTPServer returns what serves a handler of Postern's own by HTTP. A connection
+// is good for one request: none is idle, and nobody keeps one that others wait for.
+func (s *Service) newHTTPServer(h http.Handler) *http.Server {
+	server := &http.Server{
+		Handler: h, ReadHeaderTimeout: requestTimeout, ReadTimeout: requestTimeout, WriteTimeout: webAnswer,
+		MaxHeaderBytes: webHeader, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	server.SetKeepAlivesEnabled(false)
+	return server
+}

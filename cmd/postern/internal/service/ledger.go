@@ -1,0 +1,70 @@
+package service
+
+import (
+	"context"
+	"sync/atomic"
+
+	"postern/cmd/postern/internal/logs"
+	"postern/metrics"
+	"postern/metrics/ledger"
+	"postern/metrics/page"
+	"postern/proxy"
+)
+
+// A ledgerObserver is the observer of a ledger that is made when the state is
+// open.
+type ledgerObserver struct{ atomic.Pointer[ledger.Ledger] }
+
+// Observe implements proxy.Observer.
+func (k *ledgerObserver) Observe(e proxy.Event) {
+	if l := k.Load(); l != nil {
+		l.Observe(e)
+	}
+}
+
+// openLedger begins to note who logs in with what, if anything is remembered.
+func (s *Service) openLedger(ctx context.Context) {
+	if s.Storage.Files == nil {
+		s.pseudonyms = logs.NewPseudonyms(nil)
+		return
+	}
+	key, err := s.Storage.Files.PseudonymKey(ctx)
+	if err != nil {
+		s.log.Warn("accounts have other pseudonyms in the log than before", "err", err)
+	}
+	s.pseudonyms = logs.NewPseudonyms(key)
+	l := ledger.New(s.Storage.Ledger(), s.log, nil)
+	s.ledger.Store(l)
+	s.Storage.Flush, s.Storage.LiveGuard = l.Write, s.guard
+	s.writers = append(s.writers, s.whileWhole(recordOf, l.Run), s.retain, s.reportBroken)
+}
+
+// accountGauges is the ledger as metrics show it.
+func (s *Service) accountGauges() metrics.Accounts {
+	l := s.ledger.Load()
+	if l == nil {
+		return metrics.Accounts{}
+	}
+	c := l.Counts()
+	return metrics.Accounts{Protocols: c.Protocols, TLS: c.TLS}
+}
+
+// accountsOnPage is the ledger as the status page shows it.
+func (s *Service) accountsOnPage() (all []page.Accounts) {
+	l := s.ledger.Load()
+	if l == nil {
+		return nil
+	}
+	c := l.Counts()
+	if c.Since.IsZero() {
+		return nil
+	}
+	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+		a := page.Accounts{Protocol: protocol, All: c.Protocols[protocol]}
+		for i, version := range []string{"1.3", "1.2", "1.1", "1.0"} {
+			a.TLS[i] = c.TLS[[2]string{protocol, version}]
+		}
+		all = append(all, a)
+	}
+	return all
+}

@@ -1,0 +1,201 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	"postern/cmd/postern/internal/stored"
+	"postern/metrics"
+	"postern/metrics/page"
+	"postern/proxy"
+	"postern/proxy/authpolicy"
+	"postern/proxy/certs"
+	"postern/proxy/guard"
+	"postern/proxy/listen"
+)
+
+// newMetrics makes the metrics; what there is to count comes with each house.
+func (s *Service) newMetrics() *metrics.Metrics {
+	return metrics.New(metrics.Config{
+		Version:      ReadVersion().Version,
+		Certificates: func() []metrics.Certificate { return expiries(s.store) },
+		Stores:       []string{stored.ListingsBucket, stored.UIDLBucket, stored.BrakeBucket},
+		Pools:        s.poolGauges,
+		Decisions:    metrics.Decisions{Tiers: guard.Tiers(), Buckets: append(guard.Buckets(), authpolicy.Bucket)},
+		Guard:        s.guardGauges,
+		State:        s.stateGauges,
+		Accounts:     s.accountGauges,
+		Listings:     func() int64 { return s.listings.Reserved() },
+		Draining:     s.draining.Load,
+		Ready:        s.notReady,
+		Page:         s.page,
+		Degraded:     s.degraded,
+		Log:          s.log,
+	})
+}
+
+// listenerLabels are the listeners, as metrics name them.
+func (h *generation) listenerLabels() (all []metrics.Service) {
+	for _, l := range h.cfg.Listeners {
+		all = append(all, metrics.Service{Name: l.Name, Protocol: l.Protocol})
+	}
+	return all
+}
+
+// backendLabels are the backends, as metrics name them.
+func (h *generation) backendLabels() (all []metrics.Backend) {
+	for name, b := range h.cfg.Backends {
+		if b.IMAP != nil {
+			all = append(all, metrics.Backend{Name: name, Protocol: proxy.IMAP})
+		}
+		if b.Submission != nil {
+			all = append(all, metrics.Backend{Name: name, Protocol: proxy.Submission})
+		}
+	}
+	return all
+}
+
+// newPage makes the status page.
+func (s *Service) newPage() *page.Page {
+	hostname, _ := os.Hostname()
+	return page.New(page.Config{
+		Hostname: hostname, Version: ReadVersion().Version, Protocols: []string{proxy.IMAP, proxy.POP3, proxy.Submission},
+		NotReady: s.notReady,
+		Sessions: func() map[string]int {
+			n := make(map[string]int)
+			for _, i := range s.server.Sessions() {
+				if i.Account != "" {
+					n[i.Client.Protocol]++
+				}
+			}
+			return n
+		},
+		Guard:    s.guardOnPage,
+		Accounts: s.accountsOnPage,
+		Backends: s.backendsOnPage,
+		Certificates: func() (all []page.Certificate) {
+			for _, v := range expiries(s.store) {
+				all = append(all, page.Certificate(v))
+			}
+			return all
+		},
+	})
+}
+
+func (s *Service) backendsOnPage() (all []page.Backend) {
+	h := s.current.Load()
+	if h == nil {
+		return nil
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(h.pools), poolKey.compare) {
+		b := page.Backend{Name: key.name, Protocol: key.protocol}
+		for _, m := range h.pools[key].Status() {
+			b.Members++
+			b.Connections += m.Connections
+			if m.Up {
+				b.Up++
+			}
+			if m.Drained {
+				b.Drained++
+			}
+		}
+		if brake := h.pop3.shared[key.name].brake; brake != nil && key.protocol == proxy.IMAP {
+			s, now := brake.Status(), time.Now()
+			b.Braked, b.BrakedSince = s.Braked(), s.On
+			if s.Accepts(now) {
+				b.Accepted = s.Accepted
+			}
+		}
+		all = append(all, b)
+	}
+	return all
+}
+
+// poolGauges is how the backends are connected to, as metrics show it.
+func (s *Service) poolGauges() (all []metrics.Pool) {
+	h := s.current.Load()
+	if h == nil {
+		return nil
+	}
+	ports := localPorts()
+	for key, pool := range h.pools {
+		p := metrics.Pool{Backend: metrics.Backend{Name: key.name, Protocol: key.protocol}}
+		p.PortLimit = ports * max(1, len(pool.Members[0].Source)) // of all members the same
+		for _, m := range pool.Status() {
+			p.Connections += m.Connections
+			p.Ports = max(p.Ports, m.Connections)
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+// localPorts returns how many ports the system has for connections from one
+// address to another; 0 if it does not say.
+func localPorts() int {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return 0
+	}
+	var first, last int
+	if _, err := fmt.Sscan(string(text), &first, &last); err != nil {
+		return 0
+	}
+	return last - first + 1
+}
+
+func expiries(store *certs.Store) (all []metrics.Certificate) {
+	for _, v := range store.Expiry() {
+		all = append(all, metrics.Certificate(v))
+	}
+	return all
+}
+
+// notReady says why a load balancer should send clients elsewhere.
+func (s *Service) notReady() error {
+	if s.draining.Load() {
+		return errors.New("draining")
+	}
+	h := s.current.Load()
+	if h == nil {
+		return errors.New("not listening yet")
+	}
+	if err := listen.CheckDescriptors(); err != nil {
+		return err
+	}
+	if err := s.recordUsable(h); err != nil {
+		return err
+	}
+	for _, pool := range h.pools {
+		if pool.Up() {
+			return s.certificateValid()
+		}
+	}
+	return errors.New("no backend is up")
+}
+
+// degraded says what somebody should look at, while clients may come.
+func (s *Service) degraded() error {
+	files, certificates := s.stateDegraded(), s.expiring()
+	switch {
+	case files == nil:
+		return certificates
+	case certificates == nil:
+		return files
+	}
+	return fmt.Errorf("%w; %w", files, certificates)
+}
+
+func (s *Service) certificateValid() error {
+	now := time.Now()
+	for _, v := range s.store.Expiry() {
+		if now.Before(v.NotAfter) && now.After(v.NotBefore) {
+			return nil
+		}
+	}
+	return errors.New("no valid certificate")
+}

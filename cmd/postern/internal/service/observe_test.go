@@ -1,0 +1,55 @@
+package service
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"postern/proxy/proxytest"
+)
+
+// Criterion: connections to backends, source ports against their limit, routes, IMAP commands, state and log lines are counted of what really happens.
+func TestASessionIsSeenInTheMetrics(t *testing.T) {
+	imap, _ := inMemory(t, "hello", "alice")
+	r := startService(t, baseConfig+fmt.Sprintf(`
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none, source: [127.0.0.1, 127.0.0.2]}}}
+state: {path: %q}
+`, imap, filepath.Join(t.TempDir(), "state")))
+	c := r.secure(r.dial(t, "pop3"))
+	proxytest.Transcript(t, c, `
+		S: +OK *
+		C: USER alice
+		S: +OK *
+		C: PASS secret of alice
+		S: +OK *
+		C: RETR 1
+		S: +OK *
+		S: Subject: hello
+		S:
+		S: hello
+		S: .
+	`)
+	all := r.metrics("postern_")
+	for _, want := range []string{
+		`backend_connections_open{backend="main",protocol="imap"} 1`,
+		`backend_source_ports_used{backend="main",protocol="imap"} 1`,
+		fmt.Sprintf(`backend_source_ports_limit{backend="main",protocol="imap"} %d`, 2*localPorts()),
+		`route_lookups_total{result="found",source="default"} 1`,
+		`imap_client_commands_total{command="SELECT",result="ok"} 1`,
+		`imap_client_commands_total{command="FETCH",result="ok"} [1-9]`,
+		`imap_client_commands_total{command="FETCH BODY",result="ok"} 1`,
+		`state_operations_total{operation="get",result="ok",store="listings"} [1-9]`,
+		`log_messages_total{level="info"} [1-9]`,
+	} {
+		want = strings.NewReplacer("{", `\{`, "}", `\}`).Replace(want)
+		if !regexp.MustCompile("(?m)^postern_" + want).MatchString(all) {
+			t.Errorf("no series is %s", want)
+		}
+	}
+	if t.Failed() {
+		t.Log(all)
+	}
+}

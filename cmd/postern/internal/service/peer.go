@@ -1,0 +1,132 @@
+package service
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"postern/configs"
+)
+
+// A message is what the two processes say.
+type message struct {
+	Built    bool           `json:",omitempty"`
+	Control  string         `json:",omitempty"` // with Built: the control socket
+	Mistakes configs.Errors `json:",omitempty"`
+	Error    string         `json:",omitempty"`
+	Yours    *handover      `json:",omitempty"`
+	Serving  bool           `json:",omitempty"`
+	Take     *maildropName  `json:",omitempty"`
+	Free     *maildropName  `json:",omitempty"`
+	Evict    *maildropName  `json:",omitempty"`
+}
+
+// A handover is what goes from one memory to another.
+type handover struct {
+	Locks map[string][]string // maildrops that are open, by backend
+	Guard []byte              // nil: it is in the state
+}
+
+type maildropName struct{ Backend, Maildrop string }
+
+// A Peer is the other process.
+type Peer struct {
+	conn net.Conn
+	in   *json.Decoder
+
+	mu   sync.Mutex // of writing
+	gone atomic.Bool
+}
+
+func newPeer(f *os.File) (*Peer, error) {
+	conn, err := net.FileConn(f)
+	_ = f.Close() // conn has its own
+	if err != nil {
+		return nil, err
+	}
+	return &Peer{conn: conn, in: json.NewDecoder(conn)}, nil
+}
+
+func (r *Peer) send(w message) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.conn.SetWriteDeadline(time.Now().Add(serveTime)); err != nil { // one that has stopped takes nothing
+		return err
+	}
+	return json.NewEncoder(r.conn).Encode(w)
+}
+
+// receive returns the next word, which has to come in time.
+func (r *Peer) receive(patience time.Duration) (w message, err error) {
+	if err := r.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return w, err
+	}
+	err = r.in.Decode(&w)
+	_ = r.conn.SetReadDeadline(time.Time{})
+	switch {
+	case errors.Is(err, io.EOF):
+		return w, errors.New("the other process has ended: its last lines in the log say why")
+	case err != nil:
+		return w, fmt.Errorf("the other process: %w", err)
+	case w.Mistakes != nil:
+		return w, w.Mistakes
+	case w.Error != "":
+		return w, errors.New(w.Error)
+	}
+	return w, nil
+}
+
+// await hears words until one is what is meant. Those about maildrops may come
+// before it, and go to meanwhile.
+func (r *Peer) await(patience time.Duration, meant func(message) bool, meanwhile func(message)) (w message, err error) {
+	for {
+		if w, err = r.receive(patience); err != nil || meant(w) {
+			return w, err
+		}
+		if w.Take == nil && w.Free == nil && w.Evict == nil {
+			return w, errors.New("the other process says what was not asked")
+		}
+		meanwhile(w)
+	}
+}
+
+// receiveAll hands each word to f until the other process is gone.
+func (r *Peer) receiveAll(f func(message)) {
+	for {
+		var w message
+		if err := r.in.Decode(&w); err != nil {
+			return
+		}
+		f(w)
+	}
+}
+
+// Predecessor returns the process that this one is to replace, or nil.
+func Predecessor() (*Peer, error) {
+	fd, err := strconv.Atoi(os.Getenv(predecessorFD))
+	if err != nil {
+		return nil, nil
+	}
+	if err := os.Unsetenv(predecessorFD); err != nil {
+		return nil, err
+	}
+	syscall.CloseOnExec(fd)
+	return newPeer(os.NewFile(uintptr(fd), "predecessor"))
+}
+
+// Reject tells a predecessor why this process cannot replace it.
+func (r *Peer) Reject(err error) {
+	w := message{Error: err.Error()}
+	if mistakes, ok := errors.AsType[configs.Errors](err); ok {
+		w = message{Mistakes: mistakes}
+	}
+	_ = r.send(w)
+}

@@ -1,0 +1,125 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"os"
+	"syscall"
+
+	"postern/cmd/postern/internal/stored"
+	"postern/configs"
+)
+
+// Outcome is the answer to a reload or an upgrade.
+type Outcome struct {
+	Mistakes configs.Errors `json:"mistakes,omitempty"` // then nothing has changed
+}
+
+// A changeRequest is what somebody asks of the site, and where the outcome is awaited.
+type changeRequest struct {
+	do   func(background context.Context) error
+	done chan<- error
+}
+
+// onRequest returns the answer of the control socket that makes a change.
+func (s *Service) onRequest(do func(context.Context) error) func(context.Context, struct{}) (Outcome, error) {
+	return func(ctx context.Context, _ struct{}) (answer Outcome, err error) {
+		done := make(chan error, 1)
+		select {
+		case s.changes <- changeRequest{do, done}:
+		case <-ctx.Done():
+			return answer, context.Cause(ctx)
+		}
+		err = <-done
+		if mistakes, ok := errors.AsType[configs.Errors](err); ok {
+			return Outcome{mistakes}, nil
+		}
+		return answer, err
+	}
+}
+
+// handleChanges makes what is asked for, one after the other, until ctx ends, a
+// successor serves, or nobody can. What is then served lives in background.
+func (s *Service) handleChanges(ctx, background context.Context, signals <-chan os.Signal) {
+	alive, stop := watchdog()
+	defer stop()
+	for s.successor == nil && s.fatal == nil {
+		select {
+		case <-alive:
+			s.notify(watching)
+		case got := <-signals:
+			if got == syscall.SIGHUP {
+				_ = s.reload(background) // it is in the log
+			} else {
+				_ = s.upgrade(background)
+			}
+		case c := <-s.changes:
+			c.done <- c.do(background)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// reload reads the configuration again. Either all of it is served, or there
+// are mistakes and nothing has changed.
+func (s *Service) reload(ctx context.Context) error {
+	s.notify(reloading)
+	defer s.notify(ready)
+	err := s.replace(ctx)
+	s.metrics.Reloaded(err == nil)
+	if err != nil {
+		s.log.Error("configuration not loaded: the one before is still served", "err", err)
+		return err
+	}
+	s.log.Info("configuration loaded")
+	return nil
+}
+
+func (s *Service) replace(ctx context.Context) error {
+	if s.path == "" {
+		return errors.New("there is no configuration file to read again")
+	}
+	cfg, err := configs.Load(s.path)
+	if err != nil {
+		return err
+	}
+	if err := s.checkRestartOnly(cfg); err != nil {
+		return err
+	}
+	h, err := build(cfg, s)
+	if err != nil {
+		return err
+	}
+	if err := s.store.Configure(CertificateSources(cfg)); err != nil {
+		return configs.Errors{cfg.Errorf("tls.certificates", "%v", err)}
+	}
+	if err := s.apply(ctx, h); err != nil {
+		if undone := s.store.Configure(CertificateSources(s.current.Load().cfg)); undone != nil { // it was good, but its files may have changed
+			s.log.Error("certificates are those of the configuration that was not loaded: mend these, and reload", "err", undone)
+		}
+		return err
+	}
+	s.guard.Reload(stored.GuardConfig(cfg))
+	return nil
+}
+
+// checkRestartOnly returns what of cfg only a restart can bring.
+func (s *Service) checkRestartOnly(cfg *configs.Config) error {
+	now := s.current.Load().cfg
+	var mistakes configs.Errors
+	for key, changed := range map[string]bool{
+		"state.path":     cfg.State != now.State,
+		"control.socket": cfg.Control != now.Control,
+		"log.format":     cfg.Log.Format != now.Log.Format,
+		"log.fail2ban":   cfg.Log.Fail2ban != now.Log.Fail2ban,
+	} {
+		if changed {
+			mistakes = append(mistakes, cfg.Errorf(key, "this can not change while Postern runs: restart it"))
+		}
+	}
+	if mistakes == nil {
+		return nil
+	}
+	return mistakes
+}

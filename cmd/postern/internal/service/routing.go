@@ -1,0 +1,76 @@
+package service
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"postern/configs"
+	"postern/proxy/route"
+)
+
+// A routing is what a name means and where it leads.
+type routing struct {
+	accounts *route.Accounts
+	rules    route.Rules
+	policy   *route.Policy // nil: everything is allowed
+}
+
+// known reports whether a file lists the account: then it exists.
+func (r *routing) known(account string) bool {
+	return r.rules.Known(account) || r.policy != nil && r.policy.Known(account)
+}
+
+func (h *generation) newRouting() (*routing, error) {
+	r := &routing{}
+	var mistakes configs.Errors
+	known := slices.Sorted(maps.Keys(h.cfg.Backends))
+	for i, c := range h.cfg.Routes {
+		switch {
+		case c.File != "":
+			file, err := route.OpenFile(c.File, c.Backend, known)
+			if err != nil {
+				mistakes = append(mistakes, h.cfg.Errorf(fmt.Sprintf("routes[%d].file", i), "%v", err))
+				continue
+			}
+			r.rules = append(r.rules, file)
+			h.watch(file.Watch)
+		case c.Hook != "":
+			r.rules = append(r.rules, &route.Hook{URL: c.Hook, Timeout: c.Timeout, Cache: c.Cache})
+		case c.Domain != "":
+			r.rules = append(r.rules, route.Domain{Name: c.Domain, Backend: c.Backend})
+		default:
+			r.rules = append(r.rules, route.Default(c.Backend))
+		}
+	}
+	if path := h.cfg.Policy.File; path != "" {
+		policy, err := route.OpenPolicy(path)
+		if err != nil {
+			mistakes = append(mistakes, h.cfg.Errorf("policy.file", "%v", err))
+		} else {
+			r.policy = policy
+			h.watch(policy.Watch)
+		}
+	}
+	var wrong configs.Errors
+	r.accounts, wrong = NewAccounts(h.cfg)
+	if mistakes = append(mistakes, wrong...); mistakes != nil {
+		return nil, mistakes
+	}
+	return r, nil
+}
+
+// NewAccounts makes what knows the account that a name means.
+func NewAccounts(cfg *configs.Config) (*route.Accounts, configs.Errors) {
+	var mistakes configs.Errors
+	c := cfg.Accounts
+	a := &route.Accounts{Lowercase: c.Lowercase, Domain: c.DefaultDomain, Separators: c.Separators}
+	for i, w := range c.Rewrite {
+		rewrite, err := route.NewRewrite(w.Match, w.To)
+		if err != nil {
+			mistakes = append(mistakes, cfg.Errorf(fmt.Sprintf("accounts.rewrite[%d]", i), "%v", err))
+		}
+		a.Rewrites = append(a.Rewrites, rewrite)
+	}
+	return a, mistakes
+}

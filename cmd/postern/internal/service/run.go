@@ -1,0 +1,62 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"postern/cmd/postern/internal/logs"
+	"postern/cmd/postern/internal/stored"
+	"postern/configs"
+	"postern/proxy/certs"
+	"postern/proxy/state"
+)
+
+// Run serves what the configuration at path says. before is the process that
+// this one replaces; nil: none.
+func Run(ctx context.Context, path string, log io.Writer, before *Peer) (err error) {
+	cfg, store, err := load(path)
+	if err != nil {
+		return err
+	}
+	level := new(slog.LevelVar)
+	s := New(store, logs.New(log, cfg.Log.Format, level), level)
+	s.path = path
+	h, err := build(cfg, s)
+	if err != nil {
+		return err
+	}
+	if before != nil {
+		if err := s.inherit(h, before); err != nil {
+			return err
+		}
+	}
+	if s.Storage, err = stored.Open(ctx, cfg); err != nil {
+		return configs.Errors{cfg.Errorf("state.path", "%v", err)}
+	}
+	defer func() {
+		if closed := s.Storage.Close(); !errors.Is(closed, state.ErrDamaged) { // else the log has it
+			err = errors.Join(err, closed)
+		}
+	}()
+	if err := s.reportLost(ctx, cfg); err != nil {
+		return configs.Errors{cfg.Errorf("state.path", "%v", err)}
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	return s.serve(ctx, h)
+}
+
+// load reads the configuration and its certificates.
+func load(path string) (*configs.Config, *certs.Store, error) {
+	cfg, err := configs.Load(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	store, err := certs.New(CertificateSources(cfg))
+	return cfg, store, err
+}

@@ -1,0 +1,155 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"postern/cmd/postern/internal/stored"
+	"postern/configs"
+	"postern/metrics"
+	"postern/proxy"
+	"postern/proxy/state"
+)
+
+// reportLost says once that the cache was begun anew, and with it what the
+// login guard knew, or that the record was lost. If the operator wants that, it
+// is begun anew.
+func (s *Service) reportLost(ctx context.Context, cfg *configs.Config) error {
+	a := s.Storage.Files
+	if a == nil {
+		return nil
+	}
+	if a.Unidentified != nil {
+		s.log.Warn("it is not known whether the record of unique ids is the one that it was", "err", a.Unidentified)
+	}
+	if err := a.Cache.Renewed(); err != nil {
+		s.log.Warn("state was damaged and is begun anew: the login guard knows nobody, POP3 logins take longer",
+			"file", stored.CacheFile, "kept", stored.CacheFile+".damaged", "err", err)
+	}
+	n := a.Lost.Load()
+	if n == 0 {
+		return nil
+	}
+	recompute := cfg.POP3.UIDLOnLostState == "recompute"
+	s.log.Error(stored.LostRecord, "file", stored.RecordFile, "accounts", n, "begun_anew", recompute, "remedy", stored.LostRemedy)
+	if recompute {
+		return a.Accept(ctx)
+	}
+	return nil
+}
+
+// reportBroken says once of each file that it is broken.
+func (s *Service) reportBroken(ctx context.Context) {
+	a := s.Storage.Files
+	if a == nil {
+		return
+	}
+	record, cache := a.Record.Broken(), a.Cache.Broken()
+	for {
+		select {
+		case <-record:
+			record = nil
+			s.log.Error("state is broken: POP3 clients are told to come again later", "file", stored.RecordFile, "err", a.Record.Err())
+		case <-cache:
+			cache = nil
+			s.log.Error("state is broken: POP3 logins take longer", "file", stored.CacheFile, "err", a.Cache.Err())
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// whileWhole returns work that ends when the file is broken that it writes: it
+// would say so for ever.
+func (s *Service) whileWhole(file func(*stored.Files) *state.Bolt, work func(context.Context)) func(context.Context) {
+	return func(ctx context.Context) {
+		if a := s.Storage.Files; a != nil {
+			whole, stop := context.WithCancel(ctx)
+			defer stop()
+			go func() {
+				defer stop()
+				select {
+				case <-file(a).Broken():
+				case <-whole.Done():
+				}
+			}()
+			ctx = whole
+		}
+		work(ctx)
+	}
+}
+
+func recordOf(a *stored.Files) *state.Bolt { return a.Record }
+
+func cacheOf(a *stored.Files) *state.Bolt { return a.Cache }
+
+// recordUsable says why POP3 cannot be served, as far as the record decides.
+func (s *Service) recordUsable(h *generation) error {
+	a := s.Storage.Opened.Load()
+	if a == nil || a.Record.Err() == nil {
+		return nil
+	}
+	for _, l := range h.cfg.Listeners {
+		if l.Protocol == proxy.POP3 {
+			return fmt.Errorf("%s is broken: POP3 clients are told to come again later until Postern is restarted", stored.RecordFile)
+		}
+	}
+	return nil
+}
+
+// stateDegraded says what of the state somebody should look at.
+func (s *Service) stateDegraded() error {
+	a := s.Storage.Opened.Load()
+	switch {
+	case a == nil:
+		return nil
+	case a.Record.Err() != nil:
+		return fmt.Errorf("%s is broken until Postern is restarted", stored.RecordFile)
+	case a.Cache.Err() != nil:
+		return fmt.Errorf("%s is broken: POP3 logins take longer until Postern is restarted", stored.CacheFile)
+	case a.Lost.Load() > 0:
+		return fmt.Errorf("%s: %s has nothing of %d accounts that POP3 clients use", stored.LostRecord, stored.RecordFile, a.Lost.Load())
+	}
+	return nil
+}
+
+// stateGauges is the files of the state as metrics show them.
+func (s *Service) stateGauges() metrics.State {
+	a := s.Storage.Opened.Load()
+	if a == nil {
+		return metrics.State{}
+	}
+	return metrics.State{
+		Broken: map[string]bool{stored.RecordFile: a.Record.Err() != nil, stored.CacheFile: a.Cache.Err() != nil},
+		Lost:   int(a.Lost.Load()),
+	}
+}
+
+const (
+	// firstRetirement is how long after a start accounts are forgotten: by then
+	// many have come.
+	firstRetirement = time.Hour
+	retireEvery     = 24 * time.Hour
+)
+
+// retain forgets once a day who has not come for as long as the configuration
+// says, until ctx ends.
+func (s *Service) retain(ctx context.Context) {
+	next := time.NewTimer(firstRetirement)
+	defer next.Stop()
+	for {
+		select {
+		case <-next.C:
+			next.Reset(retireEvery)
+		case <-ctx.Done():
+			return
+		}
+		pop3, all, err := s.Storage.Retire(ctx, s.current.Load().cfg.Retention, time.Now())
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn("accounts are not forgotten", "err", err)
+		} else if len(pop3)+len(all) > 0 {
+			s.log.Info("accounts forgotten that did not log in", "of_pop3", len(pop3), "of_ledger", len(all))
+		}
+	}
+}

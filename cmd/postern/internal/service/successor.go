@@ -1,0 +1,118 @@
+package service
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// A successor is a process that replaces this one.
+type successor struct {
+	*Peer
+	cmd   *exec.Cmd
+	files []*os.File    // copies of the sockets, until it serves
+	back  chan struct{} // closed when it has not come to serve
+	ended chan struct{}
+
+	maildrops chan message // to be said, in their order
+}
+
+// startSuccessor starts a successor.
+func (s *Service) startSuccessor() (*successor, error) {
+	files, environment, err := s.sockets.Files()
+	if err != nil {
+		return nil, err
+	}
+	next := &successor{files: files, back: make(chan struct{}), ended: make(chan struct{})}
+	pair, err := socketpair()
+	if err != nil {
+		next.closeFiles()
+		return nil, fmt.Errorf("socketpair: %w", err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "successor")
+	defer func() { _ = theirs.Close() }()
+	if next.Peer, err = newPeer(os.NewFile(uintptr(pair[0]), "successor")); err != nil {
+		next.closeFiles()
+		return nil, err
+	}
+	next.cmd = exec.Command(s.binary, os.Args[1:]...)
+	next.cmd.Stdout, next.cmd.Stderr = os.Stdout, os.Stderr
+	next.cmd.ExtraFiles = slices.Concat(files, []*os.File{theirs})
+	// The watchdog is for whoever has the main process; WATCHDOG_PID names us.
+	next.cmd.Env = append(os.Environ(), environment, fmt.Sprintf("%s=%d", predecessorFD, 3+len(files)), "WATCHDOG_PID=")
+	if err := next.cmd.Start(); err != nil {
+		_ = next.conn.Close()
+		next.closeFiles()
+		return nil, err
+	}
+	go func() {
+		defer close(next.ended)
+		_ = next.cmd.Wait() // how it ended is in its own log
+	}()
+	next.maildrops = make(chan message, 1<<14)
+	go next.sendMaildrops()
+	return next, nil
+}
+
+// socketpair is one that no child gets unasked. Not all systems can make it so.
+func socketpair() (pair [2]int, err error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if pair, err = syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0); err == nil {
+		syscall.CloseOnExec(pair[0])
+		syscall.CloseOnExec(pair[1])
+	}
+	return pair, err
+}
+
+// enqueue says a word about a maildrop, without waiting. One that does not listen
+// misses some: it believes them locked until this process ends.
+func (n *successor) enqueue(w message) {
+	select {
+	case n.maildrops <- w:
+	default:
+	}
+}
+
+// sendMaildrops says what tell is given until the successor ends.
+func (n *successor) sendMaildrops() {
+	for {
+		select {
+		case w := <-n.maildrops:
+			if n.send(w) != nil {
+				return
+			}
+		case <-n.ended:
+			return
+		}
+	}
+}
+
+func (n *successor) closeFiles() {
+	for _, f := range n.files {
+		_ = f.Close()
+	}
+}
+
+// abort ends a successor that has not come to serve.
+func (n *successor) abort() {
+	_ = n.conn.Close()
+	_ = n.cmd.Process.Kill()
+	<-n.ended
+}
+
+// ownBinary returns how this process was started. The file at that path may be
+// another one by the time it is asked for.
+func ownBinary() string {
+	path, err := exec.LookPath(os.Args[0])
+	if err == nil && !strings.HasPrefix(path, "/") {
+		path, err = os.Executable()
+	}
+	if err != nil {
+		return os.Args[0]
+	}
+	return path
+}

@@ -1,0 +1,220 @@
+package service
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"postern/bridge"
+	"postern/cmd/postern/internal/stored"
+	"postern/configs"
+)
+
+// An upgrade replaces the process without a client that notices. The old one
+// starts the new one with copies of its listening sockets, and the two talk over
+// a pair of sockets:
+//
+//	new -> old   Built     the configuration is good
+//	old -> new   Yours     nobody accepts now, the state is closed: take it
+//	new -> old   Serving   accepting; the sessions that are left are yours
+//	old -> new   Take      a login that was under way has opened a maildrop
+//	old -> new   Free      a session has ended its maildrop
+//	new -> old   Evict     somebody takes a maildrop over
+//
+// An old one that has a predecessor of its own passes Take, Free and Evict on, and
+// ends after it: the end of a process is the end of all locks that came from it.
+//
+// Until Serving the old one can take everything back. Then its sessions go on,
+// with their memory in the new one's hands, until they end or timeouts.upgrade.
+
+const (
+	// predecessorFD is the variable with the descriptor of the pair.
+	predecessorFD = "POSTERN_PREDECESSOR_FD"
+	// buildTime and serveTime are what a successor gets for its steps.
+	buildTime = time.Minute
+	serveTime = time.Minute
+)
+
+// upgrade starts a successor and gives it everything but the sessions. After an
+// error this process serves as before.
+func (s *Service) upgrade(background context.Context) error {
+	s.log.Info("upgrade begins", "binary", s.binary)
+	defer s.keepWatchdog()()
+	err := errors.Join(checkUpgradable(os.Getpid()), s.Storage.Broken()) // a file that is broken cannot be given away
+	var next *successor
+	if err == nil {
+		next, err = s.startSuccessor()
+	}
+	if err == nil {
+		err = s.handOver(background, next)
+	}
+	if err != nil {
+		s.log.Error("not upgraded: this process goes on", "err", err)
+		return err
+	}
+	s.log.Info("upgraded: the sessions that are left are this process's", "successor", next.cmd.Process.Pid)
+	s.successor = next
+	return nil
+}
+
+// checkUpgradable is an error for the first process of a container: with it all others
+// end, a successor too.
+func checkUpgradable(pid int) error {
+	if pid != 1 {
+		return nil
+	}
+	return errors.New("the container ends with this process: start another container in place of it")
+}
+
+func (s *Service) handOver(background context.Context, next *successor) error {
+	defer next.closeFiles()
+	w, err := next.await(buildTime, func(w message) bool { return w.Built }, s.handleMessage)
+	if err == nil {
+		err = s.checkControl(w.Control)
+	}
+	if err == nil && !s.Storage.Reading.TryLock() {
+		err = errStateBusy // it would be in the way for as long as it likes
+	}
+	if err != nil {
+		next.abort()
+		return err
+	}
+	defer s.Storage.Reading.Unlock()
+	left, err := s.release(next)
+	if err == nil {
+		err = next.send(message{Yours: left})
+	}
+	if err == nil {
+		_, err = next.await(serveTime, func(w message) bool { return w.Serving }, s.handleMessage)
+	}
+	if err == nil {
+		go next.receiveAll(s.handleMessage)
+		return nil
+	}
+	close(next.back)
+	next.abort()
+	if s.fatal = s.resume(background, next); s.fatal != nil {
+		s.fatal = fmt.Errorf("serve again after an upgrade that failed: %w", s.fatal)
+	}
+	return errors.Join(err, s.fatal)
+}
+
+var errStateBusy = errors.New("a command is reading the state: upgrade again when it has ended")
+
+// checkControl is an error if sessions that stay would lose what they are to
+// remember: they ask the successor at control, its control socket.
+func (s *Service) checkControl(control string) error {
+	here := s.current.Load().cfg
+	switch {
+	case s.Storage.Buckets == nil || control == here.Control.Socket && control != "":
+		return nil
+	case here.Control.Socket == "":
+		return configs.Errors{here.Errorf("control.socket", "it is off, and without it an upgrade would lose what open sessions remember: restart Postern, or set it first")}
+	}
+	return configs.Errors{here.Errorf("control.socket", "an upgrade can not change this, nor its default by state.path: restart Postern")}
+}
+
+// release ends accepting, and all that has to be one process's.
+func (s *Service) release(next *successor) (*handover, error) {
+	if err := s.server.Apply(nil); err != nil {
+		return nil, err
+	}
+	for key, w := range s.endpoints {
+		_ = w.server.Close()
+		delete(s.endpoints, key)
+	}
+	if s.controlListener != nil {
+		_ = s.controlListener.Close() // who has asked for the upgrade still gets the answer
+	}
+	s.stopWriters()
+	left := &handover{Locks: make(map[string][]string)}
+	if s.Storage.Guard == nil {
+		left.Guard = s.guard.Snapshot()
+	}
+	for name, shared := range s.current.Load().pop3.shared {
+		left.Locks[name] = shared.locks.HandOver(func(maildrop string, open bool) {
+			w := message{Free: &maildropName{name, maildrop}}
+			if open {
+				w = message{Take: w.Free}
+			}
+			next.enqueue(w)
+		})
+	}
+	socket := s.current.Load().cfg.Control.Socket
+	return left, s.Storage.HandOver(func(name string) bridge.Book { return stored.NewRemoteBucket(socket, name, next.back) })
+}
+
+// resume serves again, after a successor that could not.
+func (s *Service) resume(background context.Context, next *successor) error {
+	h := s.current.Load()
+	for _, shared := range h.pop3.shared {
+		shared.locks.HandOver(nil)
+	}
+	if err := s.sockets.Give(next.files); err != nil {
+		return err
+	}
+	if s.Storage.Buckets != nil {
+		if err := s.Storage.TakeBack(background, h.cfg); err != nil {
+			return err
+		}
+	}
+	if err := s.openControl(h); err != nil {
+		return err
+	}
+	if err := s.apply(background, h); err != nil {
+		return err
+	}
+	s.startWriters(background)
+	return nil
+}
+
+// handleMessage ends the session that a successor wants ended.
+func (s *Service) handleMessage(w message) {
+	if w.Evict == nil {
+		return
+	}
+	if shared, ok := s.current.Load().pop3.shared[w.Evict.Backend]; ok {
+		shared.locks.Evict(w.Evict.Maildrop)
+	}
+}
+
+// inherit waits for what a predecessor leaves to h, which is built.
+func (s *Service) inherit(h *generation, from *Peer) error {
+	if err := from.send(message{Built: true, Control: h.cfg.Control.Socket}); err != nil {
+		return err
+	}
+	var early []message
+	w, err := from.await(serveTime, func(w message) bool { return w.Yours != nil }, func(w message) { early = append(early, w) })
+	if err != nil {
+		return err
+	}
+	s.predecessor, s.inheritedGuard, s.predecessorEnded = from, w.Yours.Guard, make(chan struct{})
+	changes := make(map[string]func(string, bool))
+	var ends []func()
+	for name, maildrops := range w.Yours.Locks {
+		change, end := h.maildropsOf(name).locks.Hold(maildrops, func(maildrop string) {
+			_ = from.send(message{Evict: &maildropName{name, maildrop}})
+		})
+		changes[name], ends = change, append(ends, end)
+	}
+	heed := func(w message) {
+		if m := cmp.Or(w.Take, w.Free); m != nil && changes[m.Backend] != nil {
+			changes[m.Backend](m.Maildrop, w.Take != nil)
+		}
+	}
+	for _, w := range early {
+		heed(w)
+	}
+	go func() {
+		from.receiveAll(heed)
+		from.gone.Store(true)
+		for _, end := range ends { // the predecessor has ended, and its sessions with it
+			end()
+		}
+		close(s.predecessorEnded)
+	}()
+	return nil
+}

@@ -1,0 +1,108 @@
+package stored
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"postern/bridge"
+	"postern/cmd/postern/internal/logs"
+	"postern/metrics/ledger"
+)
+
+// A AccountFilter is which entries of the ledger are asked for.
+type AccountFilter struct {
+	Protocol string   `json:"protocol,omitempty"` // "": any
+	TLS      []string `json:"tls,omitempty"`      // none: any
+	Since    string   `json:"since,omitempty"`    // a day: seen then, or later
+}
+
+func (n AccountFilter) match(e ledger.Entry) bool {
+	return (n.Protocol == "" || n.Protocol == e.Protocol) && (n.TLS == nil || slices.Contains(n.TLS, e.TLS)) && e.Last >= n.Since
+}
+
+var ListAccounts = Question[AccountFilter, ledger.Entry]{"accounts", func(ctx context.Context, m *Storage, n AccountFilter, each func(ledger.Entry) error) error {
+	a, err := m.open(ctx)
+	if err != nil {
+		return err
+	}
+	return ledger.Entries(ctx, a.ledger, "", func(e ledger.Entry) error {
+		if !n.match(e) {
+			return nil
+		}
+		return each(e)
+	})
+}}
+
+// A Account is all that is stored of an account. An account's networks
+// are stored as keyed hashes alone, so there is only their number.
+type Account struct {
+	Account   string         `json:"account"`
+	Pseudonym string         `json:"pseudonym"` // in logs, if privacy.users says so
+	Ledger    []ledger.Entry `json:"ledger"`
+	POP3      bridge.Stored  `json:"pop3"`
+	Networks  int            `json:"known_networks"` // of the login guard
+	LastLogin *time.Time     `json:"last_login,omitempty"`
+	Damaged   string         `json:"damaged,omitempty"` // what cannot be read
+}
+
+func (s *Account) Empty() bool {
+	return len(s.Ledger) == 0 && s.POP3.Record == nil && s.POP3.Listing == nil && s.POP3.Deleted == nil && s.POP3.Prints == 0 &&
+		s.Networks == 0 && s.Damaged == ""
+}
+
+var ExportAccount = Question[string, Account]{"account/export", func(ctx context.Context, m *Storage, account string, each func(Account) error) error {
+	a, err := m.open(ctx)
+	if err != nil {
+		return err
+	}
+	s := Account{Account: account, Ledger: []ledger.Entry{}}
+	key, err := a.PseudonymKey(ctx)
+	if err != nil {
+		return err
+	}
+	s.Pseudonym = logs.NewPseudonyms(key).Of(account)
+	err = ledger.Entries(ctx, a.ledger, account, func(e ledger.Entry) error {
+		s.Ledger = append(s.Ledger, e)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if s.POP3, err = bridge.Look(ctx, m.Cache, m.Record, account); err != nil {
+		s.Damaged = err.Error()
+	}
+	g, err := m.loadGuard(ctx)
+	if err != nil {
+		return err
+	}
+	if s.Networks = g.Known(account); s.Networks > 0 {
+		last := g.Explain("", account, netip.Addr{}).Last.Truncate(time.Second)
+		s.LastLogin = &last
+	}
+	return each(s)
+}}
+
+var ForgetAccount = Question[string, struct{}]{"account/forget", func(ctx context.Context, m *Storage, account string, each func(struct{}) error) error {
+	a, err := m.open(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := ledger.Forget(ctx, a.ledger, account); err != nil {
+		return err
+	}
+	if err := a.erase(ctx, []string{account}); err != nil {
+		return err
+	}
+	g, err := m.loadGuard(ctx)
+	if err != nil {
+		return err
+	}
+	g.Forget(account)
+	if err := g.Save(ctx, m.Guard); err != nil {
+		return fmt.Errorf("store what the guard remembers: %w", err)
+	}
+	return each(struct{}{})
+}}

@@ -1,0 +1,107 @@
+package stored
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"postern/bridge"
+	"postern/proxy"
+)
+
+// NewBucket returns the bucket of a name that store has at present.
+func NewBucket(name string, store bridge.Book) *Bucket { return &Bucket{name: name, store: store} }
+
+// A Bucket is what sessions remember with, whoever has the files.
+type Bucket struct {
+	name     string
+	observer proxy.Observer // nil: nobody
+
+	mu    sync.RWMutex
+	store bridge.Book
+}
+
+// observe tells of an operation that has ended, unless who wanted it has gone. What
+// that one said is no error of the state.
+func (b *Bucket) observe(ctx context.Context, operation string, begun time.Time, err error, said *error) {
+	if b.observer == nil || ctx.Err() != nil {
+		return
+	}
+	if said != nil && *said != nil {
+		err = nil
+	}
+	b.observer.Observe(proxy.StateUsed{Store: b.name, Operation: operation, Duration: time.Since(begun), Err: err})
+}
+
+// Get implements bridge.Store.
+func (b *Bucket) Get(ctx context.Context, key string) (value []byte, err error) {
+	err = b.retry(ctx, "get", nil, func(book bridge.Book) error {
+		value, err = book.Get(ctx, key)
+		return err
+	})
+	return value, err
+}
+
+// Put implements bridge.Store.
+func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
+	return b.retry(ctx, "update", nil, func(book bridge.Book) error { return book.Put(ctx, key, value) })
+}
+
+// Update implements bridge.Store.
+func (b *Bucket) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error {
+	var said error
+	return b.retry(ctx, "update", &said, func(book bridge.Book) error {
+		return book.Update(ctx, key, func(old []byte) (value []byte, err error) {
+			value, said = change(old)
+			return value, said
+		})
+	})
+}
+
+// UpdateAll implements bridge.Book.
+func (b *Bucket) UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error {
+	var said error
+	return b.retry(ctx, "update", &said, func(book bridge.Book) error {
+		return book.UpdateAll(ctx, keys, func(key string, old []byte) (value []byte, err error) {
+			value, said = change(key, old)
+			return value, said
+		})
+	})
+}
+
+// Scan implements bridge.Book.
+func (b *Bucket) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
+	var said error
+	return b.retry(ctx, "scan", &said, func(book bridge.Book) error {
+		return book.Scan(ctx, prefix, func(key string, value []byte) error {
+			said = each(key, value)
+			return said
+		})
+	})
+}
+
+// retry calls f with the book; again if this one is about to be another. said is
+// the error of who wants it; nil: he has nothing to say.
+func (b *Bucket) retry(ctx context.Context, operation string, said *error, f func(bridge.Book) error) (err error) {
+	defer func(begun time.Time) { b.observe(ctx, operation, begun, err, said) }(time.Now())
+	for range askTimes {
+		if err = b.try(f); !errors.Is(err, errFilesReturned) {
+			return err
+		}
+		time.Sleep(askAgain)
+	}
+	return err
+}
+
+func (b *Bucket) try(f func(bridge.Book) error) error {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return f(b.store)
+}
+
+func (b *Bucket) set(book bridge.Book) {
+	b.mu.Lock() // waits for what is under way
+	defer b.mu.Unlock()
+	b.store = book
+}

@@ -1,0 +1,70 @@
+package stored
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"postern/bridge"
+	"postern/cmd/postern/internal/logs"
+	"postern/proxy/state"
+)
+
+const pseudonymNote = "pseudonyms"
+
+// PseudonymKey returns the key of the pseudonyms of accounts, which is made when
+// it is first asked for. It is of the right size also after an error.
+func (a *Files) PseudonymKey(ctx context.Context) (key []byte, err error) {
+	return pseudonymKeyOf(ctx, a.notes)
+}
+
+// A noter is where Postern notes things for itself.
+type noter interface {
+	Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error
+}
+
+func pseudonymKeyOf(ctx context.Context, notes noter) (key []byte, err error) {
+	key = logs.NewPseudonymKey()
+	err = notes.Update(ctx, pseudonymNote, func(old []byte) ([]byte, error) {
+		if len(old) == len(key) {
+			key = append([]byte(nil), old...)
+		}
+		return key, nil
+	})
+	if err != nil {
+		err = fmt.Errorf("key of pseudonyms: %w", err)
+	}
+	return key, err
+}
+
+// An Files is what is stored, for who looks after it.
+type Files struct {
+	Record, Cache *state.Bolt
+	Lost          atomic.Int64 // accounts that only the cache knows, because the record was lost
+	Unidentified  error        // why that is not known; nil: it is
+
+	listings, uidls bridge.Shelf // what POP3 remembers of mailboxes, and which UIDLs were shown
+	ledger          bridge.Shelf // who logs in with what
+	notes           *state.Bucket
+}
+
+func newFiles(record, cache *state.Bolt) *Files {
+	return &Files{
+		Record: record, Cache: cache, listings: cache.Bucket(ListingsBucket), uidls: record.Bucket(UIDLBucket),
+		ledger: record.Bucket("ledger"), notes: record.Bucket("notes"),
+	}
+}
+
+var ErrNoState = errors.New("state.path is not set: nothing is remembered")
+
+// open returns the archive with all that is to be in it.
+func (m *Storage) open(ctx context.Context) (*Files, error) {
+	if m.Files == nil {
+		return nil, ErrNoState
+	}
+	if m.Flush == nil {
+		return m.Files, nil
+	}
+	return m.Files, m.Flush(ctx)
+}

@@ -1,0 +1,56 @@
+package stored
+
+import (
+	"context"
+	"errors"
+
+	"postern/configs"
+	"postern/proxy/admin"
+	"postern/proxy/state"
+)
+
+// A Question is about what Postern remembers. The Postern that runs answers it
+// through the control socket; when none runs, the one who asks opens the files.
+type Question[In, Out any] struct {
+	Name   string
+	Answer func(ctx context.Context, m *Storage, in In, each func(Out) error) error
+}
+
+// Ask calls each for every value of the answer.
+func (q Question[In, Out]) Ask(ctx context.Context, cfg *configs.Config, in In, each func(Out) error) error {
+	running := func() error {
+		if cfg.Control.Socket == "" {
+			return admin.ErrNotRunning // that can be asked
+		}
+		return admin.CallEach(ctx, cfg.Control.Socket, q.Name, in, each)
+	}
+	err := running()
+	if !errors.Is(err, admin.ErrNotRunning) {
+		return err
+	}
+	m, err := openExisting(ctx, cfg)
+	if errors.Is(err, state.ErrInUse) {
+		if again := running(); !errors.Is(again, admin.ErrNotRunning) {
+			return again // it has started meanwhile
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(q.Answer(ctx, m, in, each), m.Close())
+}
+
+// One is ask for an answer of one value.
+func (q Question[In, Out]) One(ctx context.Context, cfg *configs.Config, in In) (out Out, err error) {
+	err = q.Ask(ctx, cfg, in, func(v Out) error { out = v; return nil })
+	return out, err
+}
+
+// Register makes s answer q of m.
+func (q Question[In, Out]) Register(s *admin.Server, m *Storage) {
+	admin.HandleEach(s, q.Name, func(ctx context.Context, in In, each func(Out) error) error {
+		m.Reading.RLock()
+		defer m.Reading.RUnlock()
+		return q.Answer(ctx, m, in, each)
+	})
+}

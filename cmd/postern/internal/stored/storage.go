@@ -1,0 +1,187 @@
+// Package stored has what the running Postern and its commands keep in
+// state.path, and look up there: the record of unique ids, the cache of listings,
+// the ledger of logins, and what the login guard remembers.
+//
+// A Storage has the files open. A Question is a request about the files: the
+// running Postern answers the command over the control socket; when no Postern
+// runs, the command opens the files and answers itself.
+package stored
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"postern/bridge"
+	"postern/configs"
+	"postern/metrics/ledger"
+	"postern/proxy"
+	"postern/proxy/guard"
+	"postern/proxy/state"
+)
+
+// A Storage is what outlives Postern. The zero value remembers nothing.
+type Storage struct {
+	Cache  bridge.Store
+	Record bridge.Book
+	Guard  guard.Store
+
+	Brakes bridge.Store          // of backends, by name; nil: their state ends with the process
+	Files  *Files                // nil: nothing is open
+	Opened atomic.Pointer[Files] // the same, for who asks at any time
+
+	OpenBrake func(ctx context.Context, backend string) (*bridge.Brake, error) // of a backend of the configuration, with its state
+
+	Flush     func(context.Context) error // writes what a Postern that runs has not written yet; nil: none runs
+	LiveGuard *guard.Guard                // of the one that runs
+	Serving   func(account string) error  // an error if a POP3 session of an account may be open; nil: none runs
+
+	guardConfig guard.Config // of a guard that has it without serving
+
+	Reading sync.RWMutex // by questions; held while the files change hands
+
+	Buckets map[string]*Bucket // by sessions, by name: cache, record and brakes
+	close   func() error       // nil: nothing is open
+}
+
+// InMemory returns one that ends with the process.
+func InMemory() *Storage { return &Storage{Cache: new(state.Memory), Record: new(state.Memory)} }
+
+// The names of what sessions remember with: see archive.
+const (
+	ListingsBucket = "listings"
+	UIDLBucket     = "uidl"
+	BrakeBucket    = "brake"
+)
+
+// Observe lets o know of what sessions do with m. No session may do so yet.
+func (m *Storage) Observe(o proxy.Observer) {
+	for _, b := range m.Buckets {
+		b.observer = o
+	}
+}
+
+// HandOver closes the files. Sessions go on with what other gives for a bucket.
+func (m *Storage) HandOver(other func(name string) bridge.Book) error {
+	for name, b := range m.Buckets {
+		b.set(other(name))
+	}
+	err := m.Close()
+	m.close = nil
+	return err
+}
+
+// TakeBack opens the files again.
+func (m *Storage) TakeBack(ctx context.Context, cfg *configs.Config) error {
+	fresh, err := Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	for name, b := range m.Buckets {
+		b.set(fresh.Buckets[name].store)
+	}
+	m.Guard, m.Files, m.close = fresh.Guard, fresh.Files, fresh.close
+	m.Opened.Store(m.Files)
+	return nil
+}
+
+const (
+	RecordFile = "record.db"
+	CacheFile  = "cache.db"
+)
+
+// Open opens what cfg.State says.
+func Open(ctx context.Context, cfg *configs.Config) (*Storage, error) {
+	dir := cfg.State.Path
+	if dir == "" {
+		return &Storage{}, nil
+	}
+	cache, err := state.Open(filepath.Join(dir, CacheFile), state.Options{Disposable: true})
+	if err != nil {
+		return nil, err
+	}
+	record, err := state.Open(filepath.Join(dir, RecordFile), state.Options{})
+	if err != nil {
+		_ = cache.Close()
+		if errors.Is(err, state.ErrDamaged) {
+			err = fmt.Errorf("%w: %s", err, damagedRemedy)
+		}
+		return nil, err
+	}
+	listings := NewBucket(ListingsBucket, cache.Bucket(ListingsBucket))
+	uidls := NewBucket(UIDLBucket, record.Bucket(UIDLBucket))
+	brakes := NewBucket(BrakeBucket, record.Bucket(BrakeBucket))
+	a := newFiles(record, cache)
+	a.Unidentified = a.identify(ctx) // what cannot be read stops no start
+	m := &Storage{
+		Cache: listings, Record: uidls, Brakes: brakes, Guard: cache.Bucket("guard"),
+		Buckets:     map[string]*Bucket{ListingsBucket: listings, UIDLBucket: uidls, BrakeBucket: brakes},
+		guardConfig: GuardConfig(cfg),
+		OpenBrake: func(ctx context.Context, backend string) (*bridge.Brake, error) {
+			if err := CheckPOP3Backend(cfg, backend); err != nil {
+				return nil, err
+			}
+			b := bridge.NewBrake(backend, nil)
+			_ = b.Open(ctx, brakes) // a state that cannot be read is there to be replaced
+			return b, nil
+		},
+		close: func() error { return errors.Join(cache.Close(), record.Close()) },
+		Files: a,
+	}
+	m.Opened.Store(a)
+	return m, nil
+}
+
+// openExisting is openMemory for one who is not Postern itself. It makes no new
+// files, which would belong to another user than Postern's.
+func openExisting(ctx context.Context, cfg *configs.Config) (*Storage, error) {
+	if cfg.State.Path == "" {
+		return nil, errors.New("no Postern can be asked, and state.path is not set: nothing is remembered")
+	}
+	if _, err := os.Stat(filepath.Join(cfg.State.Path, RecordFile)); err != nil {
+		if _, beside := os.Stat(filepath.Join(cfg.State.Path, CacheFile)); beside == nil {
+			return nil, fmt.Errorf("%s: %s: %w", LostRecord, LostRemedy, err)
+		}
+		return nil, fmt.Errorf("no Postern is running, and none has left its state: %w", err)
+	}
+	return Open(ctx, cfg)
+}
+
+// Close closes what is open. Sessions that are left go on without it.
+func (m *Storage) Close() error {
+	if m.close == nil {
+		return nil
+	}
+	if err := m.close(); err != nil {
+		return fmt.Errorf("close state: %w", err)
+	}
+	return nil
+}
+
+// Broken returns why a file of the state that is open is broken, or nil.
+func (m *Storage) Broken() error {
+	if a := m.Opened.Load(); a != nil {
+		return errors.Join(a.Record.Err(), a.Cache.Err())
+	}
+	return nil
+}
+
+// A ledgerStore is where the ledger stands in the archive that is open.
+type ledgerStore struct{ *Storage }
+
+// Ledger returns what a ledger is written to.
+func (m *Storage) Ledger() ledger.Store { return ledgerStore{m} }
+
+// UpdateAll implements ledger.Store.
+func (s ledgerStore) UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error {
+	return s.Files.ledger.UpdateAll(ctx, keys, change)
+}
+
+// Scan implements ledger.Store.
+func (s ledgerStore) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
+	return s.Files.ledger.Scan(ctx, prefix, each)
+}

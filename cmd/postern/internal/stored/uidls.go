@@ -1,0 +1,162 @@
+package stored
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"postern/bridge"
+	"postern/configs"
+	"postern/proxy"
+)
+
+// A Selection is some accounts. The zero value is all.
+type Selection struct {
+	Account string `json:"account,omitempty"`
+	Domain  string `json:"domain,omitempty"`
+}
+
+func (s Selection) match(account string) bool {
+	switch {
+	case s.Account != "":
+		return account == s.Account
+	case s.Domain != "":
+		at := strings.LastIndexByte(account, '@')
+		return at >= 0 && strings.EqualFold(account[at+1:], s.Domain)
+	}
+	return true
+}
+
+func (s Selection) String() string {
+	switch {
+	case s.Account != "":
+		return s.Account
+	case s.Domain != "":
+		return "all accounts of " + s.Domain
+	}
+	return "all accounts"
+}
+
+var ForgetUIDLs = Question[Selection, int]{"uidl/forget", func(ctx context.Context, m *Storage, s Selection, each func(int) error) error {
+	if m.Record == nil {
+		return errNoRecord
+	}
+	lost, err := m.Files.forgetLost(ctx, s.match)
+	if err != nil {
+		return err
+	}
+	n, err := bridge.Forget(ctx, m.Files.listings, m.Files.uidls, s.match)
+	if err != nil {
+		return err
+	}
+	return each(n + lost)
+}}
+
+var ExportUIDLs = Question[Selection, bridge.Recorded]{"uidl/export", func(ctx context.Context, m *Storage, s Selection, each func(bridge.Recorded) error) error {
+	if m.Record == nil {
+		return errNoRecord
+	}
+	return bridge.Export(ctx, m.Record, func(r bridge.Recorded) error {
+		if !s.match(r.Account) {
+			return nil
+		}
+		return each(r)
+	})
+}}
+
+var ImportUIDLs = Question[[]bridge.Recorded, int]{"uidl/import", func(ctx context.Context, m *Storage, all []bridge.Recorded, each func(int) error) error {
+	if m.Record == nil {
+		return errNoRecord
+	}
+	errs := make([]error, len(all))
+	var wg sync.WaitGroup
+	for i, r := range all {
+		wg.Go(func() { errs[i] = bridge.Import(ctx, m.Record, r) }) // together, they share one flush of the disk
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := m.Files.recount(ctx); err != nil {
+		return err
+	}
+	return each(len(all))
+}}
+
+// An Acceptance is what an operator expects of a backend.
+type Acceptance struct {
+	Backend string        `json:"backend"`
+	For     time.Duration `json:"for"` // nanoseconds
+}
+
+// AcceptChanges answers with the time until when.
+var AcceptChanges = Question[Acceptance, time.Time]{"uidl/accept", func(ctx context.Context, m *Storage, in Acceptance, each func(time.Time) error) error {
+	b, err := m.OpenBrake(ctx, in.Backend)
+	if err != nil {
+		return err
+	}
+	until, err := b.Accept(ctx, in.For)
+	if err != nil {
+		return err
+	}
+	return each(until)
+}}
+
+var UidlHistory = Question[string, bridge.Past]{"uidl/history", func(ctx context.Context, m *Storage, account string, each func(bridge.Past) error) error {
+	if m.Record == nil {
+		return errNoRecord
+	}
+	all, err := bridge.History(ctx, m.Record, account)
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		if err := each(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}}
+
+var UndoUIDLs = Question[string, int]{"uidl/undo", func(ctx context.Context, m *Storage, account string, each func(int) error) error {
+	if m.Record == nil {
+		return errNoRecord
+	}
+	if m.Serving != nil {
+		if err := m.Serving(account); err != nil {
+			return err
+		}
+	}
+	n, err := bridge.Undo(ctx, m.Record, account)
+	if err != nil {
+		return err
+	}
+	return each(n)
+}}
+
+var errNoRecord = errors.New("state.path is not set: no unique ids are recorded")
+
+// CheckPOP3Backend is an error that names the backends behind POP3 listeners if backend is
+// none of them.
+func CheckPOP3Backend(cfg *configs.Config, backend string) error {
+	var names []string
+	if slices.ContainsFunc(cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == proxy.POP3 }) {
+		for name, b := range cfg.Backends {
+			if b.IMAP != nil {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	switch {
+	case names == nil:
+		return errors.New("no backend serves POP3: there is no pop3 listener, or no backend has an imap server")
+	case !slices.Contains(names, backend):
+		return fmt.Errorf("there is no backend %q that serves POP3; there are: %s", backend, strings.Join(names, ", "))
+	}
+	return nil
+}

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"postern/cmd/postern/internal/service"
+	"postern/configs"
+	"postern/proxy"
+)
+
+// filterFlags adds the flags of a filter to cmd. What they choose is known when
+// it runs.
+func filterFlags(cmd *cobra.Command) func() (service.SessionFilter, error) {
+	var f service.SessionFilter
+	var address string
+	flags := cmd.Flags()
+	flags.StringVar(&f.Session, "session", "", "the one with this `id`")
+	flags.StringVar(&f.Account, "account", "", "those of this `account`, named as in the log")
+	flags.StringVar(&address, "address", "", "those from this `address`, or network such as 192.0.2.0/24")
+	flags.StringVar(&f.Backend, "backend", "", "those at this `backend`")
+	flags.StringVar(&f.Protocol, "protocol", "", "those of this `protocol`: imap, pop3 or submission")
+	return func() (service.SessionFilter, error) {
+		if f.Protocol != "" && !slices.Contains([]string{proxy.IMAP, proxy.POP3, proxy.Submission}, f.Protocol) {
+			return f, fmt.Errorf("%q is not a protocol; use imap, pop3 or submission", f.Protocol)
+		}
+		if address == "" {
+			return f, nil
+		}
+		var err error
+		f.Network, err = configs.ParseNetwork(address)
+		return f, err
+	}
+}
+
+func kickCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "kick",
+		Short: "End connections, each with a goodbye in its protocol's words",
+		Long: `End the connections that have all that the flags name, each with a goodbye in
+its protocol's words, and say how many they were. Clients may come again: who
+must not is kept out by policy.file, or by the mail server.`,
+		Args: cobra.NoArgs,
+	}
+	path, chosen := configFlag(cmd), filterFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		f, err := chosen()
+		if err != nil {
+			return err
+		}
+		if f == (service.SessionFilter{}) {
+			return errors.New("want --session, --account, --address, --backend or --protocol, or several of them")
+		}
+		return callRunning(cmd.Context(), *path, service.AskKick, f, func(n int) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "ended: %d\n", n)
+			return err
+		})
+	}
+	return cmd
+}

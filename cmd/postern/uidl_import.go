@@ -1,0 +1,104 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"postern/bridge"
+	"postern/cmd/postern/internal/stored"
+	"postern/configs"
+)
+
+func importCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "import",
+		Short: "Read what export has written, from standard input, in place of what is recorded",
+		Long: `Read from standard input what export has written, or somebody else in the same
+form, and make it the record of the accounts in it, whatever was there. Other
+accounts stay as they are. All lines are checked before the first one counts.`,
+		Args: cobra.NoArgs,
+	}
+	path := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		batches, err := readRecords(cmd.InOrStdin())
+		if err != nil {
+			return err
+		}
+		total := 0
+		for _, batch := range batches {
+			n, err := stored.ImportUIDLs.One(cmd.Context(), cfg, batch)
+			if err != nil {
+				return fmt.Errorf("after %d accounts: %w", total, err)
+			}
+			total += n
+		}
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "imported: %d\n", total)
+		return err
+	}
+	return cmd
+}
+
+const (
+	maxLine     = 48 << 20 // octets of an account: about 500,000 messages with fingerprints
+	maxBatch    = 4 << 20  // octets after which a question is long enough
+	maxAccounts = 500      // accounts in it
+)
+
+// readRecords reads an export and checks it. It comes in parts that can be
+// asked at once.
+func readRecords(in io.Reader) (batches [][]bridge.Recorded, err error) {
+	lines := bufio.NewScanner(in)
+	lines.Buffer(nil, maxLine)
+	seen := make(map[string]bool)
+	var batch []bridge.Recorded
+	size := 0
+	for n := 1; lines.Scan(); n++ {
+		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
+			continue
+		}
+		r, err := readRecord(lines.Bytes())
+		if err == nil && seen[r.Account] {
+			err = fmt.Errorf("%s was there already", r.Account)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("line %d, nothing was imported: %w", n, err)
+		}
+		seen[r.Account] = true
+		if len(batch) == maxAccounts || size > maxBatch {
+			batches, batch, size = append(batches, batch), nil, 0
+		}
+		batch, size = append(batch, r), size+len(lines.Bytes())
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("nothing was imported: %w", err)
+	}
+	if len(seen) == 0 {
+		return nil, errors.New("there is nothing to import")
+	}
+	return append(batches, batch), nil
+}
+
+func readRecord(line []byte) (r bridge.Recorded, err error) {
+	d := json.NewDecoder(bytes.NewReader(line))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&r); err != nil {
+		return r, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return r, errors.New("more than one value")
+	}
+	if r.Account == "" || r.Record == nil {
+		return r, errors.New("no account or no record")
+	}
+	return r, r.Record.Check()
+}
