@@ -1,13 +1,15 @@
-// Package front is the dialogue with a client before it is logged in: the
-// first words of IMAP, POP3 and submission. It keeps what it announces, says
-// each refusal of package proxy in the protocol's words, and gives back nothing
-// of what a client sent but the tag of an IMAP command.
+// Package front is the dialogue with a client before it is logged in: the first
+// commands of IMAP, POP3 and submission. IMAP, POP3 and SMTP are proxy.Dialogues.
+// A dialogue serves exactly what it announces, words each refusal of package
+// proxy for its protocol, and repeats nothing that a client sent but the tag of
+// an IMAP command.
 //
-// A dialogue takes no credentials while its Conn has no TLS, however the port
-// is configured: it refuses them and offers STARTTLS.
+// A dialogue accepts no credentials while its Conn has no TLS, however the
+// listener is configured: it refuses them and offers STARTTLS.
 package front
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"time"
@@ -16,23 +18,23 @@ import (
 	"postern/proxy/wire"
 )
 
-// Bounds of a connection before its login.
+// The limits of a connection before login.
 const (
-	maxRefused  = 3   // wrong credentials; not 1: clients take that for a failure of the network
-	maxBad      = 10  // commands that are none
-	maxCommands = 100 // of any kind
+	maxRefused  = 3   // wrong credentials; not 1: clients would take that for a network failure
+	maxBad      = 10  // bad commands
+	maxCommands = 100 // commands of any kind
 
-	maxToken    = 12 << 10                       // octets of an OAuth token: some are long
-	maxMessage  = maxToken + 1<<10               // of the SASL message around it
-	maxResponse = (maxMessage+2)/3*4 + len(crlf) // of the line that carries one in base64
-	maxVerb     = 128                            // of what stands before it: tag, command, mechanism
+	maxToken    = 12 << 10                       // octets of an OAuth token
+	maxMessage  = maxToken + 1<<10               // octets of the SASL message around it
+	maxResponse = (maxMessage+2)/3*4 + len(crlf) // octets of a line with such a message in base64
+	maxVerb     = 128                            // octets before it: tag, command, mechanism
 
-	answerTime = 30 * time.Second // for the answer to a failure's challenge
+	answerTime = 30 * time.Second // for the answer to the challenge of a failure
 )
 
 const crlf = "\r\n"
 
-// What ends a connection, besides a Refusal.
+// Errors that end a connection and are no Refusal.
 var (
 	errCommands = errors.New("too many commands before login")
 	errHTTP     = errors.New("client speaks HTTP")
@@ -40,45 +42,109 @@ var (
 	errTooBig   = errors.New("client sent more than is read to stay in step")
 )
 
-// Options are what a Service's dialogues have in common.
+// Options are common to all dialogues of a Service.
 type Options struct {
 	Hostname string // in greetings
 
 	// Offer returns what all backends have in common: the mechanisms and, for
-	// submission, the EHLO lines that may be announced. It is asked once for
-	// each connection. Without Mechanisms it is not known yet: then submission
-	// is refused, while IMAP and POP3 offer PLAIN. They may do without an Offer.
+	// submission, the EHLO lines that may be announced. It is called once per
+	// connection. Without Mechanisms the offer is not known yet: then submission is
+	// refused, while IMAP and POP3 announce PLAIN. For IMAP and POP3, Offer may be
+	// nil.
 	Offer func() proxy.Offer
 
-	// Capabilities are lines of POP3's CAPA beside those that hold always. UTF8
-	// among them: the command is accepted.
+	// Capabilities are additional lines of POP3's CAPA response. With UTF8 among
+	// them the UTF8 command is accepted.
 	Capabilities []string
 }
 
-// A dialogue is what the three protocols have in common.
+// A dialogue is the common part of the three protocols.
 type dialogue struct {
-	c       *proxy.Conn
-	options Options
-	prompt  string                 // before each SASL challenge
-	longer  func(begun []byte) int // how long a line that begins so may be; nil: as all are
-	offer   proxy.Offer            // as it was when the connection began
-	hello   proxy.Hello
-	greeted bool
-	heard   bool   // a line from the client
-	first   []byte // that line, if it had to be copied
-	oauth   bool   // an OAuth mechanism is not answered yet
-	count   struct{ commands, bad, refused int }
+	c            *proxy.Conn
+	options      Options
+	protocol     protocol
+	replies      replies
+	prompt       string                 // before each SASL challenge
+	extendLimit  func(begun []byte) int // length limit of a line with this beginning; nil: the same for all
+	offer        proxy.Offer            // as it was at the begin of the connection
+	hello        proxy.Hello
+	greeted      bool
+	lineRead     bool   // a line of the client was read
+	firstLine    []byte // the first line, if it was copied
+	oauthPending bool   // the result of an OAuth mechanism was not yet sent
+	count        struct{ commands, bad, refused int }
 }
 
-// learn asks what may be announced on this connection.
-func (d *dialogue) learn() {
+// A protocol is the dialogue of one protocol.
+type protocol interface {
+	greet() error
+	nextCommand(context.Context) (*proxy.Login, error)
+	bad(reply string) error                   // counts a bad command and refuses it
+	disconnect(reply string, err error) error // sends a last reply and returns err
+}
+
+// replies are a protocol's texts for what ends a command or a SASL exchange.
+type replies struct {
+	lineTooLong string // the line was skipped
+	flood       string // a line without an end
+	earlyTLS    string // TLS on a port that begins without
+	cancelled   string // SASL exchange, by the client
+	early       string // the client sent on before the challenge
+}
+
+// untilLogin greets the client once and answers its commands until one of them
+// brings credentials, or ends the connection.
+func (d *dialogue) untilLogin(ctx context.Context) (*proxy.Login, error) {
+	if !d.greeted {
+		d.loadOffer()
+		if err := d.protocol.greet(); err != nil {
+			return nil, err
+		}
+	}
+	for {
+		login, err := d.protocol.nextCommand(ctx)
+		if login != nil || err != nil {
+			return login, err
+		}
+	}
+}
+
+// readError answers an error of readLine. It returns nil if the dialogue goes on.
+func (d *dialogue) readError(err error) error {
+	switch {
+	case errors.Is(err, proxy.ErrLineTooLong):
+		return d.protocol.bad(d.replies.lineTooLong)
+	case errors.Is(err, proxy.ErrFlood):
+		return d.protocol.disconnect(d.replies.flood, err)
+	case errors.Is(err, proxy.ErrEarlyTLS):
+		return d.protocol.disconnect(d.replies.earlyTLS, err)
+	}
+	return err
+}
+
+// exchanged returns the result of a SASL exchange, or answers an error that is no
+// refusal.
+func (d *dialogue) exchanged(login *proxy.Login, err error) (*proxy.Login, error) {
+	switch {
+	case errors.Is(err, errCancelled):
+		return nil, d.protocol.bad(d.replies.cancelled)
+	case errors.Is(err, errEarly):
+		return nil, d.protocol.disconnect(d.replies.early, err)
+	case errors.Is(err, proxy.ErrFlood):
+		return nil, d.protocol.disconnect(d.replies.flood, err)
+	}
+	return login, err
+}
+
+// loadOffer reads what may be announced on this connection.
+func (d *dialogue) loadOffer() {
 	if d.options.Offer != nil {
 		d.offer = d.options.Offer()
 	}
 }
 
-// mechanisms are those that are announced, and no others are served. PLAIN is
-// always one of them: every backend can take what it carries.
+// mechanisms returns the mechanisms that are announced and served. PLAIN and
+// LOGIN are always among them: every backend accepts a password.
 func (d *dialogue) mechanisms() []string {
 	names := []string{wire.MechanismPlain, wire.MechanismLogin}
 	for _, name := range []string{wire.MechanismXOAuth2, wire.MechanismOAuthBearer} {
@@ -89,9 +155,9 @@ func (d *dialogue) mechanisms() []string {
 	return names
 }
 
-// say writes lines, given without their ends, at once: so a client sees the
-// reason together with the goodbye.
-func (d *dialogue) say(lines ...string) error {
+// reply writes lines, given without line ends, in one write: the client sees the
+// reason together with the end.
+func (d *dialogue) reply(lines ...string) error {
 	var out []byte
 	for _, line := range lines {
 		out = append(append(out, line...), crlf...)
@@ -100,8 +166,8 @@ func (d *dialogue) say(lines ...string) error {
 	return err
 }
 
-// command counts one, and returns an error when there were too many.
-func (d *dialogue) command() error {
+// countCommand counts a command, and returns an error after too many.
+func (d *dialogue) countCommand() error {
 	d.count.commands++
 	if d.count.commands > maxCommands || d.count.bad >= maxBad {
 		return errCommands
@@ -109,9 +175,9 @@ func (d *dialogue) command() error {
 	return nil
 }
 
-// last counts a refusal, and reports whether the connection ends with it.
-// Before the greeting it stands in its place.
-func (d *dialogue) last(r *proxy.Refusal) bool {
+// countRefusal counts a refusal, and reports whether the connection ends with it.
+// Before the greeting, it always does.
+func (d *dialogue) countRefusal(r *proxy.Refusal) bool {
 	switch r.Reason {
 	case proxy.Wrong, proxy.Malformed, proxy.Plaintext:
 		d.count.refused++
@@ -119,18 +185,12 @@ func (d *dialogue) last(r *proxy.Refusal) bool {
 	if !d.greeted || d.count.refused >= maxRefused {
 		return true
 	}
-	return r.Reason.Final() && r.Reason != proxy.Plaintext // TLS can still begin
+	return r.Reason.Final() && r.Reason != proxy.Plaintext // STARTTLS is still possible
 }
 
-// unreadable reports whether err leaves us out of step with the client, who is
-// still there to be told.
-func unreadable(err error) bool {
-	return errors.Is(err, proxy.ErrLineTooLong) || errors.Is(err, proxy.ErrFlood)
-}
-
-// http reports whether word is a method of HTTP. A browser that was made to
-// talk to us is left without a word: what it sends may hold commands.
-func http(word []byte) bool {
+// isHTTPMethod reports whether word is an HTTP method. A browser that was tricked
+// into connecting gets no reply, because its request may contain commands.
+func isHTTPMethod(word []byte) bool {
 	switch string(word) {
 	case "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI":
 		return true

@@ -20,21 +20,21 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// The only credentials that the backend below accepts.
+// The credentials that fakeBackend accepts.
 const (
 	user     = "alice"
 	password = `cor"rect horse\ käse`
 )
 
-// A backend accepts user and password, and answers what it is told to.
-type backend struct {
+// A fakeBackend accepts user and password, and answers as its field says.
+type fakeBackend struct {
 	answer map[string]error // by user; nil: accepted
 	mu     sync.Mutex
 	logins []proxy.Login
 	passwd []string
 }
 
-func (b *backend) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) {
+func (b *fakeBackend) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.logins = append(b.logins, *l)
@@ -43,16 +43,16 @@ func (b *backend) Login(_ context.Context, l *proxy.Login) (proxy.Session, error
 	case err != nil:
 		return nil, err
 	case ok:
-		return session{}, nil
+		return echoSession{}, nil
 	}
 	if l.User != user || string(l.Secret.Reveal()) != password {
 		return nil, proxy.NewRefusal(proxy.Wrong, nil)
 	}
-	return session{}, nil
+	return echoSession{}, nil
 }
 
-// asked returns how many logins there were, and the last one.
-func (b *backend) asked() (n int, last proxy.Login, passwd string) {
+// lastLogin returns the number of logins and the last one.
+func (b *fakeBackend) lastLogin() (n int, last proxy.Login, passwd string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if n = len(b.logins); n > 0 {
@@ -61,18 +61,18 @@ func (b *backend) asked() (n int, last proxy.Login, passwd string) {
 	return n, last, passwd
 }
 
-func (b *backend) attempt(n int) proxy.Login {
+func (b *fakeBackend) attempt(n int) proxy.Login {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.logins[n]
 }
 
-// A session says what it reads.
-type session struct{}
+// An echoSession writes back what it reads.
+type echoSession struct{}
 
-func (session) Open(context.Context) (string, error) { return "", nil }
-func (session) Close() error                         { return nil }
-func (session) Run(_ context.Context, c *proxy.Conn) error {
+func (echoSession) Open(context.Context) (string, error) { return "", nil }
+func (echoSession) Close() error                         { return nil }
+func (echoSession) Run(_ context.Context, c *proxy.Conn) error {
 	for {
 		line, err := c.ReadLine(1000)
 		if err != nil {
@@ -84,43 +84,46 @@ func (session) Run(_ context.Context, c *proxy.Conn) error {
 	}
 }
 
-type guard struct{}
+// An allowGuard permits every login.
+type allowGuard struct{}
 
-func (guard) Admit(proxy.Client, context.CancelCauseFunc) (proxy.Permit, error) { return permit{}, nil }
+func (allowGuard) Admit(proxy.Client, context.CancelCauseFunc) (proxy.Permit, error) {
+	return allowPermit{}, nil
+}
 
-type permit struct{}
+type allowPermit struct{}
 
-func (permit) Try(context.Context, *proxy.Login) error { return nil }
-func (permit) Settle(error) time.Duration              { return 0 }
-func (permit) Leave()                                  {}
+func (allowPermit) Try(context.Context, *proxy.Login) error { return nil }
+func (allowPermit) Settle(error) time.Duration              { return 0 }
+func (allowPermit) Leave()                                  {}
 
-// observed collects how logins and connections ended.
-type observed struct {
+// A recorder keeps how logins and connections ended.
+type recorder struct {
 	ends     chan proxy.Closed
 	mu       sync.Mutex
 	attempts []proxy.Attempt
-	log      log
+	log      syncBuffer
 }
 
-// A log is written to by many.
-type log struct {
+// A syncBuffer may be used by several goroutines.
+type syncBuffer struct {
 	mu   sync.Mutex
 	text strings.Builder
 }
 
-func (l *log) Write(p []byte) (int, error) {
+func (l *syncBuffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.Write(p)
 }
 
-func (l *log) String() string {
+func (l *syncBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
 }
 
-func (o *observed) Observe(event proxy.Event) {
+func (o *recorder) Observe(event proxy.Event) {
 	switch e := event.(type) {
 	case proxy.Closed:
 		o.ends <- e
@@ -131,8 +134,8 @@ func (o *observed) Observe(event proxy.Event) {
 	}
 }
 
-// wantAttempts checks what was counted, each as reason, way and user.
-func (o *observed) wantAttempts(t *testing.T, want ...string) {
+// wantAttempts checks the attempts, each as reason, via and user.
+func (o *recorder) wantAttempts(t *testing.T, want ...string) {
 	t.Helper()
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -147,10 +150,10 @@ func (o *observed) wantAttempts(t *testing.T, want ...string) {
 
 // A fixture is a real proxy.Server with one dialogue.
 type fixture struct {
-	*backend
+	*fakeBackend
 	protocol string
 	server   *proxy.Server
-	observed *observed
+	observed *recorder
 	ends     chan proxy.Closed
 	addr     string
 	roots    *x509.CertPool // of its certificate; nil: it has none
@@ -163,29 +166,30 @@ var (
 
 var options = Options{Hostname: "mail.example.org", Capabilities: []string{"EXPIRE NEVER", "LOGIN-DELAY 60", "UTF8", "IMPLEMENTATION Postern"}}
 
-// serve serves a protocol as it is inside of TLS. TLS itself is left out.
-func serve(t *testing.T, protocol string, login time.Duration) *fixture {
+// startInTLS serves a protocol as if TLS had begun. There is no TLS.
+func startInTLS(t *testing.T, protocol string, login time.Duration) *fixture {
 	t.Helper()
-	return serveOffer(t, protocol, login, offer)
+	return startInTLSWithOffer(t, protocol, login, offer)
 }
 
-func serveOffer(t *testing.T, protocol string, login time.Duration, offer proxy.Offer) *fixture {
+func startInTLSWithOffer(t *testing.T, protocol string, login time.Duration, offer proxy.Offer) *fixture {
 	t.Helper()
 	o := options
 	o.Offer = func() proxy.Offer { return offer }
-	return start(t, proxy.Timeouts{Login: login}, proxy.Service{
+	return startServer(t, proxy.Timeouts{Login: login}, proxy.Service{
 		Protocol: protocol,
-		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return newDialogue(protocol, asIfTLS(c), o) },
+		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return newDialogue(protocol, withTLS(c), o) },
 	})
 }
 
-// serveClear serves a protocol with STARTTLS. TLS may take so long; 0: as usual.
-func serveClear(t *testing.T, protocol string, handshake time.Duration) *fixture {
+// startPlaintext serves a protocol with STARTTLS. handshake is the timeout of
+// TLS; 0: the default.
+func startPlaintext(t *testing.T, protocol string, handshake time.Duration) *fixture {
 	t.Helper()
 	cert, roots := proxytest.Cert(t)
 	o := options
 	o.Offer = func() proxy.Offer { return offer }
-	f := start(t, proxy.Timeouts{Handshake: handshake}, proxy.Service{
+	f := startServer(t, proxy.Timeouts{Handshake: handshake}, proxy.Service{
 		Protocol: protocol, TLS: proxytest.ServerTLS(cert),
 		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return newDialogue(protocol, c, o) },
 	})
@@ -193,15 +197,15 @@ func serveClear(t *testing.T, protocol string, handshake time.Duration) *fixture
 	return f
 }
 
-func start(t *testing.T, timeouts proxy.Timeouts, svc proxy.Service) *fixture {
+func startServer(t *testing.T, timeouts proxy.Timeouts, svc proxy.Service) *fixture {
 	t.Helper()
 	svc.Timeouts = timeouts
-	f := &fixture{protocol: svc.Protocol, backend: &backend{answer: make(map[string]error)}, ends: make(chan proxy.Closed, 64)}
-	f.observed = &observed{ends: f.ends}
+	f := &fixture{protocol: svc.Protocol, fakeBackend: &fakeBackend{answer: make(map[string]error)}, ends: make(chan proxy.Closed, 64)}
+	f.observed = &recorder{ends: f.ends}
 	audit := proxy.NewAudit(slog.New(slog.NewTextHandler(&f.observed.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	audit.Known = func(string) bool { return true }
-	f.server = &proxy.Server{Guard: guard{}, Observer: proxy.Observers{audit, f.observed}}
-	svc.Name, svc.StartTLS, svc.Backend = svc.Protocol, true, f.backend
+	f.server = &proxy.Server{Guard: allowGuard{}, Observer: proxy.Observers{audit, f.observed}}
+	svc.Name, svc.StartTLS, svc.Backend = svc.Protocol, true, f.fakeBackend
 	svc.Account = func(user string) (string, error) { return user, nil }
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -219,12 +223,13 @@ func start(t *testing.T, timeouts proxy.Timeouts, svc proxy.Service) *fixture {
 	return f
 }
 
-// asIfTLS makes the dialogue on c believe that there is TLS.
-func asIfTLS(c *proxy.Conn) *proxy.Conn {
+// withTLS lets the dialogue on c see TLS.
+func withTLS(c *proxy.Conn) *proxy.Conn {
 	c.Client.TLS = new(tls.ConnectionState)
 	return c
 }
 
+// newDialogue returns the dialogue of a protocol.
 func newDialogue(protocol string, c *proxy.Conn, o Options) proxy.Dialogue {
 	switch protocol {
 	case proxy.IMAP:
@@ -245,7 +250,7 @@ func (f *fixture) dial(t *testing.T) net.Conn {
 	return c
 }
 
-// play runs a transcript on a connection of its own.
+// play runs a transcript on a new connection.
 func (f *fixture) play(t *testing.T, script string) {
 	t.Helper()
 	c := f.dial(t)
@@ -253,10 +258,10 @@ func (f *fixture) play(t *testing.T, script string) {
 	_ = c.Close()
 }
 
-// wantAsked checks how often the backend was asked.
-func (f *fixture) wantAsked(t *testing.T, want int) {
+// wantLogins checks the number of logins at the backend.
+func (f *fixture) wantLogins(t *testing.T, want int) {
 	t.Helper()
-	if got, _, _ := f.asked(); got != want {
+	if got, _, _ := f.lastLogin(); got != want {
 		t.Errorf("the backend was asked %d times, want %d", got, want)
 	}
 }
@@ -264,7 +269,7 @@ func (f *fixture) wantAsked(t *testing.T, want int) {
 // wantLogin checks the last credentials that reached the backend.
 func (f *fixture) wantLogin(t *testing.T, via, user, password string) proxy.Login {
 	t.Helper()
-	n, l, got := f.asked()
+	n, l, got := f.lastLogin()
 	mechanism := map[string]string{proxy.ViaXOAuth2: "XOAUTH2", proxy.ViaOAuthBearer: "OAUTHBEARER"}[via]
 	if mechanism == "" {
 		mechanism = "PLAIN"
@@ -289,34 +294,34 @@ func (f *fixture) wantEnd(t *testing.T, want error) {
 	}
 }
 
-// A tape is a connection on which all that the client says is said already.
-type tape struct {
+// A scriptedConn is a connection on which the client has sent everything already.
+type scriptedConn struct {
 	in  io.Reader
 	out bytes.Buffer
 }
 
-func (c *tape) Read(p []byte) (int, error)       { return c.in.Read(p) }
-func (c *tape) Write(p []byte) (int, error)      { return c.out.Write(p) }
-func (c *tape) Close() error                     { return nil }
-func (c *tape) LocalAddr() net.Addr              { return &net.TCPAddr{} }
-func (c *tape) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
-func (c *tape) SetDeadline(time.Time) error      { return nil }
-func (c *tape) SetReadDeadline(time.Time) error  { return nil }
-func (c *tape) SetWriteDeadline(time.Time) error { return nil }
+func (c *scriptedConn) Read(p []byte) (int, error)       { return c.in.Read(p) }
+func (c *scriptedConn) Write(p []byte) (int, error)      { return c.out.Write(p) }
+func (c *scriptedConn) Close() error                     { return nil }
+func (c *scriptedConn) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+func (c *scriptedConn) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
+func (c *scriptedConn) SetDeadline(time.Time) error      { return nil }
+func (c *scriptedConn) SetReadDeadline(time.Time) error  { return nil }
+func (c *scriptedConn) SetWriteDeadline(time.Time) error { return nil }
 
 const canary = "canary-bird"
 
-// converse plays a whole dialogue on in, in which every login is refused, and
-// checks what holds for all: it ends, its answers are short, no line of them
-// ends otherwise than by CRLF, and none has a part of a password in it.
+// runDialogue plays a dialogue with the input in, and refuses every login. It
+// checks that the dialogue ends, that its replies are short, that every line ends
+// in CRLF, and that no line contains a part of a password.
 //
-// With config it begins in the clear, and there are no credentials but after a
+// With config it begins without TLS, and there are no credentials before a
 // handshake.
-func converse(t *testing.T, protocol string, config *tls.Config, in []byte) {
-	tp := &tape{in: bytes.NewReader(in)}
+func runDialogue(t *testing.T, protocol string, config *tls.Config, in []byte) {
+	tp := &scriptedConn{in: bytes.NewReader(in)}
 	c := proxy.NewConn(tp, proxy.Client{ID: "SESSION"}, config, 0)
 	if config == nil {
-		asIfTLS(c)
+		withTLS(c)
 	}
 	d := newDialogue(protocol, c, Options{Hostname: "mail.example.org", Offer: func() proxy.Offer { return oauthOffer }})
 	reasons := proxy.Reasons()
@@ -335,7 +340,7 @@ func converse(t *testing.T, protocol string, config *tls.Config, in []byte) {
 		if err != nil && !ok {
 			break
 		}
-		if login != nil && !plainText([]byte(login.User)) || err != nil && login != nil && login.Secret != nil {
+		if login != nil && !isText([]byte(login.User)) || err != nil && login != nil && login.Secret != nil {
 			t.Fatalf("user %q with %v", login.User, err)
 		}
 		if err == nil {
@@ -354,7 +359,7 @@ func converse(t *testing.T, protocol string, config *tls.Config, in []byte) {
 	}
 	out := tp.out.String()
 	if config != nil {
-		out, _, _ = strings.Cut(out, "\x15\x03") // the alert of a handshake that failed
+		out, _, _ = strings.Cut(out, "\x15\x03") // the alert of a failed handshake
 	}
 	if limit := (maxCommands + 3) * 512; len(out) > limit {
 		t.Fatalf("%d octets of answers", len(out))
@@ -373,8 +378,8 @@ func converse(t *testing.T, protocol string, config *tls.Config, in []byte) {
 	}
 }
 
-// fuzz converses on what f makes of seeds, inside of TLS and in the clear.
-func fuzz(f *testing.F, protocol string, seeds ...string) {
+// fuzzDialogue runs dialogues on variations of seeds, with and without TLS.
+func fuzzDialogue(f *testing.F, protocol string, seeds ...string) {
 	cert, _ := proxytest.Cert(f)
 	config := proxytest.ServerTLS(cert)
 	for _, seed := range seeds {
@@ -383,9 +388,9 @@ func fuzz(f *testing.F, protocol string, seeds ...string) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte, clear bool) {
 		if clear {
-			converse(t, protocol, config, in)
+			runDialogue(t, protocol, config, in)
 		} else {
-			converse(t, protocol, nil, in)
+			runDialogue(t, protocol, nil, in)
 		}
 	})
 }

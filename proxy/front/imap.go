@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	maxCommand = 8 << 10 // octets of a command with its literals; AUTHENTICATE without any, and ID, may be longer
+	maxCommand = 8 << 10 // octets of a command with its literals; AUTHENTICATE without literals, and ID, may be longer
 	maxLiteral = 4 << 10 // RFC 7888 section 5
 	maxTag     = 64
 
@@ -20,25 +20,30 @@ const (
 	maxIDKey   = 30
 	maxIDValue = 1024
 
-	maxIDCommand = 34 << 10 // octets: of all these, as quoted strings with some escapes or as literals
+	maxIDCommand = 34 << 10 // octets of an ID command with all pairs, as quoted strings with some escapes, or as literals
 )
 
 // An IMAP is the dialogue of RFC 3501 in the not authenticated state, with
 // SASL-IR (RFC 4959), LITERAL- (RFC 7888), ID (RFC 2971) and STARTTLS.
 type IMAP struct {
 	dialogue
-	tag      string // of the command not yet answered; empty: none, or it has no valid one
-	literals []byte // that command, if literals are part of it
+	tag      string // of the command that is not yet answered; empty: none, or no valid tag
+	literals []byte // the command, if it has literals
 }
 
 // NewIMAP returns the dialogue with the client on c.
 func NewIMAP(c *proxy.Conn, o Options) *IMAP {
-	d := &IMAP{dialogue: dialogue{c: c, options: o, prompt: "+ "}}
-	d.longer = d.lineLimit
+	d := &IMAP{dialogue: dialogue{c: c, options: o, prompt: "+ ", replies: replies{
+		flood:     "Line too long",
+		earlyTLS:  earlyTLSText,
+		cancelled: "Authentication cancelled", // RFC 3501 section 6.2.2
+		early:     "Wait for the continuation request",
+	}}}
+	d.protocol, d.extendLimit = d, d.lineLimit
 	return d
 }
 
-// lineLimit returns how long a line that begins so may be.
+// lineLimit returns how long a line with this beginning may be.
 func (d *IMAP) lineLimit(begun []byte) int {
 	if name, _, _ := nameOf(begun); name == "ID" && !d.inClear() {
 		return maxIDCommand
@@ -48,29 +53,18 @@ func (d *IMAP) lineLimit(begun []byte) int {
 
 // Login implements proxy.Dialogue.
 func (d *IMAP) Login(ctx context.Context) (*proxy.Login, error) {
-	if err := d.greet(); err != nil {
-		return nil, err
-	}
-	for {
-		login, err := d.next(ctx)
-		if login != nil || err != nil {
-			return login, err
-		}
-	}
+	return d.untilLogin(ctx)
 }
 
 func (d *IMAP) greet() error {
-	if d.greeted {
-		return nil
-	}
 	d.greeted = true
-	d.learn()
-	return d.say("* OK [" + d.capability() + "] " + d.options.Hostname + " ready")
+	return d.reply("* OK [" + d.capability() + "] " + d.options.Hostname + " ready")
 }
 
-// capability is what is kept before login. LITERAL+ would promise literals of
-// any size; a bare LOGIN is no capability, but clients find one in it. Before
-// TLS there are neither literals nor ID: what they say would be forgotten.
+// capability returns the capabilities before login. LITERAL+ would promise
+// literals of any size. A bare LOGIN is no capability, but clients read it as
+// one. Before TLS there are no literals and no ID: their content would be
+// discarded.
 func (d *IMAP) capability() string {
 	if d.inClear() {
 		return "CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED"
@@ -80,13 +74,13 @@ func (d *IMAP) capability() string {
 
 // Refuse implements proxy.Dialogue.
 func (d *IMAP) Refuse(r *proxy.Refusal) error {
-	if err := d.challenge(r); err != nil {
-		return d.hangUp("Wait for the continuation request", err)
+	if err := d.sendFailure(r); err != nil {
+		return d.disconnect(d.replies.early, err)
 	}
-	last, w := d.last(r), d.words(r)
+	last, w := d.countRefusal(r), d.wording(r)
 	if d.tag == "" {
 		_, code, _ := strings.Cut(w.imap, " ")
-		_ = d.say(strings.TrimSpace("* BYE "+code) + " " + w.text)
+		_ = d.reply(strings.TrimSpace("* BYE "+code) + " " + w.text)
 		return r
 	}
 	lines := []string{d.completion(w.imap + " " + w.text)}
@@ -95,63 +89,62 @@ func (d *IMAP) Refuse(r *proxy.Refusal) error {
 	}
 	switch {
 	case !last:
-		return d.say(lines...)
+		return d.reply(lines...)
 	case r.Reason.Final():
-		_ = d.say(append(lines, "* BYE "+w.text)...)
+		_ = d.reply(append(lines, "* BYE "+w.text)...)
 	default:
-		_ = d.say(append(lines, "* BYE "+d.signed(tooManyWrong))...)
+		_ = d.reply(append(lines, "* BYE "+d.withSessionID(tooManyWrong))...)
 	}
 	return r
 }
 
 // Accept implements proxy.Dialogue. welcome begins with the capabilities after
-// login: many clients look for them here and nowhere else.
+// login: many clients read them here and nowhere else.
 func (d *IMAP) Accept(welcome string) error {
 	var lines []string
 	if first, rest, ok := strings.Cut(welcome, crlf); ok && strings.HasPrefix(first, "[ALERT] ") {
 		lines, welcome = []string{"* OK " + oneLine(first, "")}, rest
 	}
-	return d.say(append(lines, d.completion("OK "+oneLine(welcome, "Logged in")))...)
+	return d.reply(append(lines, d.completion("OK "+oneLine(welcome, "Logged in")))...)
 }
 
-// completion makes the line that answers the command.
+// completion returns the tagged response to the command.
 func (d *IMAP) completion(text string) string {
 	line := d.tag + " " + text
 	d.tag = ""
 	return line
 }
 
-// bad refuses what is no command, or not a proper one.
+// bad counts and refuses a line that is no valid command.
 func (d *IMAP) bad(text string) error {
 	d.count.bad++
 	if d.tag == "" {
-		return d.say("* BAD " + text)
+		return d.reply("* BAD " + text)
 	}
-	return d.say(d.completion("BAD " + text))
+	return d.reply(d.completion("BAD " + text))
 }
 
-// hangUp says why the connection ends, and returns err.
-func (d *IMAP) hangUp(text string, err error) error {
-	lines := []string{"* BYE " + d.signed(text)}
+// disconnect tells the client why the connection ends, and returns err.
+func (d *IMAP) disconnect(text string, err error) error {
+	lines := []string{"* BYE " + d.withSessionID(text)}
 	if d.tag != "" {
 		lines = []string{d.completion("BAD " + text), lines[0]}
 	}
-	_ = d.say(lines...)
+	_ = d.reply(lines...)
 	return err
 }
 
-// next reads and answers one command. If credentials are what it brings, they
-// are the answer.
-func (d *IMAP) next(ctx context.Context) (*proxy.Login, error) {
-	if err := d.command(); err != nil {
-		return nil, d.hangUp("Too many commands", err)
+// nextCommand reads and answers a command. Credentials are returned instead.
+func (d *IMAP) nextCommand(ctx context.Context) (*proxy.Login, error) {
+	if err := d.countCommand(); err != nil {
+		return nil, d.disconnect("Too many commands", err)
 	}
 	line, err := d.read()
 	if err != nil {
 		return nil, err
 	}
 	if d.inClear() {
-		return d.nextInClear(ctx, line)
+		return d.commandBeforeTLS(ctx, line)
 	}
 	command := line
 	if lit, ok := wire.TrailingLiteral(line); ok {
@@ -173,27 +166,27 @@ func (d *IMAP) next(ctx context.Context) (*proxy.Login, error) {
 	case name == "LOGIN":
 		return d.login(args)
 	}
-	return nil, d.simple(name, end(args) == nil)
+	return nil, d.simpleCommand(name, end(args) == nil)
 }
 
-// nextInClear answers a command before TLS. It takes no literal: who waits to
-// send one is refused instead, what comes without waiting is thrown away.
-func (d *IMAP) nextInClear(ctx context.Context, line []byte) (*proxy.Login, error) {
+// commandBeforeTLS answers a command before TLS. It accepts no literal: a
+// synchronizing literal is refused, a non-synchronizing one is discarded.
+func (d *IMAP) commandBeforeTLS(ctx context.Context, line []byte) (*proxy.Login, error) {
 	literal, more := wire.TrailingLiteral(line)
 	name, args, wrong := d.parse(line)
-	alone := wrong == "" && end(args) == nil
+	noArgs := wrong == "" && end(args) == nil
 	var login *proxy.Login
 	var refusal error
 	switch name {
 	case "LOGIN":
 		user, _ := argument(args)
-		login, refusal = inTheClear(proxy.ViaLoginCommand, user)
+		login, refusal = plaintextRefusal(proxy.ViaLoginCommand, user)
 	case "AUTHENTICATE":
 		mechanism, initial, _ := mechanismOf(args)
-		login, refusal = saslInTheClear(mechanism, initial)
+		login, refusal = plaintextSASLRefusal(mechanism, initial)
 	}
 	if more {
-		if err := d.throwAway(literal); err != nil {
+		if err := d.discardLiterals(literal); err != nil {
 			return nil, err
 		}
 	}
@@ -203,21 +196,21 @@ func (d *IMAP) nextInClear(ctx context.Context, line []byte) (*proxy.Login, erro
 	case login != nil:
 		return login, refusal
 	case name == "ID":
-		return nil, d.say(d.completion("BAD Begin TLS first"))
-	case name == "STARTTLS" && alone:
+		return nil, d.reply(d.completion("BAD Begin TLS first"))
+	case name == "STARTTLS" && noArgs:
 		return nil, d.startTLS(ctx, d.completion("OK Begin TLS negotiation now"))
 	}
-	return nil, d.simple(name, alone)
+	return nil, d.simpleCommand(name, noArgs)
 }
 
-// read returns the next line, and takes the tag from it.
+// read returns the next line and sets the tag.
 func (d *IMAP) read() ([]byte, error) {
 	d.tag = ""
 	line, err := d.readLine(maxVerb + maxResponse)
 	if err != nil {
-		return nil, d.unread(err)
+		return nil, d.readError(err)
 	}
-	if word, _ := wire.CutWord(line); http(word) {
+	if word, _ := wire.CutWord(line); isHTTPMethod(word) {
 		return nil, errHTTP
 	}
 	if tag, err := wire.NewScanner(line).Tag(); err == nil && len(tag) <= maxTag {
@@ -226,7 +219,7 @@ func (d *IMAP) read() ([]byte, error) {
 	return line, nil
 }
 
-// parse returns the name of a command and what reads on behind it, or what is
+// parse returns the name of a command and a scanner of its arguments, or what is
 // wrong.
 func (d *IMAP) parse(command []byte) (name string, args *wire.Scanner, wrong string) {
 	name, args, err := nameOf(command)
@@ -234,13 +227,13 @@ func (d *IMAP) parse(command []byte) (name string, args *wire.Scanner, wrong str
 	case args == nil || d.tag == "":
 		return "", nil, "Invalid tag"
 	case err != nil:
-		d.tag = "" // a word alone may be a password that did not wait: it does not come back
+		d.tag = "" // a single word may be a password that was sent early: it is not repeated
 		return "", nil, "Missing command"
 	}
 	return name, args, ""
 }
 
-// nameOf returns the name of a command and what reads on behind it; without a
+// nameOf returns the name of a command and a scanner of its arguments. Without a
 // tag, args is nil.
 func nameOf(command []byte) (name string, args *wire.Scanner, err error) {
 	args = wire.NewScanner(command)
@@ -251,8 +244,8 @@ func nameOf(command []byte) (name string, args *wire.Scanner, err error) {
 	return wire.Keyword(word), args, err
 }
 
-// readLiterals reads on after a line that announces a literal. The memory is
-// made once: growing would leave passwords behind.
+// readLiterals reads the rest of a command after a line that announces a literal.
+// It allocates the memory once: reallocating would leave copies of a password.
 func (d *IMAP) readLiterals(line []byte, lit wire.Literal) ([]byte, error) {
 	most := maxCommand
 	if name, _, _ := nameOf(line); name == "ID" {
@@ -261,11 +254,11 @@ func (d *IMAP) readLiterals(line []byte, lit wire.Literal) ([]byte, error) {
 	d.literals = make([]byte, 0, most)
 	for more := true; more; lit, more = wire.TrailingLiteral(line) {
 		if lit.Size > maxLiteral || len(d.literals)+len(line)+int(lit.Size) > most {
-			return nil, d.tooBig(lit)
+			return nil, d.rejectLiteral(lit)
 		}
 		d.literals = append(d.literals, line...)
 		if lit.Sync {
-			if err := d.say("+ OK"); err != nil {
+			if err := d.reply("+ OK"); err != nil {
 				return nil, err
 			}
 		}
@@ -276,20 +269,20 @@ func (d *IMAP) readLiterals(line []byte, lit wire.Literal) ([]byte, error) {
 		}
 		d.literals = d.literals[:end]
 		if line, err = d.c.ReadLine(most - end); err != nil {
-			return nil, d.unread(err)
+			return nil, d.readError(err)
 		}
 	}
 	d.literals = append(d.literals, line...)
 	return d.literals, nil
 }
 
-// throwAway reads what belongs to a command that ends in lit, up to the first
-// literal that waits.
-func (d *IMAP) throwAway(lit wire.Literal) error {
+// discardLiterals reads the rest of a command that ends in lit, up to the first
+// synchronizing literal.
+func (d *IMAP) discardLiterals(lit wire.Literal) error {
 	left := int64(maxCommand)
 	for more := true; more && !lit.Sync; {
 		if left -= lit.Size; lit.Size > maxLiteral || left < 0 {
-			return d.tooBig(lit)
+			return d.rejectLiteral(lit)
 		}
 		octets := make([]byte, lit.Size)
 		_, err := io.ReadFull(d.c, octets)
@@ -299,53 +292,52 @@ func (d *IMAP) throwAway(lit wire.Literal) error {
 		}
 		line, err := d.c.ReadLine(maxCommand)
 		if err != nil {
-			return d.unread(err)
+			return d.readError(err)
 		}
 		lit, more = wire.TrailingLiteral(line)
 	}
 	return nil
 }
 
-// tooBig refuses a literal. One that waits for its continuation gets none; one
-// that does not is on its way: RFC 7888 sections 4 and 5.
-func (d *IMAP) tooBig(lit wire.Literal) error {
+// rejectLiteral refuses a literal that is too large. A synchronizing literal gets
+// no continuation request; a non-synchronizing one follows at once, so the
+// connection ends: RFC 7888 sections 4 and 5.
+func (d *IMAP) rejectLiteral(lit wire.Literal) error {
 	const text = "[TOOBIG] Literal too large"
 	if lit.Sync {
 		return d.bad(text)
 	}
-	_ = d.say("* BYE " + text)
+	_ = d.reply("* BYE " + text)
 	return errTooBig
 }
 
-// unread says what can be said of an error of reading. A line too long to be
-// kept may have announced a literal, whose octets must not be taken for
-// commands: the connection ends.
-func (d *IMAP) unread(err error) error {
+// readError answers an error of reading. A line that is too long may announce a
+// literal, whose octets must not be read as commands: the connection ends.
+func (d *IMAP) readError(err error) error {
 	switch {
 	case errors.Is(err, proxy.ErrEarlyTLS):
-		return d.hangUp(notYet, err)
-	case unreadable(err):
-		return d.hangUp("Line too long", err)
+		return d.disconnect(d.replies.earlyTLS, err)
+	case errors.Is(err, proxy.ErrLineTooLong), errors.Is(err, proxy.ErrFlood):
+		return d.disconnect(d.replies.flood, err)
 	}
 	return err
 }
 
-// simple answers the commands without arguments, and those that are none. alone
-// says that there were no arguments.
-func (d *IMAP) simple(name string, alone bool) error {
+// simpleCommand answers commands without arguments, and unknown ones.
+func (d *IMAP) simpleCommand(name string, noArgs bool) error {
 	switch {
 	case needsLogin(name):
-		return d.say(d.completion("BAD Log in first")) // no strike: it may be pipelined behind a LOGIN
-	case !alone:
+		return d.reply(d.completion("BAD Log in first")) // not counted as bad: it may be pipelined after LOGIN
+	case !noArgs:
 		return d.bad("Unknown command or arguments")
 	}
 	switch name {
 	case "CAPABILITY":
-		return d.say("* "+d.capability(), d.completion("OK CAPABILITY completed"))
+		return d.reply("* "+d.capability(), d.completion("OK CAPABILITY completed"))
 	case "NOOP":
-		return d.say(d.completion("OK NOOP completed"))
+		return d.reply(d.completion("OK NOOP completed"))
 	case "LOGOUT":
-		if err := d.say("* BYE Logging out", d.completion("OK LOGOUT completed")); err != nil {
+		if err := d.reply("* BYE Logging out", d.completion("OK LOGOUT completed")); err != nil {
 			return err
 		}
 		return proxy.ErrQuit
@@ -355,7 +347,7 @@ func (d *IMAP) simple(name string, alone bool) error {
 	return d.bad("Unknown command")
 }
 
-// needsLogin reports whether name is a command of the states after login.
+// needsLogin reports whether name is a command of the authenticated states.
 func needsLogin(name string) bool {
 	switch name {
 	case "SELECT", "EXAMINE", "CREATE", "DELETE", "RENAME", "SUBSCRIBE", "UNSUBSCRIBE", "LIST", "LSUB", "STATUS", "APPEND",
@@ -366,15 +358,15 @@ func needsLogin(name string) bool {
 	return false
 }
 
-// id keeps what the client says of itself. It is legal in every state and no
-// reason to refuse anybody: what is beyond the bounds is left out.
+// id keeps the client's ID. It is allowed in every state and never refused: pairs
+// beyond the limits are dropped.
 func (d *IMAP) id(s *wire.Scanner) error {
 	pairs, err := readID(s)
 	if err != nil {
 		return d.bad("Invalid arguments for ID")
 	}
 	d.hello.ID = pairs
-	return d.say(`* ID ("name" "Postern")`, d.completion("OK ID completed"))
+	return d.reply(`* ID ("name" "Postern")`, d.completion("OK ID completed"))
 }
 
 func readID(s *wire.Scanner) (map[string]string, error) {
@@ -390,18 +382,18 @@ func readID(s *wire.Scanner) (map[string]string, error) {
 	}
 	pairs := make(map[string]string)
 	for first := true; ; first = false {
-		apart := spaces(s) == nil
+		separated := spaces(s) == nil
 		if s.Next(')') {
 			break
 		}
-		if !first && !apart {
+		if !first && !separated {
 			return nil, wire.ErrSyntax
 		}
 		key, value, err := readPair(s)
 		if err != nil {
 			return nil, err
 		}
-		if len(pairs) < maxIDPairs && len(key) <= maxIDKey && len(value) <= maxIDValue && plainText(key) && plainText(value) {
+		if len(pairs) < maxIDPairs && len(key) <= maxIDKey && len(value) <= maxIDValue && isText(key) && isText(value) {
 			pairs[strings.ToLower(string(key))] = string(value)
 		}
 	}
@@ -428,11 +420,12 @@ func (d *IMAP) login(s *wire.Scanner) (*proxy.Login, error) {
 	if err != nil || end(s) != nil {
 		return nil, d.bad("Invalid password: quote it")
 	}
-	return d.password(proxy.ViaLoginCommand, user, password)
+	return d.passwordLogin(proxy.ViaLoginCommand, user, password)
 }
 
-// spaces reads at least one. RFC 3501 section 9 has exactly one between
-// arguments and none behind the last; Dovecot takes more, and programs send them.
+// spaces reads one or more spaces. RFC 3501 section 9 has exactly one between
+// arguments and none after the last; Dovecot accepts more, and programs send
+// them.
 func spaces(s *wire.Scanner) error {
 	err := s.Space()
 	for err == nil && s.Next(' ') {
@@ -440,7 +433,7 @@ func spaces(s *wire.Scanner) error {
 	return err
 }
 
-// end returns an error when more than spaces is left. It reads nothing.
+// end returns an error if more than spaces is left. It does not advance s.
 func end(s *wire.Scanner) error {
 	rest := *s
 	_ = spaces(&rest)
@@ -466,20 +459,11 @@ func (d *IMAP) authenticate(s *wire.Scanner) (*proxy.Login, error) {
 	if err != nil {
 		return nil, d.bad("Invalid arguments for AUTHENTICATE")
 	}
-	login, err := d.exchange(mechanism, initial)
-	switch {
-	case errors.Is(err, errCancelled):
-		return nil, d.bad("Authentication cancelled") // RFC 3501 section 6.2.2
-	case errors.Is(err, errEarly):
-		return nil, d.hangUp("Wait for the continuation request", err)
-	case errors.Is(err, proxy.ErrFlood):
-		return nil, d.unread(err)
-	}
-	return login, err
+	return d.exchanged(d.exchange(mechanism, initial))
 }
 
-// mechanismOf reads the arguments of AUTHENTICATE. initial is nil if there is
-// none.
+// mechanismOf reads the arguments of AUTHENTICATE. initial is nil if there is no
+// initial response.
 func mechanismOf(s *wire.Scanner) (mechanism string, initial []byte, err error) {
 	name, err := argumentAtom(s)
 	if err == nil && spaces(s) == nil && s.End() != nil {

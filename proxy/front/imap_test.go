@@ -17,8 +17,8 @@ const greetingIMAP = `S: \* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PL
 var plain = string(wire.AppendPlain(nil, user, []byte(password)))
 
 // Criterion: The IMAP greeting holds the capabilities kept before login, and no bare LOGIN.
-func TestIMAPSaysWhatItCan(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+func TestIMAPAnnouncesItsCapabilities(t *testing.T) {
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C: a1 CAPABILITY
 		S: \* CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN
@@ -62,7 +62,7 @@ func TestIMAPLoginTakesEveryFormOfString(t *testing.T) {
 			C- a LOGIN alice "cor\\"rect horse\\\\ käse"\n`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := serve(t, proxy.IMAP, 0)
+			f := startInTLS(t, proxy.IMAP, 0)
 			f.play(t, greetingIMAP+script+`
 				S: a OK Logged in
 				C: hello
@@ -75,7 +75,7 @@ func TestIMAPLoginTakesEveryFormOfString(t *testing.T) {
 
 // Criterion: Commands pipelined behind LOGIN are answered in order, the last by the session.
 func TestIMAPKeepsWhatIsPipelined(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C- 1 NOOP\r\n2 LOGIN alice wrong\r\n3 SELECT INBOX\r\n4 LOGIN alice "cor\\"rect horse\\\\ käse"\r\n5 NOOP\r\n6 SELECT INBOX\r\n
 		S: 1 OK NOOP completed
@@ -85,7 +85,7 @@ func TestIMAPKeepsWhatIsPipelined(t *testing.T) {
 		S: session: 5 NOOP
 		S: session: 6 SELECT INBOX
 	`)
-	f = serve(t, proxy.IMAP, 0)
+	f = startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C- a AUTHENTICATE PLAIN `+plain+`\r\nb NOOP\r\n
 		S: a OK Logged in
@@ -115,7 +115,7 @@ func TestIMAPAuthenticates(t *testing.T) {
 			C: ` + string(wire.AppendSASL(nil, []byte(password))),
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := serve(t, proxy.IMAP, 0)
+			f := startInTLS(t, proxy.IMAP, 0)
 			f.play(t, greetingIMAP+script+`
 				S: a OK Logged in
 			`)
@@ -130,7 +130,7 @@ func TestIMAPAuthenticates(t *testing.T) {
 
 // Criterion: AUTHENTICATE cancelled with * is a tagged BAD, and the connection goes on.
 func TestIMAPExchangeThatFailsLeavesTheConnectionUsable(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C: a AUTHENTICATE PLAIN
 		S- +\x20\r\n
@@ -153,12 +153,12 @@ func TestIMAPExchangeThatFailsLeavesTheConnectionUsable(t *testing.T) {
 		C: h AUTHENTICATE PLAIN `+plain+`
 		S: h OK Logged in
 	`)
-	f.wantAsked(t, 1)
+	f.wantLogins(t, 1)
 }
 
 // Criterion: Three wrong passwords end the connection, one does not; the text is fixed and ends with the session id.
-func TestIMAPSaysGoodbyeAfterThreeWrongPasswords(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+func TestIMAPSendsBYEAfterThreeWrongPasswords(t *testing.T) {
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.answer["bob"] = &proxy.Refusal{Reason: proxy.Wrong, Err: errors.New("user bob unknown")}
 	c := f.dial(t)
 	proxytest.Transcript(t, c, greetingIMAP)
@@ -173,12 +173,12 @@ func TestIMAPSaysGoodbyeAfterThreeWrongPasswords(t *testing.T) {
 		S: \* BYE Too many failed logins (session ID)
 		S: <EOF>
 	`, "ID", id))
-	f.wantAsked(t, 3)
+	f.wantLogins(t, 3)
 }
 
 // Criterion: A backend that is away is UNAVAILABLE, never AUTHENTICATIONFAILED, however often.
 func TestIMAPTemporaryIsNotWrong(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.answer["a"] = proxy.NewRefusal(proxy.Unavailable, errors.New("dial tcp: connection refused"))
 	f.answer["b"] = proxy.NewRefusal(proxy.Throttled, nil)
 	f.answer["c"] = proxy.NewRefusal(proxy.ProtocolOff, nil)
@@ -203,8 +203,8 @@ func TestIMAPTemporaryIsNotWrong(t *testing.T) {
 }
 
 // Criterion: ID before login takes literals in any value and costs nothing.
-func TestIMAPTakesWhatAClientSaysOfItself(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+func TestIMAPKeepsTheClientsID(t *testing.T) {
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C- 1 ID ("name" {7+}\r\nOutlook "Version" {3}\r\n
 		S: + OK
@@ -250,7 +250,7 @@ func TestIMAPBoundsID(t *testing.T) {
 
 // Criterion: A literal beyond the limit is BAD, in step when it waits, the end when it does not.
 func TestIMAPLiteralsAreBounded(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C: a LOGIN {4294967295}
 		S: a BAD [TOOBIG] Literal too large
@@ -269,12 +269,12 @@ func TestIMAPLiteralsAreBounded(t *testing.T) {
 		S: <EOF>
 	`)
 	f.wantEnd(t, errTooBig)
-	f.wantAsked(t, 0)
+	f.wantLogins(t, 0)
 }
 
 // Criterion: Commands pre-login that are refused take their literals with them.
 func TestIMAPOctetsOfALiteralAreNoCommand(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C- a APPEND INBOX {15+}\r\nx LOGIN alice x\r\nb NOOP\r\n
 		S: a BAD Log in first
@@ -286,7 +286,7 @@ func TestIMAPOctetsOfALiteralAreNoCommand(t *testing.T) {
 }
 
 func TestIMAPNonsenseEnds(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C: <script>alert(1)</script> NOOP
 		S: \* BAD Invalid tag
@@ -315,7 +315,7 @@ func TestIMAPNonsenseEnds(t *testing.T) {
 }
 
 func TestIMAPEndsAnEndlessLine(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C- a LOGIN {5}`+strings.Repeat("x", 20000)+`\r\nb LOGIN alice x\r\n
 		S: \* BYE Line too long (session *)
@@ -332,7 +332,7 @@ func TestIMAPEndsAnEndlessLine(t *testing.T) {
 }
 
 func TestIMAPEndsCommandsWithoutEnd(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	c := f.dial(t)
 	proxytest.Transcript(t, c, greetingIMAP+`
 		C- `+strings.Repeat(`a NOOP\r\n`, 1000)+`
@@ -345,7 +345,7 @@ func TestIMAPEndsCommandsWithoutEnd(t *testing.T) {
 // Criterion: An HTTP request is closed at its first line, and nothing of it comes back.
 func TestFrontDoesNotSpeakHTTP(t *testing.T) {
 	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
-		f := serve(t, protocol, 0)
+		f := startInTLS(t, protocol, 0)
 		f.play(t, `
 			C- POST / HTTP/1.1\r\nHost: mail.example.org\r\n\r\na NOOP\r\nNOOP\r\n
 			S: *mail.example.org *
@@ -357,7 +357,7 @@ func TestFrontDoesNotSpeakHTTP(t *testing.T) {
 
 // Criterion: Bytes behind AUTHENTICATE that come before its challenge close the connection.
 func TestIMAPAnswersBeforeTheirChallengeEnd(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C- a AUTHENTICATE PLAIN\r\n`+plain+`\r\n
 		S: a BAD Wait for the continuation request
@@ -365,7 +365,7 @@ func TestIMAPAnswersBeforeTheirChallengeEnd(t *testing.T) {
 		S: <EOF>
 	`)
 	f.wantEnd(t, errEarly)
-	f.wantAsked(t, 0)
+	f.wantLogins(t, 0)
 }
 
 // Criterion: What no server may see reaches none: NUL, CR, LF, a foreign authzid, lengths that cannot be.
@@ -388,20 +388,20 @@ func TestIMAPRefusesImpossibleCredentials(t *testing.T) {
 		"no PLAIN at all":           `a AUTHENTICATE PLAIN YWxpY2U=`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := serve(t, proxy.IMAP, 0)
+			f := startInTLS(t, proxy.IMAP, 0)
 			f.play(t, greetingIMAP+`
 				C- `+command+`\r\n
 				S: a NO [AUTHENTICATIONFAILED] Wrong user name or password (session *)
 				C: b NOOP
 				S: b OK *
 			`)
-			f.wantAsked(t, 0)
+			f.wantLogins(t, 0)
 		})
 	}
 }
 
-func TestIMAPSaysWhyItEnds(t *testing.T) {
-	f := serve(t, proxy.IMAP, 50*time.Millisecond)
+func TestIMAPNamesTheReasonOfItsEnd(t *testing.T) {
+	f := startInTLS(t, proxy.IMAP, 50*time.Millisecond)
 	f.play(t, greetingIMAP+`
 		S: \* BYE [UNAVAILABLE] No login for too long (session *)
 		S: <EOF>
@@ -413,7 +413,7 @@ func TestIMAPSaysWhyItEnds(t *testing.T) {
 		S: \* BYE No login for too long (session *)
 		S: <EOF>
 	`)
-	f = serve(t, proxy.IMAP, 0)
+	f = startInTLS(t, proxy.IMAP, 0)
 	c := f.dial(t)
 	proxytest.Transcript(t, c, greetingIMAP)
 	f.server.Kick(func(proxy.SessionInfo) bool { return true })
@@ -424,7 +424,7 @@ func TestIMAPSaysWhyItEnds(t *testing.T) {
 }
 
 func TestIMAPThunderbird(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C: 1 capability
 		S: \* CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN
@@ -440,7 +440,7 @@ func TestIMAPThunderbird(t *testing.T) {
 }
 
 func TestIMAPOutlook(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C: 3l1k CAPABILITY
 		S: \* CAPABILITY *
@@ -466,7 +466,7 @@ func TestRefusalBeforeTheGreetingIsOne(t *testing.T) {
 		proxy.POP3:       "-ERR This port speaks TLS only",
 		proxy.Submission: "554 5.7.0 This port speaks TLS only",
 	} {
-		tp := &tape{}
+		tp := &scriptedConn{}
 		d := newDialogue(protocol, proxy.NewConn(tp, proxy.Client{ID: "abc"}, nil, 0), Options{})
 		r := proxy.NewRefusal(proxy.Plaintext, nil)
 		if err := d.Refuse(r); !errors.Is(err, r) {
@@ -479,7 +479,7 @@ func TestRefusalBeforeTheGreetingIsOne(t *testing.T) {
 }
 
 func FuzzIMAP(f *testing.F) {
-	fuzz(f, proxy.IMAP,
+	fuzzDialogue(f, proxy.IMAP,
 		"a LOGIN canary canary-bird\r\nb AUTHENTICATE PLAIN AGNhbmFyeQBjYW5hcnktYmlyZA==\r\n",
 		"a LOGIN {6+}\r\ncanary {11}\r\ncanary-bird\r\nb AUTHENTICATE LOGIN Y2FuYXJ5\r\n",
 		"a ID (\"canary-bird\" {11+}\r\ncanary-bird \"x\" NIL)\r\nb LOGIN \"canary-bird\" \"ca\\\"nary-bird\"\r\nx LOGOUT\r\n",

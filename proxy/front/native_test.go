@@ -10,7 +10,7 @@ import (
 )
 
 // fullID returns the arguments of an ID with as many pairs as RFC 2971 section
-// 3.3 allows, each as long as allowed, by value.
+// 3.3 allows, each as long as allowed, quoted by value.
 func fullID(value func(string) string) string {
 	pairs := make([]string, maxIDPairs)
 	for i := range pairs {
@@ -25,7 +25,7 @@ func fullID(value func(string) string) string {
 func TestIMAPAnswersTheLongestID(t *testing.T) {
 	quoted := fullID(func(v string) string { return `"` + v + `"` })
 	literals := fullID(func(v string) string { return fmt.Sprintf(`{%d+}\r\n%s`, len(v), v) })
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C: 1 ID `+quoted+`
 		S: \* ID ("name" "Postern")
@@ -50,7 +50,7 @@ func TestIMAPBoundsTheLengthOfID(t *testing.T) {
 		`1 ID ("name" "` + strings.Repeat("x", maxIDCommand) + `")\r\n`,
 		`1 ID (` + strings.Repeat(`{4096+}\r\n`+strings.Repeat("x", 4096)+" ", 9),
 	} {
-		f := serve(t, proxy.IMAP, 0)
+		f := startInTLS(t, proxy.IMAP, 0)
 		f.play(t, greetingIMAP+`
 			C- `+script+`
 			S: \* BYE *
@@ -62,7 +62,7 @@ func TestIMAPBoundsTheLengthOfID(t *testing.T) {
 // Criterion: where people and programs type more spaces than the grammar of IMAP
 // has, Postern answers as Dovecot does.
 func TestIMAPTakesSpacesAsDovecotDoes(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C- a NOOP \r\n
 		S: a OK NOOP completed
@@ -101,7 +101,7 @@ func TestIMAPTakesSpacesAsDovecotDoes(t *testing.T) {
 // Criterion: LOGIN before login is answered by its form: an empty name, a list,
 // too few and too many arguments are BAD, and the connection goes on.
 func TestIMAPAnswersLOGINByItsForm(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C: a LOGIN
 		S: a BAD *
@@ -121,7 +121,7 @@ func TestIMAPAnswersLOGINByItsForm(t *testing.T) {
 // Criterion: AUTHENTICATE is answered by RFC 3501 section 6.2.2: an unknown
 // mechanism is NO, bad base64 and "*" are BAD, and the next attempt succeeds.
 func TestIMAPAnswersAUTHENTICATEByItsForm(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
+	f := startInTLS(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAP+`
 		C: a AUTHENTICATE
 		S: a BAD *
@@ -145,7 +145,7 @@ func TestIMAPAnswersAUTHENTICATEByItsForm(t *testing.T) {
 
 // Criterion: EHLO with a name in UTF-8 is taken, as Postfix takes it.
 func TestSMTPTakesAnEHLOInUTF8(t *testing.T) {
-	f := serve(t, proxy.Submission, 0)
+	f := startInTLS(t, proxy.Submission, 0)
 	f.play(t, greetingSMTP+`
 		C: EHLO Käses-Computer
 		S: 250-mail.example.org
@@ -157,14 +157,14 @@ func TestSMTPTakesAnEHLOInUTF8(t *testing.T) {
 		C: AUTH PLAIN `+plain+`
 		S: 235 *
 	`)
-	_, l, _ := f.asked()
+	_, l, _ := f.lastLogin()
 	if got := l.Hello.Name; got != "Käses-Computer" {
 		t.Errorf("Hello.Name = %q", got)
 	}
 }
 
-// FuzzID: an ID of any form gives at most as many pairs as are allowed, each
-// within its bounds, and with more spaces the same ones.
+// FuzzID checks that an ID of any form gives no more pairs than allowed, each
+// within its limits, and the same pairs with additional spaces.
 func FuzzID(f *testing.F) {
 	f.Add(` ("name" "Mail" "os" NIL)`)
 	f.Add(" NIL")
@@ -178,7 +178,7 @@ func FuzzID(f *testing.F) {
 			t.Fatalf("%d pairs", len(pairs))
 		}
 		for key, value := range pairs {
-			if len(key) > maxIDKey || len(value) > maxIDValue || !plainText([]byte(key)) || !plainText([]byte(value)) {
+			if len(key) > maxIDKey || len(value) > maxIDValue || !isText([]byte(key)) || !isText([]byte(value)) {
 				t.Fatalf("%q: %q", key, value)
 			}
 		}

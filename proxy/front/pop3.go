@@ -2,7 +2,6 @@ package front
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strings"
 
@@ -10,8 +9,8 @@ import (
 	"postern/proxy/wire"
 )
 
-// maxPOP3Line is in octets. RFC 2449 section 4 wants 255 for all but AUTH;
-// names and passwords may be longer here.
+// maxPOP3Line is in octets. RFC 2449 section 4 requires 255 for all commands but
+// AUTH; names and passwords may be longer here.
 const maxPOP3Line = maxPassword + maxVerb
 
 // A POP3 is the dialogue of RFC 1939 in the AUTHORIZATION state, with CAPA (RFC
@@ -23,43 +22,39 @@ type POP3 struct {
 
 // NewPOP3 returns the dialogue with the client on c.
 func NewPOP3(c *proxy.Conn, o Options) *POP3 {
-	return &POP3{dialogue: dialogue{c: c, options: o, prompt: "+ "}}
+	d := &POP3{dialogue: dialogue{c: c, options: o, prompt: "+ ", replies: replies{
+		lineTooLong: "Line too long",
+		flood:       "Line too long",
+		earlyTLS:    earlyTLSText,
+		cancelled:   "Authentication cancelled", // RFC 5034 section 4
+		early:       "Wait for the challenge",
+	}}}
+	d.protocol = d
+	return d
 }
 
 // Login implements proxy.Dialogue.
 func (d *POP3) Login(ctx context.Context) (*proxy.Login, error) {
-	if err := d.greet(); err != nil {
-		return nil, err
-	}
-	for {
-		login, err := d.next(ctx)
-		if login != nil || err != nil {
-			return login, err
-		}
-	}
+	return d.untilLogin(ctx)
 }
 
-// greet has no <timestamp> in the greeting, which would promise APOP.
+// greet sends a greeting without a timestamp, which would announce APOP.
 func (d *POP3) greet() error {
-	if d.greeted {
-		return nil
-	}
 	d.greeted = true
-	d.learn()
-	return d.say("+OK " + d.options.Hostname + " ready")
+	return d.reply("+OK " + d.options.Hostname + " ready")
 }
 
 // Refuse implements proxy.Dialogue.
 func (d *POP3) Refuse(r *proxy.Refusal) error {
-	if err := d.challenge(r); err != nil {
-		return d.hangUp("Wait for the challenge", err)
+	if err := d.sendFailure(r); err != nil {
+		return d.disconnect(d.replies.early, err)
 	}
-	last, w := d.last(r), d.words(r)
+	last, w := d.countRefusal(r), d.wording(r)
 	line := "-ERR "
 	if w.pop3 != "" {
 		line += w.pop3 + " "
 	}
-	if err := d.say(line + w.text); err != nil || !last {
+	if err := d.reply(line + w.text); err != nil || !last {
 		return err
 	}
 	return r
@@ -67,104 +62,96 @@ func (d *POP3) Refuse(r *proxy.Refusal) error {
 
 // Accept implements proxy.Dialogue.
 func (d *POP3) Accept(welcome string) error {
-	return d.say("+OK " + oneLine(welcome, "Logged in"))
+	return d.reply("+OK " + oneLine(welcome, "Logged in"))
 }
 
-// bad refuses what is no command, or not a proper one.
+// bad counts and refuses a line that is no valid command.
 func (d *POP3) bad(text string) error {
 	d.count.bad++
-	return d.say("-ERR " + text)
+	return d.reply("-ERR " + text)
 }
 
-// hangUp says why the connection ends, and returns err.
-func (d *POP3) hangUp(text string, err error) error {
-	_ = d.say("-ERR " + d.signed(text))
+// disconnect tells the client why the connection ends, and returns err.
+func (d *POP3) disconnect(text string, err error) error {
+	_ = d.reply("-ERR " + d.withSessionID(text))
 	return err
 }
 
-// next reads and answers one command. If credentials are what it brings, they
-// are the answer.
-func (d *POP3) next(ctx context.Context) (*proxy.Login, error) {
-	if err := d.command(); err != nil {
-		return nil, d.hangUp("Too many commands", err)
+// nextCommand reads and answers a command. Credentials are returned instead.
+func (d *POP3) nextCommand(ctx context.Context) (*proxy.Login, error) {
+	if err := d.countCommand(); err != nil {
+		return nil, d.disconnect("Too many commands", err)
 	}
 	line, err := d.readLine(maxVerb + maxResponse)
-	switch {
-	case errors.Is(err, proxy.ErrLineTooLong):
-		return nil, d.bad("Line too long")
-	case errors.Is(err, proxy.ErrFlood):
-		return nil, d.hangUp("Line too long", err)
-	case errors.Is(err, proxy.ErrEarlyTLS):
-		return nil, d.hangUp(notYet, err)
-	case err != nil:
-		return nil, err
+	if err != nil {
+		return nil, d.readError(err)
 	}
 	text, _ := wire.TrimLine(line)
 	word, arg := wire.CutWord(text)
-	if http(word) {
+	if isHTTPMethod(word) {
 		return nil, errHTTP
 	}
 	name := wire.Keyword(word)
 	switch {
 	case len(line) > maxPOP3Line && name != "AUTH":
-		return nil, d.bad("Line too long")
+		return nil, d.bad(d.replies.lineTooLong)
 	case d.inClear():
-		return d.nextInClear(ctx, name, arg)
+		return d.commandBeforeTLS(ctx, name, arg)
 	case name == "AUTH":
 		return d.auth(arg)
 	case name == "PASS":
 		return d.pass(arg)
 	}
-	return nil, d.simple(name, arg)
+	return nil, d.simpleCommand(name, arg)
 }
 
-// nextInClear answers a command before TLS.
-func (d *POP3) nextInClear(ctx context.Context, name string, arg []byte) (*proxy.Login, error) {
+// commandBeforeTLS answers a command before TLS.
+func (d *POP3) commandBeforeTLS(ctx context.Context, name string, arg []byte) (*proxy.Login, error) {
 	word, initial := wire.CutWord(arg)
 	switch {
-	case name == "AUTH" && len(arg) == 0: // asks for mechanisms
-		return nil, d.say("-ERR Begin TLS first")
+	case name == "AUTH" && len(arg) == 0: // asks for the mechanisms
+		return nil, d.reply("-ERR Begin TLS first")
 	case name == "AUTH":
-		return saslInTheClear(wire.Keyword(word), initial)
+		return plaintextSASLRefusal(wire.Keyword(word), initial)
 	case name == "USER":
-		return inTheClear(proxy.ViaUserPass, arg)
+		return plaintextRefusal(proxy.ViaUserPass, arg)
 	case name == "PASS":
-		return inTheClear(proxy.ViaUserPass, nil)
+		return plaintextRefusal(proxy.ViaUserPass, nil)
 	case name == "APOP":
-		return inTheClear(proxy.ViaOther, word)
+		return plaintextRefusal(proxy.ViaOther, word)
 	case name == "STLS" && len(arg) == 0:
 		return nil, d.startTLS(ctx, "+OK Begin TLS negotiation")
 	case name == "STLS":
 		return nil, d.bad("STLS has no arguments")
 	}
-	return nil, d.simple(name, arg)
+	return nil, d.simpleCommand(name, arg)
 }
 
-// pass takes all behind the first space: spaces belong to the password, RFC
-// 1939 section 7. After it there must be another USER.
+// pass takes everything after the first space: spaces belong to the password, RFC
+// 1939 section 7. After PASS, USER has to come again.
 func (d *POP3) pass(password []byte) (*proxy.Login, error) {
 	user := d.user
 	d.user = nil
 	if user == nil {
 		return nil, d.bad("USER comes first")
 	}
-	return d.password(proxy.ViaUserPass, user, password)
+	return d.passwordLogin(proxy.ViaUserPass, user, password)
 }
 
-// simple answers the commands that bring no credentials. None of them, CAPA
-// least of all, comes between USER and PASS.
-func (d *POP3) simple(name string, arg []byte) error {
+// simpleCommand answers commands that carry no credentials. After any of them,
+// also CAPA, a USER before it still counts.
+func (d *POP3) simpleCommand(name string, arg []byte) error {
 	switch name {
 	case "USER":
 		if len(arg) == 0 {
 			return d.bad("Missing user name")
 		}
 		d.user = append([]byte(nil), arg...)
-		return d.say("+OK Send your password") // to every name: RFC 1939 section 13
+		return d.reply("+OK Send your password") // to every name: RFC 1939 section 13
 	case "CAPA":
 		return d.capa()
 	case "QUIT":
-		if err := d.say("+OK Goodbye"); err != nil {
+		if err := d.reply("+OK Goodbye"); err != nil {
 			return err
 		}
 		return proxy.ErrQuit
@@ -177,30 +164,30 @@ func (d *POP3) simple(name string, arg []byte) error {
 	case "LANG":
 		return d.bad("LANG is not supported")
 	case "STAT", "LIST", "RETR", "DELE", "NOOP", "RSET", "TOP", "UIDL":
-		return d.say("-ERR Log in first") // no strike: it may be pipelined behind PASS
+		return d.reply("-ERR Log in first") // not counted as bad: it may be pipelined after PASS
 	}
 	return d.bad("Unknown command")
 }
 
-// capa lists UIDL and TOP before login, too: there are clients that ask only
-// then. RFC 2595 section 4 has STLS in it while it is permitted.
+// capa lists UIDL and TOP before login, too: some clients ask only then. STLS is
+// listed while it is permitted: RFC 2595 section 4.
 func (d *POP3) capa() error {
 	login := []string{"USER", "SASL " + strings.Join(d.mechanisms(), " ")}
 	if d.inClear() {
 		login = []string{"STLS"}
 	}
 	always := []string{"UIDL", "TOP", "RESP-CODES", "AUTH-RESP-CODE", "PIPELINING"}
-	chosen := d.options.Capabilities
+	configured := d.options.Capabilities
 	if d.inClear() { // RFC 6856 section 2.1: UTF8 is no command before STLS
-		chosen = slices.DeleteFunc(slices.Clone(chosen), func(line string) bool { return line == utf8Mode })
+		configured = slices.DeleteFunc(slices.Clone(configured), func(line string) bool { return line == utf8Mode })
 	}
-	return d.say(slices.Concat([]string{"+OK Capability list follows"}, login, always, chosen, []string{"."})...)
+	return d.reply(slices.Concat([]string{"+OK Capability list follows"}, login, always, configured, []string{"."})...)
 }
 
-// utf8Mode is the command, and the line of CAPA, of RFC 6856.
+// utf8Mode is the command and the capability of RFC 6856.
 const utf8Mode = "UTF8"
 
-// utf8 enters the mode of RFC 6856 section 2.1, in which messages are in.
+// utf8 enters the UTF8 mode of RFC 6856 section 2.1.
 func (d *POP3) utf8(arg []byte) error {
 	switch {
 	case !slices.Contains(d.options.Capabilities, utf8Mode):
@@ -211,26 +198,17 @@ func (d *POP3) utf8(arg []byte) error {
 		return d.bad("Begin TLS first")
 	}
 	d.hello.UTF8 = true
-	return d.say("+OK UTF-8 mode")
+	return d.reply("+OK UTF-8 mode")
 }
 
 func (d *POP3) auth(arg []byte) (*proxy.Login, error) {
-	// AUTH alone, from before CAPA: RFC 1734's clients ask so for mechanisms.
+	// AUTH without arguments asks for the mechanisms: clients of RFC 1734 use it.
 	if len(arg) == 0 {
-		return nil, d.say(slices.Concat([]string{"+OK Mechanisms follow"}, d.mechanisms(), []string{"."})...)
+		return nil, d.reply(slices.Concat([]string{"+OK Mechanisms follow"}, d.mechanisms(), []string{"."})...)
 	}
 	name, initial := wire.CutWord(arg)
 	if len(initial) == 0 {
 		initial = nil
 	}
-	login, err := d.exchange(wire.Keyword(name), initial)
-	switch {
-	case errors.Is(err, errCancelled):
-		return nil, d.bad("Authentication cancelled") // RFC 5034 section 4
-	case errors.Is(err, errEarly):
-		return nil, d.hangUp("Wait for the challenge", err)
-	case errors.Is(err, proxy.ErrFlood):
-		return nil, d.hangUp("Line too long", err)
-	}
-	return login, err
+	return d.exchanged(d.exchange(wire.Keyword(name), initial))
 }

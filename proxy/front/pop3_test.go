@@ -15,7 +15,7 @@ const greetingPOP3 = `S: +OK mail.example.org ready`
 
 // Criterion: CAPA before login has UIDL, USER and SASL PLAIN, no STLS, and does not come between USER and PASS.
 func TestPOP3LogsInWithUserAndPass(t *testing.T) {
-	f := serve(t, proxy.POP3, 0)
+	f := startInTLS(t, proxy.POP3, 0)
 	f.play(t, greetingPOP3+`
 		C: USER alice
 		S: +OK Send your password
@@ -43,7 +43,7 @@ func TestPOP3LogsInWithUserAndPass(t *testing.T) {
 
 // Criterion: Spaces belong to the password, RFC 1939 section 7.
 func TestPOP3TakesAllBehindTheSpaceForThePassword(t *testing.T) {
-	f := serve(t, proxy.POP3, 0)
+	f := startInTLS(t, proxy.POP3, 0)
 	f.play(t, greetingPOP3+`
 		C: user  two words@example.org`+"\x20"+`
 		S: +OK *
@@ -54,7 +54,7 @@ func TestPOP3TakesAllBehindTheSpaceForThePassword(t *testing.T) {
 }
 
 func TestPOP3KeepsWhatIsPipelined(t *testing.T) {
-	f := serve(t, proxy.POP3, 0)
+	f := startInTLS(t, proxy.POP3, 0)
 	f.play(t, greetingPOP3+`
 		C- USER alice\r\nPASS wrong\r\nSTAT\r\nUSER alice\r\nPASS cor"rect horse\\ käse\r\nSTAT\r\nLIST\r\n
 		S: +OK *
@@ -65,7 +65,7 @@ func TestPOP3KeepsWhatIsPipelined(t *testing.T) {
 		S: session: STAT
 		S: session: LIST
 	`)
-	f = serve(t, proxy.POP3, 0)
+	f = startInTLS(t, proxy.POP3, 0)
 	f.play(t, greetingPOP3+`
 		C- AUTH PLAIN `+plain+`\nSTAT\r\n
 		S: +OK Logged in
@@ -74,7 +74,7 @@ func TestPOP3KeepsWhatIsPipelined(t *testing.T) {
 }
 
 func TestPOP3Authenticates(t *testing.T) {
-	f := serve(t, proxy.POP3, 0)
+	f := startInTLS(t, proxy.POP3, 0)
 	f.play(t, greetingPOP3+`
 		C: AUTH
 		S: +OK *
@@ -97,7 +97,7 @@ func TestPOP3Authenticates(t *testing.T) {
 		S: +OK Logged in
 	`)
 	f.wantLogin(t, proxy.ViaPlain, user, password)
-	f = serve(t, proxy.POP3, 0)
+	f = startInTLS(t, proxy.POP3, 0)
 	f.play(t, greetingPOP3+`
 		C: AUTH LOGIN
 		S: + VXNlcm5hbWU6
@@ -110,8 +110,8 @@ func TestPOP3Authenticates(t *testing.T) {
 }
 
 // Criterion: What POP3 clients try is refused with a clear word and not with a disconnect.
-func TestPOP3RefusesWithAClearWord(t *testing.T) {
-	f := serve(t, proxy.POP3, 0)
+func TestPOP3RefusesWithAReason(t *testing.T) {
+	f := startInTLS(t, proxy.POP3, 0)
 	f.play(t, greetingPOP3+`
 		C: APOP alice c4c9334bac560ecc979e58001b3e22fb
 		S: -ERR APOP is not supported: log in with your password, which TLS protects
@@ -139,7 +139,7 @@ func TestPOP3RefusesWithAClearWord(t *testing.T) {
 }
 
 func TestPOP3NonsenseEnds(t *testing.T) {
-	f := serve(t, proxy.POP3, 0)
+	f := startInTLS(t, proxy.POP3, 0)
 	f.play(t, greetingPOP3+`
 		C- `+strings.Repeat(`\x00\xFF`+strings.Repeat("x", 30000)+`\r\n`, maxBad)+`
 		`+strings.Repeat("S: -ERR Line too long\n", maxBad)+`
@@ -156,8 +156,8 @@ func TestPOP3NonsenseEnds(t *testing.T) {
 }
 
 // Criterion: Three wrong passwords end the connection, one does not; temporary is SYS/TEMP, never AUTH.
-func TestPOP3TellsTemporaryFromWrong(t *testing.T) {
-	f := serve(t, proxy.POP3, 0)
+func TestPOP3DistinguishesTemporaryFromWrong(t *testing.T) {
+	f := startInTLS(t, proxy.POP3, 0)
 	f.answer["a"] = proxy.NewRefusal(proxy.Unavailable, errors.New("dial"))
 	f.answer["b"] = proxy.NewRefusal(proxy.InUse, nil)
 	f.answer["c"] = proxy.NewRefusal(proxy.ProtocolOff, nil)
@@ -182,7 +182,7 @@ func TestPOP3TellsTemporaryFromWrong(t *testing.T) {
 		S: -ERR [AUTH] Wrong user name or password (session *)
 		S: <EOF>
 	`)
-	f.wantAsked(t, 7)
+	f.wantLogins(t, 7)
 }
 
 // Criterion: What no server may see reaches none, whatever USER and PASS hold.
@@ -200,7 +200,7 @@ func TestPOP3RefusesImpossibleCredentials(t *testing.T) {
 		"a user that is no UTF-8": `USER \xFF\xFE\r\nPASS x`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := serve(t, proxy.POP3, 0)
+			f := startInTLS(t, proxy.POP3, 0)
 			f.play(t, greetingPOP3+`
 				C- `+commands+`\r\n
 				S: +OK *
@@ -208,29 +208,29 @@ func TestPOP3RefusesImpossibleCredentials(t *testing.T) {
 				C: QUIT
 				S: +OK *
 			`)
-			f.wantAsked(t, 0)
+			f.wantLogins(t, 0)
 		})
 	}
 }
 
 func TestPOP3AnswersBeforeTheirChallengeEnd(t *testing.T) {
-	f := serve(t, proxy.POP3, 0)
+	f := startInTLS(t, proxy.POP3, 0)
 	f.play(t, greetingPOP3+`
 		C- AUTH PLAIN\r\n`+plain+`\r\n
 		S: -ERR Wait for the challenge (session *)
 		S: <EOF>
 	`)
 	f.wantEnd(t, errEarly)
-	f.wantAsked(t, 0)
+	f.wantLogins(t, 0)
 }
 
-func TestPOP3SaysWhyItEnds(t *testing.T) {
-	f := serve(t, proxy.POP3, 50*time.Millisecond)
+func TestPOP3NamesTheReasonOfItsEnd(t *testing.T) {
+	f := startInTLS(t, proxy.POP3, 50*time.Millisecond)
 	f.play(t, greetingPOP3+`
 		S: -ERR [SYS/TEMP] No login for too long (session *)
 		S: <EOF>
 	`)
-	f = serve(t, proxy.POP3, 0)
+	f = startInTLS(t, proxy.POP3, 0)
 	c := f.dial(t)
 	proxytest.Transcript(t, c, greetingPOP3)
 	f.server.Kick(func(proxy.SessionInfo) bool { return true })
@@ -241,7 +241,7 @@ func TestPOP3SaysWhyItEnds(t *testing.T) {
 }
 
 func TestPOP3Thunderbird(t *testing.T) {
-	f := serve(t, proxy.POP3, 0)
+	f := startInTLS(t, proxy.POP3, 0)
 	f.play(t, greetingPOP3+`
 		C: AUTH
 		S: +OK *
@@ -274,7 +274,7 @@ func TestPOP3Thunderbird(t *testing.T) {
 // Criterion: UTF8 before login is what the server is told of, RFC 6856, and only where the operator wants it.
 func TestPOP3EntersUTF8Mode(t *testing.T) {
 	for _, mode := range []bool{true, false} {
-		f := serve(t, proxy.POP3, 0)
+		f := startInTLS(t, proxy.POP3, 0)
 		script := "\nC: utf8\nS: +OK UTF-8 mode"
 		if !mode {
 			script = ""
@@ -283,19 +283,19 @@ func TestPOP3EntersUTF8Mode(t *testing.T) {
 			C: AUTH PLAIN `+plain+`
 			S: +OK Logged in
 		`)
-		if got := f.backend.attempt(0).Hello.UTF8; got != mode {
+		if got := f.fakeBackend.attempt(0).Hello.UTF8; got != mode {
 			t.Errorf("after %q the login's UTF8 is %v", script, got)
 		}
 	}
-	tp := &tape{in: strings.NewReader("UTF8\r\nCAPA\r\n")}
-	_, _ = NewPOP3(asIfTLS(proxy.NewConn(tp, proxy.Client{}, nil, 0)), Options{}).Login(t.Context())
+	tp := &scriptedConn{in: strings.NewReader("UTF8\r\nCAPA\r\n")}
+	_, _ = NewPOP3(withTLS(proxy.NewConn(tp, proxy.Client{}, nil, 0)), Options{}).Login(t.Context())
 	if got := tp.out.String(); !strings.Contains(got, "-ERR UTF8 is not supported\r\n") || strings.Contains(got, "\nUTF8") {
 		t.Errorf("without being configured: %q", got)
 	}
 }
 
 func FuzzPOP3(f *testing.F) {
-	fuzz(f, proxy.POP3,
+	fuzzDialogue(f, proxy.POP3,
 		"USER canary\r\nPASS canary-bird\r\nAUTH PLAIN AGNhbmFyeQBjYW5hcnktYmlyZA==\r\nCAPA\r\n",
 		"AUTH\nAUTH LOGIN Y2FuYXJ5\nNOOP\nUSER canary-bird\nPASS x\nQUIT\n",
 		"AUTH XOAUTH2 dXNlcj1jYW5hcnkBYXV0aD1CZWFyZXIgY2FuYXJ5LWJpcmQBAQ==\r\n\r\nAUTH OAUTHBEARER bixhPWNhbmFyeSwBaG9zdD14AWF1dGg9QmVhcmVyIGNhbmFyeS1iaXJkAQE=\r\n*\r\nSTLS\r\nCAPA\r\n",

@@ -12,7 +12,7 @@ import (
 	"postern/proxy/wire"
 )
 
-// Bounds of credentials, in octets.
+// The limits of credentials, in octets.
 const (
 	maxUser     = 320 // 64 + @ + 255: RFC 5321 section 4.5.3.1
 	maxPassword = 1024
@@ -26,8 +26,8 @@ var (
 	errAuthzid  = errors.New("authorization identity is not the user")
 )
 
-// via returns the Via of a mechanism.
-func via(mechanism string) string {
+// viaOf returns the Login.Via of a mechanism.
+func viaOf(mechanism string) string {
 	switch mechanism {
 	case wire.MechanismPlain:
 		return proxy.ViaPlain
@@ -44,11 +44,11 @@ func via(mechanism string) string {
 // An exchange is one run of a SASL mechanism.
 type exchange struct {
 	*dialogue
-	initial []byte // the initial response while it is not used; nil: none
+	initial []byte // the initial response until it is used; nil: none
 }
 
-// exchange runs a mechanism. initial may be nil. An error is a *Refusal, and
-// then the Login says whose, or errCancelled, errEarly, or one of reading or
+// exchange runs a mechanism. initial may be nil. An error is a *Refusal, and then
+// the Login names the user, or errCancelled, errEarly, or an error of reading or
 // writing.
 func (d *dialogue) exchange(mechanism string, initial []byte) (*proxy.Login, error) {
 	if !slices.Contains(d.mechanisms(), mechanism) {
@@ -68,26 +68,26 @@ func (d *dialogue) exchange(mechanism string, initial []byte) (*proxy.Login, err
 		login, err = x.bearer(wire.MechanismOAuthBearer, wire.ParseOAuthBearer)
 	}
 	if login == nil && proxy.ReasonOf(err) != 0 {
-		login = &proxy.Login{Via: via(mechanism)}
+		login = &proxy.Login{Via: viaOf(mechanism)}
 	}
 	return login, err
 }
 
-// respond returns what the client says to a challenge in base64, decoded into
-// memory that the caller wipes. The initial response answers the first one,
-// which then is not sent.
-func (x *exchange) respond(challenge string) ([]byte, error) {
+// roundTrip sends a challenge, given in base64, and returns the client's decoded
+// response, which the caller must clear. The initial response answers the first
+// challenge, which is not sent then.
+func (x *exchange) roundTrip(challenge string) ([]byte, error) {
 	if x.initial != nil {
 		text := x.initial
 		x.initial = nil
 		return decoded(wire.DecodeInitial(text))
 	}
-	// What comes before its challenge was not meant as an answer to it: RFC
-	// 4954 section 4 has AUTH end a pipelined group.
+	// Octets sent before the challenge are no answer to it: RFC 4954 section 4 has
+	// AUTH end a pipelined group.
 	if x.c.Buffered() > 0 {
 		return nil, errEarly
 	}
-	if err := x.say(x.prompt + challenge); err != nil {
+	if err := x.reply(x.prompt + challenge); err != nil {
 		return nil, err
 	}
 	line, err := x.c.ReadLine(maxResponse)
@@ -111,7 +111,7 @@ func decoded(msg []byte, err error) ([]byte, error) {
 }
 
 func (x *exchange) plain() (*proxy.Login, error) {
-	msg, err := x.respond("")
+	msg, err := x.roundTrip("")
 	defer clear(msg)
 	if err != nil {
 		return nil, err
@@ -120,30 +120,30 @@ func (x *exchange) plain() (*proxy.Login, error) {
 	if err != nil {
 		return nil, proxy.NewRefusal(proxy.Malformed, err)
 	}
-	// To act as somebody else is a master user's right, which nobody has here.
+	// Acting as another user needs a master user, and Postern has none.
 	if len(authzid) > 0 && !bytes.Equal(authzid, user) {
 		return nil, proxy.NewRefusal(proxy.Malformed, errAuthzid)
 	}
-	return x.password(proxy.ViaPlain, user, password)
+	return x.passwordLogin(proxy.ViaPlain, user, password)
 }
 
 func (x *exchange) login() (*proxy.Login, error) {
-	user, err := x.respond(wire.LoginUsername)
+	user, err := x.roundTrip(wire.LoginUsername)
 	if err != nil {
 		return nil, err
 	}
-	password, err := x.respond(wire.LoginPassword)
+	password, err := x.roundTrip(wire.LoginPassword)
 	defer clear(password)
 	if err != nil {
 		return nil, err
 	}
-	return x.password(proxy.ViaLogin, user, password)
+	return x.passwordLogin(proxy.ViaLogin, user, password)
 }
 
-// bearer runs a mechanism of one message that carries a bearer token. Nothing
-// may come behind it: it could be the answer to the challenge of a failure.
+// bearer runs a mechanism with one message that carries a bearer token. Nothing
+// may follow the message: it could be the answer to the challenge of a failure.
 func (x *exchange) bearer(mechanism string, parse func(msg []byte) (user, token []byte, err error)) (*proxy.Login, error) {
-	msg, err := x.respond("")
+	msg, err := x.roundTrip("")
 	defer clear(msg)
 	if err != nil {
 		return nil, err
@@ -151,24 +151,23 @@ func (x *exchange) bearer(mechanism string, parse func(msg []byte) (user, token 
 	if x.c.Buffered() > 0 {
 		return nil, errEarly
 	}
-	x.oauth = true
+	x.oauthPending = true
 	user, token, err := parse(msg)
 	if err != nil {
 		return nil, proxy.NewRefusal(proxy.Malformed, err)
 	}
-	return x.credentials(mechanism, via(mechanism), user, token)
+	return x.newLogin(mechanism, viaOf(mechanism), user, token)
 }
 
-// challenge lets the failure of an OAuth mechanism come to its end: RFC 7628
-// section 3.2.3. The client has to answer, with what says nothing. There is no
-// challenge for what is temporary: OAuth has no word for it, and clients throw
-// their token away.
-func (d *dialogue) challenge(r *proxy.Refusal) error {
-	const most = 2 << 10 // octets of what a server may say to the client
-	oauth, text := d.oauth, r.Challenge
-	d.oauth = false
+// sendFailure sends the failure of an OAuth mechanism as a challenge and reads
+// the client's empty response: RFC 7628 section 3.2.3. A temporary refusal gets
+// no challenge: OAuth has no error for it, and clients would discard their token.
+func (d *dialogue) sendFailure(r *proxy.Refusal) error {
+	const most = 2 << 10 // octets of a server's challenge
+	oauth, text := d.oauthPending, r.Challenge
+	d.oauthPending = false
 	if len(text) == 0 || len(text) > most {
-		text = failure(r)
+		text = failureMessage(r)
 	}
 	if !oauth || text == nil {
 		return nil
@@ -176,7 +175,7 @@ func (d *dialogue) challenge(r *proxy.Refusal) error {
 	if d.c.Buffered() > 0 {
 		return errEarly
 	}
-	if err := d.say(string(wire.AppendSASL([]byte(d.prompt), text))); err != nil {
+	if err := d.reply(string(wire.AppendSASL([]byte(d.prompt), text))); err != nil {
 		return err
 	}
 	if err := d.c.SetReadDeadline(time.Now().Add(answerTime)); err != nil {
@@ -186,11 +185,11 @@ func (d *dialogue) challenge(r *proxy.Refusal) error {
 	return err
 }
 
-// failure is the challenge for r, RFC 7628 section 3.2.2, with an error of RFC
-// 6750 section 3.1; nil: none.
-func failure(r *proxy.Refusal) []byte {
+// failureMessage returns the challenge for r, RFC 7628 section 3.2.2, with an
+// error of RFC 6750 section 3.1; nil: there is none.
+func failureMessage(r *proxy.Refusal) []byte {
 	switch {
-	case errors.Is(r.Err, wire.ErrBase64), errors.Is(r.Err, proxy.ErrLineTooLong): // no message at all
+	case errors.Is(r.Err, wire.ErrBase64), errors.Is(r.Err, proxy.ErrLineTooLong): // there was no message
 	case r.Reason == proxy.Wrong:
 		return []byte(`{"status":"invalid_token"}`)
 	case r.Reason == proxy.Malformed:
@@ -199,16 +198,16 @@ func failure(r *proxy.Refusal) []byte {
 	return nil
 }
 
-// password makes a Login of a user and a password.
-func (d *dialogue) password(via string, user, password []byte) (*proxy.Login, error) {
-	return d.credentials(wire.MechanismPlain, via, user, password)
+// passwordLogin returns a Login with a password.
+func (d *dialogue) passwordLogin(via string, user, password []byte) (*proxy.Login, error) {
+	return d.newLogin(wire.MechanismPlain, via, user, password)
 }
 
-// credentials makes a Login of what the client sent, or refuses what no server
-// may ever see.
-func (d *dialogue) credentials(mechanism, via string, user, secret []byte) (*proxy.Login, error) {
+// newLogin returns a Login with what the client sent. It refuses what no server
+// may see.
+func (d *dialogue) newLogin(mechanism, via string, user, secret []byte) (*proxy.Login, error) {
 	login := &proxy.Login{Mechanism: mechanism, Via: via}
-	if len(user) == 0 || len(user) > maxUser || !plainText(user) {
+	if len(user) == 0 || len(user) > maxUser || !isText(user) {
 		return login, proxy.NewRefusal(proxy.Malformed, errUser)
 	}
 	login.User = string(user)
@@ -216,7 +215,7 @@ func (d *dialogue) credentials(mechanism, via string, user, secret []byte) (*pro
 	if mechanism != wire.MechanismPlain {
 		most = maxToken
 	}
-	// An empty password is no password to some directories, and lets in.
+	// Some directories take an empty password for an anonymous bind that succeeds.
 	if len(secret) == 0 || len(secret) > most || bytes.ContainsAny(secret, "\x00\r\n") {
 		return login, proxy.NewRefusal(proxy.Malformed, errPassword)
 	}
@@ -224,5 +223,5 @@ func (d *dialogue) credentials(mechanism, via string, user, secret []byte) (*pro
 	return login, nil
 }
 
-// plainText reports whether b is UTF-8 without control characters.
-func plainText(b []byte) bool { return utf8.Valid(b) && bytes.IndexFunc(b, unicode.IsControl) < 0 }
+// isText reports whether b is UTF-8 without control characters.
+func isText(b []byte) bool { return utf8.Valid(b) && bytes.IndexFunc(b, unicode.IsControl) < 0 }

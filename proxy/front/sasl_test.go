@@ -15,7 +15,7 @@ import (
 
 const token = "vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg=="
 
-// saslDialogues are how the protocols run a SASL mechanism.
+// saslDialogues are the dialogues of a SASL exchange, by protocol.
 var saslDialogues = []struct {
 	protocol, greeting  string
 	command, prompt     string
@@ -62,7 +62,7 @@ func TestBearerTokensLogIn(t *testing.T) {
 					"C: " + p.command + m.name + " " + msg,
 					"C: " + p.command + strings.ToLower(m.name) + "\nS- " + p.prompt + `\r\n` + "\nC: " + msg,
 				} {
-					f := serveOffer(t, p.protocol, 0, oauthOffer)
+					f := startInTLSWithOffer(t, p.protocol, 0, oauthOffer)
 					f.answer["alice,a=b@example.org"] = nil
 					f.play(t, p.greeting+"\n"+script+"\nS: "+p.accepted+"\nC: hello\nS: session: hello")
 					l := f.wantLogin(t, m.via, "alice,a=b@example.org", token)
@@ -87,7 +87,7 @@ func TestBearerTokenThatIsWrongHasAChallenge(t *testing.T) {
 				{"dave", `{"status":"invalid_token"}`, "AQ=="},
 				{"", `{"status":"invalid_request"}`, "AQ=="},
 			} {
-				f := serveOffer(t, p.protocol, 0, oauthOffer)
+				f := startInTLSWithOffer(t, p.protocol, 0, oauthOffer)
 				f.answer["carol"] = &proxy.Refusal{Reason: proxy.Wrong, Challenge: []byte(said)}
 				f.answer["dave"] = &proxy.Refusal{Reason: proxy.Wrong, Challenge: []byte(strings.Repeat("x", 9000))}
 				f.play(t, p.greeting+`
@@ -107,7 +107,7 @@ func TestBearerTokenThatIsWrongHasAChallenge(t *testing.T) {
 func TestBearerTokenThatCannotBeCheckedHasNoChallenge(t *testing.T) {
 	for _, p := range saslDialogues {
 		for _, m := range bearers {
-			f := serveOffer(t, p.protocol, 0, oauthOffer)
+			f := startInTLSWithOffer(t, p.protocol, 0, oauthOffer)
 			f.answer["bob"] = proxy.NewRefusal(proxy.Unavailable, errors.New("dial"))
 			login := p.command + m.name + " " + string(m.message(nil, "bob", []byte(token)))
 			f.play(t, p.greeting+`
@@ -124,7 +124,7 @@ func TestBearerTokenThatCannotBeCheckedHasNoChallenge(t *testing.T) {
 
 func TestPasswordsHaveNoChallenge(t *testing.T) {
 	for _, p := range saslDialogues {
-		f := serveOffer(t, p.protocol, 0, oauthOffer)
+		f := startInTLSWithOffer(t, p.protocol, 0, oauthOffer)
 		f.answer["bob"] = &proxy.Refusal{Reason: proxy.Wrong, Challenge: []byte(`{"status":"invalid_token"}`)}
 		f.play(t, p.greeting+`
 			C: `+p.command+`PLAIN `+string(wire.AppendPlain(nil, "bob", []byte("x")))+`
@@ -147,10 +147,10 @@ func TestBytesBehindABearerTokenEnd(t *testing.T) {
 				"C- " + p.command + m.name + `\r\n` + msg + `\r\n`,
 				"C: " + p.command + m.name + "\nS: " + p.prompt + "\nC- " + msg + `\r\n` + p.again + `\r\n`,
 			} {
-				f := serveOffer(t, p.protocol, 0, oauthOffer)
+				f := startInTLSWithOffer(t, p.protocol, 0, oauthOffer)
 				f.play(t, p.greeting+"\n"+script+"\nS: "+p.broken+"\nS: <EOF>")
 				f.wantEnd(t, errEarly)
-				f.wantAsked(t, 0)
+				f.wantLogins(t, 0)
 			}
 		}
 	}
@@ -160,8 +160,8 @@ func TestBytesBehindABearerTokenEnd(t *testing.T) {
 func TestBytesBeforeTheChallengeEnd(t *testing.T) {
 	for _, p := range saslDialogues {
 		login := p.command + "XOAUTH2 " + string(wire.AppendXOAUTH2(nil, "alice", []byte(token))) + "\r\n"
-		tp := &tape{in: io.MultiReader(strings.NewReader("EHLO x\r\n"), strings.NewReader(login), strings.NewReader(p.again+"\r\n"))}
-		c := asIfTLS(proxy.NewConn(tp, proxy.Client{}, nil, 0))
+		tp := &scriptedConn{in: io.MultiReader(strings.NewReader("EHLO x\r\n"), strings.NewReader(login), strings.NewReader(p.again+"\r\n"))}
+		c := withTLS(proxy.NewConn(tp, proxy.Client{}, nil, 0))
 		d := newDialogue(p.protocol, c, Options{Offer: func() proxy.Offer { return oauthOffer }})
 		if _, err := d.Login(t.Context()); err != nil {
 			t.Fatal(err)
@@ -178,15 +178,15 @@ func TestBytesBeforeTheChallengeEnd(t *testing.T) {
 func TestMechanismsThatNoBackendHasAreNotServed(t *testing.T) {
 	for _, m := range bearers {
 		msg := string(m.message(nil, "alice", []byte(token)))
-		f := serve(t, proxy.IMAP, 0)
+		f := startInTLS(t, proxy.IMAP, 0)
 		f.play(t, greetingIMAP+"\nC: a AUTHENTICATE "+m.name+" "+msg+"\nS: a NO Authentication mechanism is not supported (session *)")
-		f.wantAsked(t, 0)
-		f = serve(t, proxy.POP3, 0)
+		f.wantLogins(t, 0)
+		f = startInTLS(t, proxy.POP3, 0)
 		f.play(t, greetingPOP3+"\nC: AUTH "+m.name+" "+msg+"\nS: -ERR Authentication mechanism is not supported (session *)")
-		f.wantAsked(t, 0)
-		f = serve(t, proxy.Submission, 0)
+		f.wantLogins(t, 0)
+		f = startInTLS(t, proxy.Submission, 0)
 		f.play(t, greetingSMTP+ehlo+"\nC: AUTH "+m.name+" "+msg+"\nS: 504 5.5.4 Authentication mechanism is not supported (session *)")
-		f.wantAsked(t, 0)
+		f.wantLogins(t, 0)
 	}
 }
 
@@ -205,7 +205,7 @@ func TestMalformedBearerMessagesReachNobody(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, p := range saslDialogues {
-				f := serveOffer(t, p.protocol, 0, oauthOffer)
+				f := startInTLSWithOffer(t, p.protocol, 0, oauthOffer)
 				f.play(t, p.greeting+`
 					C: `+p.command+`XOAUTH2
 					S: `+p.prompt+`
@@ -214,7 +214,7 @@ func TestMalformedBearerMessagesReachNobody(t *testing.T) {
 					C: AQ==
 					S: `+p.wrong+`
 				`)
-				f.wantAsked(t, 0)
+				f.wantLogins(t, 0)
 				user := ""
 				if strings.Contains(name, "long token") {
 					user = "alice"
@@ -226,7 +226,7 @@ func TestMalformedBearerMessagesReachNobody(t *testing.T) {
 }
 
 func TestClientThatLeavesItsChallengeUnansweredIsGone(t *testing.T) {
-	f := serveOffer(t, proxy.IMAP, 0, oauthOffer)
+	f := startInTLSWithOffer(t, proxy.IMAP, 0, oauthOffer)
 	c := f.dial(t)
 	proxytest.Transcript(t, c, saslDialogues[0].greeting+`
 		C: a AUTHENTICATE XOAUTH2 `+string(wire.AppendXOAUTH2(nil, "bob", []byte(token)))+`
@@ -245,9 +245,9 @@ func TestClientThatLeavesItsChallengeUnansweredIsGone(t *testing.T) {
 // Criterion: What is announced is asked for once, and stays the same for a connection.
 func TestOfferIsFixedPerConnection(t *testing.T) {
 	for _, p := range saslDialogues {
-		tp := &tape{in: strings.NewReader("a CAPABILITY\r\nEHLO x\r\nAUTH\r\na CAPABILITY\r\nEHLO x\r\nAUTH\r\n")}
+		tp := &scriptedConn{in: strings.NewReader("a CAPABILITY\r\nEHLO x\r\nAUTH\r\na CAPABILITY\r\nEHLO x\r\nAUTH\r\n")}
 		asked := 0
-		d := newDialogue(p.protocol, asIfTLS(proxy.NewConn(tp, proxy.Client{}, nil, 0)), Options{Offer: func() proxy.Offer {
+		d := newDialogue(p.protocol, withTLS(proxy.NewConn(tp, proxy.Client{}, nil, 0)), Options{Offer: func() proxy.Offer {
 			if asked++; asked > 1 {
 				return proxy.Offer{}
 			}
@@ -264,7 +264,7 @@ func TestOfferIsFixedPerConnection(t *testing.T) {
 func TestPasswordsNeedNoOffer(t *testing.T) {
 	for protocol, in := range map[string]string{proxy.IMAP: "a AUTHENTICATE PLAIN " + plain + "\r\n", proxy.POP3: "AUTH PLAIN " + plain + "\r\n"} {
 		for _, o := range []Options{{}, {Offer: func() proxy.Offer { return proxy.Offer{} }}} {
-			d := newDialogue(protocol, asIfTLS(proxy.NewConn(&tape{in: strings.NewReader(in)}, proxy.Client{}, nil, 0)), o)
+			d := newDialogue(protocol, withTLS(proxy.NewConn(&scriptedConn{in: strings.NewReader(in)}, proxy.Client{}, nil, 0)), o)
 			if l, err := d.Login(t.Context()); err != nil || l.User != user {
 				t.Errorf("%s: Login = %v, %v", protocol, l, err)
 			}
@@ -274,7 +274,7 @@ func TestPasswordsNeedNoOffer(t *testing.T) {
 
 func TestThunderbirdWithOAuth(t *testing.T) {
 	msg := string(wire.AppendXOAUTH2(nil, "bob", []byte(token)))
-	f := serveOffer(t, proxy.IMAP, 0, oauthOffer)
+	f := startInTLSWithOffer(t, proxy.IMAP, 0, oauthOffer)
 	f.answer["alice"] = nil
 	f.play(t, saslDialogues[0].greeting+`
 		C: 1 capability
@@ -287,7 +287,7 @@ func TestThunderbirdWithOAuth(t *testing.T) {
 		C: 3 authenticate XOAUTH2 `+string(wire.AppendXOAUTH2(nil, "alice", []byte(token)))+`
 		S: 3 OK *
 	`)
-	f = serveOffer(t, proxy.Submission, 0, oauthOffer)
+	f = startInTLSWithOffer(t, proxy.Submission, 0, oauthOffer)
 	f.play(t, saslDialogues[2].greeting+`
 		C: AUTH XOAUTH2 `+msg+`
 		S: 334 *

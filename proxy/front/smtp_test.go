@@ -34,7 +34,7 @@ const (
 
 // Criterion: EHLO announces what the backends were probed to have, the same each time on a connection.
 func TestSMTPAnnouncesWhatTheBackendsHave(t *testing.T) {
-	f := serve(t, proxy.Submission, 0)
+	f := startInTLS(t, proxy.Submission, 0)
 	f.play(t, greetingSMTP+ehlo+ehlo+`
 		C: AUTH PLAIN `+plain+`
 		S: 235 2.7.0 Authentication successful
@@ -48,7 +48,7 @@ func TestSMTPAnnouncesWhatTheBackendsHave(t *testing.T) {
 
 // Criterion: Before any probe has succeeded the greeting is 421 4.3.2.
 func TestSMTPWithoutAnOfferDoesNotGreet(t *testing.T) {
-	tp := &tape{}
+	tp := &scriptedConn{}
 	c := proxy.NewConn(tp, proxy.Client{ID: "abc"}, nil, 0)
 	d := NewSMTP(c, Options{Hostname: "mail.example.org", Offer: func() proxy.Offer { return proxy.Offer{} }})
 	_, err := d.Login(t.Context())
@@ -65,7 +65,7 @@ func TestSMTPWithoutAnOfferDoesNotGreet(t *testing.T) {
 }
 
 func TestSMTPAnswersEverythingBeforeLogin(t *testing.T) {
-	f := serve(t, proxy.Submission, 0)
+	f := startInTLS(t, proxy.Submission, 0)
 	f.play(t, greetingSMTP+`
 		C: AUTH PLAIN `+plain+`
 		S: 503 5.5.1 EHLO comes first
@@ -117,7 +117,7 @@ func TestSMTPAnswersEverythingBeforeLogin(t *testing.T) {
 // Criterion: AUTH PLAIN and LOGIN with and without initial response; cancel is 501, bad base64 501 5.5.2.
 func TestSMTPAuthenticates(t *testing.T) {
 	pass := string(wire.AppendSASL(nil, []byte(password)))
-	f := serve(t, proxy.Submission, 0)
+	f := startInTLS(t, proxy.Submission, 0)
 	f.play(t, greetingSMTP+ehlo+`
 		C: AUTH PLAIN
 		S- 334\x20\r\n
@@ -147,7 +147,7 @@ func TestSMTPAuthenticates(t *testing.T) {
 		C: YWxpY2U=`, `
 		C: auth login YWxpY2U=`,
 	} {
-		f := serve(t, proxy.Submission, 0)
+		f := startInTLS(t, proxy.Submission, 0)
 		f.play(t, greetingSMTP+ehlo+script+`
 			S: 334 UGFzc3dvcmQ6
 			C: `+pass+`
@@ -161,7 +161,7 @@ func TestSMTPAuthenticates(t *testing.T) {
 
 // Criterion: MAIL pipelined behind AUTH PLAIN with its initial response works, and is 530 when that failed.
 func TestSMTPKeepsWhatIsPipelined(t *testing.T) {
-	f := serve(t, proxy.Submission, 0)
+	f := startInTLS(t, proxy.Submission, 0)
 	f.play(t, greetingSMTP+ehlo+`
 		C- AUTH PLAIN AGFsaWNlAHg=\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n
 		S: 535 5.7.8 Wrong user name or password (session *)
@@ -192,19 +192,19 @@ func TestSMTPBytesBehindAnExchangeEnd(t *testing.T) {
 		S: 334 *
 		C- ` + plain + `\r\nMAIL FROM:<a@b>\r\n`,
 	} {
-		f := serve(t, proxy.Submission, 0)
+		f := startInTLS(t, proxy.Submission, 0)
 		f.play(t, greetingSMTP+ehlo+script+`
 			S: 503 5.5.0 Wait for the challenge (session *)
 			S: <EOF>
 		`)
 		f.wantEnd(t, errEarly)
-		f.wantAsked(t, 0)
+		f.wantLogins(t, 0)
 	}
 }
 
 // Criterion: Wrong is 535 5.7.8, temporary is 454; three wrong passwords end the connection.
-func TestSMTPTellsTemporaryFromWrong(t *testing.T) {
-	f := serve(t, proxy.Submission, 0)
+func TestSMTPDistinguishesTemporaryFromWrong(t *testing.T) {
+	f := startInTLS(t, proxy.Submission, 0)
 	auth := func(user string) string {
 		return "AUTH PLAIN " + string(wire.AppendPlain(nil, user, []byte("x")))
 	}
@@ -236,18 +236,18 @@ func TestSMTPTellsTemporaryFromWrong(t *testing.T) {
 }
 
 func TestSMTPCannotSkipAChunk(t *testing.T) {
-	f := serve(t, proxy.Submission, 0)
+	f := startInTLS(t, proxy.Submission, 0)
 	f.play(t, greetingSMTP+ehlo+`
 		C- BDAT 25 LAST\r\nAUTH PLAIN AGFsaWNlAHg=\r\n
 		S: 503 5.5.1 Authentication required (session *)
 		S: <EOF>
 	`)
 	f.wantEnd(t, errTooBig)
-	f.wantAsked(t, 0)
+	f.wantLogins(t, 0)
 }
 
 func TestSMTPBoundsLines(t *testing.T) {
-	f := serve(t, proxy.Submission, 0)
+	f := startInTLS(t, proxy.Submission, 0)
 	f.play(t, greetingSMTP+ehlo+`
 		C: NOOP `+strings.Repeat("x", 2048)+`
 		S: 500 5.5.2 Line too long
@@ -269,7 +269,7 @@ func TestSMTPBoundsLines(t *testing.T) {
 }
 
 func TestSMTPNonsenseEnds(t *testing.T) {
-	f := serve(t, proxy.Submission, 0)
+	f := startInTLS(t, proxy.Submission, 0)
 	f.play(t, greetingSMTP+`
 		C- `+strings.Repeat(`\x00\xFF\r\n`, 20)+`
 		`+strings.Repeat("S: 500 5.5.2 *\n", maxBad)+`
@@ -279,13 +279,13 @@ func TestSMTPNonsenseEnds(t *testing.T) {
 	f.wantEnd(t, errCommands)
 }
 
-func TestSMTPSaysWhyItEnds(t *testing.T) {
-	f := serve(t, proxy.Submission, 50*time.Millisecond)
+func TestSMTPNamesTheReasonOfItsEnd(t *testing.T) {
+	f := startInTLS(t, proxy.Submission, 50*time.Millisecond)
 	f.play(t, greetingSMTP+`
 		S: 421 4.4.2 No login for too long (session *)
 		S: <EOF>
 	`)
-	f = serve(t, proxy.Submission, 0)
+	f = startInTLS(t, proxy.Submission, 0)
 	c := f.dial(t)
 	proxytest.Transcript(t, c, greetingSMTP)
 	f.server.Kick(func(proxy.SessionInfo) bool { return true })
@@ -296,7 +296,7 @@ func TestSMTPSaysWhyItEnds(t *testing.T) {
 }
 
 func TestSMTPOutlook(t *testing.T) {
-	f := serve(t, proxy.Submission, 0)
+	f := startInTLS(t, proxy.Submission, 0)
 	f.play(t, greetingSMTP+strings.Replace(ehlo, "client.example.org", "DESKTOP-7A1B_2C", 1)+`
 		C: AUTH LOGIN
 		S: 334 VXNlcm5hbWU6
@@ -309,7 +309,7 @@ func TestSMTPOutlook(t *testing.T) {
 }
 
 func FuzzSMTP(f *testing.F) {
-	fuzz(f, proxy.Submission,
+	fuzzDialogue(f, proxy.Submission,
 		"EHLO canary-bird\r\nAUTH PLAIN AGNhbmFyeQBjYW5hcnktYmlyZA==\r\nMAIL FROM:<canary-bird>\r\n",
 		"HELO x\r\nAUTH LOGIN Y2FuYXJ5\r\nAUTH canary-bird\r\nVRFY canary-bird\r\ncanary-bird\r\nBDAT 1\r\n",
 		"EHLO x\r\nAUTH XOAUTH2 dXNlcj1jYW5hcnkBYXV0aD1CZWFyZXIgY2FuYXJ5LWJpcmQBAQ==\r\n\r\nAUTH OAUTHBEARER bixhPWNhbmFyeSwBaG9zdD14AWF1dGg9QmVhcmVyIGNhbmFyeS1iaXJkAQE=\r\nAQ==\r\n",

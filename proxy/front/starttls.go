@@ -14,21 +14,21 @@ var (
 	errInClear = errors.New("client sent credentials without TLS")
 )
 
-// notYet is for a client that begins with TLS on a port that does not.
-const notYet = "This port begins without TLS: choose STARTTLS in the settings of your mail program"
+// earlyTLSText is for a client that begins with TLS on a port that does not.
+const earlyTLSText = "This port begins without TLS: choose STARTTLS in the settings of your mail program"
 
-// inClear reports whether TLS has not begun.
+// inClear reports whether the connection has no TLS.
 func (d *dialogue) inClear() bool { return d.c.Client.TLS == nil }
 
-// startTLS says that it agrees and begins TLS. Then all that the client said
-// before is forgotten, for it may not have been the client: RFC 3207 section
-// 4.2. What counts against it is kept, but for logins that could not succeed.
+// startTLS sends agreed and begins TLS. Everything that was sent before is
+// forgotten, because an attacker may have sent it: RFC 3207 section 4.2. The
+// counts stay, but for that of refusals: these logins could not succeed.
 func (d *dialogue) startTLS(ctx context.Context, agreed string) error {
-	if err := d.say(agreed); err != nil {
+	if err := d.reply(agreed); err != nil {
 		return err
 	}
 	if err := d.c.StartTLS(ctx); err != nil {
-		_ = d.c.CloseWrite() // no word in the clear to somebody who expects TLS
+		_ = d.c.CloseWrite() // no plain text to a client that expects TLS
 		return fmt.Errorf("TLS handshake: %w", err)
 	}
 	d.hello = proxy.Hello{}
@@ -36,15 +36,15 @@ func (d *dialogue) startTLS(ctx context.Context, agreed string) error {
 	return nil
 }
 
-// readLine reads a line as Conn.ReadLine does. Of the first line in the clear
-// it looks at the first octet alone: whoever begins with TLS sends no line.
+// readLine reads a line as Conn.ReadLine does. Before TLS, it reads the first
+// octet of the first line alone: a client that begins with TLS sends no line.
 func (d *dialogue) readLine(limit int) ([]byte, error) {
-	clear(d.first)
-	d.first = nil
-	if d.heard || !d.inClear() {
-		return d.c.ReadLonger(limit, d.longer)
+	clear(d.firstLine)
+	d.firstLine = nil
+	if d.lineRead || !d.inClear() {
+		return d.c.ReadLonger(limit, d.extendLimit)
 	}
-	d.heard = true
+	d.lineRead = true
 	const handshake = 0x16 // RFC 8446 section 5.1; no command begins so
 	octet := make([]byte, 1)
 	if _, err := io.ReadFull(d.c, octet); err != nil {
@@ -60,23 +60,24 @@ func (d *dialogue) readLine(limit int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.first = append(octet, rest...)
-	return d.first, nil
+	d.firstLine = append(octet, rest...)
+	return d.firstLine, nil
 }
 
-// inTheClear makes the refusal of credentials that came without TLS, and says
-// whose they were: the password is out, and the operator may want to write to
-// its owner.
-func inTheClear(via string, user []byte) (*proxy.Login, error) {
+// plaintextRefusal refuses credentials that came without TLS. The Login names
+// their user: the password is exposed, and the operator may want to inform its
+// owner.
+func plaintextRefusal(via string, user []byte) (*proxy.Login, error) {
 	login := &proxy.Login{Via: via}
-	if len(user) <= maxUser && plainText(user) {
+	if len(user) <= maxUser && isText(user) {
 		login.User = string(user)
 	}
 	return login, proxy.NewRefusal(proxy.Plaintext, errInClear)
 }
 
-// saslInTheClear is inTheClear for a SASL mechanism. The password is not looked at.
-func saslInTheClear(mechanism string, initial []byte) (*proxy.Login, error) {
+// plaintextSASLRefusal is plaintextRefusal for a SASL mechanism. It does not look
+// at the password.
+func plaintextSASLRefusal(mechanism string, initial []byte) (*proxy.Login, error) {
 	msg, _ := wire.DecodeInitial(initial)
 	defer clear(msg)
 	var user []byte
@@ -90,5 +91,5 @@ func saslInTheClear(mechanism string, initial []byte) (*proxy.Login, error) {
 	case wire.MechanismOAuthBearer:
 		user, _, _ = wire.ParseOAuthBearer(msg)
 	}
-	return inTheClear(via(mechanism), user)
+	return plaintextRefusal(viaOf(mechanism), user)
 }

@@ -17,7 +17,7 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// clears are the protocols as they begin without TLS.
+// clears are the protocols before TLS.
 var clears = []struct {
 	protocol, greeting string
 	command, agreed    string // of TLS
@@ -41,7 +41,7 @@ func (f *fixture) startTLS(t *testing.T, script string) net.Conn {
 	return proxytest.ClientTLS(c, f.roots)
 }
 
-// begin begins TLS with nothing said before it.
+// begin begins TLS at once.
 func (f *fixture) begin(t *testing.T) net.Conn {
 	t.Helper()
 	for _, p := range clears {
@@ -53,7 +53,7 @@ func (f *fixture) begin(t *testing.T) net.Conn {
 	return nil
 }
 
-// wantNoSecret checks that the log holds no password.
+// wantNoSecret checks that the log contains no password.
 func (f *fixture) wantNoSecret(t *testing.T, secrets ...string) {
 	t.Helper()
 	log := f.observed.log.String()
@@ -69,7 +69,7 @@ func (f *fixture) wantNoSecret(t *testing.T, secrets ...string) {
 
 // Criterion: LOGIN and AUTHENTICATE before TLS are one tagged NO [PRIVACYREQUIRED]; they are counted, no backend is asked, and the connection goes on.
 func TestIMAPRefusesCredentialsInTheClear(t *testing.T) {
-	f := serveClear(t, proxy.IMAP, 0)
+	f := startPlaintext(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAPClear+`
 		C: a LOGIN alice hunter2
 		S: a NO [PRIVACYREQUIRED] `+needsTLS+`
@@ -86,7 +86,7 @@ func TestIMAPRefusesCredentialsInTheClear(t *testing.T) {
 		S: <EOF>
 	`)
 	f.wantEnd(t, proxy.ErrQuit)
-	f.wantAsked(t, 0)
+	f.wantLogins(t, 0)
 	f.observed.wantAttempts(t, "plaintext login_command alice", "plaintext plain alice")
 	f.wantNoSecret(t, "hunter2", password, plain)
 }
@@ -120,12 +120,12 @@ func TestIMAPTakesNoLiteralsInTheClear(t *testing.T) {
 			S: a NO [PRIVACYREQUIRED] *`, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := serveClear(t, proxy.IMAP, 0)
+			f := startPlaintext(t, proxy.IMAP, 0)
 			f.play(t, greetingIMAPClear+test.script+`
 				C: z NOOP
 				S: z OK NOOP completed
 			`)
-			f.wantAsked(t, 0)
+			f.wantLogins(t, 0)
 			via := proxy.ViaLoginCommand
 			switch name {
 			case "AUTHENTICATE without its message":
@@ -139,7 +139,7 @@ func TestIMAPTakesNoLiteralsInTheClear(t *testing.T) {
 }
 
 func TestIMAPInTheClearIsBounded(t *testing.T) {
-	f := serveClear(t, proxy.IMAP, 0)
+	f := startPlaintext(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAPClear+`
 		C: a LOGIN {4097+}
 		S: \* BYE [TOOBIG] Literal too large
@@ -162,7 +162,7 @@ func TestIMAPInTheClearIsBounded(t *testing.T) {
 
 // Criterion: What is not for the time before TLS is refused, and no password that comes unasked is given back.
 func TestIMAPBeforeTLS(t *testing.T) {
-	f := serveClear(t, proxy.IMAP, 0)
+	f := startPlaintext(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAPClear+`
 		C: a ID ("name" "Thunderbird")
 		S: a BAD Begin TLS first
@@ -186,7 +186,7 @@ func TestIMAPBeforeTLS(t *testing.T) {
 
 // Criterion: USER, PASS, AUTH and APOP before STLS are -ERR [AUTH]; CAPA has STLS and neither USER nor SASL, and afterwards the reverse.
 func TestPOP3RefusesCredentialsInTheClear(t *testing.T) {
-	f := serveClear(t, proxy.POP3, 0)
+	f := startPlaintext(t, proxy.POP3, 0)
 	f.play(t, greetingPOP3+`
 		C: CAPA
 		S: +OK Capability list follows
@@ -230,7 +230,7 @@ func TestPOP3RefusesCredentialsInTheClear(t *testing.T) {
 	`)
 	f.observed.wantAttempts(t, "plaintext userpass alice", "plaintext userpass ",
 		"plaintext plain alice", "plaintext login ", "plaintext other alice")
-	f.wantAsked(t, 0)
+	f.wantLogins(t, 0)
 	f.wantNoSecret(t, "hunter2", "c4c9334bac560ecc979e58001b3e22fb", password, plain)
 
 	proxytest.Transcript(t, f.begin(t), `
@@ -253,7 +253,7 @@ func TestPOP3RefusesCredentialsInTheClear(t *testing.T) {
 
 // Criterion: Before STARTTLS EHLO has no AUTH, AUTH is 538 5.7.11, and MAIL is 530 5.7.0.
 func TestSMTPRefusesCredentialsInTheClear(t *testing.T) {
-	f := serveClear(t, proxy.Submission, 0)
+	f := startPlaintext(t, proxy.Submission, 0)
 	f.play(t, greetingSMTP+ehloClear+`
 		C: AUTH PLAIN `+plain+`
 		S: 538 5.7.11 `+needsTLS+`
@@ -290,14 +290,14 @@ func TestSMTPRefusesCredentialsInTheClear(t *testing.T) {
 		S: 530 5.7.0 Must issue a STARTTLS command first (session *)
 		S: <EOF>
 	`)
-	f.wantAsked(t, 0)
+	f.wantLogins(t, 0)
 	f.observed.wantAttempts(t, "plaintext plain alice", "plaintext login ", "plaintext login alice", "plaintext plain ")
 	f.wantNoSecret(t, "hunter2", password, plain)
 }
 
 // Criterion: The third login in the clear ends the connection with a word; none of them counts as a wrong password after STARTTLS.
 func TestLoginsInTheClearAreNoWrongPasswords(t *testing.T) {
-	f := serveClear(t, proxy.IMAP, 0)
+	f := startPlaintext(t, proxy.IMAP, 0)
 	f.play(t, greetingIMAPClear+`
 		C- a LOGIN alice x\r\nb LOGIN alice x\r\nc LOGIN alice x\r\nd NOOP\r\n
 		S: a NO [PRIVACYREQUIRED] *
@@ -323,16 +323,16 @@ func TestLoginsInTheClearAreNoWrongPasswords(t *testing.T) {
 		S: \* BYE Too many failed logins (session *)
 		S: <EOF>
 	`)
-	f.wantAsked(t, 3)
+	f.wantLogins(t, 3)
 }
 
-// A wiretap keeps what comes in.
-type wiretap struct {
+// A recordingConn keeps what it reads.
+type recordingConn struct {
 	net.Conn
 	in bytes.Buffer
 }
 
-func (w *wiretap) Read(p []byte) (int, error) {
+func (w *recordingConn) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
 	w.in.Write(p[:n])
 	return n, err
@@ -357,8 +357,8 @@ func TestCommandsInjectedBehindSTARTTLSDie(t *testing.T) {
 			"a command before, too": {[]string{"x NOOP\r\n" + p.command + "\r\n" + p.probe + "\r\n"}, nil},
 		} {
 			t.Run(p.protocol+", "+name, func(t *testing.T) {
-				f := serveClear(t, p.protocol, 0)
-				c := &wiretap{Conn: f.dial(t)}
+				f := startPlaintext(t, p.protocol, 0)
+				c := &recordingConn{Conn: f.dial(t)}
 				proxytest.Transcript(t, c, p.greeting)
 				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
 				for _, s := range segments.before {
@@ -383,27 +383,27 @@ func TestCommandsInjectedBehindSTARTTLSDie(t *testing.T) {
 				if got := c.in.Bytes(); len(got) > 0 && got[0] != 0x15 || bytes.Contains(got, []byte("\r\n")) {
 					t.Errorf("behind %q the server said %q", p.agreed, got)
 				}
-				f.wantAsked(t, 0)
+				f.wantLogins(t, 0)
 			})
 		}
 	}
 }
 
-// An eager client sends its ClientHello with the command, not waiting for the
-// answer, which it skips.
-type eager struct {
+// An eagerHandshakeConn sends its ClientHello together with the STARTTLS command.
+// It skips the reply to the command.
+type eagerHandshakeConn struct {
 	net.Conn
 	command, agreed string
 }
 
-func (e *eager) Write(p []byte) (int, error) {
+func (e *eagerHandshakeConn) Write(p []byte) (int, error) {
 	n, err := e.Conn.Write(append([]byte(e.command), p...))
 	n -= len(e.command)
 	e.command = ""
 	return n, err
 }
 
-func (e *eager) Read(p []byte) (int, error) {
+func (e *eagerHandshakeConn) Read(p []byte) (int, error) {
 	if e.agreed != "" {
 		if _, err := io.ReadFull(e.Conn, make([]byte, len(e.agreed))); err != nil {
 			return 0, err
@@ -416,17 +416,17 @@ func (e *eager) Read(p []byte) (int, error) {
 // Criterion: STARTTLS and the ClientHello in one segment make a handshake.
 func TestHandshakeMayComeWithSTARTTLS(t *testing.T) {
 	for _, p := range clears {
-		f := serveClear(t, p.protocol, 0)
+		f := startPlaintext(t, p.protocol, 0)
 		c := f.dial(t)
 		proxytest.Transcript(t, c, p.greeting)
-		secure := proxytest.ClientTLS(&eager{c, p.command + "\r\n", p.agreed + "\r\n"}, f.roots)
+		secure := proxytest.ClientTLS(&eagerHandshakeConn{c, p.command + "\r\n", p.agreed + "\r\n"}, f.roots)
 		proxytest.Transcript(t, secure, "C: "+p.probe+"\nS: "+p.found)
 	}
 }
 
 // Criterion: What was said before TLS is forgotten: EHLO, USER, the refusals.
 func TestNothingIsKeptFromBeforeTLS(t *testing.T) {
-	f := serveClear(t, proxy.Submission, 0)
+	f := startPlaintext(t, proxy.Submission, 0)
 	c := f.startTLS(t, greetingSMTP+ehloClear+`
 		C: STARTTLS
 		S: 220 2.0.0 Ready to start TLS
@@ -447,7 +447,7 @@ func TestNothingIsKeptFromBeforeTLS(t *testing.T) {
 		t.Errorf("login of %q with %q, TLS %v", l.Hello.Name, l.Offer.Extensions, l.Client.TLS)
 	}
 
-	f = serveClear(t, proxy.POP3, 0)
+	f = startPlaintext(t, proxy.POP3, 0)
 	c = f.startTLS(t, greetingPOP3+`
 		C: USER alice
 		S: -ERR [AUTH] *
@@ -467,7 +467,7 @@ func TestNothingIsKeptFromBeforeTLS(t *testing.T) {
 
 // Criterion: A second STARTTLS is refused, and not announced.
 func TestTLSBeginsOnce(t *testing.T) {
-	f := serveClear(t, proxy.IMAP, 0)
+	f := startPlaintext(t, proxy.IMAP, 0)
 	proxytest.Transcript(t, f.begin(t), `
 		C: a CAPABILITY
 		S: \* CAPABILITY IMAP4rev1 SASL-IR LITERAL- ID AUTH=PLAIN AUTH=LOGIN
@@ -479,14 +479,14 @@ func TestTLSBeginsOnce(t *testing.T) {
 		C: `+password+`
 		S: c OK Logged in
 	`)
-	f = serveClear(t, proxy.POP3, 0)
+	f = startPlaintext(t, proxy.POP3, 0)
 	proxytest.Transcript(t, f.begin(t), `
 		C: STLS
 		S: -ERR TLS is active already
 		C: QUIT
 		S: +OK *
 	`)
-	f = serveClear(t, proxy.Submission, 0)
+	f = startPlaintext(t, proxy.Submission, 0)
 	proxytest.Transcript(t, f.begin(t), ehlo+`
 		C: STARTTLS
 		S: 503 5.5.1 TLS is active already
@@ -496,22 +496,22 @@ func TestTLSBeginsOnce(t *testing.T) {
 }
 
 // Criterion: Silence, garbage and plain text behind STARTTLS close the connection in the time of a handshake, without a word.
-func TestNoTLSBehindSTARTTLSIsAnEndWithoutWords(t *testing.T) {
+func TestNoTLSAfterSTARTTLSEndsWithoutText(t *testing.T) {
 	for _, p := range clears {
 		for name, sent := range map[string]string{
 			"silence": "", "an octet": "x", "a beginning": `\x16\x03`, "garbage": strings.Repeat(`\xFE\x00`, 50), "text": p.probe + `\r\n`,
 		} {
 			t.Run(p.protocol+", "+name, func(t *testing.T) {
-				f := serveClear(t, p.protocol, 100*time.Millisecond)
+				f := startPlaintext(t, p.protocol, 100*time.Millisecond)
 				f.play(t, p.greeting+"\nC: "+p.command+"\nS: "+p.agreed+"\nC- "+sent+"\nS: <EOF>")
 			})
 		}
 	}
 }
 
-func TestConnectionEndedInTheHandshakeHearsNoWords(t *testing.T) {
+func TestConnectionEndedInTheHandshakeGetsNoText(t *testing.T) {
 	for _, p := range clears {
-		f := serveClear(t, p.protocol, 0)
+		f := startPlaintext(t, p.protocol, 0)
 		c := f.dial(t)
 		proxytest.Transcript(t, c, p.greeting+"\nC: "+p.command+"\nS: "+p.agreed)
 		if n := f.server.Kick(func(proxy.SessionInfo) bool { return true }); n != 1 {
@@ -522,13 +522,13 @@ func TestConnectionEndedInTheHandshakeHearsNoWords(t *testing.T) {
 }
 
 // Criterion: Who begins with TLS on a port with STARTTLS is closed at once, with a hint.
-func TestHelloInTheClearIsToldAboutSTARTTLS(t *testing.T) {
+func TestEarlyClientHelloIsReferredToSTARTTLS(t *testing.T) {
 	for protocol, want := range map[string]string{
 		proxy.IMAP:       `\* BYE `,
 		proxy.POP3:       `-ERR `,
 		proxy.Submission: `554 5.7.0 `,
 	} {
-		f := serveClear(t, protocol, 0)
+		f := startPlaintext(t, protocol, 0)
 		f.play(t, `
 			C- \x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03
 			S: *mail.example.org *
@@ -544,7 +544,7 @@ func TestHelloInTheClearIsToldAboutSTARTTLS(t *testing.T) {
 }
 
 func TestFirstLineInTheClearIsALineAsAnyOther(t *testing.T) {
-	f := serveClear(t, proxy.POP3, 0)
+	f := startPlaintext(t, proxy.POP3, 0)
 	f.play(t, greetingPOP3+`
 		C- \nQUIT\n
 		S: -ERR Unknown command
@@ -572,7 +572,7 @@ func TestRefuserGreetsWithTheReason(t *testing.T) {
 			"": closedPort,
 			"use port 995 with SSL/TLS, see https://example.org/mail": "use port 995 with SSL/TLS, see https://example.org/mail",
 		} {
-			f := start(t, proxy.Timeouts{}, proxy.Service{
+			f := startServer(t, proxy.Timeouts{}, proxy.Service{
 				Protocol: protocol,
 				Dialogue: func(c *proxy.Conn) proxy.Dialogue { return Refuser{newDialogue(protocol, c, Options{})} },
 				Text:     func(proxy.Reason, string) string { return text },
@@ -587,7 +587,7 @@ func TestRefuserGreetsWithTheReason(t *testing.T) {
 }
 
 func TestThunderbirdWithSTARTTLS(t *testing.T) {
-	f := serveClear(t, proxy.IMAP, 0)
+	f := startPlaintext(t, proxy.IMAP, 0)
 	c := f.startTLS(t, greetingIMAPClear+`
 		C: 1 capability
 		S: \* CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED
@@ -605,7 +605,7 @@ func TestThunderbirdWithSTARTTLS(t *testing.T) {
 		C: 5 authenticate PLAIN `+plain+`
 		S: 5 OK Logged in
 	`)
-	f = serveClear(t, proxy.POP3, 0)
+	f = startPlaintext(t, proxy.POP3, 0)
 	c = f.startTLS(t, greetingPOP3+`
 		C: AUTH
 		S: -ERR *
@@ -635,7 +635,7 @@ func TestThunderbirdWithSTARTTLS(t *testing.T) {
 		C: `+plain+`
 		S: +OK Logged in
 	`)
-	f = serveClear(t, proxy.Submission, 0)
+	f = startPlaintext(t, proxy.Submission, 0)
 	c = f.startTLS(t, greetingSMTP+strings.Replace(ehloClear, "client.example.org", "[192.168.178.20]", 1)+`
 		C: STARTTLS
 		S: 220 *
@@ -647,7 +647,7 @@ func TestThunderbirdWithSTARTTLS(t *testing.T) {
 }
 
 func TestOutlookWithSTARTTLS(t *testing.T) {
-	f := serveClear(t, proxy.IMAP, 0)
+	f := startPlaintext(t, proxy.IMAP, 0)
 	c := f.startTLS(t, greetingIMAPClear+`
 		C: qk3q CAPABILITY
 		S: \* CAPABILITY *
@@ -668,7 +668,7 @@ func TestOutlookWithSTARTTLS(t *testing.T) {
 		C: `+password+`
 		S: rsg3 OK Logged in
 	`)
-	f = serveClear(t, proxy.Submission, 0)
+	f = startPlaintext(t, proxy.Submission, 0)
 	c = f.startTLS(t, greetingSMTP+strings.Replace(ehloClear, "client.example.org", "DESKTOP-7A1B_2C", 1)+`
 		C: STARTTLS
 		S: 220 *

@@ -13,7 +13,7 @@ import (
 // Criterion: In no protocol is a temporary refusal called permanent, nor a permanent one temporary.
 func TestWordsKeepTemporaryAndPermanentApart(t *testing.T) {
 	for _, r := range proxy.Reasons() {
-		w := wordsOf(r)
+		w := wordingOf(r)
 		// 421 and 4xx say come again, and so do UNAVAILABLE, LIMIT, INUSE and SERVERBUG.
 		imap := strings.Contains(w.imap, "UNAVAILABLE") || strings.Contains(w.imap, "LIMIT") ||
 			strings.Contains(w.imap, "INUSE") || strings.Contains(w.imap, "SERVERBUG")
@@ -53,15 +53,15 @@ func TestRefusalsAreShortLinesWithTheSessionID(t *testing.T) {
 	}
 }
 
-// refuse returns what is said when r answers the first credentials.
+// refuse returns the reply when r answers the first credentials.
 func refuse(t *testing.T, protocol string, r *proxy.Refusal) string {
 	t.Helper()
-	tp := &tape{in: strings.NewReader(map[string]string{
+	tp := &scriptedConn{in: strings.NewReader(map[string]string{
 		proxy.IMAP:       "a LOGIN alice x\r\n",
 		proxy.POP3:       "USER alice\r\nPASS x\r\n",
 		proxy.Submission: "EHLO x\r\nAUTH PLAIN AGFsaWNlAHg=\r\n",
 	}[protocol])}
-	d := newDialogue(protocol, asIfTLS(proxy.NewConn(tp, proxy.Client{ID: "abcdefghijkl"}, nil, 0)), Options{Offer: func() proxy.Offer { return offer }})
+	d := newDialogue(protocol, withTLS(proxy.NewConn(tp, proxy.Client{ID: "abcdefghijkl"}, nil, 0)), Options{Offer: func() proxy.Offer { return offer }})
 	if login, err := d.Login(t.Context()); login == nil || err != nil {
 		t.Fatalf("Login = %v, %v", login, err)
 	}
@@ -82,17 +82,17 @@ func TestSupportPageHasEveryRefusal(t *testing.T) {
 	row := func(reason, imap, pop3, smtp, text string) string {
 		return fmt.Sprintf("| %s | `%s` | `%s` | `%s` | %s | ", reason, imap, strings.TrimSpace("-ERR "+pop3), smtp, text)
 	}
-	closed := wordsOf(proxy.Plaintext)
+	closed := wordingOf(proxy.Plaintext)
 	want := []string{
 		row("`plaintext`", "* BYE", closed.pop3, closed.smtp, closed.text),
 		row("`plaintext`", "* BYE", closed.pop3, closed.smtp, closedPort),
 		"| " + tooManyWrong + " | ",
-		"| " + notYet + " | ",
+		"| " + earlyTLSText + " | ",
 	}
 	for _, r := range proxy.Reasons() {
-		w, name := wordsOf(r), "`"+r.String()+"`"
+		w, name := wordingOf(r), "`"+r.String()+"`"
 		if r == proxy.Plaintext {
-			w = wordsInClear()
+			w = startTLSWording()
 		}
 		if r.Temporary() {
 			name += " ~"
@@ -110,13 +110,13 @@ func TestSupportPageHasEveryRefusal(t *testing.T) {
 	}
 }
 
-func TestAcceptSaysTheWelcomeOnOneLine(t *testing.T) {
+func TestAcceptSendsTheWelcomeOnOneLine(t *testing.T) {
 	for protocol, want := range map[string]string{
 		proxy.IMAP:       "a OK [CAPABILITY IMAP4rev1 IDLE] hi  a BAD\r\n",
 		proxy.POP3:       "+OK [CAPABILITY IMAP4rev1 IDLE] hi  a BAD\r\n",
 		proxy.Submission: "235 2.7.0 [CAPABILITY IMAP4rev1 IDLE] hi  a BAD\r\n",
 	} {
-		tp := &tape{}
+		tp := &scriptedConn{}
 		d := newDialogue(protocol, proxy.NewConn(tp, proxy.Client{}, nil, 0), Options{})
 		if d, ok := d.(*IMAP); ok {
 			d.tag = "a"
@@ -133,8 +133,8 @@ func TestAcceptSaysTheWelcomeOnOneLine(t *testing.T) {
 // Criterion: an alert of the server's comes before the answer to the login; the
 // operator's text takes its place.
 func TestIMAPShowsAlerts(t *testing.T) {
-	f := serve(t, proxy.IMAP, 0)
-	f.backend.answer = map[string]error{
+	f := startInTLS(t, proxy.IMAP, 0)
+	f.fakeBackend.answer = map[string]error{
 		"moving": &proxy.Refusal{Reason: proxy.Unavailable, Alert: "We are\r\na OK moving"},
 		"ours":   &proxy.Refusal{Reason: proxy.Unavailable, Alert: "We are moving", Text: "Our words"},
 	}
@@ -145,7 +145,7 @@ func TestIMAPShowsAlerts(t *testing.T) {
 		C: b LOGIN ours x
 		S: b NO [UNAVAILABLE] Our words (session *)
 	`)
-	tp := &tape{}
+	tp := &scriptedConn{}
 	d := NewIMAP(proxy.NewConn(tp, proxy.Client{ID: "abc"}, nil, 0), Options{})
 	d.tag = "a"
 	if err := d.Accept("[ALERT] over quota\r\n[CAPABILITY IMAP4rev1] Logged in"); err != nil {
