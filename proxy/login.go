@@ -27,7 +27,7 @@ type Client struct {
 // LogValue gives what a log line says of every client.
 func (c Client) LogValue() slog.Value {
 	return slog.GroupValue(
-		slog.String("service", c.Service),
+		slog.String("listener", c.Service),
 		slog.String("ip", c.Addr.Addr().String()),
 		slog.String("session", c.ID))
 }

@@ -39,7 +39,7 @@ func explainCommand() *cobra.Command {
 		if err != nil {
 			return fmt.Errorf("%q is not an IP address", args[1])
 		}
-		q := service.ExplainQuestion{Account: args[0], Addr: addr, Service: *listener}
+		q := service.ExplainQuestion{Account: args[0], Addr: addr, Listener: *listener}
 		return callGuard(cmd, *path, "explain", q, func(e guard.Explanation) error { return explain(cmd.OutOrStdout(), e, time.Now()) })
 	}
 	return cmd

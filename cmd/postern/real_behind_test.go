@@ -38,7 +38,7 @@ func launch(t testing.TB, listeners, backends []string, more string) *postern {
 func (p *postern) at(t testing.TB, name string) string {
 	t.Helper()
 	for _, l := range p.logged(t, "listening") {
-		if l.text("service") == name {
+		if l.text("listener") == name {
 			return l.text("address")
 		}
 	}

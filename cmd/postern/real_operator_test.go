@@ -139,7 +139,7 @@ func (p *postern) wantLog(t *testing.T, u user) {
 	session := regexp.MustCompile(`^[A-Z0-9]{12}$`)
 	ends := map[string]line{}
 	for _, l := range p.ends(t, u) {
-		ends[l.text("service")] = l
+		ends[l.text("listener")] = l
 		if l.text("ip") != "127.0.0.1" || l.text("tls") != "TLS 1.3" || l.text("backend") != "main" || !session.MatchString(l.text("session")) ||
 			l.text("duration") == "" || l.text("received") == "" || l.text("sent") == "" {
 			t.Errorf("end of a session = %v", l)
@@ -163,7 +163,7 @@ func (p *postern) wantLog(t *testing.T, u user) {
 	}
 	wantSubjects(t, "reasons", reasons, "wrong", "unsupported", "malformed", "wrong")
 	for _, l := range refused {
-		known := l.text("service") == "pop3"
+		known := l.text("listener") == "pop3"
 		switch {
 		case known && l.text("account") != u.name:
 			t.Errorf("refused login of an account that has logged in = %v, want its name", l)

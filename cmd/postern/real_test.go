@@ -431,7 +431,7 @@ func (p *postern) listening(t testing.TB) (n int) {
 	}
 	listening := p.logged(t, "listening")
 	for _, line := range listening {
-		switch line.text("service") {
+		switch line.text("listener") {
 		case "imap":
 			p.imap = line.text("address")
 		case "pop3":

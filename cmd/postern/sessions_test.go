@@ -59,7 +59,7 @@ func TestSessionsAreListedAndEnded(t *testing.T) {
 		}
 	}
 	l := list("--account", "alice")[0]
-	if l.Protocol != proxy.POP3 || l.Service != "pop3" || l.Backend != "main" || l.TLS != "TLS 1.3" || l.State != "session" ||
+	if l.Protocol != proxy.POP3 || l.Listener != "pop3" || l.Backend != "main" || l.TLS != "TLS 1.3" || l.State != "session" ||
 		l.Client.String() != alice.LocalAddr().String() || l.Received == 0 || l.Sent == 0 || l.Since.IsZero() {
 		t.Errorf("alice is %+v", l)
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"postern/proxy"
+	"postern/proxy/audit"
 	"postern/proxy/proxytest"
 )
 
@@ -202,9 +203,9 @@ func startServer(t *testing.T, timeouts proxy.Timeouts, svc proxy.Service) *fixt
 	svc.Timeouts = timeouts
 	f := &fixture{protocol: svc.Protocol, fakeBackend: &fakeBackend{answer: make(map[string]error)}, ends: make(chan proxy.Closed, 64)}
 	f.observed = &recorder{ends: f.ends}
-	audit := proxy.NewAudit(slog.New(slog.NewTextHandler(&f.observed.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
-	audit.Known = func(string) bool { return true }
-	f.server = &proxy.Server{Guard: allowGuard{}, Observer: proxy.Observers{audit, f.observed}}
+	log := audit.New(slog.New(slog.NewTextHandler(&f.observed.log, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	log.Known = func(string) bool { return true }
+	f.server = &proxy.Server{Guard: allowGuard{}, Observer: proxy.Observers{log, f.observed}}
 	svc.Name, svc.StartTLS, svc.Backend = svc.Protocol, true, f.fakeBackend
 	svc.Account = func(user string) (string, error) { return user, nil }
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -31,14 +31,14 @@ func TestALogSaysOfPeopleWhatItMay(t *testing.T) {
 		{configs.Privacy{Addresses: "prefix", Users: "full"}, []any{"ip", netip.MustParseAddr("2001:db8:1:2::3")}, "ip=2001:db8:1::/48"},
 		{configs.Privacy{Addresses: "prefix", Users: "full"}, []any{"network", netip.MustParsePrefix("2001:db8:1:2::/64")}, "network=2001:db8:1::/48"},
 		{configs.Privacy{Addresses: "prefix", Users: "full"}, []any{"network", netip.MustParsePrefix("10.0.0.0/8")}, "network=10.0.0.0/8"},
-		{configs.Privacy{Addresses: "none", Users: "full"}, []any{"client", client}, "client.service=imap client.ip=- client.session=ABC"},
+		{configs.Privacy{Addresses: "none", Users: "full"}, []any{"client", client}, "client.listener=imap client.ip=- client.session=ABC"},
 		{configs.Privacy{Addresses: "none", Users: "full"}, []any{"err", dial, "ip", address}, `err="read tcp -:40001: reset of 192.0.2.7 and -" ip=-`},
 		{
 			configs.Privacy{Addresses: "full", Users: "pseudonym"},
 			[]any{"account", "alice@example.org", "err", errors.New("no mailbox alice@example.org.au, /?u=alice%40example.org, (alice@example.org)")},
 			fmt.Sprintf(`account=%s err="no mailbox %s.au, /?u=%s, (%s)"`, alice, alice, alice, alice),
 		},
-		{configs.Privacy{Addresses: "full", Users: "pseudonym"}, []any{"account", "", "n", 7, "service", "imap"}, `account="" n=7 service=imap`},
+		{configs.Privacy{Addresses: "full", Users: "pseudonym"}, []any{"account", "", "n", 7, "listener", "imap"}, `account="" n=7 listener=imap`},
 	} {
 		var out bytes.Buffer
 		var rules atomic.Pointer[Redaction]

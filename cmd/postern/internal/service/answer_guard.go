@@ -13,9 +13,9 @@ import (
 
 // An attempt that is asked about.
 type ExplainQuestion struct {
-	Account string     `json:"account"` // as typed
-	Addr    netip.Addr `json:"addr"`
-	Service string     `json:"service"`
+	Account  string     `json:"account"` // as typed
+	Addr     netip.Addr `json:"addr"`
+	Listener string     `json:"listener"`
 }
 
 // answerGuard answers the questions about the guard.
@@ -25,7 +25,7 @@ func (s *Service) answerGuard(c *admin.Server) {
 		if err != nil {
 			return guard.Explanation{}, err
 		}
-		return s.guard.Explain(q.Service, account, q.Addr), nil
+		return s.guard.Explain(q.Listener, account, q.Addr), nil
 	})
 	admin.HandleEach(c, "guard/list", func(_ context.Context, _ struct{}, each func(guard.Refused) error) error {
 		for _, r := range s.guard.List() {

@@ -45,7 +45,7 @@ func (s *Service) answerSessions(c *admin.Server) {
 type Session struct {
 	ID       string         `json:"id"`
 	Protocol string         `json:"protocol"`
-	Service  string         `json:"service"`
+	Listener string         `json:"listener"`
 	State    string         `json:"state"`
 	Account  string         `json:"account,omitempty"`
 	Client   netip.AddrPort `json:"client"`
@@ -82,7 +82,7 @@ func (s *Service) listSessions(_ context.Context, f SessionFilter, each func(Ses
 			continue
 		}
 		l := Session{
-			ID: i.Client.ID, Protocol: i.Client.Protocol, Service: i.Client.Service, State: i.Step.String(), Account: i.Account,
+			ID: i.Client.ID, Protocol: i.Client.Protocol, Listener: i.Client.Service, State: i.Step.String(), Account: i.Account,
 			Client: i.Client.Addr, Backend: i.Backend, Since: i.Since, Received: i.Received, Sent: i.Sent,
 		}
 		if i.Client.TLS != nil {

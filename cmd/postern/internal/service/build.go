@@ -149,7 +149,7 @@ func (h *generation) newService(l configs.Listener, b backends, r *routing) *pro
 	} else {
 		profile, _ := proxy.ParseProfile(l.TLSProfile) // configs knows the words
 		if profile == proxy.Legacy {
-			h.log.Warn("old TLS is on: 1.0, 3DES, keys without forward secrecy", "service", l.Name, "networks", l.Networks)
+			h.log.Warn("old TLS is on: 1.0, 3DES, keys without forward secrecy", "listener", l.Name, "networks", l.Networks)
 		}
 		svc.TLS = h.tlsConfig(l.Name, l.Protocol, profile)
 	}

@@ -31,6 +31,7 @@ import (
 	"postern/metrics/page"
 	"postern/proxy"
 	"postern/proxy/admin"
+	"postern/proxy/audit"
 	"postern/proxy/authpolicy"
 	"postern/proxy/backend"
 	"postern/proxy/certs"
@@ -49,7 +50,7 @@ type Service struct {
 	metrics     *metrics.Metrics
 	page        *page.Page
 	ledger      ledgerObserver
-	audit       *proxy.Audit
+	audit       *audit.Log
 	observer    proxy.Observer    // all of these
 	guard       *guard.Guard      // made with the first house
 	advised     *authpolicy.Guard // by a policy server
@@ -98,7 +99,7 @@ func New(store *certs.Store, log *slog.Logger, level *slog.LevelVar) *Service {
 	s.log = slog.New(logs.NewRedactor(logs.NewCounter(log.Handler(), func(l slog.Level) { s.metrics.Logged(l) }), &s.redaction))
 	s.page = s.newPage()
 	s.metrics = s.newMetrics()
-	s.audit = proxy.NewAudit(s.log)
+	s.audit = audit.New(s.log)
 	s.audit.Known = s.known
 	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger}
 	s.listings = bridge.NewListingMemory(math.MaxInt64, s.observer) // until there is a configuration
@@ -274,7 +275,7 @@ func (s *Service) apply(ctx context.Context, h *generation) error {
 	}
 	for _, b := range bindings {
 		if before == nil || !before.has(b.Service.Name) {
-			s.log.Info("listening", "service", b.Service.Name, "address", b.Addr().String())
+			s.log.Info("listening", "listener", b.Service.Name, "address", b.Addr().String())
 		}
 	}
 	if before == nil {

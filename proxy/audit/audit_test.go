@@ -1,4 +1,4 @@
-package proxy_test
+package audit_test
 
 import (
 	"bytes"
@@ -12,11 +12,12 @@ import (
 	"time"
 
 	"postern/proxy"
+	"postern/proxy/audit"
 )
 
-func audit() (*proxy.Audit, *bytes.Buffer) {
+func newLog() (*audit.Log, *bytes.Buffer) {
 	var out bytes.Buffer
-	return proxy.NewAudit(slog.New(slog.NewTextHandler(&out, nil))), &out
+	return audit.New(slog.New(slog.NewTextHandler(&out, nil))), &out
 }
 
 var visitor = proxy.Client{
@@ -29,7 +30,7 @@ func refused(name string) proxy.Attempt {
 
 // Criterion: a name that nobody has logged in with is never written: people type passwords into the user field.
 func TestAuditWritesNoNameThatMayBeAPassword(t *testing.T) {
-	a, out := audit()
+	a, out := newLog()
 	a.Observe(refused("hunter2"))
 	a.Observe(refused("hunter2"))
 	a.Observe(refused("other"))
@@ -47,7 +48,7 @@ func TestAuditWritesNoNameThatMayBeAPassword(t *testing.T) {
 }
 
 func TestAuditNamesAnAccountThatHasLoggedIn(t *testing.T) {
-	a, out := audit()
+	a, out := newLog()
 	a.Observe(proxy.Attempt{Client: visitor, User: "Alice", Account: "alice"})
 	a.Observe(refused("alice"))
 	if got := strings.Count(out.String(), "account=alice"); got != 2 {
@@ -61,7 +62,7 @@ func TestAuditNamesAnAccountThatHasLoggedIn(t *testing.T) {
 }
 
 func TestAuditWritesOneLineASession(t *testing.T) {
-	a, out := audit()
+	a, out := newLog()
 	a.Observe(proxy.Closed{Client: visitor, End: proxy.EndClientGone}) // never logged in
 	a.Observe(proxy.Closed{
 		Client: visitor, Account: "alice", Backend: "main", Duration: 1500 * time.Millisecond, Received: 10, Sent: 20,
@@ -69,7 +70,7 @@ func TestAuditWritesOneLineASession(t *testing.T) {
 	})
 	line := out.String()
 	_, line, _ = strings.Cut(line, "level=")
-	want := `INFO msg="connection ended" service=pop3 ip=192.0.2.1 session=S1 tls=none account=alice backend=main ` +
+	want := `INFO msg="connection ended" listener=pop3 ip=192.0.2.1 session=S1 tls=none account=alice backend=main ` +
 		"end=client_quit duration=1.5s received=10 sent=20 retrieved=3 deleted=2 uidls_before=0000000000000abc uidls_after=8000000000000001\n"
 	if line != want {
 		t.Errorf("wrote %s, want %s", line, want)
@@ -78,7 +79,7 @@ func TestAuditWritesOneLineASession(t *testing.T) {
 
 func TestAuditSaysTroubleOnceAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, out := audit()
+		a, out := newLog()
 		for range 100 {
 			a.Observe(proxy.Dialed{Backend: "main", Protocol: proxy.IMAP, Result: proxy.DialRefused, Err: errors.New("connection refused")})
 			time.Sleep(time.Second)
@@ -94,7 +95,7 @@ func TestAuditSaysTroubleOnceAMinute(t *testing.T) {
 
 func TestACacheThatFailsIsSaidOnceAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, out := audit()
+		a, out := newLog()
 		for range 100 {
 			a.Observe(proxy.MaildropNoticed{Client: visitor, Account: "alice", Kind: proxy.NoticeCache, Err: errors.New("state is damaged")})
 			time.Sleep(time.Second)
@@ -106,7 +107,7 @@ func TestACacheThatFailsIsSaidOnceAMinute(t *testing.T) {
 }
 
 func TestAuditSaysWhenABackendChanges(t *testing.T) {
-	a, out := audit()
+	a, out := newLog()
 	for _, up := range []bool{true, true, false, false, true} {
 		var err error
 		if !up {
@@ -120,7 +121,7 @@ func TestAuditSaysWhenABackendChanges(t *testing.T) {
 }
 
 func TestAuditKeepsALineOneLine(t *testing.T) {
-	a, out := audit()
+	a, out := newLog()
 	a.Known = func(string) bool { return true }
 	a.Observe(refused("eve\r\nlevel=INFO msg=forged \x1b[2J\u202e"))
 	if got := strings.Count(out.String(), "\n"); got != 1 || strings.ContainsAny(out.String(), "\r\x1b\u202e") {
@@ -129,22 +130,22 @@ func TestAuditKeepsALineOneLine(t *testing.T) {
 }
 
 func TestAuditWritesWhatIsOddAboutAMaildrop(t *testing.T) {
-	const about = " service=pop3 ip=192.0.2.1 session=S1 tls=none account=alice "
+	const about = " listener=pop3 ip=192.0.2.1 session=S1 tls=none account=alice "
 	for _, test := range []struct {
 		event proxy.Event
 		want  string
 	}{
 		{
 			proxy.MaildropNoticed{Client: visitor, Account: "alice", Kind: proxy.NoticeChanged, Messages: 3},
-			"WARN msg=maildrop" + about + "kind=uidls_changed messages=3",
+			"WARN msg=\"maildrop notice\"" + about + "kind=uidls_changed messages=3",
 		},
 		{
 			proxy.MaildropNoticed{Client: visitor, Account: "alice", Kind: proxy.NoticeRecord, Messages: 3, Err: errors.New("disk on fire")},
-			"WARN msg=maildrop" + about + `kind=record_failed messages=3 err="disk on fire"`,
+			"WARN msg=\"maildrop notice\"" + about + `kind=record_failed messages=3 err="disk on fire"`,
 		},
 		{
 			proxy.MaildropNoticed{Client: visitor, Account: "alice", Kind: proxy.NoticeRenumbered},
-			"INFO msg=maildrop" + about + "kind=renumbered messages=0",
+			"INFO msg=\"maildrop notice\"" + about + "kind=renumbered messages=0",
 		},
 		{
 			proxy.Reconnected{Client: visitor, Account: "alice", Backend: "main", Cause: proxy.LostBye, Result: proxy.ReconnectOK},
@@ -158,7 +159,7 @@ func TestAuditWritesWhatIsOddAboutAMaildrop(t *testing.T) {
 			`WARN msg="backend lost within a session"` + about + `backend=main cause=closed result=failed err="log in again"`,
 		},
 	} {
-		a, out := audit()
+		a, out := newLog()
 		a.Observe(test.event)
 		_, line, _ := strings.Cut(strings.TrimSpace(out.String()), "level=")
 		if line != test.want {
@@ -169,7 +170,7 @@ func TestAuditWritesWhatIsOddAboutAMaildrop(t *testing.T) {
 
 func TestAuditSaysWhichMailboxesLookDifferent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, out := audit()
+		a, out := newLog()
 		changed := proxy.MailboxChanged{Backend: "main", Account: "alice", Kind: proxy.ChangeEmptied}
 		again, accepted := changed, changed
 		again.Repeated, accepted.Accepted = true, true

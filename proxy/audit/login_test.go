@@ -1,4 +1,4 @@
-package proxy_test
+package audit_test
 
 import (
 	"bytes"
@@ -18,12 +18,13 @@ import (
 	"unicode/utf8"
 
 	"postern/proxy"
+	"postern/proxy/audit"
 	"postern/proxy/proxytest"
 )
 
-func jsonAudit() (*proxy.Audit, *bytes.Buffer) {
+func newJSONLog() (*audit.Log, *bytes.Buffer) {
 	var out bytes.Buffer
-	return proxy.NewAudit(slog.New(slog.NewJSONHandler(&out, nil))), &out
+	return audit.New(slog.New(slog.NewJSONHandler(&out, nil))), &out
 }
 
 // fieldsOf reads the only line of out.
@@ -49,7 +50,7 @@ func TestEachLoginHasOneEvent(t *testing.T) {
 	}
 	network := netip.MustParsePrefix("192.0.2.1/32")
 	common := []string{
-		"time", "level", "msg", "service", "ip", "session", "tls", "cipher", "needs", "protocol", "port", "via", "group", "server_name", "alpn",
+		"time", "level", "msg", "listener", "ip", "session", "tls", "cipher", "needs", "protocol", "port", "via", "group", "server_name", "alpn",
 		"user_octets", "network", "tier", "duration",
 	}
 	for _, test := range []struct {
@@ -84,7 +85,7 @@ func TestEachLoginHasOneEvent(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			a, out := jsonAudit()
+			a, out := newJSONLog()
 			e := test.attempt
 			e.Client, e.Via, e.User, e.Account, e.Decision.Network = c, proxy.ViaPlain, "Alice", "alice", network
 			a.Observe(e)
@@ -113,7 +114,7 @@ func TestOddNamesAreOneLineOfJSON(t *testing.T) {
 		strings.Repeat("é", 64<<10), "\xff\xfe", `"}` + "\n" + `{"msg":"forged"}`, "<b>",
 	} {
 		for _, known := range []bool{true, false} {
-			a, out := jsonAudit()
+			a, out := newJSONLog()
 			a.Known = func(string) bool { return known }
 			client := visitor
 			client.TLS = &tls.ConnectionState{ServerName: odd, NegotiatedProtocol: odd}
@@ -152,7 +153,7 @@ func wantPlain(t *testing.T, fields map[string]any) {
 // neither the same one again, nor what is throttled, nor a success.
 func TestFail2banReadsTheFailures(t *testing.T) {
 	proxytest.Need(t, "fail2ban-regex")
-	a, _ := jsonAudit()
+	a, _ := newJSONLog()
 	a.Known = func(account string) bool { return account == "alice" }
 	var failures bytes.Buffer
 	a.Failures = &failures

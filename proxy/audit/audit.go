@@ -1,0 +1,159 @@
+// Package audit writes the log that an operator searches: one line for each
+// login, for each session that ends, and for trouble with a backend, a maildrop
+// or a listener. It also writes the file of wrong passwords that fail2ban reads.
+//
+// A Log is a proxy.Observer.
+package audit
+
+import (
+	"crypto/rand"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"postern/proxy"
+)
+
+// repeatAfter is how often the same trouble is written.
+const repeatAfter = time.Minute
+
+// A Log is a proxy.Observer that writes lines for operators. It must be made by
+// New.
+//
+// People type passwords into the field of the user name. So the name of a refused
+// login is written only if the account has logged in before, or Known reports
+// that it exists. Otherwise the line has a keyed hash of the name, which is the
+// same for the same name until the process ends.
+type Log struct {
+	Known func(account string) bool // nil: only accounts that have logged in are known
+
+	// Failures gets a line for each wrong password, in one Write, in the format of
+	// Dovecot's log. Whatever reads it bans addresses, so it has no repeats of the
+	// same wrong password, and nothing that was refused without asking the backend.
+	// nil: nothing is written.
+	Failures io.Writer
+
+	log *slog.Logger
+
+	key  []byte // of the hashes
+	mu   sync.Mutex
+	seen map[[8]byte]struct{} // hashes of accounts that have logged in
+
+	written map[string]occurrence // trouble, by its words
+	down    map[string]bool       // backends whose last probe failed
+
+	handshakes quota // lines about failed handshakes: any client can cause one
+}
+
+// New returns a Log that writes to log.
+func New(log *slog.Logger) *Log {
+	l := &Log{
+		log: log, key: make([]byte, 32), seen: make(map[[8]byte]struct{}),
+		written: make(map[string]occurrence), down: make(map[string]bool),
+	}
+	_, _ = rand.Read(l.key) // never fails
+	return l
+}
+
+// Observe implements proxy.Observer.
+func (l *Log) Observe(e proxy.Event) {
+	switch e := e.(type) {
+	case proxy.Attempt:
+		l.attempt(e)
+		l.fail2ban(e)
+	case proxy.Closed:
+		l.closed(e)
+	case proxy.Rejected:
+		l.log.Debug("connection refused", "client", e.Client, "err", e.Err)
+	case proxy.AcceptFailed:
+		if more, ok := l.due(true, "accept", e.Service); ok {
+			l.log.Warn("connections are not accepted", append(more, "listener", e.Service, "err", e.Err)...)
+		}
+	case proxy.Handshake:
+		l.handshake(e)
+	case proxy.Dialed:
+		if more, ok := l.due(e.Err != nil, e.Backend, e.Protocol, e.Result); ok {
+			l.log.Warn("backend not reached", append(more, "backend", e.Backend, "protocol", e.Protocol, "result", e.Result, "err", e.Err)...)
+		}
+	case proxy.BackendLogin:
+		if more, ok := l.due(proxy.ReasonOf(e.Err) == proxy.Unavailable, e.Backend, e.Protocol, "login"); ok {
+			l.log.Warn("backend could not log in", append(more, "backend", e.Backend, "protocol", e.Protocol, "err", e.Err)...)
+		}
+	case proxy.Probed:
+		l.probed(e)
+	case proxy.Identified:
+		if more, ok := l.due(!e.OK, e.Backend, e.Protocol, "identity"); ok {
+			l.log.Warn("backend does not offer the identity asked for: it takes Postern for the client",
+				append(more, "backend", e.Backend, "protocol", e.Protocol)...)
+		}
+	case proxy.MaildropNoticed:
+		l.noticed(e)
+	case proxy.MailboxChanged:
+		l.mailboxChanged(e)
+	case proxy.BrakeChanged:
+		l.brakeChanged(e)
+	case proxy.ListingRefused:
+		if more, ok := l.due(true, "listing", e.Reason); ok {
+			l.log.Warn("no memory for a listing: see limits.listing_memory", append(more, "reason", e.Reason)...)
+		}
+	case proxy.Reconnected:
+		l.reconnected(e)
+	case proxy.PolicyAsked:
+		if more, ok := l.due(e.Err != nil, "policy", e.Command); ok {
+			l.log.Warn("policy server not asked", append(more, "command", e.Command, "err", e.Err)...)
+		}
+	case proxy.UpdateFailed:
+		l.updateFailed(e)
+	case proxy.Panicked:
+		l.log.Error("panic", "client", e.Client, "value", e.Value, "stack", string(e.Stack))
+	}
+}
+
+// An occurrence is when trouble was last written, and how often it came after
+// that.
+type occurrence struct {
+	at   time.Time
+	more int
+}
+
+// due reports whether a line about trouble is due, and returns the fields that
+// say how often it came since the last line. words name the trouble.
+func (l *Log) due(trouble bool, words ...string) (more []any, ok bool) {
+	if !trouble {
+		return nil, false
+	}
+	key := strings.Join(words, " ")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	last, now := l.written[key], time.Now()
+	if now.Sub(last.at) < repeatAfter {
+		last.more++
+		l.written[key] = last
+		return nil, false
+	}
+	l.written[key] = occurrence{at: now}
+	if last.more > 0 {
+		more = []any{"repeated", last.more}
+	}
+	return more, true
+}
+
+// A quota allows ten lines in each second.
+type quota struct {
+	mu     sync.Mutex
+	second int64
+	taken  int
+}
+
+func (q *quota) allow(now time.Time) bool {
+	const most = 10
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if s := now.Unix(); s != q.second {
+		q.second, q.taken = s, 0
+	}
+	q.taken++
+	return q.taken <= most
+}

@@ -1,0 +1,102 @@
+package audit
+
+import (
+	"cmp"
+	"crypto/tls"
+	"errors"
+	"time"
+
+	"postern/proxy"
+)
+
+// attempt writes the line about a login, one for each attempt. Fields that are
+// empty or false are left out.
+func (l *Log) attempt(e proxy.Attempt) {
+	reason := proxy.ReasonOf(e.Err)
+	if e.Err != nil && reason == 0 { // the client did not wait for its answer
+		l.log.Debug("login abandoned", l.about(e.Client, "err", e.Err)...)
+		return
+	}
+	fields := l.about(e.Client, "protocol", e.Client.Protocol, "port", e.Client.Addr.Port(), "via", e.Via)
+	fields = append(fields, ofTLS(e.Client.TLS)...)
+	if e.Err == nil {
+		l.remember(e.Account)
+		fields = append(fields, "account", name(e.Account))
+	} else {
+		fields = append(append(fields, "reason", reason), l.who(e)...)
+		if r, ok := errors.AsType[*proxy.Refusal](e.Err); ok && r.Doubtful {
+			fields = append(fields, "doubtful", true)
+		}
+	}
+	fields = append(fields, "user_octets", len(e.User))
+	fields = append(fields, ofGuard(e.Decision)...)
+	if e.Backend != "" {
+		fields = append(fields, "backend", e.Backend)
+	}
+	if len(e.ID) > 0 {
+		fields = append(fields, "client_id", idOf(e.ID))
+	}
+	if e.Delay > 0 {
+		fields = append(fields, "delay", round(e.Delay))
+	}
+	fields = append(fields, "duration", round(e.Duration))
+	if e.Err != nil {
+		l.log.Info("login refused", append(fields, "err", e.Err)...)
+		return
+	}
+	l.log.Info("login", fields...)
+}
+
+// who returns the field that names the account: a hash if it is not known.
+func (l *Log) who(e proxy.Attempt) []any {
+	switch {
+	case e.Account != "" && l.knows(e.Account):
+		return []any{"account", name(e.Account)}
+	case e.User != "":
+		return []any{"account_hash", l.digest(cmp.Or(e.Account, e.User))}
+	}
+	return nil
+}
+
+// ofTLS returns the fields about TLS that only logins have.
+func ofTLS(s *tls.ConnectionState) (fields []any) {
+	if s == nil {
+		return nil
+	}
+	if s.CurveID != 0 {
+		fields = append(fields, "group", s.CurveID.String())
+	}
+	if s.ServerName != "" {
+		fields = append(fields, "server_name", clean(s.ServerName))
+	}
+	if s.NegotiatedProtocol != "" {
+		fields = append(fields, "alpn", clean(s.NegotiatedProtocol))
+	}
+	return fields
+}
+
+// ofGuard returns the fields about the guard's decision.
+func ofGuard(j proxy.Decision) (fields []any) {
+	if j.Network.IsValid() {
+		fields = append(fields, "network", j.Network)
+	}
+	if j.Tier != "" {
+		fields = append(fields, "tier", j.Tier)
+	}
+	if j.New {
+		fields = append(fields, "new_network", true)
+	}
+	if j.Repeat {
+		fields = append(fields, "repeat", true)
+	}
+	if j.Bucket != "" {
+		fields = append(fields, "bucket", j.Bucket)
+	}
+	if j.RetryAfter > 0 {
+		fields = append(fields, "retry_after", j.RetryAfter.Round(time.Second).String())
+	}
+	if j.DryRun {
+		fields = append(fields, "dry_run", true)
+	}
+	return fields
+}
