@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -160,18 +159,4 @@ func (s *Service) setLogLevel(_ context.Context, level string) (string, error) {
 		s.level.Set(l)
 	}
 	return strings.ToLower(s.level.Level().String()), nil
-}
-
-// serving is an error if a POP3 session of an account may be open, here or in the
-// process that this one has replaced.
-func (s *Service) serving(account string) error {
-	for _, i := range s.server.Sessions() {
-		if i.Account == account && i.Client.Protocol == proxy.POP3 {
-			return fmt.Errorf("a POP3 session of %s is open: end it with postern kick --protocol pop3 --account %s", account, account)
-		}
-	}
-	if s.predecessor != nil && !s.predecessor.gone.Load() {
-		return errors.New("sessions of the process before the upgrade are open: wait until it has ended")
-	}
-	return nil
 }

@@ -1,7 +1,6 @@
 package service
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -58,15 +57,6 @@ func (h *generation) newBackends() (backends, error) {
 		return b, mistakes
 	}
 	return b, nil
-}
-
-// A poolKey is all that a pool is made of. The pool of a new configuration with
-// the same key is the one there is: it knows which of its servers are up.
-type poolKey struct{ name, protocol, made string }
-
-// compare orders by backend and protocol.
-func (k poolKey) compare(other poolKey) int {
-	return cmp.Or(cmp.Compare(k.name, other.name), cmp.Compare(k.protocol, other.protocol))
 }
 
 func (h *generation) poolKey(name, protocol string, roots []byte) poolKey {
@@ -132,4 +122,13 @@ func ReadCA(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s holds no certificate", path)
 	}
 	return pem, nil
+}
+
+// pool returns the one of the present house that has the same configuration, or
+// nil. What it knows of its servers goes on.
+func (s *Service) pool(key poolKey) *backend.Pool {
+	if h := s.current.Load(); h != nil {
+		return h.pools[key]
+	}
+	return nil
 }

@@ -1,57 +1,15 @@
 package service
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
-	"net/netip"
-	"slices"
-	"time"
 
-	"postern/bridge"
 	"postern/configs"
 	"postern/proxy"
-	"postern/proxy/authpolicy"
 	"postern/proxy/backend"
 	"postern/proxy/front"
 	"postern/proxy/relay"
 	"postern/proxy/route"
 )
-
-// watch adds what reads a file again when it has changed.
-func (h *generation) watch(watch func(context.Context, time.Duration, *slog.Logger)) {
-	h.background = append(h.background, func(ctx context.Context) { watch(ctx, watchEvery, h.log) })
-}
-
-const (
-	probeEvery = 10 * time.Second // what the backends offer, and whether they are there
-	watchEvery = 2 * time.Second  // files: certificates, routes, policy
-)
-
-// A generation is all that a Config asks for, made and not yet opened. What has
-// memory belongs to the site.
-type generation struct {
-	*Service
-	cfg        *configs.Config
-	listeners  []listenerSpec
-	pools      map[poolKey]*backend.Pool
-	routing    *routing
-	bridges    []*bridge.Backend
-	pop3       pop3Options
-	policy     *authpolicy.Server // that judges logins as well; nil: none does
-	gid        int                // of those who may ask at the control socket; -1: only Postern's user and root
-	background []func(context.Context)
-}
-
-// A listenerSpec is a listener that is not open yet.
-type listenerSpec struct {
-	key       string // in the configuration
-	address   string
-	proxyFrom []netip.Prefix
-	services  []*proxy.Service // several differ by their Networks; the first has none
-}
-
-func (d listenerSpec) name() string { return d.services[0].Name }
 
 // build makes the house of cfg: the only place where configuration becomes
 // rooms. It opens nothing, and changes nothing of what is served. An error is a
@@ -80,15 +38,6 @@ func build(cfg *configs.Config, s *Service) (*generation, error) {
 		}
 	}
 	return h, nil
-}
-
-func newGeneration(cfg *configs.Config, s *Service) *generation {
-	return &generation{Service: s, cfg: cfg, pools: make(map[poolKey]*backend.Pool)}
-}
-
-// has reports whether a service of this name is served.
-func (h *generation) has(name string) bool {
-	return slices.ContainsFunc(h.cfg.Listeners, func(l configs.Listener) bool { return l.Name == name })
 }
 
 // newListenerSpec makes the door of a listener for all, with those at its address that

@@ -95,13 +95,6 @@ func (h *generation) hints() (all []string) {
 	return all
 }
 
-// descriptors returns how many file descriptors limits.max_connections needs, and
-// how many the process is allowed.
-func (h *generation) descriptors() (needed, allowed int) {
-	allowed, _ = listen.Descriptors()
-	return listen.Needed(h.cfg.Limits.MaxConnections), allowed
-}
-
 // oldTLS says what the profile legacy means, and for whom.
 func oldTLS(l configs.Listener) string {
 	clients := "all clients"

@@ -6,38 +6,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"time"
 
 	"postern/proxy/listen"
 )
-
-// A httpEndpoint is what answers HTTP at an address of the configuration.
-type httpEndpoint struct {
-	what         string
-	key, address string // address "": it is not wanted
-	handler      func() http.Handler
-	allow        func(netip.Addr) bool // who may connect; nil: everybody
-}
-
-// openEndpoint is a web that is open.
-type openEndpoint struct {
-	address string
-	server  *http.Server
-}
-
-// endpoints are what h wants to answer HTTP.
-func (h *generation) endpoints() []httpEndpoint {
-	all := []httpEndpoint{
-		{"metrics", "metrics.address", h.cfg.Metrics.Address, h.metrics.Handler, h.metrics.Allows},
-		{"health", "metrics.ready_address", h.cfg.Metrics.ReadyAddress, h.metrics.HealthHandler, nil},
-	}
-	challenge := httpEndpoint{what: "challenges", key: "tls.acme.http_address", handler: h.store.ChallengeHandler}
-	if acme := h.cfg.TLS.ACME; acme != nil {
-		challenge.address = acme.HTTPAddress
-	}
-	return append(all, challenge)
-}
 
 // serveEndpoints serves what is new at its listener in opened, and ends what is no
 // longer at its address. Metrics are served beyond the last session: a drain can
@@ -55,7 +27,7 @@ func (s *Service) serveEndpoints(ctx context.Context, h *generation, opened map[
 		if ln == nil {
 			continue
 		}
-		server := s.newHTTPServer(w.handler())
+		server := newHTTPServer(s.log, w.handler())
 		s.endpoints[w.key] = openEndpoint{w.address, server}
 		s.log.Info("serving HTTP", "what", w.what, "address", ln.Addr().String())
 		s.wg.Go(func() {
@@ -78,10 +50,10 @@ const (
 
 // newHTTPServer returns what serves a handler of Postern's own by HTTP. A connection
 // is good for one request: none is idle, and nobody keeps one that others wait for.
-func (s *Service) newHTTPServer(h http.Handler) *http.Server {
+func newHTTPServer(log *slog.Logger, h http.Handler) *http.Server {
 	server := &http.Server{
 		Handler: h, ReadHeaderTimeout: requestTimeout, ReadTimeout: requestTimeout, WriteTimeout: webAnswer,
-		MaxHeaderBytes: webHeader, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		MaxHeaderBytes: webHeader, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	server.SetKeepAlivesEnabled(false)
 	return server

@@ -50,8 +50,7 @@ func TestReadinessHasAnAddressOfItsOwn(t *testing.T) {
 
 // Criterion: A connection to an HTTP port ends with its answer, or after five seconds without a whole request.
 func TestAConnectionToAnHTTPPortIsForOneRequest(t *testing.T) {
-	s := New(nil, slog.New(slog.DiscardHandler), nil)
-	server := s.newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "yes") }))
+	server := newHTTPServer(slog.New(slog.DiscardHandler), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "yes") }))
 	if server.ReadHeaderTimeout != 5*time.Second || server.ReadTimeout != 5*time.Second || server.WriteTimeout == 0 || server.MaxHeaderBytes > 8<<10 {
 		t.Errorf("the server has no limit, or a large one, for something: %+v", server)
 	}

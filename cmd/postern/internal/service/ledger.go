@@ -2,7 +2,6 @@ package service
 
 import (
 	"context"
-	"sync/atomic"
 
 	"postern/cmd/postern/internal/logs"
 	"postern/metrics"
@@ -10,17 +9,6 @@ import (
 	"postern/metrics/page"
 	"postern/proxy"
 )
-
-// A ledgerObserver is the observer of a ledger that is made when the state is
-// open.
-type ledgerObserver struct{ atomic.Pointer[ledger.Ledger] }
-
-// Observe implements proxy.Observer.
-func (k *ledgerObserver) Observe(e proxy.Event) {
-	if l := k.Load(); l != nil {
-		l.Observe(e)
-	}
-}
 
 // openLedger begins to note who logs in with what, if anything is remembered.
 func (s *Service) openLedger(ctx context.Context) {

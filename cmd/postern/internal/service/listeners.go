@@ -10,13 +10,6 @@ import (
 	"postern/proxy/listen"
 )
 
-// A tlsKey is what a TLS configuration depends on. It is kept across houses,
-// and so are the keys of its session tickets.
-type tlsKey struct {
-	listener, protocol string
-	profile            proxy.Profile
-}
-
 // addressChangesUse is said of an address that is open for something else: who has it
 // would close it.
 const addressChangesUse = "%s is still open for another part of the configuration: free it there and reload, then use it here"

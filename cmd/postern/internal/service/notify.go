@@ -2,6 +2,7 @@ package service
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"time"
 
@@ -18,12 +19,12 @@ const (
 
 // notify tells systemd how the service is, if it is one. READY comes with the
 // process that it is about: after an upgrade this is another one.
-func (s *Service) notify(state string) {
+func notify(log *slog.Logger, state string) {
 	if state == ready {
 		state += fmt.Sprintf("\nMAINPID=%d", os.Getpid())
 	}
 	if _, err := daemon.SdNotify(false, state); err != nil {
-		s.log.Warn("systemd is not told", "state", state, "err", err)
+		log.Warn("systemd is not told", "state", state, "err", err)
 	}
 }
 
@@ -40,18 +41,18 @@ func watchdog() (<-chan time.Time, func()) {
 
 // keepWatchdog tells systemd that we are alive until stop is called, of what has
 // limits of its own.
-func (s *Service) keepWatchdog() (stop func()) {
+func keepWatchdog(log *slog.Logger) (stop func()) {
 	alive, stopTicks := watchdog()
 	if alive == nil {
 		return stopTicks
 	}
-	s.notify(watching)
+	notify(log, watching)
 	done := make(chan struct{})
 	go func() {
 		for {
 			select {
 			case <-alive:
-				s.notify(watching)
+				notify(log, watching)
 			case <-done:
 				return
 			}

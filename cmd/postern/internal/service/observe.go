@@ -38,27 +38,6 @@ func (s *Service) newMetrics() *metrics.Metrics {
 	})
 }
 
-// listenerLabels are the listeners, as metrics name them.
-func (h *generation) listenerLabels() (all []metrics.Service) {
-	for _, l := range h.cfg.Listeners {
-		all = append(all, metrics.Service{Name: l.Name, Protocol: l.Protocol})
-	}
-	return all
-}
-
-// backendLabels are the backends, as metrics name them.
-func (h *generation) backendLabels() (all []metrics.Backend) {
-	for name, b := range h.cfg.Backends {
-		if b.IMAP != nil {
-			all = append(all, metrics.Backend{Name: name, Protocol: proxy.IMAP})
-		}
-		if b.Submission != nil {
-			all = append(all, metrics.Backend{Name: name, Protocol: proxy.Submission})
-		}
-	}
-	return all
-}
-
 // newPage makes the status page.
 func (s *Service) newPage() *page.Page {
 	hostname, _ := os.Hostname()

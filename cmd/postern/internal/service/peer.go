@@ -16,6 +16,16 @@ import (
 	"postern/configs"
 )
 
+// predecessorFD is the environment variable with the descriptor of the socket
+// pair.
+const predecessorFD = "POSTERN_PREDECESSOR_FD"
+
+// buildTimeout and serveTimeout are what the other process gets for its steps.
+const (
+	buildTimeout = time.Minute
+	serveTimeout = time.Minute
+)
+
 // A message is what the two processes say.
 type message struct {
 	Built    bool           `json:",omitempty"`
@@ -58,7 +68,7 @@ func newPeer(f *os.File) (*Peer, error) {
 func (r *Peer) send(w message) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.conn.SetWriteDeadline(time.Now().Add(serveTime)); err != nil { // one that has stopped takes nothing
+	if err := r.conn.SetWriteDeadline(time.Now().Add(serveTimeout)); err != nil { // one that has stopped takes nothing
 		return err
 	}
 	return json.NewEncoder(r.conn).Encode(w)

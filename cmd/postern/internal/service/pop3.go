@@ -14,21 +14,6 @@ import (
 	"postern/proxy/backend"
 )
 
-// pop3Options is what configs has left to be understood here.
-type pop3Options struct {
-	uidl   uidl.Format
-	delay  *bridge.LoginDelay
-	shared map[string]sharedMaildrops // by backend
-}
-
-// sharedMaildrops is what the POP3 listeners of one backend have in common, across
-// configurations.
-type sharedMaildrops struct {
-	locks *bridge.Locks
-	queue *bridge.Queue
-	brake *bridge.Brake
-}
-
 func (h *generation) setPOP3() (err error) {
 	c := h.cfg.POP3
 	if h.pop3.uidl, err = uidl.Parse(c.UIDL); err != nil {

@@ -3,8 +3,6 @@ package service
 import (
 	"context"
 	"errors"
-	"os"
-	"syscall"
 
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
@@ -13,12 +11,6 @@ import (
 // Outcome is the answer to a reload or an upgrade.
 type Outcome struct {
 	Mistakes configs.Errors `json:"mistakes,omitempty"` // then nothing has changed
-}
-
-// A changeRequest is what somebody asks of the site, and where the outcome is awaited.
-type changeRequest struct {
-	do   func(background context.Context) error
-	done chan<- error
 }
 
 // onRequest returns the answer of the control socket that makes a change.
@@ -38,34 +30,11 @@ func (s *Service) onRequest(do func(context.Context) error) func(context.Context
 	}
 }
 
-// handleChanges makes what is asked for, one after the other, until ctx ends, a
-// successor serves, or nobody can. What is then served lives in background.
-func (s *Service) handleChanges(ctx, background context.Context, signals <-chan os.Signal) {
-	alive, stop := watchdog()
-	defer stop()
-	for s.successor == nil && s.fatal == nil {
-		select {
-		case <-alive:
-			s.notify(watching)
-		case got := <-signals:
-			if got == syscall.SIGHUP {
-				_ = s.reload(background) // it is in the log
-			} else {
-				_ = s.upgrade(background)
-			}
-		case c := <-s.changes:
-			c.done <- c.do(background)
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
 // reload reads the configuration again. Either all of it is served, or there
 // are mistakes and nothing has changed.
 func (s *Service) reload(ctx context.Context) error {
-	s.notify(reloading)
-	defer s.notify(ready)
+	notify(s.log, reloading)
+	defer notify(s.log, ready)
 	err := s.replace(ctx)
 	s.metrics.Reloaded(err == nil)
 	if err != nil {

@@ -9,18 +9,6 @@ import (
 	"postern/proxy/route"
 )
 
-// A routing is what a name means and where it leads.
-type routing struct {
-	accounts *route.Accounts
-	rules    route.Rules
-	policy   *route.Policy // nil: everything is allowed
-}
-
-// known reports whether a file lists the account: then it exists.
-func (r *routing) known(account string) bool {
-	return r.rules.Known(account) || r.policy != nil && r.policy.Known(account)
-}
-
 func (h *generation) newRouting() (*routing, error) {
 	r := &routing{}
 	var mistakes configs.Errors

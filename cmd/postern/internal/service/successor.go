@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"postern/proxy/listen"
 )
 
 // A successor is a process that replaces this one.
@@ -20,9 +22,10 @@ type successor struct {
 	maildrops chan message // to be said, in their order
 }
 
-// startSuccessor starts a successor.
-func (s *Service) startSuccessor() (*successor, error) {
-	files, environment, err := s.sockets.Files()
+// startSuccessor starts binary with the arguments of this process and copies of
+// its sockets.
+func startSuccessor(binary string, sockets *listen.Sockets) (*successor, error) {
+	files, environment, err := sockets.Files()
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +41,7 @@ func (s *Service) startSuccessor() (*successor, error) {
 		next.closeFiles()
 		return nil, err
 	}
-	next.cmd = exec.Command(s.binary, os.Args[1:]...)
+	next.cmd = exec.Command(binary, os.Args[1:]...)
 	next.cmd.Stdout, next.cmd.Stderr = os.Stdout, os.Stderr
 	next.cmd.ExtraFiles = slices.Concat(files, []*os.File{theirs})
 	// The watchdog is for whoever has the main process; WATCHDOG_PID names us.

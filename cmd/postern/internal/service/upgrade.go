@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"postern/bridge"
 	"postern/cmd/postern/internal/stored"
@@ -30,23 +29,15 @@ import (
 // Until Serving the old one can take everything back. Then its sessions go on,
 // with their memory in the new one's hands, until they end or timeouts.upgrade.
 
-const (
-	// predecessorFD is the variable with the descriptor of the pair.
-	predecessorFD = "POSTERN_PREDECESSOR_FD"
-	// buildTime and serveTime are what a successor gets for its steps.
-	buildTime = time.Minute
-	serveTime = time.Minute
-)
-
 // upgrade starts a successor and gives it everything but the sessions. After an
 // error this process serves as before.
 func (s *Service) upgrade(background context.Context) error {
 	s.log.Info("upgrade begins", "binary", s.binary)
-	defer s.keepWatchdog()()
+	defer keepWatchdog(s.log)()
 	err := errors.Join(checkUpgradable(os.Getpid()), s.Storage.Broken()) // a file that is broken cannot be given away
 	var next *successor
 	if err == nil {
-		next, err = s.startSuccessor()
+		next, err = startSuccessor(s.binary, s.sockets)
 	}
 	if err == nil {
 		err = s.handOver(background, next)
@@ -71,7 +62,7 @@ func checkUpgradable(pid int) error {
 
 func (s *Service) handOver(background context.Context, next *successor) error {
 	defer next.closeFiles()
-	w, err := next.await(buildTime, func(w message) bool { return w.Built }, s.handleMessage)
+	w, err := next.await(buildTimeout, func(w message) bool { return w.Built }, s.handleMessage)
 	if err == nil {
 		err = s.checkControl(w.Control)
 	}
@@ -88,7 +79,7 @@ func (s *Service) handOver(background context.Context, next *successor) error {
 		err = next.send(message{Yours: left})
 	}
 	if err == nil {
-		_, err = next.await(serveTime, func(w message) bool { return w.Serving }, s.handleMessage)
+		_, err = next.await(serveTimeout, func(w message) bool { return w.Serving }, s.handleMessage)
 	}
 	if err == nil {
 		go next.receiveAll(s.handleMessage)
@@ -187,7 +178,7 @@ func (s *Service) inherit(h *generation, from *Peer) error {
 		return err
 	}
 	var early []message
-	w, err := from.await(serveTime, func(w message) bool { return w.Yours != nil }, func(w message) { early = append(early, w) })
+	w, err := from.await(serveTimeout, func(w message) bool { return w.Yours != nil }, func(w message) { early = append(early, w) })
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,13 @@ import (
 	"postern/proxy"
 )
 
+// askAgain is the pause before the state is asked again, askTimes how often
+// that is while it comes back from a successor.
+const (
+	askAgain = 50 * time.Millisecond
+	askTimes = 200
+)
+
 // NewBucket returns the bucket of a name that store has at present.
 func NewBucket(name string, store bridge.Book) *Bucket { return &Bucket{name: name, store: store} }
 
@@ -105,3 +112,5 @@ func (b *Bucket) set(book bridge.Book) {
 	defer b.mu.Unlock()
 	b.store = book
 }
+
+var errFilesReturned = errors.New("the state is not the successor's")

@@ -58,13 +58,14 @@ func newFiles(record, cache *state.Bolt) *Files {
 
 var ErrNoState = errors.New("state.path is not set: nothing is remembered")
 
-// open returns the archive with all that is to be in it.
-func (m *Storage) open(ctx context.Context) (*Files, error) {
-	if m.Files == nil {
-		return nil, ErrNoState
-	}
-	if m.Flush == nil {
-		return m.Files, nil
-	}
-	return m.Files, m.Flush(ctx)
-}
+// The names of what sessions remember with: see archive.
+const (
+	ListingsBucket = "listings"
+	UIDLBucket     = "uidl"
+	BrakeBucket    = "brake"
+)
+
+const (
+	RecordFile = "record.db"
+	CacheFile  = "cache.db"
+)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"postern/configs"
 	"postern/proxy/guard"
 )
 
@@ -36,39 +35,3 @@ var SeedGuard = Question[[]guard.Success, int]{"guard/seed", func(ctx context.Co
 	}
 	return each(n)
 }}
-
-// GuardConfig is what cfg says of the login guard.
-func GuardConfig(cfg *configs.Config) guard.Config {
-	l := cfg.Limits
-	c := budgets(cfg.Guard.Budgets)
-	c.Connections, c.Reserve, c.ConnectionsPerNetwork, c.LoginsPerNetwork = l.MaxConnections, orNone(l.Reserve), l.NetworkConnections, l.NetworkLogins
-	c.Sessions, c.Attempts, c.Wait, c.Entries, c.Pairs = l.AccountSessions, l.Attempts, l.AttemptWait, l.GuardEntries, l.KnownNetworks
-	c.Trusted, c.Learning = cfg.TrustedNetworks, orNone(cfg.Guard.Learning)
-	c.KnownFor = cfg.Retention.Guard.Duration()
-	c.Services = make(map[string]guard.Config)
-	for _, listener := range cfg.Listeners {
-		if g := listener.Guard; g != nil {
-			s := budgets(g.Budgets)
-			s.Sessions = g.AccountSessions
-			c.Services[listener.Name] = s
-		}
-	}
-	return c
-}
-
-// orNone makes less than nothing of nothing, which the guard takes for its
-// default.
-func orNone[N ~int | ~int64](n N) N {
-	if n == 0 {
-		return -1
-	}
-	return n
-}
-
-func budgets(b configs.Budgets) guard.Config {
-	return guard.Config{
-		Known: guard.Rate(b.Known), Pair: guard.Rate(b.Pair), Network: guard.Rate(b.Network), Account: guard.Rate(b.Account),
-		Network24: guard.Rate(b.Network24), Network56: guard.Rate(b.Network56), Network48: guard.Rate(b.Network48), OAuth: guard.Rate(b.OAuth),
-		Delay: b.Delay, DryRun: b.DryRun, StrictNIST: b.StrictNIST,
-	}
-}

@@ -1,10 +1,8 @@
 package stored
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"slices"
 	"syscall"
@@ -23,13 +21,6 @@ const (
 
 // askTime is how long a successor is asked.
 const askTime = time.Minute
-
-// askAgain is the pause before the state is asked again, askTimes how often
-// that is while it comes back from a successor.
-const (
-	askAgain = 50 * time.Millisecond
-	askTimes = 200
-)
 
 // A RemoteBucket is a bucket in the successor's hands. It is asked through the
 // control socket.
@@ -50,8 +41,6 @@ type Entry struct {
 	Bucket, Key string
 	Old, New    []byte
 }
-
-var errFilesReturned = errors.New("the state is not the successor's")
 
 // Get implements bridge.Store.
 func (b RemoteBucket) Get(ctx context.Context, key string) (value []byte, err error) {
@@ -126,39 +115,3 @@ func (b RemoteBucket) ask(ctx context.Context, name string, in, out any) error {
 
 // disconnected are the errors of asking a process that ends meanwhile, or is no more.
 var disconnected = []error{admin.ErrNotRunning, io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE}
-
-// Swap puts values in the place of others, of one bucket, if all of those are
-// there still.
-func (m *Storage) Swap(ctx context.Context, cells []Entry) (bool, error) {
-	if len(cells) == 0 {
-		return true, nil
-	}
-	b, err := m.Bucket(cells[0].Bucket)
-	if err != nil {
-		return false, err
-	}
-	keys, byKey := make([]string, len(cells)), make(map[string]Entry, len(cells))
-	for i, c := range cells {
-		keys[i], byKey[c.Key] = c.Key, c
-	}
-	err = b.UpdateAll(ctx, keys, func(key string, old []byte) ([]byte, error) {
-		c := byKey[key]
-		if !bytes.Equal(old, c.Old) {
-			return nil, errChanged
-		}
-		return c.New, nil
-	})
-	if errors.Is(err, errChanged) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
-var errChanged = errors.New("another was faster")
-
-func (m *Storage) Bucket(name string) (*Bucket, error) {
-	if b := m.Buckets[name]; b != nil {
-		return b, nil
-	}
-	return nil, fmt.Errorf("there is no bucket %q", name)
-}

@@ -13,6 +13,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -51,13 +53,6 @@ type Storage struct {
 // InMemory returns one that ends with the process.
 func InMemory() *Storage { return &Storage{Cache: new(state.Memory), Record: new(state.Memory)} }
 
-// The names of what sessions remember with: see archive.
-const (
-	ListingsBucket = "listings"
-	UIDLBucket     = "uidl"
-	BrakeBucket    = "brake"
-)
-
 // Observe lets o know of what sessions do with m. No session may do so yet.
 func (m *Storage) Observe(o proxy.Observer) {
 	for _, b := range m.Buckets {
@@ -88,11 +83,6 @@ func (m *Storage) TakeBack(ctx context.Context, cfg *configs.Config) error {
 	m.Opened.Store(m.Files)
 	return nil
 }
-
-const (
-	RecordFile = "record.db"
-	CacheFile  = "cache.db"
-)
 
 // Open opens what cfg.State says.
 func Open(ctx context.Context, cfg *configs.Config) (*Storage, error) {
@@ -184,4 +174,43 @@ func (s ledgerStore) UpdateAll(ctx context.Context, keys []string, change func(k
 // Scan implements ledger.Store.
 func (s ledgerStore) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
 	return s.Files.ledger.Scan(ctx, prefix, each)
+}
+
+// open returns the archive with all that is to be in it.
+func (m *Storage) open(ctx context.Context) (*Files, error) {
+	if m.Files == nil {
+		return nil, ErrNoState
+	}
+	if m.Flush == nil {
+		return m.Files, nil
+	}
+	return m.Files, m.Flush(ctx)
+}
+
+func (m *Storage) Bucket(name string) (*Bucket, error) {
+	if b := m.Buckets[name]; b != nil {
+		return b, nil
+	}
+	return nil, fmt.Errorf("there is no bucket %q", name)
+}
+
+// CheckPOP3Backend is an error that names the backends behind POP3 listeners if backend is
+// none of them.
+func CheckPOP3Backend(cfg *configs.Config, backend string) error {
+	var names []string
+	if slices.ContainsFunc(cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == proxy.POP3 }) {
+		for name, b := range cfg.Backends {
+			if b.IMAP != nil {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	switch {
+	case names == nil:
+		return errors.New("no backend serves POP3: there is no pop3 listener, or no backend has an imap server")
+	case !slices.Contains(names, backend):
+		return fmt.Errorf("there is no backend %q that serves POP3; there are: %s", backend, strings.Join(names, ", "))
+	}
+	return nil
 }

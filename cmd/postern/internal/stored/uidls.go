@@ -3,15 +3,11 @@ package stored
 import (
 	"context"
 	"errors"
-	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"postern/bridge"
-	"postern/configs"
-	"postern/proxy"
 )
 
 // A Selection is some accounts. The zero value is all.
@@ -139,24 +135,3 @@ var UndoUIDLs = Question[string, int]{"uidl/undo", func(ctx context.Context, m *
 }}
 
 var errNoRecord = errors.New("state.path is not set: no unique ids are recorded")
-
-// CheckPOP3Backend is an error that names the backends behind POP3 listeners if backend is
-// none of them.
-func CheckPOP3Backend(cfg *configs.Config, backend string) error {
-	var names []string
-	if slices.ContainsFunc(cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == proxy.POP3 }) {
-		for name, b := range cfg.Backends {
-			if b.IMAP != nil {
-				names = append(names, name)
-			}
-		}
-	}
-	slices.Sort(names)
-	switch {
-	case names == nil:
-		return errors.New("no backend serves POP3: there is no pop3 listener, or no backend has an imap server")
-	case !slices.Contains(names, backend):
-		return fmt.Errorf("there is no backend %q that serves POP3; there are: %s", backend, strings.Join(names, ", "))
-	}
-	return nil
-}

@@ -1,0 +1,150 @@
+package service
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"slices"
+	"time"
+
+	"postern/bridge"
+	"postern/bridge/uidl"
+	"postern/configs"
+	"postern/metrics"
+	"postern/proxy"
+	"postern/proxy/authpolicy"
+	"postern/proxy/backend"
+	"postern/proxy/listen"
+	"postern/proxy/route"
+)
+
+// A poolKey is all that a pool is made of. The pool of a new configuration with
+// the same key is the one there is: it knows which of its servers are up.
+type poolKey struct{ name, protocol, made string }
+
+// compare orders by backend and protocol.
+func (k poolKey) compare(other poolKey) int {
+	return cmp.Or(cmp.Compare(k.name, other.name), cmp.Compare(k.protocol, other.protocol))
+}
+
+// watch adds what reads a file again when it has changed.
+func (h *generation) watch(watch func(context.Context, time.Duration, *slog.Logger)) {
+	h.background = append(h.background, func(ctx context.Context) { watch(ctx, watchEvery, h.log) })
+}
+
+const (
+	probeEvery = 10 * time.Second // what the backends offer, and whether they are there
+	watchEvery = 2 * time.Second  // files: certificates, routes, policy
+)
+
+// A generation is all that a Config asks for, made and not yet opened. What has
+// memory belongs to the site.
+type generation struct {
+	*Service
+	cfg        *configs.Config
+	listeners  []listenerSpec
+	pools      map[poolKey]*backend.Pool
+	routing    *routing
+	bridges    []*bridge.Backend
+	pop3       pop3Options
+	policy     *authpolicy.Server // that judges logins as well; nil: none does
+	gid        int                // of those who may ask at the control socket; -1: only Postern's user and root
+	background []func(context.Context)
+}
+
+// A listenerSpec is a listener that is not open yet.
+type listenerSpec struct {
+	key       string // in the configuration
+	address   string
+	proxyFrom []netip.Prefix
+	services  []*proxy.Service // several differ by their Networks; the first has none
+}
+
+func (d listenerSpec) name() string { return d.services[0].Name }
+
+func newGeneration(cfg *configs.Config, s *Service) *generation {
+	return &generation{Service: s, cfg: cfg, pools: make(map[poolKey]*backend.Pool)}
+}
+
+// has reports whether a service of this name is served.
+func (h *generation) has(name string) bool {
+	return slices.ContainsFunc(h.cfg.Listeners, func(l configs.Listener) bool { return l.Name == name })
+}
+
+// descriptors returns how many file descriptors limits.max_connections needs, and
+// how many the process is allowed.
+func (h *generation) descriptors() (needed, allowed int) {
+	allowed, _ = listen.Descriptors()
+	return listen.Needed(h.cfg.Limits.MaxConnections), allowed
+}
+
+// A httpEndpoint is what answers HTTP at an address of the configuration.
+type httpEndpoint struct {
+	what         string
+	key, address string // address "": it is not wanted
+	handler      func() http.Handler
+	allow        func(netip.Addr) bool // who may connect; nil: everybody
+}
+
+// endpoints are what h wants to answer HTTP.
+func (h *generation) endpoints() []httpEndpoint {
+	all := []httpEndpoint{
+		{"metrics", "metrics.address", h.cfg.Metrics.Address, h.metrics.Handler, h.metrics.Allows},
+		{"health", "metrics.ready_address", h.cfg.Metrics.ReadyAddress, h.metrics.HealthHandler, nil},
+	}
+	challenge := httpEndpoint{what: "challenges", key: "tls.acme.http_address", handler: h.store.ChallengeHandler}
+	if acme := h.cfg.TLS.ACME; acme != nil {
+		challenge.address = acme.HTTPAddress
+	}
+	return append(all, challenge)
+}
+
+// listenerLabels are the listeners, as metrics name them.
+func (h *generation) listenerLabels() (all []metrics.Service) {
+	for _, l := range h.cfg.Listeners {
+		all = append(all, metrics.Service{Name: l.Name, Protocol: l.Protocol})
+	}
+	return all
+}
+
+// backendLabels are the backends, as metrics name them.
+func (h *generation) backendLabels() (all []metrics.Backend) {
+	for name, b := range h.cfg.Backends {
+		if b.IMAP != nil {
+			all = append(all, metrics.Backend{Name: name, Protocol: proxy.IMAP})
+		}
+		if b.Submission != nil {
+			all = append(all, metrics.Backend{Name: name, Protocol: proxy.Submission})
+		}
+	}
+	return all
+}
+
+// pop3Options is what configs has left to be understood here.
+type pop3Options struct {
+	uidl   uidl.Format
+	delay  *bridge.LoginDelay
+	shared map[string]sharedMaildrops // by backend
+}
+
+// sharedMaildrops is what the POP3 listeners of one backend have in common, across
+// configurations.
+type sharedMaildrops struct {
+	locks *bridge.Locks
+	queue *bridge.Queue
+	brake *bridge.Brake
+}
+
+// A routing is what a name means and where it leads.
+type routing struct {
+	accounts *route.Accounts
+	rules    route.Rules
+	policy   *route.Policy // nil: everything is allowed
+}
+
+// known reports whether a file lists the account: then it exists.
+func (r *routing) known(account string) bool {
+	return r.rules.Known(account) || r.policy != nil && r.policy.Known(account)
+}

@@ -1,0 +1,190 @@
+package service
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"postern/bridge"
+	"postern/cmd/postern/internal/logs"
+	"postern/cmd/postern/internal/stored"
+	"postern/configs"
+	"postern/proxy"
+	"postern/proxy/audit"
+	"postern/proxy/certs"
+	"postern/proxy/listen"
+)
+
+// handleChanges makes what is asked for, one after the other, until ctx ends, a
+// successor serves, or nobody can. What is then served lives in background.
+func (s *Service) handleChanges(ctx, background context.Context, signals <-chan os.Signal) {
+	alive, stop := watchdog()
+	defer stop()
+	for s.successor == nil && s.fatal == nil {
+		select {
+		case <-alive:
+			notify(s.log, watching)
+		case got := <-signals:
+			if got == syscall.SIGHUP {
+				_ = s.reload(background) // it is in the log
+			} else {
+				_ = s.upgrade(background)
+			}
+		case c := <-s.changes:
+			c.done <- c.do(background)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// New returns a site on which nothing stands. It opens nothing.
+func New(store *certs.Store, log *slog.Logger, level *slog.LevelVar) *Service {
+	s := &Service{
+		log: log, level: level, store: store, Storage: &stored.Storage{}, Ready: func([]proxy.Binding) {},
+		listeners: make(map[string]*listen.ProxyListener), tlsConfigs: make(map[tlsKey]*tls.Config),
+		endpoints: make(map[string]openEndpoint), changes: make(chan changeRequest), binary: ownBinary(),
+	}
+	s.policyNonce = []byte(rand.Text())
+	s.log = slog.New(logs.NewRedactor(logs.NewCounter(log.Handler(), func(l slog.Level) { s.metrics.Logged(l) }), &s.redaction))
+	s.page = s.newPage()
+	s.metrics = s.newMetrics()
+	s.audit = audit.New(s.log)
+	s.audit.Known = s.known
+	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger}
+	s.listings = bridge.NewListingMemory(math.MaxInt64, s.observer) // until there is a configuration
+	s.server = &proxy.Server{Observer: s.observer, Room: listen.CheckDescriptors}
+	return s
+}
+
+// Serve serves cfg until ctx ends.
+func (s *Service) Serve(ctx context.Context, cfg *configs.Config) error {
+	h, err := build(cfg, s)
+	if err != nil {
+		return err
+	}
+	return s.serve(ctx, h)
+}
+
+// serve applies h and serves until ctx ends. Then it closes the listeners and
+// gives the sessions their time. An error is one of opening: a stop, even with
+// sessions left, is none.
+func (s *Service) serve(ctx context.Context, h *generation) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR2)
+	defer signal.Stop(signals) // not before the last session: without this, they would end the process
+	if s.sockets == nil {
+		var err error
+		if s.sockets, err = listen.Inherited(); err != nil {
+			return err
+		}
+	}
+	if err := s.setFailures(h.cfg); err != nil {
+		return err
+	}
+	s.openGuard(ctx, h)
+	s.writers = append(s.writers, s.whileWhole(cacheOf, s.runGuard))
+	if s.inheritedGuard != nil {
+		if err := s.guard.Restore(s.inheritedGuard); err != nil {
+			s.log.Warn("the login guard begins anew, and learns", "err", err)
+		}
+	}
+	s.openLedger(ctx)
+	s.Storage.Observe(s.observer)
+	s.Storage.OpenBrake = s.brake
+	s.control = s.newControl()
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer s.wg.Wait()
+	defer stop()
+	if err := s.store.Open(s.log, s.observer); err != nil {
+		return configs.Errors{h.cfg.Errorf("tls.acme", "%v", err)}
+	}
+	if err := s.openControl(h); err != nil {
+		return configs.Errors{h.cfg.Errorf("control.socket", "%v", err)}
+	}
+	if err := s.apply(background, h); err != nil {
+		if s.controlListener != nil {
+			_ = s.controlListener.Close()
+		}
+		return err
+	}
+	for _, address := range s.sockets.CloseUnused() {
+		s.log.Warn("inherited a socket that no listener has", "address", address)
+	}
+	s.wg.Go(func() { s.store.Run(background) })
+	s.wg.Go(func() { s.store.Watch(background, watchEvery, s.log) })
+	s.startWriters(background)
+	defer func() { s.stopWriters() }()
+	if s.predecessor != nil {
+		if err := s.predecessor.send(message{Serving: true}); err != nil {
+			return err
+		}
+	}
+	notify(s.log, ready)
+	s.handleChanges(ctx, background, signals)
+	if s.successor != nil {
+		s.waitForSessions(ctx, background)
+	} else {
+		s.drain(background)
+	}
+	s.advised.Wait()
+	return s.fatal
+}
+
+// waitForSessions waits for the sessions that a successor has left to this process, and
+// for those of its predecessor, whose locks the successor has from this process:
+// for timeouts.upgrade, or until the process is told to stop.
+func (s *Service) waitForSessions(ctx, background context.Context) {
+	grace := s.current.Load().cfg.Timeouts.Upgrade
+	ctx, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	s.log.Info("sessions may end by themselves", "grace", grace, "connections", len(s.server.Sessions()))
+	if s.server.Wait(ctx) == nil && s.waitForPredecessor(ctx) {
+		s.log.Info("the last session has ended")
+		return
+	}
+	s.drain(background)
+	// A predecessor that drains as well ends as late as this process could.
+	timeouts := s.current.Load().cfg.Timeouts
+	ctx, cancel = context.WithTimeout(background, timeouts.Shutdown+timeouts.Spread)
+	defer cancel()
+	s.waitForPredecessor(ctx)
+}
+
+// waitForPredecessor waits for the end of the predecessor, if there was one, and reports
+// whether it has ended before ctx.
+func (s *Service) waitForPredecessor(ctx context.Context) bool {
+	if s.predecessorEnded == nil {
+		return true
+	}
+	select {
+	case <-s.predecessorEnded:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// drain ends the service. What clients see of it is the server's.
+func (s *Service) drain(ctx context.Context) {
+	s.draining.Store(true)
+	if s.successor == nil {
+		notify(s.log, stopping)
+	}
+	timeouts := s.current.Load().cfg.Timeouts
+	grace := timeouts.Shutdown
+	s.log.Info("stopping: sessions may end by themselves", "grace", grace, "connections", len(s.server.Sessions()))
+	ctx, cancel := context.WithTimeoutCause(ctx, grace, fmt.Errorf("the grace period of %v is over", grace))
+	defer cancel()
+	if err := s.server.Shutdown(ctx, timeouts.Spread); err != nil {
+		s.log.Warn("stopped", "err", err)
+		return
+	}
+	s.log.Info("stopped")
+}
