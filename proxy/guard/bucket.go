@@ -1,62 +1,195 @@
 package guard
 
-import "time"
-
-// A bucket is kept as the generic cell rate algorithm does: by the one time at
-// which all that was spent will have come back, and without a timer. A bucket
-// that was never used is full at any time.
-
-// A holding is what a bucket has for an attempt.
-type holding uint8
-
-const (
-	empty     holding = iota
-	unsettled         // nothing but what is reserved, and may come back
-	token             // one at least
+import (
+	"fmt"
+	"time"
 )
 
-func (r Rate) all() time.Duration { return time.Duration(r.Burst) * r.Every }
+// A Bucket is a kind of limit that an attempt counts against.
+type Bucket uint8
 
-// owed returns how long it takes until the bucket is full. It is never more
-// than all: a rate may have become another one.
-func (r Rate) owed(full, now time.Duration) time.Duration {
-	return min(max(0, full-now), r.all())
-}
+// The buckets. Those from Known to OAuth are token buckets; the others only bound how
+// many there are at once.
+const (
+	NoBucket    Bucket = iota
+	Known              // of an account, for one known-good network
+	Pair               // of an account, for one network
+	Network            // of a network: IPv4 /32, IPv6 /64
+	Network24          // of an IPv4 /24
+	Network56          // of an IPv6 /56
+	Network48          // of an IPv6 /48
+	Account            // of an account, one for each Tier but KnownGood
+	Consecutive        // of an account: wrong passwords since its last login (StrictNIST)
+	OAuth              // of a network: refused bearer tokens of more than 256 octets
+	Strangers          // attempts of strangers at the account
+	Attempts           // attempts at the backends: see slotQueue
+	Sessions           // sessions of the account from the network
+	Connections        // connections of the network
+	Logins             // connections of the network that are not logged in
+	bucketKinds
+)
 
-// has reports what there is besides what is reserved.
-func (r Rate) has(full, now time.Duration, reserved int32) holding {
-	spent := r.owed(full, now) + r.Every
-	switch {
-	case spent+time.Duration(reserved)*r.Every <= r.all():
-		return token
-	case spent <= r.all():
-		return unsettled
+// Buckets returns the names of all buckets but NoBucket.
+func Buckets() (all []string) {
+	for b := Known; b < bucketKinds; b++ {
+		all = append(all, b.String())
 	}
-	return empty
+	return all
 }
 
-// spend returns when the bucket is full after one more token is gone.
-func (r Rate) spend(full, now time.Duration) time.Duration {
-	return now + r.owed(full, now) + r.Every
+// String returns the bucket's name in logs.
+func (b Bucket) String() string {
+	return [...]string{
+		"none", "known_good", "pair", "network", "network_24", "network_56", "network_48",
+		"account", "consecutive", "oauth", "strangers", "attempts", "sessions",
+		"connections", "logins", "unknown",
+	}[min(b, bucketKinds)]
 }
 
-// tokens returns how many there are.
-func (r Rate) tokens(full, now time.Duration) int {
-	return int((r.all() - r.owed(full, now)) / r.Every)
+// MarshalText implements encoding.TextMarshaler.
+func (b Bucket) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (b *Bucket) UnmarshalText(text []byte) error {
+	for one := range bucketKinds {
+		if one.String() == string(text) {
+			*b = one
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is not a bucket", text)
 }
 
-// next returns how long it takes until there is a token.
-func (r Rate) next(full, now time.Duration) time.Duration {
-	return max(0, r.owed(full, now)+r.Every-r.all())
+// A bucket is the state of one token bucket.
+type bucket struct {
+	key              key
+	fullAt           time.Duration // see gcra.go
+	since            uint32        // beginning of the day that tries counts, in seconds
+	account, network uint32        // owner, for Unlock: the low half of its key, or 0
+	kind             Bucket
+	tries            uint8 // of Pair: wrong or refused attempts in the day since since
 }
 
-// times returns a budget n times as large.
-func (r Rate) times(n int) Rate {
-	return Rate{Burst: r.Burst * n, Every: max(1, r.Every/time.Duration(n))}
+func (b *bucket) id() key { return b.key }
+
+// priority is the debt; of Consecutive, in proportion. A pair without debt keeps a
+// little priority while it is not fresh.
+func (b *bucket) priority(now time.Duration) time.Duration {
+	debt := max(0, b.fullAt-now)
+	switch {
+	case b.kind == Consecutive:
+		return debt / 1000
+	case debt == 0 && b.triesToday(now) > 0:
+		return 1
+	}
+	return debt
 }
 
-// shared returns the budget of a network that so many accounts use: two more
-// at once for each, and as many more come back.
-func (r Rate) shared(accounts int) Rate {
-	return Rate{Burst: r.Burst + 2*accounts, Every: max(1, r.Every/time.Duration(1+accounts))}
+const day = 24 * time.Hour
+
+func (b *bucket) triesToday(now time.Duration) uint8 {
+	if b.tries == 0 || now-time.Duration(b.since)*time.Second >= day {
+		return 0
+	}
+	return b.tries
+}
+
+func (b *bucket) countTry(now time.Duration) {
+	if b.tries = b.triesToday(now); b.tries == 0 {
+		b.since = uint32(now / time.Second)
+	}
+	if b.tries < 255 {
+		b.tries++
+	}
+}
+
+// A bucketTable has the token buckets of all kinds but Known, which the knownNetworks
+// have. The Guard's lock protects it.
+type bucketTable struct {
+	salts     [bucketKinds]key // a bucket's key is that of its owner, salted
+	pools     [tiers]key       // the salts of Account
+	table     *table[bucket, *bucket]
+	evicted   sketch
+	evictions uint64
+}
+
+func newBucketTable(s secret, limit int) bucketTable {
+	t := bucketTable{table: newTable[bucket](limit)}
+	for b := range t.salts {
+		t.salts[b] = key(sipHash(s, ofBucket, []byte{byte(b)}))
+	}
+	for tier := range t.pools {
+		t.pools[tier] = key(sipHash(s, ofBucket, []byte{byte(Account), byte(tier)}))
+	}
+	return t
+}
+
+// fullAt returns when a bucket is full.
+func (t *bucketTable) fullAt(k key, kind Bucket) time.Duration {
+	if b := t.table.get(k); b != nil {
+		return b.fullAt
+	}
+	if kind == Consecutive { // the sketch's error would last for ever
+		return 0
+	}
+	return t.evicted.fullAt(k)
+}
+
+// bucketOf returns the bucket that r requires for d, for a change.
+func (t *bucketTable) bucketOf(d *demand, r *requirement, now time.Duration) *bucket {
+	fullAt := t.fullAt(r.key, r.bucket)
+	b := t.put(r.key, now)
+	b.key, b.kind, b.fullAt = r.key, r.bucket, fullAt
+	switch r.bucket {
+	case Pair:
+		b.account, b.network = uint32(d.account), uint32(d.from.network)
+	case Account, Consecutive:
+		b.account = uint32(d.account)
+	case Network, OAuth:
+		b.network = uint32(d.from.network)
+	}
+	return b
+}
+
+// put returns the bucket of k, or an empty entry for it. If it evicts a bucket, the
+// sketch keeps the debt: eviction is no amnesty.
+func (t *bucketTable) put(k key, now time.Duration) *bucket {
+	return t.table.put(k, now, func(b *bucket) {
+		if b.kind != Consecutive && b.fullAt > now {
+			t.evicted.raise(b.key, b.fullAt)
+			t.evictions++
+		}
+	})
+}
+
+// triesToday returns how many attempts of a pair were wrong or refused in a day.
+func (t *bucketTable) triesToday(pair key, now time.Duration) uint8 {
+	if b := t.table.get(pair ^ t.salts[Pair]); b != nil {
+		return b.triesToday(now)
+	}
+	return 0
+}
+
+// reset makes the bucket of k full, also if it was evicted.
+func (t *bucketTable) reset(k key) {
+	t.remove(k)
+	t.evicted.reset(k)
+}
+
+// remove makes the bucket of k full, unless it was evicted.
+func (t *bucketTable) remove(k key) {
+	if b := t.table.get(k); b != nil {
+		*b = bucket{}
+	}
+}
+
+// removeMatching makes all buckets full that match and were not evicted.
+func (t *bucketTable) removeMatching(match func(*bucket) bool) {
+	for i := range segments {
+		t.table.each(i, func(b *bucket) {
+			if match(b) {
+				*b = bucket{}
+			}
+		})
+	}
 }

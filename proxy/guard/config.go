@@ -76,7 +76,7 @@ func DefaultConfig() Config {
 		Attempts:              1024,
 		Wait:                  30 * time.Second,
 		Learning:              72 * time.Hour,
-		KnownFor:              knownFor,
+		KnownFor:              30 * 24 * time.Hour,
 		Entries:               1 << 19,
 		Pairs:                 3 << 18,
 		Now:                   time.Now,

@@ -8,7 +8,7 @@ import (
 	"postern/proxy"
 )
 
-// Why a connection is not admitted, or ends before its login: for logs.
+// Why a connection is not admitted, or is shed before its login: for logs.
 var (
 	ErrConnections           = errors.New("too many connections")
 	ErrConnectionsPerNetwork = errors.New("too many connections from this network")
@@ -17,47 +17,151 @@ var (
 )
 
 const (
-	connectionsEach = 20 // more for each account that uses the network
-	loginsEach      = 4
-	siteFactor      = 4 // an IPv6 /48 may have so many times what a /64 may
+	connectionsPerAccount = 20 // more for each account that uses the network
+	loginsPerAccount      = 4
+	siteFactor            = 4 // the limits of an IPv6 /48 are so many times those of a /64
 )
 
-// A presence is a connection as the connection limits see it.
-type presence struct {
+// A connEntry is a connection in a connTable.
+type connEntry struct {
 	from     origin
 	trusted  bool
 	loggedIn bool
-	gone     bool          // made to leave: counted no more
-	inSite   bool          // counted in its IPv6 /48, too
-	since    time.Duration // when it was accepted
-	shed     context.CancelCauseFunc
+	isShed   bool          // made to end, and no longer counted
+	inSite   bool          // also counted in its IPv6 /48
+	accepted time.Duration // when
+	cancel   context.CancelCauseFunc
 
-	stranger     bool // neither trusted nor known-good for anybody
-	older, newer *permit
+	stranger     bool // not logged in, not trusted, and the network is not known-good for any account
+	older, newer *connEntry
 }
 
-// A crowd is the connections of one network.
-type crowd struct{ open, loggedIn int32 }
+// A connCount counts the connections of one network.
+type connCount struct{ open, loggedIn int32 }
 
-func (c crowd) pending() int32 { return c.open - c.loggedIn }
+func (c connCount) pending() int32 { return c.open - c.loggedIn }
 
-// lobby counts connections, and has the strangers that are not logged in by
-// age.
-type lobby struct {
+// A connTable counts connections, and has the strangers' connections in a list by age.
+// The Guard's lock protects it.
+type connTable struct {
 	open, strangers int
-	leaving         int // were told to, and have not yet left
-	from            map[key]crowd
-	oldest, newest  *permit
+	shedding        int // made to end, and not yet left
+	counts          map[key]connCount
+	oldest, newest  *connEntry // of the strangers
 }
 
-// Admit implements proxy.Guard. When all places for strangers are taken, the
-// oldest of those that have not logged in is told to leave.
+// add adds a connection.
+func (t *connTable) add(e *connEntry) {
+	t.open++
+	t.count(e, 1, 0)
+	if !e.stranger {
+		return
+	}
+	t.strangers++
+	e.older = t.newest
+	if e.older != nil {
+		e.older.newer = e
+	} else {
+		t.oldest = e
+	}
+	t.newest = e
+}
+
+// remove removes a connection that ends, or is shed.
+func (t *connTable) remove(e *connEntry) {
+	t.open--
+	loggedIn := int32(0)
+	if e.loggedIn {
+		loggedIn = -1
+	}
+	t.count(e, -1, loggedIn)
+	t.removeStranger(e)
+}
+
+// leave records that a connection has ended.
+func (t *connTable) leave(e *connEntry) {
+	if e.isShed {
+		t.shedding--
+	} else {
+		t.remove(e)
+	}
+}
+
+// login records that a connection has logged in. It is not a stranger's any more.
+func (t *connTable) login(e *connEntry) {
+	if e.isShed || e.loggedIn {
+		return
+	}
+	e.loggedIn = true
+	t.count(e, 0, 1)
+	t.removeStranger(e)
+}
+
+// shedOldest removes the oldest stranger's connection and returns the function that
+// ends it. It returns nil if there is none, or if more than maxShedding are still
+// ending.
+func (t *connTable) shedOldest(maxShedding int) context.CancelCauseFunc {
+	e := t.oldest
+	if e == nil || e.cancel == nil || t.shedding > maxShedding {
+		return nil
+	}
+	t.remove(e)
+	e.isShed = true
+	t.shedding++
+	return e.cancel
+}
+
+// count changes the counts of e's networks.
+func (t *connTable) count(e *connEntry, open, loggedIn int32) {
+	if e.trusted {
+		return
+	}
+	t.countAt(e.from.network, open, loggedIn)
+	if e.inSite {
+		t.countAt(e.from.site(), open, loggedIn)
+	}
+}
+
+func (t *connTable) countAt(network key, open, loggedIn int32) {
+	c := t.counts[network]
+	c.open += open
+	c.loggedIn += loggedIn
+	if c.open == 0 {
+		delete(t.counts, network)
+		return
+	}
+	t.counts[network] = c
+}
+
+// removeStranger removes e from the list of strangers.
+func (t *connTable) removeStranger(e *connEntry) {
+	if !e.stranger {
+		return
+	}
+	e.stranger = false
+	t.strangers--
+	if e.older != nil {
+		e.older.newer = e.newer
+	} else {
+		t.oldest = e.newer
+	}
+	if e.newer != nil {
+		e.newer.older = e.older
+	} else {
+		t.newest = e.older
+	}
+	e.older, e.newer = nil, nil
+}
+
+// Admit implements proxy.Guard. At the limit it sheds the oldest connection of a
+// stranger: shed is called with a Refusal that has ErrShed in its tree. The error of a
+// connection that is not admitted is a Refusal with one of the errors above.
 func (g *Guard) Admit(c proxy.Client, shed context.CancelCauseFunc) (proxy.Permit, error) {
 	p := g.permits.Get().(*permit)
-	*p = permit{guard: g, presence: presence{from: g.secret.originOf(c.Addr.Addr()), shed: shed}}
-	victim, err := g.admit(p, c.Service)
-	if victim != nil {
-		victim(proxy.NewRefusal(proxy.TooMany, ErrShed))
+	*p = permit{guard: g, connEntry: connEntry{from: g.secret.originOf(c.Addr.Addr()), cancel: shed}}
+	shedOldest, err := g.admit(p, c.Service)
+	if shedOldest != nil {
+		shedOldest(proxy.NewRefusal(proxy.TooMany, ErrShed))
 	}
 	if err != nil {
 		*p = permit{}
@@ -67,154 +171,61 @@ func (g *Guard) Admit(c proxy.Client, shed context.CancelCauseFunc) (proxy.Permi
 	return p, nil
 }
 
-func (g *Guard) admit(p *permit, service string) (victim context.CancelCauseFunc, err error) {
+// admit adds p's connection to the table. The caller must call shed, unless nil, when
+// the guard is unlocked.
+func (g *Guard) admit(p *permit, service string) (shed context.CancelCauseFunc, err error) {
 	g.lock()
 	defer g.mu.Unlock()
-	p.since = g.latest
-	p.policy = g.policyOf(service)
+	p.accepted = g.now
+	p.limits = g.limitsOf(service)
 	p.trusted = g.trusts(p.from.addr)
-	p.stranger = !p.trusted && !g.regulars.welcomes(p.from.network, g.latest)
+	p.stranger = !p.trusted && !g.known.has(p.from.network, g.now)
 	p.inSite = p.stranger && p.from.isIPv6
 	if !p.trusted {
-		if err := g.hasRoom(p); err != nil {
+		if err := g.checkNetwork(&p.connEntry); err != nil {
 			return nil, err
 		}
 	}
-	places := max(1, g.config.Connections-g.config.Reserve)
-	if g.factor(g.latest) > 1 { // everybody is a stranger: nobody would use the reserve
-		places = g.config.Connections
+	maxStrangers := max(1, g.config.Connections-g.config.Reserve)
+	if g.learning() { // everybody is a stranger: nobody would use the reserve
+		maxStrangers = g.config.Connections
 	}
-	if g.open >= g.config.Connections || p.stranger && g.strangers >= places {
-		if victim = g.shedOldest(); victim == nil {
+	if g.conns.open >= g.config.Connections || p.stranger && g.conns.strangers >= maxStrangers {
+		if shed = g.conns.shedOldest(g.config.Connections / 20); shed == nil {
 			return nil, ErrConnections
 		}
+		g.stats.shed++
 	}
-	g.enter(p)
-	return victim, nil
+	g.conns.add(&p.connEntry)
+	return shed, nil
 }
 
-// mayHave returns how many connections a network may have open, and how many of
-// them not logged in.
-func (g *Guard) mayHave(from origin) (open, pending int32) {
-	shared, factor := g.regulars.shared(from.network, g.latest), g.factor(g.latest)
-	return int32(g.config.ConnectionsPerNetwork + connectionsEach*shared),
-		int32((g.config.LoginsPerNetwork + loginsEach*shared) * factor)
+// networkLimits returns how many connections a network may have, and how many that are
+// not logged in.
+func (g *Guard) networkLimits(from origin) (open, pending int32) {
+	accounts, factor := g.known.activeAccounts(from.network, g.now), g.factor()
+	return int32(g.config.ConnectionsPerNetwork + connectionsPerAccount*accounts),
+		int32((g.config.LoginsPerNetwork + loginsPerAccount*accounts) * factor)
 }
 
-// hasRoom says why a network, or its site, may not have one more connection.
-// Mobile operators have a /64 for each customer: those that are known-good must
-// not pay for their neighbours.
-func (g *Guard) hasRoom(p *permit) error {
-	open, pending := g.mayHave(p.from)
-	here := g.from[p.from.network]
-	if p.inSite && here.open < open && here.pending() < pending {
-		here = g.from[p.from.site()]
+// checkNetwork returns an error if the network of e, or its IPv6 site, is at its
+// limit. The site's limit holds for strangers only: the customers of a mobile operator
+// have a /64 each in a /48, and those that are known-good must not suffer from their
+// neighbours.
+func (g *Guard) checkNetwork(e *connEntry) error {
+	open, pending := g.networkLimits(e.from)
+	count := g.conns.counts[e.from.network]
+	if e.inSite && count.open < open && count.pending() < pending {
+		count = g.conns.counts[e.from.site()]
 		open, pending = open*siteFactor, pending*siteFactor
 	}
 	switch {
-	case here.open >= open:
+	case count.open >= open:
 		return ErrConnectionsPerNetwork
-	case here.pending() >= pending:
+	case count.pending() >= pending:
 		return ErrLoginsPerNetwork
 	}
 	return nil
-}
-
-// site returns the key of what one customer may have at most.
-func (o origin) site() key { return o.wider[1] }
-
-// enter counts p in.
-func (g *Guard) enter(p *permit) {
-	g.open++
-	g.count(p, 1, 0)
-	if !p.stranger {
-		return
-	}
-	g.strangers++
-	p.older = g.newest
-	if p.older != nil {
-		p.older.newer = p
-	} else {
-		g.oldest = p
-	}
-	g.newest = p
-}
-
-// count changes the crowds that p is in.
-func (g *Guard) count(p *permit, open, loggedIn int32) {
-	if p.trusted {
-		return
-	}
-	g.countAt(p.from.network, open, loggedIn)
-	if p.inSite {
-		g.countAt(p.from.site(), open, loggedIn)
-	}
-}
-
-func (g *Guard) countAt(k key, open, loggedIn int32) {
-	c := g.from[k]
-	c.open += open
-	c.loggedIn += loggedIn
-	if c.open == 0 {
-		delete(g.from, k)
-		return
-	}
-	g.from[k] = c
-}
-
-// countLogin counts p as logged in: it is no stranger any more.
-func (p *permit) countLogin() {
-	if p.gone || p.loggedIn {
-		return
-	}
-	p.loggedIn = true
-	p.guard.count(p, 0, 1)
-	p.guard.unlist(p)
-}
-
-// unlist takes p from the strangers.
-func (g *Guard) unlist(p *permit) {
-	if !p.stranger {
-		return
-	}
-	p.stranger = false
-	g.strangers--
-	if p.older != nil {
-		p.older.newer = p.newer
-	} else {
-		g.oldest = p.newer
-	}
-	if p.newer != nil {
-		p.newer.older = p.older
-	} else {
-		g.newest = p.older
-	}
-	p.older, p.newer = nil, nil
-}
-
-// exit counts p out.
-func (g *Guard) exit(p *permit) {
-	g.open--
-	loggedIn := int32(0)
-	if p.loggedIn {
-		loggedIn = -1
-	}
-	g.count(p, -1, loggedIn)
-	g.unlist(p)
-}
-
-// shedOldest counts the oldest stranger out and returns how to tell it; nil if
-// there is none, or a twentieth of all are still on their way out.
-func (g *Guard) shedOldest() context.CancelCauseFunc {
-	p := g.oldest
-	if p == nil || p.shed == nil || g.leaving > g.config.Connections/20 {
-		return nil
-	}
-	g.exit(p)
-	p.gone = true
-	g.leaving++
-	g.stats.shed++
-	return p.shed
 }
 
 // Leave implements proxy.Permit.
@@ -222,11 +233,7 @@ func (p *permit) Leave() {
 	g := p.guard
 	g.mu.Lock()
 	p.endSession()
-	if p.gone {
-		g.leaving--
-	} else {
-		g.exit(p)
-	}
+	g.conns.leave(&p.connEntry)
 	g.mu.Unlock()
 	*p = permit{}
 	g.permits.Put(p)

@@ -73,8 +73,8 @@ func TestConnectionsOfANetwork(t *testing.T) {
 			permits[0].Leave()
 			mustAdmit(t, g, test.addr(0)).Leave()
 			leaveAll(permits[1:])
-			if len(g.from) != 0 || g.open != 0 || g.strangers != 0 || g.oldest != nil || g.newest != nil {
-				t.Errorf("after all have left: %+v", g.lobby)
+			if len(g.conns.counts) != 0 || g.conns.open != 0 || g.conns.strangers != 0 || g.conns.oldest != nil || g.conns.newest != nil {
+				t.Errorf("after all have left: %+v", g.conns)
 			}
 		})
 	}
@@ -189,12 +189,12 @@ func TestFloodShedsTheOldestStrangers(t *testing.T) {
 	for i := range 50 {
 		_ = admit(1000 + i)
 	}
-	if g.leaving != 6 || g.open > 100 {
-		t.Errorf("%d are leaving, %d open", g.leaving, g.open)
+	if g.conns.shedding != 6 || g.conns.open > 100 {
+		t.Errorf("%d are leaving, %d open", g.conns.shedding, g.conns.open)
 	}
 	leaveAll(permits)
-	if g.open != 0 || g.strangers != 0 || g.leaving != 0 || g.oldest != nil || g.newest != nil || len(g.from) != 0 {
-		t.Errorf("after all have left: %+v", g.lobby)
+	if g.conns.open != 0 || g.conns.strangers != 0 || g.conns.shedding != 0 || g.conns.oldest != nil || g.conns.newest != nil || len(g.conns.counts) != 0 {
+		t.Errorf("after all have left: %+v", g.conns)
 	}
 }
 
@@ -251,8 +251,8 @@ func TestNeighboursInASiteDoNotKeepAnOwnerOut(t *testing.T) {
 		permits = append(permits, p.(*permit))
 	}
 	leaveAll(permits)
-	if len(s.from) != 0 {
-		t.Errorf("after all have left: %v", s.from)
+	if len(s.conns.counts) != 0 {
+		t.Errorf("after all have left: %v", s.conns.counts)
 	}
 }
 
@@ -267,7 +267,7 @@ func TestHeldBackHoldsNothing(t *testing.T) {
 	if delay := p.Settle(errWrong); delay < time.Second {
 		t.Errorf("delay %v", delay)
 	}
-	if st := s.Stats(); st.InFlight != 0 || st.Sessions != 0 || len(s.flights) != 0 || p.attempt != nil {
+	if st := s.Stats(); st.InFlight != 0 || st.Sessions != 0 || len(s.inFlight) != 0 || p.attempt != nil {
 		t.Errorf("while the refusal waits: %+v", st)
 	}
 	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
@@ -319,10 +319,10 @@ func TestGuardIsForManyGoroutines(t *testing.T) {
 		g.Reload(Config{Connections: 64 + n, Wait: time.Millisecond})
 	}
 	wg.Wait()
-	if st := g.Stats(); st.Connections != 0 || st.Strangers != 0 || st.InFlight != 0 || st.Waiting != 0 || st.Sessions != 0 || len(g.flights) != 0 || len(g.from) != 0 {
+	if st := g.Stats(); st.Connections != 0 || st.Strangers != 0 || st.InFlight != 0 || st.Waiting != 0 || st.Sessions != 0 || len(g.inFlight) != 0 || len(g.conns.counts) != 0 {
 		t.Errorf("after all have left: %+v", st)
 	}
-	checkRegulars(t, g.regulars)
+	checkKnownNetworks(t, g.known)
 }
 
 func TestFewConnectionsAreForStrangersAsWell(t *testing.T) {

@@ -1,12 +1,18 @@
 // Package guard decides who may try to log in, from where, and how often.
 //
-// A wrong password costs a token of several buckets: of the account's, of the
-// client's network, of the two together, and of wider networks. Where an account
-// has logged in before, it has a bucket that nobody else can empty. Tokens are
-// reserved before the backend is asked, so that parallel connections cannot
-// outrun the count, and given back when the attempt was not a wrong guess. The
-// same wrong password again, which forgotten devices send for years, costs
-// nothing.
+// A Guard is a proxy.Guard. Admit checks the connection limits and returns a
+// proxy.Permit for the connection. Before the backend checks a password, the permit's
+// Try reserves a token of several token buckets: of the account, of the client's
+// network, of the pair of both, and of wider networks (see Bucket). So parallel
+// connections cannot exceed a budget. Settle takes the result: a wrong password spends
+// the tokens, any other result returns them.
+//
+// A network from which the account has logged in before is known-good (see Tier). There
+// the account has a bucket that nobody else can empty. The same wrong password again,
+// as forgotten devices send it for years, costs nothing.
+//
+// All state is in memory, under one lock. Snapshot and Restore carry it over a restart;
+// Load, Save and Run keep the snapshot in a Store.
 package guard
 
 import (
@@ -17,87 +23,75 @@ import (
 	"postern/proxy"
 )
 
-// epoch is what a guard's clock shows when it is made: what a snapshot
-// remembers happened after 0. It is more than the ten years that KnownFor may be.
+// epoch is the clock of a new guard. Events in a snapshot happened between 0 and epoch,
+// which is longer than the ten years that KnownFor may be.
 const epoch = 4000 * day
 
-// A Guard is a proxy.Guard. It must be made by New.
+// A Guard is a proxy.Guard. It must be made by New. Its methods may be called
+// concurrently.
 type Guard struct {
-	secret secret // as salts and pools, changed by Restore only
-	salts  [bucketKinds]key
-	pools  [tiers]key
-	begun  time.Time
+	secret  secret // changed by Restore only
+	started time.Time
 
 	permits, attempts sync.Pool
 
-	mu       sync.Mutex // held for about a microsecond: less than the handshake before it by far
-	config   *Config
-	services map[string]*Config
-	latest   time.Duration // the clock: it never goes back
-	learning time.Duration // until then
-	buckets  *table[bucket, *bucket]
-	evicted  sketch // of buckets
-	rings    *table[ring, *ring]
-	regulars *regulars
-	flights  map[key]flight
-	slots    slots
-	sessions map[key]int32 // of pairs
-	unlocked map[key]time.Duration
-	refused  refusals
-	stored   int // octets of the last snapshot
-	stats    stats
-	lobby
+	mu           sync.Mutex // held for about a microsecond, except by Unlock and UnlockNetwork, which scan a table
+	config       *Config
+	services     map[string]*Config // by name of the service
+	now          time.Duration      // the clock, which never goes back
+	learningEnd  time.Duration
+	buckets      bucketTable
+	wrong        *table[wrongPasswords, *wrongPasswords]
+	known        *knownNetworks
+	inFlight     inFlightTable
+	slots        slotQueue
+	sessions     map[key]int32         // by pair
+	unlocked     map[key]time.Duration // when accounts were unlocked, for answerFor
+	refused      refusedTable
+	conns        connTable
+	snapshotSize int // octets of the last snapshot
+	stats        stats
 }
 
-// New returns a Guard that allows what c says. It remembers nothing, and learns
-// who lives where.
+// New returns a Guard with limits c and an empty memory. It learns for c.Learning.
 func New(c Config) *Guard {
 	c = c.withDefaults(DefaultConfig())
 	g := &Guard{
-		begun:    c.Now(),
+		started:  c.Now(),
 		permits:  sync.Pool{New: func() any { return new(permit) }},
 		attempts: sync.Pool{New: func() any { return new(attempt) }},
-		latest:   epoch,
-		flights:  make(map[key]flight),
+		now:      epoch,
+		inFlight: make(inFlightTable),
 		sessions: make(map[key]int32),
 		unlocked: make(map[key]time.Duration),
-		lobby:    lobby{from: make(map[key]crowd)},
+		conns:    connTable{counts: make(map[key]connCount)},
 	}
 	g.configure(c)
-	g.forget(newSecret())
+	g.reset(newSecret())
 	return g
 }
 
-// forget begins anew.
-func (g *Guard) forget(s secret) {
+// reset empties what a snapshot has, and begins to learn.
+func (g *Guard) reset(s secret) {
 	g.secret = s
-	for b := range g.salts {
-		g.salts[b] = key(sipHash(s, ofBucket, []byte{byte(b)}))
-	}
-	for t := range g.pools {
-		g.pools[t] = key(sipHash(s, ofBucket, []byte{byte(Account), byte(t)}))
-	}
-	g.buckets = newTable[bucket](g.config.Entries)
-	g.rings = newTable[ring](g.config.Entries / 4)
-	g.evicted = sketch{}
-	g.regulars = newRegulars(g.config.Pairs)
-	g.regulars.keep = g.config.KnownFor
-	g.learning = g.latest + max(0, g.config.Learning)
+	g.buckets = newBucketTable(s, g.config.Entries)
+	g.wrong = newTable[wrongPasswords](g.config.Entries / 4)
+	g.known = newKnownNetworks(g.config.Pairs, g.config.KnownFor)
+	g.learningEnd = g.now + max(0, g.config.Learning)
 }
 
-// Reload makes c what the guard allows from now on. It forgets nothing: the
-// size of its memory, which Entries and Pairs say, stays as it is, and open
-// connections keep the budgets that they were admitted with. A shorter Learning
-// begins now.
+// Reload replaces the limits. It forgets nothing. Entries, Pairs and Now stay as they
+// are, and connections that are open keep the budgets with which they were admitted. A
+// Learning that is shorter than the rest of the present one begins now.
 func (g *Guard) Reload(c Config) {
 	g.lock()
 	defer g.mu.Unlock()
 	c = c.withDefaults(DefaultConfig())
 	c.Now, c.Entries, c.Pairs = g.config.Now, g.config.Entries, g.config.Pairs
 	g.configure(c)
-	g.regulars.keep = g.config.KnownFor
-	g.learning = min(g.learning, g.latest+max(0, c.Learning))
-	g.handOver()
+	g.known.keepFor = g.config.KnownFor
+	g.learningEnd = min(g.learningEnd, g.now+max(0, c.Learning))
+	g.slots.dispatch(g.slotLimits())
 }
 
 func (g *Guard) configure(c Config) {
@@ -112,8 +106,8 @@ func (g *Guard) configure(c Config) {
 	}
 }
 
-// policyOf returns what a service allows.
-func (g *Guard) policyOf(service string) *Config {
+// limitsOf returns the limits of a service.
+func (g *Guard) limitsOf(service string) *Config {
 	if c, ok := g.services[service]; ok {
 		return c
 	}
@@ -123,8 +117,11 @@ func (g *Guard) policyOf(service string) *Config {
 // lock locks the guard and reads the clock.
 func (g *Guard) lock() {
 	g.mu.Lock()
-	g.latest = max(g.latest, epoch+g.config.Now().Sub(g.begun))
+	g.now = max(g.now, epoch+g.config.Now().Sub(g.started))
 }
+
+// wallTime returns the wall clock's time at a time of the guard's clock.
+func (g *Guard) wallTime(t time.Duration) time.Time { return g.config.Now().Add(t - g.now) }
 
 func (g *Guard) trusts(a netip.Addr) bool {
 	for _, p := range g.config.Trusted {
@@ -135,4 +132,7 @@ func (g *Guard) trusts(a netip.Addr) bool {
 	return false
 }
 
-var _ proxy.Guard = (*Guard)(nil)
+var (
+	_ proxy.Guard  = (*Guard)(nil)
+	_ proxy.Permit = (*permit)(nil)
+)

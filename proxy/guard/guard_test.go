@@ -363,7 +363,7 @@ func TestGuessAtASuspendedAccountIsOne(t *testing.T) {
 		at.advance(time.Second)
 	}
 	same(t, "the same password", s.asked, 100)
-	same(t, "different ones", s.guesses(100, "192.0.2.1", "alice"), s.policyOf("").Pair.Burst-1)
+	same(t, "different ones", s.guesses(100, "192.0.2.1", "alice"), s.limitsOf("").Pair.Burst-1)
 
 	p := mustAdmit(t, s.Guard, "198.51.100.1")
 	defer p.Leave()
@@ -388,7 +388,7 @@ func TestDoubtfulIsToldAsTemporaryAndCharged(t *testing.T) {
 		at.advance(time.Second)
 	}
 	same(t, "the same password", s.asked, 100)
-	same(t, "different ones", s.guesses(100, "192.0.2.1", "alice"), s.policyOf("").Pair.Burst-1)
+	same(t, "different ones", s.guesses(100, "192.0.2.1", "alice"), s.limitsOf("").Pair.Burst-1)
 	s.answer = nil
 	s.passwords["bob"] = "kept"
 	for _, answer := range []error{doubt, doubt, nil} {
@@ -433,8 +433,8 @@ func TestThrottledIsNoOracle(t *testing.T) {
 			t.Errorf("%s is answered after %v on average", password, mean)
 		}
 	}
-	if s.asked != 3 || s.regulars.len() != 0 {
-		t.Errorf("the backend was asked %d times, and %d networks are known-good", s.asked, s.regulars.len())
+	if s.asked != 3 || s.known.len() != 0 {
+		t.Errorf("the backend was asked %d times, and %d networks are known-good", s.asked, s.known.len())
 	}
 }
 
@@ -567,8 +567,8 @@ func TestParallelGuessesGetNoMoreThanTheBurst(t *testing.T) {
 		if asked.Load() > 5 || most.Load() != 1 {
 			t.Errorf("the backend was asked %d times and %d at once, want 5 and 1", asked.Load(), most.Load())
 		}
-		if n := len(g.flights); n != 0 {
-			t.Errorf("%d flights have not landed", n)
+		if n := len(g.inFlight); n != 0 {
+			t.Errorf("%d attempts are still in flight", n)
 		}
 	})
 }
@@ -688,8 +688,8 @@ func TestLoginsThatNobodySettlesAreUnavailable(t *testing.T) {
 		}
 		p.Settle(err)
 		stuck.Settle(errWrong)
-		if g.stats.waiting.Load() != 0 || len(g.flights) != 0 {
-			t.Errorf("%d wait, %d flights", g.stats.waiting.Load(), len(g.flights))
+		if g.stats.waiting.Load() != 0 || len(g.inFlight) != 0 {
+			t.Errorf("%d wait, %d in flight", g.stats.waiting.Load(), len(g.inFlight))
 		}
 	})
 }
@@ -838,7 +838,7 @@ func TestClockThatGoesBack(t *testing.T) {
 	snapshot := s.Snapshot()
 	again, wall := newServer(t, Config{})
 	wall.now = at.now.Add(-time.Hour)
-	again.begun = wall.now
+	again.started = wall.now
 	again.asked = 1000 // for other guesses
 	if err := again.Restore(snapshot); err != nil {
 		t.Fatal(err)
@@ -941,8 +941,8 @@ func TestDryRunLetsAllThrough(t *testing.T) {
 		if v := attempt(2, "guess 0"); v.rejected == nil || v.rejected.bucket != Pair {
 			t.Errorf("a repeat without budget: %+v", v)
 		}
-		if len(g.flights)+len(g.sessions) != 0 {
-			t.Errorf("%d flights, %d sessions", len(g.flights), len(g.sessions))
+		if len(g.inFlight)+len(g.sessions) != 0 {
+			t.Errorf("%d in flight, %d sessions", len(g.inFlight), len(g.sessions))
 		}
 	})
 }

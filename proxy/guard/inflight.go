@@ -2,19 +2,19 @@ package guard
 
 import "postern/proxy"
 
-// An outcome is what became of an attempt.
+// An outcome is what is known about an attempt's password when the attempt ends.
 type outcome uint8
 
 const (
-	untried outcome = iota // the backend was not asked, or has not looked at the password
-	right
-	wrong
-	barred   // the account may not log in, and nobody says whether the password was right
-	doubtful // the answer is temporary, and nobody says whether the password was right
+	untried   outcome = iota // the backend did not get the password, or did not check it
+	right                    // the backend accepted the password
+	wrong                    // the backend called the password wrong
+	suspended                // the account may not log in; the backend may not have checked the password
+	doubtful                 // the answer is temporary; the backend may have checked the password
 )
 
-// guess reports whether o costs one.
-func (o outcome) guess() bool { return o == wrong || o == barred || o == doubtful }
+// isGuess reports whether the attempt costs a guess.
+func (o outcome) isGuess() bool { return o == wrong || o == suspended || o == doubtful }
 
 func outcomeOf(err error) outcome {
 	if err == nil {
@@ -30,103 +30,108 @@ func outcomeOf(err error) outcome {
 	case r.Reason == proxy.Wrong:
 		return wrong
 	case r.Reason == proxy.Suspended:
-		return barred
+		return suspended
 	}
 	return untried
 }
 
-// A flight is the attempts under way that need one thing.
-type flight struct {
-	running  int32
-	reserved int32    // tokens
-	tag      tag      // of the first one
-	landing  *landing // nil: nobody waits
+// An inFlight counts the attempts under way that have one requirement.
+type inFlight struct {
+	running    int32
+	reserved   int32       // tokens
+	tag        tag         // of the first attempt
+	completion *completion // of the next attempt that ends; nil: no attempt waits for one
 }
 
-// A landing tells those who wait that an attempt has ended.
-type landing struct {
-	ended   chan struct{} // closed then
-	outcome outcome       // valid then
+// A completion tells the attempts that wait for another attempt that it has ended.
+type completion struct {
+	done    chan struct{} // closed at the end
+	outcome outcome       // valid once done is closed
 	waiting int
 }
 
-// maxWaiting bounds how many wait for one flight, and wake with it. It is more
-// than the connections that a network has before they are logged in, by default.
+// maxWaiting bounds how many attempts wait for one completion, and wake at once. It is
+// more than the connections of a network that are not logged in, by default.
 const maxWaiting = 512
 
-// depart counts an attempt in. Reserve says whether it is to cost something.
-func (g *Guard) depart(c *claim, t tag, reserve bool) {
-	for i := range c.all() {
-		n := &c.needs[i]
-		f := g.flights[n.key]
-		if f.running == 0 {
-			f.tag = t
+// An inFlightTable has the attempts under way, by the key of their requirements. The
+// Guard's lock protects it.
+type inFlightTable map[key]inFlight
+
+// begin counts an attempt. If reserve is set it reserves the required tokens.
+func (f inFlightTable) begin(d *demand, t tag, reserve bool) {
+	for i := range d.all() {
+		r := &d.requirements[i]
+		one := f[r.key]
+		if one.running == 0 {
+			one.tag = t
 		}
-		f.running++
-		if reserve && n.rate.Burst > 0 {
-			f.reserved++
+		one.running++
+		if reserve && r.rate.Burst > 0 {
+			one.reserved++
 		}
-		g.flights[n.key] = f
+		f[r.key] = one
 	}
 }
 
-// land counts it out.
-func (g *Guard) land(c *claim, reserved bool, o outcome) {
-	for i := range c.all() {
-		n := &c.needs[i]
-		f := g.flights[n.key]
-		f.running--
-		if reserved && n.rate.Burst > 0 {
-			f.reserved--
+// end undoes begin, and wakes the attempts that wait for the end.
+func (f inFlightTable) end(d *demand, reserved bool, o outcome) {
+	for i := range d.all() {
+		r := &d.requirements[i]
+		one := f[r.key]
+		one.running--
+		if reserved && r.rate.Burst > 0 {
+			one.reserved--
 		}
-		if f.landing != nil {
-			f.landing.outcome = o
-			close(f.landing.ended)
-			f.landing = nil
+		if one.completion != nil {
+			one.completion.outcome = o
+			close(one.completion.done)
+			one.completion = nil
 		}
-		if f.running == 0 {
-			delete(g.flights, n.key)
+		if one.running == 0 {
+			delete(f, r.key)
 			continue
 		}
-		g.flights[n.key] = f
+		f[r.key] = one
 	}
 }
 
-// crowded returns the first need of c of which there are as many as may be.
-func (g *Guard) crowded(c *claim) *need {
-	for i := range c.all() {
-		n := &c.needs[i]
-		if n.atOnce > 0 && g.flights[n.key].running >= n.atOnce {
-			return n
+// saturated returns the first requirement of d that is at its limit, or nil.
+func (f inFlightTable) saturated(d *demand) *requirement {
+	for i := range d.all() {
+		r := &d.requirements[i]
+		if r.limit > 0 && f[r.key].running >= r.limit {
+			return r
 		}
 	}
 	return nil
 }
 
-// join returns what tells of the end of one attempt that needs n, or nil if too
-// many wait for it already.
-func (g *Guard) join(n *need) *landing {
-	f := g.flights[n.key]
-	if f.landing == nil {
-		f.landing = &landing{ended: make(chan struct{})}
-		g.flights[n.key] = f
+// completion returns the next completion of an attempt with requirement r, or nil if
+// too many attempts already wait for it.
+func (f inFlightTable) completion(r *requirement) *completion {
+	one := f[r.key]
+	if one.completion == nil {
+		one.completion = &completion{done: make(chan struct{})}
+		f[r.key] = one
 	}
-	if f.landing.waiting >= maxWaiting {
+	if one.completion.waiting >= maxWaiting {
 		return nil
 	}
-	f.landing.waiting++
-	return f.landing
+	one.completion.waiting++
+	return one.completion
 }
 
-// await sleeps until ended is closed and reports whether it is.
-func (g *Guard) await(ended <-chan struct{}, wait *patience) bool {
+// wait waits until done is closed, and reports false if the limit comes first. The
+// guard must not be locked.
+func (g *Guard) wait(done <-chan struct{}, limit *waitLimit) bool {
 	g.stats.waiting.Add(1)
 	defer g.stats.waiting.Add(-1)
 	select {
-	case <-ended:
+	case <-done:
 		return true
-	case <-wait.timer.C:
-	case <-wait.gone:
+	case <-limit.timer.C:
+	case <-limit.clientGone:
 	}
 	return false
 }

@@ -7,17 +7,17 @@ import (
 	"net/netip"
 )
 
-// A key is the keyed hash of an account, a network, or what two of them make
-// together. Two that meet share what is kept under it; with 64 bits and a
-// secret nobody can bring that about. Names and addresses are not kept.
+// A key is the keyed hash of an account, a network, or a pair of them. The guard stores
+// keys instead of names and addresses. Two accounts whose keys collide would share their
+// state; without the secret nobody can find a collision.
 type key uint64
 
-// with returns the key of k and other together.
+// with returns the key of the pair of k and other.
 func (k key) with(other key) key {
 	return k ^ key(bits.RotateLeft64(uint64(other), 29))
 }
 
-// What is hashed: the same octets are another thing in another domain.
+// The domains of hashes: the same octets have another hash in another domain.
 const (
 	ofAccount uint64 = iota + 1
 	ofNetwork
@@ -25,8 +25,8 @@ const (
 	ofBucket
 )
 
-// A secret keys the hashes. It is kept with the snapshot, or that would be of
-// no use after a restart.
+// A secret is the key of the hashes. The snapshot has it, because the hashes in the
+// snapshot are useless without it.
 type secret struct{ k0, k1 uint64 }
 
 func newSecret() secret {
@@ -46,18 +46,18 @@ func (s secret) append(b []byte) []byte {
 // account returns the key of an account.
 func (s secret) account(name string) key { return key(sipHash(s, ofAccount, name)) }
 
-// tag returns what a password is known by, for one account alone.
+// tag returns the tag of a password of one account.
 func (s secret) tag(account key, password []byte) tag {
 	return tag(sipHash(s, uint64(account), password))
 }
 
-// password returns what a password is known by, whoever's it is.
+// password returns the key of a password, of whatever account.
 func (s secret) password(b []byte) key { return key(sipHash(s, ofPassword, b)) }
 
-// prefix returns the key of the network of a that has so many bits.
+// prefix returns the key of the network of a with a prefix length.
 func (s secret) prefix(a netip.Addr, length int) key {
 	network, err := a.Prefix(length)
-	if err != nil { // no address: all without share one network
+	if err != nil { // no address: all clients without one share a network
 		return key(sipHash(s, ofNetwork, ""))
 	}
 	var b [17]byte
@@ -70,17 +70,17 @@ func (s secret) prefix(a netip.Addr, length int) key {
 	return key(sipHash(s, ofNetwork, b[:]))
 }
 
-// An origin is where a client comes from.
+// An origin is the networks that a client is in.
 type origin struct {
 	addr     netip.Addr
-	network  key    // what one customer usually has: an IPv4 address, or 64 bits of IPv6
-	area     key    // what a provider has in one place, roughly: an IPv4 /16, an IPv6 /32
-	wider    [2]key // IPv4: the /24. IPv6: the /56 and the /48, which a customer may have as well
+	network  key    // what one customer usually has: an IPv4 address or an IPv6 /64
+	area     key    // roughly a provider in one region: an IPv4 /16 or an IPv6 /32
+	wider    [2]key // IPv4: the /24. IPv6: the /56 and the /48, which are also assigned to customers
 	isIPv6   bool
 	hasWider bool
 }
 
-// originOf takes an IPv4 address that comes as IPv6 for what it is.
+// originOf returns the origin of a. It treats an IPv4-mapped IPv6 address as IPv4.
 func (s secret) originOf(a netip.Addr) origin {
 	a = a.Unmap().WithZone("")
 	switch {
@@ -96,7 +96,10 @@ func (s secret) originOf(a netip.Addr) origin {
 	return origin{network: nowhere, area: nowhere}
 }
 
-// network returns the addresses that share the network of o.
+// site returns the key of the IPv6 /48, the largest prefix of an end site (RFC 6177).
+func (o origin) site() key { return o.wider[1] }
+
+// prefix returns the addresses of the network of o.
 func (o origin) prefix() netip.Prefix {
 	length := 32
 	if o.isIPv6 {
@@ -106,8 +109,8 @@ func (o origin) prefix() netip.Prefix {
 	return p
 }
 
-// sipHash is SipHash-2-4 (Aumasson, Bernstein 2012) of first, as eight octets,
-// and data.
+// sipHash returns SipHash-2-4 (Aumasson, Bernstein 2012) of first, as eight octets, and
+// data.
 func sipHash[T string | []byte](s secret, first uint64, data T) uint64 {
 	h := sip{
 		s.k0 ^ 0x736f6d6570736575, s.k1 ^ 0x646f72616e646f6d,

@@ -6,234 +6,271 @@ import (
 )
 
 const (
-	knownFor      = 30 * 24 * time.Hour // a network stays known-good after its last success, by default
-	knownNetworks = 32                  // of one account
+	maxNetworks = 32 // known networks of one account
 
-	sharedFor   = 7 * 24 * time.Hour // an account counts for its network after its last success there
-	sharedAfter = 24 * time.Hour     // and from so long on after its first anywhere
-	sharedMost  = 100                // such accounts count
-	sharedFresh = 10 * time.Minute   // they are counted again after it
-	sharedWalk  = 4096               // of a network's accounts are looked at
+	activeFor      = 7 * 24 * time.Hour // an account is active in a network for so long after its last login there
+	activeAfter    = 24 * time.Hour     // and only from so long after its first login anywhere
+	activeCacheFor = 10 * time.Minute   // the number of active accounts is recounted after it
+	maxActive      = 100                // active accounts that count
+	maxWalk        = 4096               // accounts of a network that are looked at
 )
 
-// A place is the number of a known, and 0 for none.
-type place = uint32
+// A pairIndex is the index of a knownPair, from 1; 0: none.
+type pairIndex = uint32
 
-// A known is a network that an account has logged in from. It is in two lists:
-// of its account and of its network.
-type known struct {
-	account, network     key
-	full                 time.Duration // of its budget
-	area                 uint32        // of the network's area: half of its key
-	first                uint32        // success of the account, when this network was new: seconds
-	last                 uint32        // success from here
-	ofAccount            place         // the next in the account's list
-	ofNetwork, toNetwork place         // the next and the last in the network's list
+// A knownPair is an account and a network that the account has logged in from. It is
+// in two linked lists: that of its account and that of its network.
+type knownPair struct {
+	account, network             key
+	fullAt                       time.Duration // of its Known bucket
+	area                         uint32        // the network's area: the low half of its key
+	first                        uint32        // first login of the account that was known when this pair was added, in seconds
+	last                         uint32        // last login of the account from the network, in seconds
+	nextOfAccount                pairIndex
+	nextOfNetwork, prevOfNetwork pairIndex
 }
 
-// counts reports whether the account uses the network: it has come from there
-// lately, and is no new one, which an attacker may have made for the purpose.
-func (k *known) counts(now uint32) bool {
-	return now-k.first >= uint32(sharedAfter/time.Second) && now-k.last <= uint32(sharedFor/time.Second)
+// isActive reports whether the account uses the network: it has logged in from there
+// lately, and it is not new, because an attacker may have created it for that purpose.
+func (k *knownPair) isActive(now uint32) bool {
+	return now-k.first >= uint32(activeAfter/time.Second) && now-k.last <= uint32(activeFor/time.Second)
 }
 
-// A house is a network that accounts have logged in from.
-type house struct {
-	first   place
-	shared  uint8  // accounts that use it
-	counted uint32 // when they were counted, in seconds
+// A knownNetwork is a network that accounts have logged in from.
+type knownNetwork struct {
+	first   pairIndex
+	active  uint8  // active accounts
+	counted uint32 // when active was counted, in seconds
 }
 
-const chunk = 1 << 10
+const chunkSize = 1 << 10
 
-// regulars are the known-good networks of all accounts. Nothing that strangers
-// do makes one go.
-type regulars struct {
+// A knownNetworks has the known-good networks of all accounts, with their Known
+// buckets. Failed attempts cannot evict a network. The Guard's lock protects it.
+type knownNetworks struct {
 	limit    int
-	keep     time.Duration // Config.KnownFor
-	chunks   [][]known
-	used     int     // places that were ever used
-	free     []place // of them
-	accounts map[key]place
-	houses   map[key]house
+	keepFor  time.Duration // Config.KnownFor
+	chunks   [][]knownPair
+	used     int         // pairs in chunks, including free ones
+	free     []pairIndex // removed pairs, to be reused
+	accounts map[key]pairIndex
+	networks map[key]knownNetwork
 }
 
-func newRegulars(limit int) *regulars {
-	return &regulars{limit: limit, keep: knownFor, accounts: make(map[key]place), houses: make(map[key]house)}
+func newKnownNetworks(limit int, keepFor time.Duration) *knownNetworks {
+	return &knownNetworks{limit: limit, keepFor: keepFor, accounts: make(map[key]pairIndex), networks: make(map[key]knownNetwork)}
 }
 
-// expired reports whether k is known-good no more.
-func (r *regulars) expired(k *known, now time.Duration) bool {
-	return time.Duration(k.last)*time.Second+r.keep <= now
+// expired reports whether k is no longer known-good.
+func (n *knownNetworks) expired(k *knownPair, now time.Duration) bool {
+	return time.Duration(k.last)*time.Second+n.keepFor <= now
 }
 
-func (r *regulars) at(p place) *known { return &r.chunks[(p-1)/chunk][(p-1)%chunk] }
+func (n *knownNetworks) at(i pairIndex) *knownPair {
+	return &n.chunks[(i-1)/chunkSize][(i-1)%chunkSize]
+}
 
-func (r *regulars) len() int { return r.used - len(r.free) }
+func (n *knownNetworks) len() int { return n.used - len(n.free) }
 
-// A familiarity is how well an account and a network know each other.
-type familiarity struct {
-	known *known        // nil: not, or no more
+// A history is what is known about an account and a network.
+type history struct {
+	known *knownPair    // nil: the network is not known-good for the account
 	area  bool          // the account has logged in from the area
-	last  time.Duration // success of the account, from anywhere; 0: none
+	last  time.Duration // last login of the account from anywhere; 0: none
 }
 
-// look returns what is known of an account that comes from a network.
-func (r *regulars) look(account, network, area key, now time.Duration) (f familiarity) {
-	for p := r.accounts[account]; p != 0; {
-		k := r.at(p)
-		p = k.ofAccount
-		if r.expired(k, now) {
+// history returns what is known about an account and a network.
+func (n *knownNetworks) history(account, network, area key, now time.Duration) (h history) {
+	for i := n.accounts[account]; i != 0; {
+		k := n.at(i)
+		i = k.nextOfAccount
+		if n.expired(k, now) {
 			continue
 		}
-		f.last = max(f.last, time.Duration(k.last)*time.Second)
-		f.area = f.area || k.area == uint32(area)
+		h.last = max(h.last, time.Duration(k.last)*time.Second)
+		h.area = h.area || k.area == uint32(area)
 		if k.network == network {
-			f.known = k
+			h.known = k
 		}
 	}
-	return f
+	return h
 }
 
-// welcomes reports whether a network is known-good for any account.
-func (r *regulars) welcomes(network key, now time.Duration) bool {
-	for p, n := r.houses[network].first, 0; p != 0 && n < sharedWalk; n++ {
-		k := r.at(p)
-		if !r.expired(k, now) {
+// has reports whether a network is known-good for any account.
+func (n *knownNetworks) has(network key, now time.Duration) bool {
+	for i, walked := n.networks[network].first, 0; i != 0 && walked < maxWalk; walked++ {
+		k := n.at(i)
+		if !n.expired(k, now) {
 			return true
 		}
-		p = k.ofNetwork
+		i = k.nextOfNetwork
 	}
 	return false
 }
 
-// shared returns how many accounts use a network.
-func (r *regulars) shared(network key, now time.Duration) int {
-	h, ok := r.houses[network]
+// hasAccount reports whether an account has logged in from any network.
+func (n *knownNetworks) hasAccount(account key) bool { return n.accounts[account] != 0 }
+
+// activeAccounts returns how many accounts use a network.
+func (n *knownNetworks) activeAccounts(network key, now time.Duration) int {
+	k, ok := n.networks[network]
 	if !ok {
 		return 0
 	}
 	seconds := uint32(now / time.Second)
-	if h.counted != 0 && seconds-h.counted < uint32(sharedFresh/time.Second) {
-		return int(h.shared)
+	if k.counted != 0 && seconds-k.counted < uint32(activeCacheFor/time.Second) {
+		return int(k.active)
 	}
-	h.shared, h.counted = 0, seconds
-	for p, n := h.first, 0; p != 0 && n < sharedWalk && h.shared < sharedMost; n++ {
-		k := r.at(p)
-		if k.counts(seconds) {
-			h.shared++
+	k.active, k.counted = 0, seconds
+	for i, walked := k.first, 0; i != 0 && walked < maxWalk && k.active < maxActive; walked++ {
+		pair := n.at(i)
+		if pair.isActive(seconds) {
+			k.active++
 		}
-		p = k.ofNetwork
+		i = pair.nextOfNetwork
 	}
-	r.houses[network] = h
-	return int(h.shared)
+	n.networks[network] = k
+	return int(k.active)
 }
 
-// greet remembers a success. It reports whether the network is new to the
-// account.
-func (r *regulars) greet(account, network, area key, at time.Duration) bool {
+// add records a login. It reports whether the network is new to the account.
+func (n *knownNetworks) add(account, network, area key, at time.Duration) bool {
 	seconds := uint32(at / time.Second)
-	k := r.find(account, network)
+	k := n.find(account, network)
 	if k == nil {
-		r.add(known{account: account, network: network, area: uint32(area), first: seconds, last: seconds})
+		n.insert(knownPair{account: account, network: network, area: uint32(area), first: seconds, last: seconds})
 		return true
 	}
-	isNew := r.expired(k, at)
+	isNew := n.expired(k, at)
 	if isNew {
-		k.first, k.full = seconds, 0
+		k.first, k.fullAt = seconds, 0
 	}
 	k.first, k.last = min(k.first, seconds), max(k.last, seconds)
 	return isNew
 }
 
-func (r *regulars) find(account, network key) *known {
-	for p := r.accounts[account]; p != 0; p = r.at(p).ofAccount {
-		if k := r.at(p); k.network == network {
+// find returns the pair of an account and a network, also if it has expired, or nil.
+func (n *knownNetworks) find(account, network key) *knownPair {
+	for i := n.accounts[account]; i != 0; i = n.at(i).nextOfAccount {
+		if k := n.at(i); k.network == network {
 			return k
 		}
 	}
 	return nil
 }
 
-// add adds k, which must be new. An account that has as many networks as it may
-// loses the one it did not use for the longest time.
-func (r *regulars) add(k known) {
-	count, oldest := 0, place(0)
-	for p := r.accounts[k.account]; p != 0; p = r.at(p).ofAccount {
-		k.first = min(k.first, r.at(p).first)
-		if count++; oldest == 0 || r.at(p).last < r.at(oldest).last {
-			oldest = p
+// insert inserts k, which must not exist. An account with maxNetworks networks loses
+// the one with the oldest login.
+func (n *knownNetworks) insert(k knownPair) {
+	count, oldest := 0, pairIndex(0)
+	for i := n.accounts[k.account]; i != 0; i = n.at(i).nextOfAccount {
+		k.first = min(k.first, n.at(i).first)
+		if count++; oldest == 0 || n.at(i).last < n.at(oldest).last {
+			oldest = i
 		}
 	}
-	if count >= knownNetworks {
-		r.remove(oldest)
+	if count >= maxNetworks {
+		n.remove(oldest)
 	}
-	p := r.room()
-	house := r.houses[k.network]
-	k.ofAccount, k.ofNetwork, k.toNetwork = r.accounts[k.account], house.first, 0
-	if house.first != 0 {
-		r.at(house.first).toNetwork = p
+	i := n.allocate()
+	network := n.networks[k.network]
+	k.nextOfAccount, k.nextOfNetwork, k.prevOfNetwork = n.accounts[k.account], network.first, 0
+	if network.first != 0 {
+		n.at(network.first).prevOfNetwork = i
 	}
-	house.first = p
-	if k.counts(k.last) && house.shared < sharedMost { // at once: an office may have moved
-		house.shared++
+	network.first = i
+	if k.isActive(k.last) && network.active < maxActive { // not only at the next count: an office may have moved
+		network.active++
 	}
-	*r.at(p) = k
-	r.accounts[k.account], r.houses[k.network] = p, house
+	*n.at(i) = k
+	n.accounts[k.account], n.networks[k.network] = i, network
 }
 
-// room returns a free place; when there is none, the one that was of no use for
-// the longest time, of some at random.
-func (r *regulars) room() place {
+// allocate returns a free index. At the limit it removes the pair with the oldest login
+// of a random sample.
+func (n *knownNetworks) allocate() pairIndex {
 	const sample = 16
-	if len(r.free) == 0 && r.used >= r.limit {
-		oldest := place(1 + rand.N(r.used))
+	if len(n.free) == 0 && n.used >= n.limit {
+		oldest := pairIndex(1 + rand.N(n.used))
 		for range sample - 1 {
-			if p := place(1 + rand.N(r.used)); r.at(p).last < r.at(oldest).last {
-				oldest = p
+			if i := pairIndex(1 + rand.N(n.used)); n.at(i).last < n.at(oldest).last {
+				oldest = i
 			}
 		}
-		r.remove(oldest)
+		n.remove(oldest)
 	}
-	if n := len(r.free); n > 0 {
-		p := r.free[n-1]
-		r.free = r.free[:n-1]
-		return p
+	if last := len(n.free) - 1; last >= 0 {
+		i := n.free[last]
+		n.free = n.free[:last]
+		return i
 	}
-	if r.used%chunk == 0 {
-		r.chunks = append(r.chunks, make([]known, chunk))
+	if n.used%chunkSize == 0 {
+		n.chunks = append(n.chunks, make([]knownPair, chunkSize))
 	}
-	r.used++
-	return place(r.used)
+	n.used++
+	return pairIndex(n.used)
 }
 
-func (r *regulars) remove(p place) {
-	k := *r.at(p)
-	if r.accounts[k.account] == p {
-		if k.ofAccount == 0 {
-			delete(r.accounts, k.account)
+func (n *knownNetworks) remove(i pairIndex) {
+	k := *n.at(i)
+	if n.accounts[k.account] == i {
+		if k.nextOfAccount == 0 {
+			delete(n.accounts, k.account)
 		} else {
-			r.accounts[k.account] = k.ofAccount
+			n.accounts[k.account] = k.nextOfAccount
 		}
 	} else {
-		before := r.accounts[k.account]
-		for r.at(before).ofAccount != p {
-			before = r.at(before).ofAccount
+		before := n.accounts[k.account]
+		for n.at(before).nextOfAccount != i {
+			before = n.at(before).nextOfAccount
 		}
-		r.at(before).ofAccount = k.ofAccount
+		n.at(before).nextOfAccount = k.nextOfAccount
 	}
-	if k.ofNetwork != 0 {
-		r.at(k.ofNetwork).toNetwork = k.toNetwork
+	if k.nextOfNetwork != 0 {
+		n.at(k.nextOfNetwork).prevOfNetwork = k.prevOfNetwork
 	}
-	switch house := r.houses[k.network]; {
-	case k.toNetwork != 0:
-		r.at(k.toNetwork).ofNetwork = k.ofNetwork
-	case k.ofNetwork == 0:
-		delete(r.houses, k.network)
+	switch network := n.networks[k.network]; {
+	case k.prevOfNetwork != 0:
+		n.at(k.prevOfNetwork).nextOfNetwork = k.nextOfNetwork
+	case k.nextOfNetwork == 0:
+		delete(n.networks, k.network)
 	default:
-		house.first = k.ofNetwork
-		r.houses[k.network] = house
+		network.first = k.nextOfNetwork
+		n.networks[k.network] = network
 	}
-	*r.at(p) = known{}
-	r.free = append(r.free, p)
+	*n.at(i) = knownPair{}
+	n.free = append(n.free, i)
+}
+
+// countOf returns how many known networks an account has, including expired ones.
+func (n *knownNetworks) countOf(account key) (count int) {
+	for i := n.accounts[account]; i != 0; i = n.at(i).nextOfAccount {
+		count++
+	}
+	return count
+}
+
+// resetAccount makes all Known buckets of an account full.
+func (n *knownNetworks) resetAccount(account key) {
+	for i := n.accounts[account]; i != 0; {
+		k := n.at(i)
+		k.fullAt = 0
+		i = k.nextOfAccount
+	}
+}
+
+// resetNetwork makes the Known buckets of all accounts in a network full.
+func (n *knownNetworks) resetNetwork(network key) {
+	for i := n.networks[network].first; i != 0; {
+		k := n.at(i)
+		k.fullAt = 0
+		i = k.nextOfNetwork
+	}
+}
+
+// removeAccount removes all known networks of an account.
+func (n *knownNetworks) removeAccount(account key) {
+	for i := n.accounts[account]; i != 0; i = n.accounts[account] {
+		n.remove(i)
+	}
 }

@@ -12,76 +12,76 @@ import (
 // A rejection is why the guard refuses an attempt.
 type rejection struct {
 	tier       Tier
-	bucket     Bucket        // the one that is empty; NoBucket: the password is known to be wrong
-	retryAfter time.Duration // until it is not; 0: as soon as an attempt or a session ends
-	repeat     bool          // the same wrong password again: charged to no bucket
+	bucket     Bucket        // which has nothing left; NoBucket: the password is known to be wrong
+	retryAfter time.Duration // until there is a token; 0: as soon as an attempt or a session ends
+	repeat     bool          // the same wrong password again: costs nothing
 }
 
-// A finding is what the guard knows about the last attempt of a permit: its
-// proxy.Decision, in as little memory as a session may have.
+// A finding is what the guard knows about the last attempt of a permit. It is a smaller
+// form of proxy.Decision, because a session has it as long as it lasts.
 type finding struct {
 	tier     Tier
-	repeat   bool       // the password was called wrong in the last 24 h, for this account and area
-	first    bool       // the account logged in from this network for the first time in 30 days
-	rejected *rejection // nil: the attempt was not refused; with DryRun: would not have been
+	repeat   bool       // the password was wrong before, within 24 h, for this account and area
+	first    bool       // the account logged in from this network for the first time within Config.KnownFor
+	rejected *rejection // why the attempt was refused, or would have been without DryRun; nil: it was not
 }
 
-// A permit is a proxy.Permit. Leave gives it to the next connection.
+// A permit is a proxy.Permit. Leave returns it to a pool.
 type permit struct {
 	guard  *Guard
-	policy *Config
-	presence
-	*attempt     // from Try to Settle: sessions live long and need none
-	session  key // the pair whose session this is, or may become; 0: none
+	limits *Config
+	connEntry
+	*attempt     // from Try to Settle; nil otherwise, because sessions are long
+	session  key // the pair that has the session, or the attempt; 0: none
 	found    finding
 }
 
-// An attempt is what Try leaves for Settle.
+// An attempt is the state between Try and Settle.
 type attempt struct {
-	claim   claim
-	tag     tag // of its password; 0: none
-	sprayed key // the password, whoever's it is
-	begun   time.Duration
-	stage   stage
-	slot    slot // at the backends
+	demand      demand
+	tag         tag // of the password; 0: the attempt has a token
+	passwordKey key // of the password alone, to find password spraying; 0 as above
+	begun       time.Duration
+	stage       stage
+	slot        slotKind // that the attempt holds
 }
 
-// A stage is how far an attempt has come.
+// A stage says what Settle has to do.
 type stage uint8
 
 const (
-	refused stage = iota // nothing to settle
-	charged              // tokens are reserved
-	repeats              // under way; if it is wrong, it is so again
-	follows              // without a reservation: the same password was right just now
-	waved                // DryRun let it through
+	refused    stage = iota // nothing
+	charged                 // tokens are reserved
+	repeated                // in flight without a reservation: the password was wrong before
+	unreserved              // not in flight: the same password was right a moment ago, or DryRun let the attempt skip the wait
+	dryRun                  // not in flight: DryRun let the attempt pass
 )
 
-// Try implements proxy.Permit. Where all tokens that are left are reserved, by
-// attempts that may well be right, or too many attempts are under way, it waits
-// for them, Config.Wait at most and until the client leaves.
+// Try implements proxy.Permit. It waits while all tokens that are left are reserved by
+// other attempts, which may be right, and while too many attempts are under way. It
+// waits for Config.Wait at most, and not after the client has left.
 func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 	g := p.guard
 	p.attempt = g.attempts.Get().(*attempt)
-	p.tag, p.sprayed, p.stage, p.slot = 0, 0, refused, noSlot
+	p.tag, p.passwordKey, p.stage, p.slot = 0, 0, refused, noSlot
 	s := p.subject(l)
 	if !s.token {
-		p.tag, p.sprayed = g.secret.tag(s.account, l.Secret.Reveal()), g.secret.password(l.Secret.Reveal())
+		p.tag, p.passwordKey = g.secret.tag(s.account, l.Secret.Reveal()), g.secret.password(l.Secret.Reveal())
 	}
-	var wait patience
-	defer wait.end() // after the lock is open
+	var limit waitLimit
+	defer limit.stop() // after the guard is unlocked
 	g.lock()
 	defer g.mu.Unlock()
-	p.begun = g.latest
+	p.begun = g.now
 	p.endSession()
-	denied, reason := p.try(ctx, l, s, &wait)
-	p.found = finding{tier: p.claim.tier, repeat: p.found.repeat, rejected: denied}
-	if denied == nil {
+	rejected, reason := p.try(ctx, l, s, &limit)
+	p.found = finding{tier: p.demand.tier, repeat: p.found.repeat, rejected: rejected}
+	if rejected == nil {
 		return nil
 	}
-	g.report(p, l.Account, denied)
-	if p.policy.DryRun {
-		p.stage = waved
+	g.recordRejection(p, l.Account, rejected)
+	if p.limits.DryRun {
+		p.stage = dryRun
 		p.startSession()
 		return nil
 	}
@@ -91,231 +91,235 @@ func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 
 func (p *permit) subject(l *proxy.Login) subject {
 	return subject{
-		policy: p.policy, from: p.from, trusted: p.trusted, account: p.guard.secret.account(l.Account),
+		limits: p.limits, from: p.from, trusted: p.trusted, account: p.guard.secret.account(l.Account),
 		token: l.HasToken(),
 	}
 }
 
-// leastWait is the patience of an attempt that comes when its connection has been
-// open for long: of Config.Wait, which is shorter.
-const leastWait = 5 * time.Second
+// minWait is how long an attempt may wait, or Config.Wait if that is shorter, even if
+// its connection has been open for Config.Wait.
+const minWait = 5 * time.Second
 
-// patience returns how long an attempt may wait. Its client waits since its
-// connection was accepted.
-func (p *permit) patience() time.Duration {
+// maxWait returns how long an attempt may wait. Config.Wait begins when the connection
+// is accepted: since then the client waits.
+func (p *permit) maxWait() time.Duration {
 	wait := p.guard.config.Wait
-	return max(wait-(p.guard.latest-p.since), min(wait, leastWait))
+	return max(wait-(p.guard.now-p.accepted), min(wait, minWait))
 }
 
-// try decides, and waits if need be. The guard is locked, but while it waits.
-func (p *permit) try(ctx context.Context, l *proxy.Login, s subject, wait *patience) (*rejection, proxy.Reason) {
+// try decides about an attempt, and waits if necessary. The guard must be locked, and
+// is unlocked while try waits.
+func (p *permit) try(ctx context.Context, l *proxy.Login, s subject, limit *waitLimit) (*rejection, proxy.Reason) {
 	g := p.guard
 	for first := true; ; first = false {
-		blocked, denied, reason := p.decide(s)
-		if blocked == nil && denied == nil {
+		blocking, rejected, reason := p.decide(s)
+		if blocking == nil && rejected == nil {
 			return nil, 0
 		}
-		g.freeSlot(p.attempt) // who was handed a slot and must not go
-		if blocked == nil {
-			return denied, reason
+		g.slots.release(&p.slot, g.slotLimits()) // that the attempt got while it waited
+		if blocking == nil {
+			return rejected, reason
 		}
-		if p.policy.DryRun { // who would have to wait is not one who would be refused
-			p.stage = follows
+		if p.limits.DryRun { // who would have to wait would not be refused
+			p.stage = unreserved
 			p.startSession()
 			return nil, 0
 		}
-		wait.begin(ctx, l, p.patience())
-		crowded := &rejection{tier: p.claim.tier, bucket: blocked.bucket}
-		if blocked.bucket == Attempts {
-			if !p.queue(wait, first) {
-				return crowded, proxy.Unavailable
+		limit.start(ctx, l, p.maxWait())
+		tooMany := &rejection{tier: p.demand.tier, bucket: blocking.bucket}
+		if blocking.bucket == Attempts {
+			if !p.waitForSlot(limit, first) {
+				return tooMany, proxy.Unavailable
 			}
 			continue
 		}
-		same := blocked.bucket == Pair && p.tag != 0 && g.flights[blocked.key].tag == p.tag
-		landing := g.join(blocked)
-		if landing == nil {
-			return crowded, proxy.Unavailable
+		samePassword := blocking.bucket == Pair && p.tag != 0 && g.inFlight[blocking.key].tag == p.tag
+		completion := g.inFlight.completion(blocking)
+		if completion == nil {
+			return tooMany, proxy.Unavailable
 		}
 		g.mu.Unlock()
-		ended := g.await(landing.ended, wait)
+		done := g.wait(completion.done, limit)
 		g.lock()
-		if !ended {
-			return crowded, proxy.Unavailable
+		if !done {
+			return tooMany, proxy.Unavailable
 		}
-		if same && landing.outcome == wrong {
+		if samePassword && completion.outcome == wrong {
 			p.found.repeat = true
-			return &rejection{tier: p.claim.tier, repeat: true}, proxy.Wrong
+			return &rejection{tier: p.demand.tier, repeat: true}, proxy.Wrong
 		}
-		if same && landing.outcome == right {
-			return p.follow(s)
+		if samePassword && completion.outcome == right {
+			return p.passUnreserved(s)
 		}
 	}
 }
 
-// everySlot is what an attempt needs that finds no slot at the backends.
-var everySlot = need{bucket: Attempts}
+// slotRequirement is the requirement of an attempt that finds no slot.
+var slotRequirement = requirement{bucket: Attempts}
 
-// decide takes what the attempt needs, or says why it must not be made, or
-// what it has to wait for.
-func (p *permit) decide(s subject) (blocked *need, denied *rejection, reason proxy.Reason) {
-	g, now := p.guard, p.guard.latest
-	g.claim(&p.claim, s, now)
+// decide reserves what the attempt requires. Otherwise it returns why the attempt is
+// rejected, or the requirement that it has to wait for.
+func (p *permit) decide(s subject) (blocking *requirement, rejected *rejection, reason proxy.Reason) {
+	g, d := p.guard, &p.demand
+	g.demand(d, s)
 	p.found.repeat = false
-	// Budgets come first: or whoever has none left could still ask, at no cost,
-	// whether a password was tried before.
-	has, which := g.has(&p.claim, now)
-	if has == empty {
-		g.tried(&p.claim, now)
-		retry := which.rate.next(g.full(&p.claim, which), now)
-		return nil, &rejection{tier: p.claim.tier, bucket: which.bucket, retryAfter: retry}, proxy.Throttled
+	// Budgets come first: otherwise a client without tokens could find out, at no
+	// cost, whether a password was tried before.
+	available, scarcest := g.availability(d)
+	if available == tokensExhausted {
+		g.countRefused(d)
+		retry := scarcest.rate.next(g.fullAt(d, scarcest), g.now)
+		return nil, &rejection{tier: d.tier, bucket: scarcest.bucket, retryAfter: retry}, proxy.Throttled
 	}
-	if g.sessions[s.pair()] >= int32(p.policy.Sessions) {
-		return nil, &rejection{tier: p.claim.tier, bucket: Sessions}, proxy.TooManySessions
+	if g.sessions[s.pair()] >= int32(p.limits.Sessions) {
+		return nil, &rejection{tier: d.tier, bucket: Sessions}, proxy.TooManySessions
 	}
-	repeat, fresh := g.wasWrong(&p.claim, p.tag, now)
+	repeat, answer := g.wasWrong(d, p.tag)
 	p.found.repeat = repeat
-	if fresh {
-		return nil, &rejection{tier: p.claim.tier, repeat: true}, proxy.Wrong
+	if answer {
+		return nil, &rejection{tier: d.tier, repeat: true}, proxy.Wrong
 	}
-	if n := g.crowded(&p.claim); n != nil {
-		return n, nil, 0
+	if r := g.inFlight.saturated(d); r != nil {
+		return r, nil, 0
 	}
-	if has == unsettled {
-		return which, nil, 0
+	if available == tokensReserved {
+		return scarcest, nil, 0
 	}
-	if !g.takeSlot(p.attempt, p.claim.tier.slot()) {
-		return &everySlot, nil, 0
+	if !g.slots.acquire(&p.slot, d.tier.slotKind(), g.slotLimits()) {
+		return &slotRequirement, nil, 0
 	}
 	p.stage = charged
 	if repeat {
-		p.stage = repeats
+		p.stage = repeated
 	}
-	g.depart(&p.claim, p.tag, !repeat)
+	g.inFlight.begin(d, p.tag, !repeat)
 	p.startSession()
 	return nil, nil, 0
 }
 
-// follow lets an attempt through whose password was right a moment ago. It is
-// charged only if it is wrong after all.
-func (p *permit) follow(s subject) (*rejection, proxy.Reason) {
+// passUnreserved lets an attempt pass whose password was right a moment ago. The
+// attempt is charged only if the backend calls the password wrong after all.
+func (p *permit) passUnreserved(s subject) (*rejection, proxy.Reason) {
 	g := p.guard
-	if g.sessions[s.pair()] >= int32(p.policy.Sessions) {
-		return &rejection{tier: p.claim.tier, bucket: Sessions}, proxy.TooManySessions
+	if g.sessions[s.pair()] >= int32(p.limits.Sessions) {
+		return &rejection{tier: p.demand.tier, bucket: Sessions}, proxy.TooManySessions
 	}
-	g.claim(&p.claim, s, g.latest)
-	p.stage = follows
+	g.demand(&p.demand, s)
+	p.stage = unreserved
 	p.startSession()
 	return nil, 0
 }
 
-// wasWrong reports whether the password was called wrong today, and whether
-// that is fresh enough to say so again.
-func (g *Guard) wasWrong(c *claim, t tag, now time.Duration) (repeat, fresh bool) {
+// wasWrong reports whether the password was wrong today, and whether the guard may
+// refuse it without the backend.
+func (g *Guard) wasWrong(d *demand, t tag) (repeat, answer bool) {
 	if t == 0 {
 		return false, false
 	}
-	ring := g.rings.get(c.account.with(c.from.area))
-	if ring == nil {
+	passwords := g.wrong.get(d.account.with(d.from.area))
+	if passwords == nil {
 		return false, false
 	}
-	m, exact := ring.find(t, now)
-	if m == 0 {
+	w, exact := passwords.find(t, g.now)
+	if w == 0 {
 		return false, false
 	}
-	made := now.Truncate(time.Second) - m.age(now)
-	return true, exact && m.age(now) < answered && made > c.last && made > g.unlockedAt(c.account)
+	age := w.age(g.now)
+	at := g.now.Truncate(time.Second) - age
+	return true, exact && age < answerFor && at > d.last && at > g.unlocked[d.account]
 }
 
-// Settle implements proxy.Permit. Charged is what the backend called wrong, what
-// it said of the account in place of that, and what it has not judged although
-// it had the password.
+// Settle implements proxy.Permit. It charges an attempt whose password the backend
+// called wrong, or for which the backend called the account suspended, and a doubtful
+// one.
 func (p *permit) Settle(err error) time.Duration {
 	g := p.guard
 	g.lock()
 	defer g.mu.Unlock()
 	o := outcomeOf(err)
 	if p.stage != refused {
-		p.settle(o)
+		p.finish(o)
 	}
 	if err != nil {
 		p.endSession()
 	} else {
-		p.countLogin()
+		g.conns.login(&p.connEntry)
 	}
-	after := g.latest - p.begun
+	elapsed := g.now - p.begun
 	g.attempts.Put(p.attempt)
 	p.attempt = nil
-	if _, refused := errors.AsType[*proxy.Decision](err); refused || o.guess() {
-		return p.delay(after)
+	if _, rejected := errors.AsType[*proxy.Decision](err); rejected || o.isGuess() { // by this guard or a decorator
+		return p.delay(elapsed)
 	}
 	return 0
 }
 
-func (p *permit) settle(o outcome) {
-	g, c, now := p.guard, &p.claim, p.guard.latest
+// finish ends an attempt that Try let pass.
+func (p *permit) finish(o outcome) {
+	g := p.guard
 	switch o {
 	case right:
-		p.found.first = g.succeed(p)
-	case wrong, barred, doubtful:
-		g.blame(p, o)
+		p.found.first = g.recordLogin(p)
+	case wrong, suspended, doubtful:
+		g.recordGuess(p, o)
 	}
-	g.stats.settled(p, o, now)
-	if p.stage == charged || p.stage == repeats {
-		g.land(c, p.stage == charged, o)
-		g.freeSlot(p.attempt)
-	}
-}
-
-// blame charges a wrong password and remembers it. One that the backend may say
-// something else of than that it is wrong, it is asked about each time.
-func (g *Guard) blame(p *permit, o outcome) {
-	c, now := &p.claim, g.latest
-	if p.stage == follows {
-		p.found.repeat, _ = g.wasWrong(c, p.tag, now)
-	}
-	if p.stage == charged || p.stage == follows && !p.found.repeat {
-		g.spend(c, now)
-	}
-	if p.tag != 0 && p.stage != waved {
-		r := g.rings.put(c.account.with(c.from.area), now, func(*ring) {})
-		r.key = c.account.with(c.from.area)
-		if o != wrong {
-			now -= answered
-		}
-		r.add(p.tag, now)
+	g.stats.count(p, o, g.now)
+	if p.stage == charged || p.stage == repeated {
+		g.inFlight.end(&p.demand, p.stage == charged, o)
+		g.slots.release(&p.slot, g.slotLimits())
 	}
 }
 
-// succeed clears what the account owes from this network, and nothing else: an
-// account of one's own must not pay for guesses at others.
-func (g *Guard) succeed(p *permit) (isNew bool) {
-	c, now := &p.claim, g.latest
-	for _, k := range []key{c.pair() ^ g.salts[Pair], c.account ^ g.salts[Consecutive]} {
-		if b := g.buckets.get(k); b != nil {
-			*b = bucket{}
-		}
+// recordGuess charges a guess and remembers its password. Unless the backend called the
+// password wrong, the backend is asked each time the password is repeated: its answer
+// may change.
+func (g *Guard) recordGuess(p *permit, o outcome) {
+	d := &p.demand
+	if p.stage == unreserved {
+		p.found.repeat, _ = g.wasWrong(d, p.tag)
 	}
-	if r := g.rings.get(c.account.with(c.from.area)); r != nil && p.tag != 0 {
-		r.remove(p.tag, now)
+	if p.stage == charged || p.stage == unreserved && !p.found.repeat {
+		g.spend(d)
 	}
-	return g.regulars.greet(c.account, c.from.network, c.from.area, now)
+	if p.tag == 0 || p.stage == dryRun {
+		return
+	}
+	k, at := d.account.with(d.from.area), g.now
+	passwords := g.wrong.put(k, at, func(*wrongPasswords) {})
+	passwords.key = k
+	if o != wrong {
+		at -= answerFor
+	}
+	passwords.add(p.tag, at)
 }
 
-// delay returns what is left, after so long, of the time that a refusal takes.
-// It is not the same each time, so that it tells nothing of how the refusal
-// came about; after a slow answer as well.
-func (p *permit) delay(after time.Duration) time.Duration {
-	d := jitter(p.policy.Delay)
-	if after <= d {
-		return d - after
+// recordLogin makes the network known-good and clears what the account owes for this
+// network, and nothing else: a login to an attacker's own account must not pay for
+// guesses at other accounts. It reports whether the network is new to the account.
+func (g *Guard) recordLogin(p *permit) (isNew bool) {
+	d := &p.demand
+	g.buckets.remove(d.pair() ^ g.buckets.salts[Pair])
+	g.buckets.remove(d.account ^ g.buckets.salts[Consecutive])
+	if passwords := g.wrong.get(d.account.with(d.from.area)); passwords != nil && p.tag != 0 {
+		passwords.remove(p.tag, g.now)
+	}
+	return g.known.add(d.account, d.from.network, d.from.area, g.now)
+}
+
+// delay returns how long a refusal is held back that took elapsed so far. The total is
+// random, also when elapsed is longer than Config.Delay, so that it does not reveal why
+// the attempt is refused.
+func (p *permit) delay(elapsed time.Duration) time.Duration {
+	d := jitter(p.limits.Delay)
+	if elapsed <= d {
+		return d - elapsed
 	}
 	step := max(1, d/4)
-	return step - (after-d)%step
+	return step - (elapsed-d)%step
 }
 
-// jitter returns d, give or take a tenth. The generator of rand is ChaCha8:
-// whoever has seen some delays cannot tell the next.
+// jitter returns d, changed at random by up to a tenth. The generator of rand is
+// ChaCha8: a client that has seen some delays cannot predict the next.
 func jitter(d time.Duration) time.Duration {
 	if d < 10 {
 		return d
@@ -324,7 +328,7 @@ func jitter(d time.Duration) time.Duration {
 }
 
 func (p *permit) startSession() {
-	p.session = p.claim.pair()
+	p.session = p.demand.pair()
 	p.guard.sessions[p.session]++
 }
 

@@ -7,58 +7,79 @@ import (
 	"postern/proxy"
 )
 
-// Attempts at the backends have slots, Config.Attempts of them, all accounts'
-// together. Who finds none waits in a queue: the slot of an attempt that ends
-// goes to the first there, so that nobody overtakes and each end wakes one.
+// Attempts of all accounts share Config.Attempts slots at the backends. An attempt
+// that finds no slot waits in a FIFO queue. The slot of an attempt that ends goes
+// directly to the first waiter, so that new attempts do not overtake, and each end
+// wakes one waiter.
 //
-// Known-good networks have a lane of their own and four of five turns. Three
-// quarters of the slots are for strangers, and all of them while the guard
-// learns, when everybody is one.
+// Attempts from known-good networks have a queue of their own, which gets four of five
+// slots that become free. Strangers may have at most three quarters of the slots, but
+// all of them while the guard learns, when everybody is a stranger.
 
-// knownTurns is how many turns in a row known-good networks have while others
-// wait, too.
-const knownTurns = 4
+// maxKnownInRow is how many slots in a row known-good networks get while strangers
+// wait.
+const maxKnownInRow = 4
 
-// A slot says whose the one is that an attempt has.
-type slot uint8
+// A slotKind says who may use a slot.
+type slotKind uint8
 
 const (
-	noSlot       slot = iota
-	knownSlot         // of a known-good network
-	strangerSlot      // of another one
+	noSlot       slotKind = iota
+	knownSlot             // an attempt from a known-good network
+	strangerSlot          // any other attempt
 )
 
-func (t Tier) slot() slot {
+func (t Tier) slotKind() slotKind {
 	if t == KnownGood {
 		return knownSlot
 	}
 	return strangerSlot
 }
 
-// slots are those that are taken, and who waits for one.
-type slots struct {
-	taken     int
-	strangers int // of them
-	known     lane
-	others    lane
-	turn      int // of known-good networks in a row
+// slotLimits are how many slots there are.
+type slotLimits struct{ all, strangers int }
+
+func (l slotLimits) of(kind slotKind) int {
+	if kind == strangerSlot {
+		return l.strangers
+	}
+	return l.all
 }
 
-// A lane is those who wait, in the order in which they came.
-type lane struct {
+// slotLimits returns the present limits.
+func (g *Guard) slotLimits() slotLimits {
+	l := slotLimits{all: g.config.Attempts, strangers: g.config.Attempts}
+	if !g.learning() {
+		l.strangers -= l.all / 4
+	}
+	return l
+}
+
+// A slotQueue counts the slots in use and has the waiters. The Guard's lock protects
+// it.
+type slotQueue struct {
+	inUse      int
+	strangers  int // of inUse
+	known      waitList
+	others     waitList
+	knownInRow int
+}
+
+// A waitList is a linked list of waiters in the order of their arrival.
+type waitList struct {
 	first, last *waiter
-	waiting     int
+	length      int
 }
 
-// A waiter is an attempt in a lane.
+// A waiter is an attempt that waits for a slot.
 type waiter struct {
-	slot       slot
-	handed     bool          // the slot is taken, and its own
-	ready      chan struct{} // closed then
+	kind       slotKind
+	hasSlot    bool
+	ready      chan struct{} // closed when hasSlot is set
 	prev, next *waiter
 }
 
-func (l *lane) add(w *waiter) {
+func (l *waitList) add(w *waiter) {
 	w.prev = l.last
 	if l.last != nil {
 		l.last.next = w
@@ -66,10 +87,10 @@ func (l *lane) add(w *waiter) {
 		l.first = w
 	}
 	l.last = w
-	l.waiting++
+	l.length++
 }
 
-func (l *lane) remove(w *waiter) {
+func (l *waitList) remove(w *waiter) {
 	if w.prev != nil {
 		w.prev.next = w.next
 	} else {
@@ -81,90 +102,78 @@ func (l *lane) remove(w *waiter) {
 		l.last = w.prev
 	}
 	w.prev, w.next = nil, nil
-	l.waiting--
+	l.length--
 }
 
-func (q *slots) lane(p slot) *lane {
-	if p == knownSlot {
+func (q *slotQueue) list(kind slotKind) *waitList {
+	if kind == knownSlot {
 		return &q.known
 	}
 	return &q.others
 }
 
-// waiting returns how many wait for a slot.
-func (q *slots) waiting() int { return q.known.waiting + q.others.waiting }
+// waiting returns how many attempts wait for a slot.
+func (q *slotQueue) waiting() int { return q.known.length + q.others.length }
 
-// slotsFor returns how many attempts that want p may be under way.
-func (g *Guard) slotsFor(p slot) int {
-	all := g.config.Attempts
-	if p == strangerSlot && g.factor(g.latest) == 1 {
-		return all - all/4
-	}
-	return all
+// available reports whether there is a free slot.
+func (q *slotQueue) available(kind slotKind, limits slotLimits) bool {
+	return q.inUse < limits.all && (kind == knownSlot || q.strangers < limits.strangers)
 }
 
-// free reports whether there is a slot for p.
-func (g *Guard) free(p slot) bool {
-	return g.slots.taken < g.config.Attempts && (p == knownSlot || g.slots.strangers < g.slotsFor(p))
-}
-
-// takeSlot takes a slot, unless there is none or others wait for it. A slot that
-// was handed over stays; the tier may have become another one meanwhile, and then
-// it may be a place for strangers that others wait for.
-func (g *Guard) takeSlot(a *attempt, want slot) bool {
-	q := &g.slots
-	if a.slot == noSlot && (q.lane(want).waiting > 0 || !g.free(want)) {
+// acquire takes a slot into held, unless none is available or other attempts wait for
+// one. An attempt that already holds a slot keeps it. Its kind may have changed while
+// the attempt waited; if it was a slot for strangers, the next stranger gets one.
+func (q *slotQueue) acquire(held *slotKind, kind slotKind, limits slotLimits) bool {
+	if *held == noSlot && (q.list(kind).length > 0 || !q.available(kind, limits)) {
 		return false
 	}
-	before := a.slot
+	before := *held
 	q.count(before, -1)
-	q.count(want, +1)
-	a.slot = want
-	if before == strangerSlot && want == knownSlot {
-		g.handOver()
+	q.count(kind, +1)
+	*held = kind
+	if before == strangerSlot && kind == knownSlot {
+		q.dispatch(limits)
 	}
 	return true
 }
 
-// freeSlot gives the attempt's slot, if it has one, to the next who waits.
-func (g *Guard) freeSlot(a *attempt) {
-	if a.slot == noSlot {
+// release gives the slot in held, if there is one, to the next waiter.
+func (q *slotQueue) release(held *slotKind, limits slotLimits) {
+	if *held == noSlot {
 		return
 	}
-	g.slots.count(a.slot, -1)
-	a.slot = noSlot
-	g.handOver()
+	q.count(*held, -1)
+	*held = noSlot
+	q.dispatch(limits)
 }
 
-func (q *slots) count(p slot, n int) {
-	if p == noSlot {
+func (q *slotQueue) count(kind slotKind, n int) {
+	if kind == noSlot {
 		return
 	}
-	q.taken += n
-	if p == strangerSlot {
+	q.inUse += n
+	if kind == strangerSlot {
 		q.strangers += n
 	}
 }
 
-// handOver gives free slots to those who wait.
-func (g *Guard) handOver() {
-	q := &g.slots
-	for w := g.next(); w != nil; w = g.next() {
-		q.lane(w.slot).remove(w)
-		q.count(w.slot, +1)
-		w.handed = true
+// dispatch gives available slots to waiters.
+func (q *slotQueue) dispatch(limits slotLimits) {
+	for w := q.next(limits); w != nil; w = q.next(limits) {
+		q.list(w.kind).remove(w)
+		q.count(w.kind, +1)
+		w.hasSlot = true
 		close(w.ready)
 	}
 }
 
-// next returns whose turn it is, or nil.
-func (g *Guard) next() *waiter {
-	q := &g.slots
+// next returns the waiter who gets the next slot, or nil.
+func (q *slotQueue) next(limits slotLimits) *waiter {
 	known, other := q.known.first, q.others.first
-	if !g.free(knownSlot) {
+	if !q.available(knownSlot, limits) {
 		return nil
 	}
-	if other != nil && !g.free(strangerSlot) {
+	if other != nil && !q.available(strangerSlot, limits) {
 		other = nil
 	}
 	switch {
@@ -172,70 +181,69 @@ func (g *Guard) next() *waiter {
 		return other
 	case other == nil:
 		return known
-	case q.turn < knownTurns:
-		q.turn++
+	case q.knownInRow < maxKnownInRow:
+		q.knownInRow++
 		return known
 	}
-	q.turn = 0
+	q.knownInRow = 0
 	return other
 }
 
-// queue waits for a slot, and reports whether the attempt has got one. The guard
-// is locked, but while it waits. A full queue takes nobody who comes for the
-// first time.
-func (p *permit) queue(wait *patience, first bool) bool {
+// waitForSlot waits for a slot and reports whether the attempt has got one. It reports
+// false at once if the attempt is new and the queue is full. The guard must be locked,
+// and is unlocked while the attempt waits.
+func (p *permit) waitForSlot(limit *waitLimit, isNew bool) bool {
 	g, q := p.guard, &p.guard.slots
-	if first && q.waiting() >= g.config.Connections {
+	if isNew && q.waiting() >= g.config.Connections {
 		return false
 	}
-	w := &waiter{slot: p.claim.tier.slot(), ready: make(chan struct{})}
-	q.lane(w.slot).add(w)
+	w := &waiter{kind: p.demand.tier.slotKind(), ready: make(chan struct{})}
+	q.list(w.kind).add(w)
 	g.mu.Unlock()
-	g.await(w.ready, wait)
+	g.wait(w.ready, limit)
 	g.lock()
-	if !w.handed {
-		q.lane(w.slot).remove(w)
+	if !w.hasSlot {
+		q.list(w.kind).remove(w)
 		return false
 	}
-	p.slot = w.slot
-	if wait.left() { // in that moment
-		g.freeSlot(p.attempt)
+	p.slot = w.kind
+	if limit.isClientGone() { // at the same moment
+		q.release(&p.slot, g.slotLimits())
 		return false
 	}
 	return true
 }
 
-// A patience bounds how long an attempt waits. The zero value has not begun.
-type patience struct {
-	timer *time.Timer
-	gone  <-chan struct{} // closed when the client is, or has to go
-	stop  func()
+// A waitLimit bounds how long an attempt waits in all. The zero value has not started.
+type waitLimit struct {
+	timer      *time.Timer
+	clientGone <-chan struct{} // closed when the client is gone or must go
+	stopWatch  func()
 }
 
-// begin lets it begin, if it has not.
-func (w *patience) begin(ctx context.Context, l *proxy.Login, d time.Duration) {
+// start starts the limit, unless it has started before.
+func (w *waitLimit) start(ctx context.Context, l *proxy.Login, d time.Duration) {
 	if w.timer != nil {
 		return
 	}
-	w.timer, w.stop = time.NewTimer(d), func() {}
+	w.timer, w.stopWatch = time.NewTimer(d), func() {}
 	if l.Watch != nil {
-		ctx, w.stop = l.Watch(ctx)
+		ctx, w.stopWatch = l.Watch(ctx)
 	}
-	w.gone = ctx.Done()
+	w.clientGone = ctx.Done()
 }
 
-// end must be called once. The guard must not be locked.
-func (w *patience) end() {
+// stop must be called once. The guard must not be locked.
+func (w *waitLimit) stop() {
 	if w.timer != nil {
 		w.timer.Stop()
-		w.stop()
+		w.stopWatch()
 	}
 }
 
-// left reports whether nobody waits any more for what the attempt gives.
-func (w *patience) left() bool {
+func (w *waitLimit) isClientGone() bool {
 	select {
-	case <-w.gone:
+	case <-w.clientGone:
 		return true
 	default:
 		return false

@@ -69,8 +69,8 @@ func homeOf(i int) netip.Addr { return addressOf(uint32(i) << 8) }
 func (s *storm) quiet(t testing.TB) {
 	t.Helper()
 	g := s.guard
-	if g.slots != (slots{turn: g.slots.turn}) || g.stats.waiting.Load() != 0 || len(g.flights) != 0 {
-		t.Errorf("after the storm: slots %+v, %d wait, %d flights", g.slots, g.stats.waiting.Load(), len(g.flights))
+	if g.slots != (slotQueue{knownInRow: g.slots.knownInRow}) || g.stats.waiting.Load() != 0 || len(g.inFlight) != 0 {
+		t.Errorf("after the storm: slots %+v, %d wait, %d in flight", g.slots, g.stats.waiting.Load(), len(g.inFlight))
 	}
 }
 
@@ -159,7 +159,7 @@ func TestWhileLearningStrangersHaveAllPlaces(t *testing.T) {
 			if kept := 80; learning < 0 && shed != kept || learning > 0 && shed != 0 {
 				t.Errorf("learning %v: %d of 400 connections had to go", learning, shed)
 			}
-			s.guard.lobby = lobby{from: make(map[key]crowd)}
+			s.guard.conns = connTable{counts: make(map[key]connCount)}
 			for i := range 200 {
 				s.login(t, i)
 			}
@@ -253,13 +253,13 @@ func TestNobodyOvertakesTheQueue(t *testing.T) {
 		a.Leave()
 		wantStates(t, "at the end of the first", "goes", b)
 		b.end(nil)
-		if taken(g) != (slots{}) {
+		if taken(g) != (slotQueue{}) {
 			t.Errorf("slots: %+v", taken(g))
 		}
 	})
 }
 
-func taken(g *Guard) slots {
+func taken(g *Guard) slotQueue {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.slots
@@ -307,8 +307,8 @@ func TestWhoIsWokenDecidesAnew(t *testing.T) {
 		b1.Leave()
 		b2.end(nil)
 		c.end(nil)
-		if taken(g) != (slots{}) || len(g.flights) != 0 {
-			t.Errorf("slots: %+v, flights %d", taken(g), len(g.flights))
+		if taken(g) != (slotQueue{}) || len(g.inFlight) != 0 {
+			t.Errorf("slots: %+v, %d in flight", taken(g), len(g.inFlight))
 		}
 	})
 }
@@ -333,7 +333,7 @@ func TestWhoIsWokenMayHaveToWaitOn(t *testing.T) {
 		wantStates(t, "after y", "goes goes", b2, z)
 		b2.end(nil)
 		z.end(nil)
-		if taken(g) != (slots{}) {
+		if taken(g) != (slotQueue{}) {
 			t.Errorf("slots: %+v", taken(g))
 		}
 	})
@@ -402,7 +402,7 @@ func TestWhoLeavesTheQueueHandsThePlaceOn(t *testing.T) {
 		}
 		g.mu.Lock()
 		closes.close()
-		g.freeSlot(last.attempt)
+		g.slots.release(&last.slot, g.slotLimits())
 		g.mu.Unlock()
 		if err := <-closes.result; deniedBy(t, err).Bucket != Attempts.String() {
 			t.Error(err)
@@ -411,7 +411,7 @@ func TestWhoLeavesTheQueueHandsThePlaceOn(t *testing.T) {
 		last.Settle(nil)
 		last.Leave()
 		after.end(nil)
-		if taken(g) != (slots{}) || g.stats.waiting.Load() != 0 {
+		if taken(g) != (slotQueue{}) || g.stats.waiting.Load() != 0 {
 			t.Errorf("slots: %+v", taken(g))
 		}
 	})
@@ -446,7 +446,7 @@ func TestWhoBecomesKnownInTheQueueLeavesTheStrangersPlace(t *testing.T) {
 		for _, x := range []*hand{b, c, d, e} {
 			x.end(nil)
 		}
-		if taken(g) != (slots{}) {
+		if taken(g) != (slotQueue{}) {
 			t.Errorf("slots: %+v", taken(g))
 		}
 	})

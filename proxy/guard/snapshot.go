@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// A Store keeps one value for each key. Get returns nil if there is none.
+// A Store stores a value for each key. Get returns nil if there is none.
 type Store interface {
 	Get(ctx context.Context, key string) ([]byte, error)
 	Put(ctx context.Context, key string, value []byte) error
@@ -19,18 +19,19 @@ type Store interface {
 const (
 	snapshotKey   = "guard"
 	snapshotEvery = time.Minute
-	snapshotPut   = 10 * time.Second // for one to be stored
+	snapshotPut   = 10 * time.Second // timeout of Store.Put
 
 	// The last octet is the version.
 	snapshotMagic = "postern guard\x01"
 )
 
-// ErrSnapshot is in the tree of an error about a snapshot that is damaged, or
-// of another version.
+// ErrSnapshot is in the tree of the error about a snapshot that is damaged or of another
+// version.
 var ErrSnapshot = errors.New("not a snapshot of the guard")
 
-// Load restores what a store has. After an error the guard remembers nothing,
-// and learns: it can be used. Load must come before the first Admit.
+// Load restores the snapshot in a Store, if there is one. After an error the guard has
+// an empty memory and learns, and can be used. Load must be called before the first
+// Admit.
 func (g *Guard) Load(ctx context.Context, s Store) error {
 	b, err := s.Get(ctx, snapshotKey)
 	if err != nil {
@@ -42,7 +43,7 @@ func (g *Guard) Load(ctx context.Context, s Store) error {
 	return g.Restore(b)
 }
 
-// Run stores a snapshot every minute and, when ctx ends, the last one.
+// Run stores a snapshot every minute, and the last one when ctx ends. Then it returns.
 func (g *Guard) Run(ctx context.Context, s Store, log *slog.Logger) {
 	tick := time.NewTicker(snapshotEvery)
 	defer tick.Stop()
@@ -65,56 +66,56 @@ func (g *Guard) save(ctx context.Context, s Store, log *slog.Logger) {
 	}
 }
 
-// Save stores a snapshot.
+// Save stores a snapshot in a Store.
 func (g *Guard) Save(ctx context.Context, s Store) error {
 	return s.Put(ctx, snapshotKey, g.Snapshot())
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// A snapshot is, little endian, the magic; the time on the wall; what is left
-// of learning, in seconds; the secret; the buckets, the sketch's cells, the
-// rings and the known-good networks, each after their number; a CRC-32C. Times
-// are seconds before that on the wall, and debts seconds after.
+// A snapshot has, in little endian: the magic; the wall clock's time; the rest of
+// Learning, in seconds; the secret; the number of buckets, and the buckets; in the same
+// way the cells of the sketch, the wrong passwords and the known pairs; and a CRC-32C.
+// Times are seconds before the wall clock's time, and debts are seconds after it.
 
-// Snapshot returns what the guard remembers. There is no name, no address and
-// no password in it: keyed hashes, their key, and 16 bits of a keyed hash of
+// Snapshot returns the guard's memory. It has no name, address or password, but keyed
+// hashes of names and addresses, the key of these hashes, and 16 bits of a keyed hash of
 // each wrong password.
 func (g *Guard) Snapshot() []byte {
 	g.lock()
-	now := g.latest
-	b := append(make([]byte, 0, g.stored+g.stored/8), snapshotMagic...) // about as large as the last one
-	b = binary.LittleEndian.AppendUint64(b, uint64(g.wall(now).Unix()))
-	b = binary.LittleEndian.AppendUint32(b, debt(g.learning, now))
+	now := g.now
+	b := append(make([]byte, 0, g.snapshotSize+g.snapshotSize/8), snapshotMagic...) // about the size of the last one
+	b = binary.LittleEndian.AppendUint64(b, uint64(g.wallTime(now).Unix()))
+	b = binary.LittleEndian.AppendUint32(b, debt(g.learningEnd, now))
 	b = g.secret.append(b)
 	g.mu.Unlock()
 	b = g.appendBuckets(b, now)
 	b = g.appendSketch(b, now)
-	b = g.appendRings(b, now)
-	b = g.appendRegulars(b, now)
+	b = g.appendWrong(b, now)
+	b = g.appendKnown(b, now)
 	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 	g.mu.Lock()
-	g.stored = len(b)
+	g.snapshotSize = len(b)
 	g.mu.Unlock()
 	return b
 }
 
-// debt returns the seconds from now until full, rounded up.
-func debt(full, now time.Duration) uint32 {
-	if full <= now {
+// debt returns the seconds from now until at, rounded up.
+func debt(at, now time.Duration) uint32 {
+	if at <= now {
 		return 0
 	}
-	return uint32((full - now + time.Second - 1) / time.Second)
+	return uint32((at - now + time.Second - 1) / time.Second)
 }
 
-// section appends what each appends, after the number of it. The guard is
-// locked for one part at a time.
-func (g *Guard) section(b []byte, parts int, each func(b []byte, part int) ([]byte, int)) []byte {
+// section appends a number of records and the records. appendPart appends the records of
+// one part, and returns their number. The guard is locked for one part at a time.
+func (g *Guard) section(b []byte, parts int, appendPart func(b []byte, part int) ([]byte, int)) []byte {
 	at, count := len(b), 0
 	b = append(b, 0, 0, 0, 0)
 	for i := range parts {
 		g.mu.Lock()
-		more, n := each(b, i)
+		more, n := appendPart(b, i)
 		g.mu.Unlock()
 		b, count = more, count+n
 	}
@@ -124,13 +125,13 @@ func (g *Guard) section(b []byte, parts int, each func(b []byte, part int) ([]by
 
 func (g *Guard) appendBuckets(b []byte, now time.Duration) []byte {
 	return g.section(b, segments, func(b []byte, part int) (_ []byte, n int) {
-		g.buckets.each(part, func(one *bucket) {
-			if one.worth(now) <= 0 {
+		g.buckets.table.each(part, func(one *bucket) {
+			if one.priority(now) <= 0 {
 				return
 			}
 			n++
 			b = binary.LittleEndian.AppendUint64(b, uint64(one.key))
-			b = binary.LittleEndian.AppendUint32(b, debt(one.full, now))
+			b = binary.LittleEndian.AppendUint32(b, debt(one.fullAt, now))
 			b = binary.LittleEndian.AppendUint32(b, uint32(now/time.Second)-one.since)
 			b = binary.LittleEndian.AppendUint32(b, one.account)
 			b = binary.LittleEndian.AppendUint32(b, one.network)
@@ -142,33 +143,33 @@ func (g *Guard) appendBuckets(b []byte, now time.Duration) []byte {
 
 func (g *Guard) appendSketch(b []byte, now time.Duration) []byte {
 	g.mu.Lock()
-	sketched := g.evicted.rows != nil
+	sketched := g.buckets.evicted.rows != nil
 	g.mu.Unlock()
 	if !sketched {
 		return binary.LittleEndian.AppendUint32(b, 0)
 	}
-	return g.section(b, rows, func(b []byte, part int) ([]byte, int) {
-		for _, full := range &g.evicted.rows[part] {
-			b = binary.LittleEndian.AppendUint32(b, debt(time.Duration(full)*time.Second, now))
+	return g.section(b, sketchRows, func(b []byte, part int) ([]byte, int) {
+		for _, fullAt := range &g.buckets.evicted.rows[part] {
+			b = binary.LittleEndian.AppendUint32(b, debt(time.Duration(fullAt)*time.Second, now))
 		}
-		return b, cells
+		return b, sketchCells
 	})
 }
 
-func (g *Guard) appendRings(b []byte, now time.Duration) []byte {
+func (g *Guard) appendWrong(b []byte, now time.Duration) []byte {
 	return g.section(b, segments, func(b []byte, part int) (_ []byte, n int) {
-		g.rings.each(part, func(one *ring) {
-			if one.worth(now) <= 0 {
+		g.wrong.each(part, func(one *wrongPasswords) {
+			if one.priority(now) <= 0 {
 				return
 			}
 			n++
 			b = binary.LittleEndian.AppendUint64(b, uint64(one.key))
-			for _, m := range one.marks {
-				age := uint32(remembered / time.Second)
-				if m != 0 {
-					age = min(age, uint32(m.age(now)/time.Second))
+			for _, w := range one.passwords {
+				age := uint32(repeatFor / time.Second)
+				if w != 0 {
+					age = min(age, uint32(w.age(now)/time.Second))
 				}
-				b = binary.LittleEndian.AppendUint16(b, uint16(m>>48))
+				b = binary.LittleEndian.AppendUint16(b, uint16(w>>48))
 				b = binary.LittleEndian.AppendUint32(b, age)
 			}
 		})
@@ -176,15 +177,15 @@ func (g *Guard) appendRings(b []byte, now time.Duration) []byte {
 	})
 }
 
-func (g *Guard) appendRegulars(b []byte, now time.Duration) []byte {
+func (g *Guard) appendKnown(b []byte, now time.Duration) []byte {
 	g.mu.Lock()
-	chunks := len(g.regulars.chunks)
+	chunks := len(g.known.chunks)
 	g.mu.Unlock()
 	seconds := uint32(now / time.Second)
 	return g.section(b, chunks, func(b []byte, part int) (_ []byte, n int) {
-		for i := range g.regulars.chunks[part] {
-			k := &g.regulars.chunks[part][i]
-			if k.account == 0 || g.regulars.expired(k, now) {
+		for i := range g.known.chunks[part] {
+			k := &g.known.chunks[part][i]
+			if k.account == 0 || g.known.expired(k, now) {
 				continue
 			}
 			n++
@@ -193,22 +194,22 @@ func (g *Guard) appendRegulars(b []byte, now time.Duration) []byte {
 			b = binary.LittleEndian.AppendUint32(b, k.area)
 			b = binary.LittleEndian.AppendUint32(b, seconds-min(seconds, k.first))
 			b = binary.LittleEndian.AppendUint32(b, seconds-min(seconds, k.last))
-			b = binary.LittleEndian.AppendUint32(b, debt(k.full, now))
+			b = binary.LittleEndian.AppendUint32(b, debt(k.fullAt, now))
 		}
 		return b, n
 	})
 }
 
-// Restore makes the guard remember what a snapshot says. Tokens have come back
-// meanwhile, as far as the clock on the wall is to be believed: if it went
-// back, none. After an error the guard remembers nothing, and learns. Restore
-// must come before the first Admit.
+// Restore replaces the guard's memory by a snapshot. Tokens have come back for the time
+// between Snapshot and Restore, by the wall clock; none if it went back. After an error
+// the guard has an empty memory and learns. Restore must be called before the first
+// Admit.
 func (g *Guard) Restore(b []byte) error {
 	g.lock()
 	defer g.mu.Unlock()
-	g.forget(newSecret())
+	g.reset(newSecret())
 	if err := g.restore(b); err != nil {
-		g.forget(newSecret())
+		g.reset(newSecret())
 		return fmt.Errorf("restore what the guard remembers: %w", err)
 	}
 	return nil
@@ -224,15 +225,15 @@ func (g *Guard) restore(b []byte) error {
 	}
 	r := reader{b: body[len(snapshotMagic):]}
 	stored := time.Unix(int64(r.uint64()), 0)
-	// What is stored is counted from the time it was stored at.
-	then := g.latest - min(max(0, g.config.Now().Sub(stored)), epoch)
+	// Times in the snapshot are relative to the time at which it was made.
+	then := g.now - min(max(0, g.config.Now().Sub(stored)), epoch)
 	learning := r.seconds()
-	g.forget(secretOf(r.next(16)))
-	g.learning = then + min(learning, max(0, g.config.Learning))
+	g.reset(secretOf(r.next(16)))
+	g.learningEnd = then + min(learning, max(0, g.config.Learning))
 	g.restoreBuckets(&r, then)
 	g.restoreSketch(&r, then)
-	g.restoreRings(&r, then)
-	g.restoreRegulars(&r, then)
+	g.restoreWrong(&r, then)
+	g.restoreKnown(&r, then)
 	if r.short || len(r.b) > 0 {
 		return fmt.Errorf("%w: wrong length", ErrSnapshot)
 	}
@@ -241,11 +242,11 @@ func (g *Guard) restore(b []byte) error {
 
 func (g *Guard) restoreBuckets(r *reader, then time.Duration) {
 	for range r.count(26) {
-		one := bucket{key: key(r.uint64()), full: then + r.seconds(), since: before(then, r.uint32())}
+		one := bucket{key: key(r.uint64()), fullAt: then + r.seconds(), since: before(then, r.uint32())}
 		one.account, one.network = r.uint32(), r.uint32()
 		one.kind, one.tries = Bucket(r.uint8()), r.uint8()
-		if one.worth(g.latest) > 0 && one.key != 0 {
-			*g.buckets.put(one.key, g.latest, g.evict) = one
+		if one.priority(g.now) > 0 && one.key != 0 {
+			*g.buckets.put(one.key, g.now) = one
 		}
 	}
 }
@@ -255,51 +256,51 @@ func (g *Guard) restoreSketch(r *reader, then time.Duration) {
 	if n == 0 {
 		return
 	}
-	if n != rows*cells {
+	if n != sketchRows*sketchCells {
 		r.short = true
 		return
 	}
-	g.evicted.rows = make([][cells]uint32, rows)
-	for row := range g.evicted.rows {
-		for i := range &g.evicted.rows[row] {
-			if full := then + r.seconds(); full > g.latest {
-				g.evicted.rows[row][i] = uint32(full/time.Second) + 1
+	g.buckets.evicted.rows = make([][sketchCells]uint32, sketchRows)
+	for row := range g.buckets.evicted.rows {
+		for i := range &g.buckets.evicted.rows[row] {
+			if fullAt := then + r.seconds(); fullAt > g.now {
+				g.buckets.evicted.rows[row][i] = uint32(fullAt/time.Second) + 1
 			}
 		}
 	}
 }
 
-func (g *Guard) restoreRings(r *reader, then time.Duration) {
+func (g *Guard) restoreWrong(r *reader, then time.Duration) {
 	for range r.count(8 + 8*6) {
-		one := ring{key: key(r.uint64())}
-		for i := range one.marks {
+		one := wrongPasswords{key: key(r.uint64())}
+		for i := range one.passwords {
 			short, age := r.uint16(), r.uint32()
-			if m := mark(short)<<48 | mark(before(then, age))&markSeconds; m.age(g.latest) < remembered {
-				one.marks[i] = m
+			if w := wrongPassword(short)<<48 | wrongPassword(before(then, age))&secondsMask; w.age(g.now) < repeatFor {
+				one.passwords[i] = w
 			}
 		}
-		if one.worth(g.latest) > 0 && one.key != 0 {
-			*g.rings.put(one.key, g.latest, func(*ring) {}) = one
+		if one.priority(g.now) > 0 && one.key != 0 {
+			*g.wrong.put(one.key, g.now, func(*wrongPasswords) {}) = one
 		}
 	}
 }
 
-func (g *Guard) restoreRegulars(r *reader, then time.Duration) {
+func (g *Guard) restoreKnown(r *reader, then time.Duration) {
 	for range r.count(32) {
-		k := known{account: key(r.uint64()), network: key(r.uint64()), area: r.uint32()}
-		k.first, k.last, k.full = before(then, r.uint32()), before(then, r.uint32()), then+r.seconds()
-		if k.account != 0 && !g.regulars.expired(&k, g.latest) && g.regulars.find(k.account, k.network) == nil {
-			g.regulars.add(k)
+		k := knownPair{account: key(r.uint64()), network: key(r.uint64()), area: r.uint32()}
+		k.first, k.last, k.fullAt = before(then, r.uint32()), before(then, r.uint32()), then+r.seconds()
+		if k.account != 0 && !g.known.expired(&k, g.now) && g.known.find(k.account, k.network) == nil {
+			g.known.insert(k)
 		}
 	}
 }
 
-// before returns the second so many before then.
+// before returns the time, in seconds, that is some seconds before then.
 func before(then time.Duration, seconds uint32) uint32 {
 	return uint32(then/time.Second) - min(uint32(then/time.Second), seconds)
 }
 
-// A reader reads a snapshot. What is not there is zero, and makes it short.
+// A reader reads a snapshot. At the end it returns zeros and sets short.
 type reader struct {
 	b     []byte
 	short bool
@@ -323,8 +324,8 @@ func (r *reader) uint64() uint64 { return binary.LittleEndian.Uint64(r.next(8)) 
 
 func (r *reader) seconds() time.Duration { return time.Duration(r.uint32()) * time.Second }
 
-// count reads how many records of a size follow. It believes no number that the
-// rest has no room for.
+// count reads the number of records of a size, in octets. If the rest is too short for
+// them it returns 0 and sets short.
 func (r *reader) count(size int) int {
 	n := r.uint32()
 	if int64(n)*int64(size) > int64(len(r.b)) {

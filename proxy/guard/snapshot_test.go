@@ -172,7 +172,7 @@ func TestDebtsComeBackWhileStopped(t *testing.T) {
 	snapshot := s.Snapshot()
 	at.advance(2 * time.Hour)
 	again, _ := newServer(t, Config{})
-	again.config.Now, again.begun, again.asked = at.Now, at.now, 100
+	again.config.Now, again.started, again.asked = at.Now, at.now, 100
 	if err := again.Restore(snapshot); err != nil {
 		t.Fatal(err)
 	}

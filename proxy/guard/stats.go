@@ -7,36 +7,36 @@ import (
 	"time"
 )
 
-// Stats is what a Guard is doing: gauges for metrics.
+// Stats are gauges and counters of a Guard, for metrics.
 type Stats struct {
-	Entries     int           // budgets in use that are remembered
-	KnownGood   int           // known-good networks of all accounts
-	Connections int           // open
-	Strangers   int           // of them, not logged in and from networks that are not known-good
-	Sessions    int           // and attempts under way
+	Entries     int           // buckets in use
+	KnownGood   int           // pairs of an account and a known network
+	Connections int           // open connections
+	Strangers   int           // open connections that are not logged in, from networks that are not known-good
+	Sessions    int           // sessions and attempts under way
 	InFlight    int           // attempts under way
-	Waiting     int           // attempts that wait for others
-	Learning    time.Duration // left of the learning mode; 0: it is over
-	Evictions   uint64        // budgets that had to go to the sketch, since the start
-	Shed        uint64        // connections that had to make room, since the start
+	Waiting     int           // attempts that wait for other attempts
+	Learning    time.Duration // left of Config.Learning; 0: it is over
+	Evictions   uint64        // buckets that were evicted to the sketch, since the start
+	Shed        uint64        // connections that were shed, since the start
 
-	// What no limit per key catches, as one try each for many accounts from
-	// many networks. Of the last five minutes:
-	Succeeded, Failed int // attempts; repeats of one wrong password are no failures
-	Repeated, Denied  int // repeats; what the guard refused for other reasons
-	FailingAccounts   int // different ones, give or take 3 %
+	// Attacks that no limit per account and network detects, such as one guess each at
+	// many accounts from many networks, show in these. Of the last five minutes:
+	Succeeded, Failed int // attempts; repeated wrong passwords are not in Failed
+	Repeated, Denied  int // repeated wrong passwords; attempts that the guard refused for other reasons
+	FailingAccounts   int // distinct, with an error of 3 %
 	FailingNetworks   int
 
-	SprayedAccounts int // the most accounts that one wrong password was tried for, in this hour or the last
+	SprayedAccounts int // the most accounts at which one wrong password was tried, in this hour or the last
 }
 
-// Stats returns the gauges.
+// Stats returns the present values.
 func (g *Guard) Stats() Stats {
 	entries := 0
-	for i := range segments { // the lock is not held for long
+	for i := range segments { // one lock per segment: attempts must not wait long
 		g.lock()
-		g.buckets.each(i, func(b *bucket) {
-			if b.worth(g.latest) > 0 {
+		g.buckets.table.each(i, func(b *bucket) {
+			if b.priority(g.now) > 0 {
 				entries++
 			}
 		})
@@ -45,32 +45,32 @@ func (g *Guard) Stats() Stats {
 	g.lock()
 	defer g.mu.Unlock()
 	s := Stats{
-		Entries: entries, KnownGood: g.regulars.len(), Connections: g.open, Strangers: g.strangers,
-		InFlight: g.slots.taken, Waiting: int(g.stats.waiting.Load()),
-		Learning: max(0, g.learning-g.latest), Evictions: g.stats.evictions, Shed: g.stats.shed,
+		Entries: entries, KnownGood: g.known.len(), Connections: g.conns.open, Strangers: g.conns.strangers,
+		InFlight: g.slots.inUse, Waiting: int(g.stats.waiting.Load()),
+		Learning: max(0, g.learningEnd-g.now), Evictions: g.buckets.evictions, Shed: g.stats.shed,
 	}
 	for _, n := range g.sessions {
 		s.Sessions += int(n)
 	}
-	g.stats.sum(&s, g.latest)
+	g.stats.sum(&s, g.now)
 	return s
 }
 
-// window is how many minutes are summed up.
+// window is the number of minutes that sum adds.
 const window = 5
 
 type stats struct {
-	waiting         atomic.Int64
-	evictions, shed uint64
-	minutes         [window]minute
-	hours           [2]hour
+	waiting atomic.Int64
+	shed    uint64
+	minutes [window]minute
+	hours   [2]hour
 }
 
-// A minute is what happened in one.
+// A minute has the counts of one minute.
 type minute struct {
 	number                              int64
 	succeeded, failed, repeated, denied int
-	accounts, networks                  counter // that failed
+	accounts, networks                  hyperLogLog // that failed
 }
 
 func (s *stats) minute(now time.Duration) *minute {
@@ -82,25 +82,26 @@ func (s *stats) minute(now time.Duration) *minute {
 	return m
 }
 
-func (s *stats) settled(p *permit, o outcome, now time.Duration) {
+// count counts an attempt that is settled.
+func (s *stats) count(p *permit, o outcome, now time.Duration) {
 	m := s.minute(now)
 	switch {
 	case o == right:
 		m.succeeded++
-	case p.stage == waved: // counted as denied
-	case o.guess() && p.found.repeat:
+	case p.stage == dryRun: // counted as denied
+	case o.isGuess() && p.found.repeat:
 		m.repeated++
-	case o.guess():
+	case o.isGuess():
 		m.failed++
-		m.accounts.add(p.claim.account)
-		m.networks.add(p.claim.from.network)
-		if p.sprayed != 0 {
-			s.hour(now).add(p.sprayed, p.claim.account)
+		m.accounts.add(p.demand.account)
+		m.networks.add(p.demand.from.network)
+		if p.passwordKey != 0 {
+			s.hour(now).add(p.passwordKey, p.demand.account)
 		}
 	}
 }
 
-func (s *stats) denied(r *rejection, now time.Duration) {
+func (s *stats) countRejection(r *rejection, now time.Duration) {
 	if r.repeat {
 		s.minute(now).repeated++
 		return
@@ -109,7 +110,7 @@ func (s *stats) denied(r *rejection, now time.Duration) {
 }
 
 func (s *stats) sum(to *Stats, now time.Duration) {
-	var accounts, networks counter
+	var accounts, networks hyperLogLog
 	for i := range s.minutes {
 		m := &s.minutes[i]
 		if int64(now/time.Minute)-m.number >= window {
@@ -130,25 +131,25 @@ func (s *stats) sum(to *Stats, now time.Duration) {
 	}
 }
 
-// A counter counts different keys, give or take 3 %: HyperLogLog (Flajolet and
-// others 2007), with linear counting for few.
-type counter [1 << 10]uint8
+// A hyperLogLog counts distinct keys with an error of 3 % (Flajolet and others, 2007),
+// and by linear counting if there are few.
+type hyperLogLog [1 << 10]uint8
 
-func (c *counter) add(k key) {
+func (h *hyperLogLog) add(k key) {
 	i := k >> 54
-	c[i] = max(c[i], uint8(1+bits.LeadingZeros64(uint64(k)<<10|1)))
+	h[i] = max(h[i], uint8(1+bits.LeadingZeros64(uint64(k)<<10|1)))
 }
 
-func (c *counter) merge(other *counter) {
+func (h *hyperLogLog) merge(other *hyperLogLog) {
 	for i, v := range other {
-		c[i] = max(c[i], v)
+		h[i] = max(h[i], v)
 	}
 }
 
-func (c *counter) count() int {
-	const m = float64(len(counter{}))
+func (h *hyperLogLog) count() int {
+	const m = float64(len(hyperLogLog{}))
 	sum, zeros := 0.0, 0.0
-	for _, v := range c {
+	for _, v := range h {
 		sum += math.Pow(2, -float64(v))
 		if v == 0 {
 			zeros++
@@ -161,14 +162,14 @@ func (c *counter) count() int {
 	return int(math.Round(estimate))
 }
 
-// An hour is the wrong passwords that were tried for most accounts in one: the
-// one of fewest accounts makes room for one that is not among them.
+// An hour has the wrong passwords that were tried at the most accounts in one hour. A
+// password that is not among them replaces the one with the fewest accounts.
 type hour struct {
 	number    int64
 	passwords [64]spray
 }
 
-// A spray is one wrong password and a bitmap of the accounts it was tried for.
+// A spray is one wrong password and a bitmap of the accounts at which it was tried.
 type spray struct {
 	password key
 	accounts [4]uint64
@@ -184,18 +185,18 @@ func (s *stats) hour(now time.Duration) *hour {
 }
 
 func (h *hour) add(password, account key) {
-	least, few := 0, math.MaxInt
+	index, fewest := 0, math.MaxInt
 	for i := range h.passwords {
 		s := &h.passwords[i]
 		if s.password == password {
-			least = i
+			index = i
 			break
 		}
-		if n := s.ones(); n < few {
-			least, few = i, n
+		if n := s.ones(); n < fewest {
+			index, fewest = i, n
 		}
 	}
-	s := &h.passwords[least]
+	s := &h.passwords[index]
 	if s.password != password {
 		*s = spray{password: password}
 	}
@@ -209,7 +210,8 @@ func (s *spray) ones() (n int) {
 	return n
 }
 
-// most returns for how many accounts the most sprayed password was tried.
+// most returns at how many accounts the most sprayed password was tried, by linear
+// counting.
 func (h *hour) most() int {
 	most := 0
 	for i := range h.passwords {

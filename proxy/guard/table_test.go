@@ -48,9 +48,9 @@ func TestMillionsOfKeysNeitherGrowMemoryNorForgive(t *testing.T) {
 	blocked("after,")
 	size := 0
 	for i := range segments {
-		size += len(s.buckets.segments[i]) + len(s.rings.segments[i])
+		size += len(s.buckets.table.segments[i]) + len(s.wrong.segments[i])
 	}
-	if size > 1<<12+1<<10 || s.evicted.rows == nil {
+	if size > 1<<12+1<<10 || s.buckets.evicted.rows == nil {
 		t.Errorf("%d entries, want at most %d and a sketch in use", size, 1<<12+1<<10)
 	}
 	at.advance(10 * time.Minute)
@@ -59,13 +59,13 @@ func TestMillionsOfKeysNeitherGrowMemoryNorForgive(t *testing.T) {
 	}
 }
 
-func TestTableKeepsWhatIsWorthMost(t *testing.T) {
+func TestTableKeepsTheHighestPriorities(t *testing.T) {
 	const limit = 1 << 10
 	table := newTable[bucket](limit)
 	evicted := 0
-	put := func(k key, full time.Duration) {
+	put := func(k key, fullAt time.Duration) {
 		b := table.put(k, 0, func(*bucket) { evicted++ })
-		b.key, b.full = k, full
+		b.key, b.fullAt = k, fullAt
 	}
 	want := map[key]time.Duration{}
 	for range 200 {
@@ -76,23 +76,23 @@ func TestTableKeepsWhatIsWorthMost(t *testing.T) {
 	for range 20 * limit {
 		put(key(rand.Uint64()), time.Hour)
 	}
-	for k, full := range want {
-		if b := table.get(k); b == nil || b.full != full {
+	for k, fullAt := range want {
+		if b := table.get(k); b == nil || b.fullAt != fullAt {
 			t.Errorf("%x: %+v", k, b)
 		}
 	}
-	if n := table.len(0); n != limit || evicted == 0 {
+	if n := tableLen(table, 0); n != limit || evicted == 0 {
 		t.Errorf("%d entries and %d evicted, want %d and some", n, evicted, limit)
 	}
-	if n := table.len(time.Hour); n != 200 {
-		t.Errorf("%d entries are worth something after an hour, want 200", n)
+	if n := tableLen(table, time.Hour); n != 200 {
+		t.Errorf("%d entries have a priority after an hour, want 200", n)
 	}
 	evicted = 0
-	for k := range want { // the rest is worth nothing now: there is room
+	for k := range want { // the other entries have no priority any more, so there is room
 		table.put(k^1<<40, 2*time.Hour, func(*bucket) { evicted++ })
 	}
 	if evicted != 0 {
-		t.Errorf("%d were evicted beside places that are as good as free", evicted)
+		t.Errorf("%d were evicted although entries of their sets are free", evicted)
 	}
 }
 
@@ -101,15 +101,15 @@ func TestTableAsAMap(t *testing.T) {
 	for range 50_000 {
 		k := key(rand.Uint64())
 		b := table.put(k, 0, func(*bucket) { t.Error("evicted") })
-		b.key, b.full = k, time.Duration(1+rand.IntN(1000))
-		m[k] = b.full
+		b.key, b.fullAt = k, time.Duration(1+rand.IntN(1000))
+		m[k] = b.fullAt
 	}
-	for k, full := range m {
-		if b := table.get(k); b == nil || b.full != full {
-			t.Fatalf("get(%x) = %+v, want %v", k, b, full)
+	for k, fullAt := range m {
+		if b := table.get(k); b == nil || b.fullAt != fullAt {
+			t.Fatalf("get(%x) = %+v, want %v", k, b, fullAt)
 		}
 	}
-	if n := table.len(0); n != len(m) {
+	if n := tableLen(table, 0); n != len(m) {
 		t.Errorf("len %d, want %d", n, len(m))
 	}
 	if b := table.get(key(rand.Uint64())); b != nil {
@@ -117,10 +117,22 @@ func TestTableAsAMap(t *testing.T) {
 	}
 }
 
+// tableLen returns the number of entries with a priority above 0.
+func tableLen(t *table[bucket, *bucket], now time.Duration) (n int) {
+	for i := range t.segments {
+		t.each(i, func(b *bucket) {
+			if b.priority(now) > 0 {
+				n++
+			}
+		})
+	}
+	return n
+}
+
 func TestSketchNeverForgives(t *testing.T) {
 	var s sketch
-	if got := s.full(1); got != 0 {
-		t.Errorf("an empty sketch says %v", got)
+	if got := s.fullAt(1); got != 0 {
+		t.Errorf("an empty sketch returns %v", got)
 	}
 	m := map[key]time.Duration{}
 	for range 20_000 {
@@ -129,124 +141,125 @@ func TestSketchNeverForgives(t *testing.T) {
 		s.raise(k, m[k])
 	}
 	more := 0
-	for k, full := range m {
-		switch got := s.full(k); {
-		case got < full:
-			t.Errorf("full(%x) = %v, want %v at least", k, got, full)
-		case got > full+2*time.Second:
+	for k, fullAt := range m {
+		switch got := s.fullAt(k); {
+		case got < fullAt:
+			t.Errorf("fullAt(%x) = %v, want %v at least", k, got, fullAt)
+		case got > fullAt+2*time.Second:
 			more++
 		}
 	}
 	if more > 200 {
-		t.Errorf("%d of 20000 owe more than they do", more)
+		t.Errorf("%d of 20000 have more debt than they should", more)
 	}
 	for k := range m {
-		s.forget(k)
-		if got := s.full(k); got != 0 {
-			t.Errorf("after forget: %v", got)
+		s.reset(k)
+		if got := s.fullAt(k); got != 0 {
+			t.Errorf("after reset: %v", got)
 		}
 	}
 }
 
-func TestRegulars(t *testing.T) {
-	r := newRegulars(100)
+func TestKnownNetworks(t *testing.T) {
+	const keepFor = 30 * day
+	n := newKnownNetworks(100, keepFor)
 	type pair struct{ account, network key }
 	model := map[pair]bool{}
 	for i := range 10_000 {
 		p := pair{key(1 + rand.N(20)), key(1 + rand.N(30))}
 		at := epoch + time.Duration(i)*time.Second
-		if isNew := r.greet(p.account, p.network, 7, at); isNew == model[p] && i < 100 {
-			t.Fatalf("greet %d: new %v", i, isNew)
+		if isNew := n.add(p.account, p.network, 7, at); isNew == model[p] && i < 100 {
+			t.Fatalf("add %d: new %v", i, isNew)
 		}
 		model[p] = true
-		checkRegulars(t, r)
+		checkKnownNetworks(t, n)
 	}
-	if r.len() != 100 {
-		t.Errorf("%d are known, want 100", r.len())
+	if n.len() != 100 {
+		t.Errorf("%d are known, want 100", n.len())
 	}
-	r = newRegulars(1000)
+	n = newKnownNetworks(1000, keepFor)
 	for i := range 100 {
-		r.greet(1, key(100+i), 7, epoch+time.Duration(i)*time.Second)
-		checkRegulars(t, r)
+		n.add(1, key(100+i), 7, epoch+time.Duration(i)*time.Second)
+		checkKnownNetworks(t, n)
 	}
 	for i := range 100 {
-		f := r.look(1, key(100+i), 7, epoch)
-		if known := f.known != nil; known != (i >= 68) || !f.area || f.last != epoch+99*time.Second {
-			t.Errorf("network %d: %+v, want the last 32 to be known", i, f)
+		h := n.history(1, key(100+i), 7, epoch)
+		if known := h.known != nil; known != (i >= 68) || !h.area || h.last != epoch+99*time.Second {
+			t.Errorf("network %d: %+v, want the last 32 to be known", i, h)
 		}
 	}
-	later := epoch + knownFor + 70*time.Second
-	if f := r.look(1, 170, 7, later); f.known != nil {
-		t.Errorf("after 30 days: %+v", f)
+	later := epoch + keepFor + 70*time.Second
+	if h := n.history(1, 170, 7, later); h.known != nil {
+		t.Errorf("after 30 days: %+v", h)
 	}
-	if !r.welcomes(171, later) || r.welcomes(170, later) || r.welcomes(1, later) {
-		t.Error("who is welcome is not who came in the last 30 days")
+	if !n.has(171, later) || n.has(170, later) || n.has(1, later) {
+		t.Error("known-good are not those networks that were used in the last 30 days")
 	}
 }
 
-// checkRegulars walks all lists.
-func checkRegulars(t *testing.T, r *regulars) {
+// checkKnownNetworks walks all lists.
+func checkKnownNetworks(t *testing.T, n *knownNetworks) {
 	t.Helper()
-	places := func(walk func(each func(p place, k *known))) map[place]bool {
-		seen := map[place]bool{}
-		walk(func(p place, k *known) {
-			if seen[p] || k.account == 0 {
-				t.Fatalf("place %d is in a list twice, or free", p)
+	indexes := func(walk func(each func(i pairIndex, k *knownPair))) map[pairIndex]bool {
+		seen := map[pairIndex]bool{}
+		walk(func(i pairIndex, k *knownPair) {
+			if seen[i] || k.account == 0 {
+				t.Fatalf("pair %d is in a list twice, or free", i)
 			}
-			seen[p] = true
+			seen[i] = true
 		})
 		return seen
 	}
-	byAccount := places(func(each func(place, *known)) {
-		for a, p := range r.accounts {
-			for ; p != 0; p = r.at(p).ofAccount {
-				if r.at(p).account != a {
-					t.Fatalf("place %d is in a list of another account", p)
+	byAccount := indexes(func(each func(pairIndex, *knownPair)) {
+		for a, i := range n.accounts {
+			for ; i != 0; i = n.at(i).nextOfAccount {
+				if n.at(i).account != a {
+					t.Fatalf("pair %d is in a list of another account", i)
 				}
-				each(p, r.at(p))
+				each(i, n.at(i))
 			}
 		}
 	})
-	byNetwork := places(func(each func(place, *known)) {
-		for n, h := range r.houses {
-			last := place(0)
-			for p := h.first; p != 0; p = r.at(p).ofNetwork {
-				if r.at(p).network != n || r.at(p).toNetwork != last {
-					t.Fatalf("place %d is in a list of another network, or linked wrongly", p)
+	byNetwork := indexes(func(each func(pairIndex, *knownPair)) {
+		for k, network := range n.networks {
+			last := pairIndex(0)
+			for i := network.first; i != 0; i = n.at(i).nextOfNetwork {
+				if n.at(i).network != k || n.at(i).prevOfNetwork != last {
+					t.Fatalf("pair %d is in a list of another network, or linked wrongly", i)
 				}
-				last = p
-				each(p, r.at(p))
+				last = i
+				each(i, n.at(i))
 			}
 		}
 	})
-	if len(byAccount) != r.len() || len(byNetwork) != r.len() {
-		t.Fatalf("%d are known, %d by account, %d by network", r.len(), len(byAccount), len(byNetwork))
+	if len(byAccount) != n.len() || len(byNetwork) != n.len() {
+		t.Fatalf("%d are known, %d by account, %d by network", n.len(), len(byAccount), len(byNetwork))
 	}
 }
 
-func TestRing(t *testing.T) {
-	var r ring
-	r.key = 1
+func TestWrongPasswords(t *testing.T) {
+	var p wrongPasswords
+	p.key = 1
 	now := epoch
 	for i := range 20 {
-		r.add(tag(uint64(i+1)<<40), now)
+		p.add(tag(uint64(i+1)<<40), now)
 		now += time.Minute
 	}
 	for i := range 20 {
-		m, exact := r.find(tag(uint64(i+1)<<40), now)
-		if found := m != 0; found != (i >= 12) || found && (!exact || m.age(now) != time.Duration(20-i)*time.Minute) {
-			t.Errorf("password %d: found %v, exact %v, age %v, want the last eight", i, found, exact, m.age(now))
+		w, exact := p.find(tag(uint64(i+1)<<40), now)
+		if found := w != 0; found != (i >= 12) || found && (!exact || w.age(now) != time.Duration(20-i)*time.Minute) {
+			t.Errorf("password %d: found %v, exact %v, age %v, want the last eight", i, found, exact, w.age(now))
 		}
 	}
-	r.add(tag(13<<40), now)
-	if n := r.count(now); n != 8 {
+	p.add(tag(13<<40), now)
+	if n := p.count(now); n != 8 {
 		t.Errorf("%d passwords after a repeat, want 8", n)
 	}
-	r.remove(tag(13<<40), now)
-	if m, _ := r.find(tag(13<<40), now); m != 0 || r.count(now) != 7 {
-		t.Errorf("a password that was removed is found: %v, of %d", m, r.count(now))
+	p.remove(tag(13<<40), now)
+	if w, _ := p.find(tag(13<<40), now); w != 0 || p.count(now) != 7 {
+		t.Errorf("a password that was removed is found: %v, of %d", w, p.count(now))
 	}
-	if r.count(now+day) != 0 || r.worth(now+day) > 0 {
+	if p.count(now+day) != 0 || p.priority(now+day) > 0 {
 		t.Error("passwords are remembered for more than a day")
 	}
 }

@@ -1,0 +1,47 @@
+package guard
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// A Success is a login in the past.
+type Success struct {
+	Account string // as rewritten
+	Addr    netip.Addr
+	Time    time.Time
+}
+
+// Seed makes the networks of logins within Config.KnownFor known-good. It returns how
+// many pairs of account and network are new.
+func (g *Guard) Seed(logins []Success) (added int) {
+	const chunk = 256 // under one lock: attempts must not wait long
+	for some := range slices.Chunk(logins, chunk) {
+		added += g.seed(some)
+	}
+	return added
+}
+
+func (g *Guard) seed(logins []Success) (added int) {
+	g.lock()
+	defer g.mu.Unlock()
+	for _, s := range logins {
+		at := g.now - g.config.Now().Sub(s.Time)
+		if at > g.now || at+g.config.KnownFor <= g.now {
+			continue
+		}
+		from := g.secret.originOf(s.Addr)
+		if g.known.add(g.secret.account(s.Account), from.network, from.area, at) {
+			added++
+		}
+	}
+	return added
+}
+
+// Known returns how many known networks an account, as rewritten, has.
+func (g *Guard) Known(account string) int {
+	g.lock()
+	defer g.mu.Unlock()
+	return g.known.countOf(g.secret.account(account))
+}
