@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"text/tabwriter"
 	"time"
 
@@ -15,14 +16,24 @@ import (
 	"postern/metrics/ledger"
 )
 
-func accountsCommand() *cobra.Command {
+func accountCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "accounts",
+		Use:   "account",
+		Short: "List accounts; show, export or forget all that is stored of one",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(listAccountsCommand(), showAccountCommand(), exportAccountCommand(), forgetAccountCommand())
+	return cmd
+}
+
+func listAccountsCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
 		Short: "List which accounts log in with which protocol and TLS, and when they last did",
 		Long: `List which accounts log in with which protocol and TLS, and when they last did:
 who still needs POP3, or a version of TLS that is to be switched off. The version
 is the oldest that the account used on its last day.`,
-		Example: "postern accounts --protocol pop3 --tls 1.0,1.1",
+		Example: "postern account list --protocol pop3 --tls 1.0,1.1",
 		Args:    cobra.NoArgs,
 	}
 	path := configFlag(cmd)
@@ -57,16 +68,6 @@ is the oldest that the account used on its last day.`,
 	return cmd
 }
 
-func accountCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "account",
-		Short: "Show, or forget, all that is stored of one account",
-		Args:  cobra.NoArgs,
-	}
-	cmd.AddCommand(exportAccountCommand(), forgetAccountCommand())
-	return cmd
-}
-
 // storedOf returns all that is stored of an account. Nothing is an error.
 func storedOf(ctx context.Context, cfg *configs.Config, account string) (stored.Account, error) {
 	s, err := stored.ExportAccount.One(ctx, cfg, account)
@@ -74,6 +75,60 @@ func storedOf(ctx context.Context, cfg *configs.Config, account string) (stored.
 		err = fmt.Errorf("nothing is stored of %s", account)
 	}
 	return s, err
+}
+
+func showAccountCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "show ACCOUNT",
+		Short: "Show what is stored of an account",
+		Long: `Show what is stored of an account, named as in the log: its days in the ledger,
+how much is remembered of its mailbox and its unique ids of POP3, and how many
+networks the login guard knows it from. postern account export writes all of it.`,
+		Args: cobra.ExactArgs(1),
+	}
+	path := configFlag(cmd)
+	asJSON := cmd.Flags().Bool("json", false, "all of it, as one JSON object: as export writes it")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		a, err := storedOf(cmd.Context(), cfg, args[0])
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(a)
+		}
+		return showAccount(cmd.OutOrStdout(), a)
+	}
+	return cmd
+}
+
+// showAccount prints a as lines of a key and a value.
+func showAccount(out io.Writer, a stored.Account) error {
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintf(t, "account\t%s\npseudonym\t%s\n", a.Account, a.Pseudonym)
+	for _, e := range a.Ledger {
+		_, _ = fmt.Fprintf(t, "%s\tTLS %s, first %s, last %s, logins: %d\n", e.Protocol, e.TLS, e.First, e.Last, e.Logins)
+	}
+	if l := a.POP3.Listing; l != nil {
+		_, _ = fmt.Fprintf(t, "mailbox\tUIDVALIDITY %d, messages: %d, octets: %d\n", l.UIDValidity, l.Messages, l.Octets)
+	}
+	if a.POP3.Record != nil {
+		_, _ = fmt.Fprintf(t, "unique ids\trecorded (postern uidl history)\n")
+	}
+	if n := len(a.POP3.Deleted); n > 0 {
+		_, _ = fmt.Fprintf(t, "deleted\tmessages that the server could only mark: %d\n", n)
+	}
+	_, _ = fmt.Fprintf(t, "networks\tknown to the login guard: %d\n", a.Networks)
+	if a.LastLogin != nil {
+		_, _ = fmt.Fprintf(t, "last login\t%s\n", date(*a.LastLogin))
+	}
+	if a.Damaged != "" {
+		_, _ = fmt.Fprintf(t, "damaged\t%s\n", a.Damaged)
+	}
+	return t.Flush()
 }
 
 func exportAccountCommand() *cobra.Command {

@@ -17,7 +17,7 @@ import (
 
 func healthCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "healthy",
+		Use:   "health",
 		Short: "Ask the running Postern whether new clients should come: for containers",
 		Long: `Ask the running Postern at its metrics address whether new clients should come,
 as a load balancer asks /readyz. The exit status is 0 if they should, else 1.`,

@@ -1,6 +1,8 @@
-// Postern stands in front of mail servers: it terminates TLS for IMAP, POP3
-// and submission, and speaks POP3 to clients of a server that speaks only
-// IMAP.
+// Postern is a TLS proxy for IMAP, POP3 and submission in front of existing mail
+// servers. It speaks POP3 to clients while the server behind speaks IMAP.
+//
+// This package is the command line, one file a subcommand. What the commands do
+// is in internal/service (the running Postern) and internal/stored (its state).
 package main
 
 import (
@@ -23,20 +25,24 @@ func main() {
 func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := &cobra.Command{
 		Use:   "postern",
-		Short: "A TLS front for mail servers, with POP3 for those that speak only IMAP",
-		Long: `Postern stands in front of existing mail servers. It terminates TLS on 993
-(IMAP), 995 (POP3) and 465 (submission), refuses passwords in the clear, limits
+		Short: "A TLS proxy for IMAP, POP3 and submission in front of existing mail servers",
+		Long: `Postern is a TLS proxy in front of existing mail servers. It terminates TLS on
+993 (IMAP), 995 (POP3) and 465 (submission), refuses passwords in the clear, limits
 login guessing, and speaks POP3 to clients while the server behind it speaks
 only IMAP.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(sessionsCommand(), kickCommand(), drainCommand(), logLevelCommand(), stateCommand(), accountsCommand(), accountCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(demoCommand(), runCommand(), reloadCommand(), upgradeCommand(), checkCommand(), certsCommand(), guardCommand(), uidlCommand(), versionCommand(), healthCommand(), manCommand())
+	root.AddCommand(
+		runCommand(), reloadCommand(), upgradeCommand(), checkCommand(), demoCommand(),
+		sessionsCommand(), kickCommand(), drainCommand(), logLevelCommand(), healthCommand(),
+		accountCommand(), guardCommand(), certsCommand(), uidlCommand(), stateCommand(),
+		versionCommand(), manCommand(),
+	)
 	err := root.ExecuteContext(ctx)
 	if status, ok := errors.AsType[exitStatus](err); ok {
 		return int(status)

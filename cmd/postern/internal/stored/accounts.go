@@ -12,7 +12,7 @@ import (
 	"postern/metrics/ledger"
 )
 
-// A AccountFilter is which entries of the ledger are asked for.
+// An AccountFilter chooses entries of the ledger.
 type AccountFilter struct {
 	Protocol string   `json:"protocol,omitempty"` // "": any
 	TLS      []string `json:"tls,omitempty"`      // none: any
@@ -23,7 +23,7 @@ func (n AccountFilter) match(e ledger.Entry) bool {
 	return (n.Protocol == "" || n.Protocol == e.Protocol) && (n.TLS == nil || slices.Contains(n.TLS, e.TLS)) && e.Last >= n.Since
 }
 
-var ListAccounts = Question[AccountFilter, ledger.Entry]{"accounts", func(ctx context.Context, m *Storage, n AccountFilter, each func(ledger.Entry) error) error {
+var ListAccounts = Question[AccountFilter, ledger.Entry]{"account/list", func(ctx context.Context, m *Storage, n AccountFilter, each func(ledger.Entry) error) error {
 	a, err := m.open(ctx)
 	if err != nil {
 		return err
@@ -36,7 +36,7 @@ var ListAccounts = Question[AccountFilter, ledger.Entry]{"accounts", func(ctx co
 	})
 }}
 
-// A Account is all that is stored of an account. An account's networks
+// An Account is all that is stored of an account. An account's networks
 // are stored as keyed hashes alone, so there is only their number.
 type Account struct {
 	Account   string         `json:"account"`
