@@ -63,17 +63,6 @@ type Login struct {
 	Watch func(context.Context) (context.Context, func()) `json:"-"`
 }
 
-// maxPassword is the length of a password, in octets, at most.
-const maxPassword = 256
-
-// HasToken reports whether the Secret is a bearer token that cannot be a password.
-// Some servers check what they get as a bearer token like a password. A token of at
-// most 256 octets may be one.
-func (l *Login) HasToken() bool {
-	bearer := l.Mechanism == "XOAUTH2" || l.Mechanism == "OAUTHBEARER"
-	return bearer && len(l.Secret.Reveal()) > maxPassword
-}
-
 // A Secret is a password or a token. It shows itself to nobody but the caller
 // of Reveal: fmt, slog and encoders print "[secret]".
 type Secret struct{ b []byte }

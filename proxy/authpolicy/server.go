@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"postern/proxy"
+	"postern/proxy/wire"
 )
 
 // A Server is a policy server, such as wforce, that speaks Dovecot's auth-policy
@@ -93,7 +94,7 @@ func (s *Server) request(l *proxy.Login) *request {
 // recognise equal passwords of an account, but learns little about them. The hash
 // of a token is empty, because each token is used for a short time only.
 func (s *Server) hash(l *proxy.Login) string {
-	if l.HasToken() {
+	if wire.IsToken(l.Mechanism, l.Secret.Reveal()) {
 		return ""
 	}
 	h := sha256.New()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"postern/proxy"
+	"postern/proxy/wire"
 )
 
 var (
@@ -21,9 +22,6 @@ var (
 
 // A clock is a Config.Now.
 type clock struct{ now time.Time }
-
-// maxPassword is the length of the longest credential that counts as a password.
-const maxPassword = 256
 
 func (c *clock) Now() time.Time          { return c.now }
 func (c *clock) advance(d time.Duration) { c.now = c.now.Add(d) }
@@ -49,7 +47,7 @@ func mustAdmit(t testing.TB, g *Guard, addr string) *permit {
 }
 
 func loginWith(account, password string) *proxy.Login {
-	return &proxy.Login{Account: account, Mechanism: "PLAIN", Secret: proxy.NewSecret([]byte(password))}
+	return &proxy.Login{Account: account, Mechanism: wire.MechanismPlain, Secret: proxy.NewSecret([]byte(password))}
 }
 
 // A mail server has one password for each account; one that is not named has
@@ -470,7 +468,7 @@ func TestTrustedNetworksSkipTheirOwnLimitsOnly(t *testing.T) {
 // Criterion: A bearer token of up to 256 octets costs what a password costs, in every mechanism: 300 guesses from four addresses come to the backend as often as 300 passwords.
 func TestShortTokensArePasswords(t *testing.T) {
 	asked := map[string]int{}
-	for _, mechanism := range []string{"PLAIN", "XOAUTH2", "OAUTHBEARER"} {
+	for _, mechanism := range []string{wire.MechanismPlain, wire.MechanismXOAuth2, wire.MechanismOAuthBearer} {
 		s, _ := newServer(t, Config{})
 		try := func(addr, account, secret string) error {
 			p := mustAdmit(t, s.Guard, addr)
@@ -486,7 +484,7 @@ func TestShortTokensArePasswords(t *testing.T) {
 			return err
 		}
 		for i := range 300 {
-			_ = try(fmt.Sprint("192.0.2.", i%4), "alice", fmt.Sprintf("%0*d", 1+i%maxPassword, i))
+			_ = try(fmt.Sprint("192.0.2.", i%4), "alice", fmt.Sprintf("%0*d", 1+i%wire.MaxPassword, i))
 		}
 		asked[mechanism] = s.asked
 		before := s.asked
@@ -497,7 +495,7 @@ func TestShortTokensArePasswords(t *testing.T) {
 		}
 		same(t, mechanism+", the same again", s.asked-before, 1)
 	}
-	if asked["PLAIN"] > 20 || asked["XOAUTH2"] != asked["PLAIN"] || asked["OAUTHBEARER"] != asked["PLAIN"] {
+	if asked[wire.MechanismPlain] > 20 || asked[wire.MechanismXOAuth2] != asked[wire.MechanismPlain] || asked[wire.MechanismOAuthBearer] != asked[wire.MechanismPlain] {
 		t.Errorf("of 300 guesses at one account came to the backend: %v", asked)
 	}
 }
@@ -510,7 +508,7 @@ func TestTokensHaveTheirOwnBudget(t *testing.T) {
 		p := mustAdmit(t, s.Guard, "192.0.2.1")
 		defer p.Leave()
 		jwt++
-		l := loginWith("alice", fmt.Sprintf("%0*d", maxPassword+1, jwt))
+		l := loginWith("alice", fmt.Sprintf("%0*d", wire.MaxPassword+1, jwt))
 		l.Mechanism = mechanism
 		err := p.Try(t.Context(), l)
 		if err == nil {
@@ -521,16 +519,16 @@ func TestTokensHaveTheirOwnBudget(t *testing.T) {
 		return err
 	}
 	for range 6 {
-		_ = try("XOAUTH2")
-		_ = try("OAUTHBEARER")
+		_ = try(wire.MechanismXOAuth2)
+		_ = try(wire.MechanismOAuthBearer)
 	}
 	same(t, "tokens", s.asked, 10)
-	if d := deniedBy(t, try("XOAUTH2")); d.Bucket != OAuth.String() {
+	if d := deniedBy(t, try(wire.MechanismXOAuth2)); d.Bucket != OAuth.String() {
 		t.Errorf("the eleventh is refused by %v", d)
 	}
 	for range 1440 {
 		for range 10 {
-			_ = try("XOAUTH2")
+			_ = try(wire.MechanismXOAuth2)
 		}
 		at.advance(time.Minute)
 	}

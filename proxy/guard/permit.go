@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"postern/proxy"
+	"postern/proxy/wire"
 )
 
 // A rejection is why the guard refuses an attempt.
@@ -92,7 +93,7 @@ func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 func (p *permit) subject(l *proxy.Login) subject {
 	return subject{
 		limits: p.limits, from: p.from, trusted: p.trusted, account: p.guard.secret.account(l.Account),
-		token: l.HasToken(),
+		token: wire.IsToken(l.Mechanism, l.Secret.Reveal()),
 	}
 }
 

@@ -17,6 +17,17 @@ const (
 	MechanismOAuthBearer = "OAUTHBEARER" // RFC 7628
 )
 
+// MaxPassword is the length, in octets, of the longest bearer token that may be a
+// password.
+const MaxPassword = 256
+
+// IsToken reports whether a credential is a bearer token that cannot be a password.
+// Some servers check a bearer token like a password, if it is short enough.
+func IsToken(mechanism string, credential []byte) bool {
+	bearer := mechanism == MechanismXOAuth2 || mechanism == MechanismOAuthBearer
+	return bearer && len(credential) > MaxPassword
+}
+
 // The errors of SASL messages.
 var (
 	ErrBase64 = errors.New("invalid base64")
