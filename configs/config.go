@@ -26,7 +26,7 @@ type Config struct {
 	Backends        map[string]Backend `yaml:"backends"`
 	Routes          []Route            `yaml:"routes"` // first match wins
 	Accounts        Accounts           `yaml:"accounts"`
-	Policy          Policy             `yaml:"policy"`
+	Protocols          Protocols             `yaml:"policy"`
 	Texts           Texts              `yaml:"texts"`
 	Domains         []Domain           `yaml:"domains"`
 	TrustedNetworks []netip.Prefix     `yaml:"trusted_networks"` // masked, IPv4 never as ::ffff:
@@ -141,7 +141,7 @@ type Rewrite struct {
 }
 
 // Policy is which protocols an account may use.
-type Policy struct {
+type Protocols struct {
 	File string `yaml:"file"` // read again when it changes
 }
 
@@ -277,7 +277,7 @@ func (c *Config) fillIn(machine string) {
 	for i := range c.Domains {
 		c.Domains[i].Domain = strings.ToLower(c.Domains[i].Domain)
 	}
-	c.Policy.File = c.beside(c.Policy.File)
+	c.Protocols.File = c.beside(c.Protocols.File)
 	c.Log.Fail2ban = c.beside(c.Log.Fail2ban)
 	c.fillInGuard()
 	for name, b := range c.Backends {

@@ -180,7 +180,7 @@ log: {format: json, level: debug, fail2ban: failed}
 		Accounts: Accounts{
 			DefaultDomain: "example.org", Rewrite: []Rewrite{{Match: "^(web[0-9]+p[0-9]+)@.*$", To: "$1"}}, Separators: "+",
 		},
-		Policy: Policy{File: "protocols"},
+		Protocols: Protocols{File: "protocols"},
 		Texts: Texts{
 			Wrong: "a", Throttled: "b", Unavailable: "c", InUse: "d", ProtocolOff: "e", Suspended: "f", Unusable: "k", Plaintext: "g",
 			TooMany: "h", TooManySessions: "l", MailboxFull: "i", Maintenance: "j",
@@ -204,7 +204,7 @@ log: {format: json, level: debug, fail2ban: failed}
 				Network48: Budget{13, 14 * time.Second}, OAuth: Budget{15, 16 * time.Second},
 				Delay: 17 * time.Second, DryRun: true, StrictNIST: true,
 			},
-			Policy: AuthPolicy{
+			AuthPolicy: AuthPolicy{
 				URL: "https://policy.example/", APIKeyFile: "key", NonceFile: "/nonce", Timeout: 18 * time.Second, RejectOnFail: true, LogOnly: true,
 			},
 		},
@@ -588,13 +588,13 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 	same.Listeners = same.Listeners[:len(cfg.Listeners)]
 	delete(same.Backends, "other")
 	delete(same.Backends, "farm")
-	if len(same.Routes) != 4 || len(same.Domains) != 1 || same.Policy.File == "" || same.Control.Group == "" || same.Texts.Plaintext == "" || len(same.Accounts.Rewrite) != 1 {
+	if len(same.Routes) != 4 || len(same.Domains) != 1 || same.Protocols.File == "" || same.Control.Group == "" || same.Texts.Plaintext == "" || len(same.Accounts.Rewrite) != 1 {
 		t.Errorf("without comment signs the example is\n%+v", same)
 	}
 	// These have no default that could be shown.
-	same.Routes, same.Domains, same.Policy, same.Texts = cfg.Routes, nil, cfg.Policy, cfg.Texts
+	same.Routes, same.Domains, same.Protocols, same.Texts = cfg.Routes, nil, cfg.Protocols, cfg.Texts
 	same.Accounts.DefaultDomain, same.Accounts.Rewrite, same.Control.Group = "", nil, ""
-	same.Guard.Policy.URL, same.Log.Fail2ban = "", ""
+	same.Guard.AuthPolicy.URL, same.Log.Fail2ban = "", ""
 	same.Metrics.Networks, same.Metrics.ReadyAddress = nil, ""
 	if !reflect.DeepEqual(cfg, same) {
 		t.Errorf("without comment signs the example is\n%+v, want\n%+v", same, cfg)

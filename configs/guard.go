@@ -25,7 +25,7 @@ type Limits struct {
 type Guard struct {
 	Budgets  `yaml:",inline"`
 	Learning time.Duration `yaml:"learning"` // budgets of networks are larger, after a start without memory; 0: never
-	Policy   AuthPolicy    `yaml:"policy"`
+	AuthPolicy   AuthPolicy    `yaml:"policy"`
 }
 
 // Budgets is how much guessing is let through.
@@ -89,7 +89,7 @@ func defaultGuard() Guard {
 			Delay:     2 * time.Second,
 		},
 		Learning: 72 * time.Hour,
-		Policy:   AuthPolicy{Timeout: 2 * time.Second},
+		AuthPolicy:   AuthPolicy{Timeout: 2 * time.Second},
 	}
 }
 
@@ -98,7 +98,7 @@ func (c *Config) fillInGuard() {
 	if !c.Stands("limits.reserve") {
 		c.Limits.Reserve = c.Limits.MaxConnections / 5
 	}
-	p := &c.Guard.Policy
+	p := &c.Guard.AuthPolicy
 	p.APIKeyFile, p.NonceFile = c.beside(p.APIKeyFile), c.beside(p.NonceFile)
 }
 
@@ -119,7 +119,7 @@ func (m *mistakes) checkGuard() {
 	m.checkSize("limits.listing_memory", l.ListingMemory, 1<<20, 1<<40)
 	m.checkBudgets("guard", m.cfg.Guard.Budgets)
 	m.checkSpan("guard.learning", m.cfg.Guard.Learning, 0, 30*24*time.Hour)
-	m.checkAuthPolicy(m.cfg.Guard.Policy)
+	m.checkAuthPolicy(m.cfg.Guard.AuthPolicy)
 }
 
 // checkBudgets judges those that stand, for the others are as for all.
@@ -166,7 +166,7 @@ func (m *mistakes) checkAuthPolicy(p AuthPolicy) {
 
 // checkPolicyFiles wants what is in the files of a policy server to be there.
 func (m *mistakes) checkPolicyFiles() {
-	p := m.cfg.Guard.Policy
+	p := m.cfg.Guard.AuthPolicy
 	for key, path := range map[string]string{"guard.policy.api_key_file": p.APIKeyFile, "guard.policy.nonce_file": p.NonceFile} {
 		if data := m.read(key, path); data != nil && len(data) == 0 {
 			m.judge(key, "%s is empty", path)

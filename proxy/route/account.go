@@ -1,4 +1,7 @@
-// Package route finds out who a client is and which backend serves it.
+// Package route determines the account of a user name and the backend of an
+// account. Accounts normalize user names. A Mux is the proxy.Backend that chooses
+// a backend by Rules: a File, a Hook, a Domain or a Default. Protocols say which
+// protocols an account may use.
 package route
 
 import (
@@ -11,11 +14,11 @@ import (
 	"unicode/utf8"
 )
 
-// maxAccount is the length of the longest address, in octets: 64 for the local
-// part, 255 for the domain and the @, RFC 5321 section 4.5.3.1.
+// maxAccount is the length of the longest address, in octets: 64 of the local
+// part, @, and 255 of the domain, RFC 5321 section 4.5.3.1.
 const maxAccount = 320
 
-// Why a name cannot be an account. None of them quotes it: people type
+// Why a name cannot be an account. No error contains the name: people type
 // passwords into the field of the user name.
 var (
 	ErrEmpty     = errors.New("empty user name")
@@ -25,33 +28,33 @@ var (
 	ErrSeparator = errors.New("user name with a separator of master users")
 )
 
-// DefaultSeparators is what no account has: the wildcards of IMAP, of which
-// Dovecot also makes the separator of master users.
+// DefaultSeparators are characters that no account contains: the wildcards of
+// IMAP, which Dovecot also uses as separators of master users.
 const DefaultSeparators = "*%"
 
-// Accounts say which account a user name means. All spellings that the backend
-// takes for one account must give one result, for that is what the guard counts
-// by, and what logs, state and the backend see.
+// Accounts determine the account of a user name. All spellings that the backend
+// accepts for one account must give one result: the guard counts by it, and logs,
+// state and backend use it.
 type Accounts struct {
-	Lowercase  bool      // ASCII only: what case means beyond that is the backend's to say
-	Domain     string    // of names that have none; "": they stay as they are
-	Rewrites   []Rewrite // the first that matches
-	Separators string    // characters that no account has
+	Lowercase  bool      // ASCII letters only: other letters are the backend's to compare
+	Domain     string    // added to names without a domain; "": none is added
+	Rewrites   []Rewrite // the first that matches is applied
+	Separators string    // characters that no account contains
 }
 
-// DefaultAccounts returns Accounts in lower case, with DefaultSeparators.
+// DefaultAccounts returns Accounts with lower case and DefaultSeparators.
 func DefaultAccounts() *Accounts { return &Accounts{Lowercase: true, Separators: DefaultSeparators} }
 
-// Account returns the account that user means: without the spaces around it,
-// in lower case, with a domain, rewritten, in this order. It does no I/O and
-// takes time linear in the length of user. Where no Rewrite does otherwise,
-// Account of its result is the same.
+// Account returns the account of user: without spaces around it, in lower case,
+// with a domain, rewritten, in this order. It does no I/O and takes time linear
+// in the length of user. Unless a Rewrite matches again, Account of its result is
+// the same.
 //
-// What cannot be seen is refused, and what has a separator after all that: a
-// Rewrite may be there to replace it.
+// A name with invisible characters is refused, and so is one that has a separator
+// after all this: a Rewrite may replace it.
 func (a *Accounts) Account(user string) (string, error) {
 	account := strings.Trim(user, " ")
-	if err := check(account); err != nil {
+	if err := checkName(account); err != nil {
 		return "", err
 	}
 	account = a.lower(account)
@@ -64,7 +67,7 @@ func (a *Accounts) Account(user string) (string, error) {
 			break
 		}
 	}
-	if err := check(account); err != nil {
+	if err := checkName(account); err != nil {
 		return "", err
 	}
 	if strings.ContainsAny(account, a.Separators) {
@@ -75,19 +78,19 @@ func (a *Accounts) Account(user string) (string, error) {
 
 func (a *Accounts) lower(s string) string {
 	if a.Lowercase {
-		return strings.Map(lower, s)
+		return strings.Map(lowerRune, s)
 	}
 	return s
 }
 
-func lower(r rune) rune {
+func lowerRune(r rune) rune {
 	if 'A' <= r && r <= 'Z' {
 		return r + 'a' - 'A'
 	}
 	return r
 }
 
-func check(account string) error {
+func checkName(account string) error {
 	switch {
 	case account == "":
 		return ErrEmpty
@@ -102,25 +105,25 @@ func check(account string) error {
 }
 
 // invisible reports whether two names that look the same may differ by r:
-// controls, spaces other than the one of ASCII, marks of direction, joiners,
-// fillers, variation selectors.
+// controls, spaces other than that of ASCII, direction marks, joiners, fillers,
+// variation selectors.
 func invisible(r rune) bool {
 	return !unicode.IsPrint(r) ||
 		unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
-// A Rewrite replaces names.
+// A Rewrite replaces a name that matches a regular expression.
 type Rewrite struct {
 	match *regexp.Regexp
 	to    string
 }
 
-// reference finds what package regexp takes for a group in a replacement.
-var reference = regexp.MustCompile(`\$(?:\$|\{([\pL\p{Nd}_]*)\}|([\pL\p{Nd}_]+))?`)
+// groupReference matches a group in a replacement as package regexp does.
+var groupReference = regexp.MustCompile(`\$(?:\$|\{([\pL\p{Nd}_]*)\}|([\pL\p{Nd}_]+))?`)
 
-// NewRewrite returns a Rewrite of the names that match fits as a whole; they
-// become to, in which ${1} is the first group of match, as in package regexp.
-// A group that match does not have is an error: $1x is one, ${1}x is meant.
+// NewRewrite returns a Rewrite of the names that match as a whole. They become
+// to, in which ${1} is the first group of match, as in package regexp. A group
+// that match does not have is an error: $1x is one, ${1}x is meant.
 func NewRewrite(match, to string) (Rewrite, error) {
 	if _, err := regexp.Compile(match); err != nil { // before it is put in parentheses
 		return Rewrite{}, err
@@ -129,20 +132,20 @@ func NewRewrite(match, to string) (Rewrite, error) {
 	if err != nil {
 		return Rewrite{}, err
 	}
-	for _, found := range reference.FindAllStringSubmatch(to, -1) {
+	for _, found := range groupReference.FindAllStringSubmatch(to, -1) {
 		name := found[1] + found[2]
 		if found[0] == "$$" {
 			continue
 		}
-		if n := number(name); n < 0 && !slices.Contains(re.SubexpNames(), name) || n > re.NumSubexp() || name == "" {
+		if n := groupNumber(name); n < 0 && !slices.Contains(re.SubexpNames(), name) || n > re.NumSubexp() || name == "" {
 			return Rewrite{}, fmt.Errorf("%s is no group of the expression; write ${1} for the first, $$ for a $", found[0])
 		}
 	}
 	return Rewrite{re, to}, nil
 }
 
-// number returns that of a group, or -1 if name is a name.
-func number(name string) int {
+// groupNumber returns the number of a group, or -1 if name is a name.
+func groupNumber(name string) int {
 	if len(name) > 1 && name[0] == '0' {
 		return -1
 	}

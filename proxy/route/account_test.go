@@ -164,7 +164,7 @@ func TestRewriteNamesItsMistake(t *testing.T) {
 	}
 }
 
-// FuzzAccounts tries rules of an operator's.
+// FuzzAccounts tries Accounts with an operator's rules.
 func FuzzAccounts(f *testing.F) {
 	accounts := DefaultAccounts()
 	accounts.Domain = "example.org"

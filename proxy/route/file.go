@@ -19,8 +19,8 @@ import (
 )
 
 // A File is a Rule that reads accounts from a text file. A line has an account,
-// the domain of accounts as @example.org, or * for all, and may have the name
-// of a backend behind it:
+// the domain of accounts as @example.org, or * for all, and may be followed by
+// the name of a backend:
 //
 //	# moved in November
 //	alice@example.org
@@ -28,16 +28,15 @@ import (
 //	*                  old
 //
 // An account's own line goes before its domain's, and that before *. Case does
-// not count (ASCII). From a # that begins a word, a line is a comment. The
-// backend of a line that names none is that of the File.
+// not count (ASCII). A # at the begin of a word starts a comment. A line without
+// a backend means the backend of the File.
 type File struct {
 	backend string
 	lines   *lines
 }
 
-// OpenFile returns a File that has read path. backend is that of the lines that
-// name none; if it is "", each line must. Only the backends in known may be
-// named.
+// OpenFile reads the file at path. backend is that of lines that name none; if it
+// is "", each line must name one. Only the backends in known may be named.
 func OpenFile(path, backend string, known []string) (*File, error) {
 	l, err := openLines(path, func(rest string) error {
 		switch {
@@ -54,9 +53,9 @@ func OpenFile(path, backend string, known []string) (*File, error) {
 	return &File{backend, l}, nil
 }
 
-// Watch reads the file again when it has changed, and has stood still since
-// the last look, every so often, until ctx ends. A file that cannot be read, or
-// has a mistake, leaves all as it was.
+// Watch looks at the file in intervals of every until ctx ends, and reads it
+// again when it has changed and was the same in two looks. A file that cannot be
+// read, or has a mistake, changes nothing.
 func (f *File) Watch(ctx context.Context, every time.Duration, log *slog.Logger) {
 	f.lines.watch(ctx, every, log)
 }
@@ -64,7 +63,7 @@ func (f *File) Watch(ctx context.Context, every time.Duration, log *slog.Logger)
 // Route implements Rule.
 func (f *File) Route(_ context.Context, l *proxy.Login) (string, error) {
 	t := f.lines.table.Load()
-	for _, key := range keys(l.Account) {
+	for _, key := range keysOf(l.Account) {
 		if rest, ok := t.get(key); ok && rest != "" {
 			return rest, nil
 		} else if ok {
@@ -74,8 +73,8 @@ func (f *File) Route(_ context.Context, l *proxy.Login) (string, error) {
 	return "", nil
 }
 
-// Leads implements Rule.
-func (f *File) Leads(backend string) bool {
+// MayReturn implements Rule.
+func (f *File) MayReturn(backend string) bool {
 	values := f.lines.table.Load().values
 	_, named := values[backend]
 	_, unnamed := values[""]
@@ -85,9 +84,9 @@ func (f *File) Leads(backend string) bool {
 // Known reports whether the file lists account itself.
 func (f *File) Known(account string) bool { return f.lines.known(account) }
 
-// keys are what may stand for account in a file, the most special one first.
-func keys(account string) [3]string {
-	account = strings.Map(lower, account)
+// keysOf returns the keys of account in a file, the most specific first.
+func keysOf(account string) [3]string {
+	account = strings.Map(lowerRune, account)
 	domain := ""
 	if at := strings.LastIndexByte(account, '@'); at >= 0 {
 		domain = account[at:]
@@ -95,15 +94,15 @@ func keys(account string) [3]string {
 	return [...]string{account, domain, "*"}
 }
 
-// maxFile is what is read of a file, in octets; offsets in it are 32 bits.
+// maxFile is the largest file, in octets. Offsets in it have 32 bits.
 const maxFile = 512 << 20
 
-// Lines are those of a file that is read again when it changes.
+// lines are the entries of a file that is read again when it changes.
 type lines struct {
 	path  string
-	check func(rest string) error // of what stands behind a key
+	check func(rest string) error // checks what follows a key
 	table atomic.Pointer[table]
-	read  os.FileInfo // of the file when it was read, or found to be wrong
+	read  os.FileInfo // state of the file when it was read, or found to be invalid
 }
 
 func openLines(path string, check func(rest string) error) (*lines, error) {
@@ -112,7 +111,7 @@ func openLines(path string, check func(rest string) error) (*lines, error) {
 }
 
 func (l *lines) known(account string) bool {
-	account = strings.Map(lower, account)
+	account = strings.Map(lowerRune, account)
 	if account == "*" || strings.HasPrefix(account, "@") {
 		return false
 	}
@@ -120,7 +119,7 @@ func (l *lines) known(account string) bool {
 	return ok
 }
 
-// load reads the file. If it cannot, the table stays.
+// load reads the file. After an error the table stays.
 func (l *lines) load() error {
 	file, err := os.Open(l.path)
 	if err != nil {
@@ -145,12 +144,12 @@ func (l *lines) load() error {
 	return nil
 }
 
-// watch waits until a file that has changed stands still: somebody may be
-// writing to it.
+// watch reads a changed file only when it was the same in two looks: it may be
+// written at the moment.
 func (l *lines) watch(ctx context.Context, every time.Duration, log *slog.Logger) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	last, said := l.read, ""
+	last, lastWarning := l.read, ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -161,45 +160,46 @@ func (l *lines) watch(ctx context.Context, every time.Duration, log *slog.Logger
 		switch {
 		case err != nil:
 			last = nil
-		case !same(now, last):
+		case !sameFile(now, last):
 			last = now
 			continue
-		case same(now, l.read):
+		case sameFile(now, l.read):
 			continue
 		default:
 			err = l.load()
 		}
 		if err == nil {
-			said = ""
+			lastWarning = ""
 			log.Info("file read again", "path", l.path, "entries", l.table.Load().entries)
-		} else if text := err.Error(); text != said { // once
-			said = text
+		} else if text := err.Error(); text != lastWarning { // once
+			lastWarning = text
 			log.Warn("file not read: what it said before holds", "path", l.path, "err", err)
 		}
 	}
 }
 
-// same reports whether two looks at a file saw the same content, as far as can
-// be told without reading it.
-func same(a, b os.FileInfo) bool {
+// sameFile reports whether a and b describe the same content, as far as this is
+// known without reading it.
+func sameFile(a, b os.FileInfo) bool {
 	return a != nil && b != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
-// A table finds the lines of a text by their keys. It is the text itself, with
-// the keys in lower case, and a hash table of where they begin: a million
+// A table finds lines of a text by their keys. It is the text itself, with the
+// keys in lower case, and a hash table of the offsets of lines: a million
 // accounts need little more memory than their names.
 type table struct {
 	text    []byte
-	slots   []uint32 // offset + 1; 0: free. A power of two, at most half of them taken
+	slots   []uint32 // offset + 1; 0: free. The length is a power of two, and at most half are used
 	entries int
-	values  map[string]string // all that stands behind a key, once each
+	values  map[string]string // everything that follows a key, each once
 }
 
-// seed is one for all tables: who chooses names does not know it.
+// seed is the same for all tables. It is secret, so that nobody can choose names
+// that collide.
 var seed = maphash.MakeSeed()
 
-// parse makes a table of text, and keeps it. An error begins with the number of
-// the line.
+// parse makes a table of text and keeps text. An error begins with the line
+// number.
 func parse(text []byte, check func(rest string) error) (*table, error) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
 	size := 2 * (bytes.Count(text, []byte("\n")) + 1)
@@ -219,10 +219,10 @@ func parse(text []byte, check func(rest string) error) (*table, error) {
 	return t, nil
 }
 
-// add takes the line at text[begin:end].
+// add adds the line at text[begin:end].
 func (t *table) add(begin, end int, check func(rest string) error) error {
 	line := t.text[begin:end]
-	key, rest := cut(line)
+	key, rest := cutLine(line)
 	if len(key) == 0 {
 		return nil
 	}
@@ -230,7 +230,7 @@ func (t *table) add(begin, end int, check func(rest string) error) error {
 		return err
 	}
 	for i, c := range key {
-		key[i] = byte(lower(rune(c)))
+		key[i] = byte(lowerRune(rune(c)))
 	}
 	value, ok := t.values[string(rest)]
 	if !ok {
@@ -264,8 +264,8 @@ func checkKey(key []byte) error {
 	return nil
 }
 
-// cut returns the first word of a line, and the others, without a comment.
-func cut(line []byte) (key, rest []byte) {
+// cutLine returns the first word of a line, and the rest without a comment.
+func cutLine(line []byte) (key, rest []byte) {
 	const space = " \t\r\n"
 	line = bytes.Trim(line, space)
 	if len(line) == 0 || line[0] == '#' {
@@ -285,8 +285,8 @@ func cut(line []byte) (key, rest []byte) {
 	return key, bytes.Trim(rest, space)
 }
 
-// get returns what stands behind key. No key has a space: "a b" must not find
-// the line of a.
+// get returns what follows key. No key contains a space: "a b" must not find the
+// line of a.
 func (t *table) get(key string) (rest string, ok bool) {
 	if key == "" || strings.ContainsAny(key, " \t\r\n") {
 		return "", false
@@ -298,7 +298,7 @@ func (t *table) get(key string) (rest string, ok bool) {
 	return t.value(slot, len(key)), true
 }
 
-// find returns the slot of key, or the free one where it would be.
+// find returns the slot of key, or the free slot where it belongs.
 func (t *table) find(key string) (slot uint64, taken bool) {
 	mask := uint64(len(t.slots) - 1)
 	for slot = maphash.String(seed, key) & mask; t.slots[slot] != 0; slot = (slot + 1) & mask {
@@ -310,12 +310,12 @@ func (t *table) find(key string) (slot uint64, taken bool) {
 	return slot, false
 }
 
-// value returns what stands behind the key, of that length, of a slot.
+// value returns what follows the key of a slot. key is the key's length.
 func (t *table) value(slot uint64, key int) string {
 	line := t.text[t.slots[slot]-1:]
 	if i := bytes.IndexByte(line[key:], '\n'); i >= 0 {
 		line = line[:key+i]
 	}
-	_, rest := cut(line)
+	_, rest := cutLine(line)
 	return t.values[string(rest)]
 }

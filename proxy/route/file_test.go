@@ -18,7 +18,7 @@ import (
 
 var backends = []string{"main", "new", "old"}
 
-func write(t testing.TB, text string) (path string) {
+func writeFile(t testing.TB, text string) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "accounts")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -27,16 +27,16 @@ func write(t testing.TB, text string) (path string) {
 	return path
 }
 
-func open(t testing.TB, text string) *File {
+func openFile(t testing.TB, text string) *File {
 	t.Helper()
-	f, err := OpenFile(write(t, text), "main", backends)
+	f, err := OpenFile(writeFile(t, text), "main", backends)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return f
 }
 
-func to(t testing.TB, rule Rule, account string) string {
+func routeOf(t testing.TB, rule Rule, account string) string {
 	t.Helper()
 	backend, err := rule.Route(t.Context(), &proxy.Login{Account: account})
 	if err != nil {
@@ -59,7 +59,7 @@ const moved = "\ufeff# moved in November\r\n" +
 
 // Criterion: an account is routed by its own line of the file, else by that of its domain, else by *.
 func TestFileRoutes(t *testing.T) {
-	f := open(t, moved)
+	f := openFile(t, moved)
 	for account, want := range map[string]string{
 		"alice@example.org":     "main",
 		"ALICE@example.org":     "main",
@@ -86,20 +86,20 @@ func TestFileRoutes(t *testing.T) {
 		"x@mail.example.net":    "",
 		strings.Repeat("x", 99): "",
 	} {
-		if got := to(t, f, account); got != want {
+		if got := routeOf(t, f, account); got != want {
 			t.Errorf("%q goes to %q, want %q", account, got, want)
 		}
 	}
-	f = open(t, "* old\n@example.net new\nalice@example.net")
+	f = openFile(t, "* old\n@example.net new\nalice@example.net")
 	for account, want := range map[string]string{"x": "old", "x@example.net": "new", "alice@example.net": "main", "": "old"} {
-		if got := to(t, f, account); got != want {
+		if got := routeOf(t, f, account); got != want {
 			t.Errorf("with *: %q goes to %q, want %q", account, got, want)
 		}
 	}
 }
 
-func TestFileKnowsWhatItLists(t *testing.T) {
-	f := open(t, moved+"\n* old")
+func TestFileKnowsTheAccountsItLists(t *testing.T) {
+	f := openFile(t, moved+"\n* old")
 	for account, want := range map[string]bool{
 		"alice@example.org": true, "BOB@example.org": true, "web123p4": true, "x@example.net": false, "@example.net": false, "*": false, "": false,
 	} {
@@ -109,14 +109,14 @@ func TestFileKnowsWhatItLists(t *testing.T) {
 	}
 }
 
-func TestFileLeadsToWhatItNames(t *testing.T) {
+func TestFileMayReturnTheBackendsItNames(t *testing.T) {
 	for text, want := range map[string]string{
 		"a\nb new": "main new", "a new\nb old": "new old", "": "", "# main new old": "", "a": "main",
 	} {
-		f := open(t, text)
+		f := openFile(t, text)
 		var got []string
 		for _, b := range backends {
-			if f.Leads(b) {
+			if f.MayReturn(b) {
 				got = append(got, b)
 			}
 		}
@@ -137,12 +137,12 @@ func TestFileNamesTheLineOfAMistake(t *testing.T) {
 		"x\n" + strings.Repeat("x", 321): ":2: user name of more than 320 octets",
 		"a new old":                      `:1: there is no backend "new old"`,
 	} {
-		path := write(t, text)
+		path := writeFile(t, text)
 		if _, err := OpenFile(path, "main", backends); err == nil || err.Error() != path+want {
 			t.Errorf("%q: error %v, want %s", text, err, path+want)
 		}
 	}
-	path := write(t, "a new\nb")
+	path := writeFile(t, "a new\nb")
 	if _, err := OpenFile(path, "", backends); err == nil || !strings.Contains(err.Error(), ":2: the line names no backend") {
 		t.Errorf("error = %v", err)
 	}
@@ -156,7 +156,7 @@ func TestFileNamesTheLineOfAMistake(t *testing.T) {
 // Criterion: a map file is read again when it has changed; a bad one leaves the old one in force, and the log says file and line.
 func TestFileIsReadAgainWhenItChanges(t *testing.T) {
 	const every = 2 * time.Second
-	path := write(t, "alice new\n")
+	path := writeFile(t, "alice new\n")
 	f, err := OpenFile(path, "main", backends)
 	if err != nil {
 		t.Fatal(err)
@@ -173,7 +173,7 @@ func TestFileIsReadAgainWhenItChanges(t *testing.T) {
 			}
 			time.Sleep(3 * every)
 			synctest.Wait()
-			if got := to(t, f, "alice"); got != want {
+			if got := routeOf(t, f, "alice"); got != want {
 				t.Errorf("%s: alice goes to %q, want %q", what, got, want)
 			}
 			if got := out.String(); (log == "") != (got == "") || !strings.Contains(got, log) || strings.Count(got, "\n") > 1 {
@@ -205,13 +205,13 @@ func TestFileIsReadAgainWhenItChanges(t *testing.T) {
 			}
 			time.Sleep(every)
 			synctest.Wait()
-			if got := to(t, f, "alice"); got != "" {
+			if got := routeOf(t, f, "alice"); got != "" {
 				t.Fatalf("a file was read while it was written: alice goes to %q", got)
 			}
 		}
 		time.Sleep(every)
 		synctest.Wait()
-		if got := to(t, f, "alice"); got != "old" {
+		if got := routeOf(t, f, "alice"); got != "old" {
 			t.Errorf("alice goes to %q when it is written, want old", got)
 		}
 	})
@@ -225,18 +225,18 @@ func errorsOf(errs ...error) error {
 	return errs[i]
 }
 
-func million(t testing.TB) (path string) {
+func millionAccounts(t testing.TB) (path string) {
 	t.Helper()
 	var text bytes.Buffer
 	for i := range 1_000_000 {
 		fmt.Fprintf(&text, "customer%07d@example-%03d.org %s\n", i, i%997, backends[i%3])
 	}
-	return write(t, text.String())
+	return writeFile(t, text.String())
 }
 
 // Criterion: a map file of a million entries needs less than 150 MiB, also while it is read again.
 func TestFileOfAMillionIsSmall(t *testing.T) {
-	path := million(t)
+	path := millionAccounts(t)
 	heap := func() uint64 {
 		runtime.GC()
 		runtime.GC()
@@ -259,19 +259,19 @@ func TestFileOfAMillionIsSmall(t *testing.T) {
 	}
 	for i := 0; i < 1_000_000; i += 997 {
 		account := fmt.Sprintf("customer%07d@example-%03d.org", i, i%997)
-		if got := to(t, f, account); got != backends[i%3] {
+		if got := routeOf(t, f, account); got != backends[i%3] {
 			t.Fatalf("%s goes to %q, want %s", account, got, backends[i%3])
 		}
-		if got := to(t, f, "x"+account); got != "" {
+		if got := routeOf(t, f, "x"+account); got != "" {
 			t.Fatalf("x%s goes to %q", account, got)
 		}
 	}
 }
 
-// BenchmarkFile asks for accounts that are far from each other. The aim is less
+// BenchmarkFile looks up accounts that are far from each other. The aim is less
 // than a microsecond.
 func BenchmarkFile(b *testing.B) {
-	f, err := OpenFile(million(b), "main", backends)
+	f, err := OpenFile(millionAccounts(b), "main", backends)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -294,7 +294,7 @@ func BenchmarkFile(b *testing.B) {
 	}
 }
 
-// FuzzTable compares with a reading of the lines one by one.
+// FuzzTable compares a table with a line-by-line search.
 func FuzzTable(f *testing.F) {
 	for _, text := range []string{moved, "a b\nA b", "* x\n@y z # c", "a\xff b\r\r\n\n", "#\n #\na #\n"} {
 		f.Add([]byte(text), "alice@example.org")
@@ -333,11 +333,11 @@ func FuzzTable(f *testing.F) {
 	})
 }
 
-// asciiLower leaves octets that are no UTF-8 as they are.
+// asciiLower leaves octets that are no UTF-8 unchanged.
 func asciiLower(s string) string {
 	b := []byte(s)
 	for i, c := range b {
-		b[i] = byte(lower(rune(c)))
+		b[i] = byte(lowerRune(rune(c)))
 	}
 	return string(b)
 }

@@ -10,8 +10,12 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 
 	"postern/proxy"
 )
@@ -21,46 +25,42 @@ import (
 //	{"account": "alice@example.org", "protocol": "imap", "service": "imap",
 //	 "client": "192.0.2.1", "session": "KZ4..."}
 //
-// and the answer is 200 with {"backend": "name"}, or, if another rule is to
-// decide, 200 with {}, 204 or 404. Whatever else comes, or nothing in time,
-// refuses the login for now. The password is never sent.
+// and the answer is 200 with {"backend": "name"}, or, if another rule has to
+// decide, 200 with {}, 204 or 404. Any other answer, or none in time, refuses the
+// login temporarily. The password is never sent.
 //
-// An answer holds for Cache, and for all who log in to the account with that
-// protocol and service: it must not depend on client and session.
+// An answer is valid for the time of Cache, for all logins to the account with
+// that protocol and service: it must not depend on client and session.
 type Hook struct {
 	URL     string        // http or https
-	Timeout time.Duration // of a question; 0: 2 s
-	Cache   time.Duration // how long an answer holds; 0: 1 minute; less: not at all
+	Timeout time.Duration // of a request; 0: 2 s
+	Cache   time.Duration // how long an answer is valid; 0: 1 minute; negative: answers are not kept
 
 	once      sync.Once
 	transport http.RoundTripper // nil: one of its own
 	client    *http.Client
-	mu        sync.Mutex
-	known     map[question]answer
-	asking    map[question]*asking
+	requests  singleflight.Group // by key
+
+	mu    sync.Mutex
+	cache map[string]answer // by key
 }
 
 const (
-	hookTimeout  = 2 * time.Second
-	hookCache    = time.Minute
-	hookAtOnce   = 64      // connections to the hook; more questions wait, within their timeout
-	maxHookReply = 4 << 10 // octets
-	maxKnown     = 1 << 16 // answers: about 200 octets each
+	hookTimeout     = 2 * time.Second
+	hookCache       = time.Minute
+	hookConnections = 64      // more requests wait, within their timeout
+	maxHookReply    = 4 << 10 // octets
+	maxCached       = 1 << 16 // answers of about 200 octets each
 )
-
-// A question is what an answer depends on.
-type question struct{ account, protocol, service string }
 
 type answer struct {
 	backend string
 	until   time.Time
 }
 
-// Asking is a question under way; it is asked once for all who wait.
-type asking struct {
-	done    chan struct{}
-	backend string
-	err     error
+// keyOf returns what an answer depends on. None of its parts contains NUL.
+func keyOf(l *proxy.Login) string {
+	return strings.Join([]string{l.Account, l.Client.Protocol, l.Client.Service}, "\x00")
 }
 
 // Route implements Rule.
@@ -69,85 +69,98 @@ func (h *Hook) Route(ctx context.Context, l *proxy.Login) (string, error) {
 	return backend, err
 }
 
-// route is Route, and says whether the answer was known before.
+// route is Route, and also returns whether the answer came from the cache. A
+// request goes on when the client of l leaves, because other logins may wait for
+// it.
 func (h *Hook) route(ctx context.Context, l *proxy.Login) (source, backend string, err error) {
 	h.once.Do(h.open)
-	q := question{l.Account, l.Client.Protocol, l.Client.Service}
-	h.mu.Lock()
-	if a, ok := h.known[q]; ok && time.Now().Before(a.until) {
-		h.mu.Unlock()
-		return proxy.RouteCached, a.backend, nil
+	key := keyOf(l)
+	if backend, ok := h.cached(key); ok {
+		return proxy.RouteCached, backend, nil
 	}
-	a, asked := h.asking[q]
-	if !asked {
-		a = &asking{done: make(chan struct{}), err: errHookPanic}
-		h.asking[q] = a
-	}
-	h.mu.Unlock()
-	if !asked {
-		h.ask(ctx, a, q, l)
-	}
+	var panicked any // in the request of this login
+	result := h.requests.DoChan(key, func() (backend any, err error) {
+		defer func() {
+			if v := recover(); v != nil { // singleflight would end the process
+				panicked, err = fmt.Sprintf("%v\n%s", v, debug.Stack()), errHookPanic
+			}
+		}()
+		return h.ask(context.WithoutCancel(ctx), key, l)
+	})
 	select {
-	case <-a.done:
-		return proxy.RouteHook, a.backend, a.err
+	case r := <-result:
+		if panicked != nil {
+			panic(panicked) // the connection recovers it
+		}
+		backend, _ = r.Val.(string)
+		return proxy.RouteHook, backend, r.Err
 	case <-ctx.Done():
 		return proxy.RouteHook, "", context.Cause(ctx)
 	}
 }
 
-// Leads implements Rule: it may lead anywhere.
-func (h *Hook) Leads(string) bool { return true }
+// MayReturn implements Rule: a hook may return any backend.
+func (h *Hook) MayReturn(string) bool { return true }
 
 func (h *Hook) open() {
 	if h.transport == nil {
 		h.transport = &http.Transport{
-			MaxConnsPerHost:        hookAtOnce,
-			MaxIdleConnsPerHost:    hookAtOnce,
+			MaxConnsPerHost:        hookConnections,
+			MaxIdleConnsPerHost:    hookConnections,
 			IdleConnTimeout:        time.Minute,
 			MaxResponseHeaderBytes: 16 << 10,
 			ForceAttemptHTTP2:      true,
 		}
 	}
-	h.known, h.asking = make(map[question]answer), make(map[question]*asking)
+	h.cache = make(map[string]answer)
 	h.client = &http.Client{
 		Transport:     h.transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
-var errHookPanic = errors.New("the question was not asked to its end")
+var errHookPanic = errors.New("hook: a panic ended the request")
 
-// ask asks, and tells all who wait. It goes on when the client of l leaves: it
-// is not for that one alone.
-func (h *Hook) ask(ctx context.Context, a *asking, q question, l *proxy.Login) {
-	defer func() {
-		h.mu.Lock()
-		delete(h.asking, q)
-		if cache := cmp.Or(h.Cache, hookCache); a.err == nil && cache > 0 {
-			h.remember(q, answer{a.backend, time.Now().Add(cache)})
-		}
-		h.mu.Unlock()
-		close(a.done)
-	}()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cmp.Or(h.Timeout, hookTimeout))
-	defer cancel()
-	if a.backend, a.err = h.post(ctx, l); a.err != nil {
-		a.err = fmt.Errorf("hook: %w", a.err)
-	}
+// cached returns the answer for key that still holds.
+func (h *Hook) cached(key string) (backend string, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	a, ok := h.cache[key]
+	return a.backend, ok && time.Now().Before(a.until)
 }
 
-// remember makes room by forgetting any: the map's order is random.
-func (h *Hook) remember(q question, a answer) {
-	if len(h.known) >= maxKnown {
-		for old := range h.known {
-			delete(h.known, old)
+// ask requests the answer for l, unless a request that has just ended has stored
+// it, and stores it.
+func (h *Hook) ask(ctx context.Context, key string, l *proxy.Login) (string, error) {
+	if backend, ok := h.cached(key); ok {
+		return backend, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(h.Timeout, hookTimeout))
+	defer cancel()
+	backend, err := h.request(ctx, l)
+	if err != nil {
+		return "", fmt.Errorf("hook: %w", err)
+	}
+	if lifetime := cmp.Or(h.Cache, hookCache); lifetime > 0 {
+		h.store(key, answer{backend, time.Now().Add(lifetime)})
+	}
+	return backend, nil
+}
+
+// store caches an answer. A full cache drops an arbitrary one for it.
+func (h *Hook) store(key string, a answer) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.cache) >= maxCached {
+		for old := range h.cache {
+			delete(h.cache, old)
 			break
 		}
 	}
-	h.known[q] = a
+	h.cache[key] = a
 }
 
-func (h *Hook) post(ctx context.Context, l *proxy.Login) (string, error) {
+func (h *Hook) request(ctx context.Context, l *proxy.Login) (string, error) {
 	body, err := json.Marshal(map[string]string{
 		"account": l.Account, "protocol": l.Client.Protocol, "service": l.Client.Service,
 		"client": l.Client.Addr.Addr().String(), "session": l.Client.ID,
@@ -173,14 +186,14 @@ func (h *Hook) post(ctx context.Context, l *proxy.Login) (string, error) {
 	case http.StatusOK:
 		return readReply(response.Body)
 	case http.StatusNoContent, http.StatusNotFound:
-		_, _ = io.CopyN(io.Discard, response.Body, maxHookReply) // the connection is used again
+		_, _ = io.CopyN(io.Discard, response.Body, maxHookReply) // so that the connection can be reused
 		return "", nil
 	}
 	return "", fmt.Errorf("status %s", shorten(response.Status))
 }
 
-// readReply is strict: who answers with an account, say, shall learn that it
-// does not count.
+// readReply decodes an answer strictly, so that the author of a hook learns that,
+// say, an account in the answer has no effect.
 func readReply(body io.Reader) (string, error) {
 	text, err := io.ReadAll(io.LimitReader(body, maxHookReply+1))
 	if err != nil {

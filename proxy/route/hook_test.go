@@ -18,7 +18,7 @@ import (
 	"postern/proxy"
 )
 
-func visitor(account string) *proxy.Login {
+func testLogin(account string) *proxy.Login {
 	return &proxy.Login{
 		User: "As Typed", Account: account, Secret: proxy.NewSecret([]byte("s3cret")),
 		Client: proxy.Client{
@@ -28,7 +28,7 @@ func visitor(account string) *proxy.Login {
 }
 
 // Criterion: the HTTP hook is asked with account, protocol, service, client and session, never with a password.
-func TestHookAsksAndChooses(t *testing.T) {
+func TestHookRequestsAndChooses(t *testing.T) {
 	var body, header string
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		text, _ := io.ReadAll(r.Body)
@@ -37,7 +37,7 @@ func TestHookAsksAndChooses(t *testing.T) {
 	}))
 	defer server.Close()
 	h := &Hook{URL: server.URL + "/route?x=1"}
-	got, err := h.Route(t.Context(), visitor("alice@example.org"))
+	got, err := h.Route(t.Context(), testLogin("alice@example.org"))
 	if got != "new" || err != nil {
 		t.Errorf("Route = %q, %v, want new", got, err)
 	}
@@ -51,12 +51,12 @@ func TestHookAsksAndChooses(t *testing.T) {
 	h.client.CloseIdleConnections()
 }
 
-// answering is a transport, without a network.
-type answering func(*http.Request) (*http.Response, error)
+// A transportFunc is a transport without a network.
+type transportFunc func(*http.Request) (*http.Response, error)
 
-func (a answering) RoundTrip(r *http.Request) (*http.Response, error) { return a(r) }
+func (a transportFunc) RoundTrip(r *http.Request) (*http.Response, error) { return a(r) }
 
-func say(status int, body string) (*http.Response, error) {
+func response(status int, body string) (*http.Response, error) {
 	return &http.Response{
 		StatusCode: status, Status: fmt.Sprint(status, " ", http.StatusText(status)), Header: make(http.Header),
 		Body: io.NopCloser(strings.NewReader(body)),
@@ -65,7 +65,7 @@ func say(status int, body string) (*http.Response, error) {
 
 // Criterion: a hook that fails, in whatever way, refuses the login for now; it never says that a password is wrong.
 func TestHookFailsToATemporaryRefusal(t *testing.T) {
-	behind := &server{}
+	behind := &fakeBackend{}
 	for _, test := range []struct {
 		status     int
 		body, want string // backend that is asked, or ! and the error
@@ -90,12 +90,12 @@ func TestHookFailsToATemporaryRefusal(t *testing.T) {
 		{500, ``, "!status 500"},
 		{503, `{"backend":"new"}`, "!status 503"},
 	} {
-		h := &Hook{URL: "http://hook.internal/", transport: answering(func(*http.Request) (*http.Response, error) {
-			return say(test.status, test.body)
+		h := &Hook{URL: "http://hook.internal/", transport: transportFunc(func(*http.Request) (*http.Response, error) {
+			return response(test.status, test.body)
 		})}
-		m := &Mux{Rules: Rules{h, Default("main")}, Targets: map[string]Target{"main": target(behind, proxy.Offer{}), "new": target(&server{}, proxy.Offer{})}}
-		behind.asked = nil
-		_, err := m.Login(t.Context(), visitor("alice"))
+		m := &Mux{Rules: Rules{h, Default("main")}, Targets: map[string]Target{"main": target(behind, proxy.Offer{}), "new": target(&fakeBackend{}, proxy.Offer{})}}
+		behind.accounts = nil
+		_, err := m.Login(t.Context(), testLogin("alice"))
 		if want, fails := strings.CutPrefix(test.want, "!"); fails {
 			if proxy.ReasonOf(err) != proxy.Unavailable || !strings.Contains(err.Error(), want) {
 				t.Errorf("%d %s: error %v, want unavailable: %s", test.status, test.body, err, want)
@@ -105,17 +105,17 @@ func TestHookFailsToATemporaryRefusal(t *testing.T) {
 		if proxy.ReasonOf(err) != proxy.Wrong { // the backend's word: the password is not right
 			t.Errorf("%d %s: error %v", test.status, test.body, err)
 		}
-		if got := len(behind.asked) == 1; got != (test.want == "main") {
+		if got := len(behind.accounts) == 1; got != (test.want == "main") {
 			t.Errorf("%d %s: main was asked: %v, want %s", test.status, test.body, got, test.want)
 		}
 	}
 }
 
-func TestHookKeepsItsURLToItself(t *testing.T) {
-	h := &Hook{URL: "http://hook.internal/?token=t0ken", transport: answering(func(*http.Request) (*http.Response, error) {
+func TestHookErrorsDoNotShowTheURL(t *testing.T) {
+	h := &Hook{URL: "http://hook.internal/?token=t0ken", transport: transportFunc(func(*http.Request) (*http.Response, error) {
 		return nil, errors.New("connection refused")
 	})}
-	_, err := h.Route(t.Context(), visitor("alice"))
+	_, err := h.Route(t.Context(), testLogin("alice"))
 	if err == nil || strings.Contains(err.Error(), "t0ken") || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("error = %v, want one without the token", err)
 	}
@@ -123,12 +123,12 @@ func TestHookKeepsItsURLToItself(t *testing.T) {
 
 func TestHookIsGivenItsTimeAndNoMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &Hook{transport: answering(func(r *http.Request) (*http.Response, error) {
+		h := &Hook{transport: transportFunc(func(r *http.Request) (*http.Response, error) {
 			<-r.Context().Done()
 			return nil, r.Context().Err()
 		})}
 		begun := time.Now()
-		_, err := h.Route(t.Context(), visitor("alice"))
+		_, err := h.Route(t.Context(), testLogin("alice"))
 		if took := time.Since(begun); !errors.Is(err, context.DeadlineExceeded) || took != hookTimeout {
 			t.Errorf("error = %v after %s, want a timeout after %s", err, took, hookTimeout)
 		}
@@ -138,9 +138,9 @@ func TestHookIsGivenItsTimeAndNoMore(t *testing.T) {
 func TestHookIsAskedAgainWhenItsAnswerIsOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		questions, status := 0, 500
-		h := &Hook{transport: answering(func(*http.Request) (*http.Response, error) {
+		h := &Hook{transport: transportFunc(func(*http.Request) (*http.Response, error) {
 			questions++
-			return say(status, fmt.Sprintf(`{"backend":"b%d"}`, questions))
+			return response(status, fmt.Sprintf(`{"backend":"b%d"}`, questions))
 		})}
 		ask := func(l *proxy.Login, want string, wantQuestions int) {
 			t.Helper()
@@ -149,20 +149,20 @@ func TestHookIsAskedAgainWhenItsAnswerIsOld(t *testing.T) {
 				t.Errorf("Route = %q, %v after %d questions, want %q after %d", got, err, questions, want, wantQuestions)
 			}
 		}
-		ask(visitor("alice"), "", 1)
+		ask(testLogin("alice"), "", 1)
 		status = 200
-		ask(visitor("alice"), "b2", 2) // a failure is not kept
-		ask(visitor("bob"), "b3", 3)
+		ask(testLogin("alice"), "b2", 2) // a failure is not kept
+		ask(testLogin("bob"), "b3", 3)
 		time.Sleep(hookCache - 1)
-		ask(visitor("alice"), "b2", 3)
-		other := visitor("alice")
+		ask(testLogin("alice"), "b2", 3)
+		other := testLogin("alice")
 		other.Client.Protocol = proxy.Submission
 		ask(other, "b4", 4)
 		time.Sleep(time.Nanosecond)
-		ask(visitor("alice"), "b5", 5)
+		ask(testLogin("alice"), "b5", 5)
 		h.Cache = -1
-		ask(visitor("eve"), "b6", 6)
-		ask(visitor("eve"), "b7", 7)
+		ask(testLogin("eve"), "b6", 6)
+		ask(testLogin("eve"), "b7", 7)
 	})
 }
 
@@ -170,30 +170,30 @@ func TestHookIsAskedAgainWhenItsAnswerIsOld(t *testing.T) {
 func TestHookIsAskedOnceForAllWhoWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var questions atomic.Int32
-		h := &Hook{transport: answering(func(r *http.Request) (*http.Response, error) {
+		h := &Hook{transport: transportFunc(func(r *http.Request) (*http.Response, error) {
 			questions.Add(1)
 			select {
 			case <-time.After(time.Second):
 			case <-r.Context().Done():
 				return nil, r.Context().Err()
 			}
-			return say(200, `{"backend":"new"}`)
+			return response(200, `{"backend":"new"}`)
 		})}
 		leaving, leave := context.WithCancel(t.Context()) // it asks for all
 		var wg sync.WaitGroup
-		wg.Go(func() { _, _ = h.Route(leaving, visitor("alice")) })
+		wg.Go(func() { _, _ = h.Route(leaving, testLogin("alice")) })
 		synctest.Wait()
 		leave()
 		for range 50 {
 			wg.Go(func() {
-				if got, err := h.Route(t.Context(), visitor("alice")); got != "new" || err != nil {
+				if got, err := h.Route(t.Context(), testLogin("alice")); got != "new" || err != nil {
 					t.Errorf("Route = %q, %v, want new", got, err)
 				}
 			})
 		}
 		gone, end := context.WithCancel(t.Context())
 		end()
-		if _, err := h.Route(gone, visitor("alice")); !errors.Is(err, context.Canceled) {
+		if _, err := h.Route(gone, testLogin("alice")); !errors.Is(err, context.Canceled) {
 			t.Errorf("error = %v of a login that has ended", err)
 		}
 		wg.Wait()
@@ -203,14 +203,39 @@ func TestHookIsAskedOnceForAllWhoWait(t *testing.T) {
 	})
 }
 
+// A panic in a request comes back in the login that has made it, where the
+// connection's recover is. Other logins that wait get an error.
+func TestPanicInAHookRequestReachesItsLogin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &Hook{transport: transportFunc(func(*http.Request) (*http.Response, error) {
+			time.Sleep(time.Second)
+			panic("a bug")
+		})}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			defer func() {
+				if v := recover(); v == nil || !strings.HasPrefix(fmt.Sprint(v), "a bug\n") {
+					t.Errorf("recovered %v, want the panic of the request", v)
+				}
+			}()
+			_, _ = h.Route(t.Context(), testLogin("alice"))
+		})
+		synctest.Wait()
+		if _, err := h.Route(t.Context(), testLogin("alice")); !errors.Is(err, errHookPanic) {
+			t.Errorf("error = %v, want %v", err, errHookPanic)
+		}
+		wg.Wait()
+	})
+}
+
 func TestHookRemembersNoMoreThanItMay(t *testing.T) {
-	h := &Hook{transport: answering(func(*http.Request) (*http.Response, error) { return say(200, `{"backend":"new"}`) })}
+	h := &Hook{transport: transportFunc(func(*http.Request) (*http.Response, error) { return response(200, `{"backend":"new"}`) })}
 	h.once.Do(h.open)
-	for i := range maxKnown + 10 {
-		h.remember(question{account: fmt.Sprint(i)}, answer{"new", time.Now().Add(time.Hour)})
+	for i := range maxCached + 10 {
+		h.store(fmt.Sprint(i), answer{"new", time.Now().Add(time.Hour)})
 	}
-	if got := len(h.known); got != maxKnown {
-		t.Errorf("%d answers are kept, want %d", got, maxKnown)
+	if got := len(h.cache); got != maxCached {
+		t.Errorf("%d answers are kept, want %d", got, maxCached)
 	}
 }
 

@@ -11,33 +11,33 @@ import (
 	"postern/proxy/wire"
 )
 
-// A Rule says which backend logins go to.
+// A Rule chooses the backend of logins.
 type Rule interface {
-	// Route returns the name of the backend for l, or "" if another rule is to
-	// decide. It may do I/O. An error refuses the login for now.
+	// Route returns the name of the backend for l, or "" if another rule has to
+	// decide. It may do I/O. An error refuses the login temporarily.
 	Route(ctx context.Context, l *proxy.Login) (backend string, err error)
 
-	// Leads reports whether Route may return backend.
-	Leads(backend string) bool
+	// MayReturn reports whether Route may return backend.
+	MayReturn(backend string) bool
 }
 
-// Rules are asked in their order; the first one that knows decides.
+// Rules are tried in their order; the first that returns a backend decides.
 type Rules []Rule
 
 var errNoRule = errors.New("no route fits the account")
 
-// Route implements Rule, but gives an error instead of "".
+// Route implements Rule, but returns an error instead of "".
 func (r Rules) Route(ctx context.Context, l *proxy.Login) (string, error) {
 	return r.route(ctx, l, func(proxy.Event) {})
 }
 
-// route is Route, and tells of each rule that was asked.
-func (r Rules) route(ctx context.Context, l *proxy.Login, tell func(proxy.Event)) (string, error) {
+// route is Route, and observes each rule that was tried.
+func (r Rules) route(ctx context.Context, l *proxy.Login, observe func(proxy.Event)) (string, error) {
 	for _, rule := range r {
 		begun := time.Now()
-		source, backend, err := ask(ctx, rule, l)
+		source, backend, err := routeBy(ctx, rule, l)
 		if ctx.Err() == nil { // else the client has left
-			tell(proxy.Routed{Source: source, Result: resultOf(backend, err), Duration: time.Since(begun), Err: err})
+			observe(proxy.Routed{Source: source, Result: resultOf(backend, err), Duration: time.Since(begun), Err: err})
 		}
 		if backend != "" || err != nil {
 			return backend, err
@@ -46,8 +46,8 @@ func (r Rules) route(ctx context.Context, l *proxy.Login, tell func(proxy.Event)
 	return "", errNoRule
 }
 
-// ask asks rule, and says what it is.
-func ask(ctx context.Context, rule Rule, l *proxy.Login) (source, backend string, err error) {
+// routeBy calls rule and returns its kind.
+func routeBy(ctx context.Context, rule Rule, l *proxy.Login) (source, backend string, err error) {
 	source = proxy.RouteOther
 	switch rule := rule.(type) {
 	case *Hook:
@@ -73,18 +73,18 @@ func resultOf(backend string, err error) string {
 	return proxy.RouteFound
 }
 
-// Leads implements Rule.
-func (r Rules) Leads(backend string) bool {
+// MayReturn implements Rule.
+func (r Rules) MayReturn(backend string) bool {
 	for _, rule := range r {
-		if rule.Leads(backend) {
+		if rule.MayReturn(backend) {
 			return true
 		}
 	}
 	return false
 }
 
-// Known reports whether a rule lists account itself, not only its domain: then
-// it exists, and its name may be written to a log.
+// Known reports whether a rule lists account itself, not only its domain. Then
+// the account exists, and its name may be written to a log.
 func (r Rules) Known(account string) bool {
 	for _, rule := range r {
 		if f, ok := rule.(*File); ok && f.Known(account) {
@@ -100,8 +100,8 @@ type Default string
 // Route implements Rule.
 func (d Default) Route(context.Context, *proxy.Login) (string, error) { return string(d), nil }
 
-// Leads implements Rule.
-func (d Default) Leads(backend string) bool { return backend == string(d) }
+// MayReturn implements Rule.
+func (d Default) MayReturn(backend string) bool { return backend == string(d) }
 
 // A Domain is a Rule for the accounts of one domain.
 type Domain struct {
@@ -117,27 +117,27 @@ func (d Domain) Route(_ context.Context, l *proxy.Login) (string, error) {
 	return "", nil
 }
 
-// Leads implements Rule.
-func (d Domain) Leads(backend string) bool { return backend == d.Backend }
+// MayReturn implements Rule.
+func (d Domain) MayReturn(backend string) bool { return backend == d.Backend }
 
-// A Target is a backend as it serves one protocol.
+// A Target is a backend for one protocol.
 type Target struct {
 	proxy.Backend
 	Offer func() proxy.Offer // without Mechanisms: not known yet
 }
 
-// A Mux is the proxy.Backend of a Service: it finds out whose a login is, and
-// lets that backend answer it. The guard has been asked before.
+// A Mux is the proxy.Backend of a Service. It chooses the backend of a login and
+// passes the login on. The guard comes before it.
 type Mux struct {
-	Rules    Rules
-	Targets  map[string]Target // by name; those that have the Service's protocol
-	Policy   *Policy           // nil: everybody may use all protocols
-	Observer proxy.Observer    // nil: nobody
+	Rules     Rules
+	Targets   map[string]Target // by name: the backends with the Service's protocol
+	Protocols *Protocols        // nil: all accounts may use all protocols
+	Observer  proxy.Observer    // nil: none
 }
 
-// Login implements proxy.Backend. That the account may not use the protocol is
-// said only to those who have its password, else strangers could find out which
-// accounts there are.
+// Login implements proxy.Backend. Only who has the account's password learns that
+// the account may not use the protocol: else strangers could find out which
+// accounts exist.
 func (m *Mux) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) {
 	name, err := m.Rules.route(ctx, l, m.observe)
 	if err != nil {
@@ -151,7 +151,7 @@ func (m *Mux) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) 
 	if err != nil {
 		return nil, err
 	}
-	if m.Policy != nil && m.Policy.Off(l.Account, l.Client.Protocol) {
+	if m.Protocols != nil && m.Protocols.Off(l.Account, l.Client.Protocol) {
 		_ = session.Close()
 		return nil, &proxy.Refusal{
 			Reason: proxy.ProtocolOff, Verified: true, Err: fmt.Errorf("%s is off for the account", l.Client.Protocol),
@@ -166,20 +166,20 @@ func (m *Mux) observe(e proxy.Event) {
 	}
 }
 
-// Offer returns what all Targets that a rule leads to have in common, whether
-// they are up or not. One whose Offer is not known yet does not count; without
-// Mechanisms, none is.
+// Offer returns what all Targets that a rule may return have in common, whether
+// they are up or not. A Target whose Offer is not known yet does not count.
+// Without Mechanisms, none is known.
 func (m *Mux) Offer() proxy.Offer {
 	offers := make([]proxy.Offer, 0, len(m.Targets))
 	for name, target := range m.Targets {
-		if m.Rules.Leads(name) {
+		if m.Rules.MayReturn(name) {
 			offers = append(offers, target.Offer())
 		}
 	}
 	return proxy.Intersect(offers...)
 }
 
-// unavailable is the Refusal of whatever is not the client's fault.
+// unavailable returns the Refusal for an error that is not the client's.
 func unavailable(err error) error {
 	if proxy.ReasonOf(err) != 0 {
 		return err

@@ -12,26 +12,26 @@ import (
 	"postern/proxy"
 )
 
-// server is a backend that knows one password.
-type server struct {
-	asked  []string // accounts
-	closed int      // sessions
+// A fakeBackend accepts one password.
+type fakeBackend struct {
+	accounts []string // accounts
+	closed   int      // sessions
 }
 
-func (s *server) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) {
-	s.asked = append(s.asked, l.Account)
+func (s *fakeBackend) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) {
+	s.accounts = append(s.accounts, l.Account)
 	if string(l.Secret.Reveal()) != "right" {
 		return nil, proxy.NewRefusal(proxy.Wrong, nil)
 	}
-	return &session{server: s}, nil
+	return &closableSession{server: s}, nil
 }
 
-type session struct {
+type closableSession struct {
 	proxy.Session
-	server *server
+	server *fakeBackend
 }
 
-func (s *session) Close() error {
+func (s *closableSession) Close() error {
 	s.server.closed++
 	return nil
 }
@@ -40,7 +40,7 @@ func target(b proxy.Backend, offer proxy.Offer) Target {
 	return Target{b, func() proxy.Offer { return offer }}
 }
 
-func try(m *Mux, account, password string) (proxy.Session, error) {
+func login(m *Mux, account, password string) (proxy.Session, error) {
 	return m.Login(context.Background(), &proxy.Login{
 		Account: account, Secret: proxy.NewSecret([]byte(password)), Client: proxy.Client{Protocol: proxy.POP3},
 	})
@@ -50,26 +50,26 @@ func try(m *Mux, account, password string) (proxy.Session, error) {
 func TestMuxRoutesByTheFirstRuleThatFits(t *testing.T) {
 	names := []string{"main", "new", "old"}
 	m := &Mux{Targets: make(map[string]Target), Rules: Rules{
-		open(t, "alice@example.net new\nbob@example.org old"), Domain{"Example.NET", "old"}, Default("main"),
+		openFile(t, "alice@example.net new\nbob@example.org old"), Domain{"Example.NET", "old"}, Default("main"),
 	}}
-	servers := make(map[string]*server)
+	servers := make(map[string]*fakeBackend)
 	for _, name := range names {
-		servers[name] = &server{}
+		servers[name] = &fakeBackend{}
 		m.Targets[name] = target(servers[name], proxy.Offer{})
 	}
 	for account, want := range map[string]string{
 		"alice@example.net": "new", "bob@example.org": "old", "x@example.net": "old", "x@EXAMPLE.net": "old",
 		"x@example.org": "main", "example.net": "main", "x@sub.example.net": "main", "x@example.net@y": "main",
 	} {
-		session, err := try(m, account, "right")
+		session, err := login(m, account, "right")
 		if err != nil {
 			t.Fatal(err)
 		}
 		for name, s := range servers {
-			if got := slices.Equal(s.asked, []string{account}); got != (name == want) {
+			if got := slices.Equal(s.accounts, []string{account}); got != (name == want) {
 				t.Errorf("%s: %s was asked %v, want %s", account, name, got, want)
 			}
-			s.asked = nil
+			s.accounts = nil
 		}
 		_ = session.Close()
 	}
@@ -78,10 +78,10 @@ func TestMuxRoutesByTheFirstRuleThatFits(t *testing.T) {
 type rule func() (string, error)
 
 func (r rule) Route(context.Context, *proxy.Login) (string, error) { return r() }
-func (r rule) Leads(string) bool                                   { return true }
+func (r rule) MayReturn(string) bool                               { return true }
 
 func TestMuxRefusesForNowWhenThereIsNoRoute(t *testing.T) {
-	behind := &server{}
+	behind := &fakeBackend{}
 	for name, test := range map[string]struct {
 		rules Rules
 		err   string
@@ -91,27 +91,27 @@ func TestMuxRefusesForNowWhenThereIsNoRoute(t *testing.T) {
 		"error":   {Rules{rule(func() (string, error) { return "", errors.New("hook is away") }), Default("main")}, "hook is away"},
 	} {
 		m := &Mux{Rules: test.rules, Targets: map[string]Target{"main": target(behind, proxy.Offer{})}}
-		_, err := try(m, "alice", "right")
+		_, err := login(m, "alice", "right")
 		if proxy.ReasonOf(err) != proxy.Unavailable || !strings.Contains(err.Error(), test.err) {
 			t.Errorf("%s: error %v, want unavailable: %s", name, err, test.err)
 		}
 	}
-	if behind.asked != nil {
+	if behind.accounts != nil {
 		t.Error("a backend was asked")
 	}
 }
 
 // Criterion: that a protocol is off for an account or domain is answered only after the backend accepted the password, and costs no guess.
-func TestMuxTellsPolicyOnlyToTheOwner(t *testing.T) {
-	behind := &server{}
+func TestMuxRevealsProtocolsOnlyToTheOwner(t *testing.T) {
+	behind := &fakeBackend{}
 	m := &Mux{Rules: Rules{Default("main")}, Targets: map[string]Target{"main": target(behind, proxy.Offer{})}}
-	m.Policy = policy(t, "alice@example.org pop3:off")
+	m.Protocols = openProtocols(t, "alice@example.org pop3:off")
 
-	_, err := try(m, "alice@example.org", "wrong")
+	_, err := login(m, "alice@example.org", "wrong")
 	if proxy.ReasonOf(err) != proxy.Wrong {
 		t.Errorf("wrong password: error %v, want wrong", err)
 	}
-	_, err = try(m, "alice@example.org", "right")
+	_, err = login(m, "alice@example.org", "right")
 	r, ok := errors.AsType[*proxy.Refusal](err)
 	if !ok || r.Reason != proxy.ProtocolOff || !r.Verified {
 		t.Errorf("right password: error %#v, want protocol_off, verified", err)
@@ -119,10 +119,10 @@ func TestMuxTellsPolicyOnlyToTheOwner(t *testing.T) {
 	if behind.closed != 1 {
 		t.Errorf("%d sessions were closed, want 1", behind.closed)
 	}
-	if _, err := try(m, "bob@example.org", "right"); err != nil {
+	if _, err := login(m, "bob@example.org", "right"); err != nil {
 		t.Errorf("another account: %v", err)
 	}
-	if got := len(behind.asked); got != 3 {
+	if got := len(behind.accounts); got != 3 {
 		t.Errorf("the backend was asked %d times, want 3", got)
 	}
 }
@@ -131,7 +131,7 @@ func TestMuxTellsPolicyOnlyToTheOwner(t *testing.T) {
 func TestMuxOffersWhatAllItsBackendsHave(t *testing.T) {
 	size := "SIZE 50"
 	m := &Mux{
-		Rules: Rules{open(t, "bob old"), Default("main")},
+		Rules: Rules{openFile(t, "bob old"), Default("main")},
 		Targets: map[string]Target{
 			"main": {nil, func() proxy.Offer {
 				return proxy.Offer{Mechanisms: []string{"PLAIN", "XOAUTH2"}, Extensions: []string{"DSN", size, "SMTPUTF8"}}
@@ -161,17 +161,17 @@ func TestMuxOffersWhatAllItsBackendsHave(t *testing.T) {
 	check("{[PLAIN] []}")
 }
 
-func policy(t *testing.T, text string) *Policy {
+func openProtocols(t *testing.T, text string) *Protocols {
 	t.Helper()
-	p, err := OpenPolicy(write(t, text))
+	p, err := OpenProtocols(writeFile(t, text))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
 }
 
-func TestPolicyOfAccountBeforeDomainBeforeAll(t *testing.T) {
-	p := policy(t, "* pop3:off # from December on\n@example.org pop3:on imap:off\nBob@example.org submission:off pop3:off\n")
+func TestProtocolsOfAccountBeforeDomainBeforeAll(t *testing.T) {
+	p := openProtocols(t, "* pop3:off # from December on\n@example.org pop3:on imap:off\nBob@example.org submission:off pop3:off\n")
 	for _, test := range []struct{ account, off string }{
 		{"x", "pop3"},
 		{"x@example.net", "pop3"},
@@ -194,27 +194,27 @@ func TestPolicyOfAccountBeforeDomainBeforeAll(t *testing.T) {
 	}
 }
 
-func TestPolicyNamesTheLineOfAMistake(t *testing.T) {
+func TestProtocolsNameTheLineOfAMistake(t *testing.T) {
 	for _, text := range []string{"x", "x pop3", "x pop3:no", "x pop:off", "x pop3:off,imap:off", "x pop3:off pop3:on", "x pop3:off imap"} {
-		path := write(t, "# policy\n"+text)
-		if _, err := OpenPolicy(path); err == nil || !strings.HasPrefix(err.Error(), path+":2: ") {
+		path := writeFile(t, "# policy\n"+text)
+		if _, err := OpenProtocols(path); err == nil || !strings.HasPrefix(err.Error(), path+":2: ") {
 			t.Errorf("%q: error %v, want one with file and line", text, err)
 		}
 	}
 }
 
-// observed keeps the events that a Mux tells.
-type observed []proxy.Routed
+// A recorder keeps the events of a Mux.
+type recorder []proxy.Routed
 
-func (o *observed) Observe(e proxy.Event) { *o = append(*o, e.(proxy.Routed)) }
+func (o *recorder) Observe(e proxy.Event) { *o = append(*o, e.(proxy.Routed)) }
 
-func TestMuxTellsOfEachRuleItAsks(t *testing.T) {
+func TestMuxObservesEachRule(t *testing.T) {
 	status := http.StatusNoContent
-	hook := &Hook{URL: "http://hook.test", transport: answering(func(*http.Request) (*http.Response, error) { return say(status, "") })}
-	var told observed
+	hook := &Hook{URL: "http://hook.test", transport: transportFunc(func(*http.Request) (*http.Response, error) { return response(status, "") })}
+	var told recorder
 	m := &Mux{
-		Targets: map[string]Target{"main": target(&server{}, proxy.Offer{})}, Observer: &told,
-		Rules: Rules{open(t, "alice@example.org main"), hook, Domain{"example.org", "main"}, Default("main")},
+		Targets: map[string]Target{"main": target(&fakeBackend{}, proxy.Offer{})}, Observer: &told,
+		Rules: Rules{openFile(t, "alice@example.org main"), hook, Domain{"example.org", "main"}, Default("main")},
 	}
 	for _, step := range []struct {
 		account string
@@ -228,7 +228,7 @@ func TestMuxTellsOfEachRuleItAsks(t *testing.T) {
 		{"dave@example.org", 500, []string{"file none", "hook error"}},
 	} {
 		told, status = nil, step.status
-		_, _ = try(m, step.account, "right")
+		_, _ = login(m, step.account, "right")
 		var got []string
 		for _, e := range told {
 			got = append(got, e.Source+" "+e.Result)
@@ -243,7 +243,7 @@ func TestMuxTellsOfEachRuleItAsks(t *testing.T) {
 	told = nil
 	gone, leave := context.WithCancel(t.Context())
 	leave()
-	if _, _ = m.Login(gone, visitor("erin@example.org")); len(told) > 0 {
+	if _, _ = m.Login(gone, testLogin("erin@example.org")); len(told) > 0 {
 		t.Errorf("of a client that left, %v is told", told)
 	}
 }

@@ -64,7 +64,7 @@ func (h *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		Timeouts: proxy.Timeouts{Handshake: cfg.Timeouts.Handshake, Login: cfg.Timeouts.Login, Stall: cfg.Timeouts.Stall},
 		Account:  r.accounts.Account, Text: h.text,
 	}
-	mux := &route.Mux{Rules: r.rules, Policy: r.policy, Targets: map[string]route.Target{}, Observer: h.observer}
+	mux := &route.Mux{Rules: r.rules, Protocols: r.policy, Targets: map[string]route.Target{}, Observer: h.observer}
 	svc.Backend = mux
 	options := front.Options{Hostname: cfg.Hostname, Offer: mux.Offer}
 	switch l.Protocol {

@@ -141,7 +141,7 @@ type sharedMaildrops struct {
 type routing struct {
 	accounts *route.Accounts
 	rules    route.Rules
-	policy   *route.Policy // nil: everything is allowed
+	policy   *route.Protocols // nil: everything is allowed
 }
 
 // known reports whether a file lists the account: then it exists.

@@ -16,7 +16,7 @@ import (
 
 // setPolicyServer finds out who else judges logins.
 func (h *generation) setPolicyServer() error {
-	c := h.cfg.Guard.Policy
+	c := h.cfg.Guard.AuthPolicy
 	if c.URL == "" {
 		return nil
 	}

@@ -31,8 +31,8 @@ func (h *generation) newRouting() (*routing, error) {
 			r.rules = append(r.rules, route.Default(c.Backend))
 		}
 	}
-	if path := h.cfg.Policy.File; path != "" {
-		policy, err := route.OpenPolicy(path)
+	if path := h.cfg.Protocols.File; path != "" {
+		policy, err := route.OpenProtocols(path)
 		if err != nil {
 			mistakes = append(mistakes, h.cfg.Errorf("policy.file", "%v", err))
 		} else {
