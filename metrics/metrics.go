@@ -97,18 +97,10 @@ type Metrics struct {
 	issueTime            histogram
 }
 
-// The values of labels that are not those of package proxy.
+// The values of the label result of things that succeed or fail.
 const (
-	resultOK          = "ok"
-	resultError       = "error"
-	resultWrong       = "invalid_credentials"
-	resultTemporary   = "temporary_failure"
-	resultThrottled   = "rate_limited"
-	resultMalformed   = "malformed"
-	resultUnsupported = "unsupported_mechanism"
-	resultAbort       = "client_abort"
-	resultPlaintext   = "tls_required"
-	resultForbidden   = "forbidden"
+	resultOK    = "ok"
+	resultError = "error"
 )
 
 // mechanisms are the ways a protocol's clients log in.
@@ -206,11 +198,9 @@ func (m *Metrics) clients() {
 		label("version", "1.0", "1.1", "1.2", "1.3"), label("resumed", "true", "false"))
 	m.received = r.counter("client_received_bytes_total", "Plaintext bytes received from clients, counted when they disconnect.", protocol)
 	m.sent = r.counter("client_sent_bytes_total", "Plaintext bytes sent to clients, counted when they disconnect.", protocol)
-	m.attempts = r.counter("auth_attempts_total", "Authentication attempts by outcome.", via, label("result",
-		resultOK, resultWrong, resultTemporary, resultThrottled, resultMalformed, resultUnsupported,
-		resultAbort, resultPlaintext, resultForbidden))
+	m.attempts = r.counter("auth_attempts_total", "Authentication attempts by outcome.", via, label("result", proxy.Results()...))
 	m.attemptTime = r.histogram("auth_duration_seconds", "Time from complete credentials to the answer.", latency,
-		protocol, label("result", resultOK, resultWrong, resultTemporary, resultThrottled))
+		protocol, label("result", timedResults[:]...))
 	m.active = r.gauge("sessions_active", "Authenticated sessions.", protocol)
 	m.sessions = r.counter("sessions_total", "Authenticated sessions ended, by cause.", protocol, label("end",
 		proxy.EndQuit, proxy.EndClientGone, proxy.EndBackendClosed, proxy.EndIdle, proxy.EndDrain, proxy.EndKicked,

@@ -535,15 +535,15 @@ func TestEachReasonHasItsResult(t *testing.T) {
 		proxy.MailboxFull: "temporary_failure", proxy.TooSoon: "rate_limited",
 	}
 	for _, reason := range proxy.Reasons() {
-		if got := resultOf(fmt.Errorf("log in: %w", proxy.NewRefusal(reason, io.EOF))); got != want[reason] {
+		if got := proxy.ResultOf(fmt.Errorf("log in: %w", proxy.NewRefusal(reason, io.EOF))); got != want[reason] {
 			t.Errorf("result of %s = %s, want %s", reason, got, want[reason])
 		}
-		if temporary := want[reason] == resultTemporary || want[reason] == resultThrottled; temporary != reason.Temporary() {
+		if temporary := want[reason] == proxy.ResultTemporary || want[reason] == proxy.ResultThrottled; temporary != reason.Temporary() {
 			t.Errorf("%s is counted as %s, which confuses temporary and permanent", reason, want[reason])
 		}
 	}
 	for _, err := range []error{io.EOF, context.Canceled} {
-		if got := resultOf(err); got != "client_abort" {
+		if got := proxy.ResultOf(err); got != "client_abort" {
 			t.Errorf("result of %v = %s, want client_abort", err, got)
 		}
 	}

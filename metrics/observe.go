@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -124,38 +125,16 @@ func version(v uint16) string {
 	return strings.TrimPrefix(tls.VersionName(v), "TLS ")
 }
 
+// timedResults are the results of attempts that guard or backend were asked about.
+var timedResults = [...]string{proxy.ResultOK, proxy.ResultWrong, proxy.ResultTemporary, proxy.ResultThrottled}
+
 func (m *Metrics) attempt(e proxy.Attempt) {
 	m.decision(e.Decision)
-	outcome := resultOf(e.Err)
-	m.attempts.of(e.Client.Protocol, e.Via, outcome).Inc()
-	switch outcome { // the others are answered without asking anybody
-	case resultOK, resultWrong, resultTemporary, resultThrottled:
-		m.attemptTime.of(e.Client.Protocol, outcome).Observe(e.Duration.Seconds())
+	result := proxy.ResultOf(e.Err)
+	m.attempts.of(e.Client.Protocol, e.Via, result).Inc()
+	if slices.Contains(timedResults[:], result) {
+		m.attemptTime.of(e.Client.Protocol, result).Observe(e.Duration.Seconds())
 	}
-}
-
-// resultOf names the outcome of an attempt.
-func resultOf(err error) string {
-	if err == nil {
-		return resultOK
-	}
-	switch proxy.ReasonOf(err) {
-	case 0:
-		return resultAbort
-	case proxy.Wrong:
-		return resultWrong
-	case proxy.Malformed:
-		return resultMalformed
-	case proxy.Unsupported:
-		return resultUnsupported
-	case proxy.ProtocolOff, proxy.Suspended, proxy.Unusable:
-		return resultForbidden
-	case proxy.Plaintext:
-		return resultPlaintext
-	case proxy.Throttled, proxy.TooSoon:
-		return resultThrottled
-	}
-	return resultTemporary
 }
 
 func (m *Metrics) closed(e proxy.Closed) {

@@ -2,14 +2,13 @@ package proxy
 
 import "errors"
 
-// A Reason is why a client is refused. The list is closed: each protocol has
-// its words for each of them (package front), metrics and logs their label.
+// A Reason is why a client is refused. The list is closed, and the table reasons
+// says everything that observers need to know about each: the word in logs, the
+// result in metrics and the row of the status page. The words that clients get are
+// each protocol's own (package front).
 type Reason uint8
 
-// The reasons. Wrong, Malformed, Unsupported, ProtocolOff, Suspended, Unusable
-// and Plaintext are permanent: the client, or its user, must change something. All
-// others are temporary, and a client that comes again with the same password
-// may succeed.
+// The reasons.
 const (
 	Wrong           Reason = iota + 1 // the backend said that user or password are wrong
 	Malformed                         // such credentials can never be right: NUL, CR, a foreign authzid, bad base64
@@ -32,10 +31,67 @@ const (
 	Internal                          // a bug of ours
 )
 
-var reasons = [...]string{
-	Wrong: "wrong", Malformed: "malformed", Unsupported: "unsupported", ProtocolOff: "protocol_off",
-	Suspended: "suspended", Unusable: "unusable", Maintenance: "maintenance", MailboxFull: "mailbox_full", Plaintext: "plaintext", Throttled: "throttled", TooMany: "too_many", TooManySessions: "too_many_sessions", Unavailable: "unavailable",
-	TooSoon: "too_soon", InUse: "in_use", TimedOut: "timed_out", ShuttingDown: "shutting_down", Kicked: "kicked", Internal: "internal",
+// The results of attempts to log in: the label result of metrics.
+const (
+	ResultOK          = "ok"
+	ResultWrong       = "invalid_credentials"
+	ResultTemporary   = "temporary_failure" // clients come again by themselves
+	ResultThrottled   = "rate_limited"      // the same, after a limit of Postern's own
+	ResultMalformed   = "malformed"
+	ResultUnsupported = "unsupported_mechanism"
+	ResultPlaintext   = "tls_required"
+	ResultForbidden   = "forbidden"
+	ResultClientAbort = "client_abort" // the client left before its answer
+)
+
+// Results returns all results of attempts.
+func Results() []string {
+	return []string{
+		ResultOK, ResultWrong, ResultTemporary, ResultThrottled, ResultMalformed, ResultUnsupported, ResultClientAbort,
+		ResultPlaintext, ResultForbidden,
+	}
+}
+
+// An Outcome is a row of the status page: how attempts to log in ended, coarser
+// than the results.
+type Outcome uint8
+
+// The outcomes. Outcomes is their number.
+const (
+	OutcomeOK        Outcome = iota
+	OutcomeWrong             // the backend said so
+	OutcomeThrottled         // without asking the backend
+	OutcomeFailed            // for now
+	OutcomeForbidden         // until the client, or its user, changes something
+	Outcomes
+)
+
+// reasons says what each Reason is called and counted as.
+var reasons = [...]struct {
+	name    string // in logs, metrics and configuration
+	result  string // of an attempt, in metrics
+	outcome Outcome
+	final   bool // the connection ends
+}{
+	Wrong:           {"wrong", ResultWrong, OutcomeWrong, false},
+	Malformed:       {"malformed", ResultMalformed, OutcomeForbidden, false},
+	Unsupported:     {"unsupported", ResultUnsupported, OutcomeForbidden, false},
+	ProtocolOff:     {"protocol_off", ResultForbidden, OutcomeForbidden, false},
+	Suspended:       {"suspended", ResultForbidden, OutcomeForbidden, false},
+	Unusable:        {"unusable", ResultForbidden, OutcomeForbidden, false},
+	Plaintext:       {"plaintext", ResultPlaintext, OutcomeForbidden, true},
+	Throttled:       {"throttled", ResultThrottled, OutcomeThrottled, false},
+	TooMany:         {"too_many", ResultTemporary, OutcomeFailed, true},
+	TooManySessions: {"too_many_sessions", ResultTemporary, OutcomeFailed, false},
+	Unavailable:     {"unavailable", ResultTemporary, OutcomeFailed, false},
+	Maintenance:     {"maintenance", ResultTemporary, OutcomeFailed, false},
+	MailboxFull:     {"mailbox_full", ResultTemporary, OutcomeFailed, false},
+	TooSoon:         {"too_soon", ResultThrottled, OutcomeThrottled, false},
+	InUse:           {"in_use", ResultTemporary, OutcomeFailed, false},
+	TimedOut:        {"timed_out", ResultTemporary, OutcomeFailed, true},
+	ShuttingDown:    {"shutting_down", ResultTemporary, OutcomeFailed, true},
+	Kicked:          {"kicked", ResultTemporary, OutcomeFailed, true},
+	Internal:        {"internal", ResultTemporary, OutcomeFailed, true},
 }
 
 // Reasons returns the closed list.
@@ -47,36 +103,56 @@ func Reasons() []Reason {
 	return all
 }
 
+// known reports whether r is one of the list.
+func (r Reason) known() bool { return r != 0 && int(r) < len(reasons) }
+
 // String returns the reason's name in logs, metrics and configuration.
 func (r Reason) String() string {
-	if r == 0 || int(r) >= len(reasons) {
+	if !r.known() {
 		return "unknown"
 	}
-	return reasons[r]
+	return reasons[r].name
 }
 
 // MarshalText implements encoding.TextMarshaler, for logs in JSON.
 func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
-// Temporary reports whether the same client may succeed later without
-// changing anything. Clients forget a stored password over a permanent answer
-// and come again after a temporary one.
+// Temporary reports whether the same client may succeed later without changing
+// anything. Clients forget a stored password over a permanent answer and come
+// again after a temporary one. After a permanent reason the client, or its user,
+// must change something.
 func (r Reason) Temporary() bool {
-	switch r {
-	case Wrong, Malformed, Unsupported, ProtocolOff, Suspended, Unusable, Plaintext:
-		return false
-	}
-	return true
+	return !r.known() || reasons[r].result == ResultTemporary || reasons[r].result == ResultThrottled
 }
 
 // Final reports whether the connection ends with this refusal. Plaintext does
-// not end one that may still begin TLS.
-func (r Reason) Final() bool {
-	switch r {
-	case Plaintext, TooMany, TimedOut, ShuttingDown, Kicked, Internal:
-		return true
+// not end one that may still begin TLS: the Dialogue decides.
+func (r Reason) Final() bool { return r.known() && reasons[r].final }
+
+// ResultOf returns the result of an attempt that ended with err. An error that is
+// no Refusal means that the client left.
+func ResultOf(err error) string {
+	r := ReasonOf(err)
+	switch {
+	case err == nil:
+		return ResultOK
+	case r.known():
+		return reasons[r].result
 	}
-	return false
+	return ResultClientAbort
+}
+
+// OutcomeOf returns the outcome of an attempt that ended with err, and false if
+// the client left before its answer.
+func OutcomeOf(err error) (o Outcome, answered bool) {
+	r := ReasonOf(err)
+	switch {
+	case err == nil:
+		return OutcomeOK, true
+	case r.known():
+		return reasons[r].outcome, true
+	}
+	return 0, false
 }
 
 // A Refusal is an error that the client may learn.

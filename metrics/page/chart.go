@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"postern/proxy"
 )
 
 // Measures of a chart, in units of its drawing.
@@ -41,12 +43,12 @@ type hour struct {
 
 func charts(slots []slot, now time.Time) []chart {
 	return []chart{
-		newChart("Logins", slots, now, accepted),
-		newChart("Refusals", slots, now, wrong, throttled, failed, forbidden),
+		newChart("Logins", slots, now, proxy.OutcomeOK),
+		newChart("Refusals", slots, now, proxy.OutcomeWrong, proxy.OutcomeThrottled, proxy.OutcomeFailed, proxy.OutcomeForbidden),
 	}
 }
 
-func newChart(title string, slots []slot, now time.Time, of ...outcome) chart {
+func newChart(title string, slots []slot, now time.Time, of ...proxy.Outcome) chart {
 	most, all := 0, 0
 	for _, s := range slots {
 		sum := 0
@@ -61,7 +63,7 @@ func newChart(title string, slots []slot, now time.Time, of ...outcome) chart {
 		Label: fmt.Sprintf("%s in the last 24 hours: %s, at most %s in 15 minutes", title, count(all), count(most)),
 	}
 	for _, o := range of {
-		c.Keys = append(c.Keys, total{Class: words[o].class, Name: words[o].name})
+		c.Keys = append(c.Keys, total{Class: rows[o].class, Name: rows[o].name})
 	}
 	step := chartWidth / float64(len(slots))
 	first := now.Truncate(slotTime).Add(-time.Duration(len(slots)-1) * slotTime)
@@ -78,8 +80,8 @@ func newChart(title string, slots []slot, now time.Time, of ...outcome) chart {
 			h := max(1, chartHeight*float64(s[o])/float64(top)) // one is seen beside a million
 			y -= h
 			c.Bars = append(c.Bars, bar{
-				Class: words[o].class, X: float64(i)*step + barGap/2, Y: max(0, y), W: step - barGap, H: h,
-				Title: fmt.Sprintf("%s: %s %s", at.Format("15:04"), count(s[o]), strings.ToLower(words[o].name)),
+				Class: rows[o].class, X: float64(i)*step + barGap/2, Y: max(0, y), W: step - barGap, H: h,
+				Title: fmt.Sprintf("%s: %s %s", at.Format("15:04"), count(s[o]), strings.ToLower(rows[o].name)),
 			})
 		}
 	}

@@ -7,42 +7,13 @@ import (
 	"postern/proxy"
 )
 
-// An outcome is how a login ended, as an operator tells them apart.
-type outcome int
-
-const (
-	accepted  outcome = iota
-	wrong             // the backend said so
-	throttled         // by the guard, or too many connections
-	failed            // ours or the backend's fault
-	forbidden         // no TLS, a protocol that is switched off, no such mechanism, nonsense
-	outcomes
-)
-
-var words = [outcomes]struct{ class, name, help string }{
-	accepted:  {"ok", "Logged in", "the backend took the password"},
-	wrong:     {"wrong", "Wrong password", "the backend refused it"},
-	throttled: {"throttled", "Held back", "too many wrong passwords or connections: not asked"},
-	failed:    {"failed", "Not possible", "a backend was away or too slow"},
-	forbidden: {"forbidden", "Not allowed", "no TLS, protocol switched off, unknown mechanism"},
-}
-
-// outcomeOf returns outcomes for a client that left: that is no answer.
-func outcomeOf(err error) outcome {
-	if err == nil {
-		return accepted
-	}
-	switch proxy.ReasonOf(err) {
-	case 0:
-		return outcomes
-	case proxy.Wrong:
-		return wrong
-	case proxy.Throttled, proxy.TooMany, proxy.TooManySessions:
-		return throttled
-	case proxy.Malformed, proxy.Unsupported, proxy.ProtocolOff, proxy.Suspended, proxy.Plaintext, proxy.InUse:
-		return forbidden
-	}
-	return failed
+// rows are what the page says about each outcome.
+var rows = [proxy.Outcomes]struct{ class, name, help string }{
+	proxy.OutcomeOK:        {"ok", "Logged in", "the backend took the password"},
+	proxy.OutcomeWrong:     {"wrong", "Wrong password", "the backend refused it"},
+	proxy.OutcomeThrottled: {"throttled", "Held back", "too many wrong passwords, not asked; or sooner than pop3.login_delay"},
+	proxy.OutcomeFailed:    {"failed", "Not possible for now", "a backend was away or too slow, a mailbox in use, or too many connections"},
+	proxy.OutcomeForbidden: {"forbidden", "Not allowed", "no TLS, protocol switched off, unknown mechanism"},
 }
 
 const (
@@ -51,7 +22,7 @@ const (
 )
 
 // A slot is what came in a quarter of an hour.
-type slot [outcomes]int
+type slot [proxy.Outcomes]int
 
 // A day counts by the quarter of an hour, and forgets after a day. The zero
 // value is ready.
@@ -61,7 +32,7 @@ type day struct {
 	last int64 // number of the newest slot since 1970
 }
 
-func (d *day) add(now time.Time, o outcome) {
+func (d *day) add(now time.Time, o proxy.Outcome) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.turn(now)

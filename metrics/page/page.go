@@ -88,7 +88,7 @@ func New(c Config) *Page {
 // Observe implements proxy.Observer.
 func (p *Page) Observe(e proxy.Event) {
 	if a, ok := e.(proxy.Attempt); ok {
-		if o := outcomeOf(a.Err); o < outcomes {
+		if o, answered := proxy.OutcomeOf(a.Err); answered {
 			p.day.add(p.config.Now(), o)
 		}
 	}
@@ -202,7 +202,7 @@ func (p *Page) look() *look {
 }
 
 func (l *look) sum(slots []slot) {
-	var n [outcomes]int
+	var n [proxy.Outcomes]int
 	for _, s := range slots {
 		for o, k := range s {
 			n[o] += k
@@ -210,7 +210,7 @@ func (l *look) sum(slots []slot) {
 		}
 	}
 	for o, k := range n {
-		t := total{Class: words[o].class, Name: words[o].name, Help: words[o].help, N: k}
+		t := total{Class: rows[o].class, Name: rows[o].name, Help: rows[o].help, N: k}
 		if l.Attempts > 0 {
 			t.Share = float64(k) / float64(l.Attempts)
 		}

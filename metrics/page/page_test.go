@@ -135,17 +135,17 @@ func TestPageOfAFreshStart(t *testing.T) {
 
 func TestADayIsForgottenAfterADay(t *testing.T) {
 	var d day
-	d.add(noon, wrong)
-	d.add(noon.Add(23*time.Hour+45*time.Minute), accepted)
+	d.add(noon, proxy.OutcomeWrong)
+	d.add(noon.Add(23*time.Hour+45*time.Minute), proxy.OutcomeOK)
 	slots := d.slots(noon.Add(23*time.Hour + 45*time.Minute))
-	if slots[0][wrong] != 1 || slots[slotsDay-1][accepted] != 1 {
+	if slots[0][proxy.OutcomeWrong] != 1 || slots[slotsDay-1][proxy.OutcomeOK] != 1 {
 		t.Errorf("got %v at first and %v at last", slots[0], slots[slotsDay-1])
 	}
-	if slots = d.slots(noon.Add(24 * time.Hour)); slots[0][wrong] != 0 || slots[slotsDay-2][accepted] != 1 {
+	if slots = d.slots(noon.Add(24 * time.Hour)); slots[0][proxy.OutcomeWrong] != 0 || slots[slotsDay-2][proxy.OutcomeOK] != 1 {
 		t.Errorf("a day later: %v at first, %v before the last", slots[0], slots[slotsDay-2])
 	}
-	d.add(noon.Add(-time.Hour), failed) // the clock was set back
-	if slots = d.slots(noon.Add(24 * time.Hour)); slots[slotsDay-1][failed] != 1 {
+	d.add(noon.Add(-time.Hour), proxy.OutcomeFailed) // the clock was set back
+	if slots = d.slots(noon.Add(24 * time.Hour)); slots[slotsDay-1][proxy.OutcomeFailed] != 1 {
 		t.Errorf("set back: %v at last", slots[slotsDay-1])
 	}
 }
