@@ -56,9 +56,16 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/emersion/go-imap/v2"
+
+	"postern/bridge/inbox"
 	"postern/bridge/uidl"
 	"postern/proxy"
 )
+
+// hidden is the keyword of messages that POP3 does not show any more. Dovecot uses
+// the same one for the same purpose.
+const hidden imap.Flag = "$POP3Deleted"
 
 const (
 	// minIdle is RFC 1939 section 3: an autologout timer must be of at least
@@ -123,7 +130,7 @@ func (b *Backend) Login(ctx context.Context, l *proxy.Login) (proxy.Session, err
 	if err != nil {
 		return nil, err
 	}
-	return &session{backend: b, login: l, inbox: b.inbox(conn, capabilities, l.Client)}, nil
+	return &session{backend: b, login: l, inbox: b.open(conn, capabilities, l.Client, true)}, nil
 }
 
 // Capabilities returns the lines of CAPA that are the operator's choice, the
@@ -145,13 +152,14 @@ func (b *Backend) Capabilities() []string {
 	return lines
 }
 
-// inbox returns the INBOX of a connection that is logged in.
-func (b *Backend) inbox(conn net.Conn, capabilities string, client proxy.Client) *inbox {
-	in := newInbox(conn, capabilities, b.timeout())
-	in.budget, in.owner, in.tell = &b.ahead, client, b.observe
-	in.hides = b.Delete == Hide || b.Record == nil && !in.uidPlus
-	in.utf8 = in.utf8 && b.UTF8 || in.utf8Only
-	return in
+// open returns the INBOX of a connection that is logged in, for a session that has
+// not listed it (first) or that has lost its connection.
+func (b *Backend) open(conn net.Conn, capabilities string, client proxy.Client, first bool) *inbox.Inbox {
+	return inbox.New(conn, capabilities, inbox.Options{
+		Timeout: b.timeout(), UTF8: b.UTF8, Keyword: hidden,
+		SearchKeyword: first && (b.Delete == Hide || b.Record == nil && !inbox.ParseTraits(capabilities).UIDPlus),
+		Budget:        &b.ahead, Client: client, Observe: b.observe,
+	})
 }
 
 func (b *Backend) idle() time.Duration { return max(b.Idle, minIdle) }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"postern/bridge/inbox"
 	"postern/bridge/uidl"
 	"postern/proxy"
 	"postern/proxy/wire"
@@ -193,13 +194,13 @@ func (b *Backend) UIDs(ctx context.Context, l *proxy.Login) (uids []uint32, uidV
 	if err != nil {
 		return nil, 0, err
 	}
-	in := newInbox(conn, capabilities, b.timeout())
-	defer func() { _ = in.close() }()
-	v, err := in.look(ctx, false)
+	in := inbox.New(conn, capabilities, inbox.Options{Timeout: b.timeout(), Keyword: hidden})
+	defer func() { _ = in.Close() }()
+	v, err := in.Open(ctx, false)
 	if err != nil {
 		return nil, 0, err
 	}
-	all, err := in.all(ctx)
+	all, err := in.All(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -207,7 +208,7 @@ func (b *Backend) UIDs(ctx context.Context, l *proxy.Login) (uids []uint32, uidV
 	for _, uid := range numbers {
 		uids = append(uids, uint32(uid))
 	}
-	return uids, v.uidValidity, nil
+	return uids, v.UIDValidity, nil
 }
 
 const (
@@ -235,8 +236,8 @@ func ShownUIDLs(ctx context.Context, conn net.Conn, user string, secret *proxy.S
 	for line := o.line(); o.err == nil && line != "."; line = o.line() {
 		_, id, _ := strings.Cut(line, " ")
 		id, _, _ = strings.Cut(strings.TrimSpace(id), " ")
-		if len(ids) == maxMessages {
-			o.err = errTooMany
+		if len(ids) == inbox.MaxMessages {
+			o.err = inbox.ErrTooMany
 		}
 		ids = append(ids, id)
 	}

@@ -162,7 +162,7 @@ func TestWhatPOP3RemovesIsNoFault(t *testing.T) {
 				t.Errorf("update: %v", err)
 			}
 			if test.kill {
-				_ = s.inbox.close()
+				_ = s.inbox.Close()
 			} else {
 				s.quitted = !test.lose
 				_ = s.Close()

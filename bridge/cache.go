@@ -5,6 +5,8 @@ import (
 	"errors"
 	"hash/crc32"
 	"math"
+
+	"postern/bridge/inbox"
 )
 
 const (
@@ -74,7 +76,7 @@ func decodeSnapshot(b []byte) (s snapshot, err error) {
 			s.record = formerStamp
 		}
 	}
-	count := r.next(min(maxMessages, uint64(len(r.b)/2)))
+	count := r.next(min(inbox.MaxMessages, uint64(len(r.b)/2)))
 	s.messages = make([]message, count)
 	uid, rest := uint64(0), r.b // a variable: r costs a write barrier for each number
 	for i := range s.messages {

@@ -2,6 +2,8 @@ package bridge
 
 import (
 	"context"
+
+	"postern/bridge/inbox"
 )
 
 // confirm asks, once QUIT is answered, which of the messages that were removed
@@ -15,7 +17,7 @@ import (
 // if there are as many.
 func (s *session) confirm() {
 	d := s.backend.Delete
-	if !s.quitted || s.totals.Deleted == 0 || s.backend.Cache == nil || !s.drop.proven || s.renumbered || d == Hide || d.flags(s.inbox) {
+	if !s.quitted || s.totals.Deleted == 0 || s.backend.Cache == nil || !s.drop.proven || s.renumbered || d == Hide || d.flags(s.inbox.Traits()) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), printsTime)
@@ -23,14 +25,14 @@ func (s *session) confirm() {
 	if s.readUIDLs(ctx) != nil {
 		return
 	}
-	for _, uids := range uidSets(s.drop.uids(deleted, 0)) {
-		left, err := s.inbox.search(ctx, uids)
+	for _, uids := range inbox.Sets(s.drop.uids(deleted, 0)) {
+		left, err := s.inbox.Search(ctx, uids)
 		if err != nil {
 			return
 		}
 		for i := range s.drop.messages {
 			m := &s.drop.messages[i]
-			if m.marks&deleted != 0 && uidSet(uids).has(m.uid) && !uidSet(left).has(m.uid) {
+			if m.marks&deleted != 0 && inbox.Contains(uids, m.uid) && !inbox.Contains(left, m.uid) {
 				s.drop.lost += hash(s.uniqueID(nil, m))
 				m.marks |= gone
 				s.drop.changed = true

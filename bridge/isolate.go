@@ -6,6 +6,7 @@ import (
 
 	"github.com/emersion/go-imap/v2"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 )
 
@@ -31,13 +32,13 @@ var (
 //
 // Another session of this kind may take our marks for those of others. So the
 // end is a look whether ours have gone.
-func (u *update) isolate(in *inbox) error {
+func (u *update) isolate(in *inbox.Inbox) error {
 	for _, uids := range u.gone {
-		u.expect(proxy.StageStore, in.store(uids, imap.StoreFlagsAdd, imap.FlagDeleted).Close)
+		u.expect(proxy.StageStore, in.Store(u.ctx, uids, imap.StoreFlagsAdd, imap.FlagDeleted))
 	}
 	removed := u.clear(in)
 	if removed == nil {
-		u.expect(proxy.StageExpunge, in.client.Expunge().Close)
+		u.expect(proxy.StageExpunge, in.Expunge(u.ctx))
 		removed = u.wait()
 	}
 	if errors.Is(removed, proxy.ErrBackendClosed) {
@@ -53,7 +54,7 @@ func (u *update) isolate(in *inbox) error {
 // clear takes the flag from what others have marked, until two looks in a row show
 // that there is nothing of the kind: a search that leaves out one message would
 // destroy the message.
-func (u *update) clear(in *inbox) error {
+func (u *update) clear(in *inbox.Inbox) error {
 	ours := make(map[uint32]bool, len(u.marked))
 	for _, uid := range u.marked {
 		ours[uid] = true
@@ -75,23 +76,23 @@ func (u *update) clear(in *inbox) error {
 		}
 		clean = len(others) == 0
 		u.unmarked = append(u.unmarked, others...)
-		for _, uids := range uidSets(others) {
-			u.expect(proxy.StageStore, in.store(uids, imap.StoreFlagsDel, imap.FlagDeleted).Close)
+		for _, uids := range inbox.Sets(others) {
+			u.expect(proxy.StageStore, in.Store(u.ctx, uids, imap.StoreFlagsDel, imap.FlagDeleted))
 		}
 	}
 	return errors.Join(u.wait(), errMarks)
 }
 
 // remark gives the flag back. The client is not concerned.
-func (u *update) remark(in *inbox) {
+func (u *update) remark(in *inbox.Inbox) {
 	slices.Sort(u.unmarked)
-	for _, uids := range uidSets(slices.Compact(u.unmarked)) {
-		u.pending = append(u.pending, step{proxy.StageStore, in.store(uids, imap.StoreFlagsAdd, imap.FlagDeleted).Close, true})
+	for _, uids := range inbox.Sets(slices.Compact(u.unmarked)) {
+		u.pending = append(u.pending, step{proxy.StageStore, in.Store(u.ctx, uids, imap.StoreFlagsAdd, imap.FlagDeleted), true})
 	}
 }
 
 // look is an error if the messages are there.
-func (u *update) look(in *inbox) error {
+func (u *update) look(in *inbox.Inbox) error {
 	for _, uids := range u.gone {
 		left, err := u.search(in, &imap.SearchCriteria{UID: []imap.UIDSet{uids}})
 		if err != nil {
@@ -105,29 +106,15 @@ func (u *update) look(in *inbox) error {
 }
 
 // search waits for all that was sent, and for what matches.
-func (u *update) search(in *inbox, criteria *imap.SearchCriteria) (uids []uint32, err error) {
-	search := in.beginSearch(criteria, nil)
+func (u *update) search(in *inbox.Inbox, criteria *imap.SearchCriteria) (uids []uint32, err error) {
+	search := in.StartSearch(u.ctx, criteria)
 	u.expect(proxy.StageStore, func() error {
 		found, err := search()
 		if err == nil {
-			uids, err = numbers(found)
+			uids, err = inbox.UIDs(found)
 		}
 		return err
 	})
 	err = u.wait()
 	return uids, err
-}
-
-// numbers returns the UIDs of a set that a server has sent.
-func numbers(set imap.UIDSet) (uids []uint32, err error) {
-	count := uint64(0)
-	for _, r := range set {
-		if count += uint64(r.Stop) - uint64(r.Start) + 1; r.Start == 0 || r.Stop < r.Start || count > maxMessages {
-			return nil, errTooMany
-		}
-		for uid := uint64(r.Start); uid <= uint64(r.Stop); uid++ {
-			uids = append(uids, uint32(uid))
-		}
-	}
-	return uids, nil
 }

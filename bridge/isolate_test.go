@@ -1,10 +1,7 @@
 package bridge
 
 import (
-	"slices"
 	"testing"
-
-	"github.com/emersion/go-imap/v2"
 
 	"postern/proxy"
 	"postern/proxy/proxytest"
@@ -82,15 +79,4 @@ func TestIsolateGoesOnAfterALoss(t *testing.T) {
 
 func TestIsolateIsExpungeWithUIDPLUS(t *testing.T) {
 	deleting(t, Isolate, capabilities, "C: T1 UID STORE 11 +FLAGS.SILENT (\\\\Deleted)\nS: T1 OK x\nC: T2 UID EXPUNGE 11\nS: T2 OK x", "+OK Goodbye")
-}
-
-func TestNumbersOfAServerAreBounded(t *testing.T) {
-	for _, set := range []imap.UIDSet{{{Start: 1, Stop: 1<<32 - 1}}, {{Start: 1}}, {{Start: 1, Stop: maxMessages}, {Start: maxMessages + 2, Stop: maxMessages + 2}}} {
-		if got, err := numbers(set); err == nil {
-			t.Errorf("%v gives %d numbers", set, len(got))
-		}
-	}
-	if got, err := numbers(imap.UIDSet{{Start: 1, Stop: 2}, {Start: 1<<32 - 1, Stop: 1<<32 - 1}}); err != nil || !slices.Equal(got, []uint32{1, 2, 1<<32 - 1}) {
-		t.Errorf("got %v, %v", got, err)
-	}
 }

@@ -4,23 +4,20 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 
 	"github.com/emersion/go-imap/v2"
+
+	"postern/bridge/inbox"
 )
 
 const (
-	// maxMessages bounds what a server can make a session remember: 64 MiB.
-	maxMessages = 4 << 20
 	// maxSize bounds the size of a message: what a snapshot has room for.
 	maxSize = 1 << 57
 	// trusted is up to where memory is taken at the server's word.
 	trusted = 1 << 20
 )
-
-var errTooMany = fmt.Errorf("more than %d messages", maxMessages)
 
 // The values of proxy.MaildropOpened.Source: what a listing was made of.
 const (
@@ -28,14 +25,6 @@ const (
 	fromDelta = "delta" // what was remembered and what has changed
 	fromFull  = "full"
 )
-
-// A view is INBOX as the server shows it at one moment.
-type view struct {
-	uidValidity uint32
-	uidNext     uint32 // 0: the server does not say
-	exists      int
-	selected    int // EXISTS of SELECT if the rest is of STATUS, before it; else -1
-}
 
 // A snapshot is what is known of INBOX at one moment: the messages with a UID
 // below uidNext, ascending.
@@ -57,7 +46,7 @@ type snapshot struct {
 // from that one on are asked for. If their numbers follow each other up to
 // EXISTS, none is missing.
 type listing struct {
-	view
+	inbox.View
 	known int // messages that were remembered
 
 	mu         sync.Mutex
@@ -80,14 +69,14 @@ type listing struct {
 // newListing returns the listing of v, of which known is remembered. A UIDNEXT
 // that has become lower is that of a restored backup or of a replica that lags:
 // its UIDs may be those of other messages, as after a new UIDVALIDITY.
-func newListing(v view, known snapshot, room *reservation) *listing {
-	l := &listing{view: v, room: room}
-	if !v.continues(known) {
+func newListing(v inbox.View, known snapshot, room *reservation) *listing {
+	l := &listing{View: v, room: room}
+	if !known.continuesIn(v) {
 		known = snapshot{}
 	}
 	l.from, l.messages, l.known = known.uidNext, known.messages, len(known.messages)
 	l.proven = known.proven || known.uidNext == 0
-	if v.exists == 0 {
+	if v.Exists == 0 {
 		l.messages, l.proven = nil, true
 	}
 	if n := len(l.messages); n > 0 {
@@ -103,14 +92,14 @@ func newListing(v view, known snapshot, room *reservation) *listing {
 	return l
 }
 
-// continues reports whether UIDs mean in v what they meant in known.
-func (v view) continues(known snapshot) bool {
-	return v.uidValidity == known.uidValidity && (v.uidNext == 0 || v.uidNext >= known.uidNext)
+// continuesIn reports whether UIDs mean in v what they meant in s.
+func (s snapshot) continuesIn(v inbox.View) bool {
+	return v.UIDValidity == s.uidValidity && (v.UIDNext == 0 || v.UIDNext >= s.uidNext)
 }
 
 // missing returns how many messages are there that are not known; negative
 // when there are fewer.
-func (l *listing) missing() int { return l.exists - len(l.messages) }
+func (l *listing) missing() int { return l.Exists - len(l.messages) }
 
 // setUnsizedAside takes the messages without a size out of those that are
 // known, so that the server is asked for their sizes again.
@@ -128,17 +117,17 @@ func (l *listing) setUnsizedAside() {
 
 // unchanged reports whether nothing needs to be asked.
 func (l *listing) unchanged() bool {
-	return l.proven && len(l.unsized) == 0 && l.missing() == 0 && (l.exists == 0 || l.uidNext != 0 && l.uidNext == l.from)
+	return l.proven && len(l.unsized) == 0 && l.missing() == 0 && (l.Exists == 0 || l.UIDNext != 0 && l.UIDNext == l.from)
 }
 
 // adds reports whether what is known and what came is all that SELECT showed.
 // After STATUS that must include what came since: one removed in between would
 // not be missed.
 func (l *listing) adds() bool {
-	if l.selected < 0 {
+	if l.Selected < 0 {
 		return l.missing() == 0
 	}
-	return len(l.messages)+len(l.later) == l.selected
+	return len(l.messages)+len(l.later) == l.Selected
 }
 
 // correct takes back a UIDNEXT that is not true, which it reports: now, the
@@ -148,21 +137,21 @@ func (l *listing) adds() bool {
 func (l *listing) correct(now int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	atSelect := l.exists
-	if l.selected >= 0 {
-		atSelect = l.selected
+	atSelect := l.Exists
+	if l.Selected >= 0 {
+		atSelect = l.Selected
 	}
 	if len(l.later) == 0 || now != atSelect || l.expunged || l.missing() <= 0 || l.missing() > len(l.later) {
 		return false
 	}
 	l.messages = append(l.messages, l.later...)
-	l.later, l.uidNext, l.exists, l.selected = nil, 0, atSelect, -1
+	l.later, l.UIDNext, l.Exists, l.Selected = nil, 0, atSelect, -1
 	l.disordered, l.untrue = true, true
 	return true
 }
 
-// add takes a row: the message sequence number, the UID and the size.
-func (l *listing) add(number int64, uid uint32, size int64) {
+// Row implements inbox.Rows.
+func (l *listing) Row(number int64, uid uint32, size int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch known := int64(len(l.messages) + len(l.unsized)); {
@@ -173,13 +162,13 @@ func (l *listing) add(number int64, uid uint32, size int64) {
 	}
 	switch {
 	case uid < l.from, size > maxSize:
-	case l.uidNext != 0 && uid >= l.uidNext:
-		if len(l.later) < maxMessages {
+	case l.UIDNext != 0 && uid >= l.UIDNext:
+		if len(l.later) < inbox.MaxMessages {
 			l.later = append(l.later, message{uid: uid, size: size})
 		}
 	case l.overflow != nil:
-	case len(l.messages) >= maxMessages:
-		l.overflow = errTooMany
+	case len(l.messages) >= inbox.MaxMessages:
+		l.overflow = inbox.ErrTooMany
 	default:
 		if l.overflow = l.room.grow(len(l.messages) + 1); l.overflow != nil {
 			return
@@ -190,6 +179,12 @@ func (l *listing) add(number int64, uid uint32, size int64) {
 		l.messages = append(l.messages, message{uid: uid, size: size})
 	}
 }
+
+// MalformedRow implements inbox.Rows.
+func (l *listing) MalformedRow() { l.odd++ }
+
+// Expunged implements inbox.Rows.
+func (l *listing) Expunged() { l.expunged = true }
 
 func byUID(a, b message) int { return cmp.Compare(a.uid, b.uid) }
 
@@ -209,7 +204,7 @@ func (l *listing) tidy() {
 func (l *listing) snapshot(complete bool) (s snapshot, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s = snapshot{uidValidity: l.uidValidity, uidNext: l.uidNext, proven: complete && l.proven, messages: l.messages}
+	s = snapshot{uidValidity: l.UIDValidity, uidNext: l.UIDNext, proven: complete && l.proven, messages: l.messages}
 	if !complete {
 		s.messages = slices.Clone(l.messages)
 	}
@@ -230,8 +225,8 @@ func (l *listing) keep(present imap.UIDSet) (missing imap.UIDSet) {
 	kept, rest := l.messages[:0], l.messages
 	for _, r := range present {
 		start, stop := uint32(r.Start), uint32(r.Stop)
-		if l.uidNext != 0 {
-			stop = min(stop, l.uidNext-1)
+		if l.UIDNext != 0 {
+			stop = min(stop, l.UIDNext-1)
 		}
 		for len(rest) > 0 && rest[0].uid < start {
 			rest = rest[1:]
@@ -267,45 +262,45 @@ func (l *listing) source(asked bool) string {
 // nothing; for what is new; or, when that does not add up to EXISTS, for the UIDs
 // of all there is. It returns whether anything was asked. With an error the
 // listing is not one that may be shown.
-func (in *inbox) update(ctx context.Context, l *listing) (asked bool, err error) {
+func (l *listing) update(ctx context.Context, in *inbox.Inbox) (asked bool, err error) {
 	if l.unchanged() || l.overflow != nil {
 		return false, l.overflow
 	}
 	var refusal error
 	sure := l.missing() == len(l.unsized)
-	if l.uidNext == 0 || l.uidNext > l.from {
+	if l.UIDNext == 0 || l.UIDNext > l.from {
 		from := l.from
 		if l.proven {
 			from = cmp.Or(l.anchor, from)
 		}
-		refusal = in.sizes(ctx, imap.UIDSet{{Start: imap.UID(max(from, 1))}}, l)
+		refusal = in.Sizes(ctx, imap.UIDSet{{Start: imap.UID(max(from, 1))}}, l)
 		sure = l.anchored && (l.known == 0 || !l.gaps)
-		if refusal != nil && !refused(refusal) {
+		if refusal != nil && !inbox.Refused(refusal) {
 			return true, refusal
 		}
 		if l.tidy(); l.overflow != nil {
 			return true, l.overflow
 		}
 	}
-	if err := in.sizeAgain(ctx, l); err != nil {
+	if err := l.sizeAgain(ctx, in); err != nil {
 		return true, err
 	}
-	now, _ := in.link.responses.mailbox.count()
+	now := in.Mailbox().Messages
 	if refusal == nil && l.correct(now) {
 		l.tidy()
 	}
-	if l.uidNext == 0 && len(l.messages) != now { // what came since SELECT is among the rows
+	if l.UIDNext == 0 && len(l.messages) != now { // what came since SELECT is among the rows
 		sure = false
 	}
 	if refusal == nil && sure && l.proven && !l.expunged && l.adds() {
 		return true, nil
 	}
-	return true, in.rebuild(ctx, l)
+	return true, l.rebuild(ctx, in)
 }
 
 // sizeAgain asks for the sizes that the server has refused in earlier sessions.
 // Messages whose size is refused again stay what they were.
-func (in *inbox) sizeAgain(ctx context.Context, l *listing) error {
+func (l *listing) sizeAgain(ctx context.Context, in *inbox.Inbox) error {
 	if len(l.unsized) == 0 {
 		return nil
 	}
@@ -315,9 +310,9 @@ func (in *inbox) sizeAgain(ctx context.Context, l *listing) error {
 	}
 	from := l.from
 	l.from = 0
-	err := in.sizesOfEach(ctx, uids, l, len(uids))
+	err := l.sizesOfEach(ctx, in, uids, len(uids))
 	l.from = from
-	if err != nil && !refused(err) {
+	if err != nil && !inbox.Refused(err) {
 		return err
 	}
 	for _, m := range l.unsized {
@@ -347,42 +342,42 @@ var errUnaccounted = errors.New("server says of how many messages INBOX consists
 
 // rebuild lets a search decide which messages there are. The search is believed
 // if it finds as many as EXISTS says before or after it.
-func (in *inbox) rebuild(ctx context.Context, l *listing) error {
+func (l *listing) rebuild(ctx context.Context, in *inbox.Inbox) error {
 	for i := range looks {
 		if i > 0 { // a server may not say with UID SEARCH what has changed
-			if err := in.noop(ctx); err != nil {
+			if err := in.Noop(ctx); err != nil {
 				return err
 			}
 		}
-		present, agrees, err := in.present(ctx)
+		present, agrees, err := in.Present(ctx)
 		if err != nil {
 			return err
 		}
 		if !agrees {
 			continue
 		}
-		removals := in.link.responses.mailbox.removals()
-		l.believe(present, in.link.responses.mailbox)
+		removals := in.Mailbox().Removals
+		l.believe(present, in.Mailbox())
 		l.from = 0
-		missing, err := numbers(l.keep(present))
+		missing, err := inbox.UIDs(l.keep(present))
 		if err != nil {
 			return err
 		}
-		refusal := in.sizesOfEach(ctx, missing, l, l.tolerated(present))
-		if refusal != nil && !refused(refusal) {
+		refusal := l.sizesOfEach(ctx, in, missing, l.tolerated(present))
+		if refusal != nil && !inbox.Refused(refusal) {
 			return refusal
 		}
 		if l.overflow != nil {
 			return l.overflow
 		}
-		if missing, err = numbers(l.keep(present)); err != nil {
+		if missing, err = inbox.UIDs(l.keep(present)); err != nil {
 			return err
 		}
-		if len(missing) > 0 && removals != in.link.responses.mailbox.removals() {
+		if len(missing) > 0 && removals != in.Mailbox().Removals {
 			if len(missing) > l.tolerated(present) {
 				continue
 			}
-			if missing, err = in.stillThere(ctx, missing); err != nil {
+			if missing, err = stillThere(ctx, in, missing); err != nil {
 				return err
 			}
 		}
@@ -392,9 +387,9 @@ func (in *inbox) rebuild(ctx context.Context, l *listing) error {
 }
 
 // stillThere returns which of the messages have not been removed meanwhile.
-func (in *inbox) stillThere(ctx context.Context, uids []uint32) (there []uint32, err error) {
-	for _, set := range uidSets(uids) {
-		found, err := in.search(ctx, set)
+func stillThere(ctx context.Context, in *inbox.Inbox, uids []uint32) (there []uint32, err error) {
+	for _, set := range inbox.Sets(uids) {
+		found, err := in.Search(ctx, set)
 		if err != nil {
 			return nil, err
 		}
@@ -407,43 +402,22 @@ func (in *inbox) stillThere(ctx context.Context, uids []uint32) (there []uint32,
 	return there, nil
 }
 
-// present returns the UIDs of all messages, and whether they are as many as the
-// server says.
-func (in *inbox) present(ctx context.Context) (uids imap.UIDSet, agrees bool, err error) {
-	before, known := in.link.responses.mailbox.count()
-	if uids, err = in.all(ctx); err != nil {
-		return nil, false, err
-	}
-	after, _ := in.link.responses.mailbox.count()
-	n := size(uids)
-	return uids, known && (n == uint64(before) || n == uint64(after)), nil
-}
-
-// size returns how many UIDs are in a set whose ranges do not overlap.
-func size(set imap.UIDSet) (n uint64) {
-	for _, r := range set {
-		n += uint64(r.Stop) - uint64(r.Start) + 1
-	}
-	return n
-}
-
 // believe takes back a UIDNEXT that is not above all UIDs, though no message
 // has come since SELECT.
-func (l *listing) believe(present imap.UIDSet, m mailbox) {
-	atSelect := l.exists
-	if l.selected >= 0 {
-		atSelect = l.selected
+func (l *listing) believe(present imap.UIDSet, m inbox.Mailbox) {
+	atSelect := l.Exists
+	if l.Selected >= 0 {
+		atSelect = l.Selected
 	}
-	now, _ := m.count()
-	if l.uidNext == 0 || len(present) == 0 || uint32(present[len(present)-1].Stop) < l.uidNext || now != atSelect || m.removals() > 0 {
+	if l.UIDNext == 0 || len(present) == 0 || uint32(present[len(present)-1].Stop) < l.UIDNext || m.Messages != atSelect || m.Removals > 0 {
 		return
 	}
-	l.uidNext, l.exists, l.selected, l.untrue = 0, atSelect, -1, true
+	l.UIDNext, l.Exists, l.Selected, l.untrue = 0, atSelect, -1, true
 }
 
 // tolerated returns of how many messages the sizes may be refused: 1 %, or 3.
 func (l *listing) tolerated(present imap.UIDSet) int {
-	return max(3, int(min(size(present), maxMessages)/100))
+	return max(3, int(min(inbox.Count(present), inbox.MaxMessages)/100))
 }
 
 // errUnsized says that sizes of too many messages are refused for the listing to
@@ -454,7 +428,7 @@ var errUnsized = errors.New("server refuses the sizes of too many messages")
 // listing; refusal is its last one, nil if it said OK. It is an error if the
 // server tells no size at all and says that it cannot answer now.
 func (l *listing) complete(untold []uint32, refusal error) error {
-	if len(untold) > 0 && len(l.messages) == 0 && concernsServer(refusal) || len(untold) > max(3, (len(l.messages)+len(untold))/100) {
+	if len(untold) > 0 && len(l.messages) == 0 && inbox.RefusedForNow(refusal) || len(untold) > max(3, (len(l.messages)+len(untold))/100) {
 		return errors.Join(errUnsized, refusal)
 	}
 	for _, uid := range untold {
@@ -464,35 +438,20 @@ func (l *listing) complete(untold []uint32, refusal error) error {
 	return nil
 }
 
-// concernsServer reports whether a server refuses a FETCH for a reason that is
-// not the message's: RFC 5530, and [THROTTLED] of Gmail. BAD is what Exchange
-// says when it throttles.
-func concernsServer(err error) bool {
-	refusal, ok := errors.AsType[*imap.Error](err)
-	if !ok {
-		return false
-	}
-	switch refusal.Code {
-	case imap.ResponseCodeUnavailable, imap.ResponseCodeInUse, imap.ResponseCodeLimit, "THROTTLED", "OVERQUOTA":
-		return true
-	}
-	return refusal.Type == imap.StatusResponseTypeBad
-}
-
 // sizesOfEach asks for the sizes of messages, and where the server refuses, of
 // half of them at a time: a message that it cannot read must not hide the
 // others. It returns the last refusal, at once when more than so many messages
 // are refused alone.
-func (in *inbox) sizesOfEach(ctx context.Context, uids []uint32, l *listing, tolerated int) (refusal error) {
+func (l *listing) sizesOfEach(ctx context.Context, in *inbox.Inbox, uids []uint32, tolerated int) (refusal error) {
 	var parts []imap.UIDSet
-	for _, set := range slices.Backward(uidSets(uids)) {
+	for _, set := range slices.Backward(inbox.Sets(uids)) {
 		parts = append(parts, set)
 	}
 	for alone := 0; len(parts) > 0 && alone <= tolerated; {
 		set := parts[len(parts)-1]
 		parts = parts[:len(parts)-1]
-		err := in.sizes(ctx, set, l)
-		if err != nil && !refused(err) {
+		err := in.Sizes(ctx, set, l)
+		if err != nil && !inbox.Refused(err) {
 			return err
 		}
 		if err != nil {
@@ -504,13 +463,13 @@ func (in *inbox) sizesOfEach(ctx context.Context, uids []uint32, l *listing, tol
 		case err != nil:
 			return err
 		case len(rest) == 0:
-		case size(set) == 1:
+		case inbox.Count(set) == 1:
 			alone++
 		case len(rest) == 1:
-			parts = append(parts, uidSets(rest)...)
+			parts = append(parts, inbox.Sets(rest)...)
 		default:
 			half := len(rest) / 2
-			parts = append(append(parts, uidSets(rest[half:])...), uidSets(rest[:half])...)
+			parts = append(append(parts, inbox.Sets(rest[half:])...), inbox.Sets(rest[:half])...)
 		}
 	}
 	return refusal
@@ -518,17 +477,8 @@ func (in *inbox) sizesOfEach(ctx context.Context, uids []uint32, l *listing, tol
 
 // lacking returns which messages of a set have no size.
 func (l *listing) lacking(set imap.UIDSet) (rest []uint32, err error) {
-	uids, err := numbers(set)
+	uids, err := inbox.UIDs(set)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.DeleteFunc(uids, func(uid uint32) bool { return find(l.messages, uid) != nil }), err
-}
-
-// noop lets the server say what has changed.
-func (in *inbox) noop(ctx context.Context) error {
-	defer in.begin(ctx)()
-	if err := in.client.Noop().Wait(); err != nil {
-		return fmt.Errorf("NOOP: %w", in.explain(ctx, err))
-	}
-	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 )
 
@@ -72,7 +73,7 @@ func TestANewLimitOfListingsTakesNothingAway(t *testing.T) {
 func TestWithoutABudgetListingsHaveNoLimit(t *testing.T) {
 	var none *ListingMemory
 	for _, r := range []*reservation{nil, none.reservation()} {
-		if err := r.grow(maxMessages); err != nil {
+		if err := r.grow(inbox.MaxMessages); err != nil {
 			t.Error(err)
 		}
 		r.close()
@@ -150,9 +151,9 @@ func BenchmarkListingMemory(b *testing.B) {
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&before)
-		l := newListing(view{uidValidity: 1, uidNext: messages + 1, exists: messages, selected: -1}, snapshot{}, nil)
+		l := newListing(inbox.View{UIDValidity: 1, UIDNext: messages + 1, Exists: messages, Selected: -1}, snapshot{}, nil)
 		for uid := range uint32(messages) {
-			l.add(int64(uid)+1, uid+1, 1000)
+			l.Row(int64(uid)+1, uid+1, 1000)
 		}
 		runtime.GC()
 		runtime.ReadMemStats(&after)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/emersion/go-imap/v2"
 
+	"postern/bridge/inbox"
 	"postern/proxy/proxytest"
 )
 
@@ -59,10 +60,10 @@ func TestListing(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			near, far := proxytest.Pipe(t)
 			proxytest.ServeTranscript(t, far, test.script)
-			in := newInbox(near, "", defaultTimeout)
+			in := inbox.New(near, "", inbox.Options{Timeout: defaultTimeout})
 			d, err := full(t.Context(), in)
-			in.abort()
-			_ = in.close()
+			in.Abort()
+			_ = in.Close()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -110,10 +111,10 @@ func TestAListingThatDoesNotAddUpIsNotShown(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			near, far := proxytest.Pipe(t)
 			proxytest.ServeTranscript(t, far, test.script)
-			in := newInbox(near, "", defaultTimeout)
+			in := inbox.New(near, "", inbox.Options{Timeout: defaultTimeout})
 			_, err := full(t.Context(), in)
-			in.abort()
-			_ = in.close()
+			in.Abort()
+			_ = in.Close()
 			if err == nil {
 				t.Error("the listing is shown")
 			}
@@ -132,14 +133,14 @@ func TestAMissingRowIsNotMadeUpForByARemovedMessage(t *testing.T) {
 			near, far := proxytest.Pipe(t)
 			proxytest.ServeTranscript(t, far, "C: T1 SELECT INBOX\nS: * 4 EXISTS\nS: * OK [UIDVALIDITY 7] x\nS: * OK [UIDNEXT 16] x\nS: T1 OK x\nC: T2 UID FETCH 13:\\* (UID RFC822.SIZE)\n"+rows+
 				"S: T2 OK x\nC: T3 UID SEARCH ALL\nS: * SEARCH 11 13 14 15\nS: T3 OK x\nC: T4 UID FETCH 14 (UID RFC822.SIZE)\nS: * 3 FETCH (UID 14 RFC822.SIZE 4)\nS: T4 OK x\n")
-			in := newInbox(near, "", defaultTimeout)
-			defer func() { in.abort(); _ = in.close() }()
-			v, err := in.look(t.Context(), false)
+			in := inbox.New(near, "", inbox.Options{Timeout: defaultTimeout})
+			defer func() { in.Abort(); _ = in.Close() }()
+			v, err := in.Open(t.Context(), false)
 			if err != nil {
 				t.Fatal(err)
 			}
 			l := newListing(v, snapshot{uidValidity: 7, uidNext: 14, proven: true, messages: []message{{uid: 11, size: 1}, {uid: 12, size: 2}, {uid: 13, size: 3}}}, nil)
-			if _, err := in.update(t.Context(), l); err != nil {
+			if _, err := l.update(t.Context(), in); err != nil {
 				t.Fatal(err)
 			}
 			if want := []message{{uid: 11, size: 1}, {uid: 13, size: 3}, {uid: 14, size: 4}, {uid: 15, size: 5}}; !slices.Equal(l.messages, want) {
@@ -150,13 +151,13 @@ func TestAMissingRowIsNotMadeUpForByARemovedMessage(t *testing.T) {
 }
 
 // full lists INBOX of which nothing is remembered.
-func full(ctx context.Context, in *inbox) (*listing, error) {
-	v, err := in.look(ctx, false)
+func full(ctx context.Context, in *inbox.Inbox) (*listing, error) {
+	v, err := in.Open(ctx, false)
 	if err != nil {
 		return nil, err
 	}
 	l := newListing(v, snapshot{}, nil)
-	_, err = in.update(ctx, l)
+	_, err = l.update(ctx, in)
 	return l, err
 }
 
@@ -165,15 +166,15 @@ func TestKeepAccountsForAllThatIsPresent(t *testing.T) {
 	for range 2000 {
 		l := &listing{}
 		if random.IntN(2) == 0 {
-			l.uidNext = uint32(random.IntN(30))
+			l.UIDNext = uint32(random.IntN(30))
 		}
 		rows, present := make(map[uint32]bool), make(map[uint32]bool)
 		var set imap.UIDSet
 		for uid := range uint32(30) {
 			uid := uid + 1
 			if random.IntN(2) == 0 {
-				l.add(int64(uid), uid, 1)
-				rows[uid] = l.uidNext == 0 || uid < l.uidNext
+				l.Row(int64(uid), uid, 1)
+				rows[uid] = l.UIDNext == 0 || uid < l.UIDNext
 			}
 			if random.IntN(3) > 0 {
 				present[uid] = true
@@ -186,9 +187,9 @@ func TestKeepAccountsForAllThatIsPresent(t *testing.T) {
 			if want := rows[uid] && present[uid]; kept != want {
 				t.Fatalf("%d is kept: %v, want %v", uid, kept, want)
 			}
-			want := present[uid] && !rows[uid] && (l.uidNext == 0 || uid < l.uidNext)
+			want := present[uid] && !rows[uid] && (l.UIDNext == 0 || uid < l.UIDNext)
 			if got := missing.Contains(imap.UID(uid)); got != want {
-				t.Fatalf("%d is missing: %v, want %v (below %d, present %v, rows %v)", uid, got, want, l.uidNext, set, rows)
+				t.Fatalf("%d is missing: %v, want %v (below %d, present %v, rows %v)", uid, got, want, l.UIDNext, set, rows)
 			}
 		}
 	}
@@ -211,7 +212,7 @@ func TestMemoryOfAMaildrop(t *testing.T) {
 		for b.Loop() {
 			l := &listing{messages: make([]message, 0, n)}
 			for uid := range uint32(n) {
-				l.add(int64(uid)+1, uid+1, 1000)
+				l.Row(int64(uid)+1, uid+1, 1000)
 			}
 			l.tidy()
 			_ = newMaildrop(l.messages, 7)
@@ -231,10 +232,10 @@ func BenchmarkListing50000(b *testing.B) {
 }
 
 func TestListingIsBounded(t *testing.T) {
-	l := &listing{messages: make([]message, maxMessages)}
-	l.add(1, 1, 1)
-	if len(l.messages) != maxMessages || !errors.Is(l.overflow, errTooMany) {
-		t.Errorf("%d messages, overflow %v, want %d and an overflow", len(l.messages), l.overflow, maxMessages)
+	l := &listing{messages: make([]message, inbox.MaxMessages)}
+	l.Row(1, 1, 1)
+	if len(l.messages) != inbox.MaxMessages || !errors.Is(l.overflow, inbox.ErrTooMany) {
+		t.Errorf("%d messages, overflow %v, want %d and an overflow", len(l.messages), l.overflow, inbox.MaxMessages)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 )
 
@@ -29,7 +30,7 @@ func (s *session) list(ctx context.Context) (source string, err error) {
 		if source, err = s.tryList(ctx); errors.Is(err, errListed) {
 			continue
 		}
-		if errors.Is(err, errUnaccounted) || errors.Is(err, errUnsized) || errors.Is(err, errAnswer) {
+		if errors.Is(err, errUnaccounted) || errors.Is(err, errUnsized) || errors.Is(err, inbox.ErrAnswer) {
 			s.notice(proxy.NoticeNotProven, 0, err)
 		}
 		return source, err
@@ -49,7 +50,7 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if v.uidValidity == 0 { // and empty: there is nothing to be shown or remembered
+	if v.UIDValidity == 0 { // and empty: there is nothing to be shown or remembered
 		s.drop = newMaildrop(nil, 0)
 		return fromFull, nil
 	}
@@ -64,12 +65,12 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	if err := s.recall(ctx, known, v); err != nil {
 		return "", err
 	}
-	if v.continues(known) {
+	if known.continuesIn(v) {
 		s.seen = known.uidNext
 	}
 	l := newListing(v, known, s.room)
 	var before []message // what was there in the last session
-	if v.continues(known) && !l.unchanged() {
+	if known.continuesIn(v) && !l.unchanged() {
 		before = slices.Clone(known.messages) // the listing changes them
 	}
 	long := l.missing() > few
@@ -85,7 +86,7 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 		return "", err
 	}
 	if !admitted {
-		changed := seen.with(l.view)
+		changed := seen.with(l.View)
 		changed.gone = vanished(before, l.messages)
 		if err := s.backend.Brake.Admit(ctx, s.login.Account, changed.change()); err != nil {
 			return "", err
@@ -119,8 +120,8 @@ func (s *session) lastSeen(ctx context.Context, known snapshot) (comparison, err
 }
 
 // with returns the comparison of the last session with a view.
-func (c comparison) with(v view) comparison {
-	c.newUIDValidity, c.newUIDNext, c.exists = v.uidValidity, v.uidNext, v.exists
+func (c comparison) with(v inbox.View) comparison {
+	c.newUIDValidity, c.newUIDNext, c.exists = v.UIDValidity, v.UIDNext, v.Exists
 	return c
 }
 
@@ -151,7 +152,7 @@ func (s *session) bringUpToDate(ctx context.Context, l *listing, long bool) (ask
 	if long {
 		stop = s.progress(ctx, l)
 	}
-	asked, err = s.inbox.update(ctx, l)
+	asked, err = l.update(ctx, s.inbox)
 	if panicked := stop(); panicked != nil {
 		return asked, panicked
 	}
@@ -170,7 +171,7 @@ func (s *session) bringUpToDate(ctx context.Context, l *listing, long bool) (ask
 // show makes the maildrop of a listing that is complete, with unique-ids that are
 // on the disk. before are the messages of the last session, if they have changed.
 func (s *session) show(ctx context.Context, known snapshot, before []message, l *listing, asked bool) error {
-	v := l.view
+	v := l.View
 	listed, ok := l.snapshot(true)
 	if n := withoutSize(listed.messages); n > 0 {
 		s.notice(proxy.NoticeUnreadable, n, nil)
@@ -180,7 +181,7 @@ func (s *session) show(ctx context.Context, known snapshot, before []message, l 
 	}
 	s.drop = newMaildrop(listed.messages, listed.uidValidity)
 	s.drop.uidNext, s.drop.proven = listed.uidNext, listed.proven
-	s.audit(known, before, v.continues(known))
+	s.audit(known, before, known.continuesIn(v))
 	s.drop.changed = ok && (asked || len(known.messages) != len(listed.messages) || known.shown != s.drop.shown || known.record != s.record.stamp || known.uidNext != listed.uidNext || known.uidValidity != listed.uidValidity)
 	return nil
 }
@@ -188,35 +189,35 @@ func (s *session) show(ctx context.Context, known snapshot, before []message, l 
 // look opens INBOX. A UIDNEXT below that of before is that of a restored backup,
 // unless messages have UIDs above it: then this server's UIDNEXT says nothing,
 // now and later.
-func (s *session) look(ctx context.Context, known snapshot) (view, error) {
+func (s *session) look(ctx context.Context, known snapshot) (inbox.View, error) {
 	b := s.backend
 	untrue := b.untrueUIDNext.Load()
-	v, err := s.inbox.look(ctx, b.noUIDNext.Load() && !untrue)
+	v, err := s.inbox.Open(ctx, b.noUIDNext.Load() && !untrue)
 	switch {
 	case err != nil:
-		return view{}, err
+		return inbox.View{}, err
 	case untrue:
-		v.uidNext = 0
+		v.UIDNext = 0
 		return v, nil
-	case v.uidNext == 0:
+	case v.UIDNext == 0:
 		b.noUIDNext.Store(true)
 	}
-	if v.continues(known) || v.uidValidity != known.uidValidity {
+	if known.continuesIn(v) || v.UIDValidity != known.uidValidity {
 		return v, nil
 	}
-	present, agrees, err := s.inbox.present(ctx)
+	present, agrees, err := s.inbox.Present(ctx)
 	if err != nil {
-		return view{}, err
+		return inbox.View{}, err
 	}
 	if !agrees {
-		return view{}, errUnaccounted
+		return inbox.View{}, errUnaccounted
 	}
-	l := listing{view: v}
-	l.believe(present, s.inbox.link.responses.mailbox)
+	l := listing{View: v}
+	l.believe(present, s.inbox.Mailbox())
 	if l.untrue {
 		b.untrueUIDNext.Store(true)
 	}
-	return l.view, nil
+	return l.View, nil
 }
 
 // notRemoved returns how many of the messages the last session has not removed.

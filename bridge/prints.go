@@ -5,17 +5,15 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"hash/crc32"
 	"io"
 	"math"
-	netmail "net/mail"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/emersion/go-imap/v2"
 
+	"postern/bridge/inbox"
 	"postern/bridge/uidl"
 	"postern/proxy"
 )
@@ -33,8 +31,6 @@ const (
 	headersAtOnce = 100
 	// maxHeaders bounds how many headers are fetched to find messages again.
 	maxHeaders = 5000
-	// maxMessageID bounds what of a Message-ID is read.
-	maxMessageID = 4 << 10
 )
 
 func printsKey(account string) string { return key(account) + "\x00prints" }
@@ -50,7 +46,7 @@ func decodePrints(b []byte) ([]uidl.Print, error) {
 		return nil, errSpoilt
 	}
 	r := varints{b: b[1:]}
-	prints := make([]uidl.Print, r.next(min(maxMessages, uint64(len(b)/9))))
+	prints := make([]uidl.Print, r.next(min(inbox.MaxMessages, uint64(len(b)/9))))
 	uid := uint64(0)
 	for i := range prints {
 		delta := r.next(math.MaxUint32<<1 | 1)
@@ -270,7 +266,7 @@ func (s *session) fetchPrints(ctx context.Context, some []*message) (prints []ui
 	for i, m := range some {
 		uids[i] = m.uid
 	}
-	all, err := s.inbox.prints(ctx, uidSets(uids)[0])
+	all, err := s.shortPrints(ctx, inbox.Sets(uids)[0])
 	for _, p := range all {
 		if i := slices.Index(uids, p.UID); i >= 0 {
 			prints = append(prints, p)
@@ -314,54 +310,26 @@ func (s *session) watched(m *message, to io.Writer) {
 	s.headers[m.uid] = w.header.Sum()
 }
 
-// prints asks for what the short prints of messages are made of. With an error
+// shortPrints asks for what the short prints of messages are made of. With an error
 // it returns those that have come whole.
-func (in *inbox) prints(ctx context.Context, uids imap.UIDSet) (prints []uidl.Print, err error) {
-	var header []byte
-	seen := false
-	err = in.rows(ctx, uids, `RFC822.SIZE INTERNALDATE BODY.PEEK[HEADER.FIELDS ("Message-ID")]`, func(s *section) error {
-		header, seen = header[:0], true
-		return s.each(func(chunk []byte) {
-			header = append(header, chunk[:min(len(chunk), maxMessageID-len(header))]...)
-		})
-	}, func(r *row) {
-		date, err := time.Parse(internalDate, r.date)
-		if err == nil && seen && r.octets >= 0 && len(prints) < maxMessages {
-			prints = append(prints, uidl.Print{UID: r.uid, Short: uidl.Short(r.octets, date, messageID(header))})
+func (s *session) shortPrints(ctx context.Context, uids imap.UIDSet) (prints []uidl.Print, err error) {
+	err = s.inbox.Fingerprints(ctx, uids, func(f inbox.Fingerprint) {
+		if len(prints) < inbox.MaxMessages {
+			prints = append(prints, uidl.Print{UID: f.UID, Short: uidl.Short(f.Size, f.Date, f.MessageID)})
 		}
-		seen = false
 	})
-	if err != nil {
-		return prints, fmt.Errorf("UID FETCH of fingerprints: %w", err)
-	}
-	return prints, nil
+	return prints, err
 }
 
-// internalDate is the layout of INTERNALDATE, RFC 9051 section 9: date-time.
-const internalDate = "_2-Jan-2006 15:04:05 -0700"
-
-// messageID returns the Message-ID of a header that has nothing else.
-func messageID(header []byte) string {
-	m, err := netmail.ReadMessage(strings.NewReader(string(header[:min(len(header), maxMessageID)]) + "\r\n\r\n"))
-	if err != nil {
-		return ""
-	}
-	return m.Header.Get("Message-Id")
-}
-
-// headers adds the hashes of whole headers to prints, which ascend by UID.
-func (in *inbox) headers(ctx context.Context, uids imap.UIDSet, prints []uidl.Print) error {
+// addHeaders adds the hashes of whole headers to prints, which ascend by UID.
+func (s *session) addHeaders(ctx context.Context, uids imap.UIDSet, prints []uidl.Print) error {
 	var header uidl.HeaderHash
-	err := in.rows(ctx, uids, itemsHeader, func(s *section) error {
+	return s.inbox.Headers(ctx, uids, func() io.Writer {
 		header = uidl.HeaderHash{}
-		return s.each(func(chunk []byte) { _, _ = header.Write(chunk) })
-	}, func(r *row) {
-		if i, ok := slices.BinarySearchFunc(prints, uidl.Print{UID: r.uid}, comparePrints); ok {
+		return &header
+	}, func(uid uint32) {
+		if i, ok := slices.BinarySearchFunc(prints, uidl.Print{UID: uid}, comparePrints); ok {
 			prints[i].Header = header.Sum()
 		}
 	})
-	if err != nil {
-		return fmt.Errorf("UID FETCH of headers: %w", err)
-	}
-	return nil
 }

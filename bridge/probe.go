@@ -3,7 +3,8 @@ package bridge
 import (
 	"bytes"
 	"context"
-	"strconv"
+
+	"postern/bridge/inbox"
 )
 
 // maxProbes is how many messages a session looks at the end of.
@@ -32,67 +33,30 @@ func (s *session) probe(ctx context.Context) {
 			unsure = append(unsure, m)
 		}
 	}
-	if len(unsure) > 0 && !s.inbox.link.dead() {
+	if len(unsure) > 0 && !s.inbox.Dead() {
 		_ = s.flush()
-		defer context.AfterFunc(ctx, s.inbox.abort)()
-		if err := s.lookAtEnds(unsure); err != nil {
-			s.inbox.abort()
-			s.blameEnd(ctx)
-		}
+		s.lookAtEnds(ctx, unsure)
 	}
 }
 
-// blameEnd marks the message that the server was at when probing went wrong.
-func (s *session) blameEnd(ctx context.Context) {
-	if len(s.inbox.wants) == 0 || ctx.Err() != nil {
-		return
-	}
-	s.drop.find(s.inbox.wants[0].uid).marks |= unprobed
-	s.drop.changed = true
-}
-
-// lookAtEnds asks for all ends at once, and for each by a command of its own:
-// where it is depends on the message.
-func (s *session) lookAtEnds(messages []*message) error {
-	in := s.inbox
+// lookAtEnds asks for the ends of messages. The message that the server was at when
+// the connection was lost is marked.
+func (s *session) lookAtEnds(ctx context.Context, messages []*message) {
+	requests := make([]inbox.Request, len(messages))
 	byUID := make(map[uint32]*message, len(messages))
-	for _, m := range messages {
-		byUID[m.uid] = m
-		in.put(itemsWhole+"<"+strconv.FormatInt(m.size-2, 10)+".2>", want{uid: m.uid})
+	for i, m := range messages {
+		requests[i], byUID[m.uid] = inbox.Request{UID: m.uid, Octets: m.size}, m
 	}
-	if err := in.send(); err != nil {
-		return err
+	at, _ := s.inbox.LastOctets(ctx, requests, func(uid uint32, octets []byte) {
+		m := byUID[uid]
+		if bytes.Equal(octets, []byte("\r\n")) {
+			s.drop.measured(m, m.size)
+		} else {
+			s.drop.measured(m, m.size+2)
+		}
+	})
+	if at != 0 {
+		s.drop.find(at).marks |= unprobed
+		s.drop.changed = true
 	}
-	for len(in.wants) > 0 {
-		r, err := in.response(0, 0)
-		if err != nil {
-			return err
-		}
-		if r == nil {
-			continue
-		}
-		i := in.find(r.uid)
-		if i < 0 {
-			continue
-		}
-		m := byUID[in.wants[i].uid]
-		r.wanted = in.wants[i].uid
-		if m != nil && r.section.size == 2 && r.section.is("BODY[]<") { // else RFC822.SIZE was a guess
-			end, err := r.section.peek(2)
-			if err != nil {
-				return err
-			}
-			crlf := bytes.Equal(end, []byte("\r\n"))
-			if err := in.finish(); err != nil { // else these may be other octets
-				return err
-			}
-			if crlf {
-				s.drop.measured(m, m.size)
-			} else {
-				s.drop.measured(m, m.size+2)
-			}
-		}
-		in.came(i)
-	}
-	return nil
 }

@@ -147,7 +147,7 @@ func (s *session) progress(ctx context.Context, l *listing) (stop func() error) 
 			if v := recover(); v != nil {
 				s.backend.observe(proxy.Panicked{Client: s.login.Client, Value: v, Stack: debug.Stack()})
 				failed = fmt.Errorf("%w: keep a part of the listing: panic: %v", proxy.ErrBackendClosed, v)
-				s.inbox.abort()
+				s.inbox.Abort()
 			}
 		}()
 		for {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 )
 
@@ -58,28 +59,28 @@ func (a *ahead) turned(d *maildrop, i int, items string) bool {
 // more returns the messages to ask for next: a run ascending in number and UID,
 // when half of what may be on its way has come. What would be refused is left
 // out.
-func (a *ahead) more(d *maildrop, pending int64, refused func(*message) bool) (run []want) {
+func (a *ahead) more(d *maildrop, pending int64, refused func(*message) bool) (run []inbox.Request) {
 	if a.window == 0 || a.missed >= mostMissed || pending > a.window/2 {
 		return nil
 	}
 	ranges, last := 0, d.messages[a.until-1].uid
 	for a.until < len(d.messages) {
 		m := &d.messages[a.until]
-		w := want{uid: m.uid, octets: m.size + rowOctets}
-		if a.items != itemsWhole {
-			w.octets = headerOctets
+		w := inbox.Request{UID: m.uid, Octets: m.size + rowOctets}
+		if a.items != inbox.Body {
+			w.Octets = headerOctets
 		}
 		if m.uid != last+1 {
 			ranges++
 		}
-		if m.uid <= last || pending+w.octets > a.window || ranges == maxRanges {
+		if m.uid <= last || pending+w.Octets > a.window || ranges == inbox.MaxRanges {
 			break
 		}
 		last = m.uid
 		a.until++
 		if m.marks&deleted == 0 && !refused(m) {
 			run = append(run, w)
-			pending += w.octets
+			pending += w.Octets
 		}
 	}
 	if run != nil {
@@ -90,47 +91,47 @@ func (a *ahead) more(d *maildrop, pending int64, refused func(*message) bool) (r
 
 // fetch returns the row of the i-th message, at its first section. It asks for
 // it unless that was done ahead, and for what is likely to be asked next.
-func (s *session) fetch(ctx context.Context, i int, items string) (*row, error) {
+func (s *session) fetch(ctx context.Context, i int, items string) (*inbox.FetchResponse, error) {
 	in, m := s.inbox, &s.drop.messages[i]
-	one := want{uid: m.uid}
-	tag, asked := in.wanting(m.uid, items)
+	one := inbox.Request{UID: m.uid}
+	tag, asked := in.Requested(m.uid, items)
 	missed := !asked && i < s.ahead.until
-	var run []want
-	if s.ahead.turned(s.drop, i, items) && (items == itemsWhole || items == itemsHeader) && in.budget.Load() < aheadOfAll {
+	var run []inbox.Request
+	if s.ahead.turned(s.drop, i, items) && (items == inbox.Body || items == inbox.Header) && s.backend.ahead.Load() < aheadOfAll {
 		if missed {
 			s.ahead.missed++
 			s.ahead.until = i + 1
 		}
-		run = s.ahead.more(s.drop, in.ahead, func(m *message) bool { return s.suspect(ctx, m).refused() })
+		run = s.ahead.more(s.drop, in.PendingOctets(), func(m *message) bool { return s.suspect(ctx, m).refused() })
 	}
 	var err error
 	switch {
 	case !asked:
-		tag, err = in.ask(items, append([]want{one}, run...)...)
+		tag, err = in.Fetch(items, append([]inbox.Request{one}, run...)...)
 	case run != nil:
-		_, err = in.ask(items, run...)
+		_, err = in.Fetch(items, run...)
 	}
 	if err != nil {
-		return nil, in.explain(ctx, err)
+		return nil, in.Explain(ctx, err)
 	}
-	r, err := in.await(ctx, m.uid, tag)
-	if (errors.Is(err, errVanished) || refused(err)) && (asked || run != nil) {
+	r, err := in.Await(ctx, m.uid, tag)
+	if (errors.Is(err, inbox.ErrVanished) || inbox.Refused(err)) && (asked || run != nil) {
 		// It may be another message that the server could not read.
-		if tag, err = in.ask(items, one); err != nil {
-			return nil, in.explain(ctx, err)
+		if tag, err = in.Fetch(items, one); err != nil {
+			return nil, in.Explain(ctx, err)
 		}
-		r, err = in.await(ctx, m.uid, tag)
+		r, err = in.Await(ctx, m.uid, tag)
 	}
 	return r, err
 }
 
 // first returns the row of a message when its first octets are there. A
 // connection that was lost is replaced once.
-func (s *session) first(ctx context.Context, i int, items, name string) (*row, error) {
+func (s *session) first(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
 	if s.moved() {
 		return nil, fmt.Errorf("%w: %w", proxy.ErrBackendClosed, errRenumbered)
 	}
-	if s.inbox.link.dead() {
+	if s.inbox.Dead() {
 		if err := s.reconnect(ctx); err != nil {
 			return nil, err
 		}
@@ -140,12 +141,12 @@ func (s *session) first(ctx context.Context, i int, items, name string) (*row, e
 	if !errors.Is(err, proxy.ErrBackendClosed) {
 		return r, err
 	}
-	broken := errors.Is(err, errSyntax)
+	broken := errors.Is(err, inbox.ErrSyntax)
 	switch {
-	case broken && s.inbox.blamed == m.uid:
+	case broken && s.inbox.MalformedUID() == m.uid:
 		return nil, err // it would come so again, and others go on
-	case broken && s.inbox.blamed != 0: // one that was read ahead
-		s.cut(ctx, &message{uid: s.inbox.blamed})
+	case broken && s.inbox.MalformedUID() != 0: // one that was read ahead
+		s.cut(ctx, &message{uid: s.inbox.MalformedUID()})
 	}
 	if again := s.reconnect(ctx); again != nil && broken {
 		return nil, fmt.Errorf("%w; %s", again, err.Error())
@@ -153,7 +154,7 @@ func (s *session) first(ctx context.Context, i int, items, name string) (*row, e
 		return nil, fmt.Errorf("%w; %w", err, again)
 	}
 	r, err = s.ready(ctx, i, items, name)
-	if errors.Is(err, proxy.ErrBackendClosed) && !errors.Is(err, errSyntax) {
+	if errors.Is(err, proxy.ErrBackendClosed) && !errors.Is(err, inbox.ErrSyntax) {
 		err = s.blame(ctx, m, err)
 	}
 	return r, err
@@ -162,37 +163,37 @@ func (s *session) first(ctx context.Context, i int, items, name string) (*row, e
 // ready returns the row of a message when of its section with that name the
 // first octets are there: all of a small one. Dovecot gives empty sections of a
 // message that has vanished: errEmpty.
-func (s *session) ready(ctx context.Context, i int, items, name string) (*row, error) {
+func (s *session) ready(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
 	in := s.inbox
-	defer context.AfterFunc(ctx, in.abort)()
+	defer in.AbortAfter(ctx)()
 	r, err := s.fetch(ctx, i, items)
 	if err != nil {
 		return nil, err
 	}
-	for !r.section.is(name) {
-		if err = r.next(); err == nil && r.section == nil {
-			err = errItems
+	for !r.Section.Is(name) {
+		if err = r.Next(); err == nil && r.Section == nil {
+			err = inbox.ErrItems
 		}
 		if err != nil {
-			in.abort()
-			return nil, in.explain(ctx, err)
+			in.Abort()
+			return nil, in.Explain(ctx, err)
 		}
 	}
 	want := 1
-	if r.section.left <= small {
+	if r.Section.Left <= small {
 		want = small
 	}
-	_, err = r.section.peek(want)
-	if err == nil && r.section.left <= small {
-		err = r.section.complete()
+	_, err = r.Section.Peek(want)
+	if err == nil && r.Section.Left <= small {
+		err = r.Section.CheckEnd()
 	}
 	if err != nil {
-		return nil, in.explain(ctx, err)
+		return nil, in.Explain(ctx, err)
 	}
-	if r.section.size == 0 && !s.drop.messages[i].empty() {
+	if r.Section.Size == 0 && !s.drop.messages[i].empty() {
 		return nil, errEmpty
 	}
-	if err := s.admissible(ctx, r.section); err != nil {
+	if err := s.admissible(ctx, r.Section); err != nil {
 		return nil, err
 	}
 	return r, nil

@@ -3,13 +3,13 @@ package bridge
 import (
 	"bufio"
 	"fmt"
-	"io"
 	"net"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 	"postern/proxy/proxytest"
 )
@@ -81,13 +81,13 @@ func TestReadAheadIsBounded(t *testing.T) {
 	d.messages[5000].size = 100 << 20
 	a, pending, asked := &ahead{}, int64(0), make(map[uint32]int64)
 	for i := range d.messages {
-		a.turned(d, i, itemsWhole)
+		a.turned(d, i, inbox.Body)
 		for _, w := range a.more(d, pending, func(*message) bool { return false }) {
-			if asked[w.uid] > 0 {
-				t.Fatalf("%d is asked for again", w.uid)
+			if asked[w.UID] > 0 {
+				t.Fatalf("%d is asked for again", w.UID)
 			}
-			asked[w.uid] = w.octets
-			pending += w.octets
+			asked[w.UID] = w.Octets
+			pending += w.Octets
 		}
 		if pending > aheadMost {
 			t.Fatalf("at %d: %d octets on their way", i, pending)
@@ -110,45 +110,6 @@ func TestReadAheadIsBounded(t *testing.T) {
 	if got := b.ahead.Load(); got != aheadOfAll {
 		t.Errorf("%d octets are still counted", got-aheadOfAll)
 	}
-}
-
-// FuzzRow: whatever a server sends, a message is what it sent for it or none.
-func FuzzRow(f *testing.F) {
-	f.Add("* 1 FETCH (UID 11 BODY[] {3}\r\nabc)\r\nF1 OK x\r\n")
-	f.Add("* 1 FETCH (BODY[] {3}\r\nabc FLAGS (\\Seen) UID 11)\r\nF1 OK x\r\n")
-	f.Add("* 1 FETCH (ENVELOPE ({3}\r\na)b {4}\r\nF1 O))\r\n* 1 FETCH (UID 11 BODY[] \"a\\\"bc\")\r\nF1 OK x\r\n")
-	f.Add("* 1 FETCH (UID 11 BODY[] NIL)\r\n* BYE x\r\nF1 NO [LIMIT] x\r\n")
-	f.Add("* VANISHED {3}\r\nabc\r\n+ x\r\nF1 OK\r\n")
-	f.Fuzz(func(t *testing.T, answer string) {
-		near, far := net.Pipe()
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			go func() { _, _ = io.Copy(io.Discard, far) }()
-			_, _ = io.WriteString(far, answer)
-			_ = far.Close()
-		})
-		in := newInbox(near, capabilities, time.Minute)
-		tag, err := in.ask(itemsWhole, want{uid: 11})
-		if err == nil {
-			var r *row
-			if r, err = in.await(t.Context(), 11, tag); err == nil {
-				whole := ""
-				for r.section.left > 0 {
-					chunk, err := r.section.peek(1)
-					if err != nil {
-						break
-					}
-					whole += string(chunk)
-					r.section.passed(len(chunk))
-				}
-				if r.section.literal && !strings.Contains(answer, whole) {
-					t.Errorf("%q gives %q", answer, whole)
-				}
-			}
-		}
-		in.discard()
-		wg.Wait()
-	})
 }
 
 // A distant is a connection on which all comes late, and in order.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 )
 
@@ -22,8 +23,8 @@ func (s *session) reconnect(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	cause := s.inbox.lost()
-	s.inbox.discard()
+	cause := s.inbox.LossCause()
+	s.inbox.Discard()
 	if s.renumbered {
 		return fmt.Errorf("%w: %w", proxy.ErrBackendClosed, errRenumbered)
 	}
@@ -55,41 +56,29 @@ func (s *session) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: log in again: %s", proxy.ErrBackendClosed, err.Error())
 	}
-	in := s.backend.inbox(conn, capabilities, s.login.Client)
-	in.hides = false
-	err = in.selectInbox(ctx)
-	if err == nil && in.link.responses.mailbox.uidValidity != s.drop.uidValidity {
+	in := s.backend.open(conn, capabilities, s.login.Client, false)
+	err = in.Select(ctx)
+	if err == nil && in.Mailbox().UIDValidity != s.drop.uidValidity {
 		s.renumbered = true
-		in.discard()
+		in.Discard()
 		return fmt.Errorf("%w: %w", proxy.ErrBackendClosed, errRenumbered)
 	}
 	if err != nil {
-		in.discard()
+		in.Discard()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		return fmt.Errorf("%w: open INBOX again: %s", proxy.ErrBackendClosed, err.Error())
 	}
-	in.flush = s.flush
-	in.rest()
+	in.BeforeWait(s.flush)
+	in.Rest()
 	s.inbox, s.ahead = in, ahead{}
 	return nil
 }
 
-// lost names how the connection was lost.
-func (in *inbox) lost() string {
-	switch {
-	case in.link.responses.bye.Load() != nil:
-		return proxy.LostBye
-	case in.link.stalled() != nil:
-		return proxy.LostSilent
-	}
-	return proxy.LostClosed
-}
-
 // moved reports whether the server has given new UIDs to the messages.
 func (s *session) moved() bool {
-	if n := s.inbox.link.responses.mailbox.uidValidity; n != 0 && n != s.drop.uidValidity {
+	if n := s.inbox.Mailbox().UIDValidity; n != 0 && n != s.drop.uidValidity {
 		s.renumbered = true
 	}
 	return s.renumbered
@@ -111,32 +100,32 @@ func (s *seal) add(p []byte) {
 // resume opens a message again of which a part was sent, on a new connection,
 // and goes to where the sending has stopped. It is an error if the server
 // gives other octets now than it gave before.
-func (s *session) resume(ctx context.Context, i int, size int64, sent *seal) (*row, error) {
+func (s *session) resume(ctx context.Context, i int, size int64, sent *seal) (*inbox.FetchResponse, error) {
 	if err := s.reconnect(ctx); err != nil {
 		return nil, err
 	}
 	in := s.inbox
-	defer context.AfterFunc(ctx, in.abort)()
+	defer in.AbortAfter(ctx)()
 	if s.backend.StableBodies && sent.octets < size {
 		return s.resumeAt(ctx, i, size, sent.octets)
 	}
-	r, err := s.fetch(ctx, i, itemsWhole)
+	r, err := s.fetch(ctx, i, inbox.Body)
 	if err != nil {
 		return nil, err
 	}
-	if !r.section.is("BODY[]") || r.section.size != size {
+	if !r.Section.Is("BODY[]") || r.Section.Size != size {
 		return nil, errChanged
 	}
 	var again seal
 	again.hash.SetSeed(sent.hash.Seed())
 	for again.octets < sent.octets {
-		chunk, err := r.section.peek(1)
+		chunk, err := r.Section.Peek(1)
 		if err != nil {
-			return nil, in.explain(ctx, err)
+			return nil, in.Explain(ctx, err)
 		}
 		chunk = chunk[:min(int64(len(chunk)), sent.octets-again.octets)]
 		again.add(chunk)
-		r.section.passed(len(chunk))
+		r.Section.Discard(len(chunk))
 	}
 	if again.hash.Sum64() != sent.hash.Sum64() {
 		return nil, errChanged
@@ -146,12 +135,12 @@ func (s *session) resume(ctx context.Context, i int, size int64, sent *seal) (*r
 
 // resumeAt asks for the rest only, of a server known to give the same octets
 // always.
-func (s *session) resumeAt(ctx context.Context, i int, size, offset int64) (*row, error) {
-	r, err := s.fetch(ctx, i, fmt.Sprintf("%s<%d.%d>", itemsWhole, offset, size-offset))
+func (s *session) resumeAt(ctx context.Context, i int, size, offset int64) (*inbox.FetchResponse, error) {
+	r, err := s.fetch(ctx, i, fmt.Sprintf("%s<%d.%d>", inbox.Body, offset, size-offset))
 	if err != nil {
 		return nil, err
 	}
-	if !r.section.is(fmt.Sprintf("BODY[]<%d>", offset)) || r.section.size != size-offset {
+	if !r.Section.Is(fmt.Sprintf("BODY[]<%d>", offset)) || r.Section.Size != size-offset {
 		return nil, errChanged
 	}
 	return r, nil

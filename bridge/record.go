@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"postern/bridge/inbox"
 	"postern/bridge/uidl"
 	"postern/proxy"
 )
@@ -162,7 +163,7 @@ func today() uidl.Day { return uidl.DayOf(time.Now()) }
 
 // identify gives the messages that are listed their unique-ids. What of them is
 // new, or was computed otherwise before, is on the disk before it is shown.
-func (s *session) identify(ctx context.Context, known snapshot, v view, listed *snapshot, asked bool) (err error) {
+func (s *session) identify(ctx context.Context, known snapshot, v inbox.View, listed *snapshot, asked bool) (err error) {
 	if s.backend.Record == nil {
 		return nil
 	}
@@ -177,7 +178,7 @@ func (s *session) identify(ctx context.Context, known snapshot, v view, listed *
 	return err
 }
 
-func (s *session) tryIdentify(ctx context.Context, known snapshot, v view, listed *snapshot, asked bool) error {
+func (s *session) tryIdentify(ctx context.Context, known snapshot, v inbox.View, listed *snapshot, asked bool) error {
 	head, err := s.backend.Record.Get(ctx, key(s.login.Account))
 	if err != nil {
 		return err
@@ -187,7 +188,7 @@ func (s *session) tryIdentify(ctx context.Context, known snapshot, v view, liste
 		return err
 	}
 	if p.record != nil {
-		p.same = stampOf(p.record, head) == known.record && v.continues(known)
+		p.same = stampOf(p.record, head) == known.record && known.continuesIn(v)
 	}
 	p.unchanged = p.same && !asked && len(known.messages) == len(listed.messages)
 	if err := p.decide(ctx); err != nil {
@@ -233,7 +234,7 @@ func (s *session) recompute(record **uidl.Record, err error) error {
 type passage struct {
 	session *session
 	known   snapshot
-	view    view
+	view    inbox.View
 	listed  *snapshot
 
 	stored    stored       // what record was read from
@@ -325,7 +326,7 @@ func (p *passage) begin(ctx context.Context) error {
 	if err := p.load(ctx); err != nil {
 		return err
 	}
-	p.record, p.changed = uidl.New(p.view.uidValidity, p.session.backend.UIDL), true
+	p.record, p.changed = uidl.New(p.view.UIDValidity, p.session.backend.UIDL), true
 	p.record.Present().Since = today()
 	p.record.Supersede(p.stored.head, p.stored.names())
 	return nil
@@ -336,8 +337,8 @@ func (p *passage) begin(ctx context.Context) error {
 func (p *passage) moved() bool {
 	g, v := p.record.Present(), p.view
 	back := p.same || p.known.record == stampOf(p.record, p.stored.head) || p.known.record == formerStamp || p.known.record == (stamp{})
-	return g.UIDValidity != v.uidValidity || v.uidNext != 0 && v.uidNext < g.UIDNext ||
-		back && p.known.uidValidity == v.uidValidity && !v.continues(p.known)
+	return g.UIDValidity != v.UIDValidity || v.UIDNext != 0 && v.UIDNext < g.UIDNext ||
+		back && p.known.uidValidity == v.UIDValidity && !p.known.continuesIn(v)
 }
 
 // fresh returns the UIDs of messages that the record has not seen.

@@ -8,14 +8,10 @@ import (
 	"slices"
 
 	"github.com/emersion/go-imap/v2"
-	"github.com/emersion/go-imap/v2/imapclient"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 )
-
-// maxRanges bounds the UID set of one command to 8 KiB: a range takes up to 22
-// octets, and servers bound the length of a line.
-const maxRanges = 370
 
 // A Deletion is what DELE means at QUIT.
 type Deletion uint8
@@ -47,8 +43,8 @@ const notFreed = "X-SPACE-FREED-BY IMAP"
 
 // flags reports whether all that d can do in is to set the \Deleted flag: the
 // message stays, hidden from POP3, until another client removes it.
-func (d Deletion) flags(in *inbox) bool {
-	return !in.uidPlus && (d == Expunge || d == Trash && !in.moves)
+func (d Deletion) flags(t inbox.Traits) bool {
+	return !t.UIDPlus && (d == Expunge || d == Trash && !t.Move)
 }
 
 var errNoTrash = errors.New("server has no \\Trash mailbox")
@@ -58,8 +54,8 @@ func (s *session) hide(ctx context.Context) error {
 	if err := s.hidable(); err != nil {
 		return err
 	}
-	flagged, buried := uidSet(s.inbox.hidden), s.buried
-	s.inbox.hidden, s.buried = nil, nil
+	flagged, buried := s.inbox.TakeFlagged(), s.buried
+	s.buried = nil
 	if s.backend.Delete == Hide {
 		var err error
 		if buried, err = s.stillHidden(ctx, buried, flagged); err != nil {
@@ -75,7 +71,7 @@ func (s *session) hide(ctx context.Context) error {
 		if ok {
 			found++
 		}
-		return ok || flagged.has(uid)
+		return ok || inbox.Contains(flagged, uid)
 	})
 	s.lapsed = s.drop.proven && found < len(buried) || len(s.shownAgain) > 0
 	return nil
@@ -83,12 +79,12 @@ func (s *session) hide(ctx context.Context) error {
 
 // hidable returns why messages cannot be hidden by a keyword, if that is wanted.
 func (s *session) hidable() error {
-	box := &s.inbox.link.responses.mailbox
+	box := s.inbox.Mailbox()
 	switch {
-	case s.backend.Delete != Hide || box.keywords:
+	case s.backend.Delete != Hide || box.Keyword:
 		return nil
-	case !box.permanent:
-		return cannotOpen(fmt.Errorf("%w: no PERMANENTFLAGS, which say whether deleted messages can be hidden", errAnswer))
+	case !box.PermanentFlags:
+		return cannotOpen(fmt.Errorf("%w: no PERMANENTFLAGS, which say whether deleted messages can be hidden", inbox.ErrAnswer))
 	}
 	return &proxy.Refusal{
 		Reason: proxy.Unusable, Verified: true,
@@ -99,10 +95,10 @@ func (s *session) hidable() error {
 // stillHidden returns which of the messages that POP3 has hidden have the keyword.
 // The server is asked twice more about one that has lost it: then another client
 // has taken it away, and the message is shown again.
-func (s *session) stillHidden(ctx context.Context, buried []uint32, flagged uidSet) (still []uint32, err error) {
+func (s *session) stillHidden(ctx context.Context, buried []uint32, flagged imap.UIDSet) (still []uint32, err error) {
 	var doubtful []uint32
 	for _, uid := range buried {
-		if !flagged.has(uid) && s.drop.find(uid) != nil {
+		if !inbox.Contains(flagged, uid) && s.drop.find(uid) != nil {
 			doubtful = append(doubtful, uid)
 		} else {
 			still = append(still, uid)
@@ -110,15 +106,15 @@ func (s *session) stillHidden(ctx context.Context, buried []uint32, flagged uidS
 	}
 	for range hiddenLooks {
 		var lost []uint32
-		for _, set := range uidSets(doubtful) {
-			found, err := s.inbox.searchHidden(ctx, set)
+		for _, set := range inbox.Sets(doubtful) {
+			found, err := s.inbox.SearchKeyword(ctx, set)
 			if err != nil {
 				return nil, err
 			}
 			for _, uid := range doubtful {
 				switch {
 				case !set.Contains(imap.UID(uid)):
-				case uidSet(found).has(uid):
+				case inbox.Contains(found, uid):
 					still = append(still, uid)
 				default:
 					lost = append(lost, uid)
@@ -154,12 +150,12 @@ func (s *session) update(ctx context.Context) error {
 		return nil
 	}
 	ctx = context.WithoutCancel(ctx)
-	removes := s.backend.Delete != Hide && !s.backend.Delete.flags(s.inbox)
+	removes := s.backend.Delete != Hide && !s.backend.Delete.flags(s.inbox.Traits())
 	if removes && len(marked) >= manyMessages {
 		s.drop.setRemoved() // whatever comes, the brake does not take it for a fault
 		s.remember(ctx)
 	}
-	u := update{session: s, ctx: ctx, seen: uidSets(seen), marked: marked, gone: uidSets(marked)}
+	u := update{session: s, ctx: ctx, seen: inbox.Sets(seen), marked: marked, gone: inbox.Sets(marked)}
 	err := errRenumbered
 	if !s.moved() {
 		err = u.do()
@@ -173,11 +169,11 @@ func (s *session) update(ctx context.Context) error {
 			err = u.do()
 		}
 	}
-	if err == nil && s.backend.Record != nil && (s.backend.Delete == Hide || s.backend.Delete.flags(s.inbox)) {
+	if err == nil && s.backend.Record != nil && (s.backend.Delete == Hide || s.backend.Delete.flags(s.inbox.Traits())) {
 		err = s.bury(ctx, marked)
 	}
 	if err != nil {
-		if refused(err) {
+		if inbox.Refused(err) {
 			s.drop.setNotRemoved()
 		}
 		u.failed(err)
@@ -212,28 +208,27 @@ func (u *update) do() error {
 	var trash []byte
 	if u.session.backend.Delete == Trash && len(u.gone) > 0 {
 		var err error
-		if trash, err = in.trash(u.ctx); err != nil {
+		if trash, err = in.TrashMailbox(u.ctx); err != nil {
 			return fmt.Errorf("%s: %w", proxy.StageStore, err)
 		}
 		if trash == nil {
 			return errNoTrash
 		}
 	}
-	defer in.begin(u.ctx)()
 	for _, uids := range u.seen {
-		u.expect(proxy.StageSeen, in.store(uids, imap.StoreFlagsAdd, imap.FlagSeen).Close)
+		u.expect(proxy.StageSeen, in.Store(u.ctx, uids, imap.StoreFlagsAdd, imap.FlagSeen))
 	}
 	switch {
-	case u.session.backend.Delete == Isolate && !in.uidPlus && len(u.gone) > 0:
+	case u.session.backend.Delete == Isolate && !in.Traits().UIDPlus && len(u.gone) > 0:
 		return u.isolate(in)
-	case trash != nil && in.moves:
+	case trash != nil && in.Traits().Move:
 		for _, uids := range u.gone {
-			u.expect(proxy.StageExpunge, moved(in.move(uids, trash)))
+			u.expect(proxy.StageExpunge, in.Move(u.ctx, uids, trash))
 		}
 		return u.wait()
 	case trash != nil:
 		for _, uids := range u.gone {
-			u.expect(proxy.StageStore, copied(in.copy(uids, trash)))
+			u.expect(proxy.StageStore, in.Copy(u.ctx, uids, trash))
 		}
 		if err := u.wait(); err != nil {
 			return err
@@ -244,17 +239,17 @@ func (u *update) do() error {
 
 // remove removes messages, or marks them. Without a record the keyword tells
 // later sessions what to hide, if the server takes one.
-func (u *update) remove(in *inbox) error {
+func (u *update) remove(in *inbox.Inbox) error {
 	flags := []imap.Flag{imap.FlagDeleted}
-	marks := u.session.backend.Delete.flags(in)
+	marks := u.session.backend.Delete.flags(in.Traits())
 	switch {
 	case u.session.backend.Delete == Hide:
 		flags = []imap.Flag{hidden}
-	case marks && u.session.backend.Record == nil && in.link.responses.mailbox.keywords:
+	case marks && u.session.backend.Record == nil && in.Mailbox().Keyword:
 		flags = append(flags, hidden)
 	}
 	for _, uids := range u.gone {
-		u.expect(proxy.StageStore, in.store(uids, imap.StoreFlagsAdd, flags...).Close)
+		u.expect(proxy.StageStore, in.Store(u.ctx, uids, imap.StoreFlagsAdd, flags...))
 	}
 	// In the same flight as STORE, UID EXPUNGE may find nothing and be OK: so
 	// with Dovecot 2.3 while it has another client's changes to tell.
@@ -262,17 +257,9 @@ func (u *update) remove(in *inbox) error {
 		return err
 	}
 	for _, uids := range u.gone {
-		u.expect(proxy.StageExpunge, in.client.UIDExpunge(uids).Close)
+		u.expect(proxy.StageExpunge, in.UIDExpunge(u.ctx, uids))
 	}
 	return u.wait()
-}
-
-func moved(c *imapclient.MoveCommand) func() error {
-	return func() error { _, err := c.Wait(); return err }
-}
-
-func copied(c *imapclient.CopyCommand) func() error {
-	return func() error { _, err := c.Wait(); return err }
 }
 
 func (u *update) expect(stage string, wait func() error) {
@@ -288,8 +275,8 @@ func (u *update) wait() (failed error) {
 		if err == nil {
 			continue
 		}
-		err = fmt.Errorf("%s: %w", step.stage, u.session.inbox.explain(u.ctx, err))
-		if step.best || refused(err) {
+		err = fmt.Errorf("%s: %w", step.stage, err)
+		if step.best || inbox.Refused(err) {
 			if !said[step.stage] {
 				u.observe(step.stage, err)
 			}
@@ -305,31 +292,11 @@ func (u *update) wait() (failed error) {
 
 // failed tells of what wait has not told.
 func (u *update) failed(err error) {
-	if !refused(err) {
+	if !inbox.Refused(err) {
 		u.observe(cmp.Or(u.stopped, proxy.StageStore), err)
 	}
 }
 
 func (u *update) observe(stage string, err error) {
 	u.session.backend.observe(proxy.UpdateFailed{Client: u.session.login.Client, Stage: stage, Err: err})
-}
-
-// uidSets returns ascending UIDs as sets that are fit for a command each.
-func uidSets(uids []uint32) (sets []imap.UIDSet) {
-	var set imap.UIDSet
-	for _, uid := range uids {
-		uid := imap.UID(uid)
-		if last := len(set) - 1; last >= 0 && set[last].Stop+1 == uid {
-			set[last].Stop = uid
-			continue
-		}
-		if len(set) == maxRanges {
-			sets, set = append(sets, set), nil
-		}
-		set = append(set, imap.UIDRange{Start: uid, Stop: uid})
-	}
-	if len(set) > 0 {
-		sets = append(sets, set)
-	}
-	return sets
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 	"postern/proxy/proxytest"
 )
@@ -188,7 +189,7 @@ func TestUIDSetsFitIntoCommands(t *testing.T) {
 		scattered = append(scattered, uid, uid+1)
 	}
 	var back []uint32
-	for _, set := range uidSets(scattered) {
+	for _, set := range inbox.Sets(scattered) {
 		if n := len(set.String()); n > 8<<10 {
 			t.Errorf("a set of %d octets", n)
 		}
@@ -203,10 +204,10 @@ func TestUIDSetsFitIntoCommands(t *testing.T) {
 	if !slices.Equal(back, scattered) {
 		t.Error("the sets do not have the UIDs they were made of")
 	}
-	if got := uidSets(nil); got != nil {
-		t.Errorf("uidSets(nil) = %v", got)
+	if got := inbox.Sets(nil); got != nil {
+		t.Errorf("inbox.Sets(nil) = %v", got)
 	}
-	if got := uidSets([]uint32{1, 2, 3, 5, 4294967295}); len(got) != 1 || got[0].String() != "1:3,5,4294967295" {
+	if got := inbox.Sets([]uint32{1, 2, 3, 5, 4294967295}); len(got) != 1 || got[0].String() != "1:3,5,4294967295" {
 		t.Errorf("got %v", got)
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/emersion/go-imap/v2"
 
+	"postern/bridge/inbox"
 	"postern/bridge/uidl"
 	"postern/proxy"
 )
@@ -26,7 +27,7 @@ func (p *passage) renumber(ctx context.Context) error {
 	if g := p.record.Present(); p.known.uidValidity == g.UIDValidity {
 		g.UIDNext = max(g.UIDNext, p.known.uidNext)
 	}
-	if g := p.record.Returns(p.view.uidValidity, p.view.uidNext); g != nil {
+	if g := p.record.Returns(p.view.UIDValidity, p.view.UIDNext); g != nil {
 		same, err := p.agrees(ctx, g)
 		if err != nil {
 			return err
@@ -51,7 +52,7 @@ func (p *passage) renumber(ctx context.Context) error {
 			found++
 		}
 	}
-	p.record.Renumber(p.view.uidValidity, s.backend.UIDL, entries, today())
+	p.record.Renumber(p.view.UIDValidity, s.backend.UIDL, entries, today())
 	p.record.Separate(p.listed.uids())
 	s.notice(proxy.NoticeRenumbered, len(p.listed.messages)-found, nil)
 	return nil
@@ -87,7 +88,7 @@ func (p *passage) agrees(ctx context.Context, g *uidl.Generation) (bool, error) 
 	if !slices.ContainsFunc(g.Entries, func(e uidl.Entry) bool { return e.Short != 0 }) {
 		return true, nil
 	}
-	prints, err := p.session.fingerprints(ctx, newest, uidSets(newest))
+	prints, err := p.session.fingerprints(ctx, newest, inbox.Sets(newest))
 	if err != nil {
 		return false, err
 	}
@@ -198,7 +199,7 @@ func (s *session) fingerprints(ctx context.Context, uids []uint32, sets []imap.U
 	}
 	var prints []uidl.Print
 	fetch := func(set imap.UIDSet) error {
-		some, err := s.inbox.prints(ctx, set)
+		some, err := s.shortPrints(ctx, set)
 		prints = append(prints, some...)
 		return err
 	}
@@ -220,14 +221,14 @@ func (s *session) fingerprints(ctx context.Context, uids []uint32, sets []imap.U
 // the server has answered about none of a few, it is asked about a known message,
 // too: if it answers about that one, what it refuses are the messages.
 func (s *session) fingerprintsOfNew(ctx context.Context, uids, known []uint32) ([]uidl.Print, error) {
-	prints, err := s.fingerprints(ctx, uids, uidSets(uids))
+	prints, err := s.fingerprints(ctx, uids, inbox.Sets(uids))
 	if !errors.Is(err, errUnanswered) || len(known) == 0 || len(uids) > refusable(len(uids)) {
 		return prints, err
 	}
 	other := known[len(known)-1]
 	all := append([]uint32{other}, uids...)
 	slices.Sort(all)
-	prints, err = s.fingerprints(ctx, all, uidSets(all))
+	prints, err = s.fingerprints(ctx, all, inbox.Sets(all))
 	return slices.DeleteFunc(prints, func(p uidl.Print) bool { return p.UID == other }), err
 }
 
@@ -236,9 +237,9 @@ func (s *session) fingerprintsOfNew(ctx context.Context, uids, known []uint32) (
 func (s *session) headerPrints(ctx context.Context, uids []uint32, prints []uidl.Print) error {
 	var sets []imap.UIDSet
 	for some := range slices.Chunk(uids, headersAtOnce) {
-		sets = append(sets, uidSets(some)...)
+		sets = append(sets, inbox.Sets(some)...)
 	}
-	_, err := fetchComplete(uids, func(set imap.UIDSet) error { return s.inbox.headers(ctx, set, prints) }, sets, func() []uint32 {
+	_, err := fetchComplete(uids, func(set imap.UIDSet) error { return s.addHeaders(ctx, set, prints) }, sets, func() []uint32 {
 		return slices.DeleteFunc(slices.Clone(uids), func(uid uint32) bool {
 			i, ok := slices.BinarySearchFunc(prints, uidl.Print{UID: uid}, comparePrints)
 			return ok && prints[i].Header != 0
@@ -278,4 +279,4 @@ func fetchComplete(uids []uint32, fetch func(imap.UIDSet) error, sets []imap.UID
 
 // refusedForGood reports whether an error is a refusal that may be about a
 // message, and not about the moment.
-func refusedForGood(err error) bool { return refused(err) && !concernsServer(err) }
+func refusedForGood(err error) bool { return inbox.Refused(err) && !inbox.RefusedForNow(err) }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/emersion/go-imap/v2"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 	"postern/proxy/wire"
 )
@@ -53,14 +54,14 @@ func (s *session) retr(ctx context.Context, args []string) error {
 
 // send answers a command with a whole message.
 func (s *session) send(ctx context.Context, command string, n int, m *message) error {
-	r, err := s.begin(ctx, n-1, itemsWhole, "BODY[]")
+	r, err := s.begin(ctx, n-1, inbox.Body, "BODY[]")
 	if err != nil {
 		return s.cannot(ctx, n, m, err)
 	}
-	s.ok(octets(m, r.section))
+	s.ok(octets(m, r.Section))
 	d := wire.NewDotWriter(s.out)
 	w := s.watch(m, d)
-	size := r.section.size
+	size := r.Section.Size
 	var sent *seal // of what may have to come a second time
 	agrees := agree(m, size)
 	if !agrees || s.suspect(ctx, m).doubt != (digest{}) {
@@ -103,7 +104,7 @@ func (s *session) doubtful(ctx context.Context, m *message, agrees bool, sent *s
 }
 
 // begin is first, for a message that has not been cut too often.
-func (s *session) begin(ctx context.Context, i int, items, name string) (*row, error) {
+func (s *session) begin(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
 	m := &s.drop.messages[i]
 	if s.suspect(ctx, m).refused() {
 		s.withhold(m.uid)
@@ -145,17 +146,17 @@ func (s *session) deletable(ctx context.Context, n int, m *message) error {
 
 // again returns the digest of a message as the server gives it now.
 func (s *session) again(ctx context.Context, i int) (digest, error) {
-	r, err := s.begin(ctx, i, itemsWhole, "BODY[]")
+	r, err := s.begin(ctx, i, inbox.Body, "BODY[]")
 	if err != nil {
 		return digest{}, err
 	}
-	defer context.AfterFunc(ctx, s.inbox.abort)()
+	defer s.inbox.AbortAfter(ctx)()
 	got := s.backend.suspects.seal()
-	if err = r.section.each(got.add); err == nil {
-		err = s.inbox.finish()
+	if err = r.Section.Each(got.add); err == nil {
+		err = s.inbox.Finish()
 	}
 	if err != nil {
-		return digest{}, s.inbox.explain(ctx, err)
+		return digest{}, s.inbox.Explain(ctx, err)
 	}
 	return got.digest(), nil
 }
@@ -164,23 +165,23 @@ func (s *session) again(ctx context.Context, i int) (digest, error) {
 // were its octets. If the server is lost meanwhile, it goes on with what the
 // server gives after that, if that is the same. What was sent is in sent, if
 // that is not nil.
-func (s *session) body(ctx context.Context, i int, w io.Writer, r *row, sent *seal) error {
-	if r.section.whole() {
-		return s.passRow(ctx, w, r.section, sent)
+func (s *session) body(ctx context.Context, i int, w io.Writer, r *inbox.FetchResponse, sent *seal) error {
+	if r.Section.Buffered() {
+		return s.passRow(ctx, w, r.Section, sent)
 	}
-	size := r.section.size
+	size := r.Section.Size
 	if sent == nil {
 		sent = new(seal)
 	}
-	err := s.passRow(ctx, w, r.section, sent)
-	if !errors.Is(err, proxy.ErrBackendClosed) || errors.Is(err, errSyntax) {
+	err := s.passRow(ctx, w, r.Section, sent)
+	if !errors.Is(err, proxy.ErrBackendClosed) || errors.Is(err, inbox.ErrSyntax) {
 		return err
 	}
 	r, again := s.resume(ctx, i, size, sent)
 	if again != nil {
 		return fmt.Errorf("%w; %w", err, again)
 	}
-	return s.passRow(ctx, w, r.section, sent)
+	return s.passRow(ctx, w, r.Section, sent)
 }
 
 // closed reads to the end of a row of which the last section has passed without
@@ -189,31 +190,31 @@ func (s *session) closed(ctx context.Context, err error) error {
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, s.inbox.abort)()
-	return s.inbox.explain(ctx, s.inbox.finish())
+	defer s.inbox.AbortAfter(ctx)()
+	return s.inbox.Explain(ctx, s.inbox.Finish())
 }
 
 // passRow is pass for the last section of a row, and reads to the end of that.
-func (s *session) passRow(ctx context.Context, w io.Writer, part *section, seal *seal) error {
-	defer context.AfterFunc(ctx, s.inbox.abort)()
+func (s *session) passRow(ctx context.Context, w io.Writer, part *inbox.Section, seal *seal) error {
+	defer s.inbox.AbortAfter(ctx)()
 	if err := s.copy(ctx, w, part, seal); err != nil {
 		return err
 	}
-	return s.inbox.explain(ctx, s.inbox.finish())
+	return s.inbox.Explain(ctx, s.inbox.Finish())
 }
 
 // octets announces how many octets follow, if that is certain: it depends on
 // the last two whether a CRLF is added.
-func octets(m *message, part *section) string {
-	if part.whole() {
-		all, _ := part.peek(0)
-		n := part.size
+func octets(m *message, part *inbox.Section) string {
+	if part.Buffered() {
+		all, _ := part.Peek(0)
+		n := part.Size
 		if !bytes.HasSuffix(all, []byte("\r\n")) {
 			n += 2
 		}
 		return strconv.FormatInt(n, 10) + " octets"
 	}
-	if m.marks&exact != 0 && (m.size == part.size || m.size == part.size+2) {
+	if m.marks&exact != 0 && (m.size == part.Size || m.size == part.Size+2) {
 		return strconv.FormatInt(m.size, 10) + " octets"
 	}
 	return "Message follows"
@@ -239,7 +240,7 @@ func (s *session) top(ctx context.Context, args []string) error {
 	if lines >= allLines || lines > m.size/2 {
 		return s.send(ctx, "TOP", n, m)
 	}
-	chunk, items := firstChunk(lines), itemsHeader
+	chunk, items := firstChunk(lines), inbox.Header
 	if lines > 0 {
 		items += " " + textItem(0, chunk)
 	}
@@ -250,7 +251,7 @@ func (s *session) top(ctx context.Context, args []string) error {
 	s.ok("Top of message follows")
 	d := wire.NewDotWriter(s.out)
 	w := s.watch(m, d)
-	err = s.pass(ctx, w, r.section, nil)
+	err = s.pass(ctx, w, r.Section, nil)
 	if err == nil && lines > 0 {
 		err = s.text(ctx, r, m, &lineWriter{w: d, left: lines}, chunk)
 	}
@@ -273,18 +274,18 @@ func textItem(offset, size int64) string { return fmt.Sprintf("BODY.PEEK[TEXT]<%
 
 // text passes the text of a message, part by part, until w has its lines. The
 // first part, of chunk octets, comes with r.
-func (s *session) text(ctx context.Context, r *row, m *message, w *lineWriter, chunk int64) error {
+func (s *session) text(ctx context.Context, r *inbox.FetchResponse, m *message, w *lineWriter, chunk int64) error {
 	in := s.inbox
-	defer context.AfterFunc(ctx, in.abort)()
-	if err := r.next(); err != nil {
-		return in.explain(ctx, err)
+	defer in.AbortAfter(ctx)()
+	if err := r.Next(); err != nil {
+		return in.Explain(ctx, err)
 	}
 	for offset := int64(0); ; {
-		if r.section == nil || !r.section.is("BODY[TEXT]") {
-			return errItems
+		if r.Section == nil || !r.Section.Is("BODY[TEXT]") {
+			return inbox.ErrItems
 		}
-		size := r.section.size
-		if err := s.pass(ctx, w, r.section, nil); err != nil {
+		size := r.Section.Size
+		if err := s.pass(ctx, w, r.Section, nil); err != nil {
 			return err
 		}
 		offset += size
@@ -292,11 +293,11 @@ func (s *session) text(ctx context.Context, r *row, m *message, w *lineWriter, c
 			return nil
 		}
 		chunk = min(2*chunk, maxText)
-		tag, err := in.ask(textItem(offset, chunk), want{uid: m.uid})
+		tag, err := in.Fetch(textItem(offset, chunk), inbox.Request{UID: m.uid})
 		if err != nil {
-			return in.explain(ctx, err)
+			return in.Explain(ctx, err)
 		}
-		if r, err = in.await(ctx, m.uid, tag); err != nil {
+		if r, err = in.Await(ctx, m.uid, tag); err != nil {
 			return err
 		}
 	}
@@ -326,17 +327,17 @@ func (l *lineWriter) Write(p []byte) (int, error) {
 }
 
 // pass copies a section to w, and tells seal, if there is one.
-func (s *session) pass(ctx context.Context, w io.Writer, part *section, seal *seal) error {
-	defer context.AfterFunc(ctx, s.inbox.abort)()
+func (s *session) pass(ctx context.Context, w io.Writer, part *inbox.Section, seal *seal) error {
+	defer s.inbox.AbortAfter(ctx)()
 	return s.copy(ctx, w, part, seal)
 }
 
 // copy is pass while the end of ctx closes the connection.
-func (s *session) copy(ctx context.Context, w io.Writer, part *section, seal *seal) error {
-	for part.left > 0 {
-		chunk, err := part.peek(1)
+func (s *session) copy(ctx context.Context, w io.Writer, part *inbox.Section, seal *seal) error {
+	for part.Left > 0 {
+		chunk, err := part.Peek(1)
 		if err != nil {
-			return s.inbox.explain(ctx, err)
+			return s.inbox.Explain(ctx, err)
 		}
 		if _, err := w.Write(chunk); err != nil {
 			return lost(err)
@@ -344,14 +345,14 @@ func (s *session) copy(ctx context.Context, w io.Writer, part *section, seal *se
 		if seal != nil {
 			seal.add(chunk)
 		}
-		part.passed(len(chunk))
+		part.Discard(len(chunk))
 	}
 	return nil
 }
 
 // cannot returns the answer for a message that err keeps from being sent.
 func (s *session) cannot(ctx context.Context, n int, m *message, err error) *no {
-	if errors.Is(err, errEmpty) || errors.Is(err, errVanished) {
+	if errors.Is(err, errEmpty) || errors.Is(err, inbox.ErrVanished) {
 		err = s.settle(ctx, m)
 	}
 	switch {
@@ -359,12 +360,12 @@ func (s *session) cannot(ctx context.Context, n int, m *message, err error) *no 
 		return s.ended(ctx)
 	case errors.Is(err, errInternational):
 		return &no{text: fmt.Sprintf("[UTF8] Message %d has a header in UTF-8, which your mail program does not ask for", n)}
-	case errors.Is(err, errVanished):
+	case errors.Is(err, inbox.ErrVanished):
 		s.drop.proven, s.drop.changed = false, true // EXISTS and UIDNEXT may not tell
 		return &no{text: fmt.Sprintf("Message %d is no longer in the maildrop", n)}
 	case errors.Is(err, errRenumbered):
 		return &no{text: s.temporary("The maildrop has changed: log in again"), end: err}
-	case errors.Is(err, errSyntax):
+	case errors.Is(err, inbox.ErrSyntax):
 		s.cut(ctx, m)
 	case errors.Is(err, proxy.ErrBackendClosed):
 		return &no{text: s.temporary("The mail server is unavailable: try again later"), end: err}
@@ -382,18 +383,18 @@ func (s *session) unavailable(n int) *no {
 // search that was answered decides; a second one, if the server has said of no
 // message that it was removed.
 func (s *session) settle(ctx context.Context, m *message) error {
-	defer s.inbox.rest()
+	defer s.inbox.Rest()
 	for looked := false; ; looked = true {
-		found, err := s.inbox.search(ctx, imap.UIDSetNum(imap.UID(m.uid)))
+		found, err := s.inbox.Search(ctx, imap.UIDSetNum(imap.UID(m.uid)))
 		switch {
 		case err != nil:
 			return err
-		case uidSet(found).has(m.uid):
+		case inbox.Contains(found, m.uid):
 			return errEmpty
-		case looked || s.inbox.link.responses.mailbox.removals() > 0:
-			return errVanished
+		case looked || s.inbox.Mailbox().Removals > 0:
+			return inbox.ErrVanished
 		}
-		if err := s.inbox.noop(ctx); err != nil {
+		if err := s.inbox.Noop(ctx); err != nil {
 			return err
 		}
 	}

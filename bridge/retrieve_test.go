@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 	"postern/proxy/proxytest"
 )
@@ -173,8 +174,8 @@ func TestSilentServerIsLetGo(t *testing.T) {
 		if took := time.Since(begun); took < 29*time.Second || took > 32*time.Second {
 			t.Errorf("let go after %v, want 30 s", took)
 		}
-		if !errors.Is(r.err, errStalled) || !errors.Is(r.err, proxy.ErrBackendClosed) {
-			t.Errorf("Run = %v, want %v", r.err, errStalled)
+		if !errors.Is(r.err, inbox.ErrStalled) || !errors.Is(r.err, proxy.ErrBackendClosed) {
+			t.Errorf("Run = %v, want %v", r.err, inbox.ErrStalled)
 		}
 		_ = far.Close()
 	})

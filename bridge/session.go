@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 	"postern/proxy/wire"
 )
@@ -27,7 +28,7 @@ var errBadCommands = errors.New("too many bad commands")
 type session struct {
 	backend    *Backend
 	login      *proxy.Login // also to reconnect
-	inbox      *inbox
+	inbox      *inbox.Inbox
 	drop       *maildrop
 	found      uint32 // checksum of the snapshot in the cache; 0: there is none
 	record     recorded
@@ -84,8 +85,8 @@ func (s *session) open(ctx context.Context) (welcome string, err error) {
 	if err := s.hide(ctx); err != nil {
 		return "", err
 	}
-	s.inbox.flush = s.flush
-	s.inbox.rest()
+	s.inbox.BeforeWait(s.flush)
+	s.inbox.Rest()
 	s.backend.observe(proxy.MaildropOpened{
 		Client: s.login.Client, Source: source, Messages: s.drop.count, Octets: s.drop.octets, Duration: time.Since(begun),
 	})
@@ -111,10 +112,10 @@ func (s *session) Close() error {
 	if s.left != nil {
 		defer s.left()
 	}
-	defer s.inbox.discard()
+	defer s.inbox.Discard()
 	s.confirm()
 	s.gather()
-	err := s.inbox.close()
+	err := s.inbox.Close()
 	if s.totals.Deleted > 0 {
 		s.drop.setRemoved()
 	}
@@ -169,7 +170,7 @@ func (s *session) next() ([]byte, error) {
 	if err := s.flush(); err != nil {
 		return nil, err
 	}
-	s.inbox.settle()
+	s.inbox.DrainCompletions()
 	s.rest()
 	if err := s.conn.SetReadDeadline(time.Now().Add(s.backend.idle())); err != nil {
 		return nil, err
@@ -179,7 +180,7 @@ func (s *session) next() ([]byte, error) {
 
 // rest gives back what costs memory while the client says nothing.
 func (s *session) rest() {
-	s.inbox.rest()
+	s.inbox.Rest()
 	if s.out != nil {
 		s.backend.giveWriter(s.out)
 		s.out = nil
@@ -350,7 +351,7 @@ func (s *session) capa() error {
 	for _, line := range s.backend.Capabilities() {
 		_, _ = s.out.WriteString(line + "\r\n")
 	}
-	if s.backend.Delete.flags(s.inbox) {
+	if s.backend.Delete.flags(s.inbox.Traits()) {
 		_, _ = s.out.WriteString(notFreed + "\r\n")
 	}
 	_, _ = s.out.WriteString(".\r\n")
@@ -409,7 +410,7 @@ func (s *session) dele(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if s.inbox.link.responses.mailbox.readOnly && s.backend.Delete != Keep {
+	if s.inbox.Mailbox().ReadOnly && s.backend.Delete != Keep {
 		return &no{text: s.coded("SYS/PERM", "The maildrop can only be read")}
 	}
 	if m.marks&unsized != 0 {
@@ -429,7 +430,7 @@ func (s *session) dele(ctx context.Context, args []string) error {
 func (s *session) quit(ctx context.Context) error {
 	_ = s.flush() // there are clients that send QUIT and leave
 	err := s.update(ctx)
-	s.inbox.rest()
+	s.inbox.Rest()
 	if errors.Is(err, errNoTrash) {
 		return &no{text: s.coded("SYS/PERM", "There is no mailbox for deleted messages: they were not removed"), end: proxy.ErrQuit}
 	}

@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 )
 
@@ -87,7 +88,7 @@ func decodeTombstones(b []byte) (d tombstoneSets, err error) {
 	}
 	for range sets {
 		t := tombstones{uidValidity: uint32(r.next(math.MaxUint32)), uidNext: uint32(r.next(math.MaxUint32))}
-		t.uids = make([]uint32, r.next(min(maxMessages, uint64(len(r.b)))))
+		t.uids = make([]uint32, r.next(min(inbox.MaxMessages, uint64(len(r.b)))))
 		uid := uint64(0)
 		for i := range t.uids {
 			delta := r.next(math.MaxUint32)
@@ -124,11 +125,11 @@ func (s *session) decodeTombstones(stored []byte) (tombstoneSets, error) {
 // UIDVALIDITY wait until it returns. Behind a UIDNEXT that has become lower, the
 // UIDs are those of other messages: then recall forgets the tombstones, before
 // anything else is remembered of the new messages.
-func (s *session) recall(ctx context.Context, known snapshot, v view) (err error) {
+func (s *session) recall(ctx context.Context, known snapshot, v inbox.View) (err error) {
 	if s.backend.Record == nil {
 		return nil
 	}
-	restored := known.uidValidity == v.uidValidity && !v.continues(known)
+	restored := known.uidValidity == v.UIDValidity && !known.continuesIn(v)
 	for range 3 {
 		if err = s.tryRecall(ctx, restored, v); !errors.Is(err, errOvertaken) {
 			break
@@ -140,7 +141,7 @@ func (s *session) recall(ctx context.Context, known snapshot, v view) (err error
 	return err
 }
 
-func (s *session) tryRecall(ctx context.Context, restored bool, v view) error {
+func (s *session) tryRecall(ctx context.Context, restored bool, v inbox.View) error {
 	k := tombstonesKey(s.login.Account)
 	stored, err := s.backend.Record.Get(ctx, k)
 	if err != nil || stored == nil {
@@ -150,11 +151,11 @@ func (s *session) tryRecall(ctx context.Context, restored bool, v view) error {
 	if err != nil {
 		return err
 	}
-	i := d.of(v.uidValidity)
+	i := d.of(v.UIDValidity)
 	if i < 0 {
 		return nil
 	}
-	if !restored && v.continues(snapshot{uidValidity: d[i].uidValidity, uidNext: d[i].uidNext}) {
+	if !restored && (snapshot{uidValidity: d[i].uidValidity, uidNext: d[i].uidNext}).continuesIn(v) {
 		s.buried = d[i].uids
 		return nil
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 	"postern/proxy/proxytest"
 )
@@ -215,7 +216,7 @@ func TestCAPASaysThatSpaceIsNotFreed(t *testing.T) {
 	} {
 		near, far := proxytest.Pipe(t)
 		go func() { _, _ = io.Copy(io.Discard, far) }()
-		s := &session{backend: &Backend{Delete: test.delete}, inbox: newInbox(near, test.capabilities, 0)}
+		s := &session{backend: &Backend{Delete: test.delete}, inbox: inbox.New(near, test.capabilities, inbox.Options{})}
 		s.out = s.backend.takeWriter(io.Discard)
 		var said strings.Builder
 		s.out.Reset(&said)
@@ -344,7 +345,7 @@ func TestDeletionsAreTrue(t *testing.T) {
 			for _, uid := range marked {
 				confirmed[uid] = plain
 			}
-			session.inbox.rest()
+			session.inbox.Rest()
 			session.quitted = true
 			_ = session.Close()
 			m.take()

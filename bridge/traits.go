@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 )
 
@@ -24,19 +25,19 @@ func (b *Backend) Inspect(ctx context.Context, l *proxy.Login) (t Traits, err er
 	if err != nil {
 		return Traits{}, err
 	}
-	in := newInbox(conn, capabilities, b.timeout())
-	defer func() { _ = in.close() }()
-	v, err := in.look(ctx, false)
+	in := inbox.New(conn, capabilities, inbox.Options{Timeout: b.timeout(), Keyword: hidden})
+	defer func() { _ = in.Close() }()
+	v, err := in.Open(ctx, false)
 	if err != nil {
 		return Traits{}, err
 	}
-	t.UIDPlus, t.Move, t.UIDNext = in.uidPlus, in.moves, v.uidNext != 0
-	if v, err = in.look(ctx, true); err != nil {
+	t.UIDPlus, t.Move, t.UIDNext = in.Traits().UIDPlus, in.Traits().Move, v.UIDNext != 0
+	if v, err = in.Open(ctx, true); err != nil {
 		return Traits{}, err
 	}
-	t.StatusUIDNext = v.uidNext != 0
-	t.Keywords, t.ReadOnly = in.link.responses.mailbox.keywords, in.link.responses.mailbox.readOnly
-	trash, err := in.trash(ctx)
+	t.StatusUIDNext = v.UIDNext != 0
+	t.Keywords, t.ReadOnly = in.Mailbox().Keyword, in.Mailbox().ReadOnly
+	trash, err := in.TrashMailbox(ctx)
 	t.Trash = string(trash)
 	return t, err
 }

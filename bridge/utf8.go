@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"unicode/utf8"
+
+	"postern/bridge/inbox"
 )
 
 // The mode of RFC 6856: a session whose client has said UTF8 gets messages as
@@ -17,17 +19,17 @@ var errInternational = errors.New("message has a header in UTF-8, and the client
 // admissible returns errInternational if the client must not get the message
 // that begins with part. It looks at the header as far as it fits the buffer,
 // 64 KiB.
-func (s *session) admissible(ctx context.Context, part *section) error {
+func (s *session) admissible(ctx context.Context, part *inbox.Section) error {
 	if !s.backend.UTF8 || s.login.Hello.UTF8 {
 		return nil
 	}
 	for n := 1; ; {
-		b, err := part.peek(n)
+		b, err := part.Peek(n)
 		if err != nil {
-			return s.inbox.explain(ctx, err)
+			return s.inbox.Explain(ctx, err)
 		}
 		header, whole := cutHeader(b)
-		if whole || int64(len(b)) >= part.left || len(b) >= readerSize {
+		if whole || int64(len(b)) >= part.Left || len(b) >= inbox.ReaderSize {
 			if international(header) {
 				return errInternational
 			}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"postern/bridge/inbox"
 	"postern/proxy"
 	"postern/proxy/proxytest"
 )
@@ -103,7 +104,7 @@ func TestMessagesPassAsTheyAre(t *testing.T) {
 
 // The header is looked at as it comes, and so far as it fits the buffer.
 func TestLongHeadersInUTF8(t *testing.T) {
-	for before, want := range map[int]string{20_000: "-ERR [UTF8]", readerSize: "+OK"} {
+	for before, want := range map[int]string{20_000: "-ERR [UTF8]", inbox.ReaderSize: "+OK"} {
 		body := strings.Repeat("X-Long: x\r\n", before/11+1) + international1 + strings.Repeat("text\r\n", 30_000)
 		_, b := serve(t, body)
 		b.UTF8 = true

@@ -1,4 +1,4 @@
-package bridge
+package inbox
 
 import (
 	"bufio"
@@ -18,51 +18,52 @@ import (
 // is about a million UIDs.
 const maxLine = 8 << 20
 
-// maxSaid bounds what is kept of the server's last words, for the log.
-const maxSaid = 200
+// maxText bounds what is kept of the text of a response, for the log.
+const maxText = 200
 
 var errLongLine = errors.New("line of the server without end")
 
-// errSyntax says that where a response begins, or ends, is not certain any more.
-// Nothing that the connection still brings is believed.
-var errSyntax = errors.New("response of the server breaks the grammar")
+// ErrSyntax says that the server broke the grammar so that where a response begins
+// or ends is not certain. Nothing more is read from the connection.
+var ErrSyntax = errors.New("response of the server breaks the grammar")
 
-// Responses is what the server sends, less what imapclient must not see. Of all
-// responses imapclient gets the tagged ones only, without what it would parse
-// in them: its parsers close the connection over a liberty of grammar, take
-// what another client has changed for an answer, and some of them cost more
-// than linear work. What the others tell is kept here:
+// A responses reads what the server sends. imapclient reads from it, and gets the
+// tagged responses only, without the response codes that it would parse: its
+// parsers close the connection over a liberty of grammar, take what another client
+// has changed for an answer, and some of them cost more than linear work. The data
+// of the other responses is kept here:
 //
-//   - the rows of a listing, in listing;
+//   - the sizes of messages, in rows;
 //   - the results of SEARCH, in result;
-//   - what SELECT, STATUS and LIST tell, and what changes after that, in mailbox.
+//   - the data of SELECT, STATUS and LIST, and what changes after that, in mailbox.
 //
-// FETCH responses with bodies are read by the session itself: see fetch.go.
+// FETCH responses with bodies are read by the caller of Await: see fetch.go.
 type responses struct {
 	src     io.Reader
 	br      *bufio.Reader // nil: nothing is buffered
 	long    []byte        // a line that br cannot hold
-	pending []byte        // passes next: a tagged line
-	passed  bool          // such a line has passed with the last Read
-	tag     string        // of it
+	pending []byte        // what Read returns next: a tagged line
+	passed  bool          // the last Read has returned the end of a tagged line
+	tag     string        // of that line
 	status  string        // OK, NO, BAD
 
-	listing atomic.Pointer[listing] // takes rows, up to the next tag; nil: nobody asked for any
-	result  atomic.Pointer[result]  // takes what SEARCH finds; nil: nobody asked
-	bye     atomic.Pointer[string]  // what the server said in its BYE
-	broken  atomic.Pointer[error]   // why nothing more is read; nil: it is
-	mailbox mailbox
+	rows    atomic.Pointer[Rows]   // takes sizes, up to the next tagged response; nil: no Sizes runs
+	result  atomic.Pointer[result] // takes what SEARCH finds; nil: no search runs
+	bye     atomic.Pointer[string] // the text of BYE
+	broken  atomic.Pointer[error]  // why nothing more is read; nil: reading goes on
+	mailbox mailboxData
 }
 
 // newResponses returns the responses that come from src.
 func newResponses(src io.Reader) *responses { return &responses{src: src} }
 
-// readerSize is what is read from a server at once: larger ones gain nothing.
-const readerSize = 64 << 10
+// ReaderSize is how many octets are read from a server at once, and at most how
+// many Section.Peek can return. A larger buffer gains nothing.
+const ReaderSize = 64 << 10
 
-var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readerSize) }}
+var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, ReaderSize) }}
 
-// reader returns the buffer, which is there while somebody reads.
+// reader returns the buffer, which exists only while there is something to read.
 func (r *responses) reader() *bufio.Reader {
 	if r.br == nil {
 		r.br = readers.Get().(*bufio.Reader)
@@ -106,19 +107,19 @@ func (r *responses) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// answered reports whether with the last Read a tagged line has passed whole.
+// answered reports whether the last Read has returned the end of a tagged line.
 func (r *responses) answered() bool {
 	passed := r.passed
 	r.passed = false
 	return passed
 }
 
-// take takes the response that begins with line, to its end. What imapclient
-// has to see of it is pending then.
+// take reads the response that begins with line to its end, and makes pending what
+// imapclient has to see of it.
 func (r *responses) take(line []byte) error {
 	text, _ := wire.TrimLine(line)
 	switch {
-	case len(text) == 0, text[0] == '+': // nobody waits for a continuation
+	case len(text) == 0, text[0] == '+': // no command waits for a continuation
 		return nil
 	case text[0] == '*':
 		return r.untagged(line, text[1:])
@@ -130,32 +131,32 @@ func (r *responses) take(line []byte) error {
 	if status == "" {
 		return r.breaks("neither a tag nor an asterisk")
 	}
-	r.listing.Store(nil) // it belongs to the one who waits for the tag
+	r.rows.Store(nil) // Sizes waits for this tag
 	r.tag, r.status = tag, status
-	code, said := cutCode(rest)
-	r.mailbox.note(code)
-	r.pending = r.tagged(code, said, line[len(text):])
+	code, human := cutCode(rest)
+	r.mailbox.takeCode(code)
+	r.pending = r.tagged(code, human, line[len(text):])
 	return nil
 }
 
-// tagged returns a tagged line as imapclient can bear it. Of the code of a
-// refusal the name is left, for the log.
+// tagged returns a tagged line that imapclient can parse. Of the response code of a
+// refusal only the name is left, for the log.
 func (r *responses) tagged(code, text, end []byte) []byte {
 	b := append(append([]byte(r.tag), ' '), r.status...)
 	if name := wire.Keyword(firstWord(code)); r.status != "OK" && name != "" && !slices.Contains(parsed, name) {
 		b = append(append(append(b, " ["...), name...), ']')
 	}
-	text = bytes.TrimLeft(text[:min(len(text), maxSaid)], "[ ")
+	text = bytes.TrimLeft(text[:min(len(text), maxText)], "[ ")
 	if len(text) > 0 {
 		b = append(append(b, ' '), bytes.ReplaceAll(text, []byte("\r"), []byte(" "))...)
 	}
 	return append(b, end...)
 }
 
-// parsed are the codes that imapclient wants arguments of.
+// parsed are the response codes of which imapclient parses the arguments.
 var parsed = []string{"CAPABILITY", "APPENDUID", "COPYUID"}
 
-// skip reads on to the end of a response of which a literal comes next.
+// skip reads to the end of a response of which a literal of that size comes next.
 func (r *responses) skip(literal int64) error {
 	for announced := true; announced; {
 		if err := r.discard(literal); err != nil {
@@ -183,17 +184,9 @@ func (r *responses) discard(n int64) error {
 	return nil
 }
 
-// breaks ends reading, for what was read is not IMAP.
+// breaks ends reading, because what was read is not IMAP.
 func (r *responses) breaks(what string) error {
-	err := fmt.Errorf("%w: %s", errSyntax, what)
-	r.broken.CompareAndSwap(nil, &err)
-	return err
-}
-
-// panicked ends reading after a panic with the value v: nothing is certain of what
-// was read.
-func (r *responses) panicked(v any) error {
-	err := fmt.Errorf("panic: %v", v)
+	err := fmt.Errorf("%w: %s", ErrSyntax, what)
 	r.broken.CompareAndSwap(nil, &err)
 	return err
 }
@@ -219,11 +212,11 @@ func (r *responses) line() ([]byte, error) {
 	return r.long, err
 }
 
-// untagged takes an untagged response. Its text is the first line without the
+// untagged reads an untagged response. text is its first line without the
 // asterisk.
 func (r *responses) untagged(line, text []byte) error {
 	word, rest := nextWord(text)
-	data := true // there may be literals in it
+	data := true // the response may have literals
 	if len(word) > 0 && '0' <= word[0] && word[0] <= '9' {
 		name, rest := nextWord(rest)
 		r.numbered(word, name, rest)
@@ -232,11 +225,11 @@ func (r *responses) untagged(line, text []byte) error {
 		case "OK", "NO", "BAD", "PREAUTH": // in the text of a status {5} is just text
 			data = false
 			code, _ := cutCode(rest)
-			r.mailbox.note(code)
+			r.mailbox.takeCode(code)
 		case "BYE":
 			data = false
-			said := string(rest[:min(len(rest), maxSaid)])
-			r.bye.Store(&said)
+			bye := string(rest[:min(len(rest), maxText)])
+			r.bye.Store(&bye)
 		case "SEARCH":
 			if result := r.result.Load(); result != nil {
 				result.search(rest)
@@ -246,16 +239,16 @@ func (r *responses) untagged(line, text []byte) error {
 				result.esearch(rest)
 			}
 		case "STATUS":
-			r.mailbox.statusRow(rest)
+			r.mailbox.takeStatus(rest)
 		case "VANISHED":
 			r.vanished(rest)
 		case "LIST":
-			return r.list(line, rest)
+			return r.takeList(line, rest)
 		case "":
 			if bytes.HasPrefix(word, []byte("[")) { // a response code without its OK
 				data = false
 				code, _ := cutCode(bytes.TrimLeft(text, " "))
-				r.mailbox.note(code)
+				r.mailbox.takeCode(code)
 			}
 		}
 	}
@@ -279,7 +272,7 @@ func parseStatus(text []byte) (tag, status string, rest []byte) {
 	word, text := nextWord(text)
 	name, rest := nextWord(text)
 	status = wire.Keyword(name)
-	if results[status] == "" || len(word) > maxSaid {
+	if results[status] == "" || len(word) > maxText {
 		return "", "", nil
 	}
 	return string(word), status, rest
@@ -304,29 +297,29 @@ var (
 	fetched = []byte("FETCH")
 )
 
-// numbered takes the responses that begin with a number.
+// numbered reads a response that begins with a number.
 func (r *responses) numbered(number, name, rest []byte) {
-	listing := r.listing.Load()
+	rows := r.rows.Load()
 	switch {
 	case bytes.EqualFold(name, exists):
-		r.mailbox.exist(number)
+		r.mailbox.takeExists(number)
 	case bytes.EqualFold(name, expunge):
 		r.mailbox.remove(1)
-		if listing != nil {
-			listing.expunged = true
+		if rows != nil {
+			(*rows).Expunged()
 		}
-	case bytes.EqualFold(name, fetched) && listing != nil:
+	case bytes.EqualFold(name, fetched) && rows != nil:
 		if uid, size, ok := parseRow(rest); ok {
 			n, _ := parseNumber(number)
-			listing.add(n, uid, size)
+			(*rows).Row(n, uid, size)
 		} else if bytes.Contains(bytes.ToUpper(rest), []byte("RFC822.SIZE")) {
-			listing.odd++
+			(*rows).MalformedRow()
 		}
 	}
 }
 
-// vanished takes a VANISHED response, RFC 7162 section 3.2.10: several EXPUNGE
-// in one, unless it tells of what was removed before SELECT.
+// vanished reads a VANISHED response, RFC 7162 section 3.2.10: several EXPUNGE in
+// one, unless the messages were removed before SELECT.
 func (r *responses) vanished(rest []byte) {
 	word, _ := nextWord(rest)
 	if bytes.EqualFold(word, []byte("(EARLIER)")) {
@@ -334,17 +327,17 @@ func (r *responses) vanished(rest []byte) {
 	}
 	uids, err := parseSet(word)
 	if err != nil {
-		r.mailbox.odd = fmt.Errorf("VANISHED: %w", err)
+		r.mailbox.malformed = fmt.Errorf("VANISHED: %w", err)
 		return
 	}
-	r.mailbox.remove(uids.count())
-	if listing := r.listing.Load(); listing != nil {
-		listing.expunged = true
+	r.mailbox.remove(int(Count(uids)))
+	if rows := r.rows.Load(); rows != nil {
+		(*rows).Expunged()
 	}
 }
 
-// parseRow reads "(UID 5 RFC822.SIZE 1234)", with other items between as the
-// server likes. It reports false if one of the two is missing.
+// parseRow reads "(UID 5 RFC822.SIZE 1234)", in any order and with other items in
+// between. It reports false if UID or RFC822.SIZE is missing.
 func parseRow(s []byte) (uid uint32, size int64, ok bool) {
 	s, ok = bytes.CutPrefix(bytes.TrimLeft(s, " "), []byte("("))
 	size = -1
@@ -419,13 +412,13 @@ func parseNumber(digits []byte) (n int64, ok bool) {
 func parseUint32(digits []byte) (uint32, error) {
 	n, ok := parseNumber(digits)
 	if !ok || n > math.MaxUint32 {
-		return 0, fmt.Errorf("%w: %.20q is no number of 32 bits", errAnswer, digits)
+		return 0, fmt.Errorf("%w: %.20q is no number of 32 bits", ErrAnswer, digits)
 	}
 	return uint32(n), nil
 }
 
-// said returns err with what the server said of its leaving.
-func (r *responses) said(err error) error {
+// withBye returns err with the text of the server's BYE, if there was one.
+func (r *responses) withBye(err error) error {
 	if bye := r.bye.Load(); bye != nil {
 		return fmt.Errorf("%w: server said BYE %s", err, *bye)
 	}

@@ -1,10 +1,9 @@
-package bridge
+package inbox
 
 import (
 	"bytes"
 	"fmt"
 	"io"
-	"strings"
 
 	"postern/proxy/wire"
 )
@@ -12,114 +11,113 @@ import (
 // maxName bounds the name of a mailbox.
 const maxName = 1024
 
-// A mailbox is what the server said of INBOX, since SELECT was sent last. It is
-// written while responses are read, and for whoever waits for a command.
-type mailbox struct {
-	readOnly    bool   // SELECT was answered so
-	permanent   bool   // PERMANENTFLAGS was told
-	keywords    bool   // $POP3Deleted can be set
-	uidValidity uint32 // the last that was told; 0: none
-	uidNext     uint32 // the last that was told; 0: none
-	validity    bool   // UIDVALIDITY was told
-	exists      int    // the last EXISTS
-	told        bool   // there was one
-	expunged    int    // messages removed after that
-	removed     int    // messages removed since SELECT
-	odd         error  // a number that cannot be read, and whose it is
+// A mailboxData is what the server has said of INBOX since SELECT was sent last. It
+// is written while responses are read, and read by who waits for a command.
+type mailboxData struct {
+	readOnly       bool   // READ-ONLY was received
+	permanentFlags bool   // PERMANENTFLAGS was received
+	keyword        []byte // Options.Keyword in capitals
+	keywordAllowed bool   // PERMANENTFLAGS says that keyword can be set
+	uidValidity    uint32 // the last that was received; 0: none
+	uidNext        uint32 // the last that was received; 0: none
+	hasUIDValidity bool   // UIDVALIDITY was received, maybe 0
+	exists         int    // the last EXISTS
+	hasExists      bool   // EXISTS was received
+	expunged       int    // messages removed after the last EXISTS
+	removed        int    // messages removed since SELECT
+	malformed      error  // why a number could not be read
 
-	status *status // takes STATUS; nil: nobody asked
-	lists  *lists  // takes LIST; nil: nobody asked
+	status *statusData // takes STATUS; nil: no STATUS runs
+	list   *listData   // takes LIST; nil: no LIST runs
 }
 
-// A status is the answer to STATUS, RFC 9051 section 7.3.4.
-type status struct {
-	told                 bool
-	messages             int // -1: not told
+// A statusData is the answer to STATUS, RFC 9051 section 7.3.4.
+type statusData struct {
+	received             bool
+	messages             int // -1: not received
 	uidNext, uidValidity uint32
 }
 
-// lists is what matters of the answer to LIST.
-type lists struct {
+// A listData is the part of the answer to LIST that is of use.
+type listData struct {
 	trash []byte // name of the first mailbox with \Trash, as the server writes it, without quotes
 	found bool
 }
 
 // reset forgets what belongs to the SELECT before and may have changed.
-func (m *mailbox) reset() {
-	*m = mailbox{status: m.status, lists: m.lists, permanent: m.permanent, keywords: m.keywords, readOnly: m.readOnly}
+func (m *mailboxData) reset() {
+	*m = mailboxData{
+		status: m.status, list: m.list, permanentFlags: m.permanentFlags, keyword: m.keyword, keywordAllowed: m.keywordAllowed, readOnly: m.readOnly,
+	}
 }
 
 // count returns how many messages INBOX has now: those of the last EXISTS less
 // those that were removed after it. It reports false if no EXISTS has come
 // since SELECT was sent.
-func (m *mailbox) count() (n int, ok bool) { return max(m.exists-m.expunged, 0), m.told }
-
-// removals returns how many messages the server has said to be removed, by
-// EXPUNGE or VANISHED, since SELECT was sent.
-func (m *mailbox) removals() int { return m.removed }
+func (m *mailboxData) count() (n int, ok bool) { return max(m.exists-m.expunged, 0), m.hasExists }
 
 // complete returns an error if the answer to SELECT lacks what is needed.
-func (m *mailbox) complete() error {
+func (m *mailboxData) complete() error {
 	switch {
-	case m.odd != nil:
-		return m.odd
-	case !m.told:
-		return fmt.Errorf("%w: no EXISTS", errAnswer)
-	case m.uidValidity == 0 && m.exists == 0 && m.validity:
-		return nil // there is nothing of which a UID could be believed
+	case m.malformed != nil:
+		return m.malformed
+	case !m.hasExists:
+		return fmt.Errorf("%w: no EXISTS", ErrAnswer)
+	case m.uidValidity == 0 && m.exists == 0 && m.hasUIDValidity:
+		return nil // there is no message that UIDVALIDITY could be about
 	case m.uidValidity == 0:
-		return fmt.Errorf("%w: no UIDVALIDITY", errAnswer)
+		return fmt.Errorf("%w: no UIDVALIDITY", ErrAnswer)
 	}
 	return nil
 }
 
-func (m *mailbox) exist(number []byte) {
+func (m *mailboxData) takeExists(number []byte) {
 	n, err := parseUint32(number)
 	if err != nil {
-		m.odd = fmt.Errorf("EXISTS: %w", err)
+		m.malformed = fmt.Errorf("EXISTS: %w", err)
 		return
 	}
-	m.exists, m.told, m.expunged = int(n), true, 0
+	m.exists, m.hasExists, m.expunged = int(n), true, 0
 }
 
-func (m *mailbox) remove(n int) {
+func (m *mailboxData) remove(n int) {
 	m.expunged += n
 	m.removed += n
 }
 
-// note keeps what a response code says.
-func (m *mailbox) note(code []byte) {
+// takeCode keeps the data of a response code.
+func (m *mailboxData) takeCode(code []byte) {
 	name, value := nextWord(code)
 	switch wire.Keyword(name) {
 	case "UIDVALIDITY":
 		if m.number("UIDVALIDITY", value, &m.uidValidity) {
-			m.validity = true
+			m.hasUIDValidity = true
 		}
 	case "UIDNEXT":
 		m.number("UIDNEXT", value, &m.uidNext)
 	case "PERMANENTFLAGS":
 		value = bytes.ToUpper(value)
-		m.permanent = true
-		m.keywords = bytes.Contains(value, []byte(`\*`)) || bytes.Contains(value, []byte(strings.ToUpper(string(hidden))))
+		m.permanentFlags = true
+		m.keywordAllowed = bytes.Contains(value, []byte(`\*`)) || len(m.keyword) > 0 && bytes.Contains(value, m.keyword)
 	case "READ-ONLY":
 		m.readOnly = true
 	}
 }
 
-// number reads the value of a field, of 32 bits.
-func (m *mailbox) number(field string, value []byte, to *uint32) bool {
+// number reads the value of a field, a number of 32 bits.
+func (m *mailboxData) number(field string, value []byte, to *uint32) bool {
 	n, err := parseUint32(bytes.Trim(value, " "))
 	if err != nil {
-		m.odd = fmt.Errorf("%s: %w", field, err)
+		m.malformed = fmt.Errorf("%s: %w", field, err)
 		return false
 	}
 	*to = n
 	return true
 }
 
-// statusRow takes "INBOX (MESSAGES 3 UIDNEXT 4)". The name may be anything: no
-// other mailbox is asked for.
-func (m *mailbox) statusRow(text []byte) {
+// takeStatus reads "INBOX (MESSAGES 3 UIDNEXT 4)". The name may be anything: STATUS
+// is sent for no other mailbox.
+func (m *mailboxData) takeStatus(text []byte) {
 	open := bytes.LastIndexByte(text, '(')
 	if m.status == nil || open < 0 {
 		return
@@ -128,7 +126,7 @@ func (m *mailbox) statusRow(text []byte) {
 	if !closed {
 		return
 	}
-	s := status{told: true, messages: -1}
+	s := statusData{received: true, messages: -1}
 	for name, rest := nextWord(list); len(name) > 0; name, rest = nextWord(rest) {
 		var value []byte
 		value, rest = nextWord(rest)
@@ -147,12 +145,12 @@ func (m *mailbox) statusRow(text []byte) {
 	*m.status = s
 }
 
-// list takes a LIST response: the attributes, the delimiter and the name of a
-// mailbox. A name is octets here: some servers have names that are no modified
-// UTF-7 (RFC 3501 section 5.1.3), which is for them to understand.
-func (r *responses) list(line, text []byte) error {
+// takeList reads a LIST response: the attributes, the delimiter and the name of a
+// mailbox. A name is octets: some servers have names that are no modified UTF-7
+// (RFC 3501 section 5.1.3), and get them back as they sent them.
+func (r *responses) takeList(line, text []byte) error {
 	literal, announced := wire.TrailingLiteral(line)
-	l := r.mailbox.lists
+	l := r.mailbox.list
 	name, named := []byte(nil), false
 	if l != nil && !l.found {
 		name, named = trashName(text)
@@ -166,14 +164,14 @@ func (r *responses) list(line, text []byte) error {
 		if _, err := io.ReadFull(r.reader(), octets); err != nil {
 			return err
 		}
-		l.takes(octets)
+		l.setTrash(octets)
 		literal.Size = 0
 	case named && bytes.HasPrefix(name, []byte(`"`)):
 		if len(name) > 1 && bytes.HasSuffix(name, []byte(`"`)) {
-			l.takes(unquote(name))
+			l.setTrash(unquote(name))
 		}
 	case named:
-		l.takes(name)
+		l.setTrash(name)
 	}
 	if announced {
 		return r.skip(literal.Size)
@@ -181,8 +179,8 @@ func (r *responses) list(line, text []byte) error {
 	return nil
 }
 
-// takes keeps a name that can be sent in a quoted string.
-func (l *lists) takes(name []byte) {
+// setTrash keeps a name that can be sent in a quoted string.
+func (l *listData) setTrash(name []byte) {
 	if len(name) > 0 && len(name) <= maxName && !bytes.ContainsAny(name, "\r\n\x00") {
 		l.trash, l.found = bytes.Clone(name), true
 	}
@@ -230,8 +228,8 @@ func cutDelimiter(s []byte) (rest []byte, ok bool) {
 	return nil, false
 }
 
-// quoted returns s as a quoted string, RFC 9051 section 4.3.
-func quoted(s []byte) []byte {
+// quote returns s as a quoted string, RFC 9051 section 4.3.
+func quote(s []byte) []byte {
 	b := []byte{'"'}
 	for _, c := range s {
 		if c == '"' || c == '\\' {

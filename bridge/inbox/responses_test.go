@@ -1,4 +1,4 @@
-package bridge
+package inbox
 
 import (
 	"errors"
@@ -104,4 +104,12 @@ func FuzzResponses(f *testing.F) {
 			t.Errorf("%q has become more: %q", in, whole)
 		}
 	})
+}
+
+// zeros is a reader without end.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
 }
