@@ -239,7 +239,11 @@ func TestServerGetsNoRequestAboutAttemptsThatTheGuardRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeServer{answer: always(200, `{"status":0}`)}
 		s := &Server{URL: "http://policy.example", transport: f}
-		g := &Guard{Guard: guard.New(guard.Config{Learning: -1})}
+		const burst = 5
+		g := &Guard{Guard: guard.New(guard.Config{
+			Pair: guard.Rate{Burst: burst, Every: time.Hour}, Sessions: 50, Delay: time.Second,
+			Connections: 100, ConnectionsPerNetwork: 100, LoginsPerNetwork: 100, Attempts: 100, Entries: 1000, Pairs: 1000,
+		})}
 		g.SetServer(s)
 		permit, err := g.Admit(proxy.Client{Addr: netip.MustParseAddrPort("192.0.2.1:1")}, nil)
 		if err != nil {
@@ -256,8 +260,8 @@ func TestServerGetsNoRequestAboutAttemptsThatTheGuardRefuses(t *testing.T) {
 			permit.Settle(err)
 		}
 		g.Wait()
-		if got := len(f.commands()); got != 2*guard.DefaultConfig().Pair.Burst {
-			t.Errorf("the server got %d requests, want %d", got, 2*guard.DefaultConfig().Pair.Burst)
+		if got := len(f.commands()); got != 2*burst {
+			t.Errorf("the server got %d requests, want %d", got, 2*burst)
 		}
 		j := permit.(proxy.DecisionReporter).Decision()
 		if j.Bucket != "pair" || j.Tier != "stranger_used" || j.RetryAfter <= 0 || j.Network.String() != "192.0.2.1/32" {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/guard"
 	"postern/proxy/wire"
@@ -346,8 +347,29 @@ type guessSimulation struct {
 func newGuessSimulation(t testing.TB) *guessSimulation {
 	g := &guessSimulation{t: t, now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 	g.begun = g.now
-	g.guard = guard.New(guard.Config{Now: func() time.Time { return g.now }, Learning: -1, Entries: 1 << 15, Pairs: 1 << 10})
+	g.guard = guard.New(guardConfig(t, func() time.Time { return g.now }))
 	return g
+}
+
+// guardConfig returns the limits that operators have by default, without a period of
+// learning.
+func guardConfig(t testing.TB, now func() time.Time) guard.Config {
+	cfg, err := configs.Parse("postern.yaml", []byte(`
+listeners: [{protocol: imap, address: ":993"}]
+tls: {certificates: [{cert: mail.pem, key: mail.key}]}
+backends: {main: {imap: {address: "10.0.0.5:993"}}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, l := cfg.Guard.Budgets, cfg.Limits
+	return guard.Config{
+		Known: guard.Rate(b.Known), Pair: guard.Rate(b.Pair), Network: guard.Rate(b.Network), Account: guard.Rate(b.Account),
+		Network24: guard.Rate(b.Network24), Network56: guard.Rate(b.Network56), Network48: guard.Rate(b.Network48), OAuth: guard.Rate(b.OAuth),
+		Sessions: l.AccountSessions, Delay: b.Delay,
+		Connections: l.MaxConnections, Reserve: l.Reserve, ConnectionsPerNetwork: l.NetworkConnections, LoginsPerNetwork: l.NetworkLogins,
+		Attempts: l.Attempts, Wait: l.AttemptWait, Entries: 1 << 15, KnownFor: cfg.Retention.Guard.Duration(), Pairs: 1 << 10, Now: now,
+	}
 }
 
 func (g *guessSimulation) days() int { return int(g.now.Sub(g.begun) / (24 * time.Hour)) }

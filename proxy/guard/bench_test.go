@@ -24,7 +24,7 @@ func BenchmarkDecision(b *testing.B) {
 	}{{"known", nil, true}, {"stranger", errAway, false}, {"repeated", errWrong, false}} {
 		b.Run(bench.name, func(b *testing.B) {
 			const accounts = 1 << 12
-			g := New(Config{})
+			g := newGuard(Config{})
 			permits, logins := make([]*permit, accounts), make([]*proxy.Login, accounts)
 			for i := range accounts {
 				addr := addressOf(uint32(i))
@@ -68,7 +68,7 @@ func BenchmarkMillionsOfKeys(b *testing.B) {
 	for b.Loop() {
 		took := make([]time.Duration, keys)
 		before := heap()
-		g := New(Config{})
+		g := newGuard(Config{})
 		p := mustAdmit(b, g, "192.0.2.1")
 		account := make([]byte, 8)
 		for i := range took {

@@ -6,85 +6,57 @@ import (
 	"time"
 )
 
-// A Rate is a budget: Burst at once, and one more after every Every.
+// A Rate is a token bucket: it has at most Burst tokens and gets one more after every
+// Every, which must be positive. A Burst of 0 is no limit.
 type Rate struct {
 	Burst int
 	Every time.Duration
 }
 
-// Config says how much a Guard allows. A zero field takes its value from
-// DefaultConfig.
+// A Config has the limits of a Guard. There are no defaults here: operators have those of
+// package configs. Zero is an ordinary value, except where a comment says otherwise.
 type Config struct {
-	// What one attempt may take, at the most. An attempt from a known-good
-	// network of its account, one that it logged in from within KnownFor,
-	// needs a token of Known only. All others need one of Pair, of Network and of
-	// Account, and those from an area that is new to the account, an IPv4 /16 or
-	// IPv6 /32, one of each wider network as well.
-	Known     Rate // wrong passwords for one account from a known-good network
-	Pair      Rate // for one account from one network
-	Network   Rate // from one network, an IPv4 address or IPv6 /64; grows with the accounts that use it
-	Account   Rate // for one account from anywhere, in each of four pools: area known or not, network fresh or used
-	Network24 Rate // from an IPv4 /24, for accounts that are new to the area
-	Network56 Rate // from an IPv6 /56, likewise
-	Network48 Rate // from an IPv6 /48, likewise
-	OAuth     Rate // refused bearer tokens of more than 256 octets from one network: they spend none of the above; shorter ones are passwords
+	// The token buckets of guesses. An attempt from a known-good network of the account
+	// needs a token of Known only. Any other attempt needs a token of Pair, Network and
+	// Account. If the area, an IPv4 /16 or IPv6 /32, is also new to the account, the
+	// attempt needs a token of each wider network, too.
+	Known     Rate // of an account, for one known-good network
+	Pair      Rate // of an account, for one other network
+	Network   Rate // of an IPv4 address or IPv6 /64; larger if accounts use the network
+	Account   Rate // of an account, one for each Tier but KnownGood
+	Network24 Rate // of an IPv4 /24
+	Network56 Rate // of an IPv6 /56
+	Network48 Rate // of an IPv6 /48
+	OAuth     Rate // of a network, for bearer tokens of more than 256 octets, which need no other tokens
 
-	Sessions   int           // of one account from one network, at once
-	Delay      time.Duration // from an attempt to its refusal, give or take a tenth
-	DryRun     bool          // decide and report, but let all attempts through
-	StrictNIST bool          // after 100 wrong passwords in a row, only known-good networks may try
+	Sessions   int           // of one account from one network
+	Delay      time.Duration // from an attempt to its refusal, with a jitter of a tenth
+	DryRun     bool          // decide and report, but refuse no attempt
+	StrictNIST bool          // after 100 wrong passwords in a row, only attempts from known-good networks
 
-	// Services has, by name of the service, what is different there. Only the
-	// fields above are looked at; zeros, and false, are those of the whole.
+	// Services has other limits by name of the service. Only the fields above are used.
+	// A field that is zero, or false, has the value of the Guard's Config.
 	Services map[string]Config
 
-	Connections           int // open at once, from anywhere
-	Reserve               int // of them, for networks that are known-good for an account, once the guard has learnt; zero: a fifth
-	ConnectionsPerNetwork int // logged in or not; 20 more for each account that uses the network
-	LoginsPerNetwork      int // of them, not logged in; 4 more for each such account
+	Connections           int // in all
+	Reserve               int // of Connections: not for strangers, except while the guard learns
+	ConnectionsPerNetwork int // and 20 more for each account that uses the network
+	LoginsPerNetwork      int // connections that are not logged in, and 4 more for each such account
 
-	Attempts int           // at the backends at once; three quarters of them for strangers, all while the guard learns
-	Wait     time.Duration // for attempts under way, counted from when the connection was accepted; 5 s at least, or Wait if that is less
+	Attempts int           // at the backends at once; strangers may have three quarters, or all while the guard learns
+	Wait     time.Duration // of an attempt for other attempts, from the accept of its connection; but at least 5 s, or Wait if that is less
 
-	Trusted []netip.Prefix // webmail, monitoring: no limit per network; the account's stays
+	Trusted []netip.Prefix // webmail, monitoring: no limits per network, only those per account
 
-	Learning time.Duration    // while budgets of networks are five times as large, after a start without memory; negative: never
-	Entries  int              // budgets in use that are remembered: 60 octets each
-	KnownFor time.Duration    // a network stays known-good after an account's last login from there
-	Pairs    int              // known-good networks that are remembered, of all accounts: 110 octets each
+	Learning time.Duration    // after a start without a snapshot: the budgets of networks are five times as large
+	Entries  int              // token buckets in memory, of 60 octets each
+	KnownFor time.Duration    // a network stays known-good for so long after the account's last login; at most ten years
+	Pairs    int              // pairs of an account and a known network in memory, of 110 octets each
 	Now      func() time.Time // nil: time.Now
 }
 
-// DefaultConfig returns the values used where a Config has zeros.
-func DefaultConfig() Config {
-	return Config{
-		Known:     Rate{Burst: 20, Every: 10 * time.Minute},
-		Pair:      Rate{Burst: 5, Every: 30 * time.Minute},
-		Network:   Rate{Burst: 20, Every: 30 * time.Minute},
-		Account:   Rate{Burst: 8, Every: time.Hour},
-		Network24: Rate{Burst: 60, Every: 10 * time.Minute},
-		Network56: Rate{Burst: 40, Every: 15 * time.Minute},
-		Network48: Rate{Burst: 60, Every: 10 * time.Minute},
-		OAuth:     Rate{Burst: 100, Every: 10 * time.Second},
-
-		Sessions: 50,
-		Delay:    2 * time.Second,
-
-		Connections:           10_000,
-		ConnectionsPerNetwork: 200,
-		LoginsPerNetwork:      40,
-		Attempts:              1024,
-		Wait:                  30 * time.Second,
-		Learning:              72 * time.Hour,
-		KnownFor:              30 * 24 * time.Hour,
-		Entries:               1 << 19,
-		Pairs:                 3 << 18,
-		Now:                   time.Now,
-	}
-}
-
-// withDefaults returns c with d's values for its zeros.
-func (c Config) withDefaults(d Config) Config {
+// inherit returns c with d's values in fields that are zero.
+func (c Config) inherit(d Config) Config {
 	fill(reflect.ValueOf(&c).Elem(), reflect.ValueOf(d))
 	return c
 }

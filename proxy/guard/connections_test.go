@@ -286,7 +286,7 @@ func TestShedMayBeMissing(t *testing.T) {
 
 // Criterion: All of the guard's functions may be called at the same time.
 func TestGuardIsForManyGoroutines(t *testing.T) {
-	g := New(Config{Entries: 1 << 10, Wait: time.Millisecond, Connections: 64})
+	g := newGuard(Config{Entries: 1 << 10, Wait: time.Millisecond, Connections: 64})
 	var wg sync.WaitGroup
 	for i := range 16 {
 		wg.Go(func() {
@@ -316,7 +316,7 @@ func TestGuardIsForManyGoroutines(t *testing.T) {
 		g.UnlockNetwork(netip.MustParseAddr("198.18.1.1"))
 		g.Seed([]Success{{fmt.Sprint("user", n), netip.MustParseAddr("198.18.1.1"), time.Now()}})
 		g.Snapshot()
-		g.Reload(Config{Connections: 64 + n, Wait: time.Millisecond})
+		g.Reload(withDefaults(Config{Connections: 64 + n, Wait: time.Millisecond}))
 	}
 	wg.Wait()
 	if st := g.Stats(); st.Connections != 0 || st.Strangers != 0 || st.InFlight != 0 || st.Waiting != 0 || st.Sessions != 0 || len(g.inFlight) != 0 || len(g.conns.counts) != 0 {

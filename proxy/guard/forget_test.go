@@ -21,7 +21,7 @@ func TestANetworkIsKnownForAsLongAsConfigured(t *testing.T) {
 	if got := tier(); got == KnownGood {
 		t.Errorf("after it it is %v", got)
 	}
-	s.Reload(Config{KnownFor: 30 * 24 * time.Hour})
+	s.Reload(withDefaults(Config{KnownFor: 30 * 24 * time.Hour}))
 	if got := tier(); got != KnownGood {
 		t.Errorf("with a longer time it is %v", got)
 	}

@@ -55,7 +55,9 @@ type Guard struct {
 
 // New returns a Guard with limits c and an empty memory. It learns for c.Learning.
 func New(c Config) *Guard {
-	c = c.withDefaults(DefaultConfig())
+	if c.Now == nil {
+		c.Now = time.Now
+	}
 	g := &Guard{
 		started:  c.Now(),
 		permits:  sync.Pool{New: func() any { return new(permit) }},
@@ -77,7 +79,7 @@ func (g *Guard) reset(s secret) {
 	g.buckets = newBucketTable(s, g.config.Entries)
 	g.wrong = newTable[wrongPasswords](g.config.Entries / 4)
 	g.known = newKnownNetworks(g.config.Pairs, g.config.KnownFor)
-	g.learningEnd = g.now + max(0, g.config.Learning)
+	g.learningEnd = g.now + g.config.Learning
 }
 
 // Reload replaces the limits. It forgets nothing. Entries, Pairs and Now stay as they
@@ -86,22 +88,18 @@ func (g *Guard) reset(s secret) {
 func (g *Guard) Reload(c Config) {
 	g.lock()
 	defer g.mu.Unlock()
-	c = c.withDefaults(DefaultConfig())
 	c.Now, c.Entries, c.Pairs = g.config.Now, g.config.Entries, g.config.Pairs
 	g.configure(c)
 	g.known.keepFor = g.config.KnownFor
-	g.learningEnd = min(g.learningEnd, g.now+max(0, c.Learning))
+	g.learningEnd = min(g.learningEnd, g.now+c.Learning)
 	g.slots.dispatch(g.slotLimits())
 }
 
 func (g *Guard) configure(c Config) {
-	if c.Reserve == 0 {
-		c.Reserve = c.Connections / 5
-	}
 	g.config = &c
 	g.services = make(map[string]*Config, len(c.Services))
 	for name, s := range c.Services {
-		s = s.withDefaults(c)
+		s = s.inherit(c)
 		g.services[name] = &s
 	}
 }

@@ -30,7 +30,7 @@ func (c *clock) advance(d time.Duration) { c.now = c.now.Add(d) }
 func newClocked(c Config) (*Guard, *clock) {
 	at := &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 	c.Now, c.Learning = at.Now, -1
-	return New(c), at
+	return newGuard(c), at
 }
 
 func clientAt(addr string) proxy.Client {
@@ -541,7 +541,7 @@ func TestTokensHaveTheirOwnBudget(t *testing.T) {
 // Criterion: 500 connections that guess in one instant get no more answers than the burst.
 func TestParallelGuessesGetNoMoreThanTheBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{LoginsPerNetwork: 500, ConnectionsPerNetwork: 500})
+		g := newGuard(Config{LoginsPerNetwork: 500, ConnectionsPerNetwork: 500})
 		var asked, running, most atomic.Int32
 		var wg sync.WaitGroup
 		for i := range 500 {
@@ -574,7 +574,7 @@ func TestParallelGuessesGetNoMoreThanTheBurst(t *testing.T) {
 // Criterion: A parallel attack of 500 connections on many accounts is bounded as one that waits for each answer.
 func TestParallelAttackIsBoundedAsAnyOther(t *testing.T) {
 	at := &atomicClock{}
-	g := New(Config{LoginsPerNetwork: 500, ConnectionsPerNetwork: 500, Now: at.Now, Learning: -1, Wait: time.Minute})
+	g := newGuard(Config{LoginsPerNetwork: 500, ConnectionsPerNetwork: 500, Now: at.Now, Learning: -1, Wait: time.Minute})
 	var asked atomic.Int32
 	var wg sync.WaitGroup
 	for i := range 500 {
@@ -610,7 +610,7 @@ func TestSamePasswordAtOnceIsAskedOnce(t *testing.T) {
 	}{{errWrong, 1}, {nil, 8}, {errAway, 8}} {
 		t.Run(fmt.Sprint(test.answer), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				g := New(Config{Pair: Rate{1, time.Hour}})
+				g := newGuard(Config{Pair: Rate{1, time.Hour}})
 				var asked, told atomic.Int32
 				var wg sync.WaitGroup
 				begun := time.Now()
@@ -645,7 +645,7 @@ func TestSamePasswordAtOnceIsAskedOnce(t *testing.T) {
 // Criterion: An office of 60 behind one address logs in at once, and nobody is told of failed logins.
 func TestLoginsThatAreRightWaitForEachOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{})
+		g := newGuard(Config{})
 		var wg sync.WaitGroup
 		begun := time.Now()
 		for i := range 60 {
@@ -668,7 +668,7 @@ func TestLoginsThatAreRightWaitForEachOther(t *testing.T) {
 
 func TestLoginsThatNobodySettlesAreUnavailable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{})
+		g := newGuard(Config{})
 		stuck := mustAdmit(t, g, "192.0.2.1")
 		defer stuck.Leave()
 		if err := stuck.Try(t.Context(), loginWith("alice", "a")); err != nil {
@@ -695,7 +695,7 @@ func TestLoginsThatNobodySettlesAreUnavailable(t *testing.T) {
 // Criterion: Whoever is made to leave stops waiting at once.
 func TestWaitingEndsWithTheConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{})
+		g := newGuard(Config{})
 		stuck := mustAdmit(t, g, "192.0.2.1")
 		_ = stuck.Try(t.Context(), loginWith("alice", "a"))
 		ctx, cancel := context.WithCancel(t.Context())
@@ -760,7 +760,7 @@ func TestOnlyWrongAndThrottledAreHeldBack(t *testing.T) {
 // Criterion: 50 sessions of one account from one network are open at once and no more, also when all begin in one instant; one that ends makes room.
 func TestSessionsOfAnAccount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{})
+		g := newGuard(Config{})
 		g.Seed([]Success{{"info", netip.MustParseAddr("192.0.2.1"), time.Now().Add(-48 * time.Hour)}})
 		var permits [80]*permit
 		var open, refused atomic.Int32
@@ -898,11 +898,11 @@ func TestServicesHaveBudgetsOfTheirOwn(t *testing.T) {
 func TestReloadForgetsNothing(t *testing.T) {
 	s, _ := newServer(t, Config{})
 	same(t, "before", s.guesses(9, "192.0.2.1", "alice"), 5)
-	s.Reload(Config{Pair: Rate{8, 30 * time.Minute}, Learning: -1})
+	s.Reload(withDefaults(Config{Pair: Rate{8, 30 * time.Minute}, Learning: -1}))
 	same(t, "with three more", s.guesses(9, "192.0.2.1", "alice"), 3)
 
-	g := New(Config{})
-	g.Reload(Config{Learning: time.Hour})
+	g := newGuard(Config{})
+	g.Reload(withDefaults(Config{Learning: time.Hour}))
 	if left := g.Stats().Learning; left > time.Hour || left < 59*time.Minute {
 		t.Errorf("learning for %v more, want an hour", left)
 	}
@@ -911,7 +911,7 @@ func TestReloadForgetsNothing(t *testing.T) {
 // Criterion: With dry_run nobody is refused, and nobody is reported who would only have waited.
 func TestDryRunLetsAllThrough(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{DryRun: true})
+		g := newGuard(Config{DryRun: true})
 		var wg sync.WaitGroup
 		attempt := func(i int, password string) (v finding) {
 			p := mustAdmit(t, g, fmt.Sprint("192.0.2.", i))

@@ -75,7 +75,7 @@ func (s *storm) quiet(t testing.TB) {
 }
 
 func newStorm(c Config, latency time.Duration) *storm {
-	return &storm{guard: New(c), latency: latency, took: make(map[int]time.Duration)}
+	return &storm{guard: newGuard(c), latency: latency, took: make(map[int]time.Duration)}
 }
 
 // Criterion: 9,000 clients with the right passwords that come at once, behind a restart, are all let in, in their order, with never more than limits.attempts of them at the servers behind.
@@ -238,7 +238,7 @@ func wantStates(t *testing.T, when string, want string, all ...*hand) {
 // Criterion: The place of an attempt that ends goes to the first who waits: whoever comes in that moment does not overtake.
 func TestNobodyOvertakesTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{Attempts: 1})
+		g := newGuard(Config{Attempts: 1})
 		a := try(t, g, 1, "a")
 		b := try(t, g, 2, "b")
 		wantStates(t, "at first", "goes waits", a, b)
@@ -274,13 +274,13 @@ func cancelled(t testing.TB) context.Context {
 // Criterion: While the queue is full newcomers are told to come again, and never one who waits.
 func TestAFullQueueRefusesNewcomers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{Attempts: 1})
+		g := newGuard(Config{Attempts: 1})
 		var all []*hand
 		for i := range 4 {
 			all = append(all, try(t, g, i, fmt.Sprint(i)))
 		}
 		permit := mustAdmit(t, g, "192.0.2.1")
-		g.Reload(Config{Attempts: 1, Connections: 3})
+		g.Reload(withDefaults(Config{Attempts: 1, Connections: 3}))
 		newcomer := trying(t, permit, "newcomer")
 		wantStates(t, "with three in the queue", "goes waits waits waits unavailable", append(all, newcomer)...)
 		newcomer.end(nil)
@@ -294,7 +294,7 @@ func TestAFullQueueRefusesNewcomers(t *testing.T) {
 // Criterion: Who is woken decides anew, and hands the place on if it must not go.
 func TestWhoIsWokenDecidesAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{Attempts: 1, Sessions: 1})
+		g := newGuard(Config{Attempts: 1, Sessions: 1})
 		a := try(t, g, 1, "a")
 		b1 := try(t, g, 2, "b")
 		b2 := try(t, g, 2, "b")
@@ -317,7 +317,7 @@ func TestWhoIsWokenDecidesAnew(t *testing.T) {
 // is refused by no full queue when it comes back.
 func TestWhoIsWokenMayHaveToWaitOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{Attempts: 2})
+		g := newGuard(Config{Attempts: 2})
 		x := try(t, g, 1, "x")
 		b1 := try(t, g, 2, "b")
 		b2 := try(t, g, 2, "b") // for b1: of the pair
@@ -342,7 +342,7 @@ func TestWhoIsWokenMayHaveToWaitOn(t *testing.T) {
 // Criterion: A client that closes while it waits leaves the queue at once, and one whose limits.attempt_wait is over, counted from when it was accepted; its place goes on.
 func TestWhoLeavesTheQueueHandsThePlaceOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{Attempts: 1})
+		g := newGuard(Config{Attempts: 1})
 		holds := try(t, g, 1, "holds")
 		type client struct {
 			close  context.CancelFunc
@@ -420,11 +420,11 @@ func TestWhoLeavesTheQueueHandsThePlaceOn(t *testing.T) {
 // More places, by a new configuration, are taken at once by those who wait.
 func TestReloadGivesNewPlacesToTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{Attempts: 1})
+		g := newGuard(Config{Attempts: 1})
 		a, b, c := try(t, g, 1, "a"), try(t, g, 2, "b"), try(t, g, 3, "c")
-		g.Reload(Config{Attempts: 2})
+		g.Reload(withDefaults(Config{Attempts: 2}))
 		wantStates(t, "with one more", "goes goes waits", a, b, c)
-		g.Reload(Config{Attempts: 1})
+		g.Reload(withDefaults(Config{Attempts: 1}))
 		a.end(nil)
 		wantStates(t, "with one less again", "goes waits", b, c)
 		b.end(nil)
@@ -436,7 +436,7 @@ func TestReloadGivesNewPlacesToTheQueue(t *testing.T) {
 // Criterion: A stranger whose network has become known while it waited takes no place of strangers: the next of them goes at once.
 func TestWhoBecomesKnownInTheQueueLeavesTheStrangersPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(Config{Attempts: 4, Learning: -1})
+		g := newGuard(Config{Attempts: 4, Learning: -1})
 		a, b, c := try(t, g, 1, "a"), try(t, g, 2, "b"), try(t, g, 3, "c")
 		d, e := try(t, g, 4, "d"), try(t, g, 5, "e")
 		wantStates(t, "at first", "goes goes goes waits waits", a, b, c, d, e)

@@ -27,7 +27,9 @@ var epoch = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func newPostern(s *scenario) *postern {
 	p := &postern{now: epoch, names: make(map[int]string)}
-	p.guard = guard.New(guard.Config{StrictNIST: s.strict, Now: func() time.Time { return p.now }})
+	c := guard.DefaultConfig()
+	c.StrictNIST, c.Now = s.strict, func() time.Time { return p.now }
+	p.guard = guard.New(c)
 	return p
 }
 

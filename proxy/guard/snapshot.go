@@ -229,7 +229,7 @@ func (g *Guard) restore(b []byte) error {
 	then := g.now - min(max(0, g.config.Now().Sub(stored)), epoch)
 	learning := r.seconds()
 	g.reset(secretOf(r.next(16)))
-	g.learningEnd = then + min(learning, max(0, g.config.Learning))
+	g.learningEnd = then + min(learning, g.config.Learning)
 	g.restoreBuckets(&r, then)
 	g.restoreSketch(&r, then)
 	g.restoreWrong(&r, then)

@@ -22,7 +22,7 @@ import (
 func (s *server) restart(at *clock, c Config) *server {
 	s.t.Helper()
 	c.Now = at.Now
-	g := New(c)
+	g := newGuard(c)
 	if err := g.Restore(s.Snapshot()); err != nil {
 		s.t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func TestBadSnapshots(t *testing.T) {
 		bad[fmt.Sprint("bit flipped at ", i)] = flipped
 	}
 	for name, b := range bad {
-		g := New(Config{Entries: 1})
+		g := newGuard(Config{Entries: 1})
 		if err := g.Restore(b); !errors.Is(err, ErrSnapshot) {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -157,7 +157,7 @@ func TestBadSnapshots(t *testing.T) {
 			t.Errorf("%s: %+v", name, st)
 		}
 	}
-	g := New(Config{Now: at.Now})
+	g := newGuard(Config{Now: at.Now})
 	if err := g.Restore(good); err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +202,7 @@ func (s *shelf) Put(ctx context.Context, _ string, value []byte) error {
 // Criterion: What the guard remembers is stored every minute and at the end.
 func TestRunStores(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &server{Guard: New(Config{Learning: -1}), t: t}
+		s := &server{Guard: newGuard(Config{Learning: -1}), t: t}
 		store := new(shelf)
 		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Second)
 		defer cancel()
@@ -214,7 +214,7 @@ func TestRunStores(t *testing.T) {
 		if store.puts != 3 {
 			t.Errorf("%d snapshots in 150 s, want 3", store.puts)
 		}
-		again := New(Config{})
+		again := newGuard(Config{})
 		if err := again.Load(t.Context(), store); err != nil {
 			t.Fatal(err)
 		}
@@ -225,7 +225,7 @@ func TestRunStores(t *testing.T) {
 }
 
 func TestStoreThatFails(t *testing.T) {
-	g := New(Config{})
+	g := newGuard(Config{})
 	if err := g.Load(t.Context(), &shelf{}); err != nil {
 		t.Errorf("an empty store: %v", err)
 	}
@@ -250,7 +250,7 @@ func FuzzRestore(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		b := append([]byte(snapshotMagic), body...)
 		b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-		g := New(Config{Entries: 1 << 10, Now: at.Now})
+		g := newGuard(Config{Entries: 1 << 10, Now: at.Now})
 		if err := g.Restore(b); err != nil {
 			if st := g.Stats(); st.Entries != 0 || st.KnownGood != 0 {
 				t.Errorf("after %v: %+v", err, st)
@@ -260,7 +260,7 @@ func FuzzRestore(f *testing.F) {
 		_ = s.login("203.0.113.1", "alice", "right")
 		_ = s.login("203.0.113.1", "alice", "guess")
 		g.Stats()
-		if err := New(Config{Entries: 1 << 10, Now: at.Now}).Restore(g.Snapshot()); err != nil {
+		if err := newGuard(Config{Entries: 1 << 10, Now: at.Now}).Restore(g.Snapshot()); err != nil {
 			t.Errorf("its own snapshot: %v", err)
 		}
 	})

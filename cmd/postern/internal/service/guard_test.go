@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
@@ -20,16 +21,29 @@ listeners: [{protocol: imap, address: "127.0.0.1:0", guard: {pair: {burst: 2}, s
 backends: {main: {imap: {address: "127.0.0.1:1", tls: none}}}
 `
 
-func TestTheGuardsDefaultsAreThoseOfTheConfiguration(t *testing.T) {
+func TestGuardConfig(t *testing.T) {
 	cfg, err := configs.Parse("test.yaml", []byte(guarded))
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, want := stored.GuardConfig(cfg), guard.DefaultConfig()
+	got := stored.GuardConfig(cfg)
 	if s := got.Services["imap"]; len(got.Services) != 1 || s.Pair != (guard.Rate{Burst: 2}) || s.Sessions != 7 || !s.StrictNIST || s.Delay != 0 {
 		t.Errorf("the services have %+v", got.Services)
 	}
-	want.Now, want.Reserve, got.Services = nil, want.Connections/5, nil
+	got.Services = nil
+	want := guard.Config{
+		Known:     guard.Rate{Burst: 20, Every: 10 * time.Minute},
+		Pair:      guard.Rate{Burst: 5, Every: 30 * time.Minute},
+		Network:   guard.Rate{Burst: 20, Every: 30 * time.Minute},
+		Account:   guard.Rate{Burst: 8, Every: time.Hour},
+		Network24: guard.Rate{Burst: 60, Every: 10 * time.Minute},
+		Network56: guard.Rate{Burst: 40, Every: 15 * time.Minute},
+		Network48: guard.Rate{Burst: 60, Every: 10 * time.Minute},
+		OAuth:     guard.Rate{Burst: 100, Every: 10 * time.Second},
+		Sessions:  50, Delay: 2 * time.Second,
+		Connections: 10_000, Reserve: 2_000, ConnectionsPerNetwork: 200, LoginsPerNetwork: 40, Attempts: 1024, Wait: 30 * time.Second,
+		Learning: 72 * time.Hour, KnownFor: 30 * 24 * time.Hour, Entries: 1 << 19, Pairs: 3 << 18,
+	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("the guard gets %+v, want %+v", got, want)
 	}
@@ -37,8 +51,8 @@ func TestTheGuardsDefaultsAreThoseOfTheConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := stored.GuardConfig(cfg); got.Reserve >= 0 || got.Learning >= 0 { // 0 would be the guard's default
-		t.Errorf("reserve is %d and learning is %s, want less than nothing", got.Reserve, got.Learning)
+	if got := stored.GuardConfig(cfg); got.Reserve != 0 || got.Learning != 0 {
+		t.Errorf("reserve is %d and learning is %s, want 0", got.Reserve, got.Learning)
 	}
 }
 

@@ -5,13 +5,13 @@ import (
 	"postern/proxy/guard"
 )
 
-// GuardConfig is what cfg says of the login guard.
+// GuardConfig returns the limits of the login guard in cfg.
 func GuardConfig(cfg *configs.Config) guard.Config {
 	l := cfg.Limits
 	c := budgets(cfg.Guard.Budgets)
-	c.Connections, c.Reserve, c.ConnectionsPerNetwork, c.LoginsPerNetwork = l.MaxConnections, orNone(l.Reserve), l.NetworkConnections, l.NetworkLogins
+	c.Connections, c.Reserve, c.ConnectionsPerNetwork, c.LoginsPerNetwork = l.MaxConnections, l.Reserve, l.NetworkConnections, l.NetworkLogins
 	c.Sessions, c.Attempts, c.Wait, c.Entries, c.Pairs = l.AccountSessions, l.Attempts, l.AttemptWait, l.GuardEntries, l.KnownNetworks
-	c.Trusted, c.Learning = cfg.TrustedNetworks, orNone(cfg.Guard.Learning)
+	c.Trusted, c.Learning = cfg.TrustedNetworks, cfg.Guard.Learning
 	c.KnownFor = cfg.Retention.Guard.Duration()
 	c.Services = make(map[string]guard.Config)
 	for _, listener := range cfg.Listeners {
@@ -22,15 +22,6 @@ func GuardConfig(cfg *configs.Config) guard.Config {
 		}
 	}
 	return c
-}
-
-// orNone makes less than nothing of nothing, which the guard takes for its
-// default.
-func orNone[N ~int | ~int64](n N) N {
-	if n == 0 {
-		return -1
-	}
-	return n
 }
 
 func budgets(b configs.Budgets) guard.Config {
