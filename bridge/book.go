@@ -1,21 +1,16 @@
 package bridge
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"net"
 	"slices"
 	"strings"
-	"time"
 
 	"postern/bridge/inbox"
 	"postern/bridge/uidl"
 	"postern/proxy"
-	"postern/proxy/wire"
 )
 
 // A Recorded is the record of one account, as it is exported and imported.
@@ -209,76 +204,4 @@ func (b *Backend) UIDs(ctx context.Context, l *proxy.Login) (uids []uint32, uidV
 		uids = append(uids, uint32(uid))
 	}
 	return uids, v.UIDValidity, nil
-}
-
-const (
-	maxReply = 512 // octets of a line, RFC 2449 section 4; a UIDL listing's are shorter
-	oldTime  = time.Minute
-)
-
-// ShownUIDLs asks a POP3 server for the UIDLs of a maildrop and takes leave.
-// conn is new; the password goes over it as it is, so it must be TLS. It ends
-// within a minute.
-func ShownUIDLs(ctx context.Context, conn net.Conn, user string, secret *proxy.Secret) ([]string, error) {
-	if strings.ContainsAny(user, "\r\n") || strings.ContainsAny(string(secret.Reveal()), "\r\n") {
-		return nil, errors.New("there is a line end in user or password")
-	}
-	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	if err := conn.SetDeadline(time.Now().Add(oldTime)); err != nil {
-		return nil, err
-	}
-	o := old{conn: conn, in: bufio.NewReaderSize(conn, maxReply)}
-	o.reply("greeting")
-	o.ask("USER", user)
-	o.ask("PASS", string(secret.Reveal()))
-	o.ask("UIDL", "")
-	var ids []string
-	for line := o.line(); o.err == nil && line != "."; line = o.line() {
-		_, id, _ := strings.Cut(line, " ")
-		id, _, _ = strings.Cut(strings.TrimSpace(id), " ")
-		if len(ids) == inbox.MaxMessages {
-			o.err = inbox.ErrTooMany
-		}
-		ids = append(ids, id)
-	}
-	if o.err != nil {
-		return nil, fmt.Errorf("UIDLs of the old server: %w", o.err)
-	}
-	o.ask("QUIT", "")
-	return ids, nil
-}
-
-// An old is a conversation with a POP3 server. After the first error there is
-// no more.
-type old struct {
-	conn net.Conn
-	in   *bufio.Reader
-	err  error
-}
-
-func (o *old) ask(command, argument string) {
-	if o.err != nil {
-		return
-	}
-	if _, o.err = io.WriteString(o.conn, strings.TrimSpace(command+" "+argument)+"\r\n"); o.err == nil {
-		o.reply(command)
-	}
-}
-
-func (o *old) reply(command string) {
-	if line := o.line(); o.err == nil && !strings.HasPrefix(line, "+OK") {
-		o.err = fmt.Errorf("%s: server said %q", command, line)
-	}
-}
-
-func (o *old) line() string {
-	if o.err != nil {
-		return ""
-	}
-	var b []byte
-	if b, o.err = o.in.ReadSlice('\n'); o.err != nil {
-		return ""
-	}
-	line, _ := wire.TrimLine(b)
-	return string(line)
 }

@@ -16,7 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"postern/bridge"
+	"postern/bridge/oldserver"
 	"postern/bridge/uidl"
 	"postern/cmd/postern/internal/service"
 	"postern/configs"
@@ -102,7 +102,7 @@ func (o oldServer) uidls(ctx context.Context, user string, secret *proxy.Secret)
 		return nil, err
 	}
 	defer func() { _ = conn.Close() }()
-	return bridge.ShownUIDLs(ctx, conn, user, secret)
+	return oldserver.UIDLs(ctx, conn, user, secret)
 }
 
 // A detection compares what two servers show of a mailbox.

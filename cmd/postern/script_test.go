@@ -18,7 +18,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"postern/bridge"
+	"postern/bridge/oldserver"
 	"postern/proxy"
 	"postern/proxy/memserver"
 	"postern/proxy/proxytest"
@@ -136,7 +136,7 @@ func shownBy(ca, address, user, password string) ([]string, error) {
 		return nil, fmt.Errorf("dial Postern: %w", err)
 	}
 	defer func() { _ = conn.Close() }()
-	shown, err := bridge.ShownUIDLs(ctx, conn, user, proxy.NewSecret([]byte(password)))
+	shown, err := oldserver.UIDLs(ctx, conn, user, proxy.NewSecret([]byte(password)))
 	if err == nil {
 		_, _ = io.Copy(io.Discard, conn) // what the session has learnt is recorded before the connection ends
 	}
