@@ -30,7 +30,7 @@ func certsCommand() *cobra.Command {
 		}
 		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 		_, _ = fmt.Fprintln(t, "NAME\tSOURCE\tISSUER\tEXPIRES\tRENEWAL")
-		err = listCerts(cmd.Context(), cfg, func(l certs.Listed) error {
+		err = listCerts(cmd.Context(), cfg, func(l certs.Entry) error {
 			_, err := fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", l.Name, l.Source, orDash(l.Issuer), date(l.NotAfter), date(l.Renewal))
 			return err
 		})
@@ -41,7 +41,7 @@ func certsCommand() *cobra.Command {
 }
 
 // listCerts asks the Postern that runs; when none does, it opens the files.
-func listCerts(ctx context.Context, cfg *configs.Config, each func(certs.Listed) error) error {
+func listCerts(ctx context.Context, cfg *configs.Config, each func(certs.Entry) error) error {
 	err := admin.ErrNotRunning
 	if cfg.Control.Socket != "" {
 		err = admin.CallEach(ctx, cfg.Control.Socket, service.AskCerts, struct{}{}, each)

@@ -54,7 +54,7 @@ begun again: what is there is not got again. A Postern may be running or not.`,
 		if f, ok := cmd.OutOrStdout().(*os.File); ok {
 			r.live = isTerminal(f)
 		}
-		o := &certs.Obtaining{Names: names, PerHour: *perHour, Addresses: own, Tell: r.update}
+		o := &certs.BatchOrder{Names: names, PerHour: *perHour, Addresses: own, Report: r.update}
 		err = o.Run(cmd.Context(), *service.CertificateSources(cfg).ACME, slog.New(slog.DiscardHandler))
 		r.end()
 		return err

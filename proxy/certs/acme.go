@@ -26,58 +26,58 @@ import (
 	"postern/proxy"
 )
 
-// The values of ACME.Challenge: how the CA verifies that a name is ours.
+// The values of ACME.Challenge: how the CA validates a name.
 const (
 	HTTP01    = "http-01"     // by HTTP, at port 80
 	TLSALPN01 = "tls-alpn-01" // by TLS, at port 443 (RFC 8737)
 	DNS01     = "dns-01"      // by a record in the DNS
 )
 
-// ACME says how certificates are got from a CA.
+// ACME says how certificates are obtained from a CA.
 type ACME struct {
 	Directory string   // the CA's URL; "": Let's Encrypt
-	CA        string   // PEM file of the CAs that may vouch for the directory; "": the system's
+	CA        string   // PEM file with the roots for the directory's certificate; "": the system's
 	Email     string   // of the account
-	EAB       *EAB     // nil: the CA wants none
-	Profile   string   // of certificates, one that the CA offers; "": its default
-	Names     []string // in lower case; got at once, one certificate each. Wildcards want DNS01
-	RSA       bool     // keys are RSA, which all clients know, in place of ECDSA
-	Storage   string   // a folder of its own
+	EAB       *EAB     // nil: the CA needs none
+	Profile   string   // of certificates, as the CA defines it; "": the CA's default
+	Names     []string // in lower case; obtained at once, one certificate each. Wildcards need DNS01
+	RSA       bool     // keys are RSA, which every client supports, and not ECDSA
+	Storage   string   // a folder used by nothing else
 
 	Challenge string
-	// Address is where the questions of HTTP01 and TLSALPN01 come in, after all
-	// forwarding. What listens there already has to answer them; else, while
-	// there is a question, Postern listens. "": the challenge's port.
+	// Address is where HTTP01 and TLSALPN01 requests arrive, after all forwarding.
+	// If a server listens there it must answer them; else Postern listens while a
+	// challenge is open. "": the challenge's port.
 	Address string
 	DNS     DNS // of DNS01
 
-	OnDemand *OnDemand // nil: names that clients ask for are not got
+	OnDemand *OnDemand // nil: no certificates on demand
 
-	Resolver *net.Resolver // of names that should point here; nil: net.DefaultResolver
+	Resolver *net.Resolver // for the addresses of names on demand; nil: net.DefaultResolver
 
-	Every time.Duration // between two looks for what has to be renewed; 0: 10 minutes
+	Every time.Duration // interval of the search for certificates to renew; 0: 10 minutes
 }
 
-// EAB is an External Account Binding (RFC 8555 section 7.3.4).
+// EAB is an External Account Binding: RFC 8555 section 7.3.4.
 type EAB struct {
 	KeyID  string
 	MACKey string // a file with the key in base64url
 }
 
-// A manager gets certificates by ACME, and renews them. A nil one has none.
+// A manager obtains and renews certificates by ACME. A nil one has none.
 type manager struct {
-	config   ACME
-	log      *slog.Logger
-	observer proxy.Observer
-	cache    *certmagic.Cache
-	magic    *certmagic.Config
-	answerer *certmagic.Config // the same, without a log line for each stranger
-	issuer   *certmagic.ACMEIssuer
-	demand   *demand
-	claimed  atomic.Bool // by who stops the cache
-	begun    sync.Map    // time.Time, by the name that a certificate is being got for
+	config          ACME
+	log             *slog.Logger
+	observer        proxy.Observer
+	cache           *certmagic.Cache
+	magic           *certmagic.Config
+	challengeConfig *certmagic.Config // as magic, without a log line for each unknown client
+	issuer          *certmagic.ACMEIssuer
+	onDemand        *onDemand
+	stopClaimed     atomic.Bool // one caller stops the cache
+	started         sync.Map    // time.Time by name of the certificate that is being obtained
 
-	least struct {
+	leastCache struct {
 		sync.Mutex
 		at time.Time
 		Validity
@@ -96,7 +96,7 @@ func newManager(c ACME, log *slog.Logger, o proxy.Observer) (m *manager, err err
 	if err != nil {
 		return nil, err
 	}
-	if m.demand, err = newDemand(m.config.OnDemand); err != nil {
+	if m.onDemand, err = newOnDemand(m.config.OnDemand); err != nil {
 		return nil, err
 	}
 	m.cache = certmagic.NewCache(certmagic.CacheOptions{
@@ -105,7 +105,7 @@ func newManager(c ACME, log *slog.Logger, o proxy.Observer) (m *manager, err err
 		Logger:             logger,
 	})
 	config := certmagic.Config{
-		Storage: &certmagic.FileStorage{Path: m.config.Storage}, Logger: logger, OnEvent: m.event,
+		Storage: &certmagic.FileStorage{Path: m.config.Storage}, Logger: logger, OnEvent: m.onEvent,
 		KeySource: certmagic.StandardKeyGenerator{KeyType: certmagic.P256},
 	}
 	if m.config.RSA {
@@ -115,11 +115,11 @@ func newManager(c ACME, log *slog.Logger, o proxy.Observer) (m *manager, err err
 	m.issuer = certmagic.NewACMEIssuer(m.magic, template)
 	m.magic.Issuers = []certmagic.Issuer{m.issuer}
 	config.Logger, config.OnEvent, config.Issuers = newZap(slog.New(slog.DiscardHandler)), nil, m.magic.Issuers
-	m.answerer = certmagic.New(m.cache, config)
+	m.challengeConfig = certmagic.New(m.cache, config)
 	return m, nil
 }
 
-// template is what the issuer is made of.
+// template returns the configuration of the issuer.
 func (m *manager) template(logger *zap.Logger) (t certmagic.ACMEIssuer, err error) {
 	c := m.config
 	t = certmagic.ACMEIssuer{
@@ -172,7 +172,7 @@ func readSecret(path string) (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-// loadNamed loads what the storage has of the names in the configuration.
+// loadNamed loads stored certificates for the names in the configuration.
 func (m *manager) loadNamed() error {
 	for _, name := range m.config.Names {
 		_, err := m.magic.CacheManagedCertificate(context.Background(), name)
@@ -183,18 +183,19 @@ func (m *manager) loadNamed() error {
 	return nil
 }
 
-// run gets what is missing, and renews, until ctx ends. Then the manager is of
-// no more use, but for what it has loaded.
+// run obtains and renews certificates until ctx ends. Afterwards the manager only
+// returns what it has loaded.
 func (m *manager) run(ctx context.Context) {
 	defer m.cache.Stop()
-	if err := m.magic.ManageAsync(ctx, m.config.Names); err != nil {
+	if err := m.recovered(func() error { return m.magic.ManageAsync(ctx, m.config.Names) }); err != nil {
 		m.log.Warn("certificates are not managed", "err", err)
 	}
-	m.serveDemand(ctx)
+	m.runOnDemand(ctx)
 }
 
-// event is told what certmagic does. An error stops it from doing so.
-func (m *manager) event(ctx context.Context, event string, data map[string]any) error {
+// onEvent handles certmagic's events. An error prevents what certmagic is about
+// to do.
+func (m *manager) onEvent(ctx context.Context, event string, data map[string]any) error {
 	name, _ := data["identifier"].(string)
 	renewal, _ := data["renewal"].(bool)
 	switch event {
@@ -204,21 +205,21 @@ func (m *manager) event(ctx context.Context, event string, data map[string]any) 
 				return err
 			}
 		}
-		m.begun.Store(name, time.Now())
+		m.started.Store(name, time.Now())
 	case "cert_obtained":
 		m.log.Info("certificate obtained", "name", name, "renewal", renewal)
-		m.observer.Observe(proxy.CertificateObtained{Name: name, Renewal: renewal, Duration: m.took(name)})
+		m.observer.Observe(proxy.CertificateObtained{Name: name, Renewal: renewal, Duration: m.duration(name)})
 	case "cert_failed":
 		err, _ := data["error"].(error)
 		m.log.Warn("certificate not obtained", "name", name, "renewal", renewal, "err", err)
-		m.observer.Observe(proxy.CertificateFailed{Name: name, Renewal: renewal, Duration: m.took(name), Err: err})
+		m.observer.Observe(proxy.CertificateFailed{Name: name, Renewal: renewal, Duration: m.duration(name), Err: err})
 	}
 	return nil
 }
 
-// took returns for how long a certificate was being got.
-func (m *manager) took(name string) time.Duration {
-	if begun, ok := m.begun.LoadAndDelete(name); ok {
+// duration returns for how long the certificate for name was being obtained.
+func (m *manager) duration(name string) time.Duration {
+	if begun, ok := m.started.LoadAndDelete(name); ok {
 		return time.Since(begun.(time.Time))
 	}
 	return 0
@@ -237,7 +238,7 @@ func (m *manager) matching(name string) []*tls.Certificate {
 	return all
 }
 
-// defaults returns those for the first name that has any.
+// defaults returns the certificates for the first configured name that has one.
 func (m *manager) defaults() []*tls.Certificate {
 	if m == nil {
 		return nil
@@ -250,16 +251,16 @@ func (m *manager) defaults() []*tls.Certificate {
 	return nil
 }
 
-// answer returns the certificate that answers a question by TLS-ALPN-01.
-func (m *manager) answer(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+// challengeCertificate returns the certificate of an open TLS-ALPN-01 challenge.
+func (m *manager) challengeCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if m == nil || !isHostname(hello.ServerName) {
 		return nil, errors.New("no question of a CA is open")
 	}
-	return m.answerer.GetCertificateWithContext(contextOf(hello), hello)
+	return m.challengeConfig.GetCertificateWithContext(contextOf(hello), hello)
 }
 
-// ChallengeHandler answers questions by HTTP-01, and nothing else. A web server
-// that passes them on has to leave their Host as it is.
+// ChallengeHandler serves HTTP-01 challenges, and nothing else. A web server that
+// forwards to it must keep the Host header.
 func (s *Store) ChallengeHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if m := s.acme.Load(); m == nil || !m.issuer.HandleHTTPChallenge(w, r) {
@@ -268,8 +269,8 @@ func (s *Store) ChallengeHandler() http.Handler {
 	})
 }
 
-// Renew gets a new certificate for a name that ACME manages, whether or not the
-// one it has is near its end.
+// Renew obtains a new certificate for a name that ACME manages, whether or not
+// the present one is near its end.
 func (s *Store) Renew(ctx context.Context, name string) error {
 	m := s.acme.Load()
 	if m == nil {
@@ -288,7 +289,7 @@ func (s *Store) Renew(ctx context.Context, name string) error {
 	if err := m.magic.RenewCertSync(ctx, name, true); err != nil {
 		return fmt.Errorf("renew certificate: %w", err)
 	}
-	// The new one first, so that there is always one.
+	// Load the new one first, so that there is always one.
 	if _, err := m.magic.CacheManagedCertificate(ctx, name); err != nil {
 		return fmt.Errorf("load renewed certificate: %w", err)
 	}
@@ -296,7 +297,8 @@ func (s *Store) Renew(ctx context.Context, name string) error {
 	return nil
 }
 
-// expiry adds the names in the configuration, and what is on demand as one.
+// expiry adds the names in the configuration, and one Validity for the names on
+// demand.
 func (m *manager) expiry(add func(Validity)) {
 	if m == nil {
 		return
@@ -313,18 +315,18 @@ func (m *manager) expiry(add func(Validity)) {
 	}
 }
 
-// leastOnDemand returns the Validity of what was got on demand, the zero one if
-// nothing was. It is remembered for a while: there may be many names, and who
-// asks comes every few seconds.
+// leastOnDemand returns the Validity of the certificates on demand, or the zero
+// Validity if there are none. It is cached, because there may be many names and
+// metrics are scraped every few seconds.
 func (m *manager) leastOnDemand() (least Validity) {
 	const while = 30 * time.Second
 	now := time.Now()
-	m.least.Lock()
-	defer m.least.Unlock()
-	if now.Sub(m.least.at) < while {
-		return m.least.Validity
+	m.leastCache.Lock()
+	defer m.leastCache.Unlock()
+	if now.Sub(m.leastCache.at) < while {
+		return m.leastCache.Validity
 	}
-	for _, name := range m.demand.names() {
+	for _, name := range m.onDemand.names() {
 		for _, cert := range m.matching(name) {
 			v := Validity{AllNames, SourceOnDemand, cert.Leaf.NotBefore, cert.Leaf.NotAfter}
 			if least.Name == "" || v.Left(now) < least.Left(now) {
@@ -332,6 +334,6 @@ func (m *manager) leastOnDemand() (least Validity) {
 			}
 		}
 	}
-	m.least.at, m.least.Validity = now, least
+	m.leastCache.at, m.leastCache.Validity = now, least
 	return least
 }

@@ -1,6 +1,7 @@
-// Package certs holds the certificates that are served, and makes the TLS
-// configuration of each listener. They come from files, from folders and, by
-// ACME (RFC 8555), from a certificate authority.
+// Package certs holds the certificates that listeners present, and makes the TLS
+// configuration of each listener. Certificates come from files, from folders and,
+// by ACME (RFC 8555), from a certificate authority. A Store holds them all and
+// chooses one for each ClientHello.
 package certs
 
 import (
@@ -19,46 +20,46 @@ import (
 
 // Config says where certificates come from.
 type Config struct {
-	Pairs   []Pair   // the first one's certificate is the default
-	Folders []string // with NAME/fullchain.pem and NAME/privkey.pem, as certbot and others have them
-	ACME    *ACME    // nil: there is none
+	Pairs   []Pair   // the certificate of the first is the default
+	Folders []string // with NAME/fullchain.pem and NAME/privkey.pem, as certbot writes them
+	ACME    *ACME    // nil: no ACME
 
-	// Default is the name whose certificate is the default where there are no
-	// Pairs. Without one, any is.
+	// Default is the name whose certificate is the default if there are no Pairs.
+	// Without Default, any is.
 	Default string
-	// RefuseUnknown refuses clients that send no name, or an unknown one, in
-	// place of showing them the default certificate.
+	// RefuseUnknown refuses clients that send no name, or an unknown one, instead of
+	// presenting the default certificate.
 	RefuseUnknown bool
 }
 
-// A Store holds certificates. It is made by New or Static; all its methods may
-// be called from many goroutines.
+// A Store holds certificates. New or Static makes it. All methods may be called
+// from several goroutines.
 type Store struct {
 	current atomic.Pointer[set]
 	acme    atomic.Pointer[manager] // nil: not opened, or no ACME
 
-	mu       sync.Mutex // of what follows
+	mu       sync.Mutex // guards the fields below
 	config   Config
 	files    []*file
 	folders  []*folder
 	log      *slog.Logger // nil: not opened
 	observer proxy.Observer
-	replaced chan struct{} // tells Run of another manager
+	replaced chan struct{} // wakes Run when the manager was replaced
 }
 
 // Static returns a Store with one certificate, which never changes.
 func Static(cert tls.Certificate) (*Store, error) {
-	if err := parse(&cert); err != nil {
+	if err := fillLeaf(&cert); err != nil {
 		return nil, err
 	}
 	s := &Store{replaced: make(chan struct{}, 1)}
-	s.current.Store(newSet([]served{{&cert, SourceMemory}}, ""))
+	s.current.Store(newSet([]servedCert{{&cert, SourceMemory}}, ""))
 	return s, nil
 }
 
-// New loads the pairs and folders of c. All that is wrong with any pair is in
-// the error; in a folder, what is wrong is left out, and told by Watch. A
-// certificate that has expired is served. ACME waits for Open.
+// New loads the pairs and folders of c. The error names every mistake in a pair;
+// a pair of a folder that cannot be used is left out, and Watch logs it. An
+// expired certificate is used. ACME begins with Open.
 func New(c Config) (*Store, error) {
 	s := &Store{replaced: make(chan struct{}, 1)}
 	if err := s.Configure(c); err != nil {
@@ -67,8 +68,8 @@ func New(c Config) (*Store, error) {
 	return s, nil
 }
 
-// Configure replaces the configuration. After an error the one before is in
-// force. Sessions that are open go on.
+// Configure replaces the configuration. After an error the previous one stays in
+// force. Open sessions go on.
 func (s *Store) Configure(c Config) error {
 	if len(c.Pairs) == 0 && len(c.Folders) == 0 && c.ACME == nil {
 		return errors.New("no certificates")
@@ -89,8 +90,8 @@ func (s *Store) Configure(c Config) error {
 	return nil
 }
 
-// Open opens the storage of what ACME has got, and loads it. What ACME does is
-// told to log and to o. Without ACME there is nothing to open.
+// Open opens the storage of ACME and loads the certificates in it. ACME logs to
+// log and emits events to o. Without ACME, Open does nothing.
 func (s *Store) Open(log *slog.Logger, o proxy.Observer) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,7 +99,7 @@ func (s *Store) Open(log *slog.Logger, o proxy.Observer) error {
 	return s.manage(s.config)
 }
 
-// manage makes the manager that c asks for the one in charge.
+// manage replaces the manager by one for c.
 func (s *Store) manage(c Config) error {
 	var next *manager
 	if c.ACME != nil {
@@ -111,8 +112,8 @@ func (s *Store) manage(c Config) error {
 			return err
 		}
 	}
-	if before := s.acme.Swap(next); before != nil && before.claimed.CompareAndSwap(false, true) {
-		before.cache.Stop() // Run has not come to it, and never will
+	if before := s.acme.Swap(next); before != nil && before.stopClaimed.CompareAndSwap(false, true) {
+		before.cache.Stop() // Run has not started it and never will
 	}
 	select {
 	case s.replaced <- struct{}{}:
@@ -121,14 +122,13 @@ func (s *Store) manage(c Config) error {
 	return nil
 }
 
-// Run gets and renews the certificates of ACME until ctx ends. It comes after
-// Open.
+// Run gets and renews certificates by ACME until ctx ends. Open must come first.
 func (s *Store) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		m := s.acme.Load()
 		inner, cancel := context.WithCancel(ctx)
 		var running sync.WaitGroup
-		if m != nil && m.claimed.CompareAndSwap(false, true) {
+		if m != nil && m.stopClaimed.CompareAndSwap(false, true) {
 			running.Go(func() { m.run(inner) })
 		}
 		for s.acme.Load() == m && ctx.Err() == nil {
@@ -142,8 +142,9 @@ func (s *Store) Run(ctx context.Context) {
 	}
 }
 
-// parse fills in Leaf. A certificate without a name fits nobody's question.
-func parse(cert *tls.Certificate) (err error) {
+// fillLeaf sets Leaf. A certificate without a name is an error: no ClientHello
+// would match it.
+func fillLeaf(cert *tls.Certificate) (err error) {
 	if len(cert.Certificate) == 0 {
 		return errors.New("no certificate")
 	}
@@ -158,7 +159,7 @@ func parse(cert *tls.Certificate) (err error) {
 	return nil
 }
 
-// The values of Validity.Source and Listed.Source.
+// The values of Validity.Source and Entry.Source.
 const (
 	SourceFile     = "file"
 	SourceFolder   = "dir"
@@ -167,14 +168,14 @@ const (
 	SourceMemory   = "memory"
 )
 
-// A Validity is how long a name has a valid certificate.
+// A Validity is the time in which a name has a valid certificate.
 type Validity struct {
 	Name, Source        string
 	NotBefore, NotAfter time.Time
 }
 
-// Left is the part of the lifetime that is left at a time: 1 to 0, and less
-// when it is over.
+// Left returns the remaining part of the lifetime at now: from 1 to 0, and
+// negative when it is over.
 func (v Validity) Left(now time.Time) float64 {
 	life := v.NotAfter.Sub(v.NotBefore)
 	if life <= 0 {
@@ -183,14 +184,14 @@ func (v Validity) Left(now time.Time) float64 {
 	return float64(v.NotAfter.Sub(now)) / float64(life)
 }
 
-// AllNames is the Name of a Validity that stands for all of its source.
+// AllNames is the Name of a Validity that stands for all names of its source.
 const AllNames = "*"
 
-// Expiry returns one Validity for each name that the configuration names, by
-// itself or in a pair's certificate; where a name has several of one source,
-// that which ends first. A name may be a wildcard. The names in folders and
-// those on demand may be thousands: each such source has one Validity, of the
-// certificate that has the least of its lifetime left.
+// Expiry returns one Validity for each name in the configuration and in a pair's
+// certificate; if a name has several certificates of one source, the one that
+// expires first. A name may be a wildcard. Names in folders and on demand may be
+// thousands: each such source has one Validity, of the certificate with the least
+// of its lifetime left.
 func (s *Store) Expiry() []Validity {
 	var all []Validity
 	now := time.Now()

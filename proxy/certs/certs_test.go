@@ -26,16 +26,16 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// An order is what a test wants of a certificate.
-type order struct {
+// A certTemplate says what certificate a test needs.
+type certTemplate struct {
 	names []string // DNS names; none: a certificate without SAN
 	cn    string
 	rsa   bool
 	ended time.Duration // ago; 0: it ends in an hour
 }
 
-// write makes a certificate and writes it, and its key, to p.
-func write(t *testing.T, p Pair, o order) *x509.Certificate {
+// writePair makes a certificate and writes it, and its key, to p.
+func writePair(t *testing.T, p Pair, o certTemplate) *x509.Certificate {
 	t.Helper()
 	key := newKey(t, o.rsa)
 	template := &x509.Certificate{
@@ -81,7 +81,7 @@ func writeKey(t *testing.T, path string, key crypto.Signer) {
 	writePEM(t, path, "PRIVATE KEY", der)
 }
 
-// writePEM replaces the file as certificate clients do.
+// writePEM replaces the file as ACME clients do.
 func writePEM(t *testing.T, path, kind string, der []byte) {
 	t.Helper()
 	if err := os.WriteFile(path+".new", pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
@@ -92,20 +92,21 @@ func writePEM(t *testing.T, path, kind string, der []byte) {
 	}
 }
 
-func files(t *testing.T) Pair {
+func pairPaths(t *testing.T) Pair {
 	t.Helper()
 	dir := t.TempDir()
 	return Pair{filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")}
 }
 
-// store returns a Store with a certificate for each order, and those.
-func store(t *testing.T, orders ...order) (*Store, []*x509.Certificate) {
+// newStore returns a Store with a certificate for each template, and the
+// certificates.
+func newStore(t *testing.T, orders ...certTemplate) (*Store, []*x509.Certificate) {
 	t.Helper()
 	var pairs []Pair
 	var leaves []*x509.Certificate
 	for _, o := range orders {
-		pairs = append(pairs, files(t))
-		leaves = append(leaves, write(t, pairs[len(pairs)-1], o))
+		pairs = append(pairs, pairPaths(t))
+		leaves = append(leaves, writePair(t, pairs[len(pairs)-1], o))
 	}
 	s, err := New(Config{Pairs: pairs})
 	if err != nil {
@@ -133,12 +134,12 @@ func handshake(t *testing.T, server, client *tls.Config) (c, s *tls.Conn, err er
 	return c, s, err
 }
 
-// client believes every certificate: which one it gets is what is tested.
-func client(name string) *tls.Config {
+// clientConfig accepts every certificate.
+func clientConfig(name string) *tls.Config {
 	return &tls.Config{ServerName: name, InsecureSkipVerify: true}
 }
 
-func servedTo(t *testing.T, server, client *tls.Config) *x509.Certificate {
+func servedCertificate(t *testing.T, server, client *tls.Config) *x509.Certificate {
 	t.Helper()
 	c, _, err := handshake(t, server, client)
 	if err != nil {
@@ -148,12 +149,12 @@ func servedTo(t *testing.T, server, client *tls.Config) *x509.Certificate {
 }
 
 func TestCertificateIsChosenByName(t *testing.T) {
-	s, certs := store(t,
-		order{names: []string{"mail.example.org", "imap.example.org"}},
-		order{names: []string{"mail.example.net"}},
-		order{names: []string{"*.example.com"}},
-		order{names: []string{"special.example.com"}},
-		order{cn: "old.example.org"})
+	s, certs := newStore(t,
+		certTemplate{names: []string{"mail.example.org", "imap.example.org"}},
+		certTemplate{names: []string{"mail.example.net"}},
+		certTemplate{names: []string{"*.example.com"}},
+		certTemplate{names: []string{"special.example.com"}},
+		certTemplate{cn: "old.example.org"})
 	config := s.TLS(proxy.IMAP, proxy.Modern)
 	for name, want := range map[string]int{
 		"mail.example.org":    0,
@@ -168,7 +169,7 @@ func TestCertificateIsChosenByName(t *testing.T) {
 		"localhost":           0,
 		"":                    0,
 	} {
-		if got := servedTo(t, config, client(name)); !got.Equal(certs[want]) {
+		if got := servedCertificate(t, config, clientConfig(name)); !got.Equal(certs[want]) {
 			t.Errorf("%q is shown the certificate of %q %q, want that of %q %q",
 				name, got.DNSNames, got.Subject, certs[want].DNSNames, certs[want].Subject)
 		}
@@ -177,16 +178,16 @@ func TestCertificateIsChosenByName(t *testing.T) {
 
 func TestCertificateIsChosenByWhatTheClientSupports(t *testing.T) {
 	names := []string{"mail.example.org"}
-	s, certs := store(t, order{names: names, rsa: true}, order{names: names})
+	s, certs := newStore(t, certTemplate{names: names, rsa: true}, certTemplate{names: names})
 	config := s.TLS(proxy.IMAP, proxy.Modern)
 	for _, name := range []string{"mail.example.org", "", "unknown.example"} {
-		if got := servedTo(t, config, client(name)); !got.Equal(certs[1]) {
+		if got := servedCertificate(t, config, clientConfig(name)); !got.Equal(certs[1]) {
 			t.Errorf("%q is shown %v, want ECDSA first, whatever the order", name, got.PublicKeyAlgorithm)
 		}
-		old := client(name)
+		old := clientConfig(name)
 		old.MaxVersion = tls.VersionTLS12
 		old.CipherSuites = []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}
-		if got := servedTo(t, config, old); !got.Equal(certs[0]) {
+		if got := servedCertificate(t, config, old); !got.Equal(certs[0]) {
 			t.Errorf("%q without ECDSA is shown %v, want RSA", name, got.PublicKeyAlgorithm)
 		}
 	}
@@ -194,25 +195,25 @@ func TestCertificateIsChosenByWhatTheClientSupports(t *testing.T) {
 
 // Criterion: A session lives on when its listener's certificate is replaced; the next handshake has the new one.
 func TestOpenSessionLivesThroughReload(t *testing.T) {
-	p := files(t)
-	old := write(t, p, order{names: []string{"mail.example.org"}})
+	p := pairPaths(t)
+	old := writePair(t, p, certTemplate{names: []string{"mail.example.org"}})
 	s, err := New(Config{Pairs: []Pair{p}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	config := s.TLS(proxy.IMAP, proxy.Modern)
-	c, server, err := handshake(t, config, client("mail.example.org"))
+	c, server, err := handshake(t, config, clientConfig("mail.example.org"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got := c.ConnectionState().PeerCertificates[0]; !got.Equal(old) {
 		t.Fatal("the first certificate is not served")
 	}
-	renewed := write(t, p, order{names: []string{"mail.example.org"}})
+	renewed := writePair(t, p, certTemplate{names: []string{"mail.example.org"}})
 	if _, err := s.reload(); err != nil {
 		t.Fatal(err)
 	}
-	if got := servedTo(t, config, client("mail.example.org")); !got.Equal(renewed) {
+	if got := servedCertificate(t, config, clientConfig("mail.example.org")); !got.Equal(renewed) {
 		t.Error("the old certificate is served after it was replaced")
 	}
 	if _, err := server.Write([]byte("* OK still here\r\n")); err != nil {
@@ -225,23 +226,23 @@ func TestOpenSessionLivesThroughReload(t *testing.T) {
 }
 
 func TestReloadKeepsTheOldCertificateWhenTheNewOneIsBad(t *testing.T) {
-	good := order{names: []string{"mail.example.org"}}
+	good := certTemplate{names: []string{"mail.example.org"}}
 	spoil := map[string]struct {
 		do   func(t *testing.T, p Pair)
 		want string
 	}{
 		"the key of another": {func(t *testing.T, p Pair) {
-			write(t, p, good)
+			writePair(t, p, good)
 			writeKey(t, p.Key, newKey(t, false))
 		}, "private key does not match public key"},
 		"a key of another kind": {func(t *testing.T, p Pair) {
-			write(t, p, good)
+			writePair(t, p, good)
 			writeKey(t, p.Key, newKey(t, true))
 		}, "private key type does not match public key type"},
 		"an expired one": {func(t *testing.T, p Pair) {
-			write(t, p, order{names: good.names, ended: time.Hour})
+			writePair(t, p, certTemplate{names: good.names, ended: time.Hour})
 		}, "expired on 2"},
-		"one without a name": {func(t *testing.T, p Pair) { write(t, p, order{}) }, "it has no name"},
+		"one without a name": {func(t *testing.T, p Pair) { writePair(t, p, certTemplate{}) }, "it has no name"},
 		"garbage":            {func(t *testing.T, p Pair) { writePEM(t, p.Cert, "CERTIFICATE", []byte("no")) }, "malformed certificate"},
 		"an empty file": {func(t *testing.T, p Pair) {
 			if err := os.WriteFile(p.Cert, nil, 0o600); err != nil {
@@ -253,23 +254,23 @@ func TestReloadKeepsTheOldCertificateWhenTheNewOneIsBad(t *testing.T) {
 	}
 	for name, test := range spoil {
 		t.Run(name, func(t *testing.T) {
-			bad, other := files(t), files(t)
-			old := write(t, bad, good)
-			write(t, other, order{names: []string{"mail.example.net"}})
+			bad, other := pairPaths(t), pairPaths(t)
+			old := writePair(t, bad, good)
+			writePair(t, other, certTemplate{names: []string{"mail.example.net"}})
 			s, err := New(Config{Pairs: []Pair{bad, other}})
 			if err != nil {
 				t.Fatal(err)
 			}
 			test.do(t, bad)
-			renewed := write(t, other, order{names: []string{"mail.example.net"}})
+			renewed := writePair(t, other, certTemplate{names: []string{"mail.example.net"}})
 			_, err = s.reload()
 			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), filepath.Dir(bad.Cert)) {
 				t.Errorf("reload: %v, want the file and %q", err, test.want)
 			}
-			if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("mail.example.org")); !got.Equal(old) {
+			if got := servedCertificate(t, s.TLS(proxy.IMAP, proxy.Modern), clientConfig("mail.example.org")); !got.Equal(old) {
 				t.Error("the old certificate is not served any more")
 			}
-			if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("mail.example.net")); !got.Equal(renewed) {
+			if got := servedCertificate(t, s.TLS(proxy.IMAP, proxy.Modern), clientConfig("mail.example.net")); !got.Equal(renewed) {
 				t.Error("the other, good, certificate was not reloaded")
 			}
 			if _, err := New(Config{Pairs: []Pair{other, bad}}); (err == nil) != (name == "an expired one") {
@@ -282,13 +283,13 @@ func TestReloadKeepsTheOldCertificateWhenTheNewOneIsBad(t *testing.T) {
 // A hook that copies a key as root, and gives it to the service's user
 // afterwards, changes neither its size nor its time in the end.
 func TestPairThatCouldNotBeUsedIsReadAgain(t *testing.T) {
-	p := files(t)
-	write(t, p, order{names: []string{"mail.example.org"}})
+	p := pairPaths(t)
+	writePair(t, p, certTemplate{names: []string{"mail.example.org"}})
 	s, err := New(Config{Pairs: []Pair{p}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	renewed := write(t, p, order{names: []string{"mail.example.org"}})
+	renewed := writePair(t, p, certTemplate{names: []string{"mail.example.org"}})
 	good, err := os.ReadFile(p.Key)
 	if err != nil {
 		t.Fatal(err)
@@ -297,41 +298,41 @@ func TestPairThatCouldNotBeUsedIsReadAgain(t *testing.T) {
 	if _, err := s.reload(); err == nil {
 		t.Fatal("the key of another: no error")
 	}
-	before := stat(p.Key)
+	before := statFile(p.Key)
 	if err := os.WriteFile(p.Key, good, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chtimes(p.Key, before.ModTime(), before.ModTime()); err != nil {
 		t.Fatal(err)
 	}
-	if !same(before, stat(p.Key)) {
+	if !sameFile(before, statFile(p.Key)) {
 		t.Fatal("the key can be seen to have changed")
 	}
 	if _, err := s.reload(); err != nil {
 		t.Error(err)
 	}
-	if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("mail.example.org")); !got.Equal(renewed) {
+	if got := servedCertificate(t, s.TLS(proxy.IMAP, proxy.Modern), clientConfig("mail.example.org")); !got.Equal(renewed) {
 		t.Error("the new certificate is not served")
 	}
 }
 
 func TestCertificateThatEndsEarlierIsServed(t *testing.T) {
-	p := files(t)
-	write(t, p, order{names: []string{"mail.example.org"}})
+	p := pairPaths(t)
+	writePair(t, p, certTemplate{names: []string{"mail.example.org"}})
 	s, err := New(Config{Pairs: []Pair{p}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	short := write(t, p, order{names: []string{"mail.example.org"}, ended: -time.Minute})
+	short := writePair(t, p, certTemplate{names: []string{"mail.example.org"}, ended: -time.Minute})
 	if _, err := s.reload(); err != nil {
 		t.Fatal(err)
 	}
-	if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("mail.example.org")); !got.Equal(short) {
+	if got := servedCertificate(t, s.TLS(proxy.IMAP, proxy.Modern), clientConfig("mail.example.org")); !got.Equal(short) {
 		t.Error("a certificate with less time left than the old one, but some, is not served")
 	}
 }
 
-func TestReplacedFileIsSeenWithoutItsTime(t *testing.T) {
+func TestReplacedFileWithTheSameTimeIsReloaded(t *testing.T) {
 	dir, now := t.TempDir(), time.Now()
 	var infos []os.FileInfo
 	for _, name := range []string{"old", "new"} { // both exist, so their inodes differ
@@ -342,18 +343,18 @@ func TestReplacedFileIsSeenWithoutItsTime(t *testing.T) {
 		if err := os.Chtimes(path, now, now); err != nil {
 			t.Fatal(err)
 		}
-		infos = append(infos, stat(path))
+		infos = append(infos, statFile(path))
 	}
-	if same(infos[0], infos[1]) {
+	if sameFile(infos[0], infos[1]) {
 		t.Error("a file of the same size and time counts as the same file")
 	}
-	if !same(infos[0], stat(filepath.Join(dir, "old"))) {
+	if !sameFile(infos[0], statFile(filepath.Join(dir, "old"))) {
 		t.Error("a file that did not change counts as another")
 	}
 }
 
 func TestNewNamesAllThatIsWrong(t *testing.T) {
-	one, two := files(t), files(t)
+	one, two := pairPaths(t), pairPaths(t)
 	_, err := New(Config{Pairs: []Pair{one, two}})
 	if err == nil || !strings.Contains(err.Error(), one.Cert) || !strings.Contains(err.Error(), two.Cert) {
 		t.Errorf("New without files: %v, want both named", err)
@@ -381,7 +382,7 @@ func TestWatchServesRenewedFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	write(t, at("1"), order{names: []string{"mail.example.org"}})
+	writePair(t, at("1"), certTemplate{names: []string{"mail.example.org"}})
 	link("1")
 	s, err := New(Config{Pairs: []Pair{at("live")}})
 	if err != nil {
@@ -405,7 +406,7 @@ func TestWatchServesRenewedFiles(t *testing.T) {
 			}
 		}
 	}
-	second := write(t, at("2"), order{names: []string{"mail.example.org"}})
+	second := writePair(t, at("2"), certTemplate{names: []string{"mail.example.org"}})
 	link("2")
 	serving(second)
 
@@ -421,7 +422,7 @@ func TestWatchServesRenewedFiles(t *testing.T) {
 	if n := strings.Count(log.String(), "certificate not reloaded"); n > 2 { // once for the old content cut off, once for the new
 		t.Errorf("the bad key is logged %d times:\n%s", n, log.String())
 	}
-	serving(write(t, at("2"), order{names: []string{"mail.example.org"}}))
+	serving(writePair(t, at("2"), certTemplate{names: []string{"mail.example.org"}}))
 }
 
 type lockedBuffer struct {
@@ -442,10 +443,10 @@ func (l *lockedBuffer) String() string {
 }
 
 func TestExpiryHasEachNameOnce(t *testing.T) {
-	s, certs := store(t,
-		order{names: []string{"mail.example.org", "*.example.com"}},
-		order{names: []string{"mail.example.org"}, ended: time.Hour},
-		order{cn: "old.example.org"})
+	s, certs := newStore(t,
+		certTemplate{names: []string{"mail.example.org", "*.example.com"}},
+		certTemplate{names: []string{"mail.example.org"}, ended: time.Hour},
+		certTemplate{cn: "old.example.org"})
 	got := s.Expiry()
 	slices.SortFunc(got, func(a, b Validity) int { return strings.Compare(a.Name, b.Name) })
 	want := []Validity{

@@ -13,24 +13,24 @@ import (
 	"postern/proxy"
 )
 
-// errNone is that of a Store whose ACME has not got anything yet.
+// errNone is the error of a Store whose ACME has no certificate yet.
 var errNone = errors.New("no certificate yet")
 
-// GetCertificate chooses for a client, which may have sent no name, or one that
-// we do not have: half of the hosters' customers use one. It may wait, but less
-// than 8 seconds, for a certificate on demand. Without a certificate and an
-// error, crypto/tls says unrecognized_name. A CA that asks by TLS-ALPN-01 gets
-// the certificate that answers it.
+// GetCertificate chooses the certificate for a client. The client may send no
+// name, or an unknown one: customers of hosters often use a name of their own. It
+// may wait, up to 8 seconds, for a certificate on demand. If it returns neither
+// certificate nor error, crypto/tls sends unrecognized_name. A CA that validates
+// by TLS-ALPN-01 gets the challenge's certificate.
 func (s *Store) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	m := s.acme.Load()
 	if len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == proxy.ACMETLS {
-		return m.answer(hello)
+		return m.challengeCertificate(hello)
 	}
 	set := s.current.Load()
-	c := newChoice(hello)
-	cert, known := c.named(set, m)
-	if cert == nil && !known && m.onDemand(contextOf(hello), c.name) {
-		cert, known = c.among(m.matching(c.name)), true
+	c := newSelection(hello)
+	cert, known := c.byName(set, m)
+	if cert == nil && !known && m.obtainOnDemand(contextOf(hello), c.name) {
+		cert, known = c.firstValid(m.matching(c.name)), true
 	}
 	if cert == nil && !known && set.refuse {
 		return nil, nil
@@ -44,8 +44,8 @@ func (s *Store) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, er
 	return cert, nil
 }
 
-// contextOf returns the handshake's context. There is none in a hello that no
-// handshake has made.
+// contextOf returns the context of the handshake. A hello without a handshake has
+// none.
 func contextOf(hello *tls.ClientHelloInfo) context.Context {
 	if ctx := hello.Context(); ctx != nil {
 		return ctx
@@ -53,25 +53,26 @@ func contextOf(hello *tls.ClientHelloInfo) context.Context {
 	return context.Background()
 }
 
-// A choice is the search for one client.
-type choice struct {
-	name    string // in lower case; "": none that the DNS could have
+// A selection is the search for one client.
+type selection struct {
+	name    string // in lower case; "": none, or longer than the DNS allows
 	hello   tls.ClientHelloInfo
 	now     time.Time
-	expired *tls.Certificate // the first that would do
+	expired *tls.Certificate // the first that would match
 }
 
-func newChoice(hello *tls.ClientHelloInfo) *choice {
-	c := &choice{name: strings.ToLower(hello.ServerName), hello: *hello, now: time.Now()}
-	c.hello.ServerName = "" // the name is our concern: it is in the map, or nothing fits it
-	if len(c.name) > mostName {
-		c.name = "" // certmagic joins the labels again for each of them: seconds for 60,000 octets
+func newSelection(hello *tls.ClientHelloInfo) *selection {
+	c := &selection{name: strings.ToLower(hello.ServerName), hello: *hello, now: time.Now()}
+	c.hello.ServerName = "" // the name is matched here, not by SupportsCertificate
+	if len(c.name) > maxName {
+		c.name = "" // certmagic needs quadratic time: seconds for 60,000 octets
 	}
 	return c
 }
 
-// among returns the first that the client supports and that has not expired.
-func (c *choice) among(certs []*tls.Certificate) *tls.Certificate {
+// firstValid returns the first certificate that the client supports and that has
+// not expired.
+func (c *selection) firstValid(certs []*tls.Certificate) *tls.Certificate {
 	for _, cert := range certs {
 		if c.hello.SupportsCertificate(cert) != nil {
 			continue
@@ -86,64 +87,65 @@ func (c *choice) among(certs []*tls.Certificate) *tls.Certificate {
 	return nil
 }
 
-// named looks for the client's name, and reports whether there is anything of
-// that name. A certificate that has expired is better than that of another
-// name: the user sees what is wrong.
-func (c *choice) named(s *set, m *manager) (cert *tls.Certificate, known bool) {
+// byName searches for the client's name, and reports whether there is a
+// certificate with the name. An expired certificate is better than one with
+// another name: the user sees what is wrong.
+func (c *selection) byName(s *set, m *manager) (cert *tls.Certificate, known bool) {
 	if c.name == "" {
 		return nil, false
 	}
 	exact := s.byName[c.name]
-	if cert = c.among(exact); cert != nil {
+	if cert = c.firstValid(exact); cert != nil {
 		return cert, true
 	}
 	managed := m.matching(c.name)
-	if cert = c.among(managed); cert != nil {
+	if cert = c.firstValid(managed); cert != nil {
 		return cert, true
 	}
 	_, parent, _ := strings.Cut(c.name, ".")
 	wildcard := s.byName["*."+parent]
-	if cert = c.among(wildcard); cert != nil {
+	if cert = c.firstValid(wildcard); cert != nil {
 		return cert, true
 	}
 	return c.expired, len(exact)+len(managed)+len(wildcard) > 0
 }
 
-// fallback returns the default certificate, as far as the client supports it;
-// nil if there is none at all.
-func (c *choice) fallback(s *set, m *manager) *tls.Certificate {
+// fallback returns the default certificate that the client supports, or nil if
+// there is none at all.
+func (c *selection) fallback(s *set, m *manager) *tls.Certificate {
 	all := s.byDefault
 	if len(all) == 0 {
 		all = m.defaults()
 	}
-	if cert := c.among(all); cert != nil {
+	if cert := c.firstValid(all); cert != nil {
 		return cert
 	}
 	if c.expired != nil {
 		return c.expired
 	}
 	if len(all) > 0 {
-		return all[0] // crypto/tls finds the right alert
+		return all[0] // crypto/tls sends the right alert
 	}
 	return nil
 }
 
-// A set is what is served at one time, but for ACME's. It does not change.
+// A set is the certificates from files and folders at one time. It does not
+// change.
 type set struct {
-	certs     []served
+	certs     []servedCert
 	byName    map[string][]*tls.Certificate
-	byDefault []*tls.Certificate // the first's, then those of the other pairs
-	refuse    bool               // unknown names
+	byDefault []*tls.Certificate // the first pair's, then those of the other pairs
+	refuse    bool               // refuse unknown names
 }
 
-type served struct {
+type servedCert struct {
 	*tls.Certificate
 	source string
 }
 
-// newSet makes the set of certs. The first is the default if it is from a pair;
-// else one for the name that is preferred.
-func newSet(certs []served, preferred string) *set {
+// newSet makes the set of certs. If the first is from a pair it is the default,
+// else one with the preferred name.
+func newSet(certs []servedCert, preferred string) *set {
 	s := &set{certs: certs, byName: make(map[string][]*tls.Certificate, len(certs))}
 	for _, c := range certs {
 		for _, name := range names(c.Leaf) {
@@ -151,8 +153,8 @@ func newSet(certs []served, preferred string) *set {
 		}
 	}
 	for _, same := range s.byName {
-		// All clients know RSA, so it would win wherever it comes first.
-		slices.SortStableFunc(same, func(a, b *tls.Certificate) int { return cmp.Compare(rank(a), rank(b)) })
+		// All clients support RSA, so it would always be chosen if it came first.
+		slices.SortStableFunc(same, func(a, b *tls.Certificate) int { return cmp.Compare(keyRank(a), keyRank(b)) })
 	}
 	if len(certs) == 0 {
 		return s
@@ -171,15 +173,15 @@ func newSet(certs []served, preferred string) *set {
 	return s
 }
 
-func rank(c *tls.Certificate) int {
+func keyRank(c *tls.Certificate) int {
 	if c.Leaf.PublicKeyAlgorithm == x509.RSA {
 		return 1
 	}
 	return 0
 }
 
-// names returns what a certificate is good for: DNS names, also wildcards, and
-// addresses; or, in old ones, the common name.
+// names returns the names that a certificate is valid for: DNS names, also
+// wildcards, and IP addresses; or, in old certificates, the common name.
 func names(leaf *x509.Certificate) []string {
 	var all []string
 	for _, name := range leaf.DNSNames {

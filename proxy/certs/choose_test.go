@@ -18,15 +18,15 @@ import (
 )
 
 // Criterion: clients without a name, or with an unknown one, are refused with the alert unrecognized_name when the configuration says so.
-func TestUnknownNamesAreRefusedWhenToldSo(t *testing.T) {
-	p := files(t)
-	write(t, p, order{names: []string{"mail.example.org"}})
+func TestUnknownNamesAreRefusedIfConfigured(t *testing.T) {
+	p := pairPaths(t)
+	writePair(t, p, certTemplate{names: []string{"mail.example.org"}})
 	s, err := New(Config{Pairs: []Pair{p}, RefuseUnknown: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, ok := range map[string]bool{"mail.example.org": true, "other.example.org": false, "": false} {
-		_, _, err := handshake(t, s.TLS(proxy.IMAP, proxy.Modern), client(name))
+		_, _, err := handshake(t, s.TLS(proxy.IMAP, proxy.Modern), clientConfig(name))
 		if ok != (err == nil) || !ok && err.Error() != "remote error: tls: unrecognized name" {
 			t.Errorf("%q: %v, want accepted %v, else unrecognized name", name, err, ok)
 		}
@@ -35,21 +35,21 @@ func TestUnknownNamesAreRefusedWhenToldSo(t *testing.T) {
 
 func TestCertificateThatIsValidComesBeforeOneThatExpired(t *testing.T) {
 	names := []string{"mail.example.org"}
-	s, certs := store(t, order{names: names, ended: time.Hour}, order{names: names, rsa: true})
+	s, certs := newStore(t, certTemplate{names: names, ended: time.Hour}, certTemplate{names: names, rsa: true})
 	config := s.TLS(proxy.IMAP, proxy.Modern)
-	if got := servedTo(t, config, client("mail.example.org")); !got.Equal(certs[1]) {
+	if got := servedCertificate(t, config, clientConfig("mail.example.org")); !got.Equal(certs[1]) {
 		t.Error("the one that has expired is shown, though ECDSA, before RSA")
 	}
-	s, certs = store(t, order{names: []string{"other.example.org"}}, order{names: names, ended: time.Hour})
+	s, certs = newStore(t, certTemplate{names: []string{"other.example.org"}}, certTemplate{names: names, ended: time.Hour})
 	config = s.TLS(proxy.IMAP, proxy.Modern)
-	if got := servedTo(t, config, client("mail.example.org")); !got.Equal(certs[1]) {
+	if got := servedCertificate(t, config, clientConfig("mail.example.org")); !got.Equal(certs[1]) {
 		t.Error("another name's is shown, not the one that has expired")
 	}
 }
 
 func TestConfigureReplacesSources(t *testing.T) {
-	one, two := files(t), files(t)
-	write(t, one, order{names: []string{"one.example.org"}})
+	one, two := pairPaths(t), pairPaths(t)
+	writePair(t, one, certTemplate{names: []string{"one.example.org"}})
 	s, err := New(Config{Pairs: []Pair{one}})
 	if err != nil {
 		t.Fatal(err)
@@ -58,35 +58,35 @@ func TestConfigureReplacesSources(t *testing.T) {
 		t.Error("Configure with files that are not there: no error")
 	}
 	config := s.TLS(proxy.IMAP, proxy.Modern)
-	if got := servedTo(t, config, client("")).DNSNames[0]; got != "one.example.org" {
+	if got := servedCertificate(t, config, clientConfig("")).DNSNames[0]; got != "one.example.org" {
 		t.Errorf("after a mistake %s is shown", got)
 	}
-	write(t, two, order{names: []string{"two.example.org"}})
+	writePair(t, two, certTemplate{names: []string{"two.example.org"}})
 	if err := s.Configure(Config{Pairs: []Pair{two}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Configure(Config{Pairs: []Pair{two}, RefuseUnknown: true}); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := handshake(t, config, client("one.example.org")); err == nil {
+	if _, _, err := handshake(t, config, clientConfig("one.example.org")); err == nil {
 		t.Error("an unknown name is not refused after it was told so")
 	}
 	if err := s.Configure(Config{Pairs: []Pair{two}}); err != nil {
 		t.Fatal(err)
 	}
-	if got := servedTo(t, config, client("one.example.org")).DNSNames[0]; got != "two.example.org" {
+	if got := servedCertificate(t, config, clientConfig("one.example.org")).DNSNames[0]; got != "two.example.org" {
 		t.Errorf("after it was replaced %s is shown", got)
 	}
 }
 
 func TestNoQuestionOfACAIsOpen(t *testing.T) {
-	s, _ := store(t, order{names: []string{"mail.example.org"}})
+	s, _ := newStore(t, certTemplate{names: []string{"mail.example.org"}})
 	conn, _ := proxytest.Pipe(t)
 	hello := &tls.ClientHelloInfo{ServerName: "mail.example.org", SupportedProtos: []string{proxy.ACMETLS}, Conn: conn}
 	if cert, err := s.GetCertificate(hello); err == nil || cert != nil {
 		t.Errorf("without ACME a question by TLS-ALPN-01 gets %v, %v", cert, err)
 	}
-	s = managed(t, Config{ACME: &ACME{Names: []string{"mail.example.org"}}})
+	s = openStore(t, Config{ACME: &ACME{Names: []string{"mail.example.org"}}})
 	for _, name := range []string{"mail.example.org", "..", "../../x", ""} {
 		hello.ServerName = name
 		if cert, err := s.GetCertificate(hello); err == nil || cert != nil {
@@ -99,16 +99,16 @@ func TestNoQuestionOfACAIsOpen(t *testing.T) {
 	}
 }
 
-// aHello is what a client of today says.
-func aHello(name string) *tls.ClientHelloInfo {
+// newHello returns the ClientHello of a present-day client.
+func newHello(name string) *tls.ClientHelloInfo {
 	return &tls.ClientHelloInfo{
 		ServerName: name, SupportedVersions: []uint16{tls.VersionTLS13},
 		SignatureSchemes: []tls.SignatureScheme{tls.ECDSAWithP256AndSHA256}, SupportedCurves: []tls.CurveID{tls.X25519},
 	}
 }
 
-// crowd returns 1,000 certificates, each with 100 names.
-func crowd(b *testing.B) (certs []tls.Certificate) {
+// manyCertificates returns 1,000 certificates, each with 100 names.
+func manyCertificates(b *testing.B) (certs []tls.Certificate) {
 	b.Helper()
 	for i := range 1000 {
 		var names []string
@@ -116,7 +116,7 @@ func crowd(b *testing.B) (certs []tls.Certificate) {
 			names = append(names, fmt.Sprintf("n%d-%d.customer.example.org", i, j))
 		}
 		cert, _ := proxytest.Cert(b, names...)
-		if err := parse(&cert); err != nil {
+		if err := fillLeaf(&cert); err != nil {
 			b.Fatal(err)
 		}
 		certs = append(certs, cert)
@@ -126,33 +126,33 @@ func crowd(b *testing.B) (certs []tls.Certificate) {
 
 // BenchmarkGetCertificateOf100000 is for one of 100,000 names.
 func BenchmarkGetCertificateOf100000(b *testing.B) {
-	certs := crowd(b)
+	certs := manyCertificates(b)
 	b.Run("files", func(b *testing.B) {
-		var all []served
+		var all []servedCert
 		for i := range certs {
-			all = append(all, served{&certs[i], SourceFile})
+			all = append(all, servedCert{&certs[i], SourceFile})
 		}
 		s := new(Store)
 		s.current.Store(newSet(all, ""))
-		ask(b, s)
+		getCertificates(b, s)
 	})
 	b.Run("acme", func(b *testing.B) {
-		s := managed(b, Config{ACME: &ACME{Names: []string{"mail.example.org"}}})
+		s := openStore(b, Config{ACME: &ACME{Names: []string{"mail.example.org"}}})
 		m := s.acme.Load()
 		for _, cert := range certs {
 			if _, err := m.magic.CacheUnmanagedTLSCertificate(context.Background(), cert, nil); err != nil {
 				b.Fatal(err)
 			}
 		}
-		ask(b, s)
+		getCertificates(b, s)
 	})
 }
 
-func ask(b *testing.B, s *Store) {
+func getCertificates(b *testing.B, s *Store) {
 	b.Helper()
 	var hellos []*tls.ClientHelloInfo
 	for i := range 1000 {
-		hellos = append(hellos, aHello(fmt.Sprintf("n%d-%d.customer.example.org", i, i%100)))
+		hellos = append(hellos, newHello(fmt.Sprintf("n%d-%d.customer.example.org", i, i%100)))
 	}
 	b.ReportAllocs()
 	began, i := cpuTime(b), 0
@@ -166,8 +166,8 @@ func ask(b *testing.B, s *Store) {
 	}
 }
 
-// cpuTime is what this process has used: other than the clock, it does not go on
-// while others have the machine.
+// cpuTime returns the CPU time of this process: unlike the clock, it stands still
+// while others use the machine.
 func cpuTime(b *testing.B) time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
@@ -178,8 +178,8 @@ func cpuTime(b *testing.B) time.Duration {
 
 // Any client may send 64 KiB of labels in its first message.
 func TestEndlessNameIsNotLookedUp(t *testing.T) {
-	s := managed(t, Config{ACME: &ACME{Names: []string{"mail.example.org"}}})
-	hello := aHello(strings.Repeat("a.", 30_000) + "example.org")
+	s := openStore(t, Config{ACME: &ACME{Names: []string{"mail.example.org"}}})
+	hello := newHello(strings.Repeat("a.", 30_000) + "example.org")
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	if _, err := s.GetCertificate(hello); !errors.Is(err, errNone) {

@@ -9,25 +9,24 @@ import (
 	"time"
 )
 
-// The files of each name in a folder, as certbot calls them.
+// The files of each name in a folder, as certbot names them.
 const (
 	folderCert = "fullchain.pem"
 	folderKey  = "privkey.pem"
 )
 
-// settled is how long a folder must not have changed for its time to be
-// believed: file systems count in steps.
-const settled = 2 * time.Second
+// settleTime is how old the change of a folder must be for its modification time
+// to be trusted: file systems round it.
+const settleTime = 2 * time.Second
 
 // A folder holds a pair for each name, in a subfolder. There may be thousands.
 type folder struct {
 	path  string
-	info  os.FileInfo // when last listed; nil: list again
+	info  os.FileInfo // when last listed; nil: list it again
 	files []*file     // by path
 }
 
-// open reads all pairs. What is wrong with one of them is left for reload to
-// tell.
+// open reads all pairs. reload reports errors of single pairs.
 func (f *folder) open() error {
 	if _, err := f.list(true); err != nil {
 		return err
@@ -40,15 +39,14 @@ func (f *folder) open() error {
 	return nil
 }
 
-// reload reads again what has changed, and returns the certificates that are
-// new, and whether there are some less. It costs a look at each certificate, and
-// at the key of those that changed; the folder itself is listed only when it has
-// changed.
-func (f *folder) reload() (renewed []*tls.Certificate, less bool, err error) {
-	less, err = f.list(false)
+// reload reads changed pairs. It returns the new certificates, and whether pairs
+// were removed. It stats each certificate, and the keys of those that changed;
+// the folder is listed only when it has changed.
+func (f *folder) reload() (renewed []*tls.Certificate, removed bool, err error) {
+	removed, err = f.list(false)
 	errs := []error{err}
 	for _, pair := range f.files {
-		if !pair.bad && same(stat(pair.pair.Cert), pair.certInfo) {
+		if !pair.failed && sameFile(statFile(pair.pair.Cert), pair.certInfo) {
 			continue
 		}
 		cert, err := pair.reload(false)
@@ -57,19 +55,19 @@ func (f *folder) reload() (renewed []*tls.Certificate, less bool, err error) {
 		}
 		errs = append(errs, err)
 	}
-	return renewed, less, errors.Join(errs...)
+	return renewed, removed, errors.Join(errs...)
 }
 
-// list brings files up to date with the subfolders, and reports whether some
-// are gone. Subfolders without a certificate, such as those not yet filled, are
-// looked at again each time. That all are gone is believed only when told to
-// look: more likely what was mounted there is away.
-func (f *folder) list(must bool) (less bool, err error) {
+// list updates files from the subfolders, and reports whether pairs were removed.
+// Subfolders without a certificate, such as those not yet filled, are looked at
+// again each time. That all pairs are gone is believed only with force: the file
+// system is probably not mounted.
+func (f *folder) list(force bool) (removed bool, err error) {
 	info, err := os.Stat(f.path)
 	if err != nil {
 		return false, fmt.Errorf("folder of certificates: %w", err)
 	}
-	if f.info != nil && same(info, f.info) {
+	if f.info != nil && sameFile(info, f.info) {
 		return false, nil
 	}
 	entries, err := os.ReadDir(f.path)
@@ -86,7 +84,7 @@ func (f *folder) list(must bool) (less bool, err error) {
 		cert := filepath.Join(f.path, e.Name(), folderCert)
 		one := known[cert]
 		if one == nil {
-			if stat(cert) == nil {
+			if statFile(cert) == nil {
 				complete = complete && !e.IsDir()
 				continue
 			}
@@ -96,10 +94,10 @@ func (f *folder) list(must bool) (less bool, err error) {
 		files = append(files, one)
 	}
 	f.info = nil
-	if complete && time.Since(info.ModTime()) > settled {
+	if complete && time.Since(info.ModTime()) > settleTime {
 		f.info = info
 	}
-	if len(files) == 0 && len(f.files) > 0 && !must {
+	if len(files) == 0 && len(f.files) > 0 && !force {
 		return false, fmt.Errorf("folder of certificates: %s has none any more", f.path)
 	}
 	f.files = files

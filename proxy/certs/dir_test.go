@@ -11,7 +11,7 @@ import (
 	"postern/proxy"
 )
 
-// subfolder makes the folder of a name, as certbot has it.
+// subfolder makes the folder of a name as certbot does.
 func subfolder(t testing.TB, live, name string) Pair {
 	t.Helper()
 	dir := filepath.Join(live, name)
@@ -24,11 +24,11 @@ func subfolder(t testing.TB, live, name string) Pair {
 // Criterion: of a folder of certificates, each name is served, new and renewed ones too, and what is wrong with one harms no other.
 func TestFolderHasAPairForEachName(t *testing.T) {
 	live := t.TempDir()
-	write(t, subfolder(t, live, "a"), order{names: []string{"a.example.org"}})
+	writePair(t, subfolder(t, live, "a"), certTemplate{names: []string{"a.example.org"}})
 	gone := subfolder(t, live, "gone")
-	write(t, gone, order{names: []string{"gone.example.org"}})
+	writePair(t, gone, certTemplate{names: []string{"gone.example.org"}})
 	bad := subfolder(t, live, "bad")
-	write(t, bad, order{names: []string{"bad.example.org"}})
+	writePair(t, bad, certTemplate{names: []string{"bad.example.org"}})
 	writeKey(t, bad.Key, newKey(t, false))
 	subfolder(t, live, "empty")
 	if err := os.WriteFile(filepath.Join(live, "README"), []byte("certbot's"), 0o600); err != nil {
@@ -41,7 +41,7 @@ func TestFolderHasAPairForEachName(t *testing.T) {
 	config := s.TLS(proxy.IMAP, proxy.Modern)
 	shown := func(name string) string {
 		t.Helper()
-		return servedTo(t, config, client(name)).DNSNames[0]
+		return servedCertificate(t, config, clientConfig(name)).DNSNames[0]
 	}
 	if got := shown("a.example.org"); got != "a.example.org" {
 		t.Errorf("a.example.org is shown the certificate of %s", got)
@@ -53,7 +53,7 @@ func TestFolderHasAPairForEachName(t *testing.T) {
 		t.Errorf("the second look says again: %v", err)
 	}
 
-	write(t, subfolder(t, live, "b"), order{names: []string{"b.example.org"}})
+	writePair(t, subfolder(t, live, "b"), certTemplate{names: []string{"b.example.org"}})
 	writeKey(t, bad.Key, newKey(t, false)) // still not the certificate's
 	if renewed, err := s.reload(); len(renewed) != 1 || err == nil {
 		t.Errorf("after a new one, and a key that is still wrong: %d new, %v", len(renewed), err)
@@ -74,8 +74,8 @@ func TestFolderHasAPairForEachName(t *testing.T) {
 	if got := shown("b.example.org"); got != "b.example.org" {
 		t.Errorf("b.example.org, whose key is half written, is shown the certificate of %s", got)
 	}
-	write(t, b, order{names: []string{"b.example.org"}})
-	write(t, bad, order{names: []string{"bad.example.org"}})
+	writePair(t, b, certTemplate{names: []string{"b.example.org"}})
+	writePair(t, bad, certTemplate{names: []string{"bad.example.org"}})
 	if err := os.RemoveAll(filepath.Dir(gone.Cert)); err != nil {
 		t.Fatal(err)
 	}
@@ -93,13 +93,13 @@ func TestFolderHasAPairForEachName(t *testing.T) {
 func TestCertificateThatComesBeforeItsKeyIsServedInTheEnd(t *testing.T) {
 	live := t.TempDir()
 	p := subfolder(t, live, "a")
-	write(t, p, order{names: []string{"a.example.org"}})
+	writePair(t, p, certTemplate{names: []string{"a.example.org"}})
 	s, err := New(Config{Folders: []string{live}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	later := subfolder(t, t.TempDir(), "a")
-	want := write(t, later, order{names: []string{"a.example.org"}})
+	want := writePair(t, later, certTemplate{names: []string{"a.example.org"}})
 	if err := os.Rename(later.Cert, p.Cert); err != nil {
 		t.Fatal(err)
 	}
@@ -112,14 +112,14 @@ func TestCertificateThatComesBeforeItsKeyIsServedInTheEnd(t *testing.T) {
 	if _, err := s.reload(); err != nil {
 		t.Error(err)
 	}
-	if got := servedTo(t, s.TLS(proxy.IMAP, proxy.Modern), client("a.example.org")); !got.Equal(want) {
+	if got := servedCertificate(t, s.TLS(proxy.IMAP, proxy.Modern), clientConfig("a.example.org")); !got.Equal(want) {
 		t.Error("the renewed certificate is not served")
 	}
 }
 
 func TestFolderThatIsEmptiedKeepsItsCertificates(t *testing.T) {
 	live := filepath.Join(t.TempDir(), "live")
-	write(t, subfolder(t, live, "a"), order{names: []string{"a.example.org"}})
+	writePair(t, subfolder(t, live, "a"), certTemplate{names: []string{"a.example.org"}})
 	s, err := New(Config{Folders: []string{live}})
 	if err != nil {
 		t.Fatal(err)
@@ -168,8 +168,8 @@ func TestFolderThatCannotBeReadIsAMistake(t *testing.T) {
 
 func TestExpiryOfAFolderIsThatOfTheWorst(t *testing.T) {
 	live := t.TempDir()
-	write(t, subfolder(t, live, "a"), order{names: []string{"a.example.org"}})
-	worst := write(t, subfolder(t, live, "b"), order{names: []string{"b.example.org"}, ended: -1e9})
+	writePair(t, subfolder(t, live, "a"), certTemplate{names: []string{"a.example.org"}})
+	worst := writePair(t, subfolder(t, live, "b"), certTemplate{names: []string{"b.example.org"}, ended: -1e9})
 	s, err := New(Config{Folders: []string{live}})
 	if err != nil {
 		t.Fatal(err)
@@ -180,7 +180,7 @@ func TestExpiryOfAFolderIsThatOfTheWorst(t *testing.T) {
 	}
 }
 
-// BenchmarkFolderLook is a look at 5,000 names of which none has changed.
+// BenchmarkFolderLook measures a look at 5,000 names of which none has changed.
 func BenchmarkFolderLook(b *testing.B) {
 	live := b.TempDir()
 	f := &folder{path: live}
@@ -196,7 +196,7 @@ func BenchmarkFolderLook(b *testing.B) {
 	for _, pair := range f.files {
 		pair.changed()
 	}
-	f.info = stat(live) // as when the folder is older than it is here
+	f.info = statFile(live) // as when the folder is older than it is here
 	for b.Loop() {
 		if _, _, err := f.reload(); err != nil {
 			b.Fatal(err)

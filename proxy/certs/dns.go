@@ -10,18 +10,18 @@ import (
 	"go.uber.org/zap"
 )
 
-// DNS is a server that takes the records of DNS01 by RFC 2136, signed (TSIG).
+// DNS is a DNS server that accepts the records of DNS01 by RFC 2136, signed with
+// TSIG.
 type DNS struct {
 	Server string // "host:port" of the zone's primary server
 
-	// Key is a file with the key: as BIND's tsig-keygen writes it, or the
-	// secret alone in base64, with KeyName and Algorithm.
+	// Key is a file with the key: as written by BIND's tsig-keygen, or the secret
+	// alone in base64, with KeyName and Algorithm.
 	Key       string
 	KeyName   string
 	Algorithm string // hmac-sha256, ...
 
-	// Delay is how long the other servers of the zone take to learn of a
-	// record that Server has.
+	// Delay is how long the zone's other servers take to get a record from Server.
 	Delay time.Duration
 }
 
@@ -32,8 +32,8 @@ var (
 	bindSecret    = regexp.MustCompile(`secret\s+"?([^";\s]+)`)
 )
 
-// solver asks the server itself for the zone of a name and whether it has the
-// record: nobody else has to know the zone.
+// solver asks Server itself for the zone of a name and for the record: no other
+// resolver has to know the zone.
 func (d DNS) solver(logger *zap.Logger) (*certmagic.DNS01Solver, error) {
 	p, err := d.provider()
 	if err != nil {

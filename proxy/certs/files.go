@@ -11,10 +11,11 @@ import (
 	"time"
 )
 
-// A Pair names two PEM files: a certificate with its chain, and its key.
+// A Pair is the paths of two PEM files: a certificate with its chain, and its
+// key.
 type Pair struct{ Cert, Key string }
 
-// load reads what c names. What is known keeps what was read of it before.
+// load reads the files of c. A known file keeps its state.
 func (s *Store) load(c Config) (files []*file, folders []*folder, err error) {
 	var errs []error
 	for _, p := range c.Pairs {
@@ -40,9 +41,9 @@ func (s *Store) load(c Config) (files []*file, folders []*folder, err error) {
 	return files, folders, errors.Join(errs...)
 }
 
-// Watch looks for changed files, each time that every has passed, and reloads
-// those. One that cannot be used leaves what was loaded before. Sessions that
-// are open go on. It returns when ctx ends.
+// Watch looks for changed files in intervals of every and reloads them, until ctx
+// ends. If a file cannot be used, the previous certificate stays. Open sessions
+// go on.
 func (s *Store) Watch(ctx context.Context, every time.Duration, log *slog.Logger) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -62,8 +63,7 @@ func (s *Store) Watch(ctx context.Context, every time.Duration, log *slog.Logger
 	}
 }
 
-// reload reads the files that changed, and returns the certificates that are
-// new.
+// reload reads the changed files and returns the new certificates.
 func (s *Store) reload() (renewed []*tls.Certificate, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,8 +77,8 @@ func (s *Store) reload() (renewed []*tls.Certificate, err error) {
 		errs = append(errs, err)
 	}
 	for _, f := range s.folders {
-		certs, less, err := f.reload()
-		renewed, gone = append(renewed, certs...), gone || less
+		certs, removed, err := f.reload()
+		renewed, gone = append(renewed, certs...), gone || removed
 		errs = append(errs, err)
 	}
 	if len(renewed) > 0 || gone {
@@ -87,18 +87,18 @@ func (s *Store) reload() (renewed []*tls.Certificate, err error) {
 	return renewed, errors.Join(errs...)
 }
 
-// publish makes what was read what is served.
+// publish makes the loaded certificates the current set.
 func (s *Store) publish() {
-	var certs []served
+	var certs []servedCert
 	for _, f := range s.files {
 		if f.cert != nil {
-			certs = append(certs, served{f.cert, SourceFile})
+			certs = append(certs, servedCert{f.cert, SourceFile})
 		}
 	}
 	for _, folder := range s.folders {
 		for _, f := range folder.files {
 			if f.cert != nil {
-				certs = append(certs, served{f.cert, SourceFolder})
+				certs = append(certs, servedCert{f.cert, SourceFolder})
 			}
 		}
 	}
@@ -107,27 +107,27 @@ func (s *Store) publish() {
 	s.current.Store(next)
 }
 
-// A file is a Pair and what was read of it.
+// A file is a Pair and its certificate.
 type file struct {
 	pair              Pair
-	cert              *tls.Certificate // nil: never read successfully
+	cert              *tls.Certificate // nil: never loaded
 	certInfo, keyInfo os.FileInfo      // when last read
-	bad               bool             // what was last read could not be used
+	failed            bool             // the last read failed
 }
 
-// reload reads the pair again, if it has changed or has to be, and returns the
-// certificate if it is a new one. One that could not be used is read each time,
-// for a new owner or mode is no change that can be seen; what is wrong is said
+// reload reads the pair if it has changed or force is set, and returns the
+// certificate if it is a new one. A pair that could not be used is read each
+// time, because a change of owner or mode is not seen; its error is returned
 // once.
-func (f *file) reload(must bool) (*tls.Certificate, error) {
-	told := !f.changed() && !must
-	if told && !f.bad {
+func (f *file) reload(force bool) (*tls.Certificate, error) {
+	unchanged := !f.changed() && !force
+	if unchanged && !f.failed {
 		return nil, nil
 	}
 	cert, err := f.load()
-	f.bad = err != nil
+	f.failed = err != nil
 	if err != nil {
-		if told {
+		if unchanged {
 			err = nil
 		}
 		return nil, err
@@ -140,18 +140,18 @@ func (f *file) reload(must bool) (*tls.Certificate, error) {
 	return cert, nil
 }
 
-// changed reports whether there is something to read. What changes while it is
-// read is read again the next time.
+// changed reports whether the pair has changed since the last call. A change
+// during a read is found by the next call.
 func (f *file) changed() bool {
-	cert, key := stat(f.pair.Cert), stat(f.pair.Key)
-	changed := !same(cert, f.certInfo) || !same(key, f.keyInfo)
+	cert, key := statFile(f.pair.Cert), statFile(f.pair.Key)
+	changed := !sameFile(cert, f.certInfo) || !sameFile(key, f.keyInfo)
 	f.certInfo, f.keyInfo = cert, key
 	return changed
 }
 
-// load reads and checks the pair. That the key belongs to the certificate is
-// checked by X509KeyPair. An expired certificate is better than none, but not
-// better than the one before it.
+// load reads and checks the pair. X509KeyPair checks that the key belongs to the
+// certificate. An expired certificate is better than none, but not better than
+// the previous one.
 func (f *file) load() (*tls.Certificate, error) {
 	certPEM, err := os.ReadFile(f.pair.Cert)
 	if err != nil {
@@ -163,7 +163,7 @@ func (f *file) load() (*tls.Certificate, error) {
 	}
 	cert, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err == nil {
-		err = parse(&cert)
+		err = fillLeaf(&cert)
 	}
 	if err == nil && f.cert != nil && time.Now().After(cert.Leaf.NotAfter) && cert.Leaf.NotAfter.Before(f.cert.Leaf.NotAfter) {
 		err = fmt.Errorf("expired on %s", cert.Leaf.NotAfter.Format(time.DateOnly))
@@ -174,9 +174,9 @@ func (f *file) load() (*tls.Certificate, error) {
 	return &cert, nil
 }
 
-// stat returns what tells one content of a file from another without reading
-// it, nil if there is no file. It is of the file that a link points to.
-func stat(path string) os.FileInfo {
+// statFile returns the state of the file at path, following links, or nil if
+// there is none.
+func statFile(path string) os.FileInfo {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil
@@ -184,7 +184,9 @@ func stat(path string) os.FileInfo {
 	return info
 }
 
-func same(a, b os.FileInfo) bool {
+// sameFile reports whether a and b describe the same content, as far as this is
+// known without reading it. No file equals no file.
+func sameFile(a, b os.FileInfo) bool {
 	if a == nil || b == nil {
 		return a == b
 	}

@@ -12,23 +12,23 @@ import (
 	"github.com/mholt/acmez/v3/acme"
 )
 
-// A Listed is a name and the certificate that it has. One that ACME has not got
-// yet has neither issuer nor times.
-type Listed struct {
+// An Entry is a name and its certificate. A name that ACME has no certificate for
+// has neither issuer nor times.
+type Entry struct {
 	Name      string    `json:"name"`
-	Source    string    `json:"source"` // Source...
+	Source    string    `json:"source"` // SourceFile, ...
 	Issuer    string    `json:"issuer,omitempty"`
 	NotBefore time.Time `json:"not_before,omitzero"`
 	NotAfter  time.Time `json:"not_after,omitzero"`
-	Renewal   time.Time `json:"renewal,omitzero"` // when ACME renews it; of files, nobody here does
+	Renewal   time.Time `json:"renewal,omitzero"` // when ACME renews it; files are renewed elsewhere
 }
 
-// List returns all names that have a certificate, or are to have one, in order.
-// Without Run, names on demand are those that Preload has loaded.
-func (s *Store) List(ctx context.Context) []Listed {
-	var all []Listed
+// List returns all names that have a certificate, or shall have one, in order.
+// Without Run, the names on demand are those that Preload has loaded.
+func (s *Store) List(ctx context.Context) []Entry {
+	var all []Entry
 	add := func(name, source string, leaf *x509.Certificate) {
-		all = append(all, Listed{name, source, issuer(leaf), leaf.NotBefore, leaf.NotAfter, time.Time{}})
+		all = append(all, Entry{name, source, issuer(leaf), leaf.NotBefore, leaf.NotAfter, time.Time{}})
 	}
 	for _, c := range s.current.Load().certs {
 		for _, name := range names(c.Leaf) {
@@ -36,13 +36,13 @@ func (s *Store) List(ctx context.Context) []Listed {
 		}
 	}
 	all = append(all, s.acme.Load().list(ctx)...)
-	slices.SortStableFunc(all, func(a, b Listed) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortStableFunc(all, func(a, b Entry) int { return cmp.Compare(a.Name, b.Name) })
 	return all
 }
 
-// Preload loads what was got on demand before, as Run does.
+// Preload loads the certificates obtained on demand earlier, as Run does.
 func (s *Store) Preload(ctx context.Context) {
-	if m := s.acme.Load(); m != nil && m.demand != nil {
+	if m := s.acme.Load(); m != nil && m.onDemand != nil {
 		m.preload(ctx)
 	}
 }
@@ -51,21 +51,21 @@ func issuer(leaf *x509.Certificate) string {
 	return cmp.Or(leaf.Issuer.CommonName, leaf.Issuer.String())
 }
 
-func (m *manager) list(ctx context.Context) (all []Listed) {
+func (m *manager) list(ctx context.Context) (all []Entry) {
 	if m == nil {
 		return nil
 	}
 	for _, name := range m.config.Names {
-		all = append(all, m.listed(ctx, name, SourceACME))
+		all = append(all, m.entry(ctx, name, SourceACME))
 	}
-	for _, name := range m.demand.names() {
-		all = append(all, m.listed(ctx, name, SourceOnDemand))
+	for _, name := range m.onDemand.names() {
+		all = append(all, m.entry(ctx, name, SourceOnDemand))
 	}
 	return all
 }
 
-func (m *manager) listed(ctx context.Context, name, source string) Listed {
-	l := Listed{Name: name, Source: source}
+func (m *manager) entry(ctx context.Context, name, source string) Entry {
+	l := Entry{Name: name, Source: source}
 	for _, cert := range m.matching(name) {
 		if !slices.Contains(names(cert.Leaf), name) {
 			continue
@@ -73,7 +73,7 @@ func (m *manager) listed(ctx context.Context, name, source string) Listed {
 		l.Issuer, l.NotBefore, l.NotAfter = issuer(cert.Leaf), cert.Leaf.NotBefore, cert.Leaf.NotAfter
 		life := l.NotAfter.Sub(l.NotBefore)
 		l.Renewal = l.NotAfter.Add(-time.Duration(float64(life) * certmagic.DefaultRenewalWindowRatio))
-		if t := m.suggested(ctx, name); !t.IsZero() && t.Before(l.Renewal) {
+		if t := m.suggestedRenewal(ctx, name); !t.IsZero() && t.Before(l.Renewal) {
 			l.Renewal = t
 		}
 		break
@@ -81,9 +81,9 @@ func (m *manager) listed(ctx context.Context, name, source string) Listed {
 	return l
 }
 
-// suggested returns when the CA wants the certificate renewed (RFC 9773); zero
-// if it has not said so.
-func (m *manager) suggested(ctx context.Context, name string) time.Time {
+// suggestedRenewal returns when the CA wants the certificate renewed (RFC 9773),
+// or zero.
+func (m *manager) suggestedRenewal(ctx context.Context, name string) time.Time {
 	b, err := m.magic.Storage.Load(ctx, certmagic.StorageKeys.SiteMeta(m.issuer.IssuerKey(), name))
 	if err != nil {
 		return time.Time{}

@@ -15,17 +15,18 @@ import (
 	"sync/atomic"
 )
 
+// The limits of a names file.
 const (
 	// maxNamesFile bounds a file of names, in octets.
 	maxNamesFile = 256 << 20
 	// maxNameLine bounds its lines.
 	maxNameLine = 1024
-	// mostName is the length of the longest name that the DNS can have.
-	mostName = 253
+	// maxName is the length of the longest name in the DNS.
+	maxName = 253
 )
 
 // A nameFile is a file with the names that may have certificates. A nil one has
-// none.
+// no names.
 type nameFile struct {
 	path     string
 	prefixes []string
@@ -38,13 +39,13 @@ type nameList struct {
 	parents map[string]struct{} // of *.parent
 }
 
-// reload reads the file again if it has changed.
+// reload reads the file if it has changed.
 func (f *nameFile) reload() (changed bool, err error) {
 	if f == nil {
 		return false, nil
 	}
-	info := stat(f.path)
-	if info != nil && same(info, f.info) {
+	info := statFile(f.path)
+	if info != nil && sameFile(info, f.info) {
 		return false, nil
 	}
 	list, err := readNames(f.path)
@@ -56,7 +57,7 @@ func (f *nameFile) reload() (changed bool, err error) {
 	return true, nil
 }
 
-// has reports whether name may have a certificate. It is in lower case.
+// has reports whether name, in lower case, may have a certificate.
 func (f *nameFile) has(name string) bool {
 	if f == nil {
 		return false
@@ -82,8 +83,8 @@ func readNames(path string) (*nameList, error) {
 	return list, nil
 }
 
-// parseNames reads a name a line. What follows # is a comment. An error begins
-// with the line.
+// parseNames reads one name a line. A # starts a comment. An error begins with
+// the line number.
 func parseNames(r io.Reader) (*nameList, error) {
 	list := &nameList{exact: map[string]struct{}{}, parents: map[string]struct{}{}}
 	lines := bufio.NewScanner(io.LimitReader(r, maxNamesFile))
@@ -110,11 +111,11 @@ func parseNames(r io.Reader) (*nameList, error) {
 	return list, nil
 }
 
-// isHostname says whether s is a DNS name that a CA could know, in lower or
-// upper case.
+// isHostname reports whether s is a DNS name that a public CA may certify, in
+// lower or upper case.
 func isHostname(s string) bool {
 	const mostLabel = 63
-	if len(s) > mostName || !strings.Contains(s, ".") {
+	if len(s) > maxName || !strings.Contains(s, ".") {
 		return false
 	}
 	label := ""
@@ -128,11 +129,11 @@ func isHostname(s string) bool {
 			}
 		}
 	}
-	return strings.Trim(label, "0123456789") != "" // or it is an IP address
+	return strings.Trim(label, "0123456789") != "" // else an IP address
 }
 
-// pointsHere returns an error unless the DNS has for name addresses out of own,
-// and no others: the CA may ask at any of them. Without own, nobody looks.
+// pointsHere returns an error unless all addresses of name in the DNS are in own:
+// the CA may connect to any of them. Without own, the DNS is not checked.
 func (m *manager) pointsHere(ctx context.Context, name string, own []netip.Addr) error {
 	if len(own) == 0 {
 		return nil
@@ -141,10 +142,10 @@ func (m *manager) pointsHere(ctx context.Context, name string, own []netip.Addr)
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", name, err)
 	}
-	return allOf(name, found, own)
+	return checkAddresses(name, found, own)
 }
 
-func allOf(name string, found, own []netip.Addr) error {
+func checkAddresses(name string, found, own []netip.Addr) error {
 	if len(found) == 0 {
 		return errors.New("the DNS has no address of " + name)
 	}

@@ -23,7 +23,7 @@ const (
 	ObtainSkipped  = "skipped" // the DNS points elsewhere
 )
 
-// A Progress is told for each name.
+// A Progress is the result for one name.
 type Progress struct {
 	Name      string
 	Result    string
@@ -31,19 +31,19 @@ type Progress struct {
 	Done, All int   // names
 }
 
-// An Obtaining gets certificates before clients ask for them, to the storage
-// that a Postern loads them from on demand. What was got is not got again, so
-// that it may be ended and begun anew at any time.
-type Obtaining struct {
+// A BatchOrder obtains certificates before clients ask for them, into the storage
+// from which a Postern loads them on demand. Names in the storage are not ordered
+// again, so it may be interrupted and run again at any time.
+type BatchOrder struct {
 	Names     []string
-	PerHour   int          // orders, spread evenly
-	Addresses []netip.Addr // names whose DNS has others are skipped; none: nobody looks
-	Tell      func(Progress)
+	PerHour   int            // orders, evenly spread
+	Addresses []netip.Addr   // as OnDemand.Addresses: names that point elsewhere are skipped
+	Report    func(Progress) // called for each name
 }
 
-// Run gets the certificates by a, until all names were tried, ctx ends, or the
-// CA wants no more orders for now.
-func (o *Obtaining) Run(ctx context.Context, a ACME, log *slog.Logger) error {
+// Run obtains the certificates by a, until all names were tried, ctx ends, or the
+// CA accepts no more orders for now.
+func (o *BatchOrder) Run(ctx context.Context, a ACME, log *slog.Logger) error {
 	a.Names, a.OnDemand = nil, nil
 	m, err := newManager(a, log, proxy.Observers{})
 	if err != nil {
@@ -55,7 +55,7 @@ func (o *Obtaining) Run(ctx context.Context, a ACME, log *slog.Logger) error {
 	ordered := false
 	for i, name := range o.Names {
 		p := Progress{Name: name, Done: i + 1, All: len(o.Names)}
-		p.Result, p.Err = o.look(ctx, m, name)
+		p.Result, p.Err = o.check(ctx, m, name)
 		if p.Result == "" {
 			if ordered && wait(ctx, pace.C) != nil {
 				return ctx.Err()
@@ -66,7 +66,7 @@ func (o *Obtaining) Run(ctx context.Context, a ACME, log *slog.Logger) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		o.Tell(p)
+		o.Report(p)
 		if problem, ok := errors.AsType[acme.Problem](p.Err); ok && problem.Type == acme.ProblemTypeRateLimited {
 			return fmt.Errorf("the CA wants no more orders for now, begin again later: %w", p.Err)
 		}
@@ -74,8 +74,8 @@ func (o *Obtaining) Run(ctx context.Context, a ACME, log *slog.Logger) error {
 	return nil
 }
 
-// look says what there is to know without the CA; nothing: an order is due.
-func (o *Obtaining) look(ctx context.Context, m *manager, name string) (result string, err error) {
+// check returns the result if none has to be ordered, else "".
+func (o *BatchOrder) check(ctx context.Context, m *manager, name string) (result string, err error) {
 	if m.stored(ctx, name) {
 		return ObtainedBefore, nil
 	}
@@ -85,8 +85,8 @@ func (o *Obtaining) look(ctx context.Context, m *manager, name string) (result s
 	return "", nil
 }
 
-func (o *Obtaining) order(ctx context.Context, m *manager, name string) (result string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, issueTime)
+func (o *BatchOrder) order(ctx context.Context, m *manager, name string) (result string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
 	if err := m.magic.ObtainCertSync(ctx, name); err != nil {
 		return ObtainedNot, err
@@ -104,7 +104,7 @@ func wait(ctx context.Context, c <-chan time.Time) error {
 }
 
 // ReadNames returns the names of the file at path, each also with the prefixes,
-// in order. What *. stands for is not known, so these are not among them.
+// in order. Names that match a *. line are not known and not returned.
 func ReadNames(path string, prefixes []string) ([]string, error) {
 	list, err := readNames(path)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -19,87 +20,87 @@ import (
 	"postern/proxy"
 )
 
-// OnDemand says for which names a certificate is got when a client first asks
-// for one of them: those that NamesFile has or Ask allows, and no other.
+// OnDemand says for which names a certificate is obtained when a client first
+// asks for one of them: those that NamesFile lists or Ask allows.
 type OnDemand struct {
 	NamesFile string   // a name or *.name a line; read again when it changes; "": none
-	Prefixes  []string // labels, such as imap, that may stand before a name of NamesFile
-	Ask       string   // an HTTP URL that is asked with ?domain=NAME: 200 is yes, another 2xx to 4xx no; "": nobody
-	PerHour   int      // certificates got at most, renewals aside
+	Prefixes  []string // labels, such as imap, that may precede a name of NamesFile
+	Ask       string   // an HTTP URL that is requested with ?domain=NAME: 200 allows, any other status below 500 denies; "": none
+	PerHour   int      // new certificates, without renewals
 
-	// Addresses are ours as the world sees them: for a name whose DNS has
-	// others, nothing is got, because the CA would not find us. None: nobody
-	// looks.
+	// Addresses are the public addresses of this machine. For a name whose DNS has
+	// others no certificate is ordered, because the CA would not reach Postern.
+	// None: the DNS is not checked.
 	Addresses []netip.Addr
 }
 
+// The limits of certificates on demand.
 const (
-	// patience is how long a ClientHello waits at most.
-	patience = 7 * time.Second
-	// askTime is how long an answer of OnDemand.Ask may take.
-	askTime = 4 * time.Second
-	// issueTime is how long it may take to get a certificate.
-	issueTime = 5 * time.Minute
-	// namesEvery is when the names file is looked at again.
-	namesEvery = 2 * time.Second
+	// handshakeWait is how long a ClientHello waits at most.
+	handshakeWait = 7 * time.Second
+	// askTimeout is the time limit of a request to OnDemand.Ask.
+	askTimeout = 4 * time.Second
+	// issueTimeout is the time limit of obtaining a certificate.
+	issueTimeout = 5 * time.Minute
+	// namesInterval is how often the names file is checked for a change.
+	namesInterval = 2 * time.Second
 
-	// After a failure nothing is tried for a name for a while, doubled with
-	// each failure. Let's Encrypt allows 5 in an hour for each name.
-	firstPause, lastPause = 15 * time.Minute, 24 * time.Hour
-	// A no is remembered, and so are names that there was no time for.
-	refusedPause, limitedPause = time.Minute, 10 * time.Second
-	// maxPauses bounds what is remembered.
-	maxPauses = 10_000
+	// After a failure nothing is tried for a name for some time, which doubles with
+	// each failure. Let's Encrypt allows 5 failures per hour and name.
+	firstBackoff, maxBackoff = 15 * time.Minute, 24 * time.Hour
+	// A refusal is kept for some time, and so is a name that was over a limit.
+	refusedBackoff, limitedBackoff = time.Minute, 10 * time.Second
+	// maxBackoffs bounds the names with a backoff.
+	maxBackoffs = 10_000
 
-	questions, questionsPer = 20, time.Second
-	// maxJobs bounds the names that something is done for at once: each may
-	// wait for a customer's own DNS.
+	maxQuestions, questionsWindow = 20, time.Second
+	// maxJobs bounds the orders in progress: each may wait for a customer's DNS.
 	maxJobs = 256
 )
 
 var errLimited = errors.New("more than per_hour certificates on demand")
 
-// A demand is what clients ask for. A nil one is for nothing.
-type demand struct {
+// An onDemand gets certificates when clients ask for them. A nil one gets none.
+type onDemand struct {
 	config  OnDemand
 	allowed *nameFile
 	client  *http.Client
 	jobs    chan func(context.Context)
-	loaded  atomic.Bool // all that was got before
+	loaded  atomic.Bool // preload is done
 
-	mu        sync.Mutex
-	pending   map[string]*wish
-	pauses    map[string]pause
-	held      map[string]struct{} // names that were got, and loaded
-	orders    window
-	questions window
-	warnings  window // of a hook that does not answer
+	mu          sync.Mutex
+	pending     map[string]*order
+	backoffs    map[string]backoff
+	issuedNames map[string]struct{} // names with a certificate that is loaded
+	issued      window
+	questions   window
+	warnings    window // about a hook without an answer
 }
 
-// A wish is a name whose certificate is on its way.
-type wish struct {
+// An order is a name whose certificate is being obtained.
+type order struct {
 	done    chan struct{}
 	allowed atomic.Bool
 }
 
-// A pause is how long nothing is tried for a name.
-type pause struct {
+// A backoff is the time in which nothing is tried for a name.
+type backoff struct {
 	until   time.Time
 	length  time.Duration
 	allowed bool
 }
 
-func newDemand(c *OnDemand) (*demand, error) {
+func newOnDemand(c *OnDemand) (*onDemand, error) {
 	if c == nil {
 		return nil, nil
 	}
-	d := &demand{
-		config: *c, client: &http.Client{Timeout: askTime},
+	d := &onDemand{
+		config: *c, client: &http.Client{Timeout: askTimeout},
 		jobs:    make(chan func(context.Context), maxJobs),
-		pending: make(map[string]*wish), pauses: make(map[string]pause), held: make(map[string]struct{}),
-		orders:    window{most: c.PerHour, length: time.Hour},
-		questions: window{most: questions, length: questionsPer},
-		warnings:  window{most: 1, length: time.Minute},
+		pending: make(map[string]*order), backoffs: make(map[string]backoff), issuedNames: make(map[string]struct{}),
+		issued:    window{limit: c.PerHour, length: time.Hour},
+		questions: window{limit: maxQuestions, length: questionsWindow},
+		warnings:  window{limit: 1, length: time.Minute},
 	}
 	d.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	if c.NamesFile != "" {
@@ -111,159 +112,178 @@ func newDemand(c *OnDemand) (*demand, error) {
 	return d, nil
 }
 
-// onDemand asks for a certificate for name, waits for it, but not for long, and
-// reports whether name is allowed to have one. Those that are got without being
-// asked for are.
-func (m *manager) onDemand(ctx context.Context, name string) bool {
+// obtainOnDemand orders a certificate for name, waits at most handshakeWait for
+// it, and reports whether name is allowed. Names in the configuration are
+// allowed.
+func (m *manager) obtainOnDemand(ctx context.Context, name string) bool {
 	switch {
 	case m == nil:
 		return false
 	case slices.Contains(m.config.Names, name):
 		return true
-	case m.demand == nil || !isHostname(name):
+	case m.onDemand == nil || !isHostname(name):
 		return false
 	}
-	w, allowed := m.wish(ctx, name)
-	if w == nil {
+	o, allowed := m.order(ctx, name)
+	if o == nil {
 		return allowed
 	}
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(handshakeWait)
 	defer timer.Stop()
 	select {
-	case <-w.done:
+	case <-o.done:
 	case <-timer.C:
 	case <-ctx.Done():
 	}
-	return w.allowed.Load()
+	return o.allowed.Load()
 }
 
-// wish returns what is under way for name, having begun it if it may be begun
-// now; else whether name is allowed.
-func (m *manager) wish(ctx context.Context, name string) (w *wish, allowed bool) {
-	d := m.demand
+// order returns the order in progress for name, and begins one if that is
+// possible now. If it is not, order reports whether name is allowed.
+func (m *manager) order(ctx context.Context, name string) (o *order, allowed bool) {
+	d := m.onDemand
 	listed := d.allowed.has(name) || d.config.Ask != "" && !d.loaded.Load() && m.stored(ctx, name)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if w := d.pending[name]; w != nil {
-		return w, false
+	if o := d.pending[name]; o != nil {
+		return o, false
 	}
 	now := time.Now()
-	if p, ok := d.pauses[name]; ok && now.Before(p.until) {
-		return nil, p.allowed
+	if b, ok := d.backoffs[name]; ok && now.Before(b.until) {
+		return nil, b.allowed
 	}
 	switch {
 	case !listed && d.config.Ask == "":
-		m.denied(name, proxy.DeniedUnknown)
+		m.reportDenied(name, proxy.DeniedUnknown)
 		return nil, false
 	case len(d.pending) >= maxJobs, !listed && !d.questions.take(now):
-		m.denied(name, proxy.DeniedLimit)
+		m.reportDenied(name, proxy.DeniedLimit)
 		return nil, listed
 	}
-	w = &wish{done: make(chan struct{})}
-	w.allowed.Store(listed)
-	d.pending[name] = w
-	d.jobs <- func(ctx context.Context) { m.fulfil(ctx, name, w) } // there is room for all that are pending
-	return w, listed
+	o = &order{done: make(chan struct{})}
+	o.allowed.Store(listed)
+	d.pending[name] = o
+	d.jobs <- func(ctx context.Context) { m.issue(ctx, name, o) } // never blocks: len(pending) is at most maxJobs
+	return o, listed
 }
 
-func (m *manager) denied(name, reason string) {
+func (m *manager) reportDenied(name, reason string) {
 	m.observer.Observe(proxy.CertificateDenied{Name: name, Reason: reason})
 }
 
-// fulfil gets what was wished for.
-func (m *manager) fulfil(ctx context.Context, name string, w *wish) {
-	d := m.demand
-	ctx, cancel := context.WithTimeout(ctx, issueTime)
+// issue gets the certificate that was ordered, if the name is allowed.
+func (m *manager) issue(ctx context.Context, name string, o *order) {
+	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
-	if !w.allowed.Load() {
-		allowed, err := d.ask(ctx, name)
-		if err != nil && d.take(&d.warnings) {
-			m.log.Warn("nobody says whether a name may have a certificate", "name", name, "err", err)
-		}
-		w.allowed.Store(allowed)
-	}
-	var err error
-	if w.allowed.Load() {
-		err = m.get(ctx, name)
-	} else {
-		m.denied(name, proxy.DeniedUnknown)
-	}
-	d.settle(name, w, err)
+	err := m.recovered(func() error { return m.obtainAllowed(ctx, name, o) })
+	m.onDemand.finish(name, o, err)
 	switch {
 	case errors.Is(err, errLimited):
-		m.denied(name, proxy.DeniedLimit)
+		m.reportDenied(name, proxy.DeniedLimit)
 	case err != nil:
 		m.log.Warn("no certificate on demand", "name", name, "err", err)
 	}
 }
 
-// settle ends a wish.
-func (d *demand) settle(name string, w *wish, err error) {
+// obtainAllowed asks whether name is allowed, unless the order says so, and gets
+// the certificate.
+func (m *manager) obtainAllowed(ctx context.Context, name string, o *order) error {
+	d := m.onDemand
+	if !o.allowed.Load() {
+		allowed, err := d.askHook(ctx, name)
+		if err != nil && d.takeLocking(&d.warnings) {
+			m.log.Warn("nobody says whether a name may have a certificate", "name", name, "err", err)
+		}
+		o.allowed.Store(allowed)
+	}
+	if !o.allowed.Load() {
+		m.reportDenied(name, proxy.DeniedUnknown)
+		return nil
+	}
+	return m.obtain(ctx, name)
+}
+
+// recovered calls f and returns a panic of it as an error: no connection's recover
+// covers the goroutines of a manager.
+func (m *manager) recovered(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %v", v)
+			m.observer.Observe(proxy.Panicked{Value: v, Stack: debug.Stack()})
+		}
+	}()
+	return f()
+}
+
+// finish ends an order with its result.
+func (d *onDemand) finish(name string, o *order, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	allowed := w.allowed.Load()
-	switch last := d.pauses[name]; {
+	allowed := o.allowed.Load()
+	switch last := d.backoffs[name]; {
 	case !allowed:
-		d.pause(name, pause{length: refusedPause})
+		d.setBackoff(name, backoff{length: refusedBackoff})
 	case errors.Is(err, errLimited):
-		d.pause(name, pause{length: limitedPause, allowed: true})
-	case err != nil && last.allowed && last.length >= firstPause:
-		d.pause(name, pause{length: min(2*last.length, lastPause), allowed: true})
+		d.setBackoff(name, backoff{length: limitedBackoff, allowed: true})
+	case err != nil && last.allowed && last.length >= firstBackoff:
+		d.setBackoff(name, backoff{length: min(2*last.length, maxBackoff), allowed: true})
 	case err != nil:
-		d.pause(name, pause{length: firstPause, allowed: true})
+		d.setBackoff(name, backoff{length: firstBackoff, allowed: true})
 	default:
-		delete(d.pauses, name)
-		d.held[name] = struct{}{}
+		delete(d.backoffs, name)
+		d.issuedNames[name] = struct{}{}
 	}
 	delete(d.pending, name)
-	close(w.done)
+	close(o.done)
 }
 
-// pause begins p, and makes room for it.
-func (d *demand) pause(name string, p pause) {
+// setBackoff begins b. If there are too many backoffs, expired ones and then
+// arbitrary ones are dropped.
+func (d *onDemand) setBackoff(name string, b backoff) {
 	now := time.Now()
-	if len(d.pauses) >= maxPauses {
-		maps.DeleteFunc(d.pauses, func(_ string, p pause) bool { return now.After(p.until) })
+	if len(d.backoffs) >= maxBackoffs {
+		maps.DeleteFunc(d.backoffs, func(_ string, b backoff) bool { return now.After(b.until) })
 	}
-	for old := range d.pauses {
-		if len(d.pauses) < maxPauses {
+	for old := range d.backoffs {
+		if len(d.backoffs) < maxBackoffs {
 			break
 		}
-		delete(d.pauses, old)
+		delete(d.backoffs, old)
 	}
-	p.until = now.Add(p.length)
-	d.pauses[name] = p
+	b.until = now.Add(b.length)
+	d.backoffs[name] = b
 }
 
-// get loads the certificate of an allowed name, or gets one.
-func (m *manager) get(ctx context.Context, name string) error {
+// obtain loads the certificate of an allowed name from the storage, or orders it
+// from the CA.
+func (m *manager) obtain(ctx context.Context, name string) error {
 	if m.stored(ctx, name) {
-		_, err := m.magic.CacheManagedCertificate(ctx, name) // if it has to be renewed, it will be
+		_, err := m.magic.CacheManagedCertificate(ctx, name) // renewed if it is due
 		return err
 	}
-	if err := m.pointsHere(ctx, name, m.demand.config.Addresses); err != nil {
+	if err := m.pointsHere(ctx, name, m.onDemand.config.Addresses); err != nil {
 		return err
 	}
-	if !m.demand.take(&m.demand.orders) {
+	if !m.onDemand.takeLocking(&m.onDemand.issued) {
 		return errLimited
 	}
 	return m.magic.ManageSync(ctx, []string{name})
 }
 
-// stored reports whether the storage has a certificate of name.
+// stored reports whether the storage has a certificate for name.
 func (m *manager) stored(ctx context.Context, name string) bool {
 	return m.magic.Storage.Exists(ctx, certmagic.StorageKeys.SiteCert(m.issuer.IssuerKey(), name))
 }
 
-// take is w.take for those who do not hold the lock.
-func (d *demand) take(w *window) bool {
+// takeLocking locks d.mu and calls w.take.
+func (d *onDemand) takeLocking(w *window) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return w.take(time.Now())
 }
 
-// ask asks whether name may have a certificate.
-func (d *demand) ask(ctx context.Context, name string) (bool, error) {
+// askHook asks the hook whether name may have a certificate.
+func (d *onDemand) askHook(ctx context.Context, name string) (bool, error) {
 	u, err := url.Parse(d.config.Ask)
 	if err != nil {
 		return false, fmt.Errorf("ask: %w", err)
@@ -286,13 +306,13 @@ func (d *demand) ask(ctx context.Context, name string) (bool, error) {
 	return response.StatusCode == http.StatusOK, nil
 }
 
-// stillAllowed is asked before each renewal: customers leave. Who cannot be
-// asked has not said no.
+// stillAllowed is called before each renewal, because customers leave. A hook
+// without an answer does not deny.
 func (m *manager) stillAllowed(ctx context.Context, name string) error {
-	d := m.demand
+	d := m.onDemand
 	allowed := d != nil && d.allowed.has(name)
 	if d != nil && !allowed && d.config.Ask != "" {
-		answer, err := d.ask(ctx, name)
+		answer, err := d.askHook(ctx, name)
 		allowed = answer || err != nil
 	}
 	if !allowed {
@@ -303,35 +323,39 @@ func (m *manager) stillAllowed(ctx context.Context, name string) error {
 	return m.pointsHere(ctx, name, d.config.Addresses)
 }
 
-func (d *demand) forget(name string) {
+func (d *onDemand) forget(name string) {
 	if d != nil {
 		d.mu.Lock()
-		delete(d.held, name)
+		delete(d.issuedNames, name)
 		d.mu.Unlock()
 	}
 }
 
-// names returns what was got on demand, in order.
-func (d *demand) names() []string {
+// names returns the names that were obtained on demand, in order.
+func (d *onDemand) names() []string {
 	if d == nil {
 		return nil
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return slices.Sorted(maps.Keys(d.held))
+	return slices.Sorted(maps.Keys(d.issuedNames))
 }
 
-// serveDemand does what clients ask for until ctx ends.
-func (m *manager) serveDemand(ctx context.Context) {
-	d := m.demand
+// runOnDemand processes orders until ctx ends.
+func (m *manager) runOnDemand(ctx context.Context) {
+	d := m.onDemand
 	if d == nil {
 		<-ctx.Done()
 		return
 	}
 	var running sync.WaitGroup
 	defer running.Wait()
-	running.Go(func() { m.preload(ctx) })
-	tick := time.NewTicker(namesEvery)
+	running.Go(func() {
+		if err := m.recovered(func() error { m.preload(ctx); return nil }); err != nil {
+			m.log.Warn("certificates on demand not loaded", "err", err)
+		}
+	})
+	tick := time.NewTicker(namesInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -340,36 +364,38 @@ func (m *manager) serveDemand(ctx context.Context) {
 		case job := <-d.jobs:
 			running.Go(func() { job(ctx) })
 		case <-tick.C:
-			if changed, err := d.allowed.reload(); err != nil {
+			var changed bool
+			err := m.recovered(func() (err error) { changed, err = d.allowed.reload(); return err })
+			if err != nil {
 				m.log.Warn("names not reloaded: the old ones hold", "err", err)
 			} else if changed {
-				d.forgive()
+				d.clearBackoffs()
 			}
 		}
 	}
 }
 
-// forgive ends all pauses: the operator has changed something.
-func (d *demand) forgive() {
+// clearBackoffs ends all backoffs, because the operator has changed the names.
+func (d *onDemand) clearBackoffs() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	clear(d.pauses)
+	clear(d.backoffs)
 }
 
-// preload loads what was got on demand before, so that it is renewed in time
-// also when nobody asks for it. Until it is done, what clients ask for is loaded
-// first: after a restart they come all at once, and the hook is asked only so
-// often.
+// preload loads the certificates that were obtained on demand earlier, so that
+// they are renewed in time even if no client asks for them. Until it is done, an
+// order loads its certificate from the storage first: after a restart all clients
+// come at once, and the hook is asked only so often.
 func (m *manager) preload(ctx context.Context) {
-	defer m.demand.loaded.Store(true)
+	defer m.onDemand.loaded.Store(true)
 	prefix := certmagic.StorageKeys.CertsPrefix(m.issuer.IssuerKey())
 	keys, err := m.magic.Storage.List(ctx, prefix, false)
 	if err != nil {
-		return // nothing was got yet
+		return // no certificate was obtained yet
 	}
 	for _, key := range keys {
 		name := key[strings.LastIndexByte(key, '/')+1:]
-		d := m.demand
+		d := m.onDemand
 		if ctx.Err() != nil {
 			return
 		}
@@ -383,23 +409,24 @@ func (m *manager) preload(ctx context.Context) {
 			}
 		}
 		d.mu.Lock()
-		d.held[name] = struct{}{}
+		d.issuedNames[name] = struct{}{}
 		d.mu.Unlock()
 	}
 }
 
-// A window lets through most in each length of time.
+// A window allows at most limit events in any time of length. Other than a token
+// bucket, it never allows more than PerHour in an hour.
 type window struct {
-	most   int
+	limit  int
 	length time.Duration
-	taken  []time.Time
+	times  []time.Time
 }
 
 func (w *window) take(now time.Time) bool {
-	w.taken = slices.DeleteFunc(w.taken, func(t time.Time) bool { return now.Sub(t) >= w.length })
-	if len(w.taken) >= w.most {
+	w.times = slices.DeleteFunc(w.times, func(t time.Time) bool { return now.Sub(t) >= w.length })
+	if len(w.times) >= w.limit {
 		return false
 	}
-	w.taken = append(w.taken, now)
+	w.times = append(w.times, now)
 	return true
 }

@@ -23,9 +23,9 @@ import (
 	"postern/proxy"
 )
 
-// managed returns a Store that runs c, with a CA that nobody can reach, until
-// the test ends.
-func managed(t testing.TB, c Config, o ...proxy.Observer) *Store {
+// openStore returns a Store that runs c with an unreachable CA until the test
+// ends.
+func openStore(t testing.TB, c Config, o ...proxy.Observer) *Store {
 	t.Helper()
 	a := c.ACME
 	a.Directory, a.Email, a.Challenge = "https://127.0.0.1:1/dir", "ops@example.org", cmp.Or(a.Challenge, HTTP01)
@@ -44,13 +44,13 @@ func managed(t testing.TB, c Config, o ...proxy.Observer) *Store {
 	return s
 }
 
-// denials remembers the reasons of CertificateDenied.
-type denials struct {
+// A denialRecorder keeps the reasons of CertificateDenied.
+type denialRecorder struct {
 	mu      sync.Mutex
 	reasons []string
 }
 
-func (d *denials) Observe(e proxy.Event) {
+func (d *denialRecorder) Observe(e proxy.Event) {
 	if e, ok := e.(proxy.CertificateDenied); ok {
 		d.mu.Lock()
 		d.reasons = append(d.reasons, e.Reason)
@@ -58,7 +58,7 @@ func (d *denials) Observe(e proxy.Event) {
 	}
 }
 
-func (d *denials) count(reason string) (n int) {
+func (d *denialRecorder) count(reason string) (n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, r := range d.reasons {
@@ -69,7 +69,7 @@ func (d *denials) count(reason string) (n int) {
 	return n
 }
 
-func listOf(t *testing.T, text string) (path string) {
+func writeNames(t *testing.T, text string) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "names")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -78,15 +78,15 @@ func listOf(t *testing.T, text string) (path string) {
 	return path
 }
 
-func TestAfterAFailureNothingIsTriedForAWhile(t *testing.T) {
-	p := files(t)
-	write(t, p, order{names: []string{"mail.example.org"}})
-	s := managed(t, Config{Pairs: []Pair{p}, RefuseUnknown: true, ACME: &ACME{
-		OnDemand: &OnDemand{NamesFile: listOf(t, "customer.example.org"), PerHour: 5},
+func TestFailureIsFollowedByABackoff(t *testing.T) {
+	p := pairPaths(t)
+	writePair(t, p, certTemplate{names: []string{"mail.example.org"}})
+	s := openStore(t, Config{Pairs: []Pair{p}, RefuseUnknown: true, ACME: &ACME{
+		OnDemand: &OnDemand{NamesFile: writeNames(t, "customer.example.org"), PerHour: 5},
 	}})
 	for i := range 3 {
 		began := time.Now()
-		cert, err := s.GetCertificate(aHello("customer.example.org"))
+		cert, err := s.GetCertificate(newHello("customer.example.org"))
 		if err != nil || cert == nil || cert.Leaf.DNSNames[0] != "mail.example.org" {
 			t.Fatalf("try %d: %v, %v, want the default certificate, as the name is allowed", i, cert, err)
 		}
@@ -94,27 +94,27 @@ func TestAfterAFailureNothingIsTriedForAWhile(t *testing.T) {
 			t.Errorf("try %d after a failure waited %v", i, took)
 		}
 	}
-	if got := len(s.acme.Load().demand.orders.taken); got != 1 {
+	if got := len(s.acme.Load().onDemand.issued.times); got != 1 {
 		t.Errorf("three tries made %d orders, want 1", got)
 	}
-	if cert, err := s.GetCertificate(aHello("other.example.org")); err != nil || cert != nil {
+	if cert, err := s.GetCertificate(newHello("other.example.org")); err != nil || cert != nil {
 		t.Errorf("a name that nobody allowed: %v, %v, want neither", cert, err)
 	}
 }
 
 // A customer's own DNS, which may be slow on purpose, is asked for each name.
-func TestNamesThatAreLookedAfterAtOnceAreBounded(t *testing.T) {
+func TestOrdersInProgressAreBounded(t *testing.T) {
 	hanging := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}}
-	var d denials
-	s := managed(t, Config{ACME: &ACME{Resolver: hanging, OnDemand: &OnDemand{
-		NamesFile: listOf(t, "*.example.org"), PerHour: 5, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+	var d denialRecorder
+	s := openStore(t, Config{ACME: &ACME{Resolver: hanging, OnDemand: &OnDemand{
+		NamesFile: writeNames(t, "*.example.org"), PerHour: 5, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
 	}}}, &d)
 	m, begun := s.acme.Load(), 0
 	for i := range 2 * maxJobs {
-		w, allowed := m.wish(t.Context(), fmt.Sprintf("n%d.example.org", i))
+		w, allowed := m.order(t.Context(), fmt.Sprintf("n%d.example.org", i))
 		if w != nil {
 			begun++
 		}
@@ -128,7 +128,7 @@ func TestNamesThatAreLookedAfterAtOnceAreBounded(t *testing.T) {
 	}
 }
 
-func TestWhatWasGotBeforeIsLoadedWithoutAQuestion(t *testing.T) {
+func TestStoredCertificateIsLoadedWithoutAskingTheHook(t *testing.T) {
 	s, err := New(Config{ACME: &ACME{
 		Directory: "https://127.0.0.1:1/dir", Email: "ops@example.org", Challenge: HTTP01, Storage: filepath.Join(t.TempDir(), "certs"),
 		OnDemand: &OnDemand{Ask: "http://127.0.0.1:1/", PerHour: 5},
@@ -142,32 +142,32 @@ func TestWhatWasGotBeforeIsLoadedWithoutAQuestion(t *testing.T) {
 	m := s.acme.Load()
 	t.Cleanup(m.cache.Stop)
 	name := func(i int) string { return fmt.Sprintf("n%d.example.org", i) }
-	for i := range 2*questions + 1 {
+	for i := range 2*maxQuestions + 1 {
 		if err := m.magic.Storage.Store(t.Context(), certmagic.StorageKeys.SiteCert(m.issuer.IssuerKey(), name(i)), []byte("a certificate")); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for i := range 2 * questions {
-		if w, allowed := m.wish(t.Context(), name(i)); w == nil || !allowed {
+	for i := range 2 * maxQuestions {
+		if w, allowed := m.order(t.Context(), name(i)); w == nil || !allowed {
 			t.Errorf("name %d waits for the hook", i)
 		}
 	}
-	if w, allowed := m.wish(t.Context(), "other.example.org"); w == nil || allowed {
+	if w, allowed := m.order(t.Context(), "other.example.org"); w == nil || allowed {
 		t.Error("a name that is not stored does not wait for the hook")
 	}
-	m.demand.loaded.Store(true)
-	if _, allowed := m.wish(t.Context(), name(2*questions)); allowed { // it was not loaded: there is a reason
+	m.onDemand.loaded.Store(true)
+	if _, allowed := m.order(t.Context(), name(2*maxQuestions)); allowed { // it was not loaded: there is a reason
 		t.Error("after all was loaded a stored name does not wait for the hook")
 	}
 }
 
-func TestNamesThatAreNoneAreNotAskedFor(t *testing.T) {
+func TestInvalidNamesAreNotOrdered(t *testing.T) {
 	var asked atomic.Int64
 	hook := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
 	t.Cleanup(hook.Close)
-	s := managed(t, Config{RefuseUnknown: true, ACME: &ACME{OnDemand: &OnDemand{Ask: hook.URL, PerHour: 5}}})
+	s := openStore(t, Config{RefuseUnknown: true, ACME: &ACME{OnDemand: &OnDemand{Ask: hook.URL, PerHour: 5}}})
 	for _, name := range []string{"", "localhost", "192.0.2.1", "a..example.org", "../x.example.org", "*.example.org", "a_b.example.org", strings.Repeat("a.", 127) + "org"} {
-		if cert, err := s.GetCertificate(aHello(name)); err != nil || cert != nil {
+		if cert, err := s.GetCertificate(newHello(name)); err != nil || cert != nil {
 			t.Errorf("%q: %v, %v, want neither", name, cert, err)
 		}
 	}
@@ -187,10 +187,10 @@ func TestHookIsAskedWithinLimits(t *testing.T) {
 		http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusFound) // no yes
 	}))
 	t.Cleanup(hook.Close)
-	var denied denials
-	s := managed(t, Config{RefuseUnknown: true, ACME: &ACME{OnDemand: &OnDemand{Ask: hook.URL + "/?key=k", PerHour: 5}}}, &denied)
+	var denied denialRecorder
+	s := openStore(t, Config{RefuseUnknown: true, ACME: &ACME{OnDemand: &OnDemand{Ask: hook.URL + "/?key=k", PerHour: 5}}}, &denied)
 	for range 5 {
-		if cert, err := s.GetCertificate(aHello("a.example.org")); err != nil || cert != nil {
+		if cert, err := s.GetCertificate(newHello("a.example.org")); err != nil || cert != nil {
 			t.Errorf("a name that the hook does not allow: %v, %v, want neither", cert, err)
 		}
 	}
@@ -200,10 +200,10 @@ func TestHookIsAskedWithinLimits(t *testing.T) {
 	var flood sync.WaitGroup
 	began := time.Now()
 	for i := range 500 {
-		flood.Go(func() { _, _ = s.GetCertificate(aHello(fmt.Sprintf("x%d.example.org", i))) })
+		flood.Go(func() { _, _ = s.GetCertificate(newHello(fmt.Sprintf("x%d.example.org", i))) })
 	}
 	flood.Wait()
-	if most := int64(questions * (2 + time.Since(began)/questionsPer)); asked.Load() > most {
+	if most := int64(maxQuestions * (2 + time.Since(began)/questionsWindow)); asked.Load() > most {
 		t.Errorf("500 names were asked for %d times in %v, want at most %d", asked.Load(), time.Since(began), most)
 	}
 	if denied.count(proxy.DeniedLimit) == 0 || denied.count(proxy.DeniedUnknown) == 0 {
@@ -212,11 +212,11 @@ func TestHookIsAskedWithinLimits(t *testing.T) {
 }
 
 func TestRenewalEndsWithThePermission(t *testing.T) {
-	list := listOf(t, "customer.example.org")
-	s := managed(t, Config{ACME: &ACME{Names: []string{"mail.example.org"}, OnDemand: &OnDemand{NamesFile: list, PerHour: 5}}})
+	list := writeNames(t, "customer.example.org")
+	s := openStore(t, Config{ACME: &ACME{Names: []string{"mail.example.org"}, OnDemand: &OnDemand{NamesFile: list, PerHour: 5}}})
 	m := s.acme.Load()
 	renew := func(name string) error {
-		return m.event(t.Context(), "cert_obtaining", map[string]any{"identifier": name, "renewal": true})
+		return m.onEvent(t.Context(), "cert_obtaining", map[string]any{"identifier": name, "renewal": true})
 	}
 	for name, allowed := range map[string]bool{"mail.example.org": true, "customer.example.org": true, "gone.example.org": false} {
 		if err := renew(name); (err == nil) != allowed {
@@ -225,30 +225,30 @@ func TestRenewalEndsWithThePermission(t *testing.T) {
 	}
 }
 
-func TestPausesAreBounded(t *testing.T) {
-	d, err := newDemand(&OnDemand{Ask: "http://127.0.0.1:1/", PerHour: 1})
+func TestBackoffsAreBounded(t *testing.T) {
+	d, err := newOnDemand(&OnDemand{Ask: "http://127.0.0.1:1/", PerHour: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range maxPauses + 100 {
-		d.settle(fmt.Sprint(i), &wish{done: make(chan struct{})}, nil) // not allowed
+	for i := range maxBackoffs + 100 {
+		d.finish(fmt.Sprint(i), &order{done: make(chan struct{})}, nil) // not allowed
 	}
-	if got := len(d.pauses); got > maxPauses {
-		t.Errorf("%d pauses are remembered, want at most %d", got, maxPauses)
+	if got := len(d.backoffs); got > maxBackoffs {
+		t.Errorf("%d pauses are remembered, want at most %d", got, maxBackoffs)
 	}
 }
 
-func TestPauseGrowsWithEachFailure(t *testing.T) {
-	d, err := newDemand(&OnDemand{Ask: "http://127.0.0.1:1/", PerHour: 1})
+func TestBackoffGrowsWithEachFailure(t *testing.T) {
+	d, err := newOnDemand(&OnDemand{Ask: "http://127.0.0.1:1/", PerHour: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var lengths []time.Duration
 	for range 9 {
-		w := &wish{done: make(chan struct{})}
+		w := &order{done: make(chan struct{})}
 		w.allowed.Store(true)
-		d.settle("a.example.org", w, http.ErrHandlerTimeout)
-		lengths = append(lengths, d.pauses["a.example.org"].length/time.Minute)
+		d.finish("a.example.org", w, http.ErrHandlerTimeout)
+		lengths = append(lengths, d.backoffs["a.example.org"].length/time.Minute)
 	}
 	if want := []time.Duration{15, 30, 60, 120, 240, 480, 960, 1440, 1440}; !slices.Equal(lengths, want) {
 		t.Errorf("pauses of %d minutes, want %d", lengths, want)
@@ -256,7 +256,7 @@ func TestPauseGrowsWithEachFailure(t *testing.T) {
 }
 
 func TestWindowLetsSoManyThrough(t *testing.T) {
-	w := window{most: 2, length: time.Hour}
+	w := window{limit: 2, length: time.Hour}
 	now := time.Now()
 	for i, c := range []struct {
 		after time.Duration
@@ -268,8 +268,8 @@ func TestWindowLetsSoManyThrough(t *testing.T) {
 	}
 }
 
-func TestNamesFileSaysWho(t *testing.T) {
-	f := &nameFile{path: listOf(t, "# customers\nExample.org\n*.wild.example.net # all\n\n mail.example.com \n"), prefixes: []string{"imap", "pop"}}
+func TestNamesFileListsAllowedNames(t *testing.T) {
+	f := &nameFile{path: writeNames(t, "# customers\nExample.org\n*.wild.example.net # all\n\n mail.example.com \n"), prefixes: []string{"imap", "pop"}}
 	if _, err := f.reload(); err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +302,7 @@ func TestMistakesInANamesFileAreNamed(t *testing.T) {
 		"192.0.2.1":                       `:1: "192.0.2.1" is not a name`,
 		"\n" + strings.Repeat("x", 10000): ":2: bufio.Scanner: token too long",
 	} {
-		if _, err := readNames(listOf(t, text)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := readNames(writeNames(t, text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.20q: %v, want %s", text, err, want)
 		}
 	}
@@ -341,7 +341,7 @@ func TestNameHasToPointHere(t *testing.T) {
 		{[]netip.Addr{a, other}, false}, // the CA may ask at the other
 		{nil, false},
 	} {
-		if err := allOf("example.org", c.found, []netip.Addr{a, b}); (err == nil) != c.ok {
+		if err := checkAddresses("example.org", c.found, []netip.Addr{a, b}); (err == nil) != c.ok {
 			t.Errorf("%v: %v, want here %v", c.found, err, c.ok)
 		}
 	}
@@ -376,7 +376,7 @@ func TestDNSKeyIsReadAsBINDWritesIt(t *testing.T) {
 		"key postern. { algorithm hmac-sha256; secret c2VjcmV0; };":                 {"postern.", "hmac-sha256", "c2VjcmV0"},
 		"c2VjcmV0\n": {"configured", "hmac-sha1", "c2VjcmV0"},
 	} {
-		d := DNS{Server: "127.0.0.1:53", Key: listOf(t, text), KeyName: "configured", Algorithm: "hmac-sha1"}
+		d := DNS{Server: "127.0.0.1:53", Key: writeNames(t, text), KeyName: "configured", Algorithm: "hmac-sha1"}
 		p, err := d.provider()
 		if err != nil {
 			t.Errorf("%q: %v", text, err)
@@ -386,7 +386,42 @@ func TestDNSKeyIsReadAsBINDWritesIt(t *testing.T) {
 			t.Errorf("%q is read as %q, want %q", text, got, want)
 		}
 	}
-	if _, err := (DNS{Key: listOf(t, "c2VjcmV0")}).provider(); err == nil {
+	if _, err := (DNS{Key: writeNames(t, "c2VjcmV0")}).provider(); err == nil {
 		t.Error("a key without a name: no error")
+	}
+}
+
+// An observerFunc observes events.
+type observerFunc func(proxy.Event)
+
+func (f observerFunc) Observe(e proxy.Event) { f(e) }
+
+// A panic while a certificate is obtained is observed and ends the order: clients
+// do not wait for it, and other names are served.
+func TestPanicInAnOrderEndsTheOrder(t *testing.T) {
+	hook := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(hook.Close)
+	var panicked atomic.Int64
+	s := openStore(t, Config{RefuseUnknown: true, ACME: &ACME{OnDemand: &OnDemand{Ask: hook.URL, PerHour: 5}}}, observerFunc(func(e proxy.Event) {
+		switch e := e.(type) {
+		case proxy.CertificateDenied:
+			panic("a bug")
+		case proxy.Panicked:
+			if e.Value == "a bug" && len(e.Stack) > 0 {
+				panicked.Add(1)
+			}
+		}
+	}))
+	for i, name := range []string{"a.example.org", "a.example.org", "b.example.org"} {
+		began := time.Now()
+		if cert, err := s.GetCertificate(newHello(name)); err != nil || cert != nil {
+			t.Errorf("%d: GetCertificate = %v, %v, want neither", i, cert, err)
+		}
+		if took := time.Since(began); took > handshakeWait/2 {
+			t.Errorf("%d: GetCertificate took %v", i, took)
+		}
+	}
+	if got := panicked.Load(); got != 2 {
+		t.Errorf("%d panics were observed, want 2", got)
 	}
 }

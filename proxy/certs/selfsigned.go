@@ -17,16 +17,16 @@ const (
 	clockSkew     = time.Hour
 )
 
-// SelfSigned returns a certificate that nobody vouches for, valid for names
-// (DNS names and addresses), localhost, 127.0.0.1 and ::1, for 90 days. It and
-// its key, ECDSA P-256, are in memory only.
+// SelfSigned returns a self-signed certificate that is valid for names (DNS names
+// and IP addresses), localhost, 127.0.0.1 and ::1, for 90 days. The certificate
+// and its key, ECDSA P-256, are in memory only.
 func SelfSigned(names ...string) (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("make a key: %w", err)
 	}
 	now := time.Now()
-	template := &x509.Certificate{ // x509 makes a serial number
+	template := &x509.Certificate{ // x509 chooses a serial number
 		Subject:               pkix.Name{CommonName: "Postern, self-signed"},
 		NotBefore:             now.Add(-clockSkew),
 		NotAfter:              now.Add(selfSignedFor),

@@ -8,9 +8,9 @@ import (
 	"syscall"
 )
 
-// OpenStorage makes the folder at path, for its owner alone, or checks one that
-// is there: it holds private keys, so it has to be this process's own, and
-// nobody else may enter.
+// OpenStorage makes the folder at path, accessible for its owner alone, or checks
+// an existing one: it holds private keys, so it must belong to this process's
+// user and must not be accessible for others.
 func OpenStorage(path string) error {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return fmt.Errorf("make certificate storage: %w", err)
@@ -21,8 +21,8 @@ func OpenStorage(path string) error {
 	return nil
 }
 
-// CheckStorage judges the folder at path for a process of the user uid. One
-// that is not there yet is no error.
+// CheckStorage checks the folder at path for a process of the user uid. A folder
+// that does not exist is no error.
 func CheckStorage(path string, uid int) error {
 	info, err := os.Stat(path)
 	switch {

@@ -17,7 +17,7 @@ var profiles = []proxy.Profile{proxy.Modern, proxy.Compatible, proxy.Legacy}
 
 // Criterion: A client that offers a foreign protocol by ALPN, or another of the mail protocols, is refused with alert 120; one that offers the listener's, or none, is served.
 func TestALPN(t *testing.T) {
-	s, _ := store(t, order{names: []string{"mail.example.org"}})
+	s, _ := newStore(t, certTemplate{names: []string{"mail.example.org"}})
 	tests := []struct {
 		protocol string
 		offered  []string
@@ -42,7 +42,7 @@ func TestALPN(t *testing.T) {
 	}
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		for _, test := range tests {
-			config := client("mail.example.org")
+			config := clientConfig("mail.example.org")
 			config.NextProtos, config.MaxVersion = test.offered, version
 			c, _, err := handshake(t, s.TLS(test.protocol, proxy.Modern), config)
 			if test.ok != (err == nil) || !test.ok && !isAlert(err, "no application protocol") {
@@ -54,16 +54,16 @@ func TestALPN(t *testing.T) {
 	}
 }
 
-// isAlert reports whether err is an alert that the peer sent. crypto/tls does
-// not export the type of those.
+// isAlert reports whether err is an alert of the peer. crypto/tls does not export
+// the type.
 func isAlert(err error, name string) bool {
 	op, ok := errors.AsType[*net.OpError](err)
 	return ok && op.Op == "remote error" && op.Err.Error() == "tls: "+name
 }
 
 func TestEachProfileTakesItsVersionsAndSuites(t *testing.T) {
-	ecdsa, _ := store(t, order{names: []string{"mail.example.org"}})
-	rsa, _ := store(t, order{names: []string{"mail.example.org"}, rsa: true})
+	ecdsa, _ := newStore(t, certTemplate{names: []string{"mail.example.org"}})
+	rsa, _ := newStore(t, certTemplate{names: []string{"mail.example.org"}, rsa: true})
 	for _, test := range []struct {
 		name  string
 		store *Store
@@ -89,7 +89,7 @@ func TestEachProfileTakesItsVersionsAndSuites(t *testing.T) {
 		{"TLS 1.0 with 3DES", rsa, tls.VersionTLS10, tls.TLS_RSA_WITH_3DES_EDE_CBC_SHA, proxy.Legacy},
 	} {
 		for _, p := range profiles {
-			config := client("mail.example.org")
+			config := clientConfig("mail.example.org")
 			config.MinVersion, config.MaxVersion = tls.VersionTLS10, test.max
 			if test.suite != 0 {
 				config.CipherSuites = []uint16{test.suite}
@@ -108,9 +108,9 @@ func TestEachProfileTakesItsVersionsAndSuites(t *testing.T) {
 // Criterion: Windows 7 and 8.1 are served by the profile compatible with an RSA certificate, and by modern with an ECDSA one; Android 4.4 by modern, unless its program asks for TLS 1.0 alone; these and Windows XP by legacy.
 func TestOldClients(t *testing.T) {
 	const refused = 0
-	ecdsa, _ := store(t, order{names: []string{"mail.example.org"}})
-	rsa, _ := store(t, order{names: []string{"mail.example.org"}, rsa: true})
-	both, _ := store(t, order{names: []string{"mail.example.org"}, rsa: true}, order{names: []string{"mail.example.org"}})
+	ecdsa, _ := newStore(t, certTemplate{names: []string{"mail.example.org"}})
+	rsa, _ := newStore(t, certTemplate{names: []string{"mail.example.org"}, rsa: true})
+	both, _ := newStore(t, certTemplate{names: []string{"mail.example.org"}, rsa: true}, certTemplate{names: []string{"mail.example.org"}})
 	for _, test := range []struct {
 		name  string
 		hello proxytest.ClientHello
@@ -130,15 +130,15 @@ func TestOldClients(t *testing.T) {
 		{"Windows XP, ECDSA alone", proxytest.WindowsXP, ecdsa, [3]uint16{refused, refused, refused}},
 	} {
 		for _, p := range profiles {
-			if got := chosen(t, test.store.TLS(proxy.IMAP, p), test.hello); got != test.want[p] {
+			if got := cipherSuite(t, test.store.TLS(proxy.IMAP, p), test.hello); got != test.want[p] {
 				t.Errorf("%s, profile %v: the server chooses %s, want %s", test.name, p, tls.CipherSuiteName(got), tls.CipherSuiteName(test.want[p]))
 			}
 		}
 	}
 }
 
-// chosen returns the suite of the answer to hello, 0 if that is an alert.
-func chosen(t *testing.T, config *tls.Config, hello proxytest.ClientHello) uint16 {
+// cipherSuite returns the suite of the answer to hello, or 0 if it is an alert.
+func cipherSuite(t *testing.T, config *tls.Config, hello proxytest.ClientHello) uint16 {
 	t.Helper()
 	c, s := proxytest.Pipe(t)
 	go func() { _ = tls.Server(s, config).HandshakeContext(t.Context()) }()
@@ -164,10 +164,10 @@ func chosen(t *testing.T, config *tls.Config, hello proxytest.ClientHello) uint1
 
 // Criterion: A TLS session is resumed on the listener, and under the profile, that it began with, and nowhere else.
 func TestSessionsAreResumedOnTheirListenerOnly(t *testing.T) {
-	s, _ := store(t, order{names: []string{"mail.example.org"}, rsa: true})
+	s, _ := newStore(t, certTemplate{names: []string{"mail.example.org"}, rsa: true})
 	imap, pop3, legacy := s.TLS(proxy.IMAP, proxy.Modern), s.TLS(proxy.POP3, proxy.Modern), s.TLS(proxy.IMAP, proxy.Legacy)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		config := client("mail.example.org")
+		config := clientConfig("mail.example.org")
 		config.MaxVersion = version
 		config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 		for i, test := range []struct {
@@ -187,9 +187,9 @@ func TestSessionsAreResumedOnTheirListenerOnly(t *testing.T) {
 
 // Criterion: Every profile agrees on X25519MLKEM768 with a client that has it, whatever that likes better.
 func TestPostQuantumKeyExchangeComesFirst(t *testing.T) {
-	s, _ := store(t, order{names: []string{"mail.example.org"}})
+	s, _ := newStore(t, certTemplate{names: []string{"mail.example.org"}})
 	for _, p := range profiles {
-		config := client("mail.example.org")
+		config := clientConfig("mail.example.org")
 		// Also where the client thinks otherwise, and has to be asked again.
 		config.CurvePreferences = []tls.CurveID{tls.CurveP256, tls.X25519, tls.X25519MLKEM768}
 		c, _, err := handshake(t, s.TLS(proxy.IMAP, p), config)

@@ -8,15 +8,15 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// newZap returns a logger for certmagic that writes to log. What certmagic
-// tells as information is a step of its work, of interest for debugging; what
-// it has done is told by events.
+// newZap returns a logger for certmagic that writes to log. Certmagic's
+// information messages are steps of its work, for debugging; results are logged
+// from events.
 func newZap(log *slog.Logger) *zap.Logger { return zap.New(zapHandler{log.Handler()}) }
 
-// A zapHandler is a zapcore.Core that hands entries to a slog.Handler.
+// A zapHandler is a zapcore.Core that passes entries to a slog.Handler.
 type zapHandler struct{ to slog.Handler }
 
-func level(l zapcore.Level) slog.Level {
+func slogLevel(l zapcore.Level) slog.Level {
 	switch {
 	case l >= zapcore.ErrorLevel:
 		return slog.LevelWarn
@@ -26,15 +26,15 @@ func level(l zapcore.Level) slog.Level {
 	return slog.LevelDebug
 }
 
-// Enabled implements zapcore.Core. Certmagic's own debug messages, several for
-// each handshake, are left out.
+// Enabled implements zapcore.Core. Certmagic's debug messages, several for each
+// handshake, are dropped.
 func (h zapHandler) Enabled(l zapcore.Level) bool {
-	return l > zapcore.DebugLevel && h.to.Enabled(context.Background(), level(l))
+	return l > zapcore.DebugLevel && h.to.Enabled(context.Background(), slogLevel(l))
 }
 
 // With implements zapcore.Core.
 func (h zapHandler) With(fields []zapcore.Field) zapcore.Core {
-	return zapHandler{h.to.WithAttrs(attrs(fields))}
+	return zapHandler{h.to.WithAttrs(slogAttrs(fields))}
 }
 
 // Check implements zapcore.Core.
@@ -47,15 +47,15 @@ func (h zapHandler) Check(e zapcore.Entry, checked *zapcore.CheckedEntry) *zapco
 
 // Write implements zapcore.Core.
 func (h zapHandler) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	r := slog.NewRecord(e.Time, level(e.Level), "acme: "+e.Message, 0)
-	r.AddAttrs(attrs(fields)...)
+	r := slog.NewRecord(e.Time, slogLevel(e.Level), "acme: "+e.Message, 0)
+	r.AddAttrs(slogAttrs(fields)...)
 	return h.to.Handle(context.Background(), r)
 }
 
 // Sync implements zapcore.Core.
 func (zapHandler) Sync() error { return nil }
 
-func attrs(fields []zapcore.Field) []slog.Attr {
+func slogAttrs(fields []zapcore.Field) []slog.Attr {
 	m := zapcore.NewMapObjectEncoder()
 	var all []slog.Attr
 	for _, f := range fields {

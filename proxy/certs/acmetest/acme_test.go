@@ -563,9 +563,9 @@ func TestObtainBeforeTheGoLive(t *testing.T) {
 		t.Fatal(err)
 	}
 	obtain := func(ctx context.Context, tell func(string)) error {
-		o := &certs.Obtaining{
+		o := &certs.BatchOrder{
 			Names: names, PerHour: 36_000, Addresses: []netip.Addr{netip.MustParseAddr("127.0.0.1")},
-			Tell: func(p certs.Progress) { tell(fmt.Sprintf("%d/%d %s: %s", p.Done, p.All, p.Name, p.Result)) },
+			Report: func(p certs.Progress) { tell(fmt.Sprintf("%d/%d %s: %s", p.Done, p.All, p.Name, p.Result)) },
 		}
 		return o.Run(ctx, *c, logger(t))
 	}

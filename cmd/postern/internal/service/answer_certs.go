@@ -15,7 +15,7 @@ const (
 
 // AnswerCerts makes s answer what the commands ask of store.
 func AnswerCerts(s *admin.Server, store *certs.Store) {
-	admin.HandleEach(s, AskCerts, func(ctx context.Context, _ struct{}, each func(certs.Listed) error) error {
+	admin.HandleEach(s, AskCerts, func(ctx context.Context, _ struct{}, each func(certs.Entry) error) error {
 		for _, l := range store.List(ctx) {
 			if err := each(l); err != nil {
 				return err
