@@ -103,6 +103,8 @@ type Server struct {
 
 	nextSource atomic.Uint32          // counts connections
 	report     atomic.Pointer[Report] // the last successful one
+
+	identityRefused atomic.Bool // at the last login
 }
 
 const (

@@ -217,6 +217,7 @@ type health struct {
 	probed bool // at least once
 	up     bool
 	streak int // results in a row that contradict up
+	err    error // of the last result; nil: it succeeded
 }
 
 // record counts a result, and reports whether up has changed. The first result is
@@ -256,6 +257,7 @@ func (p *Pool) recordResult(m *member, err error) {
 	}
 	p.mu.Lock()
 	changed := m.health.record(err == nil, fall, rise)
+	m.health.err = err
 	p.mu.Unlock()
 	if changed {
 		p.reportHealth(err)

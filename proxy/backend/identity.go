@@ -49,8 +49,9 @@ func (i Identity) proxyHeader(client proxy.Client) ([]byte, error) {
 	return nil, nil
 }
 
-// reportIdentified calls Identified.
+// reportIdentified records whether the server offers Identity, and calls Identified.
 func (s *Server) reportIdentified(ok bool) {
+	s.identityRefused.Store(!ok)
 	if s.Identified != nil {
 		s.Identified(ok)
 	}

@@ -73,6 +73,9 @@ type MemberStatus struct {
 	Address     string
 	Up, Drained bool
 	Connections int // including logins in progress
+	Err         error // of the last probe or connection; nil: it succeeded
+
+	IdentityRefused bool // at the last login the server did not offer the Identity
 }
 
 // An IMAPServer logs clients in to IMAP: a Server or a Pool.
@@ -294,7 +297,10 @@ func (p *Pool) Status() []MemberStatus {
 	defer p.mu.Unlock()
 	status := make([]MemberStatus, 0, len(members))
 	for _, m := range members {
-		status = append(status, MemberStatus{Address: m.Address, Up: m.health.up, Drained: m.drained, Connections: m.connections})
+		status = append(status, MemberStatus{
+			Address: m.Address, Up: m.health.up, Drained: m.drained, Connections: m.connections,
+			Err: m.health.err, IdentityRefused: m.identityRefused.Load(),
+		})
 	}
 	return status
 }

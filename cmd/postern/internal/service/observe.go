@@ -81,6 +81,10 @@ func (s *Service) backendsOnPage() (all []page.Backend) {
 			if m.Drained {
 				b.Drained++
 			}
+			if m.Err != nil {
+				b.LastError = m.Err.Error()
+			}
+			b.IdentityRefused = b.IdentityRefused || m.IdentityRefused
 		}
 		if brake := h.pop3.shared[key.name].brake; brake != nil && key.protocol == proxy.IMAP {
 			s, now := brake.Status(), time.Now()

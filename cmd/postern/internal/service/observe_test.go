@@ -2,6 +2,7 @@ package service
 
 import (
 	"fmt"
+	"net/http/httptest"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -51,5 +52,40 @@ state: {path: %q}
 	}
 	if t.Failed() {
 		t.Log(all)
+	}
+}
+
+// Criterion: the status page shows the last error of a backend that is not reached, and a backend that does not offer the identity asked for.
+func TestThePageShowsWhatIsWrongWithABackend(t *testing.T) {
+	imap, submission := inMemory(t, "hello", "alice")
+	away := freeAddress(t)
+	r := startService(t, baseConfig+fmt.Sprintf(`
+listeners: [{protocol: imap, address: "127.0.0.1:0"}, {protocol: submission, address: "127.0.0.1:0"}]
+backends:
+  main: {imap: {address: %q, tls: none}, submission: {address: %q, tls: none, identity: xclient}}
+  moved: {imap: {address: %q, tls: none}}
+routes: [{backend: main}]
+`, imap, submission, away))
+	proxytest.Transcript(t, r.secure(r.dial(t, "submission")), `
+		S: 220 *
+		C: HELO client.example
+		S: 250 *
+		C: AUTH PLAIN AGFsaWNlAHNlY3JldCBvZiBhbGljZQ==
+		S: 235 *
+	`)
+	for _, pool := range r.service.current.Load().pools {
+		pool.Probe(t.Context())
+	}
+	w := httptest.NewRecorder()
+	r.service.page.ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+	rows := grep(w.Body.String(), `<th scope="row">m`)
+	for _, want := range []string{
+		`(?m)>main</th><td>imap</td><td>up</td>`,
+		`(?m)>main</th><td>submission</td><td>up, <strong class="warn">takes Postern for the client</strong></td>`,
+		`(?m)>moved</th><td>imap</td><td><strong class="bad">down</strong><br><span class="quiet">[^<]*at ` + away + `: .*connection refused</span></td>`,
+	} {
+		if !regexp.MustCompile(want).MatchString(rows) {
+			t.Errorf("the page has no row %s:\n%s", want, rows)
+		}
 	}
 }
