@@ -16,7 +16,6 @@ import (
 
 	"postern/cmd/postern/internal/logs"
 	"postern/cmd/postern/internal/service"
-	"postern/cmd/postern/internal/stored"
 	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/certs"
@@ -88,8 +87,8 @@ metrics: {address: "127.0.0.1:%d"}
 		return err
 	}
 	level := new(slog.LevelVar)
-	s := service.New(store, logs.New(stderr, cfg.Log.Format, level), level)
-	s.Storage = stored.InMemory()
+	s := service.New(cfg, store, logs.New(stderr, cfg.Log.Format, level), level)
+	s.Storage.OpenMemory()
 	s.Ready = func([]proxy.Binding) { _, _ = fmt.Fprintf(stdout, welcome, base+995, base+993, base+465, base+930) }
 	return s.Serve(ctx, cfg)
 }

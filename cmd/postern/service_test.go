@@ -37,14 +37,13 @@ type running struct {
 // startService serves cfg until the end of the test.
 func startService(t *testing.T, cfg *configs.Config, store *certs.Store, log io.Writer) *running {
 	t.Helper()
-	storage, err := stored.Open(t.Context(), cfg)
-	if err != nil {
+	level := new(slog.LevelVar)
+	s := service.New(cfg, store, logs.New(log, cfg.Log.Format, level), level)
+	if err := s.Storage.Open(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = storage.Close() })
-	r := &running{addresses: map[string]string{}, cfg: cfg, storage: storage, level: new(slog.LevelVar)}
-	s := service.New(store, logs.New(log, cfg.Log.Format, r.level), r.level)
-	s.Storage = storage
+	t.Cleanup(func() { _ = s.Storage.Close() })
+	r := &running{addresses: map[string]string{}, cfg: cfg, storage: s.Storage, level: level}
 	opened := make(chan []proxy.Binding, 1)
 	s.Ready = func(b []proxy.Binding) { opened <- b }
 	ctx, cancel := context.WithCancel(context.Background())

@@ -15,6 +15,7 @@ import (
 	"postern/cmd/postern/internal/stored"
 	"postern/proxy"
 	"postern/proxy/admin"
+	"postern/proxy/backend"
 )
 
 // The questions about what a Postern is doing, which only it can answer.
@@ -110,41 +111,53 @@ type DrainedServer struct {
 	Connections int    `json:"connections"`
 }
 
+// drainBackend drains servers of a backend, or undoes that, and answers with all
+// servers of the backend.
 func (s *Service) drainBackend(_ context.Context, d DrainRequest, each func(DrainedServer) error) error {
-	h := s.current.Load()
-	var known []string
-	found := false
-	for key, pool := range h.pools {
-		known = append(known, key.name)
-		if key.name != d.Backend {
-			continue
-		}
-		for _, m := range pool.Status() {
-			if d.Address == "" || d.Address == m.Address {
-				found = true
-				if err := pool.Drain(m.Address, !d.Undo); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	slices.Sort(known)
-	switch {
-	case !slices.Contains(known, d.Backend):
-		return fmt.Errorf("%q is not a backend; use %s", d.Backend, strings.Join(slices.Compact(known), " or "))
-	case !found:
-		return fmt.Errorf("backend %s has no server %s", d.Backend, d.Address)
+	pools := s.current.Load().pools
+	if err := drainServers(pools, d); err != nil {
+		return err
 	}
 	s.log.Info("backend drained", "backend", d.Backend, "address", cmp.Or(d.Address, "all"), "drained", !d.Undo)
-	for _, key := range slices.SortedFunc(maps.Keys(h.pools), poolKey.compare) {
+	for _, key := range slices.SortedFunc(maps.Keys(pools), poolKey.compare) {
 		if key.name != d.Backend {
 			continue
 		}
-		for _, m := range h.pools[key].Status() {
+		for _, m := range pools[key].Status() {
 			if err := each(DrainedServer{key.protocol, m.Address, m.Up, m.Drained, m.Connections}); err != nil {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// drainServers does d to the servers that d names. It is an error if there are
+// none.
+func drainServers(pools map[poolKey]*backend.Pool, d DrainRequest) error {
+	var backends []string
+	found := false
+	for key, pool := range pools {
+		backends = append(backends, key.name)
+		if key.name != d.Backend {
+			continue
+		}
+		for _, m := range pool.Status() {
+			if d.Address != "" && d.Address != m.Address {
+				continue
+			}
+			found = true
+			if err := pool.Drain(m.Address, !d.Undo); err != nil {
+				return err
+			}
+		}
+	}
+	slices.Sort(backends)
+	switch {
+	case !slices.Contains(backends, d.Backend):
+		return fmt.Errorf("%q is not a backend; use %s", d.Backend, strings.Join(slices.Compact(backends), " or "))
+	case !found:
+		return fmt.Errorf("backend %s has no server %s", d.Backend, d.Address)
 	}
 	return nil
 }

@@ -17,8 +17,9 @@ import (
 // Criterion: a subcommand gets the same answer from the Postern that runs and from its files.
 func TestAnswersOfTheRunningAndOfTheFilesAreTheSame(t *testing.T) {
 	cfg := &configs.Config{State: configs.State{Path: filepath.Join(t.TempDir(), "state")}}
-	m, err := stored.Open(t.Context(), cfg)
-	if err != nil {
+	s := New(cfg, nil, slog.New(slog.DiscardHandler), nil)
+	m := s.Storage
+	if err := m.Open(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 3 {
@@ -51,19 +52,18 @@ func TestAnswersOfTheRunningAndOfTheFilesAreTheSame(t *testing.T) {
 	}
 
 	cfg.Control.Socket = filepath.Join(cfg.State.Path, "control.sock")
-	h := newGeneration(cfg, New(nil, slog.New(slog.DiscardHandler), nil))
-	h.gid, h.Storage = -1, m
-	h.control = h.newControl()
-	if err := h.openControl(h); err != nil {
+	h := newGeneration(cfg, s)
+	h.gid = -1
+	if err := s.openControl(h); err != nil {
 		t.Fatal(err)
 	}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		h.serveControl(t.Context(), h.controlListener)
+		s.serveControl(t.Context(), s.controlListener)
 	}()
 	compare("running")
-	_ = h.controlListener.Close()
+	_ = s.controlListener.Close()
 	<-served
 
 	if _, err := answers(); err == nil || !strings.Contains(err.Error(), "state is in use by process ") {

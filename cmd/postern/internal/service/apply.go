@@ -2,10 +2,12 @@ package service
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
 	"postern/cmd/postern/internal/logs"
+	"postern/proxy"
 )
 
 // startWriters runs what writes to the memory, and answers at the control socket, until
@@ -27,26 +29,53 @@ func (s *Service) stopWriters() {
 	s.writing.Wait()
 }
 
-// apply makes h what is served, all of it; after an error nothing has changed.
-// ctx is that of the background.
+// errStopping is the error of a change that comes after the end has begun.
+var errStopping = errors.New("this Postern is stopping")
+
+// apply makes h what is served. All that can fail comes first: after an error
+// nothing of what is served has changed. What runs in the background for h ends
+// with the next apply, or with ctx.
 func (s *Service) apply(ctx context.Context, h *generation) error {
-	bindings, webs, err := s.open(ctx, h)
+	if s.draining.Load() { // the one reason for which server.Apply fails
+		return errStopping
+	}
+	o, err := s.open(ctx, h)
 	if err != nil {
 		return err
 	}
-	h.setStorage(s.Storage)
-	s.redaction.Store(&logs.Redaction{Privacy: h.cfg.Privacy, Names: s.pseudonyms}) // before there is anything to say
-	s.metrics.Know(h.listenerLabels(), h.backendLabels())
-	h.openBrakes(ctx, s.Storage)
-	s.listings.SetLimit(int64(h.cfg.Limits.ListingMemory))
-	before := s.current.Swap(h)
-	s.advised.SetServer(h.policy)
+	before := s.commit(ctx, h, o)
 	h.probeNew(ctx, before)
-	if err := s.server.Apply(bindings); err != nil {
+	if err := s.server.Apply(o.bindings); err != nil {
 		return err
 	}
 	s.metrics.Allow(h.cfg.Metrics.Networks)
-	s.serveEndpoints(ctx, h, webs)
+	s.serveEndpoints(ctx, h, o.endpoints)
+	s.startBackground(ctx, h)
+	s.level.Set(h.cfg.Log.Level)
+	s.logApplied(h, o.bindings, before)
+	if before == nil {
+		s.Ready(o.bindings)
+	}
+	return nil
+}
+
+// commit makes h the present generation, with the listeners of o, and returns the
+// one before; nil: there was none. Connections get h when o is bound.
+func (s *Service) commit(ctx context.Context, h *generation, o *opening) (before *generation) {
+	s.setListeners(h, o)
+	h.setStorage(s.Storage)
+	s.redaction.Store(&logs.Redaction{Privacy: h.cfg.Privacy, Names: s.pseudonyms}) // before anything of h is logged
+	s.metrics.Know(h.listenerLabels(), h.backendLabels())
+	h.openBrakes(ctx, s.Storage)
+	s.listings.SetLimit(int64(h.cfg.Limits.ListingMemory))
+	before = s.current.Swap(h)
+	s.advised.SetServer(h.policy)
+	return before
+}
+
+// startBackground ends what runs in the background for the generation before, and
+// starts that of h.
+func (s *Service) startBackground(ctx context.Context, h *generation) {
 	if s.stopGeneration != nil {
 		s.stopGeneration()
 	}
@@ -55,7 +84,11 @@ func (s *Service) apply(ctx context.Context, h *generation) error {
 	for _, work := range h.background {
 		s.wg.Go(func() { work(background) })
 	}
-	s.level.Set(h.cfg.Log.Level)
+}
+
+// logApplied logs which listeners are new, and whether the system allows too few
+// file descriptors.
+func (s *Service) logApplied(h *generation, bindings []proxy.Binding, before *generation) {
 	if needed, allowed := h.descriptors(); needed > allowed {
 		s.log.Warn("fewer file descriptors than limits.max_connections needs: raise LimitNOFILE",
 			"max_connections", h.cfg.Limits.MaxConnections, "needed", needed, "allowed", allowed)
@@ -65,10 +98,6 @@ func (s *Service) apply(ctx context.Context, h *generation) error {
 			s.log.Info("listening", "listener", b.Service.Name, "address", b.Addr().String())
 		}
 	}
-	if before == nil {
-		s.Ready(bindings)
-	}
-	return nil
 }
 
 // probeNew asks the servers behind that are new what they offer, so that the

@@ -20,38 +20,26 @@ import (
 // backends are what stands behind, by the names in the configuration.
 type backends struct{ imap, submission map[string]*backend.Pool }
 
+// newBackends makes the pools of all backends. The error has a mistake for each
+// file of a CA that cannot be read.
 func (h *generation) newBackends() (backends, error) {
 	b := backends{map[string]*backend.Pool{}, map[string]*backend.Pool{}}
 	var mistakes configs.Errors
+	add := func(name, protocol string, server *configs.Server, pools map[string]*backend.Pool) {
+		if server == nil {
+			return
+		}
+		roots, err := ReadCA(server.CA)
+		if err != nil {
+			mistakes = append(mistakes, h.cfg.Errorf(fmt.Sprintf("backends.%s.%s.ca", name, protocol), "%v", err))
+			return
+		}
+		pools[name] = h.addPool(name, protocol, server, roots, b.imap[name])
+	}
 	for _, name := range slices.Sorted(maps.Keys(h.cfg.Backends)) {
 		c := h.cfg.Backends[name]
-		for _, part := range []struct {
-			server   *configs.Server
-			protocol string
-			pools    map[string]*backend.Pool
-		}{{c.IMAP, proxy.IMAP, b.imap}, {c.Submission, proxy.Submission, b.submission}} {
-			if part.server == nil {
-				continue
-			}
-			roots, err := ReadCA(part.server.CA)
-			if err != nil {
-				mistakes = append(mistakes, h.cfg.Errorf(fmt.Sprintf("backends.%s.%s.ca", name, part.protocol), "%v", err))
-				continue
-			}
-			key := h.poolKey(name, part.protocol, roots)
-			pool := h.pool(key)
-			if pool == nil {
-				pool = h.newPool(name, part.protocol, part.server, roots)
-				if imap := b.imap[name]; imap != nil && part.protocol == proxy.Submission {
-					for _, s := range pool.Members {
-						s.Verify = backend.Verify(imap)
-					}
-				}
-			}
-			part.pools[name] = pool
-			h.pools[key] = pool
-			h.background = append(h.background, func(ctx context.Context) { pool.Watch(ctx, probeEvery) })
-		}
+		add(name, proxy.IMAP, c.IMAP, b.imap)
+		add(name, proxy.Submission, c.Submission, b.submission)
 	}
 	if mistakes != nil {
 		return b, mistakes
@@ -59,10 +47,31 @@ func (h *generation) newBackends() (backends, error) {
 	return b, nil
 }
 
+// addPool returns the pool of a backend's servers of a protocol: that of the
+// present generation, if it is made of the same. imap is the backend's IMAP pool,
+// which a submission pool may verify passwords by; nil: there is none.
+func (h *generation) addPool(name, protocol string, server *configs.Server, roots []byte, imap *backend.Pool) *backend.Pool {
+	key := h.poolKey(name, protocol, roots)
+	pool := h.pool(key)
+	if pool == nil {
+		pool = h.newPool(name, protocol, server, roots)
+		if imap != nil && protocol == proxy.Submission {
+			for _, s := range pool.Members {
+				s.Verify = backend.Verify(imap)
+			}
+		}
+	}
+	h.pools[key] = pool
+	h.background = append(h.background, func(ctx context.Context) { pool.Watch(ctx, probeEvery) })
+	return pool
+}
+
 func (h *generation) poolKey(name, protocol string, roots []byte) poolKey {
 	c := h.cfg.Backends[name]
-	made := fmt.Sprintf("%x %+v %+v %v %v", sha256.Sum256(roots), c.IMAP, c.Submission, h.cfg.Hostname, h.cfg.Timeouts)
-	return poolKey{name, protocol, made}
+	return poolKey{
+		name: name, protocol: protocol, roots: sha256.Sum256(roots), imap: newServerKey(c.IMAP), submission: newServerKey(c.Submission),
+		hostname: h.cfg.Hostname, timeouts: h.cfg.Timeouts,
+	}
 }
 
 var (

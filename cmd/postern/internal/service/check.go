@@ -39,7 +39,7 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) erro
 	if err != nil {
 		return err
 	}
-	h, err := build(cfg, New(store, slog.New(slog.DiscardHandler), nil))
+	h, err := build(cfg, New(cfg, store, slog.New(slog.DiscardHandler), nil))
 	if err != nil {
 		return err
 	}

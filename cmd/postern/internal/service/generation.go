@@ -3,10 +3,12 @@ package service
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"postern/bridge"
@@ -20,9 +22,49 @@ import (
 	"postern/proxy/route"
 )
 
-// A poolKey is all that a pool is made of. The pool of a new configuration with
-// the same key is the one there is: it knows which of its servers are up.
-type poolKey struct{ name, protocol, made string }
+// A poolKey has all that a pool is made of. The pool of a new configuration with
+// the same key is the present pool, which knows which of its servers are up.
+type poolKey struct {
+	name, protocol   string
+	roots            [sha256.Size]byte // of the CA file; of nothing: the system's
+	imap, submission serverKey         // a submission pool may verify by the IMAP servers
+	hostname         string
+	timeouts         configs.Timeouts
+}
+
+// A serverKey is a configs.Server as a value that can be compared. The zero value
+// is that of nil.
+type serverKey struct {
+	set                          bool
+	address, addresses           string
+	tls, ca, serverName          string
+	insecure                     bool
+	balance, identity            string
+	source                       string
+	maxConnections               int
+	kind                         string
+	stableBodies, estimatedSizes bool
+}
+
+func newServerKey(c *configs.Server) serverKey {
+	if c == nil {
+		return serverKey{}
+	}
+	return serverKey{
+		set: true, address: c.Address, addresses: strings.Join(c.Addresses, " "), tls: c.TLS, ca: c.CA, serverName: c.ServerName,
+		insecure: c.Insecure, balance: c.Balance, identity: c.Identity, source: joined(c.Source), maxConnections: c.MaxConnections,
+		kind: c.Kind, stableBodies: c.StableBodies, estimatedSizes: c.EstimatedSizes,
+	}
+}
+
+// joined returns addresses as one value that can be compared.
+func joined(addresses []netip.Addr) string {
+	var all []string
+	for _, a := range addresses {
+		all = append(all, a.String())
+	}
+	return strings.Join(all, " ")
+}
 
 // compare orders by backend and protocol.
 func (k poolKey) compare(other poolKey) int {

@@ -5,13 +5,11 @@ import (
 	"os"
 	"strings"
 
-	"postern/cmd/postern/internal/stored"
 	"postern/configs"
 	"postern/metrics"
 	"postern/metrics/page"
 	"postern/proxy"
 	"postern/proxy/authpolicy"
-	"postern/proxy/guard"
 )
 
 // setPolicyServer finds out who else judges logins.
@@ -47,16 +45,20 @@ func (h *generation) setPolicyServer() error {
 	return nil
 }
 
-// openGuard makes the guard of h, which remembers what the last one did.
-func (s *Service) openGuard(ctx context.Context, h *generation) {
-	s.guard = guard.New(stored.GuardConfig(h.cfg))
-	s.advised = &authpolicy.Guard{Guard: s.guard}
-	s.server.Guard = s.advised
-	if s.Storage.Guard == nil {
-		return
+// loadGuard gives the guard what it knew in the process before: of the state, or
+// of a predecessor without state.
+func (s *Service) loadGuard(ctx context.Context) {
+	const anew = "the login guard begins anew, and learns"
+	if s.Storage.Guard != nil {
+		if err := s.guard.Load(ctx, s.Storage.Guard); err != nil {
+			s.log.Warn(anew, "err", err)
+		}
 	}
-	if err := s.guard.Load(ctx, s.Storage.Guard); err != nil {
-		s.log.Warn("the login guard begins anew, and learns", "err", err)
+	s.writers = append(s.writers, s.whileWhole(cacheOf, s.runGuard))
+	if s.inheritedGuard != nil {
+		if err := s.guard.Restore(s.inheritedGuard); err != nil {
+			s.log.Warn(anew, "err", err)
+		}
 	}
 }
 

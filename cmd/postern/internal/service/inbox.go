@@ -39,7 +39,7 @@ func (h *generation) mailboxBackend(ctx context.Context, pools backends, user st
 // Mailbox returns what serves the POP3 sessions of user with cfg, and how the
 // user logs in there. Nothing is connected yet.
 func Mailbox(ctx context.Context, cfg *configs.Config, user string, secret *proxy.Secret) (*bridge.Backend, *proxy.Login, error) {
-	h := newGeneration(cfg, New(nil, slog.New(slog.DiscardHandler), nil))
+	h := newGeneration(cfg, New(cfg, nil, slog.New(slog.DiscardHandler), nil))
 	if err := h.setPOP3(); err != nil {
 		return nil, nil, err
 	}

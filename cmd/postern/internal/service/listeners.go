@@ -10,63 +10,101 @@ import (
 	"postern/proxy/listen"
 )
 
-// addressChangesUse is said of an address that is open for something else: who has it
-// would close it.
+// addressChangesUse is the mistake of an address that is open for another part of
+// the configuration, which would close it.
 const addressChangesUse = "%s is still open for another part of the configuration: free it there and reload, then use it here"
 
-// open opens the listeners of h that are not open yet, all or none, and tells
-// the others what is new. webs are those of webs, by key, that are new. The error
-// names all that cannot be.
-func (s *Service) open(ctx context.Context, h *generation) (bindings []proxy.Binding, webs map[string]net.Listener, err error) {
-	var mistakes configs.Errors
-	var opened []net.Listener
-	listenAt := func(key, name, address string) (net.Listener, bool) {
-		ln, fresh, err := s.sockets.Listen(ctx, name, address)
-		if err != nil {
-			mistakes = append(mistakes, h.cfg.Errorf(key, "%v", err))
-		} else if fresh {
-			opened = append(opened, ln)
-		}
-		return ln, fresh
+// An opening has the listeners of a generation before they are served.
+type opening struct {
+	sockets  *listen.Sockets
+	cfg      *configs.Config
+	fresh    []net.Listener // those that were not open before
+	mistakes configs.Errors
+
+	listeners map[string]*listen.ProxyListener // all, by listen.Key
+	bindings  []proxy.Binding                  // all
+	endpoints map[string]net.Listener          // the new ones of HTTP, by key of the configuration
+}
+
+// open opens the listeners of h that are not open yet, all or none. The error
+// names all that cannot be opened. What is served does not change.
+func (s *Service) open(ctx context.Context, h *generation) (*opening, error) {
+	o := &opening{
+		sockets: s.sockets, cfg: h.cfg,
+		listeners: make(map[string]*listen.ProxyListener), endpoints: make(map[string]net.Listener),
 	}
-	listeners := make(map[string]*listen.ProxyListener)
-	for _, d := range h.listeners {
-		ln, fresh := listenAt(d.key, d.name(), d.address)
-		if ln == nil {
-			continue
-		}
-		key := listen.Key(d.name(), d.address)
-		listeners[key] = s.listeners[key]
-		if fresh {
-			listeners[key] = listen.Proxied(ln, d.proxyFrom)
-		} else if listeners[key] == nil {
-			mistakes = append(mistakes, h.cfg.Errorf(d.key, addressChangesUse, d.address))
-		}
-		for _, service := range d.services {
-			bindings = append(bindings, proxy.Binding{Listener: listeners[key], Service: service})
+	for _, l := range h.listeners {
+		o.addListener(ctx, l, s.listeners)
+	}
+	for _, e := range h.endpoints() {
+		if e.address != "" && e.address != s.endpoints[e.key].address {
+			o.addEndpoint(ctx, e)
 		}
 	}
-	webs = make(map[string]net.Listener)
-	for _, w := range h.endpoints() {
-		if w.address != "" && w.address != s.endpoints[w.key].address {
-			ln, fresh := listenAt(w.key, w.key, w.address)
-			if ln != nil && !fresh {
-				mistakes = append(mistakes, h.cfg.Errorf(w.key, addressChangesUse, w.address))
-			}
-			webs[w.key] = ln
-		}
+	if o.mistakes != nil {
+		o.close()
+		return nil, o.mistakes
 	}
-	if mistakes != nil {
-		for _, ln := range opened {
-			_ = ln.Close()
-		}
-		return nil, nil, mistakes
+	return o, nil
+}
+
+// listen returns the socket of an address, nil after a mistake, and whether it was
+// not open before.
+func (o *opening) listen(ctx context.Context, key, name, address string) (net.Listener, bool) {
+	ln, fresh, err := o.sockets.Listen(ctx, name, address)
+	if err != nil {
+		o.mistakes = append(o.mistakes, o.cfg.Errorf(key, "%v", err))
+		return nil, false
 	}
-	for _, d := range h.listeners {
-		listeners[listen.Key(d.name(), d.address)].Trust(d.proxyFrom)
+	if fresh {
+		o.fresh = append(o.fresh, ln)
 	}
-	s.listeners = listeners
-	return bindings, webs, nil
+	return ln, fresh
+}
+
+// addListener opens the listener of l, unless it is one of those that are open.
+func (o *opening) addListener(ctx context.Context, l listenerSpec, open map[string]*listen.ProxyListener) {
+	ln, fresh := o.listen(ctx, l.key, l.name(), l.address)
+	if ln == nil {
+		return
+	}
+	key := listen.Key(l.name(), l.address)
+	one := open[key]
+	switch {
+	case fresh:
+		one = listen.Proxied(ln, l.proxyFrom)
+	case one == nil:
+		o.mistakes = append(o.mistakes, o.cfg.Errorf(l.key, addressChangesUse, l.address))
+	}
+	o.listeners[key] = one
+	for _, service := range l.services {
+		o.bindings = append(o.bindings, proxy.Binding{Listener: one, Service: service})
+	}
+}
+
+// addEndpoint opens the listener of e.
+func (o *opening) addEndpoint(ctx context.Context, e httpEndpoint) {
+	ln, fresh := o.listen(ctx, e.key, e.key, e.address)
+	if ln != nil && !fresh {
+		o.mistakes = append(o.mistakes, o.cfg.Errorf(e.key, addressChangesUse, e.address))
+	}
+	o.endpoints[e.key] = ln
+}
+
+// close closes what was opened.
+func (o *opening) close() {
+	for _, ln := range o.fresh {
+		_ = ln.Close()
+	}
+}
+
+// setListeners makes the listeners of o, which are those of h, the ones that are
+// open.
+func (s *Service) setListeners(h *generation, o *opening) {
+	for _, l := range h.listeners {
+		o.listeners[listen.Key(l.name(), l.address)].Trust(l.proxyFrom)
+	}
+	s.listeners = o.listeners
 }
 
 // tlsConfig returns that of a listener: the one it had before, if it may.

@@ -129,7 +129,7 @@ func wantAccepted(t *testing.T, b *bridge.Brake) {
 
 // Without state.path the brake lives as long as the process.
 func TestABrakeWithoutState(t *testing.T) {
-	s := New(nil, slog.New(slog.DiscardHandler), nil)
+	s := New(&configs.Config{}, nil, slog.New(slog.DiscardHandler), nil)
 	h := newGeneration(&configs.Config{}, s)
 	h.pop3.shared = map[string]sharedMaildrops{}
 	h.maildropsOf("main")

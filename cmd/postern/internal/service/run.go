@@ -10,7 +10,6 @@ import (
 	"syscall"
 
 	"postern/cmd/postern/internal/logs"
-	"postern/cmd/postern/internal/stored"
 	"postern/configs"
 	"postern/proxy/certs"
 	"postern/proxy/state"
@@ -24,7 +23,7 @@ func Run(ctx context.Context, path string, log io.Writer, before *Peer) (err err
 		return err
 	}
 	level := new(slog.LevelVar)
-	s := New(store, logs.New(log, cfg.Log.Format, level), level)
+	s := New(cfg, store, logs.New(log, cfg.Log.Format, level), level)
 	s.path = path
 	h, err := build(cfg, s)
 	if err != nil {
@@ -35,7 +34,7 @@ func Run(ctx context.Context, path string, log io.Writer, before *Peer) (err err
 			return err
 		}
 	}
-	if s.Storage, err = stored.Open(ctx, cfg); err != nil {
+	if err := s.Storage.Open(ctx, cfg); err != nil {
 		return configs.Errors{cfg.Errorf("state.path", "%v", err)}
 	}
 	defer func() {

@@ -17,9 +17,119 @@ import (
 	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/audit"
+	"postern/proxy/authpolicy"
 	"postern/proxy/certs"
+	"postern/proxy/guard"
 	"postern/proxy/listen"
 )
+
+// New returns a Service of cfg that serves nothing yet. It opens nothing. store
+// and level may be nil for a Service that never serves.
+func New(cfg *configs.Config, store *certs.Store, log *slog.Logger, level *slog.LevelVar) *Service {
+	s := &Service{
+		level: level, store: store, Storage: &stored.Storage{}, Ready: func([]proxy.Binding) {},
+		listeners: make(map[string]*listen.ProxyListener), tlsConfigs: make(map[tlsKey]*tls.Config),
+		endpoints: make(map[string]openEndpoint), changes: make(chan changeRequest), binary: ownBinary(),
+		policyNonce: []byte(rand.Text()), guard: guard.New(stored.GuardConfig(cfg)),
+	}
+	s.advised = &authpolicy.Guard{Guard: s.guard}
+	s.server = &proxy.Server{Guard: s.advised, Room: listen.CheckDescriptors}
+	// Functions that observers are given may be called from here on: what they use is there.
+	s.log = slog.New(logs.NewRedactor(logs.NewCounter(log.Handler(), func(l slog.Level) { s.metrics.Logged(l) }), &s.redaction))
+	s.page = s.newPage()
+	s.metrics = s.newMetrics()
+	s.audit = audit.New(s.log)
+	s.audit.Known = s.known
+	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger}
+	s.server.Observer = s.observer
+	s.listings = bridge.NewListingMemory(math.MaxInt64, s.observer) // until there is a configuration
+	s.control = s.newControl()
+	return s
+}
+
+// Serve serves cfg until ctx ends.
+func (s *Service) Serve(ctx context.Context, cfg *configs.Config) error {
+	h, err := build(cfg, s)
+	if err != nil {
+		return err
+	}
+	return s.serve(ctx, h)
+}
+
+// serve applies h and serves until ctx ends. Then it closes the listeners and
+// gives the sessions their time. An error is one of opening: a stop, even with
+// sessions left, is none.
+func (s *Service) serve(ctx context.Context, h *generation) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR2)
+	defer signal.Stop(signals) // not before the last session: without this, they would end the process
+	if err := s.restore(ctx, h); err != nil {
+		return err
+	}
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer s.wg.Wait()
+	defer stop()
+	if err := s.start(background, h); err != nil {
+		return err
+	}
+	defer func() { s.stopWriters() }()
+	if s.predecessor != nil {
+		if err := s.predecessor.send(message{Serving: true}); err != nil {
+			return err
+		}
+	}
+	notify(s.log, ready)
+	s.handleChanges(ctx, background, signals)
+	if s.successor != nil {
+		s.waitForSessions(ctx, background)
+	} else {
+		s.drain(background)
+	}
+	s.advised.Wait()
+	return s.fatal
+}
+
+// restore takes up what a process before has left: its sockets, what the login
+// guard knew, the ledger.
+func (s *Service) restore(ctx context.Context, h *generation) (err error) {
+	if s.sockets == nil {
+		if s.sockets, err = listen.Inherited(); err != nil {
+			return err
+		}
+	}
+	if err := s.setFailures(h.cfg); err != nil {
+		return err
+	}
+	s.loadGuard(ctx)
+	s.openLedger(ctx)
+	s.Storage.Observe(s.observer)
+	s.Storage.OpenBrake = s.brake
+	return nil
+}
+
+// start opens all that h wants open, and begins to serve it. What it starts ends
+// with ctx.
+func (s *Service) start(ctx context.Context, h *generation) error {
+	if err := s.store.Open(s.log, s.observer); err != nil {
+		return configs.Errors{h.cfg.Errorf("tls.acme", "%v", err)}
+	}
+	if err := s.openControl(h); err != nil {
+		return configs.Errors{h.cfg.Errorf("control.socket", "%v", err)}
+	}
+	if err := s.apply(ctx, h); err != nil {
+		if s.controlListener != nil {
+			_ = s.controlListener.Close()
+		}
+		return err
+	}
+	for _, address := range s.sockets.CloseUnused() {
+		s.log.Warn("inherited a socket that no listener has", "address", address)
+	}
+	s.wg.Go(func() { s.store.Run(ctx) })
+	s.wg.Go(func() { s.store.Watch(ctx, watchEvery, s.log) })
+	s.startWriters(ctx)
+	return nil
+}
 
 // handleChanges makes what is asked for, one after the other, until ctx ends, a
 // successor serves, or nobody can. What is then served lives in background.
@@ -42,99 +152,6 @@ func (s *Service) handleChanges(ctx, background context.Context, signals <-chan 
 			return
 		}
 	}
-}
-
-// New returns a site on which nothing stands. It opens nothing.
-func New(store *certs.Store, log *slog.Logger, level *slog.LevelVar) *Service {
-	s := &Service{
-		log: log, level: level, store: store, Storage: &stored.Storage{}, Ready: func([]proxy.Binding) {},
-		listeners: make(map[string]*listen.ProxyListener), tlsConfigs: make(map[tlsKey]*tls.Config),
-		endpoints: make(map[string]openEndpoint), changes: make(chan changeRequest), binary: ownBinary(),
-	}
-	s.policyNonce = []byte(rand.Text())
-	s.log = slog.New(logs.NewRedactor(logs.NewCounter(log.Handler(), func(l slog.Level) { s.metrics.Logged(l) }), &s.redaction))
-	s.page = s.newPage()
-	s.metrics = s.newMetrics()
-	s.audit = audit.New(s.log)
-	s.audit.Known = s.known
-	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger}
-	s.listings = bridge.NewListingMemory(math.MaxInt64, s.observer) // until there is a configuration
-	s.server = &proxy.Server{Observer: s.observer, Room: listen.CheckDescriptors}
-	return s
-}
-
-// Serve serves cfg until ctx ends.
-func (s *Service) Serve(ctx context.Context, cfg *configs.Config) error {
-	h, err := build(cfg, s)
-	if err != nil {
-		return err
-	}
-	return s.serve(ctx, h)
-}
-
-// serve applies h and serves until ctx ends. Then it closes the listeners and
-// gives the sessions their time. An error is one of opening: a stop, even with
-// sessions left, is none.
-func (s *Service) serve(ctx context.Context, h *generation) error {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR2)
-	defer signal.Stop(signals) // not before the last session: without this, they would end the process
-	if s.sockets == nil {
-		var err error
-		if s.sockets, err = listen.Inherited(); err != nil {
-			return err
-		}
-	}
-	if err := s.setFailures(h.cfg); err != nil {
-		return err
-	}
-	s.openGuard(ctx, h)
-	s.writers = append(s.writers, s.whileWhole(cacheOf, s.runGuard))
-	if s.inheritedGuard != nil {
-		if err := s.guard.Restore(s.inheritedGuard); err != nil {
-			s.log.Warn("the login guard begins anew, and learns", "err", err)
-		}
-	}
-	s.openLedger(ctx)
-	s.Storage.Observe(s.observer)
-	s.Storage.OpenBrake = s.brake
-	s.control = s.newControl()
-	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer s.wg.Wait()
-	defer stop()
-	if err := s.store.Open(s.log, s.observer); err != nil {
-		return configs.Errors{h.cfg.Errorf("tls.acme", "%v", err)}
-	}
-	if err := s.openControl(h); err != nil {
-		return configs.Errors{h.cfg.Errorf("control.socket", "%v", err)}
-	}
-	if err := s.apply(background, h); err != nil {
-		if s.controlListener != nil {
-			_ = s.controlListener.Close()
-		}
-		return err
-	}
-	for _, address := range s.sockets.CloseUnused() {
-		s.log.Warn("inherited a socket that no listener has", "address", address)
-	}
-	s.wg.Go(func() { s.store.Run(background) })
-	s.wg.Go(func() { s.store.Watch(background, watchEvery, s.log) })
-	s.startWriters(background)
-	defer func() { s.stopWriters() }()
-	if s.predecessor != nil {
-		if err := s.predecessor.send(message{Serving: true}); err != nil {
-			return err
-		}
-	}
-	notify(s.log, ready)
-	s.handleChanges(ctx, background, signals)
-	if s.successor != nil {
-		s.waitForSessions(ctx, background)
-	} else {
-		s.drain(background)
-	}
-	s.advised.Wait()
-	return s.fatal
 }
 
 // waitForSessions waits for the sessions that a successor has left to this process, and

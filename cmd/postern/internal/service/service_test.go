@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"postern/cmd/postern/internal/logs"
-	"postern/cmd/postern/internal/stored"
 	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/certs"
@@ -62,14 +61,12 @@ func startService(t *testing.T, config string) *running {
 // startServiceWith is inhabit with other certificates, and a log for the test.
 func startServiceWith(t *testing.T, cfg *configs.Config, store *certs.Store, log io.Writer) *running {
 	t.Helper()
-	m, err := stored.Open(t.Context(), cfg)
-	if err != nil {
+	level := new(slog.LevelVar)
+	s := New(cfg, store, logs.New(log, cfg.Log.Format, level), level)
+	if err := s.Storage.Open(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = m.Close() })
-	level := new(slog.LevelVar)
-	s := New(store, logs.New(log, cfg.Log.Format, level), level)
-	s.Storage = m
+	t.Cleanup(func() { _ = s.Storage.Close() })
 	h, err := build(cfg, s)
 	if err != nil {
 		t.Fatal(err)

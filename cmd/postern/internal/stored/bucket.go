@@ -96,7 +96,11 @@ func (b *Bucket) retry(ctx context.Context, operation string, said *error, f fun
 		if err = b.try(f); !errors.Is(err, errFilesReturned) {
 			return err
 		}
-		time.Sleep(askAgain)
+		select {
+		case <-time.After(askAgain):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	return err
 }

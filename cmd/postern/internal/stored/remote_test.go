@@ -1,8 +1,11 @@
 package stored
 
 import (
+	"context"
+	"errors"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"postern/proxy/state"
@@ -24,4 +27,23 @@ func TestStateThatIsTakenBackHasWhatWasWrittenMeanwhile(t *testing.T) {
 	if value, err := memory.Get(t.Context(), "alice"); string(value) != "1" {
 		t.Errorf("got %q, %v", value, err)
 	}
+}
+
+// Criterion: a session whose context ends does not wait for state that comes back from a successor.
+func TestWaitingForTheFilesEndsWithTheContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		back := make(chan struct{})
+		close(back) // and still the files do not come
+		b := NewBucket("uidl", NewRemoteBucket(filepath.Join(t.TempDir(), "nobody"), "uidl", back))
+		ctx, cancel := context.WithCancelCause(t.Context())
+		gone := errors.New("gone")
+		time.AfterFunc(askAgain/2, func() { cancel(gone) })
+		begun := time.Now()
+		if _, err := b.Get(ctx, "alice"); !errors.Is(err, gone) {
+			t.Errorf("got %v, want the cause of the context", err)
+		}
+		if waited := time.Since(begun); waited != askAgain/2 {
+			t.Errorf("waited %v, want %v", waited, askAgain/2)
+		}
+	})
 }

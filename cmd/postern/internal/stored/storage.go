@@ -50,8 +50,8 @@ type Storage struct {
 	close   func() error       // nil: nothing is open
 }
 
-// InMemory returns one that ends with the process.
-func InMemory() *Storage { return &Storage{Cache: new(state.Memory), Record: new(state.Memory)} }
+// OpenMemory makes m, which is empty, a Storage that ends with the process.
+func (m *Storage) OpenMemory() { m.Cache, m.Record = new(state.Memory), new(state.Memory) }
 
 // Observe lets o know of what sessions do with m. No session may do so yet.
 func (m *Storage) Observe(o proxy.Observer) {
@@ -84,15 +84,23 @@ func (m *Storage) TakeBack(ctx context.Context, cfg *configs.Config) error {
 	return nil
 }
 
-// Open opens what cfg.State says.
+// Open opens the files of cfg.State.Path, and makes them where there are none.
+// Without a path the Storage stays empty.
 func Open(ctx context.Context, cfg *configs.Config) (*Storage, error) {
+	m := new(Storage)
+	return m, m.Open(ctx, cfg)
+}
+
+// Open opens the files of cfg.State.Path in m, which is empty. Without a path m
+// stays empty.
+func (m *Storage) Open(ctx context.Context, cfg *configs.Config) error {
 	dir := cfg.State.Path
 	if dir == "" {
-		return &Storage{}, nil
+		return nil
 	}
 	cache, err := state.Open(filepath.Join(dir, CacheFile), state.Options{Disposable: true})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	record, err := state.Open(filepath.Join(dir, RecordFile), state.Options{})
 	if err != nil {
@@ -100,30 +108,27 @@ func Open(ctx context.Context, cfg *configs.Config) (*Storage, error) {
 		if errors.Is(err, state.ErrDamaged) {
 			err = fmt.Errorf("%w: %s", err, damagedRemedy)
 		}
-		return nil, err
+		return err
 	}
 	listings := NewBucket(ListingsBucket, cache.Bucket(ListingsBucket))
 	uidls := NewBucket(UIDLBucket, record.Bucket(UIDLBucket))
 	brakes := NewBucket(BrakeBucket, record.Bucket(BrakeBucket))
-	a := newFiles(record, cache)
-	a.Unidentified = a.identify(ctx) // what cannot be read stops no start
-	m := &Storage{
-		Cache: listings, Record: uidls, Brakes: brakes, Guard: cache.Bucket("guard"),
-		Buckets:     map[string]*Bucket{ListingsBucket: listings, UIDLBucket: uidls, BrakeBucket: brakes},
-		guardConfig: GuardConfig(cfg),
-		OpenBrake: func(ctx context.Context, backend string) (*bridge.Brake, error) {
-			if err := CheckPOP3Backend(cfg, backend); err != nil {
-				return nil, err
-			}
-			b := bridge.NewBrake(backend, nil)
-			_ = b.Open(ctx, brakes) // a state that cannot be read is there to be replaced
-			return b, nil
-		},
-		close: func() error { return errors.Join(cache.Close(), record.Close()) },
-		Files: a,
+	m.Cache, m.Record, m.Brakes, m.Guard = listings, uidls, brakes, cache.Bucket("guard")
+	m.Buckets = map[string]*Bucket{ListingsBucket: listings, UIDLBucket: uidls, BrakeBucket: brakes}
+	m.guardConfig = GuardConfig(cfg)
+	m.OpenBrake = func(ctx context.Context, backend string) (*bridge.Brake, error) {
+		if err := CheckPOP3Backend(cfg, backend); err != nil {
+			return nil, err
+		}
+		b := bridge.NewBrake(backend, nil)
+		_ = b.Open(ctx, brakes) // a state that cannot be read is there to be replaced
+		return b, nil
 	}
-	m.Opened.Store(a)
-	return m, nil
+	m.close = func() error { return errors.Join(cache.Close(), record.Close()) }
+	m.Files = newFiles(record, cache)
+	m.Files.Unidentified = m.Files.identify(ctx) // a file that cannot be read stops no start
+	m.Opened.Store(m.Files)
+	return nil
 }
 
 // openExisting is openMemory for one who is not Postern itself. It makes no new
