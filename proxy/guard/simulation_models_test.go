@@ -14,15 +14,15 @@ import (
 	"postern/proxy/guard"
 )
 
-// postern is the Guard itself. Its clients are impatient: where one would have
-// to wait until others are answered, it gives up and comes again.
+// postern is the Guard itself. Its clients never wait for other attempts: they give up and
+// try again later.
 type postern struct {
 	guard *guard.Guard
 	now   time.Time
 	names map[int]string
 }
 
-// epoch is when simulations begin.
+// epoch is the beginning of simulations.
 var epoch = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func newPostern(s *scenario) *postern {
@@ -35,38 +35,38 @@ func newPostern(s *scenario) *postern {
 
 func (*postern) delay() time.Duration { return 2 * time.Second }
 
-func (p *postern) ask(now time.Duration, a *attempt) (time.Duration, answer) {
+func (p *postern) try(now time.Duration, a *attempt) (time.Duration, decision) {
 	p.now = epoch.Add(now)
-	client := proxy.Client{Addr: netip.AddrPortFrom(a.from, 1024), Protocol: cmp.Or(a.how.protocol, proxy.IMAP)}
+	client := proxy.Client{Addr: netip.AddrPortFrom(a.from, 1024), Protocol: cmp.Or(a.variant.protocol, proxy.IMAP)}
 	permit, err := p.guard.Admit(client, nil)
 	if err != nil {
-		return 0, refuses
+		return 0, refuse
 	}
 	login := &proxy.Login{
-		Client: client, Mechanism: cmp.Or(a.how.mechanism, "PLAIN"), Account: p.name(a.account),
+		Client: client, Mechanism: cmp.Or(a.variant.mechanism, "PLAIN"), Account: p.name(a.account),
 		Secret: proxy.NewSecret(binary.BigEndian.AppendUint32(nil, a.password)),
 	}
-	impatient, cancel := context.WithCancel(context.Background())
+	cancelled, cancel := context.WithCancel(context.Background())
 	cancel()
-	err = permit.Try(impatient, login)
+	err = permit.Try(cancelled, login)
 	if err == nil {
-		a.kept = permit
-		return 0, looksAt
+		a.state = permit
+		return 0, check
 	}
 	permit.Settle(err)
 	permit.Leave()
 	if proxy.ReasonOf(err) == proxy.Wrong {
-		return 0, knows
+		return 0, knownWrong
 	}
-	return 0, refuses
+	return 0, refuse
 }
 
-func (p *postern) learn(now time.Duration, a *attempt) {
+func (p *postern) settle(now time.Duration, a *attempt) {
 	p.now = epoch.Add(now)
-	permit := a.kept.(proxy.Permit)
+	permit := a.state.(proxy.Permit)
 	var err error
 	if !a.right() {
-		err = cmp.Or(a.how.answer, error(proxy.NewRefusal(proxy.Wrong, nil)))
+		err = cmp.Or(a.variant.answer, error(proxy.NewRefusal(proxy.Wrong, nil)))
 	}
 	permit.Settle(err)
 	permit.Leave()
@@ -81,10 +81,10 @@ func (p *postern) name(account int) string {
 	return name
 }
 
-// The others are modelled with their defaults, and simplified to what they
-// count, by which key, and what they do when it is too much. Each names its
-// source. Those that read Dovecot's log or are asked by it have a Dovecot
-// without penalties before them.
+// others returns models of other login guards with their defaults. The models are
+// simplified to what a guard counts, by which key, and what it does at the limit. Each
+// names its source. Guards that read Dovecot's log, or are its policy server, have a
+// Dovecot without penalties.
 func others() []model {
 	return []model{
 		&dovecot{networks: make(map[netip.Prefix]*penalty)},
@@ -109,10 +109,10 @@ type guess struct {
 
 func (a *attempt) guess() guess { return guess{a.account, a.password} }
 
-// dovecot is the penalty of Dovecot's anvil (dovecot/core
-// src/auth/auth-penalty.c, src/anvil/penalty.c). Who failed waits before the
-// next password is looked at, for up to 15 s, until one is right. The last ten
-// passwords may come again for nothing. Connections wait side by side.
+// dovecot is the penalty of Dovecot's anvil (dovecot/core src/auth/auth-penalty.c,
+// src/anvil/penalty.c). After a failure a network waits for up to 15 s before the next
+// password is checked, until a password is right. The last ten passwords cost nothing
+// again. Connections wait in parallel.
 type dovecot struct {
 	networks map[netip.Prefix]*penalty
 }
@@ -132,18 +132,18 @@ const (
 
 func (*dovecot) delay() time.Duration { return dovecotDelay }
 
-func (d *dovecot) ask(now time.Duration, a *attempt) (time.Duration, answer) {
+func (d *dovecot) try(now time.Duration, a *attempt) (time.Duration, decision) {
 	p := d.networks[prefix(a.from, 32, 48)]
-	if p == nil || p.level == 0 || now-p.since >= dovecotMaxWait { // all levels have dropped by then
-		a.kept = 0
-		return 0, looksAt
+	if p == nil || p.level == 0 || now-p.since >= dovecotMaxWait { // the level is 0 by then
+		a.state = 0
+		return 0, check
 	}
-	a.kept = p.level
-	return min(2*time.Second<<p.level, dovecotMaxWait), looksAt
+	a.state = p.level
+	return min(2*time.Second<<p.level, dovecotMaxWait), check
 }
 
-func (d *dovecot) learn(now time.Duration, a *attempt) {
-	network, level := prefix(a.from, 32, 48), a.kept.(int)
+func (d *dovecot) settle(now time.Duration, a *attempt) {
+	network, level := prefix(a.from, 32, 48), a.state.(int)
 	p := d.networks[network]
 	if a.right() {
 		if p != nil && level > 0 {
@@ -171,9 +171,9 @@ func (d *dovecot) learn(now time.Duration, a *attempt) {
 }
 
 // wforce is the policy that weakforced ships with (PowerDNS/weakforced
-// wforce/wforce.conf). It counts different wrong passwords of the last hour:
-// after 50 from one address that is refused, after 3 from one address for one
-// account it waits. Its HyperLogLog is exact here.
+// wforce/wforce.conf). It counts the distinct wrong passwords of the last hour. After 50
+// from an address it refuses the address; after 3 from an address for an account it
+// delays the attempt. Its HyperLogLog is exact here.
 type wforce struct {
 	failed map[origin]*distinct
 }
@@ -190,8 +190,8 @@ const (
 	wforceWindows = 6
 )
 
-// distinct are the different guesses of the last windows, each in the window
-// where it was seen last, in that order.
+// distinct has the distinct guesses of the last windows, in the order of the window in
+// which they were seen last.
 type distinct []seen
 
 type seen struct {
@@ -229,18 +229,18 @@ func (w *wforce) of(o origin) *distinct {
 	return d
 }
 
-func (w *wforce) ask(now time.Duration, a *attempt) (time.Duration, answer) {
+func (w *wforce) try(now time.Duration, a *attempt) (time.Duration, decision) {
 	window := now / wforceWindow
 	if w.of(origin{a.from, anyAccount}).count(window) > 50 {
-		return 0, refuses
+		return 0, refuse
 	}
 	if w.of(origin{a.from, a.account}).count(window) > 3 {
-		return 3 * time.Second, looksAt
+		return 3 * time.Second, check
 	}
-	return 0, looksAt
+	return 0, check
 }
 
-func (w *wforce) learn(now time.Duration, a *attempt) {
+func (w *wforce) settle(now time.Duration, a *attempt) {
 	if a.right() {
 		return
 	}
@@ -267,14 +267,14 @@ type jail struct {
 
 func (*fail2ban) delay() time.Duration { return dovecotDelay }
 
-func (f *fail2ban) ask(now time.Duration, a *attempt) (time.Duration, answer) {
+func (f *fail2ban) try(now time.Duration, a *attempt) (time.Duration, decision) {
 	if j := f.jails[a.from]; j != nil && now < j.until {
-		return 0, refuses
+		return 0, refuse
 	}
-	return 0, looksAt
+	return 0, check
 }
 
-func (f *fail2ban) learn(now time.Duration, a *attempt) {
+func (f *fail2ban) settle(now time.Duration, a *attempt) {
 	if a.right() {
 		return
 	}
@@ -289,8 +289,8 @@ func (f *fail2ban) learn(now time.Duration, a *attempt) {
 	}
 }
 
-// crowdsec has a bucket of three failures for each address, which leaks one in
-// six minutes; when it runs over, the address is blocked for four hours
+// crowdsec has a leaky bucket of three failures for each address, which leaks one in six
+// minutes. When the bucket overflows, the address is blocked for four hours
 // (crowdsecurity/hub scenarios/crowdsecurity/dovecot-spam.yaml).
 type crowdsec struct {
 	buckets map[netip.Addr]*leaky
@@ -303,20 +303,20 @@ const (
 )
 
 type leaky struct {
-	empty time.Duration // when all will have leaked
+	empty time.Duration // when the bucket will be empty
 	until time.Duration
 }
 
 func (*crowdsec) delay() time.Duration { return dovecotDelay }
 
-func (c *crowdsec) ask(now time.Duration, a *attempt) (time.Duration, answer) {
+func (c *crowdsec) try(now time.Duration, a *attempt) (time.Duration, decision) {
 	if b := c.buckets[a.from]; b != nil && now < b.until {
-		return 0, refuses
+		return 0, refuse
 	}
-	return 0, looksAt
+	return 0, check
 }
 
-func (c *crowdsec) learn(now time.Duration, a *attempt) {
+func (c *crowdsec) settle(now time.Duration, a *attempt) {
 	if a.right() {
 		return
 	}
@@ -333,7 +333,7 @@ func (c *crowdsec) learn(now time.Duration, a *attempt) {
 
 // mox counts failures in fixed windows of a minute and of a day, of an address
 // and of two networks around it (mjl-/mox mox-/limitauth.go,
-// ratelimit/ratelimit.go). Success forgives all that its address did.
+// ratelimit/ratelimit.go). A login clears the count of its address.
 type mox struct {
 	windows [2]moxWindow
 }
@@ -345,14 +345,14 @@ type moxWindow struct {
 	counts map[netip.Prefix]int
 }
 
-// masks returns the networks that a limit is for, the narrowest first.
+// masks returns the networks of the limits, the narrowest first.
 func (*mox) masks(from netip.Addr) [3]netip.Prefix {
 	return [...]netip.Prefix{prefix(from, 32, 64), prefix(from, 26, 48), prefix(from, 21, 32)}
 }
 
 func (*mox) delay() time.Duration { return 0 }
 
-func (m *mox) ask(now time.Duration, a *attempt) (time.Duration, answer) {
+func (m *mox) try(now time.Duration, a *attempt) (time.Duration, decision) {
 	masks := m.masks(a.from)
 	for i := range m.windows {
 		w := &m.windows[i]
@@ -361,14 +361,14 @@ func (m *mox) ask(now time.Duration, a *attempt) (time.Duration, answer) {
 		}
 		for j, mask := range masks {
 			if w.counts[mask] >= w.limits[j] {
-				return 0, refuses
+				return 0, refuse
 			}
 		}
 	}
-	return 0, looksAt
+	return 0, check
 }
 
-func (m *mox) learn(_ time.Duration, a *attempt) {
+func (m *mox) settle(_ time.Duration, a *attempt) {
 	masks := m.masks(a.from)
 	for _, w := range m.windows {
 		n := 1
@@ -381,8 +381,8 @@ func (m *mox) learn(_ time.Duration, a *attempt) {
 	}
 }
 
-// stalwart counts failures of a day, of an address and of an account; the
-// address that makes either the 101st is banned for good (stalwartlabs/stalwart
+// stalwart counts the failures of a day, by address and by account. An address that makes
+// the 101st of either is banned for ever (stalwartlabs/stalwart
 // crates/common/src/network/security.rs, is_auth_fail2banned).
 type stalwart struct {
 	today    time.Duration
@@ -393,17 +393,17 @@ type stalwart struct {
 
 const stalwartLimit = 100
 
-// delay is the mean of 50 to 500 ms.
+// delay returns the mean of 50 to 500 ms.
 func (*stalwart) delay() time.Duration { return 275 * time.Millisecond }
 
-func (s *stalwart) ask(_ time.Duration, a *attempt) (time.Duration, answer) {
+func (s *stalwart) try(_ time.Duration, a *attempt) (time.Duration, decision) {
 	if s.banned[a.from] {
-		return 0, refuses
+		return 0, refuse
 	}
-	return 0, looksAt
+	return 0, check
 }
 
-func (s *stalwart) learn(now time.Duration, a *attempt) {
+func (s *stalwart) settle(now time.Duration, a *attempt) {
 	if a.right() {
 		return
 	}
@@ -418,8 +418,7 @@ func (s *stalwart) learn(now time.Duration, a *attempt) {
 	s.banned[a.from] = true
 }
 
-// prefix returns the network of an address, with as many bits as its family
-// has there.
+// prefix returns the network of an address, with the prefix length for its family.
 func prefix(a netip.Addr, v4, v6 int) netip.Prefix {
 	n := v4
 	if a.Is6() {
@@ -428,5 +427,5 @@ func prefix(a netip.Addr, v4, v6 int) netip.Prefix {
 	return netip.PrefixFrom(a, n).Masked()
 }
 
-// scatter maps numbers to numbers, each to another, all over the place.
+// scatter is a bijection that spreads small numbers over all numbers.
 func scatter(n uint32) uint32 { return bits.Reverse32(n * 2654435761) }

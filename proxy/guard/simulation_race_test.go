@@ -2,7 +2,7 @@
 
 package guard_test
 
-// The race detector makes the simulation ten times slower and has nothing to
-// find in one goroutine. So there is a tenth of the guessing, by a tenth of the
-// bots, the bounds are the same, and the models of others rest.
+// The race detector makes the simulation ten times slower and cannot find a race in one
+// goroutine. So there are a tenth of the guesses, from a tenth of the bots, with the same
+// bounds, and no other models.
 const race, thin = true, 10

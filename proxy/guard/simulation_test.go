@@ -14,237 +14,237 @@ import (
 	"time"
 )
 
-// The simulation lets days go by in seconds. The same clients
-// (simulation_scenarios_test.go) meet the Guard, and then models of what others
-// do (simulation_models_test.go). What comes of it stands in docs/guard.md;
-// `make simulation` writes it there.
+// The simulation is a discrete-event simulation of days in seconds. The clients of each
+// scenario (simulation_scenarios_test.go) attempt to log in at the Guard, and at models of
+// other login guards (simulation_models_test.go). `make simulation` writes the results into
+// docs/guard.md.
 
 const day = 24 * time.Hour
 
-// An attempt is to log in, once.
+// An attempt is one attempt to log in.
 type attempt struct {
 	from     netip.Addr
 	account  int
 	password uint32 // 0 is the right one of every account
-	how      how
-	kept     any // by the model, from ask to learn
+	variant  variant
+	state    any // of the model, from try to settle
 }
 
 func (a *attempt) right() bool { return a.password == 0 }
 
-// A how is the way in which an attempt is made and, if it is wrong, answered.
-type how struct {
+// A variant is how an attempt is made and how the server answers a wrong password.
+type variant struct {
 	protocol, mechanism string // "": IMAP, PLAIN
 	answer              error  // nil: wrong
 }
 
-// A model decides whose password is looked at.
+// A model is a login guard.
 type model interface {
-	// ask says whether the password is looked at, and after what wait.
-	ask(now time.Duration, a *attempt) (wait time.Duration, is answer)
+	// try decides whether the server checks the password, and after what wait.
+	try(now time.Duration, a *attempt) (wait time.Duration, d decision)
 
-	// learn follows each ask that was answered by looksAt, after the wait.
-	learn(now time.Duration, a *attempt)
+	// settle is called after the wait for each attempt whose password is checked.
+	settle(now time.Duration, a *attempt)
 
-	// delay is how long the answer to a wrong password is held back.
+	// delay returns how long the answer to a wrong password is delayed.
 	delay() time.Duration
 }
 
-type answer int
+type decision int
 
 const (
-	refuses answer = iota
-	knows          // that it is wrong, without looking
-	looksAt
+	refuse     decision = iota
+	knownWrong          // the guard answers that the password is wrong
+	check               // the server checks the password
 )
 
-// A scenario is what happens on a day, or on some.
+// A scenario is what happens on one or more days.
 type scenario struct {
 	name, title string
 	days        int           // 0: one
 	latency     time.Duration // of the backend
 	strict      bool          // Config.StrictNIST
-	cold        bool          // nothing has been before
-	alone       bool          // Postern's: the others' answers are their servers'
-	known       []attempt     // were made on each of the four days before
-	crowds      []crowd
+	cold        bool          // no attempts in the past
+	posternOnly bool          // the other models do not distinguish the variants
+	known       []attempt     // made on each day of the past
+	groups      []group
 }
 
-// past is the time before a scenario, longer than a Guard learns.
+// past is the time before a scenario. It is longer than Config.Learning.
 const past = 4 * day
 
-// A crowd is clients of one kind.
-type crowd struct {
-	who      string
+// A group is clients of one kind.
+type group struct {
+	name     string
 	clients  int           // 0: one
-	every    time.Duration // from an attempt of a client to its next, or to the answer if that is later
-	within   time.Duration // in which all have begun; 0: every
-	from, to time.Duration // of the scenario; 0: its end
-	stream   bool          // its client is many, who do not wait for each other's answers
-	tries    func(client, n int) attempt
+	every    time.Duration // from an attempt of a client to its next; the next one is later if the answer is
+	within   time.Duration // the first attempts of all clients are within it; 0: within every
+	from, to time.Duration // in the scenario; to 0: until its end
+	stream   bool          // the client stands for many clients, which do not wait for each other's answers
+	attempt  func(client, n int) attempt
 
-	counts count
-	most   int    // that Postern may count
-	others [6]int // about what the others count, in their columns; zeros: anything
+	metric metric
+	most   int    // with Postern
+	others [6]int // about, with the other models, in the order of columns; zeros: anything
 }
 
-// A count is what is told of a crowd.
-type count int
+// A metric is the value that the table shows for a group.
+type metric int
 
 const (
-	guesses   count = iota // wrong passwords that were looked at
-	refused                // right passwords that were not
-	throttled              // passwords that were refused, right or wrong
+	guesses   metric = iota // wrong passwords that were checked
+	refused                 // right passwords that were not checked
+	throttled               // refused attempts, with right or wrong passwords
 )
 
 const anything = -1
 
-// A tally is what came of a crowd's attempts.
-type tally struct{ offered, right, guesses, refused, throttled, slow int }
+// A tally counts the results of a group's attempts.
+type tally struct{ attempts, right, guesses, refused, throttled, slow int }
 
-func (t tally) of(c count) int { return [...]int{t.guesses, t.refused, t.throttled}[c] }
+func (t tally) of(m metric) int { return [...]int{t.guesses, t.refused, t.throttled}[m] }
 
-// among returns of how many.
-func (t tally) among(c count) int { return [...]int{t.offered, t.right, t.offered}[c] }
+// total returns the number of attempts that could count in a metric.
+func (t tally) total(m metric) int { return [...]int{t.attempts, t.right, t.attempts}[m] }
 
 // add counts an attempt.
-func (t *tally) add(right bool, wait time.Duration, is answer) {
-	t.offered++
+func (t *tally) add(right bool, wait time.Duration, d decision) {
+	t.attempts++
 	if right {
 		t.right++
 	}
-	if is == refuses {
+	if d == refuse {
 		t.throttled++
 	}
 	switch {
-	case !right && is == looksAt:
+	case !right && d == check:
 		t.guesses++
-	case right && is != looksAt:
+	case right && d != check:
 		t.refused++
 	case right && wait > 10*time.Second:
 		t.slow++
 	}
 }
 
-// A simulation is a scenario that meets a model.
+// A simulation is a run of a scenario with a model.
 type simulation struct {
 	*scenario
-	model   model
-	begin   time.Duration
-	turns   turns
-	planned int
-	tallies []tally // of crowds
+	model     model
+	begin     time.Duration
+	queue     eventQueue
+	scheduled int
+	tallies   []tally // of groups
 }
 
-// simulate returns the tally of each crowd.
+// simulate returns the tally of each group.
 func simulate(sc *scenario, m model) []tally {
-	s := &simulation{scenario: sc, model: m, tallies: make([]tally, len(sc.crowds))}
+	s := &simulation{scenario: sc, model: m, tallies: make([]tally, len(sc.groups))}
 	if !s.cold {
-		s.remember()
+		s.simulatePast()
 	}
-	for i, c := range s.crowds {
+	for i, c := range s.groups {
 		for client := range max(1, c.clients) {
-			t := &turn{crowd: i, client: client}
+			e := &event{group: i, client: client}
 			phase := time.Duration(scatter(uint32(client+1000*i)) >> 16)
-			s.plan(t, s.begin+c.from+cmp.Or(c.within, c.every)*phase>>16)
-			heap.Push(&s.turns, t)
+			s.schedule(e, s.begin+c.from+cmp.Or(c.within, c.every)*phase>>16)
+			heap.Push(&s.queue, e)
 		}
 	}
-	for len(s.turns) > 0 {
-		if s.take(s.turns[0]) {
-			heap.Fix(&s.turns, 0)
+	for len(s.queue) > 0 {
+		if s.handle(s.queue[0]) {
+			heap.Fix(&s.queue, 0)
 		} else {
-			heap.Pop(&s.turns)
+			heap.Pop(&s.queue)
 		}
 	}
 	return s.tallies
 }
 
-// remember makes the known attempts, on each day of the past.
-func (s *simulation) remember() {
+// simulatePast makes the known attempts on each day of the past.
+func (s *simulation) simulatePast() {
 	for s.begin = 0; s.begin < past; s.begin += day {
 		for i, a := range s.known {
 			now := s.begin + time.Duration(i)*10*time.Second
-			if _, is := s.model.ask(now, &a); is == looksAt {
-				s.model.learn(now, &a)
+			if _, d := s.model.try(now, &a); d == check {
+				s.model.settle(now, &a)
 			}
 		}
 	}
 }
 
-// A turn is a client's to do the next thing: to make an attempt, or to have
-// its password looked at.
-type turn struct {
-	at, since time.Duration // since: of the attempt
-	planned   int           // the order of turns at one time
-	crowd     int
+// An event is a client's next attempt, or the end of its present attempt.
+type event struct {
+	at        time.Duration
+	order     int           // of events at the same time
+	begun     time.Duration // when the attempt was made
+	group     int
 	client, n int
 	attempt   attempt
-	waits     bool // to be looked at
-	once      bool // makes no attempt after it
+	ends      bool // the attempt ends
+	last      bool // no attempt follows
 }
 
-func (s *simulation) plan(t *turn, at time.Duration) {
-	s.planned++
-	t.at, t.planned = at, s.planned
+func (s *simulation) schedule(e *event, at time.Duration) {
+	s.scheduled++
+	e.at, e.order = at, s.scheduled
 }
 
-// take lets the client do it, and reports whether there is another turn.
-func (s *simulation) take(t *turn) bool {
-	c, now := &s.crowds[t.crowd], t.at
-	if t.waits {
-		s.model.learn(now, &t.attempt)
-		t.waits = false
-		return !t.once && s.next(t, now)
+// handle handles an event and reports whether it has been scheduled again.
+func (s *simulation) handle(e *event) bool {
+	g, now := &s.groups[e.group], e.at
+	if e.ends {
+		s.model.settle(now, &e.attempt)
+		e.ends = false
+		return !e.last && s.scheduleNext(e, now)
 	}
-	t.attempt, t.since = c.tries(t.client, t.n), now
-	t.n++
-	wait, is := s.model.ask(now, &t.attempt)
-	s.tallies[t.crowd].add(t.attempt.right(), wait, is)
+	e.attempt, e.begun = g.attempt(e.client, e.n), now
+	e.n++
+	wait, d := s.model.try(now, &e.attempt)
+	s.tallies[e.group].add(e.attempt.right(), wait, d)
 	wait += s.latency
 	switch {
-	case is != looksAt:
+	case d != check:
 	case wait == 0:
-		s.model.learn(now, &t.attempt)
-	case c.stream:
-		apart := &turn{crowd: t.crowd, attempt: t.attempt, waits: true, once: true}
-		s.plan(apart, now+wait)
-		heap.Push(&s.turns, apart)
+		s.model.settle(now, &e.attempt)
+	case g.stream:
+		end := &event{group: e.group, attempt: e.attempt, ends: true, last: true}
+		s.schedule(end, now+wait)
+		heap.Push(&s.queue, end)
 	default:
-		t.waits = true
-		s.plan(t, now+wait)
+		e.ends = true
+		s.schedule(e, now+wait)
 		return true
 	}
-	return s.next(t, now)
+	return s.scheduleNext(e, now)
 }
 
-// next plans the client's next attempt, now that the last one was decided.
-func (s *simulation) next(t *turn, now time.Duration) bool {
-	c := &s.crowds[t.crowd]
-	at := t.since + c.every
-	if !c.stream {
-		if !t.attempt.right() {
+// scheduleNext schedules the client's next attempt, and reports false if there is none.
+func (s *simulation) scheduleNext(e *event, now time.Duration) bool {
+	g := &s.groups[e.group]
+	at := e.begun + g.every
+	if !g.stream {
+		if !e.attempt.right() {
 			now += s.model.delay()
 		}
 		at = max(at, now)
 	}
-	s.plan(t, at)
-	return at < s.begin+cmp.Or(c.to, time.Duration(max(1, s.days))*day)
+	s.schedule(e, at)
+	return at < s.begin+cmp.Or(g.to, time.Duration(max(1, s.days))*day)
 }
 
-// turns is a heap.
-type turns []*turn
+// An eventQueue is a heap.
+type eventQueue []*event
 
-func (t turns) Len() int { return len(t) }
-func (t turns) Less(i, j int) bool {
-	return t[i].at < t[j].at || t[i].at == t[j].at && t[i].planned < t[j].planned
+func (q eventQueue) Len() int { return len(q) }
+func (q eventQueue) Less(i, j int) bool {
+	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].order < q[j].order
 }
-func (t turns) Swap(i, j int) { t[i], t[j] = t[j], t[i] }
-func (t *turns) Push(x any)   { *t = append(*t, x.(*turn)) }
-func (t *turns) Pop() any {
-	last := len(*t) - 1
-	x := (*t)[last]
-	*t = (*t)[:last]
+func (q eventQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+func (q *eventQueue) Push(x any)   { *q = append(*q, x.(*event)) }
+func (q *eventQueue) Pop() any {
+	last := len(*q) - 1
+	x := (*q)[last]
+	*q = (*q)[:last]
 	return x
 }
 
@@ -264,18 +264,18 @@ func TestSimulation(t *testing.T) {
 			t.Run(all[i].name, func(t *testing.T) {
 				t.Parallel()
 				results[i] = run(&all[i])
-				results[i].check(t, all[i].crowds)
+				results[i].check(t, all[i].groups)
 			})
 		}
 	})
-	some := slices.ContainsFunc(results, func(r result) bool { return r.ours == nil }) // were asked for, by -run
-	if !some && !race {
+	partial := slices.ContainsFunc(results, func(r result) bool { return r.ours == nil }) // by -run
+	if !partial && !race {
 		document(t, "../../docs/guard.md", table(all, results))
 	}
 }
 
-// A result has the tallies of a scenario's crowds: with Postern, and with each
-// of the others.
+// A result has the tallies of a scenario's groups, with Postern and with each of the
+// other models.
 type result struct {
 	ours   []tally
 	others [len(columns)][]tally
@@ -283,7 +283,7 @@ type result struct {
 
 func run(s *scenario) (r result) {
 	r.ours = simulate(s, newPostern(s))
-	if !race && !s.alone {
+	if !race && !s.posternOnly {
 		for i, m := range others() {
 			r.others[i] = simulate(s, m)
 		}
@@ -291,42 +291,42 @@ func run(s *scenario) (r result) {
 	return r
 }
 
-// check holds Postern to its bounds, and the models of others to the order of
-// magnitude that is known of them, so that they stay honest.
-func (r *result) check(t *testing.T, crowds []crowd) {
-	for i, c := range crowds {
+// check compares Postern's results with their bounds, and the other models' results with
+// the known order of magnitude, so that the models stay faithful.
+func (r *result) check(t *testing.T, groups []group) {
+	for i, g := range groups {
 		ours := r.ours[i]
-		if got := ours.of(c.counts); c.most != anything && got > c.most {
-			t.Errorf("%s: %d of %d with Postern, want at most %d", c.who, got, ours.among(c.counts), c.most)
+		if got := ours.of(g.metric); g.most != anything && got > g.most {
+			t.Errorf("%s: %d of %d with Postern, want at most %d", g.name, got, ours.total(g.metric), g.most)
 		}
 		if ours.slow > 0 {
-			t.Errorf("%s: %d waited for more than 10 s with Postern", c.who, ours.slow)
+			t.Errorf("%s: %d waited for more than 10 s with Postern", g.name, ours.slow)
 		}
-		if race || c.others == [len(columns)]int{} {
+		if race || g.others == [len(columns)]int{} {
 			continue
 		}
-		for j, about := range c.others {
-			if got := r.others[j][i].of(c.counts); got > 4*about+20 || about > 4*got+20 {
-				t.Errorf("%s: %d with %s, want about %d", c.who, got, columns[j], about)
+		for j, about := range g.others {
+			if got := r.others[j][i].of(g.metric); got > 4*about+20 || about > 4*got+20 {
+				t.Errorf("%s: %d with %s, want about %d", g.name, got, columns[j], about)
 			}
 		}
 	}
 }
 
-// table writes Markdown.
+// table returns the results in Markdown.
 func table(all []scenario, results []result) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "| | Postern | %s |\n|---|%s\n", strings.Join(columns[:], " | "), strings.Repeat("---:|", 1+len(columns)))
 	for i, s := range all {
 		fmt.Fprintf(&b, "| **%s** %s |%s\n", s.name, s.title, strings.Repeat(" |", 1+len(columns)))
-		for j, c := range s.crowds {
-			fmt.Fprintf(&b, "| %s | **%s** |", c.who, cell(c, results[i].ours[j]))
+		for j, g := range s.groups {
+			fmt.Fprintf(&b, "| %s | **%s** |", g.name, tableCell(g, results[i].ours[j]))
 			for _, tallies := range results[i].others {
 				if tallies == nil {
 					fmt.Fprint(&b, " – |")
 					continue
 				}
-				fmt.Fprintf(&b, " %s |", cell(c, tallies[j]))
+				fmt.Fprintf(&b, " %s |", tableCell(g, tallies[j]))
 			}
 			fmt.Fprintln(&b)
 		}
@@ -334,14 +334,14 @@ func table(all []scenario, results []result) []byte {
 	return b.Bytes()
 }
 
-func cell(c crowd, t tally) string {
+func tableCell(g group, t tally) string {
 	switch {
-	case c.counts == guesses:
+	case g.metric == guesses:
 		return thousands(t.guesses)
 	case t.slow > 0:
-		return fmt.Sprintf("%s of %s, %s wait", thousands(t.of(c.counts)), thousands(t.among(c.counts)), thousands(t.slow))
+		return fmt.Sprintf("%s of %s, %s wait", thousands(t.of(g.metric)), thousands(t.total(g.metric)), thousands(t.slow))
 	}
-	return fmt.Sprintf("%s of %s", thousands(t.of(c.counts)), thousands(t.among(c.counts)))
+	return fmt.Sprintf("%s of %s", thousands(t.of(g.metric)), thousands(t.total(g.metric)))
 }
 
 func thousands(n int) string {
@@ -351,7 +351,7 @@ func thousands(n int) string {
 	return fmt.Sprintf("%s,%03d", thousands(n/1000), n%1000)
 }
 
-// document compares the table in a file with this one, or puts this one there.
+// document compares the table in a file with table, or replaces it with -update.
 func document(t *testing.T, name string, table []byte) {
 	const begin, end = "<!-- make simulation -->\n", "<!-- end of simulation -->\n"
 	text, err := os.ReadFile(name)
@@ -362,7 +362,7 @@ func document(t *testing.T, name string, table []byte) {
 	old, after, ok2 := bytes.Cut(rest, []byte(end))
 	switch {
 	case !ok || !ok2:
-		t.Fatalf("%s: no place for the table", name)
+		t.Fatalf("%s: the table is not there", name)
 	case bytes.Equal(old, table):
 	case *update:
 		text = slices.Concat(before, []byte(begin), table, []byte(end), after)
