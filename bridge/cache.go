@@ -2,8 +2,6 @@ package bridge
 
 import (
 	"encoding/binary"
-	"errors"
-	"hash/crc32"
 	"math"
 
 	"postern/bridge/inbox"
@@ -24,10 +22,6 @@ const (
 	shift       = 6
 	formerShift = 4 // of formerCache, without unsized and removed
 )
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-var errSpoilt = errors.New("what was remembered is damaged or of another version")
 
 // encode returns s as it is remembered: a few octets for each message, and a
 // checksum.
@@ -50,25 +44,22 @@ func (s snapshot) encode() []byte {
 		b = binary.AppendUvarint(b, uint64(m.size)<<shift|uint64(m.marks&remembered))
 		last = m.uid
 	}
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return sealFrame(b)
 }
 
 // decodeSnapshot is the inverse of encode. What is not exactly that is an error.
 func decodeSnapshot(b []byte) (s snapshot, err error) {
-	if len(b) < 6 || b[0] != cacheVersion && b[0] != formerCache {
-		return snapshot{}, errSpoilt
+	version, r, err := openFrame(b, cacheVersion, formerCache)
+	if err != nil {
+		return snapshot{}, err
 	}
-	b, sum := b[:len(b)-4], b[len(b)-4:]
-	if crc32.Checksum(b, castagnoli) != binary.LittleEndian.Uint32(sum) {
-		return snapshot{}, errSpoilt
-	}
-	r, former, by := varints{b: b[2:]}, b[0] == formerCache, shift
-	s.proven = b[1] == 1
-	s.uidValidity, s.uidNext = uint32(r.next(math.MaxUint32)), uint32(r.next(math.MaxUint32))
-	s.shown = r.fixed()
+	former, by := version == formerCache, shift
+	s.proven = r.octet() == 1
+	s.uidValidity, s.uidNext = uint32(r.uvarint(math.MaxUint32)), uint32(r.uvarint(math.MaxUint32))
+	s.shown = r.uint64()
 	if !former {
-		s.record.version = r.fixed()
-		sum := r.fixed()
+		s.record.version = r.uint64()
+		sum := r.uint64()
 		s.record.sum, r.bad = uint32(sum), r.bad || sum > math.MaxUint32
 	} else {
 		by = formerShift
@@ -76,60 +67,24 @@ func decodeSnapshot(b []byte) (s snapshot, err error) {
 			s.record = formerStamp
 		}
 	}
-	count := r.next(min(inbox.MaxMessages, uint64(len(r.b)/2)))
+	count := r.uvarint(min(inbox.MaxMessages, uint64(len(r.b)/2)))
 	s.messages = make([]message, count)
 	uid, rest := uint64(0), r.b // a variable: r costs a write barrier for each number
 	for i := range s.messages {
 		delta, n := binary.Uvarint(rest)
 		if n <= 0 {
-			return snapshot{}, errSpoilt
+			return snapshot{}, errDamaged
 		}
 		size, k := binary.Uvarint(rest[n:])
 		if uid += delta; k <= 0 || delta == 0 || delta > math.MaxUint32 || uid > math.MaxUint32 {
-			return snapshot{}, errSpoilt
+			return snapshot{}, errDamaged
 		}
 		rest = rest[n+k:]
 		s.messages[i] = message{uid: uint32(uid), size: int64(size >> by), marks: marks(size) & (1<<by - 1)}
 	}
 	r.b = rest
-	if r.bad || len(r.b) > 0 {
-		return snapshot{}, errSpoilt
+	if err := r.end(); err != nil {
+		return snapshot{}, err
 	}
 	return s, nil
-}
-
-// checksumOf returns that of an encoded snapshot, which tells one from another; 0 of
-// what is none.
-func checksumOf(b []byte) uint32 {
-	if len(b) < 6 {
-		return 0
-	}
-	return binary.LittleEndian.Uint32(b[len(b)-4:])
-}
-
-// varints reads numbers. After the first that is none, all are 0 and bad is set.
-type varints struct {
-	b   []byte
-	bad bool
-}
-
-func (r *varints) next(most uint64) uint64 {
-	n, size := binary.Uvarint(r.b)
-	if size <= 0 || n > most {
-		r.bad, r.b = true, nil
-		return 0
-	}
-	r.b = r.b[size:]
-	return n
-}
-
-// fixed reads a number of eight octets.
-func (r *varints) fixed() uint64 {
-	if len(r.b) < 8 {
-		r.bad, r.b = true, nil
-		return 0
-	}
-	n := binary.LittleEndian.Uint64(r.b)
-	r.b = r.b[8:]
-	return n
 }

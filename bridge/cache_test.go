@@ -108,13 +108,13 @@ func TestMarksOfASessionAreForgotten(t *testing.T) {
 func TestDamagedSnapshots(t *testing.T) {
 	b := snapshot{uidValidity: 7, uidNext: 900, proven: true, messages: sparse(20)}.encode()
 	for i := range b {
-		if _, err := decodeSnapshot(b[:i]); !errors.Is(err, errSpoilt) {
+		if _, err := decodeSnapshot(b[:i]); !errors.Is(err, errDamaged) {
 			t.Fatalf("the first %d octets give %v", i, err)
 		}
 		for bit := range 8 {
 			spoilt := bytes.Clone(b)
 			spoilt[i] ^= 1 << bit
-			if _, err := decodeSnapshot(spoilt); !errors.Is(err, errSpoilt) {
+			if _, err := decodeSnapshot(spoilt); !errors.Is(err, errDamaged) {
 				t.Fatalf("bit %d of octet %d gives %v", bit, i, err)
 			}
 		}

@@ -3,9 +3,7 @@ package bridge
 import (
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
-	"hash/crc32"
 	"io"
 	"math"
 	"slices"
@@ -38,30 +36,26 @@ func printsKey(account string) string { return key(account) + "\x00prints" }
 // decodePrints reads prints, ascending by UID, as they stood in the cache before
 // they were part of the record.
 func decodePrints(b []byte) ([]uidl.Print, error) {
-	if len(b) < 6 || b[0] != printsVersion {
-		return nil, errSpoilt
+	_, r, err := openFrame(b, printsVersion)
+	if err != nil {
+		return nil, err
 	}
-	b, sum := b[:len(b)-4], b[len(b)-4:]
-	if crc32.Checksum(b, castagnoli) != binary.LittleEndian.Uint32(sum) {
-		return nil, errSpoilt
-	}
-	r := varints{b: b[1:]}
-	prints := make([]uidl.Print, r.next(min(inbox.MaxMessages, uint64(len(b)/9))))
+	prints := make([]uidl.Print, r.uvarint(min(inbox.MaxMessages, uint64(len(r.b)/9))))
 	uid := uint64(0)
 	for i := range prints {
-		delta := r.next(math.MaxUint32<<1 | 1)
+		delta := r.uvarint(math.MaxUint32<<1 | 1)
 		uid += delta >> 1
-		p := uidl.Print{UID: uint32(uid), Short: r.fixed()}
+		p := uidl.Print{UID: uint32(uid), Short: r.uint64()}
 		if delta&1 != 0 {
-			p.Header = r.fixed()
+			p.Header = r.uint64()
 		}
 		if delta>>1 == 0 || uid > math.MaxUint32 {
-			return nil, errSpoilt
+			return nil, errDamaged
 		}
 		prints[i] = p
 	}
-	if r.bad || len(r.b) > 0 {
-		return nil, errSpoilt
+	if err := r.end(); err != nil {
+		return nil, err
 	}
 	return prints, nil
 }

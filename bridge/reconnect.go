@@ -84,15 +84,15 @@ func (s *session) moved() bool {
 	return s.renumbered
 }
 
-// A seal is what is known of the octets of a message that were sent.
-type seal struct {
+// A sentHash is what is known of the octets of a message that were sent.
+type sentHash struct {
 	octets int64
 	hash   maphash.Hash
 }
 
-func (s *seal) digest() digest { return digest{s.octets, s.hash.Sum64()} }
+func (s *sentHash) digest() digest { return digest{s.octets, s.hash.Sum64()} }
 
-func (s *seal) add(p []byte) {
+func (s *sentHash) add(p []byte) {
 	s.octets += int64(len(p))
 	_, _ = s.hash.Write(p)
 }
@@ -100,7 +100,7 @@ func (s *seal) add(p []byte) {
 // resume opens a message again of which a part was sent, on a new connection,
 // and goes to where the sending has stopped. It is an error if the server
 // gives other octets now than it gave before.
-func (s *session) resume(ctx context.Context, i int, size int64, sent *seal) (*inbox.FetchResponse, error) {
+func (s *session) resume(ctx context.Context, i int, size int64, sent *sentHash) (*inbox.FetchResponse, error) {
 	if err := s.reconnect(ctx); err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func (s *session) resume(ctx context.Context, i int, size int64, sent *seal) (*i
 	if !r.Section.Is("BODY[]") || r.Section.Size != size {
 		return nil, errChanged
 	}
-	var again seal
+	var again sentHash
 	again.hash.SetSeed(sent.hash.Seed())
 	for again.octets < sent.octets {
 		chunk, err := r.Section.Peek(1)

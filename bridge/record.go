@@ -58,7 +58,7 @@ func (s *session) remembered(ctx context.Context) snapshot {
 	if err != nil {
 		s.notice(proxy.NoticeCache, 0, err)
 	}
-	s.found = checksumOf(value)
+	s.found = frameSum(value)
 	return known
 }
 
@@ -93,14 +93,14 @@ func (s *session) keep(ctx context.Context, known snapshot) {
 	}
 	value := known.encode()
 	err := s.backend.Cache.Update(context.WithoutCancel(ctx), key(s.login.Account), func(old []byte) (_ []byte, err error) {
-		if checksumOf(old) != s.found {
+		if frameSum(old) != s.found {
 			value, err = s.withRemoved(old)
 		}
 		return value, err
 	})
 	switch {
 	case err == nil:
-		s.found = checksumOf(value)
+		s.found = frameSum(value)
 	case !errors.Is(err, errOvertaken):
 		s.notice(proxy.NoticeCache, len(known.messages), err)
 	}

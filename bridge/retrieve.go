@@ -62,7 +62,7 @@ func (s *session) send(ctx context.Context, command string, n int, m *message) e
 	d := wire.NewDotWriter(s.out)
 	w := s.watch(m, d)
 	size := r.Section.Size
-	var sent *seal // of what may have to come a second time
+	var sent *sentHash // of what may have to come a second time
 	agrees := agree(m, size)
 	if !agrees || s.suspect(ctx, m).doubt != (digest{}) {
 		sent = s.backend.suspects.seal()
@@ -92,7 +92,7 @@ func agree(m *message, size int64) bool {
 }
 
 // doubtful is came for a message whose octets sent has seen, or nobody.
-func (s *session) doubtful(ctx context.Context, m *message, agrees bool, sent *seal) bool {
+func (s *session) doubtful(ctx context.Context, m *message, agrees bool, sent *sentHash) bool {
 	if s.backend.Estimates {
 		agrees = true
 	}
@@ -165,13 +165,13 @@ func (s *session) again(ctx context.Context, i int) (digest, error) {
 // were its octets. If the server is lost meanwhile, it goes on with what the
 // server gives after that, if that is the same. What was sent is in sent, if
 // that is not nil.
-func (s *session) body(ctx context.Context, i int, w io.Writer, r *inbox.FetchResponse, sent *seal) error {
+func (s *session) body(ctx context.Context, i int, w io.Writer, r *inbox.FetchResponse, sent *sentHash) error {
 	if r.Section.Buffered() {
 		return s.passRow(ctx, w, r.Section, sent)
 	}
 	size := r.Section.Size
 	if sent == nil {
-		sent = new(seal)
+		sent = new(sentHash)
 	}
 	err := s.passRow(ctx, w, r.Section, sent)
 	if !errors.Is(err, proxy.ErrBackendClosed) || errors.Is(err, inbox.ErrSyntax) {
@@ -195,7 +195,7 @@ func (s *session) closed(ctx context.Context, err error) error {
 }
 
 // passRow is pass for the last section of a row, and reads to the end of that.
-func (s *session) passRow(ctx context.Context, w io.Writer, part *inbox.Section, seal *seal) error {
+func (s *session) passRow(ctx context.Context, w io.Writer, part *inbox.Section, seal *sentHash) error {
 	defer s.inbox.AbortAfter(ctx)()
 	if err := s.copy(ctx, w, part, seal); err != nil {
 		return err
@@ -327,13 +327,13 @@ func (l *lineWriter) Write(p []byte) (int, error) {
 }
 
 // pass copies a section to w, and tells seal, if there is one.
-func (s *session) pass(ctx context.Context, w io.Writer, part *inbox.Section, seal *seal) error {
+func (s *session) pass(ctx context.Context, w io.Writer, part *inbox.Section, seal *sentHash) error {
 	defer s.inbox.AbortAfter(ctx)()
 	return s.copy(ctx, w, part, seal)
 }
 
 // copy is pass while the end of ctx closes the connection.
-func (s *session) copy(ctx context.Context, w io.Writer, part *inbox.Section, seal *seal) error {
+func (s *session) copy(ctx context.Context, w io.Writer, part *inbox.Section, seal *sentHash) error {
 	for part.Left > 0 {
 		chunk, err := part.Peek(1)
 		if err != nil {

@@ -74,11 +74,11 @@ func TestEveryDamagedRecordIsNamed(t *testing.T) {
 	if err != nil || n != 6 || len(damaged) != 2 {
 		t.Fatalf("%d, %v, %v; want 6 with 2 damaged", n, damaged, err)
 	}
-	if !errors.Is(damaged[0], uidl.ErrDamaged) || !errors.Is(damaged[1], errSpoilt) {
+	if !errors.Is(damaged[0], uidl.ErrDamaged) || !errors.Is(damaged[1], errDamaged) {
 		t.Error(damaged)
 	}
 	got, err := Look(t.Context(), cache, record, "bob")
-	if !errors.Is(err, errSpoilt) || got.Record == nil || got.Listing == nil {
+	if !errors.Is(err, errDamaged) || got.Record == nil || got.Listing == nil {
 		t.Errorf("of bob: %+v, %v; want what can be read", got, err)
 	}
 }

@@ -59,11 +59,11 @@ func (u *suspects) key(account, uidl string) suspectKey {
 
 // seal returns a seal of which the digest can be compared with what is
 // remembered.
-func (u *suspects) seal() *seal {
+func (u *suspects) seal() *sentHash {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.key("", "")
-	s := new(seal)
+	s := new(sentHash)
 	s.hash.SetSeed(u.seed)
 	return s
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"hash/crc32"
 	"math"
 	"slices"
 
@@ -54,7 +53,7 @@ func (d tombstoneSets) encode() []byte {
 	for _, t := range d {
 		b = t.append(b)
 	}
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return sealFrame(b)
 }
 
 func (t tombstones) append(b []byte) []byte {
@@ -75,32 +74,29 @@ func decodeTombstones(b []byte) (d tombstoneSets, err error) {
 	if b == nil {
 		return nil, nil
 	}
-	if len(b) < 6 || b[0] != tombstonesVersion && b[0] != formerTombstones {
-		return nil, errSpoilt
+	version, r, err := openFrame(b, tombstonesVersion, formerTombstones)
+	if err != nil {
+		return nil, err
 	}
-	b, sum := b[:len(b)-4], b[len(b)-4:]
-	if crc32.Checksum(b, castagnoli) != binary.LittleEndian.Uint32(sum) {
-		return nil, errSpoilt
-	}
-	r, sets := varints{b: b[1:]}, uint64(1)
-	if b[0] == tombstonesVersion {
-		sets = r.next(maxTombstoneSets)
+	sets := uint64(1)
+	if version == tombstonesVersion {
+		sets = r.uvarint(maxTombstoneSets)
 	}
 	for range sets {
-		t := tombstones{uidValidity: uint32(r.next(math.MaxUint32)), uidNext: uint32(r.next(math.MaxUint32))}
-		t.uids = make([]uint32, r.next(min(inbox.MaxMessages, uint64(len(r.b)))))
+		t := tombstones{uidValidity: uint32(r.uvarint(math.MaxUint32)), uidNext: uint32(r.uvarint(math.MaxUint32))}
+		t.uids = make([]uint32, r.uvarint(min(inbox.MaxMessages, uint64(len(r.b)))))
 		uid := uint64(0)
 		for i := range t.uids {
-			delta := r.next(math.MaxUint32)
+			delta := r.uvarint(math.MaxUint32)
 			if uid += delta; delta == 0 || uid > math.MaxUint32 {
-				return nil, errSpoilt
+				return nil, errDamaged
 			}
 			t.uids[i] = uint32(uid)
 		}
 		d = append(d, t)
 	}
-	if r.bad || len(r.b) > 0 {
-		return nil, errSpoilt
+	if err := r.end(); err != nil {
+		return nil, err
 	}
 	return d, nil
 }

@@ -184,7 +184,7 @@ func TestTombstonesThatCannotBeRead(t *testing.T) {
 	b, _, record := m.plain(t)
 	dele(t, b, "1")
 	record.values[tombstonesKey("alice")][3] ^= 1
-	if _, err := show(t, b); proxy.ReasonOf(err) != proxy.Unavailable || !errors.Is(err, errSpoilt) {
+	if _, err := show(t, b); proxy.ReasonOf(err) != proxy.Unavailable || !errors.Is(err, errDamaged) {
 		t.Errorf("damaged: %v, want a temporary refusal", err)
 	}
 	b.Recompute = true
