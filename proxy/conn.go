@@ -41,7 +41,6 @@ type conn struct {
 	permit   Permit
 	asked    string // the account last asked for, which may have texts of its own
 	session  Session
-	welcome  string
 
 	origin  atomic.Pointer[Client] // this and the next: for info, which other goroutines ask
 	account atomic.Pointer[string]
@@ -123,13 +122,8 @@ func (s *Server) serve(c *conn) error {
 		return err
 	}
 	for {
-		login, err := s.login(c, d)
+		welcome, err := s.attempt(c, d)
 		if err == nil {
-			err = s.try(c, login)
-		}
-		if err == nil {
-			welcome := c.welcome
-			c.welcome = "" // some servers' are long
 			return d.Accept(welcome)
 		}
 		r := c.refusal(err)
@@ -223,8 +217,50 @@ func (s *Server) secure(c *conn) error {
 	return fmt.Errorf("TLS handshake: %w", err)
 }
 
-// login lets the dialogue talk, up to the deadline.
-func (s *Server) login(c *conn, d Dialogue) (*Login, error) {
+// attempt is one attempt to log in: the dialogue up to complete credentials, then
+// guard, backend and session. It is the only emitter of Attempt.
+func (s *Server) attempt(c *conn, d Dialogue) (welcome string, err error) {
+	l, err := s.credentials(c, d)
+	if err != nil && (ReasonOf(err) == 0 || ReasonOf(err) == TimedOut || c.ctx.Err() != nil) {
+		if l != nil {
+			l.Secret.Clear()
+		}
+		return "", err // no attempt: no credentials came, or the connection ends
+	}
+	begun := time.Now()
+	bug := NewRefusal(Internal, nil) // what a panic leaves
+	e := Attempt{Client: c.Client, Via: ViaOther, Err: bug}
+	if l != nil {
+		e.Via, e.User = l.Via, l.User
+	}
+	defer func() {
+		if l != nil {
+			e.Account = l.Account
+			if e.Err != nil {
+				l.Secret.Clear()
+			}
+		}
+		s.observe(e)
+	}()
+	if err != nil {
+		e.Err, _ = errors.AsType[*Refusal](err)
+		if l != nil {
+			l.Account, _ = c.svc.Account(l.User) // the operator may want to write to its owner
+		}
+		return "", err
+	}
+	e.ID = l.Hello.ID
+	welcome, err = s.try(c, l, &e)
+	e.Duration = time.Since(begun)
+	if e.Err == error(bug) {
+		e.Err = err
+	}
+	return welcome, err
+}
+
+// credentials lets the dialogue talk, up to the deadline. A Login with a *Refusal
+// says whose credentials the dialogue refuses.
+func (s *Server) credentials(c *conn, d Dialogue) (*Login, error) {
 	c.at(StepLogin)
 	_ = c.SetReadDeadline(time.Now().Add(c.svc.timeouts().Login))
 	login, err := d.Login(c.ctx)
@@ -234,17 +270,7 @@ func (s *Server) login(c *conn, d Dialogue) (*Login, error) {
 	case errors.Is(err, ErrEarlyTLS):
 		s.observe(Handshake{Client: c.Client, Result: HandshakeEarly, Err: err})
 	}
-	if r := c.refusal(err); r != nil && c.ctx.Err() == nil {
-		attempt := Attempt{Client: c.Client, Via: ViaOther, Err: r}
-		if login != nil {
-			attempt.Via, attempt.User = login.Via, login.User
-			attempt.Account, _ = c.svc.Account(login.User) // the operator may want to write to its owner
-			login.Secret.Clear()
-		}
-		s.observe(attempt)
-		return nil, err
-	}
-	if login != nil {
+	if err == nil {
 		login.Client = c.Client
 		_ = c.SetReadDeadline(time.Time{})
 	}
@@ -252,46 +278,35 @@ func (s *Server) login(c *conn, d Dialogue) (*Login, error) {
 }
 
 // try asks guard and backend about credentials, and opens the session.
-func (s *Server) try(c *conn, l *Login) (err error) {
-	begun := time.Now()
-	attempt := Attempt{Client: c.Client, Via: l.Via, User: l.User, ID: l.Hello.ID}
-	defer func() {
-		attempt.Account, attempt.Duration = l.Account, time.Since(begun)
-		if attempt.Err == nil {
-			attempt.Err = err
-		}
-		s.observe(attempt)
-		if err != nil {
-			l.Secret.Clear()
-		}
-	}()
+func (s *Server) try(c *conn, l *Login, e *Attempt) (welcome string, err error) {
 	if l.Account, err = c.svc.Account(l.User); err != nil {
-		return NewRefusal(Malformed, err)
+		return "", NewRefusal(Malformed, err)
 	}
 	c.asked = l.Account
 	c.at(StepVerifying)
-	if err = s.ask(c, l, &attempt); err != nil {
-		return err
+	if err = s.verify(c, l, e); err != nil {
+		return "", err
 	}
 	if r, ok := c.session.(Reporter); ok {
-		attempt.Backend = r.Backend()
+		e.Backend = r.Backend()
 	}
 	c.at(StepOpening)
-	if c.welcome, err = c.session.Open(c.ctx); err != nil {
+	if welcome, err = c.session.Open(c.ctx); err != nil {
 		c.closeSession()
-		return err
+		return "", err
 	}
-	account, backend := l.Account, attempt.Backend // pointers into the others would hold all of them
+	account, backend := l.Account, e.Backend // pointers into the others would hold all of them
 	c.account.Store(&account)
 	c.backend.Store(&backend)
 	c.open.Store(true)
 	s.observe(Opened{Client: c.Client, Account: account, Backend: backend})
-	return nil
+	return welcome, nil
 }
 
-// ask reserves with the guard, asks the backend, and settles, whatever happens.
-// A wrong answer is held back for the time the guard wants.
-func (s *Server) ask(c *conn, l *Login, attempt *Attempt) (err error) {
+// verify reserves with the guard, logs in at the backend, and settles with the
+// guard whatever happens. A wrong answer is held back for as long as the guard
+// asks.
+func (s *Server) verify(c *conn, l *Login, e *Attempt) (err error) {
 	err = NewRefusal(Internal, nil) // what a panic settles with: not a guess
 	settled := false
 	defer func() {
@@ -304,27 +319,27 @@ func (s *Server) ask(c *conn, l *Login, attempt *Attempt) (err error) {
 	l.Watch = nil
 	if err == nil {
 		err = NewRefusal(Internal, nil)
-		err = c.verify(l)
+		err = c.logIn(l)
 	}
 	settled = true
 	delay := c.permit.Settle(err)
 	if p, ok := c.permit.(DecisionReporter); ok {
-		attempt.Decision = p.Decision()
+		e.Decision = p.Decision()
 	}
 	if err != nil && delay > 0 {
-		attempt.Delay = delay
+		e.Delay = delay
 		c.at(StepWaiting)
 		l.Secret.Clear()
 		if left := c.Wait(c.ctx, delay); left != nil {
-			attempt.Err = err // known although nobody waits for it
+			e.Err = err // the answer is known although the client has left
 			return left
 		}
 	}
 	return err
 }
 
-// verify logs in at the backend. Then a PostAuthChecker may still refuse.
-func (c *conn) verify(l *Login) error {
+// logIn logs in at the backend. Then a PostAuthChecker may still refuse.
+func (c *conn) logIn(l *Login) error {
 	session, err := c.svc.Backend.Login(c.ctx, l)
 	if err != nil {
 		return err

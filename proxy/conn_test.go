@@ -611,6 +611,9 @@ func TestPanicEndsOneConnectionOnly(t *testing.T) {
 	if len(h.settled) != 1 || proxy.ReasonOf(h.settled[0]) != proxy.Internal {
 		t.Errorf("settled %v: a bug is no guess", h.settled)
 	}
+	if got := strings.Join(d.reasons(), " "); got != "alice:internal" {
+		t.Errorf("attempts %s: a bug is no login", got)
+	}
 	proxytest.Transcript(t, other, `
 		C: LOGIN alice right
 		S: OK welcome

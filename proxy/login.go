@@ -37,7 +37,6 @@ type Hello struct {
 	Name string            // of EHLO or HELO
 	ID   map[string]string // of IMAP ID, RFC 2971
 	UTF8 bool              // RFC 6856
-	Lang string            // RFC 6856
 }
 
 // An Offer is what every backend that a service may route to has in common,
