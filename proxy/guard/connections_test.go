@@ -11,9 +11,9 @@ import (
 	"postern/proxy"
 )
 
-// fillFrom admits until that is refused, and returns who came in and why there are no
-// more.
-func fillFrom(t testing.TB, g *Guard, addr func(i int) string) (permits []*permit, err error) {
+// admitAll admits connections until one is refused. It returns their permits and the
+// error of the refused one.
+func admitAll(t testing.TB, g *Guard, addr func(i int) string) (permits []*permit, err error) {
 	t.Helper()
 	for i := range 100_000 {
 		p, err := g.Admit(clientAt(addr(i)), nil)
@@ -51,7 +51,7 @@ func TestConnectionsOfANetwork(t *testing.T) {
 		{"IPv6 /48, logged in", site, true, 800, ErrConnectionsPerNetwork},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			g, _ := newClocked(Config{Connections: 5000, Reserve: 1})
+			g, _ := newGuardWithClock(Config{Connections: 5000, Reserve: 1})
 			var permits []*permit
 			var err error
 			for i := 0; err == nil; i++ {
@@ -82,7 +82,7 @@ func TestConnectionsOfANetwork(t *testing.T) {
 
 // Criterion: A network that is used by accounts known for a day may have more connections, guesses and attempts under way, for each of them.
 func TestNetworkGrowsWithItsAccounts(t *testing.T) {
-	g, at := newClocked(Config{})
+	g, at := newGuardWithClock(Config{})
 	addr := netip.MustParseAddr("192.0.2.1")
 	for i := range 150 {
 		g.Seed([]Success{{fmt.Sprint("user", i), addr, at.now.Add(-25 * time.Hour)}})
@@ -102,7 +102,7 @@ func TestNetworkGrowsWithItsAccounts(t *testing.T) {
 			t.Errorf("the network's bucket is %+v", s)
 		}
 	}
-	permits, err := fillFrom(t, g, func(int) string { return "192.0.2.1" })
+	permits, err := admitAll(t, g, func(int) string { return "192.0.2.1" })
 	if len(permits) != 440 || !errors.Is(err, ErrLoginsPerNetwork) {
 		t.Errorf("%d connections, then %v", len(permits), err)
 	}
@@ -136,7 +136,7 @@ func TestOfficeMoves(t *testing.T) {
 
 // Criterion: While strangers fill all places that they may have, the oldest of them make room, and networks with known-good accounts have places in reserve.
 func TestFloodShedsTheOldestStrangers(t *testing.T) {
-	g, at := newClocked(Config{Connections: 100, Reserve: 20})
+	g, at := newGuardWithClock(Config{Connections: 100, Reserve: 20})
 	g.Seed([]Success{{"alice", netip.MustParseAddr("192.0.2.1"), at.now}})
 	var shed []int
 	var permits []*permit
@@ -204,7 +204,7 @@ func TestFloodOfOneNetwork(t *testing.T) {
 		func(int) string { return "198.18.0.1" },
 		func(i int) string { return fmt.Sprintf("2001:db8:1:%x::1", i%65536) },
 	} {
-		g, _ := newClocked(Config{})
+		g, _ := newGuardWithClock(Config{})
 		shed := 0
 		count := func(error) { shed++ }
 		var open []proxy.Permit
@@ -223,7 +223,7 @@ func TestFloodOfOneNetwork(t *testing.T) {
 }
 
 // A mobile operator's customers have a /64 each, and thousands share a /48.
-func TestNeighboursInASiteDoNotKeepAnOwnerOut(t *testing.T) {
+func TestNeighboursInASiteDoNotLockAnOwnerOut(t *testing.T) {
 	phone := func(i int) string { return fmt.Sprintf("2001:db8:1:%x::1", i) }
 	const owner, customers, attacker = 0x8000, 1000, 0x9000
 	s, _ := newServer(t, Config{Connections: 5000, Reserve: 1})
@@ -257,7 +257,7 @@ func TestNeighboursInASiteDoNotKeepAnOwnerOut(t *testing.T) {
 }
 
 // Criterion: A refusal that is held back holds no token, no place among the attempts under way and no session.
-func TestHeldBackHoldsNothing(t *testing.T) {
+func TestDelayedRefusalHoldsNothing(t *testing.T) {
 	s, _ := newServer(t, Config{})
 	p := mustAdmit(t, s.Guard, "192.0.2.1")
 	defer p.Leave()
@@ -275,8 +275,8 @@ func TestHeldBackHoldsNothing(t *testing.T) {
 	}
 }
 
-func TestShedMayBeMissing(t *testing.T) {
-	g, _ := newClocked(Config{Connections: 2, Reserve: 1})
+func TestAdmitWithoutShed(t *testing.T) {
+	g, _ := newGuardWithClock(Config{Connections: 2, Reserve: 1})
 	p := mustAdmit(t, g, "192.0.2.1")
 	defer p.Leave()
 	if _, err := g.Admit(clientAt("192.0.2.2"), func(error) {}); !errors.Is(err, ErrConnections) {
@@ -285,7 +285,7 @@ func TestShedMayBeMissing(t *testing.T) {
 }
 
 // Criterion: All of the guard's functions may be called at the same time.
-func TestGuardIsForManyGoroutines(t *testing.T) {
+func TestGuardIsSafeForConcurrentUse(t *testing.T) {
 	g := newGuard(Config{Entries: 1 << 10, Wait: time.Millisecond, Connections: 64})
 	var wg sync.WaitGroup
 	for i := range 16 {
@@ -325,9 +325,9 @@ func TestGuardIsForManyGoroutines(t *testing.T) {
 	checkKnownNetworks(t, g.known)
 }
 
-func TestFewConnectionsAreForStrangersAsWell(t *testing.T) {
+func TestStrangersHaveAtLeastOneConnection(t *testing.T) {
 	for connections := 1; connections < 20; connections++ {
-		g, _ := newClocked(Config{Connections: connections})
+		g, _ := newGuardWithClock(Config{Connections: connections})
 		p := mustAdmit(t, g, "192.0.2.1")
 		p.Leave()
 	}

@@ -20,15 +20,15 @@ var (
 	errAway  = proxy.NewRefusal(proxy.Unavailable, nil)
 )
 
-// A clock is a Config.Now.
-type clock struct{ now time.Time }
+// A fakeClock is the clock of Config.Now.
+type fakeClock struct{ now time.Time }
 
-func (c *clock) Now() time.Time          { return c.now }
-func (c *clock) advance(d time.Duration) { c.now = c.now.Add(d) }
+func (c *fakeClock) Now() time.Time          { return c.now }
+func (c *fakeClock) advance(d time.Duration) { c.now = c.now.Add(d) }
 
-// newClocked returns a guard that does not learn, and its clock.
-func newClocked(c Config) (*Guard, *clock) {
-	at := &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+// newGuardWithClock returns a Guard that does not learn, and its clock.
+func newGuardWithClock(c Config) (*Guard, *fakeClock) {
+	at := &fakeClock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 	c.Now, c.Learning = at.Now, -1
 	return newGuard(c), at
 }
@@ -50,14 +50,14 @@ func loginWith(account, password string) *proxy.Login {
 	return &proxy.Login{Account: account, Mechanism: wire.MechanismPlain, Secret: proxy.NewSecret([]byte(password))}
 }
 
-// A mail server has one password for each account; one that is not named has
-// the password "right".
+// A server is a guard and a mail server with a password for each account, by default
+// "right".
 type server struct {
 	*Guard
 	t         testing.TB
 	passwords map[string]string
-	asked     int // logins that came so far
-	answer    error
+	checked   int   // passwords
+	answer    error // of all logins; nil: by the password
 }
 
 // login makes an attempt and returns its answer.
@@ -67,7 +67,7 @@ func (s *server) login(addr, account, password string) error {
 	defer p.Leave()
 	err := p.Try(s.t.Context(), loginWith(account, password))
 	if err == nil {
-		s.asked++
+		s.checked++
 		err = s.check(account, password)
 	}
 	p.Settle(err)
@@ -88,37 +88,37 @@ func (s *server) check(account, password string) error {
 	return nil
 }
 
-// guesses makes n attempts with different wrong passwords and returns how many
-// of them came to the backend.
+// guesses makes n attempts with different wrong passwords and returns how many of them
+// the server checked.
 func (s *server) guesses(n int, addr, account string) int {
 	s.t.Helper()
-	before := s.asked
+	before := s.checked
 	for i := range n {
-		if err := s.login(addr, account, fmt.Sprint("guess ", s.asked, i)); err == nil {
+		if err := s.login(addr, account, fmt.Sprint("guess ", s.checked, i)); err == nil {
 			s.t.Fatal("a guess was right")
 		}
 	}
-	return s.asked - before
+	return s.checked - before
 }
 
-func newServer(t testing.TB, c Config) (*server, *clock) {
-	g, at := newClocked(c)
+func newServer(t testing.TB, c Config) (*server, *fakeClock) {
+	g, at := newGuardWithClock(c)
 	return &server{Guard: g, t: t, passwords: map[string]string{}}, at
 }
 
-func same(t testing.TB, what string, got, want int) {
+func wantChecked(t testing.TB, what string, got, want int) {
 	t.Helper()
 	if got != want {
-		t.Errorf("%s: the backend was asked %d times, want %d", what, got, want)
+		t.Errorf("%s: the backend checked %d passwords, want %d", what, got, want)
 	}
 }
 
-// deniedBy returns the Decision of an error.
-func deniedBy(t testing.TB, err error) *proxy.Decision {
+// decisionOf returns the guard's Decision in an error.
+func decisionOf(t testing.TB, err error) *proxy.Decision {
 	t.Helper()
 	d, ok := errors.AsType[*proxy.Decision](err)
 	if !ok {
-		t.Fatalf("%v is not of the guard's own", err)
+		t.Fatalf("%v is not the guard's own", err)
 	}
 	return d
 }
@@ -131,8 +131,8 @@ func TestOneAddressGuessesAtOneAccount(t *testing.T) {
 			s.guesses(1, "192.0.2.1", "alice")
 			at.advance(every)
 		}
-		if s.asked > 40 || s.asked < 20 {
-			t.Errorf("a guess every %v: the backend was asked %d times in a day, want at most 40", every, s.asked)
+		if s.checked > 40 || s.checked < 20 {
+			t.Errorf("a guess every %v: the backend checked %d passwords in a day, want at most 40", every, s.checked)
 		}
 	}
 }
@@ -143,7 +143,7 @@ func TestStrangersDoNotLockTheOwnerOut(t *testing.T) {
 	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
 		t.Fatal(err)
 	}
-	before := s.asked
+	before := s.checked
 	for i := range 10_000 {
 		s.guesses(1, fmt.Sprintf("198.%d.%d.%d", 18+i%2, i/250%250, i%250), "alice")
 		at.advance(8 * time.Second)
@@ -154,11 +154,11 @@ func TestStrangersDoNotLockTheOwnerOut(t *testing.T) {
 			before++
 		}
 	}
-	if got := s.asked - before; got > 130 {
+	if got := s.checked - before; got > 130 {
 		t.Errorf("%d guesses came to the backend, want at most 130", got)
 	}
 	err := s.login("203.0.113.1", "alice", "right")
-	if d := deniedBy(t, err); proxy.ReasonOf(err) != proxy.Throttled || d.Bucket != Account.String() || d.Tier != StrangerFresh.String() {
+	if d := decisionOf(t, err); proxy.ReasonOf(err) != proxy.Throttled || d.Bucket != Account.String() || d.Tier != StrangerFresh.String() {
 		t.Errorf("a login from a new network is refused so: %v", err)
 	}
 	if err := s.login("192.0.99.1", "alice", "right"); err != nil {
@@ -177,7 +177,7 @@ func TestGuessesBesideTheOwner(t *testing.T) {
 		s.guesses(1, "192.0.2.1", "alice")
 		at.advance(10 * time.Second)
 	}
-	if got := s.asked - good; got > 164 {
+	if got := s.checked - good; got > 164 {
 		t.Errorf("%d guesses came to the backend, want at most 164", got)
 	}
 	if err := s.login("192.0.2.1", "bob", "right"); err != nil {
@@ -199,8 +199,8 @@ func TestOwnAccountEarnsNothing(t *testing.T) {
 		at.advance(time.Minute)
 		mixedAt.advance(time.Minute)
 	}
-	if got := mixed.asked - own; got > plain.asked+2 {
-		t.Errorf("%d guesses came to the backend, want at most two more than %d", got, plain.asked)
+	if got := mixed.checked - own; got > plain.checked+2 {
+		t.Errorf("%d guesses came to the backend, want at most two more than %d", got, plain.checked)
 	}
 }
 
@@ -211,8 +211,8 @@ func TestSprayFromOneAddress(t *testing.T) {
 		s.guesses(1, "192.0.2.1", fmt.Sprint("user", i%10_000))
 		at.advance(5 * time.Second)
 	}
-	if s.asked > 80 {
-		t.Errorf("%d guesses came to the backend, want at most 80", s.asked)
+	if s.checked > 80 {
+		t.Errorf("%d guesses came to the backend, want at most 80", s.checked)
 	}
 }
 
@@ -224,8 +224,8 @@ func TestIPv6SiteRotates(t *testing.T) {
 			s.guesses(1, fmt.Sprintf("2001:db8:1:%x::%x", i%65536, i), fmt.Sprint("user", i%accounts))
 			at.advance(5 * time.Second)
 		}
-		if limit := map[int]int{1: 60, 10_000: 250}[accounts]; s.asked > limit {
-			t.Errorf("%d accounts: %d guesses came to the backend, want at most %d", accounts, s.asked, limit)
+		if limit := map[int]int{1: 60, 10_000: 250}[accounts]; s.checked > limit {
+			t.Errorf("%d accounts: %d guesses came to the backend, want at most %d", accounts, s.checked, limit)
 		}
 	}
 }
@@ -246,15 +246,15 @@ func TestNetworks(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s, _ := newServer(t, Config{Network: Rate{1, time.Hour}})
 			s.guesses(1, test.a, "alice")
-			if asked := s.guesses(1, test.b, "bob") > 0; asked == test.same {
-				t.Errorf("after a wrong password from %s, one from %s was tried: %v, want %v", test.a, test.b, asked, !test.same)
+			if checked := s.guesses(1, test.b, "bob") > 0; checked == test.same {
+				t.Errorf("after a wrong password from %s, one from %s was checked: %v, want %v", test.a, test.b, checked, !test.same)
 			}
 		})
 	}
 }
 
 func TestClientsWithoutAddressShareABudget(t *testing.T) {
-	g, _ := newClocked(Config{Network: Rate{1, time.Hour}})
+	g, _ := newGuardWithClock(Config{Network: Rate{1, time.Hour}})
 	for i, wanted := range []proxy.Reason{0, proxy.Throttled} {
 		p, err := g.Admit(proxy.Client{}, nil)
 		if err != nil {
@@ -279,7 +279,7 @@ func TestOnlyWrongIsCharged(t *testing.T) {
 	} {
 		s, _ := newServer(t, Config{})
 		s.answer = answer
-		same(t, fmt.Sprint("answer ", answer), s.guesses(1000, "192.0.2.1", "alice"), 1000)
+		wantChecked(t, fmt.Sprint("answer ", answer), s.guesses(1000, "192.0.2.1", "alice"), 1000)
 		if n := s.Stats().Entries; n != 0 {
 			t.Errorf("answer %v left %d debts", answer, n)
 		}
@@ -292,11 +292,11 @@ func TestStaleDeviceCostsNothing(t *testing.T) {
 	stale := 0
 	for minute := range int(day / time.Minute) {
 		for range 6 {
-			before := s.asked
+			before := s.checked
 			if err := s.login("192.0.2.1", "alice", "last year's"); proxy.ReasonOf(err) != proxy.Wrong {
-				t.Fatalf("minute %d: the stale device is told %v", minute, err)
+				t.Fatalf("minute %d: the stale device gets %v", minute, err)
 			}
-			stale += s.asked - before
+			stale += s.checked - before
 			at.advance(10 * time.Second)
 		}
 		if err := s.login("192.0.2.1", fmt.Sprint("user", minute%50), "right"); err != nil {
@@ -315,18 +315,18 @@ func TestStaleDeviceCostsNothing(t *testing.T) {
 }
 
 // Criterion: A wrong password that was answered without the backend is asked again after 30 s, after a login of the account, and after unlock.
-func TestAnsweredWithoutTheBackend(t *testing.T) {
+func TestGuardAnswersRepeatedPasswords(t *testing.T) {
 	s, at := newServer(t, Config{})
 	again := func(after string, wanted int) {
 		t.Helper()
-		before := s.asked
+		before := s.checked
 		err := s.login("192.0.2.1", "alice", "stale")
-		same(t, after, s.asked-before, wanted)
+		wantChecked(t, after, s.checked-before, wanted)
 		if proxy.ReasonOf(err) != proxy.Wrong {
 			t.Errorf("%s: %v", after, err)
 		}
 		if d, ok := errors.AsType[*proxy.Decision](err); ok && !d.Repeat {
-			t.Errorf("%s: %+v is not called a repeat", after, d)
+			t.Errorf("%s: %+v is not a repeat", after, d)
 		}
 	}
 	again("at first", 1)
@@ -351,17 +351,17 @@ func TestAnsweredWithoutTheBackend(t *testing.T) {
 }
 
 // A server may say that an account is suspended before it looks at the password.
-func TestGuessAtASuspendedAccountIsOne(t *testing.T) {
+func TestGuessAtSuspendedAccountIsCharged(t *testing.T) {
 	s, at := newServer(t, Config{})
 	s.answer = proxy.NewRefusal(proxy.Suspended, nil)
-	for range 100 { // its owner's client: it goes on, and hears why
+	for range 100 { // the owner's client repeats its password
 		if err := s.login("192.0.2.1", "alice", "once right"); proxy.ReasonOf(err) != proxy.Suspended {
 			t.Fatal(err)
 		}
 		at.advance(time.Second)
 	}
-	same(t, "the same password", s.asked, 100)
-	same(t, "different ones", s.guesses(100, "192.0.2.1", "alice"), s.limitsOf("").Pair.Burst-1)
+	wantChecked(t, "the same password", s.checked, 100)
+	wantChecked(t, "different ones", s.guesses(100, "192.0.2.1", "alice"), s.limitsOf("").Pair.Burst-1)
 
 	p := mustAdmit(t, s.Guard, "198.51.100.1")
 	defer p.Leave()
@@ -369,12 +369,12 @@ func TestGuessAtASuspendedAccountIsOne(t *testing.T) {
 		t.Fatal(err)
 	}
 	if delay := p.Settle(s.answer); delay < time.Second {
-		t.Errorf("it is said after %v", delay)
+		t.Errorf("the answer comes after %v", delay)
 	}
 }
 
 // Criterion: A password that is answered as temporary after the server had it costs what a wrong one does, and the same again nothing; its owner's client is told temporary each time.
-func TestDoubtfulIsToldAsTemporaryAndCharged(t *testing.T) {
+func TestDoubtfulIsTemporaryAndCharged(t *testing.T) {
 	s, at := newServer(t, Config{})
 	doubt := proxy.NewRefusal(proxy.Unavailable, nil)
 	doubt.Doubtful = true
@@ -385,14 +385,14 @@ func TestDoubtfulIsToldAsTemporaryAndCharged(t *testing.T) {
 		}
 		at.advance(time.Second)
 	}
-	same(t, "the same password", s.asked, 100)
-	same(t, "different ones", s.guesses(100, "192.0.2.1", "alice"), s.limitsOf("").Pair.Burst-1)
+	wantChecked(t, "the same password", s.checked, 100)
+	wantChecked(t, "different ones", s.guesses(100, "192.0.2.1", "alice"), s.limitsOf("").Pair.Burst-1)
 	s.answer = nil
 	s.passwords["bob"] = "kept"
 	for _, answer := range []error{doubt, doubt, nil} {
 		s.answer = answer
 		if err := s.login("203.0.113.1", "bob", "kept"); proxy.ReasonOf(err) != proxy.ReasonOf(answer) {
-			t.Errorf("the owner is told %v, want %v", err, answer)
+			t.Errorf("the owner gets %v, want %v", err, answer)
 		}
 	}
 
@@ -402,7 +402,7 @@ func TestDoubtfulIsToldAsTemporaryAndCharged(t *testing.T) {
 		t.Fatal(err)
 	}
 	if delay := p.Settle(doubt); delay < time.Second {
-		t.Errorf("it is said after %v", delay)
+		t.Errorf("the answer comes after %v", delay)
 	}
 }
 
@@ -431,8 +431,8 @@ func TestThrottledIsNoOracle(t *testing.T) {
 			t.Errorf("%s is answered after %v on average", password, mean)
 		}
 	}
-	if s.asked != 3 || s.known.len() != 0 {
-		t.Errorf("the backend was asked %d times, and %d networks are known-good", s.asked, s.known.len())
+	if s.checked != 3 || s.known.len() != 0 {
+		t.Errorf("the backend checked %d passwords, and %d networks are known-good", s.checked, s.known.len())
 	}
 }
 
@@ -442,7 +442,7 @@ func TestOwnerMistypes(t *testing.T) {
 	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
 		t.Fatal(err)
 	}
-	same(t, "wrong passwords", s.guesses(4, "192.0.2.1", "alice"), 4)
+	wantChecked(t, "wrong passwords", s.guesses(4, "192.0.2.1", "alice"), 4)
 	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
 		t.Errorf("the right one: %v", err)
 	}
@@ -455,19 +455,19 @@ func TestTrustedNetworksSkipTheirOwnLimitsOnly(t *testing.T) {
 	})
 	for _, addr := range []string{"10.1.2.3", "::ffff:10.1.2.4", "2001:db8::1"} {
 		hold := mustAdmit(t, s.Guard, addr)
-		asked := 0
+		checked := 0
 		for i := range 200 {
-			asked += s.guesses(1, addr, fmt.Sprint(addr, i))
+			checked += s.guesses(1, addr, fmt.Sprint(addr, i))
 		}
-		same(t, "many accounts from "+addr, asked, 200)
-		same(t, "one account from "+addr, s.guesses(50, addr, addr), 5)
+		wantChecked(t, "many accounts from "+addr, checked, 200)
+		wantChecked(t, "one account from "+addr, s.guesses(50, addr, addr), 5)
 		hold.Leave()
 	}
 }
 
 // Criterion: A bearer token of up to 256 octets costs what a password costs, in every mechanism: 300 guesses from four addresses come to the backend as often as 300 passwords.
 func TestShortTokensArePasswords(t *testing.T) {
-	asked := map[string]int{}
+	checked := map[string]int{}
 	for _, mechanism := range []string{wire.MechanismPlain, wire.MechanismXOAuth2, wire.MechanismOAuthBearer} {
 		s, _ := newServer(t, Config{})
 		try := func(addr, account, secret string) error {
@@ -477,7 +477,7 @@ func TestShortTokensArePasswords(t *testing.T) {
 			l.Mechanism = mechanism
 			err := p.Try(t.Context(), l)
 			if err == nil {
-				s.asked++
+				s.checked++
 				err = errWrong
 			}
 			p.Settle(err)
@@ -486,17 +486,17 @@ func TestShortTokensArePasswords(t *testing.T) {
 		for i := range 300 {
 			_ = try(fmt.Sprint("192.0.2.", i%4), "alice", fmt.Sprintf("%0*d", 1+i%wire.MaxPassword, i))
 		}
-		asked[mechanism] = s.asked
-		before := s.asked
+		checked[mechanism] = s.checked
+		before := s.checked
 		for range 100 {
 			if err := try("198.51.100.1", "bob", "kept"); proxy.ReasonOf(err) != proxy.Wrong {
 				t.Fatalf("%s: the same again: %v", mechanism, err)
 			}
 		}
-		same(t, mechanism+", the same again", s.asked-before, 1)
+		wantChecked(t, mechanism+", the same again", s.checked-before, 1)
 	}
-	if asked[wire.MechanismPlain] > 20 || asked[wire.MechanismXOAuth2] != asked[wire.MechanismPlain] || asked[wire.MechanismOAuthBearer] != asked[wire.MechanismPlain] {
-		t.Errorf("of 300 guesses at one account came to the backend: %v", asked)
+	if checked[wire.MechanismPlain] > 20 || checked[wire.MechanismXOAuth2] != checked[wire.MechanismPlain] || checked[wire.MechanismOAuthBearer] != checked[wire.MechanismPlain] {
+		t.Errorf("of 300 guesses at one account came to the backend: %v", checked)
 	}
 }
 
@@ -512,7 +512,7 @@ func TestTokensHaveTheirOwnBudget(t *testing.T) {
 		l.Mechanism = mechanism
 		err := p.Try(t.Context(), l)
 		if err == nil {
-			s.asked++
+			s.checked++
 			err = errWrong
 		}
 		p.Settle(err)
@@ -522,8 +522,8 @@ func TestTokensHaveTheirOwnBudget(t *testing.T) {
 		_ = try(wire.MechanismXOAuth2)
 		_ = try(wire.MechanismOAuthBearer)
 	}
-	same(t, "tokens", s.asked, 10)
-	if d := deniedBy(t, try(wire.MechanismXOAuth2)); d.Bucket != OAuth.String() {
+	wantChecked(t, "tokens", s.checked, 10)
+	if d := decisionOf(t, try(wire.MechanismXOAuth2)); d.Bucket != OAuth.String() {
 		t.Errorf("the eleventh is refused by %v", d)
 	}
 	for range 1440 {
@@ -535,14 +535,14 @@ func TestTokensHaveTheirOwnBudget(t *testing.T) {
 	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
 		t.Errorf("after a day of tokens the password is refused: %v", err)
 	}
-	same(t, "passwords", s.guesses(9, "203.0.113.1", "alice"), 5)
+	wantChecked(t, "passwords", s.guesses(9, "203.0.113.1", "alice"), 5)
 }
 
 // Criterion: 500 connections that guess in one instant get no more answers than the burst.
 func TestParallelGuessesGetNoMoreThanTheBurst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{LoginsPerNetwork: 500, ConnectionsPerNetwork: 500})
-		var asked, running, most atomic.Int32
+		var checked, running, most atomic.Int32
 		var wg sync.WaitGroup
 		for i := range 500 {
 			p := mustAdmit(t, g, "192.0.2.1")
@@ -550,7 +550,7 @@ func TestParallelGuessesGetNoMoreThanTheBurst(t *testing.T) {
 				defer p.Leave()
 				err := p.Try(t.Context(), loginWith("alice", fmt.Sprint("guess ", i)))
 				if err == nil {
-					asked.Add(1)
+					checked.Add(1)
 					if n := running.Add(1); n > most.Load() {
 						most.Store(n)
 					}
@@ -562,8 +562,8 @@ func TestParallelGuessesGetNoMoreThanTheBurst(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if asked.Load() > 5 || most.Load() != 1 {
-			t.Errorf("the backend was asked %d times and %d at once, want 5 and 1", asked.Load(), most.Load())
+		if checked.Load() > 5 || most.Load() != 1 {
+			t.Errorf("the backend checked %d passwords and %d at once, want 5 and 1", checked.Load(), most.Load())
 		}
 		if n := len(g.inFlight); n != 0 {
 			t.Errorf("%d attempts are still in flight", n)
@@ -573,9 +573,9 @@ func TestParallelGuessesGetNoMoreThanTheBurst(t *testing.T) {
 
 // Criterion: A parallel attack of 500 connections on many accounts is bounded as one that waits for each answer.
 func TestParallelAttackIsBoundedAsAnyOther(t *testing.T) {
-	at := &atomicClock{}
+	at := &fixedClock{}
 	g := newGuard(Config{LoginsPerNetwork: 500, ConnectionsPerNetwork: 500, Now: at.Now, Learning: -1, Wait: time.Minute})
-	var asked atomic.Int32
+	var checked atomic.Int32
 	var wg sync.WaitGroup
 	for i := range 500 {
 		p := mustAdmit(t, g, "192.0.2.1")
@@ -584,7 +584,7 @@ func TestParallelAttackIsBoundedAsAnyOther(t *testing.T) {
 			for n := range 20 {
 				err := p.Try(t.Context(), loginWith(fmt.Sprint("user", i%50), fmt.Sprint("guess ", i, n)))
 				if err == nil {
-					asked.Add(1)
+					checked.Add(1)
 					err = errWrong
 				}
 				p.Settle(err)
@@ -592,26 +592,26 @@ func TestParallelAttackIsBoundedAsAnyOther(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if asked.Load() > 20 {
-		t.Errorf("the backend was asked %d times, want at most the burst of 20", asked.Load())
+	if checked.Load() > 20 {
+		t.Errorf("the backend checked %d passwords, want at most the burst of 20", checked.Load())
 	}
 }
 
-// An atomicClock stands still.
-type atomicClock struct{ atomic.Int64 }
+// A fixedClock is a clock that stands still.
+type fixedClock struct{ atomic.Int64 }
 
-func (c *atomicClock) Now() time.Time { return time.Unix(c.Load(), 0) }
+func (c *fixedClock) Now() time.Time { return time.Unix(c.Load(), 0) }
 
 // Criterion: A client that opens eight connections with one wrong password asks the backend once; with the right one, each logs in.
-func TestSamePasswordAtOnceIsAskedOnce(t *testing.T) {
+func TestSamePasswordAtOnceIsCheckedOnce(t *testing.T) {
 	for _, test := range []struct {
-		answer error
-		asked  int32
+		answer  error
+		checked int32
 	}{{errWrong, 1}, {nil, 8}, {errAway, 8}} {
 		t.Run(fmt.Sprint(test.answer), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				g := newGuard(Config{Pair: Rate{1, time.Hour}})
-				var asked, told atomic.Int32
+				var checked, answered atomic.Int32
 				var wg sync.WaitGroup
 				begun := time.Now()
 				for range 8 {
@@ -620,19 +620,19 @@ func TestSamePasswordAtOnceIsAskedOnce(t *testing.T) {
 						defer p.Leave()
 						err := p.Try(t.Context(), loginWith("alice", "one"))
 						if err == nil {
-							asked.Add(1)
+							checked.Add(1)
 							time.Sleep(100 * time.Millisecond)
 							err = test.answer
 						}
 						p.Settle(err)
 						if proxy.ReasonOf(err) == proxy.ReasonOf(test.answer) {
-							told.Add(1)
+							answered.Add(1)
 						}
 					})
 				}
 				wg.Wait()
-				if asked.Load() != test.asked || told.Load() != 8 {
-					t.Errorf("the backend was asked %d times, want %d; %d were told %v, want all", asked.Load(), test.asked, told.Load(), test.answer)
+				if checked.Load() != test.checked || answered.Load() != 8 {
+					t.Errorf("the backend checked %d passwords, want %d; %d got the answer %v, want all", checked.Load(), test.checked, answered.Load(), test.answer)
 				}
 				if took := time.Since(begun); test.answer == nil && took != 200*time.Millisecond {
 					t.Errorf("eight logins took %v, want two turns", took)
@@ -643,7 +643,7 @@ func TestSamePasswordAtOnceIsAskedOnce(t *testing.T) {
 }
 
 // Criterion: An office of 60 behind one address logs in at once, and nobody is told of failed logins.
-func TestLoginsThatAreRightWaitForEachOther(t *testing.T) {
+func TestRightPasswordsWaitForEachOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{})
 		var wg sync.WaitGroup
@@ -666,7 +666,7 @@ func TestLoginsThatAreRightWaitForEachOther(t *testing.T) {
 	})
 }
 
-func TestLoginsThatNobodySettlesAreUnavailable(t *testing.T) {
+func TestAttemptsBehindAnUnsettledOneAreUnavailable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{})
 		stuck := mustAdmit(t, g, "192.0.2.1")
@@ -681,7 +681,7 @@ func TestLoginsThatNobodySettlesAreUnavailable(t *testing.T) {
 		if proxy.ReasonOf(err) != proxy.Unavailable || time.Since(begun) != 30*time.Second {
 			t.Errorf("Try: %v after %v", err, time.Since(begun))
 		}
-		if d := deniedBy(t, err); d.Bucket != Pair.String() || d.RetryAfter != 0 {
+		if d := decisionOf(t, err); d.Bucket != Pair.String() || d.RetryAfter != 0 {
 			t.Errorf("refused by %+v", d)
 		}
 		p.Settle(err)
@@ -693,7 +693,7 @@ func TestLoginsThatNobodySettlesAreUnavailable(t *testing.T) {
 }
 
 // Criterion: Whoever is made to leave stops waiting at once.
-func TestWaitingEndsWithTheConnection(t *testing.T) {
+func TestWaitEndsWithTheConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{})
 		stuck := mustAdmit(t, g, "192.0.2.1")
@@ -713,7 +713,7 @@ func TestWaitingEndsWithTheConnection(t *testing.T) {
 }
 
 // Criterion: A wrong password is answered 2 s after it came, give or take a tenth, one that the backend did not see and a throttled one as well; nothing else is held back.
-func TestOnlyWrongAndThrottledAreHeldBack(t *testing.T) {
+func TestOnlyWrongAndThrottledAreDelayed(t *testing.T) {
 	s, at := newServer(t, Config{Pair: Rate{3, 1000 * time.Hour}, Account: Rate{1000, time.Second}, Network: Rate{1000, time.Second}, Network24: Rate{1000, time.Second}})
 	p := mustAdmit(t, s.Guard, "192.0.2.1")
 	defer p.Leave()
@@ -773,7 +773,7 @@ func TestSessionsOfAnAccount(t *testing.T) {
 				if err == nil {
 					time.Sleep(10 * time.Millisecond)
 					open.Add(1)
-				} else if deniedBy(t, err).Bucket == Sessions.String() && refusal(err).Reason.Temporary() {
+				} else if decisionOf(t, err).Bucket == Sessions.String() && refusal(err).Reason.Temporary() {
 					refused.Add(1)
 				}
 				p.Settle(err)
@@ -810,40 +810,40 @@ func TestSessionsOfAnAccount(t *testing.T) {
 
 func TestBudgetsComeBackWithTime(t *testing.T) {
 	s, at := newServer(t, Config{Pair: Rate{3, time.Minute}})
-	same(t, "at first", s.guesses(10, "192.0.2.1", "alice"), 3)
+	wantChecked(t, "at first", s.guesses(10, "192.0.2.1", "alice"), 3)
 	at.advance(59 * time.Second)
-	same(t, "after 59 s", s.guesses(10, "192.0.2.1", "alice"), 0)
+	wantChecked(t, "after 59 s", s.guesses(10, "192.0.2.1", "alice"), 0)
 	at.advance(time.Second)
-	same(t, "after 60 s", s.guesses(10, "192.0.2.1", "alice"), 1)
+	wantChecked(t, "after 60 s", s.guesses(10, "192.0.2.1", "alice"), 1)
 	at.advance(90 * time.Second)
-	same(t, "after 150 s", s.guesses(10, "192.0.2.1", "alice"), 1)
+	wantChecked(t, "after 150 s", s.guesses(10, "192.0.2.1", "alice"), 1)
 	at.advance(24 * time.Hour)
-	same(t, "after a day", s.guesses(10, "192.0.2.1", "alice"), 3)
+	wantChecked(t, "after a day", s.guesses(10, "192.0.2.1", "alice"), 3)
 }
 
 // Criterion: A clock that is set an hour back or forth gives no tokens away and takes none.
 func TestClockThatGoesBack(t *testing.T) {
 	s, at := newServer(t, Config{})
-	same(t, "guesses", s.guesses(9, "192.0.2.1", "alice"), 5)
+	wantChecked(t, "guesses", s.guesses(9, "192.0.2.1", "alice"), 5)
 	at.advance(-time.Hour)
-	same(t, "an hour back", s.guesses(9, "192.0.2.1", "alice"), 0)
+	wantChecked(t, "an hour back", s.guesses(9, "192.0.2.1", "alice"), 0)
 	if e := s.Explain("", "alice", netip.MustParseAddr("192.0.2.1")); e.Refused != Pair || e.Buckets[0].Tokens != 0 {
 		t.Errorf("an hour back: %+v", e)
 	}
 	at.advance(time.Hour + 30*time.Minute)
-	same(t, "half an hour on", s.guesses(9, "192.0.2.1", "alice"), 1)
+	wantChecked(t, "half an hour on", s.guesses(9, "192.0.2.1", "alice"), 1)
 
 	snapshot := s.Snapshot()
 	again, wall := newServer(t, Config{})
 	wall.now = at.now.Add(-time.Hour)
 	again.started = wall.now
-	again.asked = 1000 // for other guesses
+	again.checked = 1000 // for other guesses
 	if err := again.Restore(snapshot); err != nil {
 		t.Fatal(err)
 	}
-	same(t, "restored an hour earlier", again.guesses(9, "192.0.2.1", "alice"), 0)
+	wantChecked(t, "restored an hour earlier", again.guesses(9, "192.0.2.1", "alice"), 0)
 	wall.advance(30 * time.Minute)
-	same(t, "and half an hour on", again.guesses(9, "192.0.2.1", "alice"), 1)
+	wantChecked(t, "and half an hour on", again.guesses(9, "192.0.2.1", "alice"), 1)
 }
 
 // Criterion: With strict_nist unknown networks get at most 100 wrong passwords in a row at an account, however long it takes; its own go on.
@@ -852,23 +852,23 @@ func TestStrictNIST(t *testing.T) {
 	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
 		t.Fatal(err)
 	}
-	row := func() (asked int) {
+	row := func() (checked int) {
 		for i := range 10 * 24 * 4 {
-			asked += s.guesses(1, fmt.Sprintf("198.18.%d.%d", i/250, i%250), "alice")
+			checked += s.guesses(1, fmt.Sprintf("198.18.%d.%d", i/250, i%250), "alice")
 			at.advance(15 * time.Minute)
 		}
-		return asked
+		return checked
 	}
-	same(t, "ten days", row(), 100)
+	wantChecked(t, "ten days", row(), 100)
 	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
 		t.Errorf("the owner is refused: %v", err)
 	}
-	same(t, "ten days after a login", row(), 100)
+	wantChecked(t, "ten days after a login", row(), 100)
 }
 
-func TestServicesHaveBudgetsOfTheirOwn(t *testing.T) {
+func TestServicesHaveTheirOwnBudgets(t *testing.T) {
 	s, _ := newServer(t, Config{Services: map[string]Config{"webmail": {Pair: Rate{2, time.Hour}}, "watched": {DryRun: true}}})
-	ask := func(service, account string) (asked int) {
+	try := func(service, account string) (checked int) {
 		for i := range 10 {
 			c := clientAt("192.0.2.1")
 			c.Service = service
@@ -878,7 +878,7 @@ func TestServicesHaveBudgetsOfTheirOwn(t *testing.T) {
 			}
 			err = p.Try(t.Context(), loginWith(account, fmt.Sprint(i)))
 			if err == nil {
-				asked++
+				checked++
 				err = errWrong
 			}
 			p.Settle(err)
@@ -887,19 +887,19 @@ func TestServicesHaveBudgetsOfTheirOwn(t *testing.T) {
 			}
 			p.Leave()
 		}
-		return asked
+		return checked
 	}
-	same(t, "webmail", ask("webmail", "a"), 2)
-	same(t, "imap", ask("imap", "b"), 5)
-	same(t, "watched", ask("watched", "c"), 10)
-	same(t, "imap, after the watched", ask("imap", "c"), 0)
+	wantChecked(t, "webmail", try("webmail", "a"), 2)
+	wantChecked(t, "imap", try("imap", "b"), 5)
+	wantChecked(t, "watched", try("watched", "c"), 10)
+	wantChecked(t, "imap, after the watched", try("imap", "c"), 0)
 }
 
 func TestReloadForgetsNothing(t *testing.T) {
 	s, _ := newServer(t, Config{})
-	same(t, "before", s.guesses(9, "192.0.2.1", "alice"), 5)
+	wantChecked(t, "before", s.guesses(9, "192.0.2.1", "alice"), 5)
 	s.Reload(withDefaults(Config{Pair: Rate{8, 30 * time.Minute}, Learning: -1}))
-	same(t, "with three more", s.guesses(9, "192.0.2.1", "alice"), 3)
+	wantChecked(t, "with three more", s.guesses(9, "192.0.2.1", "alice"), 3)
 
 	g := newGuard(Config{})
 	g.Reload(withDefaults(Config{Learning: time.Hour}))

@@ -18,15 +18,15 @@ import (
 	"postern/proxy"
 )
 
-// restart returns a guard that remembers what s did, on the same clock.
-func (s *server) restart(at *clock, c Config) *server {
+// restart returns a server whose guard has the snapshot of s, and the same clock.
+func (s *server) restart(at *fakeClock, c Config) *server {
 	s.t.Helper()
 	c.Now = at.Now
 	g := newGuard(c)
 	if err := g.Restore(s.Snapshot()); err != nil {
 		s.t.Fatal(err)
 	}
-	return &server{Guard: g, t: s.t, passwords: s.passwords, asked: s.asked}
+	return &server{Guard: g, t: s.t, passwords: s.passwords, checked: s.checked}
 }
 
 func TestRestartsDoNotMakeANetworkKnownForLonger(t *testing.T) {
@@ -63,7 +63,7 @@ func TestRestartsEarnNothing(t *testing.T) {
 			s.guesses(1, "192.0.2.1", "alice")
 			at.advance(time.Minute)
 			if crash && i%(60*24/restarts) == 0 {
-				last.asked = s.asked
+				last.checked = s.checked
 				s = last
 			}
 		}
@@ -71,8 +71,8 @@ func TestRestartsEarnNothing(t *testing.T) {
 		if crash {
 			most += restarts
 		}
-		if s.asked > most {
-			t.Errorf("crashes %v: %d attempts came to the backend, want at most %d", crash, s.asked, most)
+		if s.checked > most {
+			t.Errorf("crashes %v: %d attempts came to the backend, want at most %d", crash, s.checked, most)
 		}
 		if e := s.Explain("", "alice", netip.MustParseAddr("203.0.113.1")); e.Tier != KnownGood || e.Refused != NoBucket || e.Last.IsZero() {
 			t.Errorf("crashes %v, the owner: %+v", crash, e)
@@ -111,18 +111,18 @@ func TestSnapshotKeepsAll(t *testing.T) {
 			}
 		}
 	}
-	before := again.asked
+	before := again.checked
 	if err := again.login("192.0.2.1", "alice", "stale"); proxy.ReasonOf(err) != proxy.Wrong {
 		t.Errorf("a repeat: %v", err)
 	}
-	same(t, "a repeat, with only 16 bits of the tag", again.asked-before, 1)
+	wantChecked(t, "a repeat, with only 16 bits of the tag", again.checked-before, 1)
 	if v := again.Stats(); v.Repeated != 1 || v.Failed != 0 {
 		t.Errorf("a repeat is counted so: %+v", v)
 	}
 }
 
 // Criterion: A snapshot has no name, no address and no password in it.
-func TestSnapshotIsDiscreet(t *testing.T) {
+func TestSnapshotHasNoNames(t *testing.T) {
 	s, _ := newServer(t, Config{})
 	s.passwords["canary-name"] = "canary-right"
 	_ = s.login("203.0.113.1", "canary-name", "canary-wrong")
@@ -166,13 +166,13 @@ func TestBadSnapshots(t *testing.T) {
 	}
 }
 
-func TestDebtsComeBackWhileStopped(t *testing.T) {
+func TestTokensComeBackWhileStopped(t *testing.T) {
 	s, at := newServer(t, Config{})
 	s.guesses(5, "192.0.2.1", "alice")
 	snapshot := s.Snapshot()
 	at.advance(2 * time.Hour)
 	again, _ := newServer(t, Config{})
-	again.config.Now, again.started, again.asked = at.Now, at.now, 100
+	again.config.Now, again.started, again.checked = at.Now, at.now, 100
 	if err := again.Restore(snapshot); err != nil {
 		t.Fatal(err)
 	}
@@ -181,16 +181,16 @@ func TestDebtsComeBackWhileStopped(t *testing.T) {
 	}
 }
 
-// A shelf is a Store.
-type shelf struct {
+// A fakeStore is a Store.
+type fakeStore struct {
 	value []byte
 	puts  int
 	err   error
 }
 
-func (s *shelf) Get(context.Context, string) ([]byte, error) { return s.value, s.err }
+func (s *fakeStore) Get(context.Context, string) ([]byte, error) { return s.value, s.err }
 
-func (s *shelf) Put(ctx context.Context, _ string, value []byte) error {
+func (s *fakeStore) Put(ctx context.Context, _ string, value []byte) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -203,7 +203,7 @@ func (s *shelf) Put(ctx context.Context, _ string, value []byte) error {
 func TestRunStores(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &server{Guard: newGuard(Config{Learning: -1}), t: t}
-		store := new(shelf)
+		store := new(fakeStore)
 		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Second)
 		defer cancel()
 		done := make(chan struct{})
@@ -224,18 +224,18 @@ func TestRunStores(t *testing.T) {
 	})
 }
 
-func TestStoreThatFails(t *testing.T) {
+func TestStoreFails(t *testing.T) {
 	g := newGuard(Config{})
-	if err := g.Load(t.Context(), &shelf{}); err != nil {
+	if err := g.Load(t.Context(), &fakeStore{}); err != nil {
 		t.Errorf("an empty store: %v", err)
 	}
-	if err := g.Load(t.Context(), &shelf{err: io.ErrUnexpectedEOF}); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err := g.Load(t.Context(), &fakeStore{err: io.ErrUnexpectedEOF}); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("Load: %v", err)
 	}
 	var log strings.Builder
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	g.Run(ctx, &shelf{err: io.ErrUnexpectedEOF}, slog.New(slog.NewTextHandler(&log, nil)))
+	g.Run(ctx, &fakeStore{err: io.ErrUnexpectedEOF}, slog.New(slog.NewTextHandler(&log, nil)))
 	if !strings.Contains(log.String(), "level=WARN") {
 		t.Errorf("log: %q", log.String())
 	}
