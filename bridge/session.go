@@ -502,17 +502,15 @@ func (s *session) refuse(n *no) {
 func (s *session) temporary(text string) string { return s.coded("SYS/TEMP", text) }
 
 func (s *session) coded(code, text string) string {
-	return "[" + code + "] " + text + " (session " + s.login.Client.ID + ")"
+	return "[" + code + "] " + s.login.Client.WithSessionID(text)
 }
 
 // ended is what a client learns whose session is ended by us.
 func (s *session) ended(ctx context.Context) *no {
-	text := "The service is restarting: try again in a moment"
-	switch cause := context.Cause(ctx); {
-	case errors.Is(cause, errTakenOver):
+	cause := context.Cause(ctx)
+	text := proxy.Goodbye(proxy.ReasonOf(cause))
+	if errors.Is(cause, errTakenOver) {
 		text = "Another session has taken the maildrop over"
-	case proxy.ReasonOf(cause) == proxy.Kicked:
-		text = "Disconnected by an administrator"
 	}
-	return &no{text: s.temporary(text), end: context.Cause(ctx)}
+	return &no{text: s.temporary(text), end: cause}
 }

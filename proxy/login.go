@@ -24,7 +24,11 @@ type Client struct {
 	TLS               *tls.ConnectionState // nil before TLS
 }
 
-// LogValue gives what a log line says of every client.
+// WithSessionID returns text with the session id at its end: the id leads from a
+// user's screenshot to the lines in the log.
+func (c Client) WithSessionID(text string) string { return text + " (session " + c.ID + ")" }
+
+// LogValue implements slog.LogValuer: the fields that name a client.
 func (c Client) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("listener", c.Service),

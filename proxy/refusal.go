@@ -185,3 +185,12 @@ func ReasonOf(err error) Reason {
 	}
 	return 0
 }
+
+// Goodbye returns what a client learns whose session Postern ends for reason:
+// Kicked, or anything else when Postern stops.
+func Goodbye(reason Reason) string {
+	if reason == Kicked {
+		return "Disconnected by an administrator"
+	}
+	return "The service is restarting: try again in a moment"
+}

@@ -39,8 +39,8 @@ var wordings = map[proxy.Reason]wording{
 	proxy.TooSoon:         {"NO [LIMIT]", "[LOGIN-DELAY]", "454 4.7.0", "You have logged in a moment ago: try again later"},
 	proxy.InUse:           {"NO [INUSE]", "[IN-USE]", "454 4.7.0", "The mailbox is in use by another session: try again later"},
 	proxy.TimedOut:        {"NO [UNAVAILABLE]", "[SYS/TEMP]", "421 4.4.2", "No login for too long"},
-	proxy.ShuttingDown:    {"NO [UNAVAILABLE]", "[SYS/TEMP]", "421 4.3.2", "The service is restarting: try again in a moment"},
-	proxy.Kicked:          {"NO [UNAVAILABLE]", "[SYS/TEMP]", "421 4.3.2", "Disconnected by an administrator"},
+	proxy.ShuttingDown:    {"NO [UNAVAILABLE]", "[SYS/TEMP]", "421 4.3.2", proxy.Goodbye(proxy.ShuttingDown)},
+	proxy.Kicked:          {"NO [UNAVAILABLE]", "[SYS/TEMP]", "421 4.3.2", proxy.Goodbye(proxy.Kicked)},
 }
 
 func wordingOf(r proxy.Reason) wording {
@@ -96,7 +96,7 @@ func (d *dialogue) withSessionID(text string) string {
 		return r
 	}, text)
 	text = strings.TrimLeft(text, "[ ") // no response code
-	return text[:min(len(text), maxText)] + " (session " + d.c.Client.ID + ")"
+	return d.c.Client.WithSessionID(text[:min(len(text), maxText)])
 }
 
 // oneLine returns text, or instead if text is empty, without line ends.

@@ -90,7 +90,7 @@ func (t *tailBuffer) atLineEnd(now time.Time) bool {
 // response can be inserted now.
 func (s *spliceConn) sendBYE() {
 	cause := s.stopCause()
-	text := "The service is restarting: come again in a moment"
+	text := proxy.Goodbye(proxy.ReasonOf(cause))
 	switch {
 	case isForbidden(s.cause):
 		if !s.watch.betweenResponses() {
@@ -99,9 +99,7 @@ func (s *spliceConn) sendBYE() {
 		text = "This command is not to be had here"
 	case cause == nil || !s.tail.atLineEnd(time.Now()):
 		return
-	case proxy.ReasonOf(cause) == proxy.Kicked:
-		text = "Disconnected by an administrator"
 	}
 	_ = s.client.SetWriteDeadline(time.Now().Add(byeTime))
-	_, _ = io.WriteString(s.client, "* BYE "+text+" (session "+s.client.Client.ID+")\r\n")
+	_, _ = io.WriteString(s.client, "* BYE "+s.client.Client.WithSessionID(text)+"\r\n")
 }

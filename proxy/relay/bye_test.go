@@ -21,9 +21,9 @@ func TestBYEIsSentBetweenTwoResponses(t *testing.T) {
 		reason proxy.Reason
 		want   string
 	}{
-		{"+ idling\r\n", time.Minute, proxy.ShuttingDown, "* BYE The service is restarting: come again in a moment (session 7)\r\n"},
+		{"+ idling\r\n", time.Minute, proxy.ShuttingDown, "* BYE The service is restarting: try again in a moment (session 7)\r\n"},
 		{"+ idling\r\n* 3 EXISTS\r\n", time.Minute, proxy.Kicked, "* BYE Disconnected by an administrator (session 7)\r\n"},
-		{"a1 OK [READ-WRITE] done\r\n", time.Minute, proxy.ShuttingDown, "* BYE The service is restarting: come again in a moment (session 7)\r\n"},
+		{"a1 OK [READ-WRITE] done\r\n", time.Minute, proxy.ShuttingDown, "* BYE The service is restarting: try again in a moment (session 7)\r\n"},
 		{"* LIST () \"/\" " + long[:60] + "\r\n" + "a2 NO " + long[:60] + "\r\n", time.Minute, proxy.Kicked, "* BYE Disconnected by an administrator (session 7)\r\n"},
 		{"a1 OK done\r\n", quietTime / 2, proxy.ShuttingDown, ""},           // it may continue
 		{"* 1 FETCH (BODY[] {2000}\r\n", time.Minute, proxy.Kicked, ""},     // a literal begins

@@ -361,7 +361,7 @@ func (q *replyQueue) sendFinal(text string) {
 }
 
 func (q *replyQueue) sendFinalLocked(text string) {
-	q.appendLocked(text + " (session " + q.client.Client.ID + ")")
+	q.appendLocked(q.client.Client.WithSessionID(text))
 	_ = q.writeLocked()
 }
 

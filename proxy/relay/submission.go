@@ -588,10 +588,8 @@ func (c *commands) finish(err error) error {
 		return proxy.ErrIdleTimeout
 	case network:
 		return fmt.Errorf("%w: %w", proxy.ErrClientClosed, err)
-	case proxy.ReasonOf(err) == proxy.Kicked:
-		c.queue.sendFinalDrained("421 4.3.2 Disconnected by an administrator")
 	case proxy.ReasonOf(err) != 0:
-		c.queue.sendFinalDrained("421 4.3.2 The service is restarting: try again in a moment")
+		c.queue.sendFinalDrained("421 4.3.2 " + proxy.Goodbye(proxy.ReasonOf(err)))
 	}
 	return err
 }
