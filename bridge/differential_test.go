@@ -439,7 +439,7 @@ imapc_user = %u
 imapc_password = secret
 imapc_features = rfc822.size fetch-headers
 `})
-	nasty := slices.DeleteFunc(proxytest.Nasty(), func(m proxytest.Message) bool { return len(m.Raw) > 2<<20 || ambiguous(m.Raw) })
+	nasty := slices.DeleteFunc(proxytest.HostileMessages(), func(m proxytest.Message) bool { return len(m.Raw) > 2<<20 || ambiguous(m.Raw) })
 	var mu sync.Mutex
 	met := make(map[string]int)
 	t.Run("seed", func(t *testing.T) {

@@ -20,7 +20,7 @@ import (
 // Criterion: UIDL and RETR are those of Dovecot's own POP3 on the same store, but for NUL, which IMAP turns into 0x80, and for the first-byte dot, which Dovecot forgets to double.
 func TestSameAsDovecotsOwnPOP3(t *testing.T) {
 	d := proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: map[string]string{"alice": "secret"}, POP3: true})
-	nasty := proxytest.Nasty()
+	nasty := proxytest.HostileMessages()
 	for _, m := range nasty {
 		d.Deliver(t, "alice", m.Raw)
 	}

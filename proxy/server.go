@@ -217,7 +217,7 @@ func (s *Server) ending() bool {
 
 // register makes the conn of a connection, or closes it when the server is.
 func (s *Server) register(raw net.Conn, services []*Service) *conn {
-	client := Client{ID: rand.Text()[:12], Addr: addrPort(raw.RemoteAddr()), Local: addrPort(raw.LocalAddr())}
+	client := Client{ID: rand.Text()[:12], Addr: AddrPort(raw.RemoteAddr()), Local: AddrPort(raw.LocalAddr())}
 	timeouts := services[0].timeouts() // those of a listener have the same
 	c := &conn{Conn: NewConn(raw, client, nil, timeouts.Stall), services: services, since: time.Now()}
 	c.assign()
@@ -234,7 +234,9 @@ func (s *Server) register(raw net.Conn, services []*Service) *conn {
 	return c
 }
 
-func addrPort(a net.Addr) netip.AddrPort {
+// AddrPort returns the address of a TCP connection, IPv4 addresses as such. It
+// returns the zero AddrPort for any other connection.
+func AddrPort(a net.Addr) netip.AddrPort {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
 		return netip.AddrPort{}

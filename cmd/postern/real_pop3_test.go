@@ -120,7 +120,7 @@ func asPosternSends(reference, message []byte) []byte {
 func TestPOP3IsThatOfTheServerItReplaces(t *testing.T) {
 	s := open(t)
 	u := s.user(t)
-	nasty := proxytest.Nasty()
+	nasty := proxytest.HostileMessages()
 	for _, m := range nasty {
 		s.backend.Deliver(t, u.name, m.Raw)
 	}

@@ -124,7 +124,7 @@ func TestSubmissionPassesMessagesAndNothingElse(t *testing.T) {
 		S: 354 *
 	`)
 	var big []byte
-	for _, m := range proxytest.Nasty() {
+	for _, m := range proxytest.HostileMessages() {
 		if len(m.Raw) > 20<<20 {
 			big = m.Raw
 		}

@@ -1,10 +1,11 @@
-// Package admin is the control socket: subcommands ask the running Postern
-// through it, because what it remembers belongs to one process.
+// Package admin is the control socket: subcommands send requests to the running
+// Postern, because its state belongs to one process. A Server handles requests;
+// Call and CallEach send one.
 //
-// It is HTTP with JSON on a unix socket that only its owner, and maybe a group,
-// can use: POST /name, with the argument as the body. The answer is a sequence
-// of values, one a line. What fails at once is answered with a status from 400
-// on and {"error": "..."}; what fails later, with the trailer Error.
+// The protocol is HTTP with JSON on a unix socket that only its owner, and
+// optionally a group, can use: POST /name, with the argument as the body. The
+// answer is a sequence of values, one a line. An error before the first value is
+// a status from 400 on with {"error": "..."}; a later one is the trailer Error.
 package admin
 
 import (
@@ -28,37 +29,37 @@ import (
 )
 
 const (
-	// maxBody bounds a question, in octets.
+	// maxBody bounds a request, in octets.
 	maxBody = 64 << 20
-	// maxPath is what the kernel takes as the path of a socket, in octets.
+	// maxPath is the longest path of a socket that the kernel accepts, in octets.
 	maxPath     = 107
 	dialTimeout = 5 * time.Second
 	headerTime  = 10 * time.Second
-	bodyTime    = time.Minute // to send a question, and to take one value of the answer
+	bodyTime    = time.Minute // to send a request, and to read one value of the answer
 	closeTime   = 5 * time.Second
 
-	// trailer is the error of an answer that has begun.
+	// trailer has the error of an answer that has begun.
 	trailer = "Error"
 )
 
 var (
-	// ErrNotRunning is in the tree of an error of Call when nobody listens.
+	// ErrNotRunning is wrapped by an error of Call when no process listens.
 	ErrNotRunning = errors.New("no Postern is running")
-	// ErrRunning is in the tree of an error of Listen when somebody does.
+	// ErrRunning is wrapped by an error of Listen when a process listens.
 	ErrRunning = errors.New("another Postern has the control socket")
 )
 
-// A Server answers questions. The zero value is ready.
+// A Server handles requests. The zero value is ready.
 type Server struct {
-	Log     *slog.Logger // what was asked; nil: nobody is told
-	Routine []string     // names of questions that nobody asks by hand: only at debug level
+	Log     *slog.Logger // for each request; nil: none
+	Routine []string     // names of requests that programs send regularly: they are logged at debug level
 
 	mu       sync.RWMutex
 	handlers map[string]http.Handler
 }
 
-// Handle makes f the answer to questions with a name, such as "reload". Its
-// error is told as it is, so it must hold no secret.
+// Handle registers f for requests with a name, such as "reload". Its error is
+// sent as it is, so it must contain no secret.
 func Handle[In, Out any](s *Server, name string, f func(context.Context, In) (Out, error)) {
 	HandleEach(s, name, func(ctx context.Context, in In, each func(Out) error) error {
 		out, err := f(ctx, in)
@@ -70,7 +71,7 @@ func Handle[In, Out any](s *Server, name string, f func(context.Context, In) (Ou
 }
 
 // HandleEach is Handle for an answer of any number of values: f calls each for
-// them, which fails when who asked has left.
+// them. each fails when the caller has left.
 func HandleEach[In, Out any](s *Server, name string, f func(ctx context.Context, in In, each func(Out) error) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,10 +85,10 @@ func HandleEach[In, Out any](s *Server, name string, f func(ctx context.Context,
 		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
 		d.DisallowUnknownFields()
 		if err := d.Decode(&in); err != nil {
-			refuse(w, http.StatusBadRequest, err.Error())
+			writeError(w, http.StatusBadRequest, err.Error())
 			return
 		}
-		_ = limits.SetReadDeadline(time.Time{}) // from here on it is for who asked to wait
+		_ = limits.SetReadDeadline(time.Time{}) // the caller decides how long to wait for the answer
 		values, begun := json.NewEncoder(w), false
 		err := f(r.Context(), in, func(out Out) error {
 			if !begun {
@@ -98,25 +99,25 @@ func HandleEach[In, Out any](s *Server, name string, f func(ctx context.Context,
 			_ = limits.SetWriteDeadline(time.Now().Add(bodyTime))
 			return values.Encode(out)
 		})
-		s.tell(name, err)
+		s.logRequest(name, err)
 		switch {
 		case err != nil && begun:
 			w.Header().Set(trailer, oneLine.Replace(err.Error()))
 		case err != nil:
-			refuse(w, http.StatusInternalServerError, err.Error())
+			writeError(w, http.StatusInternalServerError, err.Error())
 		}
 	})
 }
 
-func (s *Server) tell(name string, err error) {
+func (s *Server) logRequest(name string, err error) {
 	switch {
 	case s.Log == nil:
 	case err != nil:
-		s.Log.Warn("control", "question", name, "err", err)
+		s.Log.Warn("control request", "request", name, "err", err)
 	case slices.Contains(s.Routine, name):
-		s.Log.Debug("control", "question", name)
+		s.Log.Debug("control request", "request", name)
 	default:
-		s.Log.Info("control", "question", name)
+		s.Log.Info("control request", "request", name)
 	}
 }
 
@@ -126,12 +127,13 @@ type failure struct {
 	Error string `json:"error"`
 }
 
-func refuse(w http.ResponseWriter, status int, text string) {
+func writeError(w http.ResponseWriter, status int, text string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(failure{text}) // who asked has left
+	_ = json.NewEncoder(w).Encode(failure{text}) // fails only if the caller has left
 }
 
+// ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	name := strings.TrimPrefix(r.URL.Path, "/")
 	s.mu.RLock()
@@ -139,17 +141,17 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.RUnlock()
 	switch {
 	case h == nil:
-		refuse(w, http.StatusNotFound, fmt.Sprintf("this Postern knows no %q", name))
+		writeError(w, http.StatusNotFound, fmt.Sprintf("this Postern knows no %q", name))
 	case r.Method != http.MethodPost:
-		refuse(w, http.StatusMethodNotAllowed, "want POST")
+		writeError(w, http.StatusMethodNotAllowed, "want POST")
 	default:
 		h.ServeHTTP(w, r)
 	}
 }
 
-// Serve answers on ln until ctx ends, and then closes it; answers that are
-// under way have a moment. It returns when they are given, also when somebody
-// else has closed ln.
+// Serve handles requests on ln until ctx ends, closes ln, and waits up to
+// closeTime for requests in progress. It also returns when ln is closed by
+// others.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	log := s.Log
 	if log == nil {
@@ -170,7 +172,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	})
 	err := server.Serve(ln)
 	if errors.Is(err, net.ErrClosed) {
-		_ = server.Shutdown(ctx) // with the listener alone, answers that are under way go on
+		_ = server.Shutdown(ctx) // closing the listener does not end requests in progress
 	}
 	if !stop() {
 		<-stopped
@@ -181,10 +183,10 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	return fmt.Errorf("control socket: %w", err)
 }
 
-// Listen makes the socket at path, for its owner and the group gid, or, if gid
-// is -1, for its owner alone. What a process left behind that is no more is
-// replaced. A directory that is not there is made for the same users, and one
-// that others can write to is refused.
+// Listen makes the socket at path, for its owner and the group gid, or for its
+// owner alone if gid is -1. It replaces the socket of a process that has ended. A
+// missing directory is made for the same users; a directory that others can write
+// to is an error.
 func Listen(path string, gid int) (net.Listener, error) {
 	ln, err := listen(path, gid)
 	if err != nil {
@@ -194,7 +196,7 @@ func Listen(path string, gid int) (net.Listener, error) {
 }
 
 func listen(path string, gid int) (net.Listener, error) {
-	// It gets its mode and its group under another name: it is there when it is right.
+	// The socket gets its mode and group under another name, and only then its own.
 	draft := path + ".new"
 	if len(draft) > maxPath {
 		return nil, fmt.Errorf("the path has %d octets, want at most %d", len(path), maxPath-len(".new"))
@@ -212,7 +214,7 @@ func listen(path string, gid int) (net.Listener, error) {
 	if err := os.Remove(draft); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	config := net.ListenConfig{Control: private}
+	config := net.ListenConfig{Control: bindPrivate}
 	made, err := config.Listen(context.Background(), "unix", draft)
 	if err != nil {
 		return nil, err
@@ -220,7 +222,7 @@ func listen(path string, gid int) (net.Listener, error) {
 	ln := made.(*net.UnixListener)
 	ln.SetUnlinkOnClose(false)
 	l := &listener{UnixListener: ln, path: path}
-	if err = admit(draft, gid, 0o600, 0o660); err == nil {
+	if err = setAccess(draft, gid, 0o600, 0o660); err == nil {
 		if l.info, err = os.Lstat(draft); err == nil {
 			err = os.Rename(draft, path)
 		}
@@ -233,8 +235,8 @@ func listen(path string, gid int) (net.Listener, error) {
 	return l, nil
 }
 
-// makeDir makes the directory of a socket, if there is none. In one that others
-// can write to, they could put a socket of their own in its place.
+// makeDir makes the directory of a socket if it does not exist. In a directory
+// that others can write to, they could replace the socket.
 func makeDir(dir string, gid int) error {
 	info, err := os.Stat(dir)
 	switch {
@@ -246,12 +248,12 @@ func makeDir(dir string, gid int) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return admit(dir, gid, 0o700, 0o750)
+	return setAccess(dir, gid, 0o700, 0o750)
 }
 
-// admit gives what is at path a mode: own for its owner alone, or shared for a
-// group as well.
-func admit(path string, gid int, own, shared fs.FileMode) error {
+// setAccess sets the mode of path: own for its owner alone, or shared with a
+// group.
+func setAccess(path string, gid int, own, shared fs.FileMode) error {
 	if gid == -1 {
 		return os.Chmod(path, own)
 	}
@@ -261,7 +263,7 @@ func admit(path string, gid int, own, shared fs.FileMode) error {
 	return os.Chmod(path, shared)
 }
 
-// A listener removes its socket with itself, but not that of its successor.
+// A listener removes its socket when it is closed, but not that of its successor.
 type listener struct {
 	*net.UnixListener
 	path string
@@ -279,21 +281,21 @@ func (l *listener) Close() error {
 	return l.UnixListener.Close()
 }
 
-// Call asks the Postern at path a question, and puts the answer into out.
+// Call sends a request to the Postern at path, and decodes the answer into out.
 func Call(ctx context.Context, path, name string, in, out any) error {
 	return CallEach(ctx, path, name, in, func(v json.RawMessage) error { return json.Unmarshal(v, out) })
 }
 
-// CallEach is Call for an answer of any number of values: it calls each for
-// them until that returns an error.
+// CallEach is Call for an answer of any number of values: it calls each for them
+// until each returns an error.
 func CallEach[Out any](ctx context.Context, path, name string, in any, each func(Out) error) error {
 	body, err := json.Marshal(in)
 	if err != nil {
-		return fmt.Errorf("ask %s: %w", name, err)
+		return fmt.Errorf("request %s: %w", name, err)
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://postern/"+name, bytes.NewReader(body))
 	if err != nil {
-		return fmt.Errorf("ask %s: %w", name, err)
+		return fmt.Errorf("request %s: %w", name, err)
 	}
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		d := net.Dialer{Timeout: dialTimeout}
@@ -305,14 +307,14 @@ func CallEach[Out any](ctx context.Context, path, name string, in any, each func
 		return fmt.Errorf("%w at %s", ErrNotRunning, path)
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("ask %s: the control socket is for Postern's own user, root and control.group: %w", name, err)
+		return fmt.Errorf("request %s: the control socket is for Postern's own user, root and control.group: %w", name, err)
 	}
 	if err != nil {
-		return fmt.Errorf("ask %s: %w", name, err)
+		return fmt.Errorf("request %s: %w", name, err)
 	}
 	defer func() { _ = response.Body.Close() }()
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", name, told(response))
+		return fmt.Errorf("%s: %s", name, errorText(response))
 	}
 	values := json.NewDecoder(response.Body)
 	for {
@@ -328,13 +330,13 @@ func CallEach[Out any](ctx context.Context, path, name string, in any, each func
 		return fmt.Errorf("%s: %s", name, text)
 	}
 	if !errors.Is(err, io.EOF) {
-		return fmt.Errorf("ask %s: %w", name, err)
+		return fmt.Errorf("request %s: %w", name, err)
 	}
 	return nil
 }
 
-// told returns what the Postern says of its failure.
-func told(response *http.Response) string {
+// errorText returns the error in a response.
+func errorText(response *http.Response) string {
 	var f failure
 	if json.NewDecoder(io.LimitReader(response.Body, 64<<10)).Decode(&f) != nil || f.Error == "" {
 		return response.Status

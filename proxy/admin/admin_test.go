@@ -338,7 +338,7 @@ func TestRoutineIsNotLogged(t *testing.T) {
 			t.Errorf("%s is answered %q", name, got)
 		}
 	}
-	if got := log.String(); strings.Contains(got, "often") || !strings.Contains(got, "question=once") {
+	if got := log.String(); strings.Contains(got, "often") || !strings.Contains(got, "request=once") {
 		t.Errorf("the log has %q", got)
 	}
 }

@@ -4,6 +4,5 @@ package admin
 
 import "syscall"
 
-// private leaves it to the umask to keep others out until the socket gets its
-// mode.
-func private(string, string, syscall.RawConn) error { return nil }
+// bindPrivate relies on the umask until the socket gets its mode.
+func bindPrivate(string, string, syscall.RawConn) error { return nil }

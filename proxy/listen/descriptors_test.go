@@ -38,7 +38,7 @@ func TestClientsLeaveAReserveOfDescriptors(t *testing.T) {
 		}
 		open = append(open, f)
 	}
-	if !errors.Is(full, ErrNoRoom) {
+	if !errors.Is(full, ErrNoDescriptors) {
 		t.Fatalf("got %v, want ErrNoRoom", full)
 	}
 	kept := 0

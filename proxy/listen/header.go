@@ -10,11 +10,11 @@ import (
 	"postern/proxy"
 )
 
-// Header returns the PROXY header of version 1 or 2 for a connection that
-// Postern makes for client: with its addresses and, in version 2, what it has
-// told in its TLS handshake (the name it asked for, the version, the cipher)
-// and the session id as unique id. A Client without address gives the header
-// of a connection that Postern makes for itself.
+// Header returns the PROXY header of version 1 or 2 for a connection that Postern
+// makes for client: with its addresses and, in version 2, data of its TLS
+// handshake (server name, version, cipher) and the session id as unique id. A
+// Client without address gives the header of a connection that Postern makes for
+// itself.
 func Header(version byte, client proxy.Client) ([]byte, error) {
 	from, to := net.Addr(net.TCPAddrFromAddrPort(client.Addr)), net.Addr(net.TCPAddrFromAddrPort(client.Local))
 	if !client.Addr.IsValid() || !client.Local.IsValid() {
@@ -29,8 +29,8 @@ func Header(version byte, client proxy.Client) ([]byte, error) {
 	return h.Format()
 }
 
-// tlvs are those of section 2.2.x of the specification. No client certificate
-// is asked for, so none is told of.
+// tlvs returns the TLVs of section 2.2.x of the specification. Postern asks for
+// no client certificate, so none is included.
 func tlvs(client proxy.Client) []proxyproto.TLV {
 	all := []proxyproto.TLV{{Type: proxyproto.PP2_TYPE_UNIQUE_ID, Value: []byte(client.ID)}}
 	if client.TLS == nil {
@@ -44,20 +44,21 @@ func tlvs(client proxy.Client) []proxyproto.TLV {
 	}
 	ssl := tlvparse.PP2SSL{
 		Client: tlvparse.PP2_BITFIELD_CLIENT_SSL,
-		Verify: 1, // not zero: nothing was verified
+		Verify: 1, // not zero: no certificate was verified
 		TLV: []proxyproto.TLV{
 			{Type: proxyproto.PP2_SUBTYPE_SSL_VERSION, Value: []byte(versionName(client.TLS.Version))},
 			{Type: proxyproto.PP2_SUBTYPE_SSL_CIPHER, Value: []byte(tls.CipherSuiteName(client.TLS.CipherSuite))},
 		},
 	}
 	value, err := ssl.Marshal()
-	if err != nil { // too long: not of these
+	if err != nil { // a value that is too long
 		return all
 	}
 	return append(all, value)
 }
 
-// versionName is what OpenSSL calls it, and so all that read the header.
+// versionName returns OpenSSL's name of a TLS version, which readers of the
+// header expect.
 func versionName(version uint16) string {
 	switch version {
 	case tls.VersionTLS10:

@@ -13,9 +13,9 @@ import (
 	"strings"
 )
 
-// Holder returns the process that listens on address or on one that overlaps
-// with it. It is not ok when there is none, when the process is another user's
-// and we are not root, and on systems other than Linux.
+// Holder returns the process that listens on address or on an address that
+// overlaps. ok is false if there is none, if the process is another user's and
+// this one is not root, and on systems other than Linux.
 func Holder(address string) (pid int, name string, ok bool) {
 	tcp, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil {
@@ -38,8 +38,8 @@ func Holder(address string) (pid int, name string, ok bool) {
 	return 0, "", false
 }
 
-// listeners returns the inodes of the sockets in a table of the kernel's,
-// proc_net_tcp(5), that keep others from listening on wanted.
+// listeners returns the inodes of the sockets in a table of proc_net_tcp(5) that
+// prevent listening on wanted.
 func listeners(table io.Reader, wanted netip.AddrPort) (inodes []string) {
 	const (
 		local, state, inode = 1, 3, 9
@@ -57,8 +57,8 @@ func listeners(table io.Reader, wanted netip.AddrPort) (inodes []string) {
 	return inodes
 }
 
-// parseSocket reads an address as the kernel writes it: words of 32 bits in the
-// order of the machine, in hexadecimal, and the port.
+// parseSocket parses an address as the kernel writes it: hexadecimal words of 32
+// bits in the machine's byte order, and the port.
 func parseSocket(s string) (netip.AddrPort, bool) {
 	words, port, ok := strings.Cut(s, ":")
 	number, err := strconv.ParseUint(port, 16, 16)
@@ -76,19 +76,19 @@ func parseSocket(s string) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(addr.Unmap(), uint16(number)), ok
 }
 
-// overlap reports whether only one of a and b can be listened on.
+// overlap reports whether a and b cannot be listened on at the same time.
 func overlap(a, b netip.AddrPort) bool {
-	x, y := a.Addr().WithZone(""), b.Addr().WithZone("") // the tables know no zones
+	x, y := a.Addr().WithZone(""), b.Addr().WithZone("") // the tables have no zones
 	return a.Port() == b.Port() && (covers(x, y) || covers(y, x))
 }
 
-// covers reports whether listening on a takes b as well: no address and :: take
-// all, 0.0.0.0 takes IPv4.
+// covers reports whether listening on a includes b: no address and :: include
+// all, 0.0.0.0 includes IPv4.
 func covers(a, b netip.Addr) bool {
 	return a == b || !a.IsValid() || a == netip.IPv6Unspecified() || a == netip.IPv4Unspecified() && b.Is4()
 }
 
-// owner looks through all processes for one that has the socket open.
+// owner searches all processes for one that has the socket open.
 func owner(inode string) (pid int, name string, ok bool) {
 	links, err := filepath.Glob("/proc/[0-9]*/fd/*")
 	if err != nil {
@@ -104,7 +104,7 @@ func owner(inode string) (pid int, name string, ok bool) {
 			continue
 		}
 		comm, err := os.ReadFile(filepath.Join(process, "comm"))
-		if err != nil { // it has just ended
+		if err != nil { // the process has just ended
 			continue
 		}
 		return pid, strings.TrimSpace(string(comm)), true

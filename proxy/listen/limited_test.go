@@ -77,7 +77,7 @@ func isClosed(t *testing.T, c net.Conn) {
 // Criterion: An HTTP port has few connections, one network half of them, and one too many takes the place of the oldest of the network with the most.
 func TestOneConnectionTooManyTakesThePlaceOfTheOldest(t *testing.T) {
 	l, dial, accepted := limited(t, nil)
-	all, each := most()
+	all, each := maxConnections()
 	connect := func(source string) (ours, theirs net.Conn) {
 		ours = dial(source)
 		return ours, take(t, accepted)
@@ -113,7 +113,7 @@ func TestOneConnectionTooManyTakesThePlaceOfTheOldest(t *testing.T) {
 // Criterion: Two networks that fill an HTTP port do not close a third one's connection.
 func TestACrowdMakesRoomForOneConnection(t *testing.T) {
 	_, dial, accepted := limited(t, nil)
-	_, each := most()
+	_, each := maxConnections()
 	connect := func(source string) net.Conn {
 		ours := dial(source)
 		take(t, accepted)

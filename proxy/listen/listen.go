@@ -1,4 +1,7 @@
-// Package listen opens the sockets on which clients are awaited.
+// Package listen opens the sockets on which clients connect. Sockets keeps the
+// listening sockets of the process, also those of systemd or of an upgrade. A
+// ProxyListener reads PROXY headers, and Header makes one. A LimitedListener
+// limits its connections.
 package listen
 
 import (
@@ -10,29 +13,30 @@ import (
 	"time"
 )
 
-// keepAlive finds clients that are gone without a word, after 7 minutes. It is
-// more patient than usual because each probe wakes a phone's radio.
+// keepAlive detects clients that vanished after 7 minutes. It is more patient
+// than usual, because each probe wakes the radio of a phone.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Minute, Interval: 30 * time.Second, Count: 4}
 
-func openTCP(ctx context.Context, address string) (*net.TCPListener, error) {
+func listenTCP(ctx context.Context, address string) (*net.TCPListener, error) {
 	config := net.ListenConfig{KeepAliveConfig: keepAlive}
-	config.SetMultipathTCP(false) // a client's address is what the guard counts by
+	config.SetMultipathTCP(false) // the guard counts by the client's address
 	ln, err := config.Listen(ctx, "tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w%s", address, cause(err), advice(address, err))
+		return nil, fmt.Errorf("listen on %s: %w%s", address, systemError(err), adviceFor(address, err))
 	}
 	return ln.(*net.TCPListener), nil
 }
 
-// cause drops what net says around the system's error: the address, again.
-func cause(err error) error {
+// systemError returns the system's error within an error of package net, which
+// repeats the address.
+func systemError(err error) error {
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		return errno
 	}
 	return err
 }
 
-func advice(address string, err error) string {
+func adviceFor(address string, err error) string {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		if pid, name, ok := Holder(address); ok {

@@ -23,7 +23,7 @@ func TestTakenPortNamesItsHolder(t *testing.T) {
 			needs(t, host)
 			ln := open(t, net.JoinHostPort(host, "0"))
 			for _, wanted := range []string{ln.Addr().String(), ":" + port(t, ln)} {
-				_, err := openTCP(t.Context(), wanted)
+				_, err := listenTCP(t.Context(), wanted)
 				want := fmt.Sprintf("address already in use by %s (process %d)", name, os.Getpid())
 				if err == nil || !strings.Contains(err.Error(), want) {
 					t.Errorf("openTCP(%s) while %s is taken: %v, want %q", wanted, ln.Addr(), err, want)

@@ -10,7 +10,7 @@ import (
 
 func open(t *testing.T, address string) net.Listener {
 	t.Helper()
-	ln, err := openTCP(t.Context(), address)
+	ln, err := listenTCP(t.Context(), address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		{"127.0.0.1:99999", nil, "listen on 127.0.0.1:99999: "},
 	}
 	for _, test := range tests {
-		ln, err := openTCP(t.Context(), test.address)
+		ln, err := listenTCP(t.Context(), test.address)
 		if err == nil {
 			_ = ln.Close()
 			t.Errorf("openTCP(%s): no error", test.address)
@@ -79,7 +79,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 
 // A test that runs as root is never refused a port.
 func TestRefusedPortNamesTheCapability(t *testing.T) {
-	if got := advice(":993", &net.OpError{Err: syscall.EACCES}); !strings.Contains(got, "CAP_NET_BIND_SERVICE") {
+	if got := adviceFor(":993", &net.OpError{Err: syscall.EACCES}); !strings.Contains(got, "CAP_NET_BIND_SERVICE") {
 		t.Errorf("advice = %q, want the capability", got)
 	}
 }

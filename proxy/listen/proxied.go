@@ -17,31 +17,31 @@ import (
 	"postern/proxy"
 )
 
-// Bounds of a PROXY header: v1 is one line, v2 a frame with its length in it.
+// The limits of a PROXY header: v1 is a line, v2 a frame with its length.
 const (
-	maxV1     = 107        // octets, with the line end: section 2.1 of the specification
+	maxV1     = 107        // octets with the line end: section 2.1 of the specification
 	fixedV2   = 16         // octets before the addresses: section 2.2
-	maxV2     = 4 << 10    // octets behind them: the client certificate of a balancer's TLS is the longest there is
-	signature = len(magic) // octets that tell the versions apart, and less than the shortest header
+	maxV2     = 4 << 10    // octets after them: the longest contain a client certificate
+	signature = len(magic) // octets that distinguish the versions; shorter than every header
 	magic     = "\r\n\r\n\x00\r\nQUIT\n"
 )
 
-// A ProxyListener is a listener behind load balancers. Connections from their
-// networks begin with a PROXY header, v1 or v2, that says whom they are from;
-// all others with the client's own words, of which a header is none.
+// A ProxyListener is a listener behind load balancers. Connections from trusted
+// networks begin with a PROXY header, v1 or v2, that names the client. All others
+// begin with the client's own octets, and a header in them is not read as one.
 type ProxyListener struct {
 	net.Listener
 	trusted atomic.Pointer[[]netip.Prefix]
 }
 
-// Proxied returns a ProxyListener on ln for balancers in the networks trusted.
+// Proxied returns a ProxyListener on ln for balancers in the trusted networks.
 func Proxied(ln net.Listener, trusted []netip.Prefix) *ProxyListener {
 	l := &ProxyListener{Listener: ln}
 	l.Trust(trusted)
 	return l
 }
 
-// Trust replaces the networks, for connections that come from now on.
+// Trust replaces the trusted networks for new connections.
 func (l *ProxyListener) Trust(networks []netip.Prefix) { l.trusted.Store(&networks) }
 
 // Accept implements net.Listener.
@@ -54,11 +54,11 @@ func (l *ProxyListener) Accept() (net.Conn, error) {
 	if !ok || !l.trusts(tcp.RemoteAddr()) {
 		return c, nil
 	}
-	return &proxied{tcp}, nil
+	return &proxiedConn{tcp}, nil
 }
 
 func (l *ProxyListener) trusts(peer net.Addr) bool {
-	addr := addrPort(peer).Addr()
+	addr := proxy.AddrPort(peer).Addr()
 	for _, network := range *l.trusted.Load() {
 		if network.Contains(addr) {
 			return true
@@ -67,15 +67,15 @@ func (l *ProxyListener) trusts(peer net.Addr) bool {
 	return false
 }
 
-// proxied is a connection from a load balancer. Nothing behind the header is
-// read, so it is in all other ways the TCP connection.
-type proxied struct{ *net.TCPConn }
+// A proxiedConn is a connection from a load balancer. Nothing after the header is
+// read ahead, so it is otherwise the TCP connection.
+type proxiedConn struct{ *net.TCPConn }
 
-// Preface reads the header and returns whom the connection is from and whom it
-// was meant for. An error wraps proxy.ErrPreface, but for io.EOF of a balancer
-// that only looks whether somebody listens. The deadline stays set: the next
-// who reads has one of its own.
-func (p *proxied) Preface(deadline time.Time) (client, local netip.AddrPort, err error) {
+// Preface reads the header and returns the addresses of the client and of the
+// server it connected to. An error wraps proxy.ErrPreface; io.EOF means that a
+// balancer only checked the port. The deadline stays set: the next read sets its
+// own.
+func (p *proxiedConn) Preface(deadline time.Time) (client, local netip.AddrPort, err error) {
 	if err := p.SetReadDeadline(deadline); err != nil {
 		return client, local, err
 	}
@@ -89,13 +89,14 @@ func (p *proxied) Preface(deadline time.Time) (client, local netip.AddrPort, err
 	if err != nil {
 		return client, local, fmt.Errorf("%w: %w", proxy.ErrPreface, err)
 	}
-	if !client.IsValid() { // the balancer speaks for itself, to see how we are
-		client, local = addrPort(p.RemoteAddr()), addrPort(p.LocalAddr())
+	if !client.IsValid() { // a health check of the balancer
+		client, local = proxy.AddrPort(p.RemoteAddr()), proxy.AddrPort(p.LocalAddr())
 	}
 	return client, local, nil
 }
 
-// readHeader reads a header and no octet more. io.EOF: there was none at all.
+// readHeader reads a header and no octet more. io.EOF: the connection was closed
+// before it.
 func readHeader(r io.Reader) ([]byte, error) {
 	header := make([]byte, signature, maxV1)
 	if _, err := io.ReadFull(r, header); err != nil {
@@ -108,7 +109,7 @@ func readHeader(r io.Reader) ([]byte, error) {
 		return nil, errors.New("it does not begin with one")
 	}
 	for len(header) < maxV1 {
-		header = header[:len(header)+1] // one by one: where the line ends, others' octets begin
+		header = header[:len(header)+1] // one by one: the octets after the line are the client's
 		if err := readRest(r, header[len(header)-1:]); err != nil {
 			return nil, err
 		}
@@ -132,7 +133,7 @@ func readV2(r io.Reader, header []byte) ([]byte, error) {
 	return header, readRest(r, header[fixedV2:])
 }
 
-// readRest fills b. An end is not one between headers.
+// readRest fills b. The end of the connection is io.ErrUnexpectedEOF.
 func readRest(r io.Reader, b []byte) error {
 	_, err := io.ReadFull(r, b)
 	if err == io.EOF && len(b) > 0 {
@@ -141,8 +142,8 @@ func readRest(r io.Reader, b []byte) error {
 	return err
 }
 
-// parseHeader reads a complete header. No addresses: it is a LOCAL one, or the
-// UNKNOWN of v1, sections 2.1 and 2.2: those of the socket hold.
+// parseHeader parses a complete header. A LOCAL header, and an UNKNOWN one of v1,
+// has no addresses: those of the socket are valid (sections 2.1 and 2.2).
 func parseHeader(header []byte) (client, local netip.AddrPort, err error) {
 	h, err := proxyproto.Read(bufio.NewReaderSize(bytes.NewReader(header), len(header)))
 	if err != nil {
@@ -155,17 +156,8 @@ func parseHeader(header []byte) (client, local netip.AddrPort, err error) {
 	if !ok {
 		return client, local, errors.New("it is about no TCP connection")
 	}
-	if client, local = addrPort(from), addrPort(to); !client.IsValid() {
+	if client, local = proxy.AddrPort(from), proxy.AddrPort(to); !client.IsValid() {
 		return client, local, errors.New("it names no address")
 	}
 	return client, local, nil
-}
-
-func addrPort(a net.Addr) netip.AddrPort {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.AddrPort{}
-	}
-	ap := tcp.AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }

@@ -26,7 +26,7 @@ type prefaced interface {
 // accepted returns both ends of a connection that a ProxyListener has accepted.
 func accepted(t testing.TB, trusted []netip.Prefix) (client, server net.Conn) {
 	t.Helper()
-	tcp, err := openTCP(context.Background(), "127.0.0.1:0")
+	tcp, err := listenTCP(context.Background(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func TestProxiedAsksOnlyTrustedNetworks(t *testing.T) {
 }
 
 func TestProxiedTrustsOtherNetworksFromNowOn(t *testing.T) {
-	tcp, err := openTCP(t.Context(), "127.0.0.1:0")
+	tcp, err := listenTCP(t.Context(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ func TestProxiedTrustsOtherNetworksFromNowOn(t *testing.T) {
 func TestProxiedBehindARealHAProxy(t *testing.T) {
 	cert, pool := proxytest.Cert(t)
 	for _, version := range []string{"v1", "v2", "v2-ssl"} {
-		tcp, err := openTCP(t.Context(), "127.0.0.1:0")
+		tcp, err := listenTCP(t.Context(), "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}

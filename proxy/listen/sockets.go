@@ -14,60 +14,64 @@ import (
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/activation"
+
+	"postern/proxy"
 )
 
 // Sockets are the listening sockets of a process, by address: those it has
-// opened, and those it was given. A socket that a new configuration still has
-// stays open, and so do the connections that wait in it. It must be made by
-// Inherited; its methods may be called from many goroutines.
+// opened, and those it has inherited. A socket that a new configuration uses as
+// well stays open, with the connections in its backlog. Inherited makes it. Its
+// methods may be called from several goroutines.
 type Sockets struct {
-	mu    sync.Mutex
-	given []*net.TCPListener // nobody has asked for yet
-	open  map[string]*socket // by Key
+	mu        sync.Mutex
+	inherited []*net.TCPListener // not yet used
+	open      map[string]*socket // by Key
 }
 
-// A socket gives its connections our keep-alive, whoever has opened it.
+// A socket sets keepAlive on its connections, also if another process has opened
+// it.
 type socket struct {
 	*net.TCPListener
 	set *Sockets
 	key string
 }
 
+// The handover of sockets to a new Postern.
 const (
-	// handedOver is the variable in which a Postern tells its successor how
-	// many sockets it gets, from firstGiven on.
-	handedOver = "POSTERN_LISTEN_FDS"
-	firstGiven = 3
+	// socketsVariable is the environment variable with the number of sockets, from
+	// descriptor firstDescriptor on.
+	socketsVariable = "POSTERN_LISTEN_FDS"
+	firstDescriptor = 3
 )
 
-// Inherited returns the sockets that the process was given: by systemd
-// (sd_listen_fds(3)) or by the Postern before it (Files). There may be none.
+// Inherited returns the sockets that the process has inherited from systemd
+// (sd_listen_fds(3)) or from the previous Postern (Files). There may be none.
 func Inherited() (*Sockets, error) {
 	s := &Sockets{open: make(map[string]*socket)}
 	files := activation.Files(true)
-	n, _ := strconv.Atoi(os.Getenv(handedOver))
-	if err := os.Unsetenv(handedOver); err != nil {
+	n, _ := strconv.Atoi(os.Getenv(socketsVariable))
+	if err := os.Unsetenv(socketsVariable); err != nil {
 		return nil, fmt.Errorf("inherit sockets: %w", err)
 	}
 	for i := range n {
-		files = append(files, os.NewFile(uintptr(firstGiven+i), "socket"))
+		files = append(files, os.NewFile(uintptr(firstDescriptor+i), "socket"))
 	}
-	return s, s.Give(files)
+	return s, s.Inherit(files)
 }
 
-// Give adds to what was inherited. It takes the files' descriptors in any case.
-func (s *Sockets) Give(files []*os.File) error {
+// Inherit adds inherited sockets. It closes the files in any case.
+func (s *Sockets) Inherit(files []*os.File) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.take(files)
+	return s.addFiles(files)
 }
 
-// take makes listeners of files, and closes these.
-func (s *Sockets) take(files []*os.File) error {
+// addFiles makes listeners of files, and closes the files.
+func (s *Sockets) addFiles(files []*os.File) error {
 	var errs []error
 	for _, f := range files {
 		ln, err := net.FileListener(f)
-		_ = f.Close() // ln has its own
+		_ = f.Close() // ln has a copy
 		if err != nil {
 			errs = append(errs, fmt.Errorf("inherit socket %s: %w", f.Name(), err))
 			continue
@@ -78,16 +82,16 @@ func (s *Sockets) take(files []*os.File) error {
 			errs = append(errs, fmt.Errorf("inherit socket %s: %v is not for TCP", f.Name(), ln.Addr()))
 			continue
 		}
-		s.given = append(s.given, tcp)
+		s.inherited = append(s.inherited, tcp)
 	}
 	return errors.Join(errs...)
 }
 
-// Listen returns the socket for address, host:port: the one that is open, or was
-// inherited, or a new one. Without a host it is for all addresses, IPv4 and IPv6.
-// Port 0 is any free one, for each name another. fresh says that it was not open
-// before: it is the caller's to close if the configuration fails. The error names
-// the address and says what to do; it wraps that of the system.
+// Listen returns the socket for address, host:port: the open one, an inherited
+// one, or a new one. Without a host it is for all IPv4 and IPv6 addresses. Port 0
+// is any free port, another one for each name. fresh reports that the socket was
+// not open before: the caller closes it if the configuration fails. The error
+// names the address and advises what to do; it wraps that of the system.
 func (s *Sockets) Listen(ctx context.Context, name, address string) (ln net.Listener, fresh bool, err error) {
 	key := Key(name, address)
 	s.mu.Lock()
@@ -95,9 +99,9 @@ func (s *Sockets) Listen(ctx context.Context, name, address string) (ln net.List
 	if one := s.open[key]; one != nil {
 		return one, false, nil
 	}
-	tcp := s.inherit(address)
+	tcp := s.takeInherited(address)
 	if tcp == nil {
-		if tcp, err = openTCP(ctx, address); err != nil {
+		if tcp, err = listenTCP(ctx, address); err != nil {
 			return nil, false, err
 		}
 	}
@@ -106,7 +110,7 @@ func (s *Sockets) Listen(ctx context.Context, name, address string) (ln net.List
 	return one, true, nil
 }
 
-// Key is what a socket is known by: its address, and its name if the port is 0.
+// Key returns the key of a socket: its address, with its name if the port is 0.
 func Key(name, address string) string {
 	if _, port, err := net.SplitHostPort(address); err == nil && port == "0" {
 		return name + " " + address
@@ -114,24 +118,24 @@ func Key(name, address string) string {
 	return address
 }
 
-// inherit returns the given socket for address, or nil.
-func (s *Sockets) inherit(address string) *net.TCPListener {
+// takeInherited returns the inherited socket for address, or nil.
+func (s *Sockets) takeInherited(address string) *net.TCPListener {
 	wanted, err := net.ResolveTCPAddr("tcp", address)
 	if err != nil || wanted.Port == 0 {
 		return nil
 	}
-	for i, ln := range s.given {
-		if same(addrPort(ln.Addr()), wanted.AddrPort()) {
-			s.given = slices.Delete(s.given, i, i+1)
+	for i, ln := range s.inherited {
+		if matches(proxy.AddrPort(ln.Addr()), wanted.AddrPort()) {
+			s.inherited = slices.Delete(s.inherited, i, i+1)
 			return ln
 		}
 	}
 	return nil
 }
 
-// same reports whether a socket at held is what was asked for. No address means
-// all, which is [::], or 0.0.0.0 on a machine without IPv6.
-func same(held, wanted netip.AddrPort) bool {
+// matches reports whether a socket at held serves wanted. No address means all:
+// [::], or 0.0.0.0 on a machine without IPv6.
+func matches(held, wanted netip.AddrPort) bool {
 	if held.Port() != wanted.Port() {
 		return false
 	}
@@ -141,22 +145,22 @@ func same(held, wanted netip.AddrPort) bool {
 	return held.Addr() == wanted.Addr().Unmap()
 }
 
-// CloseUnused closes what was inherited and not asked for, and returns the
+// CloseUnused closes the inherited sockets that were not used, and returns their
 // addresses.
 func (s *Sockets) CloseUnused() (addresses []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, ln := range s.given {
+	for _, ln := range s.inherited {
 		addresses = append(addresses, ln.Addr().String())
 		_ = ln.Close()
 	}
-	s.given = nil
+	s.inherited = nil
 	return addresses
 }
 
-// Files returns copies of the open sockets for a successor, and what its
-// environment must have: it gets them as its first files behind the standard
-// ones. The caller closes them.
+// Files returns copies of the open sockets for a new process, and the variable
+// for its environment. The process must get them as its first files after the
+// standard ones. The caller closes them.
 func (s *Sockets) Files() (files []*os.File, environment string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,11 +174,11 @@ func (s *Sockets) Files() (files []*os.File, environment string, err error) {
 		}
 		files = append(files, f)
 	}
-	return files, fmt.Sprintf("%s=%d", handedOver, len(files)), nil
+	return files, fmt.Sprintf("%s=%d", socketsVariable, len(files)), nil
 }
 
-// duplicate is ln.File, but for one thing: what that returns makes the socket
-// blocking when it is passed on, for us as well, and Close would wait for Accept.
+// duplicate is ln.File without its side effect: that makes the socket blocking
+// when it is passed on, here as well, and Close would wait for Accept.
 func duplicate(ln *net.TCPListener) (f *os.File, err error) {
 	raw, err := ln.SyscallConn()
 	if err != nil {
@@ -182,7 +186,7 @@ func duplicate(ln *net.TCPListener) (f *os.File, err error) {
 	}
 	name := ln.Addr().String()
 	control := raw.Control(func(fd uintptr) {
-		syscall.ForkLock.RLock() // no child gets it unasked
+		syscall.ForkLock.RLock() // no child process inherits it
 		defer syscall.ForkLock.RUnlock()
 		var copied int
 		if copied, err = syscall.Dup(int(fd)); err == nil {
@@ -199,11 +203,11 @@ func (s *socket) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = c.SetKeepAliveConfig(keepAlive) // it is gone again if this fails
+	_ = c.SetKeepAliveConfig(keepAlive) // fails only if the connection is closed
 	return c, nil
 }
 
-// Close implements net.Listener. The address can be asked for again.
+// Close implements net.Listener. The address can be listened on again.
 func (s *socket) Close() error {
 	s.set.mu.Lock()
 	if s.set.open[s.key] == s {

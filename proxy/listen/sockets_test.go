@@ -90,7 +90,7 @@ func TestASuccessorAcceptsWhoWaited(t *testing.T) {
 func succeed(t *testing.T) {
 	s := sockets(t)
 	ln := mustListen(t, s, os.Getenv("SUCCESSOR"))
-	if os.Getenv(handedOver) != "" {
+	if os.Getenv(socketsVariable) != "" {
 		t.Error("a process started by this one would think that it is its successor")
 	}
 	c, err := ln.Accept()
@@ -110,7 +110,7 @@ func TestSocketsThatNobodyAskedForAreClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := sockets(t)
-	if err := s.take([]*os.File{f}); err != nil {
+	if err := s.addFiles([]*os.File{f}); err != nil {
 		t.Fatal(err)
 	}
 	if got := s.CloseUnused(); len(got) != 1 || got[0] != given.Addr().String() {
@@ -131,7 +131,7 @@ func TestAnInheritedSocketHasToBeForTCP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := sockets(t).take([]*os.File{f}); err == nil || !strings.Contains(err.Error(), "is not for TCP") {
+	if err := sockets(t).addFiles([]*os.File{f}); err == nil || !strings.Contains(err.Error(), "is not for TCP") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -154,7 +154,7 @@ func TestNoAddressIsAllAddresses(t *testing.T) {
 		if c.wanted != "" {
 			wanted = netip.MustParseAddrPort(c.wanted)
 		}
-		if got := same(netip.MustParseAddrPort(c.held), wanted); got != c.same {
+		if got := matches(netip.MustParseAddrPort(c.held), wanted); got != c.same {
 			t.Errorf("%s for %q: got %v", c.held, c.wanted, got)
 		}
 	}

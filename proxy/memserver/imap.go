@@ -44,13 +44,13 @@ func (s *Server) newIMAP(config *tls.Config, logger *log.Logger) *imapserver.Ser
 }
 
 func (s *Server) newSession(*imapserver.Conn) (imapserver.Session, *imapserver.GreetingData, error) {
-	if !s.conns.enter() {
+	if !s.conns.begin() {
 		return nil, nil, &imap.Error{Type: imap.StatusResponseTypeBye, Text: "Closing"}
 	}
 	return &session{server: s}, nil, nil
 }
 
-func no(code imap.ResponseCode, format string, args ...any) error {
+func errNo(code imap.ResponseCode, format string, args ...any) error {
 	return &imap.Error{Type: imap.StatusResponseTypeNo, Code: code, Text: fmt.Sprintf(format, args...)}
 }
 
@@ -93,7 +93,7 @@ func (u *user) mailbox(name string) (*mailbox, error) {
 	defer u.mu.Unlock()
 	box, ok := u.mailboxes[name]
 	if !ok {
-		return nil, no(imap.ResponseCodeNonExistent, "No such mailbox")
+		return nil, errNo(imap.ResponseCodeNonExistent, "No such mailbox")
 	}
 	return box, nil
 }
@@ -111,7 +111,7 @@ type session struct {
 
 // Close tells the server that the session has ended.
 func (s *session) Close() error {
-	defer s.server.conns.leave()
+	defer s.server.conns.end()
 	if s.view != nil {
 		s.view.Close()
 	}
@@ -141,7 +141,7 @@ func (s *session) Select(name string, options *imap.SelectOptions) (*imap.Select
 	if err != nil {
 		return nil, err
 	}
-	data, view := box.sel()
+	data, view := box.selectData()
 	s.box, s.view, s.readOnly = box, view, options.ReadOnly
 	return data, nil
 }
@@ -158,7 +158,7 @@ func (s *session) Create(name string, _ *imap.CreateOptions) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.mailboxes[name]; ok {
-		return no(imap.ResponseCodeAlreadyExists, "Mailbox exists")
+		return errNo(imap.ResponseCodeAlreadyExists, "Mailbox exists")
 	}
 	s.create(name)
 	return nil
@@ -169,10 +169,10 @@ func (s *session) Delete(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.mailboxes[name]; !ok {
-		return no(imap.ResponseCodeNonExistent, "No such mailbox")
+		return errNo(imap.ResponseCodeNonExistent, "No such mailbox")
 	}
 	if name == "INBOX" {
-		return no(imap.ResponseCodeCannot, "INBOX stays")
+		return errNo(imap.ResponseCodeCannot, "INBOX stays")
 	}
 	delete(s.mailboxes, name)
 	delete(s.subscribed, name)
@@ -185,13 +185,13 @@ func (s *session) Rename(name, newName string, _ *imap.RenameOptions) error {
 	defer s.mu.Unlock()
 	box, ok := s.mailboxes[name]
 	if !ok {
-		return no(imap.ResponseCodeNonExistent, "No such mailbox")
+		return errNo(imap.ResponseCodeNonExistent, "No such mailbox")
 	}
 	if _, ok := s.mailboxes[newName]; ok {
-		return no(imap.ResponseCodeAlreadyExists, "Mailbox exists")
+		return errNo(imap.ResponseCodeAlreadyExists, "Mailbox exists")
 	}
 	if name == "INBOX" {
-		return no(imap.ResponseCodeCannot, "INBOX stays")
+		return errNo(imap.ResponseCodeCannot, "INBOX stays")
 	}
 	delete(s.mailboxes, name)
 	s.mailboxes[newName] = box
@@ -203,7 +203,7 @@ func (s *session) Subscribe(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.mailboxes[name]; !ok {
-		return no(imap.ResponseCodeNonExistent, "No such mailbox")
+		return errNo(imap.ResponseCodeNonExistent, "No such mailbox")
 	}
 	s.subscribed[name] = true
 	return nil
@@ -260,7 +260,7 @@ func (s *session) Status(name string, _ *imap.StatusOptions) (*imap.StatusData, 
 func (s *session) Append(name string, r imap.LiteralReader, options *imap.AppendOptions) (*imap.AppendData, error) {
 	box, err := s.mailbox(name)
 	if err != nil {
-		return nil, no(imap.ResponseCodeTryCreate, "No such mailbox")
+		return nil, errNo(imap.ResponseCodeTryCreate, "No such mailbox")
 	}
 	raw := make([]byte, r.Size())
 	if _, err := io.ReadFull(r, raw); err != nil {
@@ -394,7 +394,7 @@ func (m *message) write(w *imapserver.FetchResponseWriter, options *imap.FetchOp
 // Store changes flags.
 func (s *session) Store(w *imapserver.FetchWriter, set imap.NumSet, flags *imap.StoreFlags, _ *imap.StoreOptions) error {
 	if s.readOnly {
-		return no("READ-ONLY", "Mailbox is selected read-only")
+		return errNo("READ-ONLY", "Mailbox is selected read-only")
 	}
 	s.box.each(s.view, set, func(m *message, num, _ uint32) {
 		m.store(flags.Op, flags.Flags)
@@ -411,7 +411,7 @@ func (s *session) Store(w *imapserver.FetchWriter, set imap.NumSet, flags *imap.
 func (s *session) Copy(set imap.NumSet, name string) (*imap.CopyData, error) {
 	dest, err := s.mailbox(name)
 	if err != nil {
-		return nil, no(imap.ResponseCodeTryCreate, "No such mailbox")
+		return nil, errNo(imap.ResponseCodeTryCreate, "No such mailbox")
 	}
 	var found []message
 	s.box.each(s.view, set, func(m *message, _, _ uint32) { found = append(found, *m) })
@@ -431,7 +431,7 @@ func (s *session) Copy(set imap.NumSet, name string) (*imap.CopyData, error) {
 // Move copies messages and removes them.
 func (s *session) Move(w *imapserver.MoveWriter, set imap.NumSet, name string) error {
 	if s.readOnly {
-		return no("READ-ONLY", "Mailbox is selected read-only")
+		return errNo("READ-ONLY", "Mailbox is selected read-only")
 	}
 	data, err := s.Copy(set, name)
 	if err != nil || data == nil {

@@ -149,7 +149,7 @@ func (b *mailbox) flags() []imap.Flag {
 }
 
 // sel begins a session's view of the mailbox.
-func (b *mailbox) sel() (*imap.SelectData, *imapserver.SessionTracker) {
+func (b *mailbox) selectData() (*imap.SelectData, *imapserver.SessionTracker) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	flags := b.flags()

@@ -189,7 +189,7 @@ func TestMailArrivingDuringASessionIsAnnouncedBeforeItIsShown(t *testing.T) {
 
 func TestMessagesStayAsTheyCame(t *testing.T) {
 	s, addr, _ := start(t, Options{})
-	messages := proxytest.Nasty()
+	messages := proxytest.HostileMessages()
 	c := login(t, addr)
 	for i, m := range messages {
 		if i%2 == 0 {

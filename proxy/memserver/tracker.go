@@ -38,7 +38,7 @@ func (t *tracker) listener(ln net.Listener, serving *sync.WaitGroup) (net.Listen
 }
 
 // enter counts a session, unless the tracker is closed.
-func (t *tracker) enter() bool {
+func (t *tracker) begin() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.closed {
@@ -47,7 +47,7 @@ func (t *tracker) enter() bool {
 	return !t.closed
 }
 
-func (t *tracker) leave() {
+func (t *tracker) end() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.sessions--

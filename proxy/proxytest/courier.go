@@ -48,7 +48,7 @@ func StartCourier(t testing.TB, o CourierOptions) *Courier {
 		IMAP: address(freePort(t)), POP3: address(freePort(t)),
 		Store: filepath.Join(u.dir, "mail"), Log: filepath.Join(u.dir, "imap.log"), Users: o.Users,
 	}
-	uid, gid := account(t, mailUser)
+	uid, gid := lookupUser(t, mailUser)
 	mkdir(t, c.Store, uid, gid, 0o711)
 	for user := range o.Users {
 		makeMaildir(t, c.maildir(user))
@@ -127,7 +127,7 @@ func (c *Courier) startAuthdaemon(t testing.TB, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	uid, gid := account(t, mailUser)
+	uid, gid := lookupUser(t, mailUser)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {

@@ -52,14 +52,14 @@ func StartCyrus(t testing.TB, o CyrusOptions) *Cyrus {
 		POP3: address(freePort(t)), POP3S: address(freePort(t)),
 		Log: u.log, Users: o.Users, unpacked: u,
 	}
-	uid, gid := account(t, mailUser)
+	uid, gid := lookupUser(t, mailUser)
 	for _, dir := range []string{"mail", "config", "config/db", "config/socket", "config/proc", "config/lock"} {
 		mkdir(t, filepath.Join(u.dir, dir), uid, gid, 0o700)
 	}
 	cert, key, ca := CertFiles(t)
 	c.CA = ca
-	give(t, cert, filepath.Join(u.dir, "cert.pem"), uid, gid)
-	give(t, key, filepath.Join(u.dir, "key.pem"), uid, gid)
+	copyFile(t, cert, filepath.Join(u.dir, "cert.pem"), uid, gid)
+	copyFile(t, key, filepath.Join(u.dir, "key.pem"), uid, gid)
 	users := maps.Clone(o.Users)
 	if users == nil {
 		users = map[string]string{}

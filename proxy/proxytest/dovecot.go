@@ -60,7 +60,7 @@ func StartDovecot(t testing.TB, o DovecotOptions) *Dovecot {
 		dir:        dir,
 		authSocket: filepath.Join(dir, "run", "auth-postfix"),
 	}
-	uid, gid := account(t, mailUser)
+	uid, gid := lookupUser(t, mailUser)
 	if o.Share != nil {
 		d.Store = o.Share.Store
 	} else {
@@ -99,7 +99,7 @@ func (d *Dovecot) writeUsers(t testing.TB) {
 	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	uid, gid := account(t, "dovecot") // its auth process
+	uid, gid := lookupUser(t, "dovecot") // its auth process
 	if err := os.Chown(path, uid, gid); err != nil {
 		t.Fatal(err)
 	}

@@ -45,13 +45,13 @@ type faulty struct {
 func (c *faulty) Read(p []byte) (int, error) {
 	time.Sleep(c.faults.Delay)
 	switch {
-	case reached(c.faults.CutRead, c.read):
+	case limitReached(c.faults.CutRead, c.read):
 		_ = c.Close()
 		return 0, io.EOF
-	case reached(c.faults.StallRead, c.read):
+	case limitReached(c.faults.StallRead, c.read):
 		return c.hole.Read(p)
 	}
-	n, err := c.Conn.Read(p[:c.room(len(p), c.read, c.faults.CutRead, c.faults.StallRead)])
+	n, err := c.Conn.Read(p[:c.remaining(len(p), c.read, c.faults.CutRead, c.faults.StallRead)])
 	c.read += int64(n)
 	return n, err
 }
@@ -69,21 +69,21 @@ func (c *faulty) Write(p []byte) (written int, err error) {
 func (c *faulty) writeSlice(p []byte) (int, error) {
 	time.Sleep(c.faults.Delay)
 	switch {
-	case reached(c.faults.CutWrite, c.written):
+	case limitReached(c.faults.CutWrite, c.written):
 		_ = c.Close()
 		return 0, syscall.EPIPE
-	case reached(c.faults.StallWrite, c.written):
+	case limitReached(c.faults.StallWrite, c.written):
 		return c.hole.Write(p)
 	}
-	n, err := c.Conn.Write(p[:c.room(len(p), c.written, c.faults.CutWrite, c.faults.StallWrite)])
+	n, err := c.Conn.Write(p[:c.remaining(len(p), c.written, c.faults.CutWrite, c.faults.StallWrite)])
 	c.written += int64(n)
 	return n, err
 }
 
-func reached(limit, done int64) bool { return limit > 0 && done >= limit }
+func limitReached(limit, done int64) bool { return limit > 0 && done >= limit }
 
 // room returns how many of n bytes may pass in one call.
-func (c *faulty) room(n int, done int64, limits ...int64) int {
+func (c *faulty) remaining(n int, done int64, limits ...int64) int {
 	if c.faults.Slice > 0 {
 		n = min(n, c.faults.Slice)
 	}
@@ -178,10 +178,10 @@ func (r *Relay) Cut() {
 
 // relay copies in both directions until both have ended or one has failed.
 func (r *Relay) relay(client net.Conn) {
-	if !r.keep(client) {
+	if !r.add(client) {
 		return
 	}
-	defer r.drop(client)
+	defer r.remove(client)
 	conn, err := net.DialTimeout("tcp", r.server, stepTimeout)
 	if err != nil {
 		return
@@ -189,10 +189,10 @@ func (r *Relay) relay(client net.Conn) {
 	r.mu.Lock()
 	server := Faulty(conn, r.faults)
 	r.mu.Unlock()
-	if !r.keep(server) {
+	if !r.add(server) {
 		return
 	}
-	defer r.drop(server)
+	defer r.remove(server)
 	var wg sync.WaitGroup
 	pump := func(dst, src net.Conn) {
 		// A plain Reader and Writer: no short cut past the faults.
@@ -211,7 +211,7 @@ func (r *Relay) relay(client net.Conn) {
 }
 
 // keep remembers a connection for Cut, or closes it when the relay is closed.
-func (r *Relay) keep(conn net.Conn) bool {
+func (r *Relay) add(conn net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -222,7 +222,7 @@ func (r *Relay) keep(conn net.Conn) bool {
 	return true
 }
 
-func (r *Relay) drop(conn net.Conn) {
+func (r *Relay) remove(conn net.Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.conns, conn)

@@ -81,7 +81,7 @@ func (h ClientHello) Record(name string) []byte {
 	body := binary.BigEndian.AppendUint16(nil, h.Version)
 	body = append(body, make([]byte, 32)...) // the random: nobody looks
 	body = append(body, 0)                   // no session
-	body = append(body, vector(2, words(h.Suites))...)
+	body = append(body, vector(2, uint16s(h.Suites))...)
 	body = append(body, 1, 0) // no compression
 	body = append(body, vector(2, h.extensions(name))...)
 	message := append([]byte{1}, vector(3, body)...)
@@ -96,11 +96,11 @@ func (h ClientHello) extensions(name string) (all []byte) {
 		add(0, vector(2, append([]byte{0}, vector(2, []byte(name))...)))
 	}
 	if len(h.Curves) > 0 {
-		add(10, vector(2, words(h.Curves)))
+		add(10, vector(2, uint16s(h.Curves)))
 		add(11, []byte{1, 0}) // uncompressed points
 	}
 	if len(h.Signatures) > 0 {
-		add(13, vector(2, words(h.Signatures)))
+		add(13, vector(2, uint16s(h.Signatures)))
 	}
 	if h.Tickets {
 		add(35, nil)
@@ -115,7 +115,7 @@ func vector(size int, data []byte) []byte {
 	return slices.Concat(length[4-size:], data)
 }
 
-func words(values []uint16) (b []byte) {
+func uint16s(values []uint16) (b []byte) {
 	for _, v := range values {
 		b = binary.BigEndian.AppendUint16(b, v)
 	}

@@ -19,7 +19,7 @@ var deliveries atomic.Int64
 // makeMaildir makes a maildir, and the home that it is in, unless it is there.
 func makeMaildir(t testing.TB, maildir string) {
 	t.Helper()
-	uid, gid := account(t, mailUser)
+	uid, gid := lookupUser(t, mailUser)
 	for _, dir := range []string{filepath.Dir(maildir), maildir, filepath.Join(maildir, "cur"), filepath.Join(maildir, "new"), filepath.Join(maildir, "tmp")} {
 		if _, err := os.Stat(dir); err != nil {
 			mkdir(t, dir, uid, gid, 0o700)
@@ -32,7 +32,7 @@ func makeMaildir(t testing.TB, maildir string) {
 func deliver(t testing.TB, maildir string, raw []byte) string {
 	t.Helper()
 	makeMaildir(t, maildir)
-	uid, gid := account(t, mailUser)
+	uid, gid := lookupUser(t, mailUser)
 	// Servers give UIDs in the order of the names.
 	now := time.Now()
 	name := fmt.Sprintf("%d.M%06dP%dQ%09d.postern", now.Unix(), now.Nanosecond()/1000, os.Getpid(), deliveries.Add(1))

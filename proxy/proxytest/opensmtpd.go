@@ -55,8 +55,8 @@ func StartOpenSMTPD(t testing.TB, o OpenSMTPDOptions) *OpenSMTPD {
 	}
 	cert, key, ca := CertFiles(t)
 	s.CA = ca
-	give(t, cert, filepath.Join(u.dir, "cert.pem"), 0, 0)
-	give(t, key, filepath.Join(u.dir, "key.pem"), 0, 0)
+	copyFile(t, cert, filepath.Join(u.dir, "cert.pem"), 0, 0)
+	copyFile(t, key, filepath.Join(u.dir, "key.pem"), 0, 0)
 	config := filepath.Join(u.dir, "smtpd.conf")
 	writeConf(t, config, "smtpd.conf.in", map[string]any{
 		"Dir": u.dir, "Domain": o.Domain, "Domains": s.writeUsers(t, u.dir, o.Users), "Config": o.Config,
@@ -74,7 +74,7 @@ func StartOpenSMTPD(t testing.TB, o OpenSMTPDOptions) *OpenSMTPD {
 // returns the domains.
 func (s *OpenSMTPD) writeUsers(t testing.TB, dir string, users map[string]string) (domains []string) {
 	t.Helper()
-	uid, gid := account(t, mailUser)
+	uid, gid := lookupUser(t, mailUser)
 	mkdir(t, s.Store, uid, gid, 0o711)
 	var credentials, mailboxes, addresses strings.Builder
 	all := map[string]bool{s.Domain: true}

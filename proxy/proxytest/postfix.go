@@ -58,7 +58,7 @@ func StartPostfix(t testing.TB, o PostfixOptions) *Postfix {
 	p.CA = ca
 	smtp, smtps := freePort(t), freePort(t)
 	p.SMTP, p.SMTPS = address(smtp), address(smtps)
-	uid, gid := account(t, mailUser)
+	uid, gid := lookupUser(t, mailUser)
 	values := map[string]any{
 		"Dir": dir, "Log": p.Log, "Store": o.Dovecot.Store, "AuthSocket": o.Dovecot.authSocket,
 		"Cert": cert, "Key": key, "UID": uid, "GID": gid, "Domain": p.Domain, "Domains": domains,
@@ -95,8 +95,8 @@ func (p *Postfix) Start(t testing.TB) {
 // own post-install gives them.
 func makeQueue(t testing.TB, dir string) {
 	t.Helper()
-	uid, gid := account(t, "postfix")
-	drop := group(t, "postdrop")
+	uid, gid := lookupUser(t, "postfix")
+	drop := lookupGroup(t, "postdrop")
 	queue := filepath.Join(dir, "queue")
 	mkdir(t, queue, 0, 0, 0o755)
 	mkdir(t, filepath.Join(dir, "data"), uid, gid, 0o700)

@@ -34,7 +34,7 @@ func Need(t testing.TB, programs ...string) {
 	t.Helper()
 	for _, program := range programs {
 		if _, err := exec.LookPath(program); err != nil {
-			missing(t, "%s is not installed", program)
+			skipOrFail(t, "%s is not installed", program)
 		}
 	}
 }
@@ -43,11 +43,11 @@ func Need(t testing.TB, programs ...string) {
 func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		missing(t, "needs root: the mail servers change their user")
+		skipOrFail(t, "needs root: the mail servers change their user")
 	}
 }
 
-func missing(t testing.TB, format string, args ...any) {
+func skipOrFail(t testing.TB, format string, args ...any) {
 	t.Helper()
 	if os.Getenv("POSTERN_ALL") == "1" {
 		t.Fatalf(format, args...)
@@ -97,7 +97,7 @@ func address(port int) string {
 }
 
 // account returns the numeric ids of a system user.
-func account(t testing.TB, name string) (uid, gid int) {
+func lookupUser(t testing.TB, name string) (uid, gid int) {
 	t.Helper()
 	u, err := user.Lookup(name)
 	if err != nil {
@@ -109,7 +109,7 @@ func account(t testing.TB, name string) (uid, gid int) {
 }
 
 // group returns the numeric id of a system group.
-func group(t testing.TB, name string) int {
+func lookupGroup(t testing.TB, name string) int {
 	t.Helper()
 	g, err := user.LookupGroup(name)
 	if err != nil {
@@ -159,7 +159,7 @@ func writeFile(t testing.TB, path string, content []byte) {
 }
 
 // give copies a file for the eyes of one user.
-func give(t testing.TB, from, to string, uid, gid int) {
+func copyFile(t testing.TB, from, to string, uid, gid int) {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Clean(from))
 	if err != nil {

@@ -8,19 +8,19 @@ import (
 )
 
 // verdict remembers what was said to it.
-type verdict struct {
+type fakeTB struct {
 	testing.TB
 	skipped, failed string
 }
 
-func (v *verdict) Helper() {}
+func (v *fakeTB) Helper() {}
 
-func (v *verdict) Skipf(format string, args ...any) {
+func (v *fakeTB) Skipf(format string, args ...any) {
 	v.skipped = fmt.Sprintf(format, args...)
 	runtime.Goexit()
 }
 
-func (v *verdict) Fatalf(format string, args ...any) {
+func (v *fakeTB) Fatalf(format string, args ...any) {
 	v.failed = fmt.Sprintf(format, args...)
 	runtime.Goexit()
 }
@@ -48,7 +48,7 @@ func skipsButFails(t *testing.T, reason string, need func(testing.TB)) {
 		{all: "1", failed: reason},
 	} {
 		t.Setenv("POSTERN_ALL", test.all)
-		v := &verdict{TB: t}
+		v := &fakeTB{TB: t}
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			need(v)

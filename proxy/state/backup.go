@@ -12,12 +12,12 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// WriteTo writes the whole file as it is at one moment. Others go on writing
-// meanwhile. What is written is a file that Open takes.
+// WriteTo writes the whole file as it is at one moment. Writes go on meanwhile.
+// The result is a file for Open.
 func (b *Bolt) WriteTo(w io.Writer) (n int64, err error) {
 	ctx := context.Background()
 	err = b.view(ctx, func(tx *bbolt.Tx) error {
-		n, err = tx.WriteTo(whole{w, b})
+		n, err = tx.WriteTo(checkedWriter{w, b})
 		return err
 	})
 	if err == nil {
@@ -29,25 +29,25 @@ func (b *Bolt) WriteTo(w io.Writer) (n int64, err error) {
 	return n, nil
 }
 
-// A whole is a writer of what is read from a file that is not broken.
-type whole struct {
+// A checkedWriter fails when the Bolt is broken.
+type checkedWriter struct {
 	io.Writer
 	bolt *Bolt
 }
 
 // Write implements io.Writer.
-func (w whole) Write(p []byte) (int, error) {
+func (w checkedWriter) Write(p []byte) (int, error) {
 	if err := w.bolt.Err(); err != nil {
 		return 0, err
 	}
 	return w.Writer.Write(p)
 }
 
-// Check reads every value of the file, in its order. An error wraps ErrDamaged.
-// Others go on writing meanwhile, into a file that grows until it is done.
+// Check reads every value of the file, in order. An error wraps ErrDamaged.
+// Writes go on meanwhile, and the file grows until Check is done.
 //
-// bbolt's own check is of no use here: it runs in a goroutine of its own, and a
-// page that is not what it should be ends the process.
+// bbolt's own check cannot be used: it runs in a goroutine of its own, and an
+// invalid page ends the process.
 func (b *Bolt) Check(ctx context.Context) error {
 	err := b.view(ctx, func(tx *bbolt.Tx) error {
 		return tx.ForEach(func(name []byte, in *bbolt.Bucket) error { return b.walk(ctx, name, in) })
@@ -61,7 +61,7 @@ func (b *Bolt) Check(ctx context.Context) error {
 	return nil
 }
 
-// walk touches all of a bucket.
+// walk reads all of a bucket.
 func (b *Bolt) walk(ctx context.Context, name []byte, in *bbolt.Bucket) error {
 	var last, sum []byte
 	cursor := in.Cursor()
@@ -81,10 +81,9 @@ func (b *Bolt) walk(ctx context.Context, name []byte, in *bbolt.Bucket) error {
 	return nil
 }
 
-// Restore puts what WriteTo has written into the place of the file at path,
-// which nobody may have open. What is no whole state is refused before it
-// touches anything; what was there is renamed, with ".before-restore" at its
-// end.
+// Restore replaces the file at path, which no process may have open, by the
+// output of WriteTo. Invalid input is refused before anything changes. The
+// previous file is renamed, with ".before-restore" appended.
 func Restore(ctx context.Context, path string, from io.Reader) error {
 	fresh := path + ".restore"
 	if err := restore(ctx, path, fresh, from); err != nil {
@@ -95,12 +94,12 @@ func Restore(ctx context.Context, path string, from io.Reader) error {
 }
 
 func restore(ctx context.Context, path, fresh string, from io.Reader) error {
-	old, err := Open(path, Options{}) // that nobody has it; and the rules for its directory
+	old, err := Open(path, Options{}) // checks that it is not in use, and its directory
 	if err != nil && !errors.Is(err, ErrDamaged) {
 		return err
 	}
 	if err == nil {
-		defer func() { _ = old.Close() }() // last: until then it is ours
+		defer func() { _ = old.Close() }() // last: the lock is held until then
 	}
 	if err := copyTo(fresh, from); err != nil {
 		return err
@@ -130,7 +129,7 @@ func copyTo(path string, from io.Reader) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// syncFolder makes renames last.
+// syncFolder flushes renames to disk.
 func syncFolder(path string) error {
 	f, err := os.Open(path)
 	if err != nil {

@@ -1,9 +1,8 @@
-// Package state remembers what outlives a connection: values by key, in named
-// buckets. What a value means is the business of who puts it there.
+// Package state stores what outlives a connection: values by key, in named
+// buckets. The users of a bucket define what its values mean.
 //
-// A Bolt is a file of this machine, which one process has at a time; a Memory
-// is forgotten with the process. A key holds one value; a value that is nil is
-// no value.
+// A Bolt is a file that one process has open at a time; a Memory is lost with the
+// process. A key has at most one value; nil is no value.
 package state
 
 import (
@@ -23,65 +22,66 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
+// The limits of a file.
 const (
-	// lockTimeout is how long Open waits for the process that has the file.
+	// lockTimeout is how long Open waits for the process that has the file open.
 	lockTimeout = time.Second
-	// firstMap is how much of the file is mapped at first: a file that grows
-	// beyond what is mapped waits for its readers.
-	firstMap = 64 << 20
+	// initialMap is how much of the file is mapped at first: when a file outgrows
+	// its mapping, writes wait for all reads.
+	initialMap = 64 << 20
 	// maxValue bounds a value, so that a damaged length is not believed.
 	maxValue = 128 << 20
 )
 
 var (
-	// ErrDamaged is in the tree of an error about a file that is no state, or
-	// is one no more; also of every error of a Bolt that is broken.
+	// ErrDamaged is wrapped by an error about a file that is no valid state, and by
+	// every error of a Bolt that is broken.
 	ErrDamaged = errors.New("state is damaged")
-	// ErrInUse is in the tree of an error about a file that another process has.
+	// ErrInUse is wrapped by an error about a file that another process has open.
 	ErrInUse = errors.New("state is in use")
 )
 
-// Options says how a file is opened.
+// Options say how a file is opened.
 type Options struct {
-	// Disposable is for what can be had again: a file that is damaged, whatever
-	// it holds, is renamed, with ".damaged" at its end, and begun anew.
+	// Disposable is for data that can be computed again: a damaged file, whatever it
+	// contains, is renamed, with ".damaged" appended, and a new one is made.
 	Disposable bool
 }
 
-// A Bolt is a file of values. Its methods and those of its buckets are for any
-// goroutine. A write is on the disk when it returns; what comes while the disk
-// is busy shares the next flush.
+// A Bolt is a file of values. Its methods and those of its buckets may be called
+// from any goroutine. A write is on disk when it returns; writes that come during
+// a flush share the next one.
 //
-// A Bolt is broken, until the process ends, once its file was changed by
-// somebody else, or cannot be read where bbolt holds a lock. Then every method
-// returns Err at once, and nothing more is read from the file or written to it.
+// A Bolt is broken, until the process ends, once another program has changed its
+// file, or the file cannot be read where bbolt holds a lock. Then every method
+// returns Err at once, and the file is neither read nor written.
 type Bolt struct {
 	db         *bbolt.DB
 	path       string
 	disposable bool
-	renewed    error       // why the file was begun anew when it was opened, or nil
-	opened     os.FileInfo // of the file that is mapped
+	recreated  error       // why Open has made a new file, or nil
+	opened     os.FileInfo // state of the mapped file
 
-	entrance sync.Mutex // held while a transaction begins or ends, never for long
-	waited   int        // how many may have a lock of bbolt for long; in the entrance
+	beginMu     sync.Mutex // held while a transaction begins or ends, never for long
+	longHolders int        // number of goroutines that may hold a lock of bbolt for long; guarded by beginMu
 
-	// committed is the number of the last transaction that is certainly in the
-	// file, attempted that of the last one that may be.
+	// committed is the number of the last transaction that is certainly in the file,
+	// attempted that of the last one that may be.
 	committed, attempted atomic.Int64
 
-	looked time.Time // when who writes last looked for the file at its path
+	pathChecked time.Time // when a writer last checked the file at its path
 
 	mu      sync.Mutex
-	next    []*write // for the next transaction
-	running bool     // somebody takes them
+	pending []*write // for the next transaction
+	writing bool     // writeAll runs
 
 	failure atomic.Pointer[error] // why the Bolt is broken
-	broken  chan struct{}         // closed when it is
+	broken  chan struct{}         // closed when it is broken
 }
 
-// Open opens the file at path, or makes it. Its directory is made if need be,
-// and must belong to this user or to root and be writable for nobody else. The
-// file must not be readable for others: it tells who has mail.
+// Open opens the file at path, or makes it. Its directory is made if necessary,
+// must belong to this user or to root, and must not be writable for others. The
+// file must not be readable for others: it says who has mail.
 func Open(path string, o Options) (*Bolt, error) {
 	if err := checkPath(path); err != nil {
 		return nil, fmt.Errorf("open state: %w", err)
@@ -97,13 +97,13 @@ func Open(path string, o Options) (*Bolt, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open state %s: %w", path, err)
 	}
-	b.disposable, b.renewed = o.Disposable, renewed
+	b.disposable, b.recreated = o.Disposable, renewed
 	return b, nil
 }
 
-// Renewed returns why a Disposable file was begun anew when it was opened, or
-// nil.
-func (b *Bolt) Renewed() error { return b.renewed }
+// Recreated returns why Open has made a new file in place of a damaged Disposable
+// one, or nil.
+func (b *Bolt) Recreated() error { return b.recreated }
 
 func checkPath(path string) error {
 	dir := filepath.Dir(path)
@@ -138,49 +138,49 @@ func open(path string) (_ *Bolt, err error) {
 	var file *os.File
 	defer func() {
 		if err != nil && file != nil {
-			_ = file.Close() // with its lock: a panic leaves both
+			_ = file.Close() // releases its lock, which a panic has left behind
 		}
 	}()
-	defer damage(&err)
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file that was cut off
+	defer recoverDamage(&err)
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // for a truncated file
 	b := &Bolt{path: path, broken: make(chan struct{})}
 	if err = checkFree(path); err == nil {
 		b.db, err = b.openFile(&file)
 	}
 	if err == nil {
-		err = b.begun(file)
+		err = b.recordOpened(file)
 	}
 	switch {
 	case err == nil:
 		return b, nil
 	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("%w by %s: stop it, or ask it through its control socket", ErrInUse, holder(path))
-	case ofContents(err) && !errors.Is(err, ErrDamaged):
+		return nil, fmt.Errorf("%w by %s: stop it, or ask it through its control socket", ErrInUse, lockHolder(path))
+	case isContentError(err) && !errors.Is(err, ErrDamaged):
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
 	return nil, err
 }
 
-// openFile opens the file to write. What is open in the end is in file, also
-// after a panic.
+// openFile opens the file for writing. file is set to the open file, also after a
+// panic.
 func (b *Bolt) openFile(file **os.File) (*bbolt.DB, error) {
 	return bbolt.Open(b.path, 0o600, &bbolt.Options{
 		Timeout:         lockTimeout,
 		FreelistType:    bbolt.FreelistMapType,
-		InitialMmapSize: firstMap,
+		InitialMmapSize: initialMap,
 		NoStatistics:    true,
 		OpenFile: func(path string, flag int, mode os.FileMode) (_ *os.File, err error) {
 			*file, err = os.OpenFile(path, flag, mode)
 			return *file, err
 		},
-		// Not NoFreelistSync: a write costs the same without, as measured, and
-		// a start would read every page, in a goroutine of bbolt's that ends
-		// the process when one of them is damaged.
+		// Not NoFreelistSync: measurements show no faster writes, and at a start
+		// bbolt would read every page, in a goroutine in which a damaged page ends
+		// the process.
 	})
 }
 
-// begun notes what is known of the file when it is opened.
-func (b *Bolt) begun(file *os.File) (err error) {
+// recordOpened keeps the state of the file at opening.
+func (b *Bolt) recordOpened(file *os.File) (err error) {
 	if b.opened, err = file.Stat(); err != nil {
 		return err
 	}
@@ -194,31 +194,31 @@ func (b *Bolt) begun(file *os.File) (err error) {
 	})
 }
 
-// ofContents reports whether an error of opening a file is about what it holds,
-// not about what the system lets this process do.
-func ofContents(err error) bool {
+// isContentError reports whether an error of opening a file is about its content
+// and not about the permissions of this process.
+func isContentError(err error) bool {
 	errno, ok := errors.AsType[syscall.Errno](err)
 	return !ok || errno == syscall.EIO
 }
 
-// damage makes an error of a panic, or of a fault in the mapped memory: so
-// bbolt meets pages that are not what they should be. It is deferred.
-func damage(err *error) {
+// recoverDamage turns a panic, or a fault in mapped memory, into an error: that
+// is how bbolt reacts to invalid pages. It must be deferred.
+func recoverDamage(err *error) {
 	if v := recover(); v != nil {
 		*err = fmt.Errorf("%w: %v", ErrDamaged, v)
 	}
 }
 
-// Close closes the file. It waits for the calls that are under way, unless the
-// Bolt is broken: then the file stays open, and locked, until the process ends.
+// Close closes the file. It waits for calls in progress, unless the Bolt is
+// broken: then the file stays open, and locked, until the process ends.
 func (b *Bolt) Close() error {
-	if err := b.enter(); err != nil {
+	if err := b.lockBegin(); err != nil {
 		return err
 	}
-	b.waited++ // for good: bbolt's Close waits for who reads
-	b.entrance.Unlock()
+	b.longHolders++ // never decremented: bbolt's Close waits for readers
+	b.beginMu.Unlock()
 	closed := make(chan error, 1)
-	go func() { closed <- b.db.Close() }()
+	go func() { closed <- b.closeDB() }()
 	select {
 	case err := <-closed:
 		return err
@@ -227,10 +227,16 @@ func (b *Bolt) Close() error {
 	}
 }
 
-// Path returns where the file is.
+// closeDB closes the database. It runs in a goroutine, so a panic is an error.
+func (b *Bolt) closeDB() (err error) {
+	defer recoverDamage(&err)
+	return b.db.Close()
+}
+
+// Path returns the path of the file.
 func (b *Bolt) Path() string { return b.path }
 
-// Size returns how large the file is, in octets; 0 if that is unknown.
+// Size returns the size of the file in octets, or 0 if it is not known.
 func (b *Bolt) Size() int64 {
 	info, err := os.Stat(b.path)
 	if err != nil {
@@ -239,10 +245,10 @@ func (b *Bolt) Size() int64 {
 	return info.Size()
 }
 
-// Bucket returns the bucket with a name. It begins empty.
+// Bucket returns the bucket with a name. At first it is empty.
 func (b *Bolt) Bucket(name string) *Bucket { return &Bucket{bolt: b, name: []byte(name)} }
 
-// A Bucket is the values of one kind.
+// A Bucket holds the values of one kind.
 type Bucket struct {
 	bolt *Bolt
 	name []byte
@@ -271,16 +277,16 @@ func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
 	return b.Update(ctx, key, func([]byte) ([]byte, error) { return value, nil })
 }
 
-// Update replaces the value of key by what change makes of it, with nobody in
-// between. The old value is nil if there is none, and valid until change
-// returns. An error of change leaves all as it is and is returned; change may
-// be called more than once, by another goroutine, but not after Update has
-// returned. An error of ctx says nothing: the value may be written all the same.
+// Update replaces the value of key by the result of change, atomically. The old
+// value is nil if there is none, and valid until change returns. If change
+// returns an error nothing changes, and Update returns the error. change may be
+// called more than once, by another goroutine, but not after Update has returned.
+// After an error of ctx the value may still be written.
 func (b *Bucket) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) (err error) {
 	return b.UpdateAll(ctx, []string{key}, func(_ string, old []byte) ([]byte, error) { return change(old) })
 }
 
-// UpdateAll is Update of many keys, each of them once: of all or of none.
+// UpdateAll is Update for several different keys: all are changed or none.
 func (b *Bucket) UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) (err error) {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
@@ -305,9 +311,9 @@ func (b *Bucket) UpdateAll(ctx context.Context, keys []string, change func(key s
 	})
 }
 
-// Scan calls each for the keys that begin with prefix, in order, until it
-// returns an error. The value is valid until each returns. No write of the
-// same goroutine may come from each.
+// Scan calls each for the keys that begin with prefix, in order, until it returns
+// an error. The value is valid until each returns. each must not write in the
+// same goroutine.
 func (b *Bucket) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
 	err := b.view(ctx, func(in *bbolt.Bucket) error {
 		cursor := in.Cursor()
@@ -330,7 +336,7 @@ func (b *Bucket) Scan(ctx context.Context, prefix string, each func(key string, 
 	return b.bolt.verify(ctx)
 }
 
-// view calls f with the bucket, if there is one.
+// view calls f with the bucket, if it exists.
 func (b *Bucket) view(ctx context.Context, f func(*bbolt.Bucket) error) error {
 	return b.bolt.view(ctx, func(tx *bbolt.Tx) error {
 		if in := tx.Bucket(b.name); in != nil {

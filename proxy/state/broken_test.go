@@ -237,9 +237,9 @@ func TestWhoWaitsCanLeave(t *testing.T) {
 	closed := make(chan error, 1)
 	go func() { closed <- b.Close() }()
 	for b.Err() == nil { // until Close has begun
-		b.entrance.Lock()
-		begun := b.waited > 0
-		b.entrance.Unlock()
+		b.beginMu.Lock()
+		begun := b.longHolders > 0
+		b.beginMu.Unlock()
 		if begun {
 			break
 		}
@@ -342,8 +342,8 @@ func TestADisposableFileOfAnyContentIsBegunAnew(t *testing.T) {
 				t.Errorf("%d octets, %s: %v", n, name, err)
 				continue
 			}
-			if _, err := os.Stat(path + ".damaged"); (err == nil) != (b.Renewed() != nil) {
-				t.Errorf("%d octets, %s: %v, and begun anew because of %v", n, name, err, b.Renewed())
+			if _, err := os.Stat(path + ".damaged"); (err == nil) != (b.Recreated() != nil) {
+				t.Errorf("%d octets, %s: %v, and begun anew because of %v", n, name, err, b.Recreated())
 			} else if err == nil {
 				if err := b.Bucket("a").Put(t.Context(), "k", []byte("v")); err != nil {
 					t.Errorf("%d octets, %s, begun anew: %v", n, name, err)

@@ -16,25 +16,24 @@ import (
 // room for, and a file without the list whose pages are damaged, which are then
 // read in a goroutine of bbolt's own.
 
-// Where things are in a page that begins a file: bbolt's internal/common/meta.go
-// and page.go.
+// The layout of a meta page: bbolt's internal/common/meta.go and page.go.
 const (
 	pageHeader = 16
 	metaSize   = 64 // with its checksum, which is the last 8 octets
 
 	magic    = 0xED0CDAED
-	noList   = ^uint64(0) // in place of the list's page
-	manyFree = 0xFFFF     // in place of the list's length: that is in the first 8 octets of the list
+	noList   = ^uint64(0) // in place of the list's page: there is no list
+	longList = 0xFFFF     // in place of the list's length: the first 8 octets of the list have it
 )
 
 var errFreePages = errors.New("the list of free pages is damaged or missing")
 
-// checkFree is an error if the list of free pages of the file at path is none
-// that bbolt survives. A file that is not there, or is no bbolt file, is none of
-// its business; one that another process has gives bbolt's error.
+// checkFree returns an error if bbolt would not survive the list of free pages in
+// the file at path. A file that does not exist, or is no bbolt file, is ignored;
+// a file that another process has open gives bbolt's error.
 func checkFree(path string) (err error) {
 	if info, err := os.Stat(path); err != nil || info.Size() == 0 {
-		return nil //nolint:nilerr // bbolt makes it, or says why not
+		return nil //nolint:nilerr // bbolt makes the file, or returns the error
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout, ReadOnly: true}) // does not read the list
 	if err != nil {
@@ -71,7 +70,7 @@ func checkFree(path string) (err error) {
 		return fmt.Errorf("%w: %w: %w", ErrDamaged, errFreePages, err)
 	}
 	length, pages := uint64(binary.NativeEndian.Uint16(page[10:])), uint64(binary.NativeEndian.Uint32(page[12:]))+1
-	if length == manyFree {
+	if length == longList {
 		length = binary.NativeEndian.Uint64(page[pageHeader:]) + 1
 	}
 	if length > (pages*uint64(size)-pageHeader)/8 || int64(list+pages)*size > fileSize(f) {

@@ -10,7 +10,7 @@ import (
 	"syscall"
 )
 
-// ownerOf returns the user a file belongs to.
+// ownerOf returns the user that a file belongs to.
 func ownerOf(info fs.FileInfo) (int, bool) {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -19,8 +19,8 @@ func ownerOf(info fs.FileInfo) (int, bool) {
 	return int(stat.Uid), true
 }
 
-// holder names the process that has the lock of the file at path.
-func holder(path string) string {
+// lockHolder describes the process that has locked the file at path.
+func lockHolder(path string) string {
 	const unknown = "another process"
 	var stat syscall.Stat_t
 	if err := syscall.Stat(path, &stat); err != nil {

@@ -4,6 +4,8 @@ package state
 
 import "io/fs"
 
+// ownerOf returns the user that a file belongs to.
 func ownerOf(fs.FileInfo) (int, bool) { return 0, false }
 
-func holder(string) string { return "another process" }
+// lockHolder describes the process that has locked the file at path.
+func lockHolder(string) string { return "another process" }

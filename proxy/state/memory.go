@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// A Memory is a bucket that is forgotten with the process. The zero value is
-// empty and ready.
+// A Memory is a bucket that is lost with the process. The zero value is empty and
+// ready.
 type Memory struct {
 	mu     sync.Mutex
 	values map[string][]byte
@@ -26,13 +26,12 @@ func (m *Memory) Put(ctx context.Context, key string, value []byte) error {
 	return m.Update(ctx, key, func([]byte) ([]byte, error) { return value, nil })
 }
 
-// Update replaces the value of key by what change makes of it, as that of a
-// Bucket does.
+// Update is like Bucket.Update.
 func (m *Memory) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error {
 	return m.UpdateAll(ctx, []string{key}, func(_ string, old []byte) ([]byte, error) { return change(old) })
 }
 
-// UpdateAll is Update of many keys, each of them once: of all or of none.
+// UpdateAll is like Bucket.UpdateAll.
 func (m *Memory) UpdateAll(_ context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -57,7 +56,7 @@ func (m *Memory) UpdateAll(_ context.Context, keys []string, change func(key str
 	return nil
 }
 
-// Scan calls each for the keys that begin with prefix, as that of a Bucket does.
+// Scan is like Bucket.Scan.
 func (m *Memory) Scan(_ context.Context, prefix string, each func(key string, value []byte) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

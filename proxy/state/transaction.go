@@ -15,23 +15,24 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// A panic while bbolt begins a transaction leaves bbolt's locks locked, and who
-// waits for one of them waits for ever. So bbolt is called in two ways only:
-// holding entrance, where the Bolt is known not to be broken and nobody has a
-// lock of bbolt for long; or, while somebody may, in a goroutine that who waits
-// for it can leave.
+// A panic while bbolt begins a transaction leaves locks of bbolt locked, and every
+// goroutine that waits for one of them waits forever. Therefore bbolt is called in
+// two ways only: with beginMu held, when the Bolt is known not to be broken and no
+// goroutine holds a lock of bbolt for long; or, if one may, in a goroutine that the
+// caller does not have to wait for.
 
-// lookEvery is how often who writes looks whether the file is still at its path.
-const lookEvery = time.Second
+// pathCheckInterval is how often a writer checks that the file is still at its
+// path.
+const pathCheckInterval = time.Second
 
 var (
-	errChanged  = errors.New("another program has changed the file")
-	errShort    = errors.New("the file is shorter than it was, or the disk does not give it")
-	errReplaced = errors.New("another program has removed or replaced the file")
+	errChanged   = errors.New("another program has changed the file")
+	errTruncated = errors.New("the file is shorter than it was, or the disk does not give it")
+	errReplaced  = errors.New("another program has removed or replaced the file")
 )
 
-// Err returns why the Bolt is broken, or nil. ErrDamaged is in its tree, and it
-// says what to do.
+// Err returns why the Bolt is broken, or nil. The error wraps ErrDamaged, and
+// advises what to do.
 func (b *Bolt) Err() error {
 	if err := b.failure.Load(); err != nil {
 		return *err
@@ -42,11 +43,11 @@ func (b *Bolt) Err() error {
 // Broken returns a channel that is closed when the Bolt is broken.
 func (b *Bolt) Broken() <-chan struct{} { return b.broken }
 
-// fail makes the Bolt broken and returns Err. cause is a panic's value or an
-// error.
+// fail marks the Bolt as broken and returns Err. cause is the value of a panic or
+// an error.
 func (b *Bolt) fail(cause any) error {
 	if isFault(cause) {
-		cause = errShort
+		cause = errTruncated
 	}
 	remedy := "stop Postern, put a backup back with postern state restore unless postern state check finds the file good, and start Postern"
 	if b.disposable {
@@ -59,24 +60,24 @@ func (b *Bolt) fail(cause any) error {
 	return b.Err()
 }
 
-// enter locks entrance, or returns Err.
-func (b *Bolt) enter() error {
-	b.entrance.Lock()
+// lockBegin locks beginMu, or returns Err.
+func (b *Bolt) lockBegin() error {
+	b.beginMu.Lock()
 	if err := b.Err(); err != nil {
-		b.entrance.Unlock()
+		b.beginMu.Unlock()
 		return err
 	}
 	return nil
 }
 
-// settle ends what was counted in waited.
-func (b *Bolt) settle() {
-	b.entrance.Lock()
-	b.waited--
-	b.entrance.Unlock()
+// releaseLong decrements longHolders.
+func (b *Bolt) releaseLong() {
+	b.beginMu.Lock()
+	b.longHolders--
+	b.beginMu.Unlock()
 }
 
-// view calls f with a transaction that reads.
+// view calls f with a read transaction.
 func (b *Bolt) view(ctx context.Context, f func(*bbolt.Tx) error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -88,13 +89,13 @@ func (b *Bolt) view(ctx context.Context, f func(*bbolt.Tx) error) error {
 	defer b.end(tx)
 	err = b.read(tx, f)
 	if broken := b.Err(); broken != nil {
-		return broken // what was read may be of another file
+		return broken // the value may be from another file
 	}
 	return err
 }
 
-// read calls f. A page that bbolt does not understand is an error of this call
-// alone; one that is not in the file any more is the end of the Bolt.
+// read calls f. A page that bbolt cannot read is an error of this call alone; a
+// page that is missing from the file breaks the Bolt.
 func (b *Bolt) read(tx *bbolt.Tx, f func(*bbolt.Tx) error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -108,30 +109,30 @@ func (b *Bolt) read(tx *bbolt.Tx, f func(*bbolt.Tx) error) (err error) {
 }
 
 // isFault reports whether the value of a panic is a fault in mapped memory: the
-// file is shorter than it was, or the disk does not give it.
+// file was truncated, or the disk does not return it.
 func isFault(v any) bool {
 	_, ok := v.(interface{ Addr() uintptr })
 	return ok
 }
 
-// verify is an error if the file is not the one that this process writes any
-// more. Who finds nothing asks, before that is believed.
+// verify returns an error if the file is no longer the one that this process
+// writes. It is called before a missing value is believed.
 func (b *Bolt) verify(ctx context.Context) error {
 	return b.view(ctx, func(*bbolt.Tx) error { return nil })
 }
 
-// begin begins a transaction that reads.
+// begin begins a read transaction.
 func (b *Bolt) begin(ctx context.Context) (*bbolt.Tx, error) {
-	if err := b.enter(); err != nil {
+	if err := b.lockBegin(); err != nil {
 		return nil, err
 	}
-	if b.waited == 0 {
+	if b.longHolders == 0 {
 		tx, err := b.beginNow()
-		b.entrance.Unlock()
+		b.beginMu.Unlock()
 		return tx, err
 	}
-	b.waited++
-	b.entrance.Unlock()
+	b.longHolders++
+	b.beginMu.Unlock()
 	type begun struct {
 		tx  *bbolt.Tx
 		err error
@@ -139,7 +140,7 @@ func (b *Bolt) begin(ctx context.Context) (*bbolt.Tx, error) {
 	result := make(chan begun)
 	go func() {
 		tx, err := b.beginNow()
-		b.settle()
+		b.releaseLong()
 		select {
 		case result <- begun{tx, err}:
 		case <-ctx.Done():
@@ -159,7 +160,7 @@ func (b *Bolt) begin(ctx context.Context) (*bbolt.Tx, error) {
 	}
 }
 
-// beginNow begins a transaction that reads: see the top of this file.
+// beginNow begins a read transaction: see the comment above.
 func (b *Bolt) beginNow() (tx *bbolt.Tx, err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -169,7 +170,7 @@ func (b *Bolt) beginNow() (tx *bbolt.Tx, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	least := b.committed.Load()
 	if tx, err = b.db.Begin(false); err != nil {
-		return nil, b.fatal(err)
+		return nil, b.checkFatal(err)
 	}
 	if id := int64(tx.ID()); id < least || id > b.attempted.Load() {
 		return nil, b.fail(errChanged)
@@ -177,22 +178,22 @@ func (b *Bolt) beginNow() (tx *bbolt.Tx, err error) {
 	return tx, nil
 }
 
-// fatal returns err; it makes the Bolt broken if bbolt does not come back from
-// it.
-func (b *Bolt) fatal(err error) error {
+// checkFatal returns err. It marks the Bolt as broken if bbolt cannot recover
+// from err.
+func (b *Bolt) checkFatal(err error) error {
 	if errors.Is(err, bolterrors.ErrInvalidMapping) {
 		return b.fail(err)
 	}
 	return err
 }
 
-// end ends a transaction that has read. It does not wait.
+// end ends a read transaction. It does not wait.
 func (b *Bolt) end(tx *bbolt.Tx) {
-	if b.enter() != nil {
-		return // its lock keeps nobody waiting any more
+	if b.lockBegin() != nil {
+		return // no goroutine waits for its lock any more
 	}
-	defer b.entrance.Unlock()
-	if b.waited == 0 {
+	defer b.beginMu.Unlock()
+	if b.longHolders == 0 {
 		b.endNow(tx)
 		return
 	}
@@ -208,43 +209,43 @@ func (b *Bolt) endNow(tx *bbolt.Tx) {
 	_ = tx.Rollback()
 }
 
-// A write is what one call does in a transaction that it may share.
+// A write is one call's part of a transaction.
 type write struct {
 	do   func(*bbolt.Tx) error
-	done chan error // has room for the answer
+	done chan error // has a buffer for the result
 
-	mu   sync.Mutex // held while do runs
-	left bool       // nobody waits for it: do must not be called
+	mu        sync.Mutex // held while do runs
+	abandoned bool       // do must not be called: the caller does not wait for it
 }
 
-// run calls do, unless nobody waits for it any more.
+// run calls do, unless the caller has left.
 func (w *write) run(tx *bbolt.Tx) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.left {
+	if w.abandoned {
 		return nil
 	}
 	return w.do(tx)
 }
 
-// leave returns when do does not run, and will not run again.
-func (w *write) leave() {
+// abandon returns when do is not running and will not run.
+func (w *write) abandon() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.left = true
+	w.abandoned = true
 }
 
-// write does do in a transaction, with whatever else waits for one by then.
-// bbolt's Batch would let a write wait for company that may not come.
+// write runs do in a transaction, together with the other writes that wait by
+// then. bbolt's Batch would delay a single write.
 func (b *Bolt) write(ctx context.Context, do func(*bbolt.Tx) error) error {
 	if err := b.Err(); err != nil {
 		return err
 	}
 	w := &write{do: do, done: make(chan error, 1)}
 	b.mu.Lock()
-	b.next = append(b.next, w)
-	if !b.running {
-		b.running = true
+	b.pending = append(b.pending, w)
+	if !b.writing {
+		b.writing = true
 		go b.writeAll()
 	}
 	b.mu.Unlock()
@@ -252,21 +253,21 @@ func (b *Bolt) write(ctx context.Context, do func(*bbolt.Tx) error) error {
 	case err := <-w.done:
 		return err
 	case <-ctx.Done():
-		w.leave()
+		w.abandon()
 		return context.Cause(ctx)
 	case <-b.broken:
-		w.leave()
+		w.abandon()
 		return b.Err()
 	}
 }
 
-// writeAll writes until there is nothing to write.
+// writeAll commits writes until none is pending.
 func (b *Bolt) writeAll() {
 	for {
 		b.mu.Lock()
-		writes := b.next
-		b.next = nil
-		b.running = len(writes) > 0
+		writes := b.pending
+		b.pending = nil
+		b.writing = len(writes) > 0
 		b.mu.Unlock()
 		if len(writes) == 0 {
 			return
@@ -277,8 +278,8 @@ func (b *Bolt) writeAll() {
 	}
 }
 
-// commit does writes in one transaction and answers them. It returns those that
-// have to be done again, because one of them has failed.
+// commit runs writes in one transaction and sends their results. If one of them
+// fails, it returns the others, which have to be run again.
 func (b *Bolt) commit(writes []*write) (again []*write) {
 	failed := -1
 	err := b.update(func(tx *bbolt.Tx) error {
@@ -301,20 +302,20 @@ func (b *Bolt) commit(writes []*write) (again []*write) {
 	return nil
 }
 
-// update calls do with a transaction that writes. It may wait for ever.
+// update calls do with a write transaction. It may wait forever.
 func (b *Bolt) update(do func(*bbolt.Tx) error) error {
-	if err := b.enter(); err != nil {
+	if err := b.lockBegin(); err != nil {
 		return err
 	}
-	b.waited++
-	b.entrance.Unlock()
-	defer b.settle()
+	b.longHolders++
+	b.beginMu.Unlock()
+	defer b.releaseLong()
 	return b.transact(do)
 }
 
-// transact is bbolt's Update. A panic of do leaves all as it was if bbolt could
-// end its transaction; a panic of bbolt itself, in the middle of what it writes,
-// does not.
+// transact is bbolt's Update. After a panic of do nothing has changed if bbolt
+// could end its transaction. A panic of bbolt itself, in the middle of a write,
+// breaks the Bolt.
 func (b *Bolt) transact(do func(*bbolt.Tx) error) (err error) {
 	var tx *bbolt.Tx
 	committing := false
@@ -334,8 +335,8 @@ func (b *Bolt) transact(do func(*bbolt.Tx) error) (err error) {
 		if id <= b.committed.Load() || id > b.attempted.Load()+1 {
 			return b.fail(errChanged)
 		}
-		if now := time.Now(); now.Sub(b.looked) >= lookEvery {
-			if b.looked = now; !b.inPlace() {
+		if now := time.Now(); now.Sub(b.pathChecked) >= pathCheckInterval {
+			if b.pathChecked = now; !b.fileInPlace() {
 				return b.fail(errReplaced)
 			}
 		}
@@ -347,12 +348,12 @@ func (b *Bolt) transact(do func(*bbolt.Tx) error) (err error) {
 	if err == nil {
 		b.committed.Store(id)
 	}
-	return b.fatal(err)
+	return b.checkFatal(err)
 }
 
-// inPlace reports whether the file that is mapped is still the one at its path:
-// what is written to another is lost at the next start.
-func (b *Bolt) inPlace() bool {
+// fileInPlace reports whether the mapped file is still at its path: writes to a
+// removed file are lost at the next start.
+func (b *Bolt) fileInPlace() bool {
 	info, err := os.Stat(b.path)
 	if err != nil {
 		return !errors.Is(err, fs.ErrNotExist)

@@ -5,18 +5,18 @@ import (
 	"io"
 )
 
-// A DotWriter writes the body of a multi-line reply, RFC 1939 section 3. It
-// changes nothing but what the protocol demands: a dot is doubled where a line
-// begins with it, and a body that does not end in CRLF gets one.
+// A DotWriter writes the body of a multi-line response: RFC 1939 section 3. It
+// changes only what the protocol requires: a dot at the begin of a line is
+// doubled, and a body without CRLF at its end gets one.
 //
-// A line begins at the first octet, after CRLF, and after a bare LF: clients
-// that take LF for a line end would see the end of the reply in "\n.\r\n".
+// A line begins at the first octet, after CRLF, and after a bare LF: clients that
+// read LF as a line end would take "\n.\r\n" for the end of the response.
 type DotWriter struct {
 	w      io.Writer
 	octets int64
-	inLine bool // the last octet written is no LF
-	cr     bool // the last octet written is CR
-	crlf   bool // the last two octets written are CRLF
+	inLine bool // the last octet was not LF
+	cr     bool // the last octet was CR
+	crlf   bool // the last two octets were CRLF
 }
 
 // NewDotWriter returns a DotWriter that writes to w.
@@ -24,7 +24,7 @@ func NewDotWriter(w io.Writer) *DotWriter { return &DotWriter{w: w} }
 
 var dot = []byte(".")
 
-// Write writes a part of the body. The parts may be cut anywhere.
+// Write writes a part of the body, which may end anywhere.
 func (d *DotWriter) Write(p []byte) (n int, err error) {
 	for n < len(p) {
 		rest := p[n:]
@@ -37,7 +37,7 @@ func (d *DotWriter) Write(p []byte) (n int, err error) {
 			rest = rest[:i+1]
 		}
 		written, err := d.w.Write(rest)
-		d.passed(rest[:written])
+		d.record(rest[:written])
 		n += written
 		if err != nil {
 			return n, err
@@ -46,7 +46,8 @@ func (d *DotWriter) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-func (d *DotWriter) passed(p []byte) {
+// record updates the state after p was written.
+func (d *DotWriter) record(p []byte) {
 	if len(p) == 0 {
 		return
 	}
@@ -60,7 +61,7 @@ func (d *DotWriter) passed(p []byte) {
 	d.inLine = last != '\n'
 }
 
-// Close ends the body and the reply. It does not close the writer below.
+// Close ends the body and the response. It does not close the underlying writer.
 func (d *DotWriter) Close() error {
 	end := []byte("\r\n.\r\n")
 	if d.crlf {
@@ -72,6 +73,6 @@ func (d *DotWriter) Close() error {
 	return err
 }
 
-// Octets returns how many octets the body has so far, as RFC 1939 section 11
-// counts them: without the doubled dots; after Close with the CRLF it added.
+// Octets returns the size of the body so far, as RFC 1939 section 11 counts it:
+// without the added dots; after Close with an added CRLF.
 func (d *DotWriter) Octets() int64 { return d.octets }

@@ -12,7 +12,7 @@ func Excerpt(s string, limit int) string {
 	for end > 0 && limit-end < utf8.UTFMax && !utf8.RuneStart(s[end]) {
 		end--
 	}
-	if !utf8.RuneStart(s[end]) { // no UTF-8
+	if !utf8.RuneStart(s[end]) { // not UTF-8
 		end = limit
 	}
 	return s[:end]

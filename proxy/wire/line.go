@@ -1,6 +1,7 @@
-// Package wire holds the words of the protocols, in both directions: lines,
-// literals, SASL messages, replies. It has no policy, does no I/O and imports
-// the standard library only.
+// Package wire has the syntax of the protocols in both directions: lines, IMAP
+// literals and strings (Scanner), SASL messages, replies of servers
+// (ReplyReader), bodies of POP3 (DotWriter). It has no policy, opens no
+// connection and imports the standard library only.
 package wire
 
 import "bytes"
@@ -14,8 +15,8 @@ func TrimLine(line []byte) (text []byte, crlf bool) {
 	return text, false
 }
 
-// CutWord cuts line around its first space. Without one, rest is nil; with
-// one, it is not, even when nothing follows.
+// CutWord cuts line around its first space. Without a space rest is nil; with one
+// rest is not nil, even if it is empty.
 func CutWord(line []byte) (word, rest []byte) {
 	word, rest, found := bytes.Cut(line, []byte(" "))
 	if !found {
@@ -24,12 +25,12 @@ func CutWord(line []byte) (word, rest []byte) {
 	return word, rest
 }
 
-// maxKeyword is what RFC 4422 section 3.1 gives to a mechanism's name.
+// maxKeyword is the length limit of a mechanism's name: RFC 4422 section 3.1.
 const maxKeyword = 20
 
-// Keyword returns the upper case of b when it can be the name of a command or
-// of a SASL mechanism: up to 20 ASCII letters, digits, hyphens and underscores.
-// Else it returns "".
+// Keyword returns b in upper case if it can be the name of a command or of a SASL
+// mechanism: up to 20 ASCII letters, digits, hyphens and underscores. Else it
+// returns "".
 func Keyword(b []byte) string {
 	if len(b) > maxKeyword {
 		return ""
@@ -48,8 +49,8 @@ func Keyword(b []byte) string {
 	return string(upper[:len(b)])
 }
 
-// AppendEHLO appends the reply to EHLO, RFC 5321 section 4.1.1.1: the server's
-// hostname and one line for each of its extensions.
+// AppendEHLO appends the reply to EHLO, RFC 5321 section 4.1.1.1: hostname and
+// one line for each extension.
 func AppendEHLO(dst []byte, hostname string, extensions []string) []byte {
 	text := hostname
 	for _, next := range extensions {

@@ -6,15 +6,15 @@ import (
 	"math"
 )
 
-// A Literal is what the end of a line of IMAP announces, RFC 3501 section 4.3.
+// A Literal is announced at the end of a line of IMAP: RFC 3501 section 4.3.
 type Literal struct {
-	Size int64 // octets; what is no int64 is its maximum
-	Sync bool  // the client waits for a continuation; else RFC 7888
+	Size int64 // octets; a larger number than int64 can hold is its maximum
+	Sync bool  // the client waits for a continuation request; else it is a non-synchronizing literal, RFC 7888
 }
 
 // TrailingLiteral returns the literal that the end of line announces. RFC 7888
-// section 3 wants every line looked at so, be it nonsense or not: the octets
-// come in any case.
+// section 3 requires this for every line, also for an invalid one, because the
+// octets follow in any case.
 func TrailingLiteral(line []byte) (Literal, bool) {
 	text, _ := TrimLine(line)
 	text, ok := bytes.CutSuffix(text, []byte("}"))
@@ -26,12 +26,12 @@ func TrailingLiteral(line []byte) (Literal, bool) {
 		return Literal{}, false
 	}
 	digits, nonSync := bytes.CutSuffix(text[open+1:], []byte("+"))
-	size, ok := number(digits)
+	size, ok := parseNumber(digits)
 	return Literal{Size: size, Sync: !nonSync}, ok
 }
 
-// number reads digits. What is too large becomes the largest.
-func number(digits []byte) (n int64, ok bool) {
+// parseNumber parses digits. A number that is too large becomes the maximum.
+func parseNumber(digits []byte) (n int64, ok bool) {
 	for _, c := range digits {
 		if c < '0' || c > '9' {
 			return 0, false
@@ -45,13 +45,13 @@ func number(digits []byte) (n int64, ok bool) {
 	return n, len(digits) > 0
 }
 
-// ErrSyntax says that a command is not what its grammar wants.
+// ErrSyntax means that a command violates its grammar.
 var ErrSyntax = errors.New("syntax error")
 
-// A Scanner reads the words of one IMAP command. The command is complete: its
-// literals stand in it as they were sent, and its last line end may be missing.
-// What a Scanner returns are parts of the command, which it unescapes in place:
-// nothing is copied that may be a password.
+// A Scanner reads the parts of one IMAP command. The command is complete: it
+// contains its literals as they were sent; its last line end may be missing. A
+// Scanner returns slices of the command, which it unescapes in place: a password
+// is not copied.
 type Scanner struct{ rest []byte }
 
 // NewScanner returns a Scanner of command.
@@ -60,19 +60,19 @@ func NewScanner(command []byte) *Scanner {
 	return &Scanner{text}
 }
 
-// Tag reads a tag, RFC 3501 section 9. It also refuses < and >, so that no
-// markup comes back to whoever made a browser send it.
+// Tag reads a tag: RFC 3501 section 9. It also rejects < and >, so that no markup
+// is returned to a browser that was made to send it.
 func (s *Scanner) Tag() ([]byte, error) {
-	return s.takeWhile(func(c byte) bool { return atomChar(c) && c != '+' && c != '<' && c != '>' })
+	return s.scanWhile(func(c byte) bool { return atomChar(c) && c != '+' && c != '<' && c != '>' })
 }
 
-// Atom reads an atom, as are the names of commands and mechanisms, or base64.
-func (s *Scanner) Atom() ([]byte, error) { return s.takeWhile(atomChar) }
+// Atom reads an atom: the name of a command or mechanism, or base64.
+func (s *Scanner) Atom() ([]byte, error) { return s.scanWhile(atomChar) }
 
 // Space reads one space.
 func (s *Scanner) Space() error { return s.skip(' ') }
 
-// End returns an error when something is left.
+// End returns an error if octets are left.
 func (s *Scanner) End() error {
 	if len(s.rest) > 0 {
 		return ErrSyntax
@@ -80,17 +80,17 @@ func (s *Scanner) End() error {
 	return nil
 }
 
-// Next returns whether the next octet is c, and reads it if so.
+// Next reads the next octet if it is c, and reports whether it was.
 func (s *Scanner) Next(c byte) bool { return s.skip(c) == nil }
 
-// AString reads an atom, a quoted string or a literal. Where an atom could be
-// read otherwise in no way, it is given octets that the grammar keeps from it,
-// like * or 8-bit: people type passwords by hand and programs forget to quote.
+// AString reads an atom, a quoted string or a literal. The atom may contain
+// octets that the grammar excludes, like * or 8-bit, where this is not ambiguous:
+// people type passwords by hand, and programs forget to quote them.
 func (s *Scanner) AString() ([]byte, error) {
 	if s.stringNext() {
 		return s.String()
 	}
-	return s.takeWhile(func(c byte) bool {
+	return s.scanWhile(func(c byte) bool {
 		return c > ' ' && c != 0x7F && c != '(' && c != ')' && c != '{' && c != '"'
 	})
 }
@@ -103,7 +103,7 @@ func (s *Scanner) String() ([]byte, error) {
 	return s.literal()
 }
 
-// NString reads a quoted string, a literal or NIL, which gives nil.
+// NString reads a quoted string, a literal or NIL, for which it returns nil.
 func (s *Scanner) NString() ([]byte, error) {
 	if s.stringNext() {
 		return s.String()
@@ -118,8 +118,8 @@ func (s *Scanner) stringNext() bool {
 	return len(s.rest) > 0 && (s.rest[0] == '"' || s.rest[0] == '{')
 }
 
-// quoted reads on behind the opening quote. 8-bit is let through: RFC 3501
-// forbids it, RFC 6855 and many clients do not.
+// quoted reads a quoted string after the opening quote. It allows 8-bit: RFC 3501
+// forbids that, RFC 6855 and many clients do not.
 func (s *Scanner) quoted() ([]byte, error) {
 	n := 0
 	for i := 0; i < len(s.rest); i++ {
@@ -165,8 +165,8 @@ func (s *Scanner) skip(c byte) error {
 	return nil
 }
 
-// takeWhile reads at least one octet.
-func (s *Scanner) takeWhile(want func(byte) bool) ([]byte, error) {
+// scanWhile reads one or more octets.
+func (s *Scanner) scanWhile(want func(byte) bool) ([]byte, error) {
 	n := 0
 	for n < len(s.rest) && want(s.rest[n]) {
 		n++
@@ -179,7 +179,7 @@ func (s *Scanner) takeWhile(want func(byte) bool) ([]byte, error) {
 	return word, nil
 }
 
-// atomChar reports whether c is an ATOM-CHAR or ], RFC 3501 section 9.
+// atomChar reports whether c is an ATOM-CHAR or ]: RFC 3501 section 9.
 func atomChar(c byte) bool {
 	if c <= ' ' || c >= 0x7F {
 		return false

@@ -8,35 +8,35 @@ import (
 	"strings"
 )
 
-// Bounds of what a server may answer.
+// The limits of a server's reply.
 const (
 	MaxReplyLine  = 8 << 10  // octets of a line, with its CRLF
 	MaxReplyLines = 128      // lines of one SMTP reply
 	MaxReply      = 64 << 10 // octets of one reply, with its literals
 )
 
-// ErrReply is in the tree of every error about a reply that is malformed or
-// longer than the bounds allow. The connection is of no use after it.
+// ErrReply is wrapped by every error about a reply that is malformed or exceeds
+// the limits. The connection cannot be used after it.
 var ErrReply = errors.New("unusable reply")
 
 const minReplyBuffer = 512
 
-// A ReplyReader reads what an IMAP or SMTP server answers, one reply at a
-// time, each within the bounds. It may read ahead: Read gives what is left.
-// It holds no buffer until it has read.
+// A ReplyReader reads the replies of an IMAP or SMTP server, one at a time,
+// within the limits. It may read ahead; Read returns what was read ahead. It
+// allocates its buffer with the first read.
 type ReplyReader struct {
 	src  io.Reader
 	buf  []byte // buf[r:w] is read and not yet consumed
 	r, w int
 }
 
-// NewReplyReader returns a reader of the replies that come from src.
+// NewReplyReader returns a ReplyReader of src.
 func NewReplyReader(src io.Reader) *ReplyReader { return &ReplyReader{src: src} }
 
 // Buffered returns how many octets were read ahead.
 func (r *ReplyReader) Buffered() int { return r.w - r.r }
 
-// Read returns what was read ahead, then what comes from the server.
+// Read returns what was read ahead, then what the server sends.
 func (r *ReplyReader) Read(p []byte) (int, error) {
 	if r.r == r.w {
 		r.buf, r.r, r.w = nil, 0, 0
@@ -47,20 +47,20 @@ func (r *ReplyReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Response reads one response of an IMAP server. An end of the connection
-// within it is io.ErrUnexpectedEOF, before it io.EOF.
+// Response reads one response of an IMAP server. The end of the connection within
+// a response is io.ErrUnexpectedEOF, before one io.EOF.
 func (r *ReplyReader) Response() (Response, error) {
-	b, err := r.next(responseLength)
+	b, err := r.nextUnit(responseLength)
 	if err != nil {
 		return Response{}, err
 	}
 	return parseResponse(string(b)), nil
 }
 
-// Reply reads one reply of an SMTP server, with all its lines. It is valid
-// until the next read. Ends of the connection are as for Response.
+// Reply reads one reply of an SMTP server with all its lines. It is valid until
+// the next read. The end of the connection is as for Response.
 func (r *ReplyReader) Reply() (Reply, error) {
-	b, err := r.next(replyLength)
+	b, err := r.nextUnit(replyLength)
 	if err != nil {
 		return Reply{}, err
 	}
@@ -73,8 +73,9 @@ func (r *ReplyReader) HasReply() bool {
 	return n > 0 || err != nil
 }
 
-// next returns the octets for which length returns how many they are.
-func (r *ReplyReader) next(length func([]byte) (int, error)) ([]byte, error) {
+// nextUnit reads until length returns the length of a complete reply, and returns
+// the reply.
+func (r *ReplyReader) nextUnit(length func([]byte) (int, error)) ([]byte, error) {
 	for {
 		n, err := length(r.buf[r.r:r.w])
 		if err != nil {
@@ -97,7 +98,7 @@ func (r *ReplyReader) fill() error {
 		r.r = 0
 	}
 	if r.w == 0 && len(r.buf) > minReplyBuffer {
-		r.buf = nil // the wait may be long
+		r.buf = nil // the next reply may be far
 	}
 	if r.w == len(r.buf) {
 		if r.w >= MaxReply {
@@ -116,8 +117,8 @@ func (r *ReplyReader) fill() error {
 	return err
 }
 
-// cutLine returns the first line of b without its CRLF, and the octets it
-// takes; none while it is not complete. Line ends are CRLF, nothing else.
+// cutLine returns the first line of b without its CRLF, and its length with it; 0
+// if it is not complete. Only CRLF ends a line.
 func cutLine(b []byte) (line []byte, n int, err error) {
 	i := bytes.IndexByte(b, '\n')
 	if i < 0 && len(b) < MaxReplyLine {
@@ -133,12 +134,12 @@ func cutLine(b []byte) (line []byte, n int, err error) {
 	return line, i + 1, nil
 }
 
-// A Response is one response of an IMAP server, RFC 9051 section 7.
+// A Response is one response of an IMAP server: RFC 9051 section 7.
 type Response struct {
-	Tag  string // of a command; "*" and "+" are what they are there
+	Tag  string // of a command; or "*" or "+"
 	Name string // upper case: OK, NO, BAD, BYE, PREAUTH, CAPABILITY, ...; empty after "+"
 	Code string // of a status response, without the brackets; empty: none
-	Text string // what follows, literals as they stand
+	Text string // the rest, with literals as they were sent
 }
 
 // Status reports whether the response is OK, NO, BAD, BYE or PREAUTH.
@@ -156,9 +157,8 @@ func (r Response) CodeName() string {
 	return strings.ToUpper(name)
 }
 
-// responseLength returns how many octets the first response of b takes; 0: it
-// is not complete. Only data has literals; in the text of a status response
-// {5} is just text.
+// responseLength returns the length of the first response in b; 0 if it is not
+// complete. Only data has literals; in the text of a status response {5} is text.
 func responseLength(b []byte) (int, error) {
 	data := false
 	for at := 0; ; {
@@ -184,7 +184,7 @@ func responseLength(b []byte) (int, error) {
 	}
 }
 
-// parseResponse is lenient: what makes no sense has a Name nobody asks for.
+// parseResponse is lenient: nonsense gets an unknown Name.
 func parseResponse(s string) (r Response) {
 	s = strings.TrimSuffix(s, "\r\n")
 	r.Tag, r.Text, _ = strings.Cut(s, " ")
@@ -202,13 +202,13 @@ func parseResponse(s string) (r Response) {
 	return r
 }
 
-// A Reply is one reply of an SMTP server, RFC 5321 section 4.2.
+// A Reply is one reply of an SMTP server: RFC 5321 section 4.2.
 type Reply struct {
 	Code int    // 200 to 599
 	Raw  []byte // all lines, each with its CRLF
 }
 
-// Positive reports whether the server agreed: 2yz, RFC 5321 section 4.2.1.
+// Positive reports whether the reply is 2yz: RFC 5321 section 4.2.1.
 func (r Reply) Positive() bool { return r.Code/100 == 2 }
 
 // Lines returns the text of each line.

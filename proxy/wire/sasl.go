@@ -45,7 +45,7 @@ const (
 // which is the caller's to wipe. RFC 4648 section 3: no line ends, no missing
 // padding.
 func DecodeSASL(text []byte) ([]byte, error) {
-	// The decoder of the standard library skips line ends.
+	// The standard library's decoder skips line ends.
 	if bytes.ContainsAny(text, "\r\n") {
 		return nil, ErrBase64
 	}
@@ -97,7 +97,7 @@ func ParseXOAUTH2(msg []byte) (user, token []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	token, err = bearer(values[1])
+	token, err = parseBearer(values[1])
 	return values[0], token, err
 }
 
@@ -112,10 +112,10 @@ func ParseOAuthBearer(msg []byte) (user, token []byte, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if token, err = bearer(values[0]); err != nil {
+	if token, err = parseBearer(values[0]); err != nil {
 		return nil, nil, err
 	}
-	// RFC 5801 section 4; p= would bind to the channel, which no bearer token does.
+	// RFC 5801 section 4. p= means channel binding, which bearer tokens do not have.
 	name, ok := bytes.CutPrefix(header, []byte("n,a="))
 	if !ok {
 		name, ok = bytes.CutPrefix(header, []byte("y,a="))
@@ -150,8 +150,8 @@ func appendBearer(dst []byte, head string, token []byte) []byte {
 
 var kvsep = []byte{1} // RFC 7628 section 3.1
 
-// pairValues returns the values of keys, of which each must occur once. What
-// else there is must be skipped: RFC 7628 section 3.1.
+// pairValues returns the values of keys, each of which must occur once. Other
+// pairs are skipped: RFC 7628 section 3.1.
 func pairValues(pairs []byte, keys ...string) ([][]byte, error) {
 	values := make([][]byte, len(keys))
 	pairs, ok := bytes.CutSuffix(pairs, []byte{1, 1})
@@ -167,7 +167,7 @@ func pairValues(pairs []byte, keys ...string) ([][]byte, error) {
 		if i < 0 {
 			continue
 		}
-		if values[i] != nil { // which one is meant?
+		if values[i] != nil { // ambiguous
 			return nil, ErrSASL
 		}
 		values[i] = value
@@ -178,9 +178,9 @@ func pairValues(pairs []byte, keys ...string) ([][]byte, error) {
 	return values, nil
 }
 
-// bearer returns the token of a header Authorization, RFC 6750 section 2.1. The
-// name of the scheme has no case: RFC 9110 section 11.1.
-func bearer(value []byte) ([]byte, error) {
+// parseBearer returns the token of an Authorization header: RFC 6750 section 2.1.
+// The scheme is case-insensitive: RFC 9110 section 11.1.
+func parseBearer(value []byte) ([]byte, error) {
 	scheme, token, _ := bytes.Cut(value, []byte(" "))
 	visible := !bytes.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' })
 	if !bytes.EqualFold(scheme, []byte("Bearer")) || len(token) == 0 || !visible {

@@ -119,7 +119,7 @@ func (h *generation) has(name string) bool {
 // how many the process is allowed.
 func (h *generation) descriptors() (needed, allowed int) {
 	allowed, _ = listen.Descriptors()
-	return listen.Needed(h.cfg.Limits.MaxConnections), allowed
+	return listen.DescriptorsFor(h.cfg.Limits.MaxConnections), allowed
 }
 
 // A httpEndpoint is what answers HTTP at an address of the configuration.

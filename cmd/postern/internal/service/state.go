@@ -23,7 +23,7 @@ func (s *Service) reportLost(ctx context.Context, cfg *configs.Config) error {
 	if a.Unidentified != nil {
 		s.log.Warn("it is not known whether the record of unique ids is the one that it was", "err", a.Unidentified)
 	}
-	if err := a.Cache.Renewed(); err != nil {
+	if err := a.Cache.Recreated(); err != nil {
 		s.log.Warn("state was damaged and is begun anew: the login guard knows nobody, POP3 logins take longer",
 			"file", stored.CacheFile, "kept", stored.CacheFile+".damaged", "err", err)
 	}

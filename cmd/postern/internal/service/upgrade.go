@@ -144,7 +144,7 @@ func (s *Service) resume(background context.Context, next *successor) error {
 	for _, shared := range h.pop3.shared {
 		shared.locks.HandOver(nil)
 	}
-	if err := s.sockets.Give(next.files); err != nil {
+	if err := s.sockets.Inherit(next.files); err != nil {
 		return err
 	}
 	if s.Storage.Buckets != nil {

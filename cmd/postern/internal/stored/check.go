@@ -27,7 +27,7 @@ var CheckState = Question[struct{}, FileReport]{"state/check", func(ctx context.
 	}
 	for _, f := range []*state.Bolt{a.Record, a.Cache} {
 		c := FileReport{File: f.Path(), Octets: f.Size()}
-		err := errors.Join(f.Check(ctx), f.Renewed())
+		err := errors.Join(f.Check(ctx), f.Recreated())
 		if err == nil && f == a.Record {
 			var damaged []error
 			c.Records, damaged, err = bridge.Check(ctx, a.uidls)

@@ -21,7 +21,7 @@ const (
 // different names. Line ends are CRLF unless the name says otherwise. A server
 // may store them as they are; what a client must see then is for its reference
 // to say: Dovecot shows every LF as CRLF and, in IMAP, NUL as 0x80.
-func Nasty() []Message {
+func HostileMessages() []Message {
 	mail := func(name, body string) Message {
 		return Message{name, []byte("From: a@example.org\r\nSubject: " + name + "\r\n\r\n" + body)}
 	}

@@ -8,7 +8,7 @@ import (
 
 func TestNastyMessagesAreAlwaysTheSame(t *testing.T) {
 	names := make(map[string]bool)
-	first, second := Nasty(), Nasty()
+	first, second := HostileMessages(), HostileMessages()
 	for i, m := range first {
 		if names[m.Name] {
 			t.Errorf("two messages are called %q", m.Name)
@@ -27,7 +27,7 @@ func TestDovecotTakesTheNastyMessages(t *testing.T) {
 	t.Parallel()
 	d := StartDovecot(t, DovecotOptions{Users: map[string]string{"alice": "secret"}})
 	var sizes string
-	messages := Nasty()
+	messages := HostileMessages()
 	for i, m := range messages {
 		d.Deliver(t, "alice", m.Raw)
 		sizes += fmt.Sprintf("S: \\* %d FETCH (RFC822.SIZE %d)\n", i+1, len(withCRLF(m.Raw)))
