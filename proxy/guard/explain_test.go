@@ -6,6 +6,7 @@ import (
 	"time"
 )
 
+// Criterion: The operator is told which bucket refuses an account from an address, and when there is a token.
 func TestExplain(t *testing.T) {
 	s, at := newServer(t, Config{})
 	addr := netip.MustParseAddr("192.0.2.1")

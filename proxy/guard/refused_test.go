@@ -6,6 +6,7 @@ import (
 	"time"
 )
 
+// Criterion: The operator sees who is being refused; a name that never logged in is not among what he sees.
 func TestList(t *testing.T) {
 	s, at := newServer(t, Config{})
 	if err := s.login("203.0.113.1", "alice", "right"); err != nil {

@@ -6,6 +6,7 @@ import (
 	"time"
 )
 
+// Criterion: What no limit catches, one try each at many accounts from many networks, shows in the gauges: failures and successes, different accounts and networks that fail, one password tried for many.
 func TestStats(t *testing.T) {
 	s, at := newServer(t, Config{})
 	for i := range 3000 {
@@ -32,4 +33,5 @@ func TestStats(t *testing.T) {
 	}
 }
 
+// near reports whether got is within a tenth of want.
 func near(got, want int) bool { return got >= want-want/10 && got <= want+want/10 }
