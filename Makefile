@@ -11,7 +11,7 @@ SEEDS    ?= 1000000
 
 PROOFS   := ^TestAServerThatMisbehavesLosesNothing$$|^TestLibertiesOfGrammarChangeNothing$$
 
-.PHONY: all build test proof lint fmt fuzz bench criteria reference simulation package container
+.PHONY: all build test test-all test-acme proof lint fmt fuzz bench criteria reference simulation package container
 all: build lint test
 
 build:
@@ -21,10 +21,15 @@ build:
 # what still is fails its test. The race detector needs cgo and a C compiler.
 test:
 	.ci/packages
+	$(MAKE) --output-sync=line -j2 test-all test-acme
+
+test-all:
 	.ci/fuzz 1s
 	POSTERN_ALL=1 $(GO) test -race -timeout 20m ./...
 	.ci/package-test
-	cd proxy/certs/acmetest && $(GO) test -race -timeout 10m ./... # against a CA
+
+test-acme: # against a CA; most of the time it waits for certificates to grow old
+	cd proxy/certs/acmetest && $(GO) test -race -timeout 10m ./...
 
 # What takes longer than make test bears: the same tests with more seeds, on all
 # cores. A seed that fails is named, and runs alone with its dialogue by
