@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -267,11 +268,10 @@ func parse(line []byte) (keyword string, args []string) {
 
 // label returns the keyword as a metric may have it.
 func label(keyword string) string {
-	switch keyword {
-	case "STAT", "LIST", "RETR", "DELE", "NOOP", "RSET", "QUIT", "TOP", "UIDL", "CAPA":
+	if slices.Contains(proxy.POP3Commands[:], keyword) {
 		return keyword
 	}
-	return "OTHER"
+	return proxy.CommandOther
 }
 
 // do gives the answer, or returns the *no that is the answer. Any other error

@@ -257,7 +257,7 @@ func failures() []string {
 }
 
 func (m *Metrics) pop3() {
-	command := label("command", "STAT", "LIST", "RETR", "DELE", "NOOP", "RSET", "QUIT", "TOP", "UIDL", "CAPA", other)
+	command := label("command", append(proxy.POP3Commands[:], other)...)
 	r := &m.registry
 	m.commands = r.counter("pop3_commands_total", "POP3 commands by reply.", command, label("result", resultOK, resultError))
 	m.commandTime = r.histogram("pop3_command_duration_seconds", "POP3 command service time.", latency, command)

@@ -159,6 +159,14 @@ const (
 // however many of them one FETCH asks for.
 const CommandBody = "FETCH BODY"
 
+// POP3Commands are the values of POP3Command.Command: the commands of the
+// TRANSACTION state that are counted by name (RFC 1939, RFC 2449). All others are
+// CommandOther.
+var POP3Commands = [...]string{"STAT", "LIST", "RETR", "DELE", "NOOP", "RSET", "QUIT", "TOP", "UIDL", "CAPA"}
+
+// CommandOther is the POP3Command.Command of all other commands.
+const CommandOther = "OTHER"
+
 // Dial results.
 const (
 	DialOK       = "ok"
@@ -274,7 +282,7 @@ type (
 
 	// POP3Command: a command of the TRANSACTION state was answered.
 	POP3Command struct {
-		Command  string // STAT, LIST, ...; OTHER
+		Command  string // one of POP3Commands, or CommandOther
 		OK       bool
 		Duration time.Duration
 	}
