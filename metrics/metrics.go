@@ -18,9 +18,8 @@ import (
 
 const prefix = "postern"
 
-// A Service is a listener and what it speaks: a proxy.Service's Name and
-// Protocol.
-type Service struct{ Name, Protocol string }
+// A Listener is the Name and Protocol of a proxy.Service.
+type Listener struct{ Name, Protocol string }
 
 // A Backend is a server behind: the Backend and Protocol of its events.
 type Backend struct{ Name, Protocol string }
@@ -28,9 +27,9 @@ type Backend struct{ Name, Protocol string }
 // Config says what there is to count. Events of other services and backends
 // are counted as "other".
 type Config struct {
-	Version  string
-	Services []Service
-	Backends []Backend
+	Version   string
+	Listeners []Listener
+	Backends  []Backend
 
 	Decisions    Decisions
 	Stores       []string             // StateUsed.Store
@@ -84,7 +83,8 @@ type Metrics struct {
 	loaded, loadedAt     gauge
 	issues, denials      counter
 	completed, notices   counter
-	renumbered, renewed  counter
+	renumbered           counter
+	uidlsChanged         counter
 	brake                gauge
 	changed, braked      counter
 	unlisted             counter
@@ -125,7 +125,7 @@ func New(c Config) *Metrics {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	m := &Metrics{config: c, registry: registry{Registry: prometheus.NewRegistry()}, labels: newLabels()}
-	m.labels.add(c.Services, c.Backends)
+	m.labels.add(c.Listeners, c.Backends)
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -153,8 +153,8 @@ func newLabels() labels {
 	}
 }
 
-func (l *labels) add(services []Service, backends []Backend) {
-	for _, s := range services {
+func (l *labels) add(listeners []Listener, backends []Backend) {
+	for _, s := range listeners {
 		l.listener.add(s.Name)
 		l.served.add(s.Name, s.Protocol)
 		l.protocol.add(s.Protocol)
@@ -169,10 +169,10 @@ func (l *labels) add(services []Service, backends []Backend) {
 }
 
 // Know adds what a new configuration has. What is gone stays as it is.
-func (m *Metrics) Know(services []Service, backends []Backend) {
+func (m *Metrics) Know(listeners []Listener, backends []Backend) {
 	m.growing.Lock()
 	defer m.growing.Unlock()
-	m.labels.add(services, backends)
+	m.labels.add(listeners, backends)
 	for _, f := range m.registry.families {
 		f.grow()
 	}
@@ -203,8 +203,8 @@ func (m *Metrics) clients() {
 		protocol, label("result", timedResults[:]...))
 	m.active = r.gauge("sessions_active", "Authenticated sessions.", protocol)
 	m.sessions = r.counter("sessions_total", "Authenticated sessions ended, by cause.", protocol, label("end",
-		proxy.EndQuit, proxy.EndClientGone, proxy.EndBackendClosed, proxy.EndIdle, proxy.EndDrain, proxy.EndKicked,
-		proxy.EndRefused, proxy.EndForbidden, proxy.EndError))
+		proxy.EndClientQuit, proxy.EndClientAbort, proxy.EndBackendClosed, proxy.EndIdleTimeout, proxy.EndDrain, proxy.EndKicked,
+		proxy.EndRefused, proxy.EndForbiddenCommand, proxy.EndError))
 }
 
 // outcomes are those of handshakes. Only what we refuse has a reason.
@@ -274,7 +274,7 @@ func (m *Metrics) pop3() {
 		proxy.NoticeCache, proxy.NoticeNotProven, proxy.NoticeUnreadable, proxy.NoticeRecord, proxy.NoticeRecomputed, proxy.NoticeChanged,
 		proxy.NoticeRenumbered))
 	m.renumbered = r.counter("pop3_uidvalidity_changes_total", "UIDVALIDITY changes seen.")
-	m.renewed = r.counter("pop3_uidls_renewed_total", "Messages that were not found again after a change of UIDVALIDITY and have a new UIDL.")
+	m.uidlsChanged = r.counter("pop3_uidls_changed_total", "Messages that were not found again after a change of UIDVALIDITY and have a new UIDL.")
 	m.brake = r.gauge("pop3_brake", "1 while POP3 accounts of the backend whose mailbox looks different are refused.", m.labels.backend)
 	m.changed = r.counter("pop3_mailbox_changes_total",
 		"Mailboxes that looked different from the last poll and that no session of this Postern has changed, each at most once in 10 minutes.",

@@ -27,9 +27,9 @@ import (
 
 func config() Config {
 	return Config{
-		Version:  "1.2.3",
-		Services: []Service{{"imaps", proxy.IMAP}, {"pop3s", proxy.POP3}, {"submissions", proxy.Submission}, {"imaps-2", proxy.IMAP}},
-		Backends: []Backend{{"main", proxy.IMAP}, {"main", proxy.Submission}, {"old", proxy.IMAP}},
+		Version:   "1.2.3",
+		Listeners: []Listener{{"imaps", proxy.IMAP}, {"pop3s", proxy.POP3}, {"submissions", proxy.Submission}, {"imaps-2", proxy.IMAP}},
+		Backends:  []Backend{{"main", proxy.IMAP}, {"main", proxy.Submission}, {"old", proxy.IMAP}},
 
 		Decisions: Decisions{Tiers: []string{"known", "stranger"}, Buckets: []string{"pair", "network"}},
 		Guard:     func() Guard { return Guard{} },
@@ -213,7 +213,7 @@ func TestAllFamiliesAreThereFromTheStart(t *testing.T) {
 		`pop3_maildrop_notices_total{kind="renumbered"}`,
 		`pop3_maildrop_notices_total{kind="uidls_changed"}`,
 		`pop3_uidvalidity_changes_total`,
-		`pop3_uidls_renewed_total`,
+		`pop3_uidls_changed_total`,
 		`backend_errors_total{backend="main",kind="unavailable",protocol="submission"}`,
 		`backend_errors_total{backend="old",kind="bye",protocol="imap"}`,
 		`backend_connections_open{backend="main",protocol="imap"}`,
@@ -363,7 +363,7 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 		{"a session", []proxy.Event{
 			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, User: "alice", Account: "alice", Duration: time.Second},
 			proxy.Opened{Client: pop3, Account: "alice", Backend: "main"},
-			proxy.Closed{Client: pop3, Account: "alice", Backend: "main", End: proxy.EndQuit, Totals: proxy.Totals{Retrieved: 9, Deleted: 5}},
+			proxy.Closed{Client: pop3, Account: "alice", Backend: "main", End: proxy.EndClientQuit, Totals: proxy.Totals{Retrieved: 9, Deleted: 5}},
 			proxy.Opened{Client: pop3, Account: "bob", Backend: "main"},
 		}, []string{
 			`auth_attempts_total{mechanism="userpass",protocol="pop3",result="ok"} 1`,
@@ -382,7 +382,7 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 		}, []string{
 			`pop3_maildrop_notices_total{kind="renumbered"} 2`,
 			`pop3_maildrop_notices_total{kind="uidls_changed"} 1`,
-			`pop3_uidls_renewed_total 3`,
+			`pop3_uidls_changed_total 3`,
 			`pop3_uidvalidity_changes_total 2`,
 		}},
 		{"a backend lost within a session", []proxy.Event{
@@ -765,10 +765,10 @@ func BenchmarkPOP3Command(b *testing.B) {
 }
 
 func TestANewConfigurationBringsItsSeries(t *testing.T) {
-	m := New(Config{Services: []Service{{"imap", proxy.IMAP}}, Backends: []Backend{{"main", proxy.IMAP}}})
+	m := New(Config{Listeners: []Listener{{"imap", proxy.IMAP}}, Backends: []Backend{{"main", proxy.IMAP}}})
 	client := proxy.Client{Service: "imap", Protocol: proxy.IMAP}
 	m.Observe(proxy.Accepted{Client: client})
-	m.Know([]Service{{"imap", proxy.IMAP}, {"pop3", proxy.POP3}}, []Backend{{"new", proxy.IMAP}})
+	m.Know([]Listener{{"imap", proxy.IMAP}, {"pop3", proxy.POP3}}, []Backend{{"new", proxy.IMAP}})
 	m.Observe(proxy.Accepted{Client: client})
 	all := scrape(t, m)
 	for series, want := range map[string]string{

@@ -172,7 +172,7 @@ func (m *Metrics) noticed(e proxy.MaildropNoticed) {
 	m.notices.of(e.Kind).Inc()
 	if e.Kind == proxy.NoticeRenumbered {
 		m.renumbered.of().Inc()
-		m.renewed.of().Add(float64(e.Messages))
+		m.uidlsChanged.of().Add(float64(e.Messages))
 	}
 }
 

@@ -455,15 +455,15 @@ func (c *conn) how(err error) string {
 	}
 	switch {
 	case err == nil, errors.Is(err, ErrQuit):
-		return EndQuit
+		return EndClientQuit
 	case errors.Is(err, ErrClientClosed), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return EndClientGone
+		return EndClientAbort
 	case errors.Is(err, ErrBackendClosed):
 		return EndBackendClosed
 	case errors.Is(err, ErrForbidden):
-		return EndForbidden
+		return EndForbiddenCommand
 	case errors.Is(err, ErrIdleTimeout), errors.Is(err, os.ErrDeadlineExceeded):
-		return EndIdle
+		return EndIdleTimeout
 	}
 	return EndError
 }

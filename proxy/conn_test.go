@@ -303,7 +303,7 @@ func TestSessionBeginsAfterRefusals(t *testing.T) {
 		S: OK bye
 		S: <EOF>
 	`)
-	c := d.wantEnd(t, proxy.EndQuit)
+	c := d.wantEnd(t, proxy.EndClientQuit)
 	if c.Account != "alice" || c.Backend != "main" || c.Totals.Retrieved != 7 || c.Client.TLS == nil || c.Sent == 0 {
 		t.Errorf("closed as %+v", c)
 	}
@@ -352,7 +352,7 @@ func TestStartTLSForgetsNothingOfTheHandshakeAndNothingElsePasses(t *testing.T) 
 		C: QUIT
 		S: OK bye
 	`)
-	if c := d.wantEnd(t, proxy.EndQuit); c.Client.TLS == nil {
+	if c := d.wantEnd(t, proxy.EndClientQuit); c.Client.TLS == nil {
 		t.Error("session without TLS")
 	}
 
@@ -441,7 +441,7 @@ func TestClientThatLeavesDuringTheDelayIsGoneAtOnce(t *testing.T) {
 		if since := time.Since(begun); since > 100*time.Millisecond {
 			t.Errorf("connection lived for %v after its client", since)
 		}
-		d.wantEnd(t, proxy.EndClientGone)
+		d.wantEnd(t, proxy.EndClientAbort)
 	})
 }
 
@@ -591,7 +591,7 @@ func TestParkedSessionGoesOn(t *testing.T) {
 		C: QUIT
 		S: OK bye
 	`)
-	d.wantEnd(t, proxy.EndQuit)
+	d.wantEnd(t, proxy.EndClientQuit)
 }
 
 func TestPanicEndsOneConnectionOnly(t *testing.T) {
@@ -667,7 +667,7 @@ func TestPanicAtTheEndOfAConnectionEndsNothingElse(t *testing.T) {
 				s.Observer = proxy.Observers{d, panicking{}}
 			}
 		})
-		end := proxy.EndQuit
+		end := proxy.EndClientQuit
 		c := dial()
 		proxytest.Transcript(t, c, `
 			S: OK hello
@@ -754,7 +754,7 @@ func TestShutdownLetsSessionsEnd(t *testing.T) {
 	}
 	ends := []string{(<-d.closed).End, (<-d.closed).End}
 	slices.Sort(ends)
-	if want := []string{proxy.EndQuit, proxy.EndDrain}; !slices.Equal(ends, want) {
+	if want := []string{proxy.EndClientQuit, proxy.EndDrain}; !slices.Equal(ends, want) {
 		t.Errorf("connections ended as %v, want %v", ends, want)
 	}
 }
@@ -903,7 +903,7 @@ func TestALoginThatWaitsEndsWithItsClient(t *testing.T) {
 		if cause := <-g.causes; !errors.Is(cause, io.EOF) {
 			t.Errorf("the wait ended with %v", cause)
 		}
-		if end := d.wantEnd(t, proxy.EndClientGone); end.Account != "" {
+		if end := d.wantEnd(t, proxy.EndClientAbort); end.Account != "" {
 			t.Errorf("closed as %+v", end)
 		}
 
@@ -926,7 +926,7 @@ func TestALoginThatWaitsEndsWithItsClient(t *testing.T) {
 			S: OK bye
 			S: <EOF>
 		`)
-		d.wantEnd(t, proxy.EndQuit)
+		d.wantEnd(t, proxy.EndClientQuit)
 
 		c = dial()
 		proxytest.Transcript(t, c, `

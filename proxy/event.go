@@ -59,15 +59,15 @@ const (
 
 // The values of Closed.End.
 const (
-	EndQuit          = "client_quit"    // QUIT or LOGOUT was answered
-	EndClientGone    = "client_abort"   // the client closed, without the protocol's word where we read it
-	EndBackendClosed = "backend_closed" // the backend closed first; after an IMAP LOGOUT it does
-	EndIdle          = "idle_timeout"
-	EndDrain         = "drain" // shutdown
-	EndKicked        = "kicked"
-	EndRefused       = "refused"           // before login: said so, closed
-	EndForbidden     = "forbidden_command" // IMAP UNAUTHENTICATE or COMPRESS, where the server offers UNAUTHENTICATE
-	EndError         = "error"
+	EndClientQuit       = "client_quit"    // QUIT or LOGOUT was answered
+	EndClientAbort      = "client_abort"   // the client closed, without the protocol's word where we read it
+	EndBackendClosed    = "backend_closed" // the backend closed first; after an IMAP LOGOUT it does
+	EndIdleTimeout      = "idle_timeout"
+	EndDrain            = "drain" // shutdown
+	EndKicked           = "kicked"
+	EndRefused          = "refused"           // before login: said so, closed
+	EndForbiddenCommand = "forbidden_command" // IMAP UNAUTHENTICATE or COMPRESS, where the server offers UNAUTHENTICATE
+	EndError            = "error"
 )
 
 // The values of UpdateFailed.Stage: setting \Seen, setting \Deleted, removing.

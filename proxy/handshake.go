@@ -62,13 +62,14 @@ func (c *Conn) StartTLS(ctx context.Context) error {
 	if err == nil {
 		_ = c.SetReadDeadline(old)
 	}
-	return c.settle(t, begun, err)
+	return c.finishHandshake(t, begun, err)
 }
 
-// settle takes over TLS, or not. It has a frame of its own, for StartTLS has to
-// wait in a small one: with 50 octets more, the stack of each client that does
-// not go on with its handshake has 16 KiB instead of 8.
-func (c *Conn) settle(t *tls.Conn, begun time.Time, err error) error {
+// finishHandshake puts TLS on the Conn if the handshake succeeded, and emits
+// Handshake. It is a function of its own to keep the stack frame of StartTLS
+// small: with 50 octets more, the stack of each client that does not go on with
+// its handshake has 16 KiB instead of 8.
+func (c *Conn) finishHandshake(t *tls.Conn, begun time.Time, err error) error {
 	state := t.ConnectionState()
 	if err == nil && state.NegotiatedProtocol == ACMETLS {
 		err = errChallenge

@@ -109,29 +109,37 @@ func (l *Ledger) Observe(e proxy.Event) {
 	l.pending[who] = s
 }
 
-// Run writes every minute what has come, and counts every hour, until ctx ends;
-// then it writes once more.
+// Run writes every minute and counts accounts every hour, until ctx ends. Then it
+// writes once more.
 func (l *Ledger) Run(ctx context.Context) {
 	write, count := time.NewTicker(writeEvery), time.NewTicker(countEvery)
 	defer write.Stop()
 	defer count.Stop()
-	l.attempt(ctx, "counting accounts", l.count)
+	l.logCount(ctx)
 	for {
 		select {
 		case <-write.C:
-			l.attempt(ctx, "writing the ledger", l.Write)
+			l.logWrite(ctx)
 		case <-count.C:
-			l.attempt(ctx, "counting accounts", l.count)
+			l.logCount(ctx)
 		case <-ctx.Done():
-			l.attempt(context.WithoutCancel(ctx), "writing the ledger", l.Write)
+			l.logWrite(context.WithoutCancel(ctx))
 			return
 		}
 	}
 }
 
-func (l *Ledger) attempt(ctx context.Context, what string, do func(context.Context) error) {
-	if err := do(ctx); err != nil && ctx.Err() == nil {
-		l.log.Warn("ledger", "doing", what, "err", err)
+// logWrite writes, and logs a failure.
+func (l *Ledger) logWrite(ctx context.Context) {
+	if err := l.Write(ctx); err != nil && ctx.Err() == nil {
+		l.log.Warn("ledger write failed", "err", err)
+	}
+}
+
+// logCount counts, and logs a failure.
+func (l *Ledger) logCount(ctx context.Context) {
+	if err := l.count(ctx); err != nil && ctx.Err() == nil {
+		l.log.Warn("ledger count failed", "err", err)
 	}
 }
 

@@ -63,10 +63,10 @@ func TestAuditNamesAnAccountThatHasLoggedIn(t *testing.T) {
 
 func TestAuditWritesOneLineASession(t *testing.T) {
 	a, out := newLog()
-	a.Observe(proxy.Closed{Client: visitor, End: proxy.EndClientGone}) // never logged in
+	a.Observe(proxy.Closed{Client: visitor, End: proxy.EndClientAbort}) // never logged in
 	a.Observe(proxy.Closed{
 		Client: visitor, Account: "alice", Backend: "main", Duration: 1500 * time.Millisecond, Received: 10, Sent: 20,
-		Totals: proxy.Totals{Retrieved: 3, Deleted: 2, UIDLsBefore: 0xabc, UIDLsAfter: 1<<63 | 1}, End: proxy.EndQuit,
+		Totals: proxy.Totals{Retrieved: 3, Deleted: 2, UIDLsBefore: 0xabc, UIDLsAfter: 1<<63 | 1}, End: proxy.EndClientQuit,
 	})
 	line := out.String()
 	_, line, _ = strings.Cut(line, "level=")

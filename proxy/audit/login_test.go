@@ -126,7 +126,7 @@ func TestOddNamesAreOneLineOfJSON(t *testing.T) {
 			a.Observe(e)
 			wantPlain(t, fieldsOf(t, out))
 			out.Reset()
-			a.Observe(proxy.Closed{Client: client, Account: odd, End: proxy.EndQuit})
+			a.Observe(proxy.Closed{Client: client, Account: odd, End: proxy.EndClientQuit})
 			wantPlain(t, fieldsOf(t, out))
 			var failures bytes.Buffer
 			a.Failures = &failures

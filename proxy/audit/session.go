@@ -54,10 +54,10 @@ func (l *Log) closed(e proxy.Closed) {
 	case proxy.Submission:
 		fields = append(fields, "submitted", e.Totals.Submitted)
 	}
-	if e.Err != nil && (e.End == proxy.EndError || e.End == proxy.EndForbidden) {
+	if e.Err != nil && (e.End == proxy.EndError || e.End == proxy.EndForbiddenCommand) {
 		fields = append(fields, "err", e.Err)
 	}
-	if e.End == proxy.EndForbidden {
+	if e.End == proxy.EndForbiddenCommand {
 		level = slog.LevelWarn
 	}
 	l.log.Log(context.Background(), level, "connection ended", fields...)

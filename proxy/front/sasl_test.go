@@ -235,7 +235,7 @@ func TestClientThatLeavesItsChallengeUnansweredIsGone(t *testing.T) {
 	`)
 	select {
 	case end := <-f.ends:
-		if end.End != proxy.EndClientGone {
+		if end.End != proxy.EndClientAbort {
 			t.Errorf("ended with %v (%v)", end.End, end.Err)
 		}
 	case <-t.Context().Done():

@@ -144,9 +144,9 @@ func (h *generation) endpoints() []httpEndpoint {
 }
 
 // listenerLabels are the listeners, as metrics name them.
-func (h *generation) listenerLabels() (all []metrics.Service) {
+func (h *generation) listenerLabels() (all []metrics.Listener) {
 	for _, l := range h.cfg.Listeners {
-		all = append(all, metrics.Service{Name: l.Name, Protocol: l.Protocol})
+		all = append(all, metrics.Listener{Name: l.Name, Protocol: l.Protocol})
 	}
 	return all
 }
