@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// check judges the values that could be read.
+// check checks the values that could be read.
 func (m *mistakes) check() {
 	c := m.cfg
 	if !isHostname(c.Hostname) {
-		m.judge("hostname", "%s is not a host name; write one such as mail.example.org", quote(c.Hostname))
+		m.report("hostname", "%s is not a host name; write one such as mail.example.org", quote(c.Hostname))
 	}
 	m.checkListeners()
 	m.checkTLS()
@@ -46,7 +46,7 @@ func (m *mistakes) check() {
 func (m *mistakes) checkListeners() {
 	c := m.cfg
 	if len(c.Listeners) == 0 {
-		m.judge("listeners", `none; at least one is needed, such as - {protocol: imap, address: ":993"}`)
+		m.report("listeners", `none; at least one is needed, such as - {protocol: imap, address: ":993"}`)
 	}
 	names, ports := map[string]string{}, ports{}
 	for i, l := range c.Listeners {
@@ -60,13 +60,13 @@ func (m *mistakes) checkListeners() {
 		m.checkWord(key+".tls", l.TLS, "a way to TLS", "implicit", "starttls", "refuse")
 		m.checkListenerGuard(key+".guard", l.Guard)
 		if l.Name == "" {
-			continue // a mistake in the protocol, told above
+			continue // a mistake in the protocol, reported above
 		}
 		if !isName(l.Name) {
-			m.judge(key+".name", "%s is not a name; use letters, digits, - and _", quote(l.Name))
+			m.report(key+".name", "%s is not a name; use letters, digits, - and _", quote(l.Name))
 		}
 		if first, taken := names[l.Name]; taken {
-			m.judge(key+".name", "%s is the name of %s already", quote(l.Name), first)
+			m.report(key+".name", "%s is the name of %s already", quote(l.Name), first)
 		} else {
 			names[l.Name] = key
 		}
@@ -81,33 +81,34 @@ func (m *mistakes) checkListeners() {
 		m.checkPort("metrics.ready_address", c.Metrics.ReadyAddress, ports)
 	}
 	if c.Metrics.Address == "" && c.Metrics.Networks != nil {
-		m.judge("metrics.networks", "has no meaning with metrics.address: off; remove one of them")
+		m.report("metrics.networks", "has no meaning with metrics.address: off; remove one of them")
 	}
 }
 
-// ports is what listens where: addresses by port, with the key of each.
-type ports map[uint16][]listening
+// ports are the addresses that are listened on, by port.
+type ports map[uint16][]usedPort
 
-type listening struct {
+type usedPort struct {
 	addr netip.Addr // the zero Addr: all
 	key  string
 }
 
-// checkPort judges an address to listen at, which no other may overlap.
+// checkPort checks an address to listen on, which must not overlap with another
+// one.
 func (m *mistakes) checkPort(key, address string, all ports) {
 	if address == "" {
-		m.judge(key, `missing; write a port such as ":993" or an IP address and a port such as "192.0.2.1:993"`)
+		m.report(key, `missing; write a port such as ":993" or an IP address and a port such as "192.0.2.1:993"`)
 		return
 	}
 	host, port, err := splitAddress(address)
 	if err != nil {
-		m.judge(key, "%v", err)
+		m.report(key, "%v", err)
 		return
 	}
 	var addr netip.Addr
 	if host != "" {
 		if addr, err = netip.ParseAddr(host); err != nil {
-			m.judge(key, `%s is not an IP address; write one, or only the port (":%d") to listen at all`, quote(host), port)
+			m.report(key, `%s is not an IP address; write one, or only the port (":%d") to listen at all`, quote(host), port)
 			return
 		}
 	}
@@ -117,26 +118,26 @@ func (m *mistakes) checkPort(key, address string, all ports) {
 		addr = netip.Addr{}
 	}
 	if port == 0 {
-		return // each gets another
+		return // any free port
 	}
 	for _, other := range all[port] {
 		if !addr.IsValid() || !other.addr.IsValid() || addr == other.addr {
-			m.judge(key, "%s overlaps %s in line %d", quote(address), other.key, m.cfg.position(other.key).line)
+			m.report(key, "%s overlaps %s in line %d", quote(address), other.key, m.cfg.position(other.key).line)
 			return
 		}
 	}
-	all[port] = append(all[port], listening{addr, key})
+	all[port] = append(all[port], usedPort{addr, key})
 }
 
 func (m *mistakes) checkBackends() {
 	backends := m.cfg.Backends
 	if len(backends) == 0 {
-		m.judge("backends", `none; at least one is needed, such as main: {imap: {address: "10.0.0.5:993"}}`)
+		m.report("backends", `none; at least one is needed, such as main: {imap: {address: "10.0.0.5:993"}}`)
 	}
 	for name, b := range backends {
-		key := join("backends", name)
-		if b.IMAP == nil && b.Submission == nil && !m.lost(key+".imap") && !m.lost(key+".submission") {
-			m.judge(key, "has neither imap nor submission; give it at least one")
+		key := joinKey("backends", name)
+		if b.IMAP == nil && b.Submission == nil && !m.isUnreadable(key+".imap") && !m.isUnreadable(key+".submission") {
+			m.report(key, "has neither imap nor submission; give it at least one")
 		}
 		m.checkServer(key+".imap", b.IMAP, IdentityID, IdentityProxyV1, IdentityProxyV2, IdentityNone)
 		m.checkServer(key+".submission", b.Submission,
@@ -144,7 +145,7 @@ func (m *mistakes) checkBackends() {
 		m.checkKind(key+".imap.kind", b.IMAP, IMAPKinds)
 		m.checkKind(key+".submission.kind", b.Submission, SubmissionKinds)
 		if b.Submission != nil && b.Submission.Identity == IdentityXCLIENTLogin && b.IMAP == nil {
-			m.judge(key+".submission.identity", "xclient-login needs an imap server in the same backend, which verifies the password")
+			m.report(key+".submission.identity", "xclient-login needs an imap server in the same backend, which verifies the password")
 		}
 	}
 }
@@ -157,19 +158,19 @@ func (m *mistakes) checkServer(key string, s *Server, identities ...string) {
 	m.checkWord(key+".balance", s.Balance, "a way to choose an address", "least", "hash")
 	m.checkWord(key+".identity", s.Identity, "a way to tell this server who the client is", identities...)
 	if s.MaxConnections < 0 {
-		m.judge(key+".max_connections", "%d is out of range; 0 is no limit", s.MaxConnections)
+		m.report(key+".max_connections", "%d is out of range; 0 is no limit", s.MaxConnections)
 	}
 	if s.Addresses == nil {
 		m.checkServerAt(key, key+".address", s, s.Address)
 	} else if s.Address != "" {
-		m.judge(key+".addresses", "stands beside address; write all of them here")
+		m.report(key+".addresses", "stands beside address; write all of them here")
 	} else {
 		for i, address := range s.Addresses {
 			m.checkServerAt(key, fmt.Sprintf("%s.addresses[%d]", key, i), s, address)
 		}
 	}
 	if strings.HasSuffix(key, ".submission") && (s.StableBodies || s.EstimatedSizes) {
-		m.judge(key, "stable_bodies and estimated_sizes belong to imap; remove them")
+		m.report(key, "stable_bodies and estimated_sizes belong to imap; remove them")
 	}
 	m.checkServerTLS(key, s)
 }
@@ -184,25 +185,25 @@ func (m *mistakes) checkKind(key string, s *Server, kinds []string) {
 func (m *mistakes) checkServerAt(key, at string, s *Server, address string) {
 	host := m.checkServerAddress(at, address)
 	if s.TLS == "none" && host != "" && !isLoopback(host) && !s.Insecure {
-		m.judge(key+".tls", "none would send passwords in the clear to %s; use implicit or starttls, or say insecure: true", quote(address))
+		m.report(key+".tls", "none would send passwords in the clear to %s; use implicit or starttls, or say insecure: true", quote(address))
 	}
 }
 
 func (m *mistakes) checkServerTLS(key string, s *Server) {
 	if s.TLS != "none" {
 		if s.Insecure {
-			m.judge(key+".insecure", "allows tls: none and nothing else; remove it, as tls is %s", s.TLS)
+			m.report(key+".insecure", "allows tls: none and nothing else; remove it, as tls is %s", s.TLS)
 		}
 		if s.ServerName != "" && !isHost(s.ServerName) {
-			m.judge(key+".server_name", "%s is not a host name", quote(s.ServerName))
+			m.report(key+".server_name", "%s is not a host name", quote(s.ServerName))
 		}
 		return
 	}
 	if s.CA != "" {
-		m.judge(key+".ca", "has no meaning with tls: none; remove one of them")
+		m.report(key+".ca", "has no meaning with tls: none; remove one of them")
 	}
 	if s.ServerName != "" {
-		m.judge(key+".server_name", "has no meaning with tls: none; remove one of them")
+		m.report(key+".server_name", "has no meaning with tls: none; remove one of them")
 	}
 }
 
@@ -211,13 +212,13 @@ func (m *mistakes) checkServerAddress(key, address string) string {
 	host, port, err := splitAddress(address)
 	switch {
 	case address == "":
-		m.judge(key, `missing; write a host and a port such as "10.0.0.5:993"`)
+		m.report(key, `missing; write a host and a port such as "10.0.0.5:993"`)
 	case err != nil:
-		m.judge(key, "%v", err)
+		m.report(key, "%v", err)
 	case !isHost(host):
-		m.judge(key, "%s begins with no host name or IP address", quote(address))
+		m.report(key, "%s begins with no host name or IP address", quote(address))
 	case port == 0:
-		m.judge(key, "%s has no port to connect to", quote(address))
+		m.report(key, "%s has no port to connect to", quote(address))
 	default:
 		return host
 	}
@@ -227,14 +228,14 @@ func (m *mistakes) checkServerAddress(key, address string) string {
 func (m *mistakes) checkRoutes() {
 	c := m.cfg
 	if len(c.Routes) == 0 && len(c.Backends) > 1 {
-		m.judge("routes", "missing; with several backends one has to be chosen, such as - {backend: %s}", slices.Min(slices.Collect(maps.Keys(c.Backends))))
+		m.report("routes", "missing; with several backends one has to be chosen, such as - {backend: %s}", slices.Min(slices.Collect(maps.Keys(c.Backends))))
 	}
 	all := -1 // the route that takes every login
 	routed := map[string]bool{}
 	for i, r := range c.Routes {
 		key := fmt.Sprintf("routes[%d]", i)
 		if all >= 0 {
-			m.judge(key, "never reached, as routes[%d] takes every login; remove one of them", all)
+			m.report(key, "never reached, as routes[%d] takes every login; remove one of them", all)
 			continue
 		}
 		if m.checkRoute(key, r); !routed[r.Backend] {
@@ -246,7 +247,7 @@ func (m *mistakes) checkRoutes() {
 		}
 	}
 	if len(c.Routes) > 0 && all < 0 {
-		m.judge("routes", "leave some logins without a backend; end with one that takes the rest, - {backend: ...}")
+		m.report("routes", "leave some logins without a backend; end with one that takes the rest, - {backend: ...}")
 	}
 }
 
@@ -259,23 +260,23 @@ func (m *mistakes) checkRoute(key string, r Route) {
 		}
 	}
 	if ways > 1 {
-		m.judge(key, "has more than one of file, hook and domain; write a route for each")
+		m.report(key, "has more than one of file, hook and domain; write a route for each")
 	}
 	switch {
 	case r.Hook != "" && r.Backend != "":
-		m.judge(key+".backend", "has no meaning beside hook, which answers with one; remove it")
+		m.report(key+".backend", "has no meaning beside hook, which answers with one; remove it")
 	case r.Hook != "":
 		m.checkHook(key, r)
 		return
 	case r.Timeout != 0 || r.Cache != 0:
-		m.judge(key, "timeout and cache belong to a hook; remove them")
+		m.report(key, "timeout and cache belong to a hook; remove them")
 	}
 	if r.Domain != "" && !isHostname(r.Domain) {
-		m.judge(key+".domain", "%s is not a domain", quote(r.Domain))
+		m.report(key+".domain", "%s is not a domain", quote(r.Domain))
 	}
 	switch {
 	case r.Backend == "":
-		m.judge(key+".backend", "missing; write the name of a backend")
+		m.report(key+".backend", "missing; write the name of a backend")
 	case !known:
 		m.unknownBackend(key+".backend", r.Backend)
 	}
@@ -283,7 +284,7 @@ func (m *mistakes) checkRoute(key string, r Route) {
 
 func (m *mistakes) checkHook(key string, r Route) {
 	if u, err := url.Parse(r.Hook); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		m.judge(key+".hook", "%s is not a URL such as http://127.0.0.1:8082/route", quote(r.Hook))
+		m.report(key+".hook", "%s is not a URL such as http://127.0.0.1:8082/route", quote(r.Hook))
 	}
 	m.checkDuration(key+".timeout", r.Timeout, 10*time.Millisecond, "")
 	m.checkDuration(key+".cache", r.Cache, 0, "")
@@ -292,17 +293,17 @@ func (m *mistakes) checkHook(key string, r Route) {
 func (m *mistakes) checkAccounts() {
 	a := m.cfg.Accounts
 	if a.DefaultDomain != "" && !isHostname(a.DefaultDomain) {
-		m.judge("accounts.default_domain", "%s is not a domain", quote(a.DefaultDomain))
+		m.report("accounts.default_domain", "%s is not a domain", quote(a.DefaultDomain))
 	}
 	for i, r := range a.Rewrite {
 		key := fmt.Sprintf("accounts.rewrite[%d]", i)
 		if r.Match == "" {
-			m.judge(key+".match", "missing; write a regular expression such as ^(web[0-9]+p[0-9]+)@.*$")
+			m.report(key+".match", "missing; write a regular expression such as ^(web[0-9]+p[0-9]+)@.*$")
 		} else if _, err := regexp.Compile(r.Match); err != nil {
-			m.judge(key+".match", "%v", err)
+			m.report(key+".match", "%v", err)
 		}
 		if r.To == "" {
-			m.judge(key+".to", "missing; write what the name becomes, such as $1")
+			m.report(key+".to", "missing; write what the name becomes, such as $1")
 		}
 	}
 }
@@ -313,7 +314,7 @@ func (m *mistakes) checkTexts() {
 	for i, d := range m.cfg.Domains {
 		key := fmt.Sprintf("domains[%d]", i)
 		if !isHostname(d.Domain) {
-			m.judge(key+".domain", "%s is not a domain", quote(d.Domain))
+			m.report(key+".domain", "%s is not a domain", quote(d.Domain))
 		}
 		m.checkWords(key+".texts", d.Texts)
 	}
@@ -325,21 +326,21 @@ func (m *mistakes) checkWords(key string, t Texts) {
 	for i := range v.NumField() {
 		text, k := v.Field(i).String(), key+"."+v.Type().Field(i).Tag.Get("yaml")
 		if len(text) > most {
-			m.judge(k, "has %d octets; the protocols leave room for %d", len(text), most)
+			m.report(k, "has %d octets; the protocols leave room for %d", len(text), most)
 		}
 		if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' }) {
-			m.judge(k, "holds more than ASCII, which POP3 and SMTP cannot say")
+			m.report(k, "holds more than ASCII, which POP3 and SMTP cannot say")
 		}
 	}
 }
 
 func (m *mistakes) unknownBackend(key, name string) {
-	if near := nearest(name, maps.Keys(m.cfg.Backends)); near != "" {
-		m.judge(key, "%s is not a backend; is %s meant?", quote(name), near)
+	if near := nearestWord(name, maps.Keys(m.cfg.Backends)); near != "" {
+		m.report(key, "%s is not a backend; is %s meant?", quote(name), near)
 		return
 	}
 	if len(m.cfg.Backends) > 0 {
-		m.judge(key, "%s is not a backend; use %s", quote(name), list(slices.Sorted(maps.Keys(m.cfg.Backends))))
+		m.report(key, "%s is not a backend; use %s", quote(name), joinWords(slices.Sorted(maps.Keys(m.cfg.Backends))))
 	}
 }
 
@@ -362,8 +363,8 @@ func (m *mistakes) checkRouted(name string) {
 		default:
 			continue
 		}
-		if !there && !m.lost(join("backends", name)+"."+part) {
-			m.judge(fmt.Sprintf("listeners[%d].protocol", i), "%s needs backends.%s.%s, which is missing", l.Protocol, name, part)
+		if !there && !m.isUnreadable(joinKey("backends", name)+"."+part) {
+			m.report(fmt.Sprintf("listeners[%d].protocol", i), "%s needs backends.%s.%s, which is missing", l.Protocol, name, part)
 		}
 	}
 }
@@ -373,15 +374,15 @@ func (m *mistakes) checkControl() {
 	// has a name that is longer by 4.
 	const most = 103
 	c, key := m.cfg.Control, "control.socket"
-	stands := m.cfg.Stands(key)
+	stands := m.cfg.IsSet(key)
 	if !stands {
 		key = "state.path" // it is in there
 	}
 	if n := len(c.Socket); n > most {
-		m.judge(key, "the control socket %s has a path of %d octets, and a socket's may have %d: set control.socket to a shorter one, or off", quote(c.Socket), n, most)
+		m.report(key, "the control socket %s has a path of %d octets, and a socket's may have %d: set control.socket to a shorter one, or off", quote(c.Socket), n, most)
 	}
 	if c.Group != "" && !stands {
-		m.judge("control.group", "needs control.socket, in a directory that the group can enter: state.path is for Postern's user alone")
+		m.report("control.group", "needs control.socket, in a directory that the group can enter: state.path is for Postern's user alone")
 	}
 }
 
@@ -405,14 +406,14 @@ func (m *mistakes) checkDuration(key string, d, least time.Duration, reason stri
 	const most = 24 * time.Hour
 	switch {
 	case d < least:
-		m.judge(key, "%s is too short; the least is %s%s", short(d), short(least), reason)
+		m.report(key, "%s is too short; the least is %s%s", shortDuration(d), shortDuration(least), reason)
 	case d > most:
-		m.judge(key, "%s is too long; the most is %s", short(d), short(most))
+		m.report(key, "%s is too long; the most is %s", shortDuration(d), shortDuration(most))
 	}
 }
 
 // short writes 35m as its author would, not 35m0s.
-func short(d time.Duration) string {
+func shortDuration(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {
 		s = strings.TrimSuffix(s, "0s")
@@ -425,7 +426,7 @@ func short(d time.Duration) string {
 
 func (m *mistakes) checkNumber(key string, n, most int) {
 	if n < 1 || n > most {
-		m.judge(key, "%d is out of range; use 1 to %d", n, most)
+		m.report(key, "%d is out of range; use 1 to %d", n, most)
 	}
 }
 
@@ -433,9 +434,9 @@ func (m *mistakes) checkWord(key, word, what string, known ...string) {
 	switch {
 	case slices.Contains(known, word):
 	case word == "":
-		m.judge(key, "missing; use %s", list(known))
+		m.report(key, "missing; use %s", joinWords(known))
 	default:
-		m.judge(key, "%s is not %s; use %s", quote(word), what, list(known))
+		m.report(key, "%s is not %s; use %s", quote(word), what, joinWords(known))
 	}
 }
 
@@ -463,13 +464,13 @@ func isLoopback(host string) bool {
 	return err == nil && addr.Unmap().IsLoopback() || strings.EqualFold(host, "localhost") // RFC 6761 section 6.3
 }
 
-// isHost says whether s is a host name or an IP address.
+// isHost reports whether s is a host name or an IP address.
 func isHost(s string) bool {
 	_, err := netip.ParseAddr(s)
 	return err == nil || isHostname(s)
 }
 
-// isHostname says whether s is a host name. Underscores are allowed: they are
+// isHostname reports whether s is a host name. Underscores are allowed: they are
 // seen inside private networks.
 func isHostname(s string) bool {
 	label := ""
@@ -482,7 +483,7 @@ func isHostname(s string) bool {
 	return len(s) <= 253 && strings.Trim(label, "0123456789") != ""
 }
 
-// isName says whether s can name a listener or backend: in logs, as a label of
+// isName reports whether s can name a listener or backend: in logs, as a label of
 // metrics, in keys such as backends.main.imap.
 func isName(s string) bool {
 	const most = 64

@@ -1,8 +1,8 @@
 // Package configs holds Postern's configuration: its types and defaults, the
-// strict reading of a YAML file, and the rules that the file has to keep. Every
-// mistake is found in one go and told with file, line and key.
+// strict reading of a YAML file, and the rules for its values. Load returns a
+// Config, or Errors: all mistakes at once, each with file, line and key.
 //
-// Beside the code stand the files an operator wants: postern.yaml is the
+// The directory also has the files that an operator needs: postern.yaml is the
 // documented example.
 package configs
 
@@ -14,9 +14,11 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"postern/proxy"
 )
 
-// Config is a whole configuration as Load returns it: defaults filled in,
+// Config is a complete configuration as Load returns it: defaults filled in,
 // values in range, names resolved. The field tags are the keys of the file.
 type Config struct {
 	// Hostname is said in greetings and EHLO. Default: the machine's name.
@@ -26,7 +28,7 @@ type Config struct {
 	Backends        map[string]Backend `yaml:"backends"`
 	Routes          []Route            `yaml:"routes"` // first match wins
 	Accounts        Accounts           `yaml:"accounts"`
-	Protocols          Protocols             `yaml:"policy"`
+	Protocols       Protocols          `yaml:"policy"`
 	Texts           Texts              `yaml:"texts"`
 	Domains         []Domain           `yaml:"domains"`
 	TrustedNetworks []netip.Prefix     `yaml:"trusted_networks"` // masked, IPv4 never as ::ffff:
@@ -140,7 +142,7 @@ type Rewrite struct {
 	To    string `yaml:"to"` // $1 is the first group
 }
 
-// Policy is which protocols an account may use.
+// Protocols says which protocols an account may use.
 type Protocols struct {
 	File string `yaml:"file"` // read again when it changes
 }
@@ -232,14 +234,14 @@ func defaults() Config {
 	return Config{
 		TLS: TLS{UnknownName: "default", Profile: "modern"},
 		Timeouts: Timeouts{
-			Handshake:      10 * time.Second,
-			Login:          60 * time.Second,
-			Dial:           10 * time.Second,
-			Backend:        30 * time.Second,
-			IMAPIdle:       35 * time.Minute,
-			POP3Idle:       10 * time.Minute,
-			SubmissionIdle: 5 * time.Minute,
-			Stall:          5 * time.Minute,
+			Handshake:      proxy.DefaultHandshake,
+			Login:          proxy.DefaultLogin,
+			Dial:           proxy.DefaultDial,
+			Backend:        proxy.DefaultReply,
+			IMAPIdle:       proxy.DefaultIMAPIdle,
+			POP3Idle:       proxy.DefaultPOP3Idle,
+			SubmissionIdle: proxy.DefaultSubmissionIdle,
+			Stall:          proxy.DefaultStall,
 			Spread:         10 * time.Second,
 			Shutdown:       30 * time.Second,
 			Upgrade:        10 * time.Minute,
@@ -256,7 +258,7 @@ func defaults() Config {
 	}
 }
 
-// fillIn gives what the file left out and what depends on the rest of it.
+// fillIn sets what the file left out and what depends on the rest of the file.
 func (c *Config) fillIn(machine string) {
 	if c.Hostname == "" {
 		c.Hostname = machine
@@ -268,17 +270,17 @@ func (c *Config) fillIn(machine string) {
 	}
 	for i := range c.Routes {
 		r := &c.Routes[i]
-		r.File = c.beside(r.File)
+		r.File = c.resolvePath(r.File)
 		r.Domain = strings.ToLower(r.Domain)
 		if r.Hook != "" {
-			r.Timeout, r.Cache = cmp.Or(r.Timeout, 2*time.Second), cmp.Or(r.Cache, time.Minute)
+			r.Timeout, r.Cache = cmp.Or(r.Timeout, proxy.DefaultHookTimeout), cmp.Or(r.Cache, proxy.DefaultHookCache)
 		}
 	}
 	for i := range c.Domains {
 		c.Domains[i].Domain = strings.ToLower(c.Domains[i].Domain)
 	}
-	c.Protocols.File = c.beside(c.Protocols.File)
-	c.Log.Fail2ban = c.beside(c.Log.Fail2ban)
+	c.Protocols.File = c.resolvePath(c.Protocols.File)
+	c.Log.Fail2ban = c.resolvePath(c.Log.Fail2ban)
 	c.fillInGuard()
 	for name, b := range c.Backends {
 		if b.IMAP != nil {
@@ -289,7 +291,7 @@ func (c *Config) fillIn(machine string) {
 		}
 		for _, s := range []*Server{b.IMAP, b.Submission} {
 			if s != nil {
-				s.CA = c.beside(s.CA)
+				s.CA = c.resolvePath(s.CA)
 				s.fillIn()
 			}
 		}
@@ -300,7 +302,7 @@ func (c *Config) fillIn(machine string) {
 	if c.State.Path == "off" {
 		c.State.Path = ""
 	}
-	c.State.Path = c.beside(c.State.Path)
+	c.State.Path = c.resolvePath(c.State.Path)
 	c.fillInTLS()
 	c.fillInControl()
 	if c.Metrics.Address == "off" {
@@ -313,7 +315,7 @@ func (c *Config) fillInControl() {
 	case c.Control.Socket == "off":
 		c.Control.Socket = ""
 	case c.Control.Socket != "":
-		c.Control.Socket = c.beside(c.Control.Socket)
+		c.Control.Socket = c.resolvePath(c.Control.Socket)
 	case c.State.Path != "":
 		c.Control.Socket = filepath.Join(c.State.Path, "control.sock")
 	}
@@ -338,8 +340,8 @@ func (c *Config) nameListeners() {
 	}
 }
 
-// beside resolves a path that is relative to the configuration file's folder.
-func (c *Config) beside(path string) string {
+// resolvePath resolves a path relative to the folder of the configuration file.
+func (c *Config) resolvePath(path string) string {
 	if path == "" || filepath.IsAbs(path) {
 		return path
 	}

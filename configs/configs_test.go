@@ -452,7 +452,7 @@ func TestAListenerNameIsUnique(t *testing.T) {
 // Criterion: unknown key, duplicate key, missing file, bad duration and an address twice are all named in one go, each with file, line and key.
 func TestAllMistakesAreNamedInOneGo(t *testing.T) {
 	dir := t.TempDir()
-	path := write(t, dir, "postern.yaml", `hostnam: mail.example.org
+	path := writeFile(t, dir, "postern.yaml", `hostnam: mail.example.org
 listeners:
   - {protocol: imap, address: ":993"}
   - {protocol: imaps, address: "127.0.0.1:993"}
@@ -495,7 +495,7 @@ func TestAFileThatCannotBeReadIsNoMistakeInIt(t *testing.T) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Load of no file: %v, want %v", err, fs.ErrNotExist)
 	}
-	path := write(t, t.TempDir(), "postern.yaml", strings.Repeat("#", maxFile+1))
+	path := writeFile(t, t.TempDir(), "postern.yaml", strings.Repeat("#", maxFile+1))
 	_, err = Load(path)
 	if want := "read configuration: " + path + " is larger than 1048576 bytes"; err == nil || err.Error() != want {
 		t.Errorf("Load of a large file: %v, want %s", err, want)
@@ -518,10 +518,10 @@ func TestFilesAreJudgedByWhatIsInThem(t *testing.T) {
 			dir := t.TempDir()
 			writePair(t, dir, "mail")
 			writePair(t, dir, "other")
-			write(t, dir, "both.pem", read(t, dir, "mail.key")+read(t, dir, "mail.pem"))
-			write(t, dir, "broken.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")})))
+			writeFile(t, dir, "both.pem", readTestFile(t, dir, "mail.key")+readTestFile(t, dir, "mail.pem"))
+			writeFile(t, dir, "broken.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")})))
 			text := strings.NewReplacer("mail.pem", c.cert, "mail.key", c.key, `5:993"`, `5:993", ca: `+c.ca).Replace(good)
-			path := write(t, dir, "postern.yaml", text)
+			path := writeFile(t, dir, "postern.yaml", text)
 			got := ""
 			if _, err := Load(path); err != nil {
 				got = err.Error()
@@ -557,13 +557,13 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 	dir := t.TempDir()
 	writePair(t, dir, "mail")
 	writePair(t, dir, "internal-ca")
-	write(t, dir, "customers", "example.org\n")
-	text := strings.ReplaceAll(read(t, ".", "postern.yaml"), "/etc/postern/tls", dir)
-	cfg, err := Load(write(t, dir, "postern.yaml", text))
+	writeFile(t, dir, "customers", "example.org\n")
+	text := strings.ReplaceAll(readTestFile(t, ".", "postern.yaml"), "/etc/postern/tls", dir)
+	cfg, err := Load(writeFile(t, dir, "postern.yaml", text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range keys(reflect.TypeFor[Config]()) {
+	for _, key := range keysOf(reflect.TypeFor[Config]()) {
 		if !strings.Contains(text, key+":") && !strings.Contains(text, "\n#   "+key+" ") {
 			t.Errorf("the example does not name the key %s", key)
 		}
@@ -574,7 +574,7 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 	all := strings.NewReplacer(
 		"\n  # - ", "\n  - ", "\n    # submission:", "\n  other:\n    submission:", "\n  # ", "\n  ",
 	).Replace(text)
-	same, err := Load(write(t, dir, "all.yaml", all))
+	same, err := Load(writeFile(t, dir, "all.yaml", all))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -602,10 +602,10 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 }
 
 // keys is every key of t's fields and of what they hold.
-func keys(t reflect.Type) []string {
+func keysOf(t reflect.Type) []string {
 	switch t.Kind() {
 	case reflect.Slice, reflect.Map, reflect.Pointer:
-		return keys(t.Elem())
+		return keysOf(t.Elem())
 	case reflect.Struct:
 	default:
 		return nil
@@ -615,9 +615,9 @@ func keys(t reflect.Type) []string {
 		switch key := field.Tag.Get("yaml"); key {
 		case "":
 		case ",inline":
-			all = append(all, keys(field.Type)...)
+			all = append(all, keysOf(field.Type)...)
 		default:
-			all = append(append(all, key), keys(field.Type)...)
+			all = append(append(all, key), keysOf(field.Type)...)
 		}
 	}
 	return all
@@ -658,7 +658,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-func write(t *testing.T, dir, name, text string) (path string) {
+func writeFile(t *testing.T, dir, name, text string) (path string) {
 	t.Helper()
 	path = filepath.Join(dir, name)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -667,7 +667,7 @@ func write(t *testing.T, dir, name, text string) (path string) {
 	return path
 }
 
-func read(t *testing.T, dir, name string) string {
+func readTestFile(t *testing.T, dir, name string) string {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(dir, name))
 	if err != nil {
@@ -692,6 +692,6 @@ func writePair(t *testing.T, dir, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, dir, name+".pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})))
-	write(t, dir, name+".key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
+	writeFile(t, dir, name+".pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})))
+	writeFile(t, dir, name+".key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
 }

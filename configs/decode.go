@@ -19,45 +19,45 @@ import (
 // maxNodes bounds the entries of a list, and the keys and values of a mapping.
 const maxNodes = 10_000
 
-// decode puts the document into the Config. The yaml package's own decoder
-// stops at the first unknown key and knows no columns; this one walks the
-// nodes, remembers where each key stands, and goes on after a mistake.
+// decode stores the document in the Config. The decoder of package yaml stops at
+// the first unknown key and has no columns; decode keeps the position of each
+// key, and goes on after a mistake.
 func (m *mistakes) decode(root *yaml.Node) {
 	m.value("", root, reflect.ValueOf(m.cfg).Elem())
 }
 
 func (m *mistakes) value(key string, n *yaml.Node, v reflect.Value) {
-	want := shape(v.Type())
+	want := nodeKind(v.Type())
 	switch {
 	case n.Kind == yaml.AliasNode || n.Anchor != "":
-		m.spoil(key, "anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign")
+		m.addUnreadable(key, "anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign")
 	case n.Style&yaml.TaggedStyle != 0:
-		m.spoil(key, "tags (!) are not supported; quote a value that begins with !")
+		m.addUnreadable(key, "tags (!) are not supported; quote a value that begins with !")
 	case n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null":
 		if want == yaml.ScalarNode {
-			m.spoil(key, "has no value; give it one or remove the key")
+			m.addUnreadable(key, "has no value; give it one or remove the key")
 		} // else all keys below are commented out
 	case n.Kind != want:
-		m.spoil(key, "%s is expected here, not %s", shapeName(want), shapeName(n.Kind))
+		m.addUnreadable(key, "%s is expected here, not %s", nodeKindName(want), nodeKindName(n.Kind))
 	case len(n.Content) > maxNodes:
-		m.spoil(key, "too long; Postern reads %d entries at most", maxNodes)
+		m.addUnreadable(key, "too long; Postern reads %d entries at most", maxNodes)
 	case want == yaml.ScalarNode:
 		if err := scalar(n.Value, v); err != nil {
-			m.spoil(key, "%v", err)
+			m.addUnreadable(key, "%v", err)
 		}
 	case want == yaml.SequenceNode:
 		m.list(key, n, v)
 	case v.Kind() == reflect.Map:
-		m.named(key, n, v)
+		m.mapping(key, n, v)
 	case v.Kind() == reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
-		m.fields(key, n, v.Elem())
+		m.structure(key, n, v.Elem())
 	default:
-		m.fields(key, n, v)
+		m.structure(key, n, v)
 	}
 }
 
-func shape(t reflect.Type) yaml.Kind {
+func nodeKind(t reflect.Type) yaml.Kind {
 	switch {
 	case t == reflect.TypeFor[netip.Prefix](), t == reflect.TypeFor[netip.Addr]():
 		return yaml.ScalarNode
@@ -69,7 +69,7 @@ func shape(t reflect.Type) yaml.Kind {
 	return yaml.ScalarNode
 }
 
-func shapeName(k yaml.Kind) string {
+func nodeKindName(k yaml.Kind) string {
 	switch k {
 	case yaml.SequenceNode:
 		return `a list ("- ..." or [...])`
@@ -88,52 +88,51 @@ func (m *mistakes) list(key string, n *yaml.Node, v reflect.Value) {
 	}
 }
 
-func (m *mistakes) named(key string, n *yaml.Node, v reflect.Value) {
+func (m *mistakes) mapping(key string, n *yaml.Node, v reflect.Value) {
 	v.Set(reflect.MakeMap(v.Type()))
 	for name, item := range m.entries(key, n) {
 		if !isName(name) {
-			m.add(join(key, name), "%s is not a name; use letters, digits, - and _", quote(name))
+			m.add(joinKey(key, name), "%s is not a name; use letters, digits, - and _", quote(name))
 			continue
 		}
 		elem := reflect.New(v.Type().Elem()).Elem()
-		m.value(join(key, name), item, elem)
+		m.value(joinKey(key, name), item, elem)
 		v.SetMapIndex(reflect.ValueOf(name), elem)
 	}
 }
 
-func (m *mistakes) fields(key string, n *yaml.Node, v reflect.Value) {
+func (m *mistakes) structure(key string, n *yaml.Node, v reflect.Value) {
 	known := map[string]reflect.Value{}
-	fieldsOf(v, known)
+	addFields(v, known)
 	for name, item := range m.entries(key, n) {
 		if field, ok := known[name]; ok {
-			m.value(join(key, name), item, field)
+			m.value(joinKey(key, name), item, field)
 			continue
 		}
-		if near := nearest(name, maps.Keys(known)); near != "" {
-			m.add(join(key, name), "unknown key; is %s meant?", near)
-			m.spoilt[join(key, near)] = true
+		if near := nearestWord(name, maps.Keys(known)); near != "" {
+			m.add(joinKey(key, name), "unknown key; is %s meant?", near)
+			m.unreadable[joinKey(key, near)] = true
 			continue
 		}
-		m.add(join(key, name), "unknown key; known here: %s", strings.Join(slices.Sorted(maps.Keys(known)), ", "))
+		m.add(joinKey(key, name), "unknown key; known here: %s", strings.Join(slices.Sorted(maps.Keys(known)), ", "))
 	}
 }
 
-// fieldsOf adds the fields of a struct by their keys, with those of structs that
-// are part of it.
-func fieldsOf(v reflect.Value, known map[string]reflect.Value) {
+// addFields adds the fields of a struct by their keys, and those of inlined
+// structs.
+func addFields(v reflect.Value, known map[string]reflect.Value) {
 	for i := range v.NumField() {
 		switch key := v.Type().Field(i).Tag.Get("yaml"); key {
 		case "":
 		case ",inline":
-			fieldsOf(v.Field(i), known)
+			addFields(v.Field(i), known)
 		default:
 			known[key] = v.Field(i)
 		}
 	}
 }
 
-// entries yields the keys of a mapping, each once, and remembers where they
-// stand.
+// entries yields each key of a mapping once, and keeps its position.
 func (m *mistakes) entries(key string, n *yaml.Node) iter.Seq2[string, *yaml.Node] {
 	return func(yield func(string, *yaml.Node) bool) {
 		for i := 0; i+1 < len(n.Content); i += 2 {
@@ -142,7 +141,7 @@ func (m *mistakes) entries(key string, n *yaml.Node) iter.Seq2[string, *yaml.Nod
 				m.addAt(at, key, "a key is a plain word")
 				continue
 			}
-			k := join(key, name.Value)
+			k := joinKey(key, name.Value)
 			if first, ok := m.cfg.positions[k]; ok {
 				m.addAt(at, k, "written twice; the first is in line %d", first.line)
 				continue
@@ -155,7 +154,7 @@ func (m *mistakes) entries(key string, n *yaml.Node) iter.Seq2[string, *yaml.Nod
 	}
 }
 
-func join(key, name string) string {
+func joinKey(key, name string) string {
 	if !isName(name) {
 		name = quote(name) // it may be as long as the file, and hold line breaks
 	}
@@ -165,8 +164,8 @@ func join(key, name string) string {
 	return key + "." + name
 }
 
-// scalar reads a single value. Text is taken as written, without YAML's
-// guesses: the address 993 and the version 1.2 are no numbers.
+// scalar parses a single value. Text is taken as written, without YAML's type
+// detection: the address 993 and the version 1.2 are no numbers.
 func scalar(text string, v reflect.Value) (err error) {
 	switch p := v.Addr().Interface().(type) {
 	case *string:
@@ -207,7 +206,7 @@ func oneOf[T any](text, what string, values map[string]T) (T, error) {
 		return v, nil
 	}
 	var none T
-	return none, fmt.Errorf("%s is not %s; use %s", quote(text), what, list(slices.Sorted(maps.Keys(values))))
+	return none, fmt.Errorf("%s is not %s; use %s", quote(text), what, joinWords(slices.Sorted(maps.Keys(values))))
 }
 
 func duration(text string) (time.Duration, error) {
@@ -218,7 +217,7 @@ func duration(text string) (time.Duration, error) {
 	return d, nil
 }
 
-// ParseNetwork reads a network such as 10.0.0.0/24, or an address, which is a
+// ParseNetwork parses a network such as 10.0.0.0/24, or an address, which is a
 // network of one.
 func ParseNetwork(text string) (netip.Prefix, error) {
 	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
@@ -237,8 +236,9 @@ func ParseNetwork(text string) (netip.Prefix, error) {
 	return p, nil
 }
 
-// nearest is the known word that differs from word by a slip of the pen, or "".
-func nearest(word string, known iter.Seq[string]) string {
+// nearestWord returns the known word that word is probably a misspelling of, or
+// "".
+func nearestWord(word string, known iter.Seq[string]) string {
 	best, least := "", 1+min(2, len(word)/3)
 	for _, k := range slices.Sorted(known) {
 		if len(word)-len(k) >= least || len(k)-len(word) >= least {
@@ -251,8 +251,8 @@ func nearest(word string, known iter.Seq[string]) string {
 	return best
 }
 
-// distance counts the letters to change, add, leave out or swap with the next
-// to make b of a.
+// distance counts the letters to change, add, remove or swap with the next to
+// make b of a.
 func distance(a, b string) int {
 	d := make([][]int, len(a)+1) // d[i][j]: between a[:i] and b[:j]
 	for i := range d {

@@ -16,13 +16,13 @@ func TestConfigurationsInDocumentsAreReadable(t *testing.T) {
 	}
 	n := 0
 	for _, path := range append(documents, "../README.md") {
-		text := read(t, filepath.Dir(path), filepath.Base(path))
+		text := readTestFile(t, filepath.Dir(path), filepath.Base(path))
 		for _, block := range regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$").FindAllStringSubmatchIndex(text, -1) {
 			n++
 			cfg := defaults()
 			cfg.positions = map[string]position{}
 			cfg.file = filepath.Base(path)
-			m := &mistakes{cfg: &cfg, spoilt: map[string]bool{}}
+			m := &mistakes{cfg: &cfg, unreadable: map[string]bool{}}
 			line := strings.Count(text[:block[2]], "\n") // so that mistakes have the document's lines
 			if root := m.document([]byte(strings.Repeat("\n", line) + text[block[2]:block[3]])); root != nil {
 				m.decode(root)
@@ -44,7 +44,7 @@ func TestLinksOfDocumentsLeadSomewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range append(documents, "../README.md") {
-		text := read(t, filepath.Dir(path), filepath.Base(path))
+		text := readTestFile(t, filepath.Dir(path), filepath.Base(path))
 		for _, link := range regexp.MustCompile(`\]\(([^)\s]+)\)`).FindAllStringSubmatch(text, -1) {
 			to, anchor, _ := strings.Cut(link[1], "#")
 			if strings.Contains(to, "://") {
@@ -56,7 +56,7 @@ func TestLinksOfDocumentsLeadSomewhere(t *testing.T) {
 			}
 			if _, err := os.Stat(target); err != nil {
 				t.Errorf("%s: %v", path, err)
-			} else if anchor != "" && !anchorsOf(read(t, filepath.Dir(target), filepath.Base(target)))[anchor] {
+			} else if anchor != "" && !anchorsOf(readTestFile(t, filepath.Dir(target), filepath.Base(target)))[anchor] {
 				t.Errorf("%s: %s has no heading %s", path, target, anchor)
 			}
 		}

@@ -12,13 +12,13 @@ import (
 // maxFile bounds, in bytes, the configuration and each file it names.
 const maxFile = 1 << 20
 
-// checkFiles judges the files that the configuration names.
+// checkFiles checks the files that the configuration names.
 func (m *mistakes) checkFiles() {
 	m.checkPolicyFiles()
 	m.checkTLSFiles()
 	for name, b := range m.cfg.Backends {
-		m.checkCA(join("backends", name)+".imap.ca", b.IMAP)
-		m.checkCA(join("backends", name)+".submission.ca", b.Submission)
+		m.checkCA(joinKey("backends", name)+".imap.ca", b.IMAP)
+		m.checkCA(joinKey("backends", name)+".submission.ca", b.Submission)
 	}
 }
 
@@ -29,7 +29,7 @@ func (m *mistakes) checkPair(key string, c Certificate) {
 		return
 	}
 	if _, err := tls.X509KeyPair(cert, private); err != nil {
-		m.judge(key+".key", "%s and %s are no pair: %v", c.Key, c.Cert, err)
+		m.report(key+".key", "%s and %s are no pair: %v", c.Key, c.Cert, err)
 	}
 }
 
@@ -39,8 +39,8 @@ func (m *mistakes) checkCA(key string, s *Server) {
 	}
 }
 
-// certificates reads the file at path, which has to hold one; nil after a
-// mistake.
+// certificates reads the file at path, which must contain a certificate; it
+// returns nil after a mistake.
 func (m *mistakes) certificates(key, path string) []byte {
 	data := m.read(key, path)
 	if data == nil {
@@ -51,17 +51,17 @@ func (m *mistakes) certificates(key, path string) []byte {
 		block, rest = pem.Decode(rest) // a key may stand in the same file
 	}
 	if block == nil {
-		m.judge(key, "%s holds no certificate in PEM form", path)
+		m.report(key, "%s holds no certificate in PEM form", path)
 		return nil
 	}
 	if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-		m.judge(key, "%s holds a certificate that cannot be read: %v", path, err)
+		m.report(key, "%s holds a certificate that cannot be read: %v", path, err)
 		return nil
 	}
 	return data
 }
 
-// read returns what is in the file at path; nil if path is empty or after a
+// read returns the content of the file at path; nil if path is empty or after a
 // mistake.
 func (m *mistakes) read(key, path string) []byte {
 	if path == "" {
@@ -69,7 +69,7 @@ func (m *mistakes) read(key, path string) []byte {
 	}
 	data, err := readFile(path)
 	if err != nil {
-		m.judge(key, "%v", err)
+		m.report(key, "%v", err)
 		return nil
 	}
 	return data

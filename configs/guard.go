@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Limits bounds what clients can occupy. A network is an IPv4 address or an
-// IPv6 /64.
+// Limits bound what clients can occupy. A network is an IPv4 address or an IPv6
+// /64.
 type Limits struct {
 	MaxConnections     int           `yaml:"max_connections"`     // open client connections in all
 	Reserve            int           `yaml:"reserve"`             // of them, for networks that accounts have logged in from; default: a fifth
@@ -23,12 +23,12 @@ type Limits struct {
 
 // Guard bounds failed logins.
 type Guard struct {
-	Budgets  `yaml:",inline"`
-	Learning time.Duration `yaml:"learning"` // budgets of networks are larger, after a start without memory; 0: never
-	AuthPolicy   AuthPolicy    `yaml:"policy"`
+	Budgets    `yaml:",inline"`
+	Learning   time.Duration `yaml:"learning"` // budgets of networks are larger, after a start without memory; 0: never
+	AuthPolicy AuthPolicy    `yaml:"policy"`
 }
 
-// Budgets is how much guessing is let through.
+// Budgets are how many failed logins are allowed.
 type Budgets struct {
 	Known     Budget `yaml:"known"`      // an account's, from each network that it has logged in from
 	Pair      Budget `yaml:"pair"`       // an account's, from each other network
@@ -44,8 +44,8 @@ type Budgets struct {
 	StrictNIST bool          `yaml:"strict_nist"` // after 100 failures in a row, known networks only (NIST SP 800-63B)
 }
 
-// A ListenerGuard is what is other on a listener. Zeros, and false, are as for
-// all.
+// A ListenerGuard is what differs on a listener. Zero values, and false, are as
+// for all.
 type ListenerGuard struct {
 	Budgets         `yaml:",inline"`
 	AccountSessions int `yaml:"account_sessions"`
@@ -57,7 +57,7 @@ type Budget struct {
 	Every time.Duration `yaml:"every"` // one is given back
 }
 
-// AuthPolicy is a server that judges logins, by Dovecot's auth-policy protocol.
+// AuthPolicy is a server that judges logins by Dovecot's auth-policy protocol.
 type AuthPolicy struct {
 	URL          string        `yaml:"url"`          // "": there is none
 	APIKeyFile   string        `yaml:"api_key_file"` // "Header: value", or the value of X-API-Key
@@ -88,18 +88,18 @@ func defaultGuard() Guard {
 			OAuth:     Budget{Burst: 100, Every: 10 * time.Second},
 			Delay:     2 * time.Second,
 		},
-		Learning: 72 * time.Hour,
-		AuthPolicy:   AuthPolicy{Timeout: 2 * time.Second},
+		Learning:   72 * time.Hour,
+		AuthPolicy: AuthPolicy{Timeout: 2 * time.Second},
 	}
 }
 
-// fillInGuard gives what depends on the rest of the file.
+// fillInGuard sets what depends on the rest of the file.
 func (c *Config) fillInGuard() {
-	if !c.Stands("limits.reserve") {
+	if !c.IsSet("limits.reserve") {
 		c.Limits.Reserve = c.Limits.MaxConnections / 5
 	}
 	p := &c.Guard.AuthPolicy
-	p.APIKeyFile, p.NonceFile = c.beside(p.APIKeyFile), c.beside(p.NonceFile)
+	p.APIKeyFile, p.NonceFile = c.resolvePath(p.APIKeyFile), c.resolvePath(p.NonceFile)
 }
 
 func (m *mistakes) checkGuard() {
@@ -107,7 +107,7 @@ func (m *mistakes) checkGuard() {
 	const million = 1_000_000
 	m.checkNumber("limits.max_connections", l.MaxConnections, million)
 	if l.Reserve < 0 || l.Reserve >= max(l.MaxConnections, 1) {
-		m.judge("limits.reserve", "%d is out of range; use 0 to less than max_connections", l.Reserve)
+		m.report("limits.reserve", "%d is out of range; use 0 to less than max_connections", l.Reserve)
 	}
 	m.checkNumber("limits.network_connections", l.NetworkConnections, million)
 	m.checkNumber("limits.network_logins", l.NetworkLogins, million)
@@ -122,20 +122,20 @@ func (m *mistakes) checkGuard() {
 	m.checkAuthPolicy(m.cfg.Guard.AuthPolicy)
 }
 
-// checkBudgets judges those that stand, for the others are as for all.
+// checkBudgets checks the budgets in the file; the others are as for all.
 func (m *mistakes) checkBudgets(key string, b Budgets) {
 	for field, value := range reflect.ValueOf(b).Fields() {
-		k := join(key, field.Tag.Get("yaml"))
+		k := joinKey(key, field.Tag.Get("yaml"))
 		if budget, ok := reflect.TypeAssert[Budget](value); ok {
-			if m.cfg.Stands(k + ".burst") {
+			if m.cfg.IsSet(k + ".burst") {
 				m.checkNumber(k+".burst", budget.Burst, 10_000)
 			}
-			if m.cfg.Stands(k + ".every") {
+			if m.cfg.IsSet(k + ".every") {
 				m.checkDuration(k+".every", budget.Every, time.Second, "")
 			}
 		}
 	}
-	if m.cfg.Stands(key + ".delay") {
+	if m.cfg.IsSet(key + ".delay") {
 		m.checkSpan(key+".delay", b.Delay, 100*time.Millisecond, 30*time.Second)
 	}
 }
@@ -145,7 +145,7 @@ func (m *mistakes) checkListenerGuard(key string, g *ListenerGuard) {
 		return
 	}
 	m.checkBudgets(key, g.Budgets)
-	if m.cfg.Stands(key + ".account_sessions") {
+	if m.cfg.IsSet(key + ".account_sessions") {
 		m.checkNumber(key+".account_sessions", g.AccountSessions, 1_000_000)
 	}
 }
@@ -153,33 +153,33 @@ func (m *mistakes) checkListenerGuard(key string, g *ListenerGuard) {
 func (m *mistakes) checkAuthPolicy(p AuthPolicy) {
 	const key = "guard.policy"
 	if p.URL == "" {
-		if m.cfg.Stands(key) && (p != AuthPolicy{Timeout: p.Timeout}) {
-			m.judge(key+".url", "missing; write that of the policy server, such as http://127.0.0.1:8084/")
+		if m.cfg.IsSet(key) && (p != AuthPolicy{Timeout: p.Timeout}) {
+			m.report(key+".url", "missing; write that of the policy server, such as http://127.0.0.1:8084/")
 		}
 		return
 	}
 	if u, err := url.Parse(p.URL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		m.judge(key+".url", "%s is not a URL such as http://127.0.0.1:8084/", quote(p.URL))
+		m.report(key+".url", "%s is not a URL such as http://127.0.0.1:8084/", quote(p.URL))
 	}
 	m.checkSpan(key+".timeout", p.Timeout, 10*time.Millisecond, 30*time.Second)
 }
 
-// checkPolicyFiles wants what is in the files of a policy server to be there.
+// checkPolicyFiles checks that the files of a policy server are not empty.
 func (m *mistakes) checkPolicyFiles() {
 	p := m.cfg.Guard.AuthPolicy
 	for key, path := range map[string]string{"guard.policy.api_key_file": p.APIKeyFile, "guard.policy.nonce_file": p.NonceFile} {
 		if data := m.read(key, path); data != nil && len(data) == 0 {
-			m.judge(key, "%s is empty", path)
+			m.report(key, "%s is empty", path)
 		}
 	}
 }
 
-// checkSpan wants d between least and most.
+// checkSpan checks that d is between least and most.
 func (m *mistakes) checkSpan(key string, d, least, most time.Duration) {
 	switch {
 	case d < least:
-		m.judge(key, "%s is too short; the least is %s", short(d), short(least))
+		m.report(key, "%s is too short; the least is %s", shortDuration(d), shortDuration(least))
 	case d > most:
-		m.judge(key, "%s is too long; the most is %s", short(d), short(most))
+		m.report(key, "%s is too long; the most is %s", shortDuration(d), shortDuration(most))
 	}
 }

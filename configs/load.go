@@ -14,11 +14,11 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Load reads the configuration file at path and the certificates, keys and CAs
-// it names. It opens no socket. Mistakes in the file are returned as Errors,
-// all of them at once; a file that cannot be read is another error.
+// Load reads the configuration file at path, and the certificates, keys and CAs
+// that it names. It opens no socket. Mistakes in the file are returned as Errors,
+// all of them; a file that cannot be read is another error.
 func Load(path string) (*Config, error) {
-	m, err := readAll(path)
+	m, err := readAndCheck(path)
 	if err != nil {
 		return nil, err
 	}
@@ -29,10 +29,10 @@ func Load(path string) (*Config, error) {
 	return m.cfg, nil
 }
 
-// Read is Load for one who does not serve: the files that the configuration
-// names are not looked at, and need not be readable.
+// Read is Load for a process that does not serve: files that the configuration
+// names are not read, and may be unreadable.
 func Read(path string) (*Config, error) {
-	m, err := readAll(path)
+	m, err := readAndCheck(path)
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +42,7 @@ func Read(path string) (*Config, error) {
 	return m.cfg, nil
 }
 
-func readAll(path string) (*mistakes, error) {
+func readAndCheck(path string) (*mistakes, error) {
 	data, err := readFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
@@ -50,8 +50,8 @@ func readAll(path string) (*mistakes, error) {
 	return parse(path, data), nil
 }
 
-// Parse is Load for a text in memory: name stands for the path, and the files
-// that the text names are not looked at.
+// Parse is Load for a text in memory: name is used as its path, and files that
+// the text names are not read.
 func Parse(name string, data []byte) (*Config, error) {
 	m := parse(name, data)
 	if err := m.err(); err != nil {
@@ -64,23 +64,23 @@ func parse(name string, data []byte) *mistakes {
 	cfg := defaults()
 	cfg.file = name
 	cfg.positions = map[string]position{}
-	m := &mistakes{cfg: &cfg, spoilt: map[string]bool{}}
+	m := &mistakes{cfg: &cfg, unreadable: map[string]bool{}}
 	root := m.document(data)
 	if root == nil {
-		return m // nothing else can be known
+		return m // there is nothing to check
 	}
 	m.decode(root)
-	machine, _ := os.Hostname() // without one check asks for the key
+	machine, _ := os.Hostname() // without one check reports the missing key
 	cfg.fillIn(machine)
 	m.check()
 	return m
 }
 
-// document parses the one YAML document in data; nil if it is none. A text of
-// nothing but comments is an empty mapping: its author then learns what has to
-// be in it.
+// document parses the one YAML document in data; it returns nil if there is none.
+// A text of nothing but comments is an empty mapping: the errors then say what is
+// missing.
 func (m *mistakes) document(data []byte) *yaml.Node {
-	if line := illegible(data); line != 0 {
+	if line := firstInvalidLine(data); line != 0 {
 		m.addAt(position{line: line}, "", "not text in UTF-8: a control character, or a letter in another encoding")
 		return nil
 	}
@@ -90,23 +90,23 @@ func (m *mistakes) document(data []byte) *yaml.Node {
 	case errors.Is(err, io.EOF):
 		return &yaml.Node{Kind: yaml.MappingNode}
 	case err != nil:
-		m.notYAML(data, err)
+		m.addYAMLError(data, err)
 		return nil
 	}
 	switch err := d.Decode(&second); {
 	case errors.Is(err, io.EOF):
 		return doc.Content[0]
 	case err != nil:
-		m.notYAML(data, err)
+		m.addYAMLError(data, err)
 	default:
 		m.addAt(position{second.Line, second.Column}, "", "a second document begins here; one file holds one configuration")
 	}
 	return nil
 }
 
-// illegible is the first line with a byte that is no text, 0 if there is none:
-// the yaml package refuses such bytes without saying where they are.
-func illegible(data []byte) int {
+// firstInvalidLine returns the first line that is no text, or 0: package yaml
+// refuses such bytes without their position.
+func firstInvalidLine(data []byte) int {
 	n := 0
 	for line := range bytes.Lines(data) {
 		n++
@@ -118,14 +118,14 @@ func illegible(data []byte) int {
 	return 0
 }
 
-// The yaml package tells the line of a mistake in its text alone, and counts
-// from 0 those that its parser, not its scanner, finds.
+// Package yaml has the line of an error only in its text, and counts from 0 the
+// lines of its parser, but not those of its scanner.
 var (
 	yamlError   = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)`)
 	parserError = regexp.MustCompile(`^did not find expected (?:key|'-' indicator|',' or|node content|<document start>)`)
 )
 
-func (m *mistakes) notYAML(data []byte, err error) {
+func (m *mistakes) addYAMLError(data []byte, err error) {
 	line, text := 1, err.Error()
 	if found := yamlError.FindStringSubmatch(text); found != nil {
 		text = found[2]
@@ -137,7 +137,7 @@ func (m *mistakes) notYAML(data []byte, err error) {
 		}
 	}
 	lines := bytes.SplitN(data, []byte("\n"), line+1)
-	line = min(line, len(lines)) // the end may be counted as a line of its own
+	line = min(line, len(lines)) // the end may count as a line
 	if bytes.HasPrefix(bytes.TrimLeft(lines[line-1], " "), []byte("\t")) {
 		text += "; indent with spaces, not with tabs"
 	}

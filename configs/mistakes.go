@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"postern/proxy/wire"
 )
 
 // An Error is one mistake in a configuration file.
@@ -15,7 +17,7 @@ type Error struct {
 	Text         string // what is wrong and what to write instead
 }
 
-// Error says the mistake as file:line: key: text.
+// Error returns file:line: key: text.
 func (e Error) Error() string {
 	if e.Key == "" {
 		return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Text)
@@ -23,10 +25,10 @@ func (e Error) Error() string {
 	return fmt.Sprintf("%s:%d: %s: %s", e.File, e.Line, e.Key, e.Text)
 }
 
-// Errors is all mistakes of a configuration, in the order of the file.
+// Errors are all mistakes of a configuration, in the order of the file.
 type Errors []Error
 
-// Error says the mistakes, one a line.
+// Error returns the mistakes, one a line.
 func (e Errors) Error() string {
 	lines := make([]string, len(e))
 	for i, err := range e {
@@ -35,16 +37,15 @@ func (e Errors) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Errorf is a mistake at key, for those that show only when the configuration
-// is used. A key that does not stand in the file gets the line of the nearest
-// one above it.
+// Errorf returns a mistake at key that is found only when the configuration is
+// used. A key that is not in the file gets the line of the nearest one above it.
 func (c *Config) Errorf(key, format string, args ...any) Error {
 	at := c.position(key)
 	return Error{c.file, at.line, at.column, key, fmt.Sprintf(format, args...)}
 }
 
-// Stands reports whether key stands in the file: else it has its default.
-func (c *Config) Stands(key string) bool {
+// IsSet reports whether key is in the file: if not, it has its default.
+func (c *Config) IsSet(key string) bool {
 	_, ok := c.positions[key]
 	return ok
 }
@@ -63,52 +64,53 @@ func (c *Config) position(key string) position {
 	}
 }
 
-// parent is the key above: listeners[1].protocol, listeners[1], listeners, "".
+// parent returns the key above: listeners[1].protocol, listeners[1], listeners,
+// "".
 func parent(key string) string {
 	return key[:max(strings.LastIndexAny(key, ".["), 0)]
 }
 
-// mistakes collects what is wrong with a configuration.
+// mistakes collects the mistakes of a configuration.
 type mistakes struct {
-	cfg    *Config
-	errs   Errors
-	spoilt map[string]bool // keys whose value could not be read
+	cfg        *Config
+	errs       Errors
+	unreadable map[string]bool // keys whose value could not be read
 }
 
 func (m *mistakes) add(key, format string, args ...any) {
 	m.errs = append(m.errs, m.cfg.Errorf(key, format, args...))
 }
 
-// addAt is add for a key that stands, once more, somewhere else.
+// addAt is add for a key that is in the file a second time.
 func (m *mistakes) addAt(at position, key, format string, args ...any) {
 	m.errs = append(m.errs, Error{m.cfg.file, at.line, at.column, key, fmt.Sprintf(format, args...)})
 }
 
-// spoil adds a mistake after which key has no value that could be judged.
-func (m *mistakes) spoil(key, format string, args ...any) {
+// addUnreadable adds a mistake and marks the value of key as unreadable.
+func (m *mistakes) addUnreadable(key, format string, args ...any) {
 	m.add(key, format, args...)
-	m.spoilt[key] = true
+	m.unreadable[key] = true
 }
 
-// judge adds a mistake in the value of key, unless that value is lost: one slip
-// of the pen is told once.
-func (m *mistakes) judge(key, format string, args ...any) {
-	if !m.lost(key) {
+// report adds a mistake in the value of key, unless the value is unreadable: one
+// slip is reported once.
+func (m *mistakes) report(key, format string, args ...any) {
+	if !m.isUnreadable(key) {
 		m.add(key, format, args...)
 	}
 }
 
-// lost says whether key or one above it is spoilt.
-func (m *mistakes) lost(key string) bool {
+// isUnreadable reports whether key or a key above it is unreadable.
+func (m *mistakes) isUnreadable(key string) bool {
 	for ; key != ""; key = parent(key) {
-		if m.spoilt[key] {
+		if m.unreadable[key] {
 			return true
 		}
 	}
-	return m.spoilt[""]
+	return m.unreadable[""]
 }
 
-// err is all mistakes in the order of the file, nil if there are none.
+// err returns all mistakes in the order of the file, or nil.
 func (m *mistakes) err() error {
 	if len(m.errs) == 0 {
 		return nil
@@ -119,17 +121,17 @@ func (m *mistakes) err() error {
 	return m.errs
 }
 
-// quote shows a value of the file, shortened.
+// quote returns the beginning of a value, quoted.
 func quote(s string) string {
 	const most = 80
 	if len(s) > most {
-		return fmt.Sprintf("%q...", s[:most])
+		return fmt.Sprintf("%q...", wire.Excerpt(s, most))
 	}
 	return fmt.Sprintf("%q", s)
 }
 
-// list says words as "a, b or c".
-func list(words []string) string {
+// joinWords returns words as "a, b or c".
+func joinWords(words []string) string {
 	if len(words) < 2 {
 		return strings.Join(words, "")
 	}

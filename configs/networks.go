@@ -14,11 +14,11 @@ func (m *mistakes) checkNetworks(i int) {
 	rest := slices.IndexFunc(all, func(o Listener) bool { return o.Address == l.Address && o.Networks == nil })
 	switch {
 	case len(l.Networks) == 0:
-		m.judge(key+".networks", "none; write those of the clients, or remove the key")
+		m.report(key+".networks", "none; write those of the clients, or remove the key")
 	case strings.HasSuffix(l.Address, ":0"): // each would get a port of its own
-		m.judge(key+".networks", "have no meaning at port 0, which is another for each listener")
+		m.report(key+".networks", "have no meaning at port 0, which is another for each listener")
 	case rest < 0:
-		m.judge(key+".networks", "choose among listeners at one address; one for all other clients, without networks, is missing at %s", quote(l.Address))
+		m.report(key+".networks", "choose among listeners at one address; one for all other clients, without networks, is missing at %s", quote(l.Address))
 	default:
 		m.checkShared(key, l, rest)
 	}
@@ -28,7 +28,7 @@ func (m *mistakes) checkNetworks(i int) {
 		}
 		for n, network := range l.Networks {
 			if slices.ContainsFunc(other.Networks, network.Overlaps) {
-				m.judge(fmt.Sprintf("%s.networks[%d]", key, n), "%s overlaps the networks of listeners[%d] at the same address", network, j)
+				m.report(fmt.Sprintf("%s.networks[%d]", key, n), "%s overlaps the networks of listeners[%d] at the same address", network, j)
 			}
 		}
 	}
@@ -38,9 +38,9 @@ func (m *mistakes) checkNetworks(i int) {
 func (m *mistakes) checkShared(key string, l Listener, rest int) {
 	other := m.cfg.Listeners[rest]
 	if l.Protocol != other.Protocol {
-		m.judge(key+".protocol", "listeners[%d] has another at the same address", rest)
+		m.report(key+".protocol", "listeners[%d] has another at the same address", rest)
 	}
 	if !slices.Equal(l.ProxyFrom, other.ProxyFrom) {
-		m.judge(key+".proxy_from", "listeners[%d] has others at the same address", rest)
+		m.report(key+".proxy_from", "listeners[%d] has others at the same address", rest)
 	}
 }

@@ -5,13 +5,13 @@ import (
 	"fmt"
 )
 
-// ListenerPOP3 is what of POP3 a listener may have otherwise; "": as for all.
+// ListenerPOP3 is the part of POP3 that may differ on a listener; "": as for all.
 type ListenerPOP3 struct {
 	Delete string `yaml:"delete"`
 	Lock   string `yaml:"lock"`
 }
 
-// At returns what holds on a listener.
+// At returns the values for a listener.
 func (p POP3) At(l Listener) POP3 {
 	if own := l.POP3; own != nil {
 		p.Delete, p.Lock = cmp.Or(own.Delete, p.Delete), cmp.Or(own.Lock, p.Lock)
@@ -25,14 +25,14 @@ func (m *mistakes) checkPOP3() {
 	for i, l := range m.cfg.Listeners {
 		key := fmt.Sprintf("listeners[%d].pop3", i)
 		switch {
-		case !m.cfg.Stands(key):
+		case !m.cfg.IsSet(key):
 		case l.Protocol == "imap" || l.Protocol == "submission":
-			m.judge(key, "has no meaning for %s; remove it", l.Protocol)
+			m.report(key, "has no meaning for %s; remove it", l.Protocol)
 		case l.POP3 != nil:
-			if m.cfg.Stands(key + ".delete") {
+			if m.cfg.IsSet(key + ".delete") {
 				m.checkDelete(key+".delete", l.POP3.Delete)
 			}
-			if m.cfg.Stands(key + ".lock") {
+			if m.cfg.IsSet(key + ".lock") {
 				m.checkLock(key+".lock", l.POP3.Lock)
 			}
 		}

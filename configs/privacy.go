@@ -52,13 +52,13 @@ func (m *mistakes) checkPrivacy() {
 	m.checkWord("privacy.addresses", c.Privacy.Addresses, "a part of an address", "full", "prefix", "none")
 	m.checkWord("privacy.users", c.Privacy.Users, "a way to name an account", "full", "pseudonym")
 	if c.Log.Fail2ban != "" && !c.Privacy.Full() {
-		m.judge("log.fail2ban", "its lines have addresses and accounts, which privacy keeps out of logs; remove one of the two")
+		m.report("log.fail2ban", "its lines have addresses and accounts, which privacy keeps out of logs; remove one of the two")
 	}
 	m.checkDays("retention.guard", c.Retention.Guard, 1, "")
 	m.checkDays("retention.ledger", c.Retention.Ledger, 30, "")
 	m.checkDays("retention.uidls", c.Retention.UIDLs, 30, "; clients that come again later may download all mail again")
 	if c.Retention.Ledger < c.Retention.UIDLs {
-		m.judge("retention.ledger", "%s is shorter than retention.uidls, %s: the ledger has the day of the last login", c.Retention.Ledger, c.Retention.UIDLs)
+		m.report("retention.ledger", "%s is shorter than retention.uidls, %s: the ledger has the day of the last login", c.Retention.Ledger, c.Retention.UIDLs)
 	}
 }
 
@@ -67,8 +67,8 @@ func (m *mistakes) checkDays(key string, d, least Days, consequence string) {
 	const most = 3650
 	switch {
 	case d < least:
-		m.judge(key, "%s is too short; the least is %s%s", d, least, consequence)
+		m.report(key, "%s is too short; the least is %s%s", d, least, consequence)
 	case d > most:
-		m.judge(key, "%s is too long; the most is %s", d, Days(most))
+		m.report(key, "%s is too long; the most is %s", d, Days(most))
 	}
 }

@@ -32,8 +32,8 @@ func TestAlertRules(t *testing.T) {
 
 // Criterion: Each alert is seen to fire and not to fire, and its runbook is a paragraph of docs/troubleshooting.md.
 func TestAlertsHaveTestsAndRunbooks(t *testing.T) {
-	rules, tests := read(t, "prometheus", "alerts.yml"), read(t, "prometheus", "alerts_test.yml")+read(t, "prometheus", "alerts_days_test.yml")
-	anchors := anchorsOf(read(t, "../docs", "troubleshooting.md"))
+	rules, tests := readTestFile(t, "prometheus", "alerts.yml"), readTestFile(t, "prometheus", "alerts_test.yml")+readTestFile(t, "prometheus", "alerts_days_test.yml")
+	anchors := anchorsOf(readTestFile(t, "../docs", "troubleshooting.md"))
 	alerts := regexp.MustCompile(`(?m)^      - alert: (\w+)$`).FindAllStringSubmatch(rules, -1)
 	if len(alerts) == 0 {
 		t.Fatal("there are no alerts")

@@ -30,7 +30,7 @@ func TestTheReferenceIsCurrent(t *testing.T) {
 		}
 		return
 	}
-	if got := read(t, "../docs", "configuration.md"); got != want {
+	if got := readTestFile(t, "../docs", "configuration.md"); got != want {
 		t.Error("docs/configuration.md is old: run 'make reference'")
 	}
 }
@@ -75,7 +75,7 @@ func reference(t *testing.T) string {
 		w.defaults = append(w.defaults, parse("/etc/postern/postern.yaml", []byte(text)).cfg)
 	}
 	w.WriteString(preface)
-	sections := sectionsOf(read(t, ".", "postern.yaml"))
+	sections := parseSections(readTestFile(t, ".", "postern.yaml"))
 	for field := range reflect.TypeFor[Config]().Fields() {
 		key := field.Tag.Get("yaml")
 		if key == "" {
@@ -154,7 +154,7 @@ func (w *writer) fields(key string, t reflect.Type, field string, values []value
 		case ",inline":
 			w.fields(key, f.Type, field, of)
 		default:
-			w.below(join(key, name), f.Type, t.Name()+"."+f.Name, of)
+			w.below(joinKey(key, name), f.Type, t.Name()+"."+f.Name, of)
 		}
 	}
 }
@@ -167,7 +167,7 @@ func (w *writer) texts(key string) {
 	w.met[reflect.TypeFor[Texts]()] = key
 	for f := range reflect.TypeFor[Texts]().Fields() {
 		name := f.Tag.Get("yaml")
-		w.row(join(key, name), "text", "Postern's own", "for the reason "+code(name)+" in [support.md](support.md)")
+		w.row(joinKey(key, name), "text", "Postern's own", "for the reason "+code(name)+" in [support.md](support.md)")
 	}
 }
 
@@ -228,7 +228,7 @@ func typeName(t reflect.Type) string {
 // byDefault is the value of a key in the configurations in which it does not
 // stand.
 func byDefault(key string, values []value) string {
-	values = slices.DeleteFunc(slices.Clone(values), func(v value) bool { return v.of.Stands(strings.ReplaceAll(key, "[]", "[0]")) })
+	values = slices.DeleteFunc(slices.Clone(values), func(v value) bool { return v.of.IsSet(strings.ReplaceAll(key, "[]", "[0]")) })
 	if len(values) == 0 {
 		return "–"
 	}
@@ -237,21 +237,21 @@ func byDefault(key string, values []value) string {
 	}
 	for _, v := range values {
 		if !v.IsZero() {
-			return code(shown(v.Value))
+			return code(printValue(v.Value))
 		}
 	}
 	if v := values[0]; v.Kind() == reflect.Int || v.Kind() == reflect.Bool {
-		return code(shown(v.Value))
+		return code(printValue(v.Value))
 	}
 	return "none"
 }
 
-func shown(v reflect.Value) string {
+func printValue(v reflect.Value) string {
 	switch x := v.Interface().(type) {
 	case time.Duration:
-		return short(x)
+		return shortDuration(x)
 	case Budget:
-		return fmt.Sprintf("{burst: %d, every: %s}", x.Burst, short(x.Every))
+		return fmt.Sprintf("{burst: %d, every: %s}", x.Burst, shortDuration(x.Every))
 	case slog.Level:
 		return strings.ToLower(x.String())
 	}
@@ -304,7 +304,7 @@ var (
 	trailing = regexp.MustCompile(`^  (?:# )?(\w+):.* # (.*)$`)
 )
 
-func sectionsOf(text string) map[string]section {
+func parseSections(text string) map[string]section {
 	all := map[string]section{}
 	var block []string
 	var last section

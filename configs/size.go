@@ -44,6 +44,6 @@ func (s Size) String() string {
 
 func (m *mistakes) checkSize(key string, s, least, most Size) {
 	if s < least || s > most {
-		m.judge(key, "%v is out of range; use %v to %v", s, least, most)
+		m.report(key, "%v is out of range; use %v to %v", s, least, most)
 	}
 }

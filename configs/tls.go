@@ -77,14 +77,14 @@ func (c *Config) fillInTLS() {
 	t := &c.TLS
 	for i := range t.Certificates {
 		pair := &t.Certificates[i]
-		pair.Cert, pair.Key, pair.Dir = c.beside(pair.Cert), c.beside(pair.Key), c.beside(pair.Dir)
+		pair.Cert, pair.Key, pair.Dir = c.resolvePath(pair.Cert), c.resolvePath(pair.Key), c.resolvePath(pair.Dir)
 	}
 	a := t.ACME
 	if a == nil {
 		return
 	}
-	a.CA, a.Key, a.Challenge = c.beside(a.CA), cmp.Or(a.Key, "ecdsa"), cmp.Or(a.Challenge, "http-01")
-	a.Storage = c.beside(a.Storage)
+	a.CA, a.Key, a.Challenge = c.resolvePath(a.CA), cmp.Or(a.Key, "ecdsa"), cmp.Or(a.Challenge, "http-01")
+	a.Storage = c.resolvePath(a.Storage)
 	if a.Storage == "" && c.State.Path != "" {
 		a.Storage = filepath.Join(c.State.Path, "certs")
 	}
@@ -98,17 +98,17 @@ func (c *Config) fillInTLS() {
 		a.Names[i] = strings.ToLower(name)
 	}
 	if a.EAB != nil {
-		a.EAB.MACKeyFile = c.beside(a.EAB.MACKeyFile)
+		a.EAB.MACKeyFile = c.resolvePath(a.EAB.MACKeyFile)
 	}
 	if d := a.DNS; d != nil {
-		d.KeyFile, d.Algorithm = c.beside(d.KeyFile), cmp.Or(d.Algorithm, "hmac-sha256")
-		if !c.Stands("tls.acme.dns.delay") {
+		d.KeyFile, d.Algorithm = c.resolvePath(d.KeyFile), cmp.Or(d.Algorithm, "hmac-sha256")
+		if !c.IsSet("tls.acme.dns.delay") {
 			d.Delay = 10 * time.Second
 		}
 	}
 	if d := a.OnDemand; d != nil {
-		d.NamesFile = c.beside(d.NamesFile)
-		if !c.Stands("tls.acme.on_demand.per_hour") {
+		d.NamesFile = c.resolvePath(d.NamesFile)
+		if !c.IsSet("tls.acme.on_demand.per_hour") {
 			d.PerHour = 60
 		}
 	}
@@ -119,16 +119,16 @@ func (m *mistakes) checkTLS() {
 	m.checkWord("tls.profile", t.Profile, "a profile", proxy.Profiles()...)
 	m.checkWord("tls.unknown_name", t.UnknownName, "a way with unknown names", "default", "refuse")
 	for i, l := range m.cfg.Listeners {
-		if key := fmt.Sprintf("listeners[%d].tls_profile", i); m.cfg.Stands(key) {
+		if key := fmt.Sprintf("listeners[%d].tls_profile", i); m.cfg.IsSet(key) {
 			m.checkWord(key, l.TLSProfile, "a profile", proxy.Profiles()...)
 			if l.TLS == "refuse" {
-				m.judge(key, "has no meaning with tls: refuse; remove it")
+				m.report(key, "has no meaning with tls: refuse; remove it")
 			}
 		}
 	}
 	needed := func(l Listener) bool { return l.TLS != "refuse" }
 	if len(t.Certificates) == 0 && t.ACME == nil && (len(m.cfg.Listeners) == 0 || slices.ContainsFunc(m.cfg.Listeners, needed)) {
-		m.judge("tls.certificates", "none; the listeners need one, such as - {cert: /etc/postern/tls/mail.pem, key: /etc/postern/tls/mail.key}")
+		m.report("tls.certificates", "none; the listeners need one, such as - {cert: /etc/postern/tls/mail.pem, key: /etc/postern/tls/mail.key}")
 	}
 	for i, cert := range t.Certificates {
 		m.checkCertificate(fmt.Sprintf("tls.certificates[%d]", i), cert)
@@ -141,40 +141,40 @@ func (m *mistakes) checkTLS() {
 func (m *mistakes) checkCertificate(key string, c Certificate) {
 	if c.Dir != "" {
 		if c.Cert != "" || c.Key != "" {
-			m.judge(key+".dir", "stands beside cert or key; write an entry for each")
+			m.report(key+".dir", "stands beside cert or key; write an entry for each")
 		}
 		return
 	}
 	if c.Cert == "" {
-		m.judge(key+".cert", "missing; write the path of the certificate chain in PEM form")
+		m.report(key+".cert", "missing; write the path of the certificate chain in PEM form")
 	}
 	if c.Key == "" {
-		m.judge(key+".key", "missing; write the path of the certificate's private key in PEM form")
+		m.report(key+".key", "missing; write the path of the certificate's private key in PEM form")
 	}
 }
 
 func (m *mistakes) checkACME(key string, a *ACME) {
 	if name, domain, _ := strings.Cut(a.Email, "@"); name == "" || !isHostname(domain) {
-		m.judge(key+".email", "%s is not an e-mail address; the CA wants to know whom to tell", quote(a.Email))
+		m.report(key+".email", "%s is not an e-mail address; the CA wants to know whom to tell", quote(a.Email))
 	}
 	if u, err := url.Parse(a.Directory); a.Directory != "" && (err != nil || u.Host == "" || u.Scheme != "https") {
-		m.judge(key+".directory", "%s is not an https URL; leave it out for Let's Encrypt", quote(a.Directory))
+		m.report(key+".directory", "%s is not an https URL; leave it out for Let's Encrypt", quote(a.Directory))
 	}
 	m.checkWord(key+".key", a.Key, "a kind of key", "ecdsa", "rsa")
 	if a.Storage == "" {
-		m.judge(key+".storage", "missing; write a directory, here or as state.path, or all certificates are got anew at each start")
+		m.report(key+".storage", "missing; write a directory, here or as state.path, or all certificates are got anew at each start")
 	}
-	if len(a.Names) == 0 && a.OnDemand == nil && !m.lost(key+".names") && !m.lost(key+".on_demand") {
-		m.judge(key, "has neither names nor on_demand; give it at least one")
+	if len(a.Names) == 0 && a.OnDemand == nil && !m.isUnreadable(key+".names") && !m.isUnreadable(key+".on_demand") {
+		m.report(key, "has neither names nor on_demand; give it at least one")
 	}
 	m.checkNames(key+".names", a)
 	m.checkChallenge(key, a)
 	if e := a.EAB; e != nil {
 		if e.KeyID == "" {
-			m.judge(key+".eab.key_id", "missing; the CA gives it beside the key")
+			m.report(key+".eab.key_id", "missing; the CA gives it beside the key")
 		}
 		if e.MACKeyFile == "" {
-			m.judge(key+".eab.mac_key_file", "missing; write the path of a file with the CA's MAC key in base64url")
+			m.report(key+".eab.mac_key_file", "missing; write the path of a file with the CA's MAC key in base64url")
 		}
 	}
 	if a.OnDemand != nil {
@@ -188,16 +188,16 @@ func (m *mistakes) checkNames(key string, a *ACME) {
 		parent, wildcard := strings.CutPrefix(name, "*.")
 		switch {
 		case !isDomain(parent):
-			m.judge(k, "%s is not a name that a CA could know, such as mail.example.org", quote(name))
+			m.report(k, "%s is not a name that a CA could know, such as mail.example.org", quote(name))
 		case wildcard && a.Challenge != "dns-01":
-			m.judge(k, "%s is a wildcard, which CAs give by challenge: dns-01 only", quote(name))
+			m.report(k, "%s is a wildcard, which CAs give by challenge: dns-01 only", quote(name))
 		case slices.Contains(a.Names[:i], name):
-			m.judge(k, "%s is in the list already", quote(name))
+			m.report(k, "%s is in the list already", quote(name))
 		}
 	}
 }
 
-// isDomain says whether s can be in a CA's certificate.
+// isDomain reports whether s can be in a CA's certificate.
 func isDomain(s string) bool {
 	return isHostname(s) && strings.Contains(s, ".") && !strings.Contains(s, "_")
 }
@@ -205,8 +205,8 @@ func isDomain(s string) bool {
 func (m *mistakes) checkChallenge(key string, a *ACME) {
 	m.checkWord(key+".challenge", a.Challenge, "a challenge", "http-01", "tls-alpn-01", "dns-01")
 	for challenge, k := range map[string]string{"http-01": ".http_address", "tls-alpn-01": ".alpn_address", "dns-01": ".dns"} {
-		if a.Challenge != challenge && m.cfg.Stands(key+k) {
-			m.judge(key+k, "belongs to challenge: %s; remove it, as the challenge is %s", challenge, a.Challenge)
+		if a.Challenge != challenge && m.cfg.IsSet(key+k) {
+			m.report(key+k, "belongs to challenge: %s; remove it, as the challenge is %s", challenge, a.Challenge)
 		}
 	}
 	if a.ALPNAddress != "" {
@@ -216,31 +216,31 @@ func (m *mistakes) checkChallenge(key string, a *ACME) {
 		return
 	}
 	if a.DNS == nil {
-		if !m.lost(key + ".dns") {
-			m.judge(key+".dns", `missing; dns-01 needs {server: "10.0.0.53:53", key_file: /etc/postern/tls/dns.key}`)
+		if !m.isUnreadable(key + ".dns") {
+			m.report(key+".dns", `missing; dns-01 needs {server: "10.0.0.53:53", key_file: /etc/postern/tls/dns.key}`)
 		}
 		return
 	}
 	m.checkServerAddress(key+".dns.server", a.DNS.Server)
 	if a.DNS.KeyFile == "" {
-		m.judge(key+".dns.key_file", "missing; write the path of the key (TSIG) that the server asks for")
+		m.report(key+".dns.key_file", "missing; write the path of the key (TSIG) that the server asks for")
 	}
 	m.checkDuration(key+".dns.delay", a.DNS.Delay, 0, "")
 }
 
 func (m *mistakes) checkOnDemand(key string, d *OnDemand) {
-	if d.NamesFile == "" && d.Ask == "" && !m.lost(key+".names_file") && !m.lost(key+".ask") {
-		m.judge(key, "allows nothing; write names_file or ask, or anybody could have certificates in any name")
+	if d.NamesFile == "" && d.Ask == "" && !m.isUnreadable(key+".names_file") && !m.isUnreadable(key+".ask") {
+		m.report(key, "allows nothing; write names_file or ask, or anybody could have certificates in any name")
 	}
 	if u, err := url.Parse(d.Ask); d.Ask != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
-		m.judge(key+".ask", "%s is not a URL such as http://127.0.0.1:8082/allowed", quote(d.Ask))
+		m.report(key+".ask", "%s is not a URL such as http://127.0.0.1:8082/allowed", quote(d.Ask))
 	}
 	if len(d.Prefixes) > 0 && d.NamesFile == "" {
-		m.judge(key+".prefixes", "belong to names_file; remove them")
+		m.report(key+".prefixes", "belong to names_file; remove them")
 	}
 	for i, prefix := range d.Prefixes {
 		if !isHostname(prefix) || strings.Contains(prefix, ".") {
-			m.judge(fmt.Sprintf("%s.prefixes[%d]", key, i), "%s is not a label; write mail or imap, without a dot", quote(prefix))
+			m.report(fmt.Sprintf("%s.prefixes[%d]", key, i), "%s is not a label; write mail or imap, without a dot", quote(prefix))
 		}
 	}
 	m.checkNumber(key+".per_hour", d.PerHour, 10_000)
@@ -253,7 +253,7 @@ func (m *mistakes) checkTLSFiles() {
 		if c.Dir == "" {
 			m.checkPair(key, c)
 		} else if _, err := os.ReadDir(c.Dir); err != nil {
-			m.judge(key+".dir", "%v", err)
+			m.report(key+".dir", "%v", err)
 		}
 	}
 	a := m.cfg.TLS.ACME
@@ -269,7 +269,7 @@ func (m *mistakes) checkTLSFiles() {
 	}
 	if d := a.OnDemand; d != nil && d.NamesFile != "" {
 		if f, err := os.Open(d.NamesFile); err != nil { // it may be large
-			m.judge("tls.acme.on_demand.names_file", "%v", err)
+			m.report("tls.acme.on_demand.names_file", "%v", err)
 		} else {
 			_ = f.Close()
 		}

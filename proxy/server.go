@@ -100,7 +100,7 @@ type Timeouts struct {
 
 // DefaultTimeouts returns what a Service has where it says zero.
 func DefaultTimeouts() Timeouts {
-	return Timeouts{Handshake: 10 * time.Second, Login: 60 * time.Second, Stall: 5 * time.Minute}
+	return Timeouts{Handshake: DefaultHandshake, Login: DefaultLogin, Stall: DefaultStall}
 }
 
 // A Server accepts connections and lives their lives. Its fields must not

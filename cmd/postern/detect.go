@@ -168,7 +168,7 @@ func (d *detection) report(out, more io.Writer) error {
 			_, _ = fmt.Fprintf(more, "%s fits as well: ask again with a user who has more mail. ", g.Name)
 		}
 	}
-	if best.Format.String() == d.configured.String() && d.cfg.Stands("pop3.uidl") {
+	if best.Format.String() == d.configured.String() && d.cfg.IsSet("pop3.uidl") {
 		_, _ = fmt.Fprintln(more, "pop3.uidl says so already.")
 		return nil
 	}

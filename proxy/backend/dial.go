@@ -90,8 +90,8 @@ type Server struct {
 	Address      string         // host:port
 	TLS          Mode           // how the connection gets TLS
 	Config       *tls.Config    // with ServerName; may be nil if TLS is None
-	DialTimeout  time.Duration  // of TCP; 0: 10 s
-	ReplyTimeout time.Duration  // of the TLS handshake and of each answer up to login; 0: 30 s
+	DialTimeout  time.Duration  // of TCP; 0: proxy.DefaultDial
+	ReplyTimeout time.Duration  // of the TLS handshake and of each answer up to login; 0: proxy.DefaultReply
 	Hostname     string         // for EHLO, if the client has sent no name
 	Source       []netip.Addr   // local addresses to connect from, in turn; none: the system chooses
 	Observer     proxy.Observer // nil: none
@@ -107,14 +107,9 @@ type Server struct {
 	identityRefused atomic.Bool // at the last login
 }
 
-const (
-	defaultDialTimeout  = 10 * time.Second
-	defaultReplyTimeout = 30 * time.Second
-)
-
 func (s *Server) replyTimeout() time.Duration {
 	if s.ReplyTimeout == 0 {
-		return defaultReplyTimeout
+		return proxy.DefaultReply
 	}
 	return s.ReplyTimeout
 }
@@ -152,7 +147,7 @@ func (s *Server) open(ctx context.Context, client proxy.Client, prepare func(*Co
 func (s *Server) dial(ctx context.Context) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: s.DialTimeout}
 	if dialer.Timeout == 0 {
-		dialer.Timeout = defaultDialTimeout
+		dialer.Timeout = proxy.DefaultDial
 	}
 	if n := uint32(len(s.Source)); n > 0 {
 		source := s.Source[s.nextSource.Add(1)%n]

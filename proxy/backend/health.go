@@ -216,7 +216,7 @@ func (s *Server) Offer() proxy.Offer {
 type health struct {
 	probed bool // at least once
 	up     bool
-	streak int // results in a row that contradict up
+	streak int   // results in a row that contradict up
 	err    error // of the last result; nil: it succeeded
 }
 

@@ -17,7 +17,7 @@ import (
 // IMAP is a proxy.Backend that logs clients in and relays octets afterwards.
 type IMAP struct {
 	Server IMAPServer
-	Idle   time.Duration // without octets in either direction; 0: relay.DefaultIdle
+	Idle   time.Duration // without octets in either direction; 0: proxy.DefaultIMAPIdle
 	Spread time.Duration // as in relay.IMAP
 }
 

@@ -72,7 +72,7 @@ type member struct {
 type MemberStatus struct {
 	Address     string
 	Up, Drained bool
-	Connections int // including logins in progress
+	Connections int   // including logins in progress
 	Err         error // of the last probe or connection; nil: it succeeded
 
 	IdentityRefused bool // at the last login the server did not offer the Identity

@@ -17,7 +17,7 @@ import (
 type Submission struct {
 	Server   SMTPServer
 	Hostname string        // in replies to EHLO after login: as in the listener's dialogue
-	Idle     time.Duration // for the client to send the next command; 0: relay.DefaultSubmissionIdle
+	Idle     time.Duration // for the client to send the next command; 0: proxy.DefaultSubmissionIdle
 	Newlines relay.Newlines
 }
 

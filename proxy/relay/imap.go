@@ -12,10 +12,6 @@ import (
 	"postern/proxy"
 )
 
-// DefaultIdle is longer than the 29 minutes after which a client repeats IDLE:
-// RFC 2177 section 3.
-const DefaultIdle = 35 * time.Minute
-
 // An Upstream is the connection to the server behind Postern. If it implements
 // syscall.Conn and returns a descriptor, then reading that descriptor must return
 // what Read would.
@@ -33,7 +29,7 @@ type IMAP struct {
 	Conn         Upstream      // logged in
 	Capabilities string        // as in a CAPABILITY response
 	Alert        string        // one line that the server wants shown to the user; empty: none
-	Idle         time.Duration // without octets in either direction; 0: DefaultIdle
+	Idle         time.Duration // without octets in either direction; 0: proxy.DefaultIMAPIdle
 	Watched      string        // the server's own capabilities if commands are to be watched; empty: they are not
 	Spread       time.Duration // within which clients are closed when the server crashes; 0: at once
 }
@@ -54,7 +50,7 @@ func (s *IMAP) Open(context.Context) (welcome string, err error) {
 func (s *IMAP) Run(ctx context.Context, client *proxy.Conn) error {
 	idle := s.Idle
 	if idle == 0 {
-		idle = DefaultIdle
+		idle = proxy.DefaultIMAPIdle
 	}
 	var w *commandWatch
 	if s.Watched != "" {

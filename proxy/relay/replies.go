@@ -90,7 +90,7 @@ func newReplyQueue(client *proxy.Conn, s *Submission) *replyQueue {
 	}
 	q.changed.L = &q.mu
 	if q.idle == 0 {
-		q.idle = DefaultSubmissionIdle
+		q.idle = proxy.DefaultSubmissionIdle
 	}
 	if announces(extensions, "PIPELINING") {
 		q.window = window

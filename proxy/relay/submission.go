@@ -18,9 +18,6 @@ import (
 
 // The limits of a submission session.
 const (
-	// DefaultSubmissionIdle is the minimum of RFC 5321 section 4.5.3.2.7.
-	DefaultSubmissionIdle = 5 * time.Minute
-
 	window     = 64               // commands without a reply, if the server offers PIPELINING
 	maxWaiting = 16 << 10         // octets collected for one write
 	writeTime  = 5 * time.Minute  // for the server to read what is written at once
@@ -40,7 +37,7 @@ type Submission struct {
 	Hostname   string        // in the reply to EHLO
 	Extensions []string      // the lines of that reply: the same as before the login
 	Lacks      []string      // keywords of Extensions, in upper case, that the server does not offer to this client
-	Idle       time.Duration // for the client to send the next command; 0: DefaultSubmissionIdle
+	Idle       time.Duration // for the client to send the next command; 0: proxy.DefaultSubmissionIdle
 	Newlines   Newlines
 	submitted  int
 }

@@ -674,7 +674,7 @@ func TestSubmissionEndsASilentSession(t *testing.T) {
 		if err := <-s.done; !errors.Is(err, proxy.ErrIdleTimeout) {
 			t.Errorf("Run = %v, want ErrIdleTimeout", err)
 		}
-		if got := time.Since(begun); got < DefaultSubmissionIdle || got > DefaultSubmissionIdle+2*time.Second {
+		if got := time.Since(begun); got < proxy.DefaultSubmissionIdle || got > proxy.DefaultSubmissionIdle+2*time.Second {
 			t.Errorf("ended after %v", got)
 		}
 	})

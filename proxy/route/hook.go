@@ -33,8 +33,8 @@ import (
 // that protocol and service: it must not depend on client and session.
 type Hook struct {
 	URL     string        // http or https
-	Timeout time.Duration // of a request; 0: 2 s
-	Cache   time.Duration // how long an answer is valid; 0: 1 minute; negative: answers are not kept
+	Timeout time.Duration // of a request; 0: proxy.DefaultHookTimeout
+	Cache   time.Duration // how long an answer is valid; 0: proxy.DefaultHookCache; negative: answers are not kept
 
 	once      sync.Once
 	transport http.RoundTripper // nil: one of its own
@@ -46,8 +46,6 @@ type Hook struct {
 }
 
 const (
-	hookTimeout     = 2 * time.Second
-	hookCache       = time.Minute
 	hookConnections = 64      // more requests wait, within their timeout
 	maxHookReply    = 4 << 10 // octets
 	maxCached       = 1 << 16 // answers of about 200 octets each
@@ -135,13 +133,13 @@ func (h *Hook) ask(ctx context.Context, key string, l *proxy.Login) (string, err
 	if backend, ok := h.cached(key); ok {
 		return backend, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(h.Timeout, hookTimeout))
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(h.Timeout, proxy.DefaultHookTimeout))
 	defer cancel()
 	backend, err := h.request(ctx, l)
 	if err != nil {
 		return "", fmt.Errorf("hook: %w", err)
 	}
-	if lifetime := cmp.Or(h.Cache, hookCache); lifetime > 0 {
+	if lifetime := cmp.Or(h.Cache, proxy.DefaultHookCache); lifetime > 0 {
 		h.store(key, answer{backend, time.Now().Add(lifetime)})
 	}
 	return backend, nil

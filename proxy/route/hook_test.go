@@ -129,8 +129,8 @@ func TestHookIsGivenItsTimeAndNoMore(t *testing.T) {
 		})}
 		begun := time.Now()
 		_, err := h.Route(t.Context(), testLogin("alice"))
-		if took := time.Since(begun); !errors.Is(err, context.DeadlineExceeded) || took != hookTimeout {
-			t.Errorf("error = %v after %s, want a timeout after %s", err, took, hookTimeout)
+		if took := time.Since(begun); !errors.Is(err, context.DeadlineExceeded) || took != proxy.DefaultHookTimeout {
+			t.Errorf("error = %v after %s, want a timeout after %s", err, took, proxy.DefaultHookTimeout)
 		}
 	})
 }
@@ -153,7 +153,7 @@ func TestHookIsAskedAgainWhenItsAnswerIsOld(t *testing.T) {
 		status = 200
 		ask(testLogin("alice"), "b2", 2) // a failure is not kept
 		ask(testLogin("bob"), "b3", 3)
-		time.Sleep(hookCache - 1)
+		time.Sleep(proxy.DefaultHookCache - 1)
 		ask(testLogin("alice"), "b2", 3)
 		other := testLogin("alice")
 		other.Client.Protocol = proxy.Submission

@@ -86,7 +86,7 @@ func (h *generation) hints() (all []string) {
 	if !pop3 {
 		return all
 	}
-	if !h.cfg.Stands("pop3.uidl") {
+	if !h.cfg.IsSet("pop3.uidl") {
 		all = append(all, "pop3.uidl is the default, dovecot: unless the old POP3 server used it, clients will fetch all their mail again; `postern uidl detect` finds out")
 	}
 	if h.cfg.State.Path == "" {
