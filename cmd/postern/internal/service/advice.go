@@ -8,6 +8,7 @@ import (
 
 	"postern/proxy"
 	"postern/proxy/backend"
+	"postern/proxy/wire"
 )
 
 // A server behind Postern sees one client: Postern. What it does against
@@ -65,7 +66,9 @@ func advise(protocol, greeting, address string) string {
 // adviseTokens returns what to set on a Dovecot that takes tokens, or nothing. Its
 // passdbs take every mechanism unless they say which, and a token for a password.
 func adviseTokens(r backend.Report) string {
-	bearer := func(mechanism string) bool { return mechanism == "XOAUTH2" || mechanism == "OAUTHBEARER" }
+	bearer := func(mechanism string) bool {
+		return mechanism == wire.MechanismXOAuth2 || mechanism == wire.MechanismOAuthBearer
+	}
 	if r.Kind != backend.Dovecot || !slices.ContainsFunc(r.Mechanisms, bearer) {
 		return ""
 	}

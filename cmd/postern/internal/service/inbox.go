@@ -12,6 +12,7 @@ import (
 	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/backend"
+	"postern/proxy/wire"
 )
 
 // mailboxBackend returns what serves the user's POP3 sessions, and how the user logs in
@@ -21,7 +22,7 @@ func (h *generation) mailboxBackend(ctx context.Context, pools backends, user st
 	if err != nil {
 		return nil, nil, err
 	}
-	login := &proxy.Login{Mechanism: "PLAIN", User: user, Secret: secret}
+	login := &proxy.Login{Mechanism: wire.MechanismPlain, User: user, Secret: secret}
 	login.Client.Protocol = proxy.POP3
 	if login.Account, err = r.accounts.Account(user); err != nil {
 		return nil, nil, fmt.Errorf("--user: %w", err)
