@@ -441,10 +441,10 @@ func TestAListenerMayHaveItsOwnPOP3(t *testing.T) {
 }
 
 func TestAListenerNameIsUnique(t *testing.T) {
-	text := strings.Replace(good, "{protocol: imap", "{name: door, protocol: imap", 1)
-	text = strings.Replace(text, "{protocol: pop3", "{name: door, protocol: pop3", 1)
+	text := strings.Replace(good, "{protocol: imap", "{name: mail, protocol: imap", 1)
+	text = strings.Replace(text, "{protocol: pop3", "{name: mail, protocol: pop3", 1)
 	_, err := Parse("p.yaml", []byte(text))
-	if want := `p.yaml:4: listeners[1].name: "door" is the name of listeners[0] already`; err == nil || err.Error() != want {
+	if want := `p.yaml:4: listeners[1].name: "mail" is the name of listeners[0] already`; err == nil || err.Error() != want {
 		t.Errorf("Parse:\n%v\nwant:\n%s", err, want)
 	}
 }

@@ -82,7 +82,7 @@ func (c *faulty) writeSlice(p []byte) (int, error) {
 
 func limitReached(limit, done int64) bool { return limit > 0 && done >= limit }
 
-// room returns how many of n bytes may pass in one call.
+// remaining returns how many of n bytes may pass in one call.
 func (c *faulty) remaining(n int, done int64, limits ...int64) int {
 	if c.faults.Slice > 0 {
 		n = min(n, c.faults.Slice)
@@ -210,7 +210,7 @@ func (r *Relay) relay(client net.Conn) {
 	wg.Wait()
 }
 
-// keep remembers a connection for Cut, or closes it when the relay is closed.
+// add keeps a connection for Cut, or closes it when the relay is closed.
 func (r *Relay) add(conn net.Conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

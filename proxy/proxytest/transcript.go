@@ -1,4 +1,4 @@
-// Package proxytest holds what tests of several rooms share: transcripts, a
+// Package proxytest has what tests of several packages share: transcripts, a
 // connection with faults, certificates, nasty messages and launchers of real
 // mail servers. It imports testing and never becomes part of the command.
 package proxytest

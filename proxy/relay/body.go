@@ -46,7 +46,7 @@ const (
 
 // next reads from in. It returns what to send on, a part of in or in dst's array,
 // how many octets of in it has read, at least one, and whether the message is
-// complete. The array must have room for more than a few octets.
+// complete. The array must hold more than a few octets.
 func (b *body) next(dst, in []byte) (out []byte, n int, end bool) {
 	if b.as == Pass {
 		n, end := b.passed(in)

@@ -427,8 +427,8 @@ func (r *responseScanner) scan(p []byte) (n int, line string) {
 		n = len(p)
 	}
 	r.inLine = true
-	if room := watchedHeadSize - len(r.head); !r.continued && room > 0 {
-		r.head = append(r.head, p[:min(n, room)]...)
+	if free := watchedHeadSize - len(r.head); !r.continued && free > 0 {
+		r.head = append(r.head, p[:min(n, free)]...)
 	}
 	r.tail = append(r.tail, p[max(0, n-watchedTailSize):n]...)
 	r.tail = append(r.tail[:0], r.tail[max(0, len(r.tail)-watchedTailSize):]...)

@@ -13,7 +13,7 @@ import (
 
 // bbolt reads the list of free pages when it opens a file to write, and some
 // contents of it end the process, not only the call: a length that no memory has
-// room for, and a file without the list whose pages are damaged, which are then
+// space for, and a file without the list whose pages are damaged, which are then
 // read in a goroutine of bbolt's own.
 
 // The layout of a meta page: bbolt's internal/common/meta.go and page.go.
