@@ -28,7 +28,7 @@ func (m *mistakes) check() {
 	m.checkTexts()
 	m.checkTimeouts()
 	m.checkGuard()
-	m.checkWord("pop3.uidl_on_lost_state", c.POP3.UIDLOnLostState, "a way out", "refuse", "recompute")
+	m.checkWord("pop3.on_unreadable_record", c.POP3.OnUnreadableRecord, "a way out", "refuse", "recompute")
 	if c.POP3.Expire != "" {
 		m.checkWord("pop3.expire", c.POP3.Expire, "a promise", "never")
 	}
@@ -169,8 +169,8 @@ func (m *mistakes) checkServer(key string, s *Server, identities ...string) {
 			m.checkServerAt(key, fmt.Sprintf("%s.addresses[%d]", key, i), s, address)
 		}
 	}
-	if strings.HasSuffix(key, ".submission") && (s.StableBodies || s.EstimatedSizes) {
-		m.report(key, "stable_bodies and estimated_sizes belong to imap; remove them")
+	if strings.HasSuffix(key, ".submission") && (s.StableBodies || s.SizesAreEstimates) {
+		m.report(key, "stable_bodies and sizes_are_estimates belong to imap; remove them")
 	}
 	m.checkServerTLS(key, s)
 }
@@ -396,7 +396,7 @@ func (m *mistakes) checkTimeouts() {
 	m.checkDuration("timeouts.pop3_idle", t.POP3Idle, 10*time.Minute, " (RFC 1939 section 3)")
 	m.checkDuration("timeouts.submission_idle", t.SubmissionIdle, time.Second, "")
 	m.checkDuration("timeouts.stall", t.Stall, time.Second, "")
-	m.checkDuration("timeouts.spread_disconnects", t.Spread, 0, "")
+	m.checkDuration("timeouts.disconnect_spread", t.DisconnectSpread, 0, "")
 	m.checkDuration("timeouts.shutdown", t.Shutdown, 0, "")
 	m.checkDuration("timeouts.upgrade", t.Upgrade, 0, "")
 }

@@ -84,8 +84,8 @@ type Server struct {
 	MaxConnections int          `yaml:"max_connections"` // to each address; 0: as many as come
 	Kind           string       `yaml:"kind"`            // its software; "": guessed; see IMAPKinds and SubmissionKinds
 
-	StableBodies   bool `yaml:"stable_bodies"`   // of imap: the same octets of a message at each time, also by their offset
-	EstimatedSizes bool `yaml:"estimated_sizes"` // of imap: RFC822.SIZE is a guess
+	StableBodies      bool `yaml:"stable_bodies"`       // of imap: the same octets of a message at each time, also by their offset
+	SizesAreEstimates bool `yaml:"sizes_are_estimates"` // of imap: RFC822.SIZE is a guess
 }
 
 // The values of Server.Identity. For IMAP id (default), for submission xclient
@@ -176,31 +176,31 @@ type Submission struct {
 
 // Timeouts says how long Postern waits, and for what.
 type Timeouts struct {
-	Handshake      time.Duration `yaml:"handshake"`          // a client's TLS handshake
-	Login          time.Duration `yaml:"login"`              // a client's login, from the handshake on
-	Dial           time.Duration `yaml:"dial"`               // connecting to a backend, TLS included
-	Backend        time.Duration `yaml:"backend"`            // one answer of a backend
-	IMAPIdle       time.Duration `yaml:"imap_idle"`          // silence of both sides; at least 30m (RFC 9051 section 5.4)
-	POP3Idle       time.Duration `yaml:"pop3_idle"`          // at least 10m (RFC 1939 section 3)
-	SubmissionIdle time.Duration `yaml:"submission_idle"`    // RFC 5321 section 4.5.3.2.7 recommends 5m
-	Stall          time.Duration `yaml:"stall"`              // a peer that takes no bytes
-	Spread         time.Duration `yaml:"spread_disconnects"` // clients of a backend that crashed are let go within it
-	Shutdown       time.Duration `yaml:"shutdown"`           // what sessions get to end by themselves; 0: nothing
-	Upgrade        time.Duration `yaml:"upgrade"`            // the same for those that stay with the process that was replaced
+	Handshake        time.Duration `yaml:"handshake"`         // a client's TLS handshake
+	Login            time.Duration `yaml:"login"`             // a client's login, from the handshake on
+	Dial             time.Duration `yaml:"dial"`              // connecting to a backend, TLS included
+	Backend          time.Duration `yaml:"backend"`           // one answer of a backend
+	IMAPIdle         time.Duration `yaml:"imap_idle"`         // silence of both sides; at least 30m (RFC 9051 section 5.4)
+	POP3Idle         time.Duration `yaml:"pop3_idle"`         // at least 10m (RFC 1939 section 3)
+	SubmissionIdle   time.Duration `yaml:"submission_idle"`   // RFC 5321 section 4.5.3.2.7 recommends 5m
+	Stall            time.Duration `yaml:"stall"`             // a peer that takes no bytes
+	DisconnectSpread time.Duration `yaml:"disconnect_spread"` // clients of a backend that crashed are let go within it
+	Shutdown         time.Duration `yaml:"shutdown"`          // what sessions get to end by themselves; 0: nothing
+	Upgrade          time.Duration `yaml:"upgrade"`           // the same for those that stay with the process that was replaced
 }
 
 // POP3 is how the bridge shows a mailbox.
 type POP3 struct {
-	UIDL            string `yaml:"uidl"`               // the form of unique ids: a name, or Dovecot's pop3_uidl_format
-	UIDLOnLostState string `yaml:"uidl_on_lost_state"` // refuse (for now) or recompute (clients may fetch all again)
-	Delete          string `yaml:"delete"`             // what DELE means: expunge, isolate, trash, hide or keep
-	Lock            string `yaml:"lock"`               // a second session: allow, wait, refuse or takeover
-	FirstListings   int    `yaml:"first_listings"`     // mailboxes of a backend listed for the first time, at once
-	Seen            bool   `yaml:"seen"`               // what was retrieved becomes \Seen
-	Implementation  bool   `yaml:"implementation"`     // CAPA names Postern
-	Last            bool   `yaml:"last"`               // the command LAST of RFC 1460
-	Expire          string `yaml:"expire"`             // never: CAPA says that the servers behind delete nothing by themselves
-	UTF8            bool   `yaml:"utf8"`               // RFC 6856: messages with headers in UTF-8 are for clients that say UTF8
+	UIDL                   string `yaml:"uidl"`                    // the form of unique ids: a name, or Dovecot's pop3_uidl_format
+	OnUnreadableRecord     string `yaml:"on_unreadable_record"`    // refuse (for now) or recompute (clients may fetch all again)
+	Delete                 string `yaml:"delete"`                  // what DELE means: expunge, isolate, trash, hide or keep
+	Lock                   string `yaml:"lock"`                    // a second session: allow, wait, refuse or takeover
+	FirstListings          int    `yaml:"first_listings"`          // mailboxes of a backend listed for the first time, at once
+	MarkSeen               bool   `yaml:"mark_seen"`               // what was retrieved becomes \Seen
+	AnnounceImplementation bool   `yaml:"announce_implementation"` // CAPA names Postern
+	EnableLast             bool   `yaml:"enable_last"`             // the command LAST of RFC 1460
+	Expire                 string `yaml:"expire"`                  // never: CAPA says that the servers behind delete nothing by themselves
+	UTF8                   bool   `yaml:"utf8"`                    // RFC 6856: messages with headers in UTF-8 are for clients that say UTF8
 
 	LoginDelay time.Duration `yaml:"login_delay"` // between two logins of an account, RFC 2449 section 6.5; 0: none
 }
@@ -234,22 +234,22 @@ func defaults() Config {
 	return Config{
 		TLS: TLS{UnknownName: "default", Profile: "modern"},
 		Timeouts: Timeouts{
-			Handshake:      proxy.DefaultHandshake,
-			Login:          proxy.DefaultLogin,
-			Dial:           proxy.DefaultDial,
-			Backend:        proxy.DefaultReply,
-			IMAPIdle:       proxy.DefaultIMAPIdle,
-			POP3Idle:       proxy.DefaultPOP3Idle,
-			SubmissionIdle: proxy.DefaultSubmissionIdle,
-			Stall:          proxy.DefaultStall,
-			Spread:         10 * time.Second,
-			Shutdown:       30 * time.Second,
-			Upgrade:        10 * time.Minute,
+			Handshake:        proxy.DefaultHandshake,
+			Login:            proxy.DefaultLogin,
+			Dial:             proxy.DefaultDial,
+			Backend:          proxy.DefaultReply,
+			IMAPIdle:         proxy.DefaultIMAPIdle,
+			POP3Idle:         proxy.DefaultPOP3Idle,
+			SubmissionIdle:   proxy.DefaultSubmissionIdle,
+			Stall:            proxy.DefaultStall,
+			DisconnectSpread: 10 * time.Second,
+			Shutdown:         30 * time.Second,
+			Upgrade:          10 * time.Minute,
 		},
 		Limits: defaultLimits(), Guard: defaultGuard(),
 		Accounts: Accounts{Lowercase: true, Separators: "*%"},
 		POP3: POP3{
-			UIDL: "dovecot", UIDLOnLostState: "refuse", Delete: "expunge", Lock: "allow", FirstListings: 8, Seen: true, Implementation: true,
+			UIDL: "dovecot", OnUnreadableRecord: "refuse", Delete: "expunge", Lock: "allow", FirstListings: 8, MarkSeen: true, AnnounceImplementation: true,
 		},
 		Submission: Submission{BareNewlines: "normalize"},
 		Metrics:    Metrics{Address: "127.0.0.1:9930"},

@@ -92,7 +92,7 @@ tls:
 backends:
   old: {imap: {address: "localhost:143", tls: none}}
   new:
-    imap: {address: "mx.internal:143", tls: starttls, ca: ca.pem, server_name: mx.example.org, kind: cyrus, stable_bodies: true, estimated_sizes: true}
+    imap: {address: "mx.internal:143", tls: starttls, ca: ca.pem, server_name: mx.example.org, kind: cyrus, stable_bodies: true, sizes_are_estimates: true}
     submission: {addresses: ["10.0.0.6:25", "10.0.0.7:25"], tls: none, insecure: true, balance: hash,
       identity: xclient-login, source: [10.0.0.1, "::1"], max_connections: 9, kind: other}
 routes: [{file: moved, backend: new}, {hook: "http://127.0.0.1:8082/route", cache: 5m}, {domain: Example.ORG, backend: new}, {backend: new}]
@@ -107,14 +107,14 @@ domains: [{domain: Example.net, texts: {wrong: k}}]
 submission: {bare_newlines: reject}
 trusted_networks: [10.0.0.40, "::ffff:10.0.0.41", 10.1.0.0/16, 2001:db8::/48, 2001:db8::1]
 timeouts: {handshake: 1s, login: 2s, dial: 3s, backend: 4s, imap_idle: 31m, pop3_idle: 11m,
-  submission_idle: 7s, stall: 8s, spread_disconnects: 9s, shutdown: 0s, upgrade: 10s}
+  submission_idle: 7s, stall: 8s, disconnect_spread: 9s, shutdown: 0s, upgrade: 10s}
 limits: {max_connections: 5, network_connections: 6, reserve: 0, network_logins: 7, account_sessions: 8, attempts: 9, attempt_wait: 10s,
   guard_entries: 11, known_networks: 12, listing_memory: 13MiB}
-guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}, known: {burst: 5, every: 6s}, pair: {burst: 7, every: 8s},
+guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}, known_network: {burst: 5, every: 6s}, account_network: {burst: 7, every: 8s},
   network_24: {burst: 9, every: 10s}, network_56: {burst: 11, every: 12s}, network_48: {burst: 13, every: 14s}, oauth: {burst: 15, every: 16s},
   delay: 17s, dry_run: true, strict_nist: true, learning: 0s,
   policy: {url: "https://policy.example/", api_key_file: key, nonce_file: /nonce, timeout: 18s, reject_on_fail: true, log_only: true}}
-pop3: {uidl: cyrus, uidl_on_lost_state: recompute, delete: hide, lock: wait, first_listings: 2, seen: false, implementation: false, last: true, expire: never, login_delay: 1m, utf8: true}
+pop3: {uidl: cyrus, on_unreadable_record: recompute, delete: hide, lock: wait, first_listings: 2, mark_seen: false, announce_implementation: false, enable_last: true, expire: never, login_delay: 1m, utf8: true}
 state: {path: /var/lib/postern}
 control: {socket: run/control.sock, group: mail}
 metrics: {address: "127.0.0.1:1", networks: [10.0.0.0/8], ready_address: ":2"}
@@ -163,7 +163,7 @@ log: {format: json, level: debug, fail2ban: failed}
 			"new": {
 				IMAP: &Server{
 					Address: "mx.internal:143", TLS: "starttls", CA: "ca.pem", ServerName: "mx.example.org", Balance: "least", Identity: "id",
-					Kind: "cyrus", StableBodies: true, EstimatedSizes: true,
+					Kind: "cyrus", StableBodies: true, SizesAreEstimates: true,
 				},
 				Submission: &Server{
 					Addresses: []string{"10.0.0.6:25", "10.0.0.7:25"}, TLS: "none", Insecure: true, Balance: "hash",
@@ -191,7 +191,7 @@ log: {format: json, level: debug, fail2ban: failed}
 		Timeouts: Timeouts{
 			Handshake: 1 * time.Second, Login: 2 * time.Second, Dial: 3 * time.Second, Backend: 4 * time.Second,
 			IMAPIdle: 31 * time.Minute, POP3Idle: 11 * time.Minute, SubmissionIdle: 7 * time.Second,
-			Stall: 8 * time.Second, Spread: 9 * time.Second, Upgrade: 10 * time.Second,
+			Stall: 8 * time.Second, DisconnectSpread: 9 * time.Second, Upgrade: 10 * time.Second,
 		},
 		Limits: Limits{
 			MaxConnections: 5, NetworkConnections: 6, NetworkLogins: 7, AccountSessions: 8, Attempts: 9, AttemptWait: 10 * time.Second,
@@ -199,8 +199,8 @@ log: {format: json, level: debug, fail2ban: failed}
 		},
 		Guard: Guard{
 			Budgets: Budgets{
-				Network: Budget{1, 2 * time.Second}, Account: Budget{3, 4 * time.Second}, Known: Budget{5, 6 * time.Second},
-				Pair: Budget{7, 8 * time.Second}, Network24: Budget{9, 10 * time.Second}, Network56: Budget{11, 12 * time.Second},
+				Network: Budget{1, 2 * time.Second}, Account: Budget{3, 4 * time.Second}, KnownNetwork: Budget{5, 6 * time.Second},
+				AccountNetwork: Budget{7, 8 * time.Second}, Network24: Budget{9, 10 * time.Second}, Network56: Budget{11, 12 * time.Second},
 				Network48: Budget{13, 14 * time.Second}, OAuth: Budget{15, 16 * time.Second},
 				Delay: 17 * time.Second, DryRun: true, StrictNIST: true,
 			},
@@ -208,7 +208,7 @@ log: {format: json, level: debug, fail2ban: failed}
 				URL: "https://policy.example/", APIKeyFile: "key", NonceFile: "/nonce", Timeout: 18 * time.Second, RejectOnFail: true, LogOnly: true,
 			},
 		},
-		POP3:  POP3{UIDL: "cyrus", UIDLOnLostState: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, Last: true, Expire: "never", LoginDelay: time.Minute, UTF8: true},
+		POP3:  POP3{UIDL: "cyrus", OnUnreadableRecord: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, EnableLast: true, Expire: "never", LoginDelay: time.Minute, UTF8: true},
 		State: State{Path: "/var/lib/postern"},
 		Log:   Log{Format: "json", Level: slog.LevelDebug, Fail2ban: "failed"},
 		file:  "p.yaml",
@@ -287,9 +287,9 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"learning", "", "guard: {learning: 1000h}", `p.yaml:13: guard.learning: 1000h is too long; the most is 720h`},
 		{"delay", "", "guard: {delay: 0s}", `p.yaml:13: guard.delay: 0s is too short; the least is 100ms`},
 		{"unknown budget", "", "guard: {networks: {burst: 1}}", `p.yaml:13: guard.networks: unknown key; is network meant?`},
-		{"guard of a listener", `":995"`, `":995", guard: {pair: {burst: 0}}`, `p.yaml:4: listeners[1].guard.pair.burst: 0 is out of range; use 1 to 10000`},
+		{"guard of a listener", `":995"`, `":995", guard: {account_network: {burst: 0}}`, `p.yaml:4: listeners[1].guard.account_network.burst: 0 is out of range; use 1 to 10000`},
 		{"sessions of a listener", `":995"`, `":995", guard: {account_sessions: 0}`, `p.yaml:4: listeners[1].guard.account_sessions: 0 is out of range; use 1 to 1000000`},
-		{"what a listener's guard has not", `":995"`, `":995", guard: {policy: {}}`, `p.yaml:4: listeners[1].guard.policy: unknown key; known here: account, account_sessions, delay, dry_run, known, network, network_24, network_48, network_56, oauth, pair, strict_nist`},
+		{"what a listener's guard has not", `":995"`, `":995", guard: {policy: {}}`, `p.yaml:4: listeners[1].guard.policy: unknown key; known here: account, account_network, account_sessions, delay, dry_run, known_network, network, network_24, network_48, network_56, oauth, strict_nist`},
 		{"policy server", "", "guard: {policy: {url: localhost}}", `p.yaml:13: guard.policy.url: "localhost" is not a URL such as http://127.0.0.1:8084/`},
 		{"no policy server", "", "guard: {policy: {log_only: true}}", `p.yaml:13: guard.policy.url: missing; write that of the policy server, such as http://127.0.0.1:8084/`},
 		{"policy timeout", "", "guard: {policy: {url: \"http://h/\", timeout: 1m}}", `p.yaml:13: guard.policy.timeout: 1m is too long; the most is 30s`},
@@ -298,7 +298,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"network with host bits", "", "trusted_networks: [10.0.0.40/24]", `p.yaml:13: trusted_networks[0]: "10.0.0.40/24" is an address inside its network; write 10.0.0.0/24 for all of the network or 10.0.0.40 for the address alone`},
 		{"mapped network", "", `trusted_networks: ["::ffff:10.0.0.0/120"]`, `p.yaml:13: trusted_networks[0]: an IPv4 network is written without the prefix ::ffff`},
 		{"true or false", `5:993"`, `5:993", insecure: yes`, `p.yaml:11: backends.main.imap.insecure: "yes" is neither true nor false`},
-		{"lost state", "", "pop3: {uidl_on_lost_state: guess}", `p.yaml:13: pop3.uidl_on_lost_state: "guess" is not a way out; use refuse or recompute`},
+		{"lost state", "", "pop3: {on_unreadable_record: guess}", `p.yaml:13: pop3.on_unreadable_record: "guess" is not a way out; use refuse or recompute`},
 		{"expire", "", "pop3: {expire: 30}", `p.yaml:13: pop3.expire: "30" is not a promise; use never`},
 		{"login delay", "", "pop3: {login_delay: 10ms}", `p.yaml:13: pop3.login_delay: 10ms is too short; the least is 1s, or 0 for none`},
 		{"delete", "", "pop3: {delete: yes}", `p.yaml:13: pop3.delete: "yes" is not a meaning of DELE; use expunge, isolate, trash, hide or keep`},
@@ -307,7 +307,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"unknown key of a listener's pop3", `{protocol: pop3`, `{pop3: {uidl: cyrus}, protocol: pop3`, `p.yaml:4: listeners[1].pop3.uidl: unknown key; known here: delete, lock`},
 		{"first listings", "", "pop3: {first_listings: 0}", `p.yaml:13: pop3.first_listings: 0 is out of range; use 1 to 1000`},
 		{"lock", "", "pop3: {lock: dot}", `p.yaml:13: pop3.lock: "dot" is not a kind of lock; use allow, wait, refuse or takeover`},
-		{"bodies of submission", "tls: starttls", "stable_bodies: true", `p.yaml:12: backends.main.submission: stable_bodies and estimated_sizes belong to imap; remove them`},
+		{"bodies of submission", "tls: starttls", "stable_bodies: true", `p.yaml:12: backends.main.submission: stable_bodies and sizes_are_estimates belong to imap; remove them`},
 		{"control socket", "", "control: {socket: /" + strings.Repeat("s", 103) + "}", `p.yaml:13: control.socket: the control socket "/` + strings.Repeat("s", 79) + `"... has a path of 104 octets, and a socket's may have 103: set control.socket to a shorter one, or off`},
 		{"control socket beside the state", "", "state: {path: /" + strings.Repeat("s", 90) + "}", `p.yaml:13: state.path: the control socket "/` + strings.Repeat("s", 79) + `"... has a path of 104 octets, and a socket's may have 103: set control.socket to a shorter one, or off`},
 		{"control group", "", "state: {path: /s}\ncontrol: {group: mail}", `p.yaml:14: control.group: needs control.socket, in a directory that the group can enter: state.path is for Postern's user alone`},
@@ -428,11 +428,11 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 }
 
 func TestAListenerMayHaveItsOwnPOP3(t *testing.T) {
-	cfg, err := Parse("p.yaml", []byte(strings.Replace(good, "{protocol: pop3", "{pop3: {delete: keep}, protocol: pop3", 1)+"pop3: {delete: hide, lock: wait, last: true}\n"))
+	cfg, err := Parse("p.yaml", []byte(strings.Replace(good, "{protocol: pop3", "{pop3: {delete: keep}, protocol: pop3", 1)+"pop3: {delete: hide, lock: wait, enable_last: true}\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := cfg.POP3.At(cfg.Listeners[1]); got.Delete != "keep" || got.Lock != "wait" || !got.Last {
+	if got := cfg.POP3.At(cfg.Listeners[1]); got.Delete != "keep" || got.Lock != "wait" || !got.EnableLast {
 		t.Errorf("the listener has %+v", got)
 	}
 	if got := cfg.POP3.At(cfg.Listeners[0]); got != cfg.POP3 {

@@ -30,14 +30,14 @@ type Guard struct {
 
 // Budgets are how many failed logins are allowed.
 type Budgets struct {
-	Known     Budget `yaml:"known"`      // an account's, from each network that it has logged in from
-	Pair      Budget `yaml:"pair"`       // an account's, from each other network
-	Network   Budget `yaml:"network"`    // a network's, whatever the account; more where many accounts live
-	Account   Budget `yaml:"account"`    // an account's, from everywhere, in each of four pools
-	Network24 Budget `yaml:"network_24"` // an IPv4 /24's, for accounts that do not know the area
-	Network56 Budget `yaml:"network_56"` // an IPv6 /56's, likewise
-	Network48 Budget `yaml:"network_48"` // an IPv6 /48's, likewise
-	OAuth     Budget `yaml:"oauth"`      // of refused tokens of more than 256 octets, from a network
+	KnownNetwork   Budget `yaml:"known_network"`   // an account's, from each network that it has logged in from
+	AccountNetwork Budget `yaml:"account_network"` // an account's, from each other network
+	Network        Budget `yaml:"network"`         // a network's, whatever the account; more where many accounts live
+	Account        Budget `yaml:"account"`         // an account's, from everywhere, in each of four pools
+	Network24      Budget `yaml:"network_24"`      // an IPv4 /24's, for accounts that do not know the area
+	Network56      Budget `yaml:"network_56"`      // an IPv6 /56's, likewise
+	Network48      Budget `yaml:"network_48"`      // an IPv6 /48's, likewise
+	OAuth          Budget `yaml:"oauth"`           // of refused tokens of more than 256 octets, from a network
 
 	Delay      time.Duration `yaml:"delay"`       // of the answer to a wrong password
 	DryRun     bool          `yaml:"dry_run"`     // log what would be refused, and refuse nobody
@@ -78,15 +78,15 @@ func defaultLimits() Limits {
 func defaultGuard() Guard {
 	return Guard{
 		Budgets: Budgets{
-			Known:     Budget{Burst: 20, Every: 10 * time.Minute},
-			Pair:      Budget{Burst: 5, Every: 30 * time.Minute},
-			Network:   Budget{Burst: 20, Every: 30 * time.Minute},
-			Account:   Budget{Burst: 8, Every: time.Hour},
-			Network24: Budget{Burst: 60, Every: 10 * time.Minute},
-			Network56: Budget{Burst: 40, Every: 15 * time.Minute},
-			Network48: Budget{Burst: 60, Every: 10 * time.Minute},
-			OAuth:     Budget{Burst: 100, Every: 10 * time.Second},
-			Delay:     2 * time.Second,
+			KnownNetwork:   Budget{Burst: 20, Every: 10 * time.Minute},
+			AccountNetwork: Budget{Burst: 5, Every: 30 * time.Minute},
+			Network:        Budget{Burst: 20, Every: 30 * time.Minute},
+			Account:        Budget{Burst: 8, Every: time.Hour},
+			Network24:      Budget{Burst: 60, Every: 10 * time.Minute},
+			Network56:      Budget{Burst: 40, Every: 15 * time.Minute},
+			Network48:      Budget{Burst: 60, Every: 10 * time.Minute},
+			OAuth:          Budget{Burst: 100, Every: 10 * time.Second},
+			Delay:          2 * time.Second,
 		},
 		Learning:   72 * time.Hour,
 		AuthPolicy: AuthPolicy{Timeout: 2 * time.Second},

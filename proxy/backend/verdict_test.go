@@ -364,7 +364,7 @@ backends: {main: {imap: {address: "10.0.0.5:993"}}}
 	}
 	b, l := cfg.Guard.Budgets, cfg.Limits
 	return guard.Config{
-		Known: guard.Rate(b.Known), Pair: guard.Rate(b.Pair), Network: guard.Rate(b.Network), Account: guard.Rate(b.Account),
+		Known: guard.Rate(b.KnownNetwork), Pair: guard.Rate(b.AccountNetwork), Network: guard.Rate(b.Network), Account: guard.Rate(b.Account),
 		Network24: guard.Rate(b.Network24), Network56: guard.Rate(b.Network56), Network48: guard.Rate(b.Network48), OAuth: guard.Rate(b.OAuth),
 		Sessions: l.AccountSessions, Delay: b.Delay,
 		Connections: l.MaxConnections, Reserve: l.Reserve, ConnectionsPerNetwork: l.NetworkConnections, LoginsPerNetwork: l.NetworkLogins,

@@ -21,7 +21,7 @@ backends: {main: {imap: {address: "10.0.0.5:993"}}}
 	}
 	b, l := cfg.Guard.Budgets, cfg.Limits
 	return Config{
-		Known: Rate(b.Known), Pair: Rate(b.Pair), Network: Rate(b.Network), Account: Rate(b.Account),
+		Known: Rate(b.KnownNetwork), Pair: Rate(b.AccountNetwork), Network: Rate(b.Network), Account: Rate(b.Account),
 		Network24: Rate(b.Network24), Network56: Rate(b.Network56), Network48: Rate(b.Network48), OAuth: Rate(b.OAuth),
 		Sessions: l.AccountSessions, Delay: b.Delay,
 		Connections: l.MaxConnections, Reserve: l.Reserve, ConnectionsPerNetwork: l.NetworkConnections, LoginsPerNetwork: l.NetworkLogins,

@@ -72,7 +72,7 @@ func (h *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		svc.Idle = cfg.Timeouts.IMAPIdle
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewIMAP(c, options) }
 		for name, pool := range b.imap {
-			mux.Targets[name] = route.Target{Backend: &backend.IMAP{Server: pool, Idle: svc.Idle, Spread: cfg.Timeouts.Spread}, Offer: pool.Offer}
+			mux.Targets[name] = route.Target{Backend: &backend.IMAP{Server: pool, Idle: svc.Idle, Spread: cfg.Timeouts.DisconnectSpread}, Offer: pool.Offer}
 		}
 	case proxy.POP3:
 		svc.Idle = cfg.Timeouts.POP3Idle

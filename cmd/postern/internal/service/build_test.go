@@ -283,7 +283,7 @@ func TestCAPANamesNobodyWhenTold(t *testing.T) {
 	r := startService(t, baseConfig+fmt.Sprintf(`
 listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
 backends: {main: {imap: {address: %q, tls: none}}}
-pop3: {implementation: false}
+pop3: {announce_implementation: false}
 `, imap))
 	proxytest.Transcript(t, r.secure(r.dial(t, "pop3")), `
 		S: +OK *

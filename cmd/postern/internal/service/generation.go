@@ -53,7 +53,7 @@ func newServerKey(c *configs.Server) serverKey {
 	return serverKey{
 		set: true, address: c.Address, addresses: strings.Join(c.Addresses, " "), tls: c.TLS, ca: c.CA, serverName: c.ServerName,
 		insecure: c.Insecure, balance: c.Balance, identity: c.Identity, source: joined(c.Source), maxConnections: c.MaxConnections,
-		kind: c.Kind, stableBodies: c.StableBodies, estimatedSizes: c.EstimatedSizes,
+		kind: c.Kind, stableBodies: c.StableBodies, estimatedSizes: c.SizesAreEstimates,
 	}
 }
 

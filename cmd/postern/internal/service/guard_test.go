@@ -17,7 +17,7 @@ import (
 )
 
 const guarded = baseConfig + `
-listeners: [{protocol: imap, address: "127.0.0.1:0", guard: {pair: {burst: 2}, strict_nist: true, account_sessions: 7}}, {protocol: pop3, address: "127.0.0.1:0"}]
+listeners: [{protocol: imap, address: "127.0.0.1:0", guard: {account_network: {burst: 2}, strict_nist: true, account_sessions: 7}}, {protocol: pop3, address: "127.0.0.1:0"}]
 backends: {main: {imap: {address: "127.0.0.1:1", tls: none}}}
 `
 
@@ -64,7 +64,7 @@ func TestTheGuardOutlivesPostern(t *testing.T) {
 listeners: [{protocol: imap, address: "127.0.0.1:0"}]
 backends: {main: {imap: {address: %q, tls: none}}}
 state: {path: %q}
-guard: {known: {burst: 1, every: 1h}, delay: 100ms}
+guard: {known_network: {burst: 1, every: 1h}, delay: 100ms}
 `, imap, t.TempDir()+"/state")
 	t.Run("first", func(t *testing.T) {
 		r := startService(t, config)

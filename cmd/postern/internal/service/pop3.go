@@ -56,9 +56,9 @@ func (h *generation) newBridge(name string, pool *backend.Pool, c configs.POP3) 
 		Name: name, Idle: h.cfg.Timeouts.POP3Idle, Timeout: h.cfg.Timeouts.Backend, Observer: h.observer,
 		UIDL: h.pop3.uidl, Delete: deletion, Lock: lock, Locks: shared.locks, Queue: shared.queue,
 		Brake: shared.brake, Listings: h.listings,
-		Delay: h.pop3.delay, Recompute: c.UIDLOnLostState == "recompute",
-		KeepUnseen: !c.Seen, ExpireNever: c.Expire == "never", UTF8: c.UTF8, Anonymous: !c.Implementation, Last: c.Last,
-		StableBodies: server.StableBodies, Estimates: server.EstimatedSizes,
+		Delay: h.pop3.delay, Recompute: c.OnUnreadableRecord == "recompute",
+		KeepUnseen: !c.MarkSeen, ExpireNever: c.Expire == "never", UTF8: c.UTF8, Anonymous: !c.AnnounceImplementation, Last: c.EnableLast,
+		StableBodies: server.StableBodies, Estimates: server.SizesAreEstimates,
 		Dial: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 			conn, capabilities, err := pool.LoginIMAP(ctx, l)
 			if err != nil {

@@ -169,7 +169,7 @@ func (s *Service) waitForSessions(ctx, background context.Context) {
 	s.drain(background)
 	// A predecessor that drains as well ends as late as this process could.
 	timeouts := s.current.Load().cfg.Timeouts
-	ctx, cancel = context.WithTimeout(background, timeouts.Shutdown+timeouts.Spread)
+	ctx, cancel = context.WithTimeout(background, timeouts.Shutdown+timeouts.DisconnectSpread)
 	defer cancel()
 	s.waitForPredecessor(ctx)
 }
@@ -199,7 +199,7 @@ func (s *Service) drain(ctx context.Context) {
 	s.log.Info("stopping: sessions may end by themselves", "grace", grace, "connections", len(s.server.Sessions()))
 	ctx, cancel := context.WithTimeoutCause(ctx, grace, fmt.Errorf("the grace period of %v is over", grace))
 	defer cancel()
-	if err := s.server.Shutdown(ctx, timeouts.Spread); err != nil {
+	if err := s.server.Shutdown(ctx, timeouts.DisconnectSpread); err != nil {
 		s.log.Warn("stopped", "err", err)
 		return
 	}

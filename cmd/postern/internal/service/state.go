@@ -31,7 +31,7 @@ func (s *Service) reportLost(ctx context.Context, cfg *configs.Config) error {
 	if n == 0 {
 		return nil
 	}
-	recompute := cfg.POP3.UIDLOnLostState == "recompute"
+	recompute := cfg.POP3.OnUnreadableRecord == "recompute"
 	s.log.Error(stored.LostRecord, "file", stored.RecordFile, "accounts", n, "begun_anew", recompute, "remedy", stored.LostRemedy)
 	if recompute {
 		return a.Accept(ctx)

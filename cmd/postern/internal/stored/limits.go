@@ -26,7 +26,7 @@ func GuardConfig(cfg *configs.Config) guard.Config {
 
 func budgets(b configs.Budgets) guard.Config {
 	return guard.Config{
-		Known: guard.Rate(b.Known), Pair: guard.Rate(b.Pair), Network: guard.Rate(b.Network), Account: guard.Rate(b.Account),
+		Known: guard.Rate(b.KnownNetwork), Pair: guard.Rate(b.AccountNetwork), Network: guard.Rate(b.Network), Account: guard.Rate(b.Account),
 		Network24: guard.Rate(b.Network24), Network56: guard.Rate(b.Network56), Network48: guard.Rate(b.Network48), OAuth: guard.Rate(b.OAuth),
 		Delay: b.Delay, DryRun: b.DryRun, StrictNIST: b.StrictNIST,
 	}

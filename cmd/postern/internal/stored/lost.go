@@ -159,8 +159,8 @@ func (a *Files) recount(ctx context.Context) error {
 // LostRecord is said of a record that was lost, lostRemedy what to do.
 const (
 	LostRecord = "the record of unique ids was lost"
-	LostRemedy = "stop Postern and put a backup back (postern state restore), or let them be computed anew (pop3.uidl_on_lost_state: recompute, or postern uidl forget --all)"
+	LostRemedy = "stop Postern and put a backup back (postern state restore), or let them be computed anew (pop3.on_unreadable_record: recompute, or postern uidl forget --all)"
 
 	// damagedRemedy is for a record that cannot be opened.
-	damagedRemedy = "put a backup back (postern state restore FILE); without one, move the file away, and see pop3.uidl_on_lost_state"
+	damagedRemedy = "put a backup back (postern state restore FILE); without one, move the file away, and see pop3.on_unreadable_record"
 )
