@@ -19,10 +19,11 @@ import (
 	"postern/proxy/proxytest"
 )
 
-type question struct{ A, B int }
+// A testRequest is the argument of count.
+type testRequest struct{ A, B int }
 
-// count answers with the numbers below q.A, and fails at q.B.
-func count(_ context.Context, q question, each func(int) error) error {
+// count answers with the numbers below A, and fails at B.
+func count(_ context.Context, q testRequest, each func(int) error) error {
 	for i := range q.A {
 		if i == q.B {
 			return errors.New("disk on fire\nand no water")
@@ -34,19 +35,19 @@ func count(_ context.Context, q question, each func(int) error) error {
 	return nil
 }
 
-// running starts a Server on a socket.
-func running(t *testing.T) (path string, stop func()) {
+// startServer starts a Server on a socket.
+func startServer(t *testing.T) (path string, stop func()) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "run", "control")
 	ln, err := Listen(path, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return path, serve(t, ln)
+	return path, serveOn(t, ln)
 }
 
 // ownDir returns a directory that others cannot write to, whatever the umask.
-func ownDir(t *testing.T) string {
+func privateDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o700); err != nil {
@@ -55,12 +56,12 @@ func ownDir(t *testing.T) string {
 	return dir
 }
 
-// serve answers at ln.
-func serve(t *testing.T, ln net.Listener) (stop func()) {
+// serveOn serves requests on ln.
+func serveOn(t *testing.T, ln net.Listener) (stop func()) {
 	t.Helper()
 	var s Server
-	Handle(&s, "sum", func(_ context.Context, q question) (int, error) { return q.A + q.B, nil })
-	Handle(&s, "fail", func(context.Context, question) (int, error) { return 0, errors.New("disk on fire") })
+	Handle(&s, "sum", func(_ context.Context, q testRequest) (int, error) { return q.A + q.B, nil })
+	Handle(&s, "fail", func(context.Context, testRequest) (int, error) { return 0, errors.New("disk on fire") })
 	HandleEach(&s, "count", count)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -81,21 +82,21 @@ func serve(t *testing.T, ln net.Listener) (stop func()) {
 }
 
 // Criterion: the control socket is for its owner alone, and ends with its Postern.
-func TestQuestionsAreAnswered(t *testing.T) {
-	path, stop := running(t)
+func TestRequestsAreAnswered(t *testing.T) {
+	path, stop := startServer(t)
 	if info, err := os.Lstat(path); err != nil || info.Mode() != os.ModeSocket|0o600 {
 		t.Errorf("the socket is %v, %v, want mode 0600", info.Mode(), err)
 	}
 	var sum int
-	if err := Call(t.Context(), path, "sum", question{2, 3}, &sum); err != nil || sum != 5 {
+	if err := Call(t.Context(), path, "sum", testRequest{2, 3}, &sum); err != nil || sum != 5 {
 		t.Errorf("sum = %d, %v, want 5", sum, err)
 	}
 	for _, test := range []struct {
 		name, want string
 		in         any
 	}{
-		{"fail", "fail: disk on fire", question{}},
-		{"none", `knows no "none"`, question{}},
+		{"fail", "fail: disk on fire", testRequest{}},
+		{"none", `knows no "none"`, testRequest{}},
 		{"sum", "unknown field", map[string]int{"C": 1}},
 		{"sum", "cannot unmarshal", "x"},
 	} {
@@ -110,13 +111,13 @@ func TestQuestionsAreAnswered(t *testing.T) {
 	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is still there: %v", err)
 	}
-	if err := Call(t.Context(), path, "sum", question{}, &sum); !errors.Is(err, ErrNotRunning) {
+	if err := Call(t.Context(), path, "sum", testRequest{}, &sum); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("without a Postern: %v", err)
 	}
 }
 
-func TestSocketThatWasLeftBehind(t *testing.T) {
-	path := filepath.Join(ownDir(t), "control")
+func TestStaleSocketIsReplaced(t *testing.T) {
+	path := filepath.Join(privateDir(t), "control")
 	old, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +144,7 @@ func TestSocketThatWasLeftBehind(t *testing.T) {
 }
 
 func TestPathsThatAreNoSocket(t *testing.T) {
-	dir := ownDir(t)
+	dir := privateDir(t)
 	shared := filepath.Join(dir, "shared")
 	if err := os.Mkdir(shared, 0o700); err != nil {
 		t.Fatal(err)
@@ -180,19 +181,19 @@ func TestCallEndsWithItsContext(t *testing.T) {
 }
 
 func TestAnswersOfManyValues(t *testing.T) {
-	path, _ := running(t)
+	path, _ := startServer(t)
 	enough := errors.New("enough")
 	for _, test := range []struct {
-		q    question
+		q    testRequest
 		most int // values that are wanted
 		got  int
 		want string
 	}{
-		{question{A: 100_000, B: -1}, 1 << 20, 100_000, "<nil>"},
-		{question{A: 0}, 1, 0, "<nil>"},
-		{question{A: 10, B: 7}, 10, 7, "count: disk on fire; and no water"},
-		{question{A: 10, B: 0}, 10, 0, "count: disk on fire\nand no water"},
-		{question{A: 100_000, B: -1}, 5, 5, "enough"},
+		{testRequest{A: 100_000, B: -1}, 1 << 20, 100_000, "<nil>"},
+		{testRequest{A: 0}, 1, 0, "<nil>"},
+		{testRequest{A: 10, B: 7}, 10, 7, "count: disk on fire; and no water"},
+		{testRequest{A: 10, B: 0}, 10, 0, "count: disk on fire\nand no water"},
+		{testRequest{A: 100_000, B: -1}, 5, 5, "enough"},
 	} {
 		n := 0
 		err := CallEach(t.Context(), path, "count", test.q, func(i int) error {
@@ -211,7 +212,7 @@ func TestAnswersOfManyValues(t *testing.T) {
 	}
 }
 
-// An answer that ends with its Postern is no answer.
+// An answer that ends because its Postern ends is an error.
 func TestAnswerThatIsCut(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "control")
 	ln, err := net.Listen("unix", path)
@@ -229,7 +230,7 @@ func TestAnswerThatIsCut(t *testing.T) {
 		_ = conn.Close()
 	}()
 	n := 0
-	if err := CallEach(t.Context(), path, "count", question{}, func(int) error { n++; return nil }); !errors.Is(err, io.ErrUnexpectedEOF) || n != 1 {
+	if err := CallEach(t.Context(), path, "count", testRequest{}, func(int) error { n++; return nil }); !errors.Is(err, io.ErrUnexpectedEOF) || n != 1 {
 		t.Errorf("%d values and %v, want 1 and %v", n, err, io.ErrUnexpectedEOF)
 	}
 }
@@ -270,7 +271,7 @@ func TestSocketOfAGroup(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			serve(t, ln)
+			serveOn(t, ln)
 			if info, err := os.Lstat(path); err != nil || info.Mode() != os.ModeSocket|test.mode {
 				t.Errorf("the socket is %v, %v, want mode %o", info.Mode(), err, test.mode)
 			}
@@ -286,7 +287,7 @@ func TestSocketOfAGroup(t *testing.T) {
 
 // So an upgrade is answered by the process that it has replaced.
 func TestServeEndsWithTheLastAnswer(t *testing.T) {
-	path := filepath.Join(ownDir(t), "control")
+	path := filepath.Join(privateDir(t), "control")
 	ln, err := Listen(path, -1)
 	if err != nil {
 		t.Fatal(err)

@@ -8,7 +8,7 @@ import (
 )
 
 // Criterion: Clients leave a reserve of file descriptors to the metrics, the control socket and files.
-func TestClientsLeaveAReserveOfDescriptors(t *testing.T) {
+func TestCheckDescriptorsKeepsAReserve(t *testing.T) {
 	var before syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
 		t.Fatal(err)

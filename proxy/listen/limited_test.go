@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// limited returns a LimitedListener, how to connect to it, and what it accepts.
-func limited(t *testing.T, allow func(netip.Addr) bool) (l *LimitedListener, dial func(source string) net.Conn, accepted chan net.Conn) {
+// startLimited returns a LimitedListener, a function that connects to it, and the
+// accepted connections.
+func startLimited(t *testing.T, allow func(netip.Addr) bool) (l *LimitedListener, dial func(source string) net.Conn, accepted chan net.Conn) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -53,7 +54,7 @@ func limited(t *testing.T, allow func(netip.Addr) bool) (l *LimitedListener, dia
 	}, accepted
 }
 
-func take(t *testing.T, accepted chan net.Conn) net.Conn {
+func receiveConn(t *testing.T, accepted chan net.Conn) net.Conn {
 	t.Helper()
 	select {
 	case c := <-accepted:
@@ -66,7 +67,7 @@ func take(t *testing.T, accepted chan net.Conn) net.Conn {
 }
 
 // isClosed waits for the end of a connection whose other side never writes.
-func isClosed(t *testing.T, c net.Conn) {
+func checkClosed(t *testing.T, c net.Conn) {
 	t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -75,12 +76,12 @@ func isClosed(t *testing.T, c net.Conn) {
 }
 
 // Criterion: An HTTP port has few connections, one network half of them, and one too many takes the place of the oldest of the network with the most.
-func TestOneConnectionTooManyTakesThePlaceOfTheOldest(t *testing.T) {
-	l, dial, accepted := limited(t, nil)
+func TestConnectionBeyondTheLimitReplacesTheOldest(t *testing.T) {
+	l, dial, accepted := startLimited(t, nil)
 	all, each := maxConnections()
 	connect := func(source string) (ours, theirs net.Conn) {
 		ours = dial(source)
-		return ours, take(t, accepted)
+		return ours, receiveConn(t, accepted)
 	}
 	other, _ := connect("127.0.0.2")
 	first, _ := connect("127.0.0.1")
@@ -90,19 +91,19 @@ func TestOneConnectionTooManyTakesThePlaceOfTheOldest(t *testing.T) {
 		connect("127.0.0.1")
 	}
 	connect("127.0.0.1")
-	isClosed(t, first)
+	checkClosed(t, first)
 	_ = theirs.Close()
 	_ = theirs.Close() // counts once
-	isClosed(t, second)
+	checkClosed(t, second)
 	connect("127.0.0.1")
 
 	for i := range all - each - 1 {
 		connect(fmt.Sprintf("127.0.1.%d", 1+i))
 	}
-	isOpen(t, third)
+	checkOpen(t, third)
 	connect("127.0.2.1")
-	isClosed(t, third)
-	isOpen(t, other)
+	checkClosed(t, third)
+	checkOpen(t, other)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.open) != all {
@@ -111,12 +112,12 @@ func TestOneConnectionTooManyTakesThePlaceOfTheOldest(t *testing.T) {
 }
 
 // Criterion: Two networks that fill an HTTP port do not close a third one's connection.
-func TestACrowdMakesRoomForOneConnection(t *testing.T) {
-	_, dial, accepted := limited(t, nil)
+func TestNetworkWithTheMostConnectionsYields(t *testing.T) {
+	_, dial, accepted := startLimited(t, nil)
 	_, each := maxConnections()
 	connect := func(source string) net.Conn {
 		ours := dial(source)
-		take(t, accepted)
+		receiveConn(t, accepted)
 		return ours
 	}
 	prometheus := connect("127.0.0.3")
@@ -124,11 +125,11 @@ func TestACrowdMakesRoomForOneConnection(t *testing.T) {
 		connect("127.0.0.1")
 		connect("127.0.0.2")
 	}
-	isOpen(t, prometheus)
+	checkOpen(t, prometheus)
 }
 
 // isOpen sees that nobody has closed a connection yet.
-func isOpen(t *testing.T, c net.Conn) {
+func checkOpen(t *testing.T, c net.Conn) {
 	t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -138,19 +139,19 @@ func isOpen(t *testing.T, c net.Conn) {
 
 // Nobody needs to send anything to be refused, and an answer holds for the next
 // connection.
-func TestWhoIsNotAllowedIsClosedAtOnce(t *testing.T) {
+func TestConnectionThatIsNotAllowedIsClosed(t *testing.T) {
 	var network atomic.Pointer[netip.Prefix]
 	allow := func(a netip.Addr) bool { return network.Load().Contains(a) }
 	set := func(text string) { p := netip.MustParsePrefix(text); network.Store(&p) }
 	set("127.0.3.0/24")
-	_, dial, accepted := limited(t, allow)
-	isClosed(t, dial("127.0.4.1"))
+	_, dial, accepted := startLimited(t, allow)
+	checkClosed(t, dial("127.0.4.1"))
 	dial("127.0.3.1")
-	take(t, accepted)
+	receiveConn(t, accepted)
 	set("127.0.4.0/24")
 	dial("127.0.4.1")
-	take(t, accepted)
-	isClosed(t, dial("127.0.3.1"))
+	receiveConn(t, accepted)
+	checkClosed(t, dial("127.0.3.1"))
 }
 
 func TestNetworksAreWhatOneClientHas(t *testing.T) {

@@ -20,9 +20,9 @@ func TestTakenPortNamesItsHolder(t *testing.T) {
 	name := strings.TrimSpace(string(comm))
 	for _, host := range []string{"127.0.0.1", "::1", "", "0.0.0.0"} {
 		t.Run(host, func(t *testing.T) {
-			needs(t, host)
-			ln := open(t, net.JoinHostPort(host, "0"))
-			for _, wanted := range []string{ln.Addr().String(), ":" + port(t, ln)} {
+			needAddress(t, host)
+			ln := listenTest(t, net.JoinHostPort(host, "0"))
+			for _, wanted := range []string{ln.Addr().String(), ":" + portOf(t, ln)} {
 				_, err := listenTCP(t.Context(), wanted)
 				want := fmt.Sprintf("address already in use by %s (process %d)", name, os.Getpid())
 				if err == nil || !strings.Contains(err.Error(), want) {
@@ -37,9 +37,9 @@ func TestTakenPortNamesItsHolder(t *testing.T) {
 }
 
 func TestFreePortHasNoHolder(t *testing.T) {
-	ln := open(t, "127.0.0.1:0")
+	ln := listenTest(t, "127.0.0.1:0")
 	address := ln.Addr().String()
-	other := "[::1]:" + port(t, ln)
+	other := "[::1]:" + portOf(t, ln)
 	if pid, name, ok := Holder(other); ok {
 		t.Errorf("Holder(%s) = %d, %s, want none: only %s is taken", other, pid, name, address)
 	}
@@ -86,7 +86,7 @@ func TestTablesOfTheKernel(t *testing.T) {
 
 // Criterion: TCP keepalive finds clients that are gone without a word.
 func TestConnectionsHaveKeepAlive(t *testing.T) {
-	ln := open(t, "127.0.0.1:0")
+	ln := listenTest(t, "127.0.0.1:0")
 	client, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func open(t *testing.T, address string) net.Listener {
+func listenTest(t *testing.T, address string) net.Listener {
 	t.Helper()
 	ln, err := listenTCP(t.Context(), address)
 	if err != nil {
@@ -18,7 +18,7 @@ func open(t *testing.T, address string) net.Listener {
 	return ln
 }
 
-func port(t *testing.T, ln net.Listener) string {
+func portOf(t *testing.T, ln net.Listener) string {
 	t.Helper()
 	_, port, err := net.SplitHostPort(ln.Addr().String())
 	if err != nil {
@@ -28,10 +28,10 @@ func port(t *testing.T, ln net.Listener) string {
 }
 
 func TestPortWithoutHostListensOnIPv4AndIPv6(t *testing.T) {
-	port := port(t, open(t, ":0"))
+	port := portOf(t, listenTest(t, ":0"))
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		t.Run(host, func(t *testing.T) {
-			needs(t, host)
+			needAddress(t, host)
 			c, err := net.Dial("tcp", net.JoinHostPort(host, port))
 			if err != nil {
 				t.Fatal(err)
@@ -41,8 +41,8 @@ func TestPortWithoutHostListensOnIPv4AndIPv6(t *testing.T) {
 	}
 }
 
-// needs skips a test of IPv6 on a machine, or in a container, that has none.
-func needs(t *testing.T, host string) {
+// needAddress skips a test of IPv6 on a machine, or in a container, without IPv6.
+func needAddress(t *testing.T, host string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", net.JoinHostPort(host, "0"))
 	if err != nil {
@@ -51,8 +51,8 @@ func needs(t *testing.T, host string) {
 	_ = ln.Close()
 }
 
-func TestErrorsSayWhatToDo(t *testing.T) {
-	taken := open(t, "127.0.0.1:0").Addr().String()
+func TestErrorsAdvise(t *testing.T) {
+	taken := listenTest(t, "127.0.0.1:0").Addr().String()
 	tests := []struct {
 		address string
 		is      error
@@ -77,7 +77,7 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 	}
 }
 
-// A test that runs as root is never refused a port.
+// A process of root can listen on every port, so the test makes the error.
 func TestRefusedPortNamesTheCapability(t *testing.T) {
 	if got := adviceFor(":993", &net.OpError{Err: syscall.EACCES}); !strings.Contains(got, "CAP_NET_BIND_SERVICE") {
 		t.Errorf("advice = %q, want the capability", got)

@@ -18,13 +18,14 @@ import (
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 
-type prefaced interface {
+type prefacedConn interface {
 	net.Conn
 	Preface(time.Time) (client, local netip.AddrPort, err error)
 }
 
-// accepted returns both ends of a connection that a ProxyListener has accepted.
-func accepted(t testing.TB, trusted []netip.Prefix) (client, server net.Conn) {
+// acceptProxied returns both ends of a connection that a ProxyListener has
+// accepted.
+func acceptProxied(t testing.TB, trusted []netip.Prefix) (client, server net.Conn) {
 	t.Helper()
 	tcp, err := listenTCP(context.Background(), "127.0.0.1:0")
 	if err != nil {
@@ -43,8 +44,8 @@ func accepted(t testing.TB, trusted []netip.Prefix) (client, server net.Conn) {
 	return client, server
 }
 
-// framed is a header of version 2 with command, family and payload.
-func framed(command, family byte, payload string) string {
+// headerV2 returns a header of version 2 with command, family and payload.
+func headerV2(command, family byte, payload string) string {
 	return "\r\n\r\n\x00\r\nQUIT\n" + string([]byte{command, family, byte(len(payload) >> 8), byte(len(payload))}) + payload
 }
 
@@ -60,26 +61,26 @@ const (
 // connection is from, and what follows the header is the client's.
 func TestProxiedReadsTheHeaderAndNoMore(t *testing.T) {
 	for header, want := range map[string]string{
-		"PROXY TCP4 192.0.2.1 198.51.100.7 4711 993\r\n":                "192.0.2.1:4711 198.51.100.7:993",
-		"PROXY TCP6 2001:db8::1 2001:db8::2 4711 993\r\n":               "[2001:db8::1]:4711 [2001:db8::2]:993",
-		framed(0x21, 0x11, v4):                                          "192.0.2.1:4711 198.51.100.7:993",
-		framed(0x21, 0x11, v4+"\x05\x00\x03abc"):                        "192.0.2.1:4711 198.51.100.7:993",
-		framed(0x21, 0x21, v6):                                          "[2001:db8::1]:4711 [2001:db8::2]:993",
-		framed(0x21, 0x21, v4in6):                                       "192.0.2.1:4711 198.51.100.7:993",
-		framed(0x21, 0x11, v4+"\x04\x0f\x9d"+strings.Repeat("x", 3997)): "192.0.2.1:4711 198.51.100.7:993",
+		"PROXY TCP4 192.0.2.1 198.51.100.7 4711 993\r\n":                  "192.0.2.1:4711 198.51.100.7:993",
+		"PROXY TCP6 2001:db8::1 2001:db8::2 4711 993\r\n":                 "[2001:db8::1]:4711 [2001:db8::2]:993",
+		headerV2(0x21, 0x11, v4):                                          "192.0.2.1:4711 198.51.100.7:993",
+		headerV2(0x21, 0x11, v4+"\x05\x00\x03abc"):                        "192.0.2.1:4711 198.51.100.7:993",
+		headerV2(0x21, 0x21, v6):                                          "[2001:db8::1]:4711 [2001:db8::2]:993",
+		headerV2(0x21, 0x21, v4in6):                                       "192.0.2.1:4711 198.51.100.7:993",
+		headerV2(0x21, 0x11, v4+"\x04\x0f\x9d"+strings.Repeat("x", 3997)): "192.0.2.1:4711 198.51.100.7:993",
 		// These speak for the balancer: the socket's addresses hold.
 		"PROXY UNKNOWN\r\n": "",
 		"PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n": "",
-		framed(0x20, 0x00, ""): "",
-		framed(0x20, 0x11, v4): "",
+		headerV2(0x20, 0x00, ""): "",
+		headerV2(0x20, 0x11, v4): "",
 	} {
-		client, server := accepted(t, loopback)
+		client, server := acceptProxied(t, loopback)
 		const after = "\x16\x03\x01"
 		_, _ = io.WriteString(client, header+after)
 		if want == "" {
 			want = client.LocalAddr().String() + " " + client.RemoteAddr().String()
 		}
-		from, to, err := server.(prefaced).Preface(time.Now().Add(time.Second))
+		from, to, err := server.(prefacedConn).Preface(time.Now().Add(time.Second))
 		if got := from.String() + " " + to.String(); got != want || err != nil {
 			t.Errorf("%q: %s, %v, want %s", header, got, err, want)
 		}
@@ -91,15 +92,15 @@ func TestProxiedReadsTheHeaderAndNoMore(t *testing.T) {
 }
 
 func TestProxiedReadsAHeaderThatComesOctetByOctet(t *testing.T) {
-	for _, header := range []string{"PROXY TCP4 192.0.2.1 198.51.100.7 4711 993\r\n", framed(0x21, 0x11, v4)} {
-		client, server := accepted(t, loopback)
+	for _, header := range []string{"PROXY TCP4 192.0.2.1 198.51.100.7 4711 993\r\n", headerV2(0x21, 0x11, v4)} {
+		client, server := acceptProxied(t, loopback)
 		go func() {
 			for i := range header {
 				_, _ = io.WriteString(client, header[i:i+1])
 				time.Sleep(time.Millisecond)
 			}
 		}()
-		from, _, err := server.(prefaced).Preface(time.Now().Add(5 * time.Second))
+		from, _, err := server.(prefacedConn).Preface(time.Now().Add(5 * time.Second))
 		if got, want := from.String(), "192.0.2.1:4711"; got != want || err != nil {
 			t.Errorf("%q: %s, %v, want %s", header, got, err, want)
 		}
@@ -119,46 +120,46 @@ func TestProxiedRefusesWhatIsNoHeader(t *testing.T) {
 		"PROXY TCP4 2001:db8::1 2001:db8::2 4711 993\r\n",
 		"PROXY UDP4 192.0.2.1 198.51.100.7 4711 993\r\n",
 		"PROXY UNKNOWN " + strings.Repeat("x", 200) + "\r\n",
-		framed(0x31, 0x11, v4),
-		framed(0x22, 0x11, v4),
-		framed(0x21, 0x12, v4), // UDP
-		framed(0x21, 0x31, strings.Repeat("\x00", 216)),
-		framed(0x21, 0x00, ""),
-		framed(0x21, 0x11, v4[:11]),
-		framed(0x21, 0x11, v4+strings.Repeat("x", 4096)),
-		framed(0x21, 0x11, v4)[:20],
+		headerV2(0x31, 0x11, v4),
+		headerV2(0x22, 0x11, v4),
+		headerV2(0x21, 0x12, v4), // UDP
+		headerV2(0x21, 0x31, strings.Repeat("\x00", 216)),
+		headerV2(0x21, 0x00, ""),
+		headerV2(0x21, 0x11, v4[:11]),
+		headerV2(0x21, 0x11, v4+strings.Repeat("x", 4096)),
+		headerV2(0x21, 0x11, v4)[:20],
 	} {
-		client, server := accepted(t, loopback)
+		client, server := acceptProxied(t, loopback)
 		_, _ = io.WriteString(client, header)
 		_ = client.(*net.TCPConn).CloseWrite()
-		if from, _, err := server.(prefaced).Preface(time.Now().Add(time.Second)); !errors.Is(err, proxy.ErrPreface) {
+		if from, _, err := server.(prefacedConn).Preface(time.Now().Add(time.Second)); !errors.Is(err, proxy.ErrPreface) {
 			t.Errorf("%q: %v, %v, want ErrPreface", header, from, err)
 		}
 	}
 }
 
 func TestProxiedGivesASilentBalancerItsTimeAndNoMore(t *testing.T) {
-	_, server := accepted(t, loopback)
-	_, _, err := server.(prefaced).Preface(time.Now().Add(10 * time.Millisecond))
+	_, server := acceptProxied(t, loopback)
+	_, _, err := server.(prefacedConn).Preface(time.Now().Add(10 * time.Millisecond))
 	if e, ok := errors.AsType[net.Error](err); !ok || !e.Timeout() || !errors.Is(err, proxy.ErrPreface) {
 		t.Errorf("Preface = %v, want ErrPreface for a timeout", err)
 	}
 }
 
-func TestProxiedTakesAConnectionWithoutAWordForALook(t *testing.T) {
-	client, server := accepted(t, loopback)
+func TestProxiedTakesAnEmptyConnectionForAHealthCheck(t *testing.T) {
+	client, server := acceptProxied(t, loopback)
 	_ = client.Close()
-	if _, _, err := server.(prefaced).Preface(time.Now().Add(time.Second)); !errors.Is(err, io.EOF) || errors.Is(err, proxy.ErrPreface) {
+	if _, _, err := server.(prefacedConn).Preface(time.Now().Add(time.Second)); !errors.Is(err, io.EOF) || errors.Is(err, proxy.ErrPreface) {
 		t.Errorf("Preface = %v, want io.EOF", err)
 	}
 }
 
 // Criterion: nobody but the balancers says in a header where it comes from.
-func TestProxiedAsksOnlyTrustedNetworks(t *testing.T) {
+func TestProxiedReadsHeadersOfTrustedNetworksOnly(t *testing.T) {
 	for _, trusted := range [][]netip.Prefix{nil, {netip.MustParsePrefix("127.0.0.2/32"), netip.MustParsePrefix("::/0")}} {
-		client, server := accepted(t, trusted)
+		client, server := acceptProxied(t, trusted)
 		_, _ = io.WriteString(client, "PROXY")
-		if _, ok := server.(prefaced); ok {
+		if _, ok := server.(prefacedConn); ok {
 			t.Fatalf("trusted %v: a header is asked for", trusted)
 		}
 		b := make([]byte, 10)
@@ -168,7 +169,7 @@ func TestProxiedAsksOnlyTrustedNetworks(t *testing.T) {
 	}
 }
 
-func TestProxiedTrustsOtherNetworksFromNowOn(t *testing.T) {
+func TestProxiedTrustReplacesTheNetworks(t *testing.T) {
 	tcp, err := listenTCP(t.Context(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -185,7 +186,7 @@ func TestProxiedTrustsOtherNetworksFromNowOn(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, ok := server.(prefaced); ok != (networks != nil) {
+		if _, ok := server.(prefacedConn); ok != (networks != nil) {
 			t.Errorf("trusted %v: a header is asked for: %v", networks, ok)
 		}
 		_, _ = client.Close(), server.Close()
@@ -215,7 +216,7 @@ func TestProxiedBehindARealHAProxy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		from, to, err := server.(prefaced).Preface(time.Now().Add(5 * time.Second))
+		from, to, err := server.(prefacedConn).Preface(time.Now().Add(5 * time.Second))
 		if from.String() != client.LocalAddr().String() || to.String() != h.Addr || err != nil {
 			t.Errorf("%s: from %v to %v, %v, want %v to %s", version, from, to, err, client.LocalAddr(), h.Addr)
 		}
@@ -244,9 +245,9 @@ func TestHeaderIsReadBack(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			client, server := accepted(t, loopback)
+			client, server := acceptProxied(t, loopback)
 			_, _ = client.Write(header)
-			from, to, err := server.(prefaced).Preface(time.Now().Add(time.Second))
+			from, to, err := server.(prefacedConn).Preface(time.Now().Add(time.Second))
 			if !want.Addr.IsValid() {
 				want.Addr, want.Local = client.LocalAddr().(*net.TCPAddr).AddrPort(), client.RemoteAddr().(*net.TCPAddr).AddrPort()
 			}
@@ -259,7 +260,7 @@ func TestHeaderIsReadBack(t *testing.T) {
 
 // Criterion: a PROXY v2 header of ours carries the name asked for in TLS and
 // its version.
-func TestHeaderTellsOfTLS(t *testing.T) {
+func TestHeaderDescribesTLS(t *testing.T) {
 	header, err := Header(2, proxy.Client{
 		ID: "S1", Addr: netip.MustParseAddrPort("192.0.2.1:4711"), Local: netip.MustParseAddrPort("198.51.100.7:993"),
 		TLS: &tls.ConnectionState{
@@ -270,7 +271,7 @@ func TestHeaderTellsOfTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	const subs = "\x21\x00\x07TLSv1.3\x23\x00\x16TLS_AES_128_GCM_SHA256"
-	want := framed(0x21, 0x11, v4+"\x05\x00\x02S1\x02\x00\x15mail.customer.example\x01\x00\x04imap"+
+	want := headerV2(0x21, 0x11, v4+"\x05\x00\x02S1\x02\x00\x15mail.customer.example\x01\x00\x04imap"+
 		"\x20\x00"+string([]byte{byte(5 + len(subs))})+"\x01\x00\x00\x00\x01"+subs)
 	if string(header) != want {
 		t.Errorf("Header = %q, want %q", header, want)
@@ -281,8 +282,8 @@ func TestHeaderTellsOfTLS(t *testing.T) {
 // addresses are there if there is no error.
 func FuzzPreface(f *testing.F) {
 	f.Add([]byte("PROXY TCP4 192.0.2.1 198.51.100.7 4711 993\r\nafter"))
-	f.Add([]byte(framed(0x21, 0x11, v4) + "after"))
-	f.Add([]byte(framed(0x20, 0x00, "") + "after"))
+	f.Add([]byte(headerV2(0x21, 0x11, v4) + "after"))
+	f.Add([]byte(headerV2(0x20, 0x00, "") + "after"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		r := bytes.NewReader(in)
 		header, err := readHeader(r)

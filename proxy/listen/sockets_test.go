@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-func sockets(t *testing.T) *Sockets {
+func newSockets(t *testing.T) *Sockets {
 	t.Helper()
 	s, err := Inherited()
 	if err != nil {
@@ -30,7 +30,7 @@ func mustListen(t *testing.T, s *Sockets, address string) net.Listener {
 }
 
 func TestASocketStaysOpenForTheNextConfiguration(t *testing.T) {
-	s := sockets(t)
+	s := newSockets(t)
 	first := mustListen(t, s, "127.0.0.1:0")
 	again, fresh, err := s.Listen(t.Context(), "", "127.0.0.1:0")
 	if err != nil || again != first || fresh {
@@ -45,12 +45,12 @@ func TestASocketStaysOpenForTheNextConfiguration(t *testing.T) {
 }
 
 // Criterion: Listening sockets pass from one process to the next, with the connections that wait in them.
-func TestASuccessorAcceptsWhoWaited(t *testing.T) {
+func TestSuccessorAcceptsWaitingConnections(t *testing.T) {
 	if os.Getenv("SUCCESSOR") != "" {
 		succeed(t)
 		return
 	}
-	s := sockets(t)
+	s := newSockets(t)
 	ln := mustListen(t, s, "127.0.0.1:0")
 	files, environment, err := s.Files()
 	if err != nil {
@@ -86,9 +86,9 @@ func TestASuccessorAcceptsWhoWaited(t *testing.T) {
 	}
 }
 
-// succeed is the other process.
+// succeed is the successor process.
 func succeed(t *testing.T) {
-	s := sockets(t)
+	s := newSockets(t)
 	ln := mustListen(t, s, os.Getenv("SUCCESSOR"))
 	if os.Getenv(socketsVariable) != "" {
 		t.Error("a process started by this one would think that it is its successor")
@@ -103,13 +103,13 @@ func succeed(t *testing.T) {
 	_ = c.Close()
 }
 
-func TestSocketsThatNobodyAskedForAreClosed(t *testing.T) {
-	given := mustListen(t, sockets(t), "127.0.0.1:0").(*socket)
+func TestUnusedSocketsAreClosed(t *testing.T) {
+	given := mustListen(t, newSockets(t), "127.0.0.1:0").(*socket)
 	f, err := given.File()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := sockets(t)
+	s := newSockets(t)
 	if err := s.addFiles([]*os.File{f}); err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +131,7 @@ func TestAnInheritedSocketHasToBeForTCP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := sockets(t).addFiles([]*os.File{f}); err == nil || !strings.Contains(err.Error(), "is not for TCP") {
+	if err := newSockets(t).addFiles([]*os.File{f}); err == nil || !strings.Contains(err.Error(), "is not for TCP") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -19,7 +19,7 @@ import (
 
 // start serves accounts alice and bob@demo.invalid until the end of the test,
 // which fails when a goroutine is left then.
-func start(t *testing.T, o Options) (s *Server, imapAddr, smtpAddr string) {
+func startServer(t *testing.T, o Options) (s *Server, imapAddr, smtpAddr string) {
 	t.Helper()
 	t.Cleanup(func() { goleak.VerifyNone(t) })
 	o.Accounts = []Account{{"alice", "secret"}, {"bob@demo.invalid", "pa ss\"word"}}
@@ -90,7 +90,7 @@ func inbox(t *testing.T, addr string) []string {
 }
 
 func TestIMAPAnswersWhatABridgeNeeds(t *testing.T) {
-	s, addr, _ := start(t, Options{UIDValidity: 77})
+	s, addr, _ := startServer(t, Options{UIDValidity: 77})
 	for i := range 5 {
 		if err := s.Append("alice", fmt.Appendf(nil, "Subject: %d\r\n\r\n%s\r\n", i, strings.Repeat("x", i))); err != nil {
 			t.Fatal(err)
@@ -147,7 +147,7 @@ func TestIMAPAnswersWhatABridgeNeeds(t *testing.T) {
 }
 
 func TestMailArrivingDuringASessionIsAnnouncedBeforeItIsShown(t *testing.T) {
-	s, addr, _ := start(t, Options{})
+	s, addr, _ := startServer(t, Options{})
 	add := func() {
 		if err := s.Append("alice", []byte("Subject: new\r\n\r\n")); err != nil {
 			t.Fatal(err)
@@ -187,8 +187,8 @@ func TestMailArrivingDuringASessionIsAnnouncedBeforeItIsShown(t *testing.T) {
 	`)
 }
 
-func TestMessagesStayAsTheyCame(t *testing.T) {
-	s, addr, _ := start(t, Options{})
+func TestMessagesAreStoredUnchanged(t *testing.T) {
+	s, addr, _ := startServer(t, Options{})
 	messages := proxytest.HostileMessages()
 	c := login(t, addr)
 	for i, m := range messages {
@@ -237,8 +237,8 @@ func TestMessagesStayAsTheyCame(t *testing.T) {
 	}
 }
 
-func TestAClientThatStopsReadingHoldsNobody(t *testing.T) {
-	s, addr, _ := start(t, Options{})
+func TestClientThatStopsReadingBlocksNoOther(t *testing.T) {
+	s, addr, _ := startServer(t, Options{})
 	if err := s.Append("alice", bytes.Repeat([]byte("x"), 32<<20)); err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +262,7 @@ func TestAClientThatStopsReadingHoldsNobody(t *testing.T) {
 }
 
 func TestMailboxesAndFlagsAndSearch(t *testing.T) {
-	s, addr, _ := start(t, Options{})
+	s, addr, _ := startServer(t, Options{})
 	for _, raw := range []string{
 		"Subject: Hello World\r\nDate: Mon, 12 Jan 2026 09:00:00 +0000\r\n\r\nfirst body\r\n",
 		"Subject: other\r\n\r\nsecond body\r\n",
@@ -361,7 +361,7 @@ func TestMailboxesAndFlagsAndSearch(t *testing.T) {
 }
 
 func TestIMAPDialogue(t *testing.T) {
-	_, addr, _ := start(t, Options{})
+	_, addr, _ := startServer(t, Options{})
 	proxytest.Transcript(t, dial(t, addr), `
 		S: \* OK [CAPABILITY IMAP4rev1 SASL-IR LITERAL- AUTH=PLAIN] *
 		C: a LOGIN alice wrong
@@ -378,7 +378,7 @@ func TestIMAPDialogue(t *testing.T) {
 func TestSMTPTakesMailOnlyAfterAuthAndOnlyForItsAccounts(t *testing.T) {
 	var from, accepted string
 	var to []string
-	_, imapAddr, smtpAddr := start(t, Options{Accepted: func(f string, r []string, raw []byte) {
+	_, imapAddr, smtpAddr := startServer(t, Options{Accepted: func(f string, r []string, raw []byte) {
 		from, to, accepted = f, slices.Clone(r), string(raw)
 	}})
 	conn := dial(t, smtpAddr)
@@ -439,7 +439,7 @@ func TestSMTPTakesMailOnlyAfterAuthAndOnlyForItsAccounts(t *testing.T) {
 }
 
 func TestSMTPTakesChunksAndLinesOfAMegabyte(t *testing.T) {
-	_, imapAddr, smtpAddr := start(t, Options{})
+	_, imapAddr, smtpAddr := startServer(t, Options{})
 	line := strings.Repeat("x", 1<<20) + "\r\n"
 	conn := dial(t, smtpAddr)
 	proxytest.Transcript(t, conn, `
@@ -475,7 +475,7 @@ func TestSMTPTakesChunksAndLinesOfAMegabyte(t *testing.T) {
 
 func TestSTARTTLSIsOfferedByBoth(t *testing.T) {
 	cert, pool := proxytest.Cert(t)
-	_, imapAddr, smtpAddr := start(t, Options{TLS: proxytest.ServerTLS(cert)})
+	_, imapAddr, smtpAddr := startServer(t, Options{TLS: proxytest.ServerTLS(cert)})
 	conn := dial(t, imapAddr)
 	proxytest.Transcript(t, conn, `
 		S: \* OK [CAPABILITY * STARTTLS *] *
@@ -512,8 +512,8 @@ func TestSTARTTLSIsOfferedByBoth(t *testing.T) {
 	`)
 }
 
-func TestCloseEndsWhateverIsGoingOn(t *testing.T) {
-	s, imapAddr, smtpAddr := start(t, Options{})
+func TestCloseEndsAllSessions(t *testing.T) {
+	s, imapAddr, smtpAddr := startServer(t, Options{})
 	idle, data, fresh := dial(t, imapAddr), dial(t, smtpAddr), dial(t, imapAddr)
 	proxytest.Transcript(t, idle, `
 		S: \* OK *

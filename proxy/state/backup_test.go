@@ -10,10 +10,10 @@ import (
 	"testing"
 )
 
-// filled returns an open file with some values.
-func filled(t *testing.T, path string) *Bolt {
+// openWithValues returns an open file with some values.
+func openWithValues(t *testing.T, path string) *Bolt {
 	t.Helper()
-	b := opened(t, path, Options{})
+	b := openState(t, path, Options{})
 	keys := make([]string, 500)
 	for i := range keys {
 		keys[i] = fmt.Sprint("key-", i)
@@ -28,9 +28,9 @@ func filled(t *testing.T, path string) *Bolt {
 }
 
 // Criterion: A copy of the state, taken while it is used, can be put back, and holds what it held.
-func TestStateIsCopiedInUseAndPutBack(t *testing.T) {
-	path := temporary(t)
-	b := filled(t, path)
+func TestStateIsCopiedInUseAndRestored(t *testing.T) {
+	path := tempPath(t)
+	b := openWithValues(t, path)
 	var saved bytes.Buffer
 	if _, err := b.WriteTo(&saved); err != nil {
 		t.Fatal(err)
@@ -48,22 +48,22 @@ func TestStateIsCopiedInUseAndPutBack(t *testing.T) {
 	if err := Restore(t.Context(), path, &saved); err != nil {
 		t.Fatal(err)
 	}
-	b = opened(t, path, Options{})
+	b = openState(t, path, Options{})
 	if got, err := b.Bucket("uidl").Get(t.Context(), "key-7"); err != nil || string(got) != strings.Repeat("key-7", 50) {
 		t.Errorf("got %q, %v", got, err)
 	}
 	if err := b.Check(t.Context()); err != nil {
 		t.Error(err)
 	}
-	before := opened(t, path+".before-restore", Options{})
+	before := openState(t, path+".before-restore", Options{})
 	if got, _ := before.Bucket("uidl").Get(t.Context(), "key-7"); string(got) != "later" {
 		t.Errorf("what was there before has %q", got)
 	}
 }
 
-func TestWhatIsNoStateIsNotPutBack(t *testing.T) {
-	path := temporary(t)
-	b := filled(t, path)
+func TestInvalidStateIsNotRestored(t *testing.T) {
+	path := tempPath(t)
+	b := openWithValues(t, path)
 	var saved bytes.Buffer
 	if _, err := b.WriteTo(&saved); err != nil {
 		t.Fatal(err)
@@ -81,15 +81,15 @@ func TestWhatIsNoStateIsNotPutBack(t *testing.T) {
 			t.Errorf("%s: the draft is left behind", name)
 		}
 	}
-	b = opened(t, path, Options{})
+	b = openState(t, path, Options{})
 	if got, err := b.Bucket("uidl").Get(t.Context(), "key-7"); err != nil || got == nil {
 		t.Errorf("afterwards: %q, %v", got, err)
 	}
 }
 
 func TestCheckFindsADamagedPage(t *testing.T) {
-	path := temporary(t)
-	b := filled(t, path)
+	path := tempPath(t)
+	b := openWithValues(t, path)
 	if err := b.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestUpdateOfManyIsOfAllOrOfNone(t *testing.T) {
 	for name, s := range map[string]interface {
 		UpdateAll(ctx context.Context, keys []string, change func(string, []byte) ([]byte, error)) error
 		Get(ctx context.Context, key string) ([]byte, error)
-	}{"bolt": opened(t, temporary(t), Options{}).Bucket("x"), "memory": new(Memory)} {
+	}{"bolt": openState(t, tempPath(t), Options{}).Bucket("x"), "memory": new(Memory)} {
 		err := s.UpdateAll(t.Context(), []string{"a", "b"}, func(key string, _ []byte) ([]byte, error) {
 			if key == "b" {
 				return nil, no

@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// soon returns what f does, which must not hang.
-func soon(t *testing.T, what string, f func() error) error {
+// returnsSoon returns the error of f, which must not block.
+func returnsSoon(t *testing.T, what string, f func() error) error {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() { done <- f() }()
@@ -32,7 +32,7 @@ func soon(t *testing.T, what string, f func() error) error {
 }
 
 // allRefused wants every method of b to say at once that it is broken.
-func allRefused(t *testing.T, b *Bolt) {
+func checkAllRefused(t *testing.T, b *Bolt) {
 	t.Helper()
 	in, ctx := b.Bucket("uidl"), context.Background()
 	for what, f := range map[string]func() error{
@@ -45,11 +45,11 @@ func allRefused(t *testing.T, b *Bolt) {
 		"Close":  b.Close,
 		"Close2": b.Close,
 	} {
-		if err := soon(t, what, f); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), b.Path()) || !strings.Contains(err.Error(), "restart") {
+		if err := returnsSoon(t, what, f); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), b.Path()) || !strings.Contains(err.Error(), "restart") {
 			t.Errorf("%s of a broken file gives %v", what, err)
 		}
 	}
-	_ = soon(t, "Size", func() error { b.Size(); return nil })
+	_ = returnsSoon(t, "Size", func() error { b.Size(); return nil })
 	select {
 	case <-b.Broken():
 	default:
@@ -57,9 +57,9 @@ func allRefused(t *testing.T, b *Bolt) {
 	}
 }
 
-// changes are what an operator, or a disk, can do to a file in use. older is a
-// copy of it.
-func changes(t *testing.T, path string, older []byte) map[string]func() error {
+// fileChanges are what an operator, or a disk, can do to a file in use. older is
+// a copy of it.
+func fileChanges(t *testing.T, path string, older []byte) map[string]func() error {
 	overwrite := func(from []byte) func() error { // as cp does
 		return func() error {
 			f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
@@ -71,7 +71,7 @@ func changes(t *testing.T, path string, older []byte) map[string]func() error {
 		}
 	}
 	other := filepath.Join(t.TempDir(), "other.db")
-	if err := filled(t, other).Close(); err != nil {
+	if err := openWithValues(t, other).Close(); err != nil {
 		t.Fatal(err)
 	}
 	return map[string]func() error{
@@ -92,11 +92,11 @@ func changes(t *testing.T, path string, older []byte) map[string]func() error {
 
 // Criterion: A state file that is changed, cut off or replaced under a running Postern is not used again before a restart, and nothing waits for it.
 func TestAFileThatIsChangedInUseIsBroken(t *testing.T) {
-	for name := range changes(t, filepath.Join(t.TempDir(), "x"), nil) {
+	for name := range fileChanges(t, filepath.Join(t.TempDir(), "x"), nil) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			path := temporary(t)
-			b := filled(t, path)
+			path := tempPath(t)
+			b := openWithValues(t, path)
 			var older bytes.Buffer
 			if _, err := b.WriteTo(&older); err != nil {
 				t.Fatal(err)
@@ -106,7 +106,7 @@ func TestAFileThatIsChangedInUseIsBroken(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			change := changes(t, path, older.Bytes())[name]
+			change := fileChanges(t, path, older.Bytes())[name]
 			ctx := context.Background() // nobody's end, so that nothing but the Bolt ends a wait
 			stop := make(chan struct{})
 			var changing atomic.Bool
@@ -143,19 +143,19 @@ func TestAFileThatIsChangedInUseIsBroken(t *testing.T) {
 				t.Error("it is not noticed")
 			}
 			close(stop)
-			if err := soon(t, "somebody", func() error { wg.Wait(); return nil }); err != nil {
+			if err := returnsSoon(t, "somebody", func() error { wg.Wait(); return nil }); err != nil {
 				t.Fatal(err)
 			}
-			allRefused(t, b)
+			checkAllRefused(t, b)
 		})
 	}
 }
 
-// A panic of bbolt while it holds its locks is met by one; those who are in the
-// middle of a read or a write then, or wait for their turn, are not kept.
-func TestABrokenFileKeepsNobodyWaiting(t *testing.T) {
-	path := temporary(t)
-	b := filled(t, path)
+// One call meets the panic of bbolt while bbolt holds its locks. Calls that are
+// reading or waiting at that time are not blocked.
+func TestBrokenFileBlocksNoCaller(t *testing.T) {
+	path := tempPath(t)
+	b := openWithValues(t, path)
 	in, ctx := b.Bucket("uidl"), context.Background()
 	writing, reading, goOn := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	results := make(chan error, 4)
@@ -176,26 +176,26 @@ func TestABrokenFileKeepsNobodyWaiting(t *testing.T) {
 	if err := os.Truncate(path, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := soon(t, "who meets it", func() error { _, err := in.Get(ctx, "key-3"); return err }); !errors.Is(err, ErrDamaged) {
+	if err := returnsSoon(t, "who meets it", func() error { _, err := in.Get(ctx, "key-3"); return err }); !errors.Is(err, ErrDamaged) {
 		t.Errorf("who meets it gets %v", err)
 	}
-	if err := soon(t, "who waits for its turn", func() error { return <-results }); !errors.Is(err, ErrDamaged) {
+	if err := returnsSoon(t, "who waits for its turn", func() error { return <-results }); !errors.Is(err, ErrDamaged) {
 		t.Errorf("who waits for its turn gets %v", err)
 	}
 	close(goOn)
 	for range 2 {
-		if err := soon(t, "who was in the middle", func() error { return <-results }); !errors.Is(err, ErrDamaged) {
+		if err := returnsSoon(t, "who was in the middle", func() error { return <-results }); !errors.Is(err, ErrDamaged) {
 			t.Errorf("who was in the middle gets %v", err)
 		}
 	}
-	allRefused(t, b)
+	checkAllRefused(t, b)
 }
 
 // What waits for another call of the same file ends with its context.
-func TestWhoWaitsCanLeave(t *testing.T) {
+func TestWaitingCallsEndWithTheirContext(t *testing.T) {
 	gone := errors.New("gone")
 	left, leave := context.WithCancelCause(t.Context())
-	b := filled(t, temporary(t))
+	b := openWithValues(t, tempPath(t))
 	in := b.Bucket("uidl")
 	writing, goOn, wrote := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
@@ -215,7 +215,7 @@ func TestWhoWaitsCanLeave(t *testing.T) {
 		t.Errorf("while somebody writes, who reads gets %q, %v", got, err)
 	}
 	leave(gone)
-	if err := soon(t, "who has left", func() error { return <-waits }); !errors.Is(err, gone) {
+	if err := returnsSoon(t, "who has left", func() error { return <-waits }); !errors.Is(err, gone) {
 		t.Errorf("who leaves while another writes gets %v", err)
 	}
 	close(goOn)
@@ -248,21 +248,21 @@ func TestWhoWaitsCanLeave(t *testing.T) {
 	time.Sleep(10 * time.Millisecond)
 	short, cancel := context.WithTimeoutCause(t.Context(), 10*time.Millisecond, gone)
 	defer cancel()
-	if err := soon(t, "who reads", func() error { _, err := in.Get(short, "key-1"); return err }); !errors.Is(err, gone) {
+	if err := returnsSoon(t, "who reads", func() error { _, err := in.Get(short, "key-1"); return err }); !errors.Is(err, gone) {
 		t.Errorf("who leaves while the file is closed gets %v", err)
 	}
 	close(end)
 	if err := <-read; err != nil {
 		t.Logf("after Close the read says %v", err)
 	}
-	if err := soon(t, "Close", func() error { return <-closed }); err != nil {
+	if err := returnsSoon(t, "Close", func() error { return <-closed }); err != nil {
 		t.Error(err)
 	}
 }
 
-// A panic of who calls is no damage of the file.
-func TestAPanicOfWhoReadsHarmsNobody(t *testing.T) {
-	b := filled(t, temporary(t))
+// A panic of the caller does not damage the file.
+func TestPanicOfAReaderIsNotDamage(t *testing.T) {
+	b := openWithValues(t, tempPath(t))
 	in := b.Bucket("uidl")
 	for range 3 {
 		if err := in.Scan(t.Context(), "", func(string, []byte) error { panic("oops") }); !errors.Is(err, ErrDamaged) {
@@ -275,15 +275,15 @@ func TestAPanicOfWhoReadsHarmsNobody(t *testing.T) {
 	if err := b.Err(); err != nil {
 		t.Error(err)
 	}
-	if err := soon(t, "Close", b.Close); err != nil {
+	if err := returnsSoon(t, "Close", b.Close); err != nil {
 		t.Error(err)
 	}
 }
 
 // Criterion: cache.db of any content, or length, never stops a start.
-func TestADisposableFileOfAnyContentIsBegunAnew(t *testing.T) {
-	whole := temporary(t)
-	if err := filled(t, whole).Close(); err != nil {
+func TestDamagedDisposableFileIsReplaced(t *testing.T) {
+	whole := tempPath(t)
+	if err := openWithValues(t, whole).Close(); err != nil {
 		t.Fatal(err)
 	}
 	content, err := os.ReadFile(whole)

@@ -14,17 +14,17 @@ import (
 	"testing"
 )
 
-// A store is what Bucket and Memory have in common.
-type store interface {
+// A bucket is the common interface of Bucket and Memory.
+type bucket interface {
 	Get(ctx context.Context, key string) ([]byte, error)
 	Put(ctx context.Context, key string, value []byte) error
 	Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error
 	Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error
 }
 
-func temporary(t testing.TB) string { return filepath.Join(t.TempDir(), "postern", "state.db") }
+func tempPath(t testing.TB) string { return filepath.Join(t.TempDir(), "postern", "state.db") }
 
-func opened(t testing.TB, path string, o Options) *Bolt {
+func openState(t testing.TB, path string, o Options) *Bolt {
 	t.Helper()
 	b, err := Open(path, o)
 	if err != nil {
@@ -34,8 +34,8 @@ func opened(t testing.TB, path string, o Options) *Bolt {
 	return b
 }
 
-func TestStoresRemember(t *testing.T) {
-	for name, s := range map[string]store{"bolt": opened(t, temporary(t), Options{}).Bucket("a"), "memory": &Memory{}} {
+func TestBucketsKeepValues(t *testing.T) {
+	for name, s := range map[string]bucket{"bolt": openState(t, tempPath(t), Options{}).Bucket("a"), "memory": &Memory{}} {
 		t.Run(name, func(t *testing.T) {
 			ctx := t.Context()
 			get := func(key string) string {
@@ -87,7 +87,7 @@ func TestStoresRemember(t *testing.T) {
 }
 
 func TestUpdatesComeOneAfterTheOther(t *testing.T) {
-	for name, s := range map[string]store{"bolt": opened(t, temporary(t), Options{}).Bucket("a"), "memory": &Memory{}} {
+	for name, s := range map[string]bucket{"bolt": openState(t, tempPath(t), Options{}).Bucket("a"), "memory": &Memory{}} {
 		t.Run(name, func(t *testing.T) {
 			var wg sync.WaitGroup
 			for range 50 {
@@ -110,7 +110,7 @@ func TestUpdatesComeOneAfterTheOther(t *testing.T) {
 }
 
 func TestAnUpdateThatFailsSpoilsNoneOfThoseBesideIt(t *testing.T) {
-	b := opened(t, temporary(t), Options{})
+	b := openState(t, tempPath(t), Options{})
 	in, oops := b.Bucket("a"), errors.New("oops")
 	var wg sync.WaitGroup
 	for i := range 60 {
@@ -143,8 +143,8 @@ func TestAnUpdateThatFailsSpoilsNoneOfThoseBesideIt(t *testing.T) {
 }
 
 func TestBoltOutlivesTheProcess(t *testing.T) {
-	path := temporary(t)
-	b := opened(t, path, Options{})
+	path := tempPath(t)
+	b := openState(t, path, Options{})
 	if err := b.Bucket("a").Put(t.Context(), "k", []byte("v")); err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func TestBoltOutlivesTheProcess(t *testing.T) {
 	if _, err := b.Bucket("a").Get(t.Context(), "k"); err == nil {
 		t.Error("a closed file can be read")
 	}
-	again := opened(t, path, Options{})
+	again := openState(t, path, Options{})
 	if got, err := again.Bucket("a").Get(t.Context(), "k"); string(got) != "v" || err != nil {
 		t.Errorf("k = %q, %v", got, err)
 	}
@@ -167,8 +167,8 @@ func TestBoltOutlivesTheProcess(t *testing.T) {
 }
 
 func TestBoltHasOneOwner(t *testing.T) {
-	path := temporary(t)
-	opened(t, path, Options{})
+	path := tempPath(t)
+	openState(t, path, Options{})
 	_, err := Open(path, Options{Disposable: true})
 	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), fmt.Sprintf("process %d (", os.Getpid())) {
 		t.Errorf("a file that is open gives %v", err)
@@ -176,8 +176,8 @@ func TestBoltHasOneOwner(t *testing.T) {
 }
 
 func TestBoltIsPrivate(t *testing.T) {
-	path := temporary(t)
-	if err := opened(t, path, Options{}).Close(); err != nil {
+	path := tempPath(t)
+	if err := openState(t, path, Options{}).Close(); err != nil {
 		t.Fatal(err)
 	}
 	for _, test := range []struct {
@@ -204,15 +204,15 @@ func TestBoltIsPrivate(t *testing.T) {
 }
 
 func TestDamagedFile(t *testing.T) {
-	path := temporary(t)
-	_ = opened(t, path, Options{}).Close()
+	path := tempPath(t)
+	_ = openState(t, path, Options{}).Close()
 	if err := os.WriteFile(path, bytes.Repeat([]byte("not a database "), 4096), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(path, Options{}); !errors.Is(err, ErrDamaged) {
 		t.Fatalf("a damaged file gives %v", err)
 	}
-	b := opened(t, path, Options{Disposable: true})
+	b := openState(t, path, Options{Disposable: true})
 	if err := b.Bucket("a").Put(t.Context(), "k", []byte("v")); err != nil {
 		t.Error(err)
 	}
@@ -223,8 +223,8 @@ func TestDamagedFile(t *testing.T) {
 
 // Whatever a page holds, reading gives a value or an error, and the process lives.
 func TestDamagedPages(t *testing.T) {
-	path := temporary(t)
-	b := opened(t, path, Options{})
+	path := tempPath(t)
+	b := openState(t, path, Options{})
 	var wg sync.WaitGroup
 	for i := range 300 {
 		wg.Go(func() {
@@ -272,7 +272,7 @@ func TestDamagedPages(t *testing.T) {
 }
 
 func BenchmarkPut(b *testing.B) {
-	bucket := opened(b, temporary(b), Options{}).Bucket("a")
+	bucket := openState(b, tempPath(b), Options{}).Bucket("a")
 	for _, size := range []int{100, 200 << 10} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			value := make([]byte, size)
@@ -288,7 +288,7 @@ func BenchmarkPut(b *testing.B) {
 }
 
 func BenchmarkGet(b *testing.B) {
-	bucket := opened(b, temporary(b), Options{}).Bucket("a")
+	bucket := openState(b, tempPath(b), Options{}).Bucket("a")
 	for _, size := range []int{100, 20 << 10} {
 		keys := make([]string, 1000)
 		for i := range keys {

@@ -28,14 +28,14 @@ func TestDotWriter(t *testing.T) {
 		{"a.\r\n.b.\r\n", "a.\r\n..b.\r\n.\r\n", 9},
 		{"\x00\xff\r\n", "\x00\xff\r\n.\r\n", 4},
 	} {
-		if got, octets := stuff(t, test.body, len(test.body)); got != test.want || octets != test.octets {
+		if got, octets := writeBody(t, test.body, len(test.body)); got != test.want || octets != test.octets {
 			t.Errorf("%q becomes %q, %d octets, want %q, %d", test.body, got, octets, test.want, test.octets)
 		}
 	}
 }
 
-// stuff writes body in pieces of the given size.
-func stuff(t *testing.T, body string, piece int) (string, int64) {
+// writeBody writes body in parts of the given size.
+func writeBody(t *testing.T, body string, piece int) (string, int64) {
 	t.Helper()
 	var b bytes.Buffer
 	d := NewDotWriter(&b)
@@ -52,8 +52,8 @@ func stuff(t *testing.T, body string, piece int) (string, int64) {
 	return b.String(), d.Octets()
 }
 
-// unstuff reads a reply as a client does for which every LF ends a line.
-func unstuff(t *testing.T, reply string) string {
+// readBody reads a response as a client does that ends lines at every LF.
+func readBody(t *testing.T, reply string) string {
 	t.Helper()
 	var body strings.Builder
 	for {
@@ -79,7 +79,7 @@ func FuzzDotWriter(f *testing.F) {
 	f.Add("Subject: a\r\n\r\n.\r\n", 3)
 	f.Add("a\r\n\n.\n", 5)
 	f.Fuzz(func(t *testing.T, body string, piece int) {
-		got, octets := stuff(t, body, piece)
+		got, octets := writeBody(t, body, piece)
 		if !strings.HasSuffix("\n"+got, "\r\n.\r\n") {
 			t.Errorf("%q ends as %q", body, got)
 		}
@@ -87,13 +87,13 @@ func FuzzDotWriter(f *testing.F) {
 		if !strings.HasSuffix(body, "\r\n") {
 			want += "\r\n"
 		}
-		if back := unstuff(t, got); back != want {
+		if back := readBody(t, got); back != want {
 			t.Errorf("%q comes back as %q", body, back)
 		}
 		if octets != int64(len(want)) {
 			t.Errorf("Octets() = %d, want %d", octets, len(want))
 		}
-		if whole, _ := stuff(t, body, len(body)); whole != got {
+		if whole, _ := writeBody(t, body, len(body)); whole != got {
 			t.Errorf("in pieces of %d %q, at once %q", piece, got, whole)
 		}
 	})

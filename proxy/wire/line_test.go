@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestTrimLineTellsCRLFFromLF(t *testing.T) {
+func TestTrimLineDistinguishesCRLFFromLF(t *testing.T) {
 	for _, test := range []struct {
 		line, text string
 		crlf       bool
@@ -27,7 +27,7 @@ func TestTrimLineTellsCRLFFromLF(t *testing.T) {
 	}
 }
 
-func TestCutWordTellsAnEmptyRestFromNone(t *testing.T) {
+func TestCutWordDistinguishesAnEmptyRestFromNone(t *testing.T) {
 	for _, test := range []struct {
 		line, word, rest string
 		none             bool

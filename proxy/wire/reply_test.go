@@ -10,7 +10,7 @@ import (
 	"testing/iotest"
 )
 
-func TestResponseTellsItsParts(t *testing.T) {
+func TestResponseIsSplit(t *testing.T) {
 	for _, test := range []struct {
 		in   string
 		want Response
