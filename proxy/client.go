@@ -12,14 +12,14 @@ import (
 	"time"
 )
 
-// Errors of reading from a client.
+// Errors of reading a line from a client.
 var (
-	ErrLineTooLong = errors.New("line too long")    // the line was skipped: go on
-	ErrFlood       = errors.New("line without end") // close
+	ErrLineTooLong = errors.New("line too long")    // the line was skipped: the next one can be read
+	ErrFlood       = errors.New("line without end") // the connection must be closed
 )
 
 const (
-	minBuffer = 256       // octets: nearly every command; a session has so many while it waits
+	minBuffer = 256       // octets: enough for nearly every command, and all that an idle session keeps
 	maxSkip   = 256 << 10 // octets of one line that are read only to find its end
 )
 
@@ -34,12 +34,12 @@ type Conn struct {
 	transport *transport
 	tls       *tls.Config
 	handshake time.Duration // how long TLS may take; 0: for ever
-	observe   func(Event)   // of handshakes; nil: nobody
+	observe   func(Event)   // emits Handshake and Panicked; nil: not emitted
 	state     atomic.Pointer[tls.ConnectionState]
 
 	buf   []byte // buf[r:w] is read and not yet consumed
 	r, w  int
-	wiped int // buf[:wiped] holds no client octets any more
+	wiped int // buf[:wiped] was overwritten
 
 	received, sent atomic.Int64
 
@@ -61,8 +61,9 @@ func NewConn(raw net.Conn, client Client, config *tls.Config, stall time.Duratio
 // skipped and gives ErrLineTooLong; one without end gives ErrFlood.
 func (c *Conn) ReadLine(max int) ([]byte, error) { return c.ReadLonger(max, nil) }
 
-// ReadLonger is ReadLine for lines of which some may be longer: longer is given
-// the first max octets of one and returns its bound. Nil: none may.
+// ReadLonger is ReadLine with a higher limit for some lines. longer gets the first
+// max octets of a line that has more, and returns the limit for this line. longer
+// nil: no line may have more than max octets.
 func (c *Conn) ReadLonger(max int, longer func(begun []byte) int) ([]byte, error) {
 	c.wipe()
 	for seen := 0; ; {
@@ -91,6 +92,7 @@ func (c *Conn) ReadLonger(max int, longer func(begun []byte) int) ([]byte, error
 	}
 }
 
+// skipLine reads up to the end of the line.
 func (c *Conn) skipLine() error {
 	for skipped := 0; skipped < maxSkip; {
 		skipped += c.w - c.r
@@ -107,7 +109,7 @@ func (c *Conn) skipLine() error {
 	return ErrFlood
 }
 
-// Read returns what is buffered first.
+// Read implements io.Reader. Buffered octets come first.
 func (c *Conn) Read(p []byte) (int, error) {
 	c.wipe()
 	if c.r < c.w {
@@ -115,11 +117,11 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.r += n
 		return n, nil
 	}
-	c.buf = nil // who reads like this has a buffer of its own
+	c.buf = nil // callers of Read have a buffer of their own
 	return c.read(p)
 }
 
-// Write writes to the client.
+// Write implements io.Writer.
 func (c *Conn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	c.sent.Add(int64(n))
@@ -129,13 +131,13 @@ func (c *Conn) Write(p []byte) (int, error) {
 // Buffered returns how many octets are read and not yet consumed.
 func (c *Conn) Buffered() int { return c.w - c.r }
 
-// Received and Sent return how many octets of plaintext have passed.
+// Received returns how many octets of plaintext were read from the client.
 func (c *Conn) Received() int64 { return c.received.Load() }
 
 // Sent returns how many octets of plaintext were written to the client.
 func (c *Conn) Sent() int64 { return c.sent.Load() }
 
-// wipe overwrites what has been consumed: it may have been a password.
+// wipe overwrites consumed octets, which may have been a password.
 func (c *Conn) wipe() {
 	clear(c.buf[c.wiped:c.r])
 	c.wiped = c.r
@@ -148,7 +150,7 @@ func (c *Conn) wipe() {
 // octets are unconsumed when it is called.
 func (c *Conn) fill(max int) error {
 	if c.w == len(c.buf) {
-		c.makeRoom(max)
+		c.growBuffer(max)
 	}
 	n, err := c.read(c.buf[c.w:])
 	c.w += n
@@ -158,19 +160,22 @@ func (c *Conn) fill(max int) error {
 	return err
 }
 
-func (c *Conn) makeRoom(limit int) {
-	old, room := c.buf, c.buf
+// growBuffer makes space at the end of the buffer: it moves the unconsumed octets
+// to the start, or doubles the buffer up to limit.
+func (c *Conn) growBuffer(limit int) {
+	old, grown := c.buf, c.buf
 	if c.r == 0 {
-		room = make([]byte, max(minBuffer, min(limit, 2*len(old))))
+		grown = make([]byte, max(minBuffer, min(limit, 2*len(old))))
 	}
-	n := copy(room, old[c.r:c.w])
+	n := copy(grown, old[c.r:c.w])
 	if c.r > 0 {
 		old = old[n:]
 	}
 	clear(old)
-	c.buf, c.r, c.w, c.wiped = room, 0, n, 0
+	c.buf, c.r, c.w, c.wiped = grown, 0, n, 0
 }
 
+// read reads past the buffer. After Interrupt its error is the cause.
 func (c *Conn) read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	c.received.Add(int64(n))
@@ -184,7 +189,8 @@ func (c *Conn) read(p []byte) (int, error) {
 	return n, err
 }
 
-// SetReadDeadline sets the deadline of reads. It undoes no Interrupt.
+// SetReadDeadline sets the deadline of reads. After Interrupt it does nothing and
+// returns the cause.
 func (c *Conn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -195,8 +201,8 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	return c.transport.SetReadDeadline(t)
 }
 
-// Interrupt makes the read that waits, and all later ones, fail with cause.
-// Writing still works: there may be something to say.
+// Interrupt makes the read that waits, and all later reads, fail with cause.
+// Writing still works, for a goodbye.
 func (c *Conn) Interrupt(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -212,15 +218,15 @@ func (c *Conn) interrupted() bool {
 	return c.cause != nil
 }
 
-// Wait sleeps for d. What the client sends meanwhile is kept, up to 4 KiB;
-// when it leaves, or ctx ends, Wait returns with an error at once.
+// Wait sleeps for d. It buffers up to 4 KiB that the client sends meanwhile. When
+// the client leaves or ctx ends, Wait returns an error at once.
 func (c *Conn) Wait(ctx context.Context, d time.Duration) error {
 	old := c.readDeadline()
 	end := time.Now().Add(d)
 	if err := c.SetReadDeadline(end); err != nil {
 		return err
 	}
-	if err := c.keep(); errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := c.readAhead(); errors.Is(err, os.ErrDeadlineExceeded) {
 		return c.SetReadDeadline(old)
 	} else if err != nil {
 		return err
@@ -235,8 +241,8 @@ func (c *Conn) Wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// keep reads until 4 KiB are buffered, or there is an error.
-func (c *Conn) keep() error {
+// readAhead reads until 4 KiB are buffered, or there is an error.
+func (c *Conn) readAhead() error {
 	const most = 4 << 10
 	for c.Buffered() < most {
 		c.wipe()
@@ -247,10 +253,10 @@ func (c *Conn) keep() error {
 	return nil
 }
 
-// Watch returns a context that ends when ctx does, or when the client leaves; its
-// cause says which. What the client sends meanwhile is kept, up to 4 KiB; behind
-// as many nobody sees it leave. Nothing else may read from c until stop has
-// returned.
+// Watch returns a context that ends when ctx ends or the client leaves; its cause
+// says which. Watch buffers up to 4 KiB that the client sends meanwhile; after 4 KiB
+// it no longer notices that the client leaves. Nothing else may read from c until
+// stop has returned.
 func (c *Conn) Watch(ctx context.Context) (watched context.Context, stop func()) {
 	watched, cancel := context.WithCancelCause(ctx)
 	old, done := c.readDeadline(), make(chan struct{})
@@ -261,12 +267,12 @@ func (c *Conn) Watch(ctx context.Context) (watched context.Context, stop func())
 				cancel(reportPanic(c.observe, c.Client, v))
 			}
 		}()
-		if err := c.keep(); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		if err := c.readAhead(); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			cancel(err)
 		}
 	}()
 	return watched, func() {
-		_ = c.SetReadDeadline(time.Unix(1, 0)) // or it was interrupted, and its reads end as well
+		_ = c.SetReadDeadline(time.Unix(1, 0)) // fails after Interrupt, which ends the read as well
 		<-done
 		_ = c.SetReadDeadline(old)
 		cancel(nil)
@@ -279,7 +285,7 @@ func (c *Conn) readDeadline() time.Time {
 	return c.deadline
 }
 
-// WaitInput returns as soon as there is something to read.
+// WaitInput waits until there is something to read.
 func (c *Conn) WaitInput() error {
 	c.wipe()
 	if c.Buffered() > 0 {
@@ -288,7 +294,8 @@ func (c *Conn) WaitInput() error {
 	return c.fill(minBuffer)
 }
 
-// CloseWrite tells the client that nothing more will come; reading goes on.
+// CloseWrite ends the direction to the client: close_notify and FIN. Reading goes
+// on.
 func (c *Conn) CloseWrite() error {
 	if t, ok := c.Conn.(*tls.Conn); ok {
 		if err := t.CloseWrite(); err != nil {
@@ -298,10 +305,10 @@ func (c *Conn) CloseWrite() error {
 	return c.transport.CloseWrite()
 }
 
-// Close closes the connection after a moment in which the client can read the
-// last words, at most a second.
+// Close closes the connection. It first gives the client up to a second to read
+// the last words.
 func (c *Conn) Close() error {
-	c.transport.hurry()
+	c.transport.limitLastWrites()
 	if t, ok := c.Conn.(*tls.Conn); ok {
 		_ = t.CloseWrite()
 	}

@@ -13,71 +13,55 @@ import (
 	"time"
 )
 
-// What Run may return, besides the causes of its context.
+// Why a connection ends. Session.Run may return each of them, and the causes of
+// its context; Dialogue.Login returns ErrQuit and ErrEarlyTLS.
 var (
 	ErrIdle          = errors.New("nothing to do")                  // not an end: Run is called again when the client sends something
-	ErrQuit          = errors.New("client said goodbye")            // QUIT, LOGOUT; nil says the same
-	ErrClientClosed  = errors.New("client closed the connection")   // without goodbye
-	ErrBackendClosed = errors.New("backend closed the connection")  // first
-	ErrIdleTimeout   = errors.New("client was silent for too long") // logged in
-	ErrForbidden     = errors.New("command that is not to be had")  // of one that would hide its session: IMAP UNAUTHENTICATE, COMPRESS
-	errTooSlow       = errors.New("client did not log in in time")  // before
-	ErrPreface       = errors.New("bad or missing PROXY header")    // before anything
+	ErrQuit          = errors.New("client said goodbye")            // QUIT, LOGOUT; nil means the same
+	ErrClientClosed  = errors.New("client closed the connection")   // without QUIT or LOGOUT
+	ErrBackendClosed = errors.New("backend closed the connection")  // before the client did
+	ErrIdleTimeout   = errors.New("client was silent for too long") // after login
+	ErrForbidden     = errors.New("command that is not permitted")  // it would hide the session: IMAP UNAUTHENTICATE, COMPRESS
+	errTooSlow       = errors.New("client did not log in in time")  // before login
+	ErrPreface       = errors.New("bad or missing PROXY header")    // before the guard is asked
 	ErrEarlyTLS      = errors.New("client began TLS unasked")       // where STARTTLS has to come first
 )
 
-// goodbye is how long a connection that is told to end may take to do so.
-const goodbye = 5 * time.Second
+// goodbyeTime is how long a connection may take to end after its context has
+// ended.
+const goodbyeTime = 5 * time.Second
 
-// A conn is a connection in the server's hands.
+// A conn is what the Server knows about a connection. Fields that are not atomic
+// belong to the goroutine that serves the connection.
 type conn struct {
 	*Conn
 	services []*Service // of the listener
-	svc      *Service   // of them, that for the client's address
+	svc      *Service   // the one for the client's address
 	since    time.Time
 	ctx      context.Context // kick, drain and shed are its cause
 	cancel   context.CancelCauseFunc
-	stop     func() bool // no longer wait for ctx
-	permit   Permit
-	asked    string // the account last asked for, which may have texts of its own
-	session  Session
+	stop     func() bool // stops waiting for the end of ctx
+	permit   Permit      // nil: not admitted
+	asked    string      // the account of the last attempt: the operator may have texts for it
+	session  Session     // nil: not logged in
 
-	origin  atomic.Pointer[Client] // this and the next: for info, which other goroutines ask
+	origin  atomic.Pointer[Client] // a copy of Client for info, before TLS
 	account atomic.Pointer[string]
 	backend atomic.Pointer[string]
 	open    atomic.Bool // logged in
 	step    atomic.Uint32
 }
 
-// A Step is what a connection is doing.
-type Step uint32
+// setStep records where in its life the connection is.
+func (c *conn) setStep(s Step) { c.step.Store(uint32(s)) }
 
-// The steps, in their order.
-const (
-	StepArriving  Step = iota // who it is from, and whether there is room
-	StepHandshake             // TLS, where it comes first
-	StepLogin                 // the dialogue: STARTTLS, and up to complete credentials
-	StepVerifying             // guard and backend are asked about them
-	StepWaiting               // the answer is known and held back
-	StepOpening               // the session is prepared: a maildrop listed
-	StepSession               // the client is served
-)
-
-var steps = [...]string{"arriving", "handshake", "login", "verifying", "waiting", "opening", "session"}
-
-// String returns the step's name.
-func (s Step) String() string { return steps[s] }
-
-// at tells what the connection does from now on.
-func (c *conn) at(s Step) { c.step.Store(uint32(s)) }
-
-// live is the caller of the two functions below, and of end, once. The session
-// gets a goroutine of its own: TLS and login have grown the stack of theirs, and
-// it goes with them.
-func (s *Server) live(c *conn) {
+// run serves a connection from its first octet to its end. The session gets a
+// goroutine of its own: TLS and login have grown the stack of the first one, which
+// ends with them.
+func (s *Server) run(c *conn) {
 	c.stop = context.AfterFunc(c.ctx, func() {
 		c.Interrupt(context.Cause(c.ctx))
-		time.AfterFunc(goodbye, c.Abort)
+		time.AfterFunc(goodbyeTime, c.Abort)
 	})
 	if err := s.protect(c, s.serve); err != nil {
 		s.end(c, err)
@@ -115,7 +99,8 @@ func (s *Server) serve(c *conn) error {
 	}
 	d := c.svc.Dialogue(c.Conn)
 	if err := s.secure(c); err != nil {
-		// Plain text, in plain text; a TLS failure has sent its alert.
+		// Plain text is refused in plain text. After a failure of TLS the client has
+		// its alert and gets no words.
 		if r := c.refusal(err); r != nil && ReasonOf(err) == Plaintext {
 			_ = d.Refuse(r)
 		}
@@ -130,18 +115,18 @@ func (s *Server) serve(c *conn) error {
 		if r == nil {
 			return err
 		}
-		if err := d.Refuse(r); err != nil { // the dialogue counts, and knows what is final
+		if err := d.Refuse(r); err != nil { // the dialogue counts refusals, and knows which are final
 			return err
 		}
-		if c.ctx.Err() != nil { // said once
+		if c.ctx.Err() != nil { // the client has been told why
 			return context.Cause(c.ctx)
 		}
 	}
 }
 
-// resume serves the session after serve, until its end.
+// resume serves the session until its end.
 func (s *Server) resume(c *conn) error {
-	c.at(StepSession)
+	c.setStep(StepSession)
 	for {
 		err := c.session.Run(c.ctx, c.Conn)
 		if !errors.Is(err, ErrIdle) {
@@ -153,10 +138,10 @@ func (s *Server) resume(c *conn) error {
 	}
 }
 
-// admit hears from whom the connection is and asks the guard. A client it
-// refuses costs no handshake.
+// admit reads a PROXY header and asks the guard. A client that the guard refuses
+// costs no handshake.
 func (s *Server) admit(c *conn) (err error) {
-	if err = c.introduce(time.Now().Add(c.svc.timeouts().Handshake)); err == nil {
+	if err = c.readPreface(time.Now().Add(c.svc.timeouts().Handshake)); err == nil {
 		c.permit, err = s.Guard.Admit(c.Client, c.cancel)
 	}
 	if err != nil {
@@ -167,8 +152,9 @@ func (s *Server) admit(c *conn) (err error) {
 	return nil
 }
 
-// introduce replaces the address of a load balancer by that of its client.
-func (c *conn) introduce(deadline time.Time) error {
+// readPreface replaces the address of a load balancer by that of its client, and
+// the Service by the one for the client's address.
+func (c *conn) readPreface(deadline time.Time) error {
 	p, ok := c.transport.Conn.(preface)
 	if !ok {
 		return nil
@@ -178,13 +164,13 @@ func (c *conn) introduce(deadline time.Time) error {
 		return err
 	}
 	c.Client.Addr, c.Client.Local = client, local
-	c.assign()
+	c.chooseService()
 	return nil
 }
 
-// assign gives the connection the service that its client's address has, as
-// far as that is known: before the guard, and before the handshake.
-func (c *conn) assign() {
+// chooseService sets the Service for the client's address. It comes before guard
+// and handshake, and again when a PROXY header names another address.
+func (c *conn) chooseService() {
 	addr := c.Client.Addr.Addr().WithZone("")
 	for _, svc := range c.services {
 		if slices.ContainsFunc(svc.Networks, func(n netip.Prefix) bool { return n.Contains(addr) }) {
@@ -200,12 +186,12 @@ func (c *conn) assign() {
 	c.origin.Store(&known)
 }
 
-// secure begins TLS, unless that is the dialogue's to do.
+// secure does the handshake of implicit TLS. STARTTLS is the dialogue's.
 func (s *Server) secure(c *conn) error {
 	if c.svc.StartTLS {
 		return nil
 	}
-	c.at(StepHandshake)
+	c.setStep(StepHandshake)
 	err := c.StartTLS(c.ctx)
 	if err == nil {
 		return nil
@@ -245,7 +231,7 @@ func (s *Server) attempt(c *conn, d Dialogue) (welcome string, err error) {
 	if err != nil {
 		e.Err, _ = errors.AsType[*Refusal](err)
 		if l != nil {
-			l.Account, _ = c.svc.Account(l.User) // the operator may want to write to its owner
+			l.Account, _ = c.svc.Account(l.User) // operators write to owners of accounts that log in without TLS
 		}
 		return "", err
 	}
@@ -261,7 +247,7 @@ func (s *Server) attempt(c *conn, d Dialogue) (welcome string, err error) {
 // credentials lets the dialogue talk, up to the deadline. A Login with a *Refusal
 // says whose credentials the dialogue refuses.
 func (s *Server) credentials(c *conn, d Dialogue) (*Login, error) {
-	c.at(StepLogin)
+	c.setStep(StepLogin)
 	_ = c.SetReadDeadline(time.Now().Add(c.svc.timeouts().Login))
 	login, err := d.Login(c.ctx)
 	switch {
@@ -283,19 +269,19 @@ func (s *Server) try(c *conn, l *Login, e *Attempt) (welcome string, err error) 
 		return "", NewRefusal(Malformed, err)
 	}
 	c.asked = l.Account
-	c.at(StepVerifying)
+	c.setStep(StepVerifying)
 	if err = s.verify(c, l, e); err != nil {
 		return "", err
 	}
 	if r, ok := c.session.(Reporter); ok {
 		e.Backend = r.Backend()
 	}
-	c.at(StepOpening)
+	c.setStep(StepOpening)
 	if welcome, err = c.session.Open(c.ctx); err != nil {
 		c.closeSession()
 		return "", err
 	}
-	account, backend := l.Account, e.Backend // pointers into the others would hold all of them
+	account, backend := l.Account, e.Backend // pointers into l and e would keep all of l and e alive
 	c.account.Store(&account)
 	c.backend.Store(&backend)
 	c.open.Store(true)
@@ -328,7 +314,7 @@ func (s *Server) verify(c *conn, l *Login, e *Attempt) (err error) {
 	}
 	if err != nil && delay > 0 {
 		e.Delay = delay
-		c.at(StepWaiting)
+		c.setStep(StepWaiting)
 		l.Secret.Clear()
 		if left := c.Wait(c.ctx, delay); left != nil {
 			e.Err = err // the answer is known although the client has left
@@ -361,8 +347,8 @@ func (c *conn) closeSession() {
 	_ = session.Close()
 }
 
-// refusal returns what of err the client may learn, or nil. A connection that
-// was told to end has one thing to say: why.
+// refusal returns what the client may learn of err, or nil. If the connection's
+// context has ended, the client learns the cause in place of err.
 func (c *conn) refusal(err error) *Refusal {
 	if err == nil {
 		return nil
@@ -374,9 +360,9 @@ func (c *conn) refusal(err error) *Refusal {
 	if !ok || r.Text != "" || c.svc.Text == nil {
 		return r
 	}
-	told := *r
-	told.Text = c.svc.Text(r.Reason, c.asked)
-	return &told
+	withText := *r
+	withText.Text = c.svc.Text(r.Reason, c.asked)
+	return &withText
 }
 
 // park waits until the client sends something. It keeps the goroutine; Run has
@@ -391,6 +377,7 @@ func (s *Server) park(c *conn) error {
 	return nil
 }
 
+// deadline returns the deadline of a read that may take idle; 0: none.
 func deadline(idle time.Duration) time.Time {
 	if idle == 0 {
 		return time.Time{}
@@ -404,15 +391,15 @@ func deadline(idle time.Duration) time.Time {
 func (s *Server) end(c *conn, err error) {
 	defer s.wg.Done()
 	c.stop()
-	how := c.how(err)
+	end := c.endOf(err)
 	s.release(c, func() {
 		if c.permit != nil {
 			_ = c.Close()
-		} else { // never admitted: worth no patience
+		} else { // never admitted: no time for last words
 			c.Abort()
 		}
 	})
-	if c.session != nil { // after the client, which may wait for our end
+	if c.session != nil { // after the client, which may wait for the end of its connection
 		s.release(c, func() { _ = c.session.Close() })
 	}
 	s.mu.Lock()
@@ -426,7 +413,7 @@ func (s *Server) end(c *conn, err error) {
 	info := c.info()
 	closed := Closed{
 		Client: c.Client, Account: info.Account, Backend: info.Backend, Duration: time.Since(c.since),
-		Received: c.Received(), Sent: c.Sent(), End: how, Err: err,
+		Received: c.Received(), Sent: c.Sent(), End: end, Err: err,
 	}
 	if r, ok := c.session.(Reporter); ok {
 		s.release(c, func() { closed.Totals = r.Totals() })
@@ -439,8 +426,8 @@ func (s *Server) release(c *conn, step func()) {
 	_ = s.protect(c, func(*conn) error { step(); return nil })
 }
 
-// how names an end.
-func (c *conn) how(err error) string {
+// endOf returns the End... constant of a connection that ends with err.
+func (c *conn) endOf(err error) string {
 	if c.ctx.Err() != nil {
 		err = context.Cause(c.ctx)
 	}
@@ -468,7 +455,7 @@ func (c *conn) how(err error) string {
 	return EndError
 }
 
-// info describes the connection, for any goroutine.
+// info describes the connection. Any goroutine may call it.
 func (c *conn) info() SessionInfo {
 	i := SessionInfo{
 		Client: *c.origin.Load(), Since: c.since, Step: Step(c.step.Load()), Received: c.Received(), Sent: c.Sent(),
@@ -483,6 +470,7 @@ func (c *conn) info() SessionInfo {
 	return i
 }
 
+// observe emits e.
 func (s *Server) observe(e Event) {
 	if s.Observer != nil {
 		s.Observer.Observe(e)

@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// An Observer is told what happens. Observe is called from many goroutines,
-// must not block and must not keep the event's pointers.
+// An Observer gets the events. Observe is called from many goroutines, must not
+// block and must not keep the event's pointers.
 type Observer interface{ Observe(Event) }
 
-// Observers is an Observer that tells each of its members, in order.
+// Observers is an Observer that calls each of its members, in order.
 type Observers []Observer
 
 // Observe implements Observer.
@@ -19,9 +19,9 @@ func (o Observers) Observe(e Event) {
 	}
 }
 
-// An Event is one of the structs of this file: the table of all that can
-// happen. Events carry what log lines need (accounts, addresses); metrics use
-// of them only what has few fixed values.
+// An Event is one of the structs of this file, which is the table of all that can
+// happen. Events carry what log lines need (accounts, addresses). Metrics use only
+// the fields that have few fixed values.
 type Event interface{ event() }
 
 // The values of Login.Via and Attempt.Via: how credentials can be sent.
@@ -43,29 +43,29 @@ const (
 	HandshakeClientAbort = "client_abort" // the client left or sent an alert
 	HandshakeBadProtocol = "bad_protocol" // not TLS
 	HandshakeEarly       = "early"        // TLS on a port where STARTTLS comes first
-	HandshakeChallenge   = "acme"         // a certificate authority looked who holds a name, and has left
-	HandshakeError       = "error"        // the rest: refused by us
+	HandshakeChallenge   = "acme"         // a certificate authority validated who holds a name, and has left
+	HandshakeError       = "error"        // all others: Postern refused it
 )
 
-// The values of Handshake.Reason: what the client offers nothing of that its
-// listener takes.
+// The values of Handshake.Reason: of what the client offers nothing that the
+// listener accepts.
 const (
 	NoVersion     = "version"
 	NoCipher      = "cipher"      // or key exchange
-	NoProtocol    = "protocol"    // ALPN: it wanted another service
-	NoCertificate = "certificate" // there is none for the name it asks for
+	NoProtocol    = "protocol"    // ALPN: the client wants another service
+	NoCertificate = "certificate" // there is none for the name that the client sent
 	NoOther       = "other"
 )
 
 // The values of Closed.End.
 const (
-	EndClientQuit       = "client_quit"    // QUIT or LOGOUT was answered
-	EndClientAbort      = "client_abort"   // the client closed, without the protocol's word where we read it
-	EndBackendClosed    = "backend_closed" // the backend closed first; after an IMAP LOGOUT it does
+	EndClientQuit       = "client_quit"    // after QUIT or LOGOUT
+	EndClientAbort      = "client_abort"   // the client closed without QUIT or LOGOUT, where Postern reads commands
+	EndBackendClosed    = "backend_closed" // the backend closed first, as it does after an IMAP LOGOUT
 	EndIdleTimeout      = "idle_timeout"
 	EndDrain            = "drain" // shutdown
 	EndKicked           = "kicked"
-	EndRefused          = "refused"           // before login: said so, closed
+	EndRefused          = "refused"           // before login, with a refusal
 	EndForbiddenCommand = "forbidden_command" // IMAP UNAUTHENTICATE or COMPRESS, where the server offers UNAUTHENTICATE
 	EndError            = "error"
 )
@@ -79,7 +79,7 @@ const (
 
 // The values of Reconnected.Cause: how the connection to the server was lost.
 const (
-	LostClosed = "closed" // without a word
+	LostClosed = "closed" // without BYE
 	LostBye    = "bye"    // the server said BYE
 	LostSilent = "silent" // the server did not answer in time
 )
@@ -87,24 +87,24 @@ const (
 // The values of Reconnected.Result.
 const (
 	ReconnectOK         = "ok"
-	ReconnectFailed     = "failed"     // nobody there, or the login was refused: the session ends
-	ReconnectRenumbered = "renumbered" // UIDVALIDITY has changed: the session deletes nothing any more
+	ReconnectFailed     = "failed"     // the server was not reached, or refused the login: the session ends
+	ReconnectRenumbered = "renumbered" // UIDVALIDITY has changed: the session deletes nothing from then on
 )
 
 // The values of MaildropNoticed.Kind.
 const (
-	NoticeCache      = "cache_failed"  // what was remembered could not be read or written: it only costs time
-	NoticeNotProven  = "not_proven"    // the server contradicted itself about a listing: the client was told to come again
+	NoticeCache      = "cache_failed"  // the cache of the listing could not be read or written: it only costs time
+	NoticeNotProven  = "not_proven"    // the server contradicted itself about a listing: a temporary refusal
 	NoticeUnreadable = "unreadable"    // the server refuses the sizes of Messages: they are listed, and cannot be retrieved
-	NoticeRecord     = "record_failed" // the record, of UIDLs or of deletions, could not be read or written: the client was told to come again
+	NoticeRecord     = "record_failed" // the record of UIDLs, or of deletions, could not be read or written: a temporary refusal
 	NoticeRecomputed = "recomputed"    // the record of UIDLs could not be read and was begun anew, as configured
-	NoticeChanged    = "uidls_changed" // of the messages of the last session, some have another UIDL now
+	NoticeChanged    = "uidls_changed" // some messages of the last session have another UIDL now
 	NoticeRenumbered = "renumbered"    // UIDVALIDITY has changed: Messages were not found again and have new UIDLs
 )
 
 // The values of MailboxChanged.Kind.
 const (
-	ChangeUIDValidity = "uidvalidity" // UIDVALIDITY is another one
+	ChangeUIDValidity = "uidvalidity" // UIDVALIDITY has changed
 	ChangeUIDNext     = "uidnext"     // UIDNEXT is lower: a backup was restored
 	ChangeEmptied     = "emptied"     // no message is left of 20 or more
 	ChangeShrunk      = "shrunk"      // at least half and at least 20 of the messages are gone
@@ -112,8 +112,8 @@ const (
 
 // The values of ListingRefused.Reason.
 const (
-	ListingsFull   = "full"     // the sessions together have what listings may have
-	ListingTooLong = "too_long" // the listing alone is longer than all may be
+	ListingsFull   = "full"     // the listings of all sessions use limits.listing_memory
+	ListingTooLong = "too_long" // the listing alone needs more than limits.listing_memory
 )
 
 // The values of CertificateDenied.Reason.
@@ -124,17 +124,17 @@ const (
 
 // The values of PolicyAsked.Result.
 const (
-	PolicyAllow  = "allow" // of a report: it was taken
+	PolicyAllow  = "allow" // of a report: it was accepted
 	PolicyTarpit = "tarpit"
 	PolicyReject = "reject"
 	PolicyFailed = "failed"
 )
 
-// The values of Routed.Source: which rule was asked.
+// The values of Routed.Source: the kind of rule.
 const (
 	RouteFile    = "file"
 	RouteHook    = "hook"
-	RouteCached  = "hook_cache" // an answer of a hook that still holds
+	RouteCached  = "hook_cache" // a cached answer of a hook
 	RouteDomain  = "domain"
 	RouteDefault = "default"
 	RouteOther   = "other"
@@ -143,7 +143,7 @@ const (
 // The values of Routed.Result.
 const (
 	RouteFound = "found"
-	RouteNone  = "none" // another rule is to decide
+	RouteNone  = "none" // the rule does not apply: the next one decides
 	RouteError = "error"
 )
 
@@ -152,11 +152,11 @@ const (
 	CommandOK   = "ok"
 	CommandNo   = "no"
 	CommandBad  = "bad"
-	CommandLost = "lost" // the connection was, before there was an answer
+	CommandLost = "lost" // the connection was lost before the answer
 )
 
-// CommandBody is the IMAPCommand.Command of a message that was waited for,
-// however many of them one FETCH asks for.
+// CommandBody is the IMAPCommand.Command of each message that a session waited for,
+// even if one FETCH asked for several.
 const CommandBody = "FETCH BODY"
 
 // POP3Commands are the values of POP3Command.Command: the commands of the
@@ -167,7 +167,7 @@ var POP3Commands = [...]string{"STAT", "LIST", "RETR", "DELE", "NOOP", "RSET", "
 // CommandOther is the POP3Command.Command of all other commands.
 const CommandOther = "OTHER"
 
-// Dial results.
+// The values of Dialed.Result.
 const (
 	DialOK       = "ok"
 	DialRefused  = "refused"
@@ -181,10 +181,10 @@ type (
 	// Accepted: a TCP connection came in.
 	Accepted struct{ Client Client }
 
-	// AcceptFailed: a listener could not take a connection, which waits in the
-	// kernel or in the accept loop. It comes again with each further try.
+	// AcceptFailed: a listener could not accept a connection, which waits in the
+	// kernel or in the accept loop. Each further try emits another AcceptFailed.
 	AcceptFailed struct {
-		Service string // that of the listener without Networks
+		Service string // the name of one of the listener's Services
 		Err     error
 	}
 
@@ -202,9 +202,9 @@ type (
 		Duration time.Duration
 		Err      error
 
-		Hello  *tls.ClientHelloInfo // of one that failed; nil: none came
-		Reason string               // No..., of HandshakeError; empty without Hello
-		Needs  string               // with NoVersion and NoCipher: the strictest Profile that takes such a client; empty: none does
+		Hello  *tls.ClientHelloInfo // of a failed handshake; nil: none came
+		Reason string               // No..., with HandshakeError; empty without Hello
+		Needs  string               // with NoVersion and NoCipher: the strictest Profile that accepts the client; empty: none does
 	}
 
 	// Attempt: credentials were answered.
@@ -214,7 +214,7 @@ type (
 		User     string            // as typed: may be anything, even a password
 		Account  string            // empty when User could not be rewritten
 		ID       map[string]string // IMAP ID
-		Backend  string            // empty: none has called the password right
+		Backend  string            // empty: no backend has accepted the password
 		Duration time.Duration
 		Err      error // nil: logged in; a *Refusal; anything else: the client left
 
@@ -264,8 +264,8 @@ type (
 		Err               error
 	}
 
-	// Identified: a server was, or could not be, told who the client is in the
-	// way that the configuration asks for.
+	// Identified: a backend offers, or does not offer, the configured way to tell it
+	// who the client is.
 	Identified struct {
 		Backend, Protocol string
 		OK                bool
@@ -274,7 +274,7 @@ type (
 	// MaildropOpened: the listing of a POP3 session is complete.
 	MaildropOpened struct {
 		Client   Client
-		Source   string // "full" (later also "cache", "delta")
+		Source   string // "full": listed anew; "cache": unchanged; "delta": only changes were listed
 		Messages int
 		Octets   int64
 		Duration time.Duration
@@ -301,7 +301,7 @@ type (
 		Client   Client
 		Account  string
 		Kind     string // Notice...
-		Messages int    // that it is about
+		Messages int    // that the notice is about
 		Err      error
 	}
 
@@ -316,79 +316,80 @@ type (
 		Refused  bool   // the brake is on: the client was told to come again
 	}
 
-	// BrakeChanged: from now on accounts of a backend whose mailbox has changed are
-	// refused, or no longer.
+	// BrakeChanged: the brake of a backend is on, or off. While it is on, accounts
+	// whose mailbox has changed are refused.
 	BrakeChanged struct {
 		Backend         string
 		On              bool
-		Since           time.Time // of On; zero: not known
-		Accepted        time.Time // until when changes are accepted; zero: they are not
+		Since           time.Time // when On began; zero: not known
+		Accepted        time.Time // until when an operator accepts changes; zero: not accepted
 		Counted, Polled int       // accounts within the last 10 minutes: with a change, and all
 		Err             error     // why the state could not be read or kept
 	}
 
-	// ListingRefused: there was no memory for the listing of a POP3 session; the
-	// client was told to come again.
+	// ListingRefused: there was no memory for the listing of a POP3 session, which
+	// was refused as temporary.
 	ListingRefused struct {
 		Reason string // Listing...
 	}
 
-	// Reconnected: a POP3 session has lost its server, and has tried to go on.
+	// Reconnected: a POP3 session has lost its connection to the server, and has tried
+	// to connect again.
 	Reconnected struct {
 		Client  Client
 		Account string
 		Backend string
 		Cause   string // Lost...
 		Result  string // Reconnect...
-		Err     error  // nil: it goes on
+		Err     error  // nil: the session goes on
 	}
 
-	// UpdateFailed: QUIT could not do what DELE promised.
+	// UpdateFailed: QUIT could not delete what DELE has marked.
 	UpdateFailed struct {
 		Client Client
 		Stage  string // Stage...
 		Err    error
 	}
 
-	// PolicyAsked: the server that judges logins from outside was asked, or told.
+	// PolicyAsked: the policy server got a request.
 	PolicyAsked struct {
 		Command  string // "allow", "report"
 		Result   string // Policy...
 		Duration time.Duration
-		Err      error // of Failed
+		Err      error // with PolicyFailed
 	}
 
-	// Routed: a rule was asked which backend a login goes to.
+	// Routed: a rule was asked for the backend of a login.
 	Routed struct {
 		Source   string // Route...
 		Result   string // Route...
 		Duration time.Duration
-		Err      error // of RouteError
+		Err      error // with RouteError
 	}
 
-	// IMAPCommand: the server of a POP3 session has answered.
+	// IMAPCommand: the server of a POP3 session has answered a command.
 	IMAPCommand struct {
 		Command  string // SELECT, STORE, ... whether by UID or not; CommandBody
 		Result   string // Command...
 		Duration time.Duration
 	}
 
-	// StateUsed: something remembered was read or written.
+	// StateUsed: a bucket of the state was read or written.
 	StateUsed struct {
 		Store     string // a bucket
 		Operation string // get, scan, update
 		Duration  time.Duration
-		Err       error // of the state, not of the one who uses it
+		Err       error // of the state, not of its user
 	}
 
-	// CertificateObtained: a CA has given a certificate.
+	// CertificateObtained: a CA has issued a certificate.
 	CertificateObtained struct {
 		Name     string
 		Renewal  bool
 		Duration time.Duration
 	}
 
-	// CertificateFailed: a CA has given none.
+	// CertificateFailed: a CA has issued none.
 	CertificateFailed struct {
 		Name     string
 		Renewal  bool
@@ -396,9 +397,10 @@ type (
 		Err      error
 	}
 
-	// CertificateDenied: a client has asked for a name that got no certificate.
+	// CertificateDenied: a client has sent a name for which no certificate is
+	// requested.
 	CertificateDenied struct {
-		Name   string // as the client says
+		Name   string // as sent by the client
 		Reason string // Denied...
 	}
 
@@ -410,15 +412,14 @@ type (
 	}
 )
 
-// Totals is what a session did, as far as its protocol can tell.
+// Totals counts what a session did. A field that the protocol does not have is 0.
 type Totals struct {
 	Retrieved int // messages: RETR
 	Deleted   int // messages, at QUIT
 	Submitted int // messages the backend accepted
 
-	// Hashes of the set of UIDLs when a POP3 session began and when it ended. If
-	// they differ from one session to the next, and no mail came or went, the
-	// UIDLs have changed.
+	// Hashes of the set of UIDLs when a POP3 session began and when it ended. If the
+	// hashes of two sessions differ, and no mail came or went, UIDLs have changed.
 	UIDLsBefore, UIDLsAfter uint64
 }
 

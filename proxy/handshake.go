@@ -11,18 +11,18 @@ import (
 	"time"
 )
 
-// ACMETLS is the ALPN protocol of a certificate authority that looks who holds
-// a name, RFC 8737. Its connection ends with the handshake.
+// ACMETLS is the ALPN protocol of a certificate authority that validates who holds
+// a name (RFC 8737). Its connection ends with the handshake.
 const ACMETLS = "acme-tls/1"
 
 var errChallenge = errors.New("a certificate authority's challenge was answered")
 
-// InstrumentTLS makes config record, for the Conn of each handshake, what the client offers
-// and which certificate it gets, so that a failure can be explained. It returns
-// config.
+// InstrumentTLS sets callbacks in config that record, for the Conn of each
+// handshake, what the client offers and which certificate it gets, so that a failure
+// can be explained. It returns config. config.GetCertificate must be set.
 //
-// GetConfigForClient never returns another Config: that one would use the keys
-// of session tickets of this one.
+// GetConfigForClient never returns another Config: the other one would not use the
+// session ticket keys of config.
 func InstrumentTLS(config *tls.Config) *tls.Config {
 	choose := config.GetCertificate
 	config.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -41,9 +41,9 @@ func InstrumentTLS(config *tls.Config) *tls.Config {
 	return config
 }
 
-// StartTLS does the handshake. What the client sent in advance goes to the
-// handshake, which it does not survive unless it is one: RFC 3207 section 6,
-// the injection of commands. After an error the Conn is as it was, without TLS.
+// StartTLS does the handshake. Octets that are already buffered go to the
+// handshake, so that injected commands make it fail (RFC 3207 section 6). After an
+// error the Conn is as it was, without TLS.
 func (c *Conn) StartTLS(ctx context.Context) error {
 	c.transport.early = append([]byte(nil), c.buf[c.r:c.w]...)
 	c.r = c.w
@@ -56,8 +56,8 @@ func (c *Conn) StartTLS(ctx context.Context) error {
 		_ = c.SetReadDeadline(begun.Add(c.handshake))
 	}
 	t := tls.Server(c.transport, c.tls)
-	// For a context that can end, crypto/tls would keep a goroutine beside each
-	// handshake. Interrupt and the deadline end this one.
+	// crypto/tls starts a goroutine for each handshake whose context can end. It is
+	// not needed: Interrupt and the deadline end the handshake.
 	err := t.HandshakeContext(context.WithoutCancel(ctx))
 	if err == nil {
 		_ = c.SetReadDeadline(old)
@@ -87,7 +87,7 @@ func (c *Conn) finishHandshake(t *tls.Conn, begun time.Time, err error) error {
 	return err
 }
 
-// explain says what came of a handshake, and why.
+// explain fills in the result of a handshake, and the reason if it failed.
 func (c *Conn) explain(e *Handshake) {
 	e.Result = c.handshakeResult(e.Err)
 	if e.Err == nil {
@@ -105,13 +105,15 @@ func (c *Conn) explain(e *Handshake) {
 		return
 	}
 	for p := Modern; p <= Legacy; p++ {
-		if p.takes(e.Hello, t.key) {
+		if p.accepts(e.Hello, t.key) {
 			e.Needs = p.String()
 			break
 		}
 	}
 }
 
+// handshakeResult returns the Handshake... constant of a handshake that ended with
+// err.
 func (c *Conn) handshakeResult(err error) string {
 	switch {
 	case err == nil:
@@ -119,7 +121,7 @@ func (c *Conn) handshakeResult(err error) string {
 	case errors.Is(err, errChallenge):
 		return HandshakeChallenge
 	}
-	// Without Conn the record was one of TLS, if of a version long gone.
+	// An error without Conn means a TLS record of an obsolete version.
 	if record, ok := errors.AsType[tls.RecordHeaderError](err); ok && record.Conn != nil {
 		return HandshakeBadProtocol
 	}
@@ -141,8 +143,8 @@ func (c *Conn) handshakeResult(err error) string {
 // silent reports whether not one octet has come from the client.
 func (c *Conn) silent() bool { return c.transport.received.Load() == 0 && len(c.transport.early) == 0 }
 
-// Alerts, RFC 8446 section 6. crypto/tls has errors without types, but for the
-// alert that it sent.
+// Alerts, RFC 8446 section 6. The errors of crypto/tls have no types, so that only
+// the alert it sends tells them apart.
 const (
 	alertHandshakeFailure      = 40
 	alertProtocolVersion       = 70
@@ -151,7 +153,7 @@ const (
 	alertNoApplicationProtocol = 120
 )
 
-// reason names why we refused a handshake, by the alert that we sent.
+// reason returns the No... constant for the alert that refused the handshake.
 func (t *transport) reason() string {
 	switch t.alert {
 	case alertProtocolVersion:
@@ -166,18 +168,18 @@ func (t *transport) reason() string {
 	return NoOther
 }
 
-// noteAlert remembers the alert at the end of what crypto/tls writes, if it
-// ends with one that is not encrypted.
-func (t *transport) noteAlert(p []byte) {
+// recordAlert records the unencrypted fatal alert at the end of what crypto/tls
+// writes, if there is one.
+func (t *transport) recordAlert(p []byte) {
 	const record, fatal = 21, 2
 	if p = p[max(0, len(p)-7):]; len(p) == 7 && p[0] == record && p[3] == 0 && p[4] == 2 && p[5] == fatal {
 		t.alert = p[6]
 	}
 }
 
-// handshakeNotes is what a transport knows of the handshake above it.
-type handshakeNotes struct {
-	hello *tls.ClientHelloInfo // nil before it came, and after the handshake
-	key   x509.PublicKeyAlgorithm
-	alert uint8
+// handshakeState is what a transport knows about the handshake on it.
+type handshakeState struct {
+	hello *tls.ClientHelloInfo    // nil before it came, and after the handshake
+	key   x509.PublicKeyAlgorithm // of the certificate chosen; 0: none was
+	alert uint8                   // sent; 0: none
 }

@@ -16,11 +16,11 @@ const (
 	Submission = "submission"
 )
 
-// A Client is what is known of the peer of one connection.
+// A Client is what is known about the peer of one connection.
 type Client struct {
-	ID                string         // the session id: in every log line, and at the end of every refusal's text
-	Addr, Local       netip.AddrPort // the PROXY header's where its sender is trusted, else the socket's
-	Service, Protocol string
+	ID                string               // the session id, in every log line and at the end of every refusal's text
+	Addr, Local       netip.AddrPort       // from the PROXY header if its sender is trusted, else from the socket
+	Service, Protocol string               // of the Service: the listener's name, and IMAP, POP3 or Submission
 	TLS               *tls.ConnectionState // nil before TLS
 }
 
@@ -36,38 +36,38 @@ func (c Client) LogValue() slog.Value {
 		slog.String("session", c.ID))
 }
 
-// A Hello is what a client said of itself before it logged in.
+// A Hello is what a client sent about itself before it logged in.
 type Hello struct {
-	Name string            // of EHLO or HELO
-	ID   map[string]string // of IMAP ID, RFC 2971
-	UTF8 bool              // RFC 6856
+	Name string            // the argument of EHLO or HELO
+	ID   map[string]string // of the IMAP ID command, RFC 2971
+	UTF8 bool              // the POP3 command UTF8 was accepted, RFC 6856
 }
 
-// An Offer is what every backend that a service may route to has in common,
-// as last probed.
+// An Offer is what all backends offer that a Service may route to, as they were
+// last probed.
 type Offer struct {
-	Mechanisms []string // SASL, upper case
+	Mechanisms []string // of SASL, upper case; none: no backend was reached yet
 	Extensions []string // EHLO lines or IMAP capabilities, as the backend wrote them
 }
 
 // A Login is one attempt to log in.
 type Login struct {
 	Client    Client
-	Mechanism string // PLAIN, XOAUTH2, OAUTHBEARER: what the Secret is
-	Via       string // how the client sent it: a Via constant
+	Mechanism string // PLAIN, XOAUTH2 or OAUTHBEARER: what kind of credential the Secret is
+	Via       string // how the client sent the Secret: a Via constant
 	User      string // as typed
-	Account   string // as rewritten: guard, state, lock, log and backend use this
+	Account   string // User as rewritten by Service.Account: guard, state, lock, log and backend use Account
 	Secret    *Secret
 	Hello     Hello
 	Offer     Offer // as announced on this connection
 
-	// Watch is Conn.Watch of the client, for who lets it wait; nil: nobody can tell
-	// when it leaves.
+	// Watch is Conn.Watch of the client, during Permit.Try. A Permit that lets the
+	// client wait calls it to notice that the client leaves. nil: not available.
 	Watch func(context.Context) (context.Context, func()) `json:"-"`
 }
 
-// A Secret is a password or a token. It shows itself to nobody but the caller
-// of Reveal: fmt, slog and encoders print "[secret]".
+// A Secret is a password or a token. Only Reveal returns it: fmt, slog and
+// encoders print "[secret]".
 type Secret struct{ b []byte }
 
 // NewSecret returns a Secret with a copy of b. The caller wipes b.

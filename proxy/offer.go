@@ -6,12 +6,12 @@ import (
 	"strings"
 )
 
-// Intersect returns what all of offers have in common, in the words of the
-// first. One without Mechanisms does not count: its server was never reached,
-// or takes no login. If none counts, neither does the result.
+// Intersect returns what all offers have in common, spelled as in the first one.
+// Offers without Mechanisms are ignored: their server was never reached, or accepts
+// no login. If all are ignored, the result has no Mechanisms either.
 //
-// Of an extension with parameters the common ones are left; of SIZE, RFC 1870,
-// the smallest limit.
+// An extension keeps the parameters that all offers have; SIZE (RFC 1870) has the
+// smallest limit.
 func Intersect(offers ...Offer) Offer {
 	known := slices.DeleteFunc(slices.Clone(offers), func(o Offer) bool { return len(o.Mechanisms) == 0 })
 	if len(known) == 0 {
@@ -25,6 +25,7 @@ func Intersect(offers ...Offer) Offer {
 	return all
 }
 
+// commonExtensions returns the lines of ours whose keyword theirs have as well.
 func commonExtensions(ours, theirs []string) []string {
 	var common []string
 	for _, line := range ours {
@@ -39,6 +40,7 @@ func commonExtensions(ours, theirs []string) []string {
 	return common
 }
 
+// commonParams returns the parameters of ours that theirs have as well.
 func commonParams(keyword, ours, theirs string) string {
 	if strings.EqualFold(keyword, "SIZE") {
 		return smallest(ours, theirs)
@@ -49,8 +51,8 @@ func commonParams(keyword, ours, theirs string) string {
 	}), " ")
 }
 
-// smallest returns the lower one of two limits of SIZE; none, and 0, is no
-// limit: RFC 1870 section 4.
+// smallest returns the lower of two SIZE limits. An empty limit or 0 means no limit:
+// RFC 1870 section 4.
 func smallest(a, b string) string {
 	const digits = 20 // RFC 1870 section 4
 	limit := func(s string) uint64 {

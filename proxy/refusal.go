@@ -15,7 +15,7 @@ const (
 	Unsupported                       // no such mechanism
 	ProtocolOff                       // the account may not use this protocol
 	Suspended                         // the account may use nothing: expired, disabled
-	Unusable                          // the mailbox lacks what the configuration needs of it
+	Unusable                          // the mailbox lacks what the configuration needs
 	Plaintext                         // no TLS: a password in the clear is never taken
 	Throttled                         // the guard: too many wrong passwords
 	TooMany                           // too many connections
@@ -158,14 +158,15 @@ func OutcomeOf(err error) (o Outcome, answered bool) {
 // A Refusal is an error that the client may learn.
 type Refusal struct {
 	Reason    Reason
-	Text      string // the operator's words, never the backend's (see Alert); empty: the protocol's own for the Reason
-	Alert     string // what the backend has for the user, RFC 3501 section 7.1: one printable line without names or secrets; Text goes before it
+	Text      string // the operator's words, never the backend's (see Alert); empty: the protocol's own words for the Reason
+	Alert     string // the backend's ALERT for the user, RFC 3501 section 7.1: one printable line without names or secrets; Text takes precedence
 	Challenge []byte // RFC 7628 section 3.2.3: the failure challenge of an OAuth mechanism; nil if none
 	Verified  bool   // the password was right: costs no guess
-	Doubtful  bool   // nobody has verified the password: told as the Reason says, and costs what a wrong one does
+	Doubtful  bool   // the password is not verified: the client learns the Reason, and the attempt costs a guess
 	Err       error  // for the log only
 }
 
+// Error implements error.
 func (r *Refusal) Error() string {
 	if r.Err != nil {
 		return r.Reason.String() + ": " + r.Err.Error()
@@ -173,6 +174,7 @@ func (r *Refusal) Error() string {
 	return r.Reason.String()
 }
 
+// Unwrap returns Err.
 func (r *Refusal) Unwrap() error { return r.Err }
 
 // NewRefusal returns a Refusal for reason, with err for the log.

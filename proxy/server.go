@@ -1,8 +1,14 @@
-// Package proxy is the spine of Postern: the life of a connection, the types
-// that cross its steps, and the small interfaces between them.
+// Package proxy is the core of Postern: the life of a connection, the types that
+// cross its steps, and the small interfaces between them. It imports the standard
+// library only, and every other package may import it.
 //
-// A connection goes one way: listener, TLS, dialogue, name, guard, route and
-// backend, relay or bridge. The function serve in conn.go is that story.
+// A connection goes one way: listener, TLS, dialogue, account name, guard, route
+// and backend, relay or bridge. The functions serve and resume in conn.go are that
+// way. A Server accepts connections for the Services of its listeners; a Dialogue
+// speaks the protocol before login, a Guard and its Permits limit attempts, a
+// Backend logs in at the server behind, and a Session serves the client after
+// that. A Conn is the connection itself, a Refusal an error that the client may
+// learn, and an Event something that an Observer counts or logs.
 package proxy
 
 import (
@@ -20,57 +26,57 @@ import (
 	"time"
 )
 
-// A Dialogue is the protocol with a client before it is logged in.
+// A Dialogue speaks a protocol with a client that is not logged in.
 type Dialogue interface {
-	// Login greets, the first time, and talks until the client has sent
-	// credentials; STARTTLS is in here. The error is a *Refusal, to be said
-	// before it goes on, and then the Login, if not nil, says whose attempt it
-	// was; ErrQuit after a goodbye; else what ended the connection, as io.EOF
-	// when the client left.
+	// Login sends the greeting, the first time, and reads commands until the client
+	// has sent credentials; STARTTLS is in here. The error is a *Refusal: the caller
+	// calls Refuse and Login again, and the Login, if not nil, says whose attempt it
+	// was. ErrQuit follows a goodbye. Any other error ended the connection, such as
+	// io.EOF when the client left.
 	Login(ctx context.Context) (*Login, error)
 
-	// Refuse says no to what Login returned. Before the first Login it is the
-	// greeting. An error ends the connection: the refusal itself when it was
-	// final or one too many, else what went wrong in saying it.
+	// Refuse answers the credentials that Login returned. Before the first Login the
+	// answer is the greeting. An error ends the connection: the refusal itself when
+	// it was final or one too many, else the error of writing it.
 	Refuse(*Refusal) error
 
-	// Accept says yes to what Login returned. welcome comes from the Session.
+	// Accept answers the credentials that Login returned. welcome comes from
+	// Session.Open.
 	Accept(welcome string) error
 }
 
-// A Backend logs clients in to a server. It is given a Login only after the
-// guard agreed. On success it owns the Login's Secret. What it cannot do is a
-// *Refusal: Wrong only if the server said so.
+// A Backend logs clients in to a server. It gets a Login only after the guard has
+// allowed the attempt, and owns its Secret when Login succeeds. An error is a
+// *Refusal, with Wrong only if the server said so, or means that the client left.
 type Backend interface {
 	Login(context.Context, *Login) (Session, error)
 }
 
-// A Session is a client logged in. It may also be a Reporter.
+// A Session is the time of a client that is logged in. It may also be a Reporter.
 type Session interface {
-	// Open prepares the session; it may take long. It comes after the guard's
-	// Settle. A *Refusal is said to the client and the session closed. A first
-	// line "[ALERT] ..." of the welcome is what IMAP shows the user (RFC 3501
-	// section 7.1).
+	// Open prepares the session after Permit.Settle; it may take long. After an
+	// error the session is closed, and a *Refusal is sent to the client. IMAP shows
+	// the user a first line "[ALERT] ..." of welcome (RFC 3501 section 7.1).
 	Open(ctx context.Context) (welcome string, err error)
 
-	// Run serves the client until the end: nil after the protocol's goodbye,
-	// ErrClientClosed, ErrBackendClosed, a timeout, the cause of ctx, ... Or
-	// it returns ErrIdle and is called again when the client speaks.
+	// Run serves the client until the end, and says why it ends: nil after the
+	// protocol's goodbye, ErrClientClosed, ErrBackendClosed, a timeout, or the cause
+	// of ctx. After ErrIdle Run is called again when the client sends something.
 	Run(ctx context.Context, client *Conn) error
 
-	// Close ends the session with the backend. It is called once.
+	// Close ends the session at the backend. It is called once.
 	Close() error
 }
 
-// A preface is a connection that begins with words of somebody between the
-// client and us: a PROXY header. They are read before the guard is asked.
+// A preface is a connection that begins with a PROXY header, which is read before
+// the guard is asked.
 type preface interface {
-	// Preface returns whom the connection is from and whom it was meant for,
-	// or an error that wraps ErrPreface, or one of reading.
+	// Preface returns the addresses of the client and of the listener it connected
+	// to. An error wraps ErrPreface, or is one of reading.
 	Preface(deadline time.Time) (client, local netip.AddrPort, err error)
 }
 
-// A Reporter is a Session that can say what it did and with whom.
+// A Reporter is a Session that reports its backend's name and what it did.
 type Reporter interface {
 	Backend() string
 	Totals() Totals
@@ -80,11 +86,11 @@ type Reporter interface {
 // ones, and a connection keeps the one it was accepted with.
 type Service struct {
 	Name, Protocol string
-	Networks       []netip.Prefix // its clients, where a listener has several; nil: all that the others leave
+	Networks       []netip.Prefix // of its clients, where a listener has several Services; nil: all that the others leave
 	TLS            *tls.Config
 	StartTLS       bool // TLS begins in the dialogue
 	Timeouts       Timeouts
-	Idle           time.Duration // of a session
+	Idle           time.Duration // how long the client of a session may be silent; 0: for ever
 	Dialogue       func(*Conn) Dialogue
 	Account        func(user string) (string, error)     // pure: no I/O
 	Text           func(r Reason, account string) string // the operator's words; nil, or "": the protocol's own
@@ -103,15 +109,14 @@ func DefaultTimeouts() Timeouts {
 	return Timeouts{Handshake: DefaultHandshake, Login: DefaultLogin, Stall: DefaultStall}
 }
 
-// A Server accepts connections and lives their lives. Its fields must not
-// change once Apply was called.
+// A Server accepts connections and serves each from its first octet to its end.
+// Its fields must not change after the first Apply.
 type Server struct {
 	Guard    Guard
-	Observer Observer
+	Observer Observer // nil: none
 
-	// Room says why no connection can be served now; nil: there is room. It is
-	// asked for each connection, which waits until there is. Room nil: there
-	// always is.
+	// Room returns why no further connection can be served now, or nil. An accepted
+	// connection waits until Room returns nil. Room nil: there is always room.
 	Room func() error
 
 	mu        sync.Mutex
@@ -121,9 +126,9 @@ type Server struct {
 	wg        sync.WaitGroup
 }
 
-// A Binding is a listener and what is served on it. Several of one listener
-// differ by the Networks of their services, and the client's address chooses:
-// one has none.
+// A Binding is a listener and the Service on it. A listener with several Bindings
+// serves each client with the Service whose Networks have its address; one Service
+// has no Networks and serves all other clients.
 type Binding struct {
 	net.Listener
 	Service *Service
@@ -134,9 +139,10 @@ type listener struct {
 	services atomic.Pointer[[]*Service]
 }
 
-// Apply makes bindings the whole of what is served: new listeners begin to
-// accept, those that are gone are closed, and those that stay have their new
-// Service from the next connection on.
+// Apply replaces all bindings. New listeners begin to accept, listeners that are
+// not in bindings are closed, and listeners that stay use their new Service from
+// the next connection on. The error is net.ErrClosed after Shutdown; then nothing
+// has changed.
 func (s *Server) Apply(bindings []Binding) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -171,9 +177,9 @@ func (s *Server) Apply(bindings []Binding) error {
 	return nil
 }
 
-// accept survives whatever is wrong for a moment: no descriptors, a client
-// that is gone again. While there is no room it has one connection in hand, and
-// the others wait in the kernel.
+// accept accepts connections until ln is closed. It retries after temporary
+// errors, such as too few file descriptors. While there is no room it holds one
+// connection, and the others wait in the kernel.
 func (s *Server) accept(ln *listener) {
 	const longest = time.Second
 	var pause time.Duration
@@ -196,11 +202,12 @@ func (s *Server) accept(ln *listener) {
 		}
 		pause = 0
 		if c := s.register(raw, *ln.services.Load()); c != nil {
-			go s.live(c)
+			go s.run(c)
 		}
 	}
 }
 
+// room calls Room.
 func (s *Server) room() error {
 	if s.Room == nil {
 		return nil
@@ -215,12 +222,13 @@ func (s *Server) ending() bool {
 	return s.closing
 }
 
-// register makes the conn of a connection, or closes it when the server is.
+// register returns the conn of a connection. After Shutdown it closes raw and
+// returns nil.
 func (s *Server) register(raw net.Conn, services []*Service) *conn {
 	client := Client{ID: rand.Text()[:12], Addr: AddrPort(raw.RemoteAddr()), Local: AddrPort(raw.LocalAddr())}
-	timeouts := services[0].timeouts() // those of a listener have the same
+	timeouts := services[0].timeouts() // all Services of a listener have the same
 	c := &conn{Conn: NewConn(raw, client, nil, timeouts.Stall), services: services, since: time.Now()}
-	c.assign()
+	c.chooseService()
 	c.handshake, c.observe = timeouts.Handshake, s.observe
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	s.mu.Lock()
@@ -245,6 +253,7 @@ func AddrPort(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
+// timeouts returns Timeouts, with the defaults for those that are zero.
 func (svc *Service) timeouts() Timeouts {
 	t, d := svc.Timeouts, DefaultTimeouts()
 	if t.Handshake == 0 {
@@ -259,8 +268,8 @@ func (svc *Service) timeouts() Timeouts {
 	return t
 }
 
-// Wait returns nil when there are no listeners and the last connection has
-// ended, or else the cause of ctx.
+// Wait waits until there are no listeners and the last connection has ended. It
+// returns the cause of ctx if ctx ends first.
 func (s *Server) Wait(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() { s.wg.Wait(); close(done) }()
@@ -272,10 +281,10 @@ func (s *Server) Wait(ctx context.Context) error {
 	}
 }
 
-// Shutdown closes the listeners, says goodbye to clients that are not logged
-// in, and waits for the sessions to end. When ctx ends first, it ends those
-// that are left within spread, each in its protocol's words, and returns how many
-// they were in an error.
+// Shutdown closes the listeners, ends the connections that are not logged in, and
+// waits for the sessions to end. When ctx ends first, it ends the sessions that are
+// left within spread, each with a goodbye of its protocol, and returns their number
+// in an error.
 func (s *Server) Shutdown(ctx context.Context, spread time.Duration) error {
 	s.mu.Lock()
 	s.closing = true
@@ -301,13 +310,13 @@ func (s *Server) Shutdown(ctx context.Context, spread time.Duration) error {
 	return fmt.Errorf("%d sessions were ended: %w", left, context.Cause(ctx))
 }
 
-// endWithin ends all connections, one after the other: what comes back comes
-// back to somebody. It returns how many they were.
+// endWithin ends all connections one after the other, so that clients do not
+// reconnect all at once. It returns their number.
 func (s *Server) endWithin(spread time.Duration, cause *Refusal) int {
 	s.mu.Lock()
 	left := slices.Collect(maps.Keys(s.conns)) // in no order
 	s.mu.Unlock()
-	const longest = 10 * time.Millisecond // a few need no spreading
+	const longest = 10 * time.Millisecond // few connections need less than spread
 	for _, c := range left {
 		c.cancel(cause)
 		time.Sleep(min(longest, spread/time.Duration(len(left))))
@@ -336,17 +345,17 @@ func (s *Server) Sessions() []SessionInfo {
 	return all
 }
 
-// Kick ends the connections that match, with a goodbye, and returns how many
-// they are.
+// Kick ends the connections that match, with a goodbye, and returns their number.
 func (s *Server) Kick(match func(SessionInfo) bool) int {
 	return s.kick(NewRefusal(Kicked, nil), func(c *conn) bool { return match(c.info()) })
 }
 
+// kick ends the connections that match for cause.
 func (s *Server) kick(cause *Refusal, match func(*conn) bool) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		if c.ctx.Err() == nil && match(c) { // not one that is ending already
+		if c.ctx.Err() == nil && match(c) { // it is not ending already
 			c.cancel(cause)
 			n++
 		}

@@ -13,7 +13,7 @@ type transport struct {
 	early    []byte       // read before the handshake began; the next Reads return it
 	stall    atomic.Int64 // nanoseconds that one Write may wait for the peer; 0: for ever
 	received atomic.Int64 // octets on the wire
-	handshakeNotes
+	handshakeState
 }
 
 func (t *transport) Read(p []byte) (int, error) {
@@ -28,11 +28,11 @@ func (t *transport) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write gives each piece (under TLS: each record) its own deadline, so that a
-// slow client may take hours for a big message, and one that takes nothing is
-// let go.
+// Write gives each piece (under TLS: each record) its own deadline. So a slow
+// client may take hours for a big message, and the connection of a client that
+// reads nothing ends.
 func (t *transport) Write(p []byte) (int, error) {
-	t.noteAlert(p)
+	t.recordAlert(p)
 	if stall := time.Duration(t.stall.Load()); stall > 0 {
 		if err := t.SetWriteDeadline(time.Now().Add(stall)); err != nil {
 			return 0, err
@@ -41,7 +41,7 @@ func (t *transport) Write(p []byte) (int, error) {
 	return t.Conn.Write(p)
 }
 
-// CloseWrite sends FIN. Where the connection has no such thing it does nothing.
+// CloseWrite sends FIN. It does nothing on a connection that has no half-close.
 func (t *transport) CloseWrite() error {
 	if c, ok := t.Conn.(closeWriter); ok {
 		return c.CloseWrite()
@@ -53,14 +53,14 @@ type closeWriter interface{ CloseWrite() error }
 
 const (
 	lingerTime = time.Second
-	lingerMax  = 64 << 10
+	lingerMax  = 64 << 10 // octets that are read and discarded
 )
 
-// hurry gives what is still written on the way out a second.
-func (t *transport) hurry() { t.stall.Store(int64(lingerTime)) }
+// limitLastWrites sets the deadline of each further Write to a second.
+func (t *transport) limitLastWrites() { t.stall.Store(int64(lingerTime)) }
 
-// linger closes after the peer has had the chance to read our last words: a
-// close with unread input in the buffer would send RST, and RST destroys what
+// linger closes the connection after the peer could read the last words. A close
+// with unread input in the socket's buffer would send RST, and RST discards what
 // the peer has not read yet.
 func (t *transport) linger() {
 	if c, ok := t.Conn.(closeWriter); ok && c.CloseWrite() == nil {
