@@ -36,6 +36,7 @@ func leaveAll(permits []*permit) {
 }
 
 func TestConnectionsOfANetwork(t *testing.T) {
+	t.Parallel()
 	one := func(int) string { return "192.0.2.1" }
 	site := func(i int) string { return fmt.Sprintf("2001:db8:1:%x::1", i) }
 	for _, test := range []struct {
@@ -82,6 +83,7 @@ func TestConnectionsOfANetwork(t *testing.T) {
 
 // Criterion: A network that is used by accounts known for a day may have more connections, guesses and attempts under way, for each of them.
 func TestNetworkGrowsWithItsAccounts(t *testing.T) {
+	t.Parallel()
 	g, at := newGuardWithClock(Config{})
 	addr := netip.MustParseAddr("192.0.2.1")
 	for i := range 150 {
@@ -111,6 +113,7 @@ func TestNetworkGrowsWithItsAccounts(t *testing.T) {
 
 // Criterion: When an office moves to another address, each account that logs in from there makes room for the next.
 func TestOfficeMoves(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	from, to := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("203.0.113.1")
 	for i := range 50 {
@@ -136,6 +139,7 @@ func TestOfficeMoves(t *testing.T) {
 
 // Criterion: While strangers fill all places that they may have, the oldest of them make room, and networks with known-good accounts have places in reserve.
 func TestFloodShedsTheOldestStrangers(t *testing.T) {
+	t.Parallel()
 	g, at := newGuardWithClock(Config{Connections: 100, Reserve: 20})
 	g.Seed([]Success{{"alice", netip.MustParseAddr("192.0.2.1"), at.now}})
 	var shed []int
@@ -200,6 +204,7 @@ func TestFloodShedsTheOldestStrangers(t *testing.T) {
 
 // Criterion: A flood from one IPv4 address or one IPv6 /48 keeps nobody else out.
 func TestFloodOfOneNetwork(t *testing.T) {
+	t.Parallel()
 	for _, addr := range []func(int) string{
 		func(int) string { return "198.18.0.1" },
 		func(i int) string { return fmt.Sprintf("2001:db8:1:%x::1", i%65536) },
@@ -224,6 +229,7 @@ func TestFloodOfOneNetwork(t *testing.T) {
 
 // A mobile operator's customers have a /64 each, and thousands share a /48.
 func TestNeighboursInASiteDoNotLockAnOwnerOut(t *testing.T) {
+	t.Parallel()
 	phone := func(i int) string { return fmt.Sprintf("2001:db8:1:%x::1", i) }
 	const owner, customers, attacker = 0x8000, 1000, 0x9000
 	s, _ := newServer(t, Config{Connections: 5000, Reserve: 1})
@@ -258,6 +264,7 @@ func TestNeighboursInASiteDoNotLockAnOwnerOut(t *testing.T) {
 
 // Criterion: A refusal that is held back holds no token, no place among the attempts under way and no session.
 func TestDelayedRefusalHoldsNothing(t *testing.T) {
+	t.Parallel()
 	s, _ := newServer(t, Config{})
 	p := mustAdmit(t, s.Guard, "192.0.2.1")
 	defer p.Leave()
@@ -276,6 +283,7 @@ func TestDelayedRefusalHoldsNothing(t *testing.T) {
 }
 
 func TestAdmitWithoutShed(t *testing.T) {
+	t.Parallel()
 	g, _ := newGuardWithClock(Config{Connections: 2, Reserve: 1})
 	p := mustAdmit(t, g, "192.0.2.1")
 	defer p.Leave()
@@ -286,6 +294,7 @@ func TestAdmitWithoutShed(t *testing.T) {
 
 // Criterion: All of the guard's functions may be called at the same time.
 func TestGuardIsSafeForConcurrentUse(t *testing.T) {
+	t.Parallel()
 	g := newGuard(Config{Entries: 1 << 10, Wait: time.Millisecond, Connections: 64})
 	var wg sync.WaitGroup
 	for i := range 16 {
@@ -326,6 +335,7 @@ func TestGuardIsSafeForConcurrentUse(t *testing.T) {
 }
 
 func TestStrangersHaveAtLeastOneConnection(t *testing.T) {
+	t.Parallel()
 	for connections := 1; connections < 20; connections++ {
 		g, _ := newGuardWithClock(Config{Connections: connections})
 		p := mustAdmit(t, g, "192.0.2.1")

@@ -9,6 +9,7 @@ import (
 )
 
 func TestDecision(t *testing.T) {
+	t.Parallel()
 	s, _ := newServer(t, Config{})
 	p := mustAdmit(t, s.Guard, "192.0.2.1")
 	defer p.Leave()

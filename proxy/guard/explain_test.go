@@ -8,6 +8,7 @@ import (
 
 // Criterion: The operator is told which bucket refuses an account from an address, and when there is a token.
 func TestExplain(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	addr := netip.MustParseAddr("192.0.2.1")
 	if e := s.Explain("", "alice", addr); e.Refused != NoBucket || e.Tier != StrangerFresh || e.Network != netip.MustParsePrefix("192.0.2.1/32") || !e.Last.IsZero() {

@@ -125,6 +125,7 @@ func decisionOf(t testing.TB, err error) *proxy.Decision {
 
 // Criterion: One address gets at most 40 guesses a day at one account, however fast or slow they come.
 func TestOneAddressGuessesAtOneAccount(t *testing.T) {
+	t.Parallel()
 	for _, every := range []time.Duration{5 * time.Second, 31 * time.Second, 10 * time.Minute} {
 		s, at := newServer(t, Config{})
 		for range day / every {
@@ -139,6 +140,7 @@ func TestOneAddressGuessesAtOneAccount(t *testing.T) {
 
 // Criterion: An owner logs in from his networks while ten thousand addresses guess at his account.
 func TestStrangersDoNotLockTheOwnerOut(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
 		t.Fatal(err)
@@ -168,6 +170,7 @@ func TestStrangersDoNotLockTheOwnerOut(t *testing.T) {
 
 // Criterion: From a network that the owner logged in from one gets at most 164 guesses a day, also while he logs in.
 func TestGuessesBesideTheOwner(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	good := 0
 	for i := range day / (10 * time.Second) {
@@ -187,6 +190,7 @@ func TestGuessesBesideTheOwner(t *testing.T) {
 
 // Criterion: An account of his own, used between the guesses, gets an attacker no more of them.
 func TestOwnAccountEarnsNothing(t *testing.T) {
+	t.Parallel()
 	plain, at := newServer(t, Config{})
 	mixed, mixedAt := newServer(t, Config{})
 	own := 0
@@ -206,6 +210,7 @@ func TestOwnAccountEarnsNothing(t *testing.T) {
 
 // Criterion: An address that tries ten thousand accounts gets at most 80 guesses a day.
 func TestSprayFromOneAddress(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	for i := range int(day / (5 * time.Second)) {
 		s.guesses(1, "192.0.2.1", fmt.Sprint("user", i%10_000))
@@ -218,6 +223,7 @@ func TestSprayFromOneAddress(t *testing.T) {
 
 // Criterion: An IPv6 /48 that changes its addresses gets at most 60 guesses a day at one account and 250 at ten thousand.
 func TestIPv6SiteRotates(t *testing.T) {
+	t.Parallel()
 	for _, accounts := range []int{1, 10_000} {
 		s, at := newServer(t, Config{})
 		for i := range int(day / (5 * time.Second)) {
@@ -231,6 +237,7 @@ func TestIPv6SiteRotates(t *testing.T) {
 }
 
 func TestNetworks(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
 		name, a, b string
 		same       bool
@@ -254,6 +261,7 @@ func TestNetworks(t *testing.T) {
 }
 
 func TestClientsWithoutAddressShareABudget(t *testing.T) {
+	t.Parallel()
 	g, _ := newGuardWithClock(Config{Network: Rate{1, time.Hour}})
 	for i, wanted := range []proxy.Reason{0, proxy.Throttled} {
 		p, err := g.Admit(proxy.Client{}, nil)
@@ -271,6 +279,7 @@ func TestClientsWithoutAddressShareABudget(t *testing.T) {
 
 // Criterion: What the backend did not call wrong costs nothing, a thousand times.
 func TestOnlyWrongIsCharged(t *testing.T) {
+	t.Parallel()
 	verified := proxy.NewRefusal(proxy.Wrong, nil)
 	verified.Verified = true
 	for _, answer := range []error{
@@ -288,6 +297,7 @@ func TestOnlyWrongIsCharged(t *testing.T) {
 
 // Criterion: A device with last year's password costs its office nothing, and asks the backend twice a minute at most.
 func TestStaleDeviceCostsNothing(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	stale := 0
 	for minute := range int(day / time.Minute) {
@@ -316,6 +326,7 @@ func TestStaleDeviceCostsNothing(t *testing.T) {
 
 // Criterion: A wrong password that was answered without the backend is asked again after 30 s, after a login of the account, and after unlock.
 func TestGuardAnswersRepeatedPasswords(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	again := func(after string, wanted int) {
 		t.Helper()
@@ -352,6 +363,7 @@ func TestGuardAnswersRepeatedPasswords(t *testing.T) {
 
 // A server may say that an account is suspended before it looks at the password.
 func TestGuessAtSuspendedAccountIsCharged(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	s.answer = proxy.NewRefusal(proxy.Suspended, nil)
 	for range 100 { // the owner's client repeats its password
@@ -375,6 +387,7 @@ func TestGuessAtSuspendedAccountIsCharged(t *testing.T) {
 
 // Criterion: A password that is answered as temporary after the server had it costs what a wrong one does, and the same again nothing; its owner's client is told temporary each time.
 func TestDoubtfulIsTemporaryAndCharged(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	doubt := proxy.NewRefusal(proxy.Unavailable, nil)
 	doubt.Doubtful = true
@@ -408,6 +421,7 @@ func TestDoubtfulIsTemporaryAndCharged(t *testing.T) {
 
 // Criterion: Whoever has no budget left learns nothing of a password: one that was tried and one that was not get the same answer after the same time.
 func TestThrottledIsNoOracle(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{Pair: Rate{3, 10000 * time.Hour}})
 	if err := s.login("192.0.2.1", "alice", "old"); proxy.ReasonOf(err) != proxy.Wrong {
 		t.Fatal(err)
@@ -438,6 +452,7 @@ func TestThrottledIsNoOracle(t *testing.T) {
 
 // Criterion: After four wrong passwords from a known network the right one is let through at once.
 func TestOwnerMistypes(t *testing.T) {
+	t.Parallel()
 	s, _ := newServer(t, Config{})
 	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
 		t.Fatal(err)
@@ -449,6 +464,7 @@ func TestOwnerMistypes(t *testing.T) {
 }
 
 func TestTrustedNetworksSkipTheirOwnLimitsOnly(t *testing.T) {
+	t.Parallel()
 	s, _ := newServer(t, Config{
 		ConnectionsPerNetwork: 1,
 		Trusted:               []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")},
@@ -467,6 +483,7 @@ func TestTrustedNetworksSkipTheirOwnLimitsOnly(t *testing.T) {
 
 // Criterion: A bearer token of up to 256 octets costs what a password costs, in every mechanism: 300 guesses from four addresses come to the backend as often as 300 passwords.
 func TestShortTokensArePasswords(t *testing.T) {
+	t.Parallel()
 	checked := map[string]int{}
 	for _, mechanism := range []string{wire.MechanismPlain, wire.MechanismXOAuth2, wire.MechanismOAuthBearer} {
 		s, _ := newServer(t, Config{})
@@ -502,6 +519,7 @@ func TestShortTokensArePasswords(t *testing.T) {
 
 // Criterion: A refused OAuth token of more than 256 octets spends no guess and leaves no mark; such tokens have a budget of their own, and a phone that sends ten another a minute locks nobody's password out.
 func TestTokensHaveTheirOwnBudget(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{OAuth: Rate{10, time.Hour}})
 	jwt := 0
 	try := func(mechanism string) error {
@@ -540,6 +558,7 @@ func TestTokensHaveTheirOwnBudget(t *testing.T) {
 
 // Criterion: 500 connections that guess in one instant get no more answers than the burst.
 func TestParallelGuessesGetNoMoreThanTheBurst(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{LoginsPerNetwork: 500, ConnectionsPerNetwork: 500})
 		var checked, running, most atomic.Int32
@@ -573,6 +592,7 @@ func TestParallelGuessesGetNoMoreThanTheBurst(t *testing.T) {
 
 // Criterion: A parallel attack of 500 connections on many accounts is bounded as one that waits for each answer.
 func TestParallelAttackIsBoundedAsAnyOther(t *testing.T) {
+	t.Parallel()
 	at := &fixedClock{}
 	g := newGuard(Config{LoginsPerNetwork: 500, ConnectionsPerNetwork: 500, Now: at.Now, Learning: -1, Wait: time.Minute})
 	var checked atomic.Int32
@@ -604,6 +624,7 @@ func (c *fixedClock) Now() time.Time { return time.Unix(c.Load(), 0) }
 
 // Criterion: A client that opens eight connections with one wrong password asks the backend once; with the right one, each logs in.
 func TestSamePasswordAtOnceIsCheckedOnce(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		answer  error
 		checked int32
@@ -644,6 +665,7 @@ func TestSamePasswordAtOnceIsCheckedOnce(t *testing.T) {
 
 // Criterion: An office of 60 behind one address logs in at once, and nobody is told of failed logins.
 func TestRightPasswordsWaitForEachOther(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{})
 		var wg sync.WaitGroup
@@ -667,6 +689,7 @@ func TestRightPasswordsWaitForEachOther(t *testing.T) {
 }
 
 func TestAttemptsBehindAnUnsettledOneAreUnavailable(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{})
 		stuck := mustAdmit(t, g, "192.0.2.1")
@@ -694,6 +717,7 @@ func TestAttemptsBehindAnUnsettledOneAreUnavailable(t *testing.T) {
 
 // Criterion: Whoever is made to leave stops waiting at once.
 func TestWaitEndsWithTheConnection(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{})
 		stuck := mustAdmit(t, g, "192.0.2.1")
@@ -714,6 +738,7 @@ func TestWaitEndsWithTheConnection(t *testing.T) {
 
 // Criterion: A wrong password is answered 2 s after it came, give or take a tenth, one that the backend did not see and a throttled one as well; nothing else is held back.
 func TestOnlyWrongAndThrottledAreDelayed(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{Pair: Rate{3, 1000 * time.Hour}, Account: Rate{1000, time.Second}, Network: Rate{1000, time.Second}, Network24: Rate{1000, time.Second}})
 	p := mustAdmit(t, s.Guard, "192.0.2.1")
 	defer p.Leave()
@@ -759,6 +784,7 @@ func TestOnlyWrongAndThrottledAreDelayed(t *testing.T) {
 
 // Criterion: 50 sessions of one account from one network are open at once and no more, also when all begin in one instant; one that ends makes room.
 func TestSessionsOfAnAccount(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{})
 		g.Seed([]Success{{"info", netip.MustParseAddr("192.0.2.1"), time.Now().Add(-48 * time.Hour)}})
@@ -809,6 +835,7 @@ func TestSessionsOfAnAccount(t *testing.T) {
 }
 
 func TestBudgetsComeBackWithTime(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{Pair: Rate{3, time.Minute}})
 	wantChecked(t, "at first", s.guesses(10, "192.0.2.1", "alice"), 3)
 	at.advance(59 * time.Second)
@@ -823,6 +850,7 @@ func TestBudgetsComeBackWithTime(t *testing.T) {
 
 // Criterion: A clock that is set an hour back or forth gives no tokens away and takes none.
 func TestClockThatGoesBack(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	wantChecked(t, "guesses", s.guesses(9, "192.0.2.1", "alice"), 5)
 	at.advance(-time.Hour)
@@ -848,6 +876,7 @@ func TestClockThatGoesBack(t *testing.T) {
 
 // Criterion: With strict_nist unknown networks get at most 100 wrong passwords in a row at an account, however long it takes; its own go on.
 func TestStrictNIST(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{StrictNIST: true})
 	if err := s.login("192.0.2.1", "alice", "right"); err != nil {
 		t.Fatal(err)
@@ -867,6 +896,7 @@ func TestStrictNIST(t *testing.T) {
 }
 
 func TestServicesHaveTheirOwnBudgets(t *testing.T) {
+	t.Parallel()
 	s, _ := newServer(t, Config{Services: map[string]Config{"webmail": {Pair: Rate{2, time.Hour}}, "watched": {DryRun: true}}})
 	try := func(service, account string) (checked int) {
 		for i := range 10 {
@@ -896,6 +926,7 @@ func TestServicesHaveTheirOwnBudgets(t *testing.T) {
 }
 
 func TestReloadForgetsNothing(t *testing.T) {
+	t.Parallel()
 	s, _ := newServer(t, Config{})
 	wantChecked(t, "before", s.guesses(9, "192.0.2.1", "alice"), 5)
 	s.Reload(withDefaults(Config{Pair: Rate{8, 30 * time.Minute}, Learning: -1}))
@@ -910,6 +941,7 @@ func TestReloadForgetsNothing(t *testing.T) {
 
 // Criterion: With dry_run nobody is refused, and nobody is reported who would only have waited.
 func TestDryRunLetsAllThrough(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{DryRun: true})
 		var wg sync.WaitGroup

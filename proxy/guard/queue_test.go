@@ -80,6 +80,7 @@ func newLoginStorm(c Config, latency time.Duration) *loginStorm {
 
 // Criterion: 9,000 clients with the right passwords that come at once, behind a restart, are all let in, in their order, with never more than limits.attempts of them at the servers behind.
 func TestLoginStormRefusesNobody(t *testing.T) {
+	t.Parallel()
 	const clients = 9000
 	synctest.Test(t, func(t *testing.T) {
 		const attempts = 256
@@ -106,6 +107,7 @@ func TestLoginStormRefusesNobody(t *testing.T) {
 
 // Criterion: While strangers crowd, known-good networks are served within 5 s: four turns of five are theirs, and a quarter of limits.attempts is for nobody else.
 func TestKnownNetworksDoNotWaitForStrangers(t *testing.T) {
+	t.Parallel()
 	const strangers, known, attempts = 6000, 1000, 256
 	synctest.Test(t, func(t *testing.T) {
 		s := newLoginStorm(Config{Attempts: attempts, Learning: -1}, 200*time.Millisecond)
@@ -146,6 +148,7 @@ func TestKnownNetworksDoNotWaitForStrangers(t *testing.T) {
 
 // Criterion: While the guard learns who lives where, strangers have the places that are kept for known networks.
 func TestStrangersHaveAllSlotsWhileLearning(t *testing.T) {
+	t.Parallel()
 	for _, learning := range []time.Duration{time.Hour, -1} {
 		synctest.Test(t, func(t *testing.T) {
 			s := newLoginStorm(Config{Attempts: 100, Connections: 400, Learning: learning}, time.Second)
@@ -236,6 +239,7 @@ func checkStates(t *testing.T, when string, want string, all ...*pendingAttempt)
 
 // Criterion: The place of an attempt that ends goes to the first who waits: whoever comes in that moment does not overtake.
 func TestNewAttemptsDoNotOvertakeTheQueue(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{Attempts: 1})
 		a := startAttempt(t, g, 1, "a")
@@ -272,6 +276,7 @@ func cancelled(t testing.TB) context.Context {
 
 // Criterion: While the queue is full newcomers are told to come again, and never one who waits.
 func TestFullQueueRefusesNewAttempts(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{Attempts: 1})
 		var all []*pendingAttempt
@@ -292,6 +297,7 @@ func TestFullQueueRefusesNewAttempts(t *testing.T) {
 
 // Criterion: Who is woken decides anew, and hands the place on if it must not go.
 func TestWokenAttemptDecidesAgain(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{Attempts: 1, Sessions: 1})
 		a := startAttempt(t, g, 1, "a")
@@ -315,6 +321,7 @@ func TestWokenAttemptDecidesAgain(t *testing.T) {
 // Who is woken and has to wait for something else lets others go meanwhile, and
 // is refused by no full queue when it comes back.
 func TestWokenAttemptMayWaitAgain(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{Attempts: 2})
 		x := startAttempt(t, g, 1, "x")
@@ -340,6 +347,7 @@ func TestWokenAttemptMayWaitAgain(t *testing.T) {
 
 // Criterion: A client that closes while it waits leaves the queue at once, and one whose limits.attempt_wait is over, counted from when it was accepted; its place goes on.
 func TestClientThatLeavesTheQueueReleasesItsSlot(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{Attempts: 1})
 		holds := startAttempt(t, g, 1, "holds")
@@ -418,6 +426,7 @@ func TestClientThatLeavesTheQueueReleasesItsSlot(t *testing.T) {
 
 // Waiting attempts get the slots of a larger Config.Attempts at once.
 func TestReloadGivesNewSlotsToTheQueue(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{Attempts: 1})
 		a, b, c := startAttempt(t, g, 1, "a"), startAttempt(t, g, 2, "b"), startAttempt(t, g, 3, "c")
@@ -434,6 +443,7 @@ func TestReloadGivesNewSlotsToTheQueue(t *testing.T) {
 
 // Criterion: A stranger whose network has become known while it waited takes no place of strangers: the next of them goes at once.
 func TestWaiterThatBecomesKnownReleasesTheStrangersSlot(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuard(Config{Attempts: 4, Learning: -1})
 		a, b, c := startAttempt(t, g, 1, "a"), startAttempt(t, g, 2, "b"), startAttempt(t, g, 3, "c")

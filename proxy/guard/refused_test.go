@@ -8,6 +8,7 @@ import (
 
 // Criterion: The operator sees who is being refused; a name that never logged in is not among what he sees.
 func TestList(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	if err := s.login("203.0.113.1", "alice", "right"); err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 )
 
 func TestSeed(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	seeds := []Success{
 		{"alice", netip.MustParseAddr("192.0.2.1"), at.now.Add(-29 * day)},
@@ -25,6 +26,7 @@ func TestSeed(t *testing.T) {
 }
 
 func TestKnownFor(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{KnownFor: 7 * 24 * time.Hour})
 	tier := func() Tier { return s.Explain("", "alice", netip.MustParseAddr("192.0.2.1")).Tier }
 	if err := s.login("192.0.2.1", "alice", "right"); err != nil {

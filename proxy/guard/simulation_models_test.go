@@ -22,6 +22,12 @@ type postern struct {
 	names map[int]string
 }
 
+var cancelled = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
 // epoch is the beginning of simulations.
 var epoch = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 
@@ -46,8 +52,6 @@ func (p *postern) try(now time.Duration, a *attempt) (time.Duration, decision) {
 		Client: client, Mechanism: cmp.Or(a.variant.mechanism, "PLAIN"), Account: p.name(a.account),
 		Secret: proxy.NewSecret(binary.BigEndian.AppendUint32(nil, a.password)),
 	}
-	cancelled, cancel := context.WithCancel(context.Background())
-	cancel()
 	err = permit.Try(cancelled, login)
 	if err == nil {
 		a.state = permit

@@ -257,6 +257,7 @@ var update = flag.Bool("update", false, "write the table of the simulation into 
 // Criterion: The same bounds hold through every protocol, for bearer tokens that a server may take for passwords, for answers that are told as temporary, and for all of them mixed.
 // Criterion: docs/guard.md says what each attack that is simulated gets, with Postern and with six others.
 func TestSimulation(t *testing.T) {
+	t.Parallel()
 	all := scenarios()
 	results := make([]result, len(all))
 	t.Run("of", func(t *testing.T) {

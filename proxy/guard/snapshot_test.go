@@ -30,6 +30,7 @@ func (s *server) restart(at *fakeClock, c Config) *server {
 }
 
 func TestRestartsDoNotMakeANetworkKnownForLonger(t *testing.T) {
+	t.Parallel()
 	c := Config{KnownFor: 500 * day}
 	s, at := newServer(t, c)
 	if err := s.login("203.0.113.1", "alice", "right"); err != nil {
@@ -46,6 +47,7 @@ func TestRestartsDoNotMakeANetworkKnownForLonger(t *testing.T) {
 
 // Criterion: Restarts in the middle of an attack earn no guesses, a crash at most those of the minute before; known-good networks stay so.
 func TestRestartsEarnNothing(t *testing.T) {
+	t.Parallel()
 	const restarts = 24
 	for _, crash := range []bool{false, true} {
 		s, at := newServer(t, Config{})
@@ -81,6 +83,7 @@ func TestRestartsEarnNothing(t *testing.T) {
 }
 
 func TestSnapshotKeepsAll(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{Entries: 1 << 10, StrictNIST: true})
 	s.passwords["alice"] = "secret"
 	if err := s.login("203.0.113.1", "alice", "secret"); err != nil {
@@ -123,6 +126,7 @@ func TestSnapshotKeepsAll(t *testing.T) {
 
 // Criterion: A snapshot has no name, no address and no password in it.
 func TestSnapshotHasNoNames(t *testing.T) {
+	t.Parallel()
 	s, _ := newServer(t, Config{})
 	s.passwords["canary-name"] = "canary-right"
 	_ = s.login("203.0.113.1", "canary-name", "canary-wrong")
@@ -137,6 +141,7 @@ func TestSnapshotHasNoNames(t *testing.T) {
 
 // Criterion: A snapshot that is damaged, cut short or of another version is an error, after which the guard works and learns.
 func TestBadSnapshots(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	s.guesses(5, "192.0.2.1", "alice")
 	_ = s.login("192.0.2.1", "bob", "right")
@@ -167,6 +172,7 @@ func TestBadSnapshots(t *testing.T) {
 }
 
 func TestTokensComeBackWhileStopped(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	s.guesses(5, "192.0.2.1", "alice")
 	snapshot := s.Snapshot()
@@ -201,6 +207,7 @@ func (s *fakeStore) Put(ctx context.Context, _ string, value []byte) error {
 
 // Criterion: What the guard remembers is stored every minute and at the end.
 func TestRunStores(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := &server{Guard: newGuard(Config{Learning: -1}), t: t}
 		store := new(fakeStore)
@@ -225,6 +232,7 @@ func TestRunStores(t *testing.T) {
 }
 
 func TestStoreFails(t *testing.T) {
+	t.Parallel()
 	g := newGuard(Config{})
 	if err := g.Load(t.Context(), &fakeStore{}); err != nil {
 		t.Errorf("an empty store: %v", err)

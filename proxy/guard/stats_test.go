@@ -8,6 +8,7 @@ import (
 
 // Criterion: What no limit catches, one try each at many accounts from many networks, shows in the gauges: failures and successes, different accounts and networks that fail, one password tried for many.
 func TestStats(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{})
 	for i := range 3000 {
 		s.guesses(1, fmt.Sprintf("198.%d.%d.1", 18+i/250, i%250), fmt.Sprint("user", i))

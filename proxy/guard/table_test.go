@@ -11,6 +11,7 @@ import (
 
 // Criterion: While half a million failures go by, each from another network at another account, memory stays bounded, whoever was refused before stays refused, and known-good networks stay so.
 func TestMillionsOfKeysNeitherGrowMemoryNorForgive(t *testing.T) {
+	t.Parallel()
 	s, at := newServer(t, Config{Entries: 1 << 12, Pairs: 1 << 12})
 	if err := s.login("203.0.113.1", "alice", "right"); err != nil {
 		t.Fatal(err)
@@ -60,6 +61,7 @@ func TestMillionsOfKeysNeitherGrowMemoryNorForgive(t *testing.T) {
 }
 
 func TestTableKeepsTheHighestPriorities(t *testing.T) {
+	t.Parallel()
 	const limit = 1 << 10
 	table := newTable[bucket](limit)
 	evicted := 0
@@ -97,6 +99,7 @@ func TestTableKeepsTheHighestPriorities(t *testing.T) {
 }
 
 func TestTableAsAMap(t *testing.T) {
+	t.Parallel()
 	table, m := newTable[bucket](1<<20), map[key]time.Duration{}
 	for range 50_000 {
 		k := key(rand.Uint64())
@@ -130,6 +133,7 @@ func tableLen(t *table[bucket, *bucket], now time.Duration) (n int) {
 }
 
 func TestSketchNeverForgives(t *testing.T) {
+	t.Parallel()
 	var s sketch
 	if got := s.fullAt(1); got != 0 {
 		t.Errorf("an empty sketch returns %v", got)
@@ -161,6 +165,7 @@ func TestSketchNeverForgives(t *testing.T) {
 }
 
 func TestKnownNetworks(t *testing.T) {
+	t.Parallel()
 	const keepFor = 30 * day
 	n := newKnownNetworks(100, keepFor)
 	type pair struct{ account, network key }
@@ -238,6 +243,7 @@ func checkKnownNetworks(t *testing.T, n *knownNetworks) {
 }
 
 func TestWrongPasswords(t *testing.T) {
+	t.Parallel()
 	var p wrongPasswords
 	p.key = 1
 	now := epoch
@@ -267,6 +273,7 @@ func TestWrongPasswords(t *testing.T) {
 // The vectors are those of the reference implementation: for 00 01 02 .., under
 // the key 00 01 .. 0f.
 func TestSipHash(t *testing.T) {
+	t.Parallel()
 	var k [16]byte
 	for i := range k {
 		k[i] = byte(i)

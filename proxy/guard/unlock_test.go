@@ -8,6 +8,7 @@ import (
 )
 
 func TestUnlockAccount(t *testing.T) {
+	t.Parallel()
 	s, _ := newServer(t, Config{StrictNIST: true})
 	for i := range 20 {
 		s.guesses(5, fmt.Sprintf("198.%d.0.1", i), "alice")
@@ -37,6 +38,7 @@ func TestUnlockAccount(t *testing.T) {
 }
 
 func TestUnlockNetwork(t *testing.T) {
+	t.Parallel()
 	for _, addr := range []string{"192.0.2.1", "2001:db8::1"} {
 		s, _ := newServer(t, Config{Network: Rate{30, time.Hour}, Network24: Rate{30, time.Hour}, Network56: Rate{30, time.Hour}, Network48: Rate{30, time.Hour}})
 		s.guesses(5, addr, "alice")
@@ -56,6 +58,7 @@ func TestUnlockNetwork(t *testing.T) {
 }
 
 func TestForget(t *testing.T) {
+	t.Parallel()
 	s, _ := newServer(t, Config{})
 	for i := range 3 {
 		for _, account := range []string{"alice", "bob"} {
