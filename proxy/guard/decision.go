@@ -6,10 +6,10 @@ import "postern/proxy"
 func (p *permit) Decision() proxy.Decision {
 	f := p.found
 	d := proxy.Decision{Network: p.from.prefix(), Tier: f.tier.String(), Repeat: f.repeat, New: f.first}
-	if r := f.rejected; r != nil {
-		d.RetryAfter, d.DryRun = r.retryAfter, p.limits.DryRun
-		if r.bucket != NoBucket {
-			d.Bucket = r.bucket.String()
+	if f.rejected {
+		d.RetryAfter, d.DryRun = f.retryAfter, p.limits.DryRun
+		if f.bucket != NoBucket {
+			d.Bucket = f.bucket.String()
 		}
 	}
 	return d

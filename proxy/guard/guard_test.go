@@ -912,7 +912,7 @@ func TestServicesHaveTheirOwnBudgets(t *testing.T) {
 				err = errWrong
 			}
 			p.Settle(err)
-			if v := p.(*permit).found; v.rejected != nil != (i >= 5) && service == "watched" {
+			if v := p.(*permit).found; v.rejected != (i >= 5) && service == "watched" {
 				t.Errorf("attempt %d: %+v", i, v)
 			}
 			p.Leave()
@@ -957,18 +957,18 @@ func TestDryRunLetsAllThrough(t *testing.T) {
 		}
 		for range 8 {
 			wg.Go(func() {
-				if v := attempt(1, "the same"); v.rejected != nil {
-					t.Errorf("reported: %+v", v.rejected)
+				if v := attempt(1, "the same"); v.rejected {
+					t.Errorf("reported: %+v", v)
 				}
 			})
 		}
 		wg.Wait()
 		for i := range 10 {
-			if v := attempt(2, fmt.Sprint("guess ", i)); v.rejected != nil != (i >= 5) {
+			if v := attempt(2, fmt.Sprint("guess ", i)); v.rejected != (i >= 5) {
 				t.Errorf("attempt %d: %+v", i, v)
 			}
 		}
-		if v := attempt(2, "guess 0"); v.rejected == nil || v.rejected.bucket != Pair {
+		if v := attempt(2, "guess 0"); !v.rejected || v.bucket != Pair {
 			t.Errorf("a repeat without budget: %+v", v)
 		}
 		if len(g.inFlight)+len(g.sessions) != 0 {

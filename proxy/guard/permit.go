@@ -12,19 +12,21 @@ import (
 
 // A rejection is why the guard refuses an attempt.
 type rejection struct {
-	tier       Tier
-	bucket     Bucket        // which has nothing left; NoBucket: the password is known to be wrong
+	reason     proxy.Reason  // 0: the guard does not refuse the attempt
+	bucket     Bucket        // which has nothing left; NoBucket: the same wrong password again, which costs nothing
 	retryAfter time.Duration // until there is a token; 0: as soon as an attempt or a session ends
-	repeat     bool          // the same wrong password again: costs nothing
 }
 
 // A finding is what the guard knows about the last attempt of a permit. It is a smaller
 // form of proxy.Decision, because a session has it as long as it lasts.
 type finding struct {
 	tier     Tier
-	repeat   bool       // the password was wrong before, within 24 h, for this account and area
-	first    bool       // the account logged in from this network for the first time within Config.KnownFor
-	rejected *rejection // why the attempt was refused, or would have been without DryRun; nil: it was not
+	repeat   bool // the password was wrong before, within 24 h, for this account and area
+	first    bool // the account logged in from this network for the first time within Config.KnownFor
+	rejected bool // or would have been without DryRun
+
+	bucket     Bucket        // as of the rejection
+	retryAfter time.Duration // as of the rejection
 }
 
 // A permit is a proxy.Permit. Leave returns it to a pool.
@@ -75,19 +77,21 @@ func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 	defer g.mu.Unlock()
 	p.begun = g.now
 	p.endSession()
-	rejected, reason := p.try(ctx, l, s, &limit)
-	p.found = finding{tier: p.demand.tier, repeat: p.found.repeat, rejected: rejected}
-	if rejected == nil {
+	r := p.try(ctx, l, s, &limit)
+	p.found = finding{
+		tier: p.demand.tier, repeat: p.found.repeat, rejected: r.reason != 0, bucket: r.bucket, retryAfter: r.retryAfter,
+	}
+	if r.reason == 0 {
 		return nil
 	}
-	g.recordRejection(p, l.Account, rejected)
+	g.recordRejection(p, l.Account)
 	if p.limits.DryRun {
 		p.stage = dryRun
 		p.startSession()
 		return nil
 	}
 	decision := p.Decision()
-	return proxy.NewRefusal(reason, &decision)
+	return proxy.NewRefusal(r.reason, &decision)
 }
 
 func (p *permit) subject(l *proxy.Login) subject {
@@ -110,44 +114,44 @@ func (p *permit) maxWait() time.Duration {
 
 // try decides about an attempt, and waits if necessary. The guard must be locked, and
 // is unlocked while try waits.
-func (p *permit) try(ctx context.Context, l *proxy.Login, s subject, limit *waitLimit) (*rejection, proxy.Reason) {
+func (p *permit) try(ctx context.Context, l *proxy.Login, s subject, limit *waitLimit) rejection {
 	g := p.guard
 	for first := true; ; first = false {
-		blocking, rejected, reason := p.decide(s)
-		if blocking == nil && rejected == nil {
-			return nil, 0
+		blocking, rejected := p.decide(s)
+		if blocking == nil && rejected.reason == 0 {
+			return rejection{}
 		}
 		g.slots.release(&p.slot, g.slotLimits()) // that the attempt got while it waited
 		if blocking == nil {
-			return rejected, reason
+			return rejected
 		}
 		if p.limits.DryRun { // who would have to wait would not be refused
 			p.stage = unreserved
 			p.startSession()
-			return nil, 0
+			return rejection{}
 		}
 		limit.start(ctx, l, p.maxWait())
-		tooMany := &rejection{tier: p.demand.tier, bucket: blocking.bucket}
+		tooMany := rejection{reason: proxy.Unavailable, bucket: blocking.bucket}
 		if blocking.bucket == Attempts {
 			if !p.waitForSlot(limit, first) {
-				return tooMany, proxy.Unavailable
+				return tooMany
 			}
 			continue
 		}
 		samePassword := blocking.bucket == Pair && p.tag != 0 && g.inFlight[blocking.key].tag == p.tag
 		completion := g.inFlight.completion(blocking)
 		if completion == nil {
-			return tooMany, proxy.Unavailable
+			return tooMany
 		}
 		g.mu.Unlock()
 		done := g.wait(completion.done, limit)
 		g.lock()
 		if !done {
-			return tooMany, proxy.Unavailable
+			return tooMany
 		}
 		if samePassword && completion.outcome == wrong {
 			p.found.repeat = true
-			return &rejection{tier: p.demand.tier, repeat: true}, proxy.Wrong
+			return rejection{reason: proxy.Wrong}
 		}
 		if samePassword && completion.outcome == right {
 			return p.passUnreserved(s)
@@ -160,7 +164,7 @@ var slotRequirement = requirement{bucket: Attempts}
 
 // decide reserves what the attempt requires. Otherwise it returns why the attempt is
 // rejected, or the requirement that it has to wait for.
-func (p *permit) decide(s subject) (blocking *requirement, rejected *rejection, reason proxy.Reason) {
+func (p *permit) decide(s subject) (blocking *requirement, rejected rejection) {
 	g, d := p.guard, &p.demand
 	g.demand(d, s)
 	p.found.repeat = false
@@ -170,24 +174,24 @@ func (p *permit) decide(s subject) (blocking *requirement, rejected *rejection, 
 	if available == tokensExhausted {
 		g.countRefused(d)
 		retry := scarcest.rate.next(g.fullAt(d, scarcest), g.now)
-		return nil, &rejection{tier: d.tier, bucket: scarcest.bucket, retryAfter: retry}, proxy.Throttled
+		return nil, rejection{proxy.Throttled, scarcest.bucket, retry}
 	}
 	if g.sessions[s.pair()] >= int32(p.limits.Sessions) {
-		return nil, &rejection{tier: d.tier, bucket: Sessions}, proxy.TooManySessions
+		return nil, rejection{reason: proxy.TooManySessions, bucket: Sessions}
 	}
 	repeat, answer := g.wasWrong(d, p.tag)
 	p.found.repeat = repeat
 	if answer {
-		return nil, &rejection{tier: d.tier, repeat: true}, proxy.Wrong
+		return nil, rejection{reason: proxy.Wrong}
 	}
 	if r := g.inFlight.saturated(d); r != nil {
-		return r, nil, 0
+		return r, rejection{}
 	}
 	if available == tokensReserved {
-		return scarcest, nil, 0
+		return scarcest, rejection{}
 	}
 	if !g.slots.acquire(&p.slot, d.tier.slotKind(), g.slotLimits()) {
-		return &slotRequirement, nil, 0
+		return &slotRequirement, rejection{}
 	}
 	p.stage = charged
 	if repeat {
@@ -195,20 +199,20 @@ func (p *permit) decide(s subject) (blocking *requirement, rejected *rejection, 
 	}
 	g.inFlight.begin(d, p.tag, !repeat)
 	p.startSession()
-	return nil, nil, 0
+	return nil, rejection{}
 }
 
 // passUnreserved lets an attempt pass whose password was right a moment ago. The
 // attempt is charged only if the backend calls the password wrong after all.
-func (p *permit) passUnreserved(s subject) (*rejection, proxy.Reason) {
+func (p *permit) passUnreserved(s subject) rejection {
 	g := p.guard
 	if g.sessions[s.pair()] >= int32(p.limits.Sessions) {
-		return &rejection{tier: p.demand.tier, bucket: Sessions}, proxy.TooManySessions
+		return rejection{reason: proxy.TooManySessions, bucket: Sessions}
 	}
 	g.demand(&p.demand, s)
 	p.stage = unreserved
 	p.startSession()
-	return nil, 0
+	return rejection{}
 }
 
 // wasWrong reports whether the password was wrong today, and whether the guard may

@@ -74,9 +74,10 @@ func (t *refusedTable) removeMatching(match func(*refusedEntry) bool) {
 
 // recordRejection counts a rejected attempt, and remembers its account and network if a
 // token bucket is empty.
-func (g *Guard) recordRejection(p *permit, account string, r *rejection) {
-	g.stats.countRejection(r, g.now)
-	if r.retryAfter == 0 {
+func (g *Guard) recordRejection(p *permit, account string) {
+	f := &p.found
+	g.stats.countRejection(f, g.now)
+	if f.retryAfter == 0 {
 		return
 	}
 	from := &p.demand.from
@@ -87,9 +88,9 @@ func (g *Guard) recordRejection(p *permit, account string, r *rejection) {
 			e.name = account
 		}
 	}
-	e.tier, e.bucket = r.tier, r.bucket
+	e.tier, e.bucket = f.tier, f.bucket
 	e.count++
-	e.last, e.until = g.now, g.now+r.retryAfter
+	e.last, e.until = g.now, g.now+f.retryAfter
 }
 
 // List returns the accounts and networks whose attempts are being refused, of the last

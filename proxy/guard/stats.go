@@ -101,8 +101,8 @@ func (s *stats) count(p *permit, o outcome, now time.Duration) {
 	}
 }
 
-func (s *stats) countRejection(r *rejection, now time.Duration) {
-	if r.repeat {
+func (s *stats) countRejection(f *finding, now time.Duration) {
+	if f.bucket == NoBucket { // the same wrong password again
 		s.minute(now).repeated++
 		return
 	}
