@@ -18,23 +18,23 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// The tests of this file prove the spine with a protocol of ten lines: LOGIN
+// The tests of this file run the Server with a protocol of ten lines: LOGIN
 // user password, STARTTLS, QUIT; answers begin with OK, NO or BYE.
-type plain struct {
+type testDialogue struct {
 	*proxy.Conn
 	greeted, tls bool
 	wrong        int
 }
 
-func (d *plain) say(format string, args ...any) error {
+func (d *testDialogue) write(format string, args ...any) error {
 	_, err := fmt.Fprintf(d.Conn, format+"\r\n", args...)
 	return err
 }
 
-func (d *plain) Login(ctx context.Context) (*proxy.Login, error) {
+func (d *testDialogue) Login(ctx context.Context) (*proxy.Login, error) {
 	if !d.greeted {
 		d.greeted = true
-		if err := d.say("OK hello"); err != nil {
+		if err := d.write("OK hello"); err != nil {
 			return nil, err
 		}
 	}
@@ -46,12 +46,12 @@ func (d *plain) Login(ctx context.Context) (*proxy.Login, error) {
 		words := strings.Fields(string(line))
 		switch {
 		case len(words) == 0:
-			_ = d.say("NO empty")
+			_ = d.write("NO empty")
 		case words[0] == "QUIT":
-			_ = d.say("OK bye")
+			_ = d.write("OK bye")
 			return nil, proxy.ErrQuit
 		case words[0] == "STARTTLS":
-			_ = d.say("OK begin")
+			_ = d.write("OK begin")
 			if err := d.StartTLS(ctx); err != nil {
 				return nil, err
 			}
@@ -60,14 +60,14 @@ func (d *plain) Login(ctx context.Context) (*proxy.Login, error) {
 		case words[0] == "LOGIN" && len(words) == 3:
 			return &proxy.Login{Via: proxy.ViaPlain, User: words[1], Secret: proxy.NewSecret([]byte(words[2]))}, nil
 		default:
-			_ = d.say("NO what?")
+			_ = d.write("NO what?")
 		}
 	}
 }
 
-func (d *plain) Refuse(r *proxy.Refusal) error {
+func (d *testDialogue) Refuse(r *proxy.Refusal) error {
 	if r.Challenge != nil {
-		_ = d.say("+ %s", r.Challenge)
+		_ = d.write("+ %s", r.Challenge)
 		if _, err := d.ReadLine(100); err != nil {
 			return err
 		}
@@ -76,17 +76,17 @@ func (d *plain) Refuse(r *proxy.Refusal) error {
 		d.wrong++
 	}
 	if r.Reason.Final() || d.wrong == 3 {
-		_ = d.say("BYE %s", r.Reason)
+		_ = d.write("BYE %s", r.Reason)
 		return r
 	}
-	return d.say("NO %s", r.Reason)
+	return d.write("NO %s", r.Reason)
 }
 
-func (d *plain) Accept(welcome string) error { return d.say("OK %s", welcome) }
+func (d *testDialogue) Accept(welcome string) error { return d.write("OK %s", welcome) }
 
-// A guest may come in with the password "right". Other passwords name what
+// A fakeBackend is guard and backend. It accepts the password "right"; other passwords name what
 // goes wrong.
-type house struct {
+type fakeBackend struct {
 	mu      sync.Mutex
 	logins  []string
 	closed  int
@@ -100,28 +100,28 @@ type house struct {
 	leavePanics bool
 }
 
-func (h *house) Admit(_ proxy.Client, shed context.CancelCauseFunc) (proxy.Permit, error) {
+func (h *fakeBackend) Admit(_ proxy.Client, shed context.CancelCauseFunc) (proxy.Permit, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.sheds = append(h.sheds, shed)
 	return h, h.admit
 }
 
-func (h *house) Try(_ context.Context, l *proxy.Login) error {
+func (h *fakeBackend) Try(_ context.Context, l *proxy.Login) error {
 	if string(l.Secret.Reveal()) == "throttled" {
 		return proxy.NewRefusal(proxy.Throttled, nil)
 	}
 	return nil
 }
 
-func (h *house) Settle(err error) time.Duration {
+func (h *fakeBackend) Settle(err error) time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.settled = append(h.settled, err)
 	return h.delay
 }
 
-func (h *house) Leave() {
+func (h *fakeBackend) Leave() {
 	h.mu.Lock()
 	h.left++
 	h.mu.Unlock()
@@ -130,7 +130,7 @@ func (h *house) Leave() {
 	}
 }
 
-func (h *house) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) {
+func (h *fakeBackend) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.logins = append(h.logins, l.Account)
@@ -139,9 +139,9 @@ func (h *house) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) 
 		if h.session != nil {
 			return h.session(), nil
 		}
-		return &echo{h: h}, nil
+		return &echoSession{h: h}, nil
 	case "locked":
-		return &echo{h: h, refuse: &proxy.Refusal{Reason: proxy.InUse, Verified: true}}, nil
+		return &echoSession{h: h, refuse: &proxy.Refusal{Reason: proxy.InUse, Verified: true}}, nil
 	case "token":
 		return nil, &proxy.Refusal{Reason: proxy.Wrong, Challenge: []byte(`{"status":"401"}`)}
 	case "panic":
@@ -152,22 +152,22 @@ func (h *house) Login(_ context.Context, l *proxy.Login) (proxy.Session, error) 
 	return nil, proxy.NewRefusal(proxy.Wrong, nil)
 }
 
-// An echo answers each line with itself.
-type echo struct {
-	h      *house
+// An echoSession answers each line with itself.
+type echoSession struct {
+	h      *fakeBackend
 	refuse *proxy.Refusal
 	parks  bool
 	runs   int
 }
 
-func (e *echo) Open(context.Context) (string, error) {
+func (e *echoSession) Open(context.Context) (string, error) {
 	if e.refuse != nil {
 		return "", e.refuse
 	}
 	return "welcome", nil
 }
 
-func (e *echo) Run(ctx context.Context, client *proxy.Conn) error {
+func (e *echoSession) Run(ctx context.Context, client *proxy.Conn) error {
 	e.runs++
 	for {
 		line, err := client.ReadLine(100)
@@ -191,22 +191,22 @@ func (e *echo) Run(ctx context.Context, client *proxy.Conn) error {
 	}
 }
 
-func (e *echo) Close() error    { e.h.mu.Lock(); e.h.closed++; e.h.mu.Unlock(); return nil }
-func (e *echo) Backend() string { return "main" }
-func (e *echo) Totals() proxy.Totals {
+func (e *echoSession) Close() error    { e.h.mu.Lock(); e.h.closed++; e.h.mu.Unlock(); return nil }
+func (e *echoSession) Backend() string { return "main" }
+func (e *echoSession) Totals() proxy.Totals {
 	return proxy.Totals{Retrieved: 7}
 }
 
-// A diary is an Observer that keeps all events.
-type diary struct {
+// A recorder is an Observer that keeps all events.
+type recorder struct {
 	mu     sync.Mutex
 	events []proxy.Event
 	closed chan proxy.Closed
 }
 
-func newDiary() *diary { return &diary{closed: make(chan proxy.Closed, 10)} }
+func newRecorder() *recorder { return &recorder{closed: make(chan proxy.Closed, 10)} }
 
-func (d *diary) Observe(e proxy.Event) {
+func (d *recorder) Observe(e proxy.Event) {
 	d.mu.Lock()
 	d.events = append(d.events, e)
 	d.mu.Unlock()
@@ -215,7 +215,7 @@ func (d *diary) Observe(e proxy.Event) {
 	}
 }
 
-func (d *diary) wantEnd(t *testing.T, how string) proxy.Closed {
+func (d *recorder) wantEnd(t *testing.T, how string) proxy.Closed {
 	t.Helper()
 	select {
 	case c := <-d.closed:
@@ -229,7 +229,7 @@ func (d *diary) wantEnd(t *testing.T, how string) proxy.Closed {
 	}
 }
 
-func (d *diary) reasons() (all []string) {
+func (d *recorder) reasons() (all []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, e := range d.events {
@@ -240,14 +240,14 @@ func (d *diary) reasons() (all []string) {
 	return all
 }
 
-// start serves a Service on loopback and returns how to dial it.
-func start(t *testing.T, h *house, d *diary, change func(*proxy.Service, *proxy.Server)) (dial func() net.Conn, s *proxy.Server) {
+// startServer serves a Service on loopback and returns how to dial it.
+func startServer(t *testing.T, h *fakeBackend, d *recorder, change func(*proxy.Service, *proxy.Server)) (dial func() net.Conn, s *proxy.Server) {
 	t.Helper()
 	cert, pool := proxytest.Cert(t, "mail.example.org")
 	svc := &proxy.Service{
 		Name: "plain", Protocol: "plain", StartTLS: true,
 		TLS:      &tls.Config{Certificates: []tls.Certificate{cert}},
-		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return &plain{Conn: c} },
+		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return &testDialogue{Conn: c} },
 		Account:  func(user string) (string, error) { return strings.ToLower(user), nil },
 		Backend:  h,
 	}
@@ -283,8 +283,8 @@ func start(t *testing.T, h *house, d *diary, change func(*proxy.Service, *proxy.
 
 func TestSessionBeginsAfterRefusals(t *testing.T) {
 	t.Parallel()
-	h, d := &house{}, newDiary()
-	dial, _ := start(t, h, d, func(svc *proxy.Service, _ *proxy.Server) { svc.StartTLS = false })
+	h, d := &fakeBackend{}, newRecorder()
+	dial, _ := startServer(t, h, d, func(svc *proxy.Service, _ *proxy.Server) { svc.StartTLS = false })
 	proxytest.Transcript(t, dial(), `
 		S: OK hello
 		C: LOGIN Alice wrong
@@ -319,8 +319,8 @@ func TestSessionBeginsAfterRefusals(t *testing.T) {
 
 func TestThirdWrongPasswordEndsTheConnection(t *testing.T) {
 	t.Parallel()
-	d := newDiary()
-	dial, _ := start(t, &house{}, d, nil)
+	d := newRecorder()
+	dial, _ := startServer(t, &fakeBackend{}, d, nil)
 	proxytest.Transcript(t, dial(), `
 		S: OK hello
 		C: LOGIN alice one
@@ -336,9 +336,9 @@ func TestThirdWrongPasswordEndsTheConnection(t *testing.T) {
 
 func TestStartTLSForgetsNothingOfTheHandshakeAndNothingElsePasses(t *testing.T) {
 	t.Parallel()
-	d := newDiary()
-	dial, _ := start(t, &house{}, d, func(svc *proxy.Service, _ *proxy.Server) {
-		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return &plain{Conn: c, tls: true} }
+	d := newRecorder()
+	dial, _ := startServer(t, &fakeBackend{}, d, func(svc *proxy.Service, _ *proxy.Server) {
+		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return &testDialogue{Conn: c, tls: true} }
 	})
 	raw := dial()
 	proxytest.Transcript(t, raw, `
@@ -373,9 +373,9 @@ func TestStartTLSForgetsNothingOfTheHandshakeAndNothingElsePasses(t *testing.T) 
 
 func TestListenerThatOnlyRefuses(t *testing.T) {
 	t.Parallel()
-	d := newDiary()
-	dial, _ := start(t, &house{}, d, func(svc *proxy.Service, _ *proxy.Server) {
-		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return &refuser{plain{Conn: c}} }
+	d := newRecorder()
+	dial, _ := startServer(t, &fakeBackend{}, d, func(svc *proxy.Service, _ *proxy.Server) {
+		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return &refuser{testDialogue{Conn: c}} }
 	})
 	proxytest.Transcript(t, dial(), `
 		S: BYE plaintext
@@ -384,7 +384,7 @@ func TestListenerThatOnlyRefuses(t *testing.T) {
 	d.wantEnd(t, proxy.EndRefused)
 }
 
-type refuser struct{ plain }
+type refuser struct{ testDialogue }
 
 func (r *refuser) Login(context.Context) (*proxy.Login, error) {
 	return nil, proxy.NewRefusal(proxy.Plaintext, nil)
@@ -392,7 +392,7 @@ func (r *refuser) Login(context.Context) (*proxy.Login, error) {
 
 func TestOAuthFailureHasItsChallenge(t *testing.T) {
 	t.Parallel()
-	dial, _ := start(t, &house{}, newDiary(), nil)
+	dial, _ := startServer(t, &fakeBackend{}, newRecorder(), nil)
 	proxytest.Transcript(t, dial(), `
 		S: OK hello
 		C: LOGIN alice token
@@ -404,8 +404,8 @@ func TestOAuthFailureHasItsChallenge(t *testing.T) {
 
 func TestRewrittenNameIsWhatTheBackendSees(t *testing.T) {
 	t.Parallel()
-	h := &house{}
-	dial, _ := start(t, h, newDiary(), func(svc *proxy.Service, _ *proxy.Server) {
+	h := &fakeBackend{}
+	dial, _ := startServer(t, h, newRecorder(), func(svc *proxy.Service, _ *proxy.Server) {
 		svc.Account = func(user string) (string, error) {
 			name, _, ok := strings.Cut(user, "@")
 			if !ok {
@@ -428,8 +428,8 @@ func TestRewrittenNameIsWhatTheBackendSees(t *testing.T) {
 
 func TestClientThatLeavesDuringTheDelayIsGoneAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h, d := &house{delay: time.Hour}, newDiary()
-		client, done := pipe(t, h, d)
+		h, d := &fakeBackend{delay: time.Hour}, newRecorder()
+		client, done := startPipe(t, h, d)
 		proxytest.Transcript(t, client, `
 			S: OK hello
 			C: LOGIN alice wrong
@@ -447,7 +447,7 @@ func TestClientThatLeavesDuringTheDelayIsGoneAtOnce(t *testing.T) {
 
 func TestDelayedAnswerKeepsWhatWasPipelined(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client, _ := pipe(t, &house{delay: 2 * time.Second}, newDiary())
+		client, _ := startPipe(t, &fakeBackend{delay: 2 * time.Second}, newRecorder())
 		begun := time.Now()
 		proxytest.Transcript(t, client, `
 			S: OK hello
@@ -464,8 +464,8 @@ func TestDelayedAnswerKeepsWhatWasPipelined(t *testing.T) {
 
 func TestSilentClientIsToldSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := newDiary()
-		client, done := pipe(t, &house{}, d)
+		d := newRecorder()
+		client, done := startPipe(t, &fakeBackend{}, d)
 		begun := time.Now()
 		proxytest.Transcript(t, client, `
 			S: OK hello
@@ -483,14 +483,14 @@ func TestSilentClientIsToldSo(t *testing.T) {
 	})
 }
 
-// pipe serves one connection in memory, for tests with a clock of their own.
-func pipe(t *testing.T, h *house, d *diary) (client net.Conn, done <-chan struct{}) {
+// startPipe serves one connection in memory, for tests with a clock of their own.
+func startPipe(t *testing.T, h *fakeBackend, d *recorder) (client net.Conn, done <-chan struct{}) {
 	client, server := net.Pipe()
 	s := &proxy.Server{Guard: h, Observer: d}
-	ln := &once{conn: server, closed: make(chan struct{})}
+	ln := &oneConn{conn: server, closed: make(chan struct{})}
 	err := s.Apply([]proxy.Binding{{Listener: ln, Service: &proxy.Service{
 		Name: "plain", Protocol: "plain", StartTLS: true,
-		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return &plain{Conn: c} },
+		Dialogue: func(c *proxy.Conn) proxy.Dialogue { return &testDialogue{Conn: c} },
 		Account:  func(user string) (string, error) { return user, nil },
 		Backend:  h,
 	}}})
@@ -516,8 +516,8 @@ func pipe(t *testing.T, h *house, d *diary) (client net.Conn, done <-chan struct
 
 func TestKickedSessionHearsWhy(t *testing.T) {
 	t.Parallel()
-	d := newDiary()
-	dial, s := start(t, &house{}, d, nil)
+	d := newRecorder()
+	dial, s := startServer(t, &fakeBackend{}, d, nil)
 	c := dial()
 	proxytest.Transcript(t, c, `
 		S: OK hello
@@ -544,8 +544,8 @@ func TestKickedSessionHearsWhy(t *testing.T) {
 
 func TestGuardShedsAStranger(t *testing.T) {
 	t.Parallel()
-	h, d := &house{}, newDiary()
-	dial, _ := start(t, h, d, nil)
+	h, d := &fakeBackend{}, newRecorder()
+	dial, _ := startServer(t, h, d, nil)
 	c := dial()
 	proxytest.Transcript(t, c, `
 		S: OK hello
@@ -562,8 +562,8 @@ func TestGuardShedsAStranger(t *testing.T) {
 
 func TestRejectedConnectionIsClosedWithoutAWord(t *testing.T) {
 	t.Parallel()
-	h, d := &house{admit: proxy.NewRefusal(proxy.TooMany, nil)}, newDiary()
-	dial, _ := start(t, h, d, nil)
+	h, d := &fakeBackend{admit: proxy.NewRefusal(proxy.TooMany, nil)}, newRecorder()
+	dial, _ := startServer(t, h, d, nil)
 	if rest, _ := io.ReadAll(dial()); len(rest) > 0 {
 		t.Errorf("said %q", rest)
 	}
@@ -576,9 +576,9 @@ func TestRejectedConnectionIsClosedWithoutAWord(t *testing.T) {
 
 func TestParkedSessionGoesOn(t *testing.T) {
 	t.Parallel()
-	h, d := &house{}, newDiary()
-	h.session = func() proxy.Session { return &echo{h: h, parks: true} }
-	dial, _ := start(t, h, d, nil)
+	h, d := &fakeBackend{}, newRecorder()
+	h.session = func() proxy.Session { return &echoSession{h: h, parks: true} }
+	dial, _ := startServer(t, h, d, nil)
 	c := dial()
 	proxytest.Transcript(t, c, `
 		S: OK hello
@@ -596,8 +596,8 @@ func TestParkedSessionGoesOn(t *testing.T) {
 
 func TestPanicEndsOneConnectionOnly(t *testing.T) {
 	t.Parallel()
-	h, d := &house{}, newDiary()
-	dial, _ := start(t, h, d, nil)
+	h, d := &fakeBackend{}, newRecorder()
+	dial, _ := startServer(t, h, d, nil)
 	other := dial()
 	proxytest.Transcript(t, other, `
 		S: OK hello
@@ -620,49 +620,49 @@ func TestPanicEndsOneConnectionOnly(t *testing.T) {
 	`)
 }
 
-// A buggy session panics in one of its methods.
-type buggy struct {
-	echo
+// A panickySession panics in one of its methods.
+type panickySession struct {
+	echoSession
 	in string
 }
 
-func (b *buggy) Open(ctx context.Context) (string, error) {
+func (b *panickySession) Open(ctx context.Context) (string, error) {
 	if b.in == "Open" {
 		panic("bug in Open")
 	}
-	return b.echo.Open(ctx)
+	return b.echoSession.Open(ctx)
 }
 
-func (b *buggy) Run(ctx context.Context, client *proxy.Conn) error {
+func (b *panickySession) Run(ctx context.Context, client *proxy.Conn) error {
 	if b.in == "Run" {
 		panic("bug in Run")
 	}
-	return b.echo.Run(ctx, client)
+	return b.echoSession.Run(ctx, client)
 }
 
-func (b *buggy) Close() error {
-	_ = b.echo.Close()
+func (b *panickySession) Close() error {
+	_ = b.echoSession.Close()
 	if b.in == "Close" {
 		panic("bug in Close")
 	}
 	return nil
 }
 
-func (b *buggy) Totals() proxy.Totals {
+func (b *panickySession) Totals() proxy.Totals {
 	if b.in == "Totals" {
 		panic("bug in Totals")
 	}
-	return b.echo.Totals()
+	return b.echoSession.Totals()
 }
 
 // Criterion: A panic in any method of a session, in the guard or in an observer ends one connection: the process goes on, the session is closed once, the permit is left once, the client is disconnected and the end is reported once.
 func TestPanicAtTheEndOfAConnectionEndsNothingElse(t *testing.T) {
 	t.Parallel()
 	for _, in := range []string{"Open", "Run", "Close", "Totals", "Leave", "Observe"} {
-		h, d := &house{}, newDiary()
-		h.session = func() proxy.Session { return &buggy{echo: echo{h: h}, in: in} }
+		h, d := &fakeBackend{}, newRecorder()
+		h.session = func() proxy.Session { return &panickySession{echoSession: echoSession{h: h}, in: in} }
 		h.leavePanics = in == "Leave"
-		dial, s := start(t, h, d, func(_ *proxy.Service, s *proxy.Server) {
+		dial, s := startServer(t, h, d, func(_ *proxy.Service, s *proxy.Server) {
 			if in == "Observe" {
 				s.Observer = proxy.Observers{d, panicking{}}
 			}
@@ -724,8 +724,8 @@ func (panicking) Observe(e proxy.Event) {
 
 func TestShutdownLetsSessionsEnd(t *testing.T) {
 	t.Parallel()
-	d := newDiary()
-	dial, s := start(t, &house{}, d, nil)
+	d := newRecorder()
+	dial, s := startServer(t, &fakeBackend{}, d, nil)
 	waiting, open := dial(), dial()
 	proxytest.Transcript(t, waiting, `
 		S: OK hello
@@ -761,8 +761,8 @@ func TestShutdownLetsSessionsEnd(t *testing.T) {
 
 func TestShutdownEndsWhatDoesNotEnd(t *testing.T) {
 	t.Parallel()
-	d := newDiary()
-	dial, s := start(t, &house{}, d, nil)
+	d := newRecorder()
+	dial, s := startServer(t, &fakeBackend{}, d, nil)
 	c := dial()
 	proxytest.Transcript(t, c, `
 		S: OK hello
@@ -785,8 +785,8 @@ func TestShutdownEndsWhatDoesNotEnd(t *testing.T) {
 func TestPlainTextOnATLSPortIsAnsweredInPlainText(t *testing.T) {
 	t.Parallel()
 	for _, said := range []string{"LOGIN alice right\r\n", "GET / HTTP/1.1\r\n\r\n", ""} {
-		d := newDiary()
-		dial, _ := start(t, &house{}, d, func(svc *proxy.Service, _ *proxy.Server) {
+		d := newRecorder()
+		dial, _ := startServer(t, &fakeBackend{}, d, func(svc *proxy.Service, _ *proxy.Server) {
 			svc.StartTLS = false
 			svc.Timeouts.Handshake = 100 * time.Millisecond
 		})
@@ -800,14 +800,14 @@ func TestPlainTextOnATLSPortIsAnsweredInPlainText(t *testing.T) {
 	}
 }
 
-// once is a listener with one connection.
-type once struct {
+// oneConn is a listener with one connection.
+type oneConn struct {
 	conn   net.Conn
 	used   flag
 	closed chan struct{}
 }
 
-func (o *once) Accept() (net.Conn, error) {
+func (o *oneConn) Accept() (net.Conn, error) {
 	if o.used.set() {
 		return o.conn, nil
 	}
@@ -815,8 +815,8 @@ func (o *once) Accept() (net.Conn, error) {
 	return nil, net.ErrClosed
 }
 
-func (o *once) Close() error   { close(o.closed); return nil }
-func (o *once) Addr() net.Addr { return &net.TCPAddr{} }
+func (o *oneConn) Close() error   { close(o.closed); return nil }
+func (o *oneConn) Addr() net.Addr { return &net.TCPAddr{} }
 
 type flag struct {
 	mu sync.Mutex
@@ -835,9 +835,9 @@ func (f *flag) Load() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.on }
 
 func TestAttemptInTheClearNamesItsAccount(t *testing.T) {
 	t.Parallel()
-	d := newDiary()
-	dial, _ := start(t, &house{}, d, func(svc *proxy.Service, _ *proxy.Server) {
-		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return &leaky{plain{Conn: c}} }
+	d := newRecorder()
+	dial, _ := startServer(t, &fakeBackend{}, d, func(svc *proxy.Service, _ *proxy.Server) {
+		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return &refusesInClear{testDialogue{Conn: c}} }
 	})
 	proxytest.Transcript(t, dial(), `
 		S: OK hello
@@ -851,28 +851,28 @@ func TestAttemptInTheClearNamesItsAccount(t *testing.T) {
 	}
 }
 
-// leaky says whose password it was that came in the clear.
-type leaky struct{ plain }
+// refusesInClear returns whose password came in the clear, and refuses it.
+type refusesInClear struct{ testDialogue }
 
-func (d *leaky) Login(ctx context.Context) (*proxy.Login, error) {
-	l, err := d.plain.Login(ctx)
+func (d *refusesInClear) Login(ctx context.Context) (*proxy.Login, error) {
+	l, err := d.testDialogue.Login(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return l, proxy.NewRefusal(proxy.Plaintext, nil)
 }
 
-// A crowded guard lets every attempt wait until there is a place.
-type crowded struct {
-	*house
+// A waitingGuard lets every attempt wait until there is a place.
+type waitingGuard struct {
+	*fakeBackend
 	place  chan struct{}
 	waits  chan struct{}
 	causes chan error
 }
 
-func (g *crowded) Admit(proxy.Client, context.CancelCauseFunc) (proxy.Permit, error) { return g, nil }
+func (g *waitingGuard) Admit(proxy.Client, context.CancelCauseFunc) (proxy.Permit, error) { return g, nil }
 
-func (g *crowded) Try(ctx context.Context, l *proxy.Login) error {
+func (g *waitingGuard) Try(ctx context.Context, l *proxy.Login) error {
 	ctx, stop := l.Watch(ctx)
 	defer stop()
 	g.waits <- struct{}{}
@@ -889,9 +889,9 @@ func (g *crowded) Try(ctx context.Context, l *proxy.Login) error {
 func TestALoginThatWaitsEndsWithItsClient(t *testing.T) {
 	t.Parallel()
 	for _, implicit := range []bool{false, true} {
-		h, d := &house{}, newDiary()
-		g := &crowded{h, make(chan struct{}), make(chan struct{}, 1), make(chan error, 1)}
-		dial, s := start(t, h, d, func(svc *proxy.Service, s *proxy.Server) { svc.StartTLS, s.Guard = !implicit, g })
+		h, d := &fakeBackend{}, newRecorder()
+		g := &waitingGuard{h, make(chan struct{}), make(chan struct{}, 1), make(chan error, 1)}
+		dial, s := startServer(t, h, d, func(svc *proxy.Service, s *proxy.Server) { svc.StartTLS, s.Guard = !implicit, g })
 
 		c := dial()
 		proxytest.Transcript(t, c, `

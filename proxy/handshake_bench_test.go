@@ -14,10 +14,10 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// greeter is a dialogue that greets, and then waits for the client to leave.
-type greeter struct{ *proxy.Conn }
+// greetingDialogue is a dialogue that greets, and then waits for the client to leave.
+type greetingDialogue struct{ *proxy.Conn }
 
-func (g greeter) Login(context.Context) (*proxy.Login, error) {
+func (g greetingDialogue) Login(context.Context) (*proxy.Login, error) {
 	if _, err := io.WriteString(g, "* OK ready\r\n"); err != nil {
 		return nil, err
 	}
@@ -25,8 +25,8 @@ func (g greeter) Login(context.Context) (*proxy.Login, error) {
 	return nil, err
 }
 
-func (g greeter) Refuse(r *proxy.Refusal) error { return r }
-func (g greeter) Accept(string) error           { return nil }
+func (g greetingDialogue) Refuse(r *proxy.Refusal) error { return r }
+func (g greetingDialogue) Accept(string) error           { return nil }
 
 // serveTLS serves greetings at loopback until the end of the benchmark.
 func serveTLS(b *testing.B) (address string, roots *x509.CertPool) {
@@ -36,9 +36,9 @@ func serveTLS(b *testing.B) (address string, roots *x509.CertPool) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s := &proxy.Server{Guard: &house{}}
+	s := &proxy.Server{Guard: &fakeBackend{}}
 	err = s.Apply([]proxy.Binding{{Listener: ln, Service: &proxy.Service{
-		Name: "imap", Protocol: proxy.IMAP, Dialogue: func(c *proxy.Conn) proxy.Dialogue { return greeter{c} },
+		Name: "imap", Protocol: proxy.IMAP, Dialogue: func(c *proxy.Conn) proxy.Dialogue { return greetingDialogue{c} },
 		TLS: proxy.InstrumentTLS(&tls.Config{
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil },
 			MinVersion:     proxy.Modern.MinVersion(), CipherSuites: proxy.Modern.CipherSuites(),

@@ -15,8 +15,8 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// profiled returns the configuration of a listener with an RSA certificate.
-func profiled(t *testing.T, cert tls.Certificate, p proxy.Profile) *tls.Config {
+// tlsWithProfile returns the configuration of a listener with an RSA certificate.
+func tlsWithProfile(t *testing.T, cert tls.Certificate, p proxy.Profile) *tls.Config {
 	t.Helper()
 	return proxy.InstrumentTLS(&tls.Config{
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil },
@@ -24,9 +24,9 @@ func profiled(t *testing.T, cert tls.Certificate, p proxy.Profile) *tls.Config {
 	})
 }
 
-// island serves two services at one address: for clients from 127.0.0.2 legacy,
+// startProfiles serves two services at one address: for clients from 127.0.0.2 legacy,
 // for all others modern.
-func island(t *testing.T, wrap func(net.Listener) net.Listener) (d *diary, address string) {
+func startProfiles(t *testing.T, wrap func(net.Listener) net.Listener) (d *recorder, address string) {
 	t.Helper()
 	cert, err := tls.LoadX509KeyPair(proxytest.RSACertFiles(t, "mail.example.org"))
 	if err != nil {
@@ -34,10 +34,10 @@ func island(t *testing.T, wrap func(net.Listener) net.Listener) (d *diary, addre
 	}
 	service := func(name string, p proxy.Profile, networks ...netip.Prefix) *proxy.Service {
 		return &proxy.Service{
-			Name: name, Protocol: "plain", Networks: networks, TLS: profiled(t, cert, p),
-			Dialogue: func(c *proxy.Conn) proxy.Dialogue { return &plain{Conn: c} },
+			Name: name, Protocol: "plain", Networks: networks, TLS: tlsWithProfile(t, cert, p),
+			Dialogue: func(c *proxy.Conn) proxy.Dialogue { return &testDialogue{Conn: c} },
 			Account:  func(user string) (string, error) { return user, nil },
-			Backend:  &house{},
+			Backend:  &fakeBackend{},
 		}
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -46,11 +46,11 @@ func island(t *testing.T, wrap func(net.Listener) net.Listener) (d *diary, addre
 	}
 	address = ln.Addr().String()
 	ln = wrap(ln)
-	d = newDiary()
-	s := &proxy.Server{Guard: &house{}, Observer: d}
+	d = newRecorder()
+	s := &proxy.Server{Guard: &fakeBackend{}, Observer: d}
 	err = s.Apply([]proxy.Binding{
 		{Listener: ln, Service: service("modern", proxy.Modern)},
-		{Listener: ln, Service: service("island", proxy.Legacy, netip.MustParsePrefix("127.0.0.2/32"))},
+		{Listener: ln, Service: service("legacy", proxy.Legacy, netip.MustParsePrefix("127.0.0.2/32"))},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +59,7 @@ func island(t *testing.T, wrap func(net.Listener) net.Listener) (d *diary, addre
 	return d, address
 }
 
-func open(ln net.Listener) net.Listener { return ln }
+func sameListener(ln net.Listener) net.Listener { return ln }
 
 func dialFrom(t *testing.T, source, address string) net.Conn {
 	t.Helper()
@@ -74,7 +74,7 @@ func dialFrom(t *testing.T, source, address string) net.Conn {
 }
 
 // handshakeOf waits for the event of a handshake.
-func (d *diary) handshakeOf(t *testing.T) proxy.Handshake {
+func (d *recorder) handshakeOf(t *testing.T) proxy.Handshake {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		d.mu.Lock()
@@ -92,12 +92,12 @@ func (d *diary) handshakeOf(t *testing.T) proxy.Handshake {
 }
 
 // Criterion: Of listeners that share an address, the client's network alone decides which one it gets: old TLS for those that need it, and nothing of it for their neighbours.
-func TestIslandIsForItsNetworksAlone(t *testing.T) {
-	d, address := island(t, open)
+func TestLegacyServiceIsForItsNetworksAlone(t *testing.T) {
+	d, address := startProfiles(t, sameListener)
 	for _, test := range []struct {
 		source, service, result string
 	}{
-		{"127.0.0.2", "island", proxy.HandshakeOK},
+		{"127.0.0.2", "legacy", proxy.HandshakeOK},
 		{"127.0.0.1", "modern", proxy.HandshakeError},
 		{"127.0.0.3", "modern", proxy.HandshakeError},
 	} {
@@ -112,33 +112,33 @@ func TestIslandIsForItsNetworksAlone(t *testing.T) {
 	}
 }
 
-// announced is a listener whose connections tell that they are from another
+// prefaceListener is a listener whose connections have a PROXY header of another
 // address.
-type announced struct {
+type prefaceListener struct {
 	net.Listener
 	from string
 }
 
-func (a announced) Accept() (net.Conn, error) {
+func (a prefaceListener) Accept() (net.Conn, error) {
 	c, err := a.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return prefaced{c.(*net.TCPConn), netip.AddrPortFrom(netip.MustParseAddr(a.from), 1)}, nil
+	return prefaceConn{c.(*net.TCPConn), netip.AddrPortFrom(netip.MustParseAddr(a.from), 1)}, nil
 }
 
-type prefaced struct {
+type prefaceConn struct {
 	*net.TCPConn
 	from netip.AddrPort
 }
 
-func (p prefaced) Preface(time.Time) (client, local netip.AddrPort, err error) {
+func (p prefaceConn) Preface(time.Time) (client, local netip.AddrPort, err error) {
 	return p.from, p.from, nil
 }
 
-func TestIslandGoesByTheAddressInThePROXYHeader(t *testing.T) {
-	for from, want := range map[string]string{"127.0.0.2": "island", "192.0.2.1": "modern"} {
-		d, address := island(t, func(ln net.Listener) net.Listener { return announced{ln, from} })
+func TestServiceIsChosenByTheAddressInThePROXYHeader(t *testing.T) {
+	for from, want := range map[string]string{"127.0.0.2": "legacy", "192.0.2.1": "modern"} {
+		d, address := startProfiles(t, func(ln net.Listener) net.Listener { return prefaceListener{ln, from} })
 		c := tls.Client(dialFrom(t, "127.0.0.2", address), &tls.Config{InsecureSkipVerify: true})
 		if err := c.HandshakeContext(t.Context()); err != nil {
 			t.Fatal(err)
@@ -151,7 +151,7 @@ func TestIslandGoesByTheAddressInThePROXYHeader(t *testing.T) {
 
 // Criterion: A handshake that fails tells why, what the client offered, and the strictest profile that would have taken it.
 func TestFailedHandshakeTellsWhatTheClientNeeds(t *testing.T) {
-	d, address := island(t, open)
+	d, address := startProfiles(t, sameListener)
 	old := func(h proxytest.ClientHello) []byte { return h.Record("mail.example.org") }
 	for _, test := range []struct {
 		name          string
@@ -205,7 +205,7 @@ func TestFailedHandshakeTellsWhatTheClientNeeds(t *testing.T) {
 }
 
 func TestShutdownSaysNothingIntoAHandshake(t *testing.T) {
-	dial, s := start(t, &house{}, newDiary(), func(svc *proxy.Service, _ *proxy.Server) { svc.StartTLS = false })
+	dial, s := startServer(t, &fakeBackend{}, newRecorder(), func(svc *proxy.Service, _ *proxy.Server) { svc.StartTLS = false })
 	c := dial().(*tls.Conn).NetConn()
 	hello := proxytest.Windows81.Record("mail.example.org")
 	if _, err := c.Write(hello[:len(hello)/2]); err != nil {

@@ -13,7 +13,7 @@ import (
 )
 
 // failures counts the AcceptFailed of d.
-func (d *diary) failures(err error) (n int) {
+func (d *recorder) failures(err error) (n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, e := range d.events {
@@ -37,11 +37,11 @@ func eventually(t *testing.T, what string, f func() bool) {
 // hears of it.
 func TestAConnectionWithoutRoomWaits(t *testing.T) {
 	t.Parallel()
-	h, d := &house{}, newDiary()
+	h, d := &fakeBackend{}, newRecorder()
 	full := errors.New("no descriptor is left")
 	var noRoom atomic.Bool
 	noRoom.Store(true)
-	dial, _ := start(t, h, d, func(_ *proxy.Service, s *proxy.Server) {
+	dial, _ := startServer(t, h, d, func(_ *proxy.Service, s *proxy.Server) {
 		s.Room = func() error {
 			if noRoom.Load() {
 				return full
@@ -62,9 +62,9 @@ func TestAConnectionWithoutRoomWaits(t *testing.T) {
 
 func TestAServerWithoutRoomCanBeShutDown(t *testing.T) {
 	t.Parallel()
-	d := newDiary()
+	d := newRecorder()
 	full := errors.New("no descriptor is left")
-	dial, s := start(t, &house{}, d, func(_ *proxy.Service, s *proxy.Server) { s.Room = func() error { return full } })
+	dial, s := startServer(t, &fakeBackend{}, d, func(_ *proxy.Service, s *proxy.Server) { s.Room = func() error { return full } })
 	c := dial()
 	eventually(t, "a connection waits", func() bool { return d.failures(full) > 0 })
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -77,15 +77,15 @@ func TestAServerWithoutRoomCanBeShutDown(t *testing.T) {
 	}
 }
 
-// exhausted is a listener for which the process has no descriptor.
-type exhausted struct {
+// failingListener is a listener for which the process has no descriptor.
+type failingListener struct {
 	net.Listener
 	failures atomic.Int32
 }
 
 var errTooMany = errors.New("accept4: too many open files")
 
-func (l *exhausted) Accept() (net.Conn, error) {
+func (l *failingListener) Accept() (net.Conn, error) {
 	if l.failures.Add(1) <= 2 {
 		return nil, errTooMany
 	}
@@ -94,13 +94,13 @@ func (l *exhausted) Accept() (net.Conn, error) {
 
 func TestEachFailureToAcceptIsSaid(t *testing.T) {
 	t.Parallel()
-	d := newDiary()
-	_, s := start(t, &house{}, d, nil)
+	d := newRecorder()
+	_, s := startServer(t, &fakeBackend{}, d, nil)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Apply([]proxy.Binding{{Listener: &exhausted{Listener: ln}, Service: &proxy.Service{Name: "plain"}}}); err != nil {
+	if err := s.Apply([]proxy.Binding{{Listener: &failingListener{Listener: ln}, Service: &proxy.Service{Name: "plain"}}}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "both failures are said", func() bool { return d.failures(errTooMany) == 2 })

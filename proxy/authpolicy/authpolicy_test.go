@@ -81,7 +81,7 @@ func (g *fakeGuard) Settle(err error) time.Duration {
 	default:
 		g.settled = append(g.settled, "untried")
 	}
-	if reason == proxy.Wrong || reason == proxy.Throttled {
+	if _, refused := errors.AsType[*proxy.Decision](err); refused || reason == proxy.Wrong {
 		return 2 * time.Second
 	}
 	return 0
