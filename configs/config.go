@@ -247,7 +247,7 @@ func defaults() Config {
 			Upgrade:          10 * time.Minute,
 		},
 		Limits: defaultLimits(), Guard: defaultGuard(),
-		Accounts: Accounts{Lowercase: true, Separators: "*%"},
+		Accounts: Accounts{Lowercase: true, Separators: proxy.DefaultSeparators},
 		POP3: POP3{
 			UIDL: "dovecot", OnUnreadableRecord: "refuse", Delete: "expunge", Lock: "allow", FirstListings: 8, MarkSeen: true, AnnounceImplementation: true,
 		},

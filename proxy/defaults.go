@@ -16,3 +16,7 @@ const (
 	DefaultHookTimeout    = 2 * time.Second  // one request to a routing hook
 	DefaultHookCache      = time.Minute      // for which an answer of a routing hook is valid
 )
+
+// DefaultSeparators are the characters that no account name may contain: the
+// wildcards of IMAP, which Dovecot also uses as separators of master users.
+const DefaultSeparators = "*%"

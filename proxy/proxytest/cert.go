@@ -43,8 +43,8 @@ func CertFiles(t testing.TB, names ...string) (certPath, keyPath, caPath string)
 		writePEM(t, dir, "ca.pem", "CERTIFICATE", ca.Raw)
 }
 
-// issue makes an authority and a certificate signed by it. A real chain, for
-// some clients refuse a self-signed certificate even when told to trust it.
+// issue makes an authority and a certificate signed by it: some clients refuse a
+// self-signed certificate even if it is trusted.
 func issue(t testing.TB, names []string) (tls.Certificate, *x509.Certificate) {
 	t.Helper()
 	if len(names) == 0 {
@@ -81,8 +81,8 @@ func issue(t testing.TB, names []string) (tls.Certificate, *x509.Certificate) {
 	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}, ca
 }
 
-// RSACertFiles returns PEM files of a certificate with an RSA key, which vouches
-// for itself, in a folder that lives as long as the test.
+// RSACertFiles returns PEM files of a self-signed certificate with an RSA key, in
+// a folder that lives as long as the test.
 func RSACertFiles(t testing.TB, names ...string) (certPath, keyPath string) {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -141,8 +141,8 @@ func ServerTLS(cert tls.Certificate) *tls.Config {
 	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 }
 
-// ClientTLS speaks TLS on conn with a server called localhost that pool vouches
-// for. The handshake comes with the first read or write.
+// ClientTLS begins TLS on conn with a server named localhost, whose certificate
+// pool must verify. The handshake happens with the first read or write.
 func ClientTLS(conn net.Conn, pool *x509.CertPool) *tls.Conn {
 	return tls.Client(conn, &tls.Config{RootCAs: pool, ServerName: "localhost", MinVersion: tls.VersionTLS12})
 }

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// CourierOptions describe a Courier IMAP server. The zero value knows no user.
+// CourierOptions describe a Courier IMAP server. The zero value has no users.
 type CourierOptions struct {
 	// Users are passwords by user name; a name may be an address.
 	Users map[string]string
@@ -24,9 +24,9 @@ type CourierOptions struct {
 	Config string
 }
 
-// A Courier is a real Courier IMAP server with a configuration of its own, on
-// free ports of 127.0.0.1. Addresses are host:port. No file alteration monitor
-// runs beside it, about which it says an ALERT before its answer to LOGIN.
+// A Courier is a real Courier IMAP server with a private configuration, on free
+// ports of 127.0.0.1. Addresses are host:port. No file alteration monitor runs,
+// so the server sends an ALERT about that before its response to LOGIN.
 type Courier struct {
 	IMAP, POP3 string
 	// Store holds a folder for each user.
@@ -72,7 +72,7 @@ func StartCourier(t testing.TB, o CourierOptions) *Courier {
 }
 
 // command returns the arguments that start server at addr as Courier's own
-// start scripts do, with the package's settings of that name and then ours.
+// scripts do, with the package's settings of that name and then the test's.
 func (c *Courier) command(u unpacked, addr, name, config string, server ...string) []string {
 	host, port, _ := net.SplitHostPort(addr)
 	script := `
@@ -89,9 +89,9 @@ func (c *Courier) command(u unpacked, addr, name, config string, server ...strin
 
 func (c *Courier) maildir(user string) string { return filepath.Join(c.Store, user, "Maildir") }
 
-// Deliver puts a message into the INBOX of user, atomically and byte for byte,
-// and returns its path. IMAP and POP3 show every LF as CRLF, also one behind a
-// CR: a maildir of Courier's has LF.
+// Deliver stores a message in the INBOX of user, atomically and unchanged, and
+// returns its path. IMAP and POP3 return every LF as CRLF, also one after a CR: a
+// maildir of Courier has LF.
 func (c *Courier) Deliver(t testing.TB, user string, raw []byte) string {
 	t.Helper()
 	return deliver(t, c.maildir(user), raw)
@@ -118,8 +118,8 @@ func (c *Courier) Start(t testing.TB) {
 	c.pop3.start(t)
 }
 
-// startAuthdaemon answers for Courier's authdaemond, at the path compiled into
-// its servers, until the end of the test.
+// startAuthdaemon replaces Courier's authdaemond, at the path compiled into its
+// servers, until the end of the test.
 func (c *Courier) startAuthdaemon(t testing.TB, dir string) {
 	t.Helper()
 	mkdir(t, dir, 0, 0, 0o755)
@@ -154,7 +154,7 @@ func (c *Courier) startAuthdaemon(t testing.TB, dir string) {
 	})
 }
 
-// authenticate reads a request and judges it:
+// authenticate reads a request and checks its password:
 //
 //	TCPREMOTEIP=::ffff:127.0.0.1
 //	AUTH octets

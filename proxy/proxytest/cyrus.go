@@ -14,10 +14,10 @@ import (
 	"time"
 )
 
-// cyrusAdmin makes the mailboxes of the users and reads none of them.
+// cyrusAdmin creates the users' mailboxes and may not read them.
 const cyrusAdmin = "cyrus"
 
-// CyrusOptions describe a Cyrus IMAP server. The zero value knows no user.
+// CyrusOptions describe a Cyrus IMAP server. The zero value has no users.
 type CyrusOptions struct {
 	// Users are passwords by user name; a name may be an address. Each has an
 	// empty INBOX.
@@ -125,15 +125,15 @@ func (c *Cyrus) Start(t testing.TB) {
 	c.program.start(t)
 }
 
-// Deliver puts a message into the INBOX of user, over IMAP. Cyrus takes only
-// lines that end in CRLF, a header that is one, and no NUL.
+// Deliver stores a message in the INBOX of user, over IMAP. Cyrus accepts only
+// lines that end in CRLF, a valid header, and no NUL.
 func (c *Cyrus) Deliver(t testing.TB, user string, raw []byte) {
 	t.Helper()
 	imap(t, c.IMAP, user, c.Users[user], "APPEND INBOX "+literal(string(raw)))
 }
 
-// imap logs in to a server with LITERAL+ and has it do the commands, one by
-// one. What it answers must be OK.
+// imap logs in to a server with LITERAL+ and sends the commands, one by one. Each
+// response must be OK.
 func imap(t testing.TB, addr, user, password string, commands ...string) {
 	t.Helper()
 	conn, err := net.DialTimeout("tcp", addr, stepTimeout)
@@ -165,7 +165,7 @@ func imap(t testing.TB, addr, user, password string, commands ...string) {
 	}
 }
 
-// literal returns an IMAP string that does not wait for the server.
+// literal returns an IMAP string as a non-synchronizing literal.
 func literal(s string) string {
 	return fmt.Sprintf("{%d+}\r\n%s", len(s), s)
 }

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// DovecotOptions describe a Dovecot. The zero value knows no user.
+// DovecotOptions describe a Dovecot. The zero value has no users.
 type DovecotOptions struct {
 	// Users are passwords by user name; a name may be an address.
 	Users map[string]string
@@ -88,7 +88,7 @@ func StartDovecot(t testing.TB, o DovecotOptions) *Dovecot {
 	return d
 }
 
-// writeUsers writes the password file, for Dovecot's eyes only.
+// writeUsers writes the password file, readable for Dovecot alone.
 func (d *Dovecot) writeUsers(t testing.TB) {
 	t.Helper()
 	var b strings.Builder

@@ -9,9 +9,8 @@ import (
 	"time"
 )
 
-// Faults are what a [Faulty] connection suffers from; the zero value is a
-// connection without any. Counts are in bytes since the beginning; 0 stands for
-// never.
+// Faults are the faults of a [Faulty] connection; the zero value has none. Counts
+// are in bytes since the beginning; 0 means never.
 type Faults struct {
 	// Delay passes before each Read and each Write.
 	Delay time.Duration
@@ -28,8 +27,8 @@ type Faults struct {
 	StallWrite int64
 }
 
-// Faulty wraps a connection that has faults. CloseWrite works if that of conn
-// does. Read and Write may be called at the same time, each by one goroutine.
+// Faulty returns conn with faults. CloseWrite works if conn has it. Read and
+// Write may be called at the same time, each by one goroutine.
 func Faulty(conn net.Conn, f Faults) net.Conn {
 	hole, _ := net.Pipe()
 	return &faulty{Conn: conn, faults: f, hole: hole}
@@ -39,7 +38,7 @@ type faulty struct {
 	net.Conn
 	faults        Faults
 	read, written int64
-	hole          net.Conn // never answers, but knows deadlines and Close
+	hole          net.Conn // blocks Read and Write, but obeys deadlines and Close
 }
 
 func (c *faulty) Read(p []byte) (int, error) {
@@ -117,8 +116,8 @@ func (c *faulty) SetWriteDeadline(t time.Time) error {
 	return c.Conn.SetWriteDeadline(t)
 }
 
-// A Relay stands between Postern and a real server and has faults: Read counts
-// what comes from the server, Write what goes to it.
+// A Relay is between Postern and a real server and has faults: Read counts bytes
+// from the server, Write bytes to it.
 type Relay struct {
 	// Addr is where it listens.
 	Addr string

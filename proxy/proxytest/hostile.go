@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// A Message is a mail to be stored, with a name for test output.
+// A Message is a mail with a name for test output.
 type Message struct {
 	Name string
 	Raw  []byte
@@ -17,10 +17,10 @@ const (
 	attachment = 30 << 20
 )
 
-// Nasty returns messages that mail software gets wrong: always the same, with
-// different names. Line ends are CRLF unless the name says otherwise. A server
-// may store them as they are; what a client must see then is for its reference
-// to say: Dovecot shows every LF as CRLF and, in IMAP, NUL as 0x80.
+// HostileMessages returns messages that mail software handles wrongly: always the
+// same, with different names. Line ends are CRLF unless the name says otherwise.
+// A server may store them unchanged; what a client must get is defined by the
+// reference: Dovecot returns every LF as CRLF and, in IMAP, NUL as 0x80.
 func HostileMessages() []Message {
 	mail := func(name, body string) Message {
 		return Message{name, []byte("From: a@example.org\r\nSubject: " + name + "\r\n\r\n" + body)}

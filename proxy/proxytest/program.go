@@ -27,9 +27,9 @@ const (
 //go:embed conf
 var conf embed.FS
 
-// Need skips the test when one of the programs is not installed, and says
-// which. With POSTERN_ALL=1, as make test sets it, it fails the test instead:
-// nothing is skipped there. A program is a name in $PATH or a path.
+// Need skips the test if one of the programs is not installed, and names it. With
+// POSTERN_ALL=1, as make test sets it, Need fails the test instead. A program is
+// a name in $PATH or a path.
 func Need(t testing.TB, programs ...string) {
 	t.Helper()
 	for _, program := range programs {
@@ -55,9 +55,8 @@ func skipOrFail(t testing.TB, format string, args ...any) {
 	t.Skipf(format, args...)
 }
 
-// shortDir makes a folder for a server: others may pass through it, and the
-// path of a unix socket in it stays below 108 bytes. The end of the test
-// removes it.
+// shortDir makes a folder for a server: other users may pass through it, and a
+// unix socket in it has a path below 108 bytes. The end of the test removes it.
 func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "pt")
@@ -96,7 +95,7 @@ func address(port int) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
-// account returns the numeric ids of a system user.
+// lookupUser returns the numeric ids of a system user.
 func lookupUser(t testing.TB, name string) (uid, gid int) {
 	t.Helper()
 	u, err := user.Lookup(name)
@@ -108,7 +107,7 @@ func lookupUser(t testing.TB, name string) (uid, gid int) {
 	return uid, gid
 }
 
-// group returns the numeric id of a system group.
+// lookupGroup returns the numeric id of a system group.
 func lookupGroup(t testing.TB, name string) int {
 	t.Helper()
 	g, err := user.LookupGroup(name)
@@ -147,7 +146,7 @@ func writeConf(t testing.TB, path, name string, data any) {
 	writeFile(t, path, b.Bytes())
 }
 
-// writeFile writes a file that everybody may read, whatever the umask.
+// writeFile writes a file that every user may read, whatever the umask.
 func writeFile(t testing.TB, path string, content []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, content, 0o644); err != nil {
@@ -158,7 +157,7 @@ func writeFile(t testing.TB, path string, content []byte) {
 	}
 }
 
-// give copies a file for the eyes of one user.
+// copyFile copies a file so that only one user can read it.
 func copyFile(t testing.TB, from, to string, uid, gid int) {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Clean(from))

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// verdict remembers what was said to it.
+// A fakeTB records how a test would end.
 type fakeTB struct {
 	testing.TB
 	skipped, failed string

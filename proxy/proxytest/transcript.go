@@ -1,6 +1,6 @@
 // Package proxytest has what tests of several packages share: transcripts, a
-// connection with faults, certificates, nasty messages and launchers of real
-// mail servers. It imports testing and never becomes part of the command.
+// connection with faults, certificates, hostile messages and launchers of real
+// mail servers. It imports testing and is never part of the binary.
 package proxytest
 
 import (

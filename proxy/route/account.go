@@ -28,10 +28,6 @@ var (
 	ErrSeparator = errors.New("user name with a separator of master users")
 )
 
-// DefaultSeparators are characters that no account contains: the wildcards of
-// IMAP, which Dovecot also uses as separators of master users.
-const DefaultSeparators = "*%"
-
 // Accounts determine the account of a user name. All spellings that the backend
 // accepts for one account must give one result: the guard counts by it, and logs,
 // state and backend use it.
@@ -41,9 +37,6 @@ type Accounts struct {
 	Rewrites   []Rewrite // the first that matches is applied
 	Separators string    // characters that no account contains
 }
-
-// DefaultAccounts returns Accounts with lower case and DefaultSeparators.
-func DefaultAccounts() *Accounts { return &Accounts{Lowercase: true, Separators: DefaultSeparators} }
 
 // Account returns the account of user: without spaces around it, in lower case,
 // with a domain, rewritten, in this order. It does no I/O and takes time linear

@@ -5,7 +5,14 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"postern/proxy"
 )
+
+// defaultAccounts returns the Accounts of an empty configuration.
+func defaultAccounts() *Accounts {
+	return &Accounts{Lowercase: true, Separators: proxy.DefaultSeparators}
+}
 
 // Criterion: All spellings of one account share one budget.
 func TestSpellingsOfOneAccount(t *testing.T) {
@@ -24,7 +31,7 @@ func TestSpellingsOfOneAccount(t *testing.T) {
 		strings.Repeat("x", 320):  strings.Repeat("x", 320),
 		strings.Repeat(" ", 9999): "",
 	} {
-		got, err := DefaultAccounts().Account(user)
+		got, err := defaultAccounts().Account(user)
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("Account(%q) = %q, %v, want %q", user, got, err, want)
 		}
@@ -64,7 +71,7 @@ func TestNamesThatNoAccountHas(t *testing.T) {
 		"%":                        ErrSeparator,
 		"user%example.org":         ErrSeparator,
 	} {
-		if got, err := DefaultAccounts().Account(user); got != "" || !errors.Is(err, want) {
+		if got, err := defaultAccounts().Account(user); got != "" || !errors.Is(err, want) {
 			t.Errorf("Account(%q) = %q, %v, want %v", user, got, err, want)
 		}
 	}
@@ -84,7 +91,7 @@ func rewrites(t testing.TB, pairs ...string) (all []Rewrite) {
 
 // Criterion: the account is computed purely: trim, case, default domain, and web123p4@customer.de is web123p4 by a regular expression.
 func TestAccountsAreRewritten(t *testing.T) {
-	hosting := DefaultAccounts()
+	hosting := defaultAccounts()
 	hosting.Domain = "Example.ORG"
 	hosting.Rewrites = rewrites(t,
 		`^(web[0-9]+p[0-9]+)@.*$`, `$1`,
@@ -133,7 +140,7 @@ func TestAccountsAreRewritten(t *testing.T) {
 // Criterion: S49: victim*admin is refused by default, before any backend is touched.
 func TestMasterUserSeparatorsAreRefused(t *testing.T) {
 	for _, user := range []string{"victim*admin", "victim%admin", "victim@example.org*admin", "*", "%"} {
-		if got, err := DefaultAccounts().Account(user); !errors.Is(err, ErrSeparator) {
+		if got, err := defaultAccounts().Account(user); !errors.Is(err, ErrSeparator) {
 			t.Errorf("Account(%q) = %q, %v, want %v", user, got, err, ErrSeparator)
 		}
 	}
@@ -166,7 +173,7 @@ func TestRewriteNamesItsMistake(t *testing.T) {
 
 // FuzzAccounts tries Accounts with an operator's rules.
 func FuzzAccounts(f *testing.F) {
-	accounts := DefaultAccounts()
+	accounts := defaultAccounts()
 	accounts.Domain = "example.org"
 	accounts.Rewrites = rewrites(f, `(web[0-9]+p[0-9]+)@.*`, `$1`, `(.*)@customer\.example`, ` $1 `)
 	for _, user := range []string{"alice", "WEB1p2@x", "@customer.example", "web1p2*@x", "x@CUSTOMER.example"} {
@@ -193,7 +200,7 @@ func FuzzAccounts(f *testing.F) {
 // would take for ever with.
 func BenchmarkAccount(b *testing.B) {
 	for name, accounts := range map[string]*Accounts{
-		"default": DefaultAccounts(),
+		"default": defaultAccounts(),
 		"rules":   {Lowercase: true, Rewrites: rewrites(b, `(x+x+)+y`, `$1`)},
 	} {
 		b.Run(name, func(b *testing.B) {
@@ -211,7 +218,7 @@ func FuzzAccount(f *testing.F) {
 		f.Add(user)
 	}
 	f.Fuzz(func(t *testing.T, user string) {
-		account, err := DefaultAccounts().Account(user)
+		account, err := defaultAccounts().Account(user)
 		if err != nil {
 			if account != "" {
 				t.Errorf("Account(%q) = %q with error %v", user, account, err)
@@ -222,10 +229,10 @@ func FuzzAccount(f *testing.F) {
 			strings.ContainsAny(account, "\x00\r\n\x7f%*ABCDEFGHIJKLMNOPQRSTUVWXYZ") || strings.Trim(account, " ") != account {
 			t.Errorf("Account(%q) = %q", user, account)
 		}
-		if again, err := DefaultAccounts().Account(account); again != account || err != nil {
+		if again, err := defaultAccounts().Account(account); again != account || err != nil {
 			t.Errorf("Account(%q) = %q, %v: not the same again", account, again, err)
 		}
-		if shouted, err := DefaultAccounts().Account("  " + asciiUpper(user) + " "); shouted != account || err != nil {
+		if shouted, err := defaultAccounts().Account("  " + asciiUpper(user) + " "); shouted != account || err != nil {
 			t.Errorf("Account of %q in capitals = %q, %v, want %q", user, shouted, err, account)
 		}
 	})

@@ -9,8 +9,7 @@ import (
 )
 
 func ExampleAccounts() {
-	accounts := route.DefaultAccounts()
-	accounts.Domain = "example.org"
+	accounts := route.Accounts{Lowercase: true, Domain: "example.org", Separators: proxy.DefaultSeparators}
 	for _, user := range []string{"Alice", " bob@Example.NET ", "carol*master"} {
 		account, err := accounts.Account(user)
 		fmt.Printf("%q %v\n", account, err)
