@@ -22,7 +22,7 @@ const (
 	Consecutive        // of an account: wrong passwords since its last login (StrictNIST)
 	OAuth              // of a network: refused bearer tokens of more than 256 octets
 	Strangers          // attempts of strangers at the account
-	Attempts           // attempts at the backends: see slotQueue
+	Attempts           // attempts at the backends
 	Sessions           // sessions of the account from the network
 	Connections        // connections of the network
 	Logins             // connections of the network that are not logged in
@@ -135,18 +135,19 @@ func (t *bucketTable) fullAt(k key, kind Bucket) time.Duration {
 	return t.evicted.fullAt(k)
 }
 
-// bucketOf returns the bucket that r requires for d, for a change.
-func (t *bucketTable) bucketOf(d *demand, r *requirement, now time.Duration) *bucket {
-	fullAt := t.fullAt(r.key, r.bucket)
-	b := t.put(r.key, now)
-	b.key, b.kind, b.fullAt = r.key, r.bucket, fullAt
-	switch r.bucket {
+// bucketOf returns the bucket of k, which the caller may change. It belongs to account, to
+// network or to both, as its kind says.
+func (t *bucketTable) bucketOf(k key, kind Bucket, account, network key, now time.Duration) *bucket {
+	fullAt := t.fullAt(k, kind)
+	b := t.put(k, now)
+	b.key, b.kind, b.fullAt = k, kind, fullAt
+	switch kind {
 	case Pair:
-		b.account, b.network = uint32(d.account), uint32(d.from.network)
+		b.account, b.network = uint32(account), uint32(network)
 	case Account, Consecutive:
-		b.account = uint32(d.account)
+		b.account = uint32(account)
 	case Network, OAuth:
-		b.network = uint32(d.from.network)
+		b.network = uint32(network)
 	}
 	return b
 }

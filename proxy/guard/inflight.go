@@ -1,6 +1,10 @@
 package guard
 
-import "postern/proxy"
+import (
+	"errors"
+
+	"postern/proxy"
+)
 
 // An outcome is what is known about an attempt's password when the attempt ends.
 type outcome uint8
@@ -122,16 +126,8 @@ func (f inFlightTable) completion(r *requirement) *completion {
 	return one.completion
 }
 
-// wait waits until done is closed, and reports false if the limit comes first. The
-// guard must not be locked.
-func (g *Guard) wait(done <-chan struct{}, limit *waitLimit) bool {
-	g.stats.waiting.Add(1)
-	defer g.stats.waiting.Add(-1)
-	select {
-	case <-done:
-		return true
-	case <-limit.timer.C:
-	case <-limit.clientGone:
-	}
-	return false
+// refusal returns the first proxy.Refusal in err's tree, or nil.
+func refusal(err error) *proxy.Refusal {
+	r, _ := errors.AsType[*proxy.Refusal](err)
+	return r
 }

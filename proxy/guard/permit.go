@@ -265,10 +265,10 @@ func (p *permit) finish(o outcome) {
 	switch o {
 	case right:
 		p.found.first = g.recordLogin(p)
+		g.stats.countSuccess(g.now)
 	case wrong, suspended, doubtful:
 		g.recordGuess(p, o)
 	}
-	g.stats.count(p, o, g.now)
 	if p.stage == charged || p.stage == repeated {
 		g.inFlight.end(&p.demand, p.stage == charged, o)
 		g.slots.release(&p.slot, g.slotLimits())
@@ -286,7 +286,15 @@ func (g *Guard) recordGuess(p *permit, o outcome) {
 	if p.stage == charged || p.stage == unreserved && !p.found.repeat {
 		g.spend(d)
 	}
-	if p.tag == 0 || p.stage == dryRun {
+	if p.stage == dryRun { // counted as denied, and not remembered
+		return
+	}
+	if p.found.repeat {
+		g.stats.countRepeat(g.now)
+	} else {
+		g.stats.countGuess(d.account, d.from.network, p.passwordKey, g.now)
+	}
+	if p.tag == 0 {
 		return
 	}
 	k, at := d.account.with(d.from.area), g.now
@@ -346,10 +354,4 @@ func (p *permit) endSession() {
 		delete(s, p.session)
 	}
 	p.session = 0
-}
-
-// refusal returns the first proxy.Refusal in err's tree, or nil.
-func refusal(err error) *proxy.Refusal {
-	r, _ := errors.AsType[*proxy.Refusal](err)
-	return r
 }

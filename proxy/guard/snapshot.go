@@ -35,7 +35,7 @@ var ErrSnapshot = errors.New("not a snapshot of the guard")
 func (g *Guard) Load(ctx context.Context, s Store) error {
 	b, err := s.Get(ctx, snapshotKey)
 	if err != nil {
-		return fmt.Errorf("load what the guard remembers: %w", err)
+		return fmt.Errorf("load the snapshot: %w", err)
 	}
 	if b == nil {
 		return nil
@@ -62,7 +62,7 @@ func (g *Guard) save(ctx context.Context, s Store, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, snapshotPut)
 	defer cancel()
 	if err := g.Save(ctx, s); err != nil {
-		log.Warn("what the guard remembers is not stored", "err", err)
+		log.Warn("guard snapshot not stored", "err", err)
 	}
 }
 
@@ -86,7 +86,7 @@ func (g *Guard) Snapshot() []byte {
 	now := g.now
 	b := append(make([]byte, 0, g.snapshotSize+g.snapshotSize/8), snapshotMagic...) // about the size of the last one
 	b = binary.LittleEndian.AppendUint64(b, uint64(g.wallTime(now).Unix()))
-	b = binary.LittleEndian.AppendUint32(b, debt(g.learningEnd, now))
+	b = binary.LittleEndian.AppendUint32(b, secondsUntil(g.learningEnd, now))
 	b = g.secret.append(b)
 	g.mu.Unlock()
 	b = g.appendBuckets(b, now)
@@ -100,8 +100,8 @@ func (g *Guard) Snapshot() []byte {
 	return b
 }
 
-// debt returns the seconds from now until at, rounded up.
-func debt(at, now time.Duration) uint32 {
+// secondsUntil returns the seconds from now until at, rounded up.
+func secondsUntil(at, now time.Duration) uint32 {
 	if at <= now {
 		return 0
 	}
@@ -131,7 +131,7 @@ func (g *Guard) appendBuckets(b []byte, now time.Duration) []byte {
 			}
 			n++
 			b = binary.LittleEndian.AppendUint64(b, uint64(one.key))
-			b = binary.LittleEndian.AppendUint32(b, debt(one.fullAt, now))
+			b = binary.LittleEndian.AppendUint32(b, secondsUntil(one.fullAt, now))
 			b = binary.LittleEndian.AppendUint32(b, uint32(now/time.Second)-one.since)
 			b = binary.LittleEndian.AppendUint32(b, one.account)
 			b = binary.LittleEndian.AppendUint32(b, one.network)
@@ -150,7 +150,7 @@ func (g *Guard) appendSketch(b []byte, now time.Duration) []byte {
 	}
 	return g.section(b, sketchRows, func(b []byte, part int) ([]byte, int) {
 		for _, fullAt := range &g.buckets.evicted.rows[part] {
-			b = binary.LittleEndian.AppendUint32(b, debt(time.Duration(fullAt)*time.Second, now))
+			b = binary.LittleEndian.AppendUint32(b, secondsUntil(time.Duration(fullAt)*time.Second, now))
 		}
 		return b, sketchCells
 	})
@@ -194,7 +194,7 @@ func (g *Guard) appendKnown(b []byte, now time.Duration) []byte {
 			b = binary.LittleEndian.AppendUint32(b, k.area)
 			b = binary.LittleEndian.AppendUint32(b, seconds-min(seconds, k.first))
 			b = binary.LittleEndian.AppendUint32(b, seconds-min(seconds, k.last))
-			b = binary.LittleEndian.AppendUint32(b, debt(k.fullAt, now))
+			b = binary.LittleEndian.AppendUint32(b, secondsUntil(k.fullAt, now))
 		}
 		return b, n
 	})
@@ -210,7 +210,7 @@ func (g *Guard) Restore(b []byte) error {
 	g.reset(newSecret())
 	if err := g.restore(b); err != nil {
 		g.reset(newSecret())
-		return fmt.Errorf("restore what the guard remembers: %w", err)
+		return fmt.Errorf("restore the snapshot: %w", err)
 	}
 	return nil
 }
@@ -223,12 +223,12 @@ func (g *Guard) restore(b []byte) error {
 	if crc32.Checksum(body, castagnoli) != binary.LittleEndian.Uint32(sum) {
 		return fmt.Errorf("%w: wrong checksum", ErrSnapshot)
 	}
-	r := reader{b: body[len(snapshotMagic):]}
+	r := snapshotReader{b: body[len(snapshotMagic):]}
 	stored := time.Unix(int64(r.uint64()), 0)
 	// Times in the snapshot are relative to the time at which it was made.
 	then := g.now - min(max(0, g.config.Now().Sub(stored)), epoch)
 	learning := r.seconds()
-	g.reset(secretOf(r.next(16)))
+	g.reset(secretOf(r.octets(16)))
 	g.learningEnd = then + min(learning, g.config.Learning)
 	g.restoreBuckets(&r, then)
 	g.restoreSketch(&r, then)
@@ -240,9 +240,9 @@ func (g *Guard) restore(b []byte) error {
 	return nil
 }
 
-func (g *Guard) restoreBuckets(r *reader, then time.Duration) {
-	for range r.count(26) {
-		one := bucket{key: key(r.uint64()), fullAt: then + r.seconds(), since: before(then, r.uint32())}
+func (g *Guard) restoreBuckets(r *snapshotReader, then time.Duration) {
+	for range r.length(26) {
+		one := bucket{key: key(r.uint64()), fullAt: then + r.seconds(), since: secondsBefore(then, r.uint32())}
 		one.account, one.network = r.uint32(), r.uint32()
 		one.kind, one.tries = Bucket(r.uint8()), r.uint8()
 		if one.priority(g.now) > 0 && one.key != 0 {
@@ -251,8 +251,8 @@ func (g *Guard) restoreBuckets(r *reader, then time.Duration) {
 	}
 }
 
-func (g *Guard) restoreSketch(r *reader, then time.Duration) {
-	n := r.count(4)
+func (g *Guard) restoreSketch(r *snapshotReader, then time.Duration) {
+	n := r.length(4)
 	if n == 0 {
 		return
 	}
@@ -270,12 +270,12 @@ func (g *Guard) restoreSketch(r *reader, then time.Duration) {
 	}
 }
 
-func (g *Guard) restoreWrong(r *reader, then time.Duration) {
-	for range r.count(8 + 8*6) {
+func (g *Guard) restoreWrong(r *snapshotReader, then time.Duration) {
+	for range r.length(8 + 8*6) {
 		one := wrongPasswords{key: key(r.uint64())}
 		for i := range one.passwords {
 			short, age := r.uint16(), r.uint32()
-			if w := wrongPassword(short)<<48 | wrongPassword(before(then, age))&secondsMask; w.age(g.now) < repeatFor {
+			if w := wrongPassword(short)<<48 | wrongPassword(secondsBefore(then, age))&secondsMask; w.age(g.now) < repeatFor {
 				one.passwords[i] = w
 			}
 		}
@@ -285,30 +285,31 @@ func (g *Guard) restoreWrong(r *reader, then time.Duration) {
 	}
 }
 
-func (g *Guard) restoreKnown(r *reader, then time.Duration) {
-	for range r.count(32) {
+func (g *Guard) restoreKnown(r *snapshotReader, then time.Duration) {
+	for range r.length(32) {
 		k := knownPair{account: key(r.uint64()), network: key(r.uint64()), area: r.uint32()}
-		k.first, k.last, k.fullAt = before(then, r.uint32()), before(then, r.uint32()), then+r.seconds()
+		k.first, k.last, k.fullAt = secondsBefore(then, r.uint32()), secondsBefore(then, r.uint32()), then+r.seconds()
 		if k.account != 0 && !g.known.expired(&k, g.now) && g.known.find(k.account, k.network) == nil {
 			g.known.insert(k)
 		}
 	}
 }
 
-// before returns the time, in seconds, that is some seconds before then.
-func before(then time.Duration, seconds uint32) uint32 {
+// secondsBefore returns the time, in seconds, that is some seconds before then.
+func secondsBefore(then time.Duration, seconds uint32) uint32 {
 	return uint32(then/time.Second) - min(uint32(then/time.Second), seconds)
 }
 
-// A reader reads a snapshot. At the end it returns zeros and sets short.
-type reader struct {
+// A snapshotReader reads a snapshot. At the end it returns zeros and sets short.
+type snapshotReader struct {
 	b     []byte
 	short bool
 }
 
 var zeros [16]byte
 
-func (r *reader) next(n int) (b []byte) {
+// octets returns the next n octets.
+func (r *snapshotReader) octets(n int) (b []byte) {
 	if len(r.b) < n {
 		r.b, r.short = nil, true
 		return zeros[:n]
@@ -317,16 +318,16 @@ func (r *reader) next(n int) (b []byte) {
 	return b
 }
 
-func (r *reader) uint8() uint8   { return r.next(1)[0] }
-func (r *reader) uint16() uint16 { return binary.LittleEndian.Uint16(r.next(2)) }
-func (r *reader) uint32() uint32 { return binary.LittleEndian.Uint32(r.next(4)) }
-func (r *reader) uint64() uint64 { return binary.LittleEndian.Uint64(r.next(8)) }
+func (r *snapshotReader) uint8() uint8   { return r.octets(1)[0] }
+func (r *snapshotReader) uint16() uint16 { return binary.LittleEndian.Uint16(r.octets(2)) }
+func (r *snapshotReader) uint32() uint32 { return binary.LittleEndian.Uint32(r.octets(4)) }
+func (r *snapshotReader) uint64() uint64 { return binary.LittleEndian.Uint64(r.octets(8)) }
 
-func (r *reader) seconds() time.Duration { return time.Duration(r.uint32()) * time.Second }
+func (r *snapshotReader) seconds() time.Duration { return time.Duration(r.uint32()) * time.Second }
 
-// count reads the number of records of a size, in octets. If the rest is too short for
+// length reads the number of records of a size, in octets. If the rest is too short for
 // them it returns 0 and sets short.
-func (r *reader) count(size int) int {
+func (r *snapshotReader) length(size int) int {
 	n := r.uint32()
 	if int64(n)*int64(size) > int64(len(r.b)) {
 		r.b, r.short = nil, true
