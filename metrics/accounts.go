@@ -6,8 +6,8 @@ import (
 	"postern/proxy"
 )
 
-// Accounts is how many accounts have logged in within the last 30 days. What is
-// not a protocol or a version of TLS is not shown.
+// Accounts counts the accounts that have logged in within the last 30 days. Keys
+// that are no protocol or version of TLS are not shown.
 type Accounts struct {
 	Protocols map[string]int    // by protocol
 	TLS       map[[2]string]int // by protocol and the oldest version of their last day: 1.0, ..., none
@@ -24,11 +24,13 @@ var (
 		[]string{"protocol", "version"}, nil)
 )
 
+// Describe implements prometheus.Collector.
 func (accounts) Describe(to chan<- *prometheus.Desc) {
 	to <- accountsSeen
 	to <- accountsSeenByTLS
 }
 
+// Collect implements prometheus.Collector.
 func (counted accounts) Collect(to chan<- prometheus.Metric) {
 	n := counted()
 	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {

@@ -7,15 +7,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// A Certificate is how long a name has a valid one. Two with one Name and
-// Source are one too many: the second is left out.
+// A Certificate is the validity of a name's certificate. Of two with the same Name
+// and Source the second is not shown.
 type Certificate struct {
 	Name, Source        string
 	NotBefore, NotAfter time.Time
 }
 
-// certificates is a prometheus.Collector. The names are the operator's, so
-// they are few.
+// certificates is a prometheus.Collector. The names come from the operator, so they
+// are few.
 type certificates func() []Certificate
 
 var (
@@ -27,15 +27,17 @@ var (
 		"Start of validity of the certificate served for a name.", certificateLabels, nil)
 )
 
+// Describe implements prometheus.Collector.
 func (certificates) Describe(to chan<- *prometheus.Desc) {
 	to <- notAfter
 	to <- notBefore
 }
 
+// Collect implements prometheus.Collector.
 func (list certificates) Collect(to chan<- prometheus.Metric) {
 	seen := make(map[[2]string]bool)
 	for _, c := range list() {
-		name := strings.ToValidUTF8(c.Name, "?") // or the scrape fails
+		name := strings.ToValidUTF8(c.Name, "?") // the scrape fails for a label that is no UTF-8
 		if seen[[2]string{name, c.Source}] {
 			continue
 		}

@@ -7,20 +7,20 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// other is the value of a label that none of its values fits.
+// other is the value of a label for everything that is not one of its values.
 const other = "other"
 
-// none is the value of a label that has no meaning for an event.
+// none is the value of a label that does not apply to an event.
 const none = "none"
 
-// A dimension is one label, or several that belong together, and all values
+// A dimension is one label, or several that belong together, with all values that
 // they can have.
 type dimension struct {
 	labels []string
 	values [][]string // one for each label
 }
 
-// label is a dimension of one label.
+// label returns a dimension of one label.
 func label(name string, values ...string) *dimension {
 	d := &dimension{labels: []string{name}}
 	for _, v := range values {
@@ -29,19 +29,20 @@ func label(name string, values ...string) *dimension {
 	return d
 }
 
-// add adds values, one for each label, unless they are there.
+// add adds values, one for each label, unless the dimension has them.
 func (d *dimension) add(values ...string) {
 	if !d.has(values) {
 		d.values = append(d.values, values)
 	}
 }
 
+// has reports whether the dimension has values.
 func (d *dimension) has(values []string) bool {
 	return slices.ContainsFunc(d.values, func(v []string) bool { return slices.Equal(v, values) })
 }
 
-// A family is all series of one name. They exist from the start, at 0, and no
-// value that is not in a dimension ever becomes one: nothing that clients send
+// A family is all series of one metric. They exist from the start, at 0. A value
+// that is not in a dimension is counted as other, so that nothing that clients send
 // can add a series.
 type family[M any] struct {
 	dimensions []*dimension
@@ -49,7 +50,7 @@ type family[M any] struct {
 	known      atomic.Pointer[known[M]]
 }
 
-// known is the series of a family at one time.
+// known is the series of a family since its last growth.
 type known[M any] struct {
 	dimensions []dimension
 	handles    map[series]M
@@ -64,7 +65,7 @@ func newFamily[M any](with func(...string) M, dimensions []*dimension) *family[M
 	return f
 }
 
-// grow makes the series of values that have come to the dimensions.
+// grow creates the series of values that were added to the dimensions.
 func (f *family[M]) grow() {
 	k := &known[M]{handles: make(map[series]M)}
 	for _, d := range f.dimensions {
@@ -74,7 +75,7 @@ func (f *family[M]) grow() {
 	f.known.Store(k)
 }
 
-// create makes the product of the dimensions.
+// create creates the series of all combinations of values.
 func (f *family[M]) create(k *known[M], begun []string, rest []dimension) {
 	if len(rest) == 0 {
 		var s series
@@ -98,7 +99,7 @@ func (f *family[M]) of(values ...string) M {
 	return f.with(k.closed(s)...)
 }
 
-// closed replaces what is not in a dimension by other.
+// closed replaces values that are not in their dimension by other.
 func (k *known[M]) closed(s series) []string {
 	values := s[:0]
 	rest := s[:]
@@ -120,6 +121,7 @@ type (
 	histogram = *family[prometheus.Observer]
 )
 
+// labelsOf returns the names of all labels.
 func labelsOf(dimensions []*dimension) (all []string) {
 	for _, d := range dimensions {
 		all = append(all, d.labels...)
@@ -127,7 +129,7 @@ func labelsOf(dimensions []*dimension) (all []string) {
 	return all
 }
 
-// A registry makes families, and registers them.
+// A registry creates and registers families.
 type registry struct {
 	*prometheus.Registry
 	families []interface{ grow() }

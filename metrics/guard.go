@@ -6,41 +6,42 @@ import (
 	"postern/proxy"
 )
 
-// A Guard is how the login guard stands. What fails is of the last five
-// minutes; repeats of one wrong password are no failures.
+// A Guard is the state of the login guard. Failures are of the last five minutes;
+// repeats of the same wrong password are no failures.
 type Guard struct {
 	Learning, DryRun    bool
 	Entries, KnownGood  int // budgets in use, known-good networks
-	Strangers, Sessions int // connections, sessions
+	Strangers, Sessions int // connections of strangers, sessions of all
 	InFlight, Waiting   int // attempts
-	Failed, Succeeded   int
+	Failed, Succeeded   int // attempts
 	FailingAccounts     int
 	FailingNetworks     int
-	SprayedAccounts     int    // the most that one wrong password was tried for
+	SprayedAccounts     int    // the highest number of accounts that one wrong password was tried for
 	Evictions, Shed     uint64 // since the start
 }
 
 // Decisions are the values that a proxy.Decision's fields have.
 type Decisions struct{ Tiers, Buckets []string }
 
-// guardian counts what the guard does.
-type guardian struct {
-	judged, limited, policy counter
-	policyTime              histogram
+// guardMetrics counts the decisions of the guard and requests to the policy server.
+type guardMetrics struct {
+	decided, limited, policy counter
+	policyTime               histogram
 }
 
 // The values of the label decision.
 const (
-	letThrough = "let_through"
-	repeated   = "repeated"
-	stopped    = "refused"
+	decisionAllowed  = "let_through"
+	decisionRepeated = "repeated"
+	decisionRefused  = "refused"
 )
 
+// guards registers the metrics of the guard.
 func (m *Metrics) guards() {
 	r := &m.registry
-	m.judged = r.counter("guard_attempts_total",
+	m.decided = r.counter("guard_attempts_total",
 		"Login attempts by how well their account knows the network, and by what the guard did; repeated: the same wrong password again.",
-		label("tier", m.config.Decisions.Tiers...), label("decision", letThrough, repeated, stopped))
+		label("tier", m.config.Decisions.Tiers...), label("decision", decisionAllowed, decisionRepeated, decisionRefused))
 	m.limited = r.counter("rate_limited_total", "Login attempts refused by a limit, or with dry_run not refused.",
 		label("scope", m.config.Decisions.Buckets...))
 	m.policy = r.counter("auth_policy_requests_total", "Questions and reports to the policy server.",
@@ -53,33 +54,36 @@ func (m *Metrics) guards() {
 	}
 }
 
+// decision counts a decision of the guard.
 func (m *Metrics) decision(j proxy.Decision) {
 	if j.Tier == "" {
 		return
 	}
-	decision := letThrough
+	decision := decisionAllowed
 	switch {
 	case j.Bucket != "" && !j.DryRun:
-		decision = stopped
+		decision = decisionRefused
 	case j.Repeat:
-		decision = repeated
+		decision = decisionRepeated
 	}
-	m.judged.of(j.Tier, decision).Inc()
+	m.decided.of(j.Tier, decision).Inc()
 	if j.Bucket != "" {
 		m.limited.of(j.Bucket).Inc()
 	}
 }
 
-// guards is a prometheus.Collector: one look at the guard gives all its gauges.
+// guards is a prometheus.Collector of all gauges of the guard, so that they are of
+// the same moment.
 type guards func() Guard
 
-// A guardGauge is one of them. Its desc has no label.
+// A guardGauge is a gauge, or a counter, of the guard. Its desc has no label.
 type guardGauge struct {
 	desc  *prometheus.Desc
 	kind  prometheus.ValueType
 	value func(Guard) float64
 }
 
+// describe returns the Desc of a gauge of the guard.
 func describe(name, help string) *prometheus.Desc {
 	return prometheus.NewDesc(prefix+"_guard_"+name, help, nil, nil)
 }
@@ -109,14 +113,16 @@ func (g Guard) FailureRatio() float64 {
 	return float64(g.Failed) / float64(g.Failed+g.Succeeded)
 }
 
+// Describe implements prometheus.Collector.
 func (guards) Describe(to chan<- *prometheus.Desc) {
 	for _, g := range guardGauges {
 		to <- g.desc
 	}
 }
 
-func (look guards) Collect(to chan<- prometheus.Metric) {
-	now := look()
+// Collect implements prometheus.Collector.
+func (state guards) Collect(to chan<- prometheus.Metric) {
+	now := state()
 	for _, g := range guardGauges {
 		to <- prometheus.MustNewConstMetric(g.desc, g.kind, g.value(now))
 	}

@@ -14,9 +14,10 @@ import (
 // scrapeTimeout bounds the gathering of an answer of /metrics.
 const scrapeTimeout = 10 * time.Second
 
-// Handler serves /metrics; /healthz, which says that the process is alive; and
-// /readyz, which says whether new clients should come, and what somebody should
-// look at, else, with status 503, why not. The status page, if there is one, is at /.
+// Handler serves /metrics, /healthz and /readyz, and the status page at / if there
+// is one. /healthz answers that the process is alive. /readyz answers 200 if new
+// clients should come, with what an operator should look at, and 503 with the reason
+// if they should not.
 func (m *Metrics) Handler() http.Handler {
 	scrape := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		EnableOpenMetrics: true, MaxRequestsInFlight: 3, Timeout: scrapeTimeout,
@@ -31,24 +32,25 @@ func (m *Metrics) Handler() http.Handler {
 	return mux
 }
 
-// HealthHandler serves /healthz and /readyz alone, for everybody.
+// HealthHandler serves /healthz and /readyz only.
 func (m *Metrics) HealthHandler() http.Handler {
 	mux := http.NewServeMux()
 	m.health(mux)
 	return mux
 }
 
+// health adds /healthz and /readyz to mux.
 func (m *Metrics) health(mux *http.ServeMux) {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "alive") })
 	mux.HandleFunc("GET /readyz", m.ready)
 }
 
-// Allow makes Allows say yes to this machine and networks alone. nil: to
-// everybody.
+// Allow makes Allows report true for loopback addresses and networks only. nil: for
+// all addresses.
 func (m *Metrics) Allow(networks []netip.Prefix) { m.networks.Store(&networks) }
 
-// Allows reports whether who has an address may ask Handler. It is for the
-// listener, which asks when somebody connects: Handler answers everybody.
+// Allows reports whether a client with addr may use Handler. Handler itself does
+// not check: the listener calls Allows when a client connects.
 func (m *Metrics) Allows(addr netip.Addr) bool {
 	addr = addr.Unmap().WithZone("")
 	networks := m.networks.Load()
@@ -56,6 +58,7 @@ func (m *Metrics) Allows(addr netip.Addr) bool {
 		slices.ContainsFunc(*networks, func(n netip.Prefix) bool { return n.Contains(addr) })
 }
 
+// ready answers /readyz.
 func (m *Metrics) ready(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	if m.config.Ready != nil {

@@ -1,4 +1,8 @@
-// Package metrics counts what happens, for Prometheus, and serves the counts.
+// Package metrics counts the events of package proxy for Prometheus, and serves
+// metrics, health and readiness by HTTP.
+//
+// Metrics is a proxy.Observer. Gauges that no event changes are functions of Config
+// that are called at each scrape.
 package metrics
 
 import (
@@ -21,42 +25,43 @@ const prefix = "postern"
 // A Listener is the Name and Protocol of a proxy.Service.
 type Listener struct{ Name, Protocol string }
 
-// A Backend is a server behind: the Backend and Protocol of its events.
+// A Backend is the Backend and Protocol of the events of a server behind Postern.
 type Backend struct{ Name, Protocol string }
 
-// Config says what there is to count. Events of other services and backends
-// are counted as "other".
+// Config names the values of labels and the functions of gauges. Events of other
+// listeners and backends are counted as "other". Functions are called at each
+// scrape.
 type Config struct {
 	Version   string
 	Listeners []Listener
 	Backends  []Backend
 
 	Decisions    Decisions
-	Stores       []string             // StateUsed.Store
-	Pools        func() []Pool        // asked at each scrape; nil: they are not counted
-	State        func() State         // asked at each scrape; nil: nothing is remembered
-	Accounts     func() Accounts      // asked at each scrape; nil: they are not counted
-	Guard        func() Guard         // asked at each scrape; nil: there is none
-	Listings     func() int64         // octets of the listings of POP3 sessions, asked at each scrape; nil: they are not counted
-	Certificates func() []Certificate // asked at each scrape; nil: none are served
-	Draining     func() bool          // asked at each scrape; nil: never
-	Ready        func() error         // why new clients should go elsewhere; nil: there is never a reason
-	Degraded     func() error         // what somebody should look at, while clients may come; nil: there is never anything
+	Stores       []string             // the values of StateUsed.Store
+	Pools        func() []Pool        // nil: not shown
+	State        func() State         // nil: nothing is stored
+	Accounts     func() Accounts      // nil: not shown
+	Guard        func() Guard         // nil: not shown
+	Listings     func() int64         // octets of the listings of POP3 sessions; nil: not shown
+	Certificates func() []Certificate // nil: none
+	Draining     func() bool          // nil: never
+	Ready        func() error         // why new clients should go to another Postern; nil: always ready
+	Degraded     func() error         // what an operator should look at although clients may come; nil: never degraded
 	Page         http.Handler         // of /; nil: there is none
 	Log          *slog.Logger         // of the HTTP server; nil: slog.DiscardHandler
 }
 
-// Metrics is a proxy.Observer that counts. It must be made by New. Its labels
-// have few values, known from the start: no user, no address, no text.
+// Metrics is a proxy.Observer that counts. It must be made by New. Its labels have
+// few values, all known in advance: no user, no address, no text.
 type Metrics struct {
 	config   Config
 	registry registry
-	networks atomic.Pointer[[]netip.Prefix] // that may ask
+	networks atomic.Pointer[[]netip.Prefix] // whose clients may read
 
 	growing sync.Mutex
 	labels  labels
 
-	guardian
+	guardMetrics
 
 	accepted, rejected   counter
 	acceptErrors         counter
@@ -103,14 +108,14 @@ const (
 	resultError = "error"
 )
 
-// mechanisms are the ways a protocol's clients log in.
+// mechanisms are the ways in which clients of a protocol log in.
 var mechanisms = map[string][]string{
 	proxy.IMAP:       {proxy.ViaPlain, proxy.ViaLogin, proxy.ViaXOAuth2, proxy.ViaOAuthBearer, proxy.ViaLoginCommand, other},
 	proxy.POP3:       {proxy.ViaPlain, proxy.ViaLogin, proxy.ViaXOAuth2, proxy.ViaOAuthBearer, proxy.ViaUserPass, other},
 	proxy.Submission: {proxy.ViaPlain, proxy.ViaLogin, proxy.ViaXOAuth2, proxy.ViaOAuthBearer, other},
 }
 
-// Buckets.
+// The buckets of histograms.
 var (
 	latency  = prometheus.ExponentialBuckets(0.001, 4, 8) // 1 ms to 16 s
 	lifetime = []float64{1, 10, 60, 300, 1800, 2 * 3600, 8 * 3600, 24 * 3600}
@@ -138,12 +143,13 @@ func New(c Config) *Metrics {
 	return m
 }
 
-// labels are the dimensions that the configuration fills.
+// labels are the dimensions whose values come from the configuration.
 type labels struct {
 	listener, served, protocol, via *dimension
 	backend, server                 *dimension
 }
 
+// newLabels returns labels without values.
 func newLabels() labels {
 	return labels{
 		listener: label("listener"), protocol: label("protocol"), backend: label("backend"),
@@ -153,6 +159,7 @@ func newLabels() labels {
 	}
 }
 
+// add adds the values of listeners and backends.
 func (l *labels) add(listeners []Listener, backends []Backend) {
 	for _, s := range listeners {
 		l.listener.add(s.Name)
@@ -168,8 +175,9 @@ func (l *labels) add(listeners []Listener, backends []Backend) {
 	}
 }
 
-// Know adds what a new configuration has. What is gone stays as it is.
-func (m *Metrics) Know(listeners []Listener, backends []Backend) {
+// AddLabels adds the listeners and backends of a new configuration. The series of
+// those that are gone stay.
+func (m *Metrics) AddLabels(listeners []Listener, backends []Backend) {
 	m.growing.Lock()
 	defer m.growing.Unlock()
 	m.labels.add(listeners, backends)
@@ -178,6 +186,7 @@ func (m *Metrics) Know(listeners []Listener, backends []Backend) {
 	}
 }
 
+// clients registers the metrics of connections, handshakes and logins.
 func (m *Metrics) clients() {
 	listener, served, protocol, via := m.labels.listener, m.labels.served, m.labels.protocol, m.labels.via
 	r := &m.registry
@@ -190,7 +199,7 @@ func (m *Metrics) clients() {
 	m.connectionTime = r.histogram("connection_duration_seconds", "Lifetime of client connections.", lifetime, protocol)
 	m.handshakes = r.counter("tls_handshakes_total",
 		"TLS handshakes by the version negotiated, or else the newest offered, by outcome, and by what was not in common.",
-		listener, label("version", "1.0", "1.1", "1.2", "1.3", none), outcomes())
+		listener, label("version", "1.0", "1.1", "1.2", "1.3", none), handshakeResults())
 	m.needed = r.counter("tls_profile_needed_total", "Completed TLS handshakes by the strictest profile that would have done.",
 		listener, label("profile", proxy.Profiles()...))
 	m.handshakeTime = r.histogram("tls_handshake_duration_seconds", "Duration of completed TLS handshakes.", latency, listener)
@@ -207,8 +216,9 @@ func (m *Metrics) clients() {
 		proxy.EndRefused, proxy.EndForbiddenCommand, proxy.EndError))
 }
 
-// outcomes are those of handshakes. Only what we refuse has a reason.
-func outcomes() *dimension {
+// handshakeResults returns the results of handshakes with their reasons. Only
+// handshakes that Postern refuses have a reason.
+func handshakeResults() *dimension {
 	d := &dimension{labels: []string{"result", "reason"}}
 	for _, result := range []string{
 		proxy.HandshakeOK, proxy.HandshakeTimeout, proxy.HandshakeSilent, proxy.HandshakeClientAbort,
@@ -222,6 +232,7 @@ func outcomes() *dimension {
 	return d
 }
 
+// backends registers the metrics of backends and routes.
 func (m *Metrics) backends() {
 	name, server := m.labels.backend, m.labels.server
 	r := &m.registry
@@ -256,6 +267,7 @@ func failures() []string {
 	return kinds
 }
 
+// pop3 registers the metrics of POP3 sessions.
 func (m *Metrics) pop3() {
 	command := label("command", append(proxy.POP3Commands[:], other)...)
 	r := &m.registry
@@ -299,6 +311,7 @@ func (m *Metrics) pop3() {
 	m.mismatches = r.counter("pop3_size_mismatches_total", "Messages whose octet count differed from the announced size.")
 }
 
+// process registers the metrics of the process: configuration, certificates, state.
 func (m *Metrics) process() {
 	r := &m.registry
 	m.panics = r.counter("panics_total", "Recovered panics.")
@@ -336,7 +349,7 @@ func (m *Metrics) process() {
 	}
 }
 
-// revision is that of the source, if the build knows it.
+// revision returns the revision of the source, or "unknown".
 func revision() string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
@@ -348,6 +361,7 @@ func revision() string {
 	return "unknown"
 }
 
+// number returns b as the value of a gauge.
 func number(b bool) float64 {
 	if b {
 		return 1
@@ -355,7 +369,7 @@ func number(b bool) float64 {
 	return 0
 }
 
-// Reloaded tells that the configuration was read again, and whether it was good.
+// Reloaded counts that the configuration was read again, and whether it was valid.
 func (m *Metrics) Reloaded(ok bool) {
 	m.loaded.of().Set(number(ok))
 	if ok {
@@ -363,7 +377,7 @@ func (m *Metrics) Reloaded(ok bool) {
 	}
 }
 
-// Logged tells that a log record was written.
+// Logged counts that a log record was written.
 func (m *Metrics) Logged(level slog.Level) {
 	name := "debug"
 	switch {

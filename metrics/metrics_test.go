@@ -768,7 +768,7 @@ func TestANewConfigurationBringsItsSeries(t *testing.T) {
 	m := New(Config{Listeners: []Listener{{"imap", proxy.IMAP}}, Backends: []Backend{{"main", proxy.IMAP}}})
 	client := proxy.Client{Service: "imap", Protocol: proxy.IMAP}
 	m.Observe(proxy.Accepted{Client: client})
-	m.Know([]Listener{{"imap", proxy.IMAP}, {"pop3", proxy.POP3}}, []Backend{{"new", proxy.IMAP}})
+	m.AddLabels([]Listener{{"imap", proxy.IMAP}, {"pop3", proxy.POP3}}, []Backend{{"new", proxy.IMAP}})
 	m.Observe(proxy.Accepted{Client: client})
 	all := scrape(t, m)
 	for series, want := range map[string]string{

@@ -37,7 +37,7 @@ func (m *Metrics) Observe(e proxy.Event) {
 		}
 	case proxy.BackendLogin:
 		m.loginTime.of(e.Backend, e.Protocol).Observe(e.Duration.Seconds())
-		// What we have closed ourselves, because the client left, is not the backend's.
+		// net.ErrClosed: Postern has closed the connection because the client left.
 		if reason := proxy.ReasonOf(e.Err); reason.Temporary() && reason != 0 && !errors.Is(e.Err, net.ErrClosed) {
 			m.failures.of(e.Backend, e.Protocol, reason.String()).Inc()
 		}
@@ -95,6 +95,7 @@ func (m *Metrics) Observe(e proxy.Event) {
 	}
 }
 
+// operation returns the value of the label operation.
 func operation(renewal bool) string {
 	if renewal {
 		return "renew"
@@ -102,6 +103,7 @@ func operation(renewal bool) string {
 	return "obtain"
 }
 
+// handshake counts the end of a TLS handshake.
 func (m *Metrics) handshake(e proxy.Handshake) {
 	reason := none
 	if e.Result == proxy.HandshakeError {
@@ -118,6 +120,7 @@ func (m *Metrics) handshake(e proxy.Handshake) {
 	}
 }
 
+// version returns the value of the label version.
 func version(v uint16) string {
 	if v == 0 {
 		return none
@@ -128,6 +131,7 @@ func version(v uint16) string {
 // timedResults are the results of attempts that guard or backend were asked about.
 var timedResults = [...]string{proxy.ResultOK, proxy.ResultWrong, proxy.ResultTemporary, proxy.ResultThrottled}
 
+// attempt counts an attempt to log in.
 func (m *Metrics) attempt(e proxy.Attempt) {
 	m.decision(e.Decision)
 	result := proxy.ResultOf(e.Err)
@@ -137,6 +141,7 @@ func (m *Metrics) attempt(e proxy.Attempt) {
 	}
 }
 
+// closed counts the end of a connection.
 func (m *Metrics) closed(e proxy.Closed) {
 	protocol := e.Client.Protocol
 	m.open.of(e.Client.Service, protocol).Dec()
@@ -156,6 +161,7 @@ func (m *Metrics) closed(e proxy.Closed) {
 	}
 }
 
+// result returns resultOK or resultError.
 func result(ok bool) string {
 	if ok {
 		return resultOK
@@ -163,11 +169,13 @@ func result(ok bool) string {
 	return resultError
 }
 
+// command counts a POP3 command.
 func (m *Metrics) command(e proxy.POP3Command) {
 	m.commands.of(e.Command, result(e.OK)).Inc()
 	m.commandTime.of(e.Command).Observe(e.Duration.Seconds())
 }
 
+// noticed counts a notice about a maildrop.
 func (m *Metrics) noticed(e proxy.MaildropNoticed) {
 	m.notices.of(e.Kind).Inc()
 	if e.Kind == proxy.NoticeRenumbered {
@@ -176,6 +184,7 @@ func (m *Metrics) noticed(e proxy.MaildropNoticed) {
 	}
 }
 
+// message counts a message that POP3 has delivered.
 func (m *Metrics) message(e proxy.MessageSent) {
 	m.retrieved.of(e.Command).Inc()
 	if e.Completed {

@@ -2,16 +2,16 @@ package metrics
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// A Pool is how a Backend is connected to. Each connection to one address of it
-// has a local port of its own.
+// A Pool counts the connections to a Backend. Connections to the same address of
+// the Backend have different local ports.
 type Pool struct {
 	Backend
 	Connections int // to all of its addresses
 	Ports       int // connections to the address that has the most
-	PortLimit   int // how many there can be to one address; 0: unknown
+	PortLimit   int // of connections to one address; 0: unknown
 }
 
-// pools is a prometheus.Collector. No two have one Backend.
+// pools is a prometheus.Collector. Each Backend has at most one Pool.
 type pools func() []Pool
 
 var (
@@ -26,12 +26,14 @@ var (
 		serverLabels, nil)
 )
 
+// Describe implements prometheus.Collector.
 func (pools) Describe(to chan<- *prometheus.Desc) {
 	to <- poolConnections
 	to <- poolPorts
 	to <- poolPortLimit
 }
 
+// Collect implements prometheus.Collector.
 func (list pools) Collect(to chan<- prometheus.Metric) {
 	for _, p := range list() {
 		show := func(d *prometheus.Desc, n int) {

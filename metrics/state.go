@@ -2,7 +2,7 @@ package metrics
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// State is the files of the state. The zero value has none.
+// State describes the files of the state. The zero value has no files.
 type State struct {
 	Broken map[string]bool // by name of the file: not used before a restart
 	Lost   int             // accounts that only the cache knows, after the record was lost

@@ -870,7 +870,9 @@ type waitingGuard struct {
 	causes chan error
 }
 
-func (g *waitingGuard) Admit(proxy.Client, context.CancelCauseFunc) (proxy.Permit, error) { return g, nil }
+func (g *waitingGuard) Admit(proxy.Client, context.CancelCauseFunc) (proxy.Permit, error) {
+	return g, nil
+}
 
 func (g *waitingGuard) Try(ctx context.Context, l *proxy.Login) error {
 	ctx, stop := l.Watch(ctx)

@@ -1,6 +1,8 @@
-// Package ledger remembers which accounts log in with what, by the day: who
-// still needs POP3, or a version of TLS that is to be switched off, and who has
-// not come for a year.
+// Package ledger records by the day which accounts log in, by which protocol and
+// with which version of TLS. Operators learn from it who still needs POP3, or a
+// version of TLS that is to be switched off, and who has not logged in for a year.
+//
+// A Ledger is a proxy.Observer that writes to a Store.
 package ledger
 
 import (
@@ -21,16 +23,16 @@ import (
 const (
 	writeEvery = time.Minute
 	countEvery = time.Hour
-	// maxPending bounds the logins that wait to be written. What is more is
-	// written at the account's next login.
+	// maxPending is how many accounts may wait to be written. Logins of further
+	// accounts are not recorded.
 	maxPending = 1 << 17
-	// batch is how many entries are written at once.
+	// batch is how many entries are written in one transaction.
 	batch = 1000
 
 	dayForm = time.DateOnly
 )
 
-// A Store keeps values by key. It is a bucket of package state.
+// A Store stores values by key. A bucket of package state is one.
 type Store interface {
 	UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error
 	Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error
@@ -39,15 +41,15 @@ type Store interface {
 // Day returns the day of t, as an Entry has it.
 func Day(t time.Time) string { return t.UTC().Format(dayForm) }
 
-// An Entry is what is known of an account and one protocol. Days are those of
-// UTC, as 2026-11-22.
+// An Entry is what is recorded about an account and one protocol. Days are in UTC,
+// such as 2026-11-22.
 type Entry struct {
 	Account  string `json:"account"`
 	Protocol string `json:"protocol"`
 	First    string `json:"first"`  // day of the first login
-	Last     string `json:"last"`   // of the last
-	Logins   int64  `json:"logins"` // successful ones, in all
-	TLS      string `json:"tls"`    // the oldest version of the last day: 1.0, 1.1, 1.2 or 1.3
+	Last     string `json:"last"`   // day of the last login
+	Logins   int64  `json:"logins"` // successful ones since First
+	TLS      string `json:"tls"`    // the oldest version used on the last day: 1.0, 1.1, 1.2, 1.3 or none
 }
 
 // A Ledger is a proxy.Observer. It must be made by New.
@@ -57,23 +59,23 @@ type Ledger struct {
 	now   func() time.Time
 
 	mu      sync.Mutex
-	pending map[id]seen
+	pending map[id]logins
 	counts  Counts
 }
 
 type id struct{ account, protocol string }
 
-// seen is what has come since the last writing.
-type seen struct {
-	day    string
-	logins int64
-	tls    uint16
+// logins are the logins of an account since the last write.
+type logins struct {
+	day string // of the last one
+	n   int64
+	tls uint16 // the oldest version of day; 0: none
 }
 
-// Counts is how many accounts have logged in within the last 30 days.
+// Counts counts the accounts that have logged in within the last 30 days.
 type Counts struct {
 	Protocols map[string]int    // by protocol
-	TLS       map[[2]string]int // by protocol and the oldest version of TLS of their last day
+	TLS       map[[2]string]int // by protocol and Entry.TLS
 	Since     time.Time         // when they were counted; zero: not yet
 }
 
@@ -82,7 +84,7 @@ func New(store Store, log *slog.Logger, now func() time.Time) *Ledger {
 	if now == nil {
 		now = time.Now
 	}
-	return &Ledger{store: store, log: log, now: now, pending: make(map[id]seen)}
+	return &Ledger{store: store, log: log, now: now, pending: make(map[id]logins)}
 }
 
 // Observe implements proxy.Observer.
@@ -102,7 +104,7 @@ func (l *Ledger) Observe(e proxy.Event) {
 	if s.day != day {
 		s.day, s.tls = day, 0
 	}
-	s.logins++
+	s.n++
 	if state := opened.Client.TLS; state != nil && (s.tls == 0 || state.Version < s.tls) {
 		s.tls = state.Version
 	}
@@ -143,43 +145,43 @@ func (l *Ledger) logCount(ctx context.Context) {
 	}
 }
 
-// Write writes what has come since it was last called. What it could not write
-// it keeps.
+// Write writes the logins since the last call. Logins that cannot be written are
+// written by the next call.
 func (l *Ledger) Write(ctx context.Context) error {
 	l.mu.Lock()
-	come := l.pending
-	l.pending = make(map[id]seen)
+	pending := l.pending
+	l.pending = make(map[id]logins)
 	l.mu.Unlock()
-	byKey := make(map[string]id, len(come))
-	for who := range come {
+	byKey := make(map[string]id, len(pending))
+	for who := range pending {
 		byKey[key(who)] = who
 	}
 	var errs []error
 	for keys := range slices.Chunk(slices.Sorted(maps.Keys(byKey)), batch) {
 		err := l.store.UpdateAll(ctx, keys, func(key string, old []byte) ([]byte, error) {
-			return merge(old, byKey[key], come[byKey[key]])
+			return merge(old, byKey[key], pending[byKey[key]])
 		})
 		if err != nil {
 			errs = append(errs, err)
-			l.keep(keys, byKey, come)
+			l.restore(keys, byKey, pending)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// keep gives back what could not be written.
-func (l *Ledger) keep(keys []string, byKey map[string]id, come map[id]seen) {
+// restore makes logins pending again that could not be written.
+func (l *Ledger) restore(keys []string, byKey map[string]id, pending map[id]logins) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, key := range keys {
 		who := byKey[key]
 		s, known := l.pending[who]
 		if !known {
-			l.pending[who] = come[who]
+			l.pending[who] = pending[who]
 			continue
 		}
-		was := come[who]
-		s.logins += was.logins
+		was := pending[who]
+		s.n += was.n
 		if s.day == was.day && (s.tls == 0 || was.tls != 0 && was.tls < s.tls) {
 			s.tls = was.tls
 		}
@@ -187,13 +189,13 @@ func (l *Ledger) keep(keys []string, byKey map[string]id, come map[id]seen) {
 	}
 }
 
-// key has the account in front: what is known of it stands together. No account
-// has a NUL in it: it could not have logged in.
+// key returns the key of an entry. It begins with the account, so that the entries
+// of an account are next to each other. An account with a NUL cannot log in.
 func key(who id) string { return who.account + "\x00" + who.protocol }
 
-// merge adds to an entry. One that cannot be read is begun anew: it is history,
-// and nobody's login depends on it.
-func merge(old []byte, who id, s seen) ([]byte, error) {
+// merge adds logins to an entry. An entry that cannot be read is begun anew: no
+// login depends on it.
+func merge(old []byte, who id, s logins) ([]byte, error) {
 	var e Entry
 	if old == nil || json.Unmarshal(old, &e) != nil {
 		e = Entry{First: s.day}
@@ -206,12 +208,13 @@ func merge(old []byte, who id, s seen) ([]byte, error) {
 		e.TLS = version
 	}
 	e.Account, e.Protocol, e.Last = who.account, who.protocol, s.day
-	e.Logins += s.logins
+	e.Logins += s.n
 	return json.Marshal(e)
 }
 
-// Entries calls each for all that was written, in the order of accounts, until
-// it returns an error. account: only its own; "": all.
+// Entries calls each for all entries of an account, or of all accounts if account is
+// empty, in the order of accounts. It ends with the first error of each. Logins that
+// are not written yet are missing.
 func Entries(ctx context.Context, store Store, account string, each func(Entry) error) error {
 	prefix := ""
 	if account != "" {
@@ -220,20 +223,19 @@ func Entries(ctx context.Context, store Store, account string, each func(Entry) 
 	return store.Scan(ctx, prefix, func(_ string, value []byte) error {
 		var e Entry
 		if json.Unmarshal(value, &e) != nil {
-			return nil // as if it were not there: the next login begins it anew
+			return nil // the next login begins it anew
 		}
 		return each(e)
 	})
 }
 
-// Forget removes what is known of an account, and returns how many entries
-// that were.
+// Forget removes the entries of an account and returns their number.
 func Forget(ctx context.Context, store Store, account string) (int, error) {
 	return remove(ctx, store, account, func(Entry) bool { return true })
 }
 
-// Expire removes the entries whose last login was before a day, and returns the
-// accounts of which nothing is left.
+// Expire removes the entries whose last login was before the day of before, and
+// returns the accounts that have no entry any more.
 func Expire(ctx context.Context, store Store, before time.Time) (gone []string, err error) {
 	day := Day(before)
 	left := make(map[string]bool)
@@ -256,6 +258,7 @@ func Expire(ctx context.Context, store Store, before time.Time) (gone []string, 
 	return gone, nil
 }
 
+// remove removes the entries that match and returns their number.
 func remove(ctx context.Context, store Store, account string, match func(Entry) bool) (n int, err error) {
 	var keys []string
 	err = Entries(ctx, store, account, func(e Entry) error {
@@ -271,7 +274,7 @@ func remove(ctx context.Context, store Store, account string, match func(Entry) 
 		err := store.UpdateAll(ctx, some, func(_ string, old []byte) ([]byte, error) {
 			var e Entry
 			if json.Unmarshal(old, &e) == nil && !match(e) {
-				return old, nil // it has come meanwhile
+				return old, nil // a login came meanwhile
 			}
 			return nil, nil
 		})
@@ -283,13 +286,14 @@ func remove(ctx context.Context, store Store, account string, match func(Entry) 
 	return n, nil
 }
 
-// Counts returns the last count. It is up to an hour old.
+// Counts returns the last count, which is up to an hour old.
 func (l *Ledger) Counts() Counts {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.counts
 }
 
+// count counts the accounts.
 func (l *Ledger) count(ctx context.Context) error {
 	now := l.now()
 	day := Day(now.AddDate(0, 0, -30))

@@ -10,15 +10,15 @@ import (
 	"postern/proxy"
 )
 
-// Measures of a chart, in units of its drawing.
+// The dimensions of a chart, in units of its drawing.
 const (
 	chartWidth  = 960.0
 	chartHeight = 150.0
 	barGap      = 2.0
 )
 
-// A chart shows a day as stacked bars. Logins and refusals have one each: in
-// one, a hundred wrong passwords would be lost beside ten thousand logins.
+// A chart shows a day as stacked bars. Logins and refusals have a chart each: beside
+// ten thousand logins, a hundred wrong passwords would be invisible.
 type chart struct {
 	Title, Label string
 	Max          string // at the top of the scale
@@ -35,12 +35,13 @@ type bar struct {
 	Title      string
 }
 
-// An hour is a mark on the axis of time.
+// An hour is a mark on the time axis.
 type hour struct {
 	X, Percent float64 // in the drawing, and of its width
 	Text       string
 }
 
+// charts returns the charts of the page.
 func charts(slots []slot, now time.Time) []chart {
 	return []chart{
 		newChart("Logins", slots, now, proxy.OutcomeOK),
@@ -48,6 +49,7 @@ func charts(slots []slot, now time.Time) []chart {
 	}
 }
 
+// newChart returns a chart of some outcomes.
 func newChart(title string, slots []slot, now time.Time, of ...proxy.Outcome) chart {
 	most, all := 0, 0
 	for _, s := range slots {
@@ -57,7 +59,7 @@ func newChart(title string, slots []slot, now time.Time, of ...proxy.Outcome) ch
 		}
 		most, all = max(most, sum), all+sum
 	}
-	top := nice(most)
+	top := scaleMax(most)
 	c := chart{
 		Title: title, Max: count(top), Half: count(top / 2), Empty: all == 0,
 		Label: fmt.Sprintf("%s in the last 24 hours: %s, at most %s in 15 minutes", title, count(all), count(most)),
@@ -69,7 +71,7 @@ func newChart(title string, slots []slot, now time.Time, of ...proxy.Outcome) ch
 	first := now.Truncate(slotTime).Add(-time.Duration(len(slots)-1) * slotTime)
 	for i, s := range slots {
 		at := first.Add(time.Duration(i) * slotTime)
-		if at.Minute() == 0 && at.Hour()%6 == 0 && i < len(slots)*9/10 { // the last would be cut off
+		if at.Minute() == 0 && at.Hour()%6 == 0 && i < len(slots)*9/10 { // a mark at the right edge would be cut off
 			c.Hours = append(c.Hours, hour{float64(i) * step, 100 * float64(i) / float64(len(slots)), at.Format("15:04")})
 		}
 		y := chartHeight
@@ -77,7 +79,7 @@ func newChart(title string, slots []slot, now time.Time, of ...proxy.Outcome) ch
 			if s[o] == 0 {
 				continue
 			}
-			h := max(1, chartHeight*float64(s[o])/float64(top)) // one is seen beside a million
+			h := max(1, chartHeight*float64(s[o])/float64(top)) // one login is visible beside a million
 			y -= h
 			c.Bars = append(c.Bars, bar{
 				Class: rows[o].class, X: float64(i)*step + barGap/2, Y: max(0, y), W: step - barGap, H: h,
@@ -88,8 +90,8 @@ func newChart(title string, slots []slot, now time.Time, of ...proxy.Outcome) ch
 	return c
 }
 
-// nice returns the next even number that is easy to read: 2, 4, 10, 20, 40, 100, ...
-func nice(n int) int {
+// scaleMax returns the lowest of 2, 4, 10, 20, 40, 100, ... that is not below n.
+func scaleMax(n int) int {
 	for power := 1; power <= math.MaxInt/10; power *= 10 {
 		for _, digit := range []int{2, 4, 10} {
 			if top := digit * power; top >= n {
@@ -100,7 +102,7 @@ func nice(n int) int {
 	return n
 }
 
-// count writes a number with a space at each thousand.
+// count formats a number with a space at each thousand.
 func count(n int) string {
 	s := strconv.Itoa(n)
 	for i := len(s) - 3; i > 0; i -= 3 {
@@ -109,6 +111,7 @@ func count(n int) string {
 	return s
 }
 
+// percent formats a share.
 func percent(share float64) string {
 	switch {
 	case share > 0 && share < 0.001:
@@ -119,10 +122,10 @@ func percent(share float64) string {
 	return strconv.FormatFloat(share*100, 'f', 1, 64) + " %"
 }
 
-// since says how long ago t was.
+// since formats the time from t to now.
 func since(now, t time.Time) string { return span(now.Sub(t)) }
 
-// left says how long it is to t.
+// left formats the time from now to t.
 func left(now, t time.Time) string {
 	if d := t.Sub(now); d > 0 {
 		return "in " + span(d)
@@ -130,7 +133,7 @@ func left(now, t time.Time) string {
 	return "expired " + span(now.Sub(t)) + " ago"
 }
 
-// span writes a time as people say it: in days, hours or minutes.
+// span formats a duration in days, hours, minutes or seconds.
 func span(d time.Duration) string {
 	const day = 24 * time.Hour
 	switch {

@@ -21,27 +21,28 @@ const (
 	slotsDay = int(24 * time.Hour / slotTime)
 )
 
-// A slot is what came in a quarter of an hour.
+// A slot counts the logins of a quarter of an hour.
 type slot [proxy.Outcomes]int
 
-// A day counts by the quarter of an hour, and forgets after a day. The zero
-// value is ready.
+// A day counts the logins of the last 24 hours by the quarter of an hour. The zero
+// value is ready to use.
 type day struct {
 	mu   sync.Mutex
 	ring [slotsDay]slot
 	last int64 // number of the newest slot since 1970
 }
 
+// add counts a login that ends with o at now.
 func (d *day) add(now time.Time, o proxy.Outcome) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.turn(now)
+	d.advance(now)
 	d.ring[int(d.last)%slotsDay][o]++
 }
 
-// turn empties the slots that time has left behind. A clock that is set back
-// counts in the newest one.
-func (d *day) turn(now time.Time) {
+// advance empties the slots that are older than a day at now. When the clock is set
+// back, the newest slot counts.
+func (d *day) advance(now time.Time) {
 	n := now.Unix() / int64(slotTime/time.Second)
 	if n-d.last >= int64(slotsDay) {
 		d.ring, d.last = [slotsDay]slot{}, n
@@ -52,11 +53,11 @@ func (d *day) turn(now time.Time) {
 	}
 }
 
-// slots returns the day up to now, the oldest first.
+// slots returns the slots of the day up to now, the oldest first.
 func (d *day) slots(now time.Time) []slot {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.turn(now)
+	d.advance(now)
 	all := make([]slot, slotsDay)
 	for i := range all {
 		all[i] = d.ring[(int(d.last)+1+i)%slotsDay]

@@ -1,6 +1,8 @@
-// Package page is the status page: what an operator without a dashboard wants
-// to see at a glance. It is one HTML document without scripts and without
-// anything from elsewhere, and it names no user.
+// Package page serves the status page, for operators without a dashboard. The page
+// is one HTML document without scripts and without external resources, and it names
+// no user.
+//
+// A Page is a proxy.Observer, which counts logins, and an http.Handler.
 package page
 
 import (
@@ -16,65 +18,64 @@ import (
 	"postern/proxy"
 )
 
-// Config says where the page has its facts from. Its functions are asked at
-// each look; nil: the page is silent about it.
+// Config has the functions that return what the page shows. They are called at each
+// request; what has no function is not shown.
 type Config struct {
 	Hostname, Version string
-	Protocols         []string // that are served
+	Protocols         []string // that listeners serve
 
-	NotReady     func() error // why new clients should go elsewhere
+	NotReady     func() error // why new clients should go to another Postern; nil error: ready
 	Sessions     func() map[string]int
 	Backends     func() []Backend
 	Certificates func() []Certificate
-	Accounts     func() []Accounts // none: not counted yet
+	Accounts     func() []Accounts // empty: not counted yet
 	Guard        func() Guard
 	Now          func() time.Time // nil: time.Now
 }
 
-// A Backend is what stands behind, for one protocol.
+// A Backend is the state of a backend and one protocol.
 type Backend struct {
 	Name, Protocol  string
 	Members, Up     int
 	Drained         int
 	Connections     int
-	LastError       string // why a member is not up, without addresses of clients; may be empty
-	IdentityRefused bool   // it takes Postern for the client
+	LastError       string // of the last member that was not reached; empty: all were
+	IdentityRefused bool   // a member does not offer the configured identity, and takes Postern for the client
 	Braked          bool   // POP3 accounts whose mailbox looks different are refused
 	BrakedSince     time.Time
 	Accepted        time.Time // until when mailboxes may look different; zero: they may not
 }
 
-// Accounts is how many have logged in by a protocol within 30 days, and those of
-// them whose last day had TLS 1.3, 1.2, 1.1 and 1.0 as the oldest.
+// Accounts counts the accounts that have logged in by a protocol within 30 days.
 type Accounts struct {
 	Protocol string
 	All      int
-	TLS      [4]int
+	TLS      [4]int // of them, those whose oldest version on the last day was 1.3, 1.2, 1.1 and 1.0
 }
 
-// A Certificate is how long a name has one.
+// A Certificate is the validity of a name's certificate.
 type Certificate struct {
 	Name, Source        string
 	NotBefore, NotAfter time.Time
 }
 
-// A Guard is how the login guard stands.
+// A Guard is the state of the login guard.
 type Guard struct {
 	Learning          bool    // it has no history yet
-	DryRun            bool    // it refuses nobody
+	DryRun            bool    // it refuses nothing
 	Remembered        int     // networks, accounts and pairs
-	FailingAccounts   int     // that had a wrong password in the last five minutes
-	FailingNetworks   int     // the same
+	FailingAccounts   int     // with a wrong password in the last five minutes
+	FailingNetworks   int     // with a wrong password in the last five minutes
 	FailureRatio      float64 // of the last five minutes' logins
 	Waiting, InFlight int     // attempts
 }
 
-// A Page is a proxy.Observer that remembers a day of logins, and the handler
-// that shows them. It must be made by New.
+// A Page is a proxy.Observer that counts the logins of a day, and the handler that
+// shows them. It must be made by New.
 type Page struct {
-	config Config
-	begun  time.Time
-	day    day
+	config  Config
+	started time.Time
+	day     day
 }
 
 // New returns a Page.
@@ -82,7 +83,7 @@ func New(c Config) *Page {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	return &Page{config: c, begun: c.Now()}
+	return &Page{config: c, started: c.Now()}
 }
 
 // Observe implements proxy.Observer.
@@ -108,6 +109,7 @@ var (
 	policy = "default-src 'none'; style-src 'sha256-" + digest(style) + "'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
+// digest returns the hash of a style sheet for the Content-Security-Policy.
 func digest(s string) string {
 	sum := sha256.Sum256([]byte(s))
 	return base64.StdEncoding.EncodeToString(sum[:])
@@ -121,14 +123,14 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cache-Control", "no-store")
-	_ = document.Execute(w, p.look()) // who asked has left
+	_ = document.Execute(w, p.content()) // an error: the client has left
 }
 
-// A look is all that one answer shows.
-type look struct {
+// content is all that one response shows.
+type content struct {
 	Style             template.CSS
 	Hostname, Version string
-	Now, Begun        time.Time
+	Now, Started      time.Time
 	NotReady          string
 	Live              []live
 	LiveAll           int
@@ -148,72 +150,74 @@ type live struct {
 	Sessions int
 }
 
-// A total is how often the last day's logins came to one outcome.
+// A total is the number of logins with one outcome in the last day.
 type total struct {
 	Class, Name, Help string
 	N                 int
 	Share             float64
 }
 
-// maxRows bounds what is listed; what ends soonest comes first.
+// maxRows is how many certificates are listed: those that end first.
 const maxRows = 12
 
-func (p *Page) look() *look {
+// content collects what the response shows.
+func (p *Page) content() *content {
 	now := p.config.Now()
 	slots := p.day.slots(now)
-	l := &look{
-		Style: template.CSS(style), Hostname: p.config.Hostname, Version: p.config.Version, Now: now, Begun: p.begun,
+	c := &content{
+		Style: template.CSS(style), Hostname: p.config.Hostname, Version: p.config.Version, Now: now, Started: p.started,
 		Charts: charts(slots, now),
 	}
-	l.sum(slots)
+	c.sum(slots)
 	if p.config.NotReady != nil {
 		if err := p.config.NotReady(); err != nil {
-			l.NotReady = err.Error()
+			c.NotReady = err.Error()
 		}
 	}
 	if p.config.Sessions != nil {
 		sessions := p.config.Sessions()
 		for _, protocol := range p.config.Protocols {
-			l.Live = append(l.Live, live{protocol, sessions[protocol]})
-			l.LiveAll += sessions[protocol]
+			c.Live = append(c.Live, live{protocol, sessions[protocol]})
+			c.LiveAll += sessions[protocol]
 		}
 	}
 	if p.config.Backends != nil {
-		l.Backends = p.config.Backends()
+		c.Backends = p.config.Backends()
 	}
 	if p.config.Certificates != nil {
-		l.CertificatesAsked = true
-		l.Certificates = p.config.Certificates()
-		slices.SortFunc(l.Certificates, func(a, b Certificate) int {
+		c.CertificatesAsked = true
+		c.Certificates = p.config.Certificates()
+		slices.SortFunc(c.Certificates, func(a, b Certificate) int {
 			return cmp.Or(a.NotAfter.Compare(b.NotAfter), cmp.Compare(a.Name, b.Name))
 		})
-		if more := len(l.Certificates) - maxRows; more > 0 {
-			l.Certificates, l.MoreCertificates = l.Certificates[:maxRows], more
+		if more := len(c.Certificates) - maxRows; more > 0 {
+			c.Certificates, c.MoreCertificates = c.Certificates[:maxRows], more
 		}
 	}
 	if p.config.Accounts != nil {
-		l.Accounts = p.config.Accounts()
+		c.Accounts = p.config.Accounts()
 	}
 	if p.config.Guard != nil {
 		g := p.config.Guard()
-		l.Guard = &g
+		c.Guard = &g
 	}
-	return l
+	return c
 }
 
-func (l *look) sum(slots []slot) {
+// sum adds up the slots of the day.
+func (c *content) sum(slots []slot) {
 	var n [proxy.Outcomes]int
 	for _, s := range slots {
 		for o, k := range s {
 			n[o] += k
-			l.Attempts += k
+			c.Attempts += k
 		}
 	}
 	for o, k := range n {
 		t := total{Class: rows[o].class, Name: rows[o].name, Help: rows[o].help, N: k}
-		if l.Attempts > 0 {
-			t.Share = float64(k) / float64(l.Attempts)
+		if c.Attempts > 0 {
+			t.Share = float64(k) / float64(c.Attempts)
 		}
-		l.Totals = append(l.Totals, t)
+		c.Totals = append(c.Totals, t)
 	}
 }

@@ -152,8 +152,8 @@ func TestADayIsForgottenAfterADay(t *testing.T) {
 
 func TestScaleIsEasyToRead(t *testing.T) {
 	for n, want := range map[int]int{0: 2, 2: 2, 3: 4, 5: 10, 11: 20, 399: 400, 401: 1000, math.MaxInt: math.MaxInt} {
-		if got := nice(n); got != want {
-			t.Errorf("nice(%d) = %d, want %d", n, got, want)
+		if got := scaleMax(n); got != want {
+			t.Errorf("scaleMax(%d) = %d, want %d", n, got, want)
 		}
 	}
 }

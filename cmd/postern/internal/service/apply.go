@@ -65,7 +65,7 @@ func (s *Service) commit(ctx context.Context, h *generation, o *opening) (before
 	s.setListeners(h, o)
 	h.setStorage(s.Storage)
 	s.redaction.Store(&logs.Redaction{Privacy: h.cfg.Privacy, Names: s.pseudonyms}) // before anything of h is logged
-	s.metrics.Know(h.listenerLabels(), h.backendLabels())
+	s.metrics.AddLabels(h.listenerLabels(), h.backendLabels())
 	h.openBrakes(ctx, s.Storage)
 	s.listings.SetLimit(int64(h.cfg.Limits.ListingMemory))
 	before = s.current.Swap(h)
