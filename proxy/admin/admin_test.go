@@ -292,10 +292,10 @@ func TestServeEndsWithTheLastAnswer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	asked, proceed := make(chan struct{}), make(chan struct{})
+	requests, proceed := make(chan struct{}), make(chan struct{})
 	var s Server
 	Handle(&s, "slow", func(context.Context, struct{}) (int, error) {
-		close(asked)
+		close(requests)
 		<-proceed
 		return 7, nil
 	})
@@ -311,7 +311,7 @@ func TestServeEndsWithTheLastAnswer(t *testing.T) {
 		}
 		answered <- err
 	}()
-	<-asked
+	<-requests
 	_ = ln.Close()
 	select {
 	case err := <-served:

@@ -338,13 +338,13 @@ func (p *Pool) Watch(ctx context.Context, every time.Duration) {
 func (p *Pool) watch(ctx context.Context, m *member, every time.Duration) {
 	for ctx.Err() == nil {
 		p.probe(ctx, m)
-		pause := every - every/10 + rand.N(every/5+1)
+		wait := every - every/10 + rand.N(every/5+1)
 		if !p.steady(m) {
-			pause = min(pause, retryInterval)
+			wait = min(wait, retryInterval)
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(pause):
+		case <-time.After(wait):
 		case <-m.probeSoon:
 			sleep(ctx, settleTime)
 		}

@@ -65,7 +65,7 @@ func TestDovecotSeesTheClient(t *testing.T) {
 		{ProxyV2, behind.String(), netip.MustParseAddrPort("203.0.113.11:50001"), []string{"Login: user=<alice>", "rip=203.0.113.11,", "lip=198.51.100.7,"}},
 	} {
 		s := &Server{Name: "main", Protocol: proxy.IMAP, Address: test.address, Config: trustCA(t, d.CA)}
-		told := recordIdentified(s, test.how)
+		identified := recordIdentified(s, test.how)
 		if _, err := s.Probe(t.Context()); err != nil {
 			t.Fatalf("%v: %v", test.how, err)
 		}
@@ -82,8 +82,8 @@ func TestDovecotSeesTheClient(t *testing.T) {
 		_, _, err = s.LoginIMAP(t.Context(), withAddr(testLogin("alice", "wrong"), test.client))
 		checkRefusal(t, err, proxy.Wrong)
 		waitForLog(t, d.Log, "auth failed", "rip="+ip)
-		if want := map[bool]string{true: "2 0", false: "0 0"}[test.how == ID]; told() != want {
-			t.Errorf("%v: told %s, want %s", test.how, told(), want)
+		if want := map[bool]string{true: "2 0", false: "0 0"}[test.how == ID]; identified() != want {
+			t.Errorf("%v: told %s, want %s", test.how, identified(), want)
 		}
 	}
 }
@@ -97,7 +97,7 @@ func TestPostfixSeesTheClient(t *testing.T) {
 	imap := &Server{Name: "main", Protocol: proxy.IMAP, Address: d.IMAPS, Config: trustCA(t, d.CA)}
 	for how, client := range map[Identity]string{XCLIENT: "10.1.2.3", XCLIENTLogin: "203.0.113.9"} {
 		s := &Server{Name: "main", Protocol: proxy.Submission, Address: p.SMTP, TLS: STARTTLS, Config: trustCA(t, p.CA), Verify: Verify(imap)}
-		told := recordIdentified(s, how)
+		identified := recordIdentified(s, how)
 		if _, err := s.Probe(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -129,8 +129,8 @@ func TestPostfixSeesTheClient(t *testing.T) {
 		`)
 		method := map[Identity]string{XCLIENT: "sasl_method=PLAIN", XCLIENTLogin: "sasl_method=XCLIENT"}[how]
 		waitForLog(t, p.Log, "client=unknown["+client+"]", method, "sasl_username=alice")
-		if want := map[Identity]string{XCLIENT: "2 0", XCLIENTLogin: "1 0"}[how]; told() != want {
-			t.Errorf("%v: told %s, want %s", how, told(), want)
+		if want := map[Identity]string{XCLIENT: "2 0", XCLIENTLogin: "1 0"}[how]; identified() != want {
+			t.Errorf("%v: told %s, want %s", how, identified(), want)
 		}
 	}
 	log, err := os.ReadFile(p.Log)

@@ -39,16 +39,16 @@ func withAddr(l *proxy.Login, addr netip.AddrPort) *proxy.Login {
 // recordIdentified sets the Identity of s. The function it returns prints how
 // often a login was identified, and how often it could not be.
 func recordIdentified(s *Server, how Identity) func() string {
-	var told, not int
+	var identified, not int
 	s.Identity = how
 	s.Identified = func(ok bool) {
 		if ok {
-			told++
+			identified++
 		} else {
 			not++
 		}
 	}
-	return func() string { return fmt.Sprint(told, " ", not) }
+	return func() string { return fmt.Sprint(identified, " ", not) }
 }
 
 const ourID = `("x-session-id" "SESSION" "x-originating-ip" "203.0.113.9" "x-originating-port" "50001" ` +
@@ -93,7 +93,7 @@ func TestLoginIMAPSendsTheClientsIdentity(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s, _ := startServer(t, proxy.IMAP, None, test.script)
-			told := recordIdentified(s, ID)
+			identified := recordIdentified(s, ID)
 			l := withAddr(testLogin(account, password), customer)
 			l.Hello.ID = map[string]string{
 				"name": "Mail", "version": "1.0 (x)", "x-originating-ip": "10.0.0.1", "X-Session-ID": "x", "x-forward-y": "z",
@@ -104,8 +104,8 @@ func TestLoginIMAPSendsTheClientsIdentity(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = conn.Close()
-			if want := "IMAP4rev1 IDLE"; capabilities != want || told() != "1 0" {
-				t.Errorf("capabilities = %q, want %q; told %s", capabilities, want, told())
+			if want := "IMAP4rev1 IDLE"; capabilities != want || identified() != "1 0" {
+				t.Errorf("capabilities = %q, want %q; told %s", capabilities, want, identified())
 			}
 		})
 	}
@@ -117,23 +117,23 @@ func TestLoginIMAPWithoutID(t *testing.T) {
 		C: P1 AUTHENTICATE PLAIN *
 		S: P1 OK [CAPABILITY IMAP4rev1] in`
 	for _, test := range []struct {
-		script, told string
-		how          Identity
-		client       netip.AddrPort
+		script, identified string
+		how                Identity
+		client             netip.AddrPort
 	}{
 		{script, "0 1", ID, customer},
 		{script, "0 0", ID, netip.AddrPort{}},
 		{strings.Replace(script, "SASL-IR", "SASL-IR ID", 1), "0 0", Anonymous, customer},
 	} {
 		s, _ := startServer(t, proxy.IMAP, None, test.script)
-		told := recordIdentified(s, test.how)
+		identified := recordIdentified(s, test.how)
 		conn, _, err := s.LoginIMAP(t.Context(), withAddr(testLogin(account, password), test.client))
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = conn.Close()
-		if told() != test.told {
-			t.Errorf("%v for %v: told %s, want %s", test.how, test.client, told(), test.told)
+		if identified() != test.identified {
+			t.Errorf("%v for %v: told %s, want %s", test.how, test.client, identified(), test.identified)
 		}
 	}
 }
@@ -186,7 +186,7 @@ func TestLoginSMTPSendsTheClientsIdentity(t *testing.T) {
 				S: 250 AUTH PLAIN
 				C: AUTH PLAIN `+plain+`
 				S: 235 in`)
-			told := recordIdentified(s, XCLIENT)
+			identified := recordIdentified(s, XCLIENT)
 			l := withAddr(testSMTPLogin(password, "SIZE 10"), test.client)
 			l.Hello.Name = test.helo
 			conn, err := s.LoginSMTP(t.Context(), l)
@@ -194,8 +194,8 @@ func TestLoginSMTPSendsTheClientsIdentity(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = conn.Close()
-			if got, want := seen.String(), "dialed ok, login true"; got != want || told() != "1 0" {
-				t.Errorf("events: %s, want %s; told %s", got, want, told())
+			if got, want := seen.String(), "dialed ok, login true"; got != want || identified() != "1 0" {
+				t.Errorf("events: %s, want %s; told %s", got, want, identified())
 			}
 		})
 	}
@@ -218,14 +218,14 @@ func TestLoginSMTPWithoutXCLIENT(t *testing.T) {
 		s, _ := startServer(t, proxy.Submission, None, smtpOpening(offered, "AUTH PLAIN")+`
 			C: AUTH PLAIN *
 			S: 235 in`)
-		told := recordIdentified(s, XCLIENT)
+		identified := recordIdentified(s, XCLIENT)
 		conn, err := s.LoginSMTP(t.Context(), withAddr(testSMTPLogin(password), customer))
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = conn.Close()
-		if told() != "0 1" {
-			t.Errorf("%s: told %s, want 0 1", offered, told())
+		if identified() != "0 1" {
+			t.Errorf("%s: told %s, want 0 1", offered, identified())
 		}
 	}
 }
@@ -254,22 +254,22 @@ func TestLoginSMTPVouchesOnlyForWhatIMAPHasAccepted(t *testing.T) {
 		C: Q LOGOUT
 		S: * BYE
 		S: <EOF>`
-	imap, asked := startServer(t, proxy.IMAP, None, right)
+	imap, requests := startServer(t, proxy.IMAP, None, right)
 	s, seen := startServer(t, proxy.Submission, None, smtpOpening(postfix, "SIZE 10")+`
 		C: XCLIENT * LOGIN=alice@example.org ADDR=203.0.113.9
 		S: 220 mx.example ESMTP
 		C: EHLO client.example
 		S: 250-mx.example
 		S: 250 SIZE 10`)
-	told := recordIdentified(s, XCLIENTLogin)
+	identified := recordIdentified(s, XCLIENTLogin)
 	s.Verify = Verify(imap)
 	conn, err := s.LoginSMTP(t.Context(), withAddr(testSMTPLogin(password, "SIZE 10"), customer))
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = conn.Close()
-	if got, want := asked.String()+"; "+seen.String(), "dialed ok, login true; dialed ok, login true"; got != want || told() != "1 0" {
-		t.Errorf("events: %s, want %s; told %s", got, want, told())
+	if got, want := requests.String()+"; "+seen.String(), "dialed ok, login true; dialed ok, login true"; got != want || identified() != "1 0" {
+		t.Errorf("events: %s, want %s; told %s", got, want, identified())
 	}
 
 	for answer, want := range map[string]verdict{"S: P1 NO no": wrong, "S: P1 NO [UNAVAILABLE]": unavailable, "S: P1 BAD what": doubtful} {

@@ -38,7 +38,7 @@ func TestProbeAsksForAClientOutside(t *testing.T) {
 	} {
 		for _, how := range []Identity{XCLIENT, XCLIENTLogin} {
 			s, _ := startServer(t, proxy.Submission, None, xclientScript("192.0.2.1", test.before, test.after)+quits)
-			told := recordIdentified(s, how)
+			identified := recordIdentified(s, how)
 			report, err := s.Probe(t.Context())
 			if err != nil {
 				t.Errorf("%s: %v", test.name, err)
@@ -50,8 +50,8 @@ func TestProbeAsksForAClientOutside(t *testing.T) {
 			if got := strings.Join(report.Mechanisms, ","); got != test.mechanisms {
 				t.Errorf("%s: mechanisms %s, want %s", test.name, got, test.mechanisms)
 			}
-			if told() != "0 0" {
-				t.Errorf("a probe counts as a login: %s", told())
+			if identified() != "0 0" {
+				t.Errorf("a probe counts as a login: %s", identified())
 			}
 		}
 	}

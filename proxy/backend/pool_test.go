@@ -490,14 +490,14 @@ func TestPoolIsProbedAgainWhenAServerLacksWhatWasAnnounced(t *testing.T) {
 func TestPoolBlamesAMemberForNothingOfOthers(t *testing.T) {
 	p, _ := newTestPool(proxy.Submission, &Server{Address: "a:1"}, &Server{Address: "b:1"})
 	other := &Server{Name: "main", Protocol: proxy.IMAP}
-	asked := 0
+	requests := 0
 	_, err := p.login(t.Context(), testLogin(account, password), func(*Server) (*Conn, error) {
-		asked++
+		requests++
 		return nil, other.unsent(errors.New("away"))
 	})
 	checkRefusal(t, err, proxy.Unavailable)
-	if asked != 1 || p.all()[0].health.probed || p.all()[1].health.probed {
-		t.Errorf("%d members were asked, want 1, and none blamed", asked)
+	if requests != 1 || p.all()[0].health.probed || p.all()[1].health.probed {
+		t.Errorf("%d members were asked, want 1, and none blamed", requests)
 	}
 }
 
@@ -520,24 +520,24 @@ func TestPoolBelievesNoClientAboutItsMembers(t *testing.T) {
 // try the next one.
 func TestPoolBlamesNoMemberForWantOfDescriptors(t *testing.T) {
 	p, _ := newTestPool(proxy.IMAP, &Server{Address: "a:1"}, &Server{Address: "b:1"})
-	asked := 0
+	requests := 0
 	try := func() error {
 		_, err := p.login(t.Context(), testLogin(account, password), func(s *Server) (*Conn, error) {
-			asked++
+			requests++
 			return nil, s.unsent(&net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.EMFILE)})
 		})
 		return err
 	}
 	checkRefusal(t, try(), proxy.Unavailable)
-	if asked != 1 || p.all()[0].health.probed || p.all()[1].health.probed {
-		t.Errorf("%d members were asked, want 1, and none blamed", asked)
+	if requests != 1 || p.all()[0].health.probed || p.all()[1].health.probed {
+		t.Errorf("%d members were asked, want 1, and none blamed", requests)
 	}
 	full := errors.New("no descriptor is left")
 	p.CheckResources = func() error { return full }
 	err := try()
 	checkRefusal(t, err, proxy.Unavailable)
-	if asked != 1 || !errors.Is(err, full) {
-		t.Errorf("without room %d members were asked, want none more; %v", asked, err)
+	if requests != 1 || !errors.Is(err, full) {
+		t.Errorf("without room %d members were asked, want none more; %v", requests, err)
 	}
 }
 

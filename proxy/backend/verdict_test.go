@@ -174,7 +174,7 @@ func TestEveryAnswerHasItsVerdict(t *testing.T) {
 
 // Criterion: The kind of a server is guessed from its greeting and its answer to ID; a configured one is believed.
 func TestKindIsGuessedFromTheServersWords(t *testing.T) {
-	for said, want := range map[string]Kind{
+	for received, want := range map[string]Kind{
 		"Dovecot (Debian) ready.":                                           Dovecot,
 		"mx.example.org Cyrus IMAP 3.6.1-Debian server ready":               Cyrus,
 		"Courier-IMAP ready. Copyright 1998-2021 Double Precision, Inc":     Courier,
@@ -194,8 +194,8 @@ func TestKindIsGuessedFromTheServersWords(t *testing.T) {
 		"":                                                                  Other,
 		"exim.example.org IMAP server":                                      Other,
 	} {
-		if got := guessKind(said); got != want {
-			t.Errorf("guessKind(%q) = %v, want %v", said, got, want)
+		if got := guessKind(received); got != want {
+			t.Errorf("guessKind(%q) = %v, want %v", received, got, want)
 		}
 	}
 	if got := guessKind("ready", `("name" "Cyrus IMAPD")`); got != Cyrus {

@@ -190,7 +190,7 @@ func (m *manager) issue(ctx context.Context, name string, o *order) {
 func (m *manager) obtainAllowed(ctx context.Context, name string, o *order) error {
 	d := m.onDemand
 	if !o.allowed.Load() {
-		allowed, err := d.askHook(ctx, name)
+		allowed, err := d.hookAllows(ctx, name)
 		if err != nil && d.takeLocking(&d.warnings) {
 			m.log.Warn("nobody says whether a name may have a certificate", "name", name, "err", err)
 		}
@@ -282,8 +282,8 @@ func (d *onDemand) takeLocking(w *window) bool {
 	return w.take(time.Now())
 }
 
-// askHook asks the hook whether name may have a certificate.
-func (d *onDemand) askHook(ctx context.Context, name string) (bool, error) {
+// hookAllows asks the hook whether name may have a certificate.
+func (d *onDemand) hookAllows(ctx context.Context, name string) (bool, error) {
 	u, err := url.Parse(d.config.Ask)
 	if err != nil {
 		return false, fmt.Errorf("ask: %w", err)
@@ -312,7 +312,7 @@ func (m *manager) stillAllowed(ctx context.Context, name string) error {
 	d := m.onDemand
 	allowed := d != nil && d.allowed.has(name)
 	if d != nil && !allowed && d.config.Ask != "" {
-		answer, err := d.askHook(ctx, name)
+		answer, err := d.hookAllows(ctx, name)
 		allowed = answer || err != nil
 	}
 	if !allowed {

@@ -162,8 +162,8 @@ func TestStoredCertificateIsLoadedWithoutAskingTheHook(t *testing.T) {
 }
 
 func TestInvalidNamesAreNotOrdered(t *testing.T) {
-	var asked atomic.Int64
-	hook := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	var requests atomic.Int64
+	hook := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { requests.Add(1) }))
 	t.Cleanup(hook.Close)
 	s := openStore(t, Config{RefuseUnknown: true, ACME: &ACME{OnDemand: &OnDemand{Ask: hook.URL, PerHour: 5}}})
 	for _, name := range []string{"", "localhost", "192.0.2.1", "a..example.org", "../x.example.org", "*.example.org", "a_b.example.org", strings.Repeat("a.", 127) + "org"} {
@@ -171,16 +171,16 @@ func TestInvalidNamesAreNotOrdered(t *testing.T) {
 			t.Errorf("%q: %v, %v, want neither", name, cert, err)
 		}
 	}
-	if got := asked.Load(); got != 0 {
+	if got := requests.Load(); got != 0 {
 		t.Errorf("the hook was asked %d times", got)
 	}
 }
 
 // Criterion: the hook of certificates on demand is asked with ?domain=, once a minute for a name, and 20 times a second at most.
 func TestHookIsAskedWithinLimits(t *testing.T) {
-	var asked atomic.Int64
+	var requests atomic.Int64
 	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asked.Add(1)
+		requests.Add(1)
 		if r.URL.Query().Get("key") != "k" || !strings.HasSuffix(r.URL.Query().Get("domain"), ".example.org") {
 			t.Errorf("asked for %s", r.URL)
 		}
@@ -194,7 +194,7 @@ func TestHookIsAskedWithinLimits(t *testing.T) {
 			t.Errorf("a name that the hook does not allow: %v, %v, want neither", cert, err)
 		}
 	}
-	if got := asked.Load(); got != 1 {
+	if got := requests.Load(); got != 1 {
 		t.Errorf("one name was asked for %d times", got)
 	}
 	var flood sync.WaitGroup
@@ -203,8 +203,8 @@ func TestHookIsAskedWithinLimits(t *testing.T) {
 		flood.Go(func() { _, _ = s.GetCertificate(newHello(fmt.Sprintf("x%d.example.org", i))) })
 	}
 	flood.Wait()
-	if most := int64(maxQuestions * (2 + time.Since(began)/questionsWindow)); asked.Load() > most {
-		t.Errorf("500 names were asked for %d times in %v, want at most %d", asked.Load(), time.Since(began), most)
+	if most := int64(maxQuestions * (2 + time.Since(began)/questionsWindow)); requests.Load() > most {
+		t.Errorf("500 names were asked for %d times in %v, want at most %d", requests.Load(), time.Since(began), most)
 	}
 	if denied.count(proxy.DeniedLimit) == 0 || denied.count(proxy.DeniedUnknown) == 0 {
 		t.Errorf("the denials are %q", denied.reasons)

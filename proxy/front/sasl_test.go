@@ -77,18 +77,18 @@ func TestBearerTokensLogIn(t *testing.T) {
 
 // Criterion: A token that is wrong has a failure challenge, which the client answers before the refusal: RFC 7628 section 3.2.3.
 func TestBearerTokenThatIsWrongHasAChallenge(t *testing.T) {
-	const said = `{"status":"invalid_token","scope":"mail","openid-configuration":"https://example.org/.well-known/openid-configuration"}`
+	const received = `{"status":"invalid_token","scope":"mail","openid-configuration":"https://example.org/.well-known/openid-configuration"}`
 	for _, p := range saslDialogues {
 		for _, m := range bearers {
 			for _, test := range []struct{ user, challenge, answer string }{
 				{"bob", `{"status":"invalid_token"}`, "AQ=="},
 				{"bob", `{"status":"invalid_token"}`, ""},
-				{"carol", said, "*"},
+				{"carol", received, "*"},
 				{"dave", `{"status":"invalid_token"}`, "AQ=="},
 				{"", `{"status":"invalid_request"}`, "AQ=="},
 			} {
 				f := startInTLSWithOffer(t, p.protocol, 0, oauthOffer)
-				f.answer["carol"] = &proxy.Refusal{Reason: proxy.Wrong, Challenge: []byte(said)}
+				f.answer["carol"] = &proxy.Refusal{Reason: proxy.Wrong, Challenge: []byte(received)}
 				f.answer["dave"] = &proxy.Refusal{Reason: proxy.Wrong, Challenge: []byte(strings.Repeat("x", 9000))}
 				f.play(t, p.greeting+`
 					C: `+p.command+m.name+" "+string(m.message(nil, test.user, []byte(token)))+`
@@ -246,16 +246,16 @@ func TestClientThatLeavesItsChallengeUnansweredIsGone(t *testing.T) {
 func TestOfferIsFixedPerConnection(t *testing.T) {
 	for _, p := range saslDialogues {
 		tp := &scriptedConn{in: strings.NewReader("a CAPABILITY\r\nEHLO x\r\nAUTH\r\na CAPABILITY\r\nEHLO x\r\nAUTH\r\n")}
-		asked := 0
+		requests := 0
 		d := newDialogue(p.protocol, withTLS(proxy.NewConn(tp, proxy.Client{}, nil, 0)), Options{Offer: func() proxy.Offer {
-			if asked++; asked > 1 {
+			if requests++; requests > 1 {
 				return proxy.Offer{}
 			}
 			return oauthOffer
 		}})
 		_, _ = d.Login(t.Context())
-		if got := strings.Count(tp.out.String(), "OAUTHBEARER"); got < 2 || asked != 1 {
-			t.Errorf("%s: OAUTHBEARER announced %d times, offer asked for %d times", p.protocol, got, asked)
+		if got := strings.Count(tp.out.String(), "OAUTHBEARER"); got < 2 || requests != 1 {
+			t.Errorf("%s: OAUTHBEARER announced %d times, offer asked for %d times", p.protocol, got, requests)
 		}
 	}
 }

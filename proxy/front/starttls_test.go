@@ -568,7 +568,7 @@ func TestRefuserGreetsWithTheReason(t *testing.T) {
 		proxy.POP3:       `-ERR `,
 		proxy.Submission: `554 5.7.0 `,
 	} {
-		for text, said := range map[string]string{
+		for text, received := range map[string]string{
 			"": closedPort,
 			"use port 995 with SSL/TLS, see https://example.org/mail": "use port 995 with SSL/TLS, see https://example.org/mail",
 		} {
@@ -578,7 +578,7 @@ func TestRefuserGreetsWithTheReason(t *testing.T) {
 				Text:     func(proxy.Reason, string) string { return text },
 			})
 			f.play(t, `
-				S: `+want+said+` (session *)
+				S: `+want+received+` (session *)
 				S: <EOF>
 			`)
 			f.observed.wantAttempts(t, "plaintext other ")

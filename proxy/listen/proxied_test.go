@@ -207,10 +207,10 @@ func TestProxiedBehindARealHAProxy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		said := make(chan error, 1)
+		received := make(chan error, 1)
 		go func() {
 			_, err := io.WriteString(proxytest.ClientTLS(client, pool), "hello")
-			said <- err
+			received <- err
 		}()
 		server, err := ln.Accept()
 		if err != nil {
@@ -225,7 +225,7 @@ func TestProxiedBehindARealHAProxy(t *testing.T) {
 		if n, err := secure.Read(b); string(b[:n]) != "hello" {
 			t.Errorf("%s: read %q, %v", version, b[:n], err)
 		}
-		if err := <-said; err != nil {
+		if err := <-received; err != nil {
 			t.Error(err)
 		}
 		_, _, _ = client.Close(), server.Close(), ln.Close()

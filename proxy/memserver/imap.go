@@ -64,7 +64,7 @@ type user struct {
 	uidValidity uint32 // of the next mailbox
 }
 
-// special holds the uses of mailboxes by their names: RFC 6154.
+// special are the special-use attributes of mailboxes, by name: RFC 6154.
 var special = map[string]imap.MailboxAttr{"Sent": imap.MailboxAttrSent, "Trash": imap.MailboxAttrTrash}
 
 func newUser(password string, uidValidity uint32) *user {
@@ -81,7 +81,7 @@ func newUser(password string, uidValidity uint32) *user {
 	return u
 }
 
-// create makes a mailbox, or makes it anew: with another UIDVALIDITY.
+// create makes a mailbox. An existing one is replaced, with another UIDVALIDITY.
 func (u *user) create(name string) {
 	u.mailboxes[name] = newMailbox(u.uidValidity)
 	u.subscribed[name] = true
@@ -109,7 +109,7 @@ type session struct {
 	readOnly bool
 }
 
-// Close tells the server that the session has ended.
+// Close ends the session.
 func (s *session) Close() error {
 	defer s.server.conns.end()
 	if s.view != nil {
@@ -127,10 +127,10 @@ func (s *session) Login(name, password string) error {
 	return nil
 }
 
-// AppendLimit is what APPEND takes at most, in bytes.
+// AppendLimit returns the largest message that APPEND accepts, in bytes.
 func (s *session) AppendLimit() uint32 { return MaxMessageSize }
 
-// Namespace says that all mailboxes are the user's own.
+// Namespace returns one personal namespace for all mailboxes.
 func (s *session) Namespace() (*imap.NamespaceData, error) {
 	return &imap.NamespaceData{Personal: []imap.NamespaceDescriptor{{Delim: delimiter}}}, nil
 }
@@ -198,7 +198,7 @@ func (s *session) Rename(name, newName string, _ *imap.RenameOptions) error {
 	return nil
 }
 
-// Subscribe remembers a name for LSUB.
+// Subscribe adds a name for LSUB.
 func (s *session) Subscribe(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -209,7 +209,7 @@ func (s *session) Subscribe(name string) error {
 	return nil
 }
 
-// Unsubscribe forgets a name for LSUB.
+// Unsubscribe removes a name for LSUB.
 func (s *session) Unsubscribe(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -247,7 +247,7 @@ func (s *session) List(w *imapserver.ListWriter, ref string, patterns []string, 
 	return nil
 }
 
-// Status describes a mailbox; the library picks what was asked for.
+// Status describes a mailbox; the library selects the items of the request.
 func (s *session) Status(name string, _ *imap.StatusOptions) (*imap.StatusData, error) {
 	box, err := s.mailbox(name)
 	if err != nil {
@@ -256,7 +256,7 @@ func (s *session) Status(name string, _ *imap.StatusOptions) (*imap.StatusData, 
 	return box.status(name), nil
 }
 
-// Append adds a message; the library has checked its size.
+// Append adds a message, whose size the library has checked.
 func (s *session) Append(name string, r imap.LiteralReader, options *imap.AppendOptions) (*imap.AppendData, error) {
 	box, err := s.mailbox(name)
 	if err != nil {
@@ -273,7 +273,7 @@ func (s *session) Append(name string, r imap.LiteralReader, options *imap.Append
 	return &imap.AppendData{UIDValidity: box.uidValidity, UID: box.append(raw, date, options.Flags)}, nil
 }
 
-// Poll tells the client what has changed.
+// Poll sends the changes of the mailbox.
 func (s *session) Poll(w *imapserver.UpdateWriter, allowExpunge bool) error {
 	if s.view == nil {
 		return nil
@@ -281,7 +281,7 @@ func (s *session) Poll(w *imapserver.UpdateWriter, allowExpunge bool) error {
 	return s.view.Poll(w, allowExpunge)
 }
 
-// Idle tells the client what changes.
+// Idle sends the changes of the mailbox as they happen.
 func (s *session) Idle(w *imapserver.UpdateWriter, stop <-chan struct{}) error {
 	if s.view == nil {
 		<-stop
@@ -290,8 +290,8 @@ func (s *session) Idle(w *imapserver.UpdateWriter, stop <-chan struct{}) error {
 	return s.view.Idle(w, stop)
 }
 
-// Expunge removes messages that are marked; uids nil: all of them. After
-// EXAMINE it removes nothing.
+// Expunge removes messages with \Deleted; uids nil: all of them. After EXAMINE it
+// removes nothing.
 func (s *session) Expunge(_ *imapserver.ExpungeWriter, uids *imap.UIDSet) error {
 	if !s.readOnly {
 		s.box.remove(func(m *message) bool {
@@ -301,7 +301,7 @@ func (s *session) Expunge(_ *imapserver.ExpungeWriter, uids *imap.UIDSet) error 
 	return nil // Poll says which
 }
 
-// Search looks for messages.
+// Search searches messages.
 func (s *session) Search(kind imapserver.NumKind, criteria *imap.SearchCriteria, _ *imap.SearchOptions) (*imap.SearchData, error) {
 	var data imap.SearchData
 	var seqs imap.SeqSet
@@ -330,8 +330,8 @@ func (s *session) Search(kind imapserver.NumKind, criteria *imap.SearchCriteria,
 	return &data, nil
 }
 
-// Fetch sends parts of messages, as they were when it began: a client that
-// stops reading does not hold the mailbox.
+// Fetch sends parts of messages as they were when it began: a client that stops
+// reading does not block the mailbox.
 func (s *session) Fetch(w *imapserver.FetchWriter, set imap.NumSet, options *imap.FetchOptions) error {
 	read := !s.readOnly && slices.ContainsFunc(options.BodySection, func(b *imap.FetchItemBodySection) bool { return !b.Peek })
 	type numbered struct {
@@ -354,7 +354,8 @@ func (s *session) Fetch(w *imapserver.FetchWriter, set imap.NumSet, options *ima
 	return nil
 }
 
-// write answers a FETCH. UID comes first: clients match the rest by it.
+// write writes a FETCH response. UID comes first, because clients match the other
+// items by it.
 func (m *message) write(w *imapserver.FetchResponseWriter, options *imap.FetchOptions) (err error) {
 	// After an error, too: until then nothing else can be written, not even BYE.
 	defer func() { err = errors.Join(err, w.Close()) }()

@@ -11,8 +11,8 @@ import (
 	"github.com/emersion/go-imap/v2/imapserver"
 )
 
-// A message is a mail in a mailbox. Its flags belong to the mailbox's lock and
-// are replaced, never changed, so that a copy of the message stays as it is.
+// A message is a mail in a mailbox. Its flags are guarded by the mailbox's lock
+// and are replaced, never changed, so that a copy of the message stays as it is.
 type message struct {
 	uid   imap.UID
 	raw   []byte
@@ -42,10 +42,9 @@ func (m *message) store(op imap.StoreFlagsOp, flags []imap.Flag) {
 	}
 }
 
-// section returns what BODY[...] asks for. The whole message, its header and
-// its text are cut out of it byte for byte; the library's extraction would
-// write the header anew, and shows nothing of a message whose header it cannot
-// parse.
+// section returns a BODY[...] section. The whole message, its header and its text
+// are slices of it; the library's extraction would write the header again, and
+// return nothing of a message whose header it cannot parse.
 func (m *message) section(item *imap.FetchItemBodySection) []byte {
 	header, text := m.split()
 	b := m.raw
@@ -64,7 +63,7 @@ func (m *message) section(item *imap.FetchItemBodySection) []byte {
 	return b
 }
 
-// split cuts the message after the first blank line; without one all of it is
+// split cuts the message after the first blank line. Without one all of it is
 // header.
 func (m *message) split() (header, text []byte) {
 	rest := m.raw
@@ -84,7 +83,7 @@ func (m *message) split() (header, text []byte) {
 // A mailbox holds messages in the order of their UIDs.
 type mailbox struct {
 	uidValidity uint32
-	tracker     *imapserver.MailboxTracker // what each session has yet to be told
+	tracker     *imapserver.MailboxTracker // changes that each session has not yet been sent
 
 	mu       sync.Mutex
 	messages []*message
@@ -105,7 +104,7 @@ func (b *mailbox) append(raw []byte, date time.Time, flags []imap.Flag) imap.UID
 	return m.uid
 }
 
-// remove expunges the messages that are in doomed.
+// remove expunges the messages for which doomed returns true.
 func (b *mailbox) remove(doomed func(*message) bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -148,7 +147,7 @@ func (b *mailbox) flags() []imap.Flag {
 	return all.flags
 }
 
-// sel begins a session's view of the mailbox.
+// selectData begins a session's view of the mailbox.
 func (b *mailbox) selectData() (*imap.SelectData, *imapserver.SessionTracker) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -163,8 +162,8 @@ func (b *mailbox) selectData() (*imap.SelectData, *imapserver.SessionTracker) {
 	}, b.tracker.NewSession()
 }
 
-// each calls f with the messages in set that the view has been told of, and
-// with their numbers in the mailbox and in the view. The lock is held.
+// each calls f with the messages in set that the view knows, and with their
+// numbers in the mailbox and in the view. The lock must be held.
 func (b *mailbox) each(view *imapserver.SessionTracker, set imap.NumSet, f func(m *message, num, seen uint32)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -177,7 +176,7 @@ func (b *mailbox) each(view *imapserver.SessionTracker, set imap.NumSet, f func(
 	}
 }
 
-// resolve gives the asterisk its meaning: the last message.
+// resolve replaces * by the last message.
 func (b *mailbox) resolve(set imap.NumSet) func(uid imap.UID, seq uint32) bool {
 	switch set := set.(type) {
 	case imap.UIDSet:
@@ -200,7 +199,7 @@ func (b *mailbox) resolve(set imap.NumSet) func(uid imap.UID, seq uint32) bool {
 	return func(imap.UID, uint32) bool { return false }
 }
 
-// resolveRange puts a range in order; 0 is the asterisk.
+// resolveRange returns a range in ascending order; 0 means *.
 func resolveRange[N imap.UID | uint32](start, stop, last N) (N, N) {
 	if start == 0 {
 		start = last

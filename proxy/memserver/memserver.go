@@ -1,6 +1,6 @@
-// Package memserver serves mail that lives in memory: an IMAP server and an
-// SMTP server that delivers into it. It is the mail server of the demo and of
-// tests. Messages stay as they came, byte for byte.
+// Package memserver has mail servers in memory: an IMAP server, and an SMTP
+// server that delivers into it, for the demo and for tests. Messages are kept
+// byte for byte.
 package memserver
 
 import (
@@ -23,30 +23,28 @@ import (
 // MaxMessageSize is the largest message that either server takes, in bytes.
 const MaxMessageSize = 64 << 20
 
-// An Account is a user of both servers, with the mailboxes INBOX, Sent and
-// Trash. SMTP delivers to it what is addressed to User, or to User at any
-// domain.
+// An Account is a user of both servers, with the mailboxes INBOX, Sent and Trash.
+// SMTP delivers mail to User, and to User at any domain.
 type Account struct{ User, Password string }
 
-// Options of a [Server]. The zero value serves nobody.
+// Options of a [Server]. The zero value has no accounts.
 type Options struct {
 	Accounts []Account
-	// UIDValidity is that of every INBOX; 0 stands for 1. A server whose mail is
-	// gone when it ends should not begin with the same one again, or clients
-	// take new messages for old ones.
+	// UIDValidity is that of every INBOX; 0 means 1. A server whose mail is lost
+	// when it ends must not use the same one again, or clients take new messages for
+	// old ones.
 	UIDValidity uint32
-	// TLS offers STARTTLS; nil: not offered. A listener that speaks TLS from
-	// the first byte (tls.NewListener) needs none. Passwords are taken with and
-	// without TLS.
+	// TLS offers STARTTLS; nil: it is not offered. A listener with implicit TLS
+	// (tls.NewListener) needs none. Passwords are accepted with and without TLS.
 	TLS *tls.Config
 	// Accepted is called for each message that SMTP has accepted, before it is
 	// delivered and answered; nil: it is not called. It must not keep raw.
 	Accepted func(from string, to []string, raw []byte)
-	// Log gets what goes wrong inside; nil: nobody.
+	// Log gets internal errors; nil: they are dropped.
 	Log *slog.Logger
 }
 
-// A Server is an IMAP and an SMTP server on the same mail. Its methods may be
+// A Server is an IMAP and an SMTP server with the same mail. Its methods may be
 // called by several goroutines.
 type Server struct {
 	users    map[string]*user
@@ -57,7 +55,7 @@ type Server struct {
 	serving  sync.WaitGroup // ServeIMAP and ServeSMTP
 }
 
-// New returns a Server that listens nowhere yet.
+// New returns a Server without listeners.
 func New(o Options) *Server {
 	logger := o.Log
 	if logger == nil {
@@ -99,8 +97,8 @@ func (s *Server) serve(ln net.Listener, serve func(net.Listener) error) error {
 	return nil
 }
 
-// Close closes all listeners and connections and waits until none is served
-// any more. The mail is lost. Closing twice is allowed.
+// Close closes all listeners and connections, and waits until all sessions have
+// ended. The mail is lost. Closing twice is allowed.
 func (s *Server) Close() error {
 	err := s.conns.close()
 	s.serving.Wait()
@@ -112,7 +110,7 @@ func (s *Server) Close() error {
 	return err
 }
 
-// Append adds a message to the INBOX of an account, as it stands.
+// Append adds a message to the INBOX of an account, unchanged.
 func (s *Server) Append(name string, raw []byte) error {
 	u, ok := s.users[name]
 	if !ok {

@@ -9,8 +9,7 @@ import (
 //go:embed samples/*.eml
 var samples embed.FS
 
-// Samples returns the messages of the demo, with CRLF line ends whatever the
-// checkout made of them.
+// Samples returns the messages of the demo, with CRLF line ends in any checkout.
 func Samples() [][]byte {
 	entries, err := samples.ReadDir("samples")
 	if err != nil {

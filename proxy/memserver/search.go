@@ -10,8 +10,8 @@ import (
 	"github.com/emersion/go-imap/v2"
 )
 
-// matches reports whether a message, seq in the view, is what c asks for. The
-// lock is held.
+// matches reports whether a message, seq in the view, matches c. The lock must be
+// held.
 func (b *mailbox) matches(m *message, seq uint32, c *imap.SearchCriteria) bool {
 	in := func(set imap.NumSet) bool { return b.resolve(set)(m.uid, seq) }
 	return all(c.SeqNum, func(set imap.SeqSet) bool { return in(set) }) &&
@@ -33,13 +33,13 @@ func all[T any](list []T, ok func(T) bool) bool {
 	return !slices.ContainsFunc(list, func(v T) bool { return !ok(v) })
 }
 
-// containsFold looks at bytes, not at what they encode.
+// containsFold compares bytes, without decoding them.
 func containsFold(b []byte, text string) bool {
 	return bytes.Contains(bytes.ToLower(b), bytes.ToLower([]byte(text)))
 }
 
-// hasField reports whether a field contains the value; an empty one is in
-// every field.
+// hasField reports whether a field contains the value; every field contains the
+// empty value.
 func (m *message) hasField(want imap.SearchCriteriaHeaderField) bool {
 	header, _ := m.split()
 	parsed, err := mail.ReadMessage(bytes.NewReader(header))
@@ -54,7 +54,7 @@ func (m *message) hasField(want imap.SearchCriteriaHeaderField) bool {
 	return false
 }
 
-// sent returns the time in the Date field, if any.
+// sent returns the time of the Date field, or the zero time.
 func (m *message) sent() time.Time {
 	header, _ := m.split()
 	parsed, err := mail.ReadMessage(bytes.NewReader(header))
@@ -68,7 +68,7 @@ func (m *message) sent() time.Time {
 	return date
 }
 
-// within compares days and disregards time zones: RFC 3501 section 6.4.4.
+// within compares days without time zones: RFC 3501 section 6.4.4.
 func within(t, since, before time.Time) bool {
 	t = time.Date(t.Year(), t.Month(), t.Day(), 0, 0, 0, 0, time.UTC)
 	return !t.Before(since) && (before.IsZero() || t.Before(before))

@@ -41,7 +41,7 @@ var (
 	errNoMailbox    = &smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 1, 1}, Message: "No such user here, and this server sends nothing away"}
 )
 
-// A submission is what an SMTP client has said so far.
+// A submission is the state of an SMTP session.
 type submission struct {
 	server  *Server
 	user    string // authenticated
@@ -97,7 +97,7 @@ func (s *submission) Rcpt(to string, _ *smtp.RcptOptions) error {
 	return nil
 }
 
-// Data is part of smtp.Session. The message is delivered as it came.
+// Data is part of smtp.Session. The message is delivered unchanged.
 func (s *submission) Data(r io.Reader) error {
 	raw, err := io.ReadAll(r)
 	if err != nil {

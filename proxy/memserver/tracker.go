@@ -6,12 +6,12 @@ import (
 	"sync"
 )
 
-// A tracker knows the listeners and connections of a Server, so that Close can
-// end them: the libraries do not wait for theirs, and lose sight of those that
-// are accepted while they close.
+// A tracker has the listeners and connections of a Server, so that Close can end
+// them: the libraries do not wait for theirs, and do not know those that are
+// accepted while they close.
 type tracker struct {
 	mu        sync.Mutex
-	left      sync.Cond // a session has ended
+	ended     sync.Cond // a session has ended
 	closed    bool
 	listeners map[*trackedListener]struct{}
 	conns     map[*trackedConn]struct{}
@@ -19,7 +19,7 @@ type tracker struct {
 }
 
 func (t *tracker) init() {
-	t.left.L = &t.mu
+	t.ended.L = &t.mu
 	t.listeners = make(map[*trackedListener]struct{})
 	t.conns = make(map[*trackedConn]struct{})
 }
@@ -37,7 +37,7 @@ func (t *tracker) listener(ln net.Listener, serving *sync.WaitGroup) (net.Listen
 	return tracked, nil
 }
 
-// enter counts a session, unless the tracker is closed.
+// begin counts a session, unless the tracker is closed.
 func (t *tracker) begin() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -51,10 +51,10 @@ func (t *tracker) end() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.sessions--
-	t.left.Broadcast()
+	t.ended.Broadcast()
 }
 
-// close closes everything known; what comes later is closed at once.
+// close closes all listeners and connections. Later ones are closed at once.
 func (t *tracker) close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -76,7 +76,7 @@ func (t *tracker) wait() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for t.sessions > 0 {
-		t.left.Wait()
+		t.ended.Wait()
 	}
 }
 
@@ -100,7 +100,7 @@ func (l *trackedListener) Accept() (net.Conn, error) {
 	return tracked, nil
 }
 
-// Close closes the listener once: the libraries close it, too.
+// Close closes the listener once, because the libraries close it, too.
 func (l *trackedListener) Close() error {
 	l.tracker.mu.Lock()
 	defer l.tracker.mu.Unlock()

@@ -16,10 +16,10 @@ import (
 func TestBYEIsSentBetweenTwoResponses(t *testing.T) {
 	long := strings.Repeat("x", 200)
 	for _, test := range []struct {
-		said   string        // the last octets of the server
-		before time.Duration // how long before the end
-		reason proxy.Reason
-		want   string
+		received string        // the last octets of the server
+		before   time.Duration // how long before the end
+		reason   proxy.Reason
+		want     string
 	}{
 		{"+ idling\r\n", time.Minute, proxy.ShuttingDown, "* BYE The service is restarting: try again in a moment (session 7)\r\n"},
 		{"+ idling\r\n* 3 EXISTS\r\n", time.Minute, proxy.Kicked, "* BYE Disconnected by an administrator (session 7)\r\n"},
@@ -42,15 +42,15 @@ func TestBYEIsSentBetweenTwoResponses(t *testing.T) {
 				got <- string(b)
 			}()
 			go func() { _, _ = io.Copy(io.Discard, s.server) }()
-			_, _ = io.WriteString(s.server, test.said)
+			_, _ = io.WriteString(s.server, test.received)
 			time.Sleep(test.before)
 			cause := proxy.NewRefusal(test.reason, nil)
 			end(cause)
 			if err := <-s.done; !errors.Is(err, cause) {
 				t.Errorf("Run = %v, want the cause", err)
 			}
-			if after, _ := strings.CutPrefix(<-got, test.said); after != test.want {
-				t.Errorf("after %q the client got %q, want %q", test.said, after, test.want)
+			if after, _ := strings.CutPrefix(<-got, test.received); after != test.want {
+				t.Errorf("after %q the client got %q, want %q", test.received, after, test.want)
 			}
 		})
 	}

@@ -112,10 +112,10 @@ func rejectReply(t *testing.T, command, message string, size int) string {
 		}
 	}()
 	_ = s.client.SetReadDeadline(time.Now().Add(5 * time.Second))
-	said, _ := io.ReadAll(s.client)
-	said = bytes.TrimPrefix(said, []byte("250 ok\r\n")) // to a piece of a chunk
-	if !bytes.HasPrefix(said, []byte("554 5.5.2 ")) || bytes.Count(said, []byte("\n")) != 1 {
-		t.Fatalf("%.80q in pieces of %d: the client got %q", message, size, said)
+	received, _ := io.ReadAll(s.client)
+	received = bytes.TrimPrefix(received, []byte("250 ok\r\n")) // to a piece of a chunk
+	if !bytes.HasPrefix(received, []byte("554 5.5.2 ")) || bytes.Count(received, []byte("\n")) != 1 {
+		t.Fatalf("%.80q in pieces of %d: the client got %q", message, size, received)
 	}
 	s.waitEnd(t, errBareNewline, 0)
 	return <-got

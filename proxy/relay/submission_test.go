@@ -667,9 +667,9 @@ func TestSubmissionEndsASilentSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := time.Now()
 		s := syntheticSubmission()
-		said, _ := io.ReadAll(s.client)
-		if want := "421 4.4.2 "; !strings.HasPrefix(string(said), want) {
-			t.Errorf("client got %q, want %s", said, want)
+		received, _ := io.ReadAll(s.client)
+		if want := "421 4.4.2 "; !strings.HasPrefix(string(received), want) {
+			t.Errorf("client got %q, want %s", received, want)
 		}
 		if err := <-s.done; !errors.Is(err, proxy.ErrIdleTimeout) {
 			t.Errorf("Run = %v, want ErrIdleTimeout", err)
@@ -686,9 +686,9 @@ func TestSubmissionGivesTheServerTimeForAReply(t *testing.T) {
 		s := syntheticSubmission()
 		go func() { _, _ = io.WriteString(s.client, "NOOP\r\n") }()
 		go func() { _, _ = io.Copy(io.Discard, s.server) }()
-		said, _ := io.ReadAll(s.client)
-		if want := "421 4.4.2 "; !strings.HasPrefix(string(said), want) {
-			t.Errorf("client got %q, want %s", said, want)
+		received, _ := io.ReadAll(s.client)
+		if want := "421 4.4.2 "; !strings.HasPrefix(string(received), want) {
+			t.Errorf("client got %q, want %s", received, want)
 		}
 		if err := <-s.done; !errors.Is(err, proxy.ErrBackendClosed) {
 			t.Errorf("Run = %v, want ErrBackendClosed", err)

@@ -282,13 +282,13 @@ func BenchmarkFile(b *testing.B) {
 	}
 	for name, suffix := range map[string]string{"hit": "", "miss": "x"} {
 		b.Run(name, func(b *testing.B) {
-			asked := make([]*proxy.Login, len(logins))
+			requests := make([]*proxy.Login, len(logins))
 			for i, l := range logins {
-				asked[i] = &proxy.Login{Account: l.Account + suffix}
+				requests[i] = &proxy.Login{Account: l.Account + suffix}
 			}
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				_, _ = f.Route(b.Context(), asked[i%len(asked)])
+				_, _ = f.Route(b.Context(), requests[i%len(requests)])
 			}
 		})
 	}

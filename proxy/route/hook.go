@@ -83,7 +83,7 @@ func (h *Hook) route(ctx context.Context, l *proxy.Login) (source, backend strin
 				panicked, err = fmt.Sprintf("%v\n%s", v, debug.Stack()), errHookPanic
 			}
 		}()
-		return h.ask(context.WithoutCancel(ctx), key, l)
+		return h.fetch(context.WithoutCancel(ctx), key, l)
 	})
 	select {
 	case r := <-result:
@@ -127,9 +127,9 @@ func (h *Hook) cached(key string) (backend string, ok bool) {
 	return a.backend, ok && time.Now().Before(a.until)
 }
 
-// ask requests the answer for l, unless a request that has just ended has stored
+// fetch requests the answer for l, unless a request that has just ended has stored
 // it, and stores it.
-func (h *Hook) ask(ctx context.Context, key string, l *proxy.Login) (string, error) {
+func (h *Hook) fetch(ctx context.Context, key string, l *proxy.Login) (string, error) {
 	if backend, ok := h.cached(key); ok {
 		return backend, nil
 	}

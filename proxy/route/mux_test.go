@@ -211,9 +211,9 @@ func (o *recorder) Observe(e proxy.Event) { *o = append(*o, e.(proxy.Routed)) }
 func TestMuxObservesEachRule(t *testing.T) {
 	status := http.StatusNoContent
 	hook := &Hook{URL: "http://hook.test", transport: transportFunc(func(*http.Request) (*http.Response, error) { return response(status, "") })}
-	var told recorder
+	var identified recorder
 	m := &Mux{
-		Targets: map[string]Target{"main": target(&fakeBackend{}, proxy.Offer{})}, Observer: &told,
+		Targets: map[string]Target{"main": target(&fakeBackend{}, proxy.Offer{})}, Observer: &identified,
 		Rules: Rules{openFile(t, "alice@example.org main"), hook, Domain{"example.org", "main"}, Default("main")},
 	}
 	for _, step := range []struct {
@@ -227,10 +227,10 @@ func TestMuxObservesEachRule(t *testing.T) {
 		{"carol@example.net", 204, []string{"file none", "hook none", "domain none", "default found"}},
 		{"dave@example.org", 500, []string{"file none", "hook error"}},
 	} {
-		told, status = nil, step.status
+		identified, status = nil, step.status
 		_, _ = login(m, step.account, "right")
 		var got []string
-		for _, e := range told {
+		for _, e := range identified {
 			got = append(got, e.Source+" "+e.Result)
 			if (e.Err != nil) != (e.Result == proxy.RouteError) {
 				t.Errorf("%s: %s with %v", step.account, e.Result, e.Err)
@@ -240,10 +240,10 @@ func TestMuxObservesEachRule(t *testing.T) {
 			t.Errorf("%s: told %q, want %q", step.account, got, step.want)
 		}
 	}
-	told = nil
+	identified = nil
 	gone, leave := context.WithCancel(t.Context())
 	leave()
-	if _, _ = m.Login(gone, testLogin("erin@example.org")); len(told) > 0 {
-		t.Errorf("of a client that left, %v is told", told)
+	if _, _ = m.Login(gone, testLogin("erin@example.org")); len(identified) > 0 {
+		t.Errorf("of a client that left, %v is told", identified)
 	}
 }
