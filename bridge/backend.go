@@ -89,8 +89,8 @@ type Backend struct {
 	Timeout  time.Duration  // how long the server may be silent within a command; 0: a minute
 	Observer proxy.Observer // nil: nobody
 
-	Cache  Store       // what makes listings cheap; it may be lost. nil: nothing is remembered
-	Record Book        // what UIDLs were shown, and what was deleted without UIDPLUS; it must not be lost. nil: nothing of it
+	Cache  Bucket      // what makes listings cheap; it may be lost. nil: nothing is remembered
+	Record Bucket      // what UIDLs were shown, and what was deleted without UIDPLUS; it must not be lost. nil: nothing of it
 	Lock   Policy      // what comes of a second session for a maildrop
 	Locks  *Locks      // shared by backends of the same accounts; nil: this one's own
 	Queue  *Queue      // shared by backends of the same server; nil: this one's own

@@ -22,9 +22,9 @@ type Recorded struct {
 // Export calls each for every record that can be read, in the order of
 // accounts, until it returns an error. The accounts whose record cannot be
 // read are in the error, which comes after all others.
-func Export(ctx context.Context, book Book, each func(Recorded) error) error {
+func Export(ctx context.Context, bucket Bucket, each func(Recorded) error) error {
 	var unreadable error
-	err := eachStored(ctx, book, func(account string, st stored) error {
+	err := eachStored(ctx, bucket, func(account string, st stored) error {
 		record, err := uidl.Decode(st.head, st.blocks)
 		if err != nil {
 			unreadable = errors.Join(unreadable, fmt.Errorf("%s: %w", account, err))
@@ -36,7 +36,7 @@ func Export(ctx context.Context, book Book, each func(Recorded) error) error {
 }
 
 // eachStored calls each for the record of every account.
-func eachStored(ctx context.Context, book Shelf, each func(account string, st stored) error) error {
+func eachStored(ctx context.Context, bucket Bucket, each func(account string, st stored) error) error {
 	var account string
 	var st stored
 	end := func() error {
@@ -46,7 +46,7 @@ func eachStored(ctx context.Context, book Shelf, each func(account string, st st
 		defer func() { st = stored{} }()
 		return each(account, st)
 	}
-	err := book.Scan(ctx, "", func(key string, value []byte) error {
+	err := bucket.Scan(ctx, "", func(key string, value []byte) error {
 		of, rest, ok := strings.Cut(key, inboxOf)
 		if !ok {
 			return nil
@@ -67,14 +67,14 @@ func eachStored(ctx context.Context, book Shelf, each func(account string, st st
 }
 
 // Import makes what it is given the record of the account, whatever was there.
-func Import(ctx context.Context, book Book, r Recorded) error {
+func Import(ctx context.Context, bucket Bucket, r Recorded) error {
 	if r.Account == "" || strings.ContainsRune(r.Account, 0) || r.Record == nil {
 		return errors.New("import UIDLs: there is no account or no record")
 	}
 	if err := r.Record.Check(); err != nil {
 		return fmt.Errorf("import UIDLs of %s: %w", r.Account, err)
 	}
-	return rewrite(ctx, book, r.Account, func(st stored) (*uidl.Record, error) {
+	return rewrite(ctx, bucket, r.Account, func(st stored) (*uidl.Record, error) {
 		record := r.Record.Clone()
 		record.Supersede(st.head, st.names())
 		return record, nil
@@ -83,18 +83,18 @@ func Import(ctx context.Context, book Book, r Recorded) error {
 
 // rewrite puts what makes returns in the place of the record of an account, unless
 // that is nil. It tries again if somebody else was faster.
-func rewrite(ctx context.Context, book Book, account string, makes func(stored) (*uidl.Record, error)) error {
+func rewrite(ctx context.Context, bucket Bucket, account string, makes func(stored) (*uidl.Record, error)) error {
 	var err error
 	for range 3 {
 		var st stored
-		if st, err = readStored(ctx, book, account); err != nil {
+		if st, err = readStored(ctx, bucket, account); err != nil {
 			return err
 		}
 		var record *uidl.Record
 		if record, err = makes(st); err != nil || record == nil {
 			return err
 		}
-		if err = st.write(ctx, book, account, record); !errors.Is(err, errOvertaken) {
+		if err = st.write(ctx, bucket, account, record); !errors.Is(err, errOvertaken) {
 			return err
 		}
 	}
@@ -105,10 +105,10 @@ func rewrite(ctx context.Context, book Book, account string, makes func(stored) 
 // they were: their UIDLs become what the present format computes, so that
 // clients may download all mail again. What cache has of them goes, too: it says
 // that there was a record.
-func Forget(ctx context.Context, cache, book Shelf, match func(account string) bool) (n int, err error) {
+func Forget(ctx context.Context, cache, bucket Bucket, match func(account string) bool) (n int, err error) {
 	accounts := make(map[string]bool)
-	for _, shelf := range []Shelf{book, cache} {
-		some, err := Accounts(ctx, shelf)
+	for _, bucket := range []Bucket{bucket, cache} {
+		some, err := Accounts(ctx, bucket)
 		if err != nil {
 			return 0, err
 		}
@@ -119,13 +119,13 @@ func Forget(ctx context.Context, cache, book Shelf, match func(account string) b
 		}
 	}
 	keep := func(key string) bool { return strings.HasSuffix(key, deletedOf) }
-	return remove(ctx, cache, book, slices.Sorted(maps.Keys(accounts)), keep)
+	return remove(ctx, cache, bucket, slices.Sorted(maps.Keys(accounts)), keep)
 }
 
 // History returns the generations of the record of an account, the present one
 // first; none if there is no record.
-func History(ctx context.Context, book Book, account string) (all []Past, err error) {
-	head, err := book.Get(ctx, key(account))
+func History(ctx context.Context, bucket Bucket, account string) (all []Past, err error) {
+	head, err := bucket.Get(ctx, key(account))
 	if err != nil || head == nil {
 		return nil, err
 	}
@@ -162,8 +162,8 @@ var ErrNoUndo = errors.New("no message of the generation before is recognised by
 // messages that have the same fingerprint, and returns how many have another UIDL
 // now. UIDLs that were shown since are never given to another message. No session
 // of the account may be open.
-func Undo(ctx context.Context, book Book, account string) (n int, err error) {
-	err = rewrite(ctx, book, account, func(st stored) (*uidl.Record, error) {
+func Undo(ctx context.Context, bucket Bucket, account string) (n int, err error) {
+	err = rewrite(ctx, bucket, account, func(st stored) (*uidl.Record, error) {
 		if st.head == nil {
 			return nil, fmt.Errorf("there is no record of %s", account)
 		}

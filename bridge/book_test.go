@@ -12,7 +12,7 @@ import (
 	"postern/proxy"
 )
 
-// Scan makes a memory a Book.
+// Scan makes a memory a Bucket.
 func (m *memory) Scan(_ context.Context, prefix string, each func(key string, value []byte) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -115,7 +115,7 @@ type Brake struct {
 	turn chan struct{} // held by whoever reads or changes the state
 
 	mu      sync.Mutex
-	store   Store          // nil: the state ends with the process
+	store   Bucket         // nil: the state ends with the process
 	leaving map[uint64]int // accounts with sessions that have removed messages and whose listings are not in the cache yet
 	polled  recent         // accounts
 	counted recent         // those of them with a change that was not accepted
@@ -153,7 +153,7 @@ func newBrake(backend string, o proxy.Observer, now func() time.Time) *Brake {
 // Open makes the Brake keep its state in store, under the backend's name, and
 // reads the state. It may be called again. A state that cannot be read brakes:
 // accounts with a change are refused until it can be read, or until Accept.
-func (b *Brake) Open(ctx context.Context, store Store) error {
+func (b *Brake) Open(ctx context.Context, store Bucket) error {
 	if err := b.enter(ctx); err != nil {
 		return err
 	}
@@ -305,7 +305,7 @@ func (b *Brake) enter(ctx context.Context) error {
 
 func (b *Brake) leave() { <-b.turn }
 
-func (b *Brake) kept() Store {
+func (b *Brake) kept() Bucket {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.store

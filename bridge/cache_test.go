@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// A memory is a Store for tests, which can be told to fail.
+// A memory is a Bucket for tests, which can be told to fail.
 type memory struct {
 	mu     sync.Mutex
 	values map[string][]byte

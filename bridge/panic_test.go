@@ -28,7 +28,7 @@ func (c panickingConn) Read(p []byte) (int, error) {
 }
 
 // A panickingStore panics in Update.
-type panickingStore struct{ Store }
+type panickingStore struct{ Bucket }
 
 func (panickingStore) Update(context.Context, string, func([]byte) ([]byte, error)) error {
 	panic("bug in Update")

@@ -14,22 +14,18 @@ import (
 	"postern/proxy"
 )
 
-// A Store remembers values by key. Get returns nil if there is none; Put is on
-// the disk when it returns; Update is a Put of what change makes of the old
-// value, with nobody in between.
-type Store interface {
+// A Bucket stores values by key, as state.Bucket does. Get returns nil if there is no
+// value. Put has written the value to the disk when it returns. Update puts the value
+// that change returns for the old one; nobody else writes the key in between.
+// UpdateAll does the same for all keys or for none, in the order in which they are
+// given. A value of nil removes the key. Scan calls each for the keys with a prefix,
+// in order, as they are at one moment; a value is valid until each returns.
+type Bucket interface {
 	Get(ctx context.Context, key string) ([]byte, error)
 	Put(ctx context.Context, key string, value []byte) error
 	Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error
-}
-
-// A Book is a Store of records that must not be lost, which have several values
-// each. UpdateAll is Update of all keys or of none, in the order in which they
-// are given, with nobody in between. Scan calls each for the keys with a prefix,
-// in order, as they are at one moment; a value is valid until each returns.
-type Book interface {
-	Store
-	Shelf
+	UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error
+	Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error
 }
 
 func (s *session) notice(kind string, count int, err error) {
@@ -470,7 +466,7 @@ func (s *session) generationOf(record *uidl.Record) *uidl.Generation {
 	return nil
 }
 
-// stored is the record of one account as a Book has it.
+// stored is the record of one account as a Bucket has it.
 type stored struct {
 	head   []byte // nil: there is none
 	blocks []uidl.Block
@@ -480,9 +476,9 @@ type stored struct {
 const blocksOf = "\x00names\x00"
 
 // readStored reads the record of an account as it is at one moment.
-func readStored(ctx context.Context, book Book, account string) (st stored, err error) {
+func readStored(ctx context.Context, bucket Bucket, account string) (st stored, err error) {
 	all := key(account)
-	err = book.Scan(ctx, all, func(k string, value []byte) error {
+	err = bucket.Scan(ctx, all, func(k string, value []byte) error {
 		st.add(k[len(all):], value)
 		return nil
 	})
@@ -511,14 +507,14 @@ func (st *stored) names() (names []string) {
 
 // write puts a record in the place of st, which it was read from, and makes st
 // its head. It returns errOvertaken if another one has written meanwhile.
-func (st *stored) write(ctx context.Context, book Book, account string, record *uidl.Record) error {
+func (st *stored) write(ctx context.Context, bucket Bucket, account string, record *uidl.Record) error {
 	head, blocks := record.Encode()
 	keys, values := []string{key(account)}, map[string][]byte{}
 	for _, b := range blocks {
 		k := key(account) + blocksOf + b.Name
 		keys, values[k] = append(keys, k), b.Value
 	}
-	err := book.UpdateAll(ctx, keys, func(k string, old []byte) ([]byte, error) {
+	err := bucket.UpdateAll(ctx, keys, func(k string, old []byte) ([]byte, error) {
 		if k != keys[0] {
 			return values[k], nil
 		}

@@ -322,9 +322,9 @@ func (h *hooked) UpdateAll(ctx context.Context, keys []string, change func(strin
 }
 
 // recordOf returns the record of an account.
-func recordOf(t testing.TB, book Book, account string) *uidl.Record {
+func recordOf(t testing.TB, bucket Bucket, account string) *uidl.Record {
 	t.Helper()
-	st, err := readStored(t.Context(), book, account)
+	st, err := readStored(t.Context(), bucket, account)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -336,9 +336,9 @@ func recordOf(t testing.TB, book Book, account string) *uidl.Record {
 }
 
 // put makes a record the one of an account.
-func put(t testing.TB, book Book, account string, record *uidl.Record) {
+func put(t testing.TB, bucket Bucket, account string, record *uidl.Record) {
 	t.Helper()
-	if err := Import(t.Context(), book, Recorded{account, record}); err != nil {
+	if err := Import(t.Context(), bucket, Recorded{account, record}); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -10,12 +10,6 @@ import (
 	"postern/bridge/uidl"
 )
 
-// A Shelf is where what many accounts have is removed at once.
-type Shelf interface {
-	UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error
-	Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error
-}
-
 // Stored is all that POP3 remembers of an account.
 type Stored struct {
 	Record  *uidl.Record `json:"record,omitempty"`  // of the unique-ids that were shown
@@ -35,9 +29,9 @@ type Listing struct {
 
 // Look returns what is stored of an account. A store that is nil has nothing.
 // What is damaged is in the error, and what is not in the result all the same.
-func Look(ctx context.Context, cache Store, record Book, account string) (s Stored, err error) {
+func Look(ctx context.Context, cache Bucket, record Bucket, account string) (s Stored, err error) {
 	var errs []error
-	read := func(from Store, key, what string, decode func([]byte) error) {
+	read := func(from Bucket, key, what string, decode func([]byte) error) {
 		if from == nil {
 			return
 		}
@@ -86,7 +80,7 @@ func Look(ctx context.Context, cache Store, record Book, account string) (s Stor
 // Erase removes all that POP3 has stored of accounts: their clients may
 // download all mail again, and those of a server without UIDPLUS see what they
 // had deleted.
-func Erase(ctx context.Context, cache, record Shelf, accounts []string) error {
+func Erase(ctx context.Context, cache, record Bucket, accounts []string) error {
 	if _, err := remove(ctx, cache, record, accounts, func(string) bool { return false }); err != nil {
 		return fmt.Errorf("erase accounts: %w", err)
 	}
@@ -96,11 +90,11 @@ func Erase(ctx context.Context, cache, record Shelf, accounts []string) error {
 // remove removes what there is of accounts, but the keys to keep, and returns of
 // how many there was something. The record goes last: a listing without one says
 // that it was lost.
-func remove(ctx context.Context, cache, record Shelf, accounts []string, keep func(key string) bool) (n int, err error) {
+func remove(ctx context.Context, cache, record Bucket, accounts []string, keep func(key string) bool) (n int, err error) {
 	const together = 250 // accounts
 	for some := range slices.Chunk(accounts, together) {
 		had := make(map[string]bool)
-		for _, from := range []Shelf{cache, record} {
+		for _, from := range []Bucket{cache, record} {
 			var keys []string
 			for _, account := range some {
 				err := from.Scan(ctx, key(account), func(key string, _ []byte) error {
@@ -126,7 +120,7 @@ func remove(ctx context.Context, cache, record Shelf, accounts []string, keep fu
 }
 
 // Accounts returns of whom there is something in a store, in their order.
-func Accounts(ctx context.Context, from Shelf) (accounts []string, err error) {
+func Accounts(ctx context.Context, from Bucket) (accounts []string, err error) {
 	err = from.Scan(ctx, "", func(key string, _ []byte) error {
 		account, _, ok := strings.Cut(key, inboxOf)
 		if ok && (len(accounts) == 0 || accounts[len(accounts)-1] != account) {
@@ -139,7 +133,7 @@ func Accounts(ctx context.Context, from Shelf) (accounts []string, err error) {
 
 // Check reads every record, with its checksums, and returns how many there are,
 // and one error for each that is damaged.
-func Check(ctx context.Context, record Shelf) (n int, damaged []error, err error) {
+func Check(ctx context.Context, record Bucket) (n int, damaged []error, err error) {
 	err = eachStored(ctx, record, func(account string, st stored) error {
 		n++
 		if _, err := uidl.Decode(st.head, st.blocks); err != nil {

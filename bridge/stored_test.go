@@ -53,8 +53,8 @@ func TestWhatIsStoredOfAnAccountIsShownAndErased(t *testing.T) {
 	if got, err := Look(t.Context(), cache, record, "alice"); err != nil || !reflect.DeepEqual(got, Stored{}) {
 		t.Errorf("after it: %+v, %v", got, err)
 	}
-	for _, shelf := range []Shelf{cache, record} {
-		if got, err := Accounts(t.Context(), shelf); err != nil || !reflect.DeepEqual(got, []string{"alice@example.org", "bob"}) {
+	for _, bucket := range []Bucket{cache, record} {
+		if got, err := Accounts(t.Context(), bucket); err != nil || !reflect.DeepEqual(got, []string{"alice@example.org", "bob"}) {
 			t.Errorf("left are %q, %v", got, err)
 		}
 	}

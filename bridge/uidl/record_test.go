@@ -24,14 +24,14 @@ func parsed(t testing.TB, s string) Format {
 
 func (r *Record) show(uid uint32) string { return string(r.Present().Append(nil, uid)) }
 
-// A shelf is a record as it is stored.
-type shelf struct {
+// A storedRecord is a record as it is stored.
+type storedRecord struct {
 	head   []byte
 	blocks map[string][]byte
 }
 
 // write stores r, and returns how many octets that were.
-func (s *shelf) write(r *Record) (octets int) {
+func (s *storedRecord) write(r *Record) (octets int) {
 	head, blocks := r.Encode()
 	s.head, octets = head, len(head)
 	if s.blocks == nil {
@@ -48,19 +48,19 @@ func (s *shelf) write(r *Record) (octets int) {
 	return octets
 }
 
-func (s *shelf) sorted() (blocks []Block) {
+func (s *storedRecord) sorted() (blocks []Block) {
 	for _, name := range slices.Sorted(maps.Keys(s.blocks)) {
 		blocks = append(blocks, Block{name, s.blocks[name]})
 	}
 	return blocks
 }
 
-func (s *shelf) read() (*Record, error) { return Decode(s.head, s.sorted()) }
+func (s *storedRecord) read() (*Record, error) { return Decode(s.head, s.sorted()) }
 
 // again returns r as it comes back from a store.
 func again(t testing.TB, r *Record) *Record {
 	t.Helper()
-	var s shelf
+	var s storedRecord
 	for _, g := range r.Generations { // all is written
 		g.stored = nil
 	}
@@ -114,7 +114,7 @@ func TestUniqueIDsAreNeverGivenAgain(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		f := parsed(t, formats[random.IntN(len(formats))])
 		validity, next := uint32(1700000000+random.IntN(3)), uint32(1)
-		r, file := New(validity, f), shelf{}
+		r, file := New(validity, f), storedRecord{}
 		shown := make(map[string]int) // by message
 		ids := make(map[int]string)
 		type mail struct {
@@ -263,7 +263,7 @@ func TestDamagedRecords(t *testing.T) {
 	r.Use(Format{}, 9)
 	r.Present().Entries = []Entry{{UID: 1, UIDL: "abc", Short: 5}, {UID: 70, Short: 3, Header: 4, Vanished: 20000}}
 	r.Renumber(18, Format{}, []Entry{{UID: 1, UIDL: "UID1-17"}, {UID: 2, UIDL: "UID2-17", Short: 9}, {UID: 500, UIDL: "x"}}, 20001)
-	var file shelf
+	var file storedRecord
 	file.write(r)
 	if again, err := file.read(); err != nil || !same(again, r) || again.show(9) != r.show(9) || again.Version != 1 {
 		t.Fatalf("%v comes back as %v, %v", r, again, err)
@@ -303,7 +303,7 @@ func TestDamagedRecords(t *testing.T) {
 }
 
 func TestRecordsAreCheapOnTheDisk(t *testing.T) {
-	var file shelf
+	var file storedRecord
 	if n := file.write(New(17, Format{})); n > 40 {
 		t.Errorf("a record without entries has %d octets", n)
 	}
@@ -329,7 +329,7 @@ func TestChangesOfOneMessageWriteLittle(t *testing.T) {
 	for uid := range uint32(50_000) {
 		g.Entries = append(g.Entries, Entry{UID: uid + 1, UIDL: fmt.Sprintf("%060d%010d", uid%7, uid), Short: 1, Header: 1})
 	}
-	var file shelf
+	var file storedRecord
 	file.write(r)
 	r, err := file.read()
 	if err != nil {
@@ -554,7 +554,7 @@ func TestRecordsOfVersion1(t *testing.T) {
 			}
 		}
 	}
-	var file shelf
+	var file storedRecord
 	file.write(r)
 	back, err := file.read()
 	if err != nil || back.Former() || back.Version != 1 || !same(back, r) {
@@ -635,7 +635,7 @@ func BenchmarkRecord(b *testing.B) {
 		}
 		r.Present().Entries = append(r.Present().Entries, e)
 	}
-	var file shelf
+	var file storedRecord
 	b.Logf("%d octets", file.write(r))
 	blocks := file.sorted()
 	b.Run("decode", func(b *testing.B) {

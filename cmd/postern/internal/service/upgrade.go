@@ -135,7 +135,7 @@ func (s *Service) release(next *successor) (*handover, error) {
 		})
 	}
 	socket := s.current.Load().cfg.Control.Socket
-	return left, s.Storage.HandOver(func(name string) bridge.Book { return stored.NewRemoteBucket(socket, name, next.back) })
+	return left, s.Storage.HandOver(func(name string) bridge.Bucket { return stored.NewRemoteBucket(socket, name, next.back) })
 }
 
 // resume serves again, after a successor that could not.

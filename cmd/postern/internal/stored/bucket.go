@@ -18,7 +18,7 @@ const (
 )
 
 // NewBucket returns the bucket of a name that store has at present.
-func NewBucket(name string, store bridge.Book) *Bucket { return &Bucket{name: name, store: store} }
+func NewBucket(name string, store bridge.Bucket) *Bucket { return &Bucket{name: name, store: store} }
 
 // A Bucket is what sessions remember with, whoever has the files.
 type Bucket struct {
@@ -26,7 +26,7 @@ type Bucket struct {
 	observer proxy.Observer // nil: nobody
 
 	mu    sync.RWMutex
-	store bridge.Book
+	store bridge.Bucket
 }
 
 // observe tells of an operation that has ended, unless who wanted it has gone. What
@@ -41,56 +41,56 @@ func (b *Bucket) observe(ctx context.Context, operation string, begun time.Time,
 	b.observer.Observe(proxy.StateUsed{Store: b.name, Operation: operation, Duration: time.Since(begun), Err: err})
 }
 
-// Get implements bridge.Store.
+// Get implements bridge.Bucket.
 func (b *Bucket) Get(ctx context.Context, key string) (value []byte, err error) {
-	err = b.retry(ctx, "get", nil, func(book bridge.Book) error {
-		value, err = book.Get(ctx, key)
+	err = b.retry(ctx, "get", nil, func(bucket bridge.Bucket) error {
+		value, err = bucket.Get(ctx, key)
 		return err
 	})
 	return value, err
 }
 
-// Put implements bridge.Store.
+// Put implements bridge.Bucket.
 func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
-	return b.retry(ctx, "update", nil, func(book bridge.Book) error { return book.Put(ctx, key, value) })
+	return b.retry(ctx, "update", nil, func(bucket bridge.Bucket) error { return bucket.Put(ctx, key, value) })
 }
 
-// Update implements bridge.Store.
+// Update implements bridge.Bucket.
 func (b *Bucket) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error {
 	var said error
-	return b.retry(ctx, "update", &said, func(book bridge.Book) error {
-		return book.Update(ctx, key, func(old []byte) (value []byte, err error) {
+	return b.retry(ctx, "update", &said, func(bucket bridge.Bucket) error {
+		return bucket.Update(ctx, key, func(old []byte) (value []byte, err error) {
 			value, said = change(old)
 			return value, said
 		})
 	})
 }
 
-// UpdateAll implements bridge.Book.
+// UpdateAll implements bridge.Bucket.
 func (b *Bucket) UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error {
 	var said error
-	return b.retry(ctx, "update", &said, func(book bridge.Book) error {
-		return book.UpdateAll(ctx, keys, func(key string, old []byte) (value []byte, err error) {
+	return b.retry(ctx, "update", &said, func(bucket bridge.Bucket) error {
+		return bucket.UpdateAll(ctx, keys, func(key string, old []byte) (value []byte, err error) {
 			value, said = change(key, old)
 			return value, said
 		})
 	})
 }
 
-// Scan implements bridge.Book.
+// Scan implements bridge.Bucket.
 func (b *Bucket) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
 	var said error
-	return b.retry(ctx, "scan", &said, func(book bridge.Book) error {
-		return book.Scan(ctx, prefix, func(key string, value []byte) error {
+	return b.retry(ctx, "scan", &said, func(bucket bridge.Bucket) error {
+		return bucket.Scan(ctx, prefix, func(key string, value []byte) error {
 			said = each(key, value)
 			return said
 		})
 	})
 }
 
-// retry calls f with the book; again if this one is about to be another. said is
+// retry calls f with the bucket; again if this one is about to be another. said is
 // the error of who wants it; nil: he has nothing to say.
-func (b *Bucket) retry(ctx context.Context, operation string, said *error, f func(bridge.Book) error) (err error) {
+func (b *Bucket) retry(ctx context.Context, operation string, said *error, f func(bridge.Bucket) error) (err error) {
 	defer func(begun time.Time) { b.observe(ctx, operation, begun, err, said) }(time.Now())
 	for range askTimes {
 		if err = b.try(f); !errors.Is(err, errFilesReturned) {
@@ -105,16 +105,16 @@ func (b *Bucket) retry(ctx context.Context, operation string, said *error, f fun
 	return err
 }
 
-func (b *Bucket) try(f func(bridge.Book) error) error {
+func (b *Bucket) try(f func(bridge.Bucket) error) error {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	return f(b.store)
 }
 
-func (b *Bucket) set(book bridge.Book) {
+func (b *Bucket) set(bucket bridge.Bucket) {
 	b.mu.Lock() // waits for what is under way
 	defer b.mu.Unlock()
-	b.store = book
+	b.store = bucket
 }
 
 var errFilesReturned = errors.New("the state is not the successor's")

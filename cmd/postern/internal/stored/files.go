@@ -44,8 +44,8 @@ type Files struct {
 	Lost          atomic.Int64 // accounts that only the cache knows, because the record was lost
 	Unidentified  error        // why that is not known; nil: it is
 
-	listings, uidls bridge.Shelf // what POP3 remembers of mailboxes, and which UIDLs were shown
-	ledger          bridge.Shelf // who logs in with what
+	listings, uidls bridge.Bucket // what POP3 remembers of mailboxes, and which UIDLs were shown
+	ledger          bridge.Bucket // who logs in with what
 	notes           *state.Bucket
 }
 

@@ -92,7 +92,7 @@ var errOne = errors.New("there is one")
 
 // recordIsEmpty reports whether nothing was ever written into the record.
 func (a *Files) recordIsEmpty(ctx context.Context) (bool, error) {
-	for _, shelf := range []bridge.Shelf{a.uidls, a.ledger, a.notes} {
+	for _, shelf := range []bridge.Bucket{a.uidls, a.ledger, a.notes} {
 		err := shelf.Scan(ctx, "", func(string, []byte) error { return errOne })
 		if err != nil {
 			if errors.Is(err, errOne) {

@@ -31,7 +31,7 @@ type RemoteBucket struct {
 
 // NewRemoteBucket returns the bucket of a name in the hands of the Postern that
 // answers at socket. back is closed when the files are this process's again.
-func NewRemoteBucket(socket, name string, back <-chan struct{}) bridge.Book {
+func NewRemoteBucket(socket, name string, back <-chan struct{}) bridge.Bucket {
 	return RemoteBucket{socket, name, back}
 }
 
@@ -42,22 +42,22 @@ type Entry struct {
 	Old, New    []byte
 }
 
-// Get implements bridge.Store.
+// Get implements bridge.Bucket.
 func (b RemoteBucket) Get(ctx context.Context, key string) (value []byte, err error) {
 	return value, b.ask(ctx, AskGet, Entry{Bucket: b.bucket, Key: key}, &value)
 }
 
-// Put implements bridge.Store.
+// Put implements bridge.Bucket.
 func (b RemoteBucket) Put(ctx context.Context, key string, value []byte) error {
 	return b.Update(ctx, key, func([]byte) ([]byte, error) { return value, nil })
 }
 
-// Update implements bridge.Store.
+// Update implements bridge.Bucket.
 func (b RemoteBucket) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error {
 	return b.UpdateAll(ctx, []string{key}, func(_ string, old []byte) ([]byte, error) { return change(old) })
 }
 
-// UpdateAll implements bridge.Book.
+// UpdateAll implements bridge.Bucket.
 func (b RemoteBucket) UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error {
 	for {
 		cells := make([]Entry, len(keys))
@@ -79,7 +79,7 @@ func (b RemoteBucket) UpdateAll(ctx context.Context, keys []string, change func(
 	}
 }
 
-// Scan implements bridge.Book.
+// Scan implements bridge.Bucket.
 func (b RemoteBucket) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
 	var cells []Entry
 	if err := b.ask(ctx, AskScan, Entry{Bucket: b.bucket, Key: prefix}, &cells); err != nil {

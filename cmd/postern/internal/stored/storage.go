@@ -28,11 +28,11 @@ import (
 
 // A Storage is what outlives Postern. The zero value remembers nothing.
 type Storage struct {
-	Cache  bridge.Store
-	Record bridge.Book
+	Cache  bridge.Bucket
+	Record bridge.Bucket
 	Guard  guard.Store
 
-	Brakes bridge.Store          // of backends, by name; nil: their state ends with the process
+	Brakes bridge.Bucket         // of backends, by name; nil: their state ends with the process
 	Files  *Files                // nil: nothing is open
 	Opened atomic.Pointer[Files] // the same, for who asks at any time
 
@@ -61,7 +61,7 @@ func (m *Storage) Observe(o proxy.Observer) {
 }
 
 // HandOver closes the files. Sessions go on with what other gives for a bucket.
-func (m *Storage) HandOver(other func(name string) bridge.Book) error {
+func (m *Storage) HandOver(other func(name string) bridge.Bucket) error {
 	for name, b := range m.Buckets {
 		b.set(other(name))
 	}
