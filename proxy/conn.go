@@ -214,12 +214,15 @@ func (s *Server) attempt(c *conn, d Dialogue) (welcome string, err error) {
 		return "", err // no attempt: no credentials came, or the connection ends
 	}
 	begun := time.Now()
-	bug := NewRefusal(Internal, nil) // what a panic leaves
-	e := Attempt{Client: c.Client, Via: ViaOther, Err: bug}
+	e := Attempt{Client: c.Client, Via: ViaOther}
 	if l != nil {
 		e.Via, e.User = l.Via, l.User
 	}
+	panicking := true
 	defer func() {
+		if panicking {
+			e.Err = NewRefusal(Internal, nil)
+		}
 		if l != nil {
 			e.Account = l.Account
 			if e.Err != nil {
@@ -229,6 +232,7 @@ func (s *Server) attempt(c *conn, d Dialogue) (welcome string, err error) {
 		s.observe(e)
 	}()
 	if err != nil {
+		panicking = false
 		e.Err, _ = errors.AsType[*Refusal](err)
 		if l != nil {
 			l.Account, _ = c.svc.Account(l.User) // operators write to owners of accounts that log in without TLS
@@ -237,8 +241,8 @@ func (s *Server) attempt(c *conn, d Dialogue) (welcome string, err error) {
 	}
 	e.ID = l.Hello.ID
 	welcome, err = s.try(c, l, &e)
-	e.Duration = time.Since(begun)
-	if e.Err == error(bug) {
+	panicking, e.Duration = false, time.Since(begun)
+	if e.Err == nil {
 		e.Err = err
 	}
 	return welcome, err
