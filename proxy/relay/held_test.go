@@ -19,7 +19,7 @@ func TestSubmissionHoldsFewReplies(t *testing.T) {
 		backend, _ := proxytest.Pipe(t)
 		done := make(chan struct{})
 		go func() { defer close(done); _, _ = io.Copy(io.Discard, client) }()
-		q := newReplyQueue(proxy.NewConn(near, proxy.Client{ID: "TEST"}, nil, time.Minute), &Submission{Conn: backend.(Upstream), Extensions: announced})
+		q := newReplyQueue(proxy.NewConn(near, proxy.Client{ID: "TEST"}, nil, time.Minute), backend.(Upstream), "", announced, 0)
 		for range window {
 			q.push(pending{what: replyToOther}, false)
 		}

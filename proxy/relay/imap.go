@@ -6,19 +6,10 @@ package relay
 
 import (
 	"context"
-	"net"
 	"time"
 
 	"postern/proxy"
 )
-
-// An Upstream is the connection to the server behind Postern. If it implements
-// syscall.Conn and returns a descriptor, then reading that descriptor must return
-// what Read would.
-type Upstream interface {
-	net.Conn
-	CloseWrite() error
-}
 
 // IMAP is a proxy.Session that copies octets, so that every extension works. It
 // does not read them: COMPRESS makes them unreadable. If the server offers

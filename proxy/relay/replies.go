@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -26,9 +27,11 @@ var (
 )
 
 const (
-	drainTime = 4 * time.Second // how long a session that has to end waits for replies
-	closeTime = time.Second     // how long the server may take to close first, so that TIME_WAIT stays there
-	maxKept   = 4 << 10         // octets: an empty buffer of replies that is larger is given back
+	window    = 64               // commands without a reply, if the server offers PIPELINING
+	replyTime = 5 * time.Minute  // RFC 5321 section 4.5.3.2
+	finalTime = 10 * time.Minute // for the reply to a message
+	drainTime = 4 * time.Second  // how long a session that has to end waits for replies
+	maxKept   = 4 << 10          // octets: an empty buffer of replies that is larger is given back
 )
 
 // A replyTo is the kind of command that a reply answers.
@@ -82,16 +85,15 @@ type replyQueue struct {
 	cause         error  // why the session has ended; nil: it has not
 }
 
-func newReplyQueue(client *proxy.Conn, s *Submission) *replyQueue {
-	extensions := without(s.Extensions, s.Lacks)
+// newReplyQueue returns a replyQueue of a server that offers extensions, the lines
+// of a reply to EHLO.
+func newReplyQueue(client *proxy.Conn, server Upstream, hostname string, extensions []string, idle time.Duration) *replyQueue {
 	q := &replyQueue{
-		client: client, server: s.Conn, replies: wire.NewReplyReader(s.Conn), idle: s.Idle, window: 1,
-		ehlo: wire.AppendEHLO(nil, s.Hostname, extensions), helo: wire.AppendEHLO(nil, s.Hostname, nil),
+		client: client, server: server, replies: wire.NewReplyReader(server), window: 1,
+		idle: cmp.Or(idle, proxy.DefaultSubmissionIdle),
+		ehlo: wire.AppendEHLO(nil, hostname, extensions), helo: wire.AppendEHLO(nil, hostname, nil),
 	}
 	q.changed.L = &q.mu
-	if q.idle == 0 {
-		q.idle = proxy.DefaultSubmissionIdle
-	}
 	if announces(extensions, "PIPELINING") {
 		q.window = window
 	}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,13 +16,11 @@ import (
 )
 
 const (
-	bufferSize = 64 << 10               // octets; larger buffers gain nothing
-	burstSize  = 4 << 10                // octets: after a read of so many it is worth waiting for more
-	burstWait  = 100 * time.Millisecond // how long to wait for more while holding a large buffer
-	leaveTime  = 5 * time.Second        // how long the client may take to close after the backend has closed
+	burstSize = 4 << 10                // octets: after a read of so many it is worth waiting for more
+	burstWait = 100 * time.Millisecond // how long to wait for more while holding a large buffer
+	byeTime   = time.Second            // for the write of a BYE
+	leaveTime = 5 * time.Second        // how long the client may take to close after the backend has closed
 )
-
-var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 // splice copies octets in both directions until both have ended: a client may
 // close its direction and still wait for an answer. The error says which side
@@ -52,31 +49,6 @@ func splice(ctx context.Context, client *proxy.Conn, backend Upstream, idle, spr
 		return context.Cause(ctx)
 	}
 	return s.cause
-}
-
-var errPanic = errors.New("panic in a session")
-
-// goRecover runs f in a goroutine of its own. If f panics, goRecover calls
-// onPanic, which must end what the caller does. The wait function returns when f
-// has ended; after a panic it panics with the same value and the stack of f, so
-// that the caller's recover handles it.
-func goRecover(f, onPanic func()) (wait func()) {
-	done := make(chan string, 1)
-	go func() {
-		defer close(done)
-		defer func() {
-			if v := recover(); v != nil {
-				done <- fmt.Sprintf("%v\n%s", v, debug.Stack())
-				onPanic()
-			}
-		}()
-		f()
-	}()
-	return func() {
-		if v, ok := <-done; ok {
-			panic(v)
-		}
-	}
 }
 
 // A spliceConn is one run of splice.
@@ -281,4 +253,38 @@ func (s *spliceConn) copyOnce(dst io.Writer, src source, b []byte) (n int, err c
 		}
 	}
 	return n, err
+}
+
+// A replyWriter is the client as the writer for the server's octets.
+type replyWriter struct {
+	*spliceConn
+	to io.Writer
+}
+
+func (w replyWriter) Write(b []byte) (int, error) { return w.writeReply(w.to, b) }
+
+// writeReply writes the server's octets to the client and keeps their end.
+func (s *spliceConn) writeReply(client io.Writer, b []byte) (int, error) {
+	s.tail.beginWrite()
+	n, err := client.Write(b)
+	s.tail.endWrite(b[:n])
+	return n, err
+}
+
+// sendBYE tells the client in IMAP's words why Postern ends the session, if a
+// response can be inserted now.
+func (s *spliceConn) sendBYE() {
+	cause := s.stopCause()
+	text := proxy.Goodbye(proxy.ReasonOf(cause))
+	switch {
+	case isForbidden(s.cause):
+		if !s.watch.betweenResponses() {
+			return
+		}
+		text = "This command is not to be had here"
+	case cause == nil || !s.tail.atLineEnd(time.Now()):
+		return
+	}
+	_ = s.client.SetWriteDeadline(time.Now().Add(byeTime))
+	_, _ = io.WriteString(s.client, "* BYE "+s.client.Client.WithSessionID(text)+"\r\n")
 }

@@ -18,13 +18,10 @@ import (
 
 // The limits of a submission session.
 const (
-	window     = 64               // commands without a reply, if the server offers PIPELINING
-	maxWaiting = 16 << 10         // octets collected for one write
-	writeTime  = 5 * time.Minute  // for the server to read what is written at once
-	replyTime  = 5 * time.Minute  // RFC 5321 section 4.5.3.2
-	finalTime  = 10 * time.Minute // for the reply to a message
-	maxBad     = 20               // commands that Postern itself refuses
-	maxDiscard = 64 << 20         // octets of a message that is refused for its line ends
+	maxWaiting = 16 << 10        // octets collected for one write
+	writeTime  = 5 * time.Minute // for the server to read what is written at once
+	maxBad     = 20              // commands that Postern itself refuses
+	maxDiscard = 64 << 20        // octets of a message that is refused for its line ends
 )
 
 // Submission is a proxy.Session that forwards the commands that it knows, one by
@@ -56,11 +53,12 @@ func (s *Submission) Totals() proxy.Totals { return proxy.Totals{Submitted: s.su
 
 // Run implements proxy.Session.
 func (s *Submission) Run(ctx context.Context, client *proxy.Conn) error {
-	q := newReplyQueue(client, s)
+	extensions := without(s.Extensions, s.Lacks)
+	q := newReplyQueue(client, s.Conn, s.Hostname, extensions, s.Idle)
 	c := &commands{
 		in: input{client: client, raw: rawConn(client)}, queue: q, server: s.Conn,
 		chunking: announces(s.Extensions, "CHUNKING") && !slices.Contains(s.Lacks, "CHUNKING"), newlines: s.Newlines,
-		lacks: s.Lacks, extensions: without(s.Extensions, s.Lacks),
+		lacks: s.Lacks, extensions: extensions,
 	}
 	defer c.in.release()
 	// A server may take longer for its reply than the end may wait.

@@ -2,12 +2,9 @@ package relay
 
 import (
 	"bytes"
-	"io"
 	"regexp"
 	"sync"
 	"time"
-
-	"postern/proxy"
 )
 
 const (
@@ -16,8 +13,6 @@ const (
 	quietTime = time.Second
 	// tailSize is how much of the last line is kept, in octets.
 	tailSize = 96
-	// byeTime is how long the write of a BYE may take.
-	byeTime = time.Second
 )
 
 // A tailBuffer holds the end of what was written to the client.
@@ -27,22 +22,6 @@ type tailBuffer struct {
 	lastWrite time.Time
 	buf       [tailSize]byte
 	n         int // octets in buf
-}
-
-// A replyWriter is the client as the writer for the server's octets.
-type replyWriter struct {
-	*spliceConn
-	to io.Writer
-}
-
-func (w replyWriter) Write(b []byte) (int, error) { return w.writeReply(w.to, b) }
-
-// writeReply writes the server's octets to the client and keeps their end.
-func (s *spliceConn) writeReply(client io.Writer, b []byte) (int, error) {
-	s.tail.beginWrite()
-	n, err := client.Write(b)
-	s.tail.endWrite(b[:n])
-	return n, err
 }
 
 func (t *tailBuffer) beginWrite() {
@@ -84,22 +63,4 @@ func (t *tailBuffer) atLineEnd(now time.Time) bool {
 		return false // the beginning of the line was not kept
 	}
 	return response.Match(line)
-}
-
-// sendBYE tells the client in IMAP's words why Postern ends the session, if a
-// response can be inserted now.
-func (s *spliceConn) sendBYE() {
-	cause := s.stopCause()
-	text := proxy.Goodbye(proxy.ReasonOf(cause))
-	switch {
-	case isForbidden(s.cause):
-		if !s.watch.betweenResponses() {
-			return
-		}
-		text = "This command is not to be had here"
-	case cause == nil || !s.tail.atLineEnd(time.Now()):
-		return
-	}
-	_ = s.client.SetWriteDeadline(time.Now().Add(byeTime))
-	_, _ = io.WriteString(s.client, "* BYE "+s.client.Client.WithSessionID(text)+"\r\n")
 }
