@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -166,20 +165,4 @@ func (t *transport) reason() string {
 		return NoCertificate
 	}
 	return NoOther
-}
-
-// recordAlert records the unencrypted fatal alert at the end of what crypto/tls
-// writes, if there is one.
-func (t *transport) recordAlert(p []byte) {
-	const record, fatal = 21, 2
-	if p = p[max(0, len(p)-7):]; len(p) == 7 && p[0] == record && p[3] == 0 && p[4] == 2 && p[5] == fatal {
-		t.alert = p[6]
-	}
-}
-
-// handshakeState is what a transport knows about the handshake on it.
-type handshakeState struct {
-	hello *tls.ClientHelloInfo    // nil before it came, and after the handshake
-	key   x509.PublicKeyAlgorithm // of the certificate chosen; 0: none was
-	alert uint8                   // sent; 0: none
 }
