@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"postern/cmd/postern/internal/service"
 	"postern/configs"
@@ -52,7 +53,7 @@ begun again: what is there is not got again. A Postern may be running or not.`,
 		}
 		r := progressReport{out: cmd.OutOrStdout(), began: time.Now(), counts: map[string]int{}}
 		if f, ok := cmd.OutOrStdout().(*os.File); ok {
-			r.live = isTerminal(f)
+			r.live = term.IsTerminal(int(f.Fd()))
 		}
 		o := &certs.BatchOrder{Names: names, PerHour: *perHour, Addresses: own, Report: r.update}
 		err = o.Run(cmd.Context(), *service.CertificateSources(cfg).ACME, slog.New(slog.DiscardHandler))

@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"postern/proxy"
 )
@@ -29,7 +30,7 @@ func readPassword(ctx context.Context, cmd *cobra.Command, file, user string) (*
 		return firstLine(f)
 	}
 	in := cmd.InOrStdin()
-	if f, ok := in.(*os.File); ok && isTerminal(f) {
+	if f, ok := in.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		return typed(ctx, cmd.ErrOrStderr(), f, user)
 	}
 	return firstLine(in)
@@ -41,38 +42,55 @@ func firstLine(in io.Reader) (*proxy.Secret, error) {
 	defer clear(line)
 	switch {
 	case errors.Is(err, bufio.ErrBufferFull):
-		return nil, fmt.Errorf("read password: it is longer than %d octets", maxPassword)
+		return nil, errLongPassword
 	case err != nil && !errors.Is(err, io.EOF):
 		return nil, fmt.Errorf("read password: %w", err)
 	}
+	return newPassword(line)
+}
+
+var errLongPassword = fmt.Errorf("read password: it is longer than %d octets", maxPassword)
+
+// newPassword returns the password of a line.
+func newPassword(line []byte) (*proxy.Secret, error) {
 	password := bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r")) // spaces belong to it
-	if len(password) == 0 {
+	switch {
+	case len(password) == 0:
 		return nil, errors.New("read password: the line is empty")
+	case len(password) > maxPassword:
+		return nil, errLongPassword
 	}
 	return proxy.NewSecret(password), nil
 }
 
-// typed asks at a terminal. The terminal shows again what is typed when ctx
-// ends, or the password has been typed.
+// typed asks at a terminal, which does not show what is typed until the password
+// has been typed, or ctx ends.
 func typed(ctx context.Context, out io.Writer, terminal *os.File, user string) (*proxy.Secret, error) {
-	restore, err := hideTyping(terminal)
+	fd := int(terminal.Fd())
+	before, err := term.GetState(fd)
 	if err != nil {
 		return nil, fmt.Errorf("read password: %w", err)
 	}
 	defer func() {
-		restore()
+		_ = term.Restore(fd, before)
 		_, _ = fmt.Fprintln(out) // the line end was not shown, either
 	}()
-	_, _ = fmt.Fprintf(out, "Password of %s: ", user)
 	type result struct {
 		secret *proxy.Secret
 		err    error
 	}
 	done := make(chan result, 1)
 	go func() { // it ends with the process: a read from a terminal cannot be interrupted
-		secret, err := firstLine(terminal)
+		line, err := term.ReadPassword(fd)
+		defer clear(line)
+		if err != nil {
+			done <- result{err: fmt.Errorf("read password: %w", err)}
+			return
+		}
+		secret, err := newPassword(line)
 		done <- result{secret, err}
 	}()
+	_, _ = fmt.Fprintf(out, "Password of %s: ", user)
 	select {
 	case r := <-done:
 		return r.secret, r.err

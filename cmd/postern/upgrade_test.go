@@ -83,15 +83,22 @@ state: {path: state}
 	return f
 }
 
+// freeAddress returns an address at which nobody listens, for each caller another.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = ln.Close()
+		if _, given := freeAddresses.LoadOrStore(ln.Addr().String(), true); !given {
+			return ln.Addr().String()
+		}
 	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String()
 }
+
+var freeAddresses sync.Map // that were given to tests
 
 // end stops all processes of the fleet.
 func (f *processes) end(t testing.TB) {
