@@ -94,9 +94,10 @@ type Metrics struct {
 	changed, braked      counter
 	unlisted             counter
 	reconnects, failures counter
-	lookups, asked       counter
+	lookups              counter
+	imapCommands         counter
 	lookupTime           histogram
-	askedTime            histogram
+	imapCommandTime      histogram
 	stored, logged       counter
 	storedTime           histogram
 	issueTime            histogram
@@ -302,10 +303,10 @@ func (m *Metrics) pop3() {
 	sent := []string{
 		"ENABLE", "SELECT", "STATUS", "SEARCH", "LIST", "FETCH", proxy.CommandBody, "STORE", "EXPUNGE", "MOVE", "COPY", other,
 	}
-	m.asked = r.counter("imap_client_commands_total",
+	m.imapCommands = r.counter("imap_client_commands_total",
 		"Answers of the servers to POP3 sessions; FETCH BODY is each message that a session waited for.",
 		label("command", sent...), label("result", proxy.CommandOK, proxy.CommandNo, proxy.CommandBad, proxy.CommandLost))
-	m.askedTime = r.histogram("imap_client_command_duration_seconds",
+	m.imapCommandTime = r.histogram("imap_client_command_duration_seconds",
 		"Time the servers of POP3 sessions take to answer; FETCH BODY up to the first octet of a message.",
 		latency, label("command", sent...))
 	m.mismatches = r.counter("pop3_size_mismatches_total", "Messages whose octet count differed from the announced size.")

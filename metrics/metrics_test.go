@@ -78,7 +78,7 @@ func everything(c proxy.Client, text string) []proxy.Event {
 		proxy.Attempt{Client: c, Via: text, User: text, Account: text},
 		proxy.Attempt{Client: c, Via: text, User: text, Err: proxy.NewRefusal(proxy.Wrong, err)},
 		proxy.Attempt{Client: c, Decision: proxy.Decision{Tier: text, Bucket: text}},
-		proxy.PolicyAsked{Command: text, Result: text, Err: err},
+		proxy.PolicyRequested{Command: text, Result: text, Err: err},
 		proxy.Opened{Client: c, Account: text, Backend: text},
 		proxy.Closed{Client: c, Account: text, Backend: text, End: text, Err: err},
 		proxy.Dialed{Backend: text, Protocol: text, Result: text, Err: err},
@@ -335,8 +335,8 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			`rate_limited_total{scope="pair"} 2`,
 		}},
 		{"a policy server", []proxy.Event{
-			proxy.PolicyAsked{Command: "allow", Result: proxy.PolicyReject, Duration: time.Second},
-			proxy.PolicyAsked{Command: "report", Result: proxy.PolicyFailed, Duration: 2 * time.Second, Err: io.EOF},
+			proxy.PolicyRequested{Command: "allow", Result: proxy.PolicyReject, Duration: time.Second},
+			proxy.PolicyRequested{Command: "report", Result: proxy.PolicyFailed, Duration: 2 * time.Second, Err: io.EOF},
 		}, []string{
 			`auth_policy_request_duration_seconds_count{command="allow"} 1`,
 			`auth_policy_request_duration_seconds_count{command="report"} 1`,

@@ -72,8 +72,8 @@ func (m *Metrics) Observe(e proxy.Event) {
 		m.lookups.of(e.Source, e.Result).Inc()
 		m.lookupTime.of(e.Source).Observe(e.Duration.Seconds())
 	case proxy.IMAPCommand:
-		m.asked.of(e.Command, e.Result).Inc()
-		m.askedTime.of(e.Command).Observe(e.Duration.Seconds())
+		m.imapCommands.of(e.Command, e.Result).Inc()
+		m.imapCommandTime.of(e.Command).Observe(e.Duration.Seconds())
 	case proxy.StateUsed:
 		m.stored.of(e.Store, e.Operation, result(e.Err == nil)).Inc()
 		m.storedTime.of(e.Store, e.Operation).Observe(e.Duration.Seconds())
@@ -87,7 +87,7 @@ func (m *Metrics) Observe(e proxy.Event) {
 		m.issueTime.of(operation(e.Renewal)).Observe(e.Duration.Seconds())
 	case proxy.CertificateDenied:
 		m.denials.of(e.Reason).Inc()
-	case proxy.PolicyAsked:
+	case proxy.PolicyRequested:
 		m.policy.of(e.Command, e.Result).Inc()
 		m.policyTime.of(e.Command).Observe(e.Duration.Seconds())
 	case proxy.Panicked:

@@ -75,7 +75,7 @@ func (s *Server) try(c *conn, l *Login, e *Attempt) (welcome string, err error) 
 	if l.Account, err = c.svc.Account(l.User); err != nil {
 		return "", NewRefusal(Malformed, err)
 	}
-	c.asked = l.Account
+	c.lastAccount = l.Account
 	c.setStep(StepVerifying)
 	if err = s.verify(c, l, e); err != nil {
 		return "", err

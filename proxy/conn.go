@@ -35,15 +35,15 @@ const goodbyeTime = 5 * time.Second
 // belong to the goroutine that serves the connection.
 type conn struct {
 	*Conn
-	services []*Service // of the listener
-	svc      *Service   // the one for the client's address
-	since    time.Time
-	ctx      context.Context // kick, drain and shed are its cause
-	cancel   context.CancelCauseFunc
-	stop     func() bool // stops waiting for the end of ctx
-	permit   Permit      // nil: not admitted
-	asked    string      // the account of the last attempt: the operator may have texts for it
-	session  Session     // nil: not logged in
+	services    []*Service // of the listener
+	svc         *Service   // the one for the client's address
+	since       time.Time
+	ctx         context.Context // kick, drain and shed are its cause
+	cancel      context.CancelCauseFunc
+	stop        func() bool // stops waiting for the end of ctx
+	permit      Permit      // nil: not admitted
+	lastAccount string      // of the last attempt: the operator may have texts for it
+	session     Session     // nil: not logged in
 
 	origin  atomic.Pointer[Client] // a copy of Client for info, before TLS
 	account atomic.Pointer[string]
@@ -217,7 +217,7 @@ func (c *conn) refusal(err error) *Refusal {
 		return r
 	}
 	withText := *r
-	withText.Text = c.svc.Text(r.Reason, c.asked)
+	withText.Text = c.svc.Text(r.Reason, c.lastAccount)
 	return &withText
 }
 

@@ -122,7 +122,7 @@ const (
 	DeniedLimit   = "rate_limited"
 )
 
-// The values of PolicyAsked.Result.
+// The values of PolicyRequested.Result.
 const (
 	PolicyAllow  = "allow" // of a report: it was accepted
 	PolicyTarpit = "tarpit"
@@ -313,7 +313,7 @@ type (
 		Kind     string // Change...
 		Repeated bool   // the account was counted already, within the last 10 minutes
 		Accepted bool   // an operator expects such changes: the account is not counted
-		Refused  bool   // the brake is on: the client was told to come again
+		Refused  bool   // the brake is on: the client got a temporary refusal
 	}
 
 	// BrakeChanged: the brake of a backend is on, or off. While it is on, accounts
@@ -351,8 +351,8 @@ type (
 		Err    error
 	}
 
-	// PolicyAsked: the policy server got a request.
-	PolicyAsked struct {
+	// PolicyRequested: the policy server got a request.
+	PolicyRequested struct {
 		Command  string // "allow", "report"
 		Result   string // Policy...
 		Duration time.Duration
@@ -443,7 +443,7 @@ func (BrakeChanged) event()        {}
 func (ListingRefused) event()      {}
 func (Reconnected) event()         {}
 func (UpdateFailed) event()        {}
-func (PolicyAsked) event()         {}
+func (PolicyRequested) event()     {}
 func (Routed) event()              {}
 func (IMAPCommand) event()         {}
 func (StateUsed) event()           {}

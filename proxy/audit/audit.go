@@ -100,9 +100,9 @@ func (l *Log) Observe(e proxy.Event) {
 		}
 	case proxy.Reconnected:
 		l.reconnected(e)
-	case proxy.PolicyAsked:
+	case proxy.PolicyRequested:
 		if more, ok := l.due(e.Err != nil, "policy", e.Command); ok {
-			l.log.Warn("policy server not asked", append(more, "command", e.Command, "err", e.Err)...)
+			l.log.Warn("policy server request failed", append(more, "command", e.Command, "err", e.Err)...)
 		}
 	case proxy.UpdateFailed:
 		l.updateFailed(e)

@@ -139,7 +139,7 @@ func (s *Server) requestAllow(ctx context.Context, r *request) (status int, err 
 	case status > 0:
 		result = proxy.PolicyTarpit
 	}
-	s.emit(proxy.PolicyAsked{Command: "allow", Result: result, Duration: time.Since(begun), Err: err})
+	s.emit(proxy.PolicyRequested{Command: "allow", Result: result, Duration: time.Since(begun), Err: err})
 	return status, err
 }
 
@@ -159,10 +159,10 @@ func (s *Server) report(r *request) {
 	if err != nil {
 		result = proxy.PolicyFailed
 	}
-	s.emit(proxy.PolicyAsked{Command: "report", Result: result, Duration: time.Since(begun), Err: err})
+	s.emit(proxy.PolicyRequested{Command: "report", Result: result, Duration: time.Since(begun), Err: err})
 }
 
-func (s *Server) emit(e proxy.PolicyAsked) {
+func (s *Server) emit(e proxy.PolicyRequested) {
 	if s.Observer != nil {
 		s.Observer.Observe(e)
 	}
