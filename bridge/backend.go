@@ -91,7 +91,7 @@ type Backend struct {
 
 	Cache  Bucket      // what makes listings cheap; it may be lost. nil: nothing is remembered
 	Record Bucket      // what UIDLs were shown, and what was deleted without UIDPLUS; it must not be lost. nil: nothing of it
-	Lock   Policy      // what comes of a second session for a maildrop
+	Lock   LockMode    // what comes of a second session for a maildrop
 	Locks  *Locks      // shared by backends of the same accounts; nil: this one's own
 	Queue  *Queue      // shared by backends of the same server; nil: this one's own
 	Delay  *LoginDelay // between two sessions of an account; nil: none
@@ -119,13 +119,13 @@ type Backend struct {
 	noUIDNext atomic.Bool // of SELECT's, seen: STATUS is asked as well
 	// untrueUIDNext is set once a UIDNEXT was not above all UIDs: none is believed.
 	untrueUIDNext atomic.Bool
-	suspects      suspects     // messages that did not come as they should
-	ahead         atomic.Int64 // octets that sessions have asked for before their clients did
+	faults        faultList    // messages that did not come as they should
+	aheadOctets   atomic.Int64 // octets that sessions have asked for before their clients did
 }
 
 // Login implements proxy.Backend: it asks for the server's yes or no.
 func (b *Backend) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) {
-	b.queue().hurry(l.Account)
+	b.queue().stopBackground(l.Account)
 	conn, capabilities, err := b.Dial(ctx, l)
 	if err != nil {
 		return nil, err
@@ -158,7 +158,7 @@ func (b *Backend) open(conn net.Conn, capabilities string, client proxy.Client, 
 	return inbox.New(conn, capabilities, inbox.Options{
 		Timeout: b.timeout(), UTF8: b.UTF8, Keyword: hidden,
 		SearchKeyword: first && (b.Delete == Hide || b.Record == nil && !inbox.ParseTraits(capabilities).UIDPlus),
-		Budget:        &b.ahead, Client: client, Observe: b.observe,
+		Budget:        &b.aheadOctets, Client: client, Observe: b.observe,
 	})
 }
 
@@ -180,7 +180,7 @@ func (b *Backend) observe(e proxy.Event) {
 // writerSize is two records of TLS.
 const writerSize = 32 << 10
 
-func (b *Backend) takeWriter(w io.Writer) *bufio.Writer {
+func (b *Backend) getWriter(w io.Writer) *bufio.Writer {
 	if out, ok := b.writers.Get().(*bufio.Writer); ok {
 		out.Reset(w)
 		return out
@@ -188,7 +188,7 @@ func (b *Backend) takeWriter(w io.Writer) *bufio.Writer {
 	return bufio.NewWriterSize(w, writerSize)
 }
 
-func (b *Backend) giveWriter(out *bufio.Writer) {
+func (b *Backend) putWriter(out *bufio.Writer) {
 	out.Reset(nil)
 	b.writers.Put(out)
 }

@@ -112,14 +112,14 @@ type Brake struct {
 	now      func() time.Time
 	begun    time.Time
 
-	turn chan struct{} // held by whoever reads or changes the state
+	held chan struct{} // held by whoever reads or changes the state
 
-	mu      sync.Mutex
-	store   Bucket         // nil: the state ends with the process
-	leaving map[uint64]int // accounts with sessions that have removed messages and whose listings are not in the cache yet
-	polled  recent         // accounts
-	counted recent         // those of them with a change that was not accepted
-	status  BrakeStatus
+	mu       sync.Mutex
+	store    Bucket         // nil: the state ends with the process
+	removing map[uint64]int // accounts with sessions that have removed messages and whose listings are not in the cache yet
+	polled   recent         // accounts
+	counted  recent         // those of them with a change that was not accepted
+	status   BrakeStatus
 }
 
 // A BrakeStatus is the state of a Brake.
@@ -147,7 +147,7 @@ func NewBrake(backend string, o proxy.Observer) *Brake {
 }
 
 func newBrake(backend string, o proxy.Observer, now func() time.Time) *Brake {
-	return &Brake{backend: backend, observer: o, seed: maphash.MakeSeed(), now: now, begun: now(), turn: make(chan struct{}, 1)}
+	return &Brake{backend: backend, observer: o, seed: maphash.MakeSeed(), now: now, begun: now(), held: make(chan struct{}, 1)}
 }
 
 // Open makes the Brake keep its state in store, under the backend's name, and
@@ -161,7 +161,7 @@ func (b *Brake) Open(ctx context.Context, store Bucket) error {
 	b.mu.Lock()
 	b.store = store
 	b.mu.Unlock()
-	return b.settle(b.load(ctx)).Err
+	return b.setStatus(b.load(ctx)).Err
 }
 
 var (
@@ -181,7 +181,7 @@ func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
 	hash, slot := maphash.String(b.seed, account), b.slot()
 	b.mu.Lock()
 	b.polled.add(hash, slot)
-	if b.leaving[hash] > 0 && (c == Emptied || c == Shrunk) {
+	if b.removing[hash] > 0 && (c == Emptied || c == Shrunk) {
 		c = Unchanged // a session of this Postern may have done it
 	}
 	b.mu.Unlock()
@@ -201,7 +201,7 @@ func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
 	if trips && !status.Braked() {
 		status = b.trip(ctx)
 	}
-	status = b.settle(status)
+	status = b.setStatus(status)
 	b.observe(proxy.MailboxChanged{
 		Backend: b.backend, Account: account, Kind: c.String(), Repeated: seen, Accepted: accepted, Refused: status.Braked(),
 	})
@@ -214,25 +214,25 @@ func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
 	return nil
 }
 
-// leaves says that a session of the account has removed messages, of which the
-// cache does not know yet: that INBOX has fewer is no change, until left is
+// beginRemoval says that a session of the account has removed messages, of which the
+// cache does not know yet: that INBOX has fewer is no change, until end is
 // called. A client may come again as soon as QUIT is answered.
-func (b *Brake) leaves(account string) (left func()) {
+func (b *Brake) beginRemoval(account string) (left func()) {
 	if b == nil {
 		return func() {}
 	}
 	hash := maphash.String(b.seed, account)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.leaving == nil {
-		b.leaving = make(map[uint64]int)
+	if b.removing == nil {
+		b.removing = make(map[uint64]int)
 	}
-	b.leaving[hash]++
+	b.removing[hash]++
 	return func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if b.leaving[hash]--; b.leaving[hash] == 0 {
-			delete(b.leaving, hash)
+		if b.removing[hash]--; b.removing[hash] == 0 {
+			delete(b.removing, hash)
 		}
 	}
 }
@@ -271,7 +271,7 @@ func (b *Brake) Accept(ctx context.Context, d time.Duration) (until time.Time, e
 	}
 	defer b.leave()
 	accepted := BrakeStatus{Accepted: b.now().Add(d).Round(0)}
-	if store := b.kept(); store != nil {
+	if store := b.bucket(); store != nil {
 		if err := store.Put(ctx, b.backend, accepted.encode()); err != nil {
 			return time.Time{}, fmt.Errorf("accept changes of %s: %w", b.backend, err)
 		}
@@ -296,16 +296,16 @@ func (b *Brake) Status() BrakeStatus {
 
 func (b *Brake) enter(ctx context.Context) error {
 	select {
-	case b.turn <- struct{}{}:
+	case b.held <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
-func (b *Brake) leave() { <-b.turn }
+func (b *Brake) leave() { <-b.held }
 
-func (b *Brake) kept() Bucket {
+func (b *Brake) bucket() Bucket {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.store
@@ -335,7 +335,7 @@ func (b *Brake) load(ctx context.Context) BrakeStatus {
 func (b *Brake) trip(ctx context.Context) BrakeStatus {
 	now := b.now()
 	on := BrakeStatus{On: now.Round(0)}
-	store := b.kept()
+	store := b.bucket()
 	if store == nil {
 		return on
 	}
@@ -355,8 +355,8 @@ func (b *Brake) trip(ctx context.Context) BrakeStatus {
 	return on
 }
 
-// settle makes s the state, and reports the state if it is another one now.
-func (b *Brake) settle(s BrakeStatus) BrakeStatus {
+// setStatus makes s the state, and reports the state if it is another one now.
+func (b *Brake) setStatus(s BrakeStatus) BrakeStatus {
 	b.mu.Lock()
 	before := b.status
 	b.status = s
@@ -382,15 +382,15 @@ func (b *Brake) observe(e proxy.Event) {
 
 func (b *Brake) slot() int64 { return int64(b.now().Sub(b.begun) / brakeSlot) }
 
-// A keptBrake is a BrakeStatus in the store, as JSON.
-type keptBrake struct {
+// A brakeState is a BrakeStatus in the store, as JSON.
+type brakeState struct {
 	Version  int       `json:"version"`
 	On       time.Time `json:"on,omitzero"`
 	Accepted time.Time `json:"accepted,omitzero"`
 }
 
 func (s BrakeStatus) encode() []byte {
-	value, _ := json.Marshal(keptBrake{Version: brakeVersion, On: s.On.UTC(), Accepted: s.Accepted.UTC()}) // years are of four digits
+	value, _ := json.Marshal(brakeState{Version: brakeVersion, On: s.On.UTC(), Accepted: s.Accepted.UTC()}) // years are of four digits
 	return value
 }
 
@@ -400,7 +400,7 @@ func decodeBrake(value []byte) BrakeStatus {
 	if value == nil {
 		return BrakeStatus{}
 	}
-	var k keptBrake
+	var k brakeState
 	err := json.Unmarshal(value, &k)
 	if err == nil && k.Version != brakeVersion {
 		err = fmt.Errorf("version %d", k.Version)

@@ -23,8 +23,8 @@ func shownTo(t *testing.T, b *Backend, account string) (ids []string, err error)
 		return nil, err
 	}
 	s := opened.(*session)
-	for i := range s.drop.messages {
-		ids = append(ids, string(s.uniqueID(nil, &s.drop.messages[i])))
+	for i := range s.maildrop.messages {
+		ids = append(ids, string(s.uniqueID(nil, &s.maildrop.messages[i])))
 	}
 	return ids, nil
 }
@@ -107,7 +107,7 @@ func TestAStoreThatIsNotMountedIsNotBelieved(t *testing.T) {
 // was removed.
 func TestWhatASessionIsRemovingIsNotCounted(t *testing.T) {
 	b := NewBrake("main", nil)
-	left := b.leaves("alice")
+	left := b.beginRemoval("alice")
 	for _, step := range []struct {
 		change  Change
 		counted int
@@ -120,7 +120,7 @@ func TestWhatASessionIsRemovingIsNotCounted(t *testing.T) {
 		t.Errorf("of another account: %v, %d counted, want 2", err, b.Status().Counted)
 	}
 	left()
-	if err := b.Admit(t.Context(), "alice", Shrunk); err != nil || b.Status().Counted != 2 || len(b.leaving) > 0 {
+	if err := b.Admit(t.Context(), "alice", Shrunk); err != nil || b.Status().Counted != 2 || len(b.removing) > 0 {
 		t.Errorf("afterwards: %v, %d counted, want 2", err, b.Status().Counted)
 	}
 }
@@ -155,8 +155,8 @@ func TestWhatPOP3RemovesIsNoFault(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for i := range s.drop.messages {
-				s.drop.delete(&s.drop.messages[i])
+			for i := range s.maildrop.messages {
+				s.maildrop.delete(&s.maildrop.messages[i])
 			}
 			if err := s.update(t.Context()); (err != nil) != test.lose {
 				t.Errorf("update: %v", err)
@@ -168,7 +168,7 @@ func TestWhatPOP3RemovesIsNoFault(t *testing.T) {
 				_ = s.Close()
 			}
 			if other != nil {
-				other.quitted, other.drop.changed = true, true
+				other.quitted, other.maildrop.changed = true, true
 				_ = other.Close()
 			}
 			lost, test.lose = false, false
@@ -193,8 +193,8 @@ func TestARefusedRemovalIsNone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range s.drop.messages {
-		s.drop.delete(&s.drop.messages[i])
+	for i := range s.maildrop.messages {
+		s.maildrop.delete(&s.maildrop.messages[i])
 	}
 	if err := s.update(t.Context()); err == nil {
 		t.Error("update: no error")

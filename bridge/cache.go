@@ -18,7 +18,7 @@ const (
 // What of the marks of a message is remembered, and how far a size is shifted
 // to make place for it.
 const (
-	remembered  = exact | printed | headed | unprobed | unsized | removed
+	remembered  = exact | fingerprinted | headerHashed | endSkipped | unsized | removed
 	shift       = 6
 	formerShift = 4 // of formerCache, without unsized and removed
 )
@@ -33,7 +33,7 @@ func (s snapshot) encode() []byte {
 	}
 	b = binary.AppendUvarint(b, uint64(s.uidValidity))
 	b = binary.AppendUvarint(b, uint64(s.uidNext))
-	b = binary.LittleEndian.AppendUint64(b, s.shown)
+	b = binary.LittleEndian.AppendUint64(b, s.hash)
 	b = binary.LittleEndian.AppendUint64(b, s.record.version)
 	b = binary.LittleEndian.AppendUint64(b, uint64(s.record.sum))
 	b = binary.AppendUvarint(b, uint64(len(s.messages)))
@@ -56,14 +56,14 @@ func decodeSnapshot(b []byte) (s snapshot, err error) {
 	former, by := version == formerCache, shift
 	s.proven = r.octet() == 1
 	s.uidValidity, s.uidNext = uint32(r.uvarint(math.MaxUint32)), uint32(r.uvarint(math.MaxUint32))
-	s.shown = r.uint64()
+	s.hash = r.uint64()
 	if !former {
 		s.record.version = r.uint64()
 		sum := r.uint64()
 		s.record.sum, r.bad = uint32(sum), r.bad || sum > math.MaxUint32
 	} else {
 		by = formerShift
-		if s.shown != 0 {
+		if s.hash != 0 {
 			s.record = formerStamp
 		}
 	}

@@ -79,7 +79,7 @@ func TestSnapshotsAreRemembered(t *testing.T) {
 	for _, s := range []snapshot{
 		{},
 		{uidValidity: 7, uidNext: 1, proven: true},
-		{uidValidity: 1<<32 - 1, uidNext: 1<<32 - 1, proven: true, messages: []message{{uid: 1<<32 - 1, size: maxSize, marks: exact | printed}}},
+		{uidValidity: 1<<32 - 1, uidNext: 1<<32 - 1, proven: true, messages: []message{{uid: 1<<32 - 1, size: maxSize, marks: exact | fingerprinted}}},
 		{uidValidity: 1, uidNext: 1e6, messages: sparse(50_000)},
 	} {
 		b := s.encode()

@@ -84,11 +84,11 @@ func TestReconnectAfterSilence(t *testing.T) {
 			backend: &Backend{Name: "main", Dial: func(context.Context, *proxy.Login) (net.Conn, string, error) {
 				return nil, "", proxy.NewRefusal(proxy.Unavailable, errors.New("connection refused"))
 			}},
-			login: &proxy.Login{Account: "alice"}, inbox: inbox.New(near, capabilities, inbox.Options{Timeout: time.Minute}), drop: newMaildrop([]message{{uid: 11}}, 7),
+			login: &proxy.Login{Account: "alice"}, inbox: inbox.New(near, capabilities, inbox.Options{Timeout: time.Minute}), maildrop: newMaildrop([]message{{uid: 11}}, 7),
 		}
 		events := &recorder{}
 		s.backend.Observer = events
-		if _, err := s.first(t.Context(), 0, inbox.Body, "BODY[]"); !errors.Is(err, proxy.ErrBackendClosed) {
+		if _, err := s.openWithReconnect(t.Context(), 0, inbox.Body, "BODY[]"); !errors.Is(err, proxy.ErrBackendClosed) {
 			t.Errorf("first = %v, want %v", err, proxy.ErrBackendClosed)
 		}
 		<-dead

@@ -11,8 +11,8 @@ import (
 // What is on disk is read by the next version and by the one before.
 func TestFormatsOnDisk(t *testing.T) {
 	known := snapshot{
-		uidValidity: 7, uidNext: 900, proven: true, shown: 0x0102030405060708, record: stamp{version: 3, sum: 0xfffefdfc},
-		messages: []message{{uid: 1, size: 100, marks: exact | printed}, {uid: 2, size: 70000, marks: unsized | deleted}, {uid: 800, size: 1, marks: removed | headed}},
+		uidValidity: 7, uidNext: 900, proven: true, hash: 0x0102030405060708, record: stamp{version: 3, sum: 0xfffefdfc},
+		messages: []message{{uid: 1, size: 100, marks: exact | fingerprinted}, {uid: 2, size: 70000, marks: unsized | deleted}, {uid: 800, size: 1, marks: removed | headerHashed}},
 	}
 	kept := known
 	kept.messages = []message{known.messages[0], {uid: 2, size: 70000, marks: unsized}, known.messages[2]}
@@ -25,7 +25,7 @@ func TestFormatsOnDisk(t *testing.T) {
 	}{
 		{"snapshot", "030107840708070605040302010300000000000000fcfdfeff00000000030183320190b891029e0664eeec1713", known.encode(), kept, func(b []byte) (any, error) { return decodeSnapshot(b) }},
 		{"tombstones", "020207640303015f8080808008000101c8027357", stones.encode(), stones, func(b []byte) (any, error) { return decodeTombstones(b) }},
-		{"fingerprints", "0102020500000000000000d704000000000000000007000000000000009ba252f9", encodePrints([]uidl.Print{{UID: 1, Short: 5}, {UID: 300, Header: 7}}), []uidl.Print{{UID: 1, Short: 5}, {UID: 300, Header: 7}}, func(b []byte) (any, error) { return decodePrints(b) }},
+		{"fingerprints", "0102020500000000000000d704000000000000000007000000000000009ba252f9", encodePrints([]uidl.Fingerprint{{UID: 1, Short: 5}, {UID: 300, Header: 7}}), []uidl.Fingerprint{{UID: 1, Short: 5}, {UID: 300, Header: 7}}, func(b []byte) (any, error) { return decodeFingerprints(b) }},
 	} {
 		if got := hex.EncodeToString(test.encoded); got != test.golden {
 			t.Errorf("%s: %s, want %s", test.name, got, test.golden)
@@ -46,7 +46,7 @@ func TestFormerFormatsOnDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := snapshot{uidValidity: 7, uidNext: 900, proven: true, shown: 5, record: formerStamp, messages: []message{{uid: 9, size: 100, marks: exact}}}
+	want := snapshot{uidValidity: 7, uidNext: 900, proven: true, hash: 5, record: formerStamp, messages: []message{{uid: 9, size: 100, marks: exact}}}
 	if got, err := decodeSnapshot(b); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("snapshot: %+v, %v, want %+v", got, err, want)
 	}

@@ -138,7 +138,7 @@ func TestARecordThatWasLostIsNoNewOne(t *testing.T) {
 	kept := maps.Clone(record.values)
 	record.forget("alice")
 	for range 2 {
-		if _, err := show(t, b); proxy.ReasonOf(err) != proxy.Unavailable || !errors.Is(err, errLost) {
+		if _, err := show(t, b); proxy.ReasonOf(err) != proxy.Unavailable || !errors.Is(err, errRecordLost) {
 			t.Fatalf("a lost record gives %v", err)
 		}
 	}
@@ -183,7 +183,7 @@ func TestARecordThatWasLostIsNoNewOne(t *testing.T) {
 	if _, err := Forget(t.Context(), cache, record, func(string) bool { return true }); err != nil {
 		t.Error(err)
 	}
-	session.quitted, session.drop.changed, session.found = true, true, 0
+	session.quitted, session.maildrop.changed, session.cacheSum = true, true, 0
 	_ = session.Close()
 	if _, err := show(t, b); err != nil {
 		t.Errorf("forgotten while a session was open: %v", err)
@@ -256,9 +256,9 @@ func TestRecordsOfBeforeAreConverted(t *testing.T) {
 		m.deliver(3)
 		b, cache, record, _ := m.bases(t)
 		shown(t, b)
-		var prints []uidl.Print
+		var prints []uidl.Fingerprint
 		for _, e := range recordOf(t, record, "alice").Present().Entries {
-			prints = append(prints, uidl.Print{UID: e.UID, Short: e.Short})
+			prints = append(prints, uidl.Fingerprint{UID: e.UID, Short: e.Short})
 		}
 		known, err := decodeSnapshot(cache.values[key("alice")])
 		if err != nil {
@@ -266,7 +266,7 @@ func TestRecordsOfBeforeAreConverted(t *testing.T) {
 		}
 		// As the release before has left it: %08Xu%08Xv, and 2 has a name.
 		record.values = map[string][]byte{key("alice"): castagnoliOf([]byte("\x01\x07\x00\x01\x01\x0a%08Xu%08Xv\x00\x01\x02\x00\x03two"))}
-		cache.values = map[string][]byte{key("alice"): formerly(known), printsKey("alice"): encodePrints(prints)}
+		cache.values = map[string][]byte{key("alice"): formerly(known), fingerprintsKey("alice"): encodePrints(prints)}
 		want := map[uint32]string{1: "0000000100000007", 2: "two", 3: "0000000300000007"}
 		if moved {
 			m.renumber(99, 1)
@@ -279,7 +279,7 @@ func TestRecordsOfBeforeAreConverted(t *testing.T) {
 		if r := recordOf(t, record, "alice"); r.Former() || r.Present().Counts().Entries != 3 || r.Present().Entries[0].Short != prints[0].Short {
 			t.Errorf("moved: %v: the record is %v", moved, r.Present())
 		}
-		if cache.values[printsKey("alice")] != nil && !moved {
+		if cache.values[fingerprintsKey("alice")] != nil && !moved {
 			t.Error("the prints are in the cache still")
 		}
 	}
@@ -309,10 +309,10 @@ func TestChangesOfALargeMaildropWriteLittle(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for i := range session.drop.messages {
-			session.drop.messages[i].marks |= printed // as if that were done
+		for i := range session.maildrop.messages {
+			session.maildrop.messages[i].marks |= fingerprinted // as if that were done
 		}
-		session.quitted, session.drop.changed = true, true
+		session.quitted, session.maildrop.changed = true, true
 		_ = session.Close()
 	}
 	poll()
@@ -349,7 +349,7 @@ func TestAWriteOfAnotherSessionIsNotLost(t *testing.T) {
 			return
 		}
 		first = false
-		if err := rewrite(t.Context(), record, "alice", func(st stored) (*uidl.Record, error) {
+		if err := changeRecord(t.Context(), record, "alice", func(st stored) (*uidl.Record, error) {
 			r, err := uidl.Decode(st.head, st.blocks)
 			if err == nil {
 				r.Present().Put([]uidl.Entry{{UID: 1, Header: 77}})

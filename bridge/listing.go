@@ -31,7 +31,7 @@ const (
 type snapshot struct {
 	uidValidity, uidNext uint32
 	proven               bool   // there were no others
-	shown                uint64 // hash of their UIDLs; 0: not known
+	hash                 uint64 // hash of their UIDLs; 0: not known
 	record               stamp  // of the record that they are of
 	messages             []message
 }
@@ -49,28 +49,28 @@ type listing struct {
 	inbox.View
 	known int // messages that were remembered
 
-	mu         sync.Mutex
-	from       uint32 // what is below is known; "n:*" has the last message, whatever its UID
-	messages   []message
-	proven     bool
-	disordered bool // rows did not come in the order of UIDs
-	expunged   bool // somebody has removed messages meanwhile
-	room       *reservation
-	overflow   error     // there are more messages than may be listed
-	later      []message // rows with a UID from UIDNEXT on
-	unsized    []message // known messages whose size the server has refused so far
-	untrue     bool      // UIDNEXT was not above all UIDs
-	odd        int       // rows with a UID or a size that cannot be read
-	anchor     uint32    // UID of the last message that is known; 0: none
-	anchored   bool      // its row has come, with the number that says that all known are there
-	gaps       bool      // the numbers of rows do not follow each other
+	mu          sync.Mutex
+	from        uint32 // what is below is known; "n:*" has the last message, whatever its UID
+	messages    []message
+	proven      bool
+	disordered  bool // rows did not come in the order of UIDs
+	expunged    bool // somebody has removed messages meanwhile
+	reservation *reservation
+	overflow    error     // there are more messages than may be listed
+	later       []message // rows with a UID from UIDNEXT on
+	unsized     []message // known messages whose size the server has refused so far
+	untrue      bool      // UIDNEXT was not above all UIDs
+	malformed   int       // rows with a UID or a size that cannot be read
+	anchor      uint32    // UID of the last message that is known; 0: none
+	anchored    bool      // its row has come, and its number proves that all known messages are there
+	gaps        bool      // the numbers of rows do not follow each other
 }
 
 // newListing returns the listing of v, of which known is remembered. A UIDNEXT
 // that has become lower is that of a restored backup or of a replica that lags:
 // its UIDs may be those of other messages, as after a new UIDVALIDITY.
 func newListing(v inbox.View, known snapshot, room *reservation) *listing {
-	l := &listing{View: v, room: room}
+	l := &listing{View: v, reservation: room}
 	if !known.continuesIn(v) {
 		known = snapshot{}
 	}
@@ -83,7 +83,7 @@ func newListing(v inbox.View, known snapshot, room *reservation) *listing {
 		l.anchor = l.messages[n-1].uid
 	}
 	l.anchored = l.anchor == 0
-	l.setUnsizedAside()
+	l.separateUnsized()
 	if more := min(l.missing(), trusted); more > 0 {
 		if l.overflow = room.grow(len(l.messages) + more); l.overflow == nil {
 			l.messages = slices.Grow(l.messages, more)
@@ -101,9 +101,9 @@ func (s snapshot) continuesIn(v inbox.View) bool {
 // when there are fewer.
 func (l *listing) missing() int { return l.Exists - len(l.messages) }
 
-// setUnsizedAside takes the messages without a size out of those that are
+// separateUnsized takes the messages without a size out of those that are
 // known, so that the server is asked for their sizes again.
-func (l *listing) setUnsizedAside() {
+func (l *listing) separateUnsized() {
 	lacks := func(m message) bool { return m.marks&unsized != 0 }
 	for _, m := range l.messages {
 		if lacks(m) {
@@ -120,10 +120,10 @@ func (l *listing) unchanged() bool {
 	return l.proven && len(l.unsized) == 0 && l.missing() == 0 && (l.Exists == 0 || l.UIDNext != 0 && l.UIDNext == l.from)
 }
 
-// adds reports whether what is known and what came is all that SELECT showed.
+// addsUp reports whether what is known and what came is all that SELECT showed.
 // After STATUS that must include what came since: one removed in between would
 // not be missed.
-func (l *listing) adds() bool {
+func (l *listing) addsUp() bool {
 	if l.Selected < 0 {
 		return l.missing() == 0
 	}
@@ -170,7 +170,7 @@ func (l *listing) Row(number int64, uid uint32, size int64) {
 	case len(l.messages) >= inbox.MaxMessages:
 		l.overflow = inbox.ErrTooMany
 	default:
-		if l.overflow = l.room.grow(len(l.messages) + 1); l.overflow != nil {
+		if l.overflow = l.reservation.grow(len(l.messages) + 1); l.overflow != nil {
 			return
 		}
 		if n := len(l.messages); n > 0 && uid < l.messages[n-1].uid {
@@ -181,15 +181,15 @@ func (l *listing) Row(number int64, uid uint32, size int64) {
 }
 
 // MalformedRow implements inbox.Rows.
-func (l *listing) MalformedRow() { l.odd++ }
+func (l *listing) MalformedRow() { l.malformed++ }
 
 // Expunged implements inbox.Rows.
 func (l *listing) Expunged() { l.expunged = true }
 
 func byUID(a, b message) int { return cmp.Compare(a.uid, b.uid) }
 
-// tidy sorts by UID and leaves each of them once.
-func (l *listing) tidy() {
+// sortRows sorts by UID and leaves each of them once.
+func (l *listing) sortRows() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.disordered {
@@ -218,8 +218,8 @@ func (l *listing) snapshot(complete bool) (s snapshot, ok bool) {
 	return s, s.uidNext != 0
 }
 
-// keep drops what is not in present, and returns what of present is missing.
-func (l *listing) keep(present imap.UIDSet) (missing imap.UIDSet) {
+// retain drops what is not in present, and returns what of present is missing.
+func (l *listing) retain(present imap.UIDSet) (missing imap.UIDSet) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	kept, rest := l.messages[:0], l.messages
@@ -278,7 +278,7 @@ func (l *listing) update(ctx context.Context, in *inbox.Inbox) (asked bool, err 
 		if refusal != nil && !inbox.Refused(refusal) {
 			return true, refusal
 		}
-		if l.tidy(); l.overflow != nil {
+		if l.sortRows(); l.overflow != nil {
 			return true, l.overflow
 		}
 	}
@@ -287,12 +287,12 @@ func (l *listing) update(ctx context.Context, in *inbox.Inbox) (asked bool, err 
 	}
 	now := in.Mailbox().Messages
 	if refusal == nil && l.correct(now) {
-		l.tidy()
+		l.sortRows()
 	}
 	if l.UIDNext == 0 && len(l.messages) != now { // what came since SELECT is among the rows
 		sure = false
 	}
-	if refusal == nil && sure && l.proven && !l.expunged && l.adds() {
+	if refusal == nil && sure && l.proven && !l.expunged && l.addsUp() {
 		return true, nil
 	}
 	return true, l.rebuild(ctx, in)
@@ -332,9 +332,9 @@ func (l *listing) insert(m message) {
 	l.messages = slices.Insert(l.messages, i, m)
 }
 
-// looks is how often rebuild looks at the whole INBOX: messages may be removed
+// rebuildAttempts is how often rebuild lists the whole INBOX: messages may be removed
 // meanwhile.
-const looks = 3
+const rebuildAttempts = 3
 
 // errUnaccounted says that the messages a server shows are not as many as it
 // says there are.
@@ -343,7 +343,7 @@ var errUnaccounted = errors.New("server says of how many messages INBOX consists
 // rebuild lets a search decide which messages there are. The search is believed
 // if it finds as many as EXISTS says before or after it.
 func (l *listing) rebuild(ctx context.Context, in *inbox.Inbox) error {
-	for i := range looks {
+	for i := range rebuildAttempts {
 		if i > 0 { // a server may not say with UID SEARCH what has changed
 			if err := in.Noop(ctx); err != nil {
 				return err
@@ -357,9 +357,9 @@ func (l *listing) rebuild(ctx context.Context, in *inbox.Inbox) error {
 			continue
 		}
 		removals := in.Mailbox().Removals
-		l.believe(present, in.Mailbox())
+		l.checkUIDNext(present, in.Mailbox())
 		l.from = 0
-		missing, err := inbox.UIDs(l.keep(present))
+		missing, err := inbox.UIDs(l.retain(present))
 		if err != nil {
 			return err
 		}
@@ -370,7 +370,7 @@ func (l *listing) rebuild(ctx context.Context, in *inbox.Inbox) error {
 		if l.overflow != nil {
 			return l.overflow
 		}
-		if missing, err = inbox.UIDs(l.keep(present)); err != nil {
+		if missing, err = inbox.UIDs(l.retain(present)); err != nil {
 			return err
 		}
 		if len(missing) > 0 && removals != in.Mailbox().Removals {
@@ -402,9 +402,9 @@ func stillThere(ctx context.Context, in *inbox.Inbox, uids []uint32) (there []ui
 	return there, nil
 }
 
-// believe takes back a UIDNEXT that is not above all UIDs, though no message
+// checkUIDNext takes back a UIDNEXT that is not above all UIDs, though no message
 // has come since SELECT.
-func (l *listing) believe(present imap.UIDSet, m inbox.Mailbox) {
+func (l *listing) checkUIDNext(present imap.UIDSet, m inbox.Mailbox) {
 	atSelect := l.Exists
 	if l.Selected >= 0 {
 		atSelect = l.Selected
@@ -424,14 +424,14 @@ func (l *listing) tolerated(present imap.UIDSet) int {
 // be shown.
 var errUnsized = errors.New("server refuses the sizes of too many messages")
 
-// complete takes the messages whose sizes the server has not told into the
-// listing; refusal is its last one, nil if it said OK. It is an error if the
-// server tells no size at all and says that it cannot answer now.
-func (l *listing) complete(untold []uint32, refusal error) error {
-	if len(untold) > 0 && len(l.messages) == 0 && inbox.RefusedForNow(refusal) || len(untold) > max(3, (len(l.messages)+len(untold))/100) {
+// complete adds the messages whose sizes the server has not sent to the listing;
+// refusal is its last refusal, nil if it answered OK. It returns an error if the
+// server has sent no size at all and says that it cannot answer now.
+func (l *listing) complete(unanswered []uint32, refusal error) error {
+	if len(unanswered) > 0 && len(l.messages) == 0 && inbox.RefusedForNow(refusal) || len(unanswered) > max(3, (len(l.messages)+len(unanswered))/100) {
 		return errors.Join(errUnsized, refusal)
 	}
-	for _, uid := range untold {
+	for _, uid := range unanswered {
 		l.insert(message{uid: uid, size: 1, marks: unsized})
 	}
 	l.proven = true
@@ -457,7 +457,7 @@ func (l *listing) sizesOfEach(ctx context.Context, in *inbox.Inbox, uids []uint3
 		if err != nil {
 			refusal = err
 		}
-		l.tidy()
+		l.sortRows()
 		rest, err := l.lacking(set)
 		switch {
 		case err != nil:

@@ -181,7 +181,7 @@ func TestKeepAccountsForAllThatIsPresent(t *testing.T) {
 				set.AddNum(imap.UID(uid))
 			}
 		}
-		missing := l.keep(set)
+		missing := l.retain(set)
 		for uid := uint32(1); uid <= 30; uid++ {
 			kept := slices.ContainsFunc(l.messages, func(m message) bool { return m.uid == uid })
 			if want := rows[uid] && present[uid]; kept != want {
@@ -195,7 +195,7 @@ func TestKeepAccountsForAllThatIsPresent(t *testing.T) {
 	}
 	last := imap.UIDSet{{Start: 4294967290, Stop: 4294967295}}
 	l := &listing{messages: []message{{uid: 4294967295}}}
-	if got, want := l.keep(last).String(), "4294967290:4294967294"; got != want {
+	if got, want := l.retain(last).String(), "4294967290:4294967294"; got != want {
 		t.Errorf("missing = %s, want %s", got, want)
 	}
 }
@@ -214,7 +214,7 @@ func TestMemoryOfAMaildrop(t *testing.T) {
 			for uid := range uint32(n) {
 				l.Row(int64(uid)+1, uid+1, 1000)
 			}
-			l.tidy()
+			l.sortRows()
 			_ = newMaildrop(l.messages, 7)
 		}
 	})

@@ -11,28 +11,28 @@ import (
 	"postern/proxy"
 )
 
-// A Policy is what comes of a second session for a maildrop, RFC 1939 section 4.
+// A LockMode says what happens to a second session of a maildrop, RFC 1939 section 4.
 // A session that is allowed takes no lock: where backends that share Locks have
-// different policies, the others do not see it.
-type Policy uint8
+// different modes, the others do not see it.
+type LockMode uint8
 
-// The policies.
+// The lock modes.
 const (
-	Allow    Policy = iota // it opens: messages are known by UID, so both are right
-	Wait                   // it waits for the first to end, up to 20 s, and is refused then
-	Refuse                 // it is refused
-	Takeover               // it ends the first one, and waits up to 5 s for what that one has to remove
+	Allow    LockMode = iota // it opens: messages are known by UID, so both are right
+	Wait                     // it waits for the first to end, up to 20 s, and is refused then
+	Refuse                   // it is refused
+	Takeover                 // it ends the first one, and waits up to 5 s for what that one has to remove
 )
 
-var policies = [...]string{Allow: "allow", Wait: "wait", Refuse: "refuse", Takeover: "takeover"}
+var lockModes = [...]string{Allow: "allow", Wait: "wait", Refuse: "refuse", Takeover: "takeover"}
 
-// String returns the policy's name in the configuration.
-func (p Policy) String() string { return policies[p] }
+// String returns the mode's name in the configuration.
+func (p LockMode) String() string { return lockModes[p] }
 
-// ParsePolicy returns the Policy with that name.
-func ParsePolicy(name string) (Policy, bool) {
-	i := slices.Index(policies[:], name)
-	return Policy(max(i, 0)), i >= 0
+// ParseLockMode returns the LockMode with that name.
+func ParseLockMode(name string) (LockMode, bool) {
+	i := slices.Index(lockModes[:], name)
+	return LockMode(max(i, 0)), i >= 0
 }
 
 const (
@@ -48,9 +48,9 @@ var (
 // Locks is which maildrops are open. The zero value is ready. Backends of the
 // same accounts share one; other machines know nothing of it.
 type Locks struct {
-	mu   sync.Mutex
-	held map[string]*lock
-	told func(maildrop string, open bool) // nil: nobody is
+	mu     sync.Mutex
+	held   map[string]*lock
+	notify func(maildrop string, open bool) // nil: nobody is notified
 }
 
 // A lock is held by one session, from when it opens to its end.
@@ -59,15 +59,15 @@ type lock struct {
 	name  string
 	free  chan struct{} // closed when it is no longer held
 
-	mu      sync.Mutex
-	wanted  bool // somebody takes over
-	evict   func()
-	evicted bool
+	mu                sync.Mutex
+	evictionRequested bool // another session takes over
+	evict             func()
+	evicted           bool
 }
 
 // acquire returns the lock of a maildrop as soon as p lets it, or a Refusal.
-func (l *Locks) acquire(ctx context.Context, name string, p Policy) (*lock, error) {
-	patience := map[Policy]time.Duration{Wait: waitTime, Takeover: takeoverTime}[p]
+func (l *Locks) acquire(ctx context.Context, name string, p LockMode) (*lock, error) {
+	patience := map[LockMode]time.Duration{Wait: waitTime, Takeover: takeoverTime}[p]
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, errInUse)
 	defer cancel()
 	for {
@@ -76,7 +76,7 @@ func (l *Locks) acquire(ctx context.Context, name string, p Policy) (*lock, erro
 			return mine, nil
 		}
 		if p == Takeover {
-			holder.want()
+			holder.requestEviction()
 		}
 		select {
 		case <-holder.free:
@@ -101,8 +101,8 @@ func (l *Locks) take(name string) (holder, mine *lock) {
 	}
 	mine = &lock{locks: l, name: name, free: make(chan struct{})}
 	l.held[name] = mine
-	if l.told != nil {
-		l.told(name, true)
+	if l.notify != nil {
+		l.notify(name, true)
 	}
 	return nil, mine
 }
@@ -116,23 +116,23 @@ func (k *lock) release() {
 	defer k.locks.mu.Unlock()
 	delete(k.locks.held, k.name)
 	close(k.free)
-	if k.locks.told != nil {
-		k.locks.told(k.name, false)
+	if k.locks.notify != nil {
+		k.locks.notify(k.name, false)
 	}
 }
 
 // HandOver returns the maildrops that are open, for a successor's Hold. From now
-// on told hears of each that is opened, by a login that was under way, and of
-// each that no longer is; it must not block.
-func (l *Locks) HandOver(told func(maildrop string, open bool)) (maildrops []string) {
+// on notify is called for each that is opened, by a login that was under way, and
+// for each that is closed; it must not block.
+func (l *Locks) HandOver(notify func(maildrop string, open bool)) (maildrops []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.told = told
+	l.notify = notify
 	return slices.Sorted(maps.Keys(l.held))
 }
 
 // Hold makes maildrops locked that another process has open. change is for what
-// HandOver's told hears, end for the end of that process. want is called when
+// HandOver's notify gets, end for the end of that process. want is called when
 // somebody takes one over.
 func (l *Locks) Hold(maildrops []string, want func(maildrop string)) (change func(maildrop string, open bool), end func()) {
 	var mu sync.Mutex
@@ -146,7 +146,7 @@ func (l *Locks) Hold(maildrops []string, want func(maildrop string)) (change fun
 			return
 		}
 		if _, k := l.take(name); k != nil {
-			k.listen(func() { want(name) })
+			k.setEvict(func() { want(name) })
 			theirs[name] = k
 		}
 	}
@@ -169,36 +169,36 @@ func (l *Locks) Evict(maildrop string) {
 	k := l.held[maildrop]
 	l.mu.Unlock()
 	if k != nil {
-		k.want()
+		k.requestEviction()
 	}
 }
 
-// want asks the session that has the lock to end.
-func (k *lock) want() {
+// requestEviction asks the session that has the lock to end.
+func (k *lock) requestEviction() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.wanted = true
-	k.tell()
+	k.evictionRequested = true
+	k.tryEvict()
 }
 
-// tell tells the session, once, and when it can listen.
-func (k *lock) tell() {
-	if k.wanted && !k.evicted && k.evict != nil {
+// tryEvict ends the session, once, when its eviction was requested and it can be ended.
+func (k *lock) tryEvict() {
+	if k.evictionRequested && !k.evicted && k.evict != nil {
 		k.evicted = true
 		k.evict()
 	}
 }
 
-// listen makes evict what ends the session; nil when it ends by itself.
-func (k *lock) listen(evict func()) {
+// setEvict makes evict what ends the session; nil when it ends by itself.
+func (k *lock) setEvict(evict func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.evict = evict
-	k.tell()
+	k.tryEvict()
 }
 
-// hold takes the lock of the maildrop, if the operator wants one.
-func (s *session) hold(ctx context.Context) (err error) {
+// acquireLock takes the lock of the maildrop, if the operator wants one.
+func (s *session) acquireLock(ctx context.Context) (err error) {
 	b := s.backend
 	if b.Lock == Allow {
 		return nil
@@ -217,21 +217,21 @@ func (s *session) unlock() {
 	s.lock = nil
 }
 
-// evictable returns a context that ends, as the connection's reads do, when
+// withEviction returns a context that ends, as the connection's reads do, when
 // another session takes the maildrop over.
-func (s *session) evictable(ctx context.Context, client *proxy.Conn) (context.Context, func()) {
+func (s *session) withEviction(ctx context.Context, client *proxy.Conn) (context.Context, func()) {
 	k := s.lock
 	if k == nil {
 		return ctx, func() {}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	over := proxy.NewRefusal(proxy.Kicked, errTakenOver)
-	k.listen(func() {
+	k.setEvict(func() {
 		cancel(over)
 		client.Interrupt(over)
 	})
 	return ctx, func() {
-		k.listen(nil)
+		k.setEvict(nil)
 		cancel(nil)
 	}
 }

@@ -14,7 +14,7 @@ import (
 // Criterion: a second session is refused at once, or waits up to 20 s, or takes over within 5 s, as configured.
 func TestLockPolicies(t *testing.T) {
 	for _, test := range []struct {
-		policy Policy
+		policy LockMode
 		leaves time.Duration // when the first session ends
 		took   time.Duration
 		ok     bool
@@ -37,7 +37,7 @@ func TestLockPolicies(t *testing.T) {
 				other.release()
 			}
 			asked := false
-			first.listen(func() { asked = true })
+			first.setEvict(func() { asked = true })
 			timer := time.AfterFunc(test.leaves, first.release)
 			begun := time.Now()
 			second, err := locks.acquire(t.Context(), "a", test.policy)
@@ -112,11 +112,11 @@ func TestTakeover(t *testing.T) {
 
 func TestPoliciesHaveNames(t *testing.T) {
 	for _, name := range []string{"allow", "wait", "refuse", "takeover"} {
-		if p, ok := ParsePolicy(name); !ok || p.String() != name {
+		if p, ok := ParseLockMode(name); !ok || p.String() != name {
 			t.Errorf("%s: %v, %v", name, p, ok)
 		}
 	}
-	if _, ok := ParsePolicy("never"); ok {
+	if _, ok := ParseLockMode("never"); ok {
 		t.Error("never is a policy")
 	}
 }
@@ -130,7 +130,7 @@ func TestLocksPassToASuccessor(t *testing.T) {
 			t.Fatal(err)
 		}
 		evicted := false
-		mine.listen(func() { evicted = true; mine.release() })
+		mine.setEvict(func() { evicted = true; mine.release() })
 
 		var change func(string, bool)
 		change, _ = successor.Hold(old.HandOver(func(maildrop string, open bool) { change(maildrop, open) }), old.Evict)

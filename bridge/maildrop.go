@@ -16,15 +16,15 @@ type message struct {
 type marks uint16
 
 const (
-	exact     marks = 1 << iota // size was counted
-	printed                     // its fingerprint is remembered
-	headed                      // with that of its header
-	unprobed                    // its end is not asked for: that cost the connection
-	unsized                     // the server refuses its size: it cannot be had now
-	removed                     // QUIT has removed it, if the server still has it; of the session before: see brake
-	deleted                     // DELE
-	retrieved                   // RETR has sent it
-	gone                        // the server has said that it has it no more
+	exact         marks = 1 << iota // size was counted
+	fingerprinted                   // its short fingerprint is remembered
+	headerHashed                    // the fingerprint of its header is remembered
+	endSkipped                      // its last octets are not fetched: that has cost the connection
+	unsized                         // the server refuses its size: it cannot be had now
+	removed                         // QUIT has removed it, if the server still has it; of the session before: see brake
+	deleted                         // DELE
+	retrieved                       // RETR has sent it
+	gone                            // the server has confirmed that it has the message no more
 )
 
 // empty reports whether the message may have no octet on the server. Its size
@@ -38,10 +38,10 @@ type maildrop struct {
 	uidValidity uint32
 	uidNext     uint32 // there are no others with a UID below, if proven
 	proven      bool
-	shown       uint64    // hash of the UIDLs of all, without those that were deleted
-	lost        uint64    // hash of the UIDLs of those that are gone
+	hash        uint64    // hash of the UIDLs of all, without those that were deleted
+	goneHash    uint64    // hash of the UIDLs of those that are gone
 	changed     bool      // against what is remembered
-	aside       []message // that are hidden
+	hidden      []message // messages that are not shown
 	count       int       // not marked as deleted
 	octets      int64     // of those
 }
@@ -60,7 +60,7 @@ func (d *maildrop) hide(hidden func(uid uint32) bool) {
 	var shown []message
 	for _, m := range d.messages {
 		if hidden(m.uid) {
-			d.aside = append(d.aside, m)
+			d.hidden = append(d.hidden, m)
 		} else {
 			shown = append(shown, m)
 		}
@@ -73,9 +73,9 @@ func (d *maildrop) hide(hidden func(uid uint32) bool) {
 
 // snapshot returns what is to be remembered.
 func (d *maildrop) snapshot() snapshot {
-	s := snapshot{uidValidity: d.uidValidity, uidNext: d.uidNext, proven: d.proven, shown: d.shown - d.lost, messages: d.messages}
-	if len(d.aside) > 0 || d.lost != 0 {
-		s.messages = slices.DeleteFunc(slices.Concat(d.messages, d.aside), func(m message) bool { return m.marks&gone != 0 })
+	s := snapshot{uidValidity: d.uidValidity, uidNext: d.uidNext, proven: d.proven, hash: d.hash - d.goneHash, messages: d.messages}
+	if len(d.hidden) > 0 || d.goneHash != 0 {
+		s.messages = slices.DeleteFunc(slices.Concat(d.messages, d.hidden), func(m message) bool { return m.marks&gone != 0 })
 		slices.SortFunc(s.messages, byUID)
 	}
 	return s
@@ -92,22 +92,22 @@ func find(messages []message, uid uint32) *message {
 	return &messages[i]
 }
 
-// any is find also among those that are hidden.
-func (d *maildrop) any(uid uint32) *message {
+// findAny is find also among those that are hidden.
+func (d *maildrop) findAny(uid uint32) *message {
 	if m := d.find(uid); m != nil {
 		return m
 	}
-	return find(d.aside, uid)
+	return find(d.hidden, uid)
 }
 
-// lostAny reports whether messages are gone since the session began.
-func (d *maildrop) lostAny() bool {
+// anyGone reports whether messages are gone since the session began.
+func (d *maildrop) anyGone() bool {
 	return slices.ContainsFunc(d.messages, func(m message) bool { return m.marks&gone != 0 })
 }
 
 // lacks reports whether there was certainly no message with that UID.
 func (d *maildrop) lacks(uid uint32) bool {
-	return d.proven && uid < d.uidNext && find(d.messages, uid) == nil && find(d.aside, uid) == nil
+	return d.proven && uid < d.uidNext && find(d.messages, uid) == nil && find(d.hidden, uid) == nil
 }
 
 // delete marks a message that is not marked.
@@ -149,9 +149,9 @@ func (d *maildrop) setNotRemoved() {
 	}
 }
 
-// measured corrects the size of a message that is not marked: RFC822.SIZE may
+// setExactSize corrects the size of a message that is not marked: RFC822.SIZE may
 // be an estimate, and does not count the CRLF that ends what has none.
-func (d *maildrop) measured(m *message, octets int64) {
+func (d *maildrop) setExactSize(m *message, octets int64) {
 	if m.size == octets && m.marks&exact != 0 {
 		return
 	}

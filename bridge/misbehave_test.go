@@ -183,7 +183,7 @@ func (l *life) imports() error {
 	}
 	line := fmt.Sprintf(`{"account": "alice", "record": {"uidvalidity": %d, "eras": [{"from": 1, "format": "dovecot"}], "named": [%s]}}`,
 		l.box.uidValidity, strings.Join(named, ", "))
-	var recorded bridge.Recorded
+	var recorded bridge.AccountRecord
 	if err := json.Unmarshal([]byte(line), &recorded); err != nil {
 		return err
 	}

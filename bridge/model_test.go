@@ -298,7 +298,7 @@ func poll(t testing.TB, b *Backend) (source string, listed []mail) {
 		_ = opened.Close()
 		t.Fatal(err)
 	}
-	for _, m := range opened.(*session).drop.messages {
+	for _, m := range opened.(*session).maildrop.messages {
 		listed = append(listed, mail{m.uid, m.size})
 	}
 	_ = opened.Close()
@@ -628,8 +628,8 @@ func BenchmarkPoll50000Named(b *testing.B) {
 					b.Fatal(err)
 				}
 				var line []byte
-				for i := range session.drop.messages {
-					line = session.uniqueID(line[:0], &session.drop.messages[i])
+				for i := range session.maildrop.messages {
+					line = session.uniqueID(line[:0], &session.maildrop.messages[i])
 				}
 				_ = session.Close()
 			}

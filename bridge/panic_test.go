@@ -82,7 +82,7 @@ func TestAPanicWhileAPartIsKeptEndsTheSession(t *testing.T) {
 		if proxy.ReasonOf(err) != proxy.Unavailable || !errors.Is(err, proxy.ErrBackendClosed) || !strings.Contains(err.Error(), "bug in Update") {
 			t.Errorf("Open = %v, want %v, for the panic", err, proxy.ErrBackendClosed)
 		}
-		if len(b.queue().running) > 0 || len(b.queue().turns) > 0 {
+		if len(b.queue().running) > 0 || len(b.queue().slots) > 0 {
 			t.Error("a turn was not given back")
 		}
 		if err := session.Close(); err != nil {

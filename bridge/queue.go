@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	// few is how many messages are listed without a turn: they are a packet or
+	// shortListing is how many messages are listed without a turn: they are a packet or
 	// ten of the server's.
-	few = 1000
+	shortListing = 1000
 	// FirstListings is how many long listings a server is asked for at a time,
 	// unless a Queue says otherwise.
 	FirstListings = 8
@@ -36,10 +36,10 @@ var (
 type Queue struct {
 	Limit int // listings at a time; 0: FirstListings
 
-	mu      sync.Mutex
-	running map[string]chan struct{} // by account; closed at its end
-	turns   chan struct{}
-	quiet   map[string]context.CancelFunc // by account: of what gives way to its next login
+	mu         sync.Mutex
+	running    map[string]chan struct{} // by account; closed at its end
+	slots      chan struct{}
+	background map[string]context.CancelFunc // by account: of what gives way to its next login
 }
 
 // wait waits until no long listing of the account runs.
@@ -56,7 +56,7 @@ func (q *Queue) wait(ctx context.Context, account string) error {
 		select {
 		case <-done:
 		case <-ctx.Done():
-			return patience(context.Cause(ctx))
+			return queueRefusal(context.Cause(ctx))
 		}
 	}
 }
@@ -67,7 +67,7 @@ func (q *Queue) enter(ctx context.Context, account string) (leave func(), err er
 	q.mu.Lock()
 	if q.running == nil {
 		q.running = make(map[string]chan struct{})
-		q.turns = make(chan struct{}, cmp.Or(q.Limit, FirstListings))
+		q.slots = make(chan struct{}, cmp.Or(q.Limit, FirstListings))
 	}
 	if q.running[account] != nil {
 		q.mu.Unlock()
@@ -85,48 +85,48 @@ func (q *Queue) enter(ctx context.Context, account string) (leave func(), err er
 	ctx, cancel := context.WithTimeoutCause(ctx, queueTime, errNoTurn)
 	defer cancel()
 	select {
-	case q.turns <- struct{}{}: // in the order of asking
-		return func() { <-q.turns; end() }, nil
+	case q.slots <- struct{}{}: // in the order of asking
+		return func() { <-q.slots; end() }, nil
 	case <-ctx.Done():
 		end()
-		return nil, patience(context.Cause(ctx))
+		return nil, queueRefusal(context.Cause(ctx))
 	}
 }
 
-// linger begins work that no client waits for. When ctx is over it has to stop
+// startBackground begins work that no client waits for. When ctx is over it has to stop
 // at the next place: the account logs in. Only one session of an account does
 // such work at a time; for the others ctx is over from the beginning.
-func (q *Queue) linger(account string) (ctx context.Context, end func()) {
+func (q *Queue) startBackground(account string) (ctx context.Context, end func()) {
 	ctx, stop := context.WithCancel(context.Background())
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.quiet[account] != nil {
+	if q.background[account] != nil {
 		stop()
 		return ctx, stop
 	}
-	if q.quiet == nil {
-		q.quiet = make(map[string]context.CancelFunc)
+	if q.background == nil {
+		q.background = make(map[string]context.CancelFunc)
 	}
-	q.quiet[account] = stop
+	q.background[account] = stop
 	return ctx, func() {
 		stop()
 		q.mu.Lock()
 		defer q.mu.Unlock()
-		delete(q.quiet, account)
+		delete(q.background, account)
 	}
 }
 
-// hurry stops the work that was begun with linger.
-func (q *Queue) hurry(account string) {
+// stopBackground stops the work that was begun with startBackground.
+func (q *Queue) stopBackground(account string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if stop := q.quiet[account]; stop != nil {
+	if stop := q.background[account]; stop != nil {
 		stop()
 	}
 }
 
-// patience makes a temporary refusal of having waited for too long.
-func patience(err error) error {
+// queueRefusal returns the temporary refusal of a session that has waited too long.
+func queueRefusal(err error) error {
 	if errors.Is(err, errNoTurn) || errors.Is(err, errListed) {
 		return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: err}
 	}
@@ -153,7 +153,7 @@ func (s *session) progress(ctx context.Context, l *listing) (stop func() error) 
 		for {
 			select {
 			case <-ticker.C:
-				s.keepPart(ctx, l)
+				s.savePart(ctx, l)
 			case <-over:
 				return
 			}
@@ -167,8 +167,8 @@ func (s *session) progress(ctx context.Context, l *listing) (stop func() error) 
 	}
 }
 
-func (s *session) keepPart(ctx context.Context, l *listing) {
+func (s *session) savePart(ctx context.Context, l *listing) {
 	if part, ok := l.snapshot(false); ok && len(part.messages) > l.known {
-		s.keep(ctx, part)
+		s.putSnapshot(ctx, part)
 	}
 }

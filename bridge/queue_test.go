@@ -146,7 +146,7 @@ func TestLongListingsTakeTurns(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		small := newModel("")
-		small.deliver(few)
+		small.deliver(shortListing)
 		direct := &Backend{Dial: small.dial(t), Cache: &memory{}, Queue: b.Queue}
 		begun := time.Now()
 		if err := <-begin(t, direct, "x"); err != nil || time.Since(begun) > 0 {
@@ -157,7 +157,7 @@ func TestLongListingsTakeTurns(t *testing.T) {
 		if want := []string{"0 unknown", "1 unknown", "3 unavailable", "2 unknown"}; !slices.Equal(ended, want) {
 			t.Errorf("they end as %q, want %q", ended, want)
 		}
-		if len(b.Queue.running) > 0 || len(b.Queue.turns) > 0 {
+		if len(b.Queue.running) > 0 || len(b.Queue.slots) > 0 {
 			t.Error("a turn was not given back")
 		}
 	})

@@ -13,20 +13,20 @@ const (
 	// aheadMost is how many octets a session may have asked for before its
 	// client does. They wait in the buffers of the connection: the server is
 	// slowed down by what is not read.
-	aheadMost = 1 << 20
+	maxWindow = 1 << 20
 	// aheadFirst is with how many it begins; each time it was right it doubles
 	// that. 32 messages of 4 KB are 1,600 in a second at 20 ms round trip.
-	aheadFirst = 128 << 10
-	// rowOctets is what a row has beside its body, and headerOctets what a
+	firstWindow = 128 << 10
+	// rowOctets is what a FETCH response has beside its body, and headerOctets what a
 	// header is thought to have.
 	rowOctets, headerOctets = 256, 4 << 10
 	// aheadOfAll bounds what all sessions of a backend have asked for so.
-	aheadOfAll = 256 << 20
+	maxAheadOctets = 256 << 20
 )
 
-// A reader of messages in their order: what follows is asked for before the
-// client does.
-type ahead struct {
+// A readAhead requests the messages that a client will probably ask for next: those
+// that follow in their order.
+type readAhead struct {
 	items  string
 	last   int   // index of the message that the client has asked for
 	until  int   // index of the first that was not asked for
@@ -36,31 +36,31 @@ type ahead struct {
 
 // mostMissed is after how many such messages a session reads ahead no more:
 // the server has an order of its own.
-const mostMissed = 3
+const maxMissed = 3
 
-// turned tells of the client's next message, and returns whether it reads in
+// advance takes the client's next message, and reports whether the client reads in
 // order: this message is the first after the last one that is not marked as
 // deleted, and is asked the same.
-func (a *ahead) turned(d *maildrop, i int, items string) bool {
+func (a *readAhead) advance(d *maildrop, i int, items string) bool {
 	inOrder := a.items == items && i > a.last && d.messages[i].uid > d.messages[a.last].uid
 	for j := a.last + 1; inOrder && j < i; j++ {
 		inOrder = d.messages[j].marks&deleted != 0
 	}
 	switch {
 	case !inOrder:
-		*a = ahead{items: items, until: i + 1, missed: a.missed}
+		*a = readAhead{items: items, until: i + 1, missed: a.missed}
 	case a.window == 0:
-		a.window = aheadFirst
+		a.window = firstWindow
 	}
 	a.last, a.until = i, max(a.until, i+1)
 	return inOrder
 }
 
-// more returns the messages to ask for next: a run ascending in number and UID,
+// nextRun returns the messages to ask for next: a run ascending in number and UID,
 // when half of what may be on its way has come. What would be refused is left
 // out.
-func (a *ahead) more(d *maildrop, pending int64, refused func(*message) bool) (run []inbox.Request) {
-	if a.window == 0 || a.missed >= mostMissed || pending > a.window/2 {
+func (a *readAhead) nextRun(d *maildrop, pending int64, refused func(*message) bool) (run []inbox.Request) {
+	if a.window == 0 || a.missed >= maxMissed || pending > a.window/2 {
 		return nil
 	}
 	ranges, last := 0, d.messages[a.until-1].uid
@@ -84,25 +84,25 @@ func (a *ahead) more(d *maildrop, pending int64, refused func(*message) bool) (r
 		}
 	}
 	if run != nil {
-		a.window = min(2*a.window, aheadMost)
+		a.window = min(2*a.window, maxWindow)
 	}
 	return run
 }
 
-// fetch returns the row of the i-th message, at its first section. It asks for
+// fetch returns the response for the i-th message, at its first section. It asks for
 // it unless that was done ahead, and for what is likely to be asked next.
 func (s *session) fetch(ctx context.Context, i int, items string) (*inbox.FetchResponse, error) {
-	in, m := s.inbox, &s.drop.messages[i]
+	in, m := s.inbox, &s.maildrop.messages[i]
 	one := inbox.Request{UID: m.uid}
 	tag, asked := in.Requested(m.uid, items)
-	missed := !asked && i < s.ahead.until
+	missed := !asked && i < s.readAhead.until
 	var run []inbox.Request
-	if s.ahead.turned(s.drop, i, items) && (items == inbox.Body || items == inbox.Header) && s.backend.ahead.Load() < aheadOfAll {
+	if s.readAhead.advance(s.maildrop, i, items) && (items == inbox.Body || items == inbox.Header) && s.backend.aheadOctets.Load() < maxAheadOctets {
 		if missed {
-			s.ahead.missed++
-			s.ahead.until = i + 1
+			s.readAhead.missed++
+			s.readAhead.until = i + 1
 		}
-		run = s.ahead.more(s.drop, in.PendingOctets(), func(m *message) bool { return s.suspect(ctx, m).refused() })
+		run = s.readAhead.nextRun(s.maildrop, in.PendingOctets(), func(m *message) bool { return s.fault(ctx, m).refused() })
 	}
 	var err error
 	switch {
@@ -125,10 +125,10 @@ func (s *session) fetch(ctx context.Context, i int, items string) (*inbox.FetchR
 	return r, err
 }
 
-// first returns the row of a message when its first octets are there. A
+// openWithReconnect returns the response for a message when its first octets are there. A
 // connection that was lost is replaced once.
-func (s *session) first(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
-	if s.moved() {
+func (s *session) openWithReconnect(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
+	if s.renumberedNow() {
 		return nil, fmt.Errorf("%w: %w", proxy.ErrBackendClosed, errRenumbered)
 	}
 	if s.inbox.Dead() {
@@ -136,8 +136,8 @@ func (s *session) first(ctx context.Context, i int, items, name string) (*inbox.
 			return nil, err
 		}
 	}
-	m := &s.drop.messages[i]
-	r, err := s.ready(ctx, i, items, name)
+	m := &s.maildrop.messages[i]
+	r, err := s.awaitFirstOctets(ctx, i, items, name)
 	if !errors.Is(err, proxy.ErrBackendClosed) {
 		return r, err
 	}
@@ -146,24 +146,24 @@ func (s *session) first(ctx context.Context, i int, items, name string) (*inbox.
 	case broken && s.inbox.MalformedUID() == m.uid:
 		return nil, err // it would come so again, and others go on
 	case broken && s.inbox.MalformedUID() != 0: // one that was read ahead
-		s.cut(ctx, &message{uid: s.inbox.MalformedUID()})
+		s.recordCut(ctx, &message{uid: s.inbox.MalformedUID()})
 	}
 	if again := s.reconnect(ctx); again != nil && broken {
 		return nil, fmt.Errorf("%w; %s", again, err.Error())
 	} else if again != nil {
 		return nil, fmt.Errorf("%w; %w", err, again)
 	}
-	r, err = s.ready(ctx, i, items, name)
+	r, err = s.awaitFirstOctets(ctx, i, items, name)
 	if errors.Is(err, proxy.ErrBackendClosed) && !errors.Is(err, inbox.ErrSyntax) {
-		err = s.blame(ctx, m, err)
+		err = s.noteCut(ctx, m, err)
 	}
 	return r, err
 }
 
-// ready returns the row of a message when of its section with that name the
-// first octets are there: all of a small one. Dovecot gives empty sections of a
+// awaitFirstOctets returns the response for a message when the first octets of its
+// section with that name are there, all of a small section. Dovecot gives empty sections of a
 // message that has vanished: errEmpty.
-func (s *session) ready(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
+func (s *session) awaitFirstOctets(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
 	in := s.inbox
 	defer in.AbortAfter(ctx)()
 	r, err := s.fetch(ctx, i, items)
@@ -180,17 +180,17 @@ func (s *session) ready(ctx context.Context, i int, items, name string) (*inbox.
 		}
 	}
 	want := 1
-	if r.Section.Left <= small {
-		want = small
+	if r.Section.Left <= smallBody {
+		want = smallBody
 	}
 	_, err = r.Section.Peek(want)
-	if err == nil && r.Section.Left <= small {
+	if err == nil && r.Section.Left <= smallBody {
 		err = r.Section.CheckEnd()
 	}
 	if err != nil {
 		return nil, in.Explain(ctx, err)
 	}
-	if r.Section.Size == 0 && !s.drop.messages[i].empty() {
+	if r.Section.Size == 0 && !s.maildrop.messages[i].empty() {
 		return nil, errEmpty
 	}
 	if err := s.admissible(ctx, r.Section); err != nil {

@@ -79,17 +79,17 @@ func TestReadAheadIsBounded(t *testing.T) {
 		d.messages[i] = message{uid: uint32(i + 1), size: 10_000}
 	}
 	d.messages[5000].size = 100 << 20
-	a, pending, asked := &ahead{}, int64(0), make(map[uint32]int64)
+	a, pending, asked := &readAhead{}, int64(0), make(map[uint32]int64)
 	for i := range d.messages {
-		a.turned(d, i, inbox.Body)
-		for _, w := range a.more(d, pending, func(*message) bool { return false }) {
+		a.advance(d, i, inbox.Body)
+		for _, w := range a.nextRun(d, pending, func(*message) bool { return false }) {
 			if asked[w.UID] > 0 {
 				t.Fatalf("%d is asked for again", w.UID)
 			}
 			asked[w.UID] = w.Octets
 			pending += w.Octets
 		}
-		if pending > aheadMost {
+		if pending > maxWindow {
 			t.Fatalf("at %d: %d octets on their way", i, pending)
 		}
 		pending -= asked[uint32(i+1)]
@@ -98,7 +98,7 @@ func TestReadAheadIsBounded(t *testing.T) {
 		t.Errorf("%d read ahead, the large one: %v; %d octets left", len(asked), asked[5001] > 0, pending)
 	}
 	b := &Backend{}
-	b.ahead.Store(aheadOfAll)
+	b.aheadOctets.Store(maxAheadOctets)
 	near, far := proxytest.Pipe(t)
 	proxytest.ServeTranscript(t, far, opened(5, 5, 5)+"C: F1 UID FETCH 11 *\n"+rows("F1", 11)+"C: F2 UID FETCH 12 *\n"+rows("F2", 12))
 	b.Dial = connected(near, capabilities)
@@ -107,8 +107,8 @@ func TestReadAheadIsBounded(t *testing.T) {
 	if err := r.wait(t); err == nil {
 		t.Error("Run = nil, want that the client has left")
 	}
-	if got := b.ahead.Load(); got != aheadOfAll {
-		t.Errorf("%d octets are still counted", got-aheadOfAll)
+	if got := b.aheadOctets.Load(); got != maxAheadOctets {
+		t.Errorf("%d octets are still counted", got-maxAheadOctets)
 	}
 }
 

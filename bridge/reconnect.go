@@ -58,7 +58,7 @@ func (s *session) connect(ctx context.Context) error {
 	}
 	in := s.backend.open(conn, capabilities, s.login.Client, false)
 	err = in.Select(ctx)
-	if err == nil && in.Mailbox().UIDValidity != s.drop.uidValidity {
+	if err == nil && in.Mailbox().UIDValidity != s.maildrop.uidValidity {
 		s.renumbered = true
 		in.Discard()
 		return fmt.Errorf("%w: %w", proxy.ErrBackendClosed, errRenumbered)
@@ -72,13 +72,13 @@ func (s *session) connect(ctx context.Context) error {
 	}
 	in.BeforeWait(s.flush)
 	in.Rest()
-	s.inbox, s.ahead = in, ahead{}
+	s.inbox, s.readAhead = in, readAhead{}
 	return nil
 }
 
-// moved reports whether the server has given new UIDs to the messages.
-func (s *session) moved() bool {
-	if n := s.inbox.Mailbox().UIDValidity; n != 0 && n != s.drop.uidValidity {
+// renumberedNow reports whether the server has given new UIDs to the messages.
+func (s *session) renumberedNow() bool {
+	if n := s.inbox.Mailbox().UIDValidity; n != 0 && n != s.maildrop.uidValidity {
 		s.renumbered = true
 	}
 	return s.renumbered

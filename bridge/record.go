@@ -38,8 +38,8 @@ const inboxOf = "\x00INBOX"
 // key is that of an account's INBOX.
 func key(account string) string { return account + inboxOf }
 
-// remembered returns what is known of INBOX, maybe nothing.
-func (s *session) remembered(ctx context.Context) snapshot {
+// loadSnapshot returns what is known of INBOX, maybe nothing.
+func (s *session) loadSnapshot(ctx context.Context) snapshot {
 	if s.backend.Cache == nil {
 		return snapshot{}
 	}
@@ -54,50 +54,50 @@ func (s *session) remembered(ctx context.Context) snapshot {
 	if err != nil {
 		s.notice(proxy.NoticeCache, 0, err)
 	}
-	s.found = frameSum(value)
+	s.cacheSum = frameSum(value)
 	return known
 }
 
-// remember keeps what the session has learnt. The session may be over, so the
+// saveSnapshot keeps what the session has learnt. The session may be over, so the
 // end of ctx does not stop it.
-func (s *session) remember(ctx context.Context) {
-	if s.drop == nil || !s.drop.changed {
+func (s *session) saveSnapshot(ctx context.Context) {
+	if s.maildrop == nil || !s.maildrop.changed {
 		return
 	}
-	s.drop.changed = false
-	known := s.drop.snapshot()
+	s.maildrop.changed = false
+	known := s.maildrop.snapshot()
 	known.record = s.record.stamp
-	if known.record != (stamp{}) && s.forgotten(ctx) {
+	if known.record != (stamp{}) && s.recordForgotten(ctx) {
 		return
 	}
-	s.keep(ctx, known)
+	s.putSnapshot(ctx, known)
 }
 
-// forgotten reports whether the record has nothing of the account any more. An
+// recordForgotten reports whether the record has nothing of the account any more. An
 // operator may have forgotten it meanwhile: a listing that says that there was a
 // record would make it a lost one.
-func (s *session) forgotten(ctx context.Context) bool {
+func (s *session) recordForgotten(ctx context.Context) bool {
 	value, err := s.backend.Record.Get(context.WithoutCancel(ctx), key(s.login.Account))
 	return err == nil && value == nil
 }
 
-// keep puts a snapshot into the cache. If another session has meanwhile, that one's
+// putSnapshot puts a snapshot into the cache. If another session has meanwhile, that one's
 // stays, but for what this session removes.
-func (s *session) keep(ctx context.Context, known snapshot) {
+func (s *session) putSnapshot(ctx context.Context, known snapshot) {
 	if s.backend.Cache == nil {
 		return
 	}
 	value := known.encode()
 	err := s.backend.Cache.Update(context.WithoutCancel(ctx), key(s.login.Account), func(old []byte) (_ []byte, err error) {
-		if frameSum(old) != s.found {
+		if frameSum(old) != s.cacheSum {
 			value, err = s.withRemoved(old)
 		}
 		return value, err
 	})
 	switch {
 	case err == nil:
-		s.found = frameSum(value)
-	case !errors.Is(err, errOvertaken):
+		s.cacheSum = frameSum(value)
+	case !errors.Is(err, errConflict):
 		s.notice(proxy.NoticeCache, len(known.messages), err)
 	}
 }
@@ -105,30 +105,30 @@ func (s *session) keep(ctx context.Context, known snapshot) {
 // withRemoved marks in the snapshot of another session what this one has removed.
 func (s *session) withRemoved(value []byte) ([]byte, error) {
 	other, err := decodeSnapshot(value)
-	if err != nil || s.drop == nil || other.uidValidity != s.drop.uidValidity {
-		return nil, errOvertaken
+	if err != nil || s.maildrop == nil || other.uidValidity != s.maildrop.uidValidity {
+		return nil, errConflict
 	}
 	marked := false
 	for i := range other.messages {
 		theirs := &other.messages[i]
-		if m := s.drop.find(theirs.uid); m != nil && m.marks&removed != 0 && theirs.marks&removed == 0 {
+		if m := s.maildrop.find(theirs.uid); m != nil && m.marks&removed != 0 && theirs.marks&removed == 0 {
 			theirs.marks |= removed
 			marked = true
 		}
 	}
 	if !marked {
-		return nil, errOvertaken
+		return nil, errConflict
 	}
 	return other.encode(), nil
 }
 
 // errOvertaken says that another session was faster.
-var errOvertaken = errors.New("another session has written meanwhile")
+var errConflict = errors.New("another session has written meanwhile")
 
 // errLost says that a record is not there that was there: it is no new one.
-var errLost = errors.New("the record of unique-ids was lost: the cache knows that there was one")
+var errRecordLost = errors.New("the record of unique-ids was lost: the cache knows that there was one")
 
-// A stamp tells one version of the record of an account from all others. The
+// A stamp identifies one version of the record of an account. The
 // zero value is that of no record.
 type stamp struct {
 	version uint64
@@ -144,15 +144,15 @@ func stampOf(r *uidl.Record, head []byte) stamp {
 }
 
 // recorded is what a session knows of the record of its account.
-type recorded struct {
-	stamp      stamp
-	generation uint32      // of the UIDs of the session; 0: of a record in the form of before
-	former     bool        // the record has the form of before
-	seen       uidl.Day    // as the record has it
-	uidls      *uidl.UIDLs // nil: the present format computes all, or unread
-	unread     bool        // the names have not been read, because nobody asked
-	settled    bool        // the record and the messages are those of the last session
-	dwindled   bool        // messages of the last session are gone
+type recordState struct {
+	stamp        stamp
+	generation   uint32      // of the UIDs of the session; 0: of a record in the form of before
+	former       bool        // the record has the form of before
+	seen         uidl.Day    // as the record has it
+	uidls        *uidl.UIDLs // nil: the present format computes all, or unread
+	unread       bool        // the names have not been read, because nobody asked
+	unchanged    bool        // the record and the messages are those of the last session
+	messagesGone bool        // messages of the last session are gone
 }
 
 func today() uidl.Day { return uidl.DayOf(time.Now()) }
@@ -164,7 +164,7 @@ func (s *session) identify(ctx context.Context, known snapshot, v inbox.View, li
 		return nil
 	}
 	for range 3 {
-		if err = s.tryIdentify(ctx, known, v, listed, asked); !errors.Is(err, errOvertaken) {
+		if err = s.tryIdentify(ctx, known, v, listed, asked); !errors.Is(err, errConflict) {
 			break
 		}
 	}
@@ -179,14 +179,14 @@ func (s *session) tryIdentify(ctx context.Context, known snapshot, v inbox.View,
 	if err != nil {
 		return err
 	}
-	p := passage{session: s, known: known, view: v, listed: listed, stored: stored{head: head}}
+	p := recordPass{session: s, known: known, view: v, listed: listed, stored: stored{head: head}}
 	if p.record, err = s.decodeHead(head); err != nil {
 		return err
 	}
 	if p.record != nil {
-		p.same = stampOf(p.record, head) == known.record && known.continuesIn(v)
+		p.sameRecord = stampOf(p.record, head) == known.record && known.continuesIn(v)
 	}
-	p.unchanged = p.same && !asked && len(known.messages) == len(listed.messages)
+	p.unchanged = p.sameRecord && !asked && len(known.messages) == len(listed.messages)
 	if err := p.decide(ctx); err != nil {
 		return err
 	}
@@ -195,12 +195,12 @@ func (s *session) tryIdentify(ctx context.Context, known snapshot, v inbox.View,
 			return err
 		}
 	}
-	if err := p.take(ctx); err != nil {
+	if err := p.setState(ctx); err != nil {
 		return err
 	}
 	if p.renumbered {
 		listed.record = formerStamp // the UIDLs are not known yet
-		s.keep(ctx, *listed)        // or the next session would do it again
+		s.putSnapshot(ctx, *listed) // or the next session would do it again
 	}
 	return nil
 }
@@ -226,32 +226,33 @@ func (s *session) recompute(record **uidl.Record, err error) error {
 	return err
 }
 
-// A passage is the way of one listing through the record.
-type passage struct {
+// A recordPass brings the record of an account up to date with one listing: decide
+// changes the record, write stores it, and setState makes it what the session shows.
+type recordPass struct {
 	session *session
 	known   snapshot
 	view    inbox.View
 	listed  *snapshot
 
-	stored    stored       // what record was read from
-	record    *uidl.Record // nil: there is none
-	same      bool         // the last session has left the record so
-	unchanged bool         // and the mailbox, too
+	stored     stored       // what record was read from
+	record     *uidl.Record // nil: there is none
+	sameRecord bool         // the record is as the last session has left it
+	unchanged  bool         // and the mailbox, too
 
-	adopted    bool // the prints of the cache are in the record
+	adopted    bool // the fingerprints of the cache are in the record
 	changed    bool // the record is to be written
 	renumbered bool // UIDs mean other messages now
 }
 
 // load reads all of the record.
-func (p *passage) load(ctx context.Context) error {
+func (p *recordPass) load(ctx context.Context) error {
 	s := p.session
 	st, err := readStored(ctx, s.backend.Record, s.login.Account)
 	if err != nil {
 		return err
 	}
 	if !bytes.Equal(st.head, p.stored.head) {
-		return errOvertaken
+		return errConflict
 	}
 	p.stored = st
 	if p.record == nil {
@@ -262,43 +263,43 @@ func (p *passage) load(ctx context.Context) error {
 		return err
 	}
 	if p.record = record; record != nil {
-		p.adopt(ctx)
+		p.adoptFingerprints(ctx)
 	}
 	return nil
 }
 
-// adopt makes the prints that were in the cache part of a record in the form of
-// before.
-func (p *passage) adopt(ctx context.Context) {
+// adoptFingerprints makes the fingerprints in the cache part of a record in the form of
+// version 1.
+func (p *recordPass) adoptFingerprints(ctx context.Context) {
 	if p.record.Former() && !p.adopted {
-		p.session.adoptPrints(ctx, p.record, p.known)
+		p.session.adoptFingerprints(ctx, p.record, p.known)
 		p.adopted = true
 	}
 }
 
 // decide makes the record say which unique-ids the listed messages have.
-func (p *passage) decide(ctx context.Context) error {
+func (p *recordPass) decide(ctx context.Context) error {
 	s := p.session
 	if p.record == nil {
 		if p.stored.head == nil && p.known.record != (stamp{}) && len(p.known.messages) > 0 {
 			if !s.backend.Recompute {
-				return errLost
+				return errRecordLost
 			}
-			s.notice(proxy.NoticeRecomputed, 0, errLost)
+			s.notice(proxy.NoticeRecomputed, 0, errRecordLost)
 		}
-		return p.begin(ctx)
+		return p.newRecord(ctx)
 	}
-	if p.moved() {
+	if p.uidsChanged() {
 		if err := p.load(ctx); err != nil {
 			return err
 		}
 		if p.record == nil {
-			return p.begin(ctx)
+			return p.newRecord(ctx)
 		}
 		return p.renumber(ctx)
 	}
-	fresh := p.fresh()
-	if len(fresh) > 0 && !p.unchanged && p.moving() {
+	fresh := p.newUIDs()
+	if len(fresh) > 0 && !p.unchanged && p.recentlyRenumbered() {
 		return p.rejoin(ctx, fresh)
 	}
 	p.changed = p.record.Use(s.backend.UIDL, p.listed.uidNext)
@@ -309,16 +310,16 @@ func (p *passage) decide(ctx context.Context) error {
 		return err
 	}
 	if p.record == nil {
-		return p.begin(ctx)
+		return p.newRecord(ctx)
 	}
 	p.changed = p.record.Use(s.backend.UIDL, p.listed.uidNext)
 	p.changed = p.record.Separate(fresh) || p.changed
 	return nil
 }
 
-// begin makes a record of which nothing is known, in the place of one that
+// newRecord makes a record of which nothing is known, in the place of one that
 // cannot be read.
-func (p *passage) begin(ctx context.Context) error {
+func (p *recordPass) newRecord(ctx context.Context) error {
 	if err := p.load(ctx); err != nil {
 		return err
 	}
@@ -328,17 +329,17 @@ func (p *passage) begin(ctx context.Context) error {
 	return nil
 }
 
-// moved reports whether UIDs may mean other messages than those of the present
+// uidsChanged reports whether UIDs may mean other messages than those of the present
 // generation.
-func (p *passage) moved() bool {
+func (p *recordPass) uidsChanged() bool {
 	g, v := p.record.Present(), p.view
-	back := p.same || p.known.record == stampOf(p.record, p.stored.head) || p.known.record == formerStamp || p.known.record == (stamp{})
+	back := p.sameRecord || p.known.record == stampOf(p.record, p.stored.head) || p.known.record == formerStamp || p.known.record == (stamp{})
 	return g.UIDValidity != v.UIDValidity || v.UIDNext != 0 && v.UIDNext < g.UIDNext ||
 		back && p.known.uidValidity == v.UIDValidity && !p.known.continuesIn(v)
 }
 
-// fresh returns the UIDs of messages that the record has not seen.
-func (p *passage) fresh() (uids []uint32) {
+// newUIDs returns the UIDs of messages that the record has not seen.
+func (p *recordPass) newUIDs() (uids []uint32) {
 	from := p.record.Present().UIDNext
 	for i := range p.listed.messages {
 		if uid := p.listed.messages[i].uid; uid >= from {
@@ -349,24 +350,24 @@ func (p *passage) fresh() (uids []uint32) {
 }
 
 // write puts the record on the disk.
-func (p *passage) write(ctx context.Context) error {
-	p.adopt(ctx)
+func (p *recordPass) write(ctx context.Context) error {
+	p.adoptFingerprints(ctx)
 	g := p.record.Present()
 	g.UIDNext, g.Seen = max(g.UIDNext, p.listed.uidNext), today()
 	return p.stored.write(ctx, p.session.backend.Record, p.session.login.Account, p.record)
 }
 
-// take makes the record what the session shows.
-func (p *passage) take(ctx context.Context) error {
+// setState makes the record what the session shows.
+func (p *recordPass) setState(ctx context.Context) error {
 	s := p.session
-	if !p.same && !p.record.Former() && p.record.Present().Counts().Entries > 0 || !p.unchanged && p.record.Present().Counts().Named > 0 {
+	if !p.sameRecord && !p.record.Former() && p.record.Present().Counts().Entries > 0 || !p.unchanged && p.record.Present().Counts().Named > 0 {
 		if !p.record.Present().Loaded() {
 			if err := p.load(ctx); err != nil {
 				return err
 			}
 		}
 		if p.record == nil { // its blocks are damaged
-			if err := p.begin(ctx); err != nil {
+			if err := p.newRecord(ctx); err != nil {
 				return err
 			}
 			if err := p.write(ctx); err != nil {
@@ -375,8 +376,8 @@ func (p *passage) take(ctx context.Context) error {
 		}
 	}
 	g := p.record.Present()
-	r := recorded{
-		stamp: stampOf(p.record, p.stored.head), generation: g.Number(), former: p.record.Former(), seen: g.Seen, settled: p.unchanged,
+	r := recordState{
+		stamp: stampOf(p.record, p.stored.head), generation: g.Number(), former: p.record.Former(), seen: g.Seen, unchanged: p.unchanged,
 	}
 	switch {
 	case g.Counts().Named > 0 && g.Loaded():
@@ -386,15 +387,15 @@ func (p *passage) take(ctx context.Context) error {
 	case len(g.Eras) > 1 || g.Eras[0].Suffix != "":
 		r.uidls = g.Computed()
 	}
-	if !p.same && !p.record.Former() {
+	if !p.sameRecord && !p.record.Former() {
 		for i := range p.listed.messages {
 			m := &p.listed.messages[i]
-			m.marks &^= printed | headed
+			m.marks &^= fingerprinted | headerHashed
 			if e := g.Find(m.uid); e != nil && e.Short != 0 {
-				m.marks |= printed
+				m.marks |= fingerprinted
 			}
 			if e := g.Find(m.uid); e != nil && e.Header != 0 {
-				m.marks |= headed
+				m.marks |= headerHashed
 			}
 		}
 	}
@@ -404,7 +405,7 @@ func (p *passage) take(ctx context.Context) error {
 			left++
 		}
 	}
-	r.dwindled = !p.same && g.Counts().Entries > 0 || left != len(p.known.messages)
+	r.messagesGone = !p.sameRecord && g.Counts().Entries > 0 || left != len(p.known.messages)
 	s.record = r
 	return nil
 }
@@ -417,8 +418,8 @@ func (s *session) readUIDLs(ctx context.Context) error {
 	err := s.tryReadUIDLs(ctx)
 	if err != nil {
 		// The next session reads all, and finds out what it is.
-		s.drop.changed, s.record.stamp = true, formerStamp
-		s.notice(proxy.NoticeRecord, len(s.drop.messages), err)
+		s.maildrop.changed, s.record.stamp = true, formerStamp
+		s.notice(proxy.NoticeRecord, len(s.maildrop.messages), err)
 	}
 	return err
 }
@@ -429,7 +430,7 @@ func (s *session) tryReadUIDLs(ctx context.Context) error {
 		return err
 	}
 	if st.head == nil {
-		return errLost
+		return errRecordLost
 	}
 	record, err := uidl.DecodeHead(st.head)
 	if err != nil {
@@ -437,7 +438,7 @@ func (s *session) tryReadUIDLs(ctx context.Context) error {
 	}
 	g := s.generationOf(record)
 	if g == nil {
-		return errOvertaken
+		return errConflict
 	}
 	uidls := g.UIDLs()
 	if !g.Loaded() {
@@ -446,7 +447,7 @@ func (s *session) tryReadUIDLs(ctx context.Context) error {
 		}
 	}
 	s.record.uidls, s.record.unread = uidls, false
-	if s.sum(s.drop.messages)+s.sum(s.drop.aside) != s.drop.shown {
+	if s.hashUIDLs(s.maildrop.messages)+s.hashUIDLs(s.maildrop.hidden) != s.maildrop.hash {
 		s.record.uidls, s.record.unread = nil, true
 		return errors.New("the unique-ids are not those that were shown")
 	}
@@ -460,7 +461,7 @@ func (s *session) generationOf(record *uidl.Record) *uidl.Generation {
 			return g
 		}
 	}
-	if s.record.generation == 0 && len(record.Generations) == 1 && record.Present().UIDValidity == s.drop.uidValidity {
+	if s.record.generation == 0 && len(record.Generations) == 1 && record.Present().UIDValidity == s.maildrop.uidValidity {
 		return record.Present() // another session has converted it
 	}
 	return nil
@@ -519,7 +520,7 @@ func (st *stored) write(ctx context.Context, bucket Bucket, account string, reco
 			return values[k], nil
 		}
 		if !bytes.Equal(old, st.head) {
-			return nil, errOvertaken
+			return nil, errConflict
 		}
 		return head, nil
 	})

@@ -32,8 +32,8 @@ func show(t testing.TB, b *Backend) (ids map[uint32]string, err error) {
 		return nil, err
 	}
 	ids = make(map[uint32]string)
-	for i := range session.drop.messages {
-		m := &session.drop.messages[i]
+	for i := range session.maildrop.messages {
+		m := &session.maildrop.messages[i]
 		ids[m.uid] = string(session.uniqueID(nil, m))
 	}
 	session.quitted = true
@@ -338,7 +338,7 @@ func recordOf(t testing.TB, bucket Bucket, account string) *uidl.Record {
 // put makes a record the one of an account.
 func put(t testing.TB, bucket Bucket, account string, record *uidl.Record) {
 	t.Helper()
-	if err := Import(t.Context(), bucket, Recorded{account, record}); err != nil {
+	if err := Import(t.Context(), bucket, AccountRecord{account, record}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -471,7 +471,7 @@ func (m *model) renumber(uidValidity, first uint32) {
 }
 
 func TestKeysAreOfAccounts(t *testing.T) {
-	if a, b := key("a"), printsKey("a"); a == b || !strings.HasPrefix(b, "a\x00") || fmt.Sprintf("%q", a) != `"a\x00INBOX"` {
+	if a, b := key("a"), fingerprintsKey("a"); a == b || !strings.HasPrefix(b, "a\x00") || fmt.Sprintf("%q", a) != `"a\x00INBOX"` {
 		t.Errorf("%q, %q", a, b)
 	}
 }
@@ -502,12 +502,12 @@ func TestUIDLsAreAudited(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	session.drop.delete(&session.drop.messages[0])
+	session.maildrop.delete(&session.maildrop.messages[0])
 	if now := session.Totals(); now.UIDLsAfter != now.UIDLsBefore {
 		t.Error("what is only marked has gone")
 	}
 	session.totals.Deleted = 1
-	if now := session.Totals(); now.UIDLsAfter != now.UIDLsBefore-hash([]byte("0000000200000007")) {
+	if now := session.Totals(); now.UIDLsAfter != now.UIDLsBefore-hashUIDL([]byte("0000000200000007")) {
 		t.Errorf("after a removal: %x", now)
 	}
 	_ = session.Close()
@@ -530,17 +530,17 @@ func TestHeadersFindMessagesAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 3 {
-		x := &session.drop.messages[i]
-		w := session.watch(x, io.Discard)
+		x := &session.maildrop.messages[i]
+		w := session.hashHeader(x, io.Discard)
 		_, _ = fmt.Fprintf(w, "Message-ID: <%d@x>\r\n\r\nbody\r\n", m.content[x.uid])
-		session.watched(x, w)
+		session.keepHeaderHash(x, w)
 	}
 	session.quitted = true
 	_ = session.Close()
 	if session, err = show1(t, b); err != nil {
 		t.Fatal(err)
 	}
-	if w := session.watch(&session.drop.messages[0], io.Discard); w != io.Discard {
+	if w := session.hashHeader(&session.maildrop.messages[0], io.Discard); w != io.Discard {
 		t.Error("a header is looked at again")
 	}
 	_ = session.Close()
@@ -585,31 +585,31 @@ func TestHeadersAreSeenInPassing(t *testing.T) {
 }
 
 func TestPrintsAreRemembered(t *testing.T) {
-	prints := []uidl.Print{{UID: 1, Short: 5}, {UID: 2, Header: 7}, {UID: 1<<32 - 1, Short: 8, Header: 9}}
+	prints := []uidl.Fingerprint{{UID: 1, Short: 5}, {UID: 2, Header: 7}, {UID: 1<<32 - 1, Short: 8, Header: 9}}
 	b := encodePrints(prints)
-	if got, err := decodePrints(b); err != nil || !slices.Equal(got, prints) {
+	if got, err := decodeFingerprints(b); err != nil || !slices.Equal(got, prints) {
 		t.Errorf("%v come back as %v, %v", prints, got, err)
 	}
 	for i := range b {
 		spoilt := slices.Clone(b)
 		spoilt[i] ^= 4
-		if _, err := decodePrints(spoilt); err == nil {
+		if _, err := decodeFingerprints(spoilt); err == nil {
 			t.Errorf("octet %d damaged is not noticed", i)
 		}
-		if _, err := decodePrints(b[:i]); err == nil {
+		if _, err := decodeFingerprints(b[:i]); err == nil {
 			t.Errorf("%d octets are taken for all", i)
 		}
 	}
 }
 
 func FuzzPrints(f *testing.F) {
-	f.Add(encodePrints([]uidl.Print{{UID: 1, Short: 5}, {UID: 9, Short: 8, Header: 9}}))
+	f.Add(encodePrints([]uidl.Fingerprint{{UID: 1, Short: 5}, {UID: 9, Short: 8, Header: 9}}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		prints, err := decodePrints(b)
+		prints, err := decodeFingerprints(b)
 		if err != nil {
 			return
 		}
-		if again, err := decodePrints(encodePrints(prints)); err != nil || !slices.Equal(again, prints) {
+		if again, err := decodeFingerprints(encodePrints(prints)); err != nil || !slices.Equal(again, prints) {
 			t.Fatalf("%v come back as %v, %v", prints, again, err)
 		}
 	})

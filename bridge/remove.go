@@ -51,34 +51,34 @@ var errNoTrash = errors.New("server has no \\Trash mailbox")
 
 // hide leaves out what earlier sessions have hidden.
 func (s *session) hide(ctx context.Context) error {
-	if err := s.hidable(); err != nil {
+	if err := s.checkKeyword(); err != nil {
 		return err
 	}
-	flagged, buried := s.inbox.TakeFlagged(), s.buried
-	s.buried = nil
+	flagged, buried := s.inbox.TakeFlagged(), s.deletedUIDs
+	s.deletedUIDs = nil
 	if s.backend.Delete == Hide {
 		var err error
 		if buried, err = s.stillHidden(ctx, buried, flagged); err != nil {
 			return cannotOpen(err)
 		}
 	}
-	if len(flagged)+len(buried)+len(s.shownAgain) == 0 {
+	if len(flagged)+len(buried)+len(s.unhidden) == 0 {
 		return nil
 	}
 	found := 0
-	s.drop.hide(func(uid uint32) bool {
+	s.maildrop.hide(func(uid uint32) bool {
 		_, ok := slices.BinarySearch(buried, uid)
 		if ok {
 			found++
 		}
 		return ok || inbox.Contains(flagged, uid)
 	})
-	s.lapsed = s.drop.proven && found < len(buried) || len(s.shownAgain) > 0
+	s.staleTombstones = s.maildrop.proven && found < len(buried) || len(s.unhidden) > 0
 	return nil
 }
 
-// hidable returns why messages cannot be hidden by a keyword, if that is wanted.
-func (s *session) hidable() error {
+// checkKeyword returns why messages cannot be hidden by a keyword, if that is wanted.
+func (s *session) checkKeyword() error {
 	box := s.inbox.Mailbox()
 	switch {
 	case s.backend.Delete != Hide || box.Keyword:
@@ -98,13 +98,13 @@ func (s *session) hidable() error {
 func (s *session) stillHidden(ctx context.Context, buried []uint32, flagged imap.UIDSet) (still []uint32, err error) {
 	var doubtful []uint32
 	for _, uid := range buried {
-		if !inbox.Contains(flagged, uid) && s.drop.find(uid) != nil {
+		if !inbox.Contains(flagged, uid) && s.maildrop.find(uid) != nil {
 			doubtful = append(doubtful, uid)
 		} else {
 			still = append(still, uid)
 		}
 	}
-	for range hiddenLooks {
+	for range hiddenChecks {
 		var lost []uint32
 		for _, set := range inbox.Sets(doubtful) {
 			found, err := s.inbox.SearchKeyword(ctx, set)
@@ -123,28 +123,28 @@ func (s *session) stillHidden(ctx context.Context, buried []uint32, flagged imap
 		}
 		doubtful = lost
 	}
-	s.shownAgain = doubtful
+	s.unhidden = doubtful
 	slices.Sort(still)
 	return still, nil
 }
 
 // hiddenLooks is how often the server is asked again about a message that has lost
 // the keyword.
-const hiddenLooks = 2
+const hiddenChecks = 2
 
 // update does what QUIT promises. A connection that was lost is replaced, and
 // all is done again: nothing of it does more when it is done twice, but that
 // COPY may leave a second copy.
 //
-// It does not stop when the session is told to end: half of it would be worse.
+// It does not stop when the session is to end: half of it would be worse.
 func (s *session) update(ctx context.Context) error {
 	var seen []uint32
 	if !s.backend.KeepUnseen {
-		seen = s.drop.uids(retrieved, deleted)
+		seen = s.maildrop.uids(retrieved, deleted)
 	}
 	var marked []uint32
 	if s.backend.Delete != Keep {
-		marked = s.drop.uids(deleted, 0)
+		marked = s.maildrop.uids(deleted, 0)
 	}
 	if len(seen)+len(marked) == 0 {
 		return nil
@@ -152,12 +152,12 @@ func (s *session) update(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	removes := s.backend.Delete != Hide && !s.backend.Delete.flags(s.inbox.Traits())
 	if removes && len(marked) >= manyMessages {
-		s.drop.setRemoved() // whatever comes, the brake does not take it for a fault
-		s.remember(ctx)
+		s.maildrop.setRemoved() // whatever comes, the brake does not take it for a fault
+		s.saveSnapshot(ctx)
 	}
 	u := update{session: s, ctx: ctx, seen: inbox.Sets(seen), marked: marked, gone: inbox.Sets(marked)}
 	err := errRenumbered
-	if !s.moved() {
+	if !s.renumberedNow() {
 		err = u.do()
 	}
 	if len(marked) == 0 {
@@ -170,13 +170,13 @@ func (s *session) update(ctx context.Context) error {
 		}
 	}
 	if err == nil && s.backend.Record != nil && (s.backend.Delete == Hide || s.backend.Delete.flags(s.inbox.Traits())) {
-		err = s.bury(ctx, marked)
+		err = s.recordTombstones(ctx, marked)
 	}
 	if err != nil {
 		if inbox.Refused(err) {
-			s.drop.setNotRemoved()
+			s.maildrop.setNotRemoved()
 		}
-		u.failed(err)
+		u.observeFailure(err)
 		return err
 	}
 	s.totals.Deleted = len(marked)
@@ -216,19 +216,19 @@ func (u *update) do() error {
 		}
 	}
 	for _, uids := range u.seen {
-		u.expect(proxy.StageSeen, in.Store(u.ctx, uids, imap.StoreFlagsAdd, imap.FlagSeen))
+		u.addPending(proxy.StageSeen, in.Store(u.ctx, uids, imap.StoreFlagsAdd, imap.FlagSeen))
 	}
 	switch {
 	case u.session.backend.Delete == Isolate && !in.Traits().UIDPlus && len(u.gone) > 0:
 		return u.isolate(in)
 	case trash != nil && in.Traits().Move:
 		for _, uids := range u.gone {
-			u.expect(proxy.StageExpunge, in.Move(u.ctx, uids, trash))
+			u.addPending(proxy.StageExpunge, in.Move(u.ctx, uids, trash))
 		}
 		return u.wait()
 	case trash != nil:
 		for _, uids := range u.gone {
-			u.expect(proxy.StageStore, in.Copy(u.ctx, uids, trash))
+			u.addPending(proxy.StageStore, in.Copy(u.ctx, uids, trash))
 		}
 		if err := u.wait(); err != nil {
 			return err
@@ -237,8 +237,8 @@ func (u *update) do() error {
 	return u.remove(in)
 }
 
-// remove removes messages, or marks them. Without a record the keyword tells
-// later sessions what to hide, if the server takes one.
+// remove removes messages, or marks them. Without a record the keyword says
+// to later sessions what to hide, if the server takes one.
 func (u *update) remove(in *inbox.Inbox) error {
 	flags := []imap.Flag{imap.FlagDeleted}
 	marks := u.session.backend.Delete.flags(in.Traits())
@@ -249,27 +249,27 @@ func (u *update) remove(in *inbox.Inbox) error {
 		flags = append(flags, hidden)
 	}
 	for _, uids := range u.gone {
-		u.expect(proxy.StageStore, in.Store(u.ctx, uids, imap.StoreFlagsAdd, flags...))
+		u.addPending(proxy.StageStore, in.Store(u.ctx, uids, imap.StoreFlagsAdd, flags...))
 	}
 	// In the same flight as STORE, UID EXPUNGE may find nothing and be OK: so
-	// with Dovecot 2.3 while it has another client's changes to tell.
+	// with Dovecot 2.3 while another client's changes are pending.
 	if err := u.wait(); err != nil || marks || u.session.backend.Delete == Hide {
 		return err
 	}
 	for _, uids := range u.gone {
-		u.expect(proxy.StageExpunge, in.UIDExpunge(u.ctx, uids))
+		u.addPending(proxy.StageExpunge, in.UIDExpunge(u.ctx, uids))
 	}
 	return u.wait()
 }
 
-func (u *update) expect(stage string, wait func() error) {
+func (u *update) addPending(stage string, wait func() error) {
 	u.pending = append(u.pending, step{stage: stage, wait: wait, best: stage == proxy.StageSeen})
 }
 
 // wait returns the first error that keeps a promise from being kept. A server
 // that has gone is no failure yet.
 func (u *update) wait() (failed error) {
-	said := make(map[string]bool)
+	observed := make(map[string]bool)
 	for _, step := range u.pending {
 		err := step.wait()
 		if err == nil {
@@ -277,10 +277,10 @@ func (u *update) wait() (failed error) {
 		}
 		err = fmt.Errorf("%s: %w", step.stage, err)
 		if step.best || inbox.Refused(err) {
-			if !said[step.stage] {
+			if !observed[step.stage] {
 				u.observe(step.stage, err)
 			}
-			said[step.stage] = true
+			observed[step.stage] = true
 		}
 		if failed == nil && !step.best {
 			failed, u.stopped = err, step.stage
@@ -290,8 +290,8 @@ func (u *update) wait() (failed error) {
 	return failed
 }
 
-// failed tells of what wait has not told.
-func (u *update) failed(err error) {
+// observeFailure reports the failure, unless wait has done so.
+func (u *update) observeFailure(err error) {
 	if !inbox.Refused(err) {
 		u.observe(cmp.Or(u.stopped, proxy.StageStore), err)
 	}

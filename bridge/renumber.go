@@ -13,31 +13,31 @@ import (
 	"postern/proxy"
 )
 
-// returning is how many messages, the newest, are compared with their prints
+// comparedOnReturn is how many messages, the newest, are compared with their fingerprints
 // when a UIDVALIDITY returns: a backup that was restored differs there.
-const returning = 100
+const comparedOnReturn = 100
 
 // renumber finds the messages again that have a new UID. Where that is not
 // certain they get new unique-ids: a client that fetches a message twice is
 // better off than one that never fetches it. What the server does not answer is
 // not certain, and temporary: then nothing is changed.
-func (p *passage) renumber(ctx context.Context) error {
+func (p *recordPass) renumber(ctx context.Context) error {
 	s := p.session
 	p.changed, p.renumbered = true, true
 	if g := p.record.Present(); p.known.uidValidity == g.UIDValidity {
 		g.UIDNext = max(g.UIDNext, p.known.uidNext)
 	}
 	if g := p.record.Returns(p.view.UIDValidity, p.view.UIDNext); g != nil {
-		same, err := p.agrees(ctx, g)
+		same, err := p.matchesGeneration(ctx, g)
 		if err != nil {
 			return err
 		}
 		if same {
-			return p.comeBack(ctx, g)
+			return p.restoreGeneration(ctx, g)
 		}
 	}
 	var entries []uidl.Entry
-	if len(p.listed.messages) > 0 && p.record.Printed() {
+	if len(p.listed.messages) > 0 && p.record.HasFingerprints() {
 		after, err := s.fingerprints(ctx, p.listed.uids(), []imap.UIDSet{{{Start: 1}}})
 		if err != nil {
 			return err
@@ -58,9 +58,9 @@ func (p *passage) renumber(ctx context.Context) error {
 	return nil
 }
 
-// recognize finds messages again by their prints. It asks for headers where the
-// short prints are not enough, if there are headers to compare them with.
-func (p *passage) recognize(ctx context.Context, after []uidl.Print) ([]uidl.Entry, error) {
+// recognize finds messages again by their fingerprints. It asks for headers where
+// the short ones are not enough, if there are headers to compare them with.
+func (p *recordPass) recognize(ctx context.Context, after []uidl.Fingerprint) ([]uidl.Entry, error) {
 	entries, more := p.record.Recognize(after)
 	if !more {
 		return entries, nil
@@ -71,20 +71,20 @@ func (p *passage) recognize(ctx context.Context, after []uidl.Print) ([]uidl.Ent
 			uids = append(uids, entries[i].UID)
 		}
 	}
-	if err := p.session.headerPrints(ctx, uids, after); err != nil {
+	if err := p.session.headerFingerprints(ctx, uids, after); err != nil {
 		return nil, err
 	}
 	entries, _ = p.record.Recognize(after)
 	return entries, nil
 }
 
-// agrees reports whether the newest messages are, as far as anybody can tell,
-// those that had these UIDs in g: none has another print than it had, and none has
-// the print of a message that had another UID, which is not there.
-func (p *passage) agrees(ctx context.Context, g *uidl.Generation) (bool, error) {
+// matchesGeneration reports whether the newest messages are, as far as is known,
+// those that had these UIDs in g: none has another fingerprint than it had, and none has
+// the fingerprint of a message that had another UID, which is not there.
+func (p *recordPass) matchesGeneration(ctx context.Context, g *uidl.Generation) (bool, error) {
 	all := p.listed.uids()
 	known, _ := slices.BinarySearch(all, g.UIDNext)
-	newest := all[max(0, known-returning):known]
+	newest := all[max(0, known-comparedOnReturn):known]
 	if !slices.ContainsFunc(g.Entries, func(e uidl.Entry) bool { return e.Short != 0 }) {
 		return true, nil
 	}
@@ -110,9 +110,9 @@ func (p *passage) agrees(ctx context.Context, g *uidl.Generation) (bool, error) 
 	return true, nil
 }
 
-// comeBack makes g, of before, the present generation again. Messages of which it
+// restoreGeneration makes g, of before, the present generation again. Messages of which it
 // has nothing may have been shown meanwhile, by another UID.
-func (p *passage) comeBack(ctx context.Context, g *uidl.Generation) error {
+func (p *recordPass) restoreGeneration(ctx context.Context, g *uidl.Generation) error {
 	var known, fresh, unknown []uint32
 	for _, uid := range p.listed.uids() {
 		if uid >= g.UIDNext {
@@ -125,7 +125,7 @@ func (p *passage) comeBack(ctx context.Context, g *uidl.Generation) error {
 		}
 	}
 	p.record.Return(g, today())
-	if p.record.Printed() {
+	if p.record.HasFingerprints() {
 		prints, err := p.session.fingerprintsOfNew(ctx, unknown, known)
 		if err != nil {
 			return err
@@ -138,26 +138,26 @@ func (p *passage) comeBack(ctx context.Context, g *uidl.Generation) error {
 	return nil
 }
 
-// moving reports whether UIDs have come to mean other messages so lately that
+// recentlyRenumbered reports whether UIDs have come to mean other messages so lately that
 // messages of before may still come: mail is copied to another server while
 // clients poll.
-func (p *passage) moving() bool {
+func (p *recordPass) recentlyRenumbered() bool {
 	all := p.record.Generations
-	return len(all) > 1 && today() <= max(all[0].Since, all[1].Seen)+uidl.KeepPrints
+	return len(all) > 1 && today() <= max(all[0].Since, all[1].Seen)+uidl.KeepFingerprints
 }
 
 // rejoin finds messages that have come among those of the generations before.
-func (p *passage) rejoin(ctx context.Context, fresh []uint32) error {
+func (p *recordPass) rejoin(ctx context.Context, fresh []uint32) error {
 	s := p.session
 	if err := p.load(ctx); err != nil {
 		return err
 	}
 	if p.record == nil {
-		return p.begin(ctx)
+		return p.newRecord(ctx)
 	}
 	p.changed = true
 	p.record.Use(s.backend.UIDL, p.listed.uidNext)
-	if p.record.Printed() {
+	if p.record.HasFingerprints() {
 		all := p.listed.uids()
 		known := all[:len(all)-len(fresh)]
 		prints, err := s.fingerprintsOfNew(ctx, fresh, known)
@@ -166,7 +166,7 @@ func (p *passage) rejoin(ctx context.Context, fresh []uint32) error {
 		}
 		p.record.Present().Put(p.record.Rejoin(prints, known))
 		for _, now := range prints {
-			find(p.listed.messages, now.UID).marks |= printed
+			find(p.listed.messages, now.UID).marks |= fingerprinted
 		}
 	}
 	p.record.Separate(fresh)
@@ -182,78 +182,78 @@ func (s *snapshot) uids() []uint32 {
 	return uids
 }
 
-// refusable is how many of so many messages a server may refuse for good.
-func refusable(messages int) int { return max(3, messages/100) }
+// refusableOf is how many of so many messages a server may refuse for good.
+func refusableOf(messages int) int { return max(3, messages/100) }
 
 // errUnanswered says that a server has not answered about all messages: what it
 // has left out may be there.
-var errUnanswered = errors.New("the server has not told all messages apart")
+var errUnanswered = errors.New("the server has not answered about all messages")
 
-// fingerprints returns the short prints of messages, by ascending UID, which it
+// fingerprints returns the short fingerprints of messages, by ascending UID, which it
 // asks for with a command for each of sets. A message
 // without an answer is asked for again, alone. That the server refuses a few of
 // them for good is believed; all else that lacks an answer is an error.
-func (s *session) fingerprints(ctx context.Context, uids []uint32, sets []imap.UIDSet) ([]uidl.Print, error) {
+func (s *session) fingerprints(ctx context.Context, uids []uint32, sets []imap.UIDSet) ([]uidl.Fingerprint, error) {
 	if len(uids) == 0 {
 		return nil, nil
 	}
-	var prints []uidl.Print
+	var prints []uidl.Fingerprint
 	fetch := func(set imap.UIDSet) error {
-		some, err := s.shortPrints(ctx, set)
+		some, err := s.shortFingerprints(ctx, set)
 		prints = append(prints, some...)
 		return err
 	}
 	return fetchComplete(uids, fetch, sets, func() []uint32 {
-		slices.SortStableFunc(prints, comparePrints)
-		prints = slices.CompactFunc(prints, func(a, b uidl.Print) bool { return a.UID == b.UID })
-		prints = slices.DeleteFunc(prints, func(p uidl.Print) bool {
+		slices.SortStableFunc(prints, compareFingerprints)
+		prints = slices.CompactFunc(prints, func(a, b uidl.Fingerprint) bool { return a.UID == b.UID })
+		prints = slices.DeleteFunc(prints, func(p uidl.Fingerprint) bool {
 			_, listed := slices.BinarySearch(uids, p.UID)
 			return !listed
 		})
 		return slices.DeleteFunc(slices.Clone(uids), func(uid uint32) bool {
-			_, came := slices.BinarySearchFunc(prints, uidl.Print{UID: uid}, comparePrints)
+			_, came := slices.BinarySearchFunc(prints, uidl.Fingerprint{UID: uid}, compareFingerprints)
 			return came
 		})
-	}, func() []uidl.Print { return prints })
+	}, func() []uidl.Fingerprint { return prints })
 }
 
 // fingerprintsOfNew is fingerprints of messages beside those that are known. Where
 // the server has answered about none of a few, it is asked about a known message,
 // too: if it answers about that one, what it refuses are the messages.
-func (s *session) fingerprintsOfNew(ctx context.Context, uids, known []uint32) ([]uidl.Print, error) {
+func (s *session) fingerprintsOfNew(ctx context.Context, uids, known []uint32) ([]uidl.Fingerprint, error) {
 	prints, err := s.fingerprints(ctx, uids, inbox.Sets(uids))
-	if !errors.Is(err, errUnanswered) || len(known) == 0 || len(uids) > refusable(len(uids)) {
+	if !errors.Is(err, errUnanswered) || len(known) == 0 || len(uids) > refusableOf(len(uids)) {
 		return prints, err
 	}
 	other := known[len(known)-1]
 	all := append([]uint32{other}, uids...)
 	slices.Sort(all)
 	prints, err = s.fingerprints(ctx, all, inbox.Sets(all))
-	return slices.DeleteFunc(prints, func(p uidl.Print) bool { return p.UID == other }), err
+	return slices.DeleteFunc(prints, func(p uidl.Fingerprint) bool { return p.UID == other }), err
 }
 
-// headerPrints adds the prints of the headers of messages to prints, as
+// headerFingerprints adds the fingerprints of the headers of messages to prints, as
 // fingerprints does.
-func (s *session) headerPrints(ctx context.Context, uids []uint32, prints []uidl.Print) error {
+func (s *session) headerFingerprints(ctx context.Context, uids []uint32, prints []uidl.Fingerprint) error {
 	var sets []imap.UIDSet
 	for some := range slices.Chunk(uids, headersAtOnce) {
 		sets = append(sets, inbox.Sets(some)...)
 	}
 	_, err := fetchComplete(uids, func(set imap.UIDSet) error { return s.addHeaders(ctx, set, prints) }, sets, func() []uint32 {
 		return slices.DeleteFunc(slices.Clone(uids), func(uid uint32) bool {
-			i, ok := slices.BinarySearchFunc(prints, uidl.Print{UID: uid}, comparePrints)
+			i, ok := slices.BinarySearchFunc(prints, uidl.Fingerprint{UID: uid}, compareFingerprints)
 			return ok && prints[i].Header != 0
 		})
-	}, func() []uidl.Print { return nil })
+	}, func() []uidl.Fingerprint { return nil })
 	return err
 }
 
-// askAlone is how often a message is asked for in all before no answer is taken
+// attemptsAlone is how often a message is asked for in all before no answer is taken
 // for the last word: a new UIDL is for good.
-const askAlone = 3
+const attemptsAlone = 3
 
 // fetchComplete fetches sets of uids, then what is missing twice more.
-func fetchComplete(uids []uint32, fetch func(imap.UIDSet) error, sets []imap.UIDSet, missing func() []uint32, result func() []uidl.Print) ([]uidl.Print, error) {
+func fetchComplete(uids []uint32, fetch func(imap.UIDSet) error, sets []imap.UIDSet, missing func() []uint32, result func() []uidl.Fingerprint) ([]uidl.Fingerprint, error) {
 	for _, set := range sets {
 		if err := fetch(set); err != nil && !refusedForGood(err) {
 			return nil, err
@@ -263,7 +263,7 @@ func fetchComplete(uids []uint32, fetch func(imap.UIDSet) error, sets []imap.UID
 	if len(left) == 0 {
 		return result(), nil
 	}
-	for asked := 1; asked < askAlone && len(left) > 0 && len(left) <= refusable(len(uids)); asked++ {
+	for asked := 1; asked < attemptsAlone && len(left) > 0 && len(left) <= refusableOf(len(uids)); asked++ {
 		for _, uid := range left {
 			if err := fetch(imap.UIDSet{{Start: imap.UID(uid), Stop: imap.UID(uid)}}); err != nil && !refusedForGood(err) {
 				return nil, err
@@ -271,7 +271,7 @@ func fetchComplete(uids []uint32, fetch func(imap.UIDSet) error, sets []imap.UID
 		}
 		left = missing()
 	}
-	if len(left) > refusable(len(uids)) || len(left) == len(uids) {
+	if len(left) > refusableOf(len(uids)) || len(left) == len(uids) {
 		return nil, fmt.Errorf("%w: %d of %d are missing", errUnanswered, len(left), len(uids))
 	}
 	return result(), nil

@@ -17,13 +17,13 @@ import (
 
 const (
 	// small is what comes with the first packets of an answer, RFC 6928. It is
-	// read whole before the client is told anything.
-	small = 8 << 10
+	// read whole before the client gets an answer.
+	smallBody = 8 << 10
 
 	// TOP asks for so much of the text, and doubles that up to maxText, which
 	// is the most that is fetched in vain.
 	minText, maxText = 2 << 10, 64 << 10
-	// lineGuess is how long it takes a line to be.
+	// lineGuess is the length that a line is assumed to have.
 	lineGuess = 80
 	// allLines is from where TOP is RETR without \Seen: clients that keep mail on
 	// the server fetch it by TOP with a huge number.
@@ -44,7 +44,7 @@ func (s *session) retr(ctx context.Context, args []string) error {
 	if err := s.send(ctx, "RETR", n, m); err != nil {
 		return err
 	}
-	s.last = max(s.last, n)
+	s.highestRetrieved = max(s.highestRetrieved, n)
 	if m.marks&retrieved == 0 {
 		m.marks |= retrieved
 		s.totals.Retrieved++
@@ -54,32 +54,32 @@ func (s *session) retr(ctx context.Context, args []string) error {
 
 // send answers a command with a whole message.
 func (s *session) send(ctx context.Context, command string, n int, m *message) error {
-	r, err := s.begin(ctx, n-1, inbox.Body, "BODY[]")
+	r, err := s.openMessage(ctx, n-1, inbox.Body, "BODY[]")
 	if err != nil {
-		return s.cannot(ctx, n, m, err)
+		return s.fetchFailed(ctx, n, m, err)
 	}
 	s.ok(octets(m, r.Section))
 	d := wire.NewDotWriter(s.out)
-	w := s.watch(m, d)
+	w := s.hashHeader(m, d)
 	size := r.Section.Size
 	var sent *sentHash // of what may have to come a second time
 	agrees := agree(m, size)
-	if !agrees || s.suspect(ctx, m).doubt != (digest{}) {
-		sent = s.backend.suspects.seal()
+	if !agrees || s.fault(ctx, m).unconfirmed != (digest{}) {
+		sent = s.backend.faults.newHash()
 	}
-	if err := s.body(ctx, n-1, w, r, sent); err != nil {
-		return fmt.Errorf("message %d: %w", n, s.blame(ctx, m, err))
+	if err := s.sendBody(ctx, n-1, w, r, sent); err != nil {
+		return fmt.Errorf("message %d: %w", n, s.noteCut(ctx, m, err))
 	}
 	given := d.Octets() // what follows makes it look complete
 	if err := d.Close(); err != nil {
-		return lost(err)
+		return clientLost(err)
 	}
-	s.watched(m, w)
+	s.keepHeaderHash(m, w)
 	s.backend.observe(proxy.MessageSent{
 		Command: command, Octets: d.Octets(), Mismatched: d.Octets() != m.size, Completed: d.Octets() != given,
 	})
 	if !s.doubtful(ctx, m, agrees, sent) {
-		s.drop.measured(m, d.Octets())
+		s.maildrop.setExactSize(m, d.Octets())
 	}
 	return nil
 }
@@ -100,58 +100,58 @@ func (s *session) doubtful(ctx context.Context, m *message, agrees bool, sent *s
 	if sent != nil {
 		got = sent.digest()
 	}
-	return s.came(ctx, m, agrees, got)
+	return s.bodyReceived(ctx, m, agrees, got)
 }
 
-// begin is first, for a message that has not been cut too often.
-func (s *session) begin(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
-	m := &s.drop.messages[i]
-	if s.suspect(ctx, m).refused() {
-		s.withhold(m.uid)
-		return nil, errCut
+// openMessage is first, for a message that has not been cut too often.
+func (s *session) openMessage(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
+	m := &s.maildrop.messages[i]
+	if s.fault(ctx, m).refused() {
+		s.forbidDelete(m.uid)
+		return nil, errTruncated
 	}
-	return s.first(ctx, i, items, name)
+	return s.openWithReconnect(ctx, i, items, name)
 }
 
-var errCut = errors.New("message did not come to its end, twice")
+var errTruncated = errors.New("message did not come to its end, twice")
 
-// blame remembers that a message was cut by the server, and returns err.
-func (s *session) blame(ctx context.Context, m *message, err error) error {
+// noteCut remembers that a message was cut by the server, and returns err.
+func (s *session) noteCut(ctx context.Context, m *message, err error) error {
 	if ctx.Err() == nil && !errors.Is(err, proxy.ErrClientClosed) {
-		s.cut(ctx, m)
+		s.recordCut(ctx, m)
 	}
 	return err
 }
 
-// deletable returns the answer to DELE for a message that must not be destroyed,
+// checkDeletable returns the answer to DELE for a message that must not be destroyed,
 // since it has not come as it should; nil if it may be. What came whole but in
 // another length than the server says is asked for a second time here: a client
 // that retrieves and deletes every message once is not stuck with it.
-func (s *session) deletable(ctx context.Context, n int, m *message) error {
-	doubt := s.suspect(ctx, m).doubt
-	if !s.withheld[m.uid] && doubt == (digest{}) {
+func (s *session) checkDeletable(ctx context.Context, n int, m *message) error {
+	doubt := s.fault(ctx, m).unconfirmed
+	if !s.undeletable[m.uid] && doubt == (digest{}) {
 		return nil
 	}
 	if doubt != (digest{}) {
-		switch again, err := s.again(ctx, n-1); {
+		switch again, err := s.fetchDigest(ctx, n-1); {
 		case err == nil && again == doubt:
-			s.came(ctx, m, true, again)
+			s.bodyReceived(ctx, m, true, again)
 			return nil
 		case err != nil:
-			return s.cannot(ctx, n, m, err)
+			return s.fetchFailed(ctx, n, m, err)
 		}
 	}
-	return &no{text: s.temporary(fmt.Sprintf("Message %d has not come as it should, and is kept for now", n))}
+	return &errReply{text: s.temporary(fmt.Sprintf("Message %d has not come as it should, and is kept for now", n))}
 }
 
-// again returns the digest of a message as the server gives it now.
-func (s *session) again(ctx context.Context, i int) (digest, error) {
-	r, err := s.begin(ctx, i, inbox.Body, "BODY[]")
+// fetchDigest returns the digest of a message as the server gives it now.
+func (s *session) fetchDigest(ctx context.Context, i int) (digest, error) {
+	r, err := s.openMessage(ctx, i, inbox.Body, "BODY[]")
 	if err != nil {
 		return digest{}, err
 	}
 	defer s.inbox.AbortAfter(ctx)()
-	got := s.backend.suspects.seal()
+	got := s.backend.faults.newHash()
 	if err = r.Section.Each(got.add); err == nil {
 		err = s.inbox.Finish()
 	}
@@ -161,19 +161,19 @@ func (s *session) again(ctx context.Context, i int) (digest, error) {
 	return got.digest(), nil
 }
 
-// body copies a message to w, and reads to the end of its row: only then these
-// were its octets. If the server is lost meanwhile, it goes on with what the
+// sendBody copies a message to w, and reads to the end of its response: only then
+// these were its octets. If the server is lost meanwhile, it goes on with what the
 // server gives after that, if that is the same. What was sent is in sent, if
 // that is not nil.
-func (s *session) body(ctx context.Context, i int, w io.Writer, r *inbox.FetchResponse, sent *sentHash) error {
+func (s *session) sendBody(ctx context.Context, i int, w io.Writer, r *inbox.FetchResponse, sent *sentHash) error {
 	if r.Section.Buffered() {
-		return s.passRow(ctx, w, r.Section, sent)
+		return s.copyResponse(ctx, w, r.Section, sent)
 	}
 	size := r.Section.Size
 	if sent == nil {
 		sent = new(sentHash)
 	}
-	err := s.passRow(ctx, w, r.Section, sent)
+	err := s.copyResponse(ctx, w, r.Section, sent)
 	if !errors.Is(err, proxy.ErrBackendClosed) || errors.Is(err, inbox.ErrSyntax) {
 		return err
 	}
@@ -181,12 +181,12 @@ func (s *session) body(ctx context.Context, i int, w io.Writer, r *inbox.FetchRe
 	if again != nil {
 		return fmt.Errorf("%w; %w", err, again)
 	}
-	return s.passRow(ctx, w, r.Section, sent)
+	return s.copyResponse(ctx, w, r.Section, sent)
 }
 
-// closed reads to the end of a row of which the last section has passed without
+// finishResponse reads to the end of a response whose last section has passed without
 // an error.
-func (s *session) closed(ctx context.Context, err error) error {
+func (s *session) finishResponse(ctx context.Context, err error) error {
 	if err != nil {
 		return err
 	}
@@ -194,10 +194,11 @@ func (s *session) closed(ctx context.Context, err error) error {
 	return s.inbox.Explain(ctx, s.inbox.Finish())
 }
 
-// passRow is pass for the last section of a row, and reads to the end of that.
-func (s *session) passRow(ctx context.Context, w io.Writer, part *inbox.Section, seal *sentHash) error {
+// copyResponse is copySection for the last section of a response, and reads to the end
+// of the response.
+func (s *session) copyResponse(ctx context.Context, w io.Writer, part *inbox.Section, sent *sentHash) error {
 	defer s.inbox.AbortAfter(ctx)()
-	if err := s.copy(ctx, w, part, seal); err != nil {
+	if err := s.copy(ctx, w, part, sent); err != nil {
 		return err
 	}
 	return s.inbox.Explain(ctx, s.inbox.Finish())
@@ -224,7 +225,7 @@ func octets(m *message, part *inbox.Section) string {
 // its text.
 func (s *session) top(ctx context.Context, args []string) error {
 	if len(args) != 2 {
-		return &no{text: "TOP takes a message number and a number of lines", bad: true}
+		return &errReply{text: "TOP takes a message number and a number of lines", syntax: true}
 	}
 	lines, err := number(args[1])
 	if err != nil {
@@ -244,23 +245,23 @@ func (s *session) top(ctx context.Context, args []string) error {
 	if lines > 0 {
 		items += " " + textItem(0, chunk)
 	}
-	r, err := s.begin(ctx, n-1, items, "BODY[HEADER]")
+	r, err := s.openMessage(ctx, n-1, items, "BODY[HEADER]")
 	if err != nil {
-		return s.cannot(ctx, n, m, err)
+		return s.fetchFailed(ctx, n, m, err)
 	}
 	s.ok("Top of message follows")
 	d := wire.NewDotWriter(s.out)
-	w := s.watch(m, d)
-	err = s.pass(ctx, w, r.Section, nil)
+	w := s.hashHeader(m, d)
+	err = s.copySection(ctx, w, r.Section, nil)
 	if err == nil && lines > 0 {
 		err = s.text(ctx, r, m, &lineWriter{w: d, left: lines}, chunk)
 	}
-	if err = s.closed(ctx, err); err != nil {
-		return fmt.Errorf("TOP: %w", s.blame(ctx, m, err))
+	if err = s.finishResponse(ctx, err); err != nil {
+		return fmt.Errorf("TOP: %w", s.noteCut(ctx, m, err))
 	}
-	s.watched(m, w)
+	s.keepHeaderHash(m, w)
 	if err := d.Close(); err != nil {
-		return lost(err)
+		return clientLost(err)
 	}
 	s.backend.observe(proxy.MessageSent{Command: "TOP", Octets: d.Octets()})
 	return nil
@@ -285,7 +286,7 @@ func (s *session) text(ctx context.Context, r *inbox.FetchResponse, m *message, 
 			return inbox.ErrItems
 		}
 		size := r.Section.Size
-		if err := s.pass(ctx, w, r.Section, nil); err != nil {
+		if err := s.copySection(ctx, w, r.Section, nil); err != nil {
 			return err
 		}
 		offset += size
@@ -326,63 +327,63 @@ func (l *lineWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// pass copies a section to w, and tells seal, if there is one.
-func (s *session) pass(ctx context.Context, w io.Writer, part *inbox.Section, seal *sentHash) error {
+// copySection copies a section to w, and adds its octets to sent, if that is not nil.
+func (s *session) copySection(ctx context.Context, w io.Writer, part *inbox.Section, sent *sentHash) error {
 	defer s.inbox.AbortAfter(ctx)()
-	return s.copy(ctx, w, part, seal)
+	return s.copy(ctx, w, part, sent)
 }
 
-// copy is pass while the end of ctx closes the connection.
-func (s *session) copy(ctx context.Context, w io.Writer, part *inbox.Section, seal *sentHash) error {
+// copy is copySection while the end of ctx closes the connection.
+func (s *session) copy(ctx context.Context, w io.Writer, part *inbox.Section, sent *sentHash) error {
 	for part.Left > 0 {
 		chunk, err := part.Peek(1)
 		if err != nil {
 			return s.inbox.Explain(ctx, err)
 		}
 		if _, err := w.Write(chunk); err != nil {
-			return lost(err)
+			return clientLost(err)
 		}
-		if seal != nil {
-			seal.add(chunk)
+		if sent != nil {
+			sent.add(chunk)
 		}
 		part.Discard(len(chunk))
 	}
 	return nil
 }
 
-// cannot returns the answer for a message that err keeps from being sent.
-func (s *session) cannot(ctx context.Context, n int, m *message, err error) *no {
+// fetchFailed returns the answer for a message that err keeps from being sent.
+func (s *session) fetchFailed(ctx context.Context, n int, m *message, err error) *errReply {
 	if errors.Is(err, errEmpty) || errors.Is(err, inbox.ErrVanished) {
-		err = s.settle(ctx, m)
+		err = s.checkVanished(ctx, m)
 	}
 	switch {
 	case ctx.Err() != nil:
-		return s.ended(ctx)
+		return s.endReply(ctx)
 	case errors.Is(err, errInternational):
-		return &no{text: fmt.Sprintf("[UTF8] Message %d has a header in UTF-8, which your mail program does not ask for", n)}
+		return &errReply{text: fmt.Sprintf("[UTF8] Message %d has a header in UTF-8, which your mail program does not ask for", n)}
 	case errors.Is(err, inbox.ErrVanished):
-		s.drop.proven, s.drop.changed = false, true // EXISTS and UIDNEXT may not tell
-		return &no{text: fmt.Sprintf("Message %d is no longer in the maildrop", n)}
+		s.maildrop.proven, s.maildrop.changed = false, true // EXISTS and UIDNEXT may not show it
+		return &errReply{text: fmt.Sprintf("Message %d is no longer in the maildrop", n)}
 	case errors.Is(err, errRenumbered):
-		return &no{text: s.temporary("The maildrop has changed: log in again"), end: err}
+		return &errReply{text: s.temporary("The maildrop has changed: log in again"), end: err}
 	case errors.Is(err, inbox.ErrSyntax):
-		s.cut(ctx, m)
+		s.recordCut(ctx, m)
 	case errors.Is(err, proxy.ErrBackendClosed):
-		return &no{text: s.temporary("The mail server is unavailable: try again later"), end: err}
+		return &errReply{text: s.temporary("The mail server is unavailable: try again later"), end: err}
 	}
 	return s.unavailable(n)
 }
 
 // unavailable is the answer for a message that the server has and refuses.
-func (s *session) unavailable(n int) *no {
-	return &no{text: s.temporary(fmt.Sprintf("Message %d is unavailable: try again later", n))}
+func (s *session) unavailable(n int) *errReply {
+	return &errReply{text: s.temporary(fmt.Sprintf("Message %d is unavailable: try again later", n))}
 }
 
-// settle tells a message that vanished from one that the server cannot read:
-// some servers give an empty literal for both, and some an OK without a row. A
+// checkVanished returns whether a message has vanished or the server cannot read it: some
+// servers send an empty literal for both, and some an OK without a response. A
 // search that was answered decides; a second one, if the server has said of no
 // message that it was removed.
-func (s *session) settle(ctx context.Context, m *message) error {
+func (s *session) checkVanished(ctx context.Context, m *message) error {
 	defer s.inbox.Rest()
 	for looked := false; ; looked = true {
 		found, err := s.inbox.Search(ctx, imap.UIDSetNum(imap.UID(m.uid)))

@@ -57,7 +57,7 @@ func TestALargeLiteralOfTheWrongLengthIsCut(t *testing.T) {
 	if err := r.wait(t); !errors.Is(err, inbox.ErrSyntax) || !errors.Is(err, proxy.ErrBackendClosed) {
 		t.Errorf("Run = %v, want %v", err, inbox.ErrSyntax)
 	}
-	if n := b.suspects.get("alice", "0000000b00000007").cuts; n != 1 {
+	if n := b.faults.get("alice", "0000000b00000007").cuts; n != 1 {
 		t.Errorf("%d cuts are remembered, want 1", n)
 	}
 }
@@ -65,12 +65,12 @@ func TestALargeLiteralOfTheWrongLengthIsCut(t *testing.T) {
 // Criterion: a body that was cut twice is refused before +OK for an hour, and the client goes on with the next message.
 func TestABodyThatWasCutTwiceIsRefused(t *testing.T) {
 	b := &Backend{}
-	b.suspects.change("alice", "0000000b00000007", func(s *suspect) { *s = suspect{cuts: mostCuts, since: time.Now()} })
+	b.faults.change("alice", "0000000b00000007", func(s *bodyFault) { *s = bodyFault{cuts: maxCuts, since: time.Now()} })
 	r := faulty(t, b, opened(5, 5)+"C: F1 UID FETCH 12 *\n"+rows("F1", 12))
 	proxytest.Transcript(t, r.conn, "C: RETR 1\nS: -ERR \\[SYS/TEMP] *\nC: DELE 1\nS: -ERR \\[SYS/TEMP] *\nC: RETR 2\n"+got(12))
 	synctest.Test(t, func(t *testing.T) {
-		s := suspect{cuts: mostCuts, since: time.Now()}
-		time.Sleep(suspectTime - time.Second)
+		s := bodyFault{cuts: maxCuts, since: time.Now()}
+		time.Sleep(faultTime - time.Second)
 		if !s.refused() {
 			t.Error("not refused within the hour")
 		}
@@ -83,16 +83,16 @@ func TestABodyThatWasCutTwiceIsRefused(t *testing.T) {
 
 func TestSuspectsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var u suspects
-		for uid := range uint32(maxSuspects + 10) {
-			u.change("alice", strconv.Itoa(int(uid)), func(s *suspect) { s.cuts, s.since = 1, time.Now() })
+		var u faultList
+		for uid := range uint32(maxFaults + 10) {
+			u.change("alice", strconv.Itoa(int(uid)), func(s *bodyFault) { s.cuts, s.since = 1, time.Now() })
 			time.Sleep(time.Second)
 		}
-		if len(u.entries) != maxSuspects || u.get("alice", "9").cuts != 0 || u.get("alice", "10").cuts != 1 {
+		if len(u.entries) != maxFaults || u.get("alice", "9").cuts != 0 || u.get("alice", "10").cuts != 1 {
 			t.Errorf("%d remembered, the oldest is not forgotten", len(u.entries))
 		}
-		u.change("alice", "10", func(s *suspect) { *s = suspect{} })
-		if len(u.entries) != maxSuspects-1 {
+		u.change("alice", "10", func(s *bodyFault) { *s = bodyFault{} })
+		if len(u.entries) != maxFaults-1 {
 			t.Errorf("%d remembered, one came well", len(u.entries))
 		}
 	})
@@ -114,7 +114,7 @@ func TestAMessageOfAnotherSizeIsDoubtful(t *testing.T) {
 			b := &Backend{}
 			r := faulty(t, b, opened(5, 100)+"C: F1 UID FETCH 11 *\n"+rows("F1", 11)+row("F2", short)+test.script)
 			b.Estimates = false
-			r.session.(*session).probed = true
+			r.session.(*session).sizesExact = true
 			proxytest.Transcript(t, r.conn, "C: RETR 1\n"+got(11)+"C: RETR 2\nS: +OK *\nS- "+escape(short)+".\\r\\n\nC: DELE 2\n"+test.want)
 		})
 	}
@@ -122,8 +122,8 @@ func TestAMessageOfAnotherSizeIsDoubtful(t *testing.T) {
 		b := &Backend{}
 		r := faulty(t, b, opened(7, 100)+strings.ReplaceAll(row("F1", short), "F2", "F1"))
 		b.Estimates = false
-		b.suspects.differed = fewDiffer
-		r.session.(*session).probed = true
+		b.faults.differed = fewDiffer
+		r.session.(*session).sizesExact = true
 		proxytest.Transcript(t, r.conn, "C: RETR 2\nS: +OK *\nS- "+escape(short)+".\\r\\n\nC: DELE 2\nS: +OK *")
 	})
 }

@@ -27,41 +27,41 @@ var errBadCommands = errors.New("too many bad commands")
 // A session is a POP3 session in its TRANSACTION and UPDATE states, RFC 1939
 // sections 5 and 6.
 type session struct {
-	backend    *Backend
-	login      *proxy.Login // also to reconnect
-	inbox      *inbox.Inbox
-	drop       *maildrop
-	found      uint32 // checksum of the snapshot in the cache; 0: there is none
-	record     recorded
-	buried     []uint32          // UIDs of tombstones, until hide
-	shownAgain []uint32          // UIDs of tombstones of messages that another client has shown again
-	lapsed     bool              // some of them stand for messages that the server has no more, or are of shownAgain
-	withheld   map[uint32]bool   // UIDs of messages that did not come as they should: no DELE
-	headers    map[uint32]uint64 // prints of those that went by, by UID
-	room       *reservation      // for the listing
-	lock       *lock             // nil: nobody is kept out
-	quitted    bool
-	left       func() // tells the brake that the listing is in the cache; nil: nothing was removed
-	renumbered bool   // UIDVALIDITY has changed: the UIDs are those of other messages
-	ahead      ahead
-	last       int    // the highest number that was retrieved
-	seen       uint32 // earlier sessions have seen the UIDs below; 0: none has
-	probed     bool
-	totals     proxy.Totals
-	bad        int // commands in a row that were none
+	backend          *Backend
+	login            *proxy.Login // also to reconnect
+	inbox            *inbox.Inbox
+	maildrop         *maildrop
+	cacheSum         uint32 // checksum of the snapshot in the cache; 0: there is none
+	record           recordState
+	deletedUIDs      []uint32          // UIDs of the tombstones, until hide
+	unhidden         []uint32          // UIDs of tombstones of messages that another client has shown again
+	staleTombstones  bool              // some tombstones are of messages that the server has no more, or of unhidden
+	undeletable      map[uint32]bool   // UIDs of messages that did not come as they should: no DELE
+	headerHashes     map[uint32]uint64 // fingerprints of the headers that were sent, by UID
+	reservation      *reservation      // for the listing
+	lock             *lock             // nil: nobody is kept out
+	quitted          bool
+	endRemoval       func() // ends the removal that the brake knows of; nil: nothing was removed
+	renumbered       bool   // UIDVALIDITY has changed: the UIDs are those of other messages
+	readAhead        readAhead
+	highestRetrieved int    // the highest number that was retrieved
+	seenBelow        uint32 // earlier sessions have seen the UIDs below; 0: none has
+	sizesExact       bool
+	totals           proxy.Totals
+	bad              int // commands in a row that were none
 
 	conn *proxy.Conn   // while it runs
 	out  *bufio.Writer // while there is something to answer
 }
 
-// A no is the answer -ERR.
-type no struct {
-	text string
-	bad  bool  // it was no command at all
-	end  error // why the session ends with it; nil: it goes on
+// A errReply is the answer -ERR.
+type errReply struct {
+	text   string
+	syntax bool  // it was not a valid command
+	end    error // why the session ends with it; nil: it goes on
 }
 
-func (n *no) Error() string { return n.text }
+func (n *errReply) Error() string { return n.text }
 
 // Open lists the maildrop.
 func (s *session) Open(ctx context.Context) (welcome string, err error) {
@@ -89,7 +89,7 @@ func (s *session) open(ctx context.Context) (welcome string, err error) {
 	s.inbox.BeforeWait(s.flush)
 	s.inbox.Rest()
 	s.backend.observe(proxy.MaildropOpened{
-		Client: s.login.Client, Source: source, Messages: s.drop.count, Octets: s.drop.octets, Duration: time.Since(begun),
+		Client: s.login.Client, Source: source, Messages: s.maildrop.count, Octets: s.maildrop.octets, Duration: time.Since(begun),
 	})
 	return s.summary(), nil
 }
@@ -100,7 +100,7 @@ func (s *session) Backend() string { return s.backend.Name }
 // Totals implements proxy.Reporter.
 func (s *session) Totals() proxy.Totals {
 	t := s.totals
-	t.UIDLsBefore, t.UIDLsAfter = s.showed()
+	t.UIDLsBefore, t.UIDLsAfter = s.hashes()
 	return t
 }
 
@@ -109,20 +109,20 @@ func (s *session) Totals() proxy.Totals {
 func (s *session) Close() error {
 	s.login.Secret.Clear()
 	defer s.unlock()
-	defer s.room.close()
-	if s.left != nil {
-		defer s.left()
+	defer s.reservation.close()
+	if s.endRemoval != nil {
+		defer s.endRemoval()
 	}
 	defer s.inbox.Discard()
-	s.confirm()
-	s.gather()
+	s.confirmRemoved()
+	s.collectFingerprints()
 	err := s.inbox.Close()
 	if s.totals.Deleted > 0 {
-		s.drop.setRemoved()
+		s.maildrop.setRemoved()
 	}
-	s.remember(context.Background())
-	if s.lapsed {
-		_ = s.bury(context.Background(), nil) // else the next session tries
+	s.saveSnapshot(context.Background())
+	if s.staleTombstones {
+		_ = s.recordTombstones(context.Background(), nil) // else the next session tries
 	}
 	return err
 }
@@ -130,16 +130,16 @@ func (s *session) Close() error {
 // Run answers commands, one at a time, until QUIT.
 func (s *session) Run(ctx context.Context, client *proxy.Conn) error {
 	s.conn = client
-	ctx, end := s.evictable(ctx, client)
+	ctx, end := s.withEviction(ctx, client)
 	defer end()
-	defer s.rest()
+	defer s.releaseBuffers()
 	for {
 		line, err := s.next()
-		s.wake()
+		s.takeBuffers()
 		if err == nil || errors.Is(err, proxy.ErrLineTooLong) {
 			err = s.answer(ctx, line)
 		} else {
-			err = s.gone(ctx, err)
+			err = s.clientGone(ctx, err)
 		}
 		if err == nil {
 			continue
@@ -172,26 +172,26 @@ func (s *session) next() ([]byte, error) {
 		return nil, err
 	}
 	s.inbox.DrainCompletions()
-	s.rest()
+	s.releaseBuffers()
 	if err := s.conn.SetReadDeadline(time.Now().Add(s.backend.idle())); err != nil {
 		return nil, err
 	}
 	return s.conn.ReadLine(maxCommand)
 }
 
-// rest gives back what costs memory while the client says nothing.
-func (s *session) rest() {
+// releaseBuffers gives back what costs memory while the client says nothing.
+func (s *session) releaseBuffers() {
 	s.inbox.Rest()
 	if s.out != nil {
-		s.backend.giveWriter(s.out)
+		s.backend.putWriter(s.out)
 		s.out = nil
 	}
 }
 
-// wake takes back what an answer needs.
-func (s *session) wake() {
+// takeBuffers takes back what an answer needs.
+func (s *session) takeBuffers() {
 	if s.out == nil {
-		s.out = s.backend.takeWriter(s.conn)
+		s.out = s.backend.getWriter(s.conn)
 	}
 }
 
@@ -201,29 +201,29 @@ func (s *session) flush() error {
 		return nil
 	}
 	if err := s.out.Flush(); err != nil {
-		return lost(err)
+		return clientLost(err)
 	}
 	return nil
 }
 
-// gone returns why a session ends whose client sends nothing more.
-func (s *session) gone(ctx context.Context, err error) error {
+// clientGone returns why a session ends whose client sends nothing more.
+func (s *session) clientGone(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
-		s.refuse(s.ended(ctx))
+		s.refuse(s.endReply(ctx))
 		return context.Cause(ctx)
 	case errors.Is(err, proxy.ErrFlood):
-		s.refuse(&no{text: "Line too long"})
+		s.refuse(&errReply{text: "Line too long"})
 		return err
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		// RFC 1939 section 3: without UPDATE, and without a word.
 		return proxy.ErrIdleTimeout
 	}
-	return lost(err)
+	return clientLost(err)
 }
 
-// lost is for errors of the connection to the client.
-func lost(err error) error { return fmt.Errorf("%w: %w", proxy.ErrClientClosed, err) }
+// clientLost is for errors of the connection to the client.
+func clientLost(err error) error { return fmt.Errorf("%w: %w", proxy.ErrClientClosed, err) }
 
 // answer answers one command. An error ends the session.
 func (s *session) answer(ctx context.Context, line []byte) error {
@@ -231,9 +231,9 @@ func (s *session) answer(ctx context.Context, line []byte) error {
 	keyword, args := parse(line)
 	err := s.do(ctx, keyword, args)
 	ok := err == nil || errors.Is(err, proxy.ErrQuit)
-	if n, said := errors.AsType[*no](err); said {
+	if n, said := errors.AsType[*errReply](err); said {
 		s.refuse(n)
-		ok, err = false, s.count(n)
+		ok, err = false, s.countBad(n)
 	} else if ok {
 		s.bad = 0
 	} else {
@@ -243,9 +243,9 @@ func (s *session) answer(ctx context.Context, line []byte) error {
 	return err
 }
 
-// count counts what was no command, and returns why the session ends, or nil.
-func (s *session) count(n *no) error {
-	if !n.bad {
+// countBad counts what was no command, and returns why the session ends, or nil.
+func (s *session) countBad(n *errReply) error {
+	if !n.syntax {
 		s.bad = 0
 		return n.end
 	}
@@ -274,19 +274,19 @@ func label(keyword string) string {
 	return proxy.CommandOther
 }
 
-// do gives the answer, or returns the *no that is the answer. Any other error
+// do gives the answer, or returns the *errReply that is the answer. Any other error
 // ends the session: after +OK ErrQuit, else in the middle of an answer.
 func (s *session) do(ctx context.Context, keyword string, args []string) error {
 	switch keyword {
 	case "STAT":
-		s.probe(ctx)
+		s.exactSizes(ctx)
 		return s.without(args, s.stat)
 	case "LIST":
-		s.probe(ctx)
+		s.exactSizes(ctx)
 		return s.listing(args, "scan", s.size)
 	case "UIDL":
 		if err := s.readUIDLs(ctx); err != nil {
-			return &no{text: s.temporary("The unique-ids cannot be read now")}
+			return &errReply{text: s.temporary("The unique-ids cannot be read now")}
 		}
 		return s.listing(args, "unique-id", s.uniqueID)
 	case "RETR":
@@ -309,23 +309,23 @@ func (s *session) do(ctx context.Context, keyword string, args []string) error {
 		return s.without(args, func() error { return s.quit(ctx) })
 	case "UTF8":
 		if s.backend.UTF8 {
-			return &no{text: "UTF8 comes before login", bad: true}
+			return &errReply{text: "UTF8 comes before login", syntax: true}
 		}
 	case "USER", "PASS", "APOP", "AUTH", "STLS":
-		return &no{text: "You are already logged in", bad: true}
+		return &errReply{text: "You are already logged in", syntax: true}
 	}
-	return &no{text: "Unknown command", bad: true}
+	return &errReply{text: "Unknown command", syntax: true}
 }
 
 func (s *session) without(args []string, do func() error) error {
 	if len(args) > 0 {
-		return &no{text: "This command takes no argument", bad: true}
+		return &errReply{text: "This command takes no argument", syntax: true}
 	}
 	return do()
 }
 
 func (s *session) stat() error {
-	s.ok(fmt.Sprintf("%d %d", s.drop.count, s.drop.octets))
+	s.ok(fmt.Sprintf("%d %d", s.maildrop.count, s.maildrop.octets))
 	return nil
 }
 
@@ -335,9 +335,9 @@ func (s *session) noop() error {
 }
 
 func (s *session) rset() error {
-	s.drop.reset()
-	s.probed = false // not what was marked
-	s.last = 0
+	s.maildrop.reset()
+	s.sizesExact = false // not what was marked
+	s.highestRetrieved = 0
 	s.ok(s.summary())
 	return nil
 }
@@ -361,7 +361,7 @@ func (s *session) capa() error {
 // highest answers LAST, which was a command up to RFC 1460: old clients find
 // with it what they have not fetched yet.
 func (s *session) highest() error {
-	s.ok(strconv.Itoa(s.last))
+	s.ok(strconv.Itoa(s.highestRetrieved))
 	return nil
 }
 
@@ -369,7 +369,7 @@ func (s *session) highest() error {
 // marked as deleted.
 func (s *session) listing(args []string, kind string, entry func([]byte, *message) []byte) error {
 	if len(args) > 1 {
-		return &no{text: "This command takes one message number or none", bad: true}
+		return &errReply{text: "This command takes one message number or none", syntax: true}
 	}
 	if len(args) == 1 {
 		n, m, err := s.message(args[0])
@@ -380,15 +380,15 @@ func (s *session) listing(args []string, kind string, entry func([]byte, *messag
 		return nil
 	}
 	s.ok(strings.ToUpper(kind[:1]) + kind[1:] + " listing follows")
-	for i := range s.drop.messages {
-		m := &s.drop.messages[i]
+	for i := range s.maildrop.messages {
+		m := &s.maildrop.messages[i]
 		if m.marks&deleted != 0 {
 			continue
 		}
 		b := strconv.AppendInt(s.out.AvailableBuffer(), int64(i+1), 10)
 		b = append(entry(append(b, ' '), m), "\r\n"...)
 		if _, err := s.out.Write(b); err != nil {
-			return lost(err)
+			return clientLost(err)
 		}
 	}
 	_, _ = s.out.WriteString(".\r\n")
@@ -400,7 +400,7 @@ func (s *session) size(b []byte, m *message) []byte { return strconv.AppendInt(b
 // uniqueID appends the unique-id of a message. readUIDLs must have succeeded.
 func (s *session) uniqueID(b []byte, m *message) []byte {
 	if s.record.uidls == nil {
-		return s.backend.UIDL.Append(b, m.uid, s.drop.uidValidity)
+		return s.backend.UIDL.Append(b, m.uid, s.maildrop.uidValidity)
 	}
 	return s.record.uidls.Append(b, m.uid)
 }
@@ -411,17 +411,17 @@ func (s *session) dele(ctx context.Context, args []string) error {
 		return err
 	}
 	if s.inbox.Mailbox().ReadOnly && s.backend.Delete != Keep {
-		return &no{text: s.coded("SYS/PERM", "The maildrop can only be read")}
+		return &errReply{text: s.coded("SYS/PERM", "The maildrop can only be read")}
 	}
 	if m.marks&unsized != 0 {
 		return s.unavailable(n) // nobody has seen what would be removed
 	}
 	if s.backend.Delete != Keep {
-		if err := s.deletable(ctx, n, m); err != nil {
+		if err := s.checkDeletable(ctx, n, m); err != nil {
 			return err
 		}
 	}
-	s.drop.delete(m)
+	s.maildrop.delete(m)
 	s.ok(fmt.Sprintf("Message %d deleted", n))
 	return nil
 }
@@ -432,13 +432,13 @@ func (s *session) quit(ctx context.Context) error {
 	err := s.update(ctx)
 	s.inbox.Rest()
 	if errors.Is(err, errNoTrash) {
-		return &no{text: s.coded("SYS/PERM", "There is no mailbox for deleted messages: they were not removed"), end: proxy.ErrQuit}
+		return &errReply{text: s.coded("SYS/PERM", "There is no mailbox for deleted messages: they were not removed"), end: proxy.ErrQuit}
 	}
 	if err != nil {
-		return &no{text: s.temporary("Some deleted messages were not removed"), end: proxy.ErrQuit}
+		return &errReply{text: s.temporary("Some deleted messages were not removed"), end: proxy.ErrQuit}
 	}
 	if s.totals.Deleted > 0 {
-		s.left = s.backend.Brake.leaves(s.login.Account)
+		s.endRemoval = s.backend.Brake.beginRemoval(s.login.Account)
 	}
 	s.unlock() // RFC 1939 section 6: before the answer, or who comes again at once is refused
 	s.ok("Goodbye")
@@ -449,7 +449,7 @@ func (s *session) quit(ctx context.Context) error {
 // single returns the message that the only argument names.
 func (s *session) single(args []string) (int, *message, error) {
 	if len(args) != 1 {
-		return 0, nil, &no{text: "This command takes one message number", bad: true}
+		return 0, nil, &errReply{text: "This command takes one message number", syntax: true}
 	}
 	return s.message(args[0])
 }
@@ -460,12 +460,12 @@ func (s *session) message(arg string) (int, *message, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	if n < 1 || n > int64(len(s.drop.messages)) {
-		return 0, nil, &no{text: fmt.Sprintf("No such message, there are %d in the maildrop", len(s.drop.messages))}
+	if n < 1 || n > int64(len(s.maildrop.messages)) {
+		return 0, nil, &errReply{text: fmt.Sprintf("No such message, there are %d in the maildrop", len(s.maildrop.messages))}
 	}
-	m := &s.drop.messages[n-1]
+	m := &s.maildrop.messages[n-1]
 	if m.marks&deleted != 0 {
-		return 0, nil, &no{text: fmt.Sprintf("Message %d is deleted", n)}
+		return 0, nil, &errReply{text: fmt.Sprintf("Message %d is deleted", n)}
 	}
 	return int(n), m, nil
 }
@@ -477,13 +477,13 @@ func number(arg string) (int64, error) {
 		return math.MaxInt64, nil
 	}
 	if err != nil {
-		return 0, &no{text: "That is not a number", bad: true}
+		return 0, &errReply{text: "That is not a number", syntax: true}
 	}
 	return int64(n), nil
 }
 
 func (s *session) summary() string {
-	return fmt.Sprintf("Maildrop has %d messages (%d octets)", s.drop.count, s.drop.octets)
+	return fmt.Sprintf("Maildrop has %d messages (%d octets)", s.maildrop.count, s.maildrop.octets)
 }
 
 // ok says +OK, always with the space that some clients wait for: RFC 1957.
@@ -492,12 +492,12 @@ func (s *session) ok(text string) {
 	_, _ = s.out.WriteString("+OK " + text + "\r\n")
 }
 
-func (s *session) refuse(n *no) {
+func (s *session) refuse(n *errReply) {
 	_, _ = s.out.WriteString("-ERR " + n.text + "\r\n")
 }
 
 // temporary returns text with the code of RFC 3206 section 4, and with the
-// session id, so that a screenshot leads to the log. What the server said is
+// session id, so that a screenshot leads to the log. The server's words are
 // not for clients.
 func (s *session) temporary(text string) string { return s.coded("SYS/TEMP", text) }
 
@@ -505,12 +505,12 @@ func (s *session) coded(code, text string) string {
 	return "[" + code + "] " + s.login.Client.WithSessionID(text)
 }
 
-// ended is what a client learns whose session is ended by us.
-func (s *session) ended(ctx context.Context) *no {
+// endReply returns the answer to a client whose session Postern ends.
+func (s *session) endReply(ctx context.Context) *errReply {
 	cause := context.Cause(ctx)
 	text := proxy.Goodbye(proxy.ReasonOf(cause))
 	if errors.Is(cause, errTakenOver) {
 		text = "Another session has taken the maildrop over"
 	}
-	return &no{text: s.temporary(text), end: cause}
+	return &errReply{text: s.temporary(text), end: cause}
 }

@@ -153,8 +153,8 @@ func TestSessionOfAllCommands(t *testing.T) {
 	reporter := r.session.(proxy.Reporter)
 	want := proxy.Totals{
 		Retrieved: 3, Deleted: 1,
-		UIDLsBefore: hash([]byte("0000000100000007")) + hash([]byte("0000000200000007")) + hash([]byte("0000000300000007")),
-		UIDLsAfter:  hash([]byte("0000000200000007")) + hash([]byte("0000000300000007")),
+		UIDLsBefore: hashUIDL([]byte("0000000100000007")) + hashUIDL([]byte("0000000200000007")) + hashUIDL([]byte("0000000300000007")),
+		UIDLsAfter:  hashUIDL([]byte("0000000200000007")) + hashUIDL([]byte("0000000300000007")),
 	}
 	if got := reporter.Totals(); got != want {
 		t.Errorf("Totals() = %+v, want %+v", got, want)
@@ -514,7 +514,7 @@ func TestManyListLinesAreFewWrites(t *testing.T) {
 	}
 	counting := &countingWriter{w: io.Discard}
 	b := &Backend{}
-	s := &session{backend: b, drop: newMaildrop(messages, 7), out: b.takeWriter(counting)}
+	s := &session{backend: b, maildrop: newMaildrop(messages, 7), out: b.getWriter(counting)}
 	if err := s.answer(t.Context(), []byte("UIDL\r\n")); err != nil {
 		t.Fatal(err)
 	}

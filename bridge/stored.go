@@ -12,10 +12,10 @@ import (
 
 // Stored is all that POP3 remembers of an account.
 type Stored struct {
-	Record  *uidl.Record `json:"record,omitempty"`  // of the unique-ids that were shown
-	Deleted []uint32     `json:"deleted,omitempty"` // UIDs of messages that the server could only mark
-	Listing *Listing     `json:"listing,omitempty"` // as of the last session
-	Prints  int          `json:"prints,omitempty"`  // messages with a hash of Message-ID, date and size that are not in Record yet
+	Record       *uidl.Record `json:"record,omitempty"`  // of the unique-ids that were shown
+	Deleted      []uint32     `json:"deleted,omitempty"` // UIDs of messages that the server could only mark
+	Listing      *Listing     `json:"listing,omitempty"` // as of the last session
+	Fingerprints int          `json:"prints,omitempty"`  // messages with a hash of Message-ID, date and size that are not in Record yet
 }
 
 // A Listing sums up what is remembered of a mailbox: of each message its UID
@@ -27,9 +27,9 @@ type Listing struct {
 	Octets      int64  `json:"octets"`
 }
 
-// Look returns what is stored of an account. A store that is nil has nothing.
+// Lookup returns what is stored of an account. A store that is nil has nothing.
 // What is damaged is in the error, and what is not in the result all the same.
-func Look(ctx context.Context, cache Bucket, record Bucket, account string) (s Stored, err error) {
+func Lookup(ctx context.Context, cache Bucket, record Bucket, account string) (s Stored, err error) {
 	var errs []error
 	read := func(from Bucket, key, what string, decode func([]byte) error) {
 		if from == nil {
@@ -69,9 +69,9 @@ func Look(ctx context.Context, cache Bucket, record Bucket, account string) (s S
 		}
 		return err
 	})
-	read(cache, printsKey(account), "prints", func(value []byte) error {
-		prints, err := decodePrints(value)
-		s.Prints = len(prints)
+	read(cache, fingerprintsKey(account), "prints", func(value []byte) error {
+		prints, err := decodeFingerprints(value)
+		s.Fingerprints = len(prints)
 		return err
 	})
 	return s, errors.Join(errs...)

@@ -32,25 +32,25 @@ func shelves(t *testing.T, accounts ...string) (cache, record *state.Memory) {
 		}
 		put(record, tombstonesKey(account), tombstoneSets{{7, 9, []uint32{3, 8}}}.encode())
 		put(cache, key(account), snapshot{uidValidity: 7, uidNext: 9, messages: []message{{uid: 1, size: 10}, {uid: 5, size: 32}}}.encode())
-		put(cache, printsKey(account), encodePrints([]uidl.Print{{UID: 1}}))
+		put(cache, fingerprintsKey(account), encodePrints([]uidl.Fingerprint{{UID: 1}}))
 	}
 	return cache, record
 }
 
 func TestWhatIsStoredOfAnAccountIsShownAndErased(t *testing.T) {
 	cache, record := shelves(t, "alice", "alice@example.org", "bob")
-	got, err := Look(t.Context(), cache, record, "alice")
+	got, err := Lookup(t.Context(), cache, record, "alice")
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Stored{Record: got.Record, Deleted: []uint32{3, 8}, Listing: &Listing{7, 9, 2, 42}, Prints: 1}
+	want := Stored{Record: got.Record, Deleted: []uint32{3, 8}, Listing: &Listing{7, 9, 2, 42}, Fingerprints: 1}
 	if !reflect.DeepEqual(got, want) || got.Record == nil || got.Record.Present().UIDValidity != 7 || len(got.Record.Present().Entries) != 1 {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if err := Erase(t.Context(), cache, record, []string{"alice", "carol"}); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := Look(t.Context(), cache, record, "alice"); err != nil || !reflect.DeepEqual(got, Stored{}) {
+	if got, err := Lookup(t.Context(), cache, record, "alice"); err != nil || !reflect.DeepEqual(got, Stored{}) {
 		t.Errorf("after it: %+v, %v", got, err)
 	}
 	for _, bucket := range []Bucket{cache, record} {
@@ -58,7 +58,7 @@ func TestWhatIsStoredOfAnAccountIsShownAndErased(t *testing.T) {
 			t.Errorf("left are %q, %v", got, err)
 		}
 	}
-	if got, err := Look(t.Context(), nil, nil, "bob"); err != nil || !reflect.DeepEqual(got, Stored{}) {
+	if got, err := Lookup(t.Context(), nil, nil, "bob"); err != nil || !reflect.DeepEqual(got, Stored{}) {
 		t.Errorf("without stores: %+v, %v", got, err)
 	}
 }
@@ -77,7 +77,7 @@ func TestEveryDamagedRecordIsNamed(t *testing.T) {
 	if !errors.Is(damaged[0], uidl.ErrDamaged) || !errors.Is(damaged[1], errDamaged) {
 		t.Error(damaged)
 	}
-	got, err := Look(t.Context(), cache, record, "bob")
+	got, err := Lookup(t.Context(), cache, record, "bob")
 	if !errors.Is(err, errDamaged) || got.Record == nil || got.Listing == nil {
 		t.Errorf("of bob: %+v, %v; want what can be read", got, err)
 	}
@@ -85,9 +85,9 @@ func TestEveryDamagedRecordIsNamed(t *testing.T) {
 
 // encodePrints returns prints, ascending by UID, as they were remembered in the
 // cache.
-func encodePrints(prints []uidl.Print) []byte {
+func encodePrints(prints []uidl.Fingerprint) []byte {
 	b := make([]byte, 0, 16+12*len(prints))
-	b = append(b, printsVersion)
+	b = append(b, fingerprintsVersion)
 	b = binary.AppendUvarint(b, uint64(len(prints)))
 	last := uint32(0)
 	for _, p := range prints {

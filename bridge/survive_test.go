@@ -310,7 +310,7 @@ func (s *survival) again(b *Backend, servers *sync.WaitGroup) {
 		return
 	}
 	shown := make(map[uint32]bool)
-	for _, m := range opened.(*session).drop.messages {
+	for _, m := range opened.(*session).maildrop.messages {
 		shown[m.uid] = true
 	}
 	_ = opened.Close()
@@ -343,7 +343,7 @@ func pair(t *testing.T) (near, far net.Conn) {
 
 // serve runs the session, and its client.
 func (s *survival) serve(opened proxy.Session) {
-	for _, m := range opened.(*session).drop.messages {
+	for _, m := range opened.(*session).maildrop.messages {
 		s.numbers = append(s.numbers, m.uid)
 	}
 	client, server := pair(s.t)

@@ -117,17 +117,17 @@ func (s *session) decodeTombstones(stored []byte) (tombstoneSets, error) {
 	return d, err
 }
 
-// recall reads which messages earlier sessions have deleted. Those of another
+// loadTombstones reads which messages earlier sessions have deleted. Those of another
 // UIDVALIDITY wait until it returns. Behind a UIDNEXT that has become lower, the
 // UIDs are those of other messages: then recall forgets the tombstones, before
 // anything else is remembered of the new messages.
-func (s *session) recall(ctx context.Context, known snapshot, v inbox.View) (err error) {
+func (s *session) loadTombstones(ctx context.Context, known snapshot, v inbox.View) (err error) {
 	if s.backend.Record == nil {
 		return nil
 	}
 	restored := known.uidValidity == v.UIDValidity && !known.continuesIn(v)
 	for range 3 {
-		if err = s.tryRecall(ctx, restored, v); !errors.Is(err, errOvertaken) {
+		if err = s.tryLoadTombstones(ctx, restored, v); !errors.Is(err, errConflict) {
 			break
 		}
 	}
@@ -137,7 +137,7 @@ func (s *session) recall(ctx context.Context, known snapshot, v inbox.View) (err
 	return err
 }
 
-func (s *session) tryRecall(ctx context.Context, restored bool, v inbox.View) error {
+func (s *session) tryLoadTombstones(ctx context.Context, restored bool, v inbox.View) error {
 	k := tombstonesKey(s.login.Account)
 	stored, err := s.backend.Record.Get(ctx, k)
 	if err != nil || stored == nil {
@@ -152,21 +152,21 @@ func (s *session) tryRecall(ctx context.Context, restored bool, v inbox.View) er
 		return nil
 	}
 	if !restored && (snapshot{uidValidity: d[i].uidValidity, uidNext: d[i].uidNext}).continuesIn(v) {
-		s.buried = d[i].uids
+		s.deletedUIDs = d[i].uids
 		return nil
 	}
 	return s.backend.Record.Update(ctx, k, func(old []byte) ([]byte, error) {
 		if !bytes.Equal(old, stored) {
-			return nil, errOvertaken
+			return nil, errConflict
 		}
 		return slices.Delete(d, i, i+1).encode(), nil
 	})
 }
 
-// bury remembers that messages were deleted, and forgets the tombstones of those
+// recordTombstones remembers that messages were deleted, and forgets the tombstones of those
 // that the server has no more.
-func (s *session) bury(ctx context.Context, uids []uint32) error {
-	m := s.drop
+func (s *session) recordTombstones(ctx context.Context, uids []uint32) error {
+	m := s.maildrop
 	err := s.backend.Record.Update(context.WithoutCancel(ctx), tombstonesKey(s.login.Account), func(old []byte) ([]byte, error) {
 		d, err := s.decodeTombstones(old)
 		if err != nil {
@@ -177,7 +177,7 @@ func (s *session) bury(ctx context.Context, uids []uint32) error {
 			t = d[i]
 			d = slices.Delete(d, i, i+1)
 		}
-		t.uids = slices.DeleteFunc(t.uids, func(uid uint32) bool { return m.lacks(uid) || slices.Contains(s.shownAgain, uid) })
+		t.uids = slices.DeleteFunc(t.uids, func(uid uint32) bool { return m.lacks(uid) || slices.Contains(s.unhidden, uid) })
 		t.uids = append(t.uids, uids...)
 		slices.Sort(t.uids)
 		t.uids = slices.Compact(t.uids)

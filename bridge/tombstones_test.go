@@ -217,7 +217,7 @@ func TestCAPASaysThatSpaceIsNotFreed(t *testing.T) {
 		near, far := proxytest.Pipe(t)
 		go func() { _, _ = io.Copy(io.Discard, far) }()
 		s := &session{backend: &Backend{Delete: test.delete}, inbox: inbox.New(near, test.capabilities, inbox.Options{})}
-		s.out = s.backend.takeWriter(io.Discard)
+		s.out = s.backend.getWriter(io.Discard)
 		var said strings.Builder
 		s.out.Reset(&said)
 		_ = s.capa()
@@ -326,10 +326,10 @@ func TestDeletionsAreTrue(t *testing.T) {
 					want = append(want, x.uid)
 				}
 			}
-			for i := range session.drop.messages {
-				x := &session.drop.messages[i]
+			for i := range session.maildrop.messages {
+				x := &session.maildrop.messages[i]
 				if got = append(got, x.uid); random.IntN(4) == 0 {
-					session.drop.delete(x)
+					session.maildrop.delete(x)
 				}
 			}
 			if !slices.Equal(got, want) {
@@ -338,7 +338,7 @@ func TestDeletionsAreTrue(t *testing.T) {
 			if random.IntN(2) == 0 {
 				m.before = func(string) { change() }
 			}
-			marked := session.drop.uids(deleted, 0)
+			marked := session.maildrop.uids(deleted, 0)
 			if err := session.update(t.Context()); err != nil {
 				t.Fatal(err)
 			}

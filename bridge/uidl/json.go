@@ -8,28 +8,28 @@ import (
 	"strconv"
 )
 
-// A print64 is a print, as 16 hexadecimal digits.
-type print64 uint64
+// A print64 is a fingerprint, as 16 hexadecimal digits.
+type hex64 uint64
 
 // MarshalText implements encoding.TextMarshaler.
-func (p print64) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%016x", uint64(p)), nil }
+func (p hex64) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%016x", uint64(p)), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
-func (p *print64) UnmarshalText(text []byte) error {
+func (p *hex64) UnmarshalText(text []byte) error {
 	n, err := strconv.ParseUint(string(text), 16, 64)
 	if err != nil || len(text) != 16 {
-		return fmt.Errorf("%q is no print of 16 hexadecimal digits", text)
+		return fmt.Errorf("%q is no fingerprint of 16 hexadecimal digits", text)
 	}
-	*p = print64(n)
+	*p = hex64(n)
 	return nil
 }
 
 type entryJSON struct {
-	UID      uint32  `json:"uid"`
-	UIDL     string  `json:"uidl,omitempty"`
-	Short    print64 `json:"short,omitempty"`
-	Header   print64 `json:"header,omitempty"`
-	Vanished Day     `json:"vanished,omitempty"`
+	UID      uint32 `json:"uid"`
+	UIDL     string `json:"uidl,omitempty"`
+	Short    hex64  `json:"short,omitempty"`
+	Header   hex64  `json:"header,omitempty"`
+	Vanished Day    `json:"vanished,omitempty"`
 }
 
 type generationJSON struct {
@@ -56,7 +56,7 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 	for i, g := range r.Generations {
 		one := generationJSON{UIDValidity: g.UIDValidity, UIDNext: g.UIDNext, Since: g.Since, Seen: g.Seen, Eras: g.Eras}
 		for _, e := range g.Entries {
-			one.Messages = append(one.Messages, entryJSON{e.UID, e.UIDL, print64(e.Short), print64(e.Header), e.Vanished})
+			one.Messages = append(one.Messages, entryJSON{e.UID, e.UIDL, hex64(e.Short), hex64(e.Header), e.Vanished})
 		}
 		if i == 0 {
 			j.generationJSON = one
@@ -75,7 +75,7 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 // and exports of before, which have the names of the present generation alone.
 func (r *Record) UnmarshalJSON(b []byte) error {
 	var j recordJSON
-	if err := strictly(b, &j); err != nil {
+	if err := unmarshalStrict(b, &j); err != nil {
 		return err
 	}
 	*r = Record{Past: j.Past, Renumbered: max(j.Renumbered, uint32(len(j.Past)))}
@@ -98,8 +98,8 @@ func (r *Record) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// strictly is json.Unmarshal that takes no unknown fields.
-func strictly(b []byte, into any) error {
+// unmarshalStrict is json.Unmarshal that takes no unknown fields.
+func unmarshalStrict(b []byte, into any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()
 	return d.Decode(into)

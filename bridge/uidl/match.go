@@ -11,32 +11,32 @@ import (
 	"time"
 )
 
-// A Print is by what a message is known again after its UID has changed. 0: not
-// known.
-type Print struct {
+// A Fingerprint is the hashes by which a message is found again after its UID has
+// changed. 0: not known.
+type Fingerprint struct {
 	UID    uint32
 	Short  uint64 // of size, INTERNALDATE and Message-ID
 	Header uint64 // of the whole header
 }
 
-// Short returns the short print of a message.
-func Short(size int64, date time.Time, messageID string) uint64 {
+// ShortHash returns the short fingerprint of a message.
+func ShortHash(size int64, date time.Time, messageID string) uint64 {
 	sum := sha256.Sum256([]byte(strconv.FormatInt(size, 10) + "\n" + strconv.FormatInt(date.Unix(), 10) + "\n" + strings.TrimSpace(messageID)))
 	return binary.LittleEndian.Uint64(sum[:]) | 1 // never 0
 }
 
-// A Match is a message that was there before: its place among the old prints
-// and among the new ones.
+// A Match is a message that was there before: its place among the old
+// fingerprints and among the new ones.
 type Match struct{ Old, New int }
 
 // Matches finds old messages among the new ones, both in the order of their
-// numbers. Nothing is guessed: a print must be there once on both sides; where
+// numbers. Nothing is guessed: a fingerprint must be there once on both sides; where
 // it is there several times, as often on both sides, and each of them after the
 // same message that is certain.
-func Matches(before, after []Print) []Match {
+func Matches(before, after []Fingerprint) []Match {
 	m := matcher{before: before, after: after, found: make(map[int]int), taken: make(map[int]bool)}
-	m.by(func(p Print) uint64 { return p.Short })
-	m.by(func(p Print) uint64 { return p.Header })
+	m.by(func(p Fingerprint) uint64 { return p.Short })
+	m.by(func(p Fingerprint) uint64 { return p.Header })
 	matches := make([]Match, 0, len(m.found))
 	for i, j := range m.found {
 		matches = append(matches, Match{i, j})
@@ -46,13 +46,13 @@ func Matches(before, after []Print) []Match {
 }
 
 type matcher struct {
-	before, after []Print
+	before, after []Fingerprint
 	found         map[int]int  // old to new
 	taken         map[int]bool // new
 }
 
-// by matches those that are left by one kind of print.
-func (m *matcher) by(print func(Print) uint64) {
+// by matches those that are left by one kind of fingerprint.
+func (m *matcher) by(print func(Fingerprint) uint64) {
 	left, right := make(map[uint64][]int), make(map[uint64][]int)
 	for i, p := range m.before {
 		if _, done := m.found[i]; !done && print(p) != 0 {
@@ -117,7 +117,7 @@ var volatile = []string{
 	"x-uidl", "x-yahoo-newman-property",
 }
 
-// A HeaderHash computes the print of a header from the octets of a message as
+// A HeaderHash computes the fingerprint of a header from the octets of a message as
 // they come. What differs between servers for the same message does not count:
 // CR, and fields of the server's own. The zero value is ready.
 type HeaderHash struct {
@@ -169,7 +169,7 @@ func (h *HeaderHash) endLine() {
 // Done reports whether the header has ended.
 func (h *HeaderHash) Done() bool { return h.done }
 
-// Sum returns the print, or 0 if the header has not ended or has nothing in it.
+// Sum returns the fingerprint, or 0 if the header has not ended or has nothing in it.
 func (h *HeaderHash) Sum() uint64 {
 	if !h.done || h.hash == nil || h.octets > maxHeader {
 		return 0

@@ -9,21 +9,21 @@ import (
 )
 
 func TestMatches(t *testing.T) {
-	short := func(ids ...uint64) (prints []Print) {
+	short := func(ids ...uint64) (prints []Fingerprint) {
 		for i, id := range ids {
-			prints = append(prints, Print{UID: uint32(i + 1), Short: id})
+			prints = append(prints, Fingerprint{UID: uint32(i + 1), Short: id})
 		}
 		return prints
 	}
-	header := func(ids ...uint64) (prints []Print) {
+	header := func(ids ...uint64) (prints []Fingerprint) {
 		for i, id := range ids {
-			prints = append(prints, Print{UID: uint32(i + 1), Short: 1000 + id + uint64(i), Header: id})
+			prints = append(prints, Fingerprint{UID: uint32(i + 1), Short: 1000 + id + uint64(i), Header: id})
 		}
 		return prints
 	}
 	for _, test := range []struct {
 		name          string
-		before, after []Print
+		before, after []Fingerprint
 		want          []Match
 	}{
 		{"all", short(1, 2, 3), short(1, 2, 3), []Match{{0, 0}, {1, 1}, {2, 2}}},
@@ -35,7 +35,7 @@ func TestMatches(t *testing.T) {
 		{"a run that has grown", short(1, 5, 5, 2), short(1, 5, 5, 5, 2), []Match{{0, 0}, {3, 4}}},
 		{"a run that is elsewhere", short(1, 5, 5, 2), short(1, 2, 5, 5), []Match{{0, 0}, {3, 1}}},
 		{"equal ones apart", short(5, 1, 5), short(5, 1, 5), []Match{{0, 0}, {1, 1}, {2, 2}}},
-		{"by header", header(1, 2), []Print{{UID: 9, Short: 7, Header: 2}, {UID: 10, Short: 8, Header: 3}}, []Match{{1, 0}}},
+		{"by header", header(1, 2), []Fingerprint{{UID: 9, Short: 7, Header: 2}, {UID: 10, Short: 8, Header: 3}}, []Match{{1, 0}}},
 		{"nothing", nil, short(1), []Match{}},
 	} {
 		if got := Matches(test.before, test.after); !slices.Equal(got, test.want) {
@@ -48,9 +48,9 @@ func TestMatches(t *testing.T) {
 func TestMatchesAreNeverGuessed(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 2000 {
-		some := func() (prints []Print) {
+		some := func() (prints []Fingerprint) {
 			for range random.IntN(12) {
-				prints = append(prints, Print{Short: random.Uint64N(6), Header: random.Uint64N(4)})
+				prints = append(prints, Fingerprint{Short: random.Uint64N(6), Header: random.Uint64N(4)})
 			}
 			return prints
 		}
@@ -104,10 +104,10 @@ func TestHeaderHash(t *testing.T) {
 
 func TestShortPrints(t *testing.T) {
 	date := time.Date(2026, 3, 1, 12, 0, 0, 0, time.FixedZone("", 3600))
-	if Short(5, date, "<a@b>") != Short(5, date.UTC(), " <a@b>\r\n") {
+	if ShortHash(5, date, "<a@b>") != ShortHash(5, date.UTC(), " <a@b>\r\n") {
 		t.Error("the zone of INTERNALDATE or a space matters")
 	}
-	if Short(5, date, "<a@b>") == Short(6, date, "<a@b>") || Short(5, date, "<a@b>") == Short(5, date.Add(time.Second), "<a@b>") || Short(5, date, "<a@b>") == Short(5, date, "") {
+	if ShortHash(5, date, "<a@b>") == ShortHash(6, date, "<a@b>") || ShortHash(5, date, "<a@b>") == ShortHash(5, date.Add(time.Second), "<a@b>") || ShortHash(5, date, "<a@b>") == ShortHash(5, date, "") {
 		t.Error("different messages have the same print")
 	}
 }

@@ -7,12 +7,12 @@ import (
 
 // Recognize finds messages again that have new UIDs: among those of the present
 // generation first, then among those that have vanished from it, then, newest
-// first, in the generations before. after are the prints of the messages as they
+// first, in the generations before. after are the fingerprints of the messages as they
 // are now; UIDs ascend. It returns an entry for each, with the unique-id that the
 // message had if it was found. A unique-id is given once; exact copies that have
-// shared one share it again. More reports whether the prints of headers, of those
+// shared one share it again. More reports whether the fingerprints of headers, of those
 // that were not found, could find more. All generations must be loaded.
-func (r *Record) Recognize(after []Print) (entries []Entry, more bool) {
+func (r *Record) Recognize(after []Fingerprint) (entries []Entry, more bool) {
 	return recognize(r.Generations, after)
 }
 
@@ -20,7 +20,7 @@ func (r *Record) Recognize(after []Print) (entries []Entry, more bool) {
 // while another one was shown, and may have been shown in that one. listed are the
 // UIDs of the messages that were there before, ascending: it gives none of their
 // names.
-func (r *Record) Rejoin(after []Print, listed []uint32) []Entry {
+func (r *Record) Rejoin(after []Fingerprint, listed []uint32) []Entry {
 	p := r.Present()
 	held := make(map[string]bool, len(listed))
 	for _, uid := range listed {
@@ -41,7 +41,7 @@ func (r *Record) Rejoin(after []Print, listed []uint32) []Entry {
 }
 
 // recognize is Recognize in some generations.
-func recognize(generations []*Generation, after []Print) (entries []Entry, more bool) {
+func recognize(generations []*Generation, after []Fingerprint) (entries []Entry, more bool) {
 	entries = make([]Entry, len(after))
 	rest := make([]int, len(after)) // of after: those that are not found
 	for i, p := range after {
@@ -63,13 +63,13 @@ func recognize(generations []*Generation, after []Print) (entries []Entry, more 
 			giveCopies(before, names, after, rest, give)
 			left := func(j int) bool { return entries[j].UIDL == "" }
 			rest = slices.DeleteFunc(rest, func(j int) bool { return !left(j) })
-			old, places := make([]Print, 0, len(before)), make([]int, 0, len(before))
+			old, places := make([]Fingerprint, 0, len(before)), make([]int, 0, len(before))
 			for i, p := range before {
 				if !found[i] && !given[names[i]] {
 					old, places = append(old, p), append(places, i)
 				}
 			}
-			fresh := make([]Print, len(rest))
+			fresh := make([]Fingerprint, len(rest))
 			for k, j := range rest {
 				fresh[k] = after[j]
 				if unclear[fresh[k].Short] {
@@ -97,9 +97,9 @@ func recognize(generations []*Generation, after []Print) (entries []Entry, more 
 	return entries, more && len(rest) > 0
 }
 
-// recognizable returns the prints and names of messages whose name was not given
+// recognizable returns the fingerprints and names of messages whose name was not given
 // away.
-func (g *Generation) recognizable(vanished bool, given map[string]bool) (prints []Print, names []string) {
+func (g *Generation) recognizable(vanished bool, given map[string]bool) (prints []Fingerprint, names []string) {
 	var b []byte
 	for i := range g.Entries {
 		e := &g.Entries[i]
@@ -112,15 +112,15 @@ func (g *Generation) recognizable(vanished bool, given map[string]bool) (prints 
 			name = string(b)
 		}
 		if !given[name] {
-			prints, names = append(prints, Print{UID: e.UID, Short: e.Short, Header: e.Header}), append(names, name)
+			prints, names = append(prints, Fingerprint{UID: e.UID, Short: e.Short, Header: e.Header}), append(names, name)
 		}
 	}
 	return prints, names
 }
 
-// giveCopies calls give for messages that shared a name and a print: which of
+// giveCopies calls give for messages that shared a name and a fingerprint: which of
 // them is which does not matter.
-func giveCopies(before []Print, names []string, after []Print, rest []int, give func(i, j int)) {
+func giveCopies(before []Fingerprint, names []string, after []Fingerprint, rest []int, give func(i, j int)) {
 	type copies struct {
 		name  string
 		short uint64
@@ -149,7 +149,7 @@ func giveCopies(before []Print, names []string, after []Print, rest []int, give 
 }
 
 // Undo makes the unique-ids of the generation before the present one those of
-// the messages that have the same prints, and returns how many unique-ids are
+// the messages that have the same fingerprints, and returns how many unique-ids are
 // others than they were. It begins a generation for that: so what was shown since
 // is kept, and never given to another message. All generations must be loaded.
 func (r *Record) Undo() (changed int) {
@@ -157,11 +157,11 @@ func (r *Record) Undo() (changed int) {
 		return 0
 	}
 	present := r.Present()
-	var after []Print
+	var after []Fingerprint
 	for i := range present.Entries {
 		e := &present.Entries[i]
 		if e.Short != 0 || e.Header != 0 {
-			after = append(after, Print{UID: e.UID, Short: e.Short, Header: e.Header})
+			after = append(after, Fingerprint{UID: e.UID, Short: e.Short, Header: e.Header})
 		}
 	}
 	found, _ := recognize(r.Generations[1:2], after)

@@ -26,7 +26,7 @@ const (
 	// KeepPrints is the same for messages without a name, the UIDLs of which are
 	// computed again. A change of UIDVALIDITY finds them again for a week, which
 	// is as long as the repair of a store takes.
-	KeepPrints = 7
+	KeepFingerprints = 7
 )
 
 // ErrDamaged is in the tree of an error about a record that cannot be read.
@@ -80,7 +80,7 @@ type Era struct {
 type Entry struct {
 	UID      uint32
 	UIDL     string // "": the eras compute it
-	Short    uint64 // prints, as in Print; 0: not known
+	Short    uint64 // fingerprints, as in Fingerprint; 0: not known
 	Header   uint64
 	Vanished Day // 0: the message is there
 }
@@ -140,7 +140,7 @@ func newGeneration(uidValidity uint32, f Format) *Generation {
 func (r *Record) Present() *Generation { return r.Generations[0] }
 
 // Former reports whether the record was read in the form of version 1, in which
-// it has no prints and no generation but the present one.
+// it has no fingerprints and no generation but the present one.
 func (r *Record) Former() bool { return r.former }
 
 // Number returns what tells a generation from the others of its record, also
@@ -264,7 +264,7 @@ func (g *Generation) Mark(today Day, there func(uid uint32) int, removed func(ui
 			if e.Vanished == 0 {
 				e.Vanished = max(today, 1)
 			}
-			keep := Day(KeepPrints)
+			keep := Day(KeepFingerprints)
 			if e.UIDL != "" {
 				keep = KeepNames
 			} else if removed(e.UID) {
@@ -280,9 +280,9 @@ func (g *Generation) Mark(today Day, there func(uid uint32) int, removed func(ui
 	g.Entries = kept
 }
 
-// Printed reports whether there are prints by which messages could be found
+// HasFingerprints reports whether there are fingerprints by which messages could be found
 // again. All generations must be loaded.
-func (r *Record) Printed() bool {
+func (r *Record) HasFingerprints() bool {
 	return slices.ContainsFunc(r.Generations, func(g *Generation) bool {
 		return slices.ContainsFunc(g.Entries, func(e Entry) bool { return e.Short != 0 || e.Header != 0 })
 	})
@@ -320,7 +320,7 @@ func (r *Record) suffix() string {
 // of its messages; UIDs ascend. Those that are known to have been there before
 // have their unique-id. The others get new ones, which nobody had.
 func (r *Record) Renumber(uidValidity uint32, f Format, entries []Entry, today Day) {
-	r.leave(r.Present().UIDValidity)
+	r.addPast(r.Present().UIDValidity)
 	fresh := newGeneration(uidValidity, f)
 	fresh.Since, fresh.Seen, fresh.Entries = today, today, entries
 	if suffix := r.suffix(); !f.distinct() || slices.Contains(r.Past, uidValidity) || int(r.Renumbered) > len(r.Past) && len(r.Past) == maxPast {
@@ -359,13 +359,13 @@ func (r *Record) Returns(uidValidity, uidNext uint32) *Generation {
 
 // Return makes g, of before, the present generation.
 func (r *Record) Return(g *Generation, today Day) {
-	r.leave(r.Present().UIDValidity)
+	r.addPast(r.Present().UIDValidity)
 	r.Generations = slices.DeleteFunc(r.Generations, func(other *Generation) bool { return other == g })
 	g.Seen = today
 	r.present(g)
 }
 
-func (r *Record) leave(uidValidity uint32) {
+func (r *Record) addPast(uidValidity uint32) {
 	if !slices.Contains(r.Past, uidValidity) {
 		r.Past = append(r.Past, uidValidity)
 	}

@@ -226,7 +226,7 @@ func TestNamesOfVanishedMessagesAreKept(t *testing.T) {
 	if r.Separate([]uint32{50}); r.show(50) != "50-2" {
 		t.Errorf("another message is %s", r.show(50))
 	}
-	mark(20000 + KeepPrints + 1)
+	mark(20000 + KeepFingerprints + 1)
 	if c := g.Counts(); c.Entries != 2 || g.Find(4) != nil {
 		t.Errorf("a print that is too old: %+v", c)
 	}
@@ -419,7 +419,7 @@ func TestExactCopiesShareAName(t *testing.T) {
 	if r.Separate([]uint32{1, 2, 3, 4}) || r.show(1) != "same" || r.show(3) != "same" {
 		t.Errorf("they are %s and %s", r.show(1), r.show(3))
 	}
-	entries, _ := r.Recognize([]Print{{UID: 11, Short: 6}, {UID: 12, Short: 5}, {UID: 13, Short: 5}, {UID: 14, Short: 5}})
+	entries, _ := r.Recognize([]Fingerprint{{UID: 11, Short: 6}, {UID: 12, Short: 5}, {UID: 13, Short: 5}, {UID: 14, Short: 5}})
 	var got []string
 	for _, e := range entries {
 		got = append(got, e.UIDL)
@@ -432,9 +432,9 @@ func TestExactCopiesShareAName(t *testing.T) {
 func TestMessagesAreRecognizedInOlderGenerations(t *testing.T) {
 	r := New(17, Format{})
 	r.Present().Entries = []Entry{{UID: 1, Short: 1}, {UID: 2, Short: 2}, {UID: 3, Short: 3, Vanished: 20000}, {UID: 4, Short: 4}}
-	entries, _ := r.Recognize([]Print{{UID: 9, Short: 1}, {UID: 10, Short: 7}, {UID: 11, Short: 7}})
+	entries, _ := r.Recognize([]Fingerprint{{UID: 9, Short: 1}, {UID: 10, Short: 7}, {UID: 11, Short: 7}})
 	r.Renumber(18, Format{}, entries, 20001)
-	entries, _ = r.Recognize([]Print{{UID: 21, Short: 3}, {UID: 22, Short: 1}, {UID: 23, Short: 2}, {UID: 24, Short: 7}, {UID: 25, Short: 4}, {UID: 26, Short: 4}})
+	entries, _ = r.Recognize([]Fingerprint{{UID: 21, Short: 3}, {UID: 22, Short: 1}, {UID: 23, Short: 2}, {UID: 24, Short: 7}, {UID: 25, Short: 4}, {UID: 26, Short: 4}})
 	var got []string
 	for _, e := range entries {
 		got = append(got, e.UIDL)

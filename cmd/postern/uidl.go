@@ -138,7 +138,7 @@ func exportCommand() *cobra.Command {
 		}
 		out := bufio.NewWriter(cmd.OutOrStdout())
 		lines, n, s := json.NewEncoder(out), 0, selected(args)
-		err = stored.ExportUIDLs.Ask(cmd.Context(), cfg, s, func(r bridge.Recorded) error {
+		err = stored.ExportUIDLs.Ask(cmd.Context(), cfg, s, func(r bridge.AccountRecord) error {
 			n++
 			return lines.Encode(r)
 		})
@@ -173,7 +173,7 @@ is kept.`,
 			return err
 		}
 		n, lines, t := 0, json.NewEncoder(cmd.OutOrStdout()), tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		err = stored.UidlHistory.Ask(cmd.Context(), cfg, account, func(p bridge.Past) error {
+		err = stored.UidlHistory.Ask(cmd.Context(), cfg, account, func(p bridge.GenerationInfo) error {
 			if n++; *asJSON {
 				return lines.Encode(p)
 			}

@@ -56,11 +56,11 @@ const (
 
 // readRecords reads an export and checks it. It comes in parts that can be
 // asked at once.
-func readRecords(in io.Reader) (batches [][]bridge.Recorded, err error) {
+func readRecords(in io.Reader) (batches [][]bridge.AccountRecord, err error) {
 	lines := bufio.NewScanner(in)
 	lines.Buffer(nil, maxLine)
 	seen := make(map[string]bool)
-	var batch []bridge.Recorded
+	var batch []bridge.AccountRecord
 	size := 0
 	for n := 1; lines.Scan(); n++ {
 		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
@@ -88,7 +88,7 @@ func readRecords(in io.Reader) (batches [][]bridge.Recorded, err error) {
 	return append(batches, batch), nil
 }
 
-func readRecord(line []byte) (r bridge.Recorded, err error) {
+func readRecord(line []byte) (r bridge.AccountRecord, err error) {
 	d := json.NewDecoder(bytes.NewReader(line))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&r); err != nil {

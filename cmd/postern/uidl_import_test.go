@@ -19,7 +19,7 @@ func TestImportsComeInBatches(t *testing.T) {
 	lines := json.NewEncoder(&in)
 	const accounts = 2*maxAccounts + 1
 	for i := range accounts {
-		if err := lines.Encode(bridge.Recorded{Account: fmt.Sprint("user", i), Record: uidl.New(7, uidl.Dovecot)}); err != nil {
+		if err := lines.Encode(bridge.AccountRecord{Account: fmt.Sprint("user", i), Record: uidl.New(7, uidl.Dovecot)}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -19,7 +19,7 @@ func TestUndoIsRefusedWhileASessionIsOpen(t *testing.T) {
 	record := uidl.New(5, uidl.Dovecot)
 	record.Present().Put([]uidl.Entry{{UID: 1, UIDL: "UID1-900", Short: 7}})
 	record.Renumber(6, uidl.Dovecot, []uidl.Entry{{UID: 3, Short: 7}}, 20000)
-	if err := bridge.Import(t.Context(), r.storage.Record, bridge.Recorded{Account: "carol", Record: record}); err != nil {
+	if err := bridge.Import(t.Context(), r.storage.Record, bridge.AccountRecord{Account: "carol", Record: record}); err != nil {
 		t.Fatal(err)
 	}
 	alice := r.login(t, "alice")
@@ -48,10 +48,10 @@ func TestTheRecordIsWrittenThroughTheSuccessor(t *testing.T) {
 	}
 	record.Present().Put(entries)
 	for _, want := range []int{1000, 999} {
-		if err := bridge.Import(t.Context(), far, bridge.Recorded{Account: "alice", Record: record}); err != nil {
+		if err := bridge.Import(t.Context(), far, bridge.AccountRecord{Account: "alice", Record: record}); err != nil {
 			t.Fatal(err)
 		}
-		got, err := bridge.Look(t.Context(), nil, far, "alice")
+		got, err := bridge.Lookup(t.Context(), nil, far, "alice")
 		if err != nil || got.Record == nil || len(got.Record.Present().Entries) != want {
 			t.Fatalf("it reads %v, %v, want %d entries", got, err, want)
 		}

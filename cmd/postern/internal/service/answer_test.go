@@ -23,7 +23,7 @@ func TestAnswersOfTheRunningAndOfTheFilesAreTheSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 3 {
-		r := bridge.Recorded{Account: fmt.Sprintf("user%d@example.org", i), Record: uidl.New(7, uidl.Dovecot)}
+		r := bridge.AccountRecord{Account: fmt.Sprintf("user%d@example.org", i), Record: uidl.New(7, uidl.Dovecot)}
 		if err := bridge.Import(t.Context(), m.Record, r); err != nil {
 			t.Fatal(err)
 		}
@@ -33,7 +33,7 @@ func TestAnswersOfTheRunningAndOfTheFilesAreTheSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	answers := func() (accounts []string, err error) {
-		err = stored.ExportUIDLs.Ask(t.Context(), cfg, stored.Selection{}, func(r bridge.Recorded) error {
+		err = stored.ExportUIDLs.Ask(t.Context(), cfg, stored.Selection{}, func(r bridge.AccountRecord) error {
 			accounts = append(accounts, r.Account)
 			return nil
 		})

@@ -50,7 +50,7 @@ func (h *generation) maildropsOf(backend string) sharedMaildrops {
 func (h *generation) newBridge(name string, pool *backend.Pool, c configs.POP3) *bridge.Backend {
 	server := h.cfg.Backends[name].IMAP
 	deletion, _ := bridge.ParseDeletion(c.Delete) // configs knows the words
-	lock, _ := bridge.ParsePolicy(c.Lock)
+	lock, _ := bridge.ParseLockMode(c.Lock)
 	shared := h.maildropsOf(name)
 	b := &bridge.Backend{
 		Name: name, Idle: h.cfg.Timeouts.POP3Idle, Timeout: h.cfg.Timeouts.Backend, Observer: h.observer,

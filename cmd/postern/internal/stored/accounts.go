@@ -49,7 +49,7 @@ type Account struct {
 }
 
 func (s *Account) Empty() bool {
-	return len(s.Ledger) == 0 && s.POP3.Record == nil && s.POP3.Listing == nil && s.POP3.Deleted == nil && s.POP3.Prints == 0 &&
+	return len(s.Ledger) == 0 && s.POP3.Record == nil && s.POP3.Listing == nil && s.POP3.Deleted == nil && s.POP3.Fingerprints == 0 &&
 		s.Networks == 0 && s.Damaged == ""
 }
 
@@ -71,7 +71,7 @@ var ExportAccount = Question[string, Account]{"account/export", func(ctx context
 	if err != nil {
 		return err
 	}
-	if s.POP3, err = bridge.Look(ctx, m.Cache, m.Record, account); err != nil {
+	if s.POP3, err = bridge.Lookup(ctx, m.Cache, m.Record, account); err != nil {
 		s.Damaged = err.Error()
 	}
 	g, err := m.loadGuard(ctx)

@@ -50,7 +50,7 @@ func TestABackupIsOfOneMoment(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				if err := bridge.Import(t.Context(), a.Record, bridge.Recorded{Account: "alice", Record: uidl.New(7, uidl.Dovecot)}); err != nil {
+				if err := bridge.Import(t.Context(), a.Record, bridge.AccountRecord{Account: "alice", Record: uidl.New(7, uidl.Dovecot)}); err != nil {
 					t.Error(err)
 					return
 				}

@@ -148,11 +148,11 @@ func TestAnImportEndsALostRecord(t *testing.T) {
 		want    int64
 	}{{"", 2}, {"alice", 1}, {"bob", 0}} {
 		if step.account != "" {
-			var r bridge.Recorded
+			var r bridge.AccountRecord
 			if err := json.Unmarshal([]byte(`{"account":"`+step.account+`","record":{"uidvalidity":1,"eras":[{"from":1,"format":"dovecot"}]}}`), &r); err != nil {
 				t.Fatal(err)
 			}
-			if err := ImportUIDLs.Answer(ctx, m, []bridge.Recorded{r}, func(int) error { return nil }); err != nil {
+			if err := ImportUIDLs.Answer(ctx, m, []bridge.AccountRecord{r}, func(int) error { return nil }); err != nil {
 				t.Fatal(err)
 			}
 		}

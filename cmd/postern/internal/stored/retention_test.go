@@ -47,7 +47,7 @@ func (a *accountFixture) login(account, protocol string, ago int) {
 // shown gives an account a record of UIDLs.
 func (a *accountFixture) shown(account string) {
 	a.Helper()
-	if err := bridge.Import(a.Context(), a.Record, bridge.Recorded{Account: account, Record: uidl.New(7, uidl.Dovecot)}); err != nil {
+	if err := bridge.Import(a.Context(), a.Record, bridge.AccountRecord{Account: account, Record: uidl.New(7, uidl.Dovecot)}); err != nil {
 		a.Fatal(err)
 	}
 }

@@ -52,11 +52,11 @@ var ForgetUIDLs = Question[Selection, int]{"uidl/forget", func(ctx context.Conte
 	return each(n + lost)
 }}
 
-var ExportUIDLs = Question[Selection, bridge.Recorded]{"uidl/export", func(ctx context.Context, m *Storage, s Selection, each func(bridge.Recorded) error) error {
+var ExportUIDLs = Question[Selection, bridge.AccountRecord]{"uidl/export", func(ctx context.Context, m *Storage, s Selection, each func(bridge.AccountRecord) error) error {
 	if m.Record == nil {
 		return errNoRecord
 	}
-	return bridge.Export(ctx, m.Record, func(r bridge.Recorded) error {
+	return bridge.Export(ctx, m.Record, func(r bridge.AccountRecord) error {
 		if !s.match(r.Account) {
 			return nil
 		}
@@ -64,7 +64,7 @@ var ExportUIDLs = Question[Selection, bridge.Recorded]{"uidl/export", func(ctx c
 	})
 }}
 
-var ImportUIDLs = Question[[]bridge.Recorded, int]{"uidl/import", func(ctx context.Context, m *Storage, all []bridge.Recorded, each func(int) error) error {
+var ImportUIDLs = Question[[]bridge.AccountRecord, int]{"uidl/import", func(ctx context.Context, m *Storage, all []bridge.AccountRecord, each func(int) error) error {
 	if m.Record == nil {
 		return errNoRecord
 	}
@@ -102,7 +102,7 @@ var AcceptChanges = Question[Acceptance, time.Time]{"uidl/accept", func(ctx cont
 	return each(until)
 }}
 
-var UidlHistory = Question[string, bridge.Past]{"uidl/history", func(ctx context.Context, m *Storage, account string, each func(bridge.Past) error) error {
+var UidlHistory = Question[string, bridge.GenerationInfo]{"uidl/history", func(ctx context.Context, m *Storage, account string, each func(bridge.GenerationInfo) error) error {
 	if m.Record == nil {
 		return errNoRecord
 	}

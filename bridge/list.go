@@ -20,7 +20,7 @@ func cannotOpen(err error) error {
 
 // list makes the maildrop, and says what of.
 func (s *session) list(ctx context.Context) (source string, err error) {
-	if err := s.hold(ctx); err != nil {
+	if err := s.acquireLock(ctx); err != nil {
 		return "", err
 	}
 	for {
@@ -39,22 +39,22 @@ func (s *session) list(ctx context.Context) (source string, err error) {
 
 // tryList is list, unless an earlier session begins a long one: errListed.
 func (s *session) tryList(ctx context.Context) (source string, err error) {
-	known := s.remembered(ctx)
-	if s.room == nil {
-		s.room = s.backend.Listings.reservation()
+	known := s.loadSnapshot(ctx)
+	if s.reservation == nil {
+		s.reservation = s.backend.Listings.reservation()
 	}
-	if err := s.room.grow(len(known.messages)); err != nil {
+	if err := s.reservation.grow(len(known.messages)); err != nil {
 		return "", err
 	}
-	v, err := s.look(ctx, known)
+	v, err := s.openInbox(ctx, known)
 	if err != nil {
 		return "", err
 	}
 	if v.UIDValidity == 0 { // and empty: there is nothing to be shown or remembered
-		s.drop = newMaildrop(nil, 0)
+		s.maildrop = newMaildrop(nil, 0)
 		return fromFull, nil
 	}
-	seen, err := s.lastSeen(ctx, known)
+	seen, err := s.lastSession(ctx, known)
 	if err != nil {
 		return "", err
 	}
@@ -62,20 +62,20 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if err := s.recall(ctx, known, v); err != nil {
+	if err := s.loadTombstones(ctx, known, v); err != nil {
 		return "", err
 	}
 	if known.continuesIn(v) {
-		s.seen = known.uidNext
+		s.seenBelow = known.uidNext
 	}
-	l := newListing(v, known, s.room)
+	l := newListing(v, known, s.reservation)
 	var before []message // what was there in the last session
 	if known.continuesIn(v) && !l.unchanged() {
 		before = slices.Clone(known.messages) // the listing changes them
 	}
-	long := l.missing() > few
+	long := l.missing() > shortListing
 	if long {
-		leave, err := s.turn(ctx)
+		leave, err := s.awaitTurn(ctx)
 		if err != nil {
 			return "", err
 		}
@@ -92,18 +92,18 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 			return "", err
 		}
 	}
-	if err := s.show(ctx, known, before, l, asked); err != nil {
+	if err := s.makeMaildrop(ctx, known, before, l, asked); err != nil {
 		return "", err
 	}
 	if long {
-		s.remember(ctx) // before the turn of others
+		s.saveSnapshot(ctx) // before the turn of others
 	}
 	return l.source(asked), nil
 }
 
-// lastSeen returns what is known of INBOX at the end of the last session, for the
+// lastSession returns what is known of INBOX at the end of the last session, for the
 // brake: from the cache or, if the cache was lost, from the record.
-func (s *session) lastSeen(ctx context.Context, known snapshot) (comparison, error) {
+func (s *session) lastSession(ctx context.Context, known snapshot) (comparison, error) {
 	if known.uidValidity != 0 || s.backend.Record == nil || s.backend.Brake == nil {
 		return comparison{oldUIDValidity: known.uidValidity, oldUIDNext: known.uidNext, known: notRemoved(known.messages)}, nil
 	}
@@ -135,9 +135,9 @@ func (s *session) admitView(ctx context.Context, c comparison) (decided bool, er
 	return true, s.backend.Brake.Admit(ctx, s.login.Account, change)
 }
 
-// turn waits until a long listing may begin. It returns errListed if an earlier
+// awaitTurn waits until a long listing may begin. It returns errListed if an earlier
 // session has begun one.
-func (s *session) turn(ctx context.Context) (leave func(), err error) {
+func (s *session) awaitTurn(ctx context.Context) (leave func(), err error) {
 	leave, err = s.backend.queue().enter(ctx, s.login.Account)
 	if err == nil && leave == nil {
 		err = errListed
@@ -163,14 +163,14 @@ func (s *session) bringUpToDate(ctx context.Context, l *listing, long bool) (ask
 		return asked, nil
 	}
 	if long {
-		s.keepPart(ctx, l)
+		s.savePart(ctx, l)
 	}
 	return asked, err
 }
 
-// show makes the maildrop of a listing that is complete, with unique-ids that are
+// makeMaildrop makes the maildrop of a listing that is complete, with unique-ids that are
 // on the disk. before are the messages of the last session, if they have changed.
-func (s *session) show(ctx context.Context, known snapshot, before []message, l *listing, asked bool) error {
+func (s *session) makeMaildrop(ctx context.Context, known snapshot, before []message, l *listing, asked bool) error {
 	v := l.View
 	listed, ok := l.snapshot(true)
 	if n := withoutSize(listed.messages); n > 0 {
@@ -179,17 +179,17 @@ func (s *session) show(ctx context.Context, known snapshot, before []message, l 
 	if err := s.identify(ctx, known, v, &listed, asked); err != nil {
 		return err
 	}
-	s.drop = newMaildrop(listed.messages, listed.uidValidity)
-	s.drop.uidNext, s.drop.proven = listed.uidNext, listed.proven
-	s.audit(known, before, known.continuesIn(v))
-	s.drop.changed = ok && (asked || len(known.messages) != len(listed.messages) || known.shown != s.drop.shown || known.record != s.record.stamp || known.uidNext != listed.uidNext || known.uidValidity != listed.uidValidity)
+	s.maildrop = newMaildrop(listed.messages, listed.uidValidity)
+	s.maildrop.uidNext, s.maildrop.proven = listed.uidNext, listed.proven
+	s.compareHash(known, before, known.continuesIn(v))
+	s.maildrop.changed = ok && (asked || len(known.messages) != len(listed.messages) || known.hash != s.maildrop.hash || known.record != s.record.stamp || known.uidNext != listed.uidNext || known.uidValidity != listed.uidValidity)
 	return nil
 }
 
-// look opens INBOX. A UIDNEXT below that of before is that of a restored backup,
+// openInbox opens INBOX. A UIDNEXT below that of before is that of a restored backup,
 // unless messages have UIDs above it: then this server's UIDNEXT says nothing,
 // now and later.
-func (s *session) look(ctx context.Context, known snapshot) (inbox.View, error) {
+func (s *session) openInbox(ctx context.Context, known snapshot) (inbox.View, error) {
 	b := s.backend
 	untrue := b.untrueUIDNext.Load()
 	v, err := s.inbox.Open(ctx, b.noUIDNext.Load() && !untrue)
@@ -213,7 +213,7 @@ func (s *session) look(ctx context.Context, known snapshot) (inbox.View, error) 
 		return inbox.View{}, errUnaccounted
 	}
 	l := listing{View: v}
-	l.believe(present, s.inbox.Mailbox())
+	l.checkUIDNext(present, s.inbox.Mailbox())
 	if l.untrue {
 		b.untrueUIDNext.Store(true)
 	}

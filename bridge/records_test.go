@@ -44,7 +44,7 @@ func TestRecordsComeAndGo(t *testing.T) {
 	b.UIDL = uidl.Format{}
 	var file bytes.Buffer
 	e := json.NewEncoder(&file)
-	if err := Export(t.Context(), record, func(r Recorded) error { return e.Encode(r) }); err != nil {
+	if err := Export(t.Context(), record, func(r AccountRecord) error { return e.Encode(r) }); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := Forget(t.Context(), cache, record, func(account string) bool { return account == "bob" }); n != 0 || err != nil {
@@ -56,7 +56,7 @@ func TestRecordsComeAndGo(t *testing.T) {
 	if got := shown(t, b); got[1] != "0000000100000007" {
 		t.Errorf("forgotten they are %v", got)
 	}
-	var r Recorded
+	var r AccountRecord
 	if err := json.Unmarshal(file.Bytes(), &r); err != nil {
 		t.Fatal(err)
 	}
@@ -67,12 +67,12 @@ func TestRecordsComeAndGo(t *testing.T) {
 		t.Errorf("imported they are %v, want %v", got, before)
 	}
 	r.Record.Present().UIDValidity = 0
-	if Import(t.Context(), record, r) == nil || Import(t.Context(), record, Recorded{}) == nil {
+	if Import(t.Context(), record, r) == nil || Import(t.Context(), record, AccountRecord{}) == nil {
 		t.Error("nonsense is imported")
 	}
 	record.values["bob"+inboxOf] = []byte("damaged")
 	seen := 0
-	if err := Export(t.Context(), record, func(Recorded) error { seen++; return nil }); seen != 1 || err == nil || !strings.Contains(err.Error(), "bob") {
+	if err := Export(t.Context(), record, func(AccountRecord) error { seen++; return nil }); seen != 1 || err == nil || !strings.Contains(err.Error(), "bob") {
 		t.Errorf("with a damaged one: %d, %v", seen, err)
 	}
 }

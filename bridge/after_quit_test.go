@@ -46,8 +46,8 @@ func TestPollsAfterOwnDeletionsCostOneSELECT(t *testing.T) {
 		if commands, _ := m.take(); len(commands) != step.commands {
 			t.Errorf("%s: the next poll costs %q", name, commands)
 		}
-		if !slices.EqualFunc(session.drop.messages, m.mails, func(a message, b mail) bool { return a.uid == b.uid }) {
-			t.Errorf("%s: %d messages are listed, want %d", name, session.drop.count, len(m.mails))
+		if !slices.EqualFunc(session.maildrop.messages, m.mails, func(a message, b mail) bool { return a.uid == b.uid }) {
+			t.Errorf("%s: %d messages are listed, want %d", name, session.maildrop.count, len(m.mails))
 		}
 		if told := of[proxy.MaildropNoticed](events); len(told) > 0 {
 			t.Errorf("%s: notices %v", name, told)

@@ -14,7 +14,7 @@ import (
 )
 
 // A Recorded is the record of one account, as it is exported and imported.
-type Recorded struct {
+type AccountRecord struct {
 	Account string       `json:"account"`
 	Record  *uidl.Record `json:"record"`
 }
@@ -22,7 +22,7 @@ type Recorded struct {
 // Export calls each for every record that can be read, in the order of
 // accounts, until it returns an error. The accounts whose record cannot be
 // read are in the error, which comes after all others.
-func Export(ctx context.Context, bucket Bucket, each func(Recorded) error) error {
+func Export(ctx context.Context, bucket Bucket, each func(AccountRecord) error) error {
 	var unreadable error
 	err := eachStored(ctx, bucket, func(account string, st stored) error {
 		record, err := uidl.Decode(st.head, st.blocks)
@@ -30,7 +30,7 @@ func Export(ctx context.Context, bucket Bucket, each func(Recorded) error) error
 			unreadable = errors.Join(unreadable, fmt.Errorf("%s: %w", account, err))
 			return nil
 		}
-		return each(Recorded{account, record})
+		return each(AccountRecord{account, record})
 	})
 	return errors.Join(err, unreadable)
 }
@@ -67,23 +67,23 @@ func eachStored(ctx context.Context, bucket Bucket, each func(account string, st
 }
 
 // Import makes what it is given the record of the account, whatever was there.
-func Import(ctx context.Context, bucket Bucket, r Recorded) error {
+func Import(ctx context.Context, bucket Bucket, r AccountRecord) error {
 	if r.Account == "" || strings.ContainsRune(r.Account, 0) || r.Record == nil {
 		return errors.New("import UIDLs: there is no account or no record")
 	}
 	if err := r.Record.Check(); err != nil {
 		return fmt.Errorf("import UIDLs of %s: %w", r.Account, err)
 	}
-	return rewrite(ctx, bucket, r.Account, func(st stored) (*uidl.Record, error) {
+	return changeRecord(ctx, bucket, r.Account, func(st stored) (*uidl.Record, error) {
 		record := r.Record.Clone()
 		record.Supersede(st.head, st.names())
 		return record, nil
 	})
 }
 
-// rewrite puts what makes returns in the place of the record of an account, unless
+// changeRecord puts what makes returns in the place of the record of an account, unless
 // that is nil. It tries again if somebody else was faster.
-func rewrite(ctx context.Context, bucket Bucket, account string, makes func(stored) (*uidl.Record, error)) error {
+func changeRecord(ctx context.Context, bucket Bucket, account string, makes func(stored) (*uidl.Record, error)) error {
 	var err error
 	for range 3 {
 		var st stored
@@ -94,7 +94,7 @@ func rewrite(ctx context.Context, bucket Bucket, account string, makes func(stor
 		if record, err = makes(st); err != nil || record == nil {
 			return err
 		}
-		if err = st.write(ctx, bucket, account, record); !errors.Is(err, errOvertaken) {
+		if err = st.write(ctx, bucket, account, record); !errors.Is(err, errConflict) {
 			return err
 		}
 	}
@@ -124,7 +124,7 @@ func Forget(ctx context.Context, cache, bucket Bucket, match func(account string
 
 // History returns the generations of the record of an account, the present one
 // first; none if there is no record.
-func History(ctx context.Context, bucket Bucket, account string) (all []Past, err error) {
+func History(ctx context.Context, bucket Bucket, account string) (all []GenerationInfo, err error) {
 	head, err := bucket.Get(ctx, key(account))
 	if err != nil || head == nil {
 		return nil, err
@@ -135,7 +135,7 @@ func History(ctx context.Context, bucket Bucket, account string) (all []Past, er
 	}
 	for i, g := range record.Generations {
 		c := g.Counts()
-		all = append(all, Past{
+		all = append(all, GenerationInfo{
 			Present: i == 0, UIDValidity: g.UIDValidity, UIDNext: g.UIDNext, Since: g.Since, Seen: g.Seen,
 			Messages: c.Entries - c.Vanished, Names: c.Named - c.VanishedNamed, VanishedNames: c.VanishedNamed,
 		})
@@ -144,7 +144,7 @@ func History(ctx context.Context, bucket Bucket, account string) (all []Past, er
 }
 
 // A Past is what is recorded of one meaning of UIDs.
-type Past struct {
+type GenerationInfo struct {
 	Present       bool     `json:"present,omitempty"`
 	UIDValidity   uint32   `json:"uidvalidity"`
 	UIDNext       uint32   `json:"uidnext,omitempty"` // the highest that was seen
@@ -163,7 +163,7 @@ var ErrNoUndo = errors.New("no message of the generation before is recognised by
 // now. UIDLs that were shown since are never given to another message. No session
 // of the account may be open.
 func Undo(ctx context.Context, bucket Bucket, account string) (n int, err error) {
-	err = rewrite(ctx, bucket, account, func(st stored) (*uidl.Record, error) {
+	err = changeRecord(ctx, bucket, account, func(st stored) (*uidl.Record, error) {
 		if st.head == nil {
 			return nil, fmt.Errorf("there is no record of %s", account)
 		}

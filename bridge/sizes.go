@@ -7,29 +7,29 @@ import (
 	"postern/bridge/inbox"
 )
 
-// maxProbes is how many messages a session looks at the end of.
+// maxProbes is of how many messages a session fetches the last octets.
 const maxProbes = 200
 
-// probe makes the sizes exact that LIST is about to show for the first time:
+// exactSizes makes the sizes exact that LIST is about to show for the first time:
 // RETR adds a CRLF to what does not end in one, which RFC822.SIZE does not
-// count. It looks at the last two octets of all messages of a small maildrop,
+// count. It fetches the last two octets of all messages of a small maildrop,
 // and of a large one at those of messages that no session has seen yet. What
 // goes wrong with that is not worth a word: RETR counts again. But Dovecot hangs
 // up over a message that ends in CR CR LF: the one it was at is not asked for its
 // end again, or every session would lose its connection so.
-func (s *session) probe(ctx context.Context) {
-	if s.probed || s.backend.Estimates {
+func (s *session) exactSizes(ctx context.Context) {
+	if s.sizesExact || s.backend.Estimates {
 		return
 	}
-	s.probed = true
+	s.sizesExact = true
 	var unsure []*message
-	for i := len(s.drop.messages) - 1; i >= 0 && len(unsure) < maxProbes; i-- {
-		m := &s.drop.messages[i]
+	for i := len(s.maildrop.messages) - 1; i >= 0 && len(unsure) < maxProbes; i-- {
+		m := &s.maildrop.messages[i]
 		switch {
-		case m.marks&(exact|unprobed|unsized|deleted) != 0:
+		case m.marks&(exact|endSkipped|unsized|deleted) != 0:
 		case m.size < 2:
-			s.drop.measured(m, m.size+2)
-		case len(s.drop.messages) <= maxProbes || s.seen != 0 && m.uid >= s.seen:
+			s.maildrop.setExactSize(m, m.size+2)
+		case len(s.maildrop.messages) <= maxProbes || s.seenBelow != 0 && m.uid >= s.seenBelow:
 			unsure = append(unsure, m)
 		}
 	}
@@ -50,13 +50,13 @@ func (s *session) lookAtEnds(ctx context.Context, messages []*message) {
 	at, _ := s.inbox.LastOctets(ctx, requests, func(uid uint32, octets []byte) {
 		m := byUID[uid]
 		if bytes.Equal(octets, []byte("\r\n")) {
-			s.drop.measured(m, m.size)
+			s.maildrop.setExactSize(m, m.size)
 		} else {
-			s.drop.measured(m, m.size+2)
+			s.maildrop.setExactSize(m, m.size+2)
 		}
 	})
 	if at != 0 {
-		s.drop.find(at).marks |= unprobed
-		s.drop.changed = true
+		s.maildrop.find(at).marks |= endSkipped
+		s.maildrop.changed = true
 	}
 }

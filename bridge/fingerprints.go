@@ -1,0 +1,329 @@
+package bridge
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/emersion/go-imap/v2"
+
+	"postern/bridge/inbox"
+	"postern/bridge/uidl"
+	"postern/proxy"
+)
+
+const (
+	// fingerprintsVersion is the first octet of fingerprints in the cache.
+	fingerprintsVersion = 1
+	// maxFingerprints is of how many messages a session asks for fingerprints after
+	// QUIT, and fingerprintsAtOnce how many with one command: for so long the next session of
+	// the account may have to wait for the server.
+	maxFingerprints, fingerprintsAtOnce = 1000, 20
+	// fingerprintsTime bounds that: the connection of the client closes after it.
+	fingerprintsTime = 3 * time.Second
+	// headersAtOnce is how many headers are fetched with one command.
+	headersAtOnce = 100
+	// maxHeaders bounds how many headers are fetched to find messages again.
+	maxHeaders = 5000
+)
+
+func fingerprintsKey(account string) string { return key(account) + "\x00prints" }
+
+// decodeFingerprints reads fingerprints, ascending by UID, as earlier versions have
+// stored them in the cache.
+func decodeFingerprints(b []byte) ([]uidl.Fingerprint, error) {
+	_, r, err := openFrame(b, fingerprintsVersion)
+	if err != nil {
+		return nil, err
+	}
+	prints := make([]uidl.Fingerprint, r.uvarint(min(inbox.MaxMessages, uint64(len(r.b)/9))))
+	uid := uint64(0)
+	for i := range prints {
+		delta := r.uvarint(math.MaxUint32<<1 | 1)
+		uid += delta >> 1
+		p := uidl.Fingerprint{UID: uint32(uid), Short: r.uint64()}
+		if delta&1 != 0 {
+			p.Header = r.uint64()
+		}
+		if delta>>1 == 0 || uid > math.MaxUint32 {
+			return nil, errDamaged
+		}
+		prints[i] = p
+	}
+	if err := r.end(); err != nil {
+		return nil, err
+	}
+	return prints, nil
+}
+
+// adoptFingerprints makes the fingerprints in the cache part of a record in the form of
+// version 1. Their UIDs are those of the snapshot in the cache.
+func (s *session) adoptFingerprints(ctx context.Context, record *uidl.Record, known snapshot) {
+	g := record.Present()
+	if s.backend.Cache == nil || known.uidValidity != g.UIDValidity {
+		return
+	}
+	value, err := s.backend.Cache.Get(ctx, fingerprintsKey(s.login.Account))
+	var prints []uidl.Fingerprint
+	if err == nil && value != nil {
+		prints, err = decodeFingerprints(value)
+	}
+	if err != nil {
+		s.notice(proxy.NoticeCache, 0, err)
+		return
+	}
+	entries := make([]uidl.Entry, 0, len(prints))
+	for _, p := range prints {
+		if p.UID < known.uidNext {
+			entries = append(entries, uidl.Entry{UID: p.UID, Short: p.Short, Header: p.Header})
+		}
+	}
+	g.Put(entries)
+}
+
+// recordFingerprints makes what the session has learnt of its messages part of the record:
+// fingerprints, ascending by UID, and which messages are gone. Names of those that are
+// gone are kept for a while, see uidl.KeepNames. It does nothing if another
+// session has found that UIDs mean other messages now, or an operator has
+// forgotten the record.
+func (s *session) recordFingerprints(ctx context.Context, prints []uidl.Entry) (err error) {
+	for range 3 {
+		if err = s.tryRecordFingerprints(ctx, prints); !errors.Is(err, errConflict) {
+			break
+		}
+	}
+	if err != nil && !errors.Is(err, errConflict) {
+		s.notice(proxy.NoticeRecord, len(prints), err)
+	}
+	return err
+}
+
+func (s *session) tryRecordFingerprints(ctx context.Context, prints []uidl.Entry) error {
+	st, err := readStored(ctx, s.backend.Record, s.login.Account)
+	if err != nil || st.head == nil {
+		return err
+	}
+	record, err := uidl.Decode(st.head, st.blocks)
+	if err != nil {
+		s.record.stamp, s.maildrop.changed = formerStamp, true // the next session reads all
+		return err
+	}
+	g := record.Present()
+	if s.generationOf(record) != g {
+		return nil
+	}
+	own := stampOf(record, st.head) == s.record.stamp
+	if record.Former() {
+		s.adoptFingerprints(ctx, record, s.maildrop.snapshot())
+	}
+	d := s.maildrop
+	g.Put(prints)
+	if g.Seen != today() {
+		s.requestAgain(g)
+	}
+	g.Mark(today(), func(uid uint32) int {
+		switch m := d.findAny(uid); {
+		case m != nil && m.marks&gone == 0:
+			return 1
+		case m != nil || d.lacks(uid):
+			return -1
+		}
+		return 0
+	}, func(uid uint32) bool { return d.findAny(uid) != nil })
+	g.UIDNext, g.Seen = max(g.UIDNext, d.uidNext), today()
+	former := record.Former()
+	if err := st.write(ctx, s.backend.Record, s.login.Account, record); err != nil {
+		return err
+	}
+	if own {
+		s.record.stamp, s.record.generation = stampOf(record, st.head), g.Number()
+		d.changed = true
+	}
+	if former && s.backend.Cache != nil {
+		_ = s.backend.Cache.Put(ctx, fingerprintsKey(s.login.Account), nil) // else they are there in vain
+	}
+	return nil
+}
+
+func compareFingerprints(a, b uidl.Fingerprint) int { return cmp.Compare(a.UID, b.UID) }
+
+// collectFingerprints fetches the fingerprints that messages lack, by which they are
+// found again after a change of UIDVALIDITY. The newest come first: they are those that
+// clients have not fetched everywhere yet. What it finds becomes part of the
+// record, with what else the session has learnt.
+func (s *session) collectFingerprints() {
+	if !s.quitted || s.backend.Cache == nil || s.backend.Record == nil || s.renumbered {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), fingerprintsTime)
+	defer cancel()
+	fresh := s.fetchMissing(ctx)
+	for uid, h := range s.headerHashes {
+		if m := s.maildrop.find(uid); m != nil && m.marks&deleted == 0 {
+			fresh = append(fresh, uidl.Fingerprint{UID: uid, Header: h})
+			m.marks |= headerHashed
+		}
+	}
+	if len(fresh) == 0 && !s.record.former && !s.record.messagesGone && s.record.seen == today() && !s.maildrop.anyGone() {
+		return
+	}
+	slices.SortStableFunc(fresh, compareFingerprints)
+	var entries []uidl.Entry
+	for _, p := range fresh {
+		if last := len(entries) - 1; last >= 0 && entries[last].UID == p.UID {
+			entries[last].Header = cmp.Or(entries[last].Header, p.Header)
+			entries[last].Short = cmp.Or(entries[last].Short, p.Short)
+			continue
+		}
+		entries = append(entries, uidl.Entry{UID: p.UID, Short: p.Short, Header: p.Header})
+	}
+	if len(fresh) > 0 {
+		s.maildrop.changed = true
+	}
+	if s.recordFingerprints(context.WithoutCancel(ctx), entries) != nil { // the next session tries
+		for _, e := range entries {
+			s.maildrop.find(e.UID).marks &^= fingerprinted | headerHashed
+		}
+	}
+}
+
+// fetchMissing returns the short fingerprints of messages that have none, as far as
+// there is time.
+func (s *session) fetchMissing(ctx context.Context) (fresh []uidl.Fingerprint) {
+	var lacking []*message
+	for i := range s.maildrop.messages {
+		if m := &s.maildrop.messages[i]; m.marks&(fingerprinted|deleted) == 0 {
+			lacking = append(lacking, m)
+		}
+	}
+	if len(lacking) == 0 {
+		return nil
+	}
+	alone, end := s.backend.queue().startBackground(s.login.Account)
+	defer end()
+	lacking = lacking[max(0, len(lacking)-maxFingerprints):]
+	var missing []*message
+	for len(lacking) > 0 && alone.Err() == nil {
+		some := lacking[max(0, len(lacking)-fingerprintsAtOnce):]
+		lacking = lacking[:len(lacking)-len(some)]
+		prints, ok := s.fetchFingerprints(ctx, some)
+		fresh = append(fresh, prints...)
+		if !ok {
+			return fresh
+		}
+		for _, m := range some {
+			if m.marks&fingerprinted == 0 {
+				missing = append(missing, m)
+			}
+		}
+	}
+	// A few that have no answer twice have gone, or may never have one: they are not
+	// asked for again today. Many say something of the server.
+	if len(missing) > refusableOf(len(missing)+len(fresh)) {
+		return fresh
+	}
+	for some := range slices.Chunk(missing, fingerprintsAtOnce) {
+		if alone.Err() != nil {
+			break
+		}
+		prints, ok := s.fetchFingerprints(ctx, some)
+		fresh = append(fresh, prints...)
+		for _, m := range some {
+			if ok {
+				m.marks |= fingerprinted
+				s.maildrop.changed = true
+			}
+		}
+	}
+	return fresh
+}
+
+// requestAgain makes the next session ask for the fingerprints of messages that g has none of.
+func (s *session) requestAgain(g *uidl.Generation) {
+	for i := range s.maildrop.messages {
+		m := &s.maildrop.messages[i]
+		if e := g.Find(m.uid); m.marks&fingerprinted != 0 && (e == nil || e.Short == 0) {
+			m.marks &^= fingerprinted
+			s.maildrop.changed = true
+		}
+	}
+}
+
+// fetchFingerprints asks for the fingerprints of messages, and marks those that came. It
+// reports whether the server has answered.
+func (s *session) fetchFingerprints(ctx context.Context, some []*message) (prints []uidl.Fingerprint, ok bool) {
+	uids := make([]uint32, len(some))
+	for i, m := range some {
+		uids[i] = m.uid
+	}
+	all, err := s.shortFingerprints(ctx, inbox.Sets(uids)[0])
+	for _, p := range all {
+		if i := slices.Index(uids, p.UID); i >= 0 {
+			prints = append(prints, p)
+			some[i].marks |= fingerprinted
+		}
+	}
+	return prints, err == nil || refusedForGood(err)
+}
+
+// A headerTap passes a message on, and hashes its header.
+type headerTap struct {
+	w      io.Writer
+	header uidl.HeaderHash
+}
+
+func (w *headerTap) Write(p []byte) (int, error) {
+	if !w.header.Done() {
+		_, _ = w.header.Write(p)
+	}
+	return w.w.Write(p)
+}
+
+// hashHeader returns to where a message is to be sent so that the print of its
+// header is known then, if that is worth it.
+func (s *session) hashHeader(m *message, to io.Writer) io.Writer {
+	if s.backend.Cache == nil || s.backend.Record == nil || m.marks&headerHashed != 0 || len(s.headerHashes) >= maxFingerprints {
+		return to
+	}
+	return &headerTap{w: to}
+}
+
+// keepHeaderHash takes the print, when all went well.
+func (s *session) keepHeaderHash(m *message, to io.Writer) {
+	w, ok := to.(*headerTap)
+	if !ok || w.header.Sum() == 0 {
+		return
+	}
+	if s.headerHashes == nil {
+		s.headerHashes = make(map[uint32]uint64)
+	}
+	s.headerHashes[m.uid] = w.header.Sum()
+}
+
+// shortFingerprints fetches the short fingerprints of messages. With an error it returns
+// those that have come whole.
+func (s *session) shortFingerprints(ctx context.Context, uids imap.UIDSet) (prints []uidl.Fingerprint, err error) {
+	err = s.inbox.Fingerprints(ctx, uids, func(f inbox.Fingerprint) {
+		if len(prints) < inbox.MaxMessages {
+			prints = append(prints, uidl.Fingerprint{UID: f.UID, Short: uidl.ShortHash(f.Size, f.Date, f.MessageID)})
+		}
+	})
+	return prints, err
+}
+
+// addHeaders adds the hashes of whole headers to fingerprints, which ascend by UID.
+func (s *session) addHeaders(ctx context.Context, uids imap.UIDSet, prints []uidl.Fingerprint) error {
+	var header uidl.HeaderHash
+	return s.inbox.Headers(ctx, uids, func() io.Writer {
+		header = uidl.HeaderHash{}
+		return &header
+	}, func(uid uint32) {
+		if i, ok := slices.BinarySearchFunc(prints, uidl.Fingerprint{UID: uid}, compareFingerprints); ok {
+			prints[i].Header = header.Sum()
+		}
+	})
+}
