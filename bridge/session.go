@@ -54,7 +54,7 @@ type session struct {
 	out  *bufio.Writer // while there is something to answer
 }
 
-// A errReply is the answer -ERR.
+// An errReply is the answer -ERR.
 type errReply struct {
 	text   string
 	syntax bool  // it was not a valid command
