@@ -23,8 +23,8 @@ func (l *Log) fail2ban(e proxy.Attempt) {
 		return
 	}
 	user := ""
-	if e.Account != "" && l.knows(e.Account) {
-		user = strings.NewReplacer("<", "?", ">", "?").Replace(name(e.Account))
+	if e.Account != "" && l.isKnown(e.Account) {
+		user = strings.NewReplacer("<", "?", ">", "?").Replace(printable(e.Account))
 	}
 	secured := ""
 	if e.Client.TLS != nil {

@@ -14,22 +14,22 @@ import (
 func (l *Log) attempt(e proxy.Attempt) {
 	reason := proxy.ReasonOf(e.Err)
 	if e.Err != nil && reason == 0 { // the client did not wait for its answer
-		l.log.Debug("login abandoned", l.about(e.Client, "err", e.Err)...)
+		l.log.Debug("login abandoned", l.clientFields(e.Client, "err", e.Err)...)
 		return
 	}
-	fields := l.about(e.Client, "protocol", e.Client.Protocol, "port", e.Client.Addr.Port(), "via", e.Via)
-	fields = append(fields, ofTLS(e.Client.TLS)...)
+	fields := l.clientFields(e.Client, "protocol", e.Client.Protocol, "port", e.Client.Addr.Port(), "via", e.Via)
+	fields = append(fields, tlsFields(e.Client.TLS)...)
 	if e.Err == nil {
 		l.remember(e.Account)
-		fields = append(fields, "account", name(e.Account))
+		fields = append(fields, "account", printable(e.Account))
 	} else {
-		fields = append(append(fields, "reason", reason), l.who(e)...)
+		fields = append(append(fields, "reason", reason), l.accountField(e)...)
 		if r, ok := errors.AsType[*proxy.Refusal](e.Err); ok && r.Doubtful {
 			fields = append(fields, "doubtful", true)
 		}
 	}
 	fields = append(fields, "user_octets", len(e.User))
-	fields = append(fields, ofGuard(e.Decision)...)
+	fields = append(fields, decisionFields(e.Decision)...)
 	if e.Backend != "" {
 		fields = append(fields, "backend", e.Backend)
 	}
@@ -47,19 +47,19 @@ func (l *Log) attempt(e proxy.Attempt) {
 	l.log.Info("login", fields...)
 }
 
-// who returns the field that names the account: a hash if it is not known.
-func (l *Log) who(e proxy.Attempt) []any {
+// accountField returns the field that names the account: a hash if it is not known.
+func (l *Log) accountField(e proxy.Attempt) []any {
 	switch {
-	case e.Account != "" && l.knows(e.Account):
-		return []any{"account", name(e.Account)}
+	case e.Account != "" && l.isKnown(e.Account):
+		return []any{"account", printable(e.Account)}
 	case e.User != "":
 		return []any{"account_hash", l.digest(cmp.Or(e.Account, e.User))}
 	}
 	return nil
 }
 
-// ofTLS returns the fields about TLS that only logins have.
-func ofTLS(s *tls.ConnectionState) (fields []any) {
+// tlsFields returns the fields about TLS that only logins have.
+func tlsFields(s *tls.ConnectionState) (fields []any) {
 	if s == nil {
 		return nil
 	}
@@ -67,35 +67,35 @@ func ofTLS(s *tls.ConnectionState) (fields []any) {
 		fields = append(fields, "group", s.CurveID.String())
 	}
 	if s.ServerName != "" {
-		fields = append(fields, "server_name", clean(s.ServerName))
+		fields = append(fields, "server_name", printableASCII(s.ServerName))
 	}
 	if s.NegotiatedProtocol != "" {
-		fields = append(fields, "alpn", clean(s.NegotiatedProtocol))
+		fields = append(fields, "alpn", printableASCII(s.NegotiatedProtocol))
 	}
 	return fields
 }
 
-// ofGuard returns the fields about the guard's decision.
-func ofGuard(j proxy.Decision) (fields []any) {
-	if j.Network.IsValid() {
-		fields = append(fields, "network", j.Network)
+// decisionFields returns the fields about the guard's decision.
+func decisionFields(d proxy.Decision) (fields []any) {
+	if d.Network.IsValid() {
+		fields = append(fields, "network", d.Network)
 	}
-	if j.Tier != "" {
-		fields = append(fields, "tier", j.Tier)
+	if d.Tier != "" {
+		fields = append(fields, "tier", d.Tier)
 	}
-	if j.New {
+	if d.New {
 		fields = append(fields, "new_network", true)
 	}
-	if j.Repeat {
+	if d.Repeat {
 		fields = append(fields, "repeat", true)
 	}
-	if j.Bucket != "" {
-		fields = append(fields, "bucket", j.Bucket)
+	if d.Bucket != "" {
+		fields = append(fields, "bucket", d.Bucket)
 	}
-	if j.RetryAfter > 0 {
-		fields = append(fields, "retry_after", j.RetryAfter.Round(time.Second).String())
+	if d.RetryAfter > 0 {
+		fields = append(fields, "retry_after", d.RetryAfter.Round(time.Second).String())
 	}
-	if j.DryRun {
+	if d.DryRun {
 		fields = append(fields, "dry_run", true)
 	}
 	return fields

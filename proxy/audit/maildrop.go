@@ -20,7 +20,7 @@ func (l *Log) noticed(e proxy.MaildropNoticed) {
 	if e.Kind == proxy.NoticeRenumbered && e.Messages == 0 {
 		level = slog.LevelInfo // no UIDL has changed
 	}
-	fields := l.about(e.Client, "account", name(e.Account), "kind", e.Kind, "messages", e.Messages)
+	fields := l.clientFields(e.Client, "account", printable(e.Account), "kind", e.Kind, "messages", e.Messages)
 	if e.Err != nil {
 		fields = append(fields, "err", e.Err)
 	}
@@ -34,7 +34,7 @@ func (l *Log) mailboxChanged(e proxy.MailboxChanged) {
 	if e.Repeated {
 		return
 	}
-	fields := []any{"backend", e.Backend, "account", name(e.Account), "kind", e.Kind}
+	fields := []any{"backend", e.Backend, "account", printable(e.Account), "kind", e.Kind}
 	switch {
 	case e.Accepted:
 		l.log.Info("mailbox looks different, as expected", fields...)
@@ -68,7 +68,7 @@ func (l *Log) brakeChanged(e proxy.BrakeChanged) {
 }
 
 func (l *Log) reconnected(e proxy.Reconnected) {
-	fields := l.about(e.Client, "account", name(e.Account), "backend", e.Backend, "cause", e.Cause, "result", e.Result)
+	fields := l.clientFields(e.Client, "account", printable(e.Account), "backend", e.Backend, "cause", e.Cause, "result", e.Result)
 	if e.Err != nil {
 		l.log.Warn("backend lost within a session", append(fields, "err", e.Err)...)
 		return
@@ -78,8 +78,8 @@ func (l *Log) reconnected(e proxy.Reconnected) {
 
 func (l *Log) updateFailed(e proxy.UpdateFailed) {
 	if e.Stage == proxy.StageSeen { // the client does not miss it
-		l.log.Info("messages not marked as seen", l.about(e.Client, "err", e.Err)...)
+		l.log.Info("messages not marked as seen", l.clientFields(e.Client, "err", e.Err)...)
 		return
 	}
-	l.log.Warn("messages not deleted", l.about(e.Client, "stage", e.Stage, "err", e.Err)...)
+	l.log.Warn("messages not deleted", l.clientFields(e.Client, "stage", e.Stage, "err", e.Err)...)
 }

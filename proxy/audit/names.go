@@ -42,8 +42,8 @@ func (l *Log) remember(account string) {
 	l.seen[d] = struct{}{}
 }
 
-// knows reports whether account exists, so that it is no mistyped password.
-func (l *Log) knows(account string) bool {
+// isKnown reports whether account exists, so that it is no mistyped password.
+func (l *Log) isKnown(account string) bool {
 	if l.Known != nil && l.Known(account) {
 		return true
 	}
@@ -54,9 +54,9 @@ func (l *Log) knows(account string) bool {
 	return ok
 }
 
-// name returns an account, or another word of a client, as one printable line
+// printable returns an account, or another word of a client, as one printable line
 // without control characters and bidirectional text.
-func name(s string) string {
+func printable(s string) string {
 	if len(s) > maxName {
 		s = s[:maxName-len("...")] + "..." // half a rune at the cut becomes one ?
 	}
@@ -68,9 +68,9 @@ func name(s string) string {
 	}, s)
 }
 
-// clean returns a server name or ALPN protocol that a client sent, in printable
+// printableASCII returns a server name or ALPN protocol that a client sent, in printable
 // ASCII.
-func clean(name string) string {
+func printableASCII(name string) string {
 	const longest = 253 // RFC 1035 section 2.3.4
 	return strings.Map(func(r rune) rune {
 		if r <= ' ' || r > '~' {
@@ -86,5 +86,5 @@ func idOf(id map[string]string) string {
 	for _, key := range slices.Sorted(maps.Keys(id)) {
 		words = append(words, key+"="+id[key])
 	}
-	return name(strings.Join(words, " "))
+	return printable(strings.Join(words, " "))
 }

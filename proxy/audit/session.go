@@ -22,7 +22,7 @@ func (l *Log) handshake(e proxy.Handshake) {
 	level := slog.LevelDebug
 	fields := []any{"listener", e.Client.Service, "ip", e.Client.Addr.Addr(), "session", e.Client.ID, "result", e.Result}
 	if e.Hello != nil {
-		fields = append(fields, "server_name", clean(e.Hello.ServerName), "offered", versions(e.Hello))
+		fields = append(fields, "server_name", printableASCII(e.Hello.ServerName), "offered", versions(e.Hello))
 	}
 	if e.Reason != "" {
 		level = slog.LevelInfo
@@ -35,7 +35,7 @@ func (l *Log) handshake(e proxy.Handshake) {
 		level = slog.LevelDebug
 	}
 	// An error of crypto/tls may quote all that the client offered, up to 64 KiB.
-	l.log.Log(context.Background(), level, "handshake failed", append(fields, "err", name(e.Err.Error()))...)
+	l.log.Log(context.Background(), level, "handshake failed", append(fields, "err", printable(e.Err.Error()))...)
 }
 
 func (l *Log) closed(e proxy.Closed) {
@@ -43,7 +43,7 @@ func (l *Log) closed(e proxy.Closed) {
 	if e.Account != "" {
 		level = slog.LevelInfo
 	}
-	fields := l.about(e.Client, "account", name(e.Account), "backend", e.Backend, "end", e.End, "duration", round(e.Duration),
+	fields := l.clientFields(e.Client, "account", printable(e.Account), "backend", e.Backend, "end", e.End, "duration", round(e.Duration),
 		"received", e.Received, "sent", e.Sent)
 	switch e.Client.Protocol {
 	case proxy.POP3:
@@ -66,9 +66,9 @@ func (l *Log) closed(e proxy.Closed) {
 // hash16 returns n with all its digits, so that an operator can search for it.
 func hash16(n uint64) string { return fmt.Sprintf("%016x", n) }
 
-// about returns the fields of a line about a client. They are not grouped: people
+// clientFields returns the fields of a line about a client. They are not grouped: people
 // search for them with grep.
-func (l *Log) about(c proxy.Client, more ...any) []any {
+func (l *Log) clientFields(c proxy.Client, more ...any) []any {
 	fields := []any{"listener", c.Service, "ip", c.Addr.Addr(), "session", c.ID, "tls", tlsVersion(c.TLS)}
 	if c.TLS != nil {
 		fields = append(fields, "cipher", tls.CipherSuiteName(c.TLS.CipherSuite), "needs", proxy.ProfileOf(c.TLS).String())
