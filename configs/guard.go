@@ -173,13 +173,3 @@ func (m *mistakes) checkPolicyFiles() {
 		}
 	}
 }
-
-// checkSpan checks that d is between least and most.
-func (m *mistakes) checkSpan(key string, d, least, most time.Duration) {
-	switch {
-	case d < least:
-		m.report(key, "%s is too short; the least is %s", shortDuration(d), shortDuration(least))
-	case d > most:
-		m.report(key, "%s is too long; the most is %s", shortDuration(d), shortDuration(most))
-	}
-}

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-
-	"postern/proxy/wire"
 )
 
 // An Error is one mistake in a configuration file.
@@ -119,22 +117,4 @@ func (m *mistakes) err() error {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
 	return m.errs
-}
-
-// quote returns the beginning of a value, quoted.
-func quote(s string) string {
-	const most = 80
-	if len(s) > most {
-		return fmt.Sprintf("%q...", wire.Excerpt(s, most))
-	}
-	return fmt.Sprintf("%q", s)
-}
-
-// joinWords returns words as "a, b or c".
-func joinWords(words []string) string {
-	if len(words) < 2 {
-		return strings.Join(words, "")
-	}
-	last := len(words) - 1
-	return strings.Join(words[:last], ", ") + " or " + words[last]
 }

@@ -41,9 +41,3 @@ func (s Size) String() string {
 	}
 	return strconv.FormatInt(int64(s), 10)
 }
-
-func (m *mistakes) checkSize(key string, s, least, most Size) {
-	if s < least || s > most {
-		m.report(key, "%v is out of range; use %v to %v", s, least, most)
-	}
-}

@@ -7,7 +7,6 @@ package certs
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"log/slog"
 	"reflect"
@@ -142,23 +141,6 @@ func (s *Store) Run(ctx context.Context) {
 	}
 }
 
-// fillLeaf sets Leaf. A certificate without a name is an error: no ClientHello
-// would match it.
-func fillLeaf(cert *tls.Certificate) (err error) {
-	if len(cert.Certificate) == 0 {
-		return errors.New("no certificate")
-	}
-	if cert.Leaf == nil {
-		if cert.Leaf, err = x509.ParseCertificate(cert.Certificate[0]); err != nil {
-			return err
-		}
-	}
-	if len(names(cert.Leaf)) == 0 {
-		return errors.New("it has no name")
-	}
-	return nil
-}
-
 // The values of Validity.Source and Entry.Source.
 const (
 	SourceFile     = "file"
@@ -167,25 +149,6 @@ const (
 	SourceOnDemand = "on_demand"
 	SourceMemory   = "memory"
 )
-
-// A Validity is the time in which a name has a valid certificate.
-type Validity struct {
-	Name, Source        string
-	NotBefore, NotAfter time.Time
-}
-
-// Left returns the remaining part of the lifetime at now: from 1 to 0, and
-// negative when it is over.
-func (v Validity) Left(now time.Time) float64 {
-	life := v.NotAfter.Sub(v.NotBefore)
-	if life <= 0 {
-		return -1
-	}
-	return float64(v.NotAfter.Sub(now)) / float64(life)
-}
-
-// AllNames is the Name of a Validity that stands for all names of its source.
-const AllNames = "*"
 
 // Expiry returns one Validity for each name in the configuration and in a pair's
 // certificate; if a name has several certificates of one source, the one that

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"slices"
 	"strings"
@@ -171,27 +170,4 @@ func newSet(certs []servedCert, preferred string) *set {
 		}
 	}
 	return s
-}
-
-func keyRank(c *tls.Certificate) int {
-	if c.Leaf.PublicKeyAlgorithm == x509.RSA {
-		return 1
-	}
-	return 0
-}
-
-// names returns the names that a certificate is valid for: DNS names, also
-// wildcards, and IP addresses; or, in old certificates, the common name.
-func names(leaf *x509.Certificate) []string {
-	var all []string
-	for _, name := range leaf.DNSNames {
-		all = append(all, strings.ToLower(name))
-	}
-	for _, ip := range leaf.IPAddresses {
-		all = append(all, ip.String())
-	}
-	if len(all) == 0 && leaf.Subject.CommonName != "" {
-		all = append(all, strings.ToLower(leaf.Subject.CommonName))
-	}
-	return all
 }
