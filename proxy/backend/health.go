@@ -187,14 +187,6 @@ func commonExtensions(a, b []string) []string {
 	return proxy.Intersect(proxy.Offer{Mechanisms: any, Extensions: a}, proxy.Offer{Mechanisms: any, Extensions: b}).Extensions
 }
 
-// version returns the TLS version, or 0.
-func (c *Conn) version() uint16 {
-	if t, ok := c.Conn.(*tls.Conn); ok {
-		return t.ConnectionState().Version
-	}
-	return 0
-}
-
 // Offer returns what the server offered when it was last reached, as far as
 // Postern forwards it. No Mechanisms: it was never reached.
 func (s *Server) Offer() proxy.Offer {

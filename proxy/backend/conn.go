@@ -1,0 +1,173 @@
+package backend
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"postern/proxy"
+	"postern/proxy/wire"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A Conn is a connection to a server. It reads replies ahead; Read returns octets
+// that were read ahead first.
+type Conn struct {
+	net.Conn            // TLS, where there is
+	tcp                 net.Conn
+	replies             *wire.ReplyReader
+	timeout             time.Duration // for each answer
+	release             func()        // called by Close, possibly more than once; nil: not called
+	watchedCapabilities string        // IMAP: the capabilities after login if UNAUTHENTICATE is one of them, else empty
+	alert               string        // IMAP: what the user must be shown
+	lacks               []string      // submission: EHLO keywords that the client was offered and that the server does not offer it
+}
+
+// Read implements net.Conn.
+func (c *Conn) Read(p []byte) (int, error) { return c.replies.Read(p) }
+
+// Close implements net.Conn.
+func (c *Conn) Close() error {
+	if c.release != nil {
+		c.release()
+	}
+	return c.Conn.Close()
+}
+
+// Unauthenticates reports whether the IMAP server offers UNAUTHENTICATE, RFC 8437,
+// to the user that is logged in.
+func (c *Conn) Unauthenticates() bool { return c.watchedCapabilities != "" }
+
+// CloseWrite ends the direction to the server; reading goes on.
+func (c *Conn) CloseWrite() error {
+	if t, ok := c.Conn.(*tls.Conn); ok {
+		if err := t.CloseWrite(); err != nil {
+			return err
+		}
+	}
+	if t, ok := c.tcp.(*net.TCPConn); ok {
+		return t.CloseWrite()
+	}
+	return nil
+}
+
+// SyscallConn returns the descriptor if reading it gives everything that Read
+// would: there is no TLS, and nothing was read ahead.
+func (c *Conn) SyscallConn() (syscall.RawConn, error) {
+	t, ok := c.Conn.(*net.TCPConn)
+	if !ok || c.replies.Buffered() > 0 {
+		return nil, errors.ErrUnsupported
+	}
+	c.replies = wire.NewReplyReader(t) // without a buffer: the connection may be idle for hours
+	return t.SyscallConn()
+}
+
+// sendProxyHeader sends the PROXY header, if identity wants one.
+func (c *Conn) sendProxyHeader(identity Identity, client proxy.Client) error {
+	header, err := identity.proxyHeader(client)
+	if err == nil && header != nil {
+		err = c.send(header)
+	}
+	if err != nil {
+		return fmt.Errorf("PROXY header: %w", err)
+	}
+	return nil
+}
+
+// closeTime is how long a server may take to close first after a logout.
+const closeTime = time.Second
+
+// logout sends command and closes after the server has closed, or after
+// closeTime: TIME_WAIT then takes a port of the server and not one here.
+func (c *Conn) logout(goodbye string) {
+	_ = c.SetDeadline(time.Now().Add(closeTime))
+	if _, err := io.WriteString(c, goodbye+"\r\n"); err == nil {
+		_, _ = io.Copy(io.Discard, io.LimitReader(c, wire.MaxReply))
+	}
+	_ = c.Close()
+}
+
+// secure performs the TLS handshake. Octets that came before it may be injected
+// by an attacker: RFC 3207 section 6.
+func (c *Conn) secure(ctx context.Context, config *tls.Config) error {
+	if c.replies.Buffered() > 0 {
+		return &tlsError{errors.New("the server sent something behind its answer to STARTTLS")}
+	}
+	t := tls.Client(c.tcp, config)
+	_ = c.tcp.SetDeadline(time.Now().Add(c.timeout))
+	if err := t.HandshakeContext(ctx); err != nil {
+		return &tlsError{explainTLS(err)}
+	}
+	c.Conn, c.replies = t, wire.NewReplyReader(t)
+	return nil
+}
+
+// A tlsError is why a connection did not get TLS.
+type tlsError struct{ err error }
+
+func (e *tlsError) Error() string { return "TLS: " + e.err.Error() }
+
+func (e *tlsError) Unwrap() error { return e.err }
+
+// explainTLS adds what is wrong with a server whose TLS is too old for Postern.
+// crypto/tls has no types for it: an alert is known by its text.
+func explainTLS(err error) error {
+	const (
+		handshakeFailure = 40 // RFC 8446 section 6
+		protocolVersion  = 70
+	)
+	alert := ""
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
+		alert = op.Err.Error()
+	}
+	switch {
+	case alert == tls.AlertError(protocolVersion).Error(), strings.HasPrefix(err.Error(), "tls: server selected unsupported protocol version"):
+		return fmt.Errorf("%w: the server speaks no TLS 1.2, and Postern nothing older to servers", err)
+	case alert == tls.AlertError(handshakeFailure).Error():
+		return fmt.Errorf("%w: the server has no key exchange or cipher that Postern offers to servers (ECDHE with AES or ChaCha20): "+
+			"has it RSA key exchange alone?", err)
+	}
+	return err
+}
+
+// send writes pieces in one write, clears them, and sets the deadline for the
+// answer.
+func (c *Conn) send(pieces ...[]byte) error {
+	all := pieces[0]
+	if len(pieces) > 1 {
+		all = slices.Concat(pieces...)
+	}
+	defer func() {
+		clear(all)
+		for _, p := range pieces {
+			clear(p)
+		}
+	}()
+	_ = c.SetDeadline(time.Now().Add(c.timeout))
+	_, err := c.Write(all)
+	return err
+}
+
+// closeWith closes the connection when ctx ends, unless stop is called before.
+func (c *Conn) closeWith(ctx context.Context) (stop func() bool) {
+	return context.AfterFunc(ctx, func() { _ = c.tcp.Close() })
+}
+
+// clearDeadlines removes the deadlines of the login.
+func (c *Conn) clearDeadlines() { _ = c.SetDeadline(time.Time{}) }
+
+// version returns the TLS version, or 0.
+func (c *Conn) version() uint16 {
+	if t, ok := c.Conn.(*tls.Conn); ok {
+		return t.ConnectionState().Version
+	}
+	return 0
+}
+
+// shorten returns the beginning of a server's text, for a log line.
+func shorten(s string) string { return wire.Excerpt(s, 200) }
