@@ -58,7 +58,7 @@ by a pipe: zcat mail.log.*.gz | postern guard seed --from -`,
 	return cmd
 }
 
-// A seedLogins is what a log tells: the first and the last login of each account from
+// seedLogins are the logins of a log: the first and the last of each account from
 // each address.
 type seedLogins struct {
 	progress maillog.Progress
@@ -119,7 +119,7 @@ func readSeed(in io.Reader, parser maillog.Parser, cfg *configs.Config, tell io.
 	return s, nil
 }
 
-// send gives the guard what the log has told, in parts that can be asked at once.
+// send gives the logins to the guard, in requests of a bounded size.
 func (s *seedLogins) send(cmd *cobra.Command, cfg *configs.Config) error {
 	const mostAtOnce = 100_000
 	var logins []guard.Success

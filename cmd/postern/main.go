@@ -54,13 +54,13 @@ only IMAP.`,
 	return 0
 }
 
-// An exitStatus ends a command that has already said why.
+// An exitStatus ends a command that has printed its error.
 type exitStatus int
 
 // Error implements error.
 func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
-// complain says what is wrong, each thing on a line of its own; the mistakes of
+// complain prints err, each error on a line of its own, and the mistakes of
 // a configuration in the form that editors understand.
 func complain(w io.Writer, err error) {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {

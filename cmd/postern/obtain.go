@@ -120,7 +120,7 @@ func interfaceAddresses() (own []netip.Addr, err error) {
 	return own, nil
 }
 
-// A progressReport is how obtain tells what it does.
+// A progressReport prints the progress of obtain.
 type progressReport struct {
 	out    io.Writer
 	live   bool // a line is written over and over

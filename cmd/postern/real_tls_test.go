@@ -40,7 +40,7 @@ func of(version string, suites ...string) (all []string) {
 	return all
 }
 
-// profiles serves modern at one address, with an island of legacy for clients
+// profiles serves modern at one address, with a listener of legacy for clients
 // from 127.0.0.2, and compatible at another.
 func profiles(t *testing.T) *running {
 	t.Helper()
@@ -59,7 +59,7 @@ func profiles(t *testing.T) *running {
 	cfg, err := configs.Parse("test.yaml", fmt.Appendf(nil, baseConfig+`
 listeners:
   - {protocol: imap, address: "127.0.0.1:%[1]d"}
-  - {protocol: imap, name: island, address: "127.0.0.1:%[1]d", tls_profile: legacy, networks: [127.0.0.2]}
+  - {protocol: imap, name: legacy, address: "127.0.0.1:%[1]d", tls_profile: legacy, networks: [127.0.0.2]}
   - {protocol: imap, name: compatible, address: "127.0.0.1:0", tls_profile: compatible}
 backends: {main: {imap: {address: %[2]q, tls: none}}}
 trusted_networks: [127.0.0.0/8]
@@ -102,7 +102,7 @@ func from(t *testing.T, source, address string) string {
 	return ln.Addr().String()
 }
 
-// Criterion: sslscan finds in each profile what it promises and nothing else: the legacy island at an address that others share is for its networks alone.
+// Criterion: sslscan finds in each profile what it promises and nothing else: the legacy listener at an address that others share is for its networks alone.
 func TestProfilesAsScannedFromOutside(t *testing.T) {
 	proxytest.Need(t, "sslscan")
 	t.Parallel()
@@ -115,7 +115,7 @@ func TestProfilesAsScannedFromOutside(t *testing.T) {
 		"modern":     {r.addresses["imap"], modernSuites},
 		"neighbour":  {from(t, "127.0.0.3", r.addresses["imap"]), modernSuites},
 		"compatible": {r.addresses["compatible"], compatible},
-		"island": {from(t, "127.0.0.2", r.addresses["imap"]), slices.Concat(compatible,
+		"legacy": {from(t, "127.0.0.2", r.addresses["imap"]), slices.Concat(compatible,
 			of("TLSv1.2", "AES128-GCM-SHA256", "AES256-GCM-SHA384"), of("TLSv1.2", oldest...),
 			of("TLSv1.1", ecdheCBC...), of("TLSv1.1", oldest...), of("TLSv1.0", ecdheCBC...), of("TLSv1.0", oldest...))},
 	} {

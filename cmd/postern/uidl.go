@@ -173,7 +173,7 @@ is kept.`,
 			return err
 		}
 		n, lines, t := 0, json.NewEncoder(cmd.OutOrStdout()), tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		err = stored.UidlHistory.Ask(cmd.Context(), cfg, account, func(p bridge.GenerationInfo) error {
+		err = stored.UIDLHistory.Ask(cmd.Context(), cfg, account, func(p bridge.GenerationInfo) error {
 			if n++; *asJSON {
 				return lines.Encode(p)
 			}

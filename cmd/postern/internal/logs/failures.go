@@ -16,6 +16,7 @@ type FailureFile struct {
 	checked time.Time // whether the file is still at its path
 }
 
+// OpenFailures opens the file at path, and makes it where there is none.
 func OpenFailures(path string) (*FailureFile, error) {
 	l := &FailureFile{path: path}
 	return l, l.open()

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 )
 
+// New returns a logger that writes to w in a format of log.format: text, json or
+// journald.
 func New(w io.Writer, format string, level *slog.LevelVar) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
 	switch format {

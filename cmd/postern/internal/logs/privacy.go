@@ -35,13 +35,14 @@ func NewPseudonymKey() []byte {
 	return key
 }
 
+// Of returns the pseudonym of an account.
 func (p Pseudonyms) Of(account string) string {
 	h := hmac.New(sha256.New, p.key)
 	h.Write([]byte(account))
 	return "u-" + hex.EncodeToString(h.Sum(nil)[:8])
 }
 
-// A Redaction is what a log may say of people.
+// A Redaction has the rules for client addresses and accounts in a log.
 type Redaction struct {
 	configs.Privacy
 	Names Pseudonyms
@@ -57,7 +58,7 @@ func NewRedactor(h slog.Handler, rules *atomic.Pointer[Redaction]) slog.Handler 
 // other text, such as an error of the network.
 type redactor struct {
 	slog.Handler
-	rules *atomic.Pointer[Redaction] // nil in it: all may be said
+	rules *atomic.Pointer[Redaction] // nil in it: nothing is redacted
 }
 
 // Handle implements slog.Handler.
@@ -71,9 +72,9 @@ func (d redactor) Handle(ctx context.Context, r slog.Record) error {
 		attrs = append(attrs, a)
 		return true
 	})
-	told := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
-	told.AddAttrs(rules.apply(attrs)...)
-	return d.Handler.Handle(ctx, told)
+	redacted := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
+	redacted.AddAttrs(rules.apply(attrs)...)
+	return d.Handler.Handle(ctx, redacted)
 }
 
 // WithAttrs implements slog.Handler. The rules are those of the moment.
@@ -92,19 +93,19 @@ func (d redactor) WithGroup(name string) slog.Handler {
 // A replacement is a text, and what stands for it.
 type replacement struct{ old, new string }
 
-// apply returns attrs as they may be told.
+// apply returns attrs as they may be logged.
 func (d *Redaction) apply(attrs []slog.Attr) []slog.Attr {
 	var all []replacement
-	told := d.hide(attrs, &all)
-	for i := range told {
-		told[i].Value = scrub(told[i].Value, all)
+	redacted := d.hide(attrs, &all)
+	for i := range redacted {
+		redacted[i].Value = scrub(redacted[i].Value, all)
 	}
-	return told
+	return redacted
 }
 
 // hide replaces what stands for people, and notes it.
 func (d *Redaction) hide(attrs []slog.Attr, all *[]replacement) []slog.Attr {
-	told := make([]slog.Attr, 0, len(attrs))
+	redacted := make([]slog.Attr, 0, len(attrs))
 	for _, a := range attrs {
 		v := a.Value.Resolve()
 		switch {
@@ -119,12 +120,12 @@ func (d *Redaction) hide(attrs []slog.Attr, all *[]replacement) []slog.Attr {
 			v = slog.StringValue(d.prefix(text))
 			*all = append(*all, replacement{text, v.String()})
 		}
-		told = append(told, slog.Attr{Key: a.Key, Value: v})
+		redacted = append(redacted, slog.Attr{Key: a.Key, Value: v})
 	}
-	return told
+	return redacted
 }
 
-// prefix returns what is told of an address, or of a network.
+// prefix returns what is logged of an address, or of a network.
 func (d *Redaction) prefix(text string) string {
 	network, err := netip.ParsePrefix(text)
 	if err != nil {

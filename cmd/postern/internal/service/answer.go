@@ -14,7 +14,7 @@ func (s *Service) newControl() *admin.Server {
 	stored.ExportUIDLs.Register(c, s.Storage)
 	stored.ImportUIDLs.Register(c, s.Storage)
 	stored.AcceptChanges.Register(c, s.Storage)
-	stored.UidlHistory.Register(c, s.Storage)
+	stored.UIDLHistory.Register(c, s.Storage)
 	stored.UndoUIDLs.Register(c, s.Storage)
 	s.Storage.Serving = s.serving
 	AnswerCerts(c, s.store)

@@ -11,7 +11,7 @@ import (
 	"postern/proxy/guard"
 )
 
-// An attempt that is asked about.
+// An ExplainQuestion is an attempt that the guard explains.
 type ExplainQuestion struct {
 	Account  string     `json:"account"` // as typed
 	Addr     netip.Addr `json:"addr"`

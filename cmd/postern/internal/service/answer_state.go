@@ -17,16 +17,16 @@ func (s *Service) answerPredecessor(c *admin.Server) {
 		}
 		return b.Get(ctx, in.Key)
 	})
-	admin.Handle(c, stored.AskScan, func(ctx context.Context, in stored.Entry) (cells []stored.Entry, err error) {
+	admin.Handle(c, stored.AskScan, func(ctx context.Context, in stored.Entry) (entries []stored.Entry, err error) {
 		b, err := s.Storage.Bucket(in.Bucket)
 		if err != nil {
 			return nil, err
 		}
 		err = b.Scan(ctx, in.Key, func(key string, value []byte) error {
-			cells = append(cells, stored.Entry{Key: key, Old: bytes.Clone(value)})
+			entries = append(entries, stored.Entry{Key: key, Old: bytes.Clone(value)})
 			return nil
 		})
-		return cells, err
+		return entries, err
 	})
 	admin.Handle(c, stored.AskSwap, s.Storage.Swap)
 }

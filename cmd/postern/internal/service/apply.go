@@ -10,8 +10,8 @@ import (
 	"postern/proxy"
 )
 
-// startWriters runs what writes to the memory, and answers at the control socket, until
-// endKeeping.
+// startWriters runs the work that writes to Storage, until stopWriters, and
+// answers at the control socket, until background ends.
 func (s *Service) startWriters(background context.Context) {
 	var ctx context.Context
 	ctx, s.cancelWriters = context.WithCancel(background)
@@ -23,7 +23,8 @@ func (s *Service) startWriters(background context.Context) {
 	}
 }
 
-// stopWriters returns when nothing writes to the memory but sessions.
+// stopWriters ends the work of startWriters. After it only sessions write to
+// Storage.
 func (s *Service) stopWriters() {
 	s.cancelWriters()
 	s.writing.Wait()
@@ -100,8 +101,8 @@ func (s *Service) logApplied(h *generation, bindings []proxy.Binding, before *ge
 	}
 }
 
-// probeNew asks the servers behind that are new what they offer, so that the
-// first client hears it. One that does not answer soon holds nobody up.
+// probeNew asks the backends that before does not have what they offer, so that
+// the first client learns it. It waits no longer than patience for an answer.
 func (h *generation) probeNew(ctx context.Context, before *generation) {
 	const patience = 2 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -109,7 +110,7 @@ func (h *generation) probeNew(ctx context.Context, before *generation) {
 	var wg sync.WaitGroup
 	for key, pool := range h.pools {
 		if before == nil || before.pools[key] != pool {
-			wg.Go(func() { pool.Probe(ctx) }) // an observer tells
+			wg.Go(func() { pool.Probe(ctx) }) // an error is observed
 		}
 	}
 	wg.Wait()

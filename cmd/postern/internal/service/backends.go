@@ -17,7 +17,7 @@ import (
 	"postern/proxy/listen"
 )
 
-// backends are what stands behind, by the names in the configuration.
+// backends are the pools, by the names of the configuration.
 type backends struct{ imap, submission map[string]*backend.Pool }
 
 // newBackends makes the pools of all backends. The error has a mistake for each
@@ -102,6 +102,8 @@ func (h *generation) newPool(name, protocol string, c *configs.Server, roots []b
 	return pool
 }
 
+// ClientTLS returns the configuration for a TLS connection to address. serverName
+// "" is the host of address; ca is PEM, nil: the system's CAs.
 func ClientTLS(address, serverName string, ca []byte) *tls.Config {
 	var roots *x509.CertPool // nil: the system's
 	if ca != nil {
@@ -133,8 +135,8 @@ func ReadCA(path string) ([]byte, error) {
 	return pem, nil
 }
 
-// pool returns the one of the present house that has the same configuration, or
-// nil. What it knows of its servers goes on.
+// pool returns the pool of the present generation that is made of the same, or
+// nil. What the pool knows of its servers is kept.
 func (s *Service) pool(key poolKey) *backend.Pool {
 	if h := s.current.Load(); h != nil {
 		return h.pools[key]

@@ -11,8 +11,7 @@ import (
 	"postern/proxy/route"
 )
 
-// build makes the house of cfg: the only place where configuration becomes
-// rooms. It opens nothing, and changes nothing of what is served. An error is a
+// build makes the generation of cfg. Only here does configuration become packages. It opens nothing, and changes nothing of what is served. An error is a
 // configs.Errors.
 func build(cfg *configs.Config, s *Service) (*generation, error) {
 	h := newGeneration(cfg, s)
@@ -40,17 +39,17 @@ func build(cfg *configs.Config, s *Service) (*generation, error) {
 	return h, nil
 }
 
-// newListenerSpec makes the door of a listener for all, with those at its address that
-// are for some networks.
+// newListenerSpec returns the listener i of the configuration, which is for all
+// networks, with the listeners at its address that are for some networks.
 func (h *generation) newListenerSpec(i int, b backends, r *routing) listenerSpec {
 	l := h.cfg.Listeners[i]
 	d := listenerSpec{
 		key: fmt.Sprintf("listeners[%d].address", i), address: l.Address, proxyFrom: l.ProxyFrom,
 		services: []*proxy.Service{h.newService(l, b, r)},
 	}
-	for _, island := range h.cfg.Listeners {
-		if island.Networks != nil && island.Address == l.Address {
-			d.services = append(d.services, h.newService(island, b, r))
+	for _, other := range h.cfg.Listeners {
+		if other.Networks != nil && other.Address == l.Address {
+			d.services = append(d.services, h.newService(other, b, r))
 		}
 	}
 	return d

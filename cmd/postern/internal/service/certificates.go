@@ -8,7 +8,7 @@ import (
 	"postern/proxy/certs"
 )
 
-// CertificateSources says where cfg has certificates from.
+// CertificateSources returns where certificates come from with cfg.
 func CertificateSources(cfg *configs.Config) certs.Config {
 	c := certs.Config{Default: cfg.Hostname, RefuseUnknown: cfg.TLS.UnknownName == "refuse"}
 	for _, one := range cfg.TLS.Certificates {
@@ -44,7 +44,7 @@ func CertificateSources(cfg *configs.Config) certs.Config {
 // look: renewal comes with a third left.
 const leastLife = 0.05
 
-// expiring says which certificate is near its end, nil if none is.
+// expiring is an error that names a certificate near its end; nil: there is none.
 func (s *Service) expiring() error {
 	now := time.Now()
 	for _, v := range s.store.Expiry() {

@@ -9,7 +9,7 @@ import (
 	"postern/proxy/listen"
 )
 
-// challengeHints says of each challenge whether it can work with the listeners
+// challengeHints explains for each challenge whether it can work with the listeners
 // there are, to those who get certificates by ACME.
 func (h *generation) challengeHints() (all []string) {
 	a := h.cfg.TLS.ACME

@@ -71,7 +71,7 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) erro
 	return err
 }
 
-// hints are what is no mistake, but should be meant.
+// hints are about settings that are no mistake, but may not be meant.
 func (h *generation) hints() (all []string) {
 	for _, l := range h.cfg.Listeners {
 		if l.TLS != "refuse" && l.TLSProfile == proxy.Legacy.String() {
@@ -95,7 +95,7 @@ func (h *generation) hints() (all []string) {
 	return all
 }
 
-// oldTLS says what the profile legacy means, and for whom.
+// oldTLS explains what the profile legacy allows, and for which clients.
 func oldTLS(l configs.Listener) string {
 	clients := "all clients"
 	if l.Networks != nil {
@@ -194,8 +194,8 @@ func describe(out io.Writer, s *backend.Server, r backend.Report, took time.Dura
 	_, _ = io.WriteString(out, adviseTokens(r))
 }
 
-// kindOf says as what the server's answers to passwords are read, and whether
-// that is a guess.
+// kindOf returns the software that the server's answers to passwords are read as,
+// and whether that is a guess.
 func kindOf(s *backend.Server, r backend.Report) string {
 	switch {
 	case s.Kind != backend.Guessed:

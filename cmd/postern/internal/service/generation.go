@@ -71,7 +71,7 @@ func (k poolKey) compare(other poolKey) int {
 	return cmp.Or(cmp.Compare(k.name, other.name), cmp.Compare(k.protocol, other.protocol))
 }
 
-// watch adds what reads a file again when it has changed.
+// watch runs watch in the background, which reads a file again when it has changed.
 func (h *generation) watch(watch func(context.Context, time.Duration, *slog.Logger)) {
 	h.background = append(h.background, func(ctx context.Context) { watch(ctx, watchEvery, h.log) })
 }
@@ -81,8 +81,8 @@ const (
 	watchEvery = 2 * time.Second  // files: certificates, routes, policy
 )
 
-// A generation is all that a Config asks for, made and not yet opened. What has
-// memory belongs to the site.
+// A generation is made of one configs.Config. It opens nothing: Service.apply does.
+// What has memory belongs to the Service.
 type generation struct {
 	*Service
 	cfg        *configs.Config
@@ -91,8 +91,8 @@ type generation struct {
 	routing    *routing
 	bridges    []*bridge.Backend
 	pop3       pop3Options
-	policy     *authpolicy.Server // that judges logins as well; nil: none does
-	gid        int                // of those who may ask at the control socket; -1: only Postern's user and root
+	policy     *authpolicy.Server // nil: none
+	gid        int                // the group that may use the control socket; -1: only Postern's user and root
 	background []func(context.Context)
 }
 
@@ -101,7 +101,7 @@ type listenerSpec struct {
 	key       string // in the configuration
 	address   string
 	proxyFrom []netip.Prefix
-	services  []*proxy.Service // several differ by their Networks; the first has none
+	services  []*proxy.Service // they differ by their Networks; the first has none
 }
 
 func (d listenerSpec) name() string { return d.services[0].Name }
@@ -122,15 +122,15 @@ func (h *generation) descriptors() (needed, allowed int) {
 	return listen.DescriptorsFor(h.cfg.Limits.MaxConnections), allowed
 }
 
-// A httpEndpoint is what answers HTTP at an address of the configuration.
+// An httpEndpoint answers HTTP at an address of the configuration.
 type httpEndpoint struct {
 	what         string
-	key, address string // address "": it is not wanted
+	key, address string // address "": it is off
 	handler      func() http.Handler
 	allow        func(netip.Addr) bool // who may connect; nil: everybody
 }
 
-// endpoints are what h wants to answer HTTP.
+// endpoints returns what answers HTTP with h, also those that are off.
 func (h *generation) endpoints() []httpEndpoint {
 	all := []httpEndpoint{
 		{"metrics", "metrics.address", h.cfg.Metrics.Address, h.metrics.Handler, h.metrics.Allows},
@@ -164,22 +164,22 @@ func (h *generation) backendLabels() (all []metrics.Backend) {
 	return all
 }
 
-// pop3Options is what configs has left to be understood here.
+// pop3Options are the parts of configs.POP3 that all listeners share.
 type pop3Options struct {
 	uidl   uidl.Format
 	delay  *bridge.LoginDelay
 	shared map[string]sharedMaildrops // by backend
 }
 
-// sharedMaildrops is what the POP3 listeners of one backend have in common, across
-// configurations.
+// sharedMaildrops is what the POP3 listeners of one backend share, also across
+// generations.
 type sharedMaildrops struct {
 	locks *bridge.Locks
 	queue *bridge.Queue
 	brake *bridge.Brake
 }
 
-// A routing is what a name means and where it leads.
+// A routing finds the account of a user name, and its backend.
 type routing struct {
 	accounts *route.Accounts
 	rules    route.Rules

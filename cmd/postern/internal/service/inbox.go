@@ -51,8 +51,8 @@ func Mailbox(ctx context.Context, cfg *configs.Config, user string, secret *prox
 	return h.mailboxBackend(ctx, pools, user, secret)
 }
 
-// inspectINBOX says what the server of user lacks that POP3 could use, and what
-// follows.
+// inspectINBOX writes to out what POP3 misses in the INBOX of user, and the
+// consequences.
 func (h *generation) inspectINBOX(ctx context.Context, out io.Writer, user string, secret *proxy.Secret) error {
 	pools, err := h.newBackends()
 	if err != nil {
@@ -90,7 +90,8 @@ func (h *generation) inspectINBOX(ctx context.Context, out io.Writer, user strin
 	return nil
 }
 
-// missingFeatures says it of an INBOX with traits t.
+// missingFeatures returns a line for each feature that POP3 misses in an INBOX with
+// traits t.
 func missingFeatures(t bridge.Traits, cfg *configs.Config) (lines []string) {
 	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	deletes := func(words ...string) bool {

@@ -9,7 +9,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 )
 
-// What systemd is told, sd_notify(3).
+// States of sd_notify(3).
 const (
 	ready     = daemon.SdNotifyReady
 	stopping  = daemon.SdNotifyStopping
@@ -17,8 +17,8 @@ const (
 	reloading = daemon.SdNotifyReloading
 )
 
-// notify tells systemd how the service is, if it is one. READY comes with the
-// process that it is about: after an upgrade this is another one.
+// notify sends a state to systemd, if systemd has started the service. READY names
+// this process, because it is another one after an upgrade.
 func notify(log *slog.Logger, state string) {
 	if state == ready {
 		state += fmt.Sprintf("\nMAINPID=%d", os.Getpid())
@@ -28,8 +28,8 @@ func notify(log *slog.Logger, state string) {
 	}
 }
 
-// watchdog returns when to tell systemd that we are alive: never, if it has not
-// asked to be told.
+// watchdog returns a channel that ticks when WATCHDOG is due, and how to stop it.
+// The channel is nil if systemd wants no WATCHDOG.
 func watchdog() (<-chan time.Time, func()) {
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || every == 0 {
@@ -39,8 +39,8 @@ func watchdog() (<-chan time.Time, func()) {
 	return t.C, t.Stop
 }
 
-// keepWatchdog tells systemd that we are alive until stop is called, of what has
-// limits of its own.
+// keepWatchdog sends WATCHDOG when it is due, until stop is called. It is for work
+// that is bounded by itself.
 func keepWatchdog(log *slog.Logger) (stop func()) {
 	alive, stopTicks := watchdog()
 	if alive == nil {

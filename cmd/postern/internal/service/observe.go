@@ -18,7 +18,8 @@ import (
 	"postern/proxy/listen"
 )
 
-// newMetrics makes the metrics; what there is to count comes with each house.
+// newMetrics returns the metrics. Listeners and backends are added by each
+// generation.
 func (s *Service) newMetrics() *metrics.Metrics {
 	return metrics.New(metrics.Config{
 		Version:      ReadVersion().Version,
@@ -138,7 +139,7 @@ func expiries(store *certs.Store) (all []metrics.Certificate) {
 	return all
 }
 
-// notReady says why a load balancer should send clients elsewhere.
+// notReady returns why a load balancer should send clients elsewhere, or nil.
 func (s *Service) notReady() error {
 	if s.draining.Load() {
 		return errors.New("draining")
@@ -161,7 +162,8 @@ func (s *Service) notReady() error {
 	return errors.New("no backend is up")
 }
 
-// degraded says what somebody should look at, while clients may come.
+// degraded returns what an operator should look at although clients are served, or
+// nil.
 func (s *Service) degraded() error {
 	files, certificates := s.stateDegraded(), s.expiring()
 	switch {

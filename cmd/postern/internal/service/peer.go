@@ -26,7 +26,7 @@ const (
 	serveTimeout = time.Minute
 )
 
-// A message is what the two processes say.
+// A message is sent between the two processes of an upgrade, as JSON.
 type message struct {
 	Built    bool           `json:",omitempty"`
 	Control  string         `json:",omitempty"` // with Built: the control socket
@@ -39,7 +39,7 @@ type message struct {
 	Evict    *maildropName  `json:",omitempty"`
 }
 
-// A handover is what goes from one memory to another.
+// A handover is what the old process gives to the new one beside the files.
 type handover struct {
 	Locks map[string][]string // maildrops that are open, by backend
 	Guard []byte              // nil: it is in the state
@@ -47,7 +47,7 @@ type handover struct {
 
 type maildropName struct{ Backend, Maildrop string }
 
-// A Peer is the other process.
+// A Peer is the other process of an upgrade.
 type Peer struct {
 	conn net.Conn
 	in   *json.Decoder
@@ -74,7 +74,8 @@ func (r *Peer) send(w message) error {
 	return json.NewEncoder(r.conn).Encode(w)
 }
 
-// receive returns the next word, which has to come in time.
+// receive returns the next message. It is an error if there is none within
+// patience, or if the other process reports an error.
 func (r *Peer) receive(patience time.Duration) (w message, err error) {
 	if err := r.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		return w, err
@@ -108,7 +109,7 @@ func (r *Peer) await(patience time.Duration, meant func(message) bool, meanwhile
 	}
 }
 
-// receiveAll hands each word to f until the other process is gone.
+// receiveAll hands each message to f until the other process is gone.
 func (r *Peer) receiveAll(f func(message)) {
 	for {
 		var w message
@@ -132,7 +133,7 @@ func Predecessor() (*Peer, error) {
 	return newPeer(os.NewFile(uintptr(fd), "predecessor"))
 }
 
-// Reject tells a predecessor why this process cannot replace it.
+// Reject sends a predecessor the error for which this process cannot replace it.
 func (r *Peer) Reject(err error) {
 	w := message{Error: err.Error()}
 	if mistakes, ok := errors.AsType[configs.Errors](err); ok {

@@ -71,7 +71,7 @@ func (h *generation) newBridge(name string, pool *backend.Pool, c configs.POP3) 
 	return b
 }
 
-// setStorage gives the house, before it serves, what outlives it.
+// setStorage gives the bridges of h their stores. h does not serve yet.
 func (h *generation) setStorage(m *stored.Storage) {
 	for _, b := range h.bridges {
 		b.Cache, b.Record = m.Cache, m.Record
@@ -85,7 +85,7 @@ func (h *generation) openBrakes(ctx context.Context, m *stored.Storage) {
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(h.pop3.shared)) {
-		_ = h.pop3.shared[name].brake.Open(ctx, m.Brakes) // an observer is told
+		_ = h.pop3.shared[name].brake.Open(ctx, m.Brakes) // an error is observed
 	}
 }
 

@@ -19,7 +19,7 @@ func TestReloadRefusesAnAddressThatChangesHands(t *testing.T) {
 	cert, key, _ := proxytest.CertFiles(t)
 	imap, _ := inMemory(t, "m", "alice")
 	one, two, three := freeAddress(t), freeAddress(t), freeAddress(t)
-	text := func(door, metrics, ready string) []byte {
+	text := func(listener, metrics, ready string) []byte {
 		return fmt.Appendf(nil, `
 hostname: mail.example.org
 listeners: [{protocol: imap, address: %q}]
@@ -27,7 +27,7 @@ tls: {certificates: [{cert: %q, key: %q}]}
 backends: {main: {imap: {address: %q, tls: none}}}
 metrics: {address: %q, ready_address: %q}
 control: {socket: off}
-`, door, cert, key, imap, metrics, ready)
+`, listener, cert, key, imap, metrics, ready)
 	}
 	path := filepath.Join(t.TempDir(), "postern.yaml")
 	write := func(text []byte) *configs.Config {

@@ -15,8 +15,8 @@ import (
 	"postern/proxy/state"
 )
 
-// Run serves what the configuration at path says. before is the process that
-// this one replaces; nil: none.
+// Run serves the configuration at path until ctx ends, or SIGTERM or SIGINT comes,
+// and logs to log. before is the process that this one replaces; nil: none.
 func Run(ctx context.Context, path string, log io.Writer, before *Peer) (err error) {
 	cfg, store, err := load(path)
 	if err != nil {

@@ -131,8 +131,9 @@ func (s *Service) start(ctx context.Context, h *generation) error {
 	return nil
 }
 
-// handleChanges makes what is asked for, one after the other, until ctx ends, a
-// successor serves, or nobody can. What is then served lives in background.
+// handleChanges reloads and upgrades on request, one after the other, until ctx
+// ends, a successor serves, or nothing can be served. What runs in the background
+// for a new generation ends with background.
 func (s *Service) handleChanges(ctx, background context.Context, signals <-chan os.Signal) {
 	alive, stop := watchdog()
 	defer stop()
@@ -156,7 +157,7 @@ func (s *Service) handleChanges(ctx, background context.Context, signals <-chan 
 
 // waitForSessions waits for the sessions that a successor has left to this process, and
 // for those of its predecessor, whose locks the successor has from this process:
-// for timeouts.upgrade, or until the process is told to stop.
+// for timeouts.upgrade, or until ctx ends.
 func (s *Service) waitForSessions(ctx, background context.Context) {
 	grace := s.current.Load().cfg.Timeouts.Upgrade
 	ctx, cancel := context.WithTimeout(ctx, grace)
@@ -188,7 +189,7 @@ func (s *Service) waitForPredecessor(ctx context.Context) bool {
 	}
 }
 
-// drain ends the service. What clients see of it is the server's.
+// drain ends the service: sessions get timeouts.shutdown to end by themselves.
 func (s *Service) drain(ctx context.Context) {
 	s.draining.Store(true)
 	if s.successor == nil {

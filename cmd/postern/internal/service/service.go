@@ -4,8 +4,8 @@
 // everything over to another process at an upgrade.
 //
 // A Service is what outlives a configuration: open sockets, sessions, and all
-// that has memory. A Generation is made of one configuration, and belongs to a
-// Service. answer*.go answer the commands at the control socket.
+// that has memory. A generation is made of one configuration, and belongs to a
+// Service. The files answer*.go answer the commands at the control socket.
 package service
 
 import (
@@ -34,8 +34,9 @@ import (
 	"postern/proxy/listen"
 )
 
-// A Service is what outlives a configuration: what is open, and what has memory.
-// One house after the other stands on it.
+// A Service is the part of a running Postern that outlives a configuration: open
+// sockets, sessions, and all that has memory. It serves one generation after the
+// other. Storage and Ready may be changed before it serves.
 type Service struct {
 	log         *slog.Logger
 	level       *slog.LevelVar
@@ -47,17 +48,17 @@ type Service struct {
 	ledger      ledgerObserver
 	audit       *audit.Log
 	observer    proxy.Observer    // all of these
-	guard       *guard.Guard      // made with the first house
-	advised     *authpolicy.Guard // by a policy server
-	policyNonce []byte            // for it
+	guard       *guard.Guard      // with the limits of the first configuration
+	advised     *authpolicy.Guard // guard, and what a policy server decides
+	policyNonce []byte            // for the policy server, if the configuration has none
 	server      *proxy.Server
 	sockets     *listen.Sockets
 	Storage     *stored.Storage
 	listings    *bridge.ListingMemory
-	Ready       func([]proxy.Binding) // told when the doors of the first house are open
+	Ready       func([]proxy.Binding) // called when the listeners of the first generation are open
 
 	control         *admin.Server
-	controlListener net.Listener // where subcommands ask; nil: nowhere
+	controlListener net.Listener // of the control socket; nil: it is off
 
 	listeners  map[string]*listen.ProxyListener
 	tlsConfigs map[tlsKey]*tls.Config
@@ -66,15 +67,15 @@ type Service struct {
 	pseudonyms logs.Pseudonyms // of accounts in logs
 	redaction  atomic.Pointer[logs.Redaction]
 
-	current        atomic.Pointer[generation] // that is served; nil: none yet
-	changes        chan changeRequest         // what is asked for
-	wg             sync.WaitGroup             // of what goes on in the background
-	stopGeneration context.CancelFunc         // of the present house's part of it
+	current        atomic.Pointer[generation] // the one that is served; nil: none yet
+	changes        chan changeRequest         // requests, one at a time
+	wg             sync.WaitGroup             // of all that runs in the background
+	stopGeneration context.CancelFunc         // ends what runs in the background for current
 	draining       atomic.Bool
 
-	writers       []func(context.Context) // what writes to the memory
-	writing       sync.WaitGroup          // of these
-	cancelWriters context.CancelFunc      // ends them
+	writers       []func(context.Context) // work that writes to Storage
+	writing       sync.WaitGroup          // waits for writers
+	cancelWriters context.CancelFunc      // ends writers
 
 	successor        *successor    // nil: this process serves
 	fatal            error         // why it no longer does, if there is no successor
@@ -103,14 +104,14 @@ func (s *Service) serving(account string) error {
 	return nil
 }
 
-// openEndpoint is a web that is open.
+// An openEndpoint is a HTTP endpoint that is served.
 type openEndpoint struct {
 	address string
 	server  *http.Server
 }
 
-// A ledgerObserver is the observer of a ledger that is made when the state is
-// open.
+// A ledgerObserver hands events to a ledger, once there is one: the ledger is
+// made when the state is open.
 type ledgerObserver struct{ atomic.Pointer[ledger.Ledger] }
 
 // Observe implements proxy.Observer.
@@ -120,14 +121,14 @@ func (k *ledgerObserver) Observe(e proxy.Event) {
 	}
 }
 
-// A tlsKey is what a TLS configuration depends on. It is kept across houses,
-// and so are the keys of its session tickets.
+// A tlsKey has all that a tls.Config depends on. The tls.Config of a key is kept
+// across generations, and with it the keys of session tickets.
 type tlsKey struct {
 	listener, protocol string
 	profile            proxy.Profile
 }
 
-// A changeRequest is what somebody asks of the site, and where the outcome is awaited.
+// A changeRequest is a reload or an upgrade. Its error goes to done.
 type changeRequest struct {
 	do   func(background context.Context) error
 	done chan<- error

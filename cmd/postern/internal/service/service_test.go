@@ -27,7 +27,7 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// A running is a site in this process, of a configuration whose listeners are
+// A running is a Service in this process, of a configuration whose listeners are
 // at port 0.
 type running struct {
 	addresses map[string]string // of listeners, by name

@@ -12,7 +12,7 @@ import (
 	"postern/proxy/state"
 )
 
-// reportLost says once that the cache was begun anew, and with it what the
+// reportLost logs that the cache was begun anew, and with it what the
 // login guard knew, or that the record was lost. If the operator wants that, it
 // is begun anew.
 func (s *Service) reportLost(ctx context.Context, cfg *configs.Config) error {
@@ -32,14 +32,14 @@ func (s *Service) reportLost(ctx context.Context, cfg *configs.Config) error {
 		return nil
 	}
 	recompute := cfg.POP3.OnUnreadableRecord == "recompute"
-	s.log.Error(stored.LostRecord, "file", stored.RecordFile, "accounts", n, "begun_anew", recompute, "remedy", stored.LostRemedy)
+	s.log.Error("the record of unique ids was lost", "file", stored.RecordFile, "accounts", n, "begun_anew", recompute, "remedy", stored.LostRemedy)
 	if recompute {
 		return a.Accept(ctx)
 	}
 	return nil
 }
 
-// reportBroken says once of each file that it is broken.
+// reportBroken logs once of each file that it is broken, until ctx ends.
 func (s *Service) reportBroken(ctx context.Context) {
 	a := s.Storage.Files
 	if a == nil {
@@ -84,7 +84,7 @@ func recordOf(a *stored.Files) *state.Bolt { return a.Record }
 
 func cacheOf(a *stored.Files) *state.Bolt { return a.Cache }
 
-// recordUsable says why POP3 cannot be served, as far as the record decides.
+// recordUsable returns why POP3 cannot be served with the record, or nil.
 func (s *Service) recordUsable(h *generation) error {
 	a := s.Storage.Opened.Load()
 	if a == nil || a.Record.Err() == nil {
@@ -98,7 +98,7 @@ func (s *Service) recordUsable(h *generation) error {
 	return nil
 }
 
-// stateDegraded says what of the state somebody should look at.
+// stateDegraded returns what an operator should look at in the state, or nil.
 func (s *Service) stateDegraded() error {
 	a := s.Storage.Opened.Load()
 	switch {

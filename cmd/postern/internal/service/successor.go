@@ -19,7 +19,7 @@ type successor struct {
 	back  chan struct{} // closed when it has not come to serve
 	ended chan struct{}
 
-	maildrops chan message // to be said, in their order
+	maildrops chan message // to be sent, in order
 }
 
 // startSuccessor starts binary with the arguments of this process and copies of
@@ -71,8 +71,9 @@ func socketpair() (pair [2]int, err error) {
 	return pair, err
 }
 
-// enqueue says a word about a maildrop, without waiting. One that does not listen
-// misses some: it believes them locked until this process ends.
+// enqueue queues a message about a maildrop, without waiting. A successor that does
+// not read loses messages: it takes these maildrops for locked until this process
+// ends.
 func (n *successor) enqueue(w message) {
 	select {
 	case n.maildrops <- w:
@@ -80,7 +81,7 @@ func (n *successor) enqueue(w message) {
 	}
 }
 
-// sendMaildrops says what tell is given until the successor ends.
+// sendMaildrops sends the messages of enqueue until the successor ends.
 func (n *successor) sendMaildrops() {
 	for {
 		select {

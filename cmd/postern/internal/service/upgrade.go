@@ -12,13 +12,13 @@ import (
 	"postern/configs"
 )
 
-// An upgrade replaces the process without a client that notices. The old one
+// An upgrade replaces the process, and no client notices. The old one
 // starts the new one with copies of its listening sockets, and the two talk over
 // a pair of sockets:
 //
 //	new -> old   Built     the configuration is good
-//	old -> new   Yours     nobody accepts now, the state is closed: take it
-//	new -> old   Serving   accepting; the sessions that are left are yours
+//	old -> new   Yours     the old one accepts nothing and has closed the state
+//	new -> old   Serving   the new one accepts; the old one keeps its sessions
 //	old -> new   Take      a login that was under way has opened a maildrop
 //	old -> new   Free      a session has ended its maildrop
 //	new -> old   Evict     somebody takes a maildrop over
@@ -26,8 +26,9 @@ import (
 // An old one that has a predecessor of its own passes Take, Free and Evict on, and
 // ends after it: the end of a process is the end of all locks that came from it.
 //
-// Until Serving the old one can take everything back. Then its sessions go on,
-// with their memory in the new one's hands, until they end or timeouts.upgrade.
+// Until Serving the old one can take everything back. Then its sessions go on
+// until they end, or for timeouts.upgrade; they read and write the state through
+// the new one.
 
 // upgrade starts a successor and gives it everything but the sessions. After an
 // error this process serves as before.

@@ -4,11 +4,12 @@ import (
 	"runtime/debug"
 )
 
-// A buildVersion is what the Go tool wrote into the binary.
-type buildVersion struct{ Version, Revision string }
+// A BuildVersion is what the Go tool wrote into the binary.
+type BuildVersion struct{ Version, Revision string }
 
-func ReadVersion() buildVersion {
-	v := buildVersion{Version: "(devel)", Revision: "unknown revision"}
+// ReadVersion returns what the Go tool wrote into this binary.
+func ReadVersion() BuildVersion {
+	v := BuildVersion{Version: "(devel)", Revision: "unknown revision"}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return v

@@ -23,6 +23,7 @@ func (n AccountFilter) match(e ledger.Entry) bool {
 	return (n.Protocol == "" || n.Protocol == e.Protocol) && (n.TLS == nil || slices.Contains(n.TLS, e.TLS)) && e.Last >= n.Since
 }
 
+// ListAccounts answers with the entries of the ledger that a filter chooses.
 var ListAccounts = Question[AccountFilter, ledger.Entry]{"account/list", func(ctx context.Context, m *Storage, n AccountFilter, each func(ledger.Entry) error) error {
 	a, err := m.open(ctx)
 	if err != nil {
@@ -36,8 +37,8 @@ var ListAccounts = Question[AccountFilter, ledger.Entry]{"account/list", func(ct
 	})
 }}
 
-// An Account is all that is stored of an account. An account's networks
-// are stored as keyed hashes alone, so there is only their number.
+// An Account is all that is stored of an account. Of its networks it has only the
+// number, because they are stored as keyed hashes.
 type Account struct {
 	Account   string         `json:"account"`
 	Pseudonym string         `json:"pseudonym"` // in logs, if privacy.users says so
@@ -48,11 +49,13 @@ type Account struct {
 	Damaged   string         `json:"damaged,omitempty"` // what cannot be read
 }
 
+// Empty reports whether nothing is stored of the account.
 func (s *Account) Empty() bool {
 	return len(s.Ledger) == 0 && s.POP3.Record == nil && s.POP3.Listing == nil && s.POP3.Deleted == nil && s.POP3.Fingerprints == 0 &&
 		s.Networks == 0 && s.Damaged == ""
 }
 
+// ExportAccount answers with all that is stored of an account.
 var ExportAccount = Question[string, Account]{"account/export", func(ctx context.Context, m *Storage, account string, each func(Account) error) error {
 	a, err := m.open(ctx)
 	if err != nil {
@@ -85,6 +88,7 @@ var ExportAccount = Question[string, Account]{"account/export", func(ctx context
 	return each(s)
 }}
 
+// ForgetAccount forgets all that is stored of an account.
 var ForgetAccount = Question[string, struct{}]{"account/forget", func(ctx context.Context, m *Storage, account string, each func(struct{}) error) error {
 	a, err := m.open(ctx)
 	if err != nil {

@@ -14,9 +14,10 @@ import (
 	"postern/proxy/state"
 )
 
-// piece is how much of a backup goes over the socket at once.
+// piece is how many octets of a backup go over the socket at once.
 const piece = 256 << 10
 
+// BackupState answers with the record, as it is at one moment, in pieces.
 var BackupState = Question[struct{}, []byte]{"state/backup", func(ctx context.Context, m *Storage, _ struct{}, each func([]byte) error) error {
 	a, err := m.open(ctx)
 	if err != nil {
@@ -29,13 +30,13 @@ var BackupState = Question[struct{}, []byte]{"state/backup", func(ctx context.Co
 	return w.Flush()
 }}
 
-// A writer is an io.Writer of what it calls.
+// A writer is a function as an io.Writer.
 type writer func([]byte) error
 
 // Write implements io.Writer.
 func (w writer) Write(p []byte) (int, error) { return len(p), w(p) }
 
-// CreateFile makes a file, of all that write writes or not at all.
+// CreateFile makes a file of what write writes. After an error there is no file.
 func CreateFile(path string, write func(io.Writer) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".")
 	if err != nil {
@@ -52,7 +53,8 @@ func CreateFile(path string, write func(io.Writer) error) error {
 }
 
 // KeepBrakes puts the brakes that were on before a restore into the record that
-// was restored: a backup does not say what is wrong with the mailboxes today.
+// was restored, and writes their backends to out: a backup does not know what is
+// wrong with the mailboxes today.
 func KeepBrakes(ctx context.Context, record string, out io.Writer) error {
 	brakes, err := readBrakes(ctx, record+".before-restore")
 	if err != nil {

@@ -17,10 +17,11 @@ const (
 	askTimes = 200
 )
 
-// NewBucket returns the bucket of a name that store has at present.
+// NewBucket returns the Bucket of a name that store has at present.
 func NewBucket(name string, store bridge.Bucket) *Bucket { return &Bucket{name: name, store: store} }
 
-// A Bucket is what sessions remember with, whoever has the files.
+// A Bucket is a bucket of the state as sessions use it, also while another process
+// has the files.
 type Bucket struct {
 	name     string
 	observer proxy.Observer // nil: nobody
@@ -29,13 +30,13 @@ type Bucket struct {
 	store bridge.Bucket
 }
 
-// observe tells of an operation that has ended, unless who wanted it has gone. What
-// that one said is no error of the state.
-func (b *Bucket) observe(ctx context.Context, operation string, begun time.Time, err error, said *error) {
+// observe reports an operation that has ended, unless ctx has ended. An error of the
+// caller's function, callerErr, is no error of the state.
+func (b *Bucket) observe(ctx context.Context, operation string, begun time.Time, err error, callerErr *error) {
 	if b.observer == nil || ctx.Err() != nil {
 		return
 	}
-	if said != nil && *said != nil {
+	if callerErr != nil && *callerErr != nil {
 		err = nil
 	}
 	b.observer.Observe(proxy.StateUsed{Store: b.name, Operation: operation, Duration: time.Since(begun), Err: err})
@@ -57,41 +58,42 @@ func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
 
 // Update implements bridge.Bucket.
 func (b *Bucket) Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error {
-	var said error
-	return b.retry(ctx, "update", &said, func(bucket bridge.Bucket) error {
+	var callerErr error
+	return b.retry(ctx, "update", &callerErr, func(bucket bridge.Bucket) error {
 		return bucket.Update(ctx, key, func(old []byte) (value []byte, err error) {
-			value, said = change(old)
-			return value, said
+			value, callerErr = change(old)
+			return value, callerErr
 		})
 	})
 }
 
 // UpdateAll implements bridge.Bucket.
 func (b *Bucket) UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error {
-	var said error
-	return b.retry(ctx, "update", &said, func(bucket bridge.Bucket) error {
+	var callerErr error
+	return b.retry(ctx, "update", &callerErr, func(bucket bridge.Bucket) error {
 		return bucket.UpdateAll(ctx, keys, func(key string, old []byte) (value []byte, err error) {
-			value, said = change(key, old)
-			return value, said
+			value, callerErr = change(key, old)
+			return value, callerErr
 		})
 	})
 }
 
 // Scan implements bridge.Bucket.
 func (b *Bucket) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
-	var said error
-	return b.retry(ctx, "scan", &said, func(bucket bridge.Bucket) error {
+	var callerErr error
+	return b.retry(ctx, "scan", &callerErr, func(bucket bridge.Bucket) error {
 		return bucket.Scan(ctx, prefix, func(key string, value []byte) error {
-			said = each(key, value)
-			return said
+			callerErr = each(key, value)
+			return callerErr
 		})
 	})
 }
 
-// retry calls f with the bucket; again if this one is about to be another. said is
-// the error of who wants it; nil: he has nothing to say.
-func (b *Bucket) retry(ctx context.Context, operation string, said *error, f func(bridge.Bucket) error) (err error) {
-	defer func(begun time.Time) { b.observe(ctx, operation, begun, err, said) }(time.Now())
+// retry calls f with the store, and calls it again while the files come back from
+// a successor, until ctx ends. callerErr is the error of the caller's own function;
+// nil: the caller has none.
+func (b *Bucket) retry(ctx context.Context, operation string, callerErr *error, f func(bridge.Bucket) error) (err error) {
+	defer func(begun time.Time) { b.observe(ctx, operation, begun, err, callerErr) }(time.Now())
 	for range askTimes {
 		if err = b.try(f); !errors.Is(err, errFilesReturned) {
 			return err

@@ -17,9 +17,10 @@ type FileReport struct {
 	Damaged []string `json:"damaged,omitempty"` // what cannot be read
 }
 
-// maxDamage is how much of it is told.
+// maxDamage is the largest number of damaged records in a FileReport.
 const maxDamage = 100
 
+// CheckState answers with a report of each file, whose every record it reads.
 var CheckState = Question[struct{}, FileReport]{"state/check", func(ctx context.Context, m *Storage, _ struct{}, each func(FileReport) error) error {
 	a, err := m.open(ctx)
 	if err != nil && (a == nil || a.Record.Err() == nil) { // a broken file is named below

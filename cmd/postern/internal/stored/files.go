@@ -19,7 +19,7 @@ func (a *Files) PseudonymKey(ctx context.Context) (key []byte, err error) {
 	return pseudonymKeyOf(ctx, a.notes)
 }
 
-// A noter is where Postern notes things for itself.
+// A noter is the bucket of notes.
 type noter interface {
 	Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error
 }
@@ -38,11 +38,12 @@ func pseudonymKeyOf(ctx context.Context, notes noter) (key []byte, err error) {
 	return key, err
 }
 
-// An Files is what is stored, for who looks after it.
+// Files are the open files of the state: the record, which must not be lost, and
+// the cache.
 type Files struct {
 	Record, Cache *state.Bolt
 	Lost          atomic.Int64 // accounts that only the cache knows, because the record was lost
-	Unidentified  error        // why that is not known; nil: it is
+	Unidentified  error        // why Lost is not known; nil: it is known
 
 	listings, uidls bridge.Bucket // what POP3 remembers of mailboxes, and which UIDLs were shown
 	ledger          bridge.Bucket // who logs in with what
@@ -56,15 +57,17 @@ func newFiles(record, cache *state.Bolt) *Files {
 	}
 }
 
+// ErrNoState is the error of a Question without state.path.
 var ErrNoState = errors.New("state.path is not set: nothing is remembered")
 
-// The names of what sessions remember with: see archive.
+// The names of the buckets that sessions use.
 const (
 	ListingsBucket = "listings"
 	UIDLBucket     = "uidl"
 	BrakeBucket    = "brake"
 )
 
+// The names of the files in state.path.
 const (
 	RecordFile = "record.db"
 	CacheFile  = "cache.db"

@@ -8,14 +8,14 @@ import (
 	"postern/bridge"
 )
 
-// What can be wrong with the files of the state while Postern runs: one of them
-// is broken (see state.Bolt), or the record is not the one that the cache was
-// written beside. Then it was lost: a record that is empty, or of another
-// Postern, has no word of accounts whose UIDLs were shown.
+// Two things can be wrong with the files of the state while Postern runs: a file is
+// broken (see state.Bolt), or the record is not the one that the cache was written
+// beside. Then the record was lost: a record that is empty, or of another Postern,
+// lacks accounts whose UIDLs were shown.
 
-// identityBucket is of a file; in it, identityKey has a random name of the
-// record: in record.db its own, in cache.db that of the record beside it. A
-// backup of the record has its name.
+// identityBucket is a bucket of both files. Its identityKey is a random name of the
+// record: in record.db of itself, in cache.db of the record beside it. A backup
+// has the name of its record.
 const (
 	identityBucket = "meta"
 	identityKey    = "record"
@@ -156,7 +156,8 @@ func (a *Files) recount(ctx context.Context) error {
 	return a.countLost(ctx)
 }
 
-// LostRecord is said of a record that was lost, lostRemedy what to do.
+// LostRecord is the error text of a record that was lost, LostRemedy what an
+// operator can do.
 const (
 	LostRecord = "the record of unique ids was lost"
 	LostRemedy = "stop Postern and put a backup back (postern state restore), or let them be computed anew (pop3.on_unreadable_record: recompute, or postern uidl forget --all)"

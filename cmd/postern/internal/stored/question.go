@@ -9,14 +9,15 @@ import (
 	"postern/proxy/state"
 )
 
-// A Question is about what Postern remembers. The Postern that runs answers it
-// through the control socket; when none runs, the one who asks opens the files.
+// A Question is a request about the state, with an In, that is answered by any
+// number of Outs. The running Postern answers at the control socket; when none
+// runs, the command opens the files and answers by itself.
 type Question[In, Out any] struct {
 	Name   string
 	Answer func(ctx context.Context, m *Storage, in In, each func(Out) error) error
 }
 
-// Ask calls each for every value of the answer.
+// Ask calls each for every value of the answer, until each returns an error.
 func (q Question[In, Out]) Ask(ctx context.Context, cfg *configs.Config, in In, each func(Out) error) error {
 	running := func() error {
 		if cfg.Control.Socket == "" {
@@ -40,13 +41,13 @@ func (q Question[In, Out]) Ask(ctx context.Context, cfg *configs.Config, in In, 
 	return errors.Join(q.Answer(ctx, m, in, each), m.Close())
 }
 
-// One is ask for an answer of one value.
+// One is Ask for an answer of one value.
 func (q Question[In, Out]) One(ctx context.Context, cfg *configs.Config, in In) (out Out, err error) {
 	err = q.Ask(ctx, cfg, in, func(v Out) error { out = v; return nil })
 	return out, err
 }
 
-// Register makes s answer q of m.
+// Register makes s answer q from m.
 func (q Question[In, Out]) Register(s *admin.Server, m *Storage) {
 	admin.HandleEach(s, q.Name, func(ctx context.Context, in In, each func(Out) error) error {
 		m.Reading.RLock()

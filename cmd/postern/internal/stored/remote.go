@@ -12,7 +12,7 @@ import (
 	"postern/proxy/admin"
 )
 
-// AskGet, askSwap and askScan are what sessions of a predecessor ask.
+// AskGet, AskSwap and AskScan are the requests of the sessions of a predecessor.
 const (
 	AskGet  = "state/get"
 	AskSwap = "state/swap"
@@ -22,21 +22,21 @@ const (
 // askTime is how long a successor is asked.
 const askTime = time.Minute
 
-// A RemoteBucket is a bucket in the successor's hands. It is asked through the
-// control socket.
+// A RemoteBucket is a bucket of the successor, which has the files. It is read and
+// written through the successor's control socket.
 type RemoteBucket struct {
 	socket, bucket string
 	back           <-chan struct{} // closed when the files will be ours again
 }
 
-// NewRemoteBucket returns the bucket of a name in the hands of the Postern that
-// answers at socket. back is closed when the files are this process's again.
+// NewRemoteBucket returns the bucket of a name of the Postern that answers at
+// socket. back is closed when this process gets the files again.
 func NewRemoteBucket(socket, name string, back <-chan struct{}) bridge.Bucket {
 	return RemoteBucket{socket, name, back}
 }
 
-// A Entry is a key of a bucket, or the beginning of keys, and what is or shall be
-// there.
+// An Entry is a key of a bucket, or a prefix of keys, with its present value and the
+// new one.
 type Entry struct {
 	Bucket, Key string
 	Old, New    []byte
@@ -60,7 +60,7 @@ func (b RemoteBucket) Update(ctx context.Context, key string, change func(old []
 // UpdateAll implements bridge.Bucket.
 func (b RemoteBucket) UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error {
 	for {
-		cells := make([]Entry, len(keys))
+		entries := make([]Entry, len(keys))
 		for i, key := range keys {
 			old, err := b.Get(ctx, key)
 			if err != nil {
@@ -70,10 +70,10 @@ func (b RemoteBucket) UpdateAll(ctx context.Context, keys []string, change func(
 			if err != nil {
 				return err
 			}
-			cells[i] = Entry{b.bucket, key, old, value}
+			entries[i] = Entry{b.bucket, key, old, value}
 		}
 		var done bool
-		if err := b.ask(ctx, AskSwap, cells, &done); err != nil || done {
+		if err := b.ask(ctx, AskSwap, entries, &done); err != nil || done {
 			return err
 		}
 	}
@@ -81,11 +81,11 @@ func (b RemoteBucket) UpdateAll(ctx context.Context, keys []string, change func(
 
 // Scan implements bridge.Bucket.
 func (b RemoteBucket) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
-	var cells []Entry
-	if err := b.ask(ctx, AskScan, Entry{Bucket: b.bucket, Key: prefix}, &cells); err != nil {
+	var entries []Entry
+	if err := b.ask(ctx, AskScan, Entry{Bucket: b.bucket, Key: prefix}, &entries); err != nil {
 		return err
 	}
-	for _, c := range cells {
+	for _, c := range entries {
 		if err := each(c.Key, c.Old); err != nil {
 			return err
 		}
@@ -93,8 +93,8 @@ func (b RemoteBucket) Scan(ctx context.Context, prefix string, each func(key str
 	return nil
 }
 
-// ask waits for a successor that is not there yet. What it asks can be asked
-// twice.
+// ask sends a request, and again while the successor does not answer yet. A request
+// may therefore arrive twice.
 func (b RemoteBucket) ask(ctx context.Context, name string, in, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
@@ -113,5 +113,5 @@ func (b RemoteBucket) ask(ctx context.Context, name string, in, out any) error {
 	}
 }
 
-// disconnected are the errors of asking a process that ends meanwhile, or is no more.
+// disconnected are the errors of a request to a process that ends, or has ended.
 var disconnected = []error{admin.ErrNotRunning, io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE}

@@ -129,7 +129,7 @@ func (a *Files) lastDays(ctx context.Context, today string) (last map[string]str
 	return last, a.note(ctx, done, nil)
 }
 
-// note sets since when accounts are known that never came; nil: nothing is said.
+// note sets since when accounts are known that never came; nil: the note is removed.
 func (a *Files) note(ctx context.Context, accounts []string, day []byte) error {
 	const together = 1000
 	for some := range slices.Chunk(accounts, together) {

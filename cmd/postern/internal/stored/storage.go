@@ -26,7 +26,7 @@ import (
 	"postern/proxy/state"
 )
 
-// A Storage is what outlives Postern. The zero value remembers nothing.
+// A Storage is the state that outlives the process. The zero value keeps nothing.
 type Storage struct {
 	Cache  bridge.Bucket
 	Record bridge.Bucket
@@ -53,14 +53,16 @@ type Storage struct {
 // OpenMemory makes m, which is empty, a Storage that ends with the process.
 func (m *Storage) OpenMemory() { m.Cache, m.Record = new(state.Memory), new(state.Memory) }
 
-// Observe lets o know of what sessions do with m. No session may do so yet.
+// Observe makes o observe what sessions read and write. It is called before the
+// first session.
 func (m *Storage) Observe(o proxy.Observer) {
 	for _, b := range m.Buckets {
 		b.observer = o
 	}
 }
 
-// HandOver closes the files. Sessions go on with what other gives for a bucket.
+// HandOver closes the files. Sessions go on with the bucket that other returns for
+// a name.
 func (m *Storage) HandOver(other func(name string) bridge.Bucket) error {
 	for name, b := range m.Buckets {
 		b.set(other(name))
@@ -70,7 +72,7 @@ func (m *Storage) HandOver(other func(name string) bridge.Bucket) error {
 	return err
 }
 
-// TakeBack opens the files again.
+// TakeBack opens the files again, and sessions use them again.
 func (m *Storage) TakeBack(ctx context.Context, cfg *configs.Config) error {
 	fresh, err := Open(ctx, cfg)
 	if err != nil {
@@ -131,8 +133,8 @@ func (m *Storage) Open(ctx context.Context, cfg *configs.Config) error {
 	return nil
 }
 
-// openExisting is openMemory for one who is not Postern itself. It makes no new
-// files, which would belong to another user than Postern's.
+// openExisting is Open for a command. It makes no new files, because they would
+// belong to the user of the command.
 func openExisting(ctx context.Context, cfg *configs.Config) (*Storage, error) {
 	if cfg.State.Path == "" {
 		return nil, errors.New("no Postern can be asked, and state.path is not set: nothing is remembered")
@@ -165,7 +167,7 @@ func (m *Storage) Broken() error {
 	return nil
 }
 
-// A ledgerStore is where the ledger stands in the archive that is open.
+// A ledgerStore is the ledger's bucket in the files that are open.
 type ledgerStore struct{ *Storage }
 
 // Ledger returns what a ledger is written to.
@@ -181,7 +183,7 @@ func (s ledgerStore) Scan(ctx context.Context, prefix string, each func(key stri
 	return s.Files.ledger.Scan(ctx, prefix, each)
 }
 
-// open returns the archive with all that is to be in it.
+// open returns the files, after all that a running Postern has to write is written.
 func (m *Storage) open(ctx context.Context) (*Files, error) {
 	if m.Files == nil {
 		return nil, ErrNoState
@@ -192,6 +194,7 @@ func (m *Storage) open(ctx context.Context) (*Files, error) {
 	return m.Files, m.Flush(ctx)
 }
 
+// Bucket returns the bucket of a name that sessions use.
 func (m *Storage) Bucket(name string) (*Bucket, error) {
 	if b := m.Buckets[name]; b != nil {
 		return b, nil
@@ -199,8 +202,8 @@ func (m *Storage) Bucket(name string) (*Bucket, error) {
 	return nil, fmt.Errorf("there is no bucket %q", name)
 }
 
-// CheckPOP3Backend is an error that names the backends behind POP3 listeners if backend is
-// none of them.
+// CheckPOP3Backend is an error unless backend serves POP3. The error names the
+// backends that do.
 func CheckPOP3Backend(cfg *configs.Config, backend string) error {
 	var names []string
 	if slices.ContainsFunc(cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == proxy.POP3 }) {

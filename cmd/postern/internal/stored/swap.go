@@ -6,18 +6,18 @@ import (
 	"errors"
 )
 
-// Swap puts values in the place of others, of one bucket, if all of those are
-// there still.
-func (m *Storage) Swap(ctx context.Context, cells []Entry) (bool, error) {
-	if len(cells) == 0 {
+// Swap replaces the values of entries, which are of one bucket, by New, if all
+// present values are Old, and reports whether it has.
+func (m *Storage) Swap(ctx context.Context, entries []Entry) (bool, error) {
+	if len(entries) == 0 {
 		return true, nil
 	}
-	b, err := m.Bucket(cells[0].Bucket)
+	b, err := m.Bucket(entries[0].Bucket)
 	if err != nil {
 		return false, err
 	}
-	keys, byKey := make([]string, len(cells)), make(map[string]Entry, len(cells))
-	for i, c := range cells {
+	keys, byKey := make([]string, len(entries)), make(map[string]Entry, len(entries))
+	for i, c := range entries {
 		keys[i], byKey[c.Key] = c.Key, c
 	}
 	err = b.UpdateAll(ctx, keys, func(key string, old []byte) ([]byte, error) {
@@ -33,4 +33,4 @@ func (m *Storage) Swap(ctx context.Context, cells []Entry) (bool, error) {
 	return err == nil, err
 }
 
-var errChanged = errors.New("another was faster")
+var errChanged = errors.New("another writer was faster")

@@ -10,7 +10,7 @@ import (
 	"postern/bridge"
 )
 
-// A Selection is some accounts. The zero value is all.
+// A Selection chooses accounts. The zero value chooses all.
 type Selection struct {
 	Account string `json:"account,omitempty"`
 	Domain  string `json:"domain,omitempty"`
@@ -27,6 +27,7 @@ func (s Selection) match(account string) bool {
 	return true
 }
 
+// String returns the selection as a command prints it.
 func (s Selection) String() string {
 	switch {
 	case s.Account != "":
@@ -37,6 +38,7 @@ func (s Selection) String() string {
 	return "all accounts"
 }
 
+// ForgetUIDLs forgets the record of accounts, and answers with their number.
 var ForgetUIDLs = Question[Selection, int]{"uidl/forget", func(ctx context.Context, m *Storage, s Selection, each func(int) error) error {
 	if m.Record == nil {
 		return errNoRecord
@@ -52,6 +54,7 @@ var ForgetUIDLs = Question[Selection, int]{"uidl/forget", func(ctx context.Conte
 	return each(n + lost)
 }}
 
+// ExportUIDLs answers with the record of each account.
 var ExportUIDLs = Question[Selection, bridge.AccountRecord]{"uidl/export", func(ctx context.Context, m *Storage, s Selection, each func(bridge.AccountRecord) error) error {
 	if m.Record == nil {
 		return errNoRecord
@@ -64,6 +67,7 @@ var ExportUIDLs = Question[Selection, bridge.AccountRecord]{"uidl/export", func(
 	})
 }}
 
+// ImportUIDLs replaces the records of accounts, and answers with their number.
 var ImportUIDLs = Question[[]bridge.AccountRecord, int]{"uidl/import", func(ctx context.Context, m *Storage, all []bridge.AccountRecord, each func(int) error) error {
 	if m.Record == nil {
 		return errNoRecord
@@ -83,13 +87,13 @@ var ImportUIDLs = Question[[]bridge.AccountRecord, int]{"uidl/import", func(ctx 
 	return each(len(all))
 }}
 
-// An Acceptance is what an operator expects of a backend.
+// An Acceptance allows the mailboxes of a backend to change for a while.
 type Acceptance struct {
 	Backend string        `json:"backend"`
 	For     time.Duration `json:"for"` // nanoseconds
 }
 
-// AcceptChanges answers with the time until when.
+// AcceptChanges answers with the end of the acceptance.
 var AcceptChanges = Question[Acceptance, time.Time]{"uidl/accept", func(ctx context.Context, m *Storage, in Acceptance, each func(time.Time) error) error {
 	b, err := m.OpenBrake(ctx, in.Backend)
 	if err != nil {
@@ -102,7 +106,8 @@ var AcceptChanges = Question[Acceptance, time.Time]{"uidl/accept", func(ctx cont
 	return each(until)
 }}
 
-var UidlHistory = Question[string, bridge.GenerationInfo]{"uidl/history", func(ctx context.Context, m *Storage, account string, each func(bridge.GenerationInfo) error) error {
+// UIDLHistory answers with the generations in the record of an account.
+var UIDLHistory = Question[string, bridge.GenerationInfo]{"uidl/history", func(ctx context.Context, m *Storage, account string, each func(bridge.GenerationInfo) error) error {
 	if m.Record == nil {
 		return errNoRecord
 	}
@@ -118,6 +123,8 @@ var UidlHistory = Question[string, bridge.GenerationInfo]{"uidl/history", func(c
 	return nil
 }}
 
+// UndoUIDLs gives messages the UIDLs of the generation before, and answers with the
+// number of messages.
 var UndoUIDLs = Question[string, int]{"uidl/undo", func(ctx context.Context, m *Storage, account string, each func(int) error) error {
 	if m.Record == nil {
 		return errNoRecord
