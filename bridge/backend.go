@@ -1,26 +1,32 @@
 // Package bridge serves POP3 to a client from the INBOX of an IMAP server.
 //
-// A session opens INBOX with SELECT, numbers the messages it finds, and keeps
-// these numbers to its end: everything it asks of the server it asks by UID.
-// DELE marks a message in memory; QUIT, and nothing else, removes what is
-// marked, with UID STORE and UID EXPUNGE. A server without UIDPLUS gets the
-// \Deleted flag only: a bare EXPUNGE, or CLOSE, would remove the messages that
-// other clients have marked. Which messages POP3 has deleted there is in the
-// record, before QUIT is answered, and later sessions do not show them; CAPA has
-// X-SPACE-FREED-BY IMAP, for they stay until another client expunges. Without a
-// record the keyword $POP3Deleted says the same, and where INBOX takes none they
-// are shown again. With Isolate they are removed all the same: see
-// update.isolate for what that may cost.
+// A Backend is a proxy.Backend: its sessions are POP3 sessions in the TRANSACTION and
+// UPDATE states of RFC 1939. Backends of the same accounts share Locks, of the same
+// server a Queue, of the same name a Brake, and all backends of a process a
+// ListingMemory. A Bucket stores the listings of mailboxes and the record of UIDLs;
+// Export, Import, Forget, Undo, Lookup, Erase and Check read and change these for an
+// operator. Package inbox speaks IMAP, and package uidl knows the record.
 //
-// Messages are read ahead when a client reads them in their order, and pass as
-// they come: memory does not depend on their size.
+// A session opens INBOX with SELECT, numbers the messages, and keeps these numbers to
+// its end: it names messages to the server by UID. DELE marks a message in memory;
+// QUIT, and nothing else, removes the marked messages, with UID STORE and UID EXPUNGE.
+// A server without UIDPLUS gets the \Deleted flag only: a bare EXPUNGE, or CLOSE,
+// would remove the messages that other clients have marked. The record then has the
+// messages that POP3 has deleted, before QUIT is answered, and later sessions do not
+// show them; CAPA has X-SPACE-FREED-BY IMAP, because they stay until another client
+// expunges. Without a record the keyword $POP3Deleted serves the same purpose, and
+// where INBOX allows no keyword the messages are shown again. With Isolate they are
+// removed all the same: update.isolate describes the cost.
 //
-// A connection to the server that is lost is replaced by another one, for which
-// the session keeps the client's secret. What the server or the connection to
-// it may do, and what the client is told:
+// Messages are read ahead when a client reads them in their order, and are passed on
+// while they come: memory does not depend on their size.
+//
+// A connection to the server that is lost is replaced by another one; for this the
+// session keeps the client's secret. Faults of the server or of the connection to it,
+// and what the client gets:
 //
 //	SELECT fails                   login refused for now
-//	messages and EXISTS differ     login refused for now, after more looks; nothing is remembered of it
+//	messages and EXISTS differ     login refused for now, after more searches; nothing of it is stored
 //	sizes of up to 3, or 1 %, NO   listed with size 1; RETR, TOP and DELE: -ERR [SYS/TEMP]; asked again at the next login
 //	sizes of more refused          login refused for now
 //	no keywords, with Hide         login refused: [SYS/PERM]
@@ -41,6 +47,7 @@
 //	STORE, EXPUNGE, MOVE, COPY NO  -ERR [SYS/TEMP] to QUIT, also when the record cannot be written
 //	no \Trash mailbox, with Trash  -ERR [SYS/PERM] to QUIT; nothing is deleted
 //	\Seen could not be set         nothing
+//	a panic in reading             as a connection that is lost
 //
 // The server's own codes and words go to the log, never to the client.
 package bridge

@@ -171,16 +171,7 @@ func (s *session) collectFingerprints() {
 	if len(fresh) == 0 && !s.record.former && !s.record.messagesGone && s.record.seen == today() && !s.maildrop.anyGone() {
 		return
 	}
-	slices.SortStableFunc(fresh, compareFingerprints)
-	var entries []uidl.Entry
-	for _, p := range fresh {
-		if last := len(entries) - 1; last >= 0 && entries[last].UID == p.UID {
-			entries[last].Header = cmp.Or(entries[last].Header, p.Header)
-			entries[last].Short = cmp.Or(entries[last].Short, p.Short)
-			continue
-		}
-		entries = append(entries, uidl.Entry{UID: p.UID, Short: p.Short, Header: p.Header})
-	}
+	entries := mergeFingerprints(fresh)
 	if len(fresh) > 0 {
 		s.maildrop.changed = true
 	}
@@ -189,6 +180,20 @@ func (s *session) collectFingerprints() {
 			s.maildrop.find(e.UID).marks &^= fingerprinted | headerHashed
 		}
 	}
+}
+
+// mergeFingerprints returns one entry for each message of fresh, by ascending UID.
+func mergeFingerprints(fresh []uidl.Fingerprint) (entries []uidl.Entry) {
+	slices.SortStableFunc(fresh, compareFingerprints)
+	for _, f := range fresh {
+		if last := len(entries) - 1; last >= 0 && entries[last].UID == f.UID {
+			entries[last].Header = cmp.Or(entries[last].Header, f.Header)
+			entries[last].Short = cmp.Or(entries[last].Short, f.Short)
+			continue
+		}
+		entries = append(entries, uidl.Entry{UID: f.UID, Short: f.Short, Header: f.Header})
+	}
+	return entries
 }
 
 // fetchMissing returns the short fingerprints of messages that have none, as far as

@@ -71,22 +71,32 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	l := newListing(v, known, s.reservation)
 	var before []message // what was there in the last session
 	if known.continuesIn(v) && !l.unchanged() {
-		before = slices.Clone(known.messages) // the listing changes them
+		before = slices.Clone(known.messages) // the listing changes these
 	}
-	long := l.missing() > shortListing
-	if long {
-		leave, err := s.awaitTurn(ctx)
-		if err != nil {
-			return "", err
-		}
-		defer leave()
+	if l.missing() <= shortListing {
+		return s.complete(ctx, known, before, l, seen, admitted, false)
 	}
+	leave, err := s.awaitTurn(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer leave()
+	source, err = s.complete(ctx, known, before, l, seen, admitted, true)
+	if err == nil {
+		s.saveSnapshot(ctx) // before the turn of others
+	}
+	return source, err
+}
+
+// complete brings a listing up to date, asks the brake about the messages that are
+// gone unless that has admitted the view already, and makes the maildrop.
+func (s *session) complete(ctx context.Context, known snapshot, before []message, l *listing, last comparison, admitted, long bool) (source string, err error) {
 	asked, err := s.bringUpToDate(ctx, l, long)
 	if err != nil {
 		return "", err
 	}
 	if !admitted {
-		changed := seen.with(l.View)
+		changed := last.with(l.View)
 		changed.gone = vanished(before, l.messages)
 		if err := s.backend.Brake.Admit(ctx, s.login.Account, changed.change()); err != nil {
 			return "", err
@@ -94,9 +104,6 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	}
 	if err := s.makeMaildrop(ctx, known, before, l, asked); err != nil {
 		return "", err
-	}
-	if long {
-		s.saveSnapshot(ctx) // before the turn of others
 	}
 	return l.source(asked), nil
 }

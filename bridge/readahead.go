@@ -10,17 +10,17 @@ import (
 )
 
 const (
-	// aheadMost is how many octets a session may have asked for before its
+	// maxWindow is how many octets a session may have asked for before its
 	// client does. They wait in the buffers of the connection: the server is
 	// slowed down by what is not read.
 	maxWindow = 1 << 20
-	// aheadFirst is with how many it begins; each time it was right it doubles
+	// firstWindow is with how many it begins; each time it was right it doubles
 	// that. 32 messages of 4 KB are 1,600 in a second at 20 ms round trip.
 	firstWindow = 128 << 10
 	// rowOctets is what a FETCH response has beside its body, and headerOctets what a
 	// header is thought to have.
 	rowOctets, headerOctets = 256, 4 << 10
-	// aheadOfAll bounds what all sessions of a backend have asked for so.
+	// maxAheadOctets bounds what all sessions of a backend have asked for so.
 	maxAheadOctets = 256 << 20
 )
 
@@ -34,7 +34,7 @@ type readAhead struct {
 	missed int   // messages that were asked for and had to be asked for again
 }
 
-// mostMissed is after how many such messages a session reads ahead no more:
+// maxMissed is after how many such messages a session reads ahead no more:
 // the server has an order of its own.
 const maxMissed = 3
 

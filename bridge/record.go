@@ -122,10 +122,10 @@ func (s *session) withRemoved(value []byte) ([]byte, error) {
 	return other.encode(), nil
 }
 
-// errOvertaken says that another session was faster.
+// errConflict says that another session was faster.
 var errConflict = errors.New("another session has written meanwhile")
 
-// errLost says that a record is not there that was there: it is no new one.
+// errRecordLost says that the record of an account is missing that there was before.
 var errRecordLost = errors.New("the record of unique-ids was lost: the cache knows that there was one")
 
 // A stamp identifies one version of the record of an account. The
@@ -143,7 +143,7 @@ func stampOf(r *uidl.Record, head []byte) stamp {
 	return stamp{r.Version, binary.LittleEndian.Uint32(head[len(head)-4:])}
 }
 
-// recorded is what a session knows of the record of its account.
+// A recordState is what a session knows of the record of its account.
 type recordState struct {
 	stamp        stamp
 	generation   uint32      // of the UIDs of the session; 0: of a record in the form of before
@@ -507,7 +507,7 @@ func (st *stored) names() (names []string) {
 }
 
 // write puts a record in the place of st, which it was read from, and makes st
-// its head. It returns errOvertaken if another one has written meanwhile.
+// its head. It returns errConflict if another one has written meanwhile.
 func (st *stored) write(ctx context.Context, bucket Bucket, account string, record *uidl.Record) error {
 	head, blocks := record.Encode()
 	keys, values := []string{key(account)}, map[string][]byte{}

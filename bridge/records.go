@@ -13,7 +13,7 @@ import (
 	"postern/proxy"
 )
 
-// A Recorded is the record of one account, as it is exported and imported.
+// An AccountRecord is the record of one account, as it is exported and imported.
 type AccountRecord struct {
 	Account string       `json:"account"`
 	Record  *uidl.Record `json:"record"`
@@ -143,7 +143,7 @@ func History(ctx context.Context, bucket Bucket, account string) (all []Generati
 	return all, nil
 }
 
-// A Past is what is recorded of one meaning of UIDs.
+// A GenerationInfo sums up one generation of a record.
 type GenerationInfo struct {
 	Present       bool     `json:"present,omitempty"`
 	UIDValidity   uint32   `json:"uidvalidity"`

@@ -128,7 +128,7 @@ func (s *session) stillHidden(ctx context.Context, buried []uint32, flagged imap
 	return still, nil
 }
 
-// hiddenLooks is how often the server is asked again about a message that has lost
+// hiddenChecks is how often the server is asked again about a message that has lost
 // the keyword.
 const hiddenChecks = 2
 

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// small is what comes with the first packets of an answer, RFC 6928. It is
+	// smallBody is what comes with the first packets of an answer, RFC 6928. It is
 	// read whole before the client gets an answer.
 	smallBody = 8 << 10
 

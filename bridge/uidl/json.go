@@ -8,7 +8,7 @@ import (
 	"strconv"
 )
 
-// A print64 is a fingerprint, as 16 hexadecimal digits.
+// A hex64 is a fingerprint, as 16 hexadecimal digits.
 type hex64 uint64
 
 // MarshalText implements encoding.TextMarshaler.

@@ -51,24 +51,41 @@ type matcher struct {
 	taken         map[int]bool // new
 }
 
-// by matches those that are left by one kind of fingerprint.
-func (m *matcher) by(print func(Fingerprint) uint64) {
-	left, right := make(map[uint64][]int), make(map[uint64][]int)
+// by matches the messages that are left by one kind of hash.
+func (m *matcher) by(hash func(Fingerprint) uint64) {
+	left, right := m.unmatched(hash)
+	m.matchUnique(left, right)
+	m.matchGroups(left, right)
+}
+
+// unmatched returns the places of the messages that are left, old and new, by hash.
+func (m *matcher) unmatched(hash func(Fingerprint) uint64) (left, right map[uint64][]int) {
+	left, right = make(map[uint64][]int), make(map[uint64][]int)
 	for i, p := range m.before {
-		if _, done := m.found[i]; !done && print(p) != 0 {
-			left[print(p)] = append(left[print(p)], i)
+		if _, done := m.found[i]; !done && hash(p) != 0 {
+			left[hash(p)] = append(left[hash(p)], i)
 		}
 	}
 	for j, p := range m.after {
-		if !m.taken[j] && print(p) != 0 {
-			right[print(p)] = append(right[print(p)], j)
+		if !m.taken[j] && hash(p) != 0 {
+			right[hash(p)] = append(right[hash(p)], j)
 		}
 	}
+	return left, right
+}
+
+// matchUnique matches messages whose hash is there once on both sides.
+func (m *matcher) matchUnique(left, right map[uint64][]int) {
 	for key, i := range left {
 		if j := right[key]; len(i) == 1 && len(j) == 1 {
 			m.found[i[0]], m.taken[j[0]] = j[0], true
 		}
 	}
+}
+
+// matchGroups matches messages with the same hash that are as many on both sides, if
+// each stands after the same message that is certain.
+func (m *matcher) matchGroups(left, right map[uint64][]int) {
 	behind, ahead := m.anchors()
 	for key, i := range left {
 		j := right[key]

@@ -23,7 +23,7 @@ const (
 	// and show them again, and who finds an error in a filter, in a label or in
 	// a quarantine finds it within a quarter of a year.
 	KeepNames = 90
-	// KeepPrints is the same for messages without a name, the UIDLs of which are
+	// KeepFingerprints is the same for messages without a name, the UIDLs of which are
 	// computed again. A change of UIDVALIDITY finds them again for a week, which
 	// is as long as the repair of a store takes.
 	KeepFingerprints = 7

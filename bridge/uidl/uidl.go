@@ -1,6 +1,17 @@
-// Package uidl computes the unique-ids of POP3, RFC 1939 section 7, from what
-// IMAP knows of a message, and records those that cannot be computed. A client
-// that finds the unique-ids it knew before does not fetch its mail again.
+// Package uidl computes the unique-ids (UIDLs) of POP3, RFC 1939 section 7, from the
+// UID and the UIDVALIDITY of a message in IMAP, and records those that cannot be
+// computed. A client that sees the UIDLs that it knows does not download its mail
+// again.
+//
+// A Format computes UIDLs. A Record has the UIDLs that were shown of one mailbox: a
+// Generation for each meaning of its UIDs, with an Era for each Format that was used
+// and an Entry for each message whose UIDL or Fingerprint is remembered. By their
+// Fingerprints, Record.Recognize finds messages again that have got new UIDs. UIDLs
+// are the names of one generation in the form that a session holds. Detect finds the
+// Format of an old server.
+//
+// A UIDL that was shown is never changed and never given to another message, but for
+// exact copies that had one UIDL on an old server.
 package uidl
 
 import (
