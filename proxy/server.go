@@ -115,9 +115,10 @@ type Server struct {
 	Guard    Guard
 	Observer Observer // nil: none
 
-	// Room returns why no further connection can be served now, or nil. An accepted
-	// connection waits until Room returns nil. Room nil: there is always room.
-	Room func() error
+	// CheckCapacity returns why no further connection can be served now, or nil. An
+	// accepted connection waits until CheckCapacity returns nil. Without CheckCapacity
+	// there is no limit.
+	CheckCapacity func() error
 
 	mu        sync.Mutex
 	listeners map[net.Listener]*listener
@@ -197,7 +198,7 @@ func (s *Server) accept(ln *listener) {
 			failed(err)
 			continue
 		}
-		for err := s.room(); err != nil && !s.ending(); err = s.room() {
+		for err := s.checkCapacity(); err != nil && !s.ending(); err = s.checkCapacity() {
 			failed(err)
 		}
 		pause = 0
@@ -207,12 +208,12 @@ func (s *Server) accept(ln *listener) {
 	}
 }
 
-// room calls Room.
-func (s *Server) room() error {
-	if s.Room == nil {
+// checkCapacity calls CheckCapacity, if there is one.
+func (s *Server) checkCapacity() error {
+	if s.CheckCapacity == nil {
 		return nil
 	}
-	return s.Room()
+	return s.CheckCapacity()
 }
 
 // ending reports whether Shutdown was called.

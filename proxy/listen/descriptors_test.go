@@ -39,7 +39,7 @@ func TestCheckDescriptorsKeepsAReserve(t *testing.T) {
 		open = append(open, f)
 	}
 	if !errors.Is(full, ErrNoDescriptors) {
-		t.Fatalf("got %v, want ErrNoRoom", full)
+		t.Fatalf("got %v, want ErrNoDescriptors", full)
 	}
 	kept := 0
 	for {

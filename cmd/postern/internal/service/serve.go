@@ -33,7 +33,7 @@ func New(cfg *configs.Config, store *certs.Store, log *slog.Logger, level *slog.
 		policyNonce: []byte(rand.Text()), guard: guard.New(stored.GuardConfig(cfg)),
 	}
 	s.advised = &authpolicy.Guard{Guard: s.guard}
-	s.server = &proxy.Server{Guard: s.advised, Room: listen.CheckDescriptors}
+	s.server = &proxy.Server{Guard: s.advised, CheckCapacity: listen.CheckDescriptors}
 	// Functions that observers are given may be called from here on: what they use is there.
 	s.log = slog.New(logs.NewRedactor(logs.NewCounter(log.Handler(), func(l slog.Level) { s.metrics.Logged(l) }), &s.redaction))
 	s.page = s.newPage()

@@ -42,7 +42,7 @@ func TestAConnectionWithoutRoomWaits(t *testing.T) {
 	var noRoom atomic.Bool
 	noRoom.Store(true)
 	dial, _ := startServer(t, h, d, func(_ *proxy.Service, s *proxy.Server) {
-		s.Room = func() error {
+		s.CheckCapacity = func() error {
 			if noRoom.Load() {
 				return full
 			}
@@ -64,7 +64,7 @@ func TestAServerWithoutRoomCanBeShutDown(t *testing.T) {
 	t.Parallel()
 	d := newRecorder()
 	full := errors.New("no descriptor is left")
-	dial, s := startServer(t, &fakeBackend{}, d, func(_ *proxy.Service, s *proxy.Server) { s.Room = func() error { return full } })
+	dial, s := startServer(t, &fakeBackend{}, d, func(_ *proxy.Service, s *proxy.Server) { s.CheckCapacity = func() error { return full } })
 	c := dial()
 	eventually(t, "a connection waits", func() bool { return d.failures(full) > 0 })
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
