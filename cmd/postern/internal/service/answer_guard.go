@@ -56,11 +56,11 @@ func (s *Service) answerGuard(c *admin.Server) {
 
 // account returns the account that a name means.
 func (s *Service) account(name string) (string, error) {
-	h := s.current.Load()
-	if h == nil {
+	g := s.current.Load()
+	if g == nil {
 		return "", errors.New("not serving yet")
 	}
-	return h.routing.accounts.Account(name)
+	return g.routing.accounts.Account(name)
 }
 
 // networkOf reads an address, or a network of the size that has a budget. What is

@@ -22,7 +22,7 @@ type backends struct{ imap, submission map[string]*backend.Pool }
 
 // newBackends makes the pools of all backends. The error has a mistake for each
 // file of a CA that cannot be read.
-func (h *generation) newBackends() (backends, error) {
+func (g *generation) newBackends() (backends, error) {
 	b := backends{map[string]*backend.Pool{}, map[string]*backend.Pool{}}
 	var mistakes configs.Errors
 	add := func(name, protocol string, server *configs.Server, pools map[string]*backend.Pool) {
@@ -31,13 +31,13 @@ func (h *generation) newBackends() (backends, error) {
 		}
 		roots, err := ReadCA(server.CA)
 		if err != nil {
-			mistakes = append(mistakes, h.cfg.Errorf(fmt.Sprintf("backends.%s.%s.ca", name, protocol), "%v", err))
+			mistakes = append(mistakes, g.cfg.Errorf(fmt.Sprintf("backends.%s.%s.ca", name, protocol), "%v", err))
 			return
 		}
-		pools[name] = h.addPool(name, protocol, server, roots, b.imap[name])
+		pools[name] = g.addPool(name, protocol, server, roots, b.imap[name])
 	}
-	for _, name := range slices.Sorted(maps.Keys(h.cfg.Backends)) {
-		c := h.cfg.Backends[name]
+	for _, name := range slices.Sorted(maps.Keys(g.cfg.Backends)) {
+		c := g.cfg.Backends[name]
 		add(name, proxy.IMAP, c.IMAP, b.imap)
 		add(name, proxy.Submission, c.Submission, b.submission)
 	}
@@ -50,27 +50,27 @@ func (h *generation) newBackends() (backends, error) {
 // addPool returns the pool of a backend's servers of a protocol: that of the
 // present generation, if it is made of the same. imap is the backend's IMAP pool,
 // which a submission pool may verify passwords by; nil: there is none.
-func (h *generation) addPool(name, protocol string, server *configs.Server, roots []byte, imap *backend.Pool) *backend.Pool {
-	key := h.poolKey(name, protocol, roots)
-	pool := h.pool(key)
+func (g *generation) addPool(name, protocol string, server *configs.Server, roots []byte, imap *backend.Pool) *backend.Pool {
+	key := g.poolKey(name, protocol, roots)
+	pool := g.pool(key)
 	if pool == nil {
-		pool = h.newPool(name, protocol, server, roots)
+		pool = g.newPool(name, protocol, server, roots)
 		if imap != nil && protocol == proxy.Submission {
 			for _, s := range pool.Members {
 				s.Verify = backend.Verify(imap)
 			}
 		}
 	}
-	h.pools[key] = pool
-	h.background = append(h.background, func(ctx context.Context) { pool.Watch(ctx, probeEvery) })
+	g.pools[key] = pool
+	g.background = append(g.background, func(ctx context.Context) { pool.Watch(ctx, probeEvery) })
 	return pool
 }
 
-func (h *generation) poolKey(name, protocol string, roots []byte) poolKey {
-	c := h.cfg.Backends[name]
+func (g *generation) poolKey(name, protocol string, roots []byte) poolKey {
+	c := g.cfg.Backends[name]
 	return poolKey{
 		name: name, protocol: protocol, roots: sha256.Sum256(roots), imap: newServerKey(c.IMAP), submission: newServerKey(c.Submission),
-		hostname: h.cfg.Hostname, timeouts: h.cfg.Timeouts,
+		hostname: g.cfg.Hostname, timeouts: g.cfg.Timeouts,
 	}
 }
 
@@ -85,18 +85,18 @@ var (
 	}
 )
 
-func (h *generation) newPool(name, protocol string, c *configs.Server, roots []byte) *backend.Pool {
+func (g *generation) newPool(name, protocol string, c *configs.Server, roots []byte) *backend.Pool {
 	pool := &backend.Pool{
 		Name: name, Protocol: protocol, Balance: balances[c.Balance], MaxConnections: c.MaxConnections,
-		RetryTime: h.cfg.Timeouts.Backend, Observer: h.observer, CheckResources: listen.CheckDescriptors,
+		RetryTime: g.cfg.Timeouts.Backend, Observer: g.observer, CheckResources: listen.CheckDescriptors,
 	}
-	identified := func(ok bool) { h.observer.Observe(proxy.Identified{Backend: name, Protocol: protocol, OK: ok}) }
+	identified := func(ok bool) { g.observer.Observe(proxy.Identified{Backend: name, Protocol: protocol, OK: ok}) }
 	kind, _ := backend.ParseKind(c.Kind) // configs knows the words
 	for _, address := range c.All() {
 		pool.Members = append(pool.Members, &backend.Server{
 			Name: name, Protocol: protocol, Address: address, TLS: modes[c.TLS], Config: ClientTLS(address, c.ServerName, roots),
-			DialTimeout: h.cfg.Timeouts.Dial, ReplyTimeout: h.cfg.Timeouts.Backend,
-			Hostname: h.cfg.Hostname, Source: c.Source, Kind: kind, Identity: identities[c.Identity], Identified: identified, Observer: h.observer,
+			DialTimeout: g.cfg.Timeouts.Dial, ReplyTimeout: g.cfg.Timeouts.Backend,
+			Hostname: g.cfg.Hostname, Source: c.Source, Kind: kind, Identity: identities[c.Identity], Identified: identified, Observer: g.observer,
 		})
 	}
 	return pool
@@ -138,8 +138,8 @@ func ReadCA(path string) ([]byte, error) {
 // pool returns the pool of the present generation that is made of the same, or
 // nil. What the pool knows of its servers is kept.
 func (s *Service) pool(key poolKey) *backend.Pool {
-	if h := s.current.Load(); h != nil {
-		return h.pools[key]
+	if g := s.current.Load(); g != nil {
+		return g.pools[key]
 	}
 	return nil
 }

@@ -14,56 +14,56 @@ import (
 // build makes the generation of cfg. Only here does configuration become packages. It opens nothing, and changes nothing of what is served. An error is a
 // configs.Errors.
 func build(cfg *configs.Config, s *Service) (*generation, error) {
-	h := newGeneration(cfg, s)
-	if err := h.setPOP3(); err != nil {
+	g := newGeneration(cfg, s)
+	if err := g.setPOP3(); err != nil {
 		return nil, err
 	}
-	if err := h.setControl(); err != nil {
+	if err := g.setControl(); err != nil {
 		return nil, err
 	}
-	if err := h.setPolicyServer(); err != nil {
+	if err := g.setPolicyServer(); err != nil {
 		return nil, err
 	}
-	b, err := h.newBackends()
+	b, err := g.newBackends()
 	if err != nil {
 		return nil, err
 	}
-	if h.routing, err = h.newRouting(); err != nil {
+	if g.routing, err = g.newRouting(); err != nil {
 		return nil, err
 	}
 	for i, l := range cfg.Listeners {
 		if l.Networks == nil {
-			h.listeners = append(h.listeners, h.newListenerSpec(i, b, h.routing))
+			g.listeners = append(g.listeners, g.newListenerSpec(i, b, g.routing))
 		}
 	}
-	return h, nil
+	return g, nil
 }
 
 // newListenerSpec returns the listener i of the configuration, which is for all
 // networks, with the listeners at its address that are for some networks.
-func (h *generation) newListenerSpec(i int, b backends, r *routing) listenerSpec {
-	l := h.cfg.Listeners[i]
+func (g *generation) newListenerSpec(i int, b backends, r *routing) listenerSpec {
+	l := g.cfg.Listeners[i]
 	d := listenerSpec{
 		key: fmt.Sprintf("listeners[%d].address", i), address: l.Address, proxyFrom: l.ProxyFrom,
-		services: []*proxy.Service{h.newService(l, b, r)},
+		services: []*proxy.Service{g.newService(l, b, r)},
 	}
-	for _, other := range h.cfg.Listeners {
+	for _, other := range g.cfg.Listeners {
 		if other.Networks != nil && other.Address == l.Address {
-			d.services = append(d.services, h.newService(other, b, r))
+			d.services = append(d.services, g.newService(other, b, r))
 		}
 	}
 	return d
 }
 
 // newService makes what is served on l.
-func (h *generation) newService(l configs.Listener, b backends, r *routing) *proxy.Service {
-	cfg := h.cfg
+func (g *generation) newService(l configs.Listener, b backends, r *routing) *proxy.Service {
+	cfg := g.cfg
 	svc := &proxy.Service{
 		Name: l.Name, Protocol: l.Protocol, Networks: l.Networks, StartTLS: l.TLS != "implicit",
 		Timeouts: proxy.Timeouts{Handshake: cfg.Timeouts.Handshake, Login: cfg.Timeouts.Login, Stall: cfg.Timeouts.Stall},
-		Account:  r.accounts.Account, Text: h.text,
+		Account:  r.accounts.Account, Text: g.text,
 	}
-	mux := &route.Mux{Rules: r.rules, Protocols: r.policy, Targets: map[string]route.Target{}, Observer: h.observer}
+	mux := &route.Mux{Rules: r.rules, Protocols: r.policy, Targets: map[string]route.Target{}, Observer: g.observer}
 	svc.Backend = mux
 	options := front.Options{Hostname: cfg.Hostname, Offer: mux.Offer}
 	switch l.Protocol {
@@ -76,7 +76,7 @@ func (h *generation) newService(l configs.Listener, b backends, r *routing) *pro
 	case proxy.POP3:
 		svc.Idle = cfg.Timeouts.POP3Idle
 		for name, pool := range b.imap {
-			served := h.newBridge(name, pool, cfg.POP3.At(l))
+			served := g.newBridge(name, pool, cfg.POP3.At(l))
 			mux.Targets[name] = route.Target{Backend: served, Offer: pool.Offer}
 			options.Capabilities = served.Capabilities() // of all the same
 		}
@@ -97,9 +97,9 @@ func (h *generation) newService(l configs.Listener, b backends, r *routing) *pro
 	} else {
 		profile, _ := proxy.ParseProfile(l.TLSProfile) // configs knows the words
 		if profile == proxy.Legacy {
-			h.log.Warn("old TLS is on: 1.0, 3DES, keys without forward secrecy", "listener", l.Name, "networks", l.Networks)
+			g.log.Warn("old TLS is on: 1.0, 3DES, keys without forward secrecy", "listener", l.Name, "networks", l.Networks)
 		}
-		svc.TLS = h.tlsConfig(l.Name, l.Protocol, profile)
+		svc.TLS = g.tlsConfig(l.Name, l.Protocol, profile)
 	}
 	return svc
 }

@@ -165,7 +165,7 @@ backends: {main: {imap: {address: %q, tls: none}}}
 }
 
 func TestTextsOfADomainGoBeforeThoseForAll(t *testing.T) {
-	h := &generation{cfg: &configs.Config{
+	g := &generation{cfg: &configs.Config{
 		Texts:   configs.Texts{Wrong: "for all", Unavailable: "for all"},
 		Domains: []configs.Domain{{Domain: "example.org", Texts: configs.Texts{Wrong: "for some"}}},
 	}}
@@ -180,7 +180,7 @@ func TestTextsOfADomainGoBeforeThoseForAll(t *testing.T) {
 		{proxy.Wrong, "", "for all"},
 		{proxy.InUse, "alice@example.org", ""},
 	} {
-		if got := h.text(c.reason, c.account); got != c.want {
+		if got := g.text(c.reason, c.account); got != c.want {
 			t.Errorf("text(%s, %q) = %q, want %q", c.reason, c.account, got, c.want)
 		}
 	}

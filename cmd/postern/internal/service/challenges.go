@@ -11,13 +11,13 @@ import (
 
 // challengeHints explains for each challenge whether it can work with the listeners
 // there are, to those who get certificates by ACME.
-func (h *generation) challengeHints() (all []string) {
-	a := h.cfg.TLS.ACME
+func (g *generation) challengeHints() (all []string) {
+	a := g.cfg.TLS.ACME
 	if a == nil {
 		return nil
 	}
 	for _, one := range []struct{ challenge, text string }{
-		{certs.HTTP01, explainHTTP(a)}, {certs.TLSALPN01, h.explainALPN()}, {certs.DNS01, explainDNS(a)},
+		{certs.HTTP01, explainHTTP(a)}, {certs.TLSALPN01, g.explainALPN()}, {certs.DNS01, explainDNS(a)},
 	} {
 		use := "could be used"
 		if one.challenge == a.Challenge {
@@ -40,8 +40,8 @@ func explainHTTP(a *configs.ACME) string {
 	return fmt.Sprintf("the CA asks at port 80, and the web server there "+passOn, address)
 }
 
-func (h *generation) explainALPN() string {
-	for _, l := range h.cfg.Listeners {
+func (g *generation) explainALPN() string {
+	for _, l := range g.cfg.Listeners {
 		if l.TLS == "implicit" && portIn(l.Address) == "443" {
 			return fmt.Sprintf("the CA asks at port 443, where the listener %s answers", l.Name)
 		}
@@ -50,7 +50,7 @@ func (h *generation) explainALPN() string {
 	if name == "" {
 		return "the CA asks at port 443, where Postern listens while there is a question"
 	}
-	for _, l := range h.cfg.Listeners {
+	for _, l := range g.cfg.Listeners {
 		if l.TLS == "implicit" {
 			return fmt.Sprintf("the CA asks at port 443, which %s has, and has to pass connections with the ALPN acme-tls/1 on to a listener, such as %s at %s",
 				name, l.Name, l.Address)

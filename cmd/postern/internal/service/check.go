@@ -39,13 +39,13 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) erro
 	if err != nil {
 		return err
 	}
-	h, err := build(cfg, New(cfg, store, slog.New(slog.DiscardHandler), nil))
+	g, err := build(cfg, New(cfg, store, slog.New(slog.DiscardHandler), nil))
 	if err != nil {
 		return err
 	}
-	errs := []error{h.checkPorts()}
+	errs := []error{g.checkPorts()}
 	if o.Probe {
-		errs = append(errs, h.probe(ctx, out))
+		errs = append(errs, g.probe(ctx, out))
 	}
 	if o.User != "" {
 		secret, err := o.Password()
@@ -53,10 +53,10 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) erro
 			return err
 		}
 		defer secret.Clear()
-		errs = append(errs, h.inspectINBOX(ctx, out, o.User, secret))
+		errs = append(errs, g.inspectINBOX(ctx, out, o.User, secret))
 	}
 	if o.Open {
-		errs = append(errs, h.tryOpening(ctx))
+		errs = append(errs, g.tryOpening(ctx))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -64,7 +64,7 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) erro
 	if err := o.CheckAs(); err != nil {
 		return err
 	}
-	for _, hint := range append(h.hints(), h.challengeHints()...) {
+	for _, hint := range append(g.hints(), g.challengeHints()...) {
 		_, _ = fmt.Fprintf(out, "%s: %s\n", path, hint)
 	}
 	_, err = fmt.Fprintf(out, "%s is good\n", path)
@@ -72,24 +72,24 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) erro
 }
 
 // hints are about settings that are no mistake, but may not be meant.
-func (h *generation) hints() (all []string) {
-	for _, l := range h.cfg.Listeners {
+func (g *generation) hints() (all []string) {
+	for _, l := range g.cfg.Listeners {
 		if l.TLS != "refuse" && l.TLSProfile == proxy.Legacy.String() {
 			all = append(all, oldTLS(l))
 		}
 	}
-	if needed, allowed := h.descriptors(); needed > allowed {
+	if needed, allowed := g.descriptors(); needed > allowed {
 		all = append(all, fmt.Sprintf("limits.max_connections %d needs %d file descriptors, two for each, and %d are allowed here (RLIMIT_NOFILE; "+
-			"for the service it is LimitNOFILE in the unit): raise that, or lower this", h.cfg.Limits.MaxConnections, needed, allowed))
+			"for the service it is LimitNOFILE in the unit): raise that, or lower this", g.cfg.Limits.MaxConnections, needed, allowed))
 	}
-	pop3 := slices.ContainsFunc(h.cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == "pop3" && l.TLS != "refuse" })
+	pop3 := slices.ContainsFunc(g.cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == "pop3" && l.TLS != "refuse" })
 	if !pop3 {
 		return all
 	}
-	if !h.cfg.IsSet("pop3.uidl") {
+	if !g.cfg.IsSet("pop3.uidl") {
 		all = append(all, "pop3.uidl is the default, dovecot: unless the old POP3 server used it, clients will fetch all their mail again; `postern uidl detect` finds out")
 	}
-	if h.cfg.State.Path == "" {
+	if g.cfg.State.Path == "" {
 		all = append(all, "state.path is not set: POP3 lists each mailbox anew, and unique ids do not outlive a change of UIDVALIDITY")
 	}
 	return all
@@ -107,14 +107,14 @@ func oldTLS(l configs.Listener) string {
 
 // checkPorts names the processes that hold what the configuration wants. A
 // running Postern, whose next configuration this may be, is none of them.
-func (h *generation) checkPorts() error {
+func (g *generation) checkPorts() error {
 	var mistakes configs.Errors
 	look := func(key, address string) {
 		if pid, name, ok := listen.Holder(address); ok && name != "postern" {
-			mistakes = append(mistakes, h.cfg.Errorf(key, "%s is held by %s (process %d)", address, name, pid))
+			mistakes = append(mistakes, g.cfg.Errorf(key, "%s is held by %s (process %d)", address, name, pid))
 		}
 	}
-	for key, address := range h.ports() {
+	for key, address := range g.ports() {
 		look(key, address)
 	}
 	if mistakes == nil {
@@ -124,39 +124,39 @@ func (h *generation) checkPorts() error {
 }
 
 // ports yields the addresses to listen at by their keys.
-func (h *generation) ports() iter.Seq2[string, string] {
+func (g *generation) ports() iter.Seq2[string, string] {
 	return func(yield func(key, address string) bool) {
-		for _, d := range h.listeners {
+		for _, d := range g.listeners {
 			if !yield(d.key, d.address) {
 				return
 			}
 		}
-		if a := h.cfg.TLS.ACME; a != nil && a.HTTPAddress != "" && !yield("tls.acme.http_address", a.HTTPAddress) {
+		if a := g.cfg.TLS.ACME; a != nil && a.HTTPAddress != "" && !yield("tls.acme.http_address", a.HTTPAddress) {
 			return
 		}
-		if address := h.cfg.Metrics.Address; address != "" {
+		if address := g.cfg.Metrics.Address; address != "" {
 			yield("metrics.address", address)
 		}
 	}
 }
 
 // tryOpening opens what nobody has, and closes it at once.
-func (h *generation) tryOpening(ctx context.Context) error {
+func (g *generation) tryOpening(ctx context.Context) error {
 	var mistakes configs.Errors
-	for key, address := range h.ports() {
+	for key, address := range g.ports() {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if errors.Is(err, syscall.EADDRINUSE) {
 			continue // by whom, checkPorts says
 		}
 		if err != nil {
-			mistakes = append(mistakes, h.cfg.Errorf(key, "%v", err))
+			mistakes = append(mistakes, g.cfg.Errorf(key, "%v", err))
 			continue
 		}
 		_ = ln.Close()
 	}
-	if a := h.cfg.TLS.ACME; a != nil {
+	if a := g.cfg.TLS.ACME; a != nil {
 		if err := certs.CheckStorage(a.Storage, os.Geteuid()); err != nil {
-			mistakes = append(mistakes, h.cfg.Errorf("tls.acme.storage", "%v", err))
+			mistakes = append(mistakes, g.cfg.Errorf("tls.acme.storage", "%v", err))
 		}
 	}
 	if mistakes == nil {
@@ -166,10 +166,10 @@ func (h *generation) tryOpening(ctx context.Context) error {
 }
 
 // probe asks each server behind what it is.
-func (h *generation) probe(ctx context.Context, out io.Writer) error {
+func (g *generation) probe(ctx context.Context, out io.Writer) error {
 	var errs []error
-	for _, key := range slices.SortedFunc(maps.Keys(h.pools), poolKey.compare) {
-		for _, s := range h.pools[key].Members {
+	for _, key := range slices.SortedFunc(maps.Keys(g.pools), poolKey.compare) {
+		for _, s := range g.pools[key].Members {
 			begun := time.Now()
 			report, err := s.Probe(ctx)
 			if err != nil {

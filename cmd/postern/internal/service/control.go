@@ -12,26 +12,26 @@ import (
 )
 
 // setControl finds out who may ask.
-func (h *generation) setControl() error {
-	h.gid = -1
-	name := h.cfg.Control.Group
+func (g *generation) setControl() error {
+	g.gid = -1
+	name := g.cfg.Control.Group
 	if name == "" {
 		return nil
 	}
 	group, err := osuser.LookupGroup(name)
 	if err == nil {
-		h.gid, err = strconv.Atoi(group.Gid)
+		g.gid, err = strconv.Atoi(group.Gid)
 	}
 	if err != nil {
-		return configs.Errors{h.cfg.Errorf("control.group", "%v", err)}
+		return configs.Errors{g.cfg.Errorf("control.group", "%v", err)}
 	}
 	return nil
 }
 
 // openControl opens the control socket, if there is to be one.
-func (s *Service) openControl(h *generation) (err error) {
-	if path := h.cfg.Control.Socket; path != "" {
-		s.controlListener, err = admin.Listen(path, h.gid)
+func (s *Service) openControl(g *generation) (err error) {
+	if path := g.cfg.Control.Socket; path != "" {
+		s.controlListener, err = admin.Listen(path, g.gid)
 	}
 	return err
 }

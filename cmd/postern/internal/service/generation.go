@@ -72,8 +72,8 @@ func (k poolKey) compare(other poolKey) int {
 }
 
 // watch runs watch in the background, which reads a file again when it has changed.
-func (h *generation) watch(watch func(context.Context, time.Duration, *slog.Logger)) {
-	h.background = append(h.background, func(ctx context.Context) { watch(ctx, watchEvery, h.log) })
+func (g *generation) watch(watch func(context.Context, time.Duration, *slog.Logger)) {
+	g.background = append(g.background, func(ctx context.Context) { watch(ctx, watchEvery, g.log) })
 }
 
 const (
@@ -104,22 +104,22 @@ type listenerSpec struct {
 	services  []*proxy.Service // they differ by their Networks; the first has none
 }
 
-func (d listenerSpec) name() string { return d.services[0].Name }
+func (l listenerSpec) name() string { return l.services[0].Name }
 
 func newGeneration(cfg *configs.Config, s *Service) *generation {
 	return &generation{Service: s, cfg: cfg, pools: make(map[poolKey]*backend.Pool)}
 }
 
 // has reports whether a service of this name is served.
-func (h *generation) has(name string) bool {
-	return slices.ContainsFunc(h.cfg.Listeners, func(l configs.Listener) bool { return l.Name == name })
+func (g *generation) has(name string) bool {
+	return slices.ContainsFunc(g.cfg.Listeners, func(l configs.Listener) bool { return l.Name == name })
 }
 
 // descriptors returns how many file descriptors limits.max_connections needs, and
 // how many the process is allowed.
-func (h *generation) descriptors() (needed, allowed int) {
+func (g *generation) descriptors() (needed, allowed int) {
 	allowed, _ = listen.Descriptors()
-	return listen.DescriptorsFor(h.cfg.Limits.MaxConnections), allowed
+	return listen.DescriptorsFor(g.cfg.Limits.MaxConnections), allowed
 }
 
 // An httpEndpoint answers HTTP at an address of the configuration.
@@ -130,30 +130,30 @@ type httpEndpoint struct {
 	allow        func(netip.Addr) bool // who may connect; nil: everybody
 }
 
-// endpoints returns what answers HTTP with h, also those that are off.
-func (h *generation) endpoints() []httpEndpoint {
+// endpoints returns what answers HTTP with g, also those that are off.
+func (g *generation) endpoints() []httpEndpoint {
 	all := []httpEndpoint{
-		{"metrics", "metrics.address", h.cfg.Metrics.Address, h.metrics.Handler, h.metrics.Allows},
-		{"health", "metrics.ready_address", h.cfg.Metrics.ReadyAddress, h.metrics.HealthHandler, nil},
+		{"metrics", "metrics.address", g.cfg.Metrics.Address, g.metrics.Handler, g.metrics.Allows},
+		{"health", "metrics.ready_address", g.cfg.Metrics.ReadyAddress, g.metrics.HealthHandler, nil},
 	}
-	challenge := httpEndpoint{what: "challenges", key: "tls.acme.http_address", handler: h.store.ChallengeHandler}
-	if acme := h.cfg.TLS.ACME; acme != nil {
+	challenge := httpEndpoint{what: "challenges", key: "tls.acme.http_address", handler: g.store.ChallengeHandler}
+	if acme := g.cfg.TLS.ACME; acme != nil {
 		challenge.address = acme.HTTPAddress
 	}
 	return append(all, challenge)
 }
 
 // listenerLabels are the listeners, as metrics name them.
-func (h *generation) listenerLabels() (all []metrics.Listener) {
-	for _, l := range h.cfg.Listeners {
+func (g *generation) listenerLabels() (all []metrics.Listener) {
+	for _, l := range g.cfg.Listeners {
 		all = append(all, metrics.Listener{Name: l.Name, Protocol: l.Protocol})
 	}
 	return all
 }
 
 // backendLabels are the backends, as metrics name them.
-func (h *generation) backendLabels() (all []metrics.Backend) {
-	for name, b := range h.cfg.Backends {
+func (g *generation) backendLabels() (all []metrics.Backend) {
+	for name, b := range g.cfg.Backends {
 		if b.IMAP != nil {
 			all = append(all, metrics.Backend{Name: name, Protocol: proxy.IMAP})
 		}

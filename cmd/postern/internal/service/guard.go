@@ -13,28 +13,28 @@ import (
 )
 
 // setPolicyServer finds out who else judges logins.
-func (h *generation) setPolicyServer() error {
-	c := h.cfg.Guard.AuthPolicy
+func (g *generation) setPolicyServer() error {
+	c := g.cfg.Guard.AuthPolicy
 	if c.URL == "" {
 		return nil
 	}
-	h.policy = &authpolicy.Server{
-		URL: c.URL, Timeout: c.Timeout, RejectOnFail: c.RejectOnFail, LogOnly: c.LogOnly, Nonce: h.policyNonce, Observer: h.observer,
+	g.policy = &authpolicy.Server{
+		URL: c.URL, Timeout: c.Timeout, RejectOnFail: c.RejectOnFail, LogOnly: c.LogOnly, Nonce: g.policyNonce, Observer: g.observer,
 	}
 	var mistakes configs.Errors
 	for key, use := range map[string]struct {
 		path string
 		with func([]byte)
 	}{
-		"guard.policy.api_key_file": {c.APIKeyFile, func(b []byte) { h.policy.Header = proxy.NewSecret(b) }},
-		"guard.policy.nonce_file":   {c.NonceFile, func(b []byte) { h.policy.Nonce = b }},
+		"guard.policy.api_key_file": {c.APIKeyFile, func(b []byte) { g.policy.Header = proxy.NewSecret(b) }},
+		"guard.policy.nonce_file":   {c.NonceFile, func(b []byte) { g.policy.Nonce = b }},
 	} {
 		if use.path == "" {
 			continue
 		}
 		text, err := os.ReadFile(use.path)
 		if err != nil {
-			mistakes = append(mistakes, h.cfg.Errorf(key, "%v", err))
+			mistakes = append(mistakes, g.cfg.Errorf(key, "%v", err))
 			continue
 		}
 		use.with([]byte(strings.TrimSpace(string(text))))
@@ -71,8 +71,8 @@ func (s *Service) runGuard(ctx context.Context) {
 
 // dryRun reports whether the guard refuses nobody.
 func (s *Service) dryRun() bool {
-	h := s.current.Load()
-	return h != nil && h.cfg.Guard.DryRun
+	g := s.current.Load()
+	return g != nil && g.cfg.Guard.DryRun
 }
 
 // guardGauges is the guard as metrics show it.

@@ -14,8 +14,8 @@ import (
 // serveEndpoints serves what is new at its listener in opened, and ends what is no
 // longer at its address. Metrics are served beyond the last session: a drain can
 // be watched to its end.
-func (s *Service) serveEndpoints(ctx context.Context, h *generation, opened map[string]net.Listener) {
-	for _, w := range h.endpoints() {
+func (s *Service) serveEndpoints(ctx context.Context, g *generation, opened map[string]net.Listener) {
+	for _, w := range g.endpoints() {
 		if s.endpoints[w.key].address == w.address {
 			continue
 		}

@@ -17,8 +17,8 @@ import (
 
 // mailboxBackend returns what serves the user's POP3 sessions, and how the user logs in
 // there. A listener may differ from it in delete and lock.
-func (h *generation) mailboxBackend(ctx context.Context, pools backends, user string, secret *proxy.Secret) (*bridge.Backend, *proxy.Login, error) {
-	r, err := h.newRouting()
+func (g *generation) mailboxBackend(ctx context.Context, pools backends, user string, secret *proxy.Secret) (*bridge.Backend, *proxy.Login, error) {
+	r, err := g.newRouting()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -34,31 +34,31 @@ func (h *generation) mailboxBackend(ctx context.Context, pools backends, user st
 	if pools.imap[name] == nil {
 		return nil, nil, fmt.Errorf("backend %s of %s has no imap server", name, login.Account)
 	}
-	return h.newBridge(name, pools.imap[name], h.cfg.POP3), login, nil
+	return g.newBridge(name, pools.imap[name], g.cfg.POP3), login, nil
 }
 
 // Mailbox returns what serves the POP3 sessions of user with cfg, and how the
 // user logs in there. Nothing is connected yet.
 func Mailbox(ctx context.Context, cfg *configs.Config, user string, secret *proxy.Secret) (*bridge.Backend, *proxy.Login, error) {
-	h := newGeneration(cfg, New(cfg, nil, slog.New(slog.DiscardHandler), nil))
-	if err := h.setPOP3(); err != nil {
+	g := newGeneration(cfg, New(cfg, nil, slog.New(slog.DiscardHandler), nil))
+	if err := g.setPOP3(); err != nil {
 		return nil, nil, err
 	}
-	pools, err := h.newBackends()
+	pools, err := g.newBackends()
 	if err != nil {
 		return nil, nil, err
 	}
-	return h.mailboxBackend(ctx, pools, user, secret)
+	return g.mailboxBackend(ctx, pools, user, secret)
 }
 
 // inspectINBOX writes to out what POP3 misses in the INBOX of user, and the
 // consequences.
-func (h *generation) inspectINBOX(ctx context.Context, out io.Writer, user string, secret *proxy.Secret) error {
-	pools, err := h.newBackends()
+func (g *generation) inspectINBOX(ctx context.Context, out io.Writer, user string, secret *proxy.Secret) error {
+	pools, err := g.newBackends()
 	if err != nil {
 		return err
 	}
-	b, login, err := h.mailboxBackend(ctx, pools, user, secret)
+	b, login, err := g.mailboxBackend(ctx, pools, user, secret)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (h *generation) inspectINBOX(ctx context.Context, out io.Writer, user strin
 	if err != nil {
 		return fmt.Errorf("INBOX of %s on backend %s: %w", login.Account, b.Name, err)
 	}
-	lacks := missingFeatures(traits, h.cfg)
+	lacks := missingFeatures(traits, g.cfg)
 	_, _ = fmt.Fprintf(out, "INBOX of %s on backend %s:\n", login.Account, b.Name)
 	if len(lacks) == 0 {
 		_, _ = io.WriteString(out, "  nothing is missing that POP3 could use\n")

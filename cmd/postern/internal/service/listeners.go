@@ -26,17 +26,17 @@ type opening struct {
 	endpoints map[string]net.Listener          // the new ones of HTTP, by key of the configuration
 }
 
-// open opens the listeners of h that are not open yet, all or none. The error
+// open opens the listeners of g that are not open yet, all or none. The error
 // names all that cannot be opened. What is served does not change.
-func (s *Service) open(ctx context.Context, h *generation) (*opening, error) {
+func (s *Service) open(ctx context.Context, g *generation) (*opening, error) {
 	o := &opening{
-		sockets: s.sockets, cfg: h.cfg,
+		sockets: s.sockets, cfg: g.cfg,
 		listeners: make(map[string]*listen.ProxyListener), endpoints: make(map[string]net.Listener),
 	}
-	for _, l := range h.listeners {
+	for _, l := range g.listeners {
 		o.addListener(ctx, l, s.listeners)
 	}
-	for _, e := range h.endpoints() {
+	for _, e := range g.endpoints() {
 		if e.address != "" && e.address != s.endpoints[e.key].address {
 			o.addEndpoint(ctx, e)
 		}
@@ -98,10 +98,10 @@ func (o *opening) close() {
 	}
 }
 
-// setListeners makes the listeners of o, which are those of h, the ones that are
+// setListeners makes the listeners of o, which are those of g, the ones that are
 // open.
-func (s *Service) setListeners(h *generation, o *opening) {
-	for _, l := range h.listeners {
+func (s *Service) setListeners(g *generation, o *opening) {
+	for _, l := range g.listeners {
 		o.listeners[listen.Key(l.name(), l.address)].Trust(l.proxyFrom)
 	}
 	s.listeners = o.listeners

@@ -67,13 +67,13 @@ func (s *Service) newPage() *page.Page {
 }
 
 func (s *Service) backendsOnPage() (all []page.Backend) {
-	h := s.current.Load()
-	if h == nil {
+	g := s.current.Load()
+	if g == nil {
 		return nil
 	}
-	for _, key := range slices.SortedFunc(maps.Keys(h.pools), poolKey.compare) {
+	for _, key := range slices.SortedFunc(maps.Keys(g.pools), poolKey.compare) {
 		b := page.Backend{Name: key.name, Protocol: key.protocol}
-		for _, m := range h.pools[key].Status() {
+		for _, m := range g.pools[key].Status() {
 			b.Members++
 			b.Connections += m.Connections
 			if m.Up {
@@ -87,7 +87,7 @@ func (s *Service) backendsOnPage() (all []page.Backend) {
 			}
 			b.IdentityRefused = b.IdentityRefused || m.IdentityRefused
 		}
-		if brake := h.pop3.shared[key.name].brake; brake != nil && key.protocol == proxy.IMAP {
+		if brake := g.pop3.shared[key.name].brake; brake != nil && key.protocol == proxy.IMAP {
 			s, now := brake.Status(), time.Now()
 			b.Braked, b.BrakedSince = s.Braked(), s.On
 			if s.Accepts(now) {
@@ -101,12 +101,12 @@ func (s *Service) backendsOnPage() (all []page.Backend) {
 
 // poolGauges is how the backends are connected to, as metrics show it.
 func (s *Service) poolGauges() (all []metrics.Pool) {
-	h := s.current.Load()
-	if h == nil {
+	g := s.current.Load()
+	if g == nil {
 		return nil
 	}
 	ports := localPorts()
-	for key, pool := range h.pools {
+	for key, pool := range g.pools {
 		p := metrics.Pool{Backend: metrics.Backend{Name: key.name, Protocol: key.protocol}}
 		p.PortLimit = ports * max(1, len(pool.Members[0].Source)) // of all members the same
 		for _, m := range pool.Status() {
@@ -144,17 +144,17 @@ func (s *Service) notReady() error {
 	if s.draining.Load() {
 		return errors.New("draining")
 	}
-	h := s.current.Load()
-	if h == nil {
+	g := s.current.Load()
+	if g == nil {
 		return errors.New("not listening yet")
 	}
 	if err := listen.CheckDescriptors(); err != nil {
 		return err
 	}
-	if err := s.recordUsable(h); err != nil {
+	if err := s.recordUsable(g); err != nil {
 		return err
 	}
-	for _, pool := range h.pools {
+	for _, pool := range g.pools {
 		if pool.Up() {
 			return s.certificateValid()
 		}

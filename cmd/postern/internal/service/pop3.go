@@ -14,49 +14,49 @@ import (
 	"postern/proxy/backend"
 )
 
-func (h *generation) setPOP3() (err error) {
-	c := h.cfg.POP3
-	if h.pop3.uidl, err = uidl.Parse(c.UIDL); err != nil {
-		return configs.Errors{h.cfg.Errorf("pop3.uidl", "%v", err)}
+func (g *generation) setPOP3() (err error) {
+	c := g.cfg.POP3
+	if g.pop3.uidl, err = uidl.Parse(c.UIDL); err != nil {
+		return configs.Errors{g.cfg.Errorf("pop3.uidl", "%v", err)}
 	}
-	h.pop3.shared = map[string]sharedMaildrops{}
-	if before := h.current.Load(); before != nil {
-		h.pop3.shared = maps.Clone(before.pop3.shared)
+	g.pop3.shared = map[string]sharedMaildrops{}
+	if before := g.current.Load(); before != nil {
+		g.pop3.shared = maps.Clone(before.pop3.shared)
 		if d := before.pop3.delay; d != nil && d.Every == c.LoginDelay {
-			h.pop3.delay = d
+			g.pop3.delay = d
 		}
 	}
-	if c.LoginDelay > 0 && h.pop3.delay == nil {
-		h.pop3.delay = &bridge.LoginDelay{Every: c.LoginDelay}
+	if c.LoginDelay > 0 && g.pop3.delay == nil {
+		g.pop3.delay = &bridge.LoginDelay{Every: c.LoginDelay}
 	}
 	return nil
 }
 
 // maildropsOf returns what the POP3 listeners of a backend share.
-func (h *generation) maildropsOf(backend string) sharedMaildrops {
-	shared, ok := h.pop3.shared[backend]
+func (g *generation) maildropsOf(backend string) sharedMaildrops {
+	shared, ok := g.pop3.shared[backend]
 	if !ok {
 		shared.locks = new(bridge.Locks)
-		shared.brake = bridge.NewBrake(backend, h.observer)
+		shared.brake = bridge.NewBrake(backend, g.observer)
 	}
-	if limit := h.cfg.POP3.FirstListings; !ok || shared.queue.Limit != limit {
+	if limit := g.cfg.POP3.FirstListings; !ok || shared.queue.Limit != limit {
 		shared.queue = &bridge.Queue{Limit: limit}
 	}
-	h.pop3.shared[backend] = shared
+	g.pop3.shared[backend] = shared
 	return shared
 }
 
 // newBridge makes what serves pool on a listener that has c.
-func (h *generation) newBridge(name string, pool *backend.Pool, c configs.POP3) *bridge.Backend {
-	server := h.cfg.Backends[name].IMAP
+func (g *generation) newBridge(name string, pool *backend.Pool, c configs.POP3) *bridge.Backend {
+	server := g.cfg.Backends[name].IMAP
 	deletion, _ := bridge.ParseDeletion(c.Delete) // configs knows the words
 	lock, _ := bridge.ParseLockMode(c.Lock)
-	shared := h.maildropsOf(name)
+	shared := g.maildropsOf(name)
 	b := &bridge.Backend{
-		Name: name, Idle: h.cfg.Timeouts.POP3Idle, Timeout: h.cfg.Timeouts.Backend, Observer: h.observer,
-		UIDL: h.pop3.uidl, Delete: deletion, Lock: lock, Locks: shared.locks, Queue: shared.queue,
-		Brake: shared.brake, Listings: h.listings,
-		Delay: h.pop3.delay, Recompute: c.OnUnreadableRecord == "recompute",
+		Name: name, Idle: g.cfg.Timeouts.POP3Idle, Timeout: g.cfg.Timeouts.Backend, Observer: g.observer,
+		UIDL: g.pop3.uidl, Delete: deletion, Lock: lock, Locks: shared.locks, Queue: shared.queue,
+		Brake: shared.brake, Listings: g.listings,
+		Delay: g.pop3.delay, Recompute: c.OnUnreadableRecord == "recompute",
 		KeepUnseen: !c.MarkSeen, ExpireNever: c.Expire == "never", UTF8: c.UTF8, Anonymous: !c.AnnounceImplementation, Last: c.EnableLast,
 		StableBodies: server.StableBodies, Estimates: server.SizesAreEstimates,
 		Dial: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
@@ -67,33 +67,33 @@ func (h *generation) newBridge(name string, pool *backend.Pool, c configs.POP3) 
 			return conn, capabilities, nil
 		},
 	}
-	h.bridges = append(h.bridges, b)
+	g.bridges = append(g.bridges, b)
 	return b
 }
 
-// setStorage gives the bridges of h their stores. h does not serve yet.
-func (h *generation) setStorage(m *stored.Storage) {
-	for _, b := range h.bridges {
+// setStorage gives the bridges of g their stores. g does not serve yet.
+func (g *generation) setStorage(m *stored.Storage) {
+	for _, b := range g.bridges {
 		b.Cache, b.Record = m.Cache, m.Record
 	}
 }
 
 // openBrakes gives the brakes of the backends their state. One whose state cannot
 // be read reports so, and brakes.
-func (h *generation) openBrakes(ctx context.Context, m *stored.Storage) {
+func (g *generation) openBrakes(ctx context.Context, m *stored.Storage) {
 	if m.Brakes == nil {
 		return
 	}
-	for _, name := range slices.Sorted(maps.Keys(h.pop3.shared)) {
-		_ = h.pop3.shared[name].brake.Open(ctx, m.Brakes) // an error is observed
+	for _, name := range slices.Sorted(maps.Keys(g.pop3.shared)) {
+		_ = g.pop3.shared[name].brake.Open(ctx, m.Brakes) // an error is observed
 	}
 }
 
 // brake returns the brake of a backend that is served.
 func (s *Service) brake(_ context.Context, backend string) (*bridge.Brake, error) {
-	h := s.current.Load()
-	if err := stored.CheckPOP3Backend(h.cfg, backend); err != nil {
+	g := s.current.Load()
+	if err := stored.CheckPOP3Backend(g.cfg, backend); err != nil {
 		return nil, err
 	}
-	return h.pop3.shared[backend].brake, nil
+	return g.pop3.shared[backend].brake, nil
 }

@@ -16,9 +16,9 @@ import (
 
 // tripBrake lets so many accounts of main have another UIDVALIDITY that the brake is
 // on, and returns the brake.
-func tripBrake(t *testing.T, h *generation) *bridge.Brake {
+func tripBrake(t *testing.T, g *generation) *bridge.Brake {
 	t.Helper()
-	b := h.pop3.shared["main"].brake
+	b := g.pop3.shared["main"].brake
 	for i := range 20 {
 		_ = b.Admit(t.Context(), fmt.Sprint("user", i), bridge.NewUIDValidity)
 	}

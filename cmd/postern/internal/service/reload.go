@@ -56,14 +56,14 @@ func (s *Service) replace(ctx context.Context) error {
 	if err := s.checkRestartOnly(cfg); err != nil {
 		return err
 	}
-	h, err := build(cfg, s)
+	g, err := build(cfg, s)
 	if err != nil {
 		return err
 	}
 	if err := s.store.Configure(CertificateSources(cfg)); err != nil {
 		return configs.Errors{cfg.Errorf("tls.certificates", "%v", err)}
 	}
-	if err := s.apply(ctx, h); err != nil {
+	if err := s.apply(ctx, g); err != nil {
 		if undone := s.store.Configure(CertificateSources(s.current.Load().cfg)); undone != nil { // it was good, but its files may have changed
 			s.log.Error("certificates are those of the configuration that was not loaded: mend these, and reload", "err", undone)
 		}

@@ -9,20 +9,20 @@ import (
 	"postern/proxy/route"
 )
 
-func (h *generation) newRouting() (*routing, error) {
+func (g *generation) newRouting() (*routing, error) {
 	r := &routing{}
 	var mistakes configs.Errors
-	known := slices.Sorted(maps.Keys(h.cfg.Backends))
-	for i, c := range h.cfg.Routes {
+	known := slices.Sorted(maps.Keys(g.cfg.Backends))
+	for i, c := range g.cfg.Routes {
 		switch {
 		case c.File != "":
 			file, err := route.OpenFile(c.File, c.Backend, known)
 			if err != nil {
-				mistakes = append(mistakes, h.cfg.Errorf(fmt.Sprintf("routes[%d].file", i), "%v", err))
+				mistakes = append(mistakes, g.cfg.Errorf(fmt.Sprintf("routes[%d].file", i), "%v", err))
 				continue
 			}
 			r.rules = append(r.rules, file)
-			h.watch(file.Watch)
+			g.watch(file.Watch)
 		case c.Hook != "":
 			r.rules = append(r.rules, &route.Hook{URL: c.Hook, Timeout: c.Timeout, Cache: c.Cache})
 		case c.Domain != "":
@@ -31,17 +31,17 @@ func (h *generation) newRouting() (*routing, error) {
 			r.rules = append(r.rules, route.Default(c.Backend))
 		}
 	}
-	if path := h.cfg.Protocols.File; path != "" {
+	if path := g.cfg.Protocols.File; path != "" {
 		policy, err := route.OpenProtocols(path)
 		if err != nil {
-			mistakes = append(mistakes, h.cfg.Errorf("policy.file", "%v", err))
+			mistakes = append(mistakes, g.cfg.Errorf("policy.file", "%v", err))
 		} else {
 			r.policy = policy
-			h.watch(policy.Watch)
+			g.watch(policy.Watch)
 		}
 	}
 	var wrong configs.Errors
-	r.accounts, wrong = NewAccounts(h.cfg)
+	r.accounts, wrong = NewAccounts(g.cfg)
 	if mistakes = append(mistakes, wrong...); mistakes != nil {
 		return nil, mistakes
 	}

@@ -56,20 +56,20 @@ func (s *Service) Serve(ctx context.Context, cfg *configs.Config) error {
 	return s.serve(ctx, h)
 }
 
-// serve applies h and serves until ctx ends. Then it closes the listeners and
+// serve applies g and serves until ctx ends. Then it closes the listeners and
 // gives the sessions their time. An error is one of opening: a stop, even with
 // sessions left, is none.
-func (s *Service) serve(ctx context.Context, h *generation) error {
+func (s *Service) serve(ctx context.Context, g *generation) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR2)
 	defer signal.Stop(signals) // not before the last session: without this, they would end the process
-	if err := s.restore(ctx, h); err != nil {
+	if err := s.restore(ctx, g); err != nil {
 		return err
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer s.wg.Wait()
 	defer stop()
-	if err := s.start(background, h); err != nil {
+	if err := s.start(background, g); err != nil {
 		return err
 	}
 	defer func() { s.stopWriters() }()
@@ -91,13 +91,13 @@ func (s *Service) serve(ctx context.Context, h *generation) error {
 
 // restore takes up what a process before has left: its sockets, what the login
 // guard knew, the ledger.
-func (s *Service) restore(ctx context.Context, h *generation) (err error) {
+func (s *Service) restore(ctx context.Context, g *generation) (err error) {
 	if s.sockets == nil {
 		if s.sockets, err = listen.Inherited(); err != nil {
 			return err
 		}
 	}
-	if err := s.setFailures(h.cfg); err != nil {
+	if err := s.setFailures(g.cfg); err != nil {
 		return err
 	}
 	s.loadGuard(ctx)
@@ -107,16 +107,16 @@ func (s *Service) restore(ctx context.Context, h *generation) (err error) {
 	return nil
 }
 
-// start opens all that h wants open, and begins to serve it. What it starts ends
+// start opens all that g wants open, and begins to serve it. What it starts ends
 // with ctx.
-func (s *Service) start(ctx context.Context, h *generation) error {
+func (s *Service) start(ctx context.Context, g *generation) error {
 	if err := s.store.Open(s.log, s.observer); err != nil {
-		return configs.Errors{h.cfg.Errorf("tls.acme", "%v", err)}
+		return configs.Errors{g.cfg.Errorf("tls.acme", "%v", err)}
 	}
-	if err := s.openControl(h); err != nil {
-		return configs.Errors{h.cfg.Errorf("control.socket", "%v", err)}
+	if err := s.openControl(g); err != nil {
+		return configs.Errors{g.cfg.Errorf("control.socket", "%v", err)}
 	}
-	if err := s.apply(ctx, h); err != nil {
+	if err := s.apply(ctx, g); err != nil {
 		if s.controlListener != nil {
 			_ = s.controlListener.Close()
 		}

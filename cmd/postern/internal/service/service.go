@@ -86,8 +86,8 @@ type Service struct {
 
 // known reports whether a file of the present configuration lists an account.
 func (s *Service) known(account string) bool {
-	h := s.current.Load()
-	return h != nil && h.routing.known(account)
+	g := s.current.Load()
+	return g != nil && g.routing.known(account)
 }
 
 // serving is an error if a POP3 session of an account may be open, here or in the

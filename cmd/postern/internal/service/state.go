@@ -85,12 +85,12 @@ func recordOf(a *stored.Files) *state.Bolt { return a.Record }
 func cacheOf(a *stored.Files) *state.Bolt { return a.Cache }
 
 // recordUsable returns why POP3 cannot be served with the record, or nil.
-func (s *Service) recordUsable(h *generation) error {
+func (s *Service) recordUsable(g *generation) error {
 	a := s.Storage.Opened.Load()
 	if a == nil || a.Record.Err() == nil {
 		return nil
 	}
-	for _, l := range h.cfg.Listeners {
+	for _, l := range g.cfg.Listeners {
 		if l.Protocol == proxy.POP3 {
 			return fmt.Errorf("%s is broken: POP3 clients are told to come again later until Postern is restarted", stored.RecordFile)
 		}

@@ -9,16 +9,16 @@ import (
 
 // text returns the operator's words for a refusal: those for the domain of the
 // account, else those for all, else none.
-func (h *generation) text(r proxy.Reason, account string) string {
+func (g *generation) text(r proxy.Reason, account string) string {
 	_, domain, _ := strings.Cut(account, "@")
-	for _, d := range h.cfg.Domains {
+	for _, d := range g.cfg.Domains {
 		if d.Domain != "" && d.Domain == strings.ToLower(domain) {
 			if text := textOf(d.Texts, r); text != "" {
 				return text
 			}
 		}
 	}
-	return textOf(h.cfg.Texts, r)
+	return textOf(g.cfg.Texts, r)
 }
 
 func textOf(t configs.Texts, r proxy.Reason) string {

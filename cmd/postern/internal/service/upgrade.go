@@ -141,22 +141,22 @@ func (s *Service) release(next *successor) (*handover, error) {
 
 // resume serves again, after a successor that could not.
 func (s *Service) resume(background context.Context, next *successor) error {
-	h := s.current.Load()
-	for _, shared := range h.pop3.shared {
+	g := s.current.Load()
+	for _, shared := range g.pop3.shared {
 		shared.locks.HandOver(nil)
 	}
 	if err := s.sockets.Inherit(next.files); err != nil {
 		return err
 	}
 	if s.Storage.Buckets != nil {
-		if err := s.Storage.TakeBack(background, h.cfg); err != nil {
+		if err := s.Storage.TakeBack(background, g.cfg); err != nil {
 			return err
 		}
 	}
-	if err := s.openControl(h); err != nil {
+	if err := s.openControl(g); err != nil {
 		return err
 	}
-	if err := s.apply(background, h); err != nil {
+	if err := s.apply(background, g); err != nil {
 		return err
 	}
 	s.startWriters(background)
@@ -173,9 +173,9 @@ func (s *Service) handleMessage(w message) {
 	}
 }
 
-// inherit waits for what a predecessor leaves to h, which is built.
-func (s *Service) inherit(h *generation, from *Peer) error {
-	if err := from.send(message{Built: true, Control: h.cfg.Control.Socket}); err != nil {
+// inherit waits for what a predecessor leaves to g, which is built.
+func (s *Service) inherit(g *generation, from *Peer) error {
+	if err := from.send(message{Built: true, Control: g.cfg.Control.Socket}); err != nil {
 		return err
 	}
 	var early []message
@@ -187,7 +187,7 @@ func (s *Service) inherit(h *generation, from *Peer) error {
 	changes := make(map[string]func(string, bool))
 	var ends []func()
 	for name, maildrops := range w.Yours.Locks {
-		change, end := h.maildropsOf(name).locks.Hold(maildrops, func(maildrop string) {
+		change, end := g.maildropsOf(name).locks.Hold(maildrops, func(maildrop string) {
 			_ = from.send(message{Evict: &maildropName{name, maildrop}})
 		})
 		changes[name], ends = change, append(ends, end)
