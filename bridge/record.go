@@ -359,21 +359,8 @@ func (p *recordPass) write(ctx context.Context) error {
 
 // setState makes the record what the session shows.
 func (p *recordPass) setState(ctx context.Context) error {
-	s := p.session
-	if !p.sameRecord && !p.record.Former() && p.record.Present().Counts().Entries > 0 || !p.unchanged && p.record.Present().Counts().Named > 0 {
-		if !p.record.Present().Loaded() {
-			if err := p.load(ctx); err != nil {
-				return err
-			}
-		}
-		if p.record == nil { // its blocks are damaged
-			if err := p.newRecord(ctx); err != nil {
-				return err
-			}
-			if err := p.write(ctx); err != nil {
-				return err
-			}
-		}
+	if err := p.loadEntries(ctx); err != nil {
+		return err
 	}
 	g := p.record.Present()
 	r := recordState{
@@ -388,26 +375,53 @@ func (p *recordPass) setState(ctx context.Context) error {
 		r.uidls = g.Computed()
 	}
 	if !p.sameRecord && !p.record.Former() {
-		for i := range p.listed.messages {
-			m := &p.listed.messages[i]
-			m.marks &^= fingerprinted | headerHashed
-			if e := g.Find(m.uid); e != nil && e.Short != 0 {
-				m.marks |= fingerprinted
-			}
-			if e := g.Find(m.uid); e != nil && e.Header != 0 {
-				m.marks |= headerHashed
-			}
+		p.setFingerprintMarks(g)
+	}
+	r.messagesGone = !p.sameRecord && g.Counts().Entries > 0 || p.countKnown() != len(p.known.messages)
+	p.session.record = r
+	return nil
+}
+
+// loadEntries reads the entries of the record if the session needs them: the marks
+// of another version of the record, or the names of messages that have changed.
+func (p *recordPass) loadEntries(ctx context.Context) error {
+	counts := p.record.Present().Counts()
+	marks := !p.sameRecord && !p.record.Former() && counts.Entries > 0
+	if names := !p.unchanged && counts.Named > 0; !marks && !names || p.record.Present().Loaded() {
+		return nil
+	}
+	if err := p.load(ctx); err != nil || p.record != nil {
+		return err
+	}
+	if err := p.newRecord(ctx); err != nil { // the entries are damaged
+		return err
+	}
+	return p.write(ctx)
+}
+
+// setFingerprintMarks marks the messages of which g has fingerprints, and no others.
+func (p *recordPass) setFingerprintMarks(g *uidl.Generation) {
+	for i := range p.listed.messages {
+		m := &p.listed.messages[i]
+		m.marks &^= fingerprinted | headerHashed
+		e := g.Find(m.uid)
+		if e != nil && e.Short != 0 {
+			m.marks |= fingerprinted
+		}
+		if e != nil && e.Header != 0 {
+			m.marks |= headerHashed
 		}
 	}
-	left := 0
+}
+
+// countKnown returns how many of the listed messages the last session could know.
+func (p *recordPass) countKnown() (n int) {
 	for i := range p.listed.messages {
 		if p.listed.messages[i].uid < p.known.uidNext {
-			left++
+			n++
 		}
 	}
-	r.messagesGone = !p.sameRecord && g.Counts().Entries > 0 || left != len(p.known.messages)
-	s.record = r
-	return nil
+	return n
 }
 
 // readUIDLs reads the names of messages, unless they were read.
