@@ -17,7 +17,7 @@ import (
 // if there are as many.
 func (s *session) confirmRemoved() {
 	d := s.backend.Delete
-	if !s.quitted || s.totals.Deleted == 0 || s.backend.Cache == nil || !s.maildrop.proven || s.renumbered || d == Hide || d.flags(s.inbox.Traits()) {
+	if !s.updated || s.totals.Deleted == 0 || s.backend.Cache == nil || !s.maildrop.proven || s.renumbered || d == Hide || d.flags(s.inbox.Traits()) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), fingerprintsTime)

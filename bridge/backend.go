@@ -81,16 +81,16 @@ const (
 	defaultTimeout = time.Minute
 )
 
-// A Dial logs l in to an IMAP server. It returns the connection after the
+// A LogIn logs l in to an IMAP server. It returns the connection after the
 // server's OK, with what was read ahead, and the capabilities that hold then.
 // An error is a *proxy.Refusal.
-type Dial func(ctx context.Context, l *proxy.Login) (conn net.Conn, capabilities string, err error)
+type LogIn func(ctx context.Context, l *proxy.Login) (conn net.Conn, capabilities string, err error)
 
 // A Backend serves maildrops from an IMAP server. Its fields must not change
 // once it is used.
 type Backend struct {
 	Name     string
-	Dial     Dial
+	LogIn    LogIn
 	UIDL     uidl.Format    // of messages that come; the zero value is Dovecot's
 	Idle     time.Duration  // how long a client may be silent; at least, and by default, 10 minutes
 	Timeout  time.Duration  // how long the server may be silent within a command; 0: a minute
@@ -133,7 +133,7 @@ type Backend struct {
 // Login implements proxy.Backend: it asks for the server's yes or no.
 func (b *Backend) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) {
 	b.queue().stopBackground(l.Account)
-	conn, capabilities, err := b.Dial(ctx, l)
+	conn, capabilities, err := b.LogIn(ctx, l)
 	if err != nil {
 		return nil, err
 	}

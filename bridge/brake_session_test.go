@@ -55,7 +55,7 @@ func TestAStoreThatIsNotMountedIsNotBelieved(t *testing.T) {
 			m.deliver(40)
 			cache, record := &memory{}, &memory{}
 			events := &recorder{}
-			b := &Backend{Name: "main", Dial: m.dial(t), Cache: cache, Record: record, Brake: NewBrake("main", events)}
+			b := &Backend{Name: "main", LogIn: m.dial(t), Cache: cache, Record: record, Brake: NewBrake("main", events)}
 			var accounts []string
 			want := make(map[string][]string)
 			for i := range 15 {
@@ -164,11 +164,11 @@ func TestWhatPOP3RemovesIsNoFault(t *testing.T) {
 			if test.kill {
 				_ = s.inbox.Close()
 			} else {
-				s.quitted = !test.lose
+				s.updated = !test.lose
 				_ = s.Close()
 			}
 			if other != nil {
-				other.quitted, other.maildrop.changed = true, true
+				other.updated, other.maildrop.changed = true, true
 				_ = other.Close()
 			}
 			lost, test.lose = false, false

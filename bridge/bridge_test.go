@@ -117,7 +117,7 @@ func (r *bridged) wait(t testing.TB) error {
 
 // connected is a Dial that gives these connections, one after the other, and
 // then reaches nobody.
-func connected(conn net.Conn, capabilities string, more ...net.Conn) Dial {
+func connected(conn net.Conn, capabilities string, more ...net.Conn) LogIn {
 	conns := append([]net.Conn{conn}, more...)
 	return func(context.Context, *proxy.Login) (net.Conn, string, error) {
 		if len(conns) == 0 {
@@ -135,7 +135,7 @@ func scripted(t testing.TB, script string) *bridged {
 	t.Helper()
 	near, far := proxytest.Pipe(t)
 	proxytest.ServeTranscript(t, far, script)
-	return run(t, &Backend{Name: "main", Dial: connected(near, capabilities), Estimates: true})
+	return run(t, &Backend{Name: "main", LogIn: connected(near, capabilities), Estimates: true})
 }
 
 // opened is the script of a mailbox with messages of the given sizes, whose
@@ -268,7 +268,7 @@ func sections(body, items string) string {
 }
 
 // dialFake is a Dial that connects to f by a pipe in memory, or by TCP.
-func dialFake(t testing.TB, f *fakeIMAP, tcp bool) Dial {
+func dialFake(t testing.TB, f *fakeIMAP, tcp bool) LogIn {
 	return func(context.Context, *proxy.Login) (net.Conn, string, error) {
 		near, far := net.Pipe()
 		if tcp {
@@ -289,7 +289,7 @@ func (zeros) Read(p []byte) (int, error) {
 }
 
 // dialIMAP is a Dial that logs in at addr.
-func dialIMAP(addr string) Dial {
+func dialIMAP(addr string) LogIn {
 	return func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, "tcp", addr)

@@ -15,7 +15,7 @@ func deleting(t *testing.T, d Deletion, capabilities, script, quit string) {
 	t.Helper()
 	near, far := proxytest.Pipe(t)
 	proxytest.ServeTranscript(t, far, opened(5, 5)+script+"\nC: Q LOGOUT\nS: Q OK x\n")
-	r := run(t, &Backend{Dial: connected(near, capabilities), Delete: d, Estimates: true})
+	r := run(t, &Backend{LogIn: connected(near, capabilities), Delete: d, Estimates: true})
 	proxytest.Transcript(t, r.conn, "C: DELE 1\nS: +OK *\nC: QUIT\nS: "+quit+"\nS: <EOF>")
 }
 
@@ -79,7 +79,7 @@ func TestDeletedMessagesAreHidden(t *testing.T) {
 		C: Q LOGOUT
 		S: Q OK x
 	`)
-	proxytest.Transcript(t, run(t, &Backend{Dial: connected(near, capabilities), Delete: Hide, Estimates: true}).conn, `
+	proxytest.Transcript(t, run(t, &Backend{LogIn: connected(near, capabilities), Delete: Hide, Estimates: true}).conn, `
 		C: STAT
 		S: +OK 2 4
 		C: UIDL
@@ -94,7 +94,7 @@ func TestDeletedMessagesAreHidden(t *testing.T) {
 	`)
 	near, far = proxytest.Pipe(t)
 	proxytest.ServeTranscript(t, far, strings.Replace(box, "* 3 EXISTS", "* 0 EXISTS", 1)+"S: * OK [PERMANENTFLAGS (\\\\Deleted)] x\nS: T1 OK x\nS: T2 OK x\nC: Q LOGOUT\nS: Q OK x")
-	session, err := (&Backend{Dial: connected(near, capabilities), Delete: Hide}).Login(t.Context(), &proxy.Login{})
+	session, err := (&Backend{LogIn: connected(near, capabilities), Delete: Hide}).Login(t.Context(), &proxy.Login{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestRetrievedMessagesStayUnseen(t *testing.T) {
 		C: Q LOGOUT
 		S: Q OK x
 	`)
-	proxytest.Transcript(t, run(t, &Backend{Dial: connected(near, capabilities), KeepUnseen: true}).conn, `
+	proxytest.Transcript(t, run(t, &Backend{LogIn: connected(near, capabilities), KeepUnseen: true}).conn, `
 		C: RETR 1
 		S: +OK 5 octets
 		S: abc
@@ -151,7 +151,7 @@ func TestSizesAreExactAtTheFirstLIST(t *testing.T) {
 		C: Q LOGOUT
 		S: Q OK x
 	`)
-	proxytest.Transcript(t, run(t, &Backend{Dial: connected(near, capabilities)}).conn, `
+	proxytest.Transcript(t, run(t, &Backend{LogIn: connected(near, capabilities)}).conn, `
 		C: STAT
 		S: +OK 6 107
 		C: LIST
@@ -194,7 +194,7 @@ func TestAMessageWhoseEndCostsTheConnectionIsRememberedSo(t *testing.T) {
 	`)
 	near3, far3 := proxytest.Pipe(t)
 	proxytest.ServeTranscript(t, far3, again+"C: Q LOGOUT\nS: Q OK x")
-	b := &Backend{Dial: connected(near, capabilities, near2, near3), Cache: &memory{}, KeepUnseen: true}
+	b := &Backend{LogIn: connected(near, capabilities, near2, near3), Cache: &memory{}, KeepUnseen: true}
 	list := func(sizes ...int) string {
 		s := "C: LIST\nS: +OK *\n"
 		for i, size := range sizes {

@@ -456,7 +456,7 @@ imapc_features = rfc822.size fetch-headers
 					{name: "pop3", store: store, strict: true, user: fmt.Sprintf("b%d", i)},
 					{name: "imapc", imapc: true, store: store, strict: true, user: fmt.Sprintf("c%d", i)},
 				}
-				b := &Backend{Dial: dialIMAP(store.IMAP)}
+				b := &Backend{LogIn: dialIMAP(store.IMAP)}
 				if i%2 == 0 {
 					b.Cache, b.Record = &memory{}, &memory{}
 				}
@@ -482,8 +482,8 @@ func ambiguous(raw []byte) bool {
 
 // postern is the login of a side that is b with the mailbox of user.
 func postern(user string, b *Backend) func(t *testing.T) (net.Conn, func()) {
-	dial := b.Dial
-	b.Dial = func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+	dial := b.LogIn
+	b.LogIn = func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 		login := *l
 		login.Account = user
 		return dial(ctx, &login)

@@ -24,7 +24,7 @@ func TestSameAsDovecotsOwnPOP3(t *testing.T) {
 	for _, m := range nasty {
 		d.Deliver(t, "alice", m.Raw)
 	}
-	b := &Backend{Dial: dialIMAP(d.IMAP)}
+	b := &Backend{LogIn: dialIMAP(d.IMAP)}
 	ours := newPOP3(t, run(t, b).conn)
 	theirs := newPOP3(t, dialPOP3(t, d.POP3))
 	if got, want := ours.lines("UIDL"), theirs.lines("UIDL"); len(got) != len(nasty) || !slices.Equal(got, want) {
@@ -64,7 +64,7 @@ func TestForeignMarksSurvive(t *testing.T) {
 	for i := range 4 {
 		d.Deliver(t, "alice", fmt.Appendf(nil, "Subject: %d\r\n\r\n", i+1))
 	}
-	r := run(t, &Backend{Dial: dialIMAP(d.IMAP)})
+	r := run(t, &Backend{LogIn: dialIMAP(d.IMAP)})
 	d.Doveadm(t, "flags", "add", "-u", "alice", `\Deleted`, "mailbox", "INBOX", "uid", "2")
 	d.Doveadm(t, "expunge", "-u", "alice", "mailbox", "INBOX", "uid", "1")
 	proxytest.Transcript(t, r.conn, `
@@ -169,7 +169,7 @@ func (p *pop3) lines(command string) []string {
 // Criterion: with Dovecot behind, UIDLs are the same after new mail, removals and another UIDVALIDITY, and an unchanged mailbox is not listed again.
 func TestUIDLsWithDovecot(t *testing.T) {
 	d := proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: map[string]string{"alice": "secret"}})
-	b := &Backend{Dial: dialIMAP(d.IMAP), Cache: &memory{}, Record: &memory{}}
+	b := &Backend{LogIn: dialIMAP(d.IMAP), Cache: &memory{}, Record: &memory{}}
 	var notices []proxy.MaildropNoticed
 	ids := make(map[string]string) // by Subject
 	poll := func(source string, subjects ...string) {
@@ -218,7 +218,7 @@ func TestUIDLsWithDovecot(t *testing.T) {
 	}
 	time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(1100 * time.Millisecond))) // UIDVALIDITY is a second
 	d.Start(t)
-	b.Dial = dialIMAP(d.IMAP)
+	b.LogIn = dialIMAP(d.IMAP)
 	poll("full", "one", "five", "eleven", "nineteen")
 	if len(notices) != 1 || notices[0].Kind != proxy.NoticeRenumbered || notices[0].Messages != 0 {
 		t.Errorf("notices %v, want one of another UIDVALIDITY", notices)

@@ -28,7 +28,7 @@ func faulty(t *testing.T, b *Backend, scripts ...string) *bridged {
 		proxytest.ServeTranscript(t, far, script)
 		conns = append(conns, near)
 	}
-	b.Dial, b.Estimates, b.KeepUnseen, b.Timeout = connected(conns[0], capabilities, conns[1:]...), true, true, 5*time.Second
+	b.LogIn, b.Estimates, b.KeepUnseen, b.Timeout = connected(conns[0], capabilities, conns[1:]...), true, true, 5*time.Second
 	return run(t, b)
 }
 
@@ -81,7 +81,7 @@ func TestReconnectAfterSilence(t *testing.T) {
 			_, _ = io.Copy(io.Discard, far)
 		}()
 		s := &session{
-			backend: &Backend{Name: "main", Dial: func(context.Context, *proxy.Login) (net.Conn, string, error) {
+			backend: &Backend{Name: "main", LogIn: func(context.Context, *proxy.Login) (net.Conn, string, error) {
 				return nil, "", proxy.NewRefusal(proxy.Unavailable, errors.New("connection refused"))
 			}},
 			login: &proxy.Login{Account: "alice"}, inbox: inbox.New(near, capabilities, inbox.Options{Timeout: time.Minute}), maildrop: newMaildrop([]message{{uid: 11}}, 7),
@@ -105,7 +105,7 @@ func TestRefusedReloginIsTemporary(t *testing.T) {
 	proxytest.ServeTranscript(t, far, opened(5)+"S: <EOF>")
 	first := connected(near, capabilities)
 	calls := 0
-	r := run(t, &Backend{Dial: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+	r := run(t, &Backend{LogIn: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 		if calls++; calls > 1 {
 			if string(l.Secret.Reveal()) != "secret" {
 				t.Error("not the session's secret")

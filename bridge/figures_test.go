@@ -23,7 +23,7 @@ func TestCommandsAndOctetsOfALargeMailbox(t *testing.T) {
 		m.deliver(50_000)
 		logins, dial := 0, m.dial(t)
 		b := &Backend{Delete: deletion, Cache: &memory{}, Record: &memory{}}
-		b.Dial = func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+		b.LogIn = func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 			logins++
 			return dial(ctx, l)
 		}
@@ -81,7 +81,7 @@ func TestPipelinedRETRsArePipelined(t *testing.T) {
 	go func() { defer close(done); f.serve(far) }()
 	t.Cleanup(func() { <-done })
 	conn := &counted{Conn: near}
-	r := run(t, &Backend{Dial: connected(conn, capabilities), Estimates: true, KeepUnseen: true})
+	r := run(t, &Backend{LogIn: connected(conn, capabilities), Estimates: true, KeepUnseen: true})
 	opened := conn.writes.Load()
 	var all strings.Builder
 	for n := range f.bodies {
@@ -107,7 +107,7 @@ func TestSlowClientSlowsTheServer(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); f.serve(server) }()
 		client, ours := net.Pipe()
-		r := runOn(t, &Backend{Dial: connected(near, capabilities), Estimates: true}, client, ours)
+		r := runOn(t, &Backend{LogIn: connected(near, capabilities), Estimates: true}, client, ours)
 		_, _ = io.WriteString(client, "RETR 1\r\n")
 		time.Sleep(time.Second)
 		synctest.Wait()
@@ -133,7 +133,7 @@ func TestIdleSessionsOutliveTheirServer(t *testing.T) {
 		const row = `S- * 1 FETCH (UID 11 BODY[] {5}\r\n011\r\n)\r\nF1 OK x\r\n` // at once: nobody reads while a session is idle
 		scripts := []string{opened(5), again + "C: F1 UID FETCH *\n" + row, again + "C: F1 UID FETCH *\n" + row}
 		dials := 0
-		b := &Backend{Estimates: true, KeepUnseen: true, Dial: func(context.Context, *proxy.Login) (net.Conn, string, error) {
+		b := &Backend{Estimates: true, KeepUnseen: true, LogIn: func(context.Context, *proxy.Login) (net.Conn, string, error) {
 			near, far := net.Pipe()
 			proxytest.ServeTranscript(t, far, scripts[dials])
 			dials++
@@ -183,7 +183,7 @@ func TestTwoSessionsAtOnce(t *testing.T) {
 func BenchmarkFirstSession50000At20ms(b *testing.B) {
 	f := &fakeIMAP{exists: 50_000, size: 4096}
 	for b.Loop() {
-		r := run(b, &Backend{Dial: connectedAfar(b, f, 10*time.Millisecond), Cache: &memory{}, Record: &memory{}, Estimates: true})
+		r := run(b, &Backend{LogIn: connectedAfar(b, f, 10*time.Millisecond), Cache: &memory{}, Record: &memory{}, Estimates: true})
 		c := newPOP3(b, r.conn)
 		if _ = c.line("STAT"); len(c.lines("UIDL")) != f.exists {
 			b.Fatal("not all are there")
@@ -215,7 +215,7 @@ func BenchmarkFirstOctetOf100MB(b *testing.B) {
 func BenchmarkPollSmall(b *testing.B) {
 	m := newModel("")
 	m.deliver(10)
-	backend := &Backend{Dial: m.dial(b), Cache: &memory{}, Record: &memory{}}
+	backend := &Backend{LogIn: m.dial(b), Cache: &memory{}, Record: &memory{}}
 	for b.Loop() {
 		r := run(b, backend)
 		c := newPOP3(b, r.conn)

@@ -63,7 +63,7 @@ func decodeFingerprints(b []byte) ([]uidl.Fingerprint, error) {
 // adoptFingerprints makes the fingerprints in the cache part of a record in the form of
 // version 1. Their UIDs are those of the snapshot in the cache.
 func (s *session) adoptFingerprints(ctx context.Context, record *uidl.Record, known snapshot) {
-	g := record.Present()
+	g := record.Current()
 	if s.backend.Cache == nil || known.uidValidity != g.UIDValidity {
 		return
 	}
@@ -112,7 +112,7 @@ func (s *session) tryRecordFingerprints(ctx context.Context, prints []uidl.Entry
 		s.record.stamp, s.maildrop.changed = formerStamp, true // the next session reads all
 		return err
 	}
-	g := record.Present()
+	g := record.Current()
 	if s.generationOf(record) != g {
 		return nil
 	}
@@ -156,7 +156,7 @@ func compareFingerprints(a, b uidl.Fingerprint) int { return cmp.Compare(a.UID, 
 // clients have not fetched everywhere yet. What it finds becomes part of the
 // record, with what else the session has learnt.
 func (s *session) collectFingerprints() {
-	if !s.quitted || s.backend.Cache == nil || s.backend.Record == nil || s.renumbered {
+	if !s.updated || s.backend.Cache == nil || s.backend.Record == nil || s.renumbered {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), fingerprintsTime)

@@ -24,7 +24,7 @@ func imported(t testing.TB, b *Backend, m *model) {
 	for _, x := range m.mails {
 		entries = append(entries, uidl.Entry{UID: x.uid, UIDL: fmt.Sprintf("OLD-%d", m.content[x.uid])})
 	}
-	r.Present().Put(entries)
+	r.Current().Put(entries)
 	put(t, b.Record, "alice", r)
 }
 
@@ -183,7 +183,7 @@ func TestARecordThatWasLostIsNoNewOne(t *testing.T) {
 	if _, err := Forget(t.Context(), cache, record, func(string) bool { return true }); err != nil {
 		t.Error(err)
 	}
-	session.quitted, session.maildrop.changed, session.cacheSum = true, true, 0
+	session.updated, session.maildrop.changed, session.cacheSum = true, true, 0
 	_ = session.Close()
 	if _, err := show(t, b); err != nil {
 		t.Errorf("forgotten while a session was open: %v", err)
@@ -243,7 +243,7 @@ func TestNamesOfHiddenMessagesComeBack(t *testing.T) {
 		shown(t, b)
 		time.Sleep(92 * 24 * time.Hour)
 		shown(t, b)
-		if c := recordOf(t, record, "alice").Present().Counts(); c.Named != 2 {
+		if c := recordOf(t, record, "alice").Current().Counts(); c.Named != 2 {
 			t.Errorf("after 92 days there are %+v", c)
 		}
 	})
@@ -257,7 +257,7 @@ func TestRecordsOfBeforeAreConverted(t *testing.T) {
 		b, cache, record, _ := m.bases(t)
 		shown(t, b)
 		var prints []uidl.Fingerprint
-		for _, e := range recordOf(t, record, "alice").Present().Entries {
+		for _, e := range recordOf(t, record, "alice").Current().Entries {
 			prints = append(prints, uidl.Fingerprint{UID: e.UID, Short: e.Short})
 		}
 		known, err := decodeSnapshot(cache.values[key("alice")])
@@ -276,8 +276,8 @@ func TestRecordsOfBeforeAreConverted(t *testing.T) {
 				t.Errorf("moved: %v: they are %v, want %v", moved, got, want)
 			}
 		}
-		if r := recordOf(t, record, "alice"); r.Former() || r.Present().Counts().Entries != 3 || r.Present().Entries[0].Short != prints[0].Short {
-			t.Errorf("moved: %v: the record is %v", moved, r.Present())
+		if r := recordOf(t, record, "alice"); r.Former() || r.Current().Counts().Entries != 3 || r.Current().Entries[0].Short != prints[0].Short {
+			t.Errorf("moved: %v: the record is %v", moved, r.Current())
 		}
 		if cache.values[fingerprintsKey("alice")] != nil && !moved {
 			t.Error("the prints are in the cache still")
@@ -312,7 +312,7 @@ func TestChangesOfALargeMaildropWriteLittle(t *testing.T) {
 		for i := range session.maildrop.messages {
 			session.maildrop.messages[i].marks |= fingerprinted // as if that were done
 		}
-		session.quitted, session.maildrop.changed = true, true
+		session.updated, session.maildrop.changed = true, true
 		_ = session.Close()
 	}
 	poll()
@@ -327,7 +327,7 @@ func TestChangesOfALargeMaildropWriteLittle(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		session.quitted = true
+		session.updated = true
 		_ = session.Close()
 		if record.octets == 0 || record.octets > 8<<10 {
 			t.Errorf("%s: %d octets are written", name, record.octets)
@@ -352,7 +352,7 @@ func TestAWriteOfAnotherSessionIsNotLost(t *testing.T) {
 		if err := changeRecord(t.Context(), record, "alice", func(st stored) (*uidl.Record, error) {
 			r, err := uidl.Decode(st.head, st.blocks)
 			if err == nil {
-				r.Present().Put([]uidl.Entry{{UID: 1, Header: 77}})
+				r.Current().Put([]uidl.Entry{{UID: 1, Header: 77}})
 			}
 			return r, err
 		}); err != nil {
@@ -363,8 +363,8 @@ func TestAWriteOfAnotherSessionIsNotLost(t *testing.T) {
 	m.deliver(1)
 	shown(t, b)
 	r := recordOf(t, record, "alice")
-	if r.Version != version+2 || r.Present().Find(1).Header != 77 || r.Present().Find(4) == nil {
-		t.Errorf("version %d after %d, entries %v", r.Version, version, r.Present().Entries)
+	if r.Version != version+2 || r.Current().Find(1).Header != 77 || r.Current().Find(4) == nil {
+		t.Errorf("version %d after %d, entries %v", r.Version, version, r.Current().Entries)
 	}
 }
 

@@ -39,7 +39,7 @@ func TestIsolateSparesWhatOthersHaveMarked(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			near, far := proxytest.Pipe(t)
 			proxytest.ServeTranscript(t, far, opened(5, 5, 5)+test.script+bye)
-			r := run(t, &Backend{Record: &memory{}, Delete: Isolate, Dial: connected(near, "IMAP4rev1"), Estimates: true})
+			r := run(t, &Backend{Record: &memory{}, Delete: Isolate, LogIn: connected(near, "IMAP4rev1"), Estimates: true})
 			proxytest.Transcript(t, r.conn, "C: DELE 1\nS: +OK *\nC: QUIT\nS: "+test.quit+"\nS: <EOF>")
 			if failed := of[proxy.UpdateFailed](r.events); len(failed) == 0 && (test.quit != "+OK Goodbye" || test.name == "marks do not come back") {
 				t.Error("nobody is told")
@@ -70,7 +70,7 @@ func TestIsolateGoesOnAfterALoss(t *testing.T) {
 		C: Q LOGOUT
 		S: Q OK x
 	`)
-	r := run(t, &Backend{Record: &memory{}, Delete: Isolate, Dial: connected(near, "IMAP4rev1", near2), Estimates: true})
+	r := run(t, &Backend{Record: &memory{}, Delete: Isolate, LogIn: connected(near, "IMAP4rev1", near2), Estimates: true})
 	proxytest.Transcript(t, r.conn, "C: DELE 1\nS: +OK *\nC: QUIT\nS: +OK Goodbye\nS: <EOF>")
 	if failed := of[proxy.UpdateFailed](r.events); len(failed) > 0 {
 		t.Errorf("UpdateFailed: %+v", failed)

@@ -27,7 +27,7 @@ func (s *session) list(ctx context.Context) (source string, err error) {
 		if err := s.backend.queue().wait(ctx, s.login.Account); err != nil {
 			return "", err
 		}
-		if source, err = s.tryList(ctx); errors.Is(err, errListed) {
+		if source, err = s.tryList(ctx); errors.Is(err, errListingRuns) {
 			continue
 		}
 		if errors.Is(err, errUnaccounted) || errors.Is(err, errUnsized) || errors.Is(err, inbox.ErrAnswer) {
@@ -122,7 +122,7 @@ func (s *session) lastSession(ctx context.Context, known snapshot) (comparison, 
 	if err != nil || record == nil {
 		return comparison{known: -1}, err
 	}
-	g := record.Present()
+	g := record.Current()
 	return comparison{oldUIDValidity: g.UIDValidity, oldUIDNext: g.UIDNext, known: -1}, nil
 }
 
@@ -147,7 +147,7 @@ func (s *session) admitView(ctx context.Context, c comparison) (decided bool, er
 func (s *session) awaitTurn(ctx context.Context) (leave func(), err error) {
 	leave, err = s.backend.queue().enter(ctx, s.login.Account)
 	if err == nil && leave == nil {
-		err = errListed
+		err = errListingRuns
 	}
 	return leave, err
 }

@@ -156,7 +156,7 @@ func newLife(seed uint64, k kind, log *strings.Builder) *life {
 	l.back = bridge.Backend{
 		Name: "main", Cache: l.cache, Record: l.record, Delete: []bridge.Deletion{bridge.Expunge, bridge.Expunge, bridge.Expunge, bridge.Trash, bridge.Hide, bridge.Isolate, bridge.Keep}[r.IntN(7)],
 		KeepUnseen: r.IntN(2) == 0, StableBodies: r.IntN(2) == 0, Estimates: r.IntN(3) == 0,
-		Dial: func(context.Context, *proxy.Login) (net.Conn, string, error) {
+		LogIn: func(context.Context, *proxy.Login) (net.Conn, string, error) {
 			conn := b.dial()
 			if conn == nil {
 				return nil, "", proxy.NewRefusal(proxy.Unavailable, errors.New("connection refused"))

@@ -79,7 +79,7 @@ func (m *model) has(x mail) bool {
 }
 
 // dial is a Dial.
-func (m *model) dial(t testing.TB) Dial {
+func (m *model) dial(t testing.TB) LogIn {
 	return func(context.Context, *proxy.Login) (net.Conn, string, error) {
 		near, far := net.Pipe()
 		done := make(chan struct{})
@@ -309,7 +309,7 @@ func poll(t testing.TB, b *Backend) (source string, listed []mail) {
 func TestPollsCostChanges(t *testing.T) {
 	for _, capabilities := range []string{"", "ESEARCH"} {
 		m := newModel(capabilities)
-		b := &Backend{Dial: m.dial(t), Cache: &memory{}}
+		b := &Backend{LogIn: m.dial(t), Cache: &memory{}}
 		search := "UID SEARCH ALL"
 		if capabilities != "" {
 			search = "UID SEARCH RETURN (ALL) ALL"
@@ -353,7 +353,7 @@ func TestPollsWithoutUIDNEXT(t *testing.T) {
 	m := newModel("")
 	m.silent = true
 	m.deliver(3)
-	b := &Backend{Dial: m.dial(t), Cache: &memory{}}
+	b := &Backend{LogIn: m.dial(t), Cache: &memory{}}
 	const status = "STATUS INBOX (MESSAGES UIDNEXT UIDVALIDITY)"
 	for _, step := range []struct {
 		name   string
@@ -405,7 +405,7 @@ func TestListingsAreTrue(t *testing.T) {
 		m.silent = random.IntN(4) == 0
 		m.dumb = random.IntN(3) == 0
 		cache := &memory{}
-		b := &Backend{Dial: m.dial(t), Cache: cache}
+		b := &Backend{LogIn: m.dial(t), Cache: cache}
 		change := func() {
 			for range 1 + random.IntN(3) {
 				if len(m.mails) > 0 && random.IntN(2) == 0 {
@@ -495,7 +495,7 @@ func TestAMessageWithoutSizeIsListed(t *testing.T) {
 	m.deliver(5)
 	m.unreadable = map[uint32]bool{3: true}
 	var told notices
-	b := &Backend{Dial: m.dial(t), Cache: &memory{}, Observer: &told}
+	b := &Backend{LogIn: m.dial(t), Cache: &memory{}, Observer: &told}
 	for _, commands := range [][]string{
 		{"SELECT INBOX", "UID FETCH 1:* (UID RFC822.SIZE)", "UID SEARCH ALL", "UID FETCH 3 (UID RFC822.SIZE)"},
 		{"SELECT INBOX", "UID FETCH 3 (UID RFC822.SIZE)"},
@@ -528,7 +528,7 @@ func TestAMessageWithoutSizeIsListed(t *testing.T) {
 func TestAnUntrueUIDNEXT(t *testing.T) {
 	m := newModel("")
 	m.deliver(5)
-	b := &Backend{Dial: m.dial(t), Cache: &memory{}, Record: &memory{}}
+	b := &Backend{LogIn: m.dial(t), Cache: &memory{}, Record: &memory{}}
 	m.before = func(command string) {
 		if strings.HasPrefix(command, "SELECT") {
 			m.uidNext = 3
@@ -547,7 +547,7 @@ func TestAnUntrueUIDNEXT(t *testing.T) {
 		}
 		m.uidNext = 6
 		m.deliver(1)
-		b = &Backend{Dial: b.Dial, Cache: b.Cache, Record: b.Record} // after a restart
+		b = &Backend{LogIn: b.LogIn, Cache: b.Cache, Record: b.Record} // after a restart
 	}
 }
 
@@ -556,7 +556,7 @@ func TestCacheThatFailsCostsOnlyTime(t *testing.T) {
 	m.deliver(5)
 	cache := &memory{err: fmt.Errorf("disk on fire")}
 	var told notices
-	b := &Backend{Dial: m.dial(t), Cache: cache, Observer: &told}
+	b := &Backend{LogIn: m.dial(t), Cache: cache, Observer: &told}
 	for range 2 {
 		if _, listed := poll(t, b); !slices.Equal(listed, m.mails) {
 			t.Errorf("listed %v, want %v", listed, m.mails)
@@ -584,7 +584,7 @@ func TestSizesThatWereLearntAreRemembered(t *testing.T) {
 func BenchmarkPoll50000(b *testing.B) {
 	m := newModel("")
 	m.deliver(50_000)
-	backend := &Backend{Dial: m.dial(b), Cache: &memory{}}
+	backend := &Backend{LogIn: m.dial(b), Cache: &memory{}}
 	open(b, backend)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -598,7 +598,7 @@ func named(b *testing.B, names bool) *Backend {
 	b.Helper()
 	m := newModel("")
 	m.deliver(50_000)
-	backend := &Backend{Dial: m.dial(b), Cache: &memory{}, Record: &memory{}}
+	backend := &Backend{LogIn: m.dial(b), Cache: &memory{}, Record: &memory{}}
 	if names {
 		imported(b, backend, m)
 	}

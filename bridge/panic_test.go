@@ -60,7 +60,7 @@ func TestAPanicWhileTheAnswerIsReadEndsTheSession(t *testing.T) {
 	armed := new(atomic.Bool)
 	armed.Store(true)
 	events := new(recorder)
-	b := &Backend{Dial: connected(panickingConn{near, armed}, capabilities), Observer: events}
+	b := &Backend{LogIn: connected(panickingConn{near, armed}, capabilities), Observer: events}
 	session, err := openWith(t, b)
 	if proxy.ReasonOf(err) != proxy.Unavailable || !errors.Is(err, proxy.ErrBackendClosed) || !strings.Contains(err.Error(), "bug in Read") {
 		t.Errorf("Open = %v, want %v, for the panic", err, proxy.ErrBackendClosed)
@@ -77,7 +77,7 @@ func TestAPanicWhileAPartIsKeptEndsTheSession(t *testing.T) {
 		m.deliver(2000)
 		m.slow = 50 * time.Millisecond
 		events := new(recorder)
-		b := &Backend{Dial: m.dial(t), Cache: panickingStore{&memory{}}, Observer: events}
+		b := &Backend{LogIn: m.dial(t), Cache: panickingStore{&memory{}}, Observer: events}
 		session, err := openWith(t, b)
 		if proxy.ReasonOf(err) != proxy.Unavailable || !errors.Is(err, proxy.ErrBackendClosed) || !strings.Contains(err.Error(), "bug in Update") {
 			t.Errorf("Open = %v, want %v, for the panic", err, proxy.ErrBackendClosed)
@@ -97,7 +97,7 @@ func TestAPanicInCloseKeepsNobodyOut(t *testing.T) {
 		m := newModel("")
 		m.deliver(3)
 		listings := NewListingMemory(1<<20, nil)
-		b := &Backend{Dial: m.dial(t), Cache: panickingStore{new(memory)}, Lock: Refuse, Listings: listings}
+		b := &Backend{LogIn: m.dial(t), Cache: panickingStore{new(memory)}, Lock: Refuse, Listings: listings}
 		session, err := openWith(t, b)
 		if err != nil {
 			t.Fatal(err)

@@ -22,11 +22,11 @@ func TestRealServersWithoutUIDPLUS(t *testing.T) {
 				deliver(fmt.Appendf(nil, "From: a@example.org\r\nSubject: message %d\r\n\r\nbody\r\n", i+1))
 			}
 			dial := dialIMAP(addr)
-			b := &Backend{Cache: &memory{}, Record: &memory{}, Dial: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+			b := &Backend{Cache: &memory{}, Record: &memory{}, LogIn: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 				conn, _, err := dial(ctx, l)
 				return conn, "IMAP4rev1", err
 			}}
-			traits, err := (&Backend{Dial: dial}).Inspect(t.Context(), &proxy.Login{Account: "alice", Secret: proxy.NewSecret([]byte("secret"))})
+			traits, err := (&Backend{LogIn: dial}).Inspect(t.Context(), &proxy.Login{Account: "alice", Secret: proxy.NewSecret([]byte("secret"))})
 			if want := server.name != "Courier"; err != nil || !traits.StatusUIDNext || traits.UIDNext != want {
 				t.Errorf("Inspect = %+v, %v, want UIDNEXT of STATUS, of SELECT: %v", traits, err, want)
 			}
@@ -93,7 +93,7 @@ type other struct {
 	in   *bufio.Reader
 }
 
-func newOther(t *testing.T, dial Dial) *other {
+func newOther(t *testing.T, dial LogIn) *other {
 	t.Helper()
 	conn, _, err := dial(t.Context(), &proxy.Login{Account: "alice", Secret: proxy.NewSecret([]byte("secret"))})
 	if err != nil {

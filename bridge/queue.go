@@ -27,8 +27,8 @@ const (
 )
 
 var (
-	errNoTurn = errors.New("too many long listings at a time")
-	errListed = errors.New("an earlier session still lists the mailbox")
+	errNoTurn      = errors.New("too many long listings at a time")
+	errListingRuns = errors.New("an earlier session still lists the mailbox")
 )
 
 // A Queue lets one long listing of an account run at a time, and some of a
@@ -44,7 +44,7 @@ type Queue struct {
 
 // wait waits until no long listing of the account runs.
 func (q *Queue) wait(ctx context.Context, account string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, queueTime, errListed)
+	ctx, cancel := context.WithTimeoutCause(ctx, queueTime, errListingRuns)
 	defer cancel()
 	for {
 		q.mu.Lock()
@@ -127,7 +127,7 @@ func (q *Queue) stopBackground(account string) {
 
 // queueRefusal returns the temporary refusal of a session that has waited too long.
 func queueRefusal(err error) error {
-	if errors.Is(err, errNoTurn) || errors.Is(err, errListed) {
+	if errors.Is(err, errNoTurn) || errors.Is(err, errListingRuns) {
 		return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: err}
 	}
 	return err

@@ -34,7 +34,7 @@ func TestFirstListingOutlivesItsClient(t *testing.T) {
 		m := newModel("")
 		m.deliver(3000)
 		m.slow = 3 * time.Minute / 3000
-		b := &Backend{Dial: m.dial(t), Cache: &memory{}}
+		b := &Backend{LogIn: m.dial(t), Cache: &memory{}}
 		var polls []<-chan error
 		in := 0
 		for poll := 1; poll <= 4; poll++ {
@@ -81,7 +81,7 @@ func TestFirstListingGoesOn(t *testing.T) {
 			cuts = cuts[1:]
 			return true
 		}
-		b := &Backend{Dial: m.dial(t), Cache: &memory{}}
+		b := &Backend{LogIn: m.dial(t), Cache: &memory{}}
 		for range 2 {
 			if err := <-begin(t, b, "alice"); proxy.ReasonOf(err) != proxy.Unavailable {
 				t.Fatalf("a listing that is cut gives %v", err)
@@ -111,7 +111,7 @@ func TestFirstListingIsKeptAsItGoes(t *testing.T) {
 		m.deliver(2000)
 		m.slow = 50 * time.Millisecond
 		cache := &memory{}
-		b := &Backend{Dial: m.dial(t), Cache: cache}
+		b := &Backend{LogIn: m.dial(t), Cache: cache}
 		result := begin(t, b, "alice")
 		time.Sleep(31 * time.Second)
 		value, _ := cache.Get(t.Context(), key("alice"))
@@ -131,7 +131,7 @@ func TestLongListingsTakeTurns(t *testing.T) {
 		m := newModel("")
 		m.deliver(2000)
 		m.slow = 10 * time.Millisecond // 20 s each
-		b := &Backend{Dial: m.dial(t), Cache: &memory{}, Queue: &Queue{Limit: 1}}
+		b := &Backend{LogIn: m.dial(t), Cache: &memory{}, Queue: &Queue{Limit: 1}}
 		var mu sync.Mutex
 		var ended []string
 		var wg sync.WaitGroup
@@ -147,7 +147,7 @@ func TestLongListingsTakeTurns(t *testing.T) {
 		}
 		small := newModel("")
 		small.deliver(shortListing)
-		direct := &Backend{Dial: small.dial(t), Cache: &memory{}, Queue: b.Queue}
+		direct := &Backend{LogIn: small.dial(t), Cache: &memory{}, Queue: b.Queue}
 		begun := time.Now()
 		if err := <-begin(t, direct, "x"); err != nil || time.Since(begun) > 0 {
 			t.Errorf("a short listing takes %v, %v", time.Since(begun), err)

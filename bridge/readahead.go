@@ -165,7 +165,7 @@ func (s *session) openWithReconnect(ctx context.Context, i int, items, name stri
 // message that has vanished: errEmpty.
 func (s *session) awaitFirstOctets(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
 	in := s.inbox
-	defer in.AbortAfter(ctx)()
+	defer in.AbortOnDone(ctx)()
 	r, err := s.fetch(ctx, i, items)
 	if err != nil {
 		return nil, err

@@ -101,7 +101,7 @@ func TestReadAheadIsBounded(t *testing.T) {
 	b.aheadOctets.Store(maxAheadOctets)
 	near, far := proxytest.Pipe(t)
 	proxytest.ServeTranscript(t, far, opened(5, 5, 5)+"C: F1 UID FETCH 11 *\n"+rows("F1", 11)+"C: F2 UID FETCH 12 *\n"+rows("F2", 12))
-	b.Dial = connected(near, capabilities)
+	b.LogIn = connected(near, capabilities)
 	r := run(t, b)
 	proxytest.Transcript(t, r.conn, "C: RETR 1\n"+got(11)+"C: RETR 2\n"+got(12))
 	if err := r.wait(t); err == nil {
@@ -163,7 +163,7 @@ func benchmarkDrain(b *testing.B, n, inFlight int) {
 		f.bodies[i] = strings.Repeat(strings.Repeat("x", 62)+"\r\n", 64)
 	}
 	backend := &Backend{Observer: proxy.Observers{}, Estimates: true, KeepUnseen: true}
-	backend.Dial = connectedAfar(b, f, rtt/2)
+	backend.LogIn = connectedAfar(b, f, rtt/2)
 	session, err := backend.Login(b.Context(), &proxy.Login{})
 	if err != nil {
 		b.Fatal(err)
@@ -200,7 +200,7 @@ func benchmarkDrain(b *testing.B, n, inFlight int) {
 	<-done
 }
 
-func connectedAfar(b *testing.B, f *fakeIMAP, delay time.Duration) Dial {
+func connectedAfar(b *testing.B, f *fakeIMAP, delay time.Duration) LogIn {
 	near, far := proxytest.Pipe(b)
 	go f.serve(afar(far, delay))
 	return connected(afar(near, delay), capabilities)

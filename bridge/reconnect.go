@@ -46,7 +46,7 @@ func (s *session) reconnect(ctx context.Context) error {
 
 // connect is reconnect once the old connection is closed.
 func (s *session) connect(ctx context.Context) error {
-	conn, capabilities, err := s.backend.Dial(ctx, s.login)
+	conn, capabilities, err := s.backend.LogIn(ctx, s.login)
 	if ctx.Err() != nil {
 		if err == nil {
 			_ = conn.Close()
@@ -71,7 +71,7 @@ func (s *session) connect(ctx context.Context) error {
 		return fmt.Errorf("%w: open INBOX again: %s", proxy.ErrBackendClosed, err.Error())
 	}
 	in.BeforeWait(s.flush)
-	in.Rest()
+	in.ReleaseBuffers()
 	s.inbox, s.readAhead = in, readAhead{}
 	return nil
 }
@@ -105,7 +105,7 @@ func (s *session) resume(ctx context.Context, i int, size int64, sent *sentHash)
 		return nil, err
 	}
 	in := s.inbox
-	defer in.AbortAfter(ctx)()
+	defer in.AbortOnDone(ctx)()
 	if s.backend.StableBodies && sent.octets < size {
 		return s.resumeAt(ctx, i, size, sent.octets)
 	}

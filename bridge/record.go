@@ -324,7 +324,7 @@ func (p *recordPass) newRecord(ctx context.Context) error {
 		return err
 	}
 	p.record, p.changed = uidl.New(p.view.UIDValidity, p.session.backend.UIDL), true
-	p.record.Present().Since = today()
+	p.record.Current().Since = today()
 	p.record.Supersede(p.stored.head, p.stored.names())
 	return nil
 }
@@ -332,7 +332,7 @@ func (p *recordPass) newRecord(ctx context.Context) error {
 // uidsChanged reports whether UIDs may mean other messages than those of the present
 // generation.
 func (p *recordPass) uidsChanged() bool {
-	g, v := p.record.Present(), p.view
+	g, v := p.record.Current(), p.view
 	back := p.sameRecord || p.known.record == stampOf(p.record, p.stored.head) || p.known.record == formerStamp || p.known.record == (stamp{})
 	return g.UIDValidity != v.UIDValidity || v.UIDNext != 0 && v.UIDNext < g.UIDNext ||
 		back && p.known.uidValidity == v.UIDValidity && !p.known.continuesIn(v)
@@ -340,7 +340,7 @@ func (p *recordPass) uidsChanged() bool {
 
 // newUIDs returns the UIDs of messages that the record has not seen.
 func (p *recordPass) newUIDs() (uids []uint32) {
-	from := p.record.Present().UIDNext
+	from := p.record.Current().UIDNext
 	for i := range p.listed.messages {
 		if uid := p.listed.messages[i].uid; uid >= from {
 			uids = append(uids, uid)
@@ -352,7 +352,7 @@ func (p *recordPass) newUIDs() (uids []uint32) {
 // write puts the record on the disk.
 func (p *recordPass) write(ctx context.Context) error {
 	p.adoptFingerprints(ctx)
-	g := p.record.Present()
+	g := p.record.Current()
 	g.UIDNext, g.Seen = max(g.UIDNext, p.listed.uidNext), today()
 	return p.stored.write(ctx, p.session.backend.Record, p.session.login.Account, p.record)
 }
@@ -362,7 +362,7 @@ func (p *recordPass) setState(ctx context.Context) error {
 	if err := p.loadEntries(ctx); err != nil {
 		return err
 	}
-	g := p.record.Present()
+	g := p.record.Current()
 	r := recordState{
 		stamp: stampOf(p.record, p.stored.head), generation: g.Number(), former: p.record.Former(), seen: g.Seen, unchanged: p.unchanged,
 	}
@@ -385,9 +385,9 @@ func (p *recordPass) setState(ctx context.Context) error {
 // loadEntries reads the entries of the record if the session needs them: the marks
 // of another version of the record, or the names of messages that have changed.
 func (p *recordPass) loadEntries(ctx context.Context) error {
-	counts := p.record.Present().Counts()
+	counts := p.record.Current().Counts()
 	marks := !p.sameRecord && !p.record.Former() && counts.Entries > 0
-	if names := !p.unchanged && counts.Named > 0; !marks && !names || p.record.Present().Loaded() {
+	if names := !p.unchanged && counts.Named > 0; !marks && !names || p.record.Current().Loaded() {
 		return nil
 	}
 	if err := p.load(ctx); err != nil || p.record != nil {
@@ -475,8 +475,8 @@ func (s *session) generationOf(record *uidl.Record) *uidl.Generation {
 			return g
 		}
 	}
-	if s.record.generation == 0 && len(record.Generations) == 1 && record.Present().UIDValidity == s.maildrop.uidValidity {
-		return record.Present() // another session has converted it
+	if s.record.generation == 0 && len(record.Generations) == 1 && record.Current().UIDValidity == s.maildrop.uidValidity {
+		return record.Current() // another session has converted it
 	}
 	return nil
 }

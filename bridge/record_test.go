@@ -36,7 +36,7 @@ func show(t testing.TB, b *Backend) (ids map[uint32]string, err error) {
 		m := &session.maildrop.messages[i]
 		ids[m.uid] = string(session.uniqueID(nil, m))
 	}
-	session.quitted = true
+	session.updated = true
 	return ids, session.Close()
 }
 
@@ -65,7 +65,7 @@ func shown(t testing.TB, b *Backend) map[uint32]string {
 // bases returns a Backend of m that remembers all, and what it tells.
 func (m *model) bases(t testing.TB) (b *Backend, cache, record *memory, told *notices) {
 	cache, record, told = &memory{}, &memory{}, &notices{}
-	return &Backend{Dial: m.dial(t), Cache: cache, Record: record, Observer: told}, cache, record, told
+	return &Backend{LogIn: m.dial(t), Cache: cache, Record: record, Observer: told}, cache, record, told
 }
 
 // notices are what was told of maildrops, in order.
@@ -190,7 +190,7 @@ func (i *interrupted) Write(p []byte) (int, error) {
 // Criterion: gathering fingerprints gives way to the next login of the account.
 func TestGatheringGivesWayToTheNextLogin(t *testing.T) {
 	near, far := proxytest.Pipe(t)
-	b := &Backend{Dial: connected(near, capabilities), Cache: &memory{}, Record: &memory{}, Estimates: true}
+	b := &Backend{LogIn: connected(near, capabilities), Cache: &memory{}, Record: &memory{}, Estimates: true}
 	again := func() {
 		_, err := b.Login(context.Background(), &proxy.Login{Account: "alice"})
 		if proxy.ReasonOf(err) != proxy.Unavailable {
@@ -260,7 +260,7 @@ func TestRecordIsWrittenFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = session.Close() }()
-	if r := recordOf(t, record, "alice"); string(r.Present().Append(nil, 2)) != "0000000200000007" {
+	if r := recordOf(t, record, "alice"); string(r.Current().Append(nil, 2)) != "0000000200000007" {
 		t.Errorf("while the session begins the record is %v", r)
 	}
 }
@@ -535,7 +535,7 @@ func TestHeadersFindMessagesAgain(t *testing.T) {
 		_, _ = fmt.Fprintf(w, "Message-ID: <%d@x>\r\n\r\nbody\r\n", m.content[x.uid])
 		session.keepHeaderHash(x, w)
 	}
-	session.quitted = true
+	session.updated = true
 	_ = session.Close()
 	if session, err = show1(t, b); err != nil {
 		t.Fatal(err)
@@ -555,7 +555,7 @@ func TestHeadersFindMessagesAgain(t *testing.T) {
 	if len(*notices) != 1 || (*notices)[0].Messages != 2 {
 		t.Errorf("notices %v, want two that were not found again", *notices)
 	}
-	if prints := recordOf(t, record, "alice").Present().Entries; len(prints) != 5 || prints[0].Header == 0 {
+	if prints := recordOf(t, record, "alice").Current().Entries; len(prints) != 5 || prints[0].Header == 0 {
 		t.Errorf("prints %v", prints)
 	}
 }
@@ -571,7 +571,7 @@ func TestHeadersAreSeenInPassing(t *testing.T) {
 	_ = c.body("TOP 2 0")
 	_ = c.line("QUIT")
 	_ = r.wait(t)
-	prints := recordOf(t, record, "alice").Present().Entries
+	prints := recordOf(t, record, "alice").Current().Entries
 	if len(prints) != 3 || prints[2].Header != 0 || prints[2].Short == 0 {
 		t.Fatalf("prints %v", prints)
 	}

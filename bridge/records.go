@@ -185,7 +185,7 @@ func Undo(ctx context.Context, bucket Bucket, account string) (n int, err error)
 // UIDs logs l in and returns the UIDs of INBOX, ascending, and its UIDVALIDITY.
 // It changes nothing, and remembers nothing.
 func (b *Backend) UIDs(ctx context.Context, l *proxy.Login) (uids []uint32, uidValidity uint32, err error) {
-	conn, capabilities, err := b.Dial(ctx, l)
+	conn, capabilities, err := b.LogIn(ctx, l)
 	if err != nil {
 		return nil, 0, err
 	}

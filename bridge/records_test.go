@@ -66,7 +66,7 @@ func TestRecordsComeAndGo(t *testing.T) {
 	if got := shown(t, b); got[1] != before[1] || got[3] != before[3] {
 		t.Errorf("imported they are %v, want %v", got, before)
 	}
-	r.Record.Present().UIDValidity = 0
+	r.Record.Current().UIDValidity = 0
 	if Import(t.Context(), record, r) == nil || Import(t.Context(), record, AccountRecord{}) == nil {
 		t.Error("nonsense is imported")
 	}
@@ -81,7 +81,7 @@ func TestFormatOfAnOldServer(t *testing.T) {
 	shown := []string{"7.1", "7.2"}
 	m := newModel("")
 	m.deliver(3)
-	b := &Backend{Dial: m.dial(t)}
+	b := &Backend{LogIn: m.dial(t)}
 	uids, validity, err := b.UIDs(t.Context(), &proxy.Login{Account: "alice"})
 	if err != nil || len(uids) != 3 || validity != 7 {
 		t.Fatalf("%v, %d, %v", uids, validity, err)

@@ -54,7 +54,7 @@ func (s *session) hide(ctx context.Context) error {
 	if err := s.checkKeyword(); err != nil {
 		return err
 	}
-	flagged, buried := s.inbox.TakeFlagged(), s.deletedUIDs
+	flagged, buried := s.inbox.TakeKeywordMatches(), s.deletedUIDs
 	s.deletedUIDs = nil
 	if s.backend.Delete == Hide {
 		var err error

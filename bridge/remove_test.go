@@ -16,7 +16,7 @@ import (
 func TestQUITRemovesWhatWasMarked(t *testing.T) {
 	near, far := proxytest.Pipe(t)
 	proxytest.ServeTranscript(t, far, opened(5, 5, 5, 5, 5))
-	r := run(t, &Backend{Dial: connected(near, capabilities)})
+	r := run(t, &Backend{LogIn: connected(near, capabilities)})
 	proxytest.Transcript(t, r.conn, `
 		C- DELE 1\r\nDELE 2\r\nDELE 3\r\nRSET\r\nDELE 4\r\nDELE 2\r\nDELE 1\r\nQUIT\r\n
 		S: +OK *
@@ -74,7 +74,7 @@ func TestQUITWithoutUIDPLUS(t *testing.T) {
 		S: Q OK x
 		C: <EOF>
 	`)
-	proxytest.Transcript(t, run(t, &Backend{Dial: connected(near, "IMAP4rev1 IDLE"), Estimates: true}).conn, `
+	proxytest.Transcript(t, run(t, &Backend{LogIn: connected(near, "IMAP4rev1 IDLE"), Estimates: true}).conn, `
 		C: LIST
 		S: +OK *
 		S: 1 5
@@ -159,7 +159,7 @@ func TestQUITWhenTheServerIsGone(t *testing.T) {
 	for dele, want := range map[string]string{"": "+OK Goodbye", "C: DELE 1\nS: +OK *\n": `-ERR \[SYS/TEMP] *`} {
 		near, far := proxytest.Pipe(t)
 		proxytest.ServeTranscript(t, far, opened(5))
-		r := run(t, &Backend{Dial: connected(near, capabilities)})
+		r := run(t, &Backend{LogIn: connected(near, capabilities)})
 		proxytest.Transcript(t, r.conn, "C: NOOP\nS: +OK *")
 		_ = far.Close()
 		proxytest.Transcript(t, r.conn, dele+"C: QUIT\nS: "+want+"\nS: <EOF>")
@@ -170,7 +170,7 @@ func TestQUITWhenTheServerIsGone(t *testing.T) {
 func TestServerLeavesBetweenCommands(t *testing.T) {
 	near, far := proxytest.Pipe(t)
 	proxytest.ServeTranscript(t, far, opened(5)+"S: * BYE Autologout\nS: <EOF>")
-	r := run(t, &Backend{Dial: connected(near, capabilities), Estimates: true})
+	r := run(t, &Backend{LogIn: connected(near, capabilities), Estimates: true})
 	proxytest.Transcript(t, r.conn, `
 		C: STAT
 		S: +OK 1 5

@@ -24,7 +24,7 @@ const comparedOnReturn = 100
 func (p *recordPass) renumber(ctx context.Context) error {
 	s := p.session
 	p.changed, p.renumbered = true, true
-	if g := p.record.Present(); p.known.uidValidity == g.UIDValidity {
+	if g := p.record.Current(); p.known.uidValidity == g.UIDValidity {
 		g.UIDNext = max(g.UIDNext, p.known.uidNext)
 	}
 	if g := p.record.Returns(p.view.UIDValidity, p.view.UIDNext); g != nil {
@@ -164,7 +164,7 @@ func (p *recordPass) rejoin(ctx context.Context, fresh []uint32) error {
 		if err != nil {
 			return err
 		}
-		p.record.Present().Put(p.record.Rejoin(prints, known))
+		p.record.Current().Put(p.record.Rejoin(prints, known))
 		for _, now := range prints {
 			find(p.listed.messages, now.UID).marks |= fingerprinted
 		}

@@ -150,7 +150,7 @@ func (s *session) fetchDigest(ctx context.Context, i int) (digest, error) {
 	if err != nil {
 		return digest{}, err
 	}
-	defer s.inbox.AbortAfter(ctx)()
+	defer s.inbox.AbortOnDone(ctx)()
 	got := s.backend.faults.newHash()
 	if err = r.Section.Each(got.add); err == nil {
 		err = s.inbox.Finish()
@@ -190,14 +190,14 @@ func (s *session) finishResponse(ctx context.Context, err error) error {
 	if err != nil {
 		return err
 	}
-	defer s.inbox.AbortAfter(ctx)()
+	defer s.inbox.AbortOnDone(ctx)()
 	return s.inbox.Explain(ctx, s.inbox.Finish())
 }
 
 // copyResponse is copySection for the last section of a response, and reads to the end
 // of the response.
 func (s *session) copyResponse(ctx context.Context, w io.Writer, part *inbox.Section, sent *sentHash) error {
-	defer s.inbox.AbortAfter(ctx)()
+	defer s.inbox.AbortOnDone(ctx)()
 	if err := s.copy(ctx, w, part, sent); err != nil {
 		return err
 	}
@@ -277,7 +277,7 @@ func textItem(offset, size int64) string { return fmt.Sprintf("BODY.PEEK[TEXT]<%
 // first part, of chunk octets, comes with r.
 func (s *session) text(ctx context.Context, r *inbox.FetchResponse, m *message, w *lineWriter, chunk int64) error {
 	in := s.inbox
-	defer in.AbortAfter(ctx)()
+	defer in.AbortOnDone(ctx)()
 	if err := r.Next(); err != nil {
 		return in.Explain(ctx, err)
 	}
@@ -329,7 +329,7 @@ func (l *lineWriter) Write(p []byte) (int, error) {
 
 // copySection copies a section to w, and adds its octets to sent, if that is not nil.
 func (s *session) copySection(ctx context.Context, w io.Writer, part *inbox.Section, sent *sentHash) error {
-	defer s.inbox.AbortAfter(ctx)()
+	defer s.inbox.AbortOnDone(ctx)()
 	return s.copy(ctx, w, part, sent)
 }
 
@@ -384,7 +384,7 @@ func (s *session) unavailable(n int) *errReply {
 // search that was answered decides; a second one, if the server has said of no
 // message that it was removed.
 func (s *session) checkVanished(ctx context.Context, m *message) error {
-	defer s.inbox.Rest()
+	defer s.inbox.ReleaseBuffers()
 	for looked := false; ; looked = true {
 		found, err := s.inbox.Search(ctx, imap.UIDSetNum(imap.UID(m.uid)))
 		switch {

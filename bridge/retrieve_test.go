@@ -86,7 +86,7 @@ func TestFirstOctetsPassAtOnce(t *testing.T) {
 		C: F1 UID FETCH 11 (UID BODY.PEEK[])
 		S- * 1 FETCH (UID 11 BODY[] {20000}\r\nSubject: slow\r\n
 	`)
-	r := run(t, &Backend{Dial: connected(near, capabilities)})
+	r := run(t, &Backend{LogIn: connected(near, capabilities)})
 	proxytest.Transcript(t, r.conn, `
 		C: RETR 1
 		S: +OK Message follows
@@ -167,7 +167,7 @@ func TestSilentServerIsLetGo(t *testing.T) {
 			S- * 1 FETCH (UID 11 BODY[] {100000}\r\nSubject:
 		`)
 		client, server := net.Pipe()
-		r := runOn(t, &Backend{Dial: connected(near, capabilities), Timeout: 30 * time.Second}, client, server)
+		r := runOn(t, &Backend{LogIn: connected(near, capabilities), Timeout: 30 * time.Second}, client, server)
 		proxytest.Transcript(t, client, "C: RETR 1\nS: +OK *\nS- Subject:")
 		begun := time.Now()
 		<-r.done
@@ -189,7 +189,7 @@ func TestSlowMessageIsNotCut(t *testing.T) {
 		const size, step = 100_000, 10_000
 		proxytest.ServeTranscript(t, far, opened(size))
 		client, server := net.Pipe()
-		r := runOn(t, &Backend{Dial: connected(near, capabilities), Timeout: 61 * time.Second}, client, server)
+		r := runOn(t, &Backend{LogIn: connected(near, capabilities), Timeout: 61 * time.Second}, client, server)
 		go func() {
 			_, _ = io.ReadAtLeast(far, make([]byte, 100), 10)
 			_, _ = fmt.Fprintf(far, "* 1 FETCH (UID 11 BODY[] {%d}\r\n", size)
@@ -419,7 +419,7 @@ func TestClientLeavesWithinABody(t *testing.T) {
 	near, far := proxytest.Pipe(t)
 	const size = 100 << 20
 	proxytest.ServeTranscript(t, far, opened(size))
-	r := run(t, &Backend{Dial: connected(near, capabilities)})
+	r := run(t, &Backend{LogIn: connected(near, capabilities)})
 	sent := make(chan int64)
 	go func() {
 		_, _ = io.ReadAtLeast(far, make([]byte, 100), 10)
@@ -493,7 +493,7 @@ func killed(t *testing.T, bodies []string, script string, cut int64) (got string
 	t.Helper()
 	f := &fakeIMAP{bodies: bodies}
 	dial := dialFake(t, f, true)
-	b := &Backend{Dial: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+	b := &Backend{LogIn: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 		conn, capabilities, err := dial(ctx, l)
 		return proxytest.Faulty(conn, proxytest.Faults{CutRead: cut}), capabilities, err
 	}}

@@ -56,7 +56,7 @@ func TestDrainOfRealServers(t *testing.T) {
 			}{{0, 1}, {0, 16}, {400_000, 1}, {250_000, 16}} {
 				relay.SetFaults(proxytest.Faults{CutRead: test.cut})
 				dial, logins := dialIMAP(relay.Addr), 0
-				got, complete := drain(t, &Backend{KeepUnseen: true, Dial: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+				got, complete := drain(t, &Backend{KeepUnseen: true, LogIn: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 					logins++
 					return dial(ctx, l)
 				}}, len(bodies), test.inFlight)

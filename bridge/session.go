@@ -40,7 +40,7 @@ type session struct {
 	headerHashes     map[uint32]uint64 // fingerprints of the headers that were sent, by UID
 	reservation      *reservation      // for the listing
 	lock             *lock             // nil: nobody is kept out
-	quitted          bool
+	updated          bool
 	endRemoval       func() // ends the removal that the brake knows of; nil: nothing was removed
 	renumbered       bool   // UIDVALIDITY has changed: the UIDs are those of other messages
 	readAhead        readAhead
@@ -87,7 +87,7 @@ func (s *session) open(ctx context.Context) (welcome string, err error) {
 		return "", err
 	}
 	s.inbox.BeforeWait(s.flush)
-	s.inbox.Rest()
+	s.inbox.ReleaseBuffers()
 	s.backend.observe(proxy.MaildropOpened{
 		Client: s.login.Client, Source: source, Messages: s.maildrop.count, Octets: s.maildrop.octets, Duration: time.Since(begun),
 	})
@@ -181,7 +181,7 @@ func (s *session) next() ([]byte, error) {
 
 // releaseBuffers gives back what costs memory while the client says nothing.
 func (s *session) releaseBuffers() {
-	s.inbox.Rest()
+	s.inbox.ReleaseBuffers()
 	if s.out != nil {
 		s.backend.putWriter(s.out)
 		s.out = nil
@@ -430,7 +430,7 @@ func (s *session) dele(ctx context.Context, args []string) error {
 func (s *session) quit(ctx context.Context) error {
 	_ = s.flush() // there are clients that send QUIT and leave
 	err := s.update(ctx)
-	s.inbox.Rest()
+	s.inbox.ReleaseBuffers()
 	if errors.Is(err, errNoTrash) {
 		return &errReply{text: s.coded("SYS/PERM", "There is no mailbox for deleted messages: they were not removed"), end: proxy.ErrQuit}
 	}
@@ -442,7 +442,7 @@ func (s *session) quit(ctx context.Context) error {
 	}
 	s.unlock() // RFC 1939 section 6: before the answer, or who comes again at once is refused
 	s.ok("Goodbye")
-	s.quitted = true
+	s.updated = true
 	return proxy.ErrQuit
 }
 

@@ -14,7 +14,7 @@ import (
 // benchmarked returns a backend that has f behind it, by TCP.
 func benchmarked(t testing.TB, f *fakeIMAP) (*fakeIMAP, *Backend) {
 	t.Helper()
-	return f, &Backend{Dial: dialFake(t, f, true)}
+	return f, &Backend{LogIn: dialFake(t, f, true)}
 }
 
 // open opens a session and closes it.
@@ -41,7 +41,7 @@ func FuzzSession(f *testing.F) {
 		}
 		lines := strings.Split(in, "\n")
 		client, server := net.Pipe()
-		r := runOn(t, &Backend{Dial: dialFake(t, &fakeIMAP{bodies: []string{hello, short, first, ""}}, true)}, client, server)
+		r := runOn(t, &Backend{LogIn: dialFake(t, &fakeIMAP{bodies: []string{hello, short, first, ""}}, true)}, client, server)
 		written := make(chan struct{})
 		go func() {
 			defer close(written)

@@ -37,7 +37,7 @@ func serve(t testing.TB, messages ...string) (*memserver.Server, *Backend) {
 			t.Fatal(err)
 		}
 	}
-	return s, &Backend{Name: "main", Dial: dialIMAP(ln.Addr().String())}
+	return s, &Backend{Name: "main", LogIn: dialIMAP(ln.Addr().String())}
 }
 
 const (
@@ -433,7 +433,7 @@ func TestAutologout(t *testing.T) {
 		defer func() { _ = far.Close() }()
 		proxytest.ServeTranscript(t, far, opened(5)) // and does not read LOGOUT
 		client, server := net.Pipe()
-		r := runOn(t, &Backend{Dial: connected(near, capabilities), Idle: time.Second}, client, server)
+		r := runOn(t, &Backend{LogIn: connected(near, capabilities), Idle: time.Second}, client, server)
 		proxytest.Transcript(t, client, "C: DELE 1\nS: +OK *")
 		time.Sleep(10*time.Minute - time.Second)
 		proxytest.Transcript(t, client, "C: NOOP\nS: +OK *")
@@ -464,7 +464,7 @@ func TestRefusedOpeningIsTemporaryAndVerified(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			near, far := proxytest.Pipe(t)
 			proxytest.ServeTranscript(t, far, "C: T1 SELECT INBOX\n"+script)
-			b := &Backend{Dial: connected(near, capabilities)}
+			b := &Backend{LogIn: connected(near, capabilities)}
 			session, err := b.Login(t.Context(), &proxy.Login{})
 			if err != nil {
 				t.Fatal(err)
@@ -486,7 +486,7 @@ func TestOpeningEndsWithItsContext(t *testing.T) {
 	near, far := proxytest.Pipe(t)
 	proxytest.ServeTranscript(t, far, "C: T1 SELECT INBOX\nC: <EOF>")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	session, err := (&Backend{Dial: connected(near, capabilities)}).Login(ctx, &proxy.Login{})
+	session, err := (&Backend{LogIn: connected(near, capabilities)}).Login(ctx, &proxy.Login{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -500,7 +500,7 @@ func TestOpeningEndsWithItsContext(t *testing.T) {
 
 func TestRefusedLoginIsPassedOn(t *testing.T) {
 	wrong := proxy.NewRefusal(proxy.Wrong, nil)
-	b := &Backend{Dial: func(context.Context, *proxy.Login) (net.Conn, string, error) { return nil, "", wrong }}
+	b := &Backend{LogIn: func(context.Context, *proxy.Login) (net.Conn, string, error) { return nil, "", wrong }}
 	secret := proxy.NewSecret([]byte("secret"))
 	if _, err := b.Login(t.Context(), &proxy.Login{Secret: secret}); !errors.Is(err, wrong) {
 		t.Errorf("Login = %v, want %v", err, wrong)

@@ -24,7 +24,7 @@ func shelves(t *testing.T, accounts ...string) (cache, record *state.Memory) {
 	}
 	for _, account := range accounts {
 		r := uidl.New(7, uidl.Dovecot)
-		r.Present().Put([]uidl.Entry{{UID: 5, UIDL: "x"}})
+		r.Current().Put([]uidl.Entry{{UID: 5, UIDL: "x"}})
 		head, blocks := r.Encode()
 		put(record, key(account), head)
 		for _, b := range blocks {
@@ -44,7 +44,7 @@ func TestWhatIsStoredOfAnAccountIsShownAndErased(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Stored{Record: got.Record, Deleted: []uint32{3, 8}, Listing: &Listing{7, 9, 2, 42}, Fingerprints: 1}
-	if !reflect.DeepEqual(got, want) || got.Record == nil || got.Record.Present().UIDValidity != 7 || len(got.Record.Present().Entries) != 1 {
+	if !reflect.DeepEqual(got, want) || got.Record == nil || got.Record.Current().UIDValidity != 7 || len(got.Record.Current().Entries) != 1 {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if err := Erase(t.Context(), cache, record, []string{"alice", "carol"}); err != nil {

@@ -248,7 +248,7 @@ func (s *survival) run() {
 	case 1:
 		s.capabilities, b.Delete = "IMAP4rev1", Isolate
 	}
-	b.Dial = func(context.Context, *proxy.Login) (net.Conn, string, error) {
+	b.LogIn = func(context.Context, *proxy.Login) (net.Conn, string, error) {
 		if s.dials++; s.dials > 1 && s.random.IntN(10) == 0 {
 			return nil, "", proxy.NewRefusal(proxy.Unavailable, errors.New("nobody there"))
 		}
@@ -296,7 +296,7 @@ func (f *failing) Update(ctx context.Context, key string, change func([]byte) ([
 
 // again looks at what the next session shows on a server without UIDPLUS.
 func (s *survival) again(b *Backend, servers *sync.WaitGroup) {
-	b.Dial = func(context.Context, *proxy.Login) (net.Conn, string, error) {
+	b.LogIn = func(context.Context, *proxy.Login) (net.Conn, string, error) {
 		near, far := pair(s.t)
 		servers.Go(func() { s.office.serve(far) })
 		return near, s.capabilities, nil

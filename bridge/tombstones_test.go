@@ -345,8 +345,8 @@ func TestDeletionsAreTrue(t *testing.T) {
 			for _, uid := range marked {
 				confirmed[uid] = plain
 			}
-			session.inbox.Rest()
-			session.quitted = true
+			session.inbox.ReleaseBuffers()
+			session.updated = true
 			_ = session.Close()
 			m.take()
 		}

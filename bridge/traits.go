@@ -21,7 +21,7 @@ type Traits struct {
 // Inspect logs l in and looks at INBOX. It changes nothing, and remembers
 // nothing. An error is a *proxy.Refusal, or of the server.
 func (b *Backend) Inspect(ctx context.Context, l *proxy.Login) (t Traits, err error) {
-	conn, capabilities, err := b.Dial(ctx, l)
+	conn, capabilities, err := b.LogIn(ctx, l)
 	if err != nil {
 		return Traits{}, err
 	}

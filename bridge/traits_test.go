@@ -49,7 +49,7 @@ func TestInspectTellsWhatAServerLacks(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			near, far := proxytest.Pipe(t)
 			proxytest.ServeTranscript(t, far, test.script+"C: Q LOGOUT\nS: Q OK x")
-			got, err := (&Backend{Dial: connected(near, test.capabilities)}).Inspect(t.Context(), &proxy.Login{})
+			got, err := (&Backend{LogIn: connected(near, test.capabilities)}).Inspect(t.Context(), &proxy.Login{})
 			if err != nil || got != test.want {
 				t.Errorf("Inspect = %+v, %v, want %+v", got, err, test.want)
 			}

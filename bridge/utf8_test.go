@@ -23,8 +23,8 @@ const (
 
 // inMode makes the clients of b those that have said UTF8.
 func inMode(b *Backend) *Backend {
-	dial := b.Dial
-	b.Dial = func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+	dial := b.LogIn
+	b.LogIn = func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 		l.Hello.UTF8 = true
 		return dial(ctx, l)
 	}
@@ -195,7 +195,7 @@ func TestServersAreAskedForUTF8(t *testing.T) {
 			}
 			offered, _, _ := strings.Cut(offered, ",")
 			b := &Backend{
-				Dial:      connected(conns[0], "IMAP4rev1 ENABLE UIDPLUS MOVE SPECIAL-USE "+offered, conns[1:]...),
+				LogIn:     connected(conns[0], "IMAP4rev1 ENABLE UIDPLUS MOVE SPECIAL-USE "+offered, conns[1:]...),
 				Estimates: true, KeepUnseen: true, Delete: Trash, UTF8: offered != "UTF8=ONLY",
 			}
 			r := run(t, b)

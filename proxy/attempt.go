@@ -43,7 +43,7 @@ func (s *Server) attempt(c *conn, d Dialogue) (welcome string, err error) {
 		return "", err
 	}
 	e.ID = l.Hello.ID
-	welcome, err = s.try(c, l, &e)
+	welcome, err = s.logInAndOpen(c, l, &e)
 	panicking, e.Duration = false, time.Since(begun)
 	if e.Err == nil {
 		e.Err = err
@@ -70,8 +70,8 @@ func (s *Server) credentials(c *conn, d Dialogue) (*Login, error) {
 	return login, err
 }
 
-// try asks guard and backend about credentials, and opens the session.
-func (s *Server) try(c *conn, l *Login, e *Attempt) (welcome string, err error) {
+// logInAndOpen asks guard and backend about credentials, and opens the session.
+func (s *Server) logInAndOpen(c *conn, l *Login, e *Attempt) (welcome string, err error) {
 	if l.Account, err = c.svc.Account(l.User); err != nil {
 		return "", NewRefusal(Malformed, err)
 	}

@@ -67,7 +67,7 @@ func (s *Server) run(c *conn) {
 		s.end(c, err)
 		return
 	}
-	go func() { s.end(c, s.protect(c, s.resume)) }()
+	go func() { s.end(c, s.protect(c, s.serveSession)) }()
 }
 
 // protect runs a step of a connection. It reports a panic and returns it as an
@@ -124,8 +124,8 @@ func (s *Server) serve(c *conn) error {
 	}
 }
 
-// resume serves the session until its end.
-func (s *Server) resume(c *conn) error {
+// serveSession serves the session until its end.
+func (s *Server) serveSession(c *conn) error {
 	c.setStep(StepSession)
 	for {
 		err := c.session.Run(c.ctx, c.Conn)

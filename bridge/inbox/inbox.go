@@ -156,9 +156,9 @@ func (in *Inbox) begin(ctx context.Context) (end func()) {
 	return func() { stop() }
 }
 
-// Rest gives back what costs memory while no command runs. It is to be called
+// ReleaseBuffers gives back what costs memory while no command runs. It is to be called
 // when the session waits for its client.
-func (in *Inbox) Rest() {
+func (in *Inbox) ReleaseBuffers() {
 	if in.client != nil {
 		in.conn.shutdown()
 		<-in.client.Closed()
@@ -171,8 +171,8 @@ func (in *Inbox) Rest() {
 // Abort closes the connection at once. It may be called from any goroutine.
 func (in *Inbox) Abort() { _ = in.link.Close() }
 
-// AbortAfter makes the end of ctx close the connection, until stop is called.
-func (in *Inbox) AbortAfter(ctx context.Context) (stop func() bool) {
+// AbortOnDone makes the end of ctx close the connection, until stop is called.
+func (in *Inbox) AbortOnDone(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, in.Abort)
 }
 
@@ -180,7 +180,7 @@ func (in *Inbox) AbortAfter(ctx context.Context) (stop func() bool) {
 func (in *Inbox) Discard() {
 	in.Abort()
 	in.forgetPending()
-	in.Rest()
+	in.ReleaseBuffers()
 }
 
 // Close sends LOGOUT, unless the server is gone or a message would have to be read
@@ -188,7 +188,7 @@ func (in *Inbox) Discard() {
 func (in *Inbox) Close() error {
 	if in.idle() && !in.link.dead() {
 		defer time.AfterFunc(logoutTime, in.Abort).Stop()
-		in.Rest()
+		in.ReleaseBuffers()
 		if in.Finish() == nil {
 			_ = in.logout()
 		}
@@ -211,7 +211,7 @@ func (in *Inbox) Detach() (net.Conn, error) {
 	if !in.idle() {
 		return nil, errors.New("detach the connection: a message has not been read to its end")
 	}
-	in.Rest()
+	in.ReleaseBuffers()
 	err := in.Finish()
 	if err == nil && in.link.dead() {
 		err = net.ErrClosed
@@ -353,9 +353,9 @@ func (in *Inbox) sendSelect(ctx context.Context) error {
 	return nil
 }
 
-// TakeFlagged returns the messages with Options.Keyword that the last Select or Open
+// TakeKeywordMatches returns the messages with Options.Keyword that the last Select or Open
 // has found, once.
-func (in *Inbox) TakeFlagged() imap.UIDSet {
+func (in *Inbox) TakeKeywordMatches() imap.UIDSet {
 	flagged := in.flagged
 	in.flagged = nil
 	return flagged

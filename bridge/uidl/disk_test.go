@@ -9,7 +9,7 @@ import (
 // onDisk is a record with all that a record can have.
 func onDisk() *Record {
 	r := New(7, Dovecot)
-	g := r.Present()
+	g := r.Current()
 	g.UIDNext, g.Since, g.Seen = 100, 20000, 20001
 	g.Put([]Entry{{UID: 1, UIDL: "abc", Short: 5}, {UID: 2, UIDL: "abd", Header: 6, Vanished: 20001}, {UID: 70, Short: 8, Header: 9}})
 	r.Renumber(8, must("cyrus"), []Entry{{UID: 3, UIDL: "abc"}}, 20002)

@@ -17,7 +17,7 @@ func Example() {
 	record := uidl.New(1700000000, cyrus)
 	record.Use(uidl.Dovecot, 3) // from UID 3 on
 	for uid := range uint32(3) {
-		fmt.Printf("%s\n", record.Present().Append(nil, uid+1))
+		fmt.Printf("%s\n", record.Current().Append(nil, uid+1))
 	}
 	// Output:
 	// 1700000000.1
@@ -39,11 +39,11 @@ func ExampleDetect() {
 // their UIDLs.
 func ExampleRecord_Recognize() {
 	record := uidl.New(7, uidl.Dovecot)
-	record.Present().Put([]uidl.Entry{{UID: 1, Short: 0xabc}})
+	record.Current().Put([]uidl.Entry{{UID: 1, Short: 0xabc}})
 
 	entries, _ := record.Recognize([]uidl.Fingerprint{{UID: 40, Short: 0xabc}, {UID: 41, Short: 0xdef}})
 	record.Renumber(8, uidl.Dovecot, entries, 0)
-	fmt.Printf("%s\n%s\n", record.Present().Append(nil, 40), record.Present().Append(nil, 41))
+	fmt.Printf("%s\n%s\n", record.Current().Append(nil, 40), record.Current().Append(nil, 41))
 	// Output:
 	// 0000000100000007
 	// 0000002900000008

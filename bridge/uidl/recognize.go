@@ -21,7 +21,7 @@ func (r *Record) Recognize(after []Fingerprint) (entries []Entry, more bool) {
 // UIDs of the messages that were there before, ascending: it gives none of their
 // names.
 func (r *Record) Rejoin(after []Fingerprint, listed []uint32) []Entry {
-	p := r.Present()
+	p := r.Current()
 	held := make(map[string]bool, len(listed))
 	for _, uid := range listed {
 		held[string(p.Append(nil, uid))] = true
@@ -156,7 +156,7 @@ func (r *Record) Undo() (changed int) {
 	if len(r.Generations) < 2 {
 		return 0
 	}
-	present := r.Present()
+	present := r.Current()
 	var after []Fingerprint
 	for i := range present.Entries {
 		e := &present.Entries[i]

@@ -136,8 +136,8 @@ func newGeneration(uidValidity uint32, f Format) *Generation {
 	return &Generation{UIDValidity: uidValidity, Eras: []Era{{From: 1, Format: f}}, loaded: true}
 }
 
-// Present returns the generation that is shown.
-func (r *Record) Present() *Generation { return r.Generations[0] }
+// Current returns the generation that is shown.
+func (r *Record) Current() *Generation { return r.Generations[0] }
 
 // Former reports whether the record was read in the form of version 1, in which
 // it has no fingerprints and no generation but the present one.
@@ -291,7 +291,7 @@ func (r *Record) HasFingerprints() bool {
 // Use makes f the format of the messages from UID next on, and reports whether
 // that is a change. All before keep what they have.
 func (r *Record) Use(f Format, next uint32) bool {
-	g := r.Present()
+	g := r.Current()
 	last := &g.Eras[len(g.Eras)-1]
 	if last.Format.String() == f.String() {
 		return false
@@ -320,7 +320,7 @@ func (r *Record) suffix() string {
 // of its messages; UIDs ascend. Those that are known to have been there before
 // have their unique-id. The others get new ones, which nobody had.
 func (r *Record) Renumber(uidValidity uint32, f Format, entries []Entry, today Day) {
-	r.addPast(r.Present().UIDValidity)
+	r.addPast(r.Current().UIDValidity)
 	fresh := newGeneration(uidValidity, f)
 	fresh.Since, fresh.Seen, fresh.Entries = today, today, entries
 	if suffix := r.suffix(); !f.distinct() || slices.Contains(r.Past, uidValidity) || int(r.Renumbered) > len(r.Past) && len(r.Past) == maxPast {
@@ -332,7 +332,7 @@ func (r *Record) Renumber(uidValidity uint32, f Format, entries []Entry, today D
 // rename begins a generation that has the UIDs of the present one, and other
 // names, which are in entries.
 func (r *Record) rename(entries []Entry) {
-	old := r.Present()
+	old := r.Current()
 	fresh := *old
 	fresh.Eras = slices.Clone(old.Eras)
 	fresh.Entries, fresh.serial, fresh.stored, fresh.blocks, fresh.sum, fresh.loaded = entries, 0, nil, 0, 0, true
@@ -343,7 +343,7 @@ func (r *Record) rename(entries []Entry) {
 // comes back to, or nil. UIDNEXT must not be lower than it was: else UIDs may be
 // those of other messages. 0: the server does not tell UIDNEXT.
 func (r *Record) Returns(uidValidity, uidNext uint32) *Generation {
-	if uidValidity == r.Present().UIDValidity {
+	if uidValidity == r.Current().UIDValidity {
 		return nil
 	}
 	for _, g := range r.Generations[1:] {
@@ -359,7 +359,7 @@ func (r *Record) Returns(uidValidity, uidNext uint32) *Generation {
 
 // Return makes g, of before, the present generation.
 func (r *Record) Return(g *Generation, today Day) {
-	r.addPast(r.Present().UIDValidity)
+	r.addPast(r.Current().UIDValidity)
 	r.Generations = slices.DeleteFunc(r.Generations, func(other *Generation) bool { return other == g })
 	g.Seen = today
 	r.present(g)
@@ -395,7 +395,7 @@ func (r *Record) present(g *Generation) {
 // Plain reports whether all is computed by one format, and always was, so that
 // no two unique-ids can be the same. It needs no entries.
 func (r *Record) Plain() bool {
-	p := r.Present()
+	p := r.Current()
 	for _, g := range r.Generations {
 		if len(g.Eras) > 1 || g.Counts().Named > 0 || g.Eras[0].Suffix != "" || g.Eras[0].Format.String() != p.Eras[0].Format.String() {
 			return false
@@ -424,7 +424,7 @@ func (r *Record) Separate(uids []uint32) bool {
 			}
 		}
 	}
-	p := r.Present()
+	p := r.Current()
 	free := func(name string, uid uint32) bool {
 		if taken[name] {
 			return false

@@ -22,7 +22,7 @@ func parsed(t testing.TB, s string) Format {
 	return f
 }
 
-func (r *Record) show(uid uint32) string { return string(r.Present().Append(nil, uid)) }
+func (r *Record) show(uid uint32) string { return string(r.Current().Append(nil, uid)) }
 
 // A storedRecord is a record as it is stored.
 type storedRecord struct {
@@ -102,8 +102,8 @@ func TestChangedFormatConcernsNewMessages(t *testing.T) {
 		}
 	}
 	// Nothing came between: nothing was shown with the format in between.
-	if !r.Use(parsed(t, "uw"), 120) || len(r.Present().Eras) != 3 || r.show(120) != "0000001100000078" || r.show(119) != "17.119" {
-		t.Errorf("eras %v", r.Present().Eras)
+	if !r.Use(parsed(t, "uw"), 120) || len(r.Current().Eras) != 3 || r.show(120) != "0000001100000078" || r.show(119) != "17.119" {
+		t.Errorf("eras %v", r.Current().Eras)
 	}
 }
 
@@ -163,8 +163,8 @@ func TestUniqueIDsAreNeverGivenAgain(t *testing.T) {
 				uids = append(uids, m.uid)
 			}
 			r.Separate(uids)
-			r.Present().UIDNext = next
-			r.Present().Mark(20000, func(uid uint32) int {
+			r.Current().UIDNext = next
+			r.Current().Mark(20000, func(uid uint32) int {
 				if slices.Contains(uids, uid) {
 					return 1
 				}
@@ -195,7 +195,7 @@ func TestUniqueIDsAreNeverGivenAgain(t *testing.T) {
 
 func TestCollisionsGetASuffix(t *testing.T) {
 	r := New(17, parsed(t, "cyrus-old"))
-	r.Present().Entries = kept(map[uint32]string{3: "5", 4: "5-2"})
+	r.Current().Entries = kept(map[uint32]string{3: "5", 4: "5-2"})
 	if !r.Separate([]uint32{3, 4, 5, 6}) || r.show(5) != "5-3" || r.show(6) != "6" {
 		t.Errorf("5 is %s, 6 is %s", r.show(5), r.show(6))
 	}
@@ -207,7 +207,7 @@ func TestCollisionsGetASuffix(t *testing.T) {
 // Criterion: a name whose message has vanished is kept for 90 days and given to no other message meanwhile; its UID gets it back.
 func TestNamesOfVanishedMessagesAreKept(t *testing.T) {
 	r := New(17, parsed(t, "cyrus-old"))
-	g := r.Present()
+	g := r.Current()
 	g.Entries = []Entry{{UID: 3, UIDL: "50"}, {UID: 4, Short: 9}, {UID: 5, Short: 7}}
 	there := map[uint32]bool{}
 	mark := func(today Day) {
@@ -251,7 +251,7 @@ func TestNamesOfVanishedMessagesAreKept(t *testing.T) {
 func TestWhatAFormatHasGivenIsNotGivenByAnother(t *testing.T) {
 	r := New(17, parsed(t, "%u"))
 	r.Use(parsed(t, "%Xu"), 302)
-	r.Present().UIDNext = 302
+	r.Current().UIDNext = 302
 	if r.Separate([]uint32{0x301}); r.show(0x301) == "301" {
 		t.Error("301 was that of UID 301")
 	}
@@ -261,7 +261,7 @@ func TestWhatAFormatHasGivenIsNotGivenByAnother(t *testing.T) {
 func TestDamagedRecords(t *testing.T) {
 	r := New(17, parsed(t, "UID%u-%v"))
 	r.Use(Format{}, 9)
-	r.Present().Entries = []Entry{{UID: 1, UIDL: "abc", Short: 5}, {UID: 70, Short: 3, Header: 4, Vanished: 20000}}
+	r.Current().Entries = []Entry{{UID: 1, UIDL: "abc", Short: 5}, {UID: 70, Short: 3, Header: 4, Vanished: 20000}}
 	r.Renumber(18, Format{}, []Entry{{UID: 1, UIDL: "UID1-17"}, {UID: 2, UIDL: "UID2-17", Short: 9}, {UID: 500, UIDL: "x"}}, 20001)
 	var file storedRecord
 	file.write(r)
@@ -297,7 +297,7 @@ func TestDamagedRecords(t *testing.T) {
 	}
 	damaged("with one more", file.head, append(slices.Clone(blocks), Block{blockName(9, 9), encodeBlock(9, 9, []Entry{{UID: 9 * perBlock}})}))
 	older := file.sorted()
-	r.Present().Entries[0].UIDL = "another"
+	r.Current().Entries[0].UIDL = "another"
 	file.write(r)
 	damaged("blocks of the version before", file.head, older)
 }
@@ -309,13 +309,13 @@ func TestRecordsAreCheapOnTheDisk(t *testing.T) {
 	}
 	r := New(17, Format{})
 	for uid := range uint32(10_000) {
-		r.Present().Entries = append(r.Present().Entries, Entry{UID: uid + 1, Short: uint64(uid)<<40 | 1})
+		r.Current().Entries = append(r.Current().Entries, Entry{UID: uid + 1, Short: uint64(uid)<<40 | 1})
 	}
 	if n := file.write(r); n > 11*10_000 {
 		t.Errorf("%d octets for the prints of 10000 messages", n)
 	}
-	for i := range r.Present().Entries {
-		r.Present().Entries[i].UIDL = fmt.Sprintf("%08x65a1b2c3", 100_000+i*3)
+	for i := range r.Current().Entries {
+		r.Current().Entries[i].UIDL = fmt.Sprintf("%08x65a1b2c3", 100_000+i*3)
 	}
 	if n := file.write(r); n > 25*10_000 {
 		t.Errorf("%d octets for the names and prints of 10000 messages", n)
@@ -325,7 +325,7 @@ func TestRecordsAreCheapOnTheDisk(t *testing.T) {
 // Criterion: to remove one name of 50,000 writes at most 8 KB, and so does a new message.
 func TestChangesOfOneMessageWriteLittle(t *testing.T) {
 	r := New(17, Format{})
-	g := r.Present()
+	g := r.Current()
 	for uid := range uint32(50_000) {
 		g.Entries = append(g.Entries, Entry{UID: uid + 1, UIDL: fmt.Sprintf("%060d%010d", uid%7, uid), Short: 1, Header: 1})
 	}
@@ -335,15 +335,15 @@ func TestChangesOfOneMessageWriteLittle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Present().Entries = slices.Delete(r.Present().Entries, 25_000, 25_001)
+	r.Current().Entries = slices.Delete(r.Current().Entries, 25_000, 25_001)
 	if n := file.write(r); n > 8<<10 {
 		t.Errorf("a name that goes writes %d octets", n)
 	}
-	r.Present().Entries[7].Vanished = 20000
+	r.Current().Entries[7].Vanished = 20000
 	if n := file.write(r); n > 8<<10 {
 		t.Errorf("a message that vanishes writes %d octets", n)
 	}
-	r.Present().Put([]Entry{{UID: 50_001, Short: 3}})
+	r.Current().Put([]Entry{{UID: 50_001, Short: 3}})
 	if n := file.write(r); n > 8<<10 {
 		t.Errorf("a message that comes writes %d octets", n)
 	}
@@ -356,8 +356,8 @@ func TestChangesOfOneMessageWriteLittle(t *testing.T) {
 func TestRecordsAreExported(t *testing.T) {
 	r := New(17, Format{})
 	r.Use(parsed(t, "UID%u-%v"), 9)
-	r.Present().Entries = []Entry{{UID: 3, UIDL: "abc", Short: 1 << 63, Header: 7, Vanished: 20000}, {UID: 4, Short: 3}}
-	r.Present().UIDNext = 12
+	r.Current().Entries = []Entry{{UID: 3, UIDL: "abc", Short: 1 << 63, Header: 7, Vanished: 20000}, {UID: 4, Short: 3}}
+	r.Current().UIDNext = 12
 	r.Renumber(18, parsed(t, "cyrus-old"), []Entry{{UID: 1, UIDL: "abc"}}, 20001)
 	b, err := json.Marshal(r)
 	if err != nil {
@@ -396,7 +396,7 @@ func TestRecordsFromOutsideAreChecked(t *testing.T) {
 		},
 	} {
 		r := New(17, Format{})
-		if spoil(r.Present()); r.Check() == nil {
+		if spoil(r.Current()); r.Check() == nil {
 			t.Errorf("%s passes", name)
 		}
 	}
@@ -411,7 +411,7 @@ func TestRecordsFromOutsideAreChecked(t *testing.T) {
 // Criterion: exact copies that an old server showed with one UIDL keep it when it is imported, and after a change of UIDVALIDITY.
 func TestExactCopiesShareAName(t *testing.T) {
 	r := New(17, Format{})
-	g := r.Present()
+	g := r.Current()
 	g.Entries = []Entry{{UID: 1, UIDL: "same", Short: 5, Header: 9}, {UID: 2, UIDL: "other", Short: 6}, {UID: 3, UIDL: "same", Short: 5, Header: 9}}
 	if err := r.Check(); err != nil {
 		t.Fatal(err)
@@ -431,7 +431,7 @@ func TestExactCopiesShareAName(t *testing.T) {
 
 func TestMessagesAreRecognizedInOlderGenerations(t *testing.T) {
 	r := New(17, Format{})
-	r.Present().Entries = []Entry{{UID: 1, Short: 1}, {UID: 2, Short: 2}, {UID: 3, Short: 3, Vanished: 20000}, {UID: 4, Short: 4}}
+	r.Current().Entries = []Entry{{UID: 1, Short: 1}, {UID: 2, Short: 2}, {UID: 3, Short: 3, Vanished: 20000}, {UID: 4, Short: 4}}
 	entries, _ := r.Recognize([]Fingerprint{{UID: 9, Short: 1}, {UID: 10, Short: 7}, {UID: 11, Short: 7}})
 	r.Renumber(18, Format{}, entries, 20001)
 	entries, _ = r.Recognize([]Fingerprint{{UID: 21, Short: 3}, {UID: 22, Short: 1}, {UID: 23, Short: 2}, {UID: 24, Short: 7}, {UID: 25, Short: 4}, {UID: 26, Short: 4}})
@@ -447,8 +447,8 @@ func TestMessagesAreRecognizedInOlderGenerations(t *testing.T) {
 
 func TestGenerationsReturn(t *testing.T) {
 	r := New(17, Format{})
-	r.Present().UIDNext = 9
-	r.Present().Entries = []Entry{{UID: 1, UIDL: "abc", Short: 1}}
+	r.Current().UIDNext = 9
+	r.Current().Entries = []Entry{{UID: 1, UIDL: "abc", Short: 1}}
 	r.Renumber(18, Format{}, nil, 20001)
 	if r.Returns(17, 8) != nil || r.Returns(19, 9) != nil || r.Returns(18, 9) != nil {
 		t.Error("what does not return returns")
@@ -478,8 +478,8 @@ func TestGenerationsReturn(t *testing.T) {
 // Criterion: a store that has another UIDVALIDITY at each poll, and is empty, pushes no names out of the record.
 func TestEmptyGenerationsGoFirst(t *testing.T) {
 	r := New(17, Format{})
-	r.Present().UIDNext = 9
-	r.Present().Entries = []Entry{{UID: 1, UIDL: "abc", Short: 1}}
+	r.Current().UIDNext = 9
+	r.Current().Entries = []Entry{{UID: 1, UIDL: "abc", Short: 1}}
 	for v := range uint32(20) {
 		r.Renumber(100+v, Format{}, nil, 20001)
 		r = again(t, r)
@@ -495,8 +495,8 @@ func TestUndo(t *testing.T) {
 	if r.Undo() != 0 {
 		t.Error("nothing is undone")
 	}
-	r.Present().UIDNext = 5
-	r.Present().Entries = []Entry{{UID: 1, UIDL: "one", Short: 1}, {UID: 2, Short: 2}, {UID: 3, UIDL: "three", Short: 3}, {UID: 4, Short: 4}}
+	r.Current().UIDNext = 5
+	r.Current().Entries = []Entry{{UID: 1, UIDL: "one", Short: 1}, {UID: 2, Short: 2}, {UID: 3, UIDL: "three", Short: 3}, {UID: 4, Short: 4}}
 	r.Renumber(18, Format{}, []Entry{{UID: 11, Short: 1}, {UID: 12, Short: 2}, {UID: 13, UIDL: "three", Short: 33}, {UID: 14, Short: 3}, {UID: 15, Short: 5}}, 20001)
 	since := r.show(12)
 	if n := r.Undo(); n != 2 {
@@ -543,7 +543,7 @@ func encodeFormer(uidValidity uint32, past []uint32, eras []Era, entries []Entry
 func TestRecordsOfVersion1(t *testing.T) {
 	value := encodeFormer(17, []uint32{5, 6, 5}, []Era{{From: 1}, {From: 9, Format: parsed(t, "UID%u-%v"), Suffix: "-4"}}, []Entry{{UID: 3, UIDL: "abc"}, {UID: 4, UIDL: "abd"}})
 	r, err := Decode(value, nil)
-	if err != nil || !r.Former() || !r.Present().Loaded() || r.Version != 0 || r.Renumbered != 3 {
+	if err != nil || !r.Former() || !r.Current().Loaded() || r.Version != 0 || r.Renumbered != 3 {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	for i := range value {
@@ -587,7 +587,7 @@ func FuzzFormerRecord(f *testing.F) {
 func FuzzRecordHead(f *testing.F) {
 	r := New(17, Format{})
 	r.Use(parsed(f, "UID%u-%v"), 9)
-	r.Present().Entries = kept(map[uint32]string{3: "abc"})
+	r.Current().Entries = kept(map[uint32]string{3: "abc"})
 	r.Renumber(18, Format{}, nil, 20000)
 	head, _ := r.Encode()
 	f.Add(head[:len(head)-4])
@@ -597,7 +597,7 @@ func FuzzRecordHead(f *testing.F) {
 			return
 		}
 		head, blocks := r.Encode()
-		if back, err := DecodeHead(head); err != nil || back.Version != r.Version || len(back.Generations) != len(r.Generations) || back.Present().Counts() != r.Present().Counts() {
+		if back, err := DecodeHead(head); err != nil || back.Version != r.Version || len(back.Generations) != len(r.Generations) || back.Current().Counts() != r.Current().Counts() {
 			t.Fatalf("%v comes back as %v with %d blocks, %v", r, back, len(blocks), err)
 		}
 	})
@@ -633,7 +633,7 @@ func BenchmarkRecord(b *testing.B) {
 		if i < 25_000 {
 			e.UIDL = fmt.Sprintf("%08x65a1b2c3", 100_000+i*3)
 		}
-		r.Present().Entries = append(r.Present().Entries, e)
+		r.Current().Entries = append(r.Current().Entries, e)
 	}
 	var file storedRecord
 	b.Logf("%d octets", file.write(r))
@@ -651,7 +651,7 @@ func BenchmarkRecord(b *testing.B) {
 		for b.Loop() {
 			r, err := DecodeHead(file.head)
 			if err == nil {
-				_, err = r.Present().DecodeUIDLs(blocks)
+				_, err = r.Current().DecodeUIDLs(blocks)
 			}
 			if err != nil {
 				b.Fatal(err)

@@ -17,7 +17,7 @@ func TestUndoIsRefusedWhileASessionIsOpen(t *testing.T) {
 	imap, _ := inMemory(t, "mail", "alice", "bob")
 	r, do := startWithCommands(t, fmt.Sprintf("listeners: [{protocol: pop3, address: \"127.0.0.1:0\"}]\nbackends: {main: {imap: {address: %q, tls: none}}}\n", imap))
 	record := uidl.New(5, uidl.Dovecot)
-	record.Present().Put([]uidl.Entry{{UID: 1, UIDL: "UID1-900", Short: 7}})
+	record.Current().Put([]uidl.Entry{{UID: 1, UIDL: "UID1-900", Short: 7}})
 	record.Renumber(6, uidl.Dovecot, []uidl.Entry{{UID: 3, Short: 7}}, 20000)
 	if err := bridge.Import(t.Context(), r.storage.Record, bridge.AccountRecord{Account: "carol", Record: record}); err != nil {
 		t.Fatal(err)
@@ -46,19 +46,19 @@ func TestTheRecordIsWrittenThroughTheSuccessor(t *testing.T) {
 	for uid := range uint32(1000) {
 		entries = append(entries, uidl.Entry{UID: uid + 1, UIDL: fmt.Sprintf("OLD-%d", uid)})
 	}
-	record.Present().Put(entries)
+	record.Current().Put(entries)
 	for _, want := range []int{1000, 999} {
 		if err := bridge.Import(t.Context(), far, bridge.AccountRecord{Account: "alice", Record: record}); err != nil {
 			t.Fatal(err)
 		}
 		got, err := bridge.Lookup(t.Context(), nil, far, "alice")
-		if err != nil || got.Record == nil || len(got.Record.Present().Entries) != want {
+		if err != nil || got.Record == nil || len(got.Record.Current().Entries) != want {
 			t.Fatalf("it reads %v, %v, want %d entries", got, err, want)
 		}
 		if out, ok := do("uidl", "export", "alice"); !ok || strings.Count(out, `"uidl":"OLD-`) != want {
 			t.Errorf("exported are %d of %d names", strings.Count(out, `"uidl":"OLD-`), want)
 		}
-		record.Present().Entries = entries[1:]
+		record.Current().Entries = entries[1:]
 	}
 	if out, ok := do("uidl", "history", "alice"); !ok || !strings.Contains(out, "present     5") {
 		t.Errorf("history: %s", out)

@@ -29,7 +29,7 @@ func (b *IMAP) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error)
 	}
 	l.Secret.Clear()
 	return &relay.IMAP{
-		Server: b.Server.name(), Conn: conn, Capabilities: capabilities, Alert: conn.alert, Idle: b.Idle, Spread: b.Spread,
+		BackendName: b.Server.name(), Conn: conn, Capabilities: capabilities, Alert: conn.alert, Idle: b.Idle, Spread: b.Spread,
 		Watched: conn.watchedCapabilities,
 	}, nil
 }

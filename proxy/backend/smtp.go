@@ -29,7 +29,7 @@ func (b *Submission) Login(ctx context.Context, l *proxy.Login) (proxy.Session, 
 	}
 	l.Secret.Clear()
 	return &relay.Submission{
-		Server: b.Server.name(), Conn: conn, Hostname: b.Hostname, Extensions: l.Offer.Extensions, Lacks: conn.lacks,
+		BackendName: b.Server.name(), Conn: conn, Hostname: b.Hostname, Extensions: l.Offer.Extensions, Lacks: conn.lacks,
 		Idle: b.Idle, Newlines: b.Newlines,
 	}, nil
 }

@@ -16,7 +16,7 @@ import (
 // UNAUTHENTICATE (Watched is set), it watches the client's commands for it and
 // does not allow COMPRESS.
 type IMAP struct {
-	Server       string        // the backend's name
+	BackendName  string        // the backend's name
 	Conn         Upstream      // logged in
 	Capabilities string        // as in a CAPABILITY response
 	Alert        string        // one line that the server wants shown to the user; empty: none
@@ -54,7 +54,7 @@ func (s *IMAP) Run(ctx context.Context, client *proxy.Conn) error {
 func (s *IMAP) Close() error { return s.Conn.Close() }
 
 // Backend implements proxy.Reporter.
-func (s *IMAP) Backend() string { return s.Server }
+func (s *IMAP) Backend() string { return s.BackendName }
 
 // Totals implements proxy.Reporter. Nothing is counted.
 func (s *IMAP) Totals() proxy.Totals { return proxy.Totals{} }

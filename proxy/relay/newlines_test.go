@@ -19,7 +19,7 @@ func startSubmissionWith(t *testing.T, how Newlines) *submissionFixture {
 	client, near := proxytest.Pipe(t)
 	backend, server := proxytest.Pipe(t)
 	s := &submissionFixture{client: client, server: server, done: make(chan error, 1)}
-	s.session = &Submission{Server: "main", Conn: backend.(Upstream), Hostname: "postern.example", Extensions: announced, Newlines: how}
+	s.session = &Submission{BackendName: "main", Conn: backend.(Upstream), Hostname: "postern.example", Extensions: announced, Newlines: how}
 	s.run(t.Context(), near)
 	return s
 }

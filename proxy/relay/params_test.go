@@ -48,7 +48,7 @@ func TestSubmissionWithoutAnExtensionOfThisClient(t *testing.T) {
 	client, near := proxytest.Pipe(t)
 	backend, server := proxytest.Pipe(t)
 	s.client, s.server = client, server
-	s.session = &Submission{Server: "main", Conn: backend.(Upstream), Hostname: "postern.example",
+	s.session = &Submission{BackendName: "main", Conn: backend.(Upstream), Hostname: "postern.example",
 		Extensions: append([]string{"DSN"}, announced...), Lacks: []string{"DSN", "CHUNKING", "PIPELINING"}}
 	s.run(t.Context(), near)
 	proxytest.ServeTranscript(t, server, `

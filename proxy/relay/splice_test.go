@@ -58,7 +58,7 @@ func startSpliceWith(t *testing.T, ctx context.Context, secure bool, backend Ups
 }
 
 func (s *spliceFixture) run(ctx context.Context, backend Upstream) {
-	session := &IMAP{Server: "main", Conn: backend}
+	session := &IMAP{BackendName: "main", Conn: backend}
 	go func() {
 		err := session.Run(ctx, s.conn)
 		_ = session.Close()

@@ -29,14 +29,14 @@ const (
 // able to send it anything else, be it XCLIENT or a second message within the
 // first.
 type Submission struct {
-	Server     string        // the backend's name
-	Conn       Upstream      // logged in
-	Hostname   string        // in the reply to EHLO
-	Extensions []string      // the lines of that reply: the same as before the login
-	Lacks      []string      // keywords of Extensions, in upper case, that the server does not offer to this client
-	Idle       time.Duration // for the client to send the next command; 0: proxy.DefaultSubmissionIdle
-	Newlines   Newlines
-	submitted  int
+	BackendName string        // the backend's name
+	Conn        Upstream      // logged in
+	Hostname    string        // in the reply to EHLO
+	Extensions  []string      // the lines of that reply: the same as before the login
+	Lacks       []string      // keywords of Extensions, in upper case, that the server does not offer to this client
+	Idle        time.Duration // for the client to send the next command; 0: proxy.DefaultSubmissionIdle
+	Newlines    Newlines
+	submitted   int
 }
 
 // Open implements proxy.Session.
@@ -46,7 +46,7 @@ func (s *Submission) Open(context.Context) (welcome string, err error) { return 
 func (s *Submission) Close() error { return s.Conn.Close() }
 
 // Backend implements proxy.Reporter.
-func (s *Submission) Backend() string { return s.Server }
+func (s *Submission) Backend() string { return s.BackendName }
 
 // Totals implements proxy.Reporter.
 func (s *Submission) Totals() proxy.Totals { return proxy.Totals{Submitted: s.submitted} }

@@ -36,7 +36,7 @@ func startSubmission(t *testing.T, ctx context.Context, extensions []string) *su
 	client, near := proxytest.Pipe(t)
 	backend, server := proxytest.Pipe(t)
 	s := &submissionFixture{client: client, server: server, done: make(chan error, 1)}
-	s.session = &Submission{Server: "main", Conn: backend.(Upstream), Hostname: "postern.example", Extensions: extensions}
+	s.session = &Submission{BackendName: "main", Conn: backend.(Upstream), Hostname: "postern.example", Extensions: extensions}
 	s.run(ctx, near)
 	return s
 }
@@ -392,7 +392,7 @@ func relayThrough(t *testing.T, in string, size int) *scriptServer {
 	client, near := socketPair(t)
 	backend, server := socketPair(t)
 	s := &submissionFixture{client: client, done: make(chan error, 1)}
-	s.session = &Submission{Server: "main", Conn: backend, Hostname: "postern.example", Extensions: announced}
+	s.session = &Submission{BackendName: "main", Conn: backend, Hostname: "postern.example", Extensions: announced}
 	s.run(context.Background(), near)
 	served := make(chan *scriptServer, 1)
 	go func() { served <- startScriptServer(server) }()
@@ -658,7 +658,7 @@ func syntheticSubmission() *submissionFixture {
 	client, near := net.Pipe()
 	backend, server := net.Pipe()
 	s := &submissionFixture{client: client, server: server, done: make(chan error, 1)}
-	s.session = &Submission{Server: "main", Conn: upstream{backend}, Hostname: "postern.example", Extensions: announced}
+	s.session = &Submission{BackendName: "main", Conn: upstream{backend}, Hostname: "postern.example", Extensions: announced}
 	s.run(context.Background(), near)
 	return s
 }

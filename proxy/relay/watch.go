@@ -79,7 +79,7 @@ type verdict uint8
 const (
 	undecided verdict = iota
 	continues         // a continuation request came
-	refused           // the command was completed
+	completed         // the command was completed
 )
 
 // newWatch returns a commandWatch for a session in which the server has these
@@ -320,7 +320,7 @@ func (w *commandWatch) waitVerdict() error {
 	w.waiting = ""
 	w.mu.Unlock()
 	switch {
-	case v == refused:
+	case v == completed:
 		w.resetCommand()
 	case v == undecided:
 		return io.ErrClosedPipe
@@ -383,7 +383,7 @@ func (w *commandWatch) completeLocked(line string) {
 		delete(w.open, tag)
 	}
 	if w.waiting == tag {
-		w.decideLocked(refused)
+		w.decideLocked(completed)
 	}
 }
 

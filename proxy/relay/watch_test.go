@@ -260,7 +260,7 @@ func TestWatchedSessionEndsWithBYE(t *testing.T) {
 		} else {
 			s.conn = proxy.NewConn(near, proxy.Client{ID: "7"}, nil, 0)
 		}
-		session := &IMAP{Server: "main", Conn: backend.(Upstream), Watched: "IMAP4rev1 LITERAL+ UNAUTHENTICATE"}
+		session := &IMAP{BackendName: "main", Conn: backend.(Upstream), Watched: "IMAP4rev1 LITERAL+ UNAUTHENTICATE"}
 		go func() {
 			s.done <- session.Run(t.Context(), s.conn)
 			_, _ = session.Close(), s.conn.Close()
@@ -295,7 +295,7 @@ func TestWatchEndsWithTheServer(t *testing.T) {
 	client, near := proxytest.Pipe(t)
 	backend, server := proxytest.Pipe(t)
 	s := &spliceFixture{client: client, server: server, done: make(chan error, 1), conn: proxy.NewConn(near, proxy.Client{}, nil, 0)}
-	session := &IMAP{Server: "main", Conn: backend.(Upstream), Watched: "UNAUTHENTICATE"}
+	session := &IMAP{BackendName: "main", Conn: backend.(Upstream), Watched: "UNAUTHENTICATE"}
 	go func() {
 		s.done <- session.Run(t.Context(), s.conn)
 		_, _ = session.Close(), s.conn.Close()

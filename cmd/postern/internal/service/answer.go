@@ -16,7 +16,7 @@ func (s *Service) newControl() *admin.Server {
 	stored.AcceptChanges.Register(c, s.Storage)
 	stored.UIDLHistory.Register(c, s.Storage)
 	stored.UndoUIDLs.Register(c, s.Storage)
-	s.Storage.Serving = s.serving
+	s.Storage.Serving = s.checkNoSession
 	AnswerCerts(c, s.store)
 	s.answerGuard(c)
 	admin.Handle(c, "reload", s.onRequest(s.reload))

@@ -63,8 +63,8 @@ func (g *generation) inspectINBOX(ctx context.Context, out io.Writer, user strin
 		return err
 	}
 	unauthenticates := false
-	dial := b.Dial
-	b.Dial = func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+	dial := b.LogIn
+	b.LogIn = func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 		conn, capabilities, err := dial(ctx, l)
 		if c, ok := conn.(*backend.Conn); ok && c.Unauthenticates() {
 			unauthenticates = true

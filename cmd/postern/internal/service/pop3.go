@@ -59,7 +59,7 @@ func (g *generation) newBridge(name string, pool *backend.Pool, c configs.POP3) 
 		Delay: g.pop3.delay, Recompute: c.OnUnreadableRecord == "recompute",
 		KeepUnseen: !c.MarkSeen, ExpireNever: c.Expire == "never", UTF8: c.UTF8, Anonymous: !c.AnnounceImplementation, Last: c.EnableLast,
 		StableBodies: server.StableBodies, Estimates: server.SizesAreEstimates,
-		Dial: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+		LogIn: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 			conn, capabilities, err := pool.LoginIMAP(ctx, l)
 			if err != nil {
 				return nil, "", err // not conn: a nil *Conn is no nil net.Conn

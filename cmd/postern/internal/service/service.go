@@ -90,9 +90,9 @@ func (s *Service) known(account string) bool {
 	return g != nil && g.routing.known(account)
 }
 
-// serving is an error if a POP3 session of an account may be open, here or in the
+// checkNoSession is an error if a POP3 session of an account may be open, here or in the
 // process that this one has replaced.
-func (s *Service) serving(account string) error {
+func (s *Service) checkNoSession(account string) error {
 	for _, i := range s.server.Sessions() {
 		if i.Account == account && i.Client.Protocol == proxy.POP3 {
 			return fmt.Errorf("a POP3 session of %s is open: end it with postern kick --protocol pop3 --account %s", account, account)
