@@ -215,7 +215,7 @@ func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
 }
 
 // beginRemoval says that a session of the account has removed messages, of which the
-// cache does not know yet: that INBOX has fewer is no change, until end is
+// cache does not know yet: that INBOX has fewer is no change, until left is
 // called. A client may come again as soon as QUIT is answered.
 func (b *Brake) beginRemoval(account string) (left func()) {
 	if b == nil {

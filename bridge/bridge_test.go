@@ -115,7 +115,7 @@ func (r *bridged) wait(t testing.TB) error {
 	}
 }
 
-// connected is a Dial that gives these connections, one after the other, and
+// connected is a LogIn that gives these connections, one after the other, and
 // then reaches nobody.
 func connected(conn net.Conn, capabilities string, more ...net.Conn) LogIn {
 	conns := append([]net.Conn{conn}, more...)
@@ -267,7 +267,7 @@ func sections(body, items string) string {
 	return b.String()
 }
 
-// dialFake is a Dial that connects to f by a pipe in memory, or by TCP.
+// dialFake is a LogIn that connects to f by a pipe in memory, or by TCP.
 func dialFake(t testing.TB, f *fakeIMAP, tcp bool) LogIn {
 	return func(context.Context, *proxy.Login) (net.Conn, string, error) {
 		near, far := net.Pipe()
@@ -288,7 +288,7 @@ func (zeros) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// dialIMAP is a Dial that logs in at addr.
+// dialIMAP is a LogIn that logs in at addr.
 func dialIMAP(addr string) LogIn {
 	return func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
 		var d net.Dialer

@@ -37,7 +37,7 @@ func (s *session) list(ctx context.Context) (source string, err error) {
 	}
 }
 
-// tryList is list, unless an earlier session begins a long one: errListed.
+// tryList is list, unless an earlier session begins a long one: errListingRuns.
 func (s *session) tryList(ctx context.Context) (source string, err error) {
 	known := s.loadSnapshot(ctx)
 	if s.reservation == nil {
@@ -142,7 +142,7 @@ func (s *session) admitView(ctx context.Context, c comparison) (decided bool, er
 	return true, s.backend.Brake.Admit(ctx, s.login.Account, change)
 }
 
-// awaitTurn waits until a long listing may begin. It returns errListed if an earlier
+// awaitTurn waits until a long listing may begin. It returns errListingRuns if an earlier
 // session has begun one.
 func (s *session) awaitTurn(ctx context.Context) (leave func(), err error) {
 	leave, err = s.backend.queue().enter(ctx, s.login.Account)

@@ -78,7 +78,7 @@ func (m *model) has(x mail) bool {
 	return ok && m.mails[i] == x
 }
 
-// dial is a Dial.
+// dial is a LogIn.
 func (m *model) dial(t testing.TB) LogIn {
 	return func(context.Context, *proxy.Login) (net.Conn, string, error) {
 		near, far := net.Pipe()

@@ -76,7 +76,7 @@ func (s *session) send(ctx context.Context, command string, n int, m *message) e
 	}
 	s.keepHeaderHash(m, w)
 	s.backend.observe(proxy.MessageSent{
-		Command: command, Octets: d.Octets(), Mismatched: d.Octets() != m.size, Completed: d.Octets() != given,
+		Command: command, Octets: d.Octets(), Mismatched: d.Octets() != m.size && !s.backend.Estimates, Completed: d.Octets() != given,
 	})
 	if !s.doubtful(ctx, m, agrees, sent) {
 		s.maildrop.setExactSize(m, d.Octets())
@@ -91,7 +91,7 @@ func agree(m *message, size int64) bool {
 	return size == m.size || size+2 == m.size || size-2 == m.size || m.size <= 1
 }
 
-// doubtful is came for a message whose octets sent has seen, or nobody.
+// doubtful is bodyReceived for a message whose octets sent has seen; nil: nobody has.
 func (s *session) doubtful(ctx context.Context, m *message, agrees bool, sent *sentHash) bool {
 	if s.backend.Estimates {
 		agrees = true
@@ -103,7 +103,7 @@ func (s *session) doubtful(ctx context.Context, m *message, agrees bool, sent *s
 	return s.bodyReceived(ctx, m, agrees, got)
 }
 
-// openMessage is first, for a message that has not been cut too often.
+// openMessage is openWithReconnect for a message that has not been cut too often.
 func (s *session) openMessage(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
 	m := &s.maildrop.messages[i]
 	if s.fault(ctx, m).refused() {

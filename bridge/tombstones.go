@@ -119,7 +119,7 @@ func (s *session) decodeTombstones(stored []byte) (tombstoneSets, error) {
 
 // loadTombstones reads which messages earlier sessions have deleted. Those of another
 // UIDVALIDITY wait until it returns. Behind a UIDNEXT that has become lower, the
-// UIDs are those of other messages: then recall forgets the tombstones, before
+// UIDs are those of other messages: then tryLoadTombstones forgets the tombstones, before
 // anything else is remembered of the new messages.
 func (s *session) loadTombstones(ctx context.Context, known snapshot, v inbox.View) (err error) {
 	if s.backend.Record == nil {

@@ -195,7 +195,7 @@ type POP3 struct {
 	OnUnreadableRecord     string `yaml:"on_unreadable_record"`    // refuse (for now) or recompute (clients may fetch all again)
 	Delete                 string `yaml:"delete"`                  // what DELE means: expunge, isolate, trash, hide or keep
 	Lock                   string `yaml:"lock"`                    // a second session: allow, wait, refuse or takeover
-	FirstListings          int    `yaml:"first_listings"`          // mailboxes of a backend listed for the first time, at once
+	FirstListings          int    `yaml:"first_listings"`          // listings of a backend with more than 1,000 messages that are not in the cache, at once
 	MarkSeen               bool   `yaml:"mark_seen"`               // what was retrieved becomes \Seen
 	AnnounceImplementation bool   `yaml:"announce_implementation"` // CAPA names Postern
 	EnableLast             bool   `yaml:"enable_last"`             // the command LAST of RFC 1460

@@ -286,7 +286,7 @@ func (m *Metrics) pop3() {
 	m.notices = r.counter("pop3_maildrop_notices_total", "What an operator should know about maildrops, by kind.", label("kind",
 		proxy.NoticeCache, proxy.NoticeNotProven, proxy.NoticeUnreadable, proxy.NoticeRecord, proxy.NoticeRecomputed, proxy.NoticeChanged,
 		proxy.NoticeRenumbered))
-	m.renumbered = r.counter("pop3_uidvalidity_changes_total", "UIDVALIDITY changes seen.")
+	m.renumbered = r.counter("pop3_uidvalidity_changes_total", "Changes of UIDVALIDITY, and UIDNEXTs that became lower: the UIDs mean other messages.")
 	m.uidlsChanged = r.counter("pop3_uidls_changed_total", "Messages that were not found again after a change of UIDVALIDITY and have a new UIDL.")
 	m.brake = r.gauge("pop3_brake", "1 while POP3 accounts of the backend whose mailbox looks different are refused.", m.labels.backend)
 	m.changed = r.counter("pop3_mailbox_changes_total",

@@ -96,10 +96,10 @@ const (
 	NoticeCache      = "cache_failed"  // the cache of the listing could not be read or written: it only costs time
 	NoticeNotProven  = "not_proven"    // the server contradicted itself about a listing: a temporary refusal
 	NoticeUnreadable = "unreadable"    // the server refuses the sizes of Messages: they are listed, and cannot be retrieved
-	NoticeRecord     = "record_failed" // the record of UIDLs, or of deletions, could not be read or written: a temporary refusal
+	NoticeRecord     = "record_failed" // the record of UIDLs, or of deletions, could not be read or written: a temporary refusal, or nothing was recorded after QUIT
 	NoticeRecomputed = "recomputed"    // the record of UIDLs could not be read and was begun anew, as configured
 	NoticeChanged    = "uidls_changed" // some messages of the last session have another UIDL now
-	NoticeRenumbered = "renumbered"    // UIDVALIDITY has changed: Messages were not found again and have new UIDLs
+	NoticeRenumbered = "renumbered"    // UIDVALIDITY has changed, or UIDNEXT is lower: Messages were not found again and have new UIDLs
 )
 
 // The values of MailboxChanged.Kind.
@@ -274,7 +274,7 @@ type (
 	// MaildropOpened: the listing of a POP3 session is complete.
 	MaildropOpened struct {
 		Client   Client
-		Source   string // "full": listed anew; "cache": unchanged; "delta": only changes were listed
+		Source   string // "full": listed anew; "cache": unchanged; "delta": what was known was brought up to date
 		Messages int
 		Octets   int64
 		Duration time.Duration

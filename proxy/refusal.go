@@ -10,7 +10,7 @@ type Reason uint8
 
 // The reasons.
 const (
-	Wrong           Reason = iota + 1 // the backend said that user or password are wrong
+	Wrong           Reason = iota + 1 // user or password are wrong: the backend, the policy server, or the guard (the same wrong password again) says so
 	Malformed                         // such credentials can never be right: NUL, CR, a foreign authzid, bad base64
 	Unsupported                       // no such mechanism
 	ProtocolOff                       // the account may not use this protocol
@@ -24,7 +24,7 @@ const (
 	Maintenance                       // announced: the operator's text says until when
 	MailboxFull                       // too full to be used at all
 	TooSoon                           // RFC 2449 section 8.1.1: the account has logged in a moment ago
-	InUse                             // RFC 2449 section 8.1.1: the maildrop is locked
+	InUse                             // RFC 2449 section 8.1.2: the maildrop is locked
 	TimedOut                          // the client was silent for too long
 	ShuttingDown                      // Postern stops
 	Kicked                            // an operator ended it
@@ -59,7 +59,7 @@ type Outcome uint8
 // The outcomes. Outcomes is their number.
 const (
 	OutcomeOK        Outcome = iota
-	OutcomeWrong             // the backend said so
+	OutcomeWrong             // user or password
 	OutcomeThrottled         // without asking the backend
 	OutcomeFailed            // for now
 	OutcomeForbidden         // until the client, or its user, changes something

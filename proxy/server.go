@@ -3,7 +3,7 @@
 // library only, and every other package may import it.
 //
 // A connection goes one way: listener, TLS, dialogue, account name, guard, route
-// and backend, relay or bridge. The functions serve and resume in conn.go are that
+// and backend, relay or bridge. The functions serve and serveSession in conn.go are that
 // way. A Server accepts connections for the Services of its listeners; a Dialogue
 // speaks the protocol before login, a Guard and its Permits limit attempts, a
 // Backend logs in at the server behind, and a Session serves the client after

@@ -50,7 +50,7 @@ type Options struct {
 	Timeout       time.Duration     // how long the server may be silent within a command
 	UTF8          bool              // ENABLE UTF8=ACCEPT comes before SELECT, if the server offers UTF8=ACCEPT; with UTF8=ONLY always
 	Keyword       imap.Flag         // the keyword that Mailbox.Keyword and SearchKeyword are about
-	SearchKeyword bool              // Select and Open search for the messages with Keyword in the same flight: see TakeFlagged
+	SearchKeyword bool              // Select and Open search for the messages with Keyword in the same flight: see TakeKeywordMatches
 	Budget        *atomic.Int64     // grows by the octets of messages that are requested and have not come; nil: not counted
 	Client        proxy.Client      // of the events
 	Observe       func(proxy.Event) // gets proxy.IMAPCommand and proxy.Panicked, also from other goroutines; nil: nobody does
@@ -96,14 +96,14 @@ func parseCapabilities(list string) []string {
 // both are implemented below it, by link. The end of a context closes the
 // connection first: Close of a command or of the client would wait for a literal
 // that nobody reads. A session waits for its client most of the time: there is an
-// imapclient only from the first command after Rest to the next Rest.
+// imapclient only from the first command after ReleaseBuffers to the next ReleaseBuffers.
 type Inbox struct {
 	options      Options
 	traits       Traits
 	link         *link
 	capabilities string // in the greeting for imapclient
 	conn         *clientConn
-	client       *imapclient.Client // nil between Rest and begin
+	client       *imapclient.Client // nil between ReleaseBuffers and begin
 
 	enabled    bool        // ENABLE UTF8=ACCEPT was answered OK
 	flagged    imap.UIDSet // what SELECT's search has found
@@ -134,7 +134,7 @@ func (in *Inbox) Traits() Traits { return in.traits }
 
 // BeforeWait makes f what is called before a read that may wait for the server,
 // unless imapclient reads; nil: nothing is. An error of f is returned as it is.
-// It takes effect with the next Rest.
+// It takes effect with the next ReleaseBuffers.
 func (in *Inbox) BeforeWait(f func() error) { in.beforeWait = f }
 
 // begin readies imapclient for commands. Until end is called, the end of ctx

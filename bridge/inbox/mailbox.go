@@ -31,7 +31,7 @@ type mailboxData struct {
 	list   *listData   // takes LIST; nil: no LIST runs
 }
 
-// A statusData is the answer to STATUS, RFC 9051 section 7.3.4.
+// A statusData is the answer to STATUS, RFC 9051 section 7.3.3.
 type statusData struct {
 	received             bool
 	messages             int // -1: not received

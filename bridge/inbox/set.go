@@ -62,7 +62,7 @@ func Count(set imap.UIDSet) (n uint64) {
 }
 
 // Contains reports whether uid is in a set whose ranges ascend and do not overlap,
-// as those of Search, TakeFlagged and Sets.
+// as those of Search, TakeKeywordMatches and Sets.
 func Contains(set imap.UIDSet, uid uint32) bool {
 	i, _ := slices.BinarySearchFunc(set, imap.UID(uid), func(r imap.UIDRange, uid imap.UID) int { return cmp.Compare(r.Stop, uid) })
 	return i < len(set) && uint32(set[i].Start) <= uid

@@ -17,7 +17,7 @@
 // that fits.
 //
 //	IMAP                                           submission              Reason
-//	[AUTHENTICATIONFAILED], NO                     535, other 5yz          Wrong
+//	[AUTHENTICATIONFAILED], NO                     535                     Wrong
 //	[AUTHORIZATIONFAILED] [EXPIRED] [CONTACTADMIN] 525, 5.7.13, 5.2.1      Suspended
 //	[UNAVAILABLE]                                                          Unavailable
 //	[OVERQUOTA]                                    x.2.2                   MailboxFull, doubtful
@@ -27,8 +27,8 @@
 //	BAD, BYE, no answer, all others                4yz, 334, 500-504,      Unavailable, doubtful
 //	                                               521 523 530 534 538
 //
-// NO without a code, and 5yz other than 535, differ between servers: verdict.go
-// has a row for each known case, by Kind.
+// The meaning of NO without a code, and of a 5yz that is not in the table, differs
+// between servers: verdict.go has a row for each known case, by Kind.
 //
 // What the client is told and what the guard charges are two things. A doubtful
 // answer is passed on as temporary and costs a guess as Wrong does: the server

@@ -16,7 +16,7 @@ type wording struct {
 	text string // for the user
 }
 
-// wordings has a row for each Reason. Permanent refusals are never worded as
+// wordings has a row for each Reason but Internal, for which wordingOf has one. Permanent refusals are never worded as
 // temporary, nor temporary ones as permanent: see proxy.Reason.
 var wordings = map[proxy.Reason]wording{
 	proxy.Wrong:     {"NO [AUTHENTICATIONFAILED]", "[AUTH]", "535 5.7.8", "Wrong user name or password"},

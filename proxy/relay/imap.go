@@ -1,6 +1,6 @@
 // Package relay carries a session between a client that is logged in and the
 // server behind Postern. IMAP copies octets in both directions without reading
-// them. Submission reads commands and replies, and forwards only those that it
+// them, unless the server offers UNAUTHENTICATE. Submission reads commands and replies, and forwards only those that it
 // knows. Both implement proxy.Session.
 package relay
 

@@ -11,7 +11,8 @@ import (
 	"postern/proxy/route"
 )
 
-// build makes the generation of cfg. Only here does configuration become packages. It opens nothing, and changes nothing of what is served. An error is a
+// build makes the generation of cfg. build reads the files that cfg names, opens no
+// socket and no state, and changes nothing of what is served. An error is a
 // configs.Errors.
 func build(cfg *configs.Config, s *Service) (*generation, error) {
 	g := newGeneration(cfg, s)

@@ -22,7 +22,7 @@ import (
 	"postern/proxy/route"
 )
 
-// A poolKey has all that a pool is made of. The pool of a new configuration with
+// A poolKey has the configuration of a pool and of the sessions that use it. The pool of a new configuration with
 // the same key is the present pool, which knows which of its servers are up.
 type poolKey struct {
 	name, protocol   string

@@ -1,6 +1,5 @@
 // Package service is the running Postern. It makes a generation of a
-// configs.Config (build.go is the only place where configuration becomes
-// packages), serves it, replaces it by the next one at a reload, and hands
+// configs.Config (see build.go), serves it, replaces it by the next one at a reload, and hands
 // everything over to another process at an upgrade.
 //
 // A Service is what outlives a configuration: open sockets, sessions, and all
@@ -48,7 +47,7 @@ type Service struct {
 	ledger      ledgerObserver
 	audit       *audit.Log
 	observer    proxy.Observer    // all of these
-	guard       *guard.Guard      // with the limits of the first configuration
+	guard       *guard.Guard      // a reload replaces the limits, but for the sizes of tables
 	advised     *authpolicy.Guard // guard, and what a policy server decides
 	policyNonce []byte            // for the policy server, if the configuration has none
 	server      *proxy.Server
