@@ -252,3 +252,18 @@ func TestReadOnlyMailbox(t *testing.T) {
 		S: +OK Goodbye
 	`)
 }
+
+// Criterion: a body of another size than the server said is counted, unless the server's sizes are estimates.
+func TestEstimatesAreNoMismatch(t *testing.T) {
+	for _, estimates := range []bool{false, true} {
+		b := &Backend{}
+		r := faulty(t, b, opened(100)+"C: F1 UID FETCH 11 (UID BODY.PEEK[])\nS- * 1 FETCH (UID 11 BODY[] {5}\\r\\nabc\\r\\n)\\r\\nF1 OK x\\r\\n\n")
+		b.Estimates = estimates
+		r.session.(*session).sizesExact = true
+		proxytest.Transcript(t, r.conn, "C: RETR 1\nS: +OK *\nS: abc\nS: .")
+		_ = r.wait(t)
+		if sent := of[proxy.MessageSent](r.events); len(sent) != 1 || sent[0].Mismatched == estimates {
+			t.Errorf("with estimates: %t: %+v", estimates, sent)
+		}
+	}
+}
