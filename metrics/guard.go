@@ -55,20 +55,20 @@ func (m *Metrics) guards() {
 }
 
 // decision counts a decision of the guard.
-func (m *Metrics) decision(j proxy.Decision) {
-	if j.Tier == "" {
+func (m *Metrics) decision(d proxy.Decision) {
+	if d.Tier == "" {
 		return
 	}
 	decision := decisionAllowed
 	switch {
-	case j.Bucket != "" && !j.DryRun:
+	case d.Bucket != "" && !d.DryRun:
 		decision = decisionRefused
-	case j.Repeat:
+	case d.Repeat:
 		decision = decisionRepeated
 	}
-	m.decided.of(j.Tier, decision).Inc()
-	if j.Bucket != "" {
-		m.limited.of(j.Bucket).Inc()
+	m.decided.of(d.Tier, decision).Inc()
+	if d.Bucket != "" {
+		m.limited.of(d.Bucket).Inc()
 	}
 }
 

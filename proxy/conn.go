@@ -23,7 +23,7 @@ var (
 	ErrIdleTimeout   = errors.New("client was silent for too long") // after login
 	ErrForbidden     = errors.New("command that is not permitted")  // it would hide the session: IMAP UNAUTHENTICATE, COMPRESS
 	errTooSlow       = errors.New("client did not log in in time")  // before login
-	ErrPreface       = errors.New("bad or missing PROXY header")    // before the guard is asked
+	ErrProxyHeader   = errors.New("bad or missing PROXY header")    // before the guard is asked
 	ErrEarlyTLS      = errors.New("client began TLS unasked")       // where STARTTLS has to come first
 )
 
@@ -141,7 +141,7 @@ func (s *Server) serveSession(c *conn) error {
 // admit reads a PROXY header and asks the guard. A client that the guard refuses
 // costs no handshake.
 func (s *Server) admit(c *conn) (err error) {
-	if err = c.readPreface(time.Now().Add(c.svc.timeouts().Handshake)); err == nil {
+	if err = c.readProxyHeader(time.Now().Add(c.svc.timeouts().Handshake)); err == nil {
 		c.permit, err = s.Guard.Admit(c.Client, c.cancel)
 	}
 	if err != nil {
@@ -152,14 +152,14 @@ func (s *Server) admit(c *conn) (err error) {
 	return nil
 }
 
-// readPreface replaces the address of a load balancer by that of its client, and
+// readProxyHeader replaces the address of a load balancer by that of its client, and
 // the Service by the one for the client's address.
-func (c *conn) readPreface(deadline time.Time) error {
-	p, ok := c.transport.Conn.(preface)
+func (c *conn) readProxyHeader(deadline time.Time) error {
+	p, ok := c.transport.Conn.(proxyHeaderReader)
 	if !ok {
 		return nil
 	}
-	client, local, err := p.Preface(deadline)
+	client, local, err := p.ProxyHeader(deadline)
 	if err != nil {
 		return err
 	}

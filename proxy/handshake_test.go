@@ -124,15 +124,15 @@ func (a prefaceListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return prefaceConn{c.(*net.TCPConn), netip.AddrPortFrom(netip.MustParseAddr(a.from), 1)}, nil
+	return proxyHeaderConn{c.(*net.TCPConn), netip.AddrPortFrom(netip.MustParseAddr(a.from), 1)}, nil
 }
 
-type prefaceConn struct {
+type proxyHeaderConn struct {
 	*net.TCPConn
 	from netip.AddrPort
 }
 
-func (p prefaceConn) Preface(time.Time) (client, local netip.AddrPort, err error) {
+func (p proxyHeaderConn) ProxyHeader(time.Time) (client, local netip.AddrPort, err error) {
 	return p.from, p.from, nil
 }
 

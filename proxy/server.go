@@ -68,12 +68,12 @@ type Session interface {
 	Close() error
 }
 
-// A preface is a connection that begins with a PROXY header, which is read before
+// A proxyHeaderReader is a connection that begins with a PROXY header, which is read before
 // the guard is asked.
-type preface interface {
-	// Preface returns the addresses of the client and of the listener it connected
-	// to. An error wraps ErrPreface, or is one of reading.
-	Preface(deadline time.Time) (client, local netip.AddrPort, err error)
+type proxyHeaderReader interface {
+	// ProxyHeader returns the addresses of the client and of the listener it connected
+	// to. An error wraps ErrProxyHeader, or is one of reading.
+	ProxyHeader(deadline time.Time) (client, local netip.AddrPort, err error)
 }
 
 // A Reporter is a Session that reports its backend's name and what it did.

@@ -92,7 +92,7 @@ func (r *Record) Encode() (head []byte, blocks []Block) {
 
 // Clone returns a copy of a record that is loaded, as one that was never stored.
 func (r *Record) Clone() *Record {
-	c := &Record{Past: slices.Clone(r.Past), Renumbered: r.Renumbered}
+	c := &Record{Past: slices.Clone(r.Past), SuffixesGiven: r.SuffixesGiven}
 	for _, g := range r.Generations {
 		c.Generations = append(c.Generations, &Generation{
 			UIDValidity: g.UIDValidity, UIDNext: g.UIDNext, Since: g.Since, Seen: g.Seen,
@@ -254,7 +254,7 @@ func (r *Record) encodeHead() []byte {
 	b := []byte{headVersion}
 	b = binary.AppendUvarint(b, r.Version)
 	b = binary.AppendUvarint(b, uint64(r.serial))
-	b = binary.AppendUvarint(b, uint64(r.Renumbered))
+	b = binary.AppendUvarint(b, uint64(r.SuffixesGiven))
 	b = binary.AppendUvarint(b, uint64(len(r.Past)))
 	for _, v := range r.Past {
 		b = binary.AppendUvarint(b, uint64(v))
@@ -396,7 +396,7 @@ type decoder struct {
 }
 
 func (d *decoder) head() *Record {
-	r := &Record{Version: d.large(), serial: d.number(), Renumbered: d.number()}
+	r := &Record{Version: d.large(), serial: d.number(), SuffixesGiven: d.number()}
 	for range d.count() {
 		r.Past = append(r.Past, d.number())
 	}

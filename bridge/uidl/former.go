@@ -16,7 +16,7 @@ func (d *decoder) former() *Record {
 	for range d.count() {
 		r.Past = append(r.Past, d.number())
 	}
-	r.Renumbered = uint32(len(r.Past))
+	r.SuffixesGiven = uint32(len(r.Past))
 	r.Past = slices.Compact(slices.Sorted(slices.Values(r.Past)))
 	r.Past = r.Past[max(0, len(r.Past)-maxPast):]
 	g.Eras = d.eras(d.count())

@@ -65,8 +65,8 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 		}
 	}
 	j.Past = r.Past
-	if int(r.Renumbered) != len(r.Past) {
-		j.Renumbered = r.Renumbered
+	if int(r.SuffixesGiven) != len(r.Past) {
+		j.Renumbered = r.SuffixesGiven
 	}
 	return json.Marshal(j)
 }
@@ -78,7 +78,7 @@ func (r *Record) UnmarshalJSON(b []byte) error {
 	if err := unmarshalStrict(b, &j); err != nil {
 		return err
 	}
-	*r = Record{Past: j.Past, Renumbered: max(j.Renumbered, uint32(len(j.Past)))}
+	*r = Record{Past: j.Past, SuffixesGiven: max(j.Renumbered, uint32(len(j.Past)))}
 	for _, one := range append([]generationJSON{j.generationJSON}, j.Before...) {
 		if one.Messages != nil && one.Named != nil {
 			return errors.New(`there are both "messages" and "named"`)

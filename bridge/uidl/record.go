@@ -44,8 +44,8 @@ type Record struct {
 	// Past are the UIDVALIDITYs of generations that are not the present one, the
 	// last 100 at most: a server may come back to one.
 	Past []uint32
-	// Renumbered is how many suffixes have been given.
-	Renumbered uint32
+	// SuffixesGiven is how many suffixes have been given.
+	SuffixesGiven uint32
 
 	removed []string // names of blocks that go with the next write
 	serial  uint32   // the highest that was given
@@ -311,8 +311,8 @@ func (r *Record) Use(f Format, next uint32) bool {
 
 // suffix returns what tells what is computed now from what was before.
 func (r *Record) suffix() string {
-	r.Renumbered++
-	return "-" + strconv.FormatUint(uint64(r.Renumbered)+1, 10)
+	r.SuffixesGiven++
+	return "-" + strconv.FormatUint(uint64(r.SuffixesGiven)+1, 10)
 }
 
 // Renumber begins a generation after UIDs have come to mean other messages:
@@ -323,7 +323,7 @@ func (r *Record) Renumber(uidValidity uint32, f Format, entries []Entry, today D
 	r.addPast(r.Current().UIDValidity)
 	fresh := newGeneration(uidValidity, f)
 	fresh.Since, fresh.Seen, fresh.Entries = today, today, entries
-	if suffix := r.suffix(); !f.distinct() || slices.Contains(r.Past, uidValidity) || int(r.Renumbered) > len(r.Past) && len(r.Past) == maxPast {
+	if suffix := r.suffix(); !f.distinct() || slices.Contains(r.Past, uidValidity) || int(r.SuffixesGiven) > len(r.Past) && len(r.Past) == maxPast {
 		fresh.Eras[0].Suffix = suffix
 	}
 	r.present(fresh)

@@ -370,7 +370,7 @@ func TestRecordsAreExported(t *testing.T) {
 	if back := again(t, &back); !same(back, r) || back.show(2) != r.show(2) || back.show(1) != "abc" {
 		t.Errorf("%s is stored as %v", b, back)
 	}
-	if err := json.Unmarshal([]byte(`{"uidvalidity":17,"eras":[{"from":1,"format":"dovecot"}],"named":[{"uid":3,"uidl":"x"}],"past":[5]}`), &back); err != nil || back.show(3) != "x" || back.Renumbered != 1 {
+	if err := json.Unmarshal([]byte(`{"uidvalidity":17,"eras":[{"from":1,"format":"dovecot"}],"named":[{"uid":3,"uidl":"x"}],"past":[5]}`), &back); err != nil || back.show(3) != "x" || back.SuffixesGiven != 1 {
 		t.Errorf("an export of before gives %v, %v", back, err)
 	}
 	for _, wrong := range []string{`{"a":1}`, `{"named":[{"uid":3}]}`, `{"named":[{"uid":3,"uidl":"x"}],"messages":[{"uid":3}]}`, `{"messages":[{"uid":3,"short":"1"}]}`, `{"since":"x"}`, `{"since":"2200-01-01"}`} {
@@ -543,7 +543,7 @@ func encodeFormer(uidValidity uint32, past []uint32, eras []Era, entries []Entry
 func TestRecordsOfVersion1(t *testing.T) {
 	value := encodeFormer(17, []uint32{5, 6, 5}, []Era{{From: 1}, {From: 9, Format: parsed(t, "UID%u-%v"), Suffix: "-4"}}, []Entry{{UID: 3, UIDL: "abc"}, {UID: 4, UIDL: "abd"}})
 	r, err := Decode(value, nil)
-	if err != nil || !r.Former() || !r.Current().Loaded() || r.Version != 0 || r.Renumbered != 3 {
+	if err != nil || !r.Former() || !r.Current().Loaded() || r.Version != 0 || r.SuffixesGiven != 3 {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	for i := range value {

@@ -138,7 +138,7 @@ func (d *detection) compare(ctx context.Context) error {
 
 // behind asks the server behind Postern that the user's logins go to.
 func (d *detection) behind(ctx context.Context) ([]uint32, uint32, error) {
-	served, login, err := service.Mailbox(ctx, d.cfg, d.user, d.secret)
+	served, login, err := service.BridgeFor(ctx, d.cfg, d.user, d.secret)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -69,7 +69,7 @@ func (s *Server) allowsLogin(r Report) bool {
 		return false
 	}
 	return slices.ContainsFunc(r.Mechanisms, func(name string) bool {
-		return carriers[name] != nil || name == wire.MechanismLogin && s.Protocol == proxy.Submission
+		return equivalentMechanisms[name] != nil || name == wire.MechanismLogin && s.Protocol == proxy.Submission
 	})
 }
 

@@ -29,7 +29,7 @@ func (b *IMAP) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error)
 	}
 	l.Secret.Clear()
 	return &relay.IMAP{
-		BackendName: b.Server.name(), Conn: conn, Capabilities: capabilities, Alert: conn.alert, Idle: b.Idle, Spread: b.Spread,
+		BackendName: b.Server.name(), Conn: conn, Capabilities: capabilities, Alert: conn.alert, Idle: b.Idle, DisconnectSpread: b.Spread,
 		Watched: conn.watchedCapabilities,
 	}, nil
 }
@@ -62,14 +62,14 @@ func (s *Server) LoginIMAP(ctx context.Context, l *proxy.Login) (conn *Conn, cap
 // checkCredentials refuses octets that would end a line or a SASL message early.
 // The dialogue in front checks them, too; this is the last check.
 func checkCredentials(l *proxy.Login) error {
-	if carriers[l.Mechanism] == nil {
+	if equivalentMechanisms[l.Mechanism] == nil {
 		return proxy.NewRefusal(proxy.Unsupported, fmt.Errorf("mechanism %s", l.Mechanism))
 	}
 	// The octet 1 separates the fields of XOAUTH2 and OAUTHBEARER.
 	if strings.ContainsAny(l.Account, "\x00\x01\r\n") || slices.ContainsFunc(l.Secret.Reveal(), breaksLine) {
 		return proxy.NewRefusal(proxy.Malformed, errors.New("NUL, CR or LF in the credentials"))
 	}
-	if carriers[l.Mechanism][0] != wire.MechanismPlain && slices.ContainsFunc(l.Secret.Reveal(), func(c byte) bool { return c <= ' ' || c > '~' }) {
+	if equivalentMechanisms[l.Mechanism][0] != wire.MechanismPlain && slices.ContainsFunc(l.Secret.Reveal(), func(c byte) bool { return c <= ' ' || c > '~' }) {
 		return proxy.NewRefusal(proxy.Malformed, errors.New("what is no token: RFC 6750 section 2.1"))
 	}
 	return nil
@@ -165,7 +165,7 @@ func (d *imap) startTLS(ctx context.Context, s *Server) error {
 // login sends the credentials and returns the capabilities after them.
 func (d *imap) login(l *proxy.Login, s *Server) (string, error) {
 	mechanism := chooseMechanism(l, func(name string) bool { return d.capabilities.has("AUTH=" + name) })
-	plain := carriers[l.Mechanism][0] == wire.MechanismPlain
+	plain := equivalentMechanisms[l.Mechanism][0] == wire.MechanismPlain
 	switch disabled := d.capabilities.has("LOGINDISABLED"); {
 	// LOGINDISABLED is about the LOGIN command alone: RFC 3501 section 6.2.3. But
 	// without TLS it means that the server takes no passwords.

@@ -11,9 +11,9 @@ import (
 	"postern/proxy/wire"
 )
 
-// carriers are the mechanisms that can carry the Secret of another one, the best
+// equivalentMechanisms are the mechanisms that can carry the Secret of another one, the best
 // first. XOAUTH2 and OAUTHBEARER carry a bearer token.
-var carriers = map[string][]string{
+var equivalentMechanisms = map[string][]string{
 	"":                        {wire.MechanismPlain},
 	wire.MechanismPlain:       {wire.MechanismPlain},
 	wire.MechanismXOAuth2:     {wire.MechanismXOAuth2, wire.MechanismOAuthBearer},
@@ -23,7 +23,7 @@ var carriers = map[string][]string{
 // chooseMechanism returns the mechanism to log l in with, or "" if none is
 // offered.
 func chooseMechanism(l *proxy.Login, offered func(string) bool) string {
-	for _, name := range carriers[l.Mechanism] {
+	for _, name := range equivalentMechanisms[l.Mechanism] {
 		if offered(name) {
 			return name
 		}

@@ -219,7 +219,7 @@ func (d *smtp) pieces(l *proxy.Login) [][]byte {
 	case mechanism != "":
 		d.failure = newFailure(mechanism)
 		return authInitial(mechanism, l)
-	case carriers[l.Mechanism][0] == wire.MechanismPlain && slices.Contains(offered, wire.MechanismLogin):
+	case equivalentMechanisms[l.Mechanism][0] == wire.MechanismPlain && slices.Contains(offered, wire.MechanismLogin):
 		return authLogin(l)
 	}
 	return nil

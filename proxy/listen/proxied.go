@@ -71,11 +71,11 @@ func (l *ProxyListener) trusts(peer net.Addr) bool {
 // read ahead, so it is otherwise the TCP connection.
 type proxiedConn struct{ *net.TCPConn }
 
-// Preface reads the header and returns the addresses of the client and of the
-// server it connected to. An error wraps proxy.ErrPreface; io.EOF means that a
+// ProxyHeader reads the header and returns the addresses of the client and of the
+// server it connected to. An error wraps proxy.ErrProxyHeader; io.EOF means that a
 // balancer only checked the port. The deadline stays set: the next read sets its
 // own.
-func (p *proxiedConn) Preface(deadline time.Time) (client, local netip.AddrPort, err error) {
+func (p *proxiedConn) ProxyHeader(deadline time.Time) (client, local netip.AddrPort, err error) {
 	if err := p.SetReadDeadline(deadline); err != nil {
 		return client, local, err
 	}
@@ -87,7 +87,7 @@ func (p *proxiedConn) Preface(deadline time.Time) (client, local netip.AddrPort,
 		client, local, err = parseHeader(header)
 	}
 	if err != nil {
-		return client, local, fmt.Errorf("%w: %w", proxy.ErrPreface, err)
+		return client, local, fmt.Errorf("%w: %w", proxy.ErrProxyHeader, err)
 	}
 	if !client.IsValid() { // a health check of the balancer
 		client, local = proxy.AddrPort(p.RemoteAddr()), proxy.AddrPort(p.LocalAddr())

@@ -18,9 +18,9 @@ import (
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 
-type prefacedConn interface {
+type proxyHeaderConn interface {
 	net.Conn
-	Preface(time.Time) (client, local netip.AddrPort, err error)
+	ProxyHeader(time.Time) (client, local netip.AddrPort, err error)
 }
 
 // acceptProxied returns both ends of a connection that a ProxyListener has
@@ -80,7 +80,7 @@ func TestProxiedReadsTheHeaderAndNoMore(t *testing.T) {
 		if want == "" {
 			want = client.LocalAddr().String() + " " + client.RemoteAddr().String()
 		}
-		from, to, err := server.(prefacedConn).Preface(time.Now().Add(time.Second))
+		from, to, err := server.(proxyHeaderConn).ProxyHeader(time.Now().Add(time.Second))
 		if got := from.String() + " " + to.String(); got != want || err != nil {
 			t.Errorf("%q: %s, %v, want %s", header, got, err, want)
 		}
@@ -100,7 +100,7 @@ func TestProxiedReadsAHeaderThatComesOctetByOctet(t *testing.T) {
 				time.Sleep(time.Millisecond)
 			}
 		}()
-		from, _, err := server.(prefacedConn).Preface(time.Now().Add(5 * time.Second))
+		from, _, err := server.(proxyHeaderConn).ProxyHeader(time.Now().Add(5 * time.Second))
 		if got, want := from.String(), "192.0.2.1:4711"; got != want || err != nil {
 			t.Errorf("%q: %s, %v, want %s", header, got, err, want)
 		}
@@ -132,25 +132,25 @@ func TestProxiedRefusesWhatIsNoHeader(t *testing.T) {
 		client, server := acceptProxied(t, loopback)
 		_, _ = io.WriteString(client, header)
 		_ = client.(*net.TCPConn).CloseWrite()
-		if from, _, err := server.(prefacedConn).Preface(time.Now().Add(time.Second)); !errors.Is(err, proxy.ErrPreface) {
-			t.Errorf("%q: %v, %v, want ErrPreface", header, from, err)
+		if from, _, err := server.(proxyHeaderConn).ProxyHeader(time.Now().Add(time.Second)); !errors.Is(err, proxy.ErrProxyHeader) {
+			t.Errorf("%q: %v, %v, want ErrProxyHeader", header, from, err)
 		}
 	}
 }
 
 func TestProxiedGivesASilentBalancerItsTimeAndNoMore(t *testing.T) {
 	_, server := acceptProxied(t, loopback)
-	_, _, err := server.(prefacedConn).Preface(time.Now().Add(10 * time.Millisecond))
-	if e, ok := errors.AsType[net.Error](err); !ok || !e.Timeout() || !errors.Is(err, proxy.ErrPreface) {
-		t.Errorf("Preface = %v, want ErrPreface for a timeout", err)
+	_, _, err := server.(proxyHeaderConn).ProxyHeader(time.Now().Add(10 * time.Millisecond))
+	if e, ok := errors.AsType[net.Error](err); !ok || !e.Timeout() || !errors.Is(err, proxy.ErrProxyHeader) {
+		t.Errorf("ProxyHeader = %v, want ErrProxyHeader for a timeout", err)
 	}
 }
 
 func TestProxiedTakesAnEmptyConnectionForAHealthCheck(t *testing.T) {
 	client, server := acceptProxied(t, loopback)
 	_ = client.Close()
-	if _, _, err := server.(prefacedConn).Preface(time.Now().Add(time.Second)); !errors.Is(err, io.EOF) || errors.Is(err, proxy.ErrPreface) {
-		t.Errorf("Preface = %v, want io.EOF", err)
+	if _, _, err := server.(proxyHeaderConn).ProxyHeader(time.Now().Add(time.Second)); !errors.Is(err, io.EOF) || errors.Is(err, proxy.ErrProxyHeader) {
+		t.Errorf("ProxyHeader = %v, want io.EOF", err)
 	}
 }
 
@@ -159,7 +159,7 @@ func TestProxiedReadsHeadersOfTrustedNetworksOnly(t *testing.T) {
 	for _, trusted := range [][]netip.Prefix{nil, {netip.MustParsePrefix("127.0.0.2/32"), netip.MustParsePrefix("::/0")}} {
 		client, server := acceptProxied(t, trusted)
 		_, _ = io.WriteString(client, "PROXY")
-		if _, ok := server.(prefacedConn); ok {
+		if _, ok := server.(proxyHeaderConn); ok {
 			t.Fatalf("trusted %v: a header is asked for", trusted)
 		}
 		b := make([]byte, 10)
@@ -186,7 +186,7 @@ func TestProxiedTrustReplacesTheNetworks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, ok := server.(prefacedConn); ok != (networks != nil) {
+		if _, ok := server.(proxyHeaderConn); ok != (networks != nil) {
 			t.Errorf("trusted %v: a header is asked for: %v", networks, ok)
 		}
 		_, _ = client.Close(), server.Close()
@@ -216,7 +216,7 @@ func TestProxiedBehindARealHAProxy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		from, to, err := server.(prefacedConn).Preface(time.Now().Add(5 * time.Second))
+		from, to, err := server.(proxyHeaderConn).ProxyHeader(time.Now().Add(5 * time.Second))
 		if from.String() != client.LocalAddr().String() || to.String() != h.Addr || err != nil {
 			t.Errorf("%s: from %v to %v, %v, want %v to %s", version, from, to, err, client.LocalAddr(), h.Addr)
 		}
@@ -247,7 +247,7 @@ func TestHeaderIsReadBack(t *testing.T) {
 			}
 			client, server := acceptProxied(t, loopback)
 			_, _ = client.Write(header)
-			from, to, err := server.(prefacedConn).Preface(time.Now().Add(time.Second))
+			from, to, err := server.(proxyHeaderConn).ProxyHeader(time.Now().Add(time.Second))
 			if !want.Addr.IsValid() {
 				want.Addr, want.Local = client.LocalAddr().(*net.TCPAddr).AddrPort(), client.RemoteAddr().(*net.TCPAddr).AddrPort()
 			}
@@ -278,9 +278,9 @@ func TestHeaderDescribesTLS(t *testing.T) {
 	}
 }
 
-// FuzzPreface: whatever a balancer sends, what is behind the header stays, and
+// FuzzProxyHeader: whatever a balancer sends, what is behind the header stays, and
 // addresses are there if there is no error.
-func FuzzPreface(f *testing.F) {
+func FuzzProxyHeader(f *testing.F) {
 	f.Add([]byte("PROXY TCP4 192.0.2.1 198.51.100.7 4711 993\r\nafter"))
 	f.Add([]byte(headerV2(0x21, 0x11, v4) + "after"))
 	f.Add([]byte(headerV2(0x20, 0x00, "") + "after"))

@@ -16,13 +16,13 @@ import (
 // UNAUTHENTICATE (Watched is set), it watches the client's commands for it and
 // does not allow COMPRESS.
 type IMAP struct {
-	BackendName  string        // the backend's name
-	Conn         Upstream      // logged in
-	Capabilities string        // as in a CAPABILITY response
-	Alert        string        // one line that the server wants shown to the user; empty: none
-	Idle         time.Duration // without octets in either direction; 0: proxy.DefaultIMAPIdle
-	Watched      string        // the server's own capabilities if commands are to be watched; empty: they are not
-	Spread       time.Duration // within which clients are closed when the server crashes; 0: at once
+	BackendName      string        // the backend's name
+	Conn             Upstream      // logged in
+	Capabilities     string        // as in a CAPABILITY response
+	Alert            string        // one line that the server wants shown to the user; empty: none
+	Idle             time.Duration // without octets in either direction; 0: proxy.DefaultIMAPIdle
+	Watched          string        // the server's own capabilities if commands are to be watched; empty: they are not
+	DisconnectSpread time.Duration // within which clients are closed when the server crashes; 0: at once
 }
 
 // Open implements proxy.Session. Clients learn the server's capabilities from the
@@ -47,7 +47,7 @@ func (s *IMAP) Run(ctx context.Context, client *proxy.Conn) error {
 	if s.Watched != "" {
 		w = newWatch(s.Watched)
 	}
-	return splice(ctx, client, s.Conn, idle, s.Spread, w)
+	return splice(ctx, client, s.Conn, idle, s.DisconnectSpread, w)
 }
 
 // Close implements proxy.Session.

@@ -335,7 +335,7 @@ func TestClientsOfACrashedBackendAreClosedOneByOne(t *testing.T) {
 		for range 50 {
 			client, near := net.Pipe()
 			backend, server := net.Pipe()
-			session := &IMAP{Conn: crashedUpstream{pipeUpstream{backend}}, Spread: spread}
+			session := &IMAP{Conn: crashedUpstream{pipeUpstream{backend}}, DisconnectSpread: spread}
 			conn := proxy.NewConn(near, proxy.Client{}, nil, 0)
 			wg.Go(func() {
 				if err := session.Run(t.Context(), conn); !errors.Is(err, proxy.ErrBackendClosed) {

@@ -70,7 +70,7 @@ func (s *Service) commit(ctx context.Context, g *generation, o *opening) (before
 	g.openBrakes(ctx, s.Storage)
 	s.listings.SetLimit(int64(g.cfg.Limits.ListingMemory))
 	before = s.current.Swap(g)
-	s.advised.SetServer(g.policy)
+	s.policyGuard.SetServer(g.policy)
 	return before
 }
 
@@ -102,10 +102,10 @@ func (s *Service) logApplied(g *generation, bindings []proxy.Binding, before *ge
 }
 
 // probeNew asks the backends that before does not have what they offer, so that
-// the first client learns it. It waits no longer than patience for an answer.
+// the first client learns it. It waits no longer than timeout for an answer.
 func (g *generation) probeNew(ctx context.Context, before *generation) {
-	const patience = 2 * time.Second
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	const timeout = 2 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var wg sync.WaitGroup
 	for key, pool := range g.pools {

@@ -54,7 +54,7 @@ func (s *Service) loadGuard(ctx context.Context) {
 			s.log.Warn(anew, "err", err)
 		}
 	}
-	s.writers = append(s.writers, s.whileWhole(cacheOf, s.runGuard))
+	s.writers = append(s.writers, s.untilBroken(cacheOf, s.runGuard))
 	if s.inheritedGuard != nil {
 		if err := s.guard.Restore(s.inheritedGuard); err != nil {
 			s.log.Warn(anew, "err", err)

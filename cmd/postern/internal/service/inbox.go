@@ -37,9 +37,9 @@ func (g *generation) mailboxBackend(ctx context.Context, pools backends, user st
 	return g.newBridge(name, pools.imap[name], g.cfg.POP3), login, nil
 }
 
-// Mailbox returns what serves the POP3 sessions of user with cfg, and how the
+// BridgeFor returns what serves the POP3 sessions of user with cfg, and how the
 // user logs in there. Nothing is connected yet.
-func Mailbox(ctx context.Context, cfg *configs.Config, user string, secret *proxy.Secret) (*bridge.Backend, *proxy.Login, error) {
+func BridgeFor(ctx context.Context, cfg *configs.Config, user string, secret *proxy.Secret) (*bridge.Backend, *proxy.Login, error) {
 	g := newGeneration(cfg, New(cfg, nil, slog.New(slog.DiscardHandler), nil))
 	if err := g.setPOP3(); err != nil {
 		return nil, nil, err

@@ -151,7 +151,7 @@ func (s *Service) notReady() error {
 	if err := listen.CheckDescriptors(); err != nil {
 		return err
 	}
-	if err := s.recordUsable(g); err != nil {
+	if err := s.checkRecord(g); err != nil {
 		return err
 	}
 	for _, pool := range g.pools {

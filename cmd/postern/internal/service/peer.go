@@ -65,58 +65,58 @@ func newPeer(f *os.File) (*Peer, error) {
 	return &Peer{conn: conn, in: json.NewDecoder(conn)}, nil
 }
 
-func (r *Peer) send(w message) error {
+func (r *Peer) send(m message) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.conn.SetWriteDeadline(time.Now().Add(serveTimeout)); err != nil { // one that has stopped takes nothing
+	if err := r.conn.SetWriteDeadline(time.Now().Add(serveTimeout)); err != nil { // a process that was stopped reads nothing
 		return err
 	}
-	return json.NewEncoder(r.conn).Encode(w)
+	return json.NewEncoder(r.conn).Encode(m)
 }
 
 // receive returns the next message. It is an error if there is none within
-// patience, or if the other process reports an error.
-func (r *Peer) receive(patience time.Duration) (w message, err error) {
-	if err := r.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
-		return w, err
+// timeout, or if the other process reports an error.
+func (r *Peer) receive(timeout time.Duration) (m message, err error) {
+	if err := r.conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+		return m, err
 	}
-	err = r.in.Decode(&w)
+	err = r.in.Decode(&m)
 	_ = r.conn.SetReadDeadline(time.Time{})
 	switch {
 	case errors.Is(err, io.EOF):
-		return w, errors.New("the other process has ended: its last lines in the log say why")
+		return m, errors.New("the other process has ended: its last lines in the log say why")
 	case err != nil:
-		return w, fmt.Errorf("the other process: %w", err)
-	case w.Mistakes != nil:
-		return w, w.Mistakes
-	case w.Error != "":
-		return w, errors.New(w.Error)
+		return m, fmt.Errorf("the other process: %w", err)
+	case m.Mistakes != nil:
+		return m, m.Mistakes
+	case m.Error != "":
+		return m, errors.New(m.Error)
 	}
-	return w, nil
+	return m, nil
 }
 
-// await hears words until one is what is meant. Those about maildrops may come
-// before it, and go to meanwhile.
-func (r *Peer) await(patience time.Duration, meant func(message) bool, meanwhile func(message)) (w message, err error) {
+// await receives messages until meant accepts one. Messages about maildrops may come
+// before that one, and go to meanwhile.
+func (r *Peer) await(timeout time.Duration, meant func(message) bool, meanwhile func(message)) (m message, err error) {
 	for {
-		if w, err = r.receive(patience); err != nil || meant(w) {
-			return w, err
+		if m, err = r.receive(timeout); err != nil || meant(m) {
+			return m, err
 		}
-		if w.Take == nil && w.Free == nil && w.Evict == nil {
-			return w, errors.New("the other process says what was not asked")
+		if m.Take == nil && m.Free == nil && m.Evict == nil {
+			return m, errors.New("the other process says what was not asked")
 		}
-		meanwhile(w)
+		meanwhile(m)
 	}
 }
 
 // receiveAll hands each message to f until the other process is gone.
 func (r *Peer) receiveAll(f func(message)) {
 	for {
-		var w message
-		if err := r.in.Decode(&w); err != nil {
+		var m message
+		if err := r.in.Decode(&m); err != nil {
 			return
 		}
-		f(w)
+		f(m)
 	}
 }
 
@@ -135,9 +135,9 @@ func Predecessor() (*Peer, error) {
 
 // Reject sends a predecessor the error for which this process cannot replace it.
 func (r *Peer) Reject(err error) {
-	w := message{Error: err.Error()}
+	m := message{Error: err.Error()}
 	if mistakes, ok := errors.AsType[configs.Errors](err); ok {
-		w = message{Mistakes: mistakes}
+		m = message{Mistakes: mistakes}
 	}
-	_ = r.send(w)
+	_ = r.send(m)
 }

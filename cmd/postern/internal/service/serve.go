@@ -32,8 +32,8 @@ func New(cfg *configs.Config, store *certs.Store, log *slog.Logger, level *slog.
 		endpoints: make(map[string]openEndpoint), changes: make(chan changeRequest), binary: ownBinary(),
 		policyNonce: []byte(rand.Text()), guard: guard.New(stored.GuardConfig(cfg)),
 	}
-	s.advised = &authpolicy.Guard{Guard: s.guard}
-	s.server = &proxy.Server{Guard: s.advised, CheckCapacity: listen.CheckDescriptors}
+	s.policyGuard = &authpolicy.Guard{Guard: s.guard}
+	s.server = &proxy.Server{Guard: s.policyGuard, CheckCapacity: listen.CheckDescriptors}
 	// Functions that observers are given may be called from here on: what they use is there.
 	s.log = slog.New(logs.NewRedactor(logs.NewCounter(log.Handler(), func(l slog.Level) { s.metrics.Logged(l) }), &s.redaction))
 	s.page = s.newPage()
@@ -85,7 +85,7 @@ func (s *Service) serve(ctx context.Context, g *generation) error {
 	} else {
 		s.drain(background)
 	}
-	s.advised.Wait()
+	s.policyGuard.Wait()
 	return s.fatal
 }
 

@@ -48,7 +48,7 @@ type Service struct {
 	audit       *audit.Log
 	observer    proxy.Observer    // all of these
 	guard       *guard.Guard      // a reload replaces the limits, but for the sizes of tables
-	advised     *authpolicy.Guard // guard, and what a policy server decides
+	policyGuard *authpolicy.Guard // guard, and what a policy server decides
 	policyNonce []byte            // for the policy server, if the configuration has none
 	server      *proxy.Server
 	sockets     *listen.Sockets

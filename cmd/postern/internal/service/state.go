@@ -60,9 +60,9 @@ func (s *Service) reportBroken(ctx context.Context) {
 	}
 }
 
-// whileWhole returns work that ends when the file is broken that it writes: it
+// untilBroken returns work that ends when the file is broken that it writes: it
 // would say so for ever.
-func (s *Service) whileWhole(file func(*stored.Files) *state.Bolt, work func(context.Context)) func(context.Context) {
+func (s *Service) untilBroken(file func(*stored.Files) *state.Bolt, work func(context.Context)) func(context.Context) {
 	return func(ctx context.Context) {
 		if a := s.Storage.Files; a != nil {
 			whole, stop := context.WithCancel(ctx)
@@ -84,8 +84,8 @@ func recordOf(a *stored.Files) *state.Bolt { return a.Record }
 
 func cacheOf(a *stored.Files) *state.Bolt { return a.Cache }
 
-// recordUsable returns why POP3 cannot be served with the record, or nil.
-func (s *Service) recordUsable(g *generation) error {
+// checkRecord returns why POP3 cannot be served with the record, or nil.
+func (s *Service) checkRecord(g *generation) error {
 	a := s.Storage.Opened.Load()
 	if a == nil || a.Record.Err() == nil {
 		return nil
