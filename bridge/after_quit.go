@@ -6,15 +6,15 @@ import (
 	"postern/bridge/inbox"
 )
 
-// confirmRemoved asks, once QUIT is answered, which of the messages that were removed
-// the server still has. The tagged OK of UID EXPUNGE does not say so: UID EXPUNGE
+// confirmRemoved searches, after the response to QUIT, for removed messages that the
+// server still has. The tagged OK of UID EXPUNGE does not prove the removal: UID EXPUNGE
 // passes over a message that has lost its flag meanwhile. A message that the search
 // does not find is left out of the snapshot, so that EXISTS adds up at the next poll,
-// which then costs one SELECT in place of a search for all there is.
+// which then costs one SELECT in place of a search for all messages.
 //
-// It is a proof as the one of listing: all messages below UIDNEXT are among
-// those of a proven snapshot less what is certainly gone, so that they are these
-// if there are as many.
+// The proof is that of listing: all messages below UIDNEXT are in a proven snapshot
+// without the certainly gone messages. So if EXISTS is the number of messages in that
+// snapshot, the snapshot is right.
 func (s *session) confirmRemoved() {
 	d := s.backend.Delete
 	if !s.updated || s.totals.Deleted == 0 || s.backend.Cache == nil || !s.maildrop.proven || s.renumbered || d == Hide || d.flags(s.inbox.Traits()) {

@@ -70,67 +70,66 @@ import (
 	"postern/proxy"
 )
 
-// hidden is the keyword of messages that POP3 does not show any more. Dovecot uses
-// the same one for the same purpose.
+// hidden is the keyword of messages that POP3 no longer shows. Dovecot uses the same
+// keyword for the same purpose.
 const hidden imap.Flag = "$POP3Deleted"
 
 const (
-	// minIdle is RFC 1939 section 3: an autologout timer must be of at least
-	// 10 minutes.
+	// minIdle is the least autologout timer, 10 minutes: RFC 1939 section 3.
 	minIdle        = 10 * time.Minute
 	defaultTimeout = time.Minute
 )
 
-// A LogIn logs l in to an IMAP server. It returns the connection after the
-// server's OK, with what was read ahead, and the capabilities that hold then.
-// An error is a *proxy.Refusal.
+// A LogIn logs l in to an IMAP server. It returns the connection after the server's OK,
+// which includes bytes already read, and the capabilities after login. An error is a
+// *proxy.Refusal.
 type LogIn func(ctx context.Context, l *proxy.Login) (conn net.Conn, capabilities string, err error)
 
-// A Backend serves maildrops from an IMAP server. Its fields must not change
-// once it is used.
+// A Backend serves maildrops from an IMAP server. Its fields must not change after the
+// first Login.
 type Backend struct {
 	Name     string
 	LogIn    LogIn
-	UIDL     uidl.Format    // of messages that come; the zero value is Dovecot's
-	Idle     time.Duration  // how long a client may be silent; at least, and by default, 10 minutes
-	Timeout  time.Duration  // how long the server may be silent within a command; 0: a minute
-	Observer proxy.Observer // nil: nobody
+	UIDL     uidl.Format    // format of new messages' UIDLs; the zero value is Dovecot's
+	Idle     time.Duration  // longest silence of a client; at least, and by default, 10 minutes
+	Timeout  time.Duration  // longest silence of the server within a command; 0: a minute
+	Observer proxy.Observer // nil: events are dropped
 
-	Cache  Bucket      // what makes listings cheap; it may be lost. nil: nothing is remembered
-	Record Bucket      // what UIDLs were shown, and what was deleted without UIDPLUS; it must not be lost. nil: nothing of it
-	Lock   LockMode    // what comes of a second session for a maildrop
-	Locks  *Locks      // shared by backends of the same accounts; nil: this one's own
-	Queue  *Queue      // shared by backends of the same server; nil: this one's own
-	Delay  *LoginDelay // between two sessions of an account; nil: none
-	Brake  *Brake      // shared by backends of the same name; nil: nothing is braked
+	Cache  Bucket      // listings, which make a poll cheap; the cache may be lost. nil: no cache
+	Record Bucket      // UIDLs that were shown, and tombstones; the record must not be lost. nil: no record
+	Lock   LockMode    // decides about a second session of a maildrop
+	Locks  *Locks      // shared by backends of the same accounts; nil: the backend has its own
+	Queue  *Queue      // shared by backends of the same server; nil: the backend has its own
+	Delay  *LoginDelay // between two sessions of an account; nil: no delay
+	Brake  *Brake      // shared by backends of the same name; nil: every poll is admitted
 
 	Listings *ListingMemory // shared by all backends of a process; nil: no limit
 
-	// Recompute says what comes of an account whose record cannot be read, or was
-	// lost: new UIDLs, with which clients download all again; else the login is
-	// refused for now.
+	// Recompute gives an account whose record is damaged or lost new UIDLs, with which
+	// clients download all mail again. If Recompute is false, the login gets a temporary
+	// refusal.
 	Recompute bool
 
-	Delete       Deletion // what DELE means at QUIT; the zero value is Expunge
-	KeepUnseen   bool     // what is retrieved does not become \Seen
-	StableBodies bool     // the server gives the same octets of a message always, also by their offset
-	Estimates    bool     // RFC822.SIZE of the server is a guess, not worth a look at the ends of messages
-	ExpireNever  bool     // CAPA says so, RFC 2449 section 6.7: nothing is ever deleted unasked
-	UTF8         bool     // RFC 6856: messages with headers in UTF-8 are for clients that have said UTF8
+	Delete       Deletion // effect of DELE at QUIT; the zero value is Expunge
+	KeepUnseen   bool     // RETR does not set \Seen
+	StableBodies bool     // the server always sends the same octets of a message, also from an offset
+	Estimates    bool     // RFC822.SIZE of the server is an estimate, so that Postern does not fetch the ends of messages
+	ExpireNever  bool     // CAPA has EXPIRE NEVER, RFC 2449 section 6.7: no message is deleted but by clients
+	UTF8         bool     // RFC 6856: messages with headers in UTF-8 are only for clients that have sent UTF8
 	Anonymous    bool     // CAPA has no IMPLEMENTATION
-	Last         bool     // LAST is answered, which RFC 1725 has abolished
+	Last         bool     // LAST is a command, which RFC 1725 has removed
 
 	writers   sync.Pool // *bufio.Writer
 	ownQueue  Queue
-	own       Locks       // if there are no others
-	noUIDNext atomic.Bool // of SELECT's, seen: STATUS is asked as well
-	// untrueUIDNext is set once a UIDNEXT was not above all UIDs: none is believed.
+	own       Locks       // used if Locks is nil
+	noUIDNext atomic.Bool // a SELECT came without UIDNEXT: sessions also send STATUS
+	// untrueUIDNext is set after a UIDNEXT was not above all UIDs: then UIDNEXT is ignored.
 	untrueUIDNext atomic.Bool
-	faults        faultList    // messages that did not come as they should
-	aheadOctets   atomic.Int64 // octets that sessions have asked for before their clients did
+	faults        faultList    // messages whose bodies came cut or doubtful
+	aheadOctets   atomic.Int64 // octets that sessions have requested before their clients did
 }
 
-// Login implements proxy.Backend: it asks for the server's yes or no.
+// Login implements proxy.Backend. It logs l in to the server and lists nothing yet.
 func (b *Backend) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) {
 	b.queue().stopBackground(l.Account)
 	conn, capabilities, err := b.LogIn(ctx, l)
@@ -140,7 +139,7 @@ func (b *Backend) Login(ctx context.Context, l *proxy.Login) (proxy.Session, err
 	return &session{backend: b, login: l, inbox: b.open(conn, capabilities, l.Client, true)}, nil
 }
 
-// Capabilities returns the lines of CAPA that are the operator's choice, the
+// Capabilities returns the lines of CAPA that depend on the configuration. They are the
 // same before and after login.
 func (b *Backend) Capabilities() []string {
 	var lines []string
@@ -159,8 +158,8 @@ func (b *Backend) Capabilities() []string {
 	return lines
 }
 
-// open returns the INBOX of a connection that is logged in, for a session that has
-// not listed it (first) or that has lost its connection.
+// open returns the INBOX of a logged-in connection. first is true for a new session, and
+// false for a session that has lost its connection.
 func (b *Backend) open(conn net.Conn, capabilities string, client proxy.Client, first bool) *inbox.Inbox {
 	return inbox.New(conn, capabilities, inbox.Options{
 		Timeout: b.timeout(), UTF8: b.UTF8, Keyword: hidden,
@@ -184,7 +183,7 @@ func (b *Backend) observe(e proxy.Event) {
 	}
 }
 
-// writerSize is two records of TLS.
+// writerSize is the size of two TLS records.
 const writerSize = 32 << 10
 
 func (b *Backend) getWriter(w io.Writer) *bufio.Writer {

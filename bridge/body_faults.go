@@ -9,42 +9,41 @@ import (
 )
 
 const (
-	// maxFaults bounds how many messages a backend remembers that did not come
-	// as they should. The oldest is forgotten first.
+	// maxFaults bounds the entries of a faultList. The oldest entry is removed first.
 	maxFaults = 1024
-	// maxCuts is after how many cuts a message is refused before +OK, so that
-	// its client goes on with the next one, and faultTime for how long.
+	// maxCuts is the number of cuts after which a message is refused before +OK, so
+	// that the client goes on with the next message. faultTime is the time of refusal.
 	maxCuts, faultTime = 2, time.Hour
-	// trustSizes is how many sizes have to agree for each that does not, or
-	// RFC822.SIZE of the backend is worth nothing. The first fewDiffer that do not
-	// agree are exceptions, whatever came before them.
+	// trustSizes is the number of agreeing sizes for each differing one below which
+	// RFC822.SIZE of the backend is not trusted. The first fewDiffer differing sizes are
+	// exceptions, whatever the number of agreeing ones.
 	trustSizes, fewDiffer = 16, 3
 )
 
-// A faultList has the messages of a backend whose bodies did not come as they should.
-// It is in memory only: a restart forgets it. The zero value is ready.
+// A faultList has the messages of a backend whose bodies came cut or doubtful. A
+// faultList is in memory only. The zero value is ready.
 type faultList struct {
 	mu      sync.Mutex
 	seeded  bool
 	seed    maphash.Seed
 	entries map[faultKey]bodyFault
 
-	agreed, differed int // sizes of bodies against RFC822.SIZE
+	agreed, differed int // numbers of bodies by agreement of their sizes with RFC822.SIZE
 }
 
 // A faultKey is the hash of an account and of the UIDL of a message, which is
 // the same after a change of UIDVALIDITY.
 type faultKey uint64
 
-// A bodyFault is what is remembered of one message.
+// A bodyFault has the faults of the body of one message.
 type bodyFault struct {
-	cuts        int // bodies in a row that did not come to their end
-	unconfirmed digest
-	since       time.Time // of the last cut, or of the doubt
+	cuts        int       // transfers in a row that did not reach the end of the body
+	unconfirmed digest    // of a doubtful body; zero: none
+	since       time.Time // time of the last cut, or of the doubtful body
 }
 
-// A digest is the length and the hash of the octets of a message. The zero
-// value is none.
+// A digest has the length and the hash of the octets of a message. The zero value
+// stands for no message.
 type digest struct {
 	octets int64
 	sum    uint64
@@ -57,8 +56,7 @@ func (u *faultList) key(account, uidl string) faultKey {
 	return faultKey(maphash.String(u.seed, account+"\x00"+uidl))
 }
 
-// newHash returns a sentHash whose digest can be compared with what is
-// remembered.
+// newHash returns a sentHash whose digest can be compared with the digests in the list.
 func (u *faultList) newHash() *sentHash {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -68,21 +66,21 @@ func (u *faultList) newHash() *sentHash {
 	return s
 }
 
-// empty reports whether nothing is remembered.
+// empty reports whether the list has no entries.
 func (u *faultList) empty() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return len(u.entries) == 0
 }
 
-// get returns what is remembered of a message.
+// get returns the bodyFault of a message, or the zero value.
 func (u *faultList) get(account, uidl string) bodyFault {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.entries[u.key(account, uidl)]
 }
 
-// change changes what is remembered of a message. Of the zero value nothing is.
+// change changes the bodyFault of a message. The zero value removes the entry.
 func (u *faultList) change(account, uidl string, change func(*bodyFault)) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -107,11 +105,11 @@ func (u *faultList) change(account, uidl string, change func(*bodyFault)) {
 	u.entries[key] = s
 }
 
-// refused reports whether a message is not asked for now.
+// refused reports whether the message is refused now, because its body was cut too often.
 func (s bodyFault) refused() bool { return s.cuts >= maxCuts && time.Since(s.since) < faultTime }
 
-// sizeReceived counts how a size has agreed with RFC822.SIZE, and reports whether it is
-// an exception that it has not.
+// sizeReceived counts whether the size of a body agrees with RFC822.SIZE. It reports
+// whether a size that differs is an exception for this server.
 func (u *faultList) sizeReceived(agrees bool) (exception bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -124,7 +122,7 @@ func (u *faultList) sizeReceived(agrees bool) (exception bool) {
 	return exception
 }
 
-// fault returns what is remembered of a message; sessions of a backend share its list.
+// fault returns the bodyFault of a message. All sessions of a backend share one list.
 func (s *session) fault(ctx context.Context, m *message) bodyFault {
 	if s.backend.faults.empty() {
 		return bodyFault{}
@@ -132,8 +130,8 @@ func (s *session) fault(ctx context.Context, m *message) bodyFault {
 	return s.backend.faults.get(s.login.Account, s.nameOf(ctx, m))
 }
 
-// nameOf returns the UIDL of a message or, when the UIDLs cannot be read now,
-// another name that only this message has.
+// nameOf returns the UIDL of a message. If the UIDLs cannot be read now, it returns
+// another unique name.
 func (s *session) nameOf(ctx context.Context, m *message) string {
 	if s.readUIDLs(ctx) != nil {
 		return fmt.Sprintf("\x00%d %d", s.maildrop.uidValidity, m.uid)
@@ -141,8 +139,8 @@ func (s *session) nameOf(ctx context.Context, m *message) string {
 	return string(s.uniqueID(nil, m))
 }
 
-// recordCut remembers that a body has not come to its end. DELE of the message is
-// refused then for the rest of the session.
+// recordCut counts a transfer that did not reach the end of the body. DELE of the message
+// is then refused for the rest of the session.
 func (s *session) recordCut(ctx context.Context, m *message) {
 	s.forbidDelete(m.uid)
 	s.backend.faults.change(s.login.Account, s.nameOf(ctx, m), func(e *bodyFault) {
@@ -161,10 +159,10 @@ func (s *session) forbidDelete(uid uint32) {
 	s.undeletable[uid] = true
 }
 
-// bodyReceived takes a body that has come to its end; got is its digest if its length is
-// not what the server has said, or if an earlier one was not. It reports whether
-// the octets are doubtful: then they must come a second time before DELE may
-// destroy them.
+// bodyReceived records a body that has come to its end. agrees tells whether its size
+// agrees with the listed one; got is its digest if this size or an earlier one differs,
+// else zero. It reports whether the octets are doubtful: then the same octets must come a
+// second time before DELE is allowed.
 func (s *session) bodyReceived(ctx context.Context, m *message, agrees bool, got digest) (doubtful bool) {
 	before := s.fault(ctx, m)
 	same := before.unconfirmed == got

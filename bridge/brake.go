@@ -13,43 +13,43 @@ import (
 )
 
 const (
-	// brakeWindow is the time in which accounts are counted, and brakeSlot how
-	// exactly: an account leaves the count up to a slot early.
+	// brakeWindow is the time in which accounts are counted. brakeSlot is the precision:
+	// an account leaves the count up to one slot early.
 	brakeWindow = 10 * time.Minute
 	brakeSlot   = 10 * time.Second
 	brakeSlots  = int64(brakeWindow / brakeSlot)
-	// A backend with fewPolls polling accounts or more is braked by more than
-	// fewChanges accounts that are more than one in changedShare; a smaller one
-	// by more than fewPollsChanges.
+	// With fewPolls polling accounts or more, a backend is braked by more than
+	// fewChanges changed accounts that are more than one in changedShare; with fewer
+	// polling accounts, by more than fewPollsChanges.
 	fewPolls, fewChanges, changedShare, fewPollsChanges = 100, 5, 100, 10
-	// manyMessages is how many messages have to be known, or gone, for a
-	// mailbox to be counted that has kept its UIDVALIDITY.
+	// manyMessages is the least number of messages, known or gone, for which a
+	// mailbox with the same UIDVALIDITY is counted.
 	manyMessages = 20
 	// maxRecent bounds the accounts of one window: about 40 MB. Accounts beyond it do
 	// not count as polling, so that the brake comes sooner.
 	maxRecent = 1 << 20
-	// brakeTime is for how long a brake waits for the store to keep it.
+	// brakeTime bounds the time in which the store must keep a brake that trips.
 	brakeTime = 10 * time.Second
-	// brakeVersion is that of the state in the store.
+	// brakeVersion is the version of the state in the store.
 	brakeVersion = 1
 )
 
-// How long changes can be accepted for.
+// The time for which Accept accepts changes.
 const (
 	DefaultAccept = time.Hour // unless an operator says otherwise
 	MinAccept     = time.Minute
 	MaxAccept     = 30 * 24 * time.Hour
 )
 
-// A Change is how INBOX differs from the last poll in a way that no session of
-// this Postern has made.
+// A Change is a difference of INBOX from the last poll that no session of this Postern
+// has made.
 type Change uint8
 
 // The changes. All but Unchanged are counted.
 const (
 	Unchanged      Change = iota
-	NewUIDValidity        // the UIDs are those of other messages
-	LowerUIDNext          // the UIDs may be: a backup was restored
+	NewUIDValidity        // the UIDs belong to other messages
+	LowerUIDNext          // the UIDs may belong to other messages: a backup was restored
 	Emptied               // EXISTS 0, and 20 messages or more were known
 	Shrunk                // half of the messages known and 20 or more are gone
 )
@@ -59,21 +59,21 @@ var changes = [...]string{
 	Emptied: proxy.ChangeEmptied, Shrunk: proxy.ChangeShrunk,
 }
 
-// String returns the proxy.MailboxChanged.Kind.
+// String returns the value of proxy.MailboxChanged.Kind for c.
 func (c Change) String() string { return changes[c] }
 
-// A comparison is INBOX in numbers, at the end of the last session and now.
+// A comparison has the figures of INBOX, at the end of the last session and now.
 type comparison struct {
 	oldUIDValidity, newUIDValidity uint32 // old 0: there was no session; new 0: the server does not say
 	oldUIDNext, newUIDNext         uint32 // 0: not known
-	known                          int    // messages at the end of the last session, without those that it has removed; -1: not known
+	known                          int    // messages at the end of the last session, less the removed ones; -1: not known
 	exists                         int    // messages now
-	gone                           int    // of known, those that are certainly not there now; 0 if only EXISTS is known yet
+	gone                           int    // messages of known that are certainly not there now; 0 if only EXISTS is known yet
 }
 
-// change returns which Change the comparison shows. A mailbox that was empty and is
-// empty has nothing to lose, and some servers give such a mailbox another
-// UIDVALIDITY at each SELECT: it is Unchanged.
+// change returns the Change that the comparison shows. A mailbox that was empty and is
+// empty is Unchanged: there is nothing to lose, and some servers give such a mailbox
+// another UIDVALIDITY at each SELECT.
 func (c comparison) change() Change {
 	gone := max(c.gone, c.known-c.exists)
 	switch {
@@ -91,20 +91,20 @@ func (c comparison) change() Change {
 	return Unchanged
 }
 
-// A Brake protects the mailboxes of one backend from a fault that many of them
-// show at once: a store that is not mounted, a wrong route, a restored backup.
-// When within 10 minutes more than 5 accounts and more than 1 % of those that
-// polled have a Change (of fewer than 100: more than 10), the brake is on, and
-// an account with a Change is refused for now. The brake stays on until an
-// operator accepts the changes, also over a restart.
+// A Brake protects the mailboxes of one backend from a fault that shows in many
+// mailboxes at once: a store that is not mounted, a wrong route, a restored backup.
+// The brake goes on when, within 10 minutes, more than 5 accounts and more than 1 %
+// of the polling accounts have a Change (of fewer than 100: more than 10 accounts).
+// While the brake is on, an account with a Change gets a temporary refusal. The brake
+// stays on until an operator accepts the changes, also over a restart.
 //
-// The accounts of the last 10 to 20 minutes are remembered in memory, with about
-// 75 octets each. The state is in the store, so that two processes with one store
-// have one state: what one of them brakes or accepts holds in the other at the
-// next Change. What they count they count apart.
+// The accounts of the last 10 to 20 minutes are in memory, with about 75 octets
+// each. The state is in the store, so that two processes with one store have one
+// state: a brake or an acceptance of one process holds in the other at the next
+// Change. Each process counts its own polls.
 //
-// A nil Brake admits all. A Brake must be made by NewBrake; its methods may be
-// called from many goroutines.
+// A nil Brake admits every poll. A Brake must be made by NewBrake. Its methods may
+// be called from many goroutines.
 type Brake struct {
 	backend  string
 	observer proxy.Observer
@@ -112,36 +112,36 @@ type Brake struct {
 	now      func() time.Time
 	begun    time.Time
 
-	held chan struct{} // held by whoever reads or changes the state
+	held chan struct{} // a lock of the state, which a context can interrupt
 
 	mu       sync.Mutex
 	store    Bucket         // nil: the state ends with the process
 	removing map[uint64]int // accounts with sessions that have removed messages and whose listings are not in the cache yet
 	polled   recent         // accounts
-	counted  recent         // those of them with a change that was not accepted
+	counted  recent         // polled accounts with a change that was not accepted
 	status   BrakeStatus
 }
 
 // A BrakeStatus is the state of a Brake.
 type BrakeStatus struct {
-	On       time.Time // since when accounts are refused; zero: the brake is off
-	Accepted time.Time // until when changes are accepted; in the past or zero: they are counted
-	Polled   int       // accounts within the last 10 minutes
-	Counted  int       // those of them with a change that was not accepted
-	Err      error     // why the state could not be read or kept: then the brake is on
+	On       time.Time // start of the refusals; zero: the brake is off
+	Accepted time.Time // end of the time in which changes are accepted; in the past or zero: changes are counted
+	Polled   int       // accounts that polled within the last 10 minutes
+	Counted  int       // polled accounts with a change that was not accepted
+	Err      error     // an error in reading or keeping the state; not nil: the brake is on
 }
 
 // Braked reports whether an account with a change is refused.
 func (s BrakeStatus) Braked() bool { return s.Err != nil || !s.On.IsZero() }
 
-// Accepts reports whether changes are accepted. What MaxAccept forbids was
-// written by a clock that was wrong.
+// Accepts reports whether changes are accepted at now. A time of acceptance beyond
+// MaxAccept is ignored: a wrong clock has written it.
 func (s BrakeStatus) Accepts(now time.Time) bool {
 	return s.Err == nil && now.Before(s.Accepted) && s.Accepted.Sub(now) <= MaxAccept
 }
 
-// NewBrake returns the Brake of a backend. The observer may be nil. Until Open
-// the state is in memory alone.
+// NewBrake returns the Brake of a backend. The observer may be nil. Until Open is
+// called, the state is in memory only.
 func NewBrake(backend string, o proxy.Observer) *Brake {
 	return newBrake(backend, o, time.Now)
 }
@@ -150,9 +150,9 @@ func newBrake(backend string, o proxy.Observer, now func() time.Time) *Brake {
 	return &Brake{backend: backend, observer: o, seed: maphash.MakeSeed(), now: now, begun: now(), held: make(chan struct{}, 1)}
 }
 
-// Open makes the Brake keep its state in store, under the backend's name, and
-// reads the state. It may be called again. A state that cannot be read brakes:
-// accounts with a change are refused until it can be read, or until Accept.
+// Open makes the Brake keep its state in store, under the backend's name, and reads
+// the state. Open may be called again. While the state cannot be read, the brake is
+// on: accounts with a change are refused until a read or Accept succeeds.
 func (b *Brake) Open(ctx context.Context, store Bucket) error {
 	if err := b.enter(ctx); err != nil {
 		return err
@@ -169,11 +169,11 @@ var (
 	errBrakeUnknown = errors.New("whether the backend's mailboxes may look different is not known")
 )
 
-// Admit counts a poll of an account, and refuses a poll with a change that must
-// not be believed: nothing of what the server shows may then be recorded. It is
-// to be called once a poll, before anything is recorded. The error is a
-// temporary *proxy.Refusal, or that of ctx. Without a change there is none, and
-// it takes less than a microsecond.
+// Admit counts a poll of an account, and refuses a poll with a change while the
+// brake is on. After a refusal the caller must record nothing of the mailbox. Admit
+// must be called once a poll, before anything is recorded. The error is a temporary
+// *proxy.Refusal, or the cause of ctx. A poll without a change gets no error, and
+// takes less than a microsecond.
 func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
 	if b == nil {
 		return nil
@@ -182,7 +182,7 @@ func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
 	b.mu.Lock()
 	b.polled.add(hash, slot)
 	if b.removing[hash] > 0 && (c == Emptied || c == Shrunk) {
-		c = Unchanged // a session of this Postern may have done it
+		c = Unchanged // a session of this Postern may have removed the messages
 	}
 	b.mu.Unlock()
 	if c == Unchanged {
@@ -193,7 +193,7 @@ func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
 	}
 	defer b.leave()
 	status := b.load(ctx)
-	if status.Err != nil && ctx.Err() != nil { // the client's end says nothing of the store
+	if status.Err != nil && ctx.Err() != nil { // the end of ctx may be the cause of the store's error
 		return context.Cause(ctx)
 	}
 	accepted := status.Accepts(b.now())
@@ -214,9 +214,9 @@ func (b *Brake) Admit(ctx context.Context, account string, c Change) error {
 	return nil
 }
 
-// beginRemoval says that a session of the account has removed messages, of which the
-// cache does not know yet: that INBOX has fewer is no change, until left is
-// called. A client may come again as soon as QUIT is answered.
+// beginRemoval reports that a session of the account has removed messages that are
+// still in the cached listing. Until left is called, fewer messages in INBOX are no
+// Change. A client may log in again as soon as QUIT is answered.
 func (b *Brake) beginRemoval(account string) (left func()) {
 	if b == nil {
 		return func() {}
@@ -237,21 +237,20 @@ func (b *Brake) beginRemoval(account string) (left func()) {
 	}
 }
 
-// count counts an account with a change, unless it is accepted. It reports whether
-// the account was counted before, and whether too many are.
+// count counts an account with a change, unless changes are accepted. It reports
+// whether the account was counted before, and whether too many accounts are counted.
 func (b *Brake) count(hash uint64, slot int64, accepted bool) (seen, trips bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if accepted {
-		b.counted = recent{} // another process may have accepted what this one has counted
+		b.counted = recent{} // another process may have accepted the changes that this one has counted
 		return false, false
 	}
 	seen = b.counted.add(hash, slot)
 	return seen, exceeds(b.counted.count(slot), b.polled.count(slot))
 }
 
-// exceeds reports whether so many of the accounts that polled are too many to
-// be believed.
+// exceeds reports whether counted changed accounts, of polled accounts, put the brake on.
 func exceeds(counted, polled int) bool {
 	if polled < fewPolls {
 		return counted > fewPollsChanges
@@ -259,9 +258,9 @@ func exceeds(counted, polled int) bool {
 	return counted > fewChanges && counted*changedShare > polled
 }
 
-// Accept ends the brake and lets all changes through for a time from MinAccept
-// to MaxAccept, also in other processes with the same store. It returns until
-// when. After an error nothing has changed.
+// Accept ends the brake and accepts all changes for d, which must be from MinAccept
+// to MaxAccept, also in other processes with the same store. It returns the end of
+// that time. After an error nothing has changed.
 func (b *Brake) Accept(ctx context.Context, d time.Duration) (until time.Time, err error) {
 	if d < MinAccept || d > MaxAccept {
 		return time.Time{}, fmt.Errorf("changes can be accepted for %v to %v, not for %v", MinAccept, MaxAccept, d)
@@ -311,8 +310,8 @@ func (b *Brake) bucket() Bucket {
 	return b.store
 }
 
-// load returns the state: that of the store, if there is one. A brake that
-// could not be kept is kept now.
+// load returns the state from the store, or from memory if there is no store. If an
+// earlier trip could not be stored, load stores the brake now.
 func (b *Brake) load(ctx context.Context) BrakeStatus {
 	b.mu.Lock()
 	store, status := b.store, b.status
@@ -339,7 +338,7 @@ func (b *Brake) trip(ctx context.Context) BrakeStatus {
 	if store == nil {
 		return on
 	}
-	// The client may be gone; the fault is not.
+	// The end of the client does not end the fault.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), brakeTime)
 	defer cancel()
 	err := store.Update(ctx, b.backend, func(old []byte) ([]byte, error) {
@@ -355,7 +354,8 @@ func (b *Brake) trip(ctx context.Context) BrakeStatus {
 	return on
 }
 
-// setStatus makes s the state, and reports the state if it is another one now.
+// setStatus makes s the state in memory. It reports s if s brakes and the state before
+// did not, or the reverse, and if an error has come or gone.
 func (b *Brake) setStatus(s BrakeStatus) BrakeStatus {
 	b.mu.Lock()
 	before := b.status
@@ -390,12 +390,12 @@ type brakeState struct {
 }
 
 func (s BrakeStatus) encode() []byte {
-	value, _ := json.Marshal(brakeState{Version: brakeVersion, On: s.On.UTC(), Accepted: s.Accepted.UTC()}) // years are of four digits
+	value, _ := json.Marshal(brakeState{Version: brakeVersion, On: s.On.UTC(), Accepted: s.Accepted.UTC()}) // no error: years have four digits
 	return value
 }
 
-// decodeBrake returns the state in a value of the store. One that cannot be
-// read brakes.
+// decodeBrake returns the state in a value of the store. A value that cannot be read
+// gives a state with an Err, which brakes.
 func decodeBrake(value []byte) BrakeStatus {
 	if value == nil {
 		return BrakeStatus{}
@@ -411,17 +411,16 @@ func decodeBrake(value []byte) BrakeStatus {
 	return BrakeStatus{On: k.On, Accepted: k.Accepted}
 }
 
-// A recent is which accounts came within the last window, by a hash of their
-// names. The zero value is empty.
+// A recent is the set of accounts of the last window, by the hashes of their names.
+// The zero value is empty.
 type recent struct {
-	slot       int64 // the present one
-	begun      int64 // of young
+	slot       int64 // the present slot
+	begun      int64 // first slot of young
 	young, old map[uint64]int64
-	slots      [brakeSlots]int // accounts, by the last slot of each
+	slots      [brakeSlots]int // numbers of accounts, by the last slot of each account
 }
 
-// add notes that an account came, and reports whether it did before within the
-// window.
+// add adds an account, and reports whether the account was in the window before.
 func (r *recent) add(hash uint64, slot int64) (seen bool) {
 	slot = r.turn(slot)
 	last, ok := r.young[hash]
@@ -443,7 +442,7 @@ func (r *recent) add(hash uint64, slot int64) (seen bool) {
 	return seen
 }
 
-// count returns how many accounts came within the window that ends with slot.
+// count returns the number of accounts in the window that ends with slot.
 func (r *recent) count(slot int64) (n int) {
 	r.turn(slot)
 	for _, k := range r.slots {
@@ -452,8 +451,8 @@ func (r *recent) count(slot int64) (n int) {
 	return n
 }
 
-// turn makes slot the present one, and forgets what is too old. Who was slow
-// gets the present slot of the others.
+// turn makes slot the present slot, and removes the accounts that are too old. It
+// returns the present slot, which is later than slot if another caller was faster.
 func (r *recent) turn(slot int64) int64 {
 	if slot <= r.slot {
 		return r.slot

@@ -10,21 +10,20 @@ import (
 const (
 	// cacheVersion is the first octet of a snapshot in the cache.
 	cacheVersion = 3
-	// formerCache is that of a snapshot which does not say of which version of
-	// the record it is. It is read.
+	// formerCache is the first octet of a snapshot without the stamp of a record, which
+	// is only read.
 	formerCache = 2
 )
 
-// What of the marks of a message is remembered, and how far a size is shifted
-// to make place for it.
+// remembered has the marks that a snapshot stores. A size is shifted by shift bits to
+// make place for them.
 const (
 	remembered  = exact | fingerprinted | headerHashed | endSkipped | unsized | removed
 	shift       = 6
 	formerShift = 4 // of formerCache, without unsized and removed
 )
 
-// encode returns s as it is remembered: a few octets for each message, and a
-// checksum.
+// encode returns the stored form of s: a few octets for each message, and a checksum.
 func (s snapshot) encode() []byte {
 	b := make([]byte, 0, 32+6*len(s.messages))
 	b = append(b, cacheVersion, 0)
@@ -47,7 +46,8 @@ func (s snapshot) encode() []byte {
 	return sealFrame(b)
 }
 
-// decodeSnapshot is the inverse of encode. What is not exactly that is an error.
+// decodeSnapshot is the inverse of encode. It returns an error for any other input but
+// the earlier form.
 func decodeSnapshot(b []byte) (s snapshot, err error) {
 	version, r, err := openFrame(b, cacheVersion, formerCache)
 	if err != nil {
@@ -69,7 +69,7 @@ func decodeSnapshot(b []byte) (s snapshot, err error) {
 	}
 	count := r.uvarint(min(inbox.MaxMessages, uint64(len(r.b)/2)))
 	s.messages = make([]message, count)
-	uid, rest := uint64(0), r.b // a variable: r costs a write barrier for each number
+	uid, rest := uint64(0), r.b // rest is local: writing r.b costs a write barrier for each number
 	for i := range s.messages {
 		delta, n := binary.Uvarint(rest)
 		if n <= 0 {

@@ -11,20 +11,20 @@ import (
 
 var errTooSoon = errors.New("account has logged in a moment ago")
 
-// A LoginDelay is the least time between two logins of an account, RFC 2449
-// section 6.5. Backends of the same accounts share one; other machines know
-// nothing of it. It must not be copied.
+// A LoginDelay enforces the least time between two logins of an account, RFC 2449
+// section 6.5. Backends of the same accounts share one LoginDelay. Other machines do
+// not see these logins. A LoginDelay must not be copied.
 type LoginDelay struct {
 	Every time.Duration
 
 	mu    sync.Mutex
-	last  map[string]time.Time // logins, for about twice Every
+	last  map[string]time.Time // times of logins, kept for about twice Every
 	swept time.Time
 }
 
-// enter returns a Refusal if it is too soon for the account, else what to call
-// when its login has succeeded or failed: who has failed may come again at
-// once. It may be called on nil.
+// enter returns a *proxy.Refusal if the account's last login is too recent. Else the
+// caller must call done when the login has succeeded or failed: after a failed login the
+// account may log in again at once. enter may be called on nil.
 func (d *LoginDelay) enter(account string) (done func(ok bool), err error) {
 	if d == nil {
 		return func(bool) {}, nil
@@ -44,14 +44,14 @@ func (d *LoginDelay) leave(account string, entered time.Time, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {
-	case ok: // it counts from +OK
+	case ok: // the delay counts from +OK
 		d.last[account] = time.Now()
 	case d.last[account].Equal(entered):
 		delete(d.last, account)
 	}
 }
 
-// sweep forgets logins that no longer matter, all at once and not too often.
+// sweep removes the logins older than Every, at most once in Every.
 func (d *LoginDelay) sweep(now time.Time) {
 	if d.last == nil {
 		d.last = make(map[string]time.Time)

@@ -19,22 +19,23 @@ import (
 const (
 	// fingerprintsVersion is the first octet of fingerprints in the cache.
 	fingerprintsVersion = 1
-	// maxFingerprints is of how many messages a session asks for fingerprints after
-	// QUIT, and fingerprintsAtOnce how many with one command: for so long the next session of
-	// the account may have to wait for the server.
+	// maxFingerprints bounds the messages whose fingerprints a session fetches after QUIT.
+	// fingerprintsAtOnce bounds the messages of one command: the next session of the
+	// account may have to wait for the end of one command.
 	maxFingerprints, fingerprintsAtOnce = 1000, 20
-	// fingerprintsTime bounds that: the connection of the client closes after it.
+	// fingerprintsTime bounds the time of these commands: the client's connection is
+	// closed after them.
 	fingerprintsTime = 3 * time.Second
-	// headersAtOnce is how many headers are fetched with one command.
+	// headersAtOnce bounds the headers that are fetched with one command.
 	headersAtOnce = 100
-	// maxHeaders bounds how many headers are fetched to find messages again.
+	// maxHeaders bounds the headers that are fetched to find messages again.
 	maxHeaders = 5000
 )
 
 func fingerprintsKey(account string) string { return key(account) + "\x00prints" }
 
-// decodeFingerprints reads fingerprints, ascending by UID, as earlier versions have
-// stored them in the cache.
+// decodeFingerprints decodes fingerprints, ascending by UID, that earlier versions of
+// Postern have stored in the cache.
 func decodeFingerprints(b []byte) ([]uidl.Fingerprint, error) {
 	_, r, err := openFrame(b, fingerprintsVersion)
 	if err != nil {
@@ -60,8 +61,8 @@ func decodeFingerprints(b []byte) ([]uidl.Fingerprint, error) {
 	return prints, nil
 }
 
-// adoptFingerprints makes the fingerprints in the cache part of a record in the form of
-// version 1. Their UIDs are those of the snapshot in the cache.
+// adoptFingerprints adds the fingerprints in the cache to a record in the form of
+// version 1. The UIDs of these fingerprints belong to the snapshot known.
 func (s *session) adoptFingerprints(ctx context.Context, record *uidl.Record, known snapshot) {
 	g := record.Current()
 	if s.backend.Cache == nil || known.uidValidity != g.UIDValidity {
@@ -85,11 +86,10 @@ func (s *session) adoptFingerprints(ctx context.Context, record *uidl.Record, kn
 	g.Put(entries)
 }
 
-// recordFingerprints makes what the session has learnt of its messages part of the record:
-// fingerprints, ascending by UID, and which messages are gone. Names of those that are
-// gone are kept for a while, see uidl.KeepNames. It does nothing if another
-// session has found that UIDs mean other messages now, or an operator has
-// forgotten the record.
+// recordFingerprints adds prints, fingerprints ascending by UID, to the record, and marks
+// the messages that are gone. Names of gone messages are kept for uidl.KeepNames days.
+// recordFingerprints does nothing if another session has begun a generation, or an
+// operator has removed the record.
 func (s *session) recordFingerprints(ctx context.Context, prints []uidl.Entry) (err error) {
 	for range 3 {
 		if err = s.tryRecordFingerprints(ctx, prints); !errors.Is(err, errConflict) {
@@ -109,7 +109,7 @@ func (s *session) tryRecordFingerprints(ctx context.Context, prints []uidl.Entry
 	}
 	record, err := uidl.Decode(st.head, st.blocks)
 	if err != nil {
-		s.record.stamp, s.maildrop.changed = formerStamp, true // the next session reads all
+		s.record.stamp, s.maildrop.changed = formerStamp, true // the next session reads the whole record
 		return err
 	}
 	g := record.Current()
@@ -144,17 +144,17 @@ func (s *session) tryRecordFingerprints(ctx context.Context, prints []uidl.Entry
 		d.changed = true
 	}
 	if former && s.backend.Cache != nil {
-		_ = s.backend.Cache.Put(ctx, fingerprintsKey(s.login.Account), nil) // else they are there in vain
+		_ = s.backend.Cache.Put(ctx, fingerprintsKey(s.login.Account), nil) // an error only leaves unused fingerprints
 	}
 	return nil
 }
 
 func compareFingerprints(a, b uidl.Fingerprint) int { return cmp.Compare(a.UID, b.UID) }
 
-// collectFingerprints fetches the fingerprints that messages lack, by which they are
-// found again after a change of UIDVALIDITY. The newest come first: they are those that
-// clients have not fetched everywhere yet. What it finds becomes part of the
-// record, with what else the session has learnt.
+// collectFingerprints fetches the missing fingerprints, by which messages are found again
+// after a change of UIDVALIDITY, and adds them to the record. The newest messages come
+// first: not all clients have fetched these yet. The record also gets the hashes of the
+// headers that were sent, and the messages that are gone.
 func (s *session) collectFingerprints() {
 	if !s.updated || s.backend.Cache == nil || s.backend.Record == nil || s.renumbered {
 		return
@@ -175,7 +175,7 @@ func (s *session) collectFingerprints() {
 	if len(fresh) > 0 {
 		s.maildrop.changed = true
 	}
-	if s.recordFingerprints(context.WithoutCancel(ctx), entries) != nil { // the next session tries
+	if s.recordFingerprints(context.WithoutCancel(ctx), entries) != nil { // the next session tries again
 		for _, e := range entries {
 			s.maildrop.find(e.UID).marks &^= fingerprinted | headerHashed
 		}
@@ -196,8 +196,8 @@ func mergeFingerprints(fresh []uidl.Fingerprint) (entries []uidl.Entry) {
 	return entries
 }
 
-// fetchMissing returns the short fingerprints of messages that have none, as far as
-// there is time.
+// fetchMissing fetches the short fingerprints of messages without one, the newest first,
+// until ctx is over or the account logs in again.
 func (s *session) fetchMissing(ctx context.Context) (fresh []uidl.Fingerprint) {
 	var lacking []*message
 	for i := range s.maildrop.messages {
@@ -226,8 +226,9 @@ func (s *session) fetchMissing(ctx context.Context) (fresh []uidl.Fingerprint) {
 			}
 		}
 	}
-	// A few that have no answer twice have gone, or may never have one: they are not
-	// asked for again today. Many say something of the server.
+	// A few messages without an answer twice are gone, or the server cannot read them:
+	// Postern does not request them again today. Many such messages mean a fault of
+	// the server.
 	if len(missing) > refusableOf(len(missing)+len(fresh)) {
 		return fresh
 	}
@@ -247,7 +248,7 @@ func (s *session) fetchMissing(ctx context.Context) (fresh []uidl.Fingerprint) {
 	return fresh
 }
 
-// requestAgain makes the next session ask for the fingerprints of messages that g has none of.
+// requestAgain makes the next session fetch the fingerprints of messages without one in g.
 func (s *session) requestAgain(g *uidl.Generation) {
 	for i := range s.maildrop.messages {
 		m := &s.maildrop.messages[i]
@@ -258,8 +259,8 @@ func (s *session) requestAgain(g *uidl.Generation) {
 	}
 }
 
-// fetchFingerprints asks for the fingerprints of messages, and marks those that came. It
-// reports whether the server has answered.
+// fetchFingerprints fetches the fingerprints of messages, and marks the messages with
+// one. ok reports whether the server has answered, if only with a refusal for good.
 func (s *session) fetchFingerprints(ctx context.Context, some []*message) (prints []uidl.Fingerprint, ok bool) {
 	uids := make([]uint32, len(some))
 	for i, m := range some {
@@ -275,7 +276,7 @@ func (s *session) fetchFingerprints(ctx context.Context, some []*message) (print
 	return prints, err == nil || refusedForGood(err)
 }
 
-// A headerTap passes a message on, and hashes its header.
+// A headerTap writes a message to w, and hashes its header.
 type headerTap struct {
 	w      io.Writer
 	header uidl.HeaderHash
@@ -288,8 +289,8 @@ func (w *headerTap) Write(p []byte) (int, error) {
 	return w.w.Write(p)
 }
 
-// hashHeader returns to where a message is to be sent so that the print of its
-// header is known then, if that is worth it.
+// hashHeader returns a headerTap that writes to to. It returns to itself if the hash of
+// the header is known or would not be stored.
 func (s *session) hashHeader(m *message, to io.Writer) io.Writer {
 	if s.backend.Cache == nil || s.backend.Record == nil || m.marks&headerHashed != 0 || len(s.headerHashes) >= maxFingerprints {
 		return to
@@ -297,7 +298,8 @@ func (s *session) hashHeader(m *message, to io.Writer) io.Writer {
 	return &headerTap{w: to}
 }
 
-// keepHeaderHash takes the print, when all went well.
+// keepHeaderHash stores the hash of the header in the session, after the message was
+// sent without an error. to is the result of hashHeader.
 func (s *session) keepHeaderHash(m *message, to io.Writer) {
 	w, ok := to.(*headerTap)
 	if !ok || w.header.Sum() == 0 {
@@ -309,8 +311,8 @@ func (s *session) keepHeaderHash(m *message, to io.Writer) {
 	s.headerHashes[m.uid] = w.header.Sum()
 }
 
-// shortFingerprints fetches the short fingerprints of messages. With an error it returns
-// those that have come whole.
+// shortFingerprints fetches the short fingerprints of messages. With an error it also
+// returns the complete fingerprints that came before.
 func (s *session) shortFingerprints(ctx context.Context, uids imap.UIDSet) (prints []uidl.Fingerprint, err error) {
 	err = s.inbox.Fingerprints(ctx, uids, func(f inbox.Fingerprint) {
 		if len(prints) < inbox.MaxMessages {
@@ -320,7 +322,7 @@ func (s *session) shortFingerprints(ctx context.Context, uids imap.UIDSet) (prin
 	return prints, err
 }
 
-// addHeaders adds the hashes of whole headers to fingerprints, which ascend by UID.
+// addHeaders fetches headers and adds their hashes to prints, which ascend by UID.
 func (s *session) addHeaders(ctx context.Context, uids imap.UIDSet, prints []uidl.Fingerprint) error {
 	var header uidl.HeaderHash
 	return s.inbox.Headers(ctx, uids, func() io.Writer {

@@ -7,20 +7,20 @@ import (
 	"slices"
 )
 
-// What a session remembers is stored in frames: an octet with the version of the
+// A session stores its data in frames. A frame has an octet with the version of the
 // format, the content, and a CRC-32C of both.
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 var errDamaged = errors.New("what was remembered is damaged or of another version")
 
-// sealFrame returns b, which begins with the version, with its checksum.
+// sealFrame appends the checksum to b, which begins with the version.
 func sealFrame(b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
 }
 
-// openFrame returns the version of a frame and what reads its content. The error is
-// errDamaged, also if it is none of versions.
+// openFrame returns the version of a frame and a reader of its content. The error is
+// errDamaged, also for a version that is not one of versions.
 func openFrame(b []byte, versions ...byte) (version byte, content frameReader, err error) {
 	if len(b) < 6 || !slices.Contains(versions, b[0]) || crc32.Checksum(b[:len(b)-4], castagnoli) != frameSum(b) {
 		return 0, frameReader{}, errDamaged
@@ -28,8 +28,8 @@ func openFrame(b []byte, versions ...byte) (version byte, content frameReader, e
 	return b[0], frameReader{b: b[1 : len(b)-4]}, nil
 }
 
-// frameSum returns the checksum of a frame, which tells one from another; 0 of what is
-// none.
+// frameSum returns the checksum of a frame, which identifies the frame; 0 if b is too
+// short for a frame.
 func frameSum(b []byte) uint32 {
 	if len(b) < 6 {
 		return 0
@@ -37,8 +37,8 @@ func frameSum(b []byte) uint32 {
 	return binary.LittleEndian.Uint32(b[len(b)-4:])
 }
 
-// A frameReader reads numbers. After the first that is not valid, all are 0 and bad
-// is set.
+// A frameReader reads numbers. After the first invalid number, bad is set and all
+// numbers are 0.
 type frameReader struct {
 	b   []byte
 	bad bool
@@ -79,7 +79,7 @@ func (r *frameReader) fail() uint64 {
 	return 0
 }
 
-// end returns errDamaged unless all was read and valid.
+// end returns errDamaged unless all octets were read and all numbers were valid.
 func (r *frameReader) end() error {
 	if r.bad || len(r.b) > 0 {
 		return errDamaged

@@ -10,7 +10,7 @@ import (
 	"postern/proxy"
 )
 
-// isolations is how often isolate searches for marks of other clients.
+// isolations bounds the searches of isolate for marks of other clients.
 const isolations = 4
 
 var (
@@ -18,20 +18,19 @@ var (
 	errNotRemoved = errors.New("server has not removed the messages")
 )
 
-// isolate removes messages from a server that knows no UID EXPUNGE, only one
-// that removes all that have the \Deleted flag. Messages that other clients have
-// marked lose the flag before it and get it back after it.
+// isolate removes messages from a server without UID EXPUNGE. A bare EXPUNGE removes all
+// messages with the \Deleted flag, so isolate removes the flag from messages that other
+// clients have marked before EXPUNGE, and restores the flag after EXPUNGE.
 //
-// What can go wrong, and is why the operator has to ask for it: a message that
-// another client marks between the last search and EXPUNGE, a round trip, is
-// removed with ours; another client sees its marks gone meanwhile; and when
-// the server is lost before they are back and cannot be reached again, or
-// Postern ends, they stay gone, so that the other client has to mark again.
-// Nothing remembers them longer: who has taken a mark away on purpose would get
-// it back.
+// The operator must configure isolate, because of its risks. A message that another
+// client marks between the last search and EXPUNGE, a round trip, is removed with ours.
+// Another client sees its marks disappear meanwhile. If Postern ends, or loses the server
+// before the marks are restored and cannot reach the server again, the marks stay
+// removed, and the other client has to mark again. The marks are stored nowhere: else a
+// user who has removed a mark on purpose would get the mark back.
 //
-// Another session of this kind may take our marks for those of others. So the
-// end is a search whether ours have gone.
+// Another session with isolate may take our marks for marks of other clients. So isolate
+// ends with a search for our messages.
 func (u *update) isolate(in *inbox.Inbox) error {
 	for _, uids := range u.gone {
 		u.addPending(proxy.StageStore, in.Store(u.ctx, uids, imap.StoreFlagsAdd, imap.FlagDeleted))
@@ -42,7 +41,7 @@ func (u *update) isolate(in *inbox.Inbox) error {
 		removed = u.wait()
 	}
 	if errors.Is(removed, proxy.ErrBackendClosed) {
-		return removed // maybe all of it can be done again
+		return removed // update reconnects and repeats all commands
 	}
 	u.restoreMarks(in)
 	if removed == nil {
@@ -51,9 +50,9 @@ func (u *update) isolate(in *inbox.Inbox) error {
 	return errors.Join(removed, u.wait())
 }
 
-// unmarkOthers takes the flag from messages that others have marked, until two searches in a
-// row find none: a search that leaves out one message would
-// destroy the message.
+// unmarkOthers removes the flag from messages that other clients have marked, until two
+// searches in a row find no such message: EXPUNGE would destroy a message that a search
+// leaves out.
 func (u *update) unmarkOthers(in *inbox.Inbox) error {
 	ours := make(map[uint32]bool, len(u.marked))
 	for _, uid := range u.marked {
@@ -83,7 +82,8 @@ func (u *update) unmarkOthers(in *inbox.Inbox) error {
 	return errors.Join(u.wait(), errMarks)
 }
 
-// restoreMarks gives the flag back. The client is not concerned.
+// restoreMarks sets the flag of the unmarked messages again, as a best effort: QUIT
+// succeeds without it.
 func (u *update) restoreMarks(in *inbox.Inbox) {
 	slices.Sort(u.unmarked)
 	for _, uids := range inbox.Sets(slices.Compact(u.unmarked)) {
@@ -91,7 +91,7 @@ func (u *update) restoreMarks(in *inbox.Inbox) {
 	}
 }
 
-// checkRemoved is an error if the messages are there.
+// checkRemoved returns errNotRemoved if the server still has one of the messages.
 func (u *update) checkRemoved(in *inbox.Inbox) error {
 	for _, uids := range u.gone {
 		left, err := u.search(in, &imap.SearchCriteria{UID: []imap.UIDSet{uids}})
@@ -105,7 +105,7 @@ func (u *update) checkRemoved(in *inbox.Inbox) error {
 	return nil
 }
 
-// search waits for all that was sent, and for what matches.
+// search waits for all pending commands and returns the UIDs that match criteria.
 func (u *update) search(in *inbox.Inbox, criteria *imap.SearchCriteria) (uids []uint32, err error) {
 	search := in.StartSearch(u.ctx, criteria)
 	u.addPending(proxy.StageStore, func() error {

@@ -10,7 +10,7 @@ import (
 	"postern/proxy"
 )
 
-// cannotOpen returns what the client learns of an error of list.
+// cannotOpen returns err as a *proxy.Refusal: a Refusal in err, or a temporary one.
 func cannotOpen(err error) error {
 	if r, ok := errors.AsType[*proxy.Refusal](err); ok {
 		return r
@@ -18,7 +18,7 @@ func cannotOpen(err error) error {
 	return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("open maildrop: %w", err)}
 }
 
-// list makes the maildrop, and says what of.
+// list makes the maildrop, and returns the value of proxy.MaildropOpened.Source.
 func (s *session) list(ctx context.Context) (source string, err error) {
 	if err := s.acquireLock(ctx); err != nil {
 		return "", err
@@ -37,7 +37,8 @@ func (s *session) list(ctx context.Context) (source string, err error) {
 	}
 }
 
-// tryList is list, unless an earlier session begins a long one: errListingRuns.
+// tryList makes the maildrop. It returns errListingRuns if another session of the account
+// has begun a long listing first.
 func (s *session) tryList(ctx context.Context) (source string, err error) {
 	known := s.loadSnapshot(ctx)
 	if s.reservation == nil {
@@ -50,7 +51,7 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if v.UIDValidity == 0 { // and empty: there is nothing to be shown or remembered
+	if v.UIDValidity == 0 { // the mailbox is empty, too: nothing is shown or stored
 		s.maildrop = newMaildrop(nil, 0)
 		return fromFull, nil
 	}
@@ -69,9 +70,9 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 		s.seenBelow = known.uidNext
 	}
 	l := newListing(v, known, s.reservation)
-	var before []message // what was there in the last session
+	var before []message // messages of the last session
 	if known.continuesIn(v) && !l.unchanged() {
-		before = slices.Clone(known.messages) // the listing changes these
+		before = slices.Clone(known.messages) // the listing changes known.messages
 	}
 	if l.missing() <= shortListing {
 		return s.complete(ctx, known, before, l, seen, admitted, false)
@@ -83,13 +84,14 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 	defer leave()
 	source, err = s.complete(ctx, known, before, l, seen, admitted, true)
 	if err == nil {
-		s.saveSnapshot(ctx) // before the turn of others
+		s.saveSnapshot(ctx) // before leave lets the next session list
 	}
 	return source, err
 }
 
-// complete brings a listing up to date, asks the brake about the messages that are
-// gone unless that has admitted the view already, and makes the maildrop.
+// complete brings a listing up to date and makes the maildrop. Unless the brake has
+// admitted the view already, complete first lets the brake decide about the messages
+// that are gone.
 func (s *session) complete(ctx context.Context, known snapshot, before []message, l *listing, last comparison, admitted, long bool) (source string, err error) {
 	asked, err := s.bringUpToDate(ctx, l, long)
 	if err != nil {
@@ -108,7 +110,7 @@ func (s *session) complete(ctx context.Context, known snapshot, before []message
 	return l.source(asked), nil
 }
 
-// lastSession returns what is known of INBOX at the end of the last session, for the
+// lastSession returns the figures of INBOX at the end of the last session, for the
 // brake: from the cache or, if the cache was lost, from the record.
 func (s *session) lastSession(ctx context.Context, known snapshot) (comparison, error) {
 	if known.uidValidity != 0 || s.backend.Record == nil || s.backend.Brake == nil {
@@ -132,8 +134,8 @@ func (c comparison) with(v inbox.View) comparison {
 	return c
 }
 
-// admitView asks the brake about what EXISTS, UIDVALIDITY and UIDNEXT show, before
-// anything is recorded. It reports whether that has decided.
+// admitView lets the brake decide about a change that EXISTS, UIDVALIDITY and UIDNEXT
+// show, before anything is recorded. decided is false if they show no change.
 func (s *session) admitView(ctx context.Context, c comparison) (decided bool, err error) {
 	change := c.change()
 	if change == Unchanged {
@@ -142,8 +144,8 @@ func (s *session) admitView(ctx context.Context, c comparison) (decided bool, er
 	return true, s.backend.Brake.Admit(ctx, s.login.Account, change)
 }
 
-// awaitTurn waits until a long listing may begin. It returns errListingRuns if an earlier
-// session has begun one.
+// awaitTurn waits for the turn of a long listing. It returns errListingRuns if another
+// session of the account has begun a long listing.
 func (s *session) awaitTurn(ctx context.Context) (leave func(), err error) {
 	leave, err = s.backend.queue().enter(ctx, s.login.Account)
 	if err == nil && leave == nil {
@@ -152,8 +154,8 @@ func (s *session) awaitTurn(ctx context.Context) (leave func(), err error) {
 	return leave, err
 }
 
-// bringUpToDate makes l complete. Of a long listing that fails it keeps what has
-// come.
+// bringUpToDate makes l complete. If a long listing fails, bringUpToDate stores the rows
+// that have come.
 func (s *session) bringUpToDate(ctx context.Context, l *listing, long bool) (asked bool, err error) {
 	stop := func() error { return nil }
 	if long {
@@ -175,8 +177,8 @@ func (s *session) bringUpToDate(ctx context.Context, l *listing, long bool) (ask
 	return asked, err
 }
 
-// makeMaildrop makes the maildrop of a listing that is complete, with unique-ids that are
-// on the disk. before are the messages of the last session, if they have changed.
+// makeMaildrop makes the maildrop of a complete listing. The unique-ids are on the disk
+// when it returns. before has the messages of the last session, if they have changed.
 func (s *session) makeMaildrop(ctx context.Context, known snapshot, before []message, l *listing, asked bool) error {
 	v := l.View
 	listed, ok := l.snapshot(true)
@@ -193,9 +195,9 @@ func (s *session) makeMaildrop(ctx context.Context, known snapshot, before []mes
 	return nil
 }
 
-// openInbox opens INBOX. A UIDNEXT below that of before is that of a restored backup,
-// unless messages have UIDs above it: then this server's UIDNEXT says nothing,
-// now and later.
+// openInbox opens INBOX. A UIDNEXT lower than in known is that of a restored backup,
+// unless a message has a UID from UIDNEXT on: then the server's UIDNEXT is wrong, and is
+// ignored now and later.
 func (s *session) openInbox(ctx context.Context, known snapshot) (inbox.View, error) {
 	b := s.backend
 	untrue := b.untrueUIDNext.Load()
@@ -227,7 +229,7 @@ func (s *session) openInbox(ctx context.Context, known snapshot) (inbox.View, er
 	return l.View, nil
 }
 
-// notRemoved returns how many of the messages the last session has not removed.
+// notRemoved returns the number of messages that the last session has not removed.
 func notRemoved(messages []message) (n int) {
 	for i := range messages {
 		if messages[i].marks&removed == 0 {
@@ -237,8 +239,8 @@ func notRemoved(messages []message) (n int) {
 	return n
 }
 
-// vanished returns how many messages of before are not there now, without those
-// that the last session has removed. Both ascend.
+// vanished returns the number of messages of before that are missing now and that the
+// last session has not removed. Both lists ascend by UID.
 func vanished(before, now []message) (n int) {
 	for i := range before {
 		m := &before[i]
@@ -252,7 +254,7 @@ func vanished(before, now []message) (n int) {
 	return n
 }
 
-// withoutSize returns how many of the messages have no size of the server's.
+// withoutSize returns the number of messages whose size the server has refused.
 func withoutSize(messages []message) (n int) {
 	for i := range messages {
 		if messages[i].marks&unsized != 0 {

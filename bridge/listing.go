@@ -13,64 +13,64 @@ import (
 )
 
 const (
-	// maxSize bounds the size of a message: what a snapshot has room for.
+	// maxSize is the largest size of a message that a snapshot can hold.
 	maxSize = 1 << 57
-	// trusted is up to where memory is taken at the server's word.
+	// trusted bounds the messages for which memory is allocated by EXISTS alone.
 	trusted = 1 << 20
 )
 
-// The values of proxy.MaildropOpened.Source: what a listing was made of.
+// The values of proxy.MaildropOpened.Source: the sources of a listing.
 const (
-	fromCache = "cache" // what was remembered, and SELECT
-	fromDelta = "delta" // what was remembered and what has changed
-	fromFull  = "full"
+	fromCache = "cache" // the cached snapshot and SELECT
+	fromDelta = "delta" // the cached snapshot and the changes since
+	fromFull  = "full"  // the server alone
 )
 
-// A snapshot is what is known of INBOX at one moment: the messages with a UID
-// below uidNext, ascending.
+// A snapshot has the known messages of INBOX at one moment: those with a UID below
+// uidNext, ascending.
 type snapshot struct {
 	uidValidity, uidNext uint32
-	proven               bool   // there were no others
-	hash                 uint64 // hash of their UIDLs; 0: not known
-	record               stamp  // of the record that they are of
+	proven               bool   // there were no other messages below uidNext
+	hash                 uint64 // of the UIDLs of messages; 0: not known
+	record               stamp  // of the record that has these UIDLs
 	messages             []message
 }
 
-// A listing is a snapshot that is brought up to date. Rows come from the
-// goroutine that reads from the server.
+// A listing brings a snapshot up to date. The goroutine that reads from the server
+// calls Row.
 //
-// It may say unchanged, because UIDs only grow: with the same UIDVALIDITY no
-// message comes to be below the UIDNEXT of a proven snapshot, so that one is as
-// it was when it still has as many. For the same reason the messages that are
-// known are all there if the last of them has the number that it had: the rows
-// from that one on are asked for. If their numbers follow each other up to
-// EXISTS, none is missing.
+// UIDs only grow: while UIDVALIDITY is the same, no message appears below the UIDNEXT
+// of a proven snapshot. So the snapshot is unchanged if the number of messages is
+// unchanged. For the same reason all known messages are there if the last known
+// message still has its number. So update fetches the rows from the last known message
+// on. If the numbers of these rows follow each other up to EXISTS, no message is
+// missing.
 type listing struct {
 	inbox.View
-	known int // messages that were remembered
+	known int // messages of the cached snapshot
 
 	mu          sync.Mutex
-	from        uint32 // what is below is known; "n:*" has the last message, whatever its UID
+	from        uint32 // UIDs below are known; the answer to "n:*" has the last message, whatever its UID
 	messages    []message
 	proven      bool
 	disordered  bool // rows did not come in the order of UIDs
-	expunged    bool // somebody has removed messages meanwhile
+	expunged    bool // another client has removed messages meanwhile
 	reservation *reservation
 	overflow    error     // there are more messages than may be listed
 	later       []message // rows with a UID from UIDNEXT on
 	unsized     []message // known messages whose size the server has refused so far
 	untrue      bool      // UIDNEXT was not above all UIDs
 	malformed   int       // rows with a UID or a size that cannot be read
-	anchor      uint32    // UID of the last message that is known; 0: none
-	anchored    bool      // its row has come, and its number proves that all known messages are there
+	anchor      uint32    // UID of the last known message; 0: none
+	anchored    bool      // the row of anchor has come, and its number proves that all known messages are there
 	gaps        bool      // the numbers of rows do not follow each other
 }
 
-// newListing returns the listing of v, of which known is remembered. A UIDNEXT
-// that has become lower is that of a restored backup or of a replica that lags:
-// its UIDs may be those of other messages, as after a new UIDVALIDITY.
-func newListing(v inbox.View, known snapshot, room *reservation) *listing {
-	l := &listing{View: v, reservation: room}
+// newListing returns the listing of v, which starts with the cached snapshot known. A
+// lower UIDNEXT is that of a restored backup or of a replica that lags: the UIDs may
+// belong to other messages, as after a new UIDVALIDITY. Then known is not used.
+func newListing(v inbox.View, known snapshot, res *reservation) *listing {
+	l := &listing{View: v, reservation: res}
 	if !known.continuesIn(v) {
 		known = snapshot{}
 	}
@@ -85,24 +85,24 @@ func newListing(v inbox.View, known snapshot, room *reservation) *listing {
 	l.anchored = l.anchor == 0
 	l.separateUnsized()
 	if more := min(l.missing(), trusted); more > 0 {
-		if l.overflow = room.grow(len(l.messages) + more); l.overflow == nil {
+		if l.overflow = res.grow(len(l.messages) + more); l.overflow == nil {
 			l.messages = slices.Grow(l.messages, more)
 		}
 	}
 	return l
 }
 
-// continuesIn reports whether UIDs mean in v what they meant in s.
+// continuesIn reports whether the UIDs of s belong to the same messages in v.
 func (s snapshot) continuesIn(v inbox.View) bool {
 	return v.UIDValidity == s.uidValidity && (v.UIDNext == 0 || v.UIDNext >= s.uidNext)
 }
 
-// missing returns how many messages are there that are not known; negative
-// when there are fewer.
+// missing returns EXISTS less the number of known messages; negative if there are
+// fewer messages than known ones.
 func (l *listing) missing() int { return l.Exists - len(l.messages) }
 
-// separateUnsized takes the messages without a size out of those that are
-// known, so that the server is asked for their sizes again.
+// separateUnsized moves the known messages without a size to l.unsized, so that
+// sizeAgain requests their sizes again.
 func (l *listing) separateUnsized() {
 	lacks := func(m message) bool { return m.marks&unsized != 0 }
 	for _, m := range l.messages {
@@ -115,14 +115,14 @@ func (l *listing) separateUnsized() {
 	}
 }
 
-// unchanged reports whether nothing needs to be asked.
+// unchanged reports whether the snapshot is up to date without a further command.
 func (l *listing) unchanged() bool {
 	return l.proven && len(l.unsized) == 0 && l.missing() == 0 && (l.Exists == 0 || l.UIDNext != 0 && l.UIDNext == l.from)
 }
 
-// addsUp reports whether what is known and what came is all that SELECT showed.
-// After STATUS that must include what came since: one removed in between would
-// not be missed.
+// addsUp reports whether the known messages and the rows are all messages of EXISTS.
+// With EXISTS of SELECT the rows of later messages count, too: without them a removal
+// in between would not be noticed.
 func (l *listing) addsUp() bool {
 	if l.Selected < 0 {
 		return l.missing() == 0
@@ -130,10 +130,10 @@ func (l *listing) addsUp() bool {
 	return len(l.messages)+len(l.later) == l.Selected
 }
 
-// correct takes back a UIDNEXT that is not true, which it reports: now, the
-// number of messages as the server says it, is what it was at SELECT, so that
-// none has come since, and still there are rows from UIDNEXT on. Then the rows
-// are those of messages as any other.
+// correct discards a wrong UIDNEXT, and reports whether there was one. UIDNEXT is wrong
+// if the number of messages, now, is the same as at SELECT, so that no message has come
+// since, but there are rows from UIDNEXT on. The rows then become ordinary messages of
+// the listing.
 func (l *listing) correct(now int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -188,7 +188,7 @@ func (l *listing) Expunged() { l.expunged = true }
 
 func byUID(a, b message) int { return cmp.Compare(a.uid, b.uid) }
 
-// sortRows sorts by UID and leaves each of them once.
+// sortRows sorts the messages by UID and removes duplicates.
 func (l *listing) sortRows() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -199,8 +199,9 @@ func (l *listing) sortRows() {
 	l.messages = slices.CompactFunc(l.messages, func(a, b message) bool { return a.uid == b.uid })
 }
 
-// snapshot returns what can be remembered of the listing as it is, also while
-// rows come: then the last of them is the bound, if they come in order.
+// snapshot returns a snapshot of the listing; ok is false if there is none to keep. It
+// may be called while rows come: then complete is false, and the last row is the bound
+// of the snapshot, if the rows come in order.
 func (l *listing) snapshot(complete bool) (s snapshot, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -218,7 +219,8 @@ func (l *listing) snapshot(complete bool) (s snapshot, ok bool) {
 	return s, s.uidNext != 0
 }
 
-// retain drops what is not in present, and returns what of present is missing.
+// retain removes the messages that are not in present, and returns the UIDs of present
+// that the listing lacks.
 func (l *listing) retain(present imap.UIDSet) (missing imap.UIDSet) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -239,7 +241,7 @@ func (l *listing) retain(present imap.UIDSet) (missing imap.UIDSet) {
 			}
 			kept, rest, next = append(kept, m), rest[1:], m.uid+1
 		}
-		if next != 0 && next <= stop { // 0: the last UID there can be was accounted for
+		if next != 0 && next <= stop { // 0: the largest possible UID was accounted for
 			missing = append(missing, imap.UIDRange{Start: imap.UID(next), Stop: imap.UID(stop)})
 		}
 	}
@@ -247,7 +249,7 @@ func (l *listing) retain(present imap.UIDSet) (missing imap.UIDSet) {
 	return missing
 }
 
-// source says what the listing was made of, once it is complete.
+// source returns the value of proxy.MaildropOpened.Source for a complete listing.
 func (l *listing) source(asked bool) string {
 	switch {
 	case !asked:
@@ -258,10 +260,10 @@ func (l *listing) source(asked bool) string {
 	return fromFull
 }
 
-// update brings l up to date with the least that the server must be asked: for
-// nothing; for what is new; or, when that does not add up to EXISTS, for the UIDs
-// of all there is. It returns whether anything was asked. With an error the
-// listing is not one that may be shown.
+// update brings l up to date with as few commands as possible: none; a FETCH of the
+// new messages; or, if their number does not add up to EXISTS, the UIDs of all messages.
+// It returns whether it has sent a command. After an error the listing must not be
+// shown.
 func (l *listing) update(ctx context.Context, in *inbox.Inbox) (asked bool, err error) {
 	if l.unchanged() || l.overflow != nil {
 		return false, l.overflow
@@ -289,7 +291,7 @@ func (l *listing) update(ctx context.Context, in *inbox.Inbox) (asked bool, err 
 	if refusal == nil && l.correct(now) {
 		l.sortRows()
 	}
-	if l.UIDNext == 0 && len(l.messages) != now { // what came since SELECT is among the rows
+	if l.UIDNext == 0 && len(l.messages) != now { // the rows include messages that came since SELECT
 		sure = false
 	}
 	if refusal == nil && sure && l.proven && !l.expunged && l.addsUp() {
@@ -298,8 +300,8 @@ func (l *listing) update(ctx context.Context, in *inbox.Inbox) (asked bool, err 
 	return true, l.rebuild(ctx, in)
 }
 
-// sizeAgain asks for the sizes that the server has refused in earlier sessions.
-// Messages whose size is refused again stay what they were.
+// sizeAgain requests the sizes that the server has refused in earlier sessions.
+// Messages whose size is refused again stay unsized.
 func (l *listing) sizeAgain(ctx context.Context, in *inbox.Inbox) error {
 	if len(l.unsized) == 0 {
 		return nil
@@ -332,19 +334,18 @@ func (l *listing) insert(m message) {
 	l.messages = slices.Insert(l.messages, i, m)
 }
 
-// rebuildAttempts is how often rebuild lists the whole INBOX: messages may be removed
-// meanwhile.
+// rebuildAttempts bounds how often rebuild lists the whole INBOX: messages may be
+// removed meanwhile.
 const rebuildAttempts = 3
 
-// errUnaccounted says that the messages a server shows are not as many as it
-// says there are.
+// errUnaccounted reports that the number of messages that a server shows is not EXISTS.
 var errUnaccounted = errors.New("server says of how many messages INBOX consists, and shows others")
 
-// rebuild lets a search decide which messages there are. The search is believed
-// if it finds as many as EXISTS says before or after it.
+// rebuild lists INBOX by a search for all messages. It accepts the result if the number
+// of messages found is EXISTS, before or after the search.
 func (l *listing) rebuild(ctx context.Context, in *inbox.Inbox) error {
 	for i := range rebuildAttempts {
-		if i > 0 { // a server may not say with UID SEARCH what has changed
+		if i > 0 { // some servers send no changes with UID SEARCH
 			if err := in.Noop(ctx); err != nil {
 				return err
 			}
@@ -386,7 +387,7 @@ func (l *listing) rebuild(ctx context.Context, in *inbox.Inbox) error {
 	return errUnaccounted
 }
 
-// stillThere returns which of the messages have not been removed meanwhile.
+// stillThere returns the UIDs of uids that a search still finds.
 func stillThere(ctx context.Context, in *inbox.Inbox, uids []uint32) (there []uint32, err error) {
 	for _, set := range inbox.Sets(uids) {
 		found, err := in.Search(ctx, set)
@@ -402,8 +403,8 @@ func stillThere(ctx context.Context, in *inbox.Inbox, uids []uint32) (there []ui
 	return there, nil
 }
 
-// checkUIDNext takes back a UIDNEXT that is not above all UIDs, though no message
-// has come since SELECT.
+// checkUIDNext discards a UIDNEXT that is not above all UIDs, though no message has
+// come since SELECT.
 func (l *listing) checkUIDNext(present imap.UIDSet, m inbox.Mailbox) {
 	atSelect := l.Exists
 	if l.Selected >= 0 {
@@ -415,18 +416,19 @@ func (l *listing) checkUIDNext(present imap.UIDSet, m inbox.Mailbox) {
 	l.UIDNext, l.Exists, l.Selected, l.untrue = 0, atSelect, -1, true
 }
 
-// tolerated returns of how many messages the sizes may be refused: 1 %, or 3.
+// tolerated returns the number of messages whose sizes may be refused: 1 %, or 3.
 func (l *listing) tolerated(present imap.UIDSet) int {
 	return max(3, int(min(inbox.Count(present), inbox.MaxMessages)/100))
 }
 
-// errUnsized says that sizes of too many messages are refused for the listing to
-// be shown.
+// errUnsized reports that the server refuses too many sizes. The listing must not be
+// shown then.
 var errUnsized = errors.New("server refuses the sizes of too many messages")
 
-// complete adds the messages whose sizes the server has not sent to the listing;
-// refusal is its last refusal, nil if it answered OK. It returns an error if the
-// server has sent no size at all and says that it cannot answer now.
+// complete adds the messages without a size to the listing, as unsized. refusal is the
+// last refusal of the server, nil if the server answered OK. complete returns an error
+// if there are too many such messages, or if the server has sent no size at all and its
+// refusal is temporary.
 func (l *listing) complete(unanswered []uint32, refusal error) error {
 	if len(unanswered) > 0 && len(l.messages) == 0 && inbox.RefusedForNow(refusal) || len(unanswered) > max(3, (len(l.messages)+len(unanswered))/100) {
 		return errors.Join(errUnsized, refusal)
@@ -438,10 +440,9 @@ func (l *listing) complete(unanswered []uint32, refusal error) error {
 	return nil
 }
 
-// sizesOfEach asks for the sizes of messages, and where the server refuses, of
-// half of them at a time: a message that it cannot read must not hide the
-// others. It returns the last refusal, at once when more than so many messages
-// are refused alone.
+// sizesOfEach requests the sizes of messages. After a refusal it requests the sizes of
+// each half: a message that the server cannot read must not hide the others. It returns
+// the last refusal. It stops when more than tolerated messages are refused alone.
 func (l *listing) sizesOfEach(ctx context.Context, in *inbox.Inbox, uids []uint32, tolerated int) (refusal error) {
 	var parts []imap.UIDSet
 	for _, set := range slices.Backward(inbox.Sets(uids)) {
@@ -475,7 +476,7 @@ func (l *listing) sizesOfEach(ctx context.Context, in *inbox.Inbox, uids []uint3
 	return refusal
 }
 
-// lacking returns which messages of a set have no size.
+// lacking returns the UIDs of a set that the listing lacks.
 func (l *listing) lacking(set imap.UIDSet) (rest []uint32, err error) {
 	uids, err := inbox.UIDs(set)
 	l.mu.Lock()

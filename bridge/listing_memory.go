@@ -8,21 +8,21 @@ import (
 )
 
 const (
-	// messageSize is what a session remembers of a message, in octets.
+	// messageSize is the memory of a message in a session, in octets.
 	messageSize = 16
-	// smallListing is how many messages every session may list, whatever the
-	// others do: 16 KB, less than its buffers.
+	// smallListing is the number of messages that every session may list, whatever the
+	// other sessions use: 16 KB, less than the buffers of a session.
 	smallListing = 1000
-	// listingStep is by how many messages at least a reservation grows, so that
-	// few rows of a listing ask.
+	// listingStep is the least number of messages by which a reservation grows, so that
+	// few rows of a listing need a call of reserve.
 	listingStep = 4096
 )
 
-// A ListingMemory is the memory that the listings of all POP3 sessions of a
-// process may have together. A session counts with 16 octets a message from when
-// it lists the mailbox to its end; its first 1,000 messages do not count, so that
-// small mailboxes are served when the memory is used up. A session that finds
-// changes has a second copy of the listing for a moment, which does not count.
+// A ListingMemory bounds the memory of the listings of all POP3 sessions of a process.
+// A session counts 16 octets a message from its listing to its end. The first 1,000
+// messages of a session do not count, so that small mailboxes are served when the memory
+// is used up. A session that finds changes has a second copy of the listing for a
+// moment, which does not count.
 //
 // A nil ListingMemory has no limit. Methods may be called from many goroutines.
 type ListingMemory struct {
@@ -39,27 +39,26 @@ func NewListingMemory(limit int64, o proxy.Observer) *ListingMemory {
 	return m
 }
 
-// SetLimit makes the limit another one. Sessions keep what they have, also if
-// that is more.
+// SetLimit changes the limit. Sessions keep their memory, also beyond the new limit.
 func (m *ListingMemory) SetLimit(octets int64) { m.limit.Store(octets) }
 
-// Reserved returns the octets that sessions have.
+// Reserved returns the octets that sessions have reserved.
 func (m *ListingMemory) Reserved() int64 { return m.reserved.Load() }
 
-// reservation returns that of a session, of nothing yet.
+// reservation returns an empty reservation for a session.
 func (m *ListingMemory) reservation() *reservation { return &reservation{memory: m} }
 
-// A reservation is the part of one session. Its methods must not be called at
-// the same time. A nil reservation has no limit.
+// A reservation is the part of one session in a ListingMemory. Its methods must not be
+// called concurrently. A nil reservation has no limit.
 type reservation struct {
 	memory   *ListingMemory
-	messages int // that there is room for, the first smallListing aside
+	messages int // number of messages reserved, beyond the first smallListing
 }
 
-// grow makes room for so many messages in all. It is to be called before a
-// listing becomes that long, for each row if need be: most calls compare two
-// numbers. The error is a temporary *proxy.Refusal, and what the session has
-// stays reserved.
+// grow reserves memory for a number of messages in all. It must be called before a
+// listing becomes that long. It may be called for each row: most calls compare two
+// numbers. The error is a temporary *proxy.Refusal; after an error the session keeps its
+// reservation.
 func (r *reservation) grow(messages int) error {
 	if r == nil || r.memory == nil || messages-smallListing <= r.messages {
 		return nil
@@ -75,7 +74,7 @@ func (r *reservation) grow(messages int) error {
 	return nil
 }
 
-// close gives back what is reserved. It may be called again.
+// close releases the reservation. It may be called again.
 func (r *reservation) close() {
 	if r == nil || r.memory == nil {
 		return
@@ -84,7 +83,7 @@ func (r *reservation) close() {
 	r.messages = 0
 }
 
-// reserve takes more octets for a session that has some.
+// reserve reserves more octets for a session that has reserved has octets.
 func (m *ListingMemory) reserve(more, has int64) error {
 	for {
 		before, limit := m.reserved.Load(), m.limit.Load()

@@ -11,17 +11,17 @@ import (
 	"postern/proxy"
 )
 
-// A LockMode says what happens to a second session of a maildrop, RFC 1939 section 4.
-// A session that is allowed takes no lock: where backends that share Locks have
-// different modes, the others do not see it.
+// A LockMode decides about a second session of a maildrop, RFC 1939 section 4. With
+// Allow a session takes no lock: sessions of other backends with the same Locks and
+// another mode do not see that session.
 type LockMode uint8
 
 // The lock modes.
 const (
-	Allow    LockMode = iota // it opens: messages are known by UID, so both are right
-	Wait                     // it waits for the first to end, up to 20 s, and is refused then
-	Refuse                   // it is refused
-	Takeover                 // it ends the first one, and waits up to 5 s for what that one has to remove
+	Allow    LockMode = iota // the second session opens: UIDs identify the messages in both sessions
+	Wait                     // the second session waits up to 20 s for the end of the first, and is refused then
+	Refuse                   // the second session is refused
+	Takeover                 // the second session ends the first, and waits up to 5 s for its removals
 )
 
 var lockModes = [...]string{Allow: "allow", Wait: "wait", Refuse: "refuse", Takeover: "takeover"}
@@ -29,7 +29,7 @@ var lockModes = [...]string{Allow: "allow", Wait: "wait", Refuse: "refuse", Take
 // String returns the mode's name in the configuration.
 func (p LockMode) String() string { return lockModes[p] }
 
-// ParseLockMode returns the LockMode with that name.
+// ParseLockMode returns the LockMode with a name in the configuration; false if there is none.
 func ParseLockMode(name string) (LockMode, bool) {
 	i := slices.Index(lockModes[:], name)
 	return LockMode(max(i, 0)), i >= 0
@@ -45,19 +45,19 @@ var (
 	errTakenOver = errors.New("another session has taken the maildrop over")
 )
 
-// Locks is which maildrops are open. The zero value is ready. Backends of the
-// same accounts share one; other machines know nothing of it.
+// Locks has the locks of the open maildrops. The zero value is ready. Backends of the
+// same accounts share one Locks. Other machines do not see these locks.
 type Locks struct {
 	mu     sync.Mutex
 	held   map[string]*lock
 	notify func(maildrop string, open bool) // nil: nobody is notified
 }
 
-// A lock is held by one session, from when it opens to its end.
+// A lock is held by one session, from its opening to its end.
 type lock struct {
 	locks *Locks
 	name  string
-	free  chan struct{} // closed when it is no longer held
+	free  chan struct{} // closed by release
 
 	mu                sync.Mutex
 	evictionRequested bool // another session takes over
@@ -65,7 +65,8 @@ type lock struct {
 	evicted           bool
 }
 
-// acquire returns the lock of a maildrop as soon as p lets it, or a Refusal.
+// acquire returns the lock of a maildrop, after the wait that p allows, or a
+// *proxy.Refusal with the reason InUse, or the cause of ctx.
 func (l *Locks) acquire(ctx context.Context, name string, p LockMode) (*lock, error) {
 	patience := map[LockMode]time.Duration{Wait: waitTime, Takeover: takeoverTime}[p]
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, errInUse)
@@ -89,7 +90,8 @@ func (l *Locks) acquire(ctx context.Context, name string, p LockMode) (*lock, er
 	}
 }
 
-// take returns the lock if nobody has it, or who has it.
+// take takes the lock of a maildrop and returns it as mine. If another session holds
+// the lock, take returns that lock as holder.
 func (l *Locks) take(name string) (holder, mine *lock) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -107,7 +109,7 @@ func (l *Locks) take(name string) (holder, mine *lock) {
 	return nil, mine
 }
 
-// release lets others have the maildrop. It may be called on nil, and once.
+// release unlocks the maildrop. It must be called once only. On nil it does nothing.
 func (k *lock) release() {
 	if k == nil {
 		return
@@ -121,9 +123,9 @@ func (k *lock) release() {
 	}
 }
 
-// HandOver returns the maildrops that are open, for a successor's Hold. From now
-// on notify is called for each that is opened, by a login that was under way, and
-// for each that is closed; it must not block.
+// HandOver returns the open maildrops, for the Hold of a successor process. From now
+// on notify is called for each maildrop that a login under way opens, and for each
+// maildrop that is closed. notify must not block.
 func (l *Locks) HandOver(notify func(maildrop string, open bool)) (maildrops []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -131,9 +133,9 @@ func (l *Locks) HandOver(notify func(maildrop string, open bool)) (maildrops []s
 	return slices.Sorted(maps.Keys(l.held))
 }
 
-// Hold makes maildrops locked that another process has open. change is for what
-// HandOver's notify gets, end for the end of that process. want is called when
-// somebody takes one over.
+// Hold locks the maildrops that another process has open. The caller passes each call
+// of HandOver's notify to change, and calls end at the end of that process. Hold calls
+// want when a session of this process takes over a maildrop.
 func (l *Locks) Hold(maildrops []string, want func(maildrop string)) (change func(maildrop string, open bool), end func()) {
 	var mu sync.Mutex
 	theirs := make(map[string]*lock)
@@ -163,7 +165,7 @@ func (l *Locks) Hold(maildrops []string, want func(maildrop string)) (change fun
 	}
 }
 
-// Evict ends the session that has a maildrop open, for one in another process.
+// Evict ends the session that holds a maildrop, for a session in another process.
 func (l *Locks) Evict(maildrop string) {
 	l.mu.Lock()
 	k := l.held[maildrop]
@@ -173,7 +175,7 @@ func (l *Locks) Evict(maildrop string) {
 	}
 }
 
-// requestEviction asks the session that has the lock to end.
+// requestEviction requests the end of the session that holds the lock.
 func (k *lock) requestEviction() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -181,7 +183,7 @@ func (k *lock) requestEviction() {
 	k.tryEvict()
 }
 
-// tryEvict ends the session, once, when its eviction was requested and it can be ended.
+// tryEvict ends the session, once, if its eviction was requested and evict is set.
 func (k *lock) tryEvict() {
 	if k.evictionRequested && !k.evicted && k.evict != nil {
 		k.evicted = true
@@ -189,7 +191,7 @@ func (k *lock) tryEvict() {
 	}
 }
 
-// setEvict makes evict what ends the session; nil when it ends by itself.
+// setEvict sets the function that ends the session; nil while the session ends by itself.
 func (k *lock) setEvict(evict func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -197,7 +199,7 @@ func (k *lock) setEvict(evict func()) {
 	k.tryEvict()
 }
 
-// acquireLock takes the lock of the maildrop, if the operator wants one.
+// acquireLock takes the lock of the maildrop, unless the lock mode is Allow.
 func (s *session) acquireLock(ctx context.Context) (err error) {
 	b := s.backend
 	if b.Lock == Allow {
@@ -211,14 +213,14 @@ func (s *session) acquireLock(ctx context.Context) (err error) {
 	return err
 }
 
-// unlock lets others have the maildrop. It may be called again.
+// unlock releases the lock of the maildrop. It may be called again.
 func (s *session) unlock() {
 	s.lock.release()
 	s.lock = nil
 }
 
-// withEviction returns a context that ends, as the connection's reads do, when
-// another session takes the maildrop over.
+// withEviction returns a context that ends when another session takes the maildrop
+// over. The reads from the client end then, too.
 func (s *session) withEviction(ctx context.Context, client *proxy.Conn) (context.Context, func()) {
 	k := s.lock
 	if k == nil {

@@ -5,10 +5,10 @@ import (
 	"slices"
 )
 
-// A message is what a session remembers of one message: 16 octets, for there
-// may be 200,000 of them.
+// A message is one message of a session, in 16 octets: a mailbox may have 200,000
+// messages.
 type message struct {
-	size  int64 // octets, as LIST shows them
+	size  int64 // octets, for LIST
 	uid   uint32
 	marks marks
 }
@@ -17,36 +17,36 @@ type marks uint16
 
 const (
 	exact         marks = 1 << iota // size was counted
-	fingerprinted                   // its short fingerprint is remembered
-	headerHashed                    // the fingerprint of its header is remembered
-	endSkipped                      // its last octets are not fetched: that has cost the connection
-	unsized                         // the server refuses its size: it cannot be had now
-	removed                         // QUIT has removed it, if the server still has it; of the session before: see brake
-	deleted                         // DELE
-	retrieved                       // RETR has sent it
-	gone                            // the server has confirmed that it has the message no more
+	fingerprinted                   // the record has the message's short fingerprint
+	headerHashed                    // the record has the hash of the message's header
+	endSkipped                      // the last octets are not fetched: the fetch has cost the connection
+	unsized                         // the server refuses the size: the message cannot be fetched now
+	removed                         // QUIT of this session or of an earlier one has removed the message: see brake
+	deleted                         // DELE has marked the message
+	retrieved                       // RETR has sent the message
+	gone                            // a search has confirmed that the server no longer has the message
 )
 
-// empty reports whether the message may have no octet on the server. Its size
-// is that of the CRLF once it was counted.
+// empty reports whether the message may be empty on the server. The counted size of an
+// empty message is 2, for the CRLF that is added.
 func (m *message) empty() bool { return m.size == 0 || m.size == 2 && m.marks&exact != 0 }
 
-// A maildrop is the messages of one session. The number of a message is its
-// place, from 1, and does not change.
+// A maildrop has the messages of one session. The number of a message is its place, from
+// 1, and does not change.
 type maildrop struct {
 	messages    []message
 	uidValidity uint32
-	uidNext     uint32 // there are no others with a UID below, if proven
+	uidNext     uint32 // if proven, there are no other messages with a UID below uidNext
 	proven      bool
-	hash        uint64    // hash of the UIDLs of all, without those that were deleted
-	goneHash    uint64    // hash of the UIDLs of those that are gone
-	changed     bool      // against what is remembered
-	hidden      []message // messages that are not shown
-	count       int       // not marked as deleted
-	octets      int64     // of those
+	hash        uint64    // of the UIDLs of all messages at login, hidden ones included
+	goneHash    uint64    // of the UIDLs of the messages with the mark gone
+	changed     bool      // the snapshot differs from the cached one
+	hidden      []message // messages that POP3 does not show
+	count       int       // number of messages not marked as deleted
+	octets      int64     // sum of the sizes of these messages
 }
 
-// newMaildrop takes the messages in the order of their numbers.
+// newMaildrop returns the maildrop of messages, which are in the order of their numbers.
 func newMaildrop(messages []message, uidValidity uint32) *maildrop {
 	d := &maildrop{messages: messages, uidValidity: uidValidity, count: len(messages)}
 	for i := range messages {
@@ -55,7 +55,8 @@ func newMaildrop(messages []message, uidValidity uint32) *maildrop {
 	return d
 }
 
-// hide leaves out messages, for good. It must come before all other methods.
+// hide removes messages from the maildrop, for good. It must be called before all other
+// methods.
 func (d *maildrop) hide(hidden func(uid uint32) bool) {
 	var shown []message
 	for _, m := range d.messages {
@@ -71,7 +72,7 @@ func (d *maildrop) hide(hidden func(uid uint32) bool) {
 	}
 }
 
-// snapshot returns what is to be remembered.
+// snapshot returns the snapshot for the cache: all messages but the gone ones.
 func (d *maildrop) snapshot() snapshot {
 	s := snapshot{uidValidity: d.uidValidity, uidNext: d.uidNext, proven: d.proven, hash: d.hash - d.goneHash, messages: d.messages}
 	if len(d.hidden) > 0 || d.goneHash != 0 {
@@ -92,7 +93,7 @@ func find(messages []message, uid uint32) *message {
 	return &messages[i]
 }
 
-// findAny is find also among those that are hidden.
+// findAny returns the message with a UID, hidden or not, or nil.
 func (d *maildrop) findAny(uid uint32) *message {
 	if m := d.find(uid); m != nil {
 		return m
@@ -100,24 +101,24 @@ func (d *maildrop) findAny(uid uint32) *message {
 	return find(d.hidden, uid)
 }
 
-// anyGone reports whether messages are gone since the session began.
+// anyGone reports whether a message has the mark gone.
 func (d *maildrop) anyGone() bool {
 	return slices.ContainsFunc(d.messages, func(m message) bool { return m.marks&gone != 0 })
 }
 
-// lacks reports whether there was certainly no message with that UID.
+// lacks reports whether INBOX certainly had no message with a UID.
 func (d *maildrop) lacks(uid uint32) bool {
 	return d.proven && uid < d.uidNext && find(d.messages, uid) == nil && find(d.hidden, uid) == nil
 }
 
-// delete marks a message that is not marked.
+// delete marks a message as deleted. The message must not be marked.
 func (d *maildrop) delete(m *message) {
 	m.marks |= deleted
 	d.count--
 	d.octets -= m.size
 }
 
-// reset unmarks all that are marked as deleted.
+// reset unmarks all messages that are marked as deleted.
 func (d *maildrop) reset() {
 	for i := range d.messages {
 		if m := &d.messages[i]; m.marks&deleted != 0 {
@@ -128,8 +129,8 @@ func (d *maildrop) reset() {
 	}
 }
 
-// setRemoved marks what QUIT removes: the server may have it all the same, maybe for
-// a moment only.
+// setRemoved marks the messages that QUIT removes. The server may still have them, maybe
+// for a moment only.
 func (d *maildrop) setRemoved() {
 	for i := range d.messages {
 		if m := &d.messages[i]; m.marks&(deleted|gone) == deleted && m.marks&removed == 0 {
@@ -139,7 +140,7 @@ func (d *maildrop) setRemoved() {
 	}
 }
 
-// setNotRemoved unmarks what QUIT was refused to remove.
+// setNotRemoved unmarks the messages whose removal the server has refused.
 func (d *maildrop) setNotRemoved() {
 	for i := range d.messages {
 		if m := &d.messages[i]; m.marks&(deleted|removed) == deleted|removed {
@@ -149,8 +150,9 @@ func (d *maildrop) setNotRemoved() {
 	}
 }
 
-// setExactSize corrects the size of a message that is not marked: RFC822.SIZE may
-// be an estimate, and does not count the CRLF that ends what has none.
+// setExactSize corrects the size of a message that is not marked as deleted. RFC822.SIZE
+// may be an estimate, and does not count the CRLF that is added to a body without one at
+// its end.
 func (d *maildrop) setExactSize(m *message, octets int64) {
 	if m.size == octets && m.marks&exact != 0 {
 		return
@@ -161,7 +163,7 @@ func (d *maildrop) setExactSize(m *message, octets int64) {
 	d.changed = true
 }
 
-// uids returns those with the mark but without the other one, ascending.
+// uids returns the UIDs of the messages with mark but not with without, in their order.
 func (d *maildrop) uids(mark, without marks) (uids []uint32) {
 	for i := range d.messages {
 		if m := &d.messages[i]; m.marks&mark != 0 && m.marks&without == 0 {

@@ -13,16 +13,16 @@ import (
 )
 
 const (
-	// shortListing is how many messages are listed without a turn: they are a packet or
-	// ten of the server's.
+	// shortListing bounds the messages that are listed without a turn: the response of
+	// the server has at most about ten packets.
 	shortListing = 1000
-	// FirstListings is how many long listings a server is asked for at a time,
-	// unless a Queue says otherwise.
+	// FirstListings is the number of long listings that a server gets at a time, unless
+	// Queue.Limit is set.
 	FirstListings = 8
-	// queueTime is how long a session waits for its turn, or for the listing
-	// that an earlier session of the same account has begun.
+	// queueTime bounds the wait of a session for its turn, or for the listing that an
+	// earlier session of the same account has begun.
 	queueTime = 45 * time.Second
-	// progressEvery is how often what has come of a long listing is kept.
+	// progressEvery is the interval at which a part of a long listing is stored.
 	progressEvery = 10 * time.Second
 )
 
@@ -31,15 +31,15 @@ var (
 	errListingRuns = errors.New("an earlier session still lists the mailbox")
 )
 
-// A Queue lets one long listing of an account run at a time, and some of a
-// server. The zero value is ready. Backends of the same server share one.
+// A Queue lets one long listing of an account run at a time, and Limit long listings of
+// a server. The zero value is ready. Backends of the same server share one Queue.
 type Queue struct {
 	Limit int // listings at a time; 0: FirstListings
 
 	mu         sync.Mutex
 	running    map[string]chan struct{} // by account; closed at its end
 	slots      chan struct{}
-	background map[string]context.CancelFunc // by account: of what gives way to its next login
+	background map[string]context.CancelFunc // by account: stops background work at the next login
 }
 
 // wait waits until no long listing of the account runs.
@@ -61,8 +61,8 @@ func (q *Queue) wait(ctx context.Context, account string) error {
 	}
 }
 
-// enter waits for a turn. Without an error, and without leave, another session
-// of the account was faster.
+// enter waits for a turn; leave ends the turn. If leave and err are nil, another session
+// of the account lists already.
 func (q *Queue) enter(ctx context.Context, account string) (leave func(), err error) {
 	q.mu.Lock()
 	if q.running == nil {
@@ -85,7 +85,7 @@ func (q *Queue) enter(ctx context.Context, account string) (leave func(), err er
 	ctx, cancel := context.WithTimeoutCause(ctx, queueTime, errNoTurn)
 	defer cancel()
 	select {
-	case q.slots <- struct{}{}: // in the order of asking
+	case q.slots <- struct{}{}: // a channel serves its senders in order
 		return func() { <-q.slots; end() }, nil
 	case <-ctx.Done():
 		end()
@@ -93,9 +93,9 @@ func (q *Queue) enter(ctx context.Context, account string) (leave func(), err er
 	}
 }
 
-// startBackground begins work that no client waits for. When ctx is over it has to stop
-// at the next place: the account logs in. Only one session of an account does
-// such work at a time; for the others ctx is over from the beginning.
+// startBackground begins work that no client waits for. The account's next login cancels
+// ctx; the work must stop soon then. Only one session of an account does such work at a
+// time; other sessions get a ctx that is already cancelled. end must be called.
 func (q *Queue) startBackground(account string) (ctx context.Context, end func()) {
 	ctx, stop := context.WithCancel(context.Background())
 	q.mu.Lock()
@@ -116,7 +116,7 @@ func (q *Queue) startBackground(account string) (ctx context.Context, end func()
 	}
 }
 
-// stopBackground stops the work that was begun with startBackground.
+// stopBackground cancels the account's background work, if there is any.
 func (q *Queue) stopBackground(account string) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -133,10 +133,9 @@ func queueRefusal(err error) error {
 	return err
 }
 
-// progress keeps what has come of a long listing, from time to time, until stop is
-// called: what was asked for once is not asked for again, whatever becomes of this
-// session. A panic closes the connection to the server; stop returns it as an
-// error.
+// progress stores the rows of a long listing, every progressEvery, until stop is called:
+// if this session fails, the next session need not fetch these rows again. A panic closes
+// the connection to the server; stop returns the panic as an error.
 func (s *session) progress(ctx context.Context, l *listing) (stop func() error) {
 	ticker := time.NewTicker(progressEvery)
 	over, done := make(chan struct{}), make(chan struct{})

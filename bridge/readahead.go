@@ -10,37 +10,37 @@ import (
 )
 
 const (
-	// maxWindow is how many octets a session may have asked for before its
-	// client does. They wait in the buffers of the connection: the server is
-	// slowed down by what is not read.
+	// maxWindow bounds the octets that a session may request before its client does.
+	// The octets wait in the buffers of the connection: unread octets slow the server
+	// down.
 	maxWindow = 1 << 20
-	// firstWindow is with how many it begins; each time it was right it doubles
-	// that. 32 messages of 4 KB are 1,600 in a second at 20 ms round trip.
+	// firstWindow is the first window; each further run doubles the window. 32
+	// messages of 4 KB a round trip of 20 ms are 1,600 messages a second.
 	firstWindow = 128 << 10
-	// rowOctets is what a FETCH response has beside its body, and headerOctets what a
-	// header is thought to have.
+	// rowOctets is the length of a FETCH response without its body. headerOctets is
+	// the assumed length of a header.
 	rowOctets, headerOctets = 256, 4 << 10
-	// maxAheadOctets bounds what all sessions of a backend have asked for so.
+	// maxAheadOctets bounds the octets that all sessions of a backend have requested ahead.
 	maxAheadOctets = 256 << 20
 )
 
-// A readAhead requests the messages that a client will probably ask for next: those
-// that follow in their order.
+// A readAhead requests the messages that the client will probably request next: the
+// following ones in their order.
 type readAhead struct {
 	items  string
-	last   int   // index of the message that the client has asked for
-	until  int   // index of the first that was not asked for
-	window int64 // octets that may be on their way; 0: the client does not read in order
-	missed int   // messages that were asked for and had to be asked for again
+	last   int   // index of the last message that the client has requested
+	until  int   // index of the first message that was not requested from the server
+	window int64 // bound of the octets on their way; 0: the client does not read in order
+	missed int   // messages that had to be requested twice
 }
 
-// maxMissed is after how many such messages a session reads ahead no more:
-// the server has an order of its own.
+// maxMissed is the number of missed messages after which a session stops reading ahead:
+// the server responds in an order of its own.
 const maxMissed = 3
 
-// advance takes the client's next message, and reports whether the client reads in
-// order: this message is the first after the last one that is not marked as
-// deleted, and is asked the same.
+// advance moves a to the client's next message, and reports whether the client reads in
+// order: the message is the next one that is not marked as deleted, and the client
+// requests the same items.
 func (a *readAhead) advance(d *maildrop, i int, items string) bool {
 	inOrder := a.items == items && i > a.last && d.messages[i].uid > d.messages[a.last].uid
 	for j := a.last + 1; inOrder && j < i; j++ {
@@ -56,9 +56,9 @@ func (a *readAhead) advance(d *maildrop, i int, items string) bool {
 	return inOrder
 }
 
-// nextRun returns the messages to ask for next: a run ascending in number and UID,
-// when half of what may be on its way has come. What would be refused is left
-// out.
+// nextRun returns the messages to request next: a run ascending in number and UID. It
+// returns nil while more than half of the window is pending. Messages for which refused
+// returns true are left out.
 func (a *readAhead) nextRun(d *maildrop, pending int64, refused func(*message) bool) (run []inbox.Request) {
 	if a.window == 0 || a.missed >= maxMissed || pending > a.window/2 {
 		return nil
@@ -89,8 +89,8 @@ func (a *readAhead) nextRun(d *maildrop, pending int64, refused func(*message) b
 	return run
 }
 
-// fetch returns the response for the i-th message, at its first section. It asks for
-// it unless that was done ahead, and for what is likely to be asked next.
+// fetch returns the response for the i-th message, at its first section. It requests
+// the message unless that was done ahead, and requests the next run of messages.
 func (s *session) fetch(ctx context.Context, i int, items string) (*inbox.FetchResponse, error) {
 	in, m := s.inbox, &s.maildrop.messages[i]
 	one := inbox.Request{UID: m.uid}
@@ -116,7 +116,7 @@ func (s *session) fetch(ctx context.Context, i int, items string) (*inbox.FetchR
 	}
 	r, err := in.Await(ctx, m.uid, tag)
 	if (errors.Is(err, inbox.ErrVanished) || inbox.Refused(err)) && (asked || run != nil) {
-		// It may be another message that the server could not read.
+		// The refusal may concern another message of the same command.
 		if tag, err = in.Fetch(items, one); err != nil {
 			return nil, in.Explain(ctx, err)
 		}
@@ -125,8 +125,8 @@ func (s *session) fetch(ctx context.Context, i int, items string) (*inbox.FetchR
 	return r, err
 }
 
-// openWithReconnect returns the response for a message when its first octets are there. A
-// connection that was lost is replaced once.
+// openWithReconnect returns the response for a message when its first octets are there.
+// It replaces a lost connection once.
 func (s *session) openWithReconnect(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
 	if s.renumberedNow() {
 		return nil, fmt.Errorf("%w: %w", proxy.ErrBackendClosed, errRenumbered)
@@ -144,8 +144,8 @@ func (s *session) openWithReconnect(ctx context.Context, i int, items, name stri
 	broken := errors.Is(err, inbox.ErrSyntax)
 	switch {
 	case broken && s.inbox.MalformedUID() == m.uid:
-		return nil, err // it would come so again, and others go on
-	case broken && s.inbox.MalformedUID() != 0: // one that was read ahead
+		return nil, err // the response would be malformed again; other messages can be sent
+	case broken && s.inbox.MalformedUID() != 0: // a message that was read ahead
 		s.recordCut(ctx, &message{uid: s.inbox.MalformedUID()})
 	}
 	if again := s.reconnect(ctx); again != nil && broken {
@@ -160,9 +160,9 @@ func (s *session) openWithReconnect(ctx context.Context, i int, items, name stri
 	return r, err
 }
 
-// awaitFirstOctets returns the response for a message when the first octets of its
-// section with that name are there, all of a small section. Dovecot gives empty sections of a
-// message that has vanished: errEmpty.
+// awaitFirstOctets returns the response for a message when the first octets of the
+// section called name are there; a small section is read whole. It returns errEmpty for
+// an empty section: Dovecot sends empty sections of a message that has vanished.
 func (s *session) awaitFirstOctets(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
 	in := s.inbox
 	defer in.AbortOnDone(ctx)()

@@ -15,10 +15,10 @@ var (
 	errChanged    = errors.New("message is not what was begun to send")
 )
 
-// reconnect replaces the connection to the server by a new one on which the
-// numbers of the session still hold. It asks neither the guard nor the route.
-// An error has proxy.ErrBackendClosed in its tree and never a *proxy.Refusal:
-// whatever the server says of the password now, it was right.
+// reconnect replaces the connection to the server by a new one with the same
+// UIDVALIDITY, so that the numbers of the session stay valid. It consults neither the
+// guard nor the route. An error has proxy.ErrBackendClosed in its tree and never a
+// *proxy.Refusal: the password was right, even if the server refuses it now.
 func (s *session) reconnect(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -44,7 +44,7 @@ func (s *session) reconnect(ctx context.Context) error {
 	return err
 }
 
-// connect is reconnect once the old connection is closed.
+// connect does the work of reconnect after the old connection is closed.
 func (s *session) connect(ctx context.Context) error {
 	conn, capabilities, err := s.backend.LogIn(ctx, s.login)
 	if ctx.Err() != nil {
@@ -84,7 +84,7 @@ func (s *session) renumberedNow() bool {
 	return s.renumbered
 }
 
-// A sentHash is what is known of the octets of a message that were sent.
+// A sentHash has the number and the hash of the octets of a message that were sent.
 type sentHash struct {
 	octets int64
 	hash   maphash.Hash
@@ -97,9 +97,9 @@ func (s *sentHash) add(p []byte) {
 	_, _ = s.hash.Write(p)
 }
 
-// resume opens a message again of which a part was sent, on a new connection,
-// and goes to where the sending has stopped. It is an error if the server
-// gives other octets now than it gave before.
+// resume opens a message of which a part was sent again, on a new connection, and skips
+// the octets that were sent. It returns errChanged if these octets or the size differ
+// now.
 func (s *session) resume(ctx context.Context, i int, size int64, sent *sentHash) (*inbox.FetchResponse, error) {
 	if err := s.reconnect(ctx); err != nil {
 		return nil, err
@@ -133,8 +133,7 @@ func (s *session) resume(ctx context.Context, i int, size int64, sent *sentHash)
 	return r, nil
 }
 
-// resumeAt asks for the rest only, of a server known to give the same octets
-// always.
+// resumeAt fetches only the rest of a message, from a server with Backend.StableBodies.
 func (s *session) resumeAt(ctx context.Context, i int, size, offset int64) (*inbox.FetchResponse, error) {
 	r, err := s.fetch(ctx, i, fmt.Sprintf("%s<%d.%d>", inbox.Body, offset, size-offset))
 	if err != nil {

@@ -15,11 +15,11 @@ import (
 )
 
 // A Bucket stores values by key, as state.Bucket does. Get returns nil if there is no
-// value. Put has written the value to the disk when it returns. Update puts the value
-// that change returns for the old one; nobody else writes the key in between.
-// UpdateAll does the same for all keys or for none, in the order in which they are
-// given. A value of nil removes the key. Scan calls each for the keys with a prefix,
-// in order, as they are at one moment; a value is valid until each returns.
+// value. When Put returns, the value is on the disk. Update replaces the old value by
+// the result of change; nobody else writes the key in between. UpdateAll does the same
+// for all keys or for none, in the given order. A value of nil removes the key. Scan
+// calls each for the keys with a prefix, in order, as they are at one moment; a value
+// is valid until each returns.
 type Bucket interface {
 	Get(ctx context.Context, key string) ([]byte, error)
 	Put(ctx context.Context, key string, value []byte) error
@@ -32,13 +32,13 @@ func (s *session) notice(kind string, count int, err error) {
 	s.backend.observe(proxy.MaildropNoticed{Client: s.login.Client, Account: s.login.Account, Kind: kind, Messages: count, Err: err})
 }
 
-// inboxOf is at the end of the keys of an account in every store.
+// inboxOf follows the account in its keys, in every store.
 const inboxOf = "\x00INBOX"
 
-// key is that of an account's INBOX.
+// key returns the key of an account's INBOX.
 func key(account string) string { return account + inboxOf }
 
-// loadSnapshot returns what is known of INBOX, maybe nothing.
+// loadSnapshot returns the snapshot of INBOX in the cache, or an empty one.
 func (s *session) loadSnapshot(ctx context.Context) snapshot {
 	if s.backend.Cache == nil {
 		return snapshot{}
@@ -58,8 +58,8 @@ func (s *session) loadSnapshot(ctx context.Context) snapshot {
 	return known
 }
 
-// saveSnapshot keeps what the session has learnt. The session may be over, so the
-// end of ctx does not stop it.
+// saveSnapshot puts a changed listing into the cache. The session may be over, so the
+// end of ctx does not stop saveSnapshot.
 func (s *session) saveSnapshot(ctx context.Context) {
 	if s.maildrop == nil || !s.maildrop.changed {
 		return
@@ -73,16 +73,16 @@ func (s *session) saveSnapshot(ctx context.Context) {
 	s.putSnapshot(ctx, known)
 }
 
-// recordForgotten reports whether the record has nothing of the account any more. An
-// operator may have forgotten it meanwhile: a listing that says that there was a
-// record would make it a lost one.
+// recordForgotten reports whether the record of the account is gone. An operator may
+// have removed the record meanwhile. A cached listing with the stamp of a record would
+// then make the next session report a lost record.
 func (s *session) recordForgotten(ctx context.Context) bool {
 	value, err := s.backend.Record.Get(context.WithoutCancel(ctx), key(s.login.Account))
 	return err == nil && value == nil
 }
 
-// putSnapshot puts a snapshot into the cache. If another session has meanwhile, that one's
-// stays, but for what this session removes.
+// putSnapshot puts a snapshot into the cache. If another session has put one meanwhile,
+// that snapshot stays; putSnapshot only marks the messages that this session has removed.
 func (s *session) putSnapshot(ctx context.Context, known snapshot) {
 	if s.backend.Cache == nil {
 		return
@@ -102,7 +102,8 @@ func (s *session) putSnapshot(ctx context.Context, known snapshot) {
 	}
 }
 
-// withRemoved marks in the snapshot of another session what this one has removed.
+// withRemoved marks, in the snapshot of another session, the messages that this session
+// has removed. It returns errConflict if there is nothing to mark.
 func (s *session) withRemoved(value []byte) ([]byte, error) {
 	other, err := decodeSnapshot(value)
 	if err != nil || s.maildrop == nil || other.uidValidity != s.maildrop.uidValidity {
@@ -122,43 +123,43 @@ func (s *session) withRemoved(value []byte) ([]byte, error) {
 	return other.encode(), nil
 }
 
-// errConflict says that another session was faster.
+// errConflict reports that another session has written the value first.
 var errConflict = errors.New("another session has written meanwhile")
 
-// errRecordLost says that the record of an account is missing that there was before.
+// errRecordLost reports that an account has no record, though there was one before.
 var errRecordLost = errors.New("the record of unique-ids was lost: the cache knows that there was one")
 
-// A stamp identifies one version of the record of an account. The
-// zero value is that of no record.
+// A stamp identifies one version of the record of an account. The zero value stands
+// for no record.
 type stamp struct {
 	version uint64
 	sum     uint32 // the checksum of its head
 }
 
-// formerStamp is in snapshots that do not say of which version of the record they
-// are: those of before, and those the UIDLs of which have to be computed again.
+// formerStamp is the stamp of snapshots that belong to no known version of the record:
+// snapshots of earlier Posterns, and snapshots whose UIDLs must be computed again.
 var formerStamp = stamp{sum: 1}
 
 func stampOf(r *uidl.Record, head []byte) stamp {
 	return stamp{r.Version, binary.LittleEndian.Uint32(head[len(head)-4:])}
 }
 
-// A recordState is what a session knows of the record of its account.
+// A recordState is a session's knowledge of the record of its account.
 type recordState struct {
 	stamp        stamp
-	generation   uint32      // of the UIDs of the session; 0: of a record in the form of before
-	former       bool        // the record has the form of before
-	seen         uidl.Day    // as the record has it
-	uidls        *uidl.UIDLs // nil: the present format computes all, or unread
-	unread       bool        // the names have not been read, because nobody asked
-	unchanged    bool        // the record and the messages are those of the last session
+	generation   uint32      // number of the generation of the session's UIDs; 0: of a record of version 1
+	former       bool        // the record has the form of version 1
+	seen         uidl.Day    // Seen of the current generation
+	uidls        *uidl.UIDLs // nil: the present format computes all names, or unread is set
+	unread       bool        // the names have not been read: no command needed them
+	unchanged    bool        // the record and the messages are as the last session left them
 	messagesGone bool        // messages of the last session are gone
 }
 
 func today() uidl.Day { return uidl.DayOf(time.Now()) }
 
-// identify gives the messages that are listed their unique-ids. What of them is
-// new, or was computed otherwise before, is on the disk before it is shown.
+// identify gives the listed messages their unique-ids. A unique-id that is new, or that
+// differs from the computed one, is on the disk before the client sees it.
 func (s *session) identify(ctx context.Context, known snapshot, v inbox.View, listed *snapshot, asked bool) (err error) {
 	if s.backend.Record == nil {
 		return nil
@@ -199,14 +200,14 @@ func (s *session) tryIdentify(ctx context.Context, known snapshot, v inbox.View,
 		return err
 	}
 	if p.renumbered {
-		listed.record = formerStamp // the UIDLs are not known yet
-		s.putSnapshot(ctx, *listed) // or the next session would do it again
+		listed.record = formerStamp // the hash of the UIDLs is not known yet
+		s.putSnapshot(ctx, *listed) // else the next session would renumber again
 	}
 	return nil
 }
 
-// decodeHead returns the head of a record; nil if there is none, or if it cannot
-// be read and the operator wants to begin anew.
+// decodeHead returns the head of a record. It returns nil if there is no record, or if
+// the record is damaged and Backend.Recompute is set.
 func (s *session) decodeHead(head []byte) (*uidl.Record, error) {
 	if head == nil {
 		return nil, nil //nolint:nilnil // no record is no error
@@ -215,8 +216,8 @@ func (s *session) decodeHead(head []byte) (*uidl.Record, error) {
 	return record, s.recompute(&record, err)
 }
 
-// recompute makes an error of a record that is damaged one that is not there, if
-// the operator wants that.
+// recompute treats a damaged record as absent if Backend.Recompute is set: it sets
+// record to nil and returns nil. It returns any other error unchanged.
 func (s *session) recompute(record **uidl.Record, err error) error {
 	if errors.Is(err, uidl.ErrDamaged) && s.backend.Recompute {
 		s.notice(proxy.NoticeRecomputed, 0, err)
@@ -234,17 +235,17 @@ type recordPass struct {
 	view    inbox.View
 	listed  *snapshot
 
-	stored     stored       // what record was read from
-	record     *uidl.Record // nil: there is none
+	stored     stored       // the stored form of record
+	record     *uidl.Record // nil: there is no record
 	sameRecord bool         // the record is as the last session has left it
-	unchanged  bool         // and the mailbox, too
+	unchanged  bool         // the record and the mailbox are as the last session has left them
 
 	adopted    bool // the fingerprints of the cache are in the record
 	changed    bool // the record is to be written
-	renumbered bool // UIDs mean other messages now
+	renumbered bool // the UIDs now belong to other messages
 }
 
-// load reads all of the record.
+// load reads the whole record. It returns errConflict if the head has changed since.
 func (p *recordPass) load(ctx context.Context) error {
 	s := p.session
 	st, err := readStored(ctx, s.backend.Record, s.login.Account)
@@ -268,8 +269,8 @@ func (p *recordPass) load(ctx context.Context) error {
 	return nil
 }
 
-// adoptFingerprints makes the fingerprints in the cache part of a record in the form of
-// version 1.
+// adoptFingerprints adds the fingerprints in the cache to a record in the form of
+// version 1, once.
 func (p *recordPass) adoptFingerprints(ctx context.Context) {
 	if p.record.Former() && !p.adopted {
 		p.session.adoptFingerprints(ctx, p.record, p.known)
@@ -277,7 +278,7 @@ func (p *recordPass) adoptFingerprints(ctx context.Context) {
 	}
 }
 
-// decide makes the record say which unique-ids the listed messages have.
+// decide changes the record so that it has the unique-ids of the listed messages.
 func (p *recordPass) decide(ctx context.Context) error {
 	s := p.session
 	if p.record == nil {
@@ -317,8 +318,7 @@ func (p *recordPass) decide(ctx context.Context) error {
 	return nil
 }
 
-// newRecord makes a record of which nothing is known, in the place of one that
-// cannot be read.
+// newRecord makes an empty record, which replaces any stored one.
 func (p *recordPass) newRecord(ctx context.Context) error {
 	if err := p.load(ctx); err != nil {
 		return err
@@ -329,7 +329,7 @@ func (p *recordPass) newRecord(ctx context.Context) error {
 	return nil
 }
 
-// uidsChanged reports whether UIDs may mean other messages than those of the present
+// uidsChanged reports whether the UIDs may belong to other messages than in the present
 // generation.
 func (p *recordPass) uidsChanged() bool {
 	g, v := p.record.Current(), p.view
@@ -338,7 +338,7 @@ func (p *recordPass) uidsChanged() bool {
 		back && p.known.uidValidity == v.UIDValidity && !p.known.continuesIn(v)
 }
 
-// newUIDs returns the UIDs of messages that the record has not seen.
+// newUIDs returns the listed UIDs from the record's UIDNEXT on.
 func (p *recordPass) newUIDs() (uids []uint32) {
 	from := p.record.Current().UIDNext
 	for i := range p.listed.messages {
@@ -349,7 +349,7 @@ func (p *recordPass) newUIDs() (uids []uint32) {
 	return uids
 }
 
-// write puts the record on the disk.
+// write stores the record. When write returns, the record is on the disk.
 func (p *recordPass) write(ctx context.Context) error {
 	p.adoptFingerprints(ctx)
 	g := p.record.Current()
@@ -357,7 +357,7 @@ func (p *recordPass) write(ctx context.Context) error {
 	return p.stored.write(ctx, p.session.backend.Record, p.session.login.Account, p.record)
 }
 
-// setState makes the record what the session shows.
+// setState makes the record the one that the session shows.
 func (p *recordPass) setState(ctx context.Context) error {
 	if err := p.loadEntries(ctx); err != nil {
 		return err
@@ -382,8 +382,8 @@ func (p *recordPass) setState(ctx context.Context) error {
 	return nil
 }
 
-// loadEntries reads the entries of the record if the session needs them: the marks
-// of another version of the record, or the names of messages that have changed.
+// loadEntries reads the entries of the record if the session needs them: for the marks
+// after the record has changed, or for the names after the messages have changed.
 func (p *recordPass) loadEntries(ctx context.Context) error {
 	counts := p.record.Current().Counts()
 	marks := !p.sameRecord && !p.record.Former() && counts.Entries > 0
@@ -399,7 +399,7 @@ func (p *recordPass) loadEntries(ctx context.Context) error {
 	return p.write(ctx)
 }
 
-// setFingerprintMarks marks the messages of which g has fingerprints, and no others.
+// setFingerprintMarks marks the messages that have fingerprints in g, and no others.
 func (p *recordPass) setFingerprintMarks(g *uidl.Generation) {
 	for i := range p.listed.messages {
 		m := &p.listed.messages[i]
@@ -414,7 +414,7 @@ func (p *recordPass) setFingerprintMarks(g *uidl.Generation) {
 	}
 }
 
-// countKnown returns how many of the listed messages the last session could know.
+// countKnown returns the number of listed messages below the UIDNEXT of the last session.
 func (p *recordPass) countKnown() (n int) {
 	for i := range p.listed.messages {
 		if p.listed.messages[i].uid < p.known.uidNext {
@@ -424,14 +424,14 @@ func (p *recordPass) countKnown() (n int) {
 	return n
 }
 
-// readUIDLs reads the names of messages, unless they were read.
+// readUIDLs reads the names of the messages, unless the session has read them before.
 func (s *session) readUIDLs(ctx context.Context) error {
 	if !s.record.unread {
 		return nil
 	}
 	err := s.tryReadUIDLs(ctx)
 	if err != nil {
-		// The next session reads all, and finds out what it is.
+		// The next session reads the whole record, and finds the cause.
 		s.maildrop.changed, s.record.stamp = true, formerStamp
 		s.notice(proxy.NoticeRecord, len(s.maildrop.messages), err)
 	}
@@ -476,18 +476,18 @@ func (s *session) generationOf(record *uidl.Record) *uidl.Generation {
 		}
 	}
 	if s.record.generation == 0 && len(record.Generations) == 1 && record.Current().UIDValidity == s.maildrop.uidValidity {
-		return record.Current() // another session has converted it
+		return record.Current() // another session has converted the record
 	}
 	return nil
 }
 
-// stored is the record of one account as a Bucket has it.
+// stored is the record of one account in the form of a Bucket.
 type stored struct {
-	head   []byte // nil: there is none
+	head   []byte // nil: there is no record
 	blocks []uidl.Block
 }
 
-// blocksOf is at the end of the keys of blocks, before their names.
+// blocksOf stands in the keys of blocks before the name of the block.
 const blocksOf = "\x00names\x00"
 
 // readStored reads the record of an account as it is at one moment.
@@ -503,8 +503,8 @@ func readStored(ctx context.Context, bucket Bucket, account string) (st stored, 
 	return st, nil
 }
 
-// add takes the value of one of the keys of an account; of is what comes behind
-// that of its INBOX.
+// add adds the value of one key of an account to st. The part of the key after
+// key(account) is of.
 func (st *stored) add(of string, value []byte) {
 	if of == "" {
 		st.head = append([]byte{}, value...)
@@ -520,8 +520,8 @@ func (st *stored) names() (names []string) {
 	return names
 }
 
-// write puts a record in the place of st, which it was read from, and makes st
-// its head. It returns errConflict if another one has written meanwhile.
+// write replaces st in the bucket by record, which was read from st, and sets st.head
+// to the new head. It returns errConflict if another session has written meanwhile.
 func (st *stored) write(ctx context.Context, bucket Bucket, account string, record *uidl.Record) error {
 	head, blocks := record.Encode()
 	keys, values := []string{key(account)}, map[string][]byte{}

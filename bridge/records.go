@@ -13,15 +13,15 @@ import (
 	"postern/proxy"
 )
 
-// An AccountRecord is the record of one account, as it is exported and imported.
+// An AccountRecord is the record of one account, in the form for export and import.
 type AccountRecord struct {
 	Account string       `json:"account"`
 	Record  *uidl.Record `json:"record"`
 }
 
-// Export calls each for every record that can be read, in the order of
-// accounts, until it returns an error. The accounts whose record cannot be
-// read are in the error, which comes after all others.
+// Export calls each for every readable record, in the order of accounts, until each
+// returns an error. The returned error also names the accounts whose record cannot be
+// read; these do not stop Export.
 func Export(ctx context.Context, bucket Bucket, each func(AccountRecord) error) error {
 	var unreadable error
 	err := eachStored(ctx, bucket, func(account string, st stored) error {
@@ -35,7 +35,7 @@ func Export(ctx context.Context, bucket Bucket, each func(AccountRecord) error) 
 	return errors.Join(err, unreadable)
 }
 
-// eachStored calls each for the record of every account.
+// eachStored calls each for the stored record of every account.
 func eachStored(ctx context.Context, bucket Bucket, each func(account string, st stored) error) error {
 	var account string
 	var st stored
@@ -66,7 +66,8 @@ func eachStored(ctx context.Context, bucket Bucket, each func(account string, st
 	return end()
 }
 
-// Import makes what it is given the record of the account, whatever was there.
+// Import makes r.Record the record of the account r.Account. It replaces any record of
+// the account, also a damaged one.
 func Import(ctx context.Context, bucket Bucket, r AccountRecord) error {
 	if r.Account == "" || strings.ContainsRune(r.Account, 0) || r.Record == nil {
 		return errors.New("import UIDLs: there is no account or no record")
@@ -81,8 +82,8 @@ func Import(ctx context.Context, bucket Bucket, r AccountRecord) error {
 	})
 }
 
-// changeRecord puts what makes returns in the place of the record of an account, unless
-// that is nil. It tries again if somebody else was faster.
+// changeRecord replaces the record of an account by the result of makes, unless the
+// result is nil. It tries up to three times if others write the record meanwhile.
 func changeRecord(ctx context.Context, bucket Bucket, account string, makes func(stored) (*uidl.Record, error)) error {
 	var err error
 	for range 3 {
@@ -101,10 +102,10 @@ func changeRecord(ctx context.Context, bucket Bucket, account string, makes func
 	return err
 }
 
-// Forget removes the records of the accounts that match, and returns how many
-// they were: their UIDLs become what the present format computes, so that
-// clients may download all mail again. What cache has of them goes, too: it says
-// that there was a record.
+// Forget removes the records of the matching accounts, and returns their number. The
+// present format then computes their UIDLs, so that clients may download all mail again.
+// Forget also removes their data in cache, from which a session would take the record as
+// lost. Tombstones stay.
 func Forget(ctx context.Context, cache, bucket Bucket, match func(account string) bool) (n int, err error) {
 	accounts := make(map[string]bool)
 	for _, bucket := range []Bucket{bucket, cache} {
@@ -122,8 +123,8 @@ func Forget(ctx context.Context, cache, bucket Bucket, match func(account string
 	return remove(ctx, cache, bucket, slices.Sorted(maps.Keys(accounts)), keep)
 }
 
-// History returns the generations of the record of an account, the present one
-// first; none if there is no record.
+// History returns the generations of the record of an account, the current generation
+// first. It returns none if there is no record.
 func History(ctx context.Context, bucket Bucket, account string) (all []GenerationInfo, err error) {
 	head, err := bucket.Get(ctx, key(account))
 	if err != nil || head == nil {
@@ -147,21 +148,21 @@ func History(ctx context.Context, bucket Bucket, account string) (all []Generati
 type GenerationInfo struct {
 	Present       bool     `json:"present,omitempty"`
 	UIDValidity   uint32   `json:"uidvalidity"`
-	UIDNext       uint32   `json:"uidnext,omitempty"` // the highest that was seen
+	UIDNext       uint32   `json:"uidnext,omitempty"` // the highest UIDNEXT that was seen
 	Since         uidl.Day `json:"since,omitempty"`
 	Seen          uidl.Day `json:"seen,omitempty"`
-	Messages      int      `json:"messages"`       // of which there is a fingerprint, or a name
-	Names         int      `json:"names"`          // that no format computes, of these
-	VanishedNames int      `json:"vanished_names"` // of messages that are not there, kept for 90 days
+	Messages      int      `json:"messages"`       // messages with a fingerprint or a name in the record
+	Names         int      `json:"names"`          // names of these messages that no format computes
+	VanishedNames int      `json:"vanished_names"` // names of vanished messages, kept for 90 days
 }
 
-// ErrNoUndo says that there is nothing to undo.
+// ErrNoUndo reports that Undo has found nothing to undo.
 var ErrNoUndo = errors.New("no message of the generation before is recognised by its fingerprint, or all have its unique ids")
 
-// Undo makes the UIDLs of the generation before the present one those of the
-// messages that have the same fingerprint, and returns how many have another UIDL
-// now. UIDLs that were shown since are never given to another message. No session
-// of the account may be open.
+// Undo gives messages the UIDLs that they had in the generation before the present one,
+// as their fingerprints show, and returns the number of messages with another UIDL now.
+// UIDLs that were shown since are never given to another message. No session of the
+// account may be open.
 func Undo(ctx context.Context, bucket Bucket, account string) (n int, err error) {
 	err = changeRecord(ctx, bucket, account, func(st stored) (*uidl.Record, error) {
 		if st.head == nil {
@@ -182,8 +183,8 @@ func Undo(ctx context.Context, bucket Bucket, account string) (n int, err error)
 	return n, err
 }
 
-// UIDs logs l in and returns the UIDs of INBOX, ascending, and its UIDVALIDITY.
-// It changes nothing, and remembers nothing.
+// UIDs logs l in and returns the UIDs of INBOX, ascending, and its UIDVALIDITY. It
+// changes nothing on the server, and stores nothing.
 func (b *Backend) UIDs(ctx context.Context, l *proxy.Login) (uids []uint32, uidValidity uint32, err error) {
 	conn, capabilities, err := b.LogIn(ctx, l)
 	if err != nil {

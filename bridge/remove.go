@@ -13,16 +13,16 @@ import (
 	"postern/proxy"
 )
 
-// A Deletion is what DELE means at QUIT.
+// A Deletion is the effect of DELE at QUIT.
 type Deletion uint8
 
 // The deletions.
 const (
-	Expunge Deletion = iota // the message is removed; without UIDPLUS it is marked, and hidden from POP3
-	Isolate                 // the same, but without UIDPLUS it is removed by a bare EXPUNGE: see update.isolate
-	Trash                   // it moves to the mailbox for that, RFC 6154
-	Hide                    // POP3 does not show it any more: it gets the keyword $POP3Deleted
-	Keep                    // nothing
+	Expunge Deletion = iota // UID EXPUNGE removes the message; without UIDPLUS the message is marked, and hidden from POP3
+	Isolate                 // as Expunge, but without UIDPLUS a bare EXPUNGE removes the message: see update.isolate
+	Trash                   // the message moves to the \Trash mailbox, RFC 6154
+	Hide                    // POP3 no longer shows the message, which gets the keyword $POP3Deleted
+	Keep                    // no effect
 )
 
 var deletions = [...]string{Expunge: "expunge", Isolate: "isolate", Trash: "trash", Hide: "hide", Keep: "keep"}
@@ -30,26 +30,26 @@ var deletions = [...]string{Expunge: "expunge", Isolate: "isolate", Trash: "tras
 // String returns the deletion's name in the configuration.
 func (d Deletion) String() string { return deletions[d] }
 
-// ParseDeletion returns the Deletion with that name.
+// ParseDeletion returns the Deletion with a name in the configuration; false if there is none.
 func ParseDeletion(name string) (Deletion, bool) {
 	i := slices.Index(deletions[:], name)
 	return Deletion(max(i, 0)), i >= 0
 }
 
-// notFreed is the capability of a maildrop in which Deletion.flags holds: what
-// QUIT deletes is freed by the next IMAP client that expunges. No standard one
-// says so; names with an X are for private use, RFC 2449 section 9.
+// notFreed is the capability of a maildrop for which Deletion.flags is true: the space
+// of deleted messages is freed by the next IMAP client that expunges. There is no
+// standard capability for that; names with an X are for private use, RFC 2449 section 9.
 const notFreed = "X-SPACE-FREED-BY IMAP"
 
-// flags reports whether all that d can do in is to set the \Deleted flag: the
-// message stays, hidden from POP3, until another client removes it.
+// flags reports whether d can only set the \Deleted flag on a server with traits t: the
+// message then stays, hidden from POP3, until another client removes it.
 func (d Deletion) flags(t inbox.Traits) bool {
 	return !t.UIDPlus && (d == Expunge || d == Trash && !t.Move)
 }
 
 var errNoTrash = errors.New("server has no \\Trash mailbox")
 
-// hide leaves out what earlier sessions have hidden.
+// hide removes the messages that earlier sessions have hidden from the maildrop.
 func (s *session) hide(ctx context.Context) error {
 	if err := s.checkKeyword(); err != nil {
 		return err
@@ -77,7 +77,7 @@ func (s *session) hide(ctx context.Context) error {
 	return nil
 }
 
-// checkKeyword returns why messages cannot be hidden by a keyword, if that is wanted.
+// checkKeyword returns an error if the deletion is Hide and INBOX takes no keyword.
 func (s *session) checkKeyword() error {
 	box := s.inbox.Mailbox()
 	switch {
@@ -92,9 +92,9 @@ func (s *session) checkKeyword() error {
 	}
 }
 
-// stillHidden returns which of the messages that POP3 has hidden have the keyword.
-// The server is asked twice more about one that has lost it: then another client
-// has taken it away, and the message is shown again.
+// stillHidden returns the hidden messages that still have the keyword. It searches twice
+// more for a message without the keyword. If the keyword is still missing, another
+// client has removed it, and the message is shown again.
 func (s *session) stillHidden(ctx context.Context, buried []uint32, flagged imap.UIDSet) (still []uint32, err error) {
 	var doubtful []uint32
 	for _, uid := range buried {
@@ -128,15 +128,16 @@ func (s *session) stillHidden(ctx context.Context, buried []uint32, flagged imap
 	return still, nil
 }
 
-// hiddenChecks is how often the server is asked again about a message that has lost
-// the keyword.
+// hiddenChecks is the number of further searches for a message that has lost the
+// keyword.
 const hiddenChecks = 2
 
-// update does what QUIT promises. A connection that was lost is replaced, and
-// all is done again: nothing of it does more when it is done twice, but that
-// COPY may leave a second copy.
+// update performs the UPDATE state of QUIT. After a lost connection it reconnects and
+// repeats all commands: repeated, they change nothing more, except that COPY may leave
+// a second copy.
 //
-// It does not stop when the session is to end: half of it would be worse.
+// update does not stop at the end of the session's context: half an update would be
+// worse.
 func (s *session) update(ctx context.Context) error {
 	var seen []uint32
 	if !s.backend.KeepUnseen {
@@ -152,7 +153,7 @@ func (s *session) update(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	removes := s.backend.Delete != Hide && !s.backend.Delete.flags(s.inbox.Traits())
 	if removes && len(marked) >= manyMessages {
-		s.maildrop.setRemoved() // whatever comes, the brake does not take it for a fault
+		s.maildrop.setRemoved() // whatever happens next, the brake must not take the removal for a fault
 		s.saveSnapshot(ctx)
 	}
 	u := update{session: s, ctx: ctx, seen: inbox.Sets(seen), marked: marked, gone: inbox.Sets(marked)}
@@ -183,15 +184,15 @@ func (s *session) update(ctx context.Context) error {
 	return nil
 }
 
-// An update is the commands of QUIT: \Seen for what was retrieved, if that can
-// be had, then what DELE means for what is marked. What removes goes when all
-// else is OK, and UID EXPUNGE removes only what has the flag.
+// An update sends the commands of QUIT: \Seen for the retrieved messages, as a best
+// effort, then the Deletion of the marked messages. The commands that remove are sent
+// after OK for the other ones. UID EXPUNGE removes only messages with the \Deleted flag.
 type update struct {
 	session    *session
-	ctx        context.Context //nolint:containedctx // that of one command
+	ctx        context.Context //nolint:containedctx // the context of one command
 	marked     []uint32
-	seen, gone []imap.UIDSet // gone: of marked
-	unmarked   []uint32      // of other clients, for isolate
+	seen, gone []imap.UIDSet // gone: the UIDs of marked
+	unmarked   []uint32      // messages that other clients had marked, for isolate
 	pending    []step
 	stopped    string // the stage of the last failure
 }
@@ -200,7 +201,7 @@ type update struct {
 type step struct {
 	stage string
 	wait  func() error
-	best  bool // QUIT does not fail with it
+	best  bool // best effort: QUIT succeeds without the command
 }
 
 func (u *update) do() error {
@@ -237,8 +238,8 @@ func (u *update) do() error {
 	return u.remove(in)
 }
 
-// remove removes messages, or marks them. Without a record the keyword says
-// to later sessions what to hide, if the server takes one.
+// remove removes messages, or marks them. Without a record of tombstones, the keyword
+// shows later sessions which messages to hide, if the server takes a keyword.
 func (u *update) remove(in *inbox.Inbox) error {
 	flags := []imap.Flag{imap.FlagDeleted}
 	marks := u.session.backend.Delete.flags(in.Traits())
@@ -251,8 +252,8 @@ func (u *update) remove(in *inbox.Inbox) error {
 	for _, uids := range u.gone {
 		u.addPending(proxy.StageStore, in.Store(u.ctx, uids, imap.StoreFlagsAdd, flags...))
 	}
-	// In the same flight as STORE, UID EXPUNGE may find nothing and be OK: so
-	// with Dovecot 2.3 while another client's changes are pending.
+	// UID EXPUNGE waits for OK to STORE. Pipelined with STORE, UID EXPUNGE may remove
+	// nothing and be OK, in Dovecot 2.3 while another client's changes are pending.
 	if err := u.wait(); err != nil || marks || u.session.backend.Delete == Hide {
 		return err
 	}
@@ -266,8 +267,9 @@ func (u *update) addPending(stage string, wait func() error) {
 	u.pending = append(u.pending, step{stage: stage, wait: wait, best: stage == proxy.StageSeen})
 }
 
-// wait returns the first error that keeps a promise from being kept. A server
-// that has gone is no failure yet.
+// wait waits for all pending commands. It returns the first error of a command that is
+// not a best effort. It reports refusals, but not a lost connection, which update may
+// replace.
 func (u *update) wait() (failed error) {
 	observed := make(map[string]bool)
 	for _, step := range u.pending {
@@ -290,7 +292,7 @@ func (u *update) wait() (failed error) {
 	return failed
 }
 
-// observeFailure reports the failure, unless wait has done so.
+// observeFailure reports the failure of the update, unless wait has reported it.
 func (u *update) observeFailure(err error) {
 	if !inbox.Refused(err) {
 		u.observe(cmp.Or(u.stopped, proxy.StageStore), err)

@@ -13,14 +13,14 @@ import (
 	"postern/proxy"
 )
 
-// comparedOnReturn is how many messages, the newest, are compared with their fingerprints
-// when a UIDVALIDITY returns: a backup that was restored differs there.
+// comparedOnReturn is the number of newest messages whose fingerprints are compared when
+// a UIDVALIDITY returns: a restored backup differs in the newest messages.
 const comparedOnReturn = 100
 
-// renumber finds the messages again that have a new UID. Where that is not
-// certain they get new unique-ids: a client that fetches a message twice is
-// better off than one that never fetches it. What the server does not answer is
-// not certain, and temporary: then nothing is changed.
+// renumber finds messages again after their UIDs have changed. A message that is not
+// found with certainty gets a new unique-id: a client that fetches a message twice is
+// better off than one that never fetches the message. If the server does not answer
+// about all messages, renumber returns an error and changes nothing.
 func (p *recordPass) renumber(ctx context.Context) error {
 	s := p.session
 	p.changed, p.renumbered = true, true
@@ -58,8 +58,8 @@ func (p *recordPass) renumber(ctx context.Context) error {
 	return nil
 }
 
-// recognize finds messages again by their fingerprints. It asks for headers where
-// the short ones are not enough, if there are headers to compare them with.
+// recognize finds messages again by their fingerprints. It fetches headers where the
+// short fingerprints are not enough and the record has hashes of headers.
 func (p *recordPass) recognize(ctx context.Context, after []uidl.Fingerprint) ([]uidl.Entry, error) {
 	entries, more := p.record.Recognize(after)
 	if !more {
@@ -78,9 +78,9 @@ func (p *recordPass) recognize(ctx context.Context, after []uidl.Fingerprint) ([
 	return entries, nil
 }
 
-// matchesGeneration reports whether the newest messages are, as far as is known,
-// those that had these UIDs in g: none has another fingerprint than it had, and none has
-// the fingerprint of a message that had another UID, which is not there.
+// matchesGeneration reports whether the newest messages may be the messages that had
+// the same UIDs in g: no message has a fingerprint that differs from the one in g, and no
+// message has the fingerprint of a message whose UID in g is not listed.
 func (p *recordPass) matchesGeneration(ctx context.Context, g *uidl.Generation) (bool, error) {
 	all := p.listed.uids()
 	known, _ := slices.BinarySearch(all, g.UIDNext)
@@ -110,8 +110,8 @@ func (p *recordPass) matchesGeneration(ctx context.Context, g *uidl.Generation) 
 	return true, nil
 }
 
-// restoreGeneration makes g, of before, the present generation again. Messages of which it
-// has nothing may have been shown meanwhile, by another UID.
+// restoreGeneration makes g, an earlier generation, the present one again. A message
+// without an entry in g may have been shown meanwhile, under another UID.
 func (p *recordPass) restoreGeneration(ctx context.Context, g *uidl.Generation) error {
 	var known, fresh, unknown []uint32
 	for _, uid := range p.listed.uids() {
@@ -138,15 +138,15 @@ func (p *recordPass) restoreGeneration(ctx context.Context, g *uidl.Generation) 
 	return nil
 }
 
-// recentlyRenumbered reports whether UIDs have come to mean other messages so lately that
-// messages of before may still come: mail is copied to another server while
-// clients poll.
+// recentlyRenumbered reports whether the UIDs have changed within the last
+// uidl.KeepFingerprints days. Messages of an earlier generation may still arrive then:
+// mail is copied to another server while clients poll.
 func (p *recordPass) recentlyRenumbered() bool {
 	all := p.record.Generations
 	return len(all) > 1 && today() <= max(all[0].Since, all[1].Seen)+uidl.KeepFingerprints
 }
 
-// rejoin finds messages that have come among those of the generations before.
+// rejoin looks for the new messages, fresh, among those of earlier generations.
 func (p *recordPass) rejoin(ctx context.Context, fresh []uint32) error {
 	s := p.session
 	if err := p.load(ctx); err != nil {
@@ -182,17 +182,18 @@ func (s *snapshot) uids() []uint32 {
 	return uids
 }
 
-// refusableOf is how many of so many messages a server may refuse for good.
+// refusableOf returns how many messages, of the given number, a server may refuse for
+// good: 1 %, or 3.
 func refusableOf(messages int) int { return max(3, messages/100) }
 
-// errUnanswered says that a server has not answered about all messages: what it
-// has left out may be there.
+// errUnanswered reports that a server has not answered about all messages. The messages
+// left out may exist.
 var errUnanswered = errors.New("the server has not answered about all messages")
 
-// fingerprints returns the short fingerprints of messages, by ascending UID, which it
-// asks for with a command for each of sets. A message
-// without an answer is asked for again, alone. That the server refuses a few of
-// them for good is believed; all else that lacks an answer is an error.
+// fingerprints returns the short fingerprints of messages, by ascending UID. It sends
+// one command for each of sets, and another one for each message without an answer. A
+// server may refuse a few messages for good, see refusableOf; if more messages lack an
+// answer, the error is errUnanswered.
 func (s *session) fingerprints(ctx context.Context, uids []uint32, sets []imap.UIDSet) ([]uidl.Fingerprint, error) {
 	if len(uids) == 0 {
 		return nil, nil
@@ -217,9 +218,9 @@ func (s *session) fingerprints(ctx context.Context, uids []uint32, sets []imap.U
 	}, func() []uidl.Fingerprint { return prints })
 }
 
-// fingerprintsOfNew is fingerprints of messages beside those that are known. Where
-// the server has answered about none of a few, it is asked about a known message,
-// too: if it answers about that one, what it refuses are the messages.
+// fingerprintsOfNew is like fingerprints, for messages beside the known ones. If the
+// server answers about none of a few messages, fingerprintsOfNew asks about a known
+// message, too: an answer about that one proves that the server refuses the others.
 func (s *session) fingerprintsOfNew(ctx context.Context, uids, known []uint32) ([]uidl.Fingerprint, error) {
 	prints, err := s.fingerprints(ctx, uids, inbox.Sets(uids))
 	if !errors.Is(err, errUnanswered) || len(known) == 0 || len(uids) > refusableOf(len(uids)) {
@@ -232,8 +233,8 @@ func (s *session) fingerprintsOfNew(ctx context.Context, uids, known []uint32) (
 	return slices.DeleteFunc(prints, func(p uidl.Fingerprint) bool { return p.UID == other }), err
 }
 
-// headerFingerprints adds the fingerprints of the headers of messages to prints, as
-// fingerprints does.
+// headerFingerprints adds the hashes of the headers of messages to prints. It repeats
+// commands and returns errors as fingerprints does.
 func (s *session) headerFingerprints(ctx context.Context, uids []uint32, prints []uidl.Fingerprint) error {
 	var sets []imap.UIDSet
 	for some := range slices.Chunk(uids, headersAtOnce) {
@@ -248,11 +249,11 @@ func (s *session) headerFingerprints(ctx context.Context, uids []uint32, prints 
 	return err
 }
 
-// attemptsAlone is how often a message is asked for in all before no answer is taken
-// for the last word: a new UIDL is for good.
+// attemptsAlone is the number of requests for a message, the first one included, before
+// a missing answer is final: a new UIDL cannot be taken back.
 const attemptsAlone = 3
 
-// fetchComplete fetches sets of uids, then what is missing twice more.
+// fetchComplete fetches sets of uids. Then it fetches the missing ones twice more, alone.
 func fetchComplete(uids []uint32, fetch func(imap.UIDSet) error, sets []imap.UIDSet, missing func() []uint32, result func() []uidl.Fingerprint) ([]uidl.Fingerprint, error) {
 	for _, set := range sets {
 		if err := fetch(set); err != nil && !refusedForGood(err) {
@@ -277,6 +278,6 @@ func fetchComplete(uids []uint32, fetch func(imap.UIDSet) error, sets []imap.UID
 	return result(), nil
 }
 
-// refusedForGood reports whether an error is a refusal that may be about a
-// message, and not about the moment.
+// refusedForGood reports whether err is a refusal that may concern a message, and is
+// not temporary.
 func refusedForGood(err error) bool { return inbox.Refused(err) && !inbox.RefusedForNow(err) }

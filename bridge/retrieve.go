@@ -16,17 +16,17 @@ import (
 )
 
 const (
-	// smallBody is what comes with the first packets of an answer, RFC 6928. It is
-	// read whole before the client gets an answer.
+	// smallBody is the number of octets in the first packets of a response, RFC 6928. A
+	// body up to smallBody is read whole before the client gets a response.
 	smallBody = 8 << 10
 
-	// TOP asks for so much of the text, and doubles that up to maxText, which
-	// is the most that is fetched in vain.
+	// minText is the least part of the text that TOP fetches first. Each further part is
+	// twice as large, up to maxText, which bounds the octets fetched in vain.
 	minText, maxText = 2 << 10, 64 << 10
-	// lineGuess is the length that a line is assumed to have.
+	// lineGuess is the assumed length of a line.
 	lineGuess = 80
-	// allLines is from where TOP is RETR without \Seen: clients that keep mail on
-	// the server fetch it by TOP with a huge number.
+	// allLines is the number of lines from which TOP sends the whole message, without
+	// \Seen: clients that keep mail on the server fetch messages by TOP with a huge number.
 	allLines = 10_000
 )
 
@@ -52,7 +52,7 @@ func (s *session) retr(ctx context.Context, args []string) error {
 	return nil
 }
 
-// send answers a command with a whole message.
+// send sends a whole message in response to a command.
 func (s *session) send(ctx context.Context, command string, n int, m *message) error {
 	r, err := s.openMessage(ctx, n-1, inbox.Body, "BODY[]")
 	if err != nil {
@@ -62,7 +62,7 @@ func (s *session) send(ctx context.Context, command string, n int, m *message) e
 	d := wire.NewDotWriter(s.out)
 	w := s.hashHeader(m, d)
 	size := r.Section.Size
-	var sent *sentHash // of what may have to come a second time
+	var sent *sentHash // nil: the body needs no comparison with another transfer
 	agrees := agree(m, size)
 	if !agrees || s.fault(ctx, m).unconfirmed != (digest{}) {
 		sent = s.backend.faults.newHash()
@@ -70,7 +70,7 @@ func (s *session) send(ctx context.Context, command string, n int, m *message) e
 	if err := s.sendBody(ctx, n-1, w, r, sent); err != nil {
 		return fmt.Errorf("message %d: %w", n, s.noteCut(ctx, m, err))
 	}
-	given := d.Octets() // what follows makes it look complete
+	given := d.Octets() // without the CRLF that Close may add
 	if err := d.Close(); err != nil {
 		return clientLost(err)
 	}
@@ -84,14 +84,15 @@ func (s *session) send(ctx context.Context, command string, n int, m *message) e
 	return nil
 }
 
-// agree reports whether size, of a body, is what the server has said of the
-// message. The CRLF that ends what has none is not counted by RFC822.SIZE. A size
-// of up to 1 stands for one that is not known.
+// agree reports whether size, of a body, agrees with the listed size of the message.
+// RFC822.SIZE does not count the CRLF that is added to a body without one at its end.
+// A listed size of up to 1 is an unknown size.
 func agree(m *message, size int64) bool {
 	return size == m.size || size+2 == m.size || size-2 == m.size || m.size <= 1
 }
 
-// doubtful is bodyReceived for a message whose octets sent has seen; nil: nobody has.
+// doubtful calls bodyReceived for a message with the digest of sent, which may be nil.
+// With Backend.Estimates every size agrees.
 func (s *session) doubtful(ctx context.Context, m *message, agrees bool, sent *sentHash) bool {
 	if s.backend.Estimates {
 		agrees = true
@@ -103,7 +104,7 @@ func (s *session) doubtful(ctx context.Context, m *message, agrees bool, sent *s
 	return s.bodyReceived(ctx, m, agrees, got)
 }
 
-// openMessage is openWithReconnect for a message that has not been cut too often.
+// openMessage is openWithReconnect, with an error for a message that was cut too often.
 func (s *session) openMessage(ctx context.Context, i int, items, name string) (*inbox.FetchResponse, error) {
 	m := &s.maildrop.messages[i]
 	if s.fault(ctx, m).refused() {
@@ -115,7 +116,8 @@ func (s *session) openMessage(ctx context.Context, i int, items, name string) (*
 
 var errTruncated = errors.New("message did not come to its end, twice")
 
-// noteCut remembers that a message was cut by the server, and returns err.
+// noteCut records that the server has cut a message, unless the client has gone or ctx
+// is over. It returns err.
 func (s *session) noteCut(ctx context.Context, m *message, err error) error {
 	if ctx.Err() == nil && !errors.Is(err, proxy.ErrClientClosed) {
 		s.recordCut(ctx, m)
@@ -123,10 +125,10 @@ func (s *session) noteCut(ctx context.Context, m *message, err error) error {
 	return err
 }
 
-// checkDeletable returns the answer to DELE for a message that must not be destroyed,
-// since it has not come as it should; nil if it may be. What came whole but in
-// another length than the server says is asked for a second time here: a client
-// that retrieves and deletes every message once is not stuck with it.
+// checkDeletable returns the response to DELE for a message that must not be removed,
+// because its body came cut or doubtful; nil if DELE is allowed. A body that came whole,
+// but not with the listed size, is fetched a second time here: else a client that
+// retrieves and deletes every message once could never delete the message.
 func (s *session) checkDeletable(ctx context.Context, n int, m *message) error {
 	doubt := s.fault(ctx, m).unconfirmed
 	if !s.undeletable[m.uid] && doubt == (digest{}) {
@@ -144,7 +146,7 @@ func (s *session) checkDeletable(ctx context.Context, n int, m *message) error {
 	return &errReply{text: s.temporary(fmt.Sprintf("Message %d has not come as it should, and is kept for now", n))}
 }
 
-// fetchDigest returns the digest of a message as the server gives it now.
+// fetchDigest fetches a message and returns the digest of its octets.
 func (s *session) fetchDigest(ctx context.Context, i int) (digest, error) {
 	r, err := s.openMessage(ctx, i, inbox.Body, "BODY[]")
 	if err != nil {
@@ -161,10 +163,10 @@ func (s *session) fetchDigest(ctx context.Context, i int) (digest, error) {
 	return got.digest(), nil
 }
 
-// sendBody copies a message to w, and reads to the end of its response: only then
-// these were its octets. If the server is lost meanwhile, it goes on with what the
-// server gives after that, if that is the same. What was sent is in sent, if
-// that is not nil.
+// sendBody copies a message to w, and reads to the end of the response: only OK confirms
+// the octets. If the connection to the server is lost meanwhile, sendBody reconnects and
+// continues, if the server sends the same octets again. It adds the octets to sent,
+// unless sent is nil.
 func (s *session) sendBody(ctx context.Context, i int, w io.Writer, r *inbox.FetchResponse, sent *sentHash) error {
 	if r.Section.Buffered() {
 		return s.copyResponse(ctx, w, r.Section, sent)
@@ -184,8 +186,8 @@ func (s *session) sendBody(ctx context.Context, i int, w io.Writer, r *inbox.Fet
 	return s.copyResponse(ctx, w, r.Section, sent)
 }
 
-// finishResponse reads to the end of a response whose last section has passed without
-// an error.
+// finishResponse reads to the end of a response, unless err, of its last section, is
+// not nil.
 func (s *session) finishResponse(ctx context.Context, err error) error {
 	if err != nil {
 		return err
@@ -194,8 +196,8 @@ func (s *session) finishResponse(ctx context.Context, err error) error {
 	return s.inbox.Explain(ctx, s.inbox.Finish())
 }
 
-// copyResponse is copySection for the last section of a response, and reads to the end
-// of the response.
+// copyResponse copies the last section of a response as copySection does, and reads to
+// the end of the response.
 func (s *session) copyResponse(ctx context.Context, w io.Writer, part *inbox.Section, sent *sentHash) error {
 	defer s.inbox.AbortOnDone(ctx)()
 	if err := s.copy(ctx, w, part, sent); err != nil {
@@ -204,8 +206,8 @@ func (s *session) copyResponse(ctx context.Context, w io.Writer, part *inbox.Sec
 	return s.inbox.Explain(ctx, s.inbox.Finish())
 }
 
-// octets announces how many octets follow, if that is certain: it depends on
-// the last two whether a CRLF is added.
+// octets returns the text of +OK with the number of octets that follow, if the number is
+// certain: a CRLF is added if the last two octets are not CRLF.
 func octets(m *message, part *inbox.Section) string {
 	if part.Buffered() {
 		all, _ := part.Peek(0)
@@ -267,14 +269,14 @@ func (s *session) top(ctx context.Context, args []string) error {
 	return nil
 }
 
-// firstChunk returns how much of the text to ask for first.
+// firstChunk returns the number of octets of the text that TOP fetches first.
 func firstChunk(lines int64) int64 { return min(max(lines*lineGuess, minText), maxText) }
 
-// textItem is the text of a message from offset on, size octets.
+// textItem returns the FETCH item for size octets of the text of a message from offset on.
 func textItem(offset, size int64) string { return fmt.Sprintf("BODY.PEEK[TEXT]<%d.%d>", offset, size) }
 
-// text passes the text of a message, part by part, until w has its lines. The
-// first part, of chunk octets, comes with r.
+// text copies the text of a message to w, part by part, until w has all its lines. The
+// first part, of chunk octets, is in r.
 func (s *session) text(ctx context.Context, r *inbox.FetchResponse, m *message, w *lineWriter, chunk int64) error {
 	in := s.inbox
 	defer in.AbortOnDone(ctx)()
@@ -304,7 +306,7 @@ func (s *session) text(ctx context.Context, r *inbox.FetchResponse, m *message, 
 	}
 }
 
-// A lineWriter passes lines, and takes what follows them for nothing.
+// A lineWriter writes a number of lines to w, and discards the rest.
 type lineWriter struct {
 	w    io.Writer
 	left int64
@@ -327,13 +329,14 @@ func (l *lineWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// copySection copies a section to w, and adds its octets to sent, if that is not nil.
+// copySection copies a section to w, and adds its octets to sent, unless sent is nil.
 func (s *session) copySection(ctx context.Context, w io.Writer, part *inbox.Section, sent *sentHash) error {
 	defer s.inbox.AbortOnDone(ctx)()
 	return s.copy(ctx, w, part, sent)
 }
 
-// copy is copySection while the end of ctx closes the connection.
+// copy is copySection without AbortOnDone. The caller must have called AbortOnDone, which
+// closes the connection at the end of ctx.
 func (s *session) copy(ctx context.Context, w io.Writer, part *inbox.Section, sent *sentHash) error {
 	for part.Left > 0 {
 		chunk, err := part.Peek(1)
@@ -351,7 +354,7 @@ func (s *session) copy(ctx context.Context, w io.Writer, part *inbox.Section, se
 	return nil
 }
 
-// fetchFailed returns the answer for a message that err keeps from being sent.
+// fetchFailed returns the response for a message that cannot be sent because of err.
 func (s *session) fetchFailed(ctx context.Context, n int, m *message, err error) *errReply {
 	if errors.Is(err, errEmpty) || errors.Is(err, inbox.ErrVanished) {
 		err = s.checkVanished(ctx, m)
@@ -362,7 +365,7 @@ func (s *session) fetchFailed(ctx context.Context, n int, m *message, err error)
 	case errors.Is(err, errInternational):
 		return &errReply{text: fmt.Sprintf("[UTF8] Message %d has a header in UTF-8, which your mail program does not ask for", n)}
 	case errors.Is(err, inbox.ErrVanished):
-		s.maildrop.proven, s.maildrop.changed = false, true // EXISTS and UIDNEXT may not show it
+		s.maildrop.proven, s.maildrop.changed = false, true // EXISTS and UIDNEXT may not show the removal
 		return &errReply{text: fmt.Sprintf("Message %d is no longer in the maildrop", n)}
 	case errors.Is(err, errRenumbered):
 		return &errReply{text: s.temporary("The maildrop has changed: log in again"), end: err}
@@ -374,15 +377,15 @@ func (s *session) fetchFailed(ctx context.Context, n int, m *message, err error)
 	return s.unavailable(n)
 }
 
-// unavailable is the answer for a message that the server has and refuses.
+// unavailable returns the response for a message that the server has and refuses.
 func (s *session) unavailable(n int) *errReply {
 	return &errReply{text: s.temporary(fmt.Sprintf("Message %d is unavailable: try again later", n))}
 }
 
-// checkVanished returns whether a message has vanished or the server cannot read it: some
-// servers send an empty literal for both, and some an OK without a response. A
-// search that was answered decides; a second one, if the server has said of no
-// message that it was removed.
+// checkVanished returns inbox.ErrVanished if a message has vanished, and errEmpty if the
+// server has the message and cannot read it. Some servers send an empty literal in both
+// cases, and some an OK without a response. A search decides. If the search finds
+// nothing and the server has reported no removal, a second search decides.
 func (s *session) checkVanished(ctx context.Context, m *message) error {
 	defer s.inbox.ReleaseBuffers()
 	for looked := false; ; looked = true {

@@ -19,7 +19,7 @@ import (
 
 const (
 	maxCommand = 255 // octets of a command with its CRLF, RFC 2449 section 4
-	maxBad     = 20  // commands in a row that are none
+	maxBad     = 20  // invalid commands in a row
 )
 
 var errBadCommands = errors.New("too many bad commands")
@@ -28,42 +28,42 @@ var errBadCommands = errors.New("too many bad commands")
 // sections 5 and 6.
 type session struct {
 	backend          *Backend
-	login            *proxy.Login // also to reconnect
+	login            *proxy.Login // kept to reconnect
 	inbox            *inbox.Inbox
 	maildrop         *maildrop
-	cacheSum         uint32 // checksum of the snapshot in the cache; 0: there is none
+	cacheSum         uint32 // checksum of the snapshot in the cache; 0: no snapshot
 	record           recordState
 	deletedUIDs      []uint32          // UIDs of the tombstones, until hide
-	unhidden         []uint32          // UIDs of tombstones of messages that another client has shown again
-	staleTombstones  bool              // some tombstones are of messages that the server has no more, or of unhidden
-	undeletable      map[uint32]bool   // UIDs of messages that did not come as they should: no DELE
+	unhidden         []uint32          // UIDs of tombstones whose keyword another client has removed
+	staleTombstones  bool              // some tombstones are of unhidden messages, or of messages that the server no longer has
+	undeletable      map[uint32]bool   // UIDs of messages whose bodies came cut or doubtful: DELE is refused
 	headerHashes     map[uint32]uint64 // fingerprints of the headers that were sent, by UID
 	reservation      *reservation      // for the listing
-	lock             *lock             // nil: nobody is kept out
+	lock             *lock             // nil: other sessions may open the maildrop
 	updated          bool
-	endRemoval       func() // ends the removal that the brake knows of; nil: nothing was removed
-	renumbered       bool   // UIDVALIDITY has changed: the UIDs are those of other messages
+	endRemoval       func() // ends Brake.beginRemoval; nil: nothing was removed
+	renumbered       bool   // UIDVALIDITY has changed: the UIDs belong to other messages
 	readAhead        readAhead
 	highestRetrieved int    // the highest number that was retrieved
-	seenBelow        uint32 // earlier sessions have seen the UIDs below; 0: none has
+	seenBelow        uint32 // earlier sessions have seen the UIDs below seenBelow; 0: no session has
 	sizesExact       bool
 	totals           proxy.Totals
-	bad              int // commands in a row that were none
+	bad              int // invalid commands in a row
 
-	conn *proxy.Conn   // while it runs
-	out  *bufio.Writer // while there is something to answer
+	conn *proxy.Conn   // set by Run
+	out  *bufio.Writer // nil while the client sends nothing
 }
 
-// An errReply is the answer -ERR.
+// An errReply is a -ERR response.
 type errReply struct {
 	text   string
-	syntax bool  // it was not a valid command
-	end    error // why the session ends with it; nil: it goes on
+	syntax bool  // the command was not valid
+	end    error // the error that ends the session after the response; nil: the session goes on
 }
 
 func (n *errReply) Error() string { return n.text }
 
-// Open lists the maildrop.
+// Open lists the maildrop and returns the text of the +OK after login.
 func (s *session) Open(ctx context.Context) (welcome string, err error) {
 	done, err := s.backend.Delay.enter(s.login.Account)
 	if err != nil {
@@ -104,8 +104,8 @@ func (s *session) Totals() proxy.Totals {
 	return t
 }
 
-// Close says goodbye to the server, and forgets the secret. What other sessions
-// wait for is given back also after a panic.
+// Close logs out of the server, stores what the session has learnt, and clears the
+// secret. The lock and the reserved memory are released also after a panic.
 func (s *session) Close() error {
 	s.login.Secret.Clear()
 	defer s.unlock()
@@ -127,7 +127,8 @@ func (s *session) Close() error {
 	return err
 }
 
-// Run answers commands, one at a time, until QUIT.
+// Run answers commands, one at a time. It returns nil after QUIT, else the error that
+// has ended the session.
 func (s *session) Run(ctx context.Context, client *proxy.Conn) error {
 	s.conn = client
 	ctx, end := s.withEviction(ctx, client)
@@ -155,11 +156,11 @@ func (s *session) Run(ctx context.Context, client *proxy.Conn) error {
 	}
 }
 
-// next returns the next command, or nil and ErrLineTooLong. Answers wait until
-// the client waits for them: RFC 2449 section 6.6.
+// next returns the next command, or nil and ErrLineTooLong. Responses are flushed only
+// when no further command is buffered: RFC 2449 section 6.6 (PIPELINING).
 func (s *session) next() ([]byte, error) {
 	if s.conn.Buffered() > 0 {
-		// There may be no more than a part of a line.
+		// The buffer may hold only a part of a line.
 		if err := s.conn.SetReadDeadline(time.Unix(1, 0)); err != nil {
 			return nil, err
 		}
@@ -179,7 +180,7 @@ func (s *session) next() ([]byte, error) {
 	return s.conn.ReadLine(maxCommand)
 }
 
-// releaseBuffers gives back what costs memory while the client says nothing.
+// releaseBuffers returns the buffers to their pools while the client sends nothing.
 func (s *session) releaseBuffers() {
 	s.inbox.ReleaseBuffers()
 	if s.out != nil {
@@ -188,14 +189,14 @@ func (s *session) releaseBuffers() {
 	}
 }
 
-// takeBuffers takes back what an answer needs.
+// takeBuffers gets a writer for a response, if the session has none.
 func (s *session) takeBuffers() {
 	if s.out == nil {
 		s.out = s.backend.getWriter(s.conn)
 	}
 }
 
-// flush sends what has been answered.
+// flush sends the buffered responses.
 func (s *session) flush() error {
 	if s.out == nil || s.out.Buffered() == 0 {
 		return nil
@@ -206,7 +207,8 @@ func (s *session) flush() error {
 	return nil
 }
 
-// clientGone returns why a session ends whose client sends nothing more.
+// clientGone returns the error that ends the session after err of a read from the
+// client. It writes the last response, if there is one.
 func (s *session) clientGone(ctx context.Context, err error) error {
 	switch {
 	case ctx.Err() != nil:
@@ -216,13 +218,13 @@ func (s *session) clientGone(ctx context.Context, err error) error {
 		s.refuse(&errReply{text: "Line too long"})
 		return err
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		// RFC 1939 section 3: without UPDATE, and without a word.
+		// RFC 1939 section 3: no UPDATE state and no response.
 		return proxy.ErrIdleTimeout
 	}
 	return clientLost(err)
 }
 
-// clientLost is for errors of the connection to the client.
+// clientLost wraps an error of the connection to the client.
 func clientLost(err error) error { return fmt.Errorf("%w: %w", proxy.ErrClientClosed, err) }
 
 // answer answers one command. An error ends the session.
@@ -237,13 +239,13 @@ func (s *session) answer(ctx context.Context, line []byte) error {
 	} else if ok {
 		s.bad = 0
 	} else {
-		s.conn.Abort() // the answer has begun: it must not look complete
+		s.conn.Abort() // the response has begun: the client must not take it as complete
 	}
 	s.backend.observe(proxy.POP3Command{Command: label(keyword), OK: ok, Duration: time.Since(begun)})
 	return err
 }
 
-// countBad counts what was no command, and returns why the session ends, or nil.
+// countBad counts invalid commands. It returns the error that ends the session, or nil.
 func (s *session) countBad(n *errReply) error {
 	if !n.syntax {
 		s.bad = 0
@@ -255,8 +257,8 @@ func (s *session) countBad(n *errReply) error {
 	return n.end
 }
 
-// parse splits a command at its spaces. RFC 1939 wants one between arguments
-// and none at the end; some clients send more.
+// parse splits a command at its spaces. RFC 1939 requires one space between arguments
+// and none at the end; some clients send more spaces.
 func parse(line []byte) (keyword string, args []string) {
 	text, _ := wire.TrimLine(line)
 	words := strings.FieldsFunc(string(text), func(r rune) bool { return r == ' ' })
@@ -266,7 +268,7 @@ func parse(line []byte) (keyword string, args []string) {
 	return strings.ToUpper(words[0]), words[1:]
 }
 
-// label returns the keyword as a metric may have it.
+// label returns the keyword as a label of a metric: one of a fixed list.
 func label(keyword string) string {
 	if slices.Contains(proxy.POP3Commands[:], keyword) {
 		return keyword
@@ -274,8 +276,8 @@ func label(keyword string) string {
 	return proxy.CommandOther
 }
 
-// do gives the answer, or returns the *errReply that is the answer. Any other error
-// ends the session: after +OK ErrQuit, else in the middle of an answer.
+// do writes the response to a command, or returns it as an *errReply. Any other error
+// ends the session: ErrQuit after +OK, any other one in the middle of a response.
 func (s *session) do(ctx context.Context, keyword string, args []string) error {
 	switch keyword {
 	case "STAT":
@@ -336,15 +338,15 @@ func (s *session) noop() error {
 
 func (s *session) rset() error {
 	s.maildrop.reset()
-	s.sizesExact = false // not what was marked
+	s.sizesExact = false // messages marked as deleted were left out
 	s.highestRetrieved = 0
 	s.ok(s.summary())
 	return nil
 }
 
-// capa lists what holds after login. RFC 2449 section 5 wants the list of
-// before to be part of it; USER, SASL and STLS are left out all the same, as
-// everybody does: they would not work.
+// capa lists the capabilities after login. RFC 2449 section 5 requires the list to
+// include the capabilities before login. USER, SASL and STLS are left out all the same,
+// as in other servers: they do not work after login.
 func (s *session) capa() error {
 	s.ok("Capability list follows")
 	_, _ = s.out.WriteString("TOP\r\nUIDL\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\nPIPELINING\r\n")
@@ -358,8 +360,8 @@ func (s *session) capa() error {
 	return nil
 }
 
-// highest answers LAST, which was a command up to RFC 1460: old clients find
-// with it what they have not fetched yet.
+// highest answers LAST, a command up to RFC 1460. Old clients find new messages with
+// LAST.
 func (s *session) highest() error {
 	s.ok(strconv.Itoa(s.highestRetrieved))
 	return nil
@@ -414,7 +416,7 @@ func (s *session) dele(ctx context.Context, args []string) error {
 		return &errReply{text: s.coded("SYS/PERM", "The maildrop can only be read")}
 	}
 	if m.marks&unsized != 0 {
-		return s.unavailable(n) // nobody has seen what would be removed
+		return s.unavailable(n) // the client cannot have retrieved the message
 	}
 	if s.backend.Delete != Keep {
 		if err := s.checkDeletable(ctx, n, m); err != nil {
@@ -440,13 +442,13 @@ func (s *session) quit(ctx context.Context) error {
 	if s.totals.Deleted > 0 {
 		s.endRemoval = s.backend.Brake.beginRemoval(s.login.Account)
 	}
-	s.unlock() // RFC 1939 section 6: before the answer, or who comes again at once is refused
+	s.unlock() // RFC 1939 section 6: before the response, else a client that logs in again at once is refused
 	s.ok("Goodbye")
 	s.updated = true
 	return proxy.ErrQuit
 }
 
-// single returns the message that the only argument names.
+// single returns the number and the message of a command with one argument.
 func (s *session) single(args []string) (int, *message, error) {
 	if len(args) != 1 {
 		return 0, nil, &errReply{text: "This command takes one message number", syntax: true}
@@ -454,7 +456,8 @@ func (s *session) single(args []string) (int, *message, error) {
 	return s.message(args[0])
 }
 
-// message returns the message that arg names, if it is not marked as deleted.
+// message returns the message with the number arg. A message that is marked as deleted
+// is an error.
 func (s *session) message(arg string) (int, *message, error) {
 	n, err := number(arg)
 	if err != nil {
@@ -470,7 +473,7 @@ func (s *session) message(arg string) (int, *message, error) {
 	return int(n), m, nil
 }
 
-// number reads a number. One that is too large becomes the largest.
+// number parses a number. A number that is too large becomes math.MaxInt64.
 func number(arg string) (int64, error) {
 	n, err := strconv.ParseUint(arg, 10, 63)
 	if errors.Is(err, strconv.ErrRange) {
@@ -486,8 +489,8 @@ func (s *session) summary() string {
 	return fmt.Sprintf("Maildrop has %d messages (%d octets)", s.maildrop.count, s.maildrop.octets)
 }
 
-// ok says +OK, always with the space that some clients wait for: RFC 1957.
-// What goes wrong in writing shows when it is flushed.
+// ok writes +OK, always with the space that some clients wait for: RFC 1957. flush
+// returns an error of writing.
 func (s *session) ok(text string) {
 	_, _ = s.out.WriteString("+OK " + text + "\r\n")
 }
@@ -496,16 +499,15 @@ func (s *session) refuse(n *errReply) {
 	_, _ = s.out.WriteString("-ERR " + n.text + "\r\n")
 }
 
-// temporary returns text with the code of RFC 3206 section 4, and with the
-// session id, so that a screenshot leads to the log. The server's words are
-// not for clients.
+// temporary returns text with the code of RFC 3206 section 4 and the session id, so that
+// a screenshot leads to the log. text must not have the words of the server behind.
 func (s *session) temporary(text string) string { return s.coded("SYS/TEMP", text) }
 
 func (s *session) coded(code, text string) string {
 	return "[" + code + "] " + s.login.Client.WithSessionID(text)
 }
 
-// endReply returns the answer to a client whose session Postern ends.
+// endReply returns the response to a client whose session Postern ends.
 func (s *session) endReply(ctx context.Context) *errReply {
 	cause := context.Cause(ctx)
 	text := proxy.Goodbye(proxy.ReasonOf(cause))

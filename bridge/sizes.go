@@ -7,16 +7,15 @@ import (
 	"postern/bridge/inbox"
 )
 
-// maxProbes is of how many messages a session fetches the last octets.
+// maxProbes bounds the messages whose last octets a session fetches.
 const maxProbes = 200
 
-// exactSizes makes the sizes exact that LIST is about to show for the first time:
-// RETR adds a CRLF to what does not end in one, which RFC822.SIZE does not
-// count. It fetches the last two octets of all messages of a small maildrop,
-// and of a large one at those of messages that no session has seen yet. What
-// goes wrong with that is not worth a word: RETR counts again. But Dovecot hangs
-// up over a message that ends in CR CR LF: the one it was at is not asked for its
-// end again, or every session would lose its connection so.
+// exactSizes makes the sizes exact that LIST shows for the first time. RETR adds a CRLF
+// to a body without one at its end, which RFC822.SIZE does not count. exactSizes fetches
+// the last two octets of all messages of a small maildrop, and of the new messages, which
+// no session has seen, of a large one. An error is ignored: RETR counts again. But
+// Dovecot closes the connection at a message that ends in CR CR LF. The end of such a
+// message is not fetched again, else every session would lose its connection.
 func (s *session) exactSizes(ctx context.Context) {
 	if s.sizesExact || s.backend.Estimates {
 		return
@@ -39,8 +38,8 @@ func (s *session) exactSizes(ctx context.Context) {
 	}
 }
 
-// lookAtEnds asks for the ends of messages. The message that the server was at when
-// the connection was lost is marked.
+// lookAtEnds fetches the ends of messages. If the connection is lost, lookAtEnds marks
+// the message whose end came next.
 func (s *session) lookAtEnds(ctx context.Context, messages []*message) {
 	requests := make([]inbox.Request, len(messages))
 	byUID := make(map[uint32]*message, len(messages))

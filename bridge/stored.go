@@ -10,16 +10,16 @@ import (
 	"postern/bridge/uidl"
 )
 
-// Stored is all that POP3 remembers of an account.
+// Stored has all stored POP3 data of an account.
 type Stored struct {
-	Record       *uidl.Record `json:"record,omitempty"`  // of the unique-ids that were shown
+	Record       *uidl.Record `json:"record,omitempty"`  // the unique-ids that were shown
 	Deleted      []uint32     `json:"deleted,omitempty"` // UIDs of messages that the server could only mark
-	Listing      *Listing     `json:"listing,omitempty"` // as of the last session
-	Fingerprints int          `json:"prints,omitempty"`  // messages with a hash of Message-ID, date and size that are not in Record yet
+	Listing      *Listing     `json:"listing,omitempty"` // the mailbox at the last session
+	Fingerprints int          `json:"prints,omitempty"`  // messages whose hash of Message-ID, date and size is not in Record yet
 }
 
-// A Listing sums up what is remembered of a mailbox: of each message its UID
-// and size.
+// A Listing sums up the stored listing of a mailbox, which has the UID and the size of
+// each message.
 type Listing struct {
 	UIDValidity uint32 `json:"uidvalidity"`
 	UIDNext     uint32 `json:"uidnext"`
@@ -27,8 +27,8 @@ type Listing struct {
 	Octets      int64  `json:"octets"`
 }
 
-// Lookup returns what is stored of an account. A store that is nil has nothing.
-// What is damaged is in the error, and what is not in the result all the same.
+// Lookup returns the stored data of an account. Either store may be nil. The error names
+// all damaged data; the result has the undamaged data all the same.
 func Lookup(ctx context.Context, cache Bucket, record Bucket, account string) (s Stored, err error) {
 	var errs []error
 	read := func(from Bucket, key, what string, decode func([]byte) error) {
@@ -77,9 +77,9 @@ func Lookup(ctx context.Context, cache Bucket, record Bucket, account string) (s
 	return s, errors.Join(errs...)
 }
 
-// Erase removes all that POP3 has stored of accounts: their clients may
-// download all mail again, and those of a server without UIDPLUS see what they
-// had deleted.
+// Erase removes all stored POP3 data of accounts. Their clients may then download all
+// mail again, and see the messages again that they had deleted on a server without
+// UIDPLUS.
 func Erase(ctx context.Context, cache, record Bucket, accounts []string) error {
 	if _, err := remove(ctx, cache, record, accounts, func(string) bool { return false }); err != nil {
 		return fmt.Errorf("erase accounts: %w", err)
@@ -87,9 +87,9 @@ func Erase(ctx context.Context, cache, record Bucket, accounts []string) error {
 	return nil
 }
 
-// remove removes what there is of accounts, but the keys to keep, and returns of
-// how many there was something. The record goes last: a listing without one says
-// that it was lost.
+// remove removes the stored data of accounts, except the keys for which keep returns
+// true, and returns the number of accounts that had data. It removes the record last: a
+// listing without its record means a lost record.
 func remove(ctx context.Context, cache, record Bucket, accounts []string, keep func(key string) bool) (n int, err error) {
 	const together = 250 // accounts
 	for some := range slices.Chunk(accounts, together) {
@@ -119,7 +119,7 @@ func remove(ctx context.Context, cache, record Bucket, accounts []string, keep f
 	return n, nil
 }
 
-// Accounts returns of whom there is something in a store, in their order.
+// Accounts returns the accounts with data in a store, in the order of the store.
 func Accounts(ctx context.Context, from Bucket) (accounts []string, err error) {
 	err = from.Scan(ctx, "", func(key string, _ []byte) error {
 		account, _, ok := strings.Cut(key, inboxOf)
@@ -131,8 +131,8 @@ func Accounts(ctx context.Context, from Bucket) (accounts []string, err error) {
 	return accounts, err
 }
 
-// Check reads every record, with its checksums, and returns how many there are,
-// and one error for each that is damaged.
+// Check reads every record and all tombstones, with their checksums. It returns their
+// number, and one error for each damaged one.
 func Check(ctx context.Context, record Bucket) (n int, damaged []error, err error) {
 	err = eachStored(ctx, record, func(account string, st stored) error {
 		n++

@@ -13,36 +13,36 @@ import (
 )
 
 const (
-	// tombstonesVersion is the first octet of tombstones in the record, and
-	// formerTombstones that of the tombstones of one UIDVALIDITY, which are read.
+	// tombstonesVersion is the first octet of tombstones in the record. formerTombstones
+	// is the first octet of the earlier form, with one UIDVALIDITY, which is only read.
 	tombstonesVersion = 2
 	formerTombstones  = 1
-	// maxTombstoneSets is of how many UIDVALIDITYs tombstones are kept: as many as a
-	// record of UIDLs has generations.
+	// maxTombstoneSets bounds the UIDVALIDITYs whose tombstones are kept: the number of
+	// generations of a record of UIDLs.
 	maxTombstoneSets = 4
 )
 
-// tombstones are the messages that POP3 has deleted and that the server has all
-// the same: without UIDPLUS they can only be marked. They stand for what QUIT
-// has promised, so they are in the record and not in the cache, and what the
-// \Deleted flag says is not asked: a message that another client has marked is
-// shown, and one that another client has unmarked stays hidden. A POP3 client
-// was told that it is gone, and who unmarks it has it in IMAP.
+// tombstones are the messages that POP3 has deleted and the server still has: without
+// UIDPLUS Postern can only mark a message. Tombstones keep the promise of QUIT, so they
+// are in the record and not in the cache. The \Deleted flag is not consulted: a message
+// that another client has marked is shown, and a tombstoned message that another client
+// has unmarked stays hidden. The POP3 client had +OK for the deletion, and the user who
+// unmarks a message sees that message in IMAP.
 type tombstones struct {
-	uidValidity, uidNext uint32   // when the last was added; uidNext 0: not known
+	uidValidity, uidNext uint32   // of the mailbox at the last addition; uidNext 0: not known
 	uids                 []uint32 // ascending
 }
 
-// tombstoneSets are the tombstones of an account by UIDVALIDITY, the last that was
-// used first: a UIDVALIDITY that returns has its own.
+// tombstoneSets are the tombstones of an account, one set for each UIDVALIDITY, the last
+// used first: a UIDVALIDITY that returns finds its set again.
 type tombstoneSets []tombstones
 
-// deletedOf is at the end of the keys of tombstones.
+// deletedOf ends the keys of tombstones.
 const deletedOf = "\x00deleted"
 
 func tombstonesKey(account string) string { return key(account) + deletedOf }
 
-// encode returns d as it is remembered; nil if there is nothing to remember.
+// encode returns the stored form of d; nil if there are no tombstones.
 func (d tombstoneSets) encode() []byte {
 	d = slices.DeleteFunc(slices.Clone(d), func(t tombstones) bool { return len(t.uids) == 0 })
 	if len(d) == 0 {
@@ -68,8 +68,8 @@ func (t tombstones) append(b []byte) []byte {
 	return b
 }
 
-// decodeTombstones is the inverse of encode. What is not exactly that is an
-// error.
+// decodeTombstones is the inverse of encode. It returns an error for any other input
+// but the earlier form.
 func decodeTombstones(b []byte) (d tombstoneSets, err error) {
 	if b == nil {
 		return nil, nil
@@ -106,8 +106,8 @@ func (d tombstoneSets) of(uidValidity uint32) int {
 	return slices.IndexFunc(d, func(t tombstones) bool { return t.uidValidity == uidValidity })
 }
 
-// decodeTombstones returns those that are stored; none if they cannot be read
-// and the operator wants to begin anew.
+// decodeTombstones returns the stored tombstones. It returns none if they are damaged
+// and Backend.Recompute is set.
 func (s *session) decodeTombstones(stored []byte) (tombstoneSets, error) {
 	d, err := decodeTombstones(stored)
 	if err != nil && s.backend.Recompute {
@@ -117,10 +117,10 @@ func (s *session) decodeTombstones(stored []byte) (tombstoneSets, error) {
 	return d, err
 }
 
-// loadTombstones reads which messages earlier sessions have deleted. Those of another
-// UIDVALIDITY wait until it returns. Behind a UIDNEXT that has become lower, the
-// UIDs are those of other messages: then tryLoadTombstones forgets the tombstones, before
-// anything else is remembered of the new messages.
+// loadTombstones reads the tombstones of the present UIDVALIDITY. Tombstones of another
+// UIDVALIDITY stay stored until that UIDVALIDITY returns. A lower UIDNEXT means that the
+// UIDs belong to other messages: then loadTombstones removes the tombstones, before the
+// session stores anything else about the new messages.
 func (s *session) loadTombstones(ctx context.Context, known snapshot, v inbox.View) (err error) {
 	if s.backend.Record == nil {
 		return nil
@@ -163,8 +163,8 @@ func (s *session) tryLoadTombstones(ctx context.Context, restored bool, v inbox.
 	})
 }
 
-// recordTombstones remembers that messages were deleted, and forgets the tombstones of those
-// that the server has no more.
+// recordTombstones adds tombstones for the messages uids. It removes the tombstones of
+// messages that the server no longer has, and of unhidden ones.
 func (s *session) recordTombstones(ctx context.Context, uids []uint32) error {
 	m := s.maildrop
 	err := s.backend.Record.Update(context.WithoutCancel(ctx), tombstonesKey(s.login.Account), func(old []byte) ([]byte, error) {

@@ -7,19 +7,19 @@ import (
 	"postern/proxy"
 )
 
-// Traits are what decides how POP3 can be served from an INBOX.
+// Traits are the properties of a server and an INBOX that decide how to serve POP3.
 type Traits struct {
-	UIDPlus       bool   // single messages can be removed: RFC 4315
+	UIDPlus       bool   // RFC 4315: UID EXPUNGE removes single messages
 	Move          bool   // RFC 6851
-	Keywords      bool   // $POP3Deleted can be set
-	ReadOnly      bool   // nothing can be deleted
-	UIDNext       bool   // SELECT says it, so that a poll needs nothing else
-	StatusUIDNext bool   // STATUS does
+	Keywords      bool   // INBOX takes the keyword $POP3Deleted
+	ReadOnly      bool   // messages cannot be deleted
+	UIDNext       bool   // SELECT returns UIDNEXT, so that a poll needs no other command
+	StatusUIDNext bool   // STATUS returns UIDNEXT
 	Trash         string // the mailbox for deleted mail, RFC 6154; "": none
 }
 
-// Inspect logs l in and looks at INBOX. It changes nothing, and remembers
-// nothing. An error is a *proxy.Refusal, or of the server.
+// Inspect logs l in and returns the Traits of INBOX. It changes nothing on the server, and
+// stores nothing. An error is a *proxy.Refusal, or an error of the connection or server.
 func (b *Backend) Inspect(ctx context.Context, l *proxy.Login) (t Traits, err error) {
 	conn, capabilities, err := b.LogIn(ctx, l)
 	if err != nil {

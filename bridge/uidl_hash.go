@@ -7,11 +7,11 @@ import (
 	"postern/proxy"
 )
 
-// Dovecot has such a hash in its logout line, and it has found many a change of
-// UIDLs that nobody meant. It does not depend on the order.
+// Dovecot logs a hash of UIDLs at logout, which has shown many unintended changes of
+// UIDLs. The hash here does not depend on the order of messages.
 
-// hashes returns the hashes of the UIDLs that the session began with and, once
-// it is over, of those that it has left.
+// hashes returns the hashes of the UIDLs at the beginning and, after the session, at the
+// end of the session.
 func (s *session) hashes() (before, after uint64) {
 	if len(s.maildrop.hidden) == 0 && s.totals.Deleted == 0 {
 		return s.maildrop.hash, s.maildrop.hash
@@ -39,7 +39,7 @@ func (s *session) hashUIDLs(messages []message) (sum uint64) {
 	return sum
 }
 
-// hashUIDL is FNV-1a over words of eight octets: the same in every process.
+// hashUIDL returns FNV-1a over words of eight octets. It is the same in every process.
 func hashUIDL(b []byte) uint64 {
 	const offset, prime = 14695981039346656037, 1099511628211
 	h := uint64(offset)
@@ -53,9 +53,9 @@ func hashUIDL(b []byte) uint64 {
 	return h ^ h>>29
 }
 
-// compareHash compares what is shown now with what the last session showed. If
-// messages that were there have other UIDLs, somebody has changed the record by
-// hand, or has lost it.
+// compareHash compares the present UIDLs with those that the last session showed, and
+// reports a difference. If known messages have other UIDLs, the record was changed by
+// hand, or was lost.
 func (s *session) compareHash(known snapshot, before []message, continues bool) {
 	if s.record.unchanged {
 		s.maildrop.hash = known.hash

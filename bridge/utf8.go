@@ -9,16 +9,15 @@ import (
 	"postern/bridge/inbox"
 )
 
-// The mode of RFC 6856: a session whose client has said UTF8 gets messages as
-// they are. Another one is refused those with an internationalized header, RFC
-// 6532, that were never meant for it. All that only if the operator wants it;
-// else messages pass as they are to everybody.
+// In the mode of RFC 6856 a client that has sent UTF8 gets messages unchanged. Other
+// clients are refused messages with an internationalized header, RFC 6532, which are not
+// meant for them. Backend.UTF8 turns the mode on; without the mode, all clients get all
+// messages unchanged.
 
 var errInternational = errors.New("message has a header in UTF-8, and the client is not in UTF-8 mode")
 
-// admissible returns errInternational if the client must not get the message
-// that begins with part. It looks at the header as far as it fits the buffer,
-// 64 KiB.
+// admissible returns errInternational if the client must not get the message that
+// begins with part. It reads the header as far as the header fits the buffer, 64 KiB.
 func (s *session) admissible(ctx context.Context, part *inbox.Section) error {
 	if !s.backend.UTF8 || s.login.Hello.UTF8 {
 		return nil
@@ -39,8 +38,8 @@ func (s *session) admissible(ctx context.Context, part *inbox.Section) error {
 	}
 }
 
-// cutHeader returns the header that a message begins with, and whether all of
-// it is there.
+// cutHeader returns the header at the beginning of a message. whole reports whether b has
+// the end of the header.
 func cutHeader(b []byte) (header []byte, whole bool) {
 	end := 0
 	for line := range bytes.Lines(b) {
@@ -52,9 +51,9 @@ func cutHeader(b []byte) (header []byte, whole bool) {
 	return b, false
 }
 
-// international reports whether a line of a header is UTF-8 and not ASCII.
-// Octets that are no UTF-8 are something else: old and broken mail, which no
-// mode makes better.
+// international reports whether a line of a header is UTF-8 and not ASCII. Other octets
+// that are not valid UTF-8 do not count: they are in old and broken mail, which no mode
+// repairs.
 func international(header []byte) bool {
 	for line := range bytes.Lines(header) {
 		if bytes.ContainsFunc(line, func(r rune) bool { return r >= utf8.RuneSelf }) && utf8.Valid(line) {
