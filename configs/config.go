@@ -177,7 +177,7 @@ type Submission struct {
 // Timeouts says how long Postern waits, and for what.
 type Timeouts struct {
 	Handshake        time.Duration `yaml:"handshake"`         // a client's TLS handshake
-	Login            time.Duration `yaml:"login"`             // a client's login, from the handshake on
+	Login            time.Duration `yaml:"login"`             // a client's credentials, anew for each attempt to log in
 	Dial             time.Duration `yaml:"dial"`              // connecting to a backend, TLS included
 	Backend          time.Duration `yaml:"backend"`           // one answer of a backend
 	IMAPIdle         time.Duration `yaml:"imap_idle"`         // silence of both sides; at least 30m (RFC 9051 section 5.4)

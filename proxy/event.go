@@ -178,7 +178,8 @@ const (
 )
 
 type (
-	// Accepted: a TCP connection came in.
+	// Accepted: the guard has admitted a connection. Each connection that came in is
+	// either Accepted or Rejected.
 	Accepted struct{ Client Client }
 
 	// AcceptFailed: a listener could not accept a connection, which waits in the
@@ -188,7 +189,8 @@ type (
 		Err     error
 	}
 
-	// Rejected: a connection was closed before its handshake.
+	// Rejected: a connection was refused before its handshake: by the guard, or for
+	// its PROXY header.
 	Rejected struct {
 		Client Client
 		Err    error // usually a *Refusal
@@ -207,7 +209,8 @@ type (
 		Needs  string               // with NoVersion and NoCipher: the strictest Profile that accepts the client; empty: none does
 	}
 
-	// Attempt: credentials were answered.
+	// Attempt: an attempt to log in was answered, also one that was refused before
+	// credentials came.
 	Attempt struct {
 		Client   Client
 		Via      string            // Via...
@@ -229,8 +232,8 @@ type (
 		Backend string
 	}
 
-	// Closed: a connection ended. It is the last event of every Accepted that
-	// was not Rejected.
+	// Closed: a connection ended. Closed is the last event of every Accepted
+	// connection.
 	Closed struct {
 		Client         Client
 		Account        string // empty: never logged in

@@ -162,7 +162,7 @@ type Refusal struct {
 	Alert     string // the backend's ALERT for the user, RFC 3501 section 7.1: one printable line without names or secrets; Text takes precedence
 	Challenge []byte // RFC 7628 section 3.2.3: the failure challenge of an OAuth mechanism; nil if none
 	Verified  bool   // the password was right: costs no guess
-	Doubtful  bool   // the password is not verified: the client learns the Reason, and the attempt costs a guess
+	Doubtful  bool   // the server may have checked the password, and the answer does not say so: the client learns the Reason, and the attempt costs a guess
 	Err       error  // for the log only
 }
 

@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"postern/proxy"
-	"postern/proxy/wire"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"postern/proxy"
+	"postern/proxy/wire"
 )
 
 // A Conn is a connection to a server. It reads replies ahead; Read returns octets

@@ -20,7 +20,7 @@ import (
 
 // The limits of a connection before login.
 const (
-	maxRefused  = 3   // wrong credentials; not 1: clients would take that for a network failure
+	maxRefused  = 3   // attempts that were refused; not 1: clients would take that for a network failure
 	maxBad      = 10  // bad commands
 	maxCommands = 100 // commands of any kind
 
@@ -49,7 +49,7 @@ type Options struct {
 	// Offer returns what all backends have in common: the mechanisms and, for
 	// submission, the EHLO lines that may be announced. It is called once per
 	// connection. Without Mechanisms the offer is not known yet: then submission is
-	// refused, while IMAP and POP3 announce PLAIN. For IMAP and POP3, Offer may be
+	// refused, while IMAP and POP3 announce PLAIN and LOGIN. For IMAP and POP3, Offer may be
 	// nil.
 	Offer func() proxy.Offer
 

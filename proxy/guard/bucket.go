@@ -20,7 +20,7 @@ const (
 	Network48          // of an IPv6 /48
 	Account            // of an account, one for each Tier but KnownGood
 	Consecutive        // of an account: wrong passwords since its last login (StrictNIST)
-	OAuth              // of a network: refused bearer tokens of more than 256 octets
+	OAuth              // of a network, or of an account for one known-good network: refused bearer tokens of more than 256 octets
 	Strangers          // attempts of strangers at the account
 	Attempts           // attempts at the backends
 	Sessions           // sessions of the account from the network
@@ -67,12 +67,12 @@ type bucket struct {
 	since            uint32        // beginning of the day that tries counts, in seconds
 	account, network uint32        // owner, for Unlock: the low half of its key, or 0
 	kind             Bucket
-	tries            uint8 // of Pair: wrong or refused attempts in the day since since
+	tries            uint8 // of Pair: wrong or refused attempts in the day that begins with since
 }
 
 func (b *bucket) id() key { return b.key }
 
-// priority is the debt; of Consecutive, in proportion. A pair without debt keeps a
+// priority is the time until the bucket is full; for Consecutive a part of it. A pair without debt keeps a
 // little priority while it is not fresh.
 func (b *bucket) priority(now time.Duration) time.Duration {
 	debt := max(0, b.fullAt-now)

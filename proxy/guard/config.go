@@ -16,7 +16,7 @@ type Rate struct {
 // A Config has the limits of a Guard. There are no defaults here: operators have those of
 // package configs. Zero is an ordinary value, except where a comment says otherwise.
 type Config struct {
-	// The token buckets of guesses. An attempt from a known-good network of the account
+	// The token buckets of guesses. A password from a known-good network of the account
 	// needs a token of Known only. Any other attempt needs a token of Pair, Network and
 	// Account. If the area, an IPv4 /16 or IPv6 /32, is also new to the account, the
 	// attempt needs a token of each wider network, too.
@@ -27,7 +27,7 @@ type Config struct {
 	Network24 Rate // of an IPv4 /24
 	Network56 Rate // of an IPv6 /56
 	Network48 Rate // of an IPv6 /48
-	OAuth     Rate // of a network, for bearer tokens of more than 256 octets, which need no other tokens
+	OAuth     Rate // of a network, or of an account for one known-good network, for bearer tokens of more than 256 octets, which need no other tokens
 
 	Sessions   int           // of one account from one network
 	Delay      time.Duration // from an attempt to its refusal, with a jitter of a tenth

@@ -4,8 +4,8 @@
 // proxy.Permit for the connection. Before the backend checks a password, the permit's
 // Try reserves a token of several token buckets: of the account, of the client's
 // network, of the pair of both, and of wider networks (see Bucket). So parallel
-// connections cannot exceed a budget. Settle takes the result: a wrong password spends
-// the tokens, any other result returns them.
+// connections cannot exceed a budget. Settle takes the result: a wrong, suspended or
+// doubtful answer spends the tokens, any other result returns them.
 //
 // A network from which the account has logged in before is known-good (see Tier). There
 // the account has a bucket that nobody else can empty. The same wrong password again,

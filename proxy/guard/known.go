@@ -24,7 +24,7 @@ type knownPair struct {
 	account, network             key
 	fullAt                       time.Duration // of its Known bucket
 	area                         uint32        // the network's area: the low half of its key
-	first                        uint32        // first login of the account that was known when this pair was added, in seconds
+	first                        uint32        // the earliest login of the account that was known when this pair was added, in seconds
 	last                         uint32        // last login of the account from the network, in seconds
 	nextOfAccount                pairIndex
 	nextOfNetwork, prevOfNetwork pairIndex

@@ -54,7 +54,7 @@ type stage uint8
 
 const (
 	refused    stage = iota // nothing
-	charged                 // tokens are reserved
+	reserved                // tokens are reserved
 	repeated                // in flight without a reservation: the password was wrong before
 	unreserved              // not in flight: the same password was right a moment ago, or DryRun let the attempt skip the wait
 	dryRun                  // not in flight: DryRun let the attempt pass
@@ -193,7 +193,7 @@ func (p *permit) decide(s subject) (blocking *requirement, rejected rejection) {
 	if !g.slots.acquire(&p.slot, d.tier.slotKind(), g.slotLimits()) {
 		return &slotRequirement, rejection{}
 	}
-	p.stage = charged
+	p.stage = reserved
 	if repeat {
 		p.stage = repeated
 	}
@@ -269,8 +269,8 @@ func (p *permit) finish(o outcome) {
 	case wrong, suspended, doubtful:
 		g.recordGuess(p, o)
 	}
-	if p.stage == charged || p.stage == repeated {
-		g.inFlight.end(&p.demand, p.stage == charged, o)
+	if p.stage == reserved || p.stage == repeated {
+		g.inFlight.end(&p.demand, p.stage == reserved, o)
 		g.slots.release(&p.slot, g.slotLimits())
 	}
 }
@@ -283,7 +283,7 @@ func (g *Guard) recordGuess(p *permit, o outcome) {
 	if p.stage == unreserved {
 		p.found.repeat, _ = g.wasWrong(d, p.tag)
 	}
-	if p.stage == charged || p.stage == unreserved && !p.found.repeat {
+	if p.stage == reserved || p.stage == unreserved && !p.found.repeat {
 		g.spend(d)
 	}
 	if p.stage == dryRun { // counted as denied, and not remembered

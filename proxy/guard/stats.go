@@ -51,7 +51,7 @@ func (g *Guard) Stats() Stats {
 	return s
 }
 
-// sum adds the counters of the last minutes and hours to to.
+// sum adds the counters of the last minutes and hours to a Stats.
 func (s *stats) sum(to *Stats, now time.Duration) {
 	var accounts, networks hyperLogLog
 	for i := range s.minutes {

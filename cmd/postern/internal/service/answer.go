@@ -5,8 +5,9 @@ import (
 	"postern/proxy/admin"
 )
 
-// newControl returns what answers the questions of subcommands. What only a
-// Postern that runs can do is an admin.Handle here, and an admin.Call there.
+// newControl returns the server of the control socket. For a request that only the
+// running Postern can answer there is an admin.Handle here, and an admin.Call in
+// cmd/postern.
 func (s *Service) newControl() *admin.Server {
 	c := &admin.Server{Log: s.log, Routine: []string{stored.AskGet, stored.AskSwap, stored.AskScan}}
 	s.answerSessions(c)

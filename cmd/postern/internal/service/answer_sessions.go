@@ -26,7 +26,8 @@ const (
 	AskLogLevel = "log-level"
 )
 
-// answerSessions makes c answer them, and those about what is stored.
+// answerSessions makes c answer the requests about sessions, and those about stored
+// accounts and state.
 func (s *Service) answerSessions(c *admin.Server) {
 	admin.HandleEach(c, AskSessions, s.listSessions)
 	admin.Handle(c, AskKick, func(_ context.Context, f SessionFilter) (int, error) {

@@ -35,15 +35,15 @@ type poolKey struct {
 // A serverKey is a configs.Server as a value that can be compared. The zero value
 // is that of nil.
 type serverKey struct {
-	set                          bool
-	address, addresses           string
-	tls, ca, serverName          string
-	insecure                     bool
-	balance, identity            string
-	source                       string
-	maxConnections               int
-	kind                         string
-	stableBodies, estimatedSizes bool
+	set                             bool
+	address, addresses              string
+	tls, ca, serverName             string
+	insecure                        bool
+	balance, identity               string
+	source                          string
+	maxConnections                  int
+	kind                            string
+	stableBodies, sizesAreEstimates bool
 }
 
 func newServerKey(c *configs.Server) serverKey {
@@ -53,7 +53,7 @@ func newServerKey(c *configs.Server) serverKey {
 	return serverKey{
 		set: true, address: c.Address, addresses: strings.Join(c.Addresses, " "), tls: c.TLS, ca: c.CA, serverName: c.ServerName,
 		insecure: c.Insecure, balance: c.Balance, identity: c.Identity, source: joined(c.Source), maxConnections: c.MaxConnections,
-		kind: c.Kind, stableBodies: c.StableBodies, estimatedSizes: c.SizesAreEstimates,
+		kind: c.Kind, stableBodies: c.StableBodies, sizesAreEstimates: c.SizesAreEstimates,
 	}
 }
 

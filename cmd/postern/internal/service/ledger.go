@@ -24,7 +24,7 @@ func (s *Service) openLedger(ctx context.Context) {
 	l := ledger.New(s.Storage.Ledger(), s.log, nil)
 	s.ledger.Store(l)
 	s.Storage.Flush, s.Storage.LiveGuard = l.Write, s.guard
-	s.writers = append(s.writers, s.untilBroken(recordOf, l.Run), s.retain, s.reportBroken)
+	s.writers = append(s.writers, s.untilBroken(recordOf, l.Run), s.retireDaily, s.reportBroken)
 }
 
 // accountGauges is the ledger as metrics show it.

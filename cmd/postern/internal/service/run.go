@@ -25,12 +25,12 @@ func Run(ctx context.Context, path string, log io.Writer, before *Peer) (err err
 	level := new(slog.LevelVar)
 	s := New(cfg, store, logs.New(log, cfg.Log.Format, level), level)
 	s.path = path
-	h, err := build(cfg, s)
+	g, err := build(cfg, s)
 	if err != nil {
 		return err
 	}
 	if before != nil {
-		if err := s.inherit(h, before); err != nil {
+		if err := s.inherit(g, before); err != nil {
 			return err
 		}
 	}
@@ -47,7 +47,7 @@ func Run(ctx context.Context, path string, log io.Writer, before *Peer) (err err
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	return s.serve(ctx, h)
+	return s.serve(ctx, g)
 }
 
 // load reads the configuration and its certificates.

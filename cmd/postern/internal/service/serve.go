@@ -49,11 +49,11 @@ func New(cfg *configs.Config, store *certs.Store, log *slog.Logger, level *slog.
 
 // Serve serves cfg until ctx ends.
 func (s *Service) Serve(ctx context.Context, cfg *configs.Config) error {
-	h, err := build(cfg, s)
+	g, err := build(cfg, s)
 	if err != nil {
 		return err
 	}
-	return s.serve(ctx, h)
+	return s.serve(ctx, g)
 }
 
 // serve applies g and serves until ctx ends. Then it closes the listeners and

@@ -60,8 +60,8 @@ func (s *Service) reportBroken(ctx context.Context) {
 	}
 }
 
-// untilBroken returns work that ends when the file is broken that it writes: it
-// would say so for ever.
+// untilBroken returns work that also ends when the file that it writes is broken:
+// otherwise work would log that error for ever.
 func (s *Service) untilBroken(file func(*stored.Files) *state.Bolt, work func(context.Context)) func(context.Context) {
 	return func(ctx context.Context) {
 		if a := s.Storage.Files; a != nil {
@@ -133,9 +133,9 @@ const (
 	retireEvery     = 24 * time.Hour
 )
 
-// retain forgets once a day who has not come for as long as the configuration
+// retireDaily forgets once a day who has not come for as long as the configuration
 // says, until ctx ends.
-func (s *Service) retain(ctx context.Context) {
+func (s *Service) retireDaily(ctx context.Context) {
 	next := time.NewTimer(firstRetirement)
 	defer next.Stop()
 	for {

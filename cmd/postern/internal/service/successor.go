@@ -60,7 +60,8 @@ func startSuccessor(binary string, sockets *listen.Sockets) (*successor, error) 
 	return next, nil
 }
 
-// socketpair is one that no child gets unasked. Not all systems can make it so.
+// socketpair returns a pair of connected sockets that are closed on exec. Not all
+// systems have SOCK_CLOEXEC.
 func socketpair() (pair [2]int, err error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()

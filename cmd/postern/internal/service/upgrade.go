@@ -192,16 +192,16 @@ func (s *Service) inherit(g *generation, from *Peer) error {
 		})
 		changes[name], ends = change, append(ends, end)
 	}
-	heed := func(w message) {
+	apply := func(w message) {
 		if m := cmp.Or(w.Take, w.Free); m != nil && changes[m.Backend] != nil {
 			changes[m.Backend](m.Maildrop, w.Take != nil)
 		}
 	}
 	for _, w := range early {
-		heed(w)
+		apply(w)
 	}
 	go func() {
-		from.receiveAll(heed)
+		from.receiveAll(apply)
 		from.gone.Store(true)
 		for _, end := range ends { // the predecessor has ended, and its sessions with it
 			end()

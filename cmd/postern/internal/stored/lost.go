@@ -22,7 +22,7 @@ const (
 )
 
 // identify compares the names of the files, gives one to those that have none,
-// and sets a.lost. After an error nothing is known of it.
+// and sets a.Lost. After an error nothing is known of it.
 func (a *Files) identify(ctx context.Context) error {
 	ours, beside := a.Record.Bucket(identityBucket), a.Cache.Bucket(identityBucket)
 	record, err := ours.Get(ctx, identityKey)
@@ -58,7 +58,7 @@ func (a *Files) identify(ctx context.Context) error {
 	return a.Accept(ctx)
 }
 
-// countLost sets a.lost, of a record that is another than before. If nothing is
+// countLost sets a.Lost, of a record that is another than before. If nothing is
 // lost any more, it is accepted.
 func (a *Files) countLost(ctx context.Context) error {
 	lost, err := a.unrecorded(ctx)
@@ -92,8 +92,8 @@ var errOne = errors.New("there is one")
 
 // recordIsEmpty reports whether nothing was ever written into the record.
 func (a *Files) recordIsEmpty(ctx context.Context) (bool, error) {
-	for _, shelf := range []bridge.Bucket{a.uidls, a.ledger, a.notes} {
-		err := shelf.Scan(ctx, "", func(string, []byte) error { return errOne })
+	for _, bucket := range []bridge.Bucket{a.uidls, a.ledger, a.notes} {
+		err := bucket.Scan(ctx, "", func(string, []byte) error { return errOne })
 		if err != nil {
 			if errors.Is(err, errOne) {
 				err = nil

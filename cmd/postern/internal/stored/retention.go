@@ -82,8 +82,8 @@ func (a *Files) inGracePeriod(ctx context.Context, now time.Time) (rest bool, er
 // lastDays returns the last day of each account of which POP3 has something.
 func (a *Files) lastDays(ctx context.Context, today string) (last map[string]string, err error) {
 	last = make(map[string]string)
-	for _, shelf := range []bridge.Bucket{a.uidls, a.listings} {
-		accounts, err := bridge.Accounts(ctx, shelf)
+	for _, bucket := range []bridge.Bucket{a.uidls, a.listings} {
+		accounts, err := bridge.Accounts(ctx, bucket)
 		if err != nil {
 			return nil, err
 		}
