@@ -2,16 +2,16 @@ package uidl
 
 import "slices"
 
-// A Guess is a format and how many unique-ids of another server it gives.
+// A Guess is a format and the number of unique-ids of another server that it computes.
 type Guess struct {
 	Name    string
 	Format  Format
 	Matched int
 }
 
-// Detect compares the unique-ids that another server shows for a mailbox with
-// what each named format, and each of more, computes for it. It returns the
-// best first; those that match nothing are left out.
+// Detect compares the unique-ids that another server shows for a mailbox with the
+// unique-ids that each named format, and each format of more, computes for it. It
+// returns the best guess first, and leaves out formats without a match.
 func Detect(shown []string, uids []uint32, uidValidity uint32, more ...Format) []Guess {
 	wanted := make(map[string]bool, len(shown))
 	for _, id := range shown {

@@ -11,26 +11,25 @@ import (
 )
 
 // A record is stored as a head and blocks. The head, which is small, has the
-// generations and their eras. A block has the entries of 64 UIDs that follow
-// each other, of one generation: so a change of one message writes a block of at
-// most 6 KB and the head, and nobody needs an index to find the block. Each of
-// them ends with a checksum; that of a block depends on its name, too. The head
-// has, for each generation, how many blocks there are and the sum of their
-// checksums, so that one that is missing, older or of somebody else is noticed.
+// generations and their eras. A block has the entries of 64 consecutive UIDs of one
+// generation: so a change of one message writes a block of at most 6 KB and the
+// head, and no index is needed to find the block. The head and each block end with a
+// checksum; the checksum of a block depends on its name, too. For each generation
+// the head has the number of blocks and the sum of their checksums, so that Decode
+// notices a block that is missing, older or of another record.
 
 const (
-	// headVersion is the first octet of a head. 1 is that of the form before:
-	// see former.go.
+	// headVersion is the first octet of a head. For version 1 see former.go.
 	headVersion = 2
-	// perBlock is how many UIDs a block is for.
+	// perBlock is the number of UIDs of a block.
 	perBlock = 64
 	// blockNameLength is the length of a block's name: two numbers.
 	blockNameLength = 16
-	// maxEntries bounds what the head of a generation may announce.
+	// maxEntries bounds the counts in a head.
 	maxEntries = 4 << 20
 )
 
-// The parts of an entry that are there.
+// The bits for the parts of an entry that are stored.
 const (
 	hasName = 1 << iota
 	hasShort
@@ -41,7 +40,7 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// A Block is a part of a record. A Value that is nil removes it.
+// A Block is a part of a record. A nil Value removes the block from the store.
 type Block struct {
 	Name  string // 16 octets
 	Value []byte
@@ -58,9 +57,9 @@ func parseBlockName(name string) (serial, number uint32, ok bool) {
 	return uint32(a), uint32(b), err == nil && err2 == nil && blockName(uint32(a), uint32(b)) == name
 }
 
-// Encode counts Version on and returns the record as it is to be stored: its
-// head, and the blocks that differ from what was loaded. All of them must be
-// written at once, in the place of the head that the record was read from.
+// Encode increments Version and returns the record in its stored form: the head, and the
+// blocks that differ from the loaded ones. All of them must be written at once, in the
+// place of the head that the record was read from.
 func (r *Record) Encode() (head []byte, blocks []Block) {
 	r.Version++
 	r.former = false
@@ -90,7 +89,7 @@ func (r *Record) Encode() (head []byte, blocks []Block) {
 	return r.encodeHead(), blocks
 }
 
-// Clone returns a copy of a record that is loaded, as one that was never stored.
+// Clone returns a copy of a loaded record. The copy counts as never stored.
 func (r *Record) Clone() *Record {
 	c := &Record{Past: slices.Clone(r.Past), SuffixesGiven: r.SuffixesGiven}
 	for _, g := range r.Generations {
@@ -102,9 +101,9 @@ func (r *Record) Clone() *Record {
 	return c
 }
 
-// Supersede makes the record, which comes from outside, the next version of what
-// is stored: value is its head, which may be damaged, and blocks are the names
-// of its blocks.
+// Supersede makes the record, which comes from outside, the next version of the stored
+// record: value is the stored head, which may be damaged, and blocks are the names of the
+// stored blocks.
 func (r *Record) Supersede(value []byte, blocks []string) {
 	if old, err := DecodeHead(value); err == nil {
 		r.Version = old.Version
@@ -117,8 +116,8 @@ func (r *Record) Supersede(value []byte, blocks []string) {
 	}
 }
 
-// encodeBlocks returns the blocks that are not as they are stored, and counts
-// what the head has of them.
+// encodeBlocks returns the blocks that differ from the stored ones, and sets the counts
+// and the sum for the head.
 func (g *Generation) encodeBlocks() (blocks []Block) {
 	g.counts, g.blocks, g.sum = g.Counts(), 0, 0
 	stored := make(map[uint32]uint32, len(g.stored))
@@ -147,7 +146,7 @@ func (g *Generation) encodeBlocks() (blocks []Block) {
 	return blocks
 }
 
-// checksum returns the one that a block ends with.
+// checksum returns the checksum at the end of a block.
 func checksum(value []byte) uint32 {
 	if len(value) < 4 {
 		return 0
@@ -181,7 +180,7 @@ func encodeBlock(serial, number uint32, entries []Entry) []byte {
 			parts |= hasVanished
 		}
 		b = append(b, byte(e.UID%perBlock), parts)
-		if e.UIDL != "" { // what a name has in common with the one before is left out
+		if e.UIDL != "" { // the common prefix with the name before is left out
 			same := 0
 			for same < min(len(e.UIDL), len(last)) && e.UIDL[same] == last[same] {
 				same++
@@ -279,8 +278,8 @@ func (r *Record) encodeHead() []byte {
 
 func appendString(b []byte, s string) []byte { return append(append(b, byte(len(s))), s...) }
 
-// DecodeHead reads the head of a record, and all of one in the form of version
-// 1. An error has ErrDamaged in its tree.
+// DecodeHead decodes the head of a record, or a whole record in the form of version 1.
+// An error has ErrDamaged in its tree.
 func DecodeHead(b []byte) (*Record, error) {
 	if len(b) < 5 || crc32.Checksum(b[:len(b)-4], castagnoli) != binary.LittleEndian.Uint32(b[len(b)-4:]) {
 		return nil, fmt.Errorf("%w: its checksum is wrong", ErrDamaged)
@@ -307,8 +306,8 @@ func DecodeHead(b []byte) (*Record, error) {
 	return r, nil
 }
 
-// Decode reads a record with all its entries, and wants blocks to be all of its
-// blocks. An error has ErrDamaged in its tree.
+// Decode decodes a record with all its entries. blocks must be all blocks of the record,
+// in the order of their names. An error has ErrDamaged in its tree.
 func Decode(head []byte, blocks []Block) (*Record, error) {
 	r, err := DecodeHead(head)
 	if err != nil {
@@ -331,8 +330,8 @@ func Decode(head []byte, blocks []Block) (*Record, error) {
 	return r, nil
 }
 
-// each calls each for the entries of g, in their order. It fails unless its
-// blocks, among others, are there, and as they were written.
+// each calls each for the entries of g, in their order. blocks may have blocks of other
+// generations. each returns an error if a block of g is missing or not as it was written.
 func (g *Generation) each(blocks []Block, each func(e Entry, name []byte)) error {
 	n, sum := 0, uint32(0)
 	last := int64(-1)
@@ -373,7 +372,7 @@ func (g *Generation) load(blocks []Block) error {
 	if err != nil {
 		return err
 	}
-	all, begin := string(text), 0 // one string for all of them
+	all, begin := string(text), 0 // one string for all names
 	for i, end := range ends {
 		g.Entries[i].UIDL = all[begin:end]
 		begin = end
@@ -389,7 +388,7 @@ func (g *Generation) load(blocks []Block) error {
 	return nil
 }
 
-// A decoder reads what was encoded. After the first error all is zero.
+// A decoder decodes numbers and strings. After the first error all values are zero.
 type decoder struct {
 	b   []byte
 	err error
@@ -454,7 +453,7 @@ func (d *decoder) atMost(most uint64) int {
 
 func (d *decoder) number() uint32 { return uint32(d.atMost(math.MaxUint32)) }
 
-// count reads how many things follow, each of at least an octet.
+// count decodes the number of the items that follow, each of at least one octet.
 func (d *decoder) count() uint32 {
 	n := d.number()
 	if n > maxEntries || int(n) > len(d.b) {

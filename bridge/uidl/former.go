@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// formerVersion is the first octet of a record in the form before blocks: one
-// value that has all. It is read, and written in the present form.
+// formerVersion is the first octet of a record in the form before blocks: one value with
+// the whole record. This form is only read; Encode writes the present form.
 const formerVersion = 1
 
 // former reads a record of version 1.

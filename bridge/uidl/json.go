@@ -39,18 +39,18 @@ type generationJSON struct {
 	Seen        Day         `json:"seen,omitempty"`
 	Eras        []Era       `json:"eras"`
 	Messages    []entryJSON `json:"messages,omitempty"`
-	Named       []entryJSON `json:"named,omitempty"` // read only: messages, as exports of before have them
+	Named       []entryJSON `json:"named,omitempty"` // only read: the messages in exports of earlier versions
 }
 
 type recordJSON struct {
 	generationJSON
 	Past       []uint32         `json:"past,omitempty"`
-	Renumbered uint32           `json:"renumbered,omitempty"` // if more than there are in Past
+	Renumbered uint32           `json:"renumbered,omitempty"` // if not the length of Past
 	Before     []generationJSON `json:"before,omitempty"`
 }
 
-// MarshalJSON implements json.Marshaler: the present generation, and in "before"
-// those before it. All generations must be loaded.
+// MarshalJSON implements json.Marshaler. It writes the current generation, and the earlier
+// ones in "before". All generations must be loaded.
 func (r *Record) MarshalJSON() ([]byte, error) {
 	var j recordJSON
 	for i, g := range r.Generations {
@@ -71,8 +71,8 @@ func (r *Record) MarshalJSON() ([]byte, error) {
 	return json.Marshal(j)
 }
 
-// UnmarshalJSON implements json.Unmarshaler. It reads what MarshalJSON writes,
-// and exports of before, which have the names of the present generation alone.
+// UnmarshalJSON implements json.Unmarshaler. It reads the output of MarshalJSON, and
+// exports of earlier versions, which have only the names of the current generation.
 func (r *Record) UnmarshalJSON(b []byte) error {
 	var j recordJSON
 	if err := unmarshalStrict(b, &j); err != nil {
@@ -98,7 +98,7 @@ func (r *Record) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// unmarshalStrict is json.Unmarshal that takes no unknown fields.
+// unmarshalStrict is json.Unmarshal with an error for unknown fields.
 func unmarshalStrict(b []byte, into any) error {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.DisallowUnknownFields()

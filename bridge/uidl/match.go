@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// A Fingerprint is the hashes by which a message is found again after its UID has
+// A Fingerprint has the hashes by which a message is found again after its UID has
 // changed. 0: not known.
 type Fingerprint struct {
 	UID    uint32
@@ -25,14 +25,13 @@ func ShortHash(size int64, date time.Time, messageID string) uint64 {
 	return binary.LittleEndian.Uint64(sum[:]) | 1 // never 0
 }
 
-// A Match is a message that was there before: its place among the old
-// fingerprints and among the new ones.
+// A Match is a message that was found again: its index in the old fingerprints and in the
+// new ones.
 type Match struct{ Old, New int }
 
-// Matches finds old messages among the new ones, both in the order of their
-// numbers. Nothing is guessed: a fingerprint must be there once on both sides; where
-// it is there several times, as often on both sides, and each of them after the
-// same message that is certain.
+// Matches finds old messages among the new ones; before and after are in the order of
+// UIDs. Matches does not guess. A fingerprint must occur once on both sides, or equally
+// often on both sides, each time after the same matched message.
 func Matches(before, after []Fingerprint) []Match {
 	m := matcher{before: before, after: after, found: make(map[int]int), taken: make(map[int]bool)}
 	m.by(func(p Fingerprint) uint64 { return p.Short })
@@ -47,18 +46,18 @@ func Matches(before, after []Fingerprint) []Match {
 
 type matcher struct {
 	before, after []Fingerprint
-	found         map[int]int  // old to new
-	taken         map[int]bool // new
+	found         map[int]int  // indexes in after by indexes in before
+	taken         map[int]bool // indexes in after
 }
 
-// by matches the messages that are left by one kind of hash.
+// by matches the unmatched messages by one kind of hash.
 func (m *matcher) by(hash func(Fingerprint) uint64) {
 	left, right := m.unmatched(hash)
 	m.matchUnique(left, right)
 	m.matchGroups(left, right)
 }
 
-// unmatched returns the places of the messages that are left, old and new, by hash.
+// unmatched returns the indexes of the unmatched messages, old and new, by hash.
 func (m *matcher) unmatched(hash func(Fingerprint) uint64) (left, right map[uint64][]int) {
 	left, right = make(map[uint64][]int), make(map[uint64][]int)
 	for i, p := range m.before {
@@ -74,7 +73,7 @@ func (m *matcher) unmatched(hash func(Fingerprint) uint64) (left, right map[uint
 	return left, right
 }
 
-// matchUnique matches messages whose hash is there once on both sides.
+// matchUnique matches messages whose hash occurs once on both sides.
 func (m *matcher) matchUnique(left, right map[uint64][]int) {
 	for key, i := range left {
 		if j := right[key]; len(i) == 1 && len(j) == 1 {
@@ -83,8 +82,8 @@ func (m *matcher) matchUnique(left, right map[uint64][]int) {
 	}
 }
 
-// matchGroups matches messages with the same hash that are as many on both sides, if
-// each stands after the same message that is certain.
+// matchGroups matches messages whose hash occurs equally often on both sides, if each
+// stands after the same matched message.
 func (m *matcher) matchGroups(left, right map[uint64][]int) {
 	behind, ahead := m.anchors()
 	for key, i := range left {
@@ -104,8 +103,8 @@ func (m *matcher) matchGroups(left, right map[uint64][]int) {
 	}
 }
 
-// anchors returns for each message the last one before it that is certain: its
-// place among the new ones, or -1.
+// anchors returns, for each message, the last matched message before it: its index in
+// after, or -1.
 func (m *matcher) anchors() (before, after []int) {
 	before, after = make([]int, len(m.before)), make([]int, len(m.after))
 	last := -1
@@ -125,23 +124,23 @@ func (m *matcher) anchors() (before, after []int) {
 	return before, after
 }
 
-// maxHeader bounds what of a header counts.
+// maxHeader bounds the octets of a header that has a hash.
 const maxHeader = 1 << 20
 
-// volatile are the fields that servers add, change and leave out on their own.
+// volatile has the header fields that servers add, change and remove on their own.
 var volatile = []string{
 	"content-length", "return-path", "status", "x-imap", "x-imapbase", "x-keywords", "x-message-flag", "x-status", "x-uid",
 	"x-uidl", "x-yahoo-newman-property",
 }
 
-// A HeaderHash computes the fingerprint of a header from the octets of a message as
-// they come. What differs between servers for the same message does not count:
-// CR, and fields of the server's own. The zero value is ready.
+// A HeaderHash computes the hash of a header from the octets of a message as they come.
+// CR and volatile fields do not count: they differ between servers for the same message.
+// The zero value is ready.
 type HeaderHash struct {
 	hash    hash.Hash
 	line    []byte
 	octets  int
-	skipped bool // the field of the last line
+	skipped bool // the field of the last line does not count
 	done    bool
 }
 
@@ -186,7 +185,8 @@ func (h *HeaderHash) endLine() {
 // Done reports whether the header has ended.
 func (h *HeaderHash) Done() bool { return h.done }
 
-// Sum returns the fingerprint, or 0 if the header has not ended or has nothing in it.
+// Sum returns the hash, or 0 if the header has not ended, is too long, or has no fields
+// that count.
 func (h *HeaderHash) Sum() uint64 {
 	if !h.done || h.hash == nil || h.octets > maxHeader {
 		return 0

@@ -5,21 +5,20 @@ import (
 	"slices"
 )
 
-// Recognize finds messages again that have new UIDs: among those of the present
-// generation first, then among those that have vanished from it, then, newest
-// first, in the generations before. after are the fingerprints of the messages as they
-// are now; UIDs ascend. It returns an entry for each, with the unique-id that the
-// message had if it was found. A unique-id is given once; exact copies that have
-// shared one share it again. More reports whether the fingerprints of headers, of those
-// that were not found, could find more. All generations must be loaded.
+// Recognize finds messages again that have new UIDs. It searches the messages of the
+// current generation first, then the vanished messages of that generation, then the
+// earlier generations, the newest first. after are the present fingerprints of the
+// messages; UIDs ascend. Recognize returns an entry for each message; a message that was
+// found has its former unique-id. Each unique-id is given once; exact copies that shared a
+// unique-id share it again. more reports whether hashes of headers of the messages that
+// were not found could find more. All generations must be loaded.
 func (r *Record) Recognize(after []Fingerprint) (entries []Entry, more bool) {
 	return recognize(r.Generations, after)
 }
 
-// Rejoin is Recognize for messages that have come to the present generation
-// while another one was shown, and may have been shown in that one. listed are the
-// UIDs of the messages that were there before, ascending: it gives none of their
-// names.
+// Rejoin is like Recognize, for new messages of the current generation that may have been
+// shown in another generation before. listed are the UIDs of the other messages,
+// ascending: Rejoin gives none of their names.
 func (r *Record) Rejoin(after []Fingerprint, listed []uint32) []Entry {
 	p := r.Current()
 	held := make(map[string]bool, len(listed))
@@ -40,10 +39,10 @@ func (r *Record) Rejoin(after []Fingerprint, listed []uint32) []Entry {
 	return entries
 }
 
-// recognize is Recognize in some generations.
+// recognize does the work of Recognize in some generations.
 func recognize(generations []*Generation, after []Fingerprint) (entries []Entry, more bool) {
 	entries = make([]Entry, len(after))
-	rest := make([]int, len(after)) // of after: those that are not found
+	rest := make([]int, len(after)) // indexes of the messages of after that are not found
 	for i, p := range after {
 		entries[i], rest[i] = Entry{UID: p.UID, Short: p.Short, Header: p.Header}, i
 	}
@@ -54,7 +53,7 @@ func recognize(generations []*Generation, after []Fingerprint) (entries []Entry,
 			if len(before) == 0 {
 				continue
 			}
-			found := make(map[int]bool) // of before
+			found := make(map[int]bool) // indexes of before
 			give := func(i, j int) {
 				e := &entries[j]
 				e.UIDL, e.Header = names[i], cmp.Or(e.Header, before[i].Header)
@@ -83,8 +82,8 @@ func recognize(generations []*Generation, after []Fingerprint) (entries []Entry,
 				give(places[m.Old], rest[m.New])
 			}
 			rest = slices.DeleteFunc(rest, func(j int) bool { return !left(j) })
-			// What could be several messages here is not one of them in a
-			// generation before.
+			// A fingerprint that is left here is ambiguous: it must not match a message
+			// of an earlier generation.
 			for i, p := range before {
 				if !found[i] {
 					unclear[p.Short], unclear[p.Header] = true, true
@@ -97,8 +96,8 @@ func recognize(generations []*Generation, after []Fingerprint) (entries []Entry,
 	return entries, more && len(rest) > 0
 }
 
-// recognizable returns the fingerprints and names of messages whose name was not given
-// away.
+// recognizable returns the fingerprints and names of the messages, vanished or not, whose
+// name is not in given.
 func (g *Generation) recognizable(vanished bool, given map[string]bool) (prints []Fingerprint, names []string) {
 	var b []byte
 	for i := range g.Entries {
@@ -118,8 +117,8 @@ func (g *Generation) recognizable(vanished bool, given map[string]bool) (prints 
 	return prints, names
 }
 
-// giveCopies calls give for messages that shared a name and a fingerprint: which of
-// them is which does not matter.
+// giveCopies calls give for messages that shared a name and a fingerprint. Such messages
+// need not be told apart.
 func giveCopies(before []Fingerprint, names []string, after []Fingerprint, rest []int, give func(i, j int)) {
 	type copies struct {
 		name  string
@@ -148,10 +147,10 @@ func giveCopies(before []Fingerprint, names []string, after []Fingerprint, rest 
 	}
 }
 
-// Undo makes the unique-ids of the generation before the present one those of
-// the messages that have the same fingerprints, and returns how many unique-ids are
-// others than they were. It begins a generation for that: so what was shown since
-// is kept, and never given to another message. All generations must be loaded.
+// Undo gives messages the unique-ids that they had in the generation before the current
+// one, as their fingerprints show, and returns the number of changed unique-ids. Undo
+// begins a generation, so that the unique-ids shown since stay in the record and are never
+// given to another message. All generations must be loaded.
 func (r *Record) Undo() (changed int) {
 	if len(r.Generations) < 2 {
 		return 0
@@ -169,7 +168,7 @@ func (r *Record) Undo() (changed int) {
 	for _, e := range found {
 		byUID[e.UID] = e.UIDL
 	}
-	// A name that another message has now stays with that one.
+	// A name that a message has now stays with that message.
 	holder := make(map[string]uint32)
 	for i := range present.Entries {
 		e := &present.Entries[i]

@@ -10,87 +10,86 @@ import (
 )
 
 const (
-	// maxGenerations is how many meanings of UIDs are kept: the present one and
-	// three before it. A store that is not mounted, a wrong route and their
-	// repair need two.
+	// maxGenerations bounds the generations of a record: the current one and three
+	// before it. A store that is not mounted, or a wrong route, and the repair need
+	// two.
 	maxGenerations = 4
-	// maxPast bounds the UIDVALIDITYs of before. Behind it each new generation
-	// has a suffix.
+	// maxPast bounds Record.Past. Beyond maxPast each new generation has a suffix.
 	maxPast = 100
 
-	// KeepNames is for how many days the name of a message that has vanished is
-	// kept, so that the same UID gets the same name back: servers hide messages
-	// and show them again, and who finds an error in a filter, in a label or in
-	// a quarantine finds it within a quarter of a year.
+	// KeepNames is the number of days for which the name of a vanished message is
+	// kept, so that the same UID gets the same name back. Servers hide messages
+	// and show them again. An error in a filter, a label or a quarantine is
+	// usually found within a quarter of a year.
 	KeepNames = 90
-	// KeepFingerprints is the same for messages without a name, the UIDLs of which are
-	// computed again. A change of UIDVALIDITY finds them again for a week, which
-	// is as long as the repair of a store takes.
+	// KeepFingerprints is the number of days for which the fingerprints of a vanished
+	// message without a name are kept; its UIDL is computed again. So a change of
+	// UIDVALIDITY finds the message for a week: the time that a repair of a store takes.
 	KeepFingerprints = 7
 )
 
 // ErrDamaged is in the tree of an error about a record that cannot be read.
 var ErrDamaged = errors.New("record of unique-ids is damaged")
 
-// A Record says which unique-ids the messages of a mailbox have been shown
-// with, and which ones new messages get. It is authoritative: where there is
-// one, nothing is computed but what it says.
+// A Record has the unique-ids that the messages of a mailbox were shown with, and the
+// formats for new messages. A Record is authoritative: unique-ids are computed only by
+// the eras in it.
 type Record struct {
-	// Version is how often the record was written. It is not exported.
+	// Version counts the writes of the record. It is not part of the JSON form.
 	Version uint64
-	// Generations has the present one first, then those before it, the newest
-	// first; at least 1, at most 4.
+	// Generations has 1 to 4 generations: the current one first, then the earlier
+	// ones, the newest first.
 	Generations []*Generation
-	// Past are the UIDVALIDITYs of generations that are not the present one, the
-	// last 100 at most: a server may come back to one.
+	// Past has the UIDVALIDITYs of earlier generations, the last 100 at most: a server
+	// may return to a UIDVALIDITY.
 	Past []uint32
 	// SuffixesGiven is how many suffixes have been given.
 	SuffixesGiven uint32
 
-	removed []string // names of blocks that go with the next write
-	serial  uint32   // the highest that was given
-	former  bool     // it was read in the form of version 1
+	removed []string // names of blocks that the next write removes
+	serial  uint32   // the highest serial that was given
+	former  bool     // the record was read in the form of version 1
 }
 
-// A Generation is one meaning of UIDs: as long as UIDVALIDITY is the same and
-// UIDNEXT has not gone back, a UID is that of one message.
+// A Generation is the time in which each UID belongs to the same message: UIDVALIDITY is
+// the same, and UIDNEXT has not become lower.
 type Generation struct {
 	UIDValidity uint32
-	UIDNext     uint32  // the highest that was seen; 0: none was
-	Since, Seen Day     // when the first and the last session was that the record was written for; 0: not known
+	UIDNext     uint32  // the highest UIDNEXT that was seen; 0: none
+	Since, Seen Day     // days of the first and the last session that wrote the record; 0: not known
 	Eras        []Era   // at least one; From ascends
 	Entries     []Entry // UID ascends; none unless Loaded
 
 	serial uint32
-	counts Counts            // of a generation that is not loaded
-	blocks int               // that the store has
-	sum    uint32            // of their checksums
-	stored map[uint32]uint32 // checksums by number, when loaded
+	counts Counts            // the counts, while the generation is not loaded
+	blocks int               // number of blocks in the store
+	sum    uint32            // sum of the checksums of the blocks
+	stored map[uint32]uint32 // checksums of the blocks by number, when loaded
 	loaded bool
 }
 
-// An Era is the format of the messages with a UID from From on.
+// An Era has the format of the messages with a UID from From on, up to the next Era.
 type Era struct {
 	From   uint32 `json:"from"`
 	Format Format `json:"format"`
-	Suffix string `json:"suffix,omitempty"` // of each, because the format alone has been used up
+	Suffix string `json:"suffix,omitempty"` // of each unique-id, where the format alone may repeat a unique-id
 }
 
-// An Entry is what is remembered of one message.
+// An Entry has the name and the fingerprints of one message.
 type Entry struct {
 	UID      uint32
 	UIDL     string // "": the eras compute it
-	Short    uint64 // fingerprints, as in Fingerprint; 0: not known
-	Header   uint64
-	Vanished Day // 0: the message is there
+	Short    uint64 // as in Fingerprint; 0: not known
+	Header   uint64 // as in Fingerprint; 0: not known
+	Vanished Day    // 0: the message is there
 }
 
-// Counts are how many entries a generation has.
+// Counts are the numbers of entries of a generation.
 type Counts struct {
-	Entries       int // messages about which something is remembered
-	Named         int // those with a name of their own
-	Vanished      int // those that are not there
-	VanishedNamed int // those with a name of their own that are not there
+	Entries       int // all entries
+	Named         int // entries with a name of their own
+	Vanished      int // entries of vanished messages
+	VanishedNamed int // entries of vanished messages with a name of their own
 }
 
 // A Day counts days since 1 January 1970, UTC. 0: not known.
@@ -127,7 +126,7 @@ func (d *Day) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// New returns the record of a mailbox of which nothing was shown yet.
+// New returns the record of a mailbox that was never shown.
 func New(uidValidity uint32, f Format) *Record {
 	return &Record{Generations: []*Generation{newGeneration(uidValidity, f)}}
 }
@@ -136,23 +135,23 @@ func newGeneration(uidValidity uint32, f Format) *Generation {
 	return &Generation{UIDValidity: uidValidity, Eras: []Era{{From: 1, Format: f}}, loaded: true}
 }
 
-// Current returns the generation that is shown.
+// Current returns the generation that clients see.
 func (r *Record) Current() *Generation { return r.Generations[0] }
 
-// Former reports whether the record was read in the form of version 1, in which
-// it has no fingerprints and no generation but the present one.
+// Former reports whether the record was read in the form of version 1, which has no
+// fingerprints and only the current generation.
 func (r *Record) Former() bool { return r.former }
 
-// Number returns what tells a generation from the others of its record, also
-// from those that have gone; 0 if it was never stored, or in the form of version
-// 1.
+// Number returns the number of a generation, which is unique in its record, removed
+// generations included. It is 0 if the generation was never stored, or only in the form
+// of version 1.
 func (g *Generation) Number() uint32 { return g.serial }
 
-// Loaded reports whether the entries are there; they are not if only the head
-// was read.
+// Loaded reports whether the generation has its entries. It is false if only the head of
+// the record was read.
 func (g *Generation) Loaded() bool { return g.loaded }
 
-// Counts returns how many entries there are.
+// Counts returns the numbers of entries. The generation need not be loaded.
 func (g *Generation) Counts() Counts {
 	if !g.loaded {
 		return g.counts
@@ -185,7 +184,8 @@ func (g *Generation) Find(uid uint32) *Entry {
 
 func compareUID(e Entry, uid uint32) int { return cmp.Compare(e.UID, uid) }
 
-// Append appends the unique-id of the message with a UID.
+// Append appends the unique-id of the message with a UID to dst. The generation must be
+// loaded.
 func (g *Generation) Append(dst []byte, uid uint32) []byte {
 	if e := g.Find(uid); e != nil && e.UIDL != "" {
 		return append(dst, e.UIDL...)
@@ -193,7 +193,7 @@ func (g *Generation) Append(dst []byte, uid uint32) []byte {
 	return g.compute(dst, uid)
 }
 
-// compute appends what the eras compute for a UID.
+// compute appends the unique-id that the eras compute for a UID.
 func (g *Generation) compute(dst []byte, uid uint32) []byte {
 	return compute(dst, g.Eras, g.UIDValidity, uid)
 }
@@ -206,8 +206,8 @@ func compute(dst []byte, eras []Era, uidValidity, uid uint32) []byte {
 	return append(eras[i].Format.Append(dst, uid, uidValidity), eras[i].Suffix...)
 }
 
-// computed reports which UID, of those that have been seen, the eras give a
-// name to.
+// computed returns the UID, below UIDNEXT, for which the eras compute a name. ok is false
+// if there is none.
 func (g *Generation) computed(name string) (uid uint32, ok bool) {
 	for i, e := range g.Eras {
 		own, ok := cutSuffix(name, e.Suffix)
@@ -230,8 +230,8 @@ func cutSuffix(s, suffix string) (string, bool) {
 	return s[:n], true
 }
 
-// Put adds entries, the UIDs of which ascend. What is known of a UID already is
-// added to, and its name stays.
+// Put adds entries, whose UIDs ascend. An entry for a known UID completes the old entry:
+// the old name stays, and new fingerprints replace old ones.
 func (g *Generation) Put(entries []Entry) {
 	merged := make([]Entry, 0, len(g.Entries)+len(entries))
 	old := g.Entries
@@ -250,10 +250,10 @@ func (g *Generation) Put(entries []Entry) {
 	g.Entries = append(merged, old...)
 }
 
-// Mark notes which messages are there. there answers 1 if a message is there,
-// -1 if that is proven not to be so, and 0 if nobody knows; removed is whether
-// it was removed on purpose, so that nothing brings it back. Entries that have
-// vanished for longer than they are kept go.
+// Mark records which messages vanished. there returns 1 if a message exists, -1 if it
+// certainly does not, and 0 if this is not known. removed reports whether a message was
+// removed on purpose, so that it cannot come back: its entry goes at once if it has no
+// name. Mark removes other entries after KeepNames or KeepFingerprints days.
 func (g *Generation) Mark(today Day, there func(uid uint32) int, removed func(uid uint32) bool) {
 	kept := g.Entries[:0]
 	for _, e := range g.Entries {
@@ -280,16 +280,16 @@ func (g *Generation) Mark(today Day, there func(uid uint32) int, removed func(ui
 	g.Entries = kept
 }
 
-// HasFingerprints reports whether there are fingerprints by which messages could be found
-// again. All generations must be loaded.
+// HasFingerprints reports whether an entry has a fingerprint by which a message could be
+// found again. All generations must be loaded.
 func (r *Record) HasFingerprints() bool {
 	return slices.ContainsFunc(r.Generations, func(g *Generation) bool {
 		return slices.ContainsFunc(g.Entries, func(e Entry) bool { return e.Short != 0 || e.Header != 0 })
 	})
 }
 
-// Use makes f the format of the messages from UID next on, and reports whether
-// that is a change. All before keep what they have.
+// Use makes f the format of the messages from UID next on, and reports whether f is
+// another format than before. Earlier messages keep their unique-ids.
 func (r *Record) Use(f Format, next uint32) bool {
 	g := r.Current()
 	last := &g.Eras[len(g.Eras)-1]
@@ -309,16 +309,16 @@ func (r *Record) Use(f Format, next uint32) bool {
 	return true
 }
 
-// suffix returns what tells what is computed now from what was before.
+// suffix returns a new suffix, which tells computed unique-ids from earlier ones.
 func (r *Record) suffix() string {
 	r.SuffixesGiven++
 	return "-" + strconv.FormatUint(uint64(r.SuffixesGiven)+1, 10)
 }
 
-// Renumber begins a generation after UIDs have come to mean other messages:
-// UIDVALIDITY has changed, or UIDNEXT has gone back. entries are what is known
-// of its messages; UIDs ascend. Those that are known to have been there before
-// have their unique-id. The others get new ones, which nobody had.
+// Renumber begins a generation after the UIDs have changed: UIDVALIDITY is another one,
+// or UIDNEXT has become lower. entries are the known entries of the new generation; UIDs
+// ascend. Recognized messages have their unique-id in entries. The other messages get new
+// unique-ids, which no message had before.
 func (r *Record) Renumber(uidValidity uint32, f Format, entries []Entry, today Day) {
 	r.addPast(r.Current().UIDValidity)
 	fresh := newGeneration(uidValidity, f)
@@ -329,8 +329,7 @@ func (r *Record) Renumber(uidValidity uint32, f Format, entries []Entry, today D
 	r.present(fresh)
 }
 
-// rename begins a generation that has the UIDs of the present one, and other
-// names, which are in entries.
+// rename begins a generation with the UIDs of the current one and the names in entries.
 func (r *Record) rename(entries []Entry) {
 	old := r.Current()
 	fresh := *old
@@ -339,9 +338,9 @@ func (r *Record) rename(entries []Entry) {
 	r.present(&fresh)
 }
 
-// Returns returns the generation that a UIDVALIDITY which is not the present one
-// comes back to, or nil. UIDNEXT must not be lower than it was: else UIDs may be
-// those of other messages. 0: the server does not tell UIDNEXT.
+// Returns returns the earlier generation with a UIDVALIDITY that is not the current one,
+// or nil. It also returns nil if UIDNEXT is lower than in that generation: the UIDs may
+// belong to other messages then. A uidNext of 0 is not known, and not compared.
 func (r *Record) Returns(uidValidity, uidNext uint32) *Generation {
 	if uidValidity == r.Current().UIDValidity {
 		return nil
@@ -357,7 +356,7 @@ func (r *Record) Returns(uidValidity, uidNext uint32) *Generation {
 	return nil
 }
 
-// Return makes g, of before, the present generation.
+// Return makes g, an earlier generation, the current one.
 func (r *Record) Return(g *Generation, today Day) {
 	r.addPast(r.Current().UIDValidity)
 	r.Generations = slices.DeleteFunc(r.Generations, func(other *Generation) bool { return other == g })
@@ -372,9 +371,9 @@ func (r *Record) addPast(uidValidity uint32) {
 	r.Past = r.Past[max(0, len(r.Past)-maxPast):]
 }
 
-// present puts g before the others. If there are too many, one goes of which
-// nothing is known (a store that is not mounted may have another UIDVALIDITY at
-// each poll), or else the oldest.
+// present puts g before the other generations. If there are too many, it removes the
+// oldest generation without entries (a store that is not mounted may have another
+// UIDVALIDITY at each poll), or else the oldest one.
 func (r *Record) present(g *Generation) {
 	r.Generations = slices.Insert(r.Generations, 0, g)
 	for len(r.Generations) > maxGenerations {
@@ -392,8 +391,8 @@ func (r *Record) present(g *Generation) {
 	}
 }
 
-// Plain reports whether all is computed by one format, and always was, so that
-// no two unique-ids can be the same. It needs no entries.
+// Plain reports whether one format computes all unique-ids, now and before, so that no
+// two unique-ids can be the same. The generations need not be loaded.
 func (r *Record) Plain() bool {
 	p := r.Current()
 	for _, g := range r.Generations {
@@ -407,11 +406,11 @@ func (r *Record) Plain() bool {
 	return true
 }
 
-// Separate gives other unique-ids to messages whose computed one is, or was,
-// that of another message, and reports whether there are such. uids are those of
-// messages that were not shown yet in the present generation, or of all; they
-// ascend. A name that several messages have is left as it is: the old server
-// showed it for exact copies, RFC 1939 section 7. All generations must be loaded.
+// Separate gives another unique-id to each message whose computed one is, or was, the
+// unique-id of another message. It reports whether there was such a message. uids are the
+// UIDs of the messages that were not yet shown in the current generation, or of all
+// messages; they ascend. Messages that share a stored name keep it: an old server showed
+// the name for exact copies, RFC 1939 section 7. All generations must be loaded.
 func (r *Record) Separate(uids []uint32) bool {
 	if r.Plain() || len(uids) == 0 {
 		return false
@@ -430,8 +429,8 @@ func (r *Record) Separate(uids []uint32) bool {
 			return false
 		}
 		for _, g := range r.Generations {
-			// The same UID of the same UIDVALIDITY is the same message, unless
-			// UIDNEXT went back, and then there is a suffix.
+			// The same UID with the same UIDVALIDITY is the same message, unless
+			// UIDNEXT became lower; then the era has a suffix.
 			if other, ok := g.computed(name); ok && (other != uid || g.UIDValidity != p.UIDValidity) {
 				return false
 			}
@@ -454,7 +453,7 @@ func (r *Record) Separate(uids []uint32) bool {
 	return len(added) > 0
 }
 
-// other returns id with a suffix that makes it another one.
+// other returns id with the first suffix for which free returns true.
 func other(id string, free func(string) bool) string {
 	for n := 2; ; n++ {
 		suffix := "-" + strconv.Itoa(n)
@@ -464,8 +463,8 @@ func other(id string, free func(string) bool) string {
 	}
 }
 
-// Check returns what is wrong with a record that comes from outside. Several
-// messages may have one name, unless their headers are known to differ.
+// Check returns an error if a record from outside is not valid. Several messages may have
+// one name, unless the hashes of their headers differ.
 func (r *Record) Check() error {
 	if len(r.Generations) == 0 || len(r.Generations) > maxGenerations {
 		return fmt.Errorf("there are %d generations, want 1 to %d", len(r.Generations), maxGenerations)

@@ -24,7 +24,7 @@ import (
 // MaxLength is the most octets a unique-id may have, RFC 1939 section 7.
 const MaxLength = 70
 
-// maxComputed leaves room for what makes a computed one different from another.
+// maxComputed is the most octets of a computed unique-id without its suffix.
 const maxComputed = MaxLength - 12
 
 // names are the formats with a name, in Dovecot's notation.
@@ -42,21 +42,21 @@ func Names() []string {
 	return []string{"dovecot", "dovecot-0.99", "cyrus", "cyrus-old", "courier", "uw"}
 }
 
-// A Format computes unique-ids of 1 to 70 octets from 0x21 to 0x7E: the same
-// ones for the same UID and UIDVALIDITY, and for another UID another one. The
-// zero value is Dovecot's default.
+// A Format computes unique-ids of 1 to 70 octets from 0x21 to 0x7E: the same one for
+// the same UID and UIDVALIDITY, and another one for another UID. The zero value is
+// Dovecot's default.
 type Format struct {
 	pattern string // as Parse takes it
 	parts   []part
 }
 
-// A part is a literal, or a number and how it is written.
+// A part is a literal, or a number and its notation.
 type part struct {
 	literal string
 	what    byte // 'u', 'v'; 0: literal
 	hex     bool
 	upper   bool
-	width   int // at least so many digits
+	width   int // the least number of digits
 }
 
 // Dovecot is the default of Dovecot since its version 1.0: UID and
@@ -78,9 +78,9 @@ var (
 	errNoUID    = errors.New("without %u all messages would have the same unique-id")
 )
 
-// Parse returns the format with a name, or the one that a pop3_uidl_format of
-// Dovecot's describes: that of 2.4, "%{uid | hex(8)}%{uidvalidity | hex(8)}",
-// or that of versions before, "%08Xu%08Xv".
+// Parse returns the format with a name, or the format of a pop3_uidl_format of Dovecot:
+// in the notation of 2.4, "%{uid | hex(8)}%{uidvalidity | hex(8)}", or of earlier
+// versions, "%08Xu%08Xv".
 func Parse(s string) (Format, error) {
 	pattern := s
 	if named, ok := names[s]; ok {
@@ -121,7 +121,7 @@ func (f Format) check() error {
 	return nil
 }
 
-// longest returns how many digits a number may have.
+// longest returns the largest number of digits of a part.
 func (p part) longest() int {
 	switch {
 	case p.what == 0:
@@ -152,8 +152,8 @@ func cutPart(s string) (p part, rest string, err error) {
 	return parseOld(s[1:])
 }
 
-// parseOld reads what follows the % of Dovecot before 2.4: a width, modifiers
-// and the variable's letter.
+// parseOld parses the notation of Dovecot before 2.4 after the %: a width, modifiers
+// and the letter of the variable.
 func parseOld(s string) (p part, rest string, err error) {
 	digits := len(s) - len(strings.TrimLeft(s, "0123456789"))
 	if strings.HasPrefix(s[digits:], ".") || strings.HasPrefix(s, "-") {
@@ -186,7 +186,7 @@ func parseOld(s string) (p part, rest string, err error) {
 	return part{}, "", errors.New("% without the letter of a variable")
 }
 
-// cut gives a width without 0 its meaning: it pads nothing, but cuts.
+// cut handles a width without a leading 0, which does not pad but cuts.
 func (p part) cut(padded bool) (part, error) {
 	width := p.width
 	if padded || width == 0 {
@@ -198,7 +198,7 @@ func (p part) cut(padded bool) (part, error) {
 	return p, nil
 }
 
-// parsePipe reads "uid | hex(8)" of Dovecot 2.4.
+// parsePipe parses the notation of Dovecot 2.4 within the braces: "uid | hex(8)".
 func parsePipe(s string) (p part, err error) {
 	words := strings.Split(s, "|")
 	if p.what, err = variable(strings.TrimSpace(words[0])); err != nil {
@@ -243,7 +243,7 @@ func variable(name string) (byte, error) {
 	return 0, fmt.Errorf("%q is no variable of a unique-id: u (uid) and v (uidvalidity) are", name)
 }
 
-// String returns what Parse makes the same Format of.
+// String returns the pattern, from which Parse makes the same Format.
 func (f Format) String() string {
 	if f.parts == nil {
 		return Dovecot.pattern
@@ -293,9 +293,8 @@ func (p *part) appendNumber(dst []byte, n uint32) []byte {
 	return append(dst, b[i:]...)
 }
 
-// distinct reports whether what the format computes for one UIDVALIDITY is
-// never what it computes for another: both numbers are in it, and one can see
-// where they end.
+// distinct reports whether the format never computes the same unique-id for two
+// UIDVALIDITYs: a unique-id has both numbers, and their ends are unambiguous.
 func (f Format) distinct() bool {
 	if f.parts == nil {
 		f = Dovecot
@@ -316,7 +315,8 @@ func (f Format) distinct() bool {
 	return validity
 }
 
-// Valid reports whether s may be a unique-id.
+// Valid reports whether s is a valid unique-id, RFC 1939 section 7: 1 to 70 octets from
+// 0x21 to 0x7E.
 func Valid(s string) bool { return valid(s) }
 
 func valid[T string | []byte](s T) bool {
@@ -328,12 +328,13 @@ func valid[T string | []byte](s T) bool {
 	return len(s) >= 1 && len(s) <= MaxLength
 }
 
-// uidOf returns which UID the format makes a unique-id of, with a UIDVALIDITY.
+// uidOf returns the UID for which the format computes id with a UIDVALIDITY. ok is false
+// if there is none.
 func (f Format) uidOf(id string, uidValidity uint32) (uid uint32, ok bool) {
 	if f.parts == nil {
 		f = Dovecot
 	}
-	var before []byte // the first number of the UID
+	var before []byte // the octets before the first number of the UID
 	for i := range f.parts {
 		p := &f.parts[i]
 		if p.what != 'u' {

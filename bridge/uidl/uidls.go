@@ -5,22 +5,22 @@ import (
 	"slices"
 )
 
-// UIDLs are the unique-ids of the messages of one generation, and nothing else:
-// what a session has of them while it runs. They are for one goroutine at a time.
+// UIDLs are the unique-ids of the messages of one generation, without their fingerprints:
+// the form for a session. UIDLs must be used by one goroutine at a time.
 type UIDLs struct {
 	uidValidity uint32
 	eras        []Era
-	uids        []uint32 // of those with a name of their own; they ascend
-	ends        []uint32 // of their names, in text
+	uids        []uint32 // of the messages with a name of their own, ascending
+	ends        []uint32 // ends of their names in text
 	text        []byte
-	next        int // the place after that of the name that was asked for last
+	next        int // index after that of the last name returned
 }
 
-// Computed returns the names of a generation of which no message has a name of
-// its own. It needs no entries.
+// Computed returns the names of a generation in which no message has a name of its own.
+// The generation need not be loaded.
 func (g *Generation) Computed() *UIDLs { return &UIDLs{uidValidity: g.UIDValidity, eras: g.Eras} }
 
-// UIDLs returns the names of a generation that is loaded.
+// UIDLs returns the names of a loaded generation.
 func (g *Generation) UIDLs() *UIDLs {
 	n := g.Computed()
 	n.grow(g.Counts().Named)
@@ -34,8 +34,8 @@ func (g *Generation) UIDLs() *UIDLs {
 	return n
 }
 
-// DecodeUIDLs reads the names of a generation, whose head was read, from the
-// blocks of its record. An error has ErrDamaged in its tree.
+// DecodeUIDLs decodes the names of a generation, of which only the head was read, from
+// the blocks of its record. An error has ErrDamaged in its tree.
 func (g *Generation) DecodeUIDLs(blocks []Block) (*UIDLs, error) {
 	n := g.Computed()
 	n.grow(min(g.counts.Named, perBlock*len(blocks)))
@@ -59,9 +59,9 @@ func (n *UIDLs) grow(names int) {
 	n.uids, n.ends, n.text = make([]uint32, 0, names), make([]uint32, 0, names), make([]byte, 0, 16*names)
 }
 
-// Append appends the unique-id of the message with a UID.
+// Append appends the unique-id of the message with a UID to dst.
 func (n *UIDLs) Append(dst []byte, uid uint32) []byte {
-	i := n.next // mostly, names are asked for in their order
+	i := n.next // most callers append names in the order of UIDs
 	if i >= len(n.uids) || n.uids[i] != uid {
 		var ok bool
 		if i, ok = slices.BinarySearch(n.uids, uid); !ok {
