@@ -68,7 +68,7 @@ is the oldest that the account used on its last day.`,
 	return cmd
 }
 
-// storedOf returns all that is stored of an account. Nothing is an error.
+// storedOf returns all stored data of an account. An account without data is an error.
 func storedOf(ctx context.Context, cfg *configs.Config, account string) (stored.Account, error) {
 	s, err := stored.ExportAccount.One(ctx, cfg, account)
 	if err == nil && s.Empty() {

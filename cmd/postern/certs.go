@@ -40,7 +40,8 @@ func certsCommand() *cobra.Command {
 	return cmd
 }
 
-// listCerts asks the Postern that runs; when none does, it opens the files.
+// listCerts requests the certificates from the running Postern. If none runs, listCerts
+// opens the files.
 func listCerts(ctx context.Context, cfg *configs.Config, each func(certs.Entry) error) error {
 	err := admin.ErrNotRunning
 	if cfg.Control.Socket != "" {

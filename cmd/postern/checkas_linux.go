@@ -17,8 +17,8 @@ import (
 // canBind is CAP_NET_BIND_SERVICE, which the unit gives the service.
 const canBind = 10
 
-// checkAs runs check once more as the service's user: what root can read and
-// open says nothing. The user need not exist unless it must.
+// checkAs runs check once more as the service's user: root can read and open files that
+// the user cannot. If must is false, the user need not exist.
 func checkAs(ctx context.Context, name, config string, must bool) error {
 	if os.Geteuid() != 0 {
 		return nil
@@ -38,18 +38,18 @@ func checkAs(ctx context.Context, name, config string, must bool) error {
 	if err != nil {
 		return fmt.Errorf("check as %s: %w", name, err)
 	}
-	// By this name the program is found also where the user may not look.
+	// This path works also if the user may not read the program's directory.
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = []string{"postern", "check", "--open", "--config", config}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, AmbientCaps: []uintptr{canBind}}
-	var said bytes.Buffer
-	cmd.Stderr = &said
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
-		if said.Len() == 0 {
-			said.WriteString(err.Error())
+		if stderr.Len() == 0 {
+			stderr.WriteString(err.Error())
 		}
-		return fmt.Errorf("as the user %s:\n%s", name, strings.TrimRight(said.String(), "\n"))
+		return fmt.Errorf("as the user %s:\n%s", name, strings.TrimRight(stderr.String(), "\n"))
 	}
 	return nil
 }

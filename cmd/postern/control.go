@@ -20,8 +20,8 @@ func configFlag(cmd *cobra.Command) *string {
 	return cmd.Flags().StringP("config", "c", "/etc/postern/postern.yaml", "the configuration `file`")
 }
 
-// requestChange asks the Postern that runs with the configuration at path to
-// change itself.
+// requestChange sends a request for a change, such as a reload, to the Postern that
+// runs with the configuration at path. signal is the alternative without a socket.
 func requestChange(ctx context.Context, path, what, signal string) error {
 	cfg, err := configs.Read(path)
 	if err != nil {
@@ -40,8 +40,8 @@ func requestChange(ctx context.Context, path, what, signal string) error {
 	return nil
 }
 
-// callRunning asks the Postern of the configuration at path, and calls each for
-// every value of the answer.
+// callRunning sends a request to the Postern that runs with the configuration at path,
+// and calls each for every value of the answer.
 func callRunning[Out any](ctx context.Context, path, name string, in any, each func(Out) error) error {
 	cfg, err := configs.Read(path)
 	if err != nil {
@@ -53,7 +53,8 @@ func callRunning[Out any](ctx context.Context, path, name string, in any, each f
 	return admin.CallEach(ctx, cfg.Control.Socket, name, in, each)
 }
 
-// callGuard asks the Postern that runs: only that has a guard.
+// callGuard sends a request about the guard to the running Postern: the guard is in
+// that process only.
 func callGuard[Out any](cmd *cobra.Command, path, name string, in any, each func(Out) error) error {
 	cfg, err := configs.Read(path)
 	if err != nil {
@@ -65,7 +66,7 @@ func callGuard[Out any](cmd *cobra.Command, path, name string, in any, each func
 	return admin.CallEach(cmd.Context(), cfg.Control.Socket, "guard/"+name, in, each)
 }
 
-// accountNamed returns the account that a name means.
+// accountNamed returns the account for a login name.
 func accountNamed(cfg *configs.Config, name string) (string, error) {
 	accounts, mistakes := service.NewAccounts(cfg)
 	if mistakes != nil {
@@ -74,7 +75,7 @@ func accountNamed(cfg *configs.Config, name string) (string, error) {
 	return accounts.Account(name)
 }
 
-// confirm returns an error unless the operator says yes.
+// confirm prints the consequence and returns an error unless the operator types yes.
 func confirm(cmd *cobra.Command, consequence string) error {
 	_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s\nType yes to go on: ", consequence)
 	answer, err := bufio.NewReader(io.LimitReader(cmd.InOrStdin(), 1<<10)).ReadString('\n')

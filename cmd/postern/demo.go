@@ -37,14 +37,14 @@ func demoCommand() *cobra.Command {
 	return cmd
 }
 
-// demo is Postern as always, but for what is behind it.
+// demo runs Postern as usual, in front of servers in memory.
 func demo(ctx context.Context, base int, stdout, stderr io.Writer) error {
 	if base < 0 || base > 65535-995 {
 		return fmt.Errorf("--port-base is %d, but ports end at 65535: 0 to %d", base, 65535-995)
 	}
 	mail := memserver.New(memserver.Options{
 		Accounts: []memserver.Account{{User: "demo", Password: "demo"}},
-		// Each demo begins with other mail than the last.
+		// Each demo has new messages, so the UIDs of an earlier demo are not valid.
 		UIDValidity: uint32(time.Now().Unix()),
 	})
 	defer func() { _ = mail.Close() }()
@@ -119,7 +119,7 @@ func serveInMemory(serve func(net.Listener) error) (address string, err error) {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(portOf(ln))), nil
 }
 
-// portOf returns the port that ln has got.
+// portOf returns the port of ln.
 func portOf(ln net.Listener) int {
 	if a, ok := ln.Addr().(*net.TCPAddr); ok {
 		return a.Port

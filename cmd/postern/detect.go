@@ -25,7 +25,7 @@ import (
 
 const oldDialTimeout = 15 * time.Second // TLS included
 
-// noFormat is the exit status of detect when it has found none.
+// noFormat is the exit status of detect if no format matches.
 const noFormat exitStatus = 2
 
 func detectCommand() *cobra.Command {
@@ -76,13 +76,13 @@ other status nothing is known.`,
 	return cmd
 }
 
-// An oldServer is a POP3 server that Postern is to replace.
+// An oldServer is the POP3 server that Postern shall replace.
 type oldServer struct {
 	address, ca, name string
 	unverified        bool
 }
 
-// uidls returns what the server shows.
+// uidls returns the UIDLs that the old server shows to a user.
 func (o oldServer) uidls(ctx context.Context, user string, secret *proxy.Secret) ([]string, error) {
 	address := o.address
 	if _, _, err := net.SplitHostPort(address); err != nil {
@@ -93,7 +93,7 @@ func (o oldServer) uidls(ctx context.Context, user string, secret *proxy.Secret)
 		return nil, err
 	}
 	config := service.ClientTLS(address, o.name, roots)
-	config.MinVersion = tls.VersionTLS10 // it is old, and its users talk to it so every day
+	config.MinVersion = tls.VersionTLS10 // the server is old, and its users connect to it with old TLS every day
 	config.InsecureSkipVerify = o.unverified
 	dialing, cancel := context.WithTimeout(ctx, oldDialTimeout)
 	defer cancel()
@@ -105,14 +105,14 @@ func (o oldServer) uidls(ctx context.Context, user string, secret *proxy.Secret)
 	return oldserver.UIDLs(ctx, conn, user, secret)
 }
 
-// A detection compares what two servers show of a mailbox.
+// A detection compares the UIDLs of the old server with the UIDs of the server behind.
 type detection struct {
 	cfg    *configs.Config
 	old    oldServer
 	user   string
 	secret *proxy.Secret
 
-	shown      int // messages of the old server
+	shown      int // number of messages on the old server
 	guesses    []uidl.Guess
 	configured uidl.Format
 }
@@ -136,7 +136,8 @@ func (d *detection) compare(ctx context.Context) error {
 	return nil
 }
 
-// behind asks the server behind Postern that the user's logins go to.
+// behind returns the UIDs and UIDVALIDITY from the server behind Postern, found as for
+// the user's logins.
 func (d *detection) behind(ctx context.Context) ([]uint32, uint32, error) {
 	served, login, err := service.BridgeFor(ctx, d.cfg, d.user, d.secret)
 	if err != nil {
@@ -146,7 +147,7 @@ func (d *detection) behind(ctx context.Context) ([]uint32, uint32, error) {
 	return served.UIDs(ctx, login)
 }
 
-// report prints the format to out, and for people what it means to more.
+// report prints the name of the format to out, and an explanation to more.
 func (d *detection) report(out, more io.Writer) error {
 	if len(d.guesses) == 0 {
 		_, _ = fmt.Fprintf(more, "None of %d unique ids is what a format computes. docs/uidl.md says what can be done.\n", d.shown)
@@ -155,7 +156,7 @@ func (d *detection) report(out, more io.Writer) error {
 	}
 	best := d.guesses[0]
 	name := best.Name
-	if best.Matched*10 < d.shown*9 { // mail that came or went between does not count for so much
+	if best.Matched*10 < d.shown*9 { // more than mail that came or went in between explains
 		_, _ = fmt.Fprintf(more, "%s fits best, but for only %d of %d messages: the servers do not count them alike. docs/uidl.md says what can be done.\n",
 			name, best.Matched, d.shown)
 		_, _ = fmt.Fprintln(out, "none")

@@ -45,7 +45,7 @@ func explainCommand() *cobra.Command {
 	return cmd
 }
 
-// tierWords explain the tiers.
+// tierWords has the explanations of the tiers.
 var tierWords = map[guard.Tier]string{
 	guard.KnownGood:     "the account has logged in from this network lately (retention.guard): it has a budget that nobody else can empty",
 	guard.AreaFresh:     "the account has logged in from this area, but not from this network",

@@ -58,11 +58,11 @@ by a pipe: zcat mail.log.*.gz | postern guard seed --from -`,
 	return cmd
 }
 
-// seedLogins are the logins of a log: the first and the last of each account from
-// each address.
+// seedLogins has the logins of a log: the times of the first and the last login of each
+// account from each address.
 type seedLogins struct {
 	progress maillog.Progress
-	unusable int // names that are none here
+	unusable int // number of logins whose name is not valid in this configuration
 	times    map[origin][2]time.Time
 }
 
@@ -71,10 +71,10 @@ type origin struct {
 	addr    netip.Addr
 }
 
-// maxOrigins bounds what is kept of a log: about 200 octets each.
+// maxOrigins bounds the pairs of account and address of a log, of about 200 octets each.
 const maxOrigins = 4 << 20
 
-func readSeed(in io.Reader, parser maillog.Parser, cfg *configs.Config, tell io.Writer) (*seedLogins, error) {
+func readSeed(in io.Reader, parser maillog.Parser, cfg *configs.Config, status io.Writer) (*seedLogins, error) {
 	accounts, mistakes := service.NewAccounts(cfg)
 	if mistakes != nil {
 		return nil, mistakes
@@ -108,10 +108,10 @@ func readSeed(in io.Reader, parser maillog.Parser, cfg *configs.Config, tell io.
 		s.times[at] = times
 		return nil
 	}, func(p maillog.Progress) {
-		fmt.Fprintf(tell, "\r%d MiB, %d lines, %d logins", p.Octets>>20, p.Lines, p.Logins)
+		fmt.Fprintf(status, "\r%d MiB, %d lines, %d logins", p.Octets>>20, p.Lines, p.Logins)
 	})
 	if s.progress.Lines >= 1<<16 {
-		fmt.Fprintln(tell)
+		fmt.Fprintln(status)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the log: %w", err)
@@ -119,7 +119,7 @@ func readSeed(in io.Reader, parser maillog.Parser, cfg *configs.Config, tell io.
 	return s, nil
 }
 
-// send gives the logins to the guard, in requests of a bounded size.
+// send sends the logins to the guard, in requests of a bounded size.
 func (s *seedLogins) send(cmd *cobra.Command, cfg *configs.Config) error {
 	const mostAtOnce = 100_000
 	var logins []guard.Success

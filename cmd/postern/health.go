@@ -34,8 +34,7 @@ as a load balancer asks /readyz. The exit status is 0 if they should, else 1.`,
 	return cmd
 }
 
-// checkReady returns why the Postern whose metrics are at address is not
-// ready, or nil.
+// checkReady returns an error unless the Postern with its metrics at address is ready.
 func checkReady(ctx context.Context, address string) error {
 	if address == "" {
 		return errors.New("metrics.address is off: nobody can be asked")
@@ -45,7 +44,7 @@ func checkReady(ctx context.Context, address string) error {
 		return err
 	}
 	if host == "" || host == "::" || host == "0.0.0.0" {
-		host = "127.0.0.1" // a container may not know localhost
+		host = "127.0.0.1" // a container may not resolve localhost
 	}
 	ctx, cancel := context.WithTimeout(ctx, 4*time.Second)
 	defer cancel()

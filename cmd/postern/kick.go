@@ -12,8 +12,8 @@ import (
 	"postern/proxy"
 )
 
-// filterFlags adds the flags of a filter to cmd. What they choose is known when
-// it runs.
+// filterFlags adds the flags of a filter to cmd. The returned function must be called
+// when cmd runs, and returns the filter.
 func filterFlags(cmd *cobra.Command) func() (service.SessionFilter, error) {
 	var f service.SessionFilter
 	var address string

@@ -1,8 +1,8 @@
 // Postern is a TLS proxy for IMAP, POP3 and submission in front of existing mail
 // servers. It speaks POP3 to clients while the server behind speaks IMAP.
 //
-// This package is the command line, one file a subcommand. What the commands do
-// is in internal/service (the running Postern) and internal/stored (its state).
+// This package is the command line, one file a subcommand. The commands call
+// internal/service (the running Postern) and internal/stored (its state).
 package main
 
 import (

@@ -10,7 +10,7 @@ import (
 	"postern/cmd/postern/internal/service"
 )
 
-// manCommand writes the man pages that packages have.
+// manCommand returns the command that writes the man pages for packages.
 func manCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "man FOLDER",

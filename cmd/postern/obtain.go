@@ -77,8 +77,8 @@ func namesToObtain(cfg *configs.Config, file string) ([]string, error) {
 	return certs.ReadNames(file, prefixes)
 }
 
-// ownAddresses returns the addresses that the DNS should have: those given, or
-// those of the configuration, or those that the listeners are at.
+// ownAddresses returns the addresses that the DNS should have: the given ones, or the
+// addresses in the configuration, or the addresses of the listeners.
 func ownAddresses(cfg *configs.Config, given []string) (own []netip.Addr, err error) {
 	for _, s := range given {
 		addr, err := netip.ParseAddr(s)
@@ -123,7 +123,7 @@ func interfaceAddresses() (own []netip.Addr, err error) {
 // A progressReport prints the progress of obtain.
 type progressReport struct {
 	out    io.Writer
-	live   bool // a line is written over and over
+	live   bool // the progress line is overwritten in place
 	began  time.Time
 	counts map[string]int
 }
@@ -142,14 +142,14 @@ func (r *progressReport) update(p certs.Progress) {
 	}
 }
 
-// clear empties the line that is written over and over.
+// clear clears the progress line.
 func (r *progressReport) clear() {
 	if r.live {
 		_, _ = io.WriteString(r.out, "\r\x1b[K")
 	}
 }
 
-// left is how long it will take if it goes on like this.
+// left estimates the remaining time from the average time of a name so far.
 func (r *progressReport) left(p certs.Progress) time.Duration {
 	return (time.Since(r.began) / time.Duration(p.Done) * time.Duration(p.All-p.Done)).Round(time.Second)
 }

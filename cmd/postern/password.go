@@ -18,8 +18,8 @@ import (
 // maxPassword bounds a password, in octets.
 const maxPassword = 4 << 10
 
-// readPassword returns the first line of the file, or, if there is none, of
-// standard input. What is typed is not shown.
+// readPassword returns the first line of the file or, without a file, of standard
+// input. A terminal does not show the typed password.
 func readPassword(ctx context.Context, cmd *cobra.Command, file, user string) (*proxy.Secret, error) {
 	if file != "" {
 		f, err := os.Open(file)
@@ -51,9 +51,9 @@ func firstLine(in io.Reader) (*proxy.Secret, error) {
 
 var errLongPassword = fmt.Errorf("read password: it is longer than %d octets", maxPassword)
 
-// newPassword returns the password of a line.
+// newPassword returns the password in a line.
 func newPassword(line []byte) (*proxy.Secret, error) {
-	password := bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r")) // spaces belong to it
+	password := bytes.TrimSuffix(bytes.TrimSuffix(line, []byte("\n")), []byte("\r")) // spaces belong to the password
 	switch {
 	case len(password) == 0:
 		return nil, errors.New("read password: the line is empty")
@@ -63,8 +63,8 @@ func newPassword(line []byte) (*proxy.Secret, error) {
 	return proxy.NewSecret(password), nil
 }
 
-// typed asks at a terminal, which does not show what is typed until the password
-// has been typed, or ctx ends.
+// typed prompts for a password at a terminal. The terminal does not echo until the
+// password has been typed, or ctx ends.
 func typed(ctx context.Context, out io.Writer, terminal *os.File, user string) (*proxy.Secret, error) {
 	fd := int(terminal.Fd())
 	before, err := term.GetState(fd)
@@ -73,14 +73,14 @@ func typed(ctx context.Context, out io.Writer, terminal *os.File, user string) (
 	}
 	defer func() {
 		_ = term.Restore(fd, before)
-		_, _ = fmt.Fprintln(out) // the line end was not shown, either
+		_, _ = fmt.Fprintln(out) // the terminal did not echo the line end, either
 	}()
 	type result struct {
 		secret *proxy.Secret
 		err    error
 	}
 	done := make(chan result, 1)
-	go func() { // it ends with the process: a read from a terminal cannot be interrupted
+	go func() { // the goroutine may end with the process only: a read from a terminal cannot be interrupted
 		line, err := term.ReadPassword(fd)
 		defer clear(line)
 		if err != nil {

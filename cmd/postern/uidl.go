@@ -26,7 +26,8 @@ func uidlCommand() *cobra.Command {
 	return cmd
 }
 
-// selectionFlags adds flags to cmd. What they select is known when it runs.
+// selectionFlags adds the flags of a selection to cmd. The returned function must be
+// called when cmd runs, and returns the selection.
 func selectionFlags(cmd *cobra.Command) func(args []string) stored.Selection {
 	domain := cmd.Flags().String("domain", "", "all accounts of this `domain`")
 	cmd.Flags().Bool("all", false, "all accounts")
@@ -35,7 +36,7 @@ func selectionFlags(cmd *cobra.Command) func(args []string) stored.Selection {
 	}
 }
 
-// oneSelection wants an account, or --domain, or --all.
+// oneSelection returns an error unless there is an account, or --domain, or --all.
 func oneSelection(cmd *cobra.Command, args []string) error {
 	if selections(cmd, args) != 1 {
 		return errors.New("want an account, or --domain, or --all")

@@ -50,12 +50,11 @@ accounts stay as they are. All lines are checked before the first one counts.`,
 
 const (
 	maxLine     = 48 << 20 // octets of an account: about 500,000 messages with fingerprints
-	maxBatch    = 4 << 20  // octets after which a question is long enough
-	maxAccounts = 500      // accounts in it
+	maxBatch    = 4 << 20  // octets after which a request gets no further account
+	maxAccounts = 500      // accounts of a request
 )
 
-// readRecords reads an export and checks it. It comes in parts that can be
-// asked at once.
+// readRecords reads and checks an export. Each batch of accounts fits one request.
 func readRecords(in io.Reader) (batches [][]bridge.AccountRecord, err error) {
 	lines := bufio.NewScanner(in)
 	lines.Buffer(nil, maxLine)
