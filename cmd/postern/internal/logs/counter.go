@@ -5,11 +5,11 @@ import (
 	"log/slog"
 )
 
-// NewCounter returns a handler that hands all on to h, and calls count for each
+// NewCounter returns a handler that passes all records to h, and calls count for each
 // record.
 func NewCounter(h slog.Handler, count func(slog.Level)) slog.Handler { return counter{h, count} }
 
-// A counter is a slog.Handler that counts what is written.
+// A counter is a slog.Handler that counts records.
 type counter struct {
 	slog.Handler
 	count func(slog.Level)

@@ -6,17 +6,17 @@ import (
 	"time"
 )
 
-// A FailureFile is a file for lines of wrong passwords. What rotates logs may
-// move it away: then there is a new one within a second.
+// A FailureFile is a file with a line for each wrong password. A program that rotates logs
+// may move the file away: a FailureFile opens a new file within a second.
 type FailureFile struct {
 	path string
 
 	mu      sync.Mutex
 	file    *os.File
-	checked time.Time // whether the file is still at its path
+	checked time.Time // time of the last check that the file is still at its path
 }
 
-// OpenFailures opens the file at path, and makes it where there is none.
+// OpenFailures opens the file at path, and creates a missing one.
 func OpenFailures(path string) (*FailureFile, error) {
 	l := &FailureFile{path: path}
 	return l, l.open()

@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// A journal is a slog.Handler for systemd's journal: lines of text, each with
-// its priority in front (sd-daemon(3)). The journal knows the time.
+// A journal is a slog.Handler for systemd's journal: lines of text, each with its
+// priority in front (sd-daemon(3)), and without a time, which the journal adds.
 type journal [4]slog.Handler
 
 func newJournal(w io.Writer, level slog.Leveler) journal {
 	options := &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
-		if _, ok := a.Value.Any().(slog.Level); ok && len(groups) == 0 { // nobody logs another one
+		if _, ok := a.Value.Any().(slog.Level); ok && len(groups) == 0 { // no other attribute is a slog.Level
 			return slog.Attr{}
 		}
 		return a
@@ -47,7 +47,7 @@ func (j journal) Enabled(ctx context.Context, level slog.Level) bool {
 
 // Handle implements slog.Handler.
 func (j journal) Handle(ctx context.Context, r slog.Record) error {
-	r.Time = time.Time{} // then there is none in the line
+	r.Time = time.Time{} // slog leaves a zero time out
 	return j.of(r.Level).Handle(ctx, r)
 }
 
@@ -74,7 +74,7 @@ type prefixed struct {
 	prefix string
 }
 
-// Write implements io.Writer. p is a line: the handler writes no other.
+// Write implements io.Writer. line is one whole line: the handler writes nothing else.
 func (p *prefixed) Write(line []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -17,10 +17,11 @@ import (
 	"postern/configs"
 )
 
-// Pseudonyms are names that stand for accounts in a log, each always the same.
+// Pseudonyms computes the names that stand for accounts in a log. An account always has
+// the same pseudonym.
 type Pseudonyms struct{ key []byte }
 
-// NewPseudonyms returns those that key makes; nil: a key of this process.
+// NewPseudonyms returns the Pseudonyms for key; nil: for a random key of this process.
 func NewPseudonyms(key []byte) Pseudonyms {
 	if key == nil {
 		key = NewPseudonymKey()
@@ -48,14 +49,14 @@ type Redaction struct {
 	Names Pseudonyms
 }
 
-// NewRedactor returns a handler that hands on to h what rules allow at the time.
+// NewRedactor returns a handler that passes records to h, redacted by the present rules.
 func NewRedactor(h slog.Handler, rules *atomic.Pointer[Redaction]) slog.Handler {
 	return redactor{h, rules}
 }
 
-// A redactor is a slog.Handler that keeps to a discretion: of the values that
-// stand for a client's address or an account, and where they appear again in
-// other text, such as an error of the network.
+// A redactor is a slog.Handler that redacts the addresses of clients and the names of
+// accounts: in their attributes, and where they appear again in other text, such as an
+// error of the network.
 type redactor struct {
 	slog.Handler
 	rules *atomic.Pointer[Redaction] // nil in it: nothing is redacted
@@ -77,7 +78,7 @@ func (d redactor) Handle(ctx context.Context, r slog.Record) error {
 	return d.Handler.Handle(ctx, redacted)
 }
 
-// WithAttrs implements slog.Handler. The rules are those of the moment.
+// WithAttrs implements slog.Handler. It applies the present rules to attrs.
 func (d redactor) WithAttrs(attrs []slog.Attr) slog.Handler {
 	if rules := d.rules.Load(); rules != nil && !rules.Full() {
 		attrs = rules.apply(attrs)
@@ -90,10 +91,10 @@ func (d redactor) WithGroup(name string) slog.Handler {
 	return redactor{d.Handler.WithGroup(name), d.rules}
 }
 
-// A replacement is a text, and what stands for it.
+// A replacement is a text and the text that replaces it.
 type replacement struct{ old, new string }
 
-// apply returns attrs as they may be logged.
+// apply returns attrs, redacted.
 func (d *Redaction) apply(attrs []slog.Attr) []slog.Attr {
 	var all []replacement
 	redacted := d.hide(attrs, &all)
@@ -103,7 +104,7 @@ func (d *Redaction) apply(attrs []slog.Attr) []slog.Attr {
 	return redacted
 }
 
-// hide replaces what stands for people, and notes it.
+// hide redacts addresses and accounts, and appends each replacement to all.
 func (d *Redaction) hide(attrs []slog.Attr, all *[]replacement) []slog.Attr {
 	redacted := make([]slog.Attr, 0, len(attrs))
 	for _, a := range attrs {
@@ -125,7 +126,7 @@ func (d *Redaction) hide(attrs []slog.Attr, all *[]replacement) []slog.Attr {
 	return redacted
 }
 
-// prefix returns what is logged of an address, or of a network.
+// prefix returns the part of an address, or of a network, that may be logged.
 func (d *Redaction) prefix(text string) string {
 	network, err := netip.ParsePrefix(text)
 	if err != nil {
@@ -144,7 +145,7 @@ func (d *Redaction) prefix(text string) string {
 	return netip.PrefixFrom(network.Addr(), min(bits, network.Bits())).Masked().String()
 }
 
-// scrub replaces what is concealed in text and errors.
+// scrub applies all replacements to text and errors.
 func scrub(v slog.Value, all []replacement) slog.Value {
 	var text string
 	switch v.Kind() {

@@ -16,7 +16,7 @@ import (
 type AccountFilter struct {
 	Protocol string   `json:"protocol,omitempty"` // "": any
 	TLS      []string `json:"tls,omitempty"`      // none: any
-	Since    string   `json:"since,omitempty"`    // a day: seen then, or later
+	Since    string   `json:"since,omitempty"`    // a day; entries seen on that day or later
 }
 
 func (n AccountFilter) match(e ledger.Entry) bool {
@@ -37,25 +37,25 @@ var ListAccounts = Question[AccountFilter, ledger.Entry]{"account/list", func(ct
 	})
 }}
 
-// An Account is all that is stored of an account. Of its networks it has only the
-// number, because they are stored as keyed hashes.
+// An Account has all stored data of an account. It has only the number of networks,
+// because networks are stored as keyed hashes.
 type Account struct {
 	Account   string         `json:"account"`
 	Pseudonym string         `json:"pseudonym"` // in logs, if privacy.users says so
 	Ledger    []ledger.Entry `json:"ledger"`
 	POP3      bridge.Stored  `json:"pop3"`
-	Networks  int            `json:"known_networks"` // of the login guard
+	Networks  int            `json:"known_networks"` // number of networks in the login guard
 	LastLogin *time.Time     `json:"last_login,omitempty"`
-	Damaged   string         `json:"damaged,omitempty"` // what cannot be read
+	Damaged   string         `json:"damaged,omitempty"` // errors of data that cannot be read
 }
 
-// Empty reports whether nothing is stored of the account.
+// Empty reports whether there is no stored data of the account.
 func (s *Account) Empty() bool {
 	return len(s.Ledger) == 0 && s.POP3.Record == nil && s.POP3.Listing == nil && s.POP3.Deleted == nil && s.POP3.Fingerprints == 0 &&
 		s.Networks == 0 && s.Damaged == ""
 }
 
-// ExportAccount answers with all that is stored of an account.
+// ExportAccount answers with all stored data of an account.
 var ExportAccount = Question[string, Account]{"account/export", func(ctx context.Context, m *Storage, account string, each func(Account) error) error {
 	a, err := m.open(ctx)
 	if err != nil {
@@ -88,7 +88,7 @@ var ExportAccount = Question[string, Account]{"account/export", func(ctx context
 	return each(s)
 }}
 
-// ForgetAccount forgets all that is stored of an account.
+// ForgetAccount removes all stored data of an account.
 var ForgetAccount = Question[string, struct{}]{"account/forget", func(ctx context.Context, m *Storage, account string, each func(struct{}) error) error {
 	a, err := m.open(ctx)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"postern/proxy/state"
 )
 
-// piece is how many octets of a backup go over the socket at once.
+// piece bounds the octets of a backup in one value on the socket.
 const piece = 256 << 10
 
 // BackupState answers with the record, as it is at one moment, in pieces.
@@ -36,7 +36,7 @@ type writer func([]byte) error
 // Write implements io.Writer.
 func (w writer) Write(p []byte) (int, error) { return len(p), w(p) }
 
-// CreateFile makes a file of what write writes. After an error there is no file.
+// CreateFile creates a file with the output of write. After an error there is no file.
 func CreateFile(path string, write func(io.Writer) error) error {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".")
 	if err != nil {
@@ -52,9 +52,9 @@ func CreateFile(path string, write func(io.Writer) error) error {
 	return err
 }
 
-// KeepBrakes puts the brakes that were on before a restore into the record that
-// was restored, and writes their backends to out: a backup does not know what is
-// wrong with the mailboxes today.
+// KeepBrakes copies the brakes that were on before a restore into the restored record,
+// and writes their backends to out: a backup is older than the present fault of the
+// mailboxes.
 func KeepBrakes(ctx context.Context, record string, out io.Writer) error {
 	brakes, err := readBrakes(ctx, record+".before-restore")
 	if err != nil {

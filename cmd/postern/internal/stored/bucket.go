@@ -10,21 +10,21 @@ import (
 	"postern/proxy"
 )
 
-// askAgain is the pause before the state is asked again, askTimes how often
-// that is while it comes back from a successor.
+// askAgain is the pause between two attempts to use the state, and askTimes the
+// number of attempts while the files come back from a successor.
 const (
 	askAgain = 50 * time.Millisecond
 	askTimes = 200
 )
 
-// NewBucket returns the Bucket of a name that store has at present.
+// NewBucket returns a Bucket with a name, which uses store at first.
 func NewBucket(name string, store bridge.Bucket) *Bucket { return &Bucket{name: name, store: store} }
 
-// A Bucket is a bucket of the state as sessions use it, also while another process
-// has the files.
+// A Bucket is a bucket of the state for sessions. It works also while another process
+// has the files open.
 type Bucket struct {
 	name     string
-	observer proxy.Observer // nil: nobody
+	observer proxy.Observer // nil: events are dropped
 
 	mu    sync.RWMutex
 	store bridge.Bucket
@@ -114,7 +114,7 @@ func (b *Bucket) try(f func(bridge.Bucket) error) error {
 }
 
 func (b *Bucket) set(bucket bridge.Bucket) {
-	b.mu.Lock() // waits for what is under way
+	b.mu.Lock() // waits for the operations under way
 	defer b.mu.Unlock()
 	b.store = bucket
 }

@@ -8,19 +8,19 @@ import (
 	"postern/proxy/state"
 )
 
-// A FileReport is what is found in a file of the state.
+// A FileReport has the result of a check of one file of the state.
 type FileReport struct {
 	File    string   `json:"file"`
 	Octets  int64    `json:"octets"`
 	Records int      `json:"records"`
 	Lost    int64    `json:"lost,omitempty"`    // accounts that the record should have
-	Damaged []string `json:"damaged,omitempty"` // what cannot be read
+	Damaged []string `json:"damaged,omitempty"` // errors of records that cannot be read
 }
 
 // maxDamage is the largest number of damaged records in a FileReport.
 const maxDamage = 100
 
-// CheckState answers with a report of each file, whose every record it reads.
+// CheckState reads every record of each file, and answers with a report of each file.
 var CheckState = Question[struct{}, FileReport]{"state/check", func(ctx context.Context, m *Storage, _ struct{}, each func(FileReport) error) error {
 	a, err := m.open(ctx)
 	if err != nil && (a == nil || a.Record.Err() == nil) { // a broken file is named below

@@ -13,8 +13,8 @@ import (
 
 const pseudonymNote = "pseudonyms"
 
-// PseudonymKey returns the key of the pseudonyms of accounts, which is made when
-// it is first asked for. It is of the right size also after an error.
+// PseudonymKey returns the key of the pseudonyms of accounts. The first call creates the
+// key. The key has the right size also after an error.
 func (a *Files) PseudonymKey(ctx context.Context) (key []byte, err error) {
 	return pseudonymKeyOf(ctx, a.notes)
 }
@@ -43,10 +43,10 @@ func pseudonymKeyOf(ctx context.Context, notes noter) (key []byte, err error) {
 type Files struct {
 	Record, Cache *state.Bolt
 	Lost          atomic.Int64 // accounts that only the cache knows, because the record was lost
-	Unidentified  error        // why Lost is not known; nil: it is known
+	Unidentified  error        // the error because of which Lost is not known; nil: Lost is known
 
-	listings, uidls bridge.Bucket // what POP3 remembers of mailboxes, and which UIDLs were shown
-	ledger          bridge.Bucket // who logs in with what
+	listings, uidls bridge.Bucket // the listings of mailboxes, and the record of UIDLs
+	ledger          bridge.Bucket // the ledger of logins
 	notes           *state.Bucket
 }
 

@@ -8,7 +8,7 @@ import (
 	"postern/proxy/guard"
 )
 
-// loadGuard returns the guard that runs, or one that has what was stored of it.
+// loadGuard returns the running guard, or a new one with the stored state of the guard.
 func (m *Storage) loadGuard(ctx context.Context) (*guard.Guard, error) {
 	if m.LiveGuard != nil {
 		return m.LiveGuard, nil

@@ -8,21 +8,21 @@ import (
 	"postern/bridge"
 )
 
-// Two things can be wrong with the files of the state while Postern runs: a file is
-// broken (see state.Bolt), or the record is not the one that the cache was written
-// beside. Then the record was lost: a record that is empty, or of another Postern,
-// lacks accounts whose UIDLs were shown.
+// The files of the state can have two faults while Postern runs. A file can be broken,
+// see state.Bolt. Or the record can be another one than the record beside which the
+// cache was written. Then the record was lost: a record that is empty, or of another
+// Postern, lacks accounts whose UIDLs were shown.
 
-// identityBucket is a bucket of both files. Its identityKey is a random name of the
-// record: in record.db of itself, in cache.db of the record beside it. A backup
-// has the name of its record.
+// identityBucket is a bucket of both files. Its identityKey is a random name of a
+// record: record.db has its own name, and cache.db the name of the record beside which
+// it was written. A backup has the name of its record.
 const (
 	identityBucket = "meta"
 	identityKey    = "record"
 )
 
-// identify compares the names of the files, gives one to those that have none,
-// and sets a.Lost. After an error nothing is known of it.
+// identify compares the names in the files, gives a name to a file without one, and
+// sets a.Lost. After an error a.Lost is not known.
 func (a *Files) identify(ctx context.Context) error {
 	ours, beside := a.Record.Bucket(identityBucket), a.Cache.Bucket(identityBucket)
 	record, err := ours.Get(ctx, identityKey)
@@ -58,8 +58,8 @@ func (a *Files) identify(ctx context.Context) error {
 	return a.Accept(ctx)
 }
 
-// countLost sets a.Lost, of a record that is another than before. If nothing is
-// lost any more, it is accepted.
+// countLost sets a.Lost for a record that is another one than before. If no account is
+// lost, countLost accepts the record.
 func (a *Files) countLost(ctx context.Context) error {
 	lost, err := a.unrecorded(ctx)
 	if err != nil {
@@ -71,7 +71,8 @@ func (a *Files) countLost(ctx context.Context) error {
 	return a.Accept(ctx)
 }
 
-// Accept makes the record the one that the cache was written beside.
+// Accept writes the name of the record into the cache, so that the record counts as the
+// one beside which the cache was written.
 func (a *Files) Accept(ctx context.Context) error {
 	record, err := a.Record.Bucket(identityBucket).Get(ctx, identityKey)
 	if err != nil {
@@ -90,7 +91,7 @@ func (a *Files) Accept(ctx context.Context) error {
 
 var errOne = errors.New("there is one")
 
-// recordIsEmpty reports whether nothing was ever written into the record.
+// recordIsEmpty reports whether the record was never written.
 func (a *Files) recordIsEmpty(ctx context.Context) (bool, error) {
 	for _, bucket := range []bridge.Bucket{a.uidls, a.ledger, a.notes} {
 		err := bucket.Scan(ctx, "", func(string, []byte) error { return errOne })
@@ -104,7 +105,7 @@ func (a *Files) recordIsEmpty(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// unrecorded returns the accounts that the cache knows and the record does not.
+// unrecorded returns the accounts that are in the cache and not in the record.
 func (a *Files) unrecorded(ctx context.Context) (accounts []string, err error) {
 	known, err := bridge.Accounts(ctx, a.listings)
 	if err != nil {
@@ -126,8 +127,8 @@ func (a *Files) unrecorded(ctx context.Context) (accounts []string, err error) {
 	return accounts, nil
 }
 
-// forgetLost forgets the accounts that match whose record was lost, and returns
-// how many they were. When none is left, nothing is lost any more.
+// forgetLost removes the matching accounts whose record was lost from the cache, and
+// returns their number. When none is left, the record is accepted.
 func (a *Files) forgetLost(ctx context.Context, match func(account string) bool) (n int, err error) {
 	if a.Lost.Load() == 0 {
 		return 0, nil
@@ -148,7 +149,7 @@ func (a *Files) forgetLost(ctx context.Context, match func(account string) bool)
 	return len(some), a.countLost(ctx)
 }
 
-// recount counts again what was lost, after records have come.
+// recount sets a.Lost again, after records were added.
 func (a *Files) recount(ctx context.Context) error {
 	if a == nil || a.Lost.Load() == 0 {
 		return nil
@@ -156,8 +157,8 @@ func (a *Files) recount(ctx context.Context) error {
 	return a.countLost(ctx)
 }
 
-// LostRecord is the error text of a record that was lost, LostRemedy what an
-// operator can do.
+// LostRecord is the error text for a lost record, and LostRemedy the advice to the
+// operator.
 const (
 	LostRecord = "the record of unique ids was lost"
 	LostRemedy = "stop Postern and put a backup back (postern state restore), or let them be computed anew (pop3.on_unreadable_record: recompute, or postern uidl forget --all)"

@@ -9,9 +9,9 @@ import (
 	"postern/proxy/state"
 )
 
-// A Question is a request about the state, with an In, that is answered by any
-// number of Outs. The running Postern answers at the control socket; when none
-// runs, the command opens the files and answers by itself.
+// A Question is a request about the state. It has an In and gets any number of Outs as
+// its answer. The running Postern answers at the control socket; when no Postern runs,
+// the command opens the files and answers itself.
 type Question[In, Out any] struct {
 	Name   string
 	Answer func(ctx context.Context, m *Storage, in In, each func(Out) error) error
@@ -21,7 +21,7 @@ type Question[In, Out any] struct {
 func (q Question[In, Out]) Ask(ctx context.Context, cfg *configs.Config, in In, each func(Out) error) error {
 	running := func() error {
 		if cfg.Control.Socket == "" {
-			return admin.ErrNotRunning // that can be asked
+			return admin.ErrNotRunning // without a control socket a running Postern cannot answer
 		}
 		return admin.CallEach(ctx, cfg.Control.Socket, q.Name, in, each)
 	}
@@ -32,7 +32,7 @@ func (q Question[In, Out]) Ask(ctx context.Context, cfg *configs.Config, in In, 
 	m, err := openExisting(ctx, cfg)
 	if errors.Is(err, state.ErrInUse) {
 		if again := running(); !errors.Is(again, admin.ErrNotRunning) {
-			return again // it has started meanwhile
+			return again // a Postern has started meanwhile
 		}
 	}
 	if err != nil {

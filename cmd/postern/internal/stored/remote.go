@@ -19,18 +19,18 @@ const (
 	AskScan = "state/scan"
 )
 
-// askTime is how long a successor is asked.
+// askTime bounds the time of a request to a successor, with its repetitions.
 const askTime = time.Minute
 
 // A RemoteBucket is a bucket of the successor, which has the files. It is read and
 // written through the successor's control socket.
 type RemoteBucket struct {
 	socket, bucket string
-	back           <-chan struct{} // closed when the files will be ours again
+	back           <-chan struct{} // closed when this process gets the files again
 }
 
-// NewRemoteBucket returns the bucket of a name of the Postern that answers at
-// socket. back is closed when this process gets the files again.
+// NewRemoteBucket returns the bucket with a name of the Postern that answers at socket.
+// The caller closes back when this process gets the files again.
 func NewRemoteBucket(socket, name string, back <-chan struct{}) bridge.Bucket {
 	return RemoteBucket{socket, name, back}
 }
@@ -93,8 +93,8 @@ func (b RemoteBucket) Scan(ctx context.Context, prefix string, each func(key str
 	return nil
 }
 
-// ask sends a request, and again while the successor does not answer yet. A request
-// may therefore arrive twice.
+// ask sends a request, and repeats the request while the successor does not answer yet.
+// A request may therefore arrive twice.
 func (b RemoteBucket) ask(ctx context.Context, name string, in, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()

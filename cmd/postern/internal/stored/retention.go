@@ -14,24 +14,25 @@ import (
 )
 
 const (
-	// After a pause of more than longPause, in which nobody could come, or after
-	// a clock that was wrong, nobody is forgotten for a while.
+	// longPause is a pause in which no user could log in. After a longer pause, or
+	// after a wrong clock, no account is removed for a while.
 	longPause configs.Days = 7
 	afterLong configs.Days = 30
 
 	retirementNote = "retirement"
-	begunNote      = "begun/" // and an account: the day since when it is known, if it never came
+	begunNote      = "begun/" // begins the note of an account that never logged in: the first day on which it was known
 )
 
-// A retirement is what is noted of the last time.
+// A retirement is the note of the last call of Retire.
 type retirement struct {
 	Last  string `json:"last"`            // a day
-	Until string `json:"until,omitempty"` // nobody is forgotten before that day
+	Until string `json:"until,omitempty"` // no account is removed before that day
 }
 
-// Retire forgets who has not logged in for as long as r says, and returns of
-// whom POP3 and the ledger have nothing any more. Who was never in the ledger,
-// but has something, is as one who came at the first time this is called.
+// Retire removes the data of accounts without a login for the times in r. It returns in
+// pop3 the accounts whose POP3 data it removed, and in all those it removed from the ledger.
+// An account with data that was never in the ledger counts as logged in on the day of the
+// first call of Retire.
 func (m *Storage) Retire(ctx context.Context, r configs.Retention, now time.Time) (pop3, all []string, err error) {
 	a, err := m.open(ctx)
 	if err != nil {
@@ -59,8 +60,8 @@ func (m *Storage) Retire(ctx context.Context, r configs.Retention, now time.Time
 	return pop3, all, err
 }
 
-// inGracePeriod notes that this is a time to forget, and reports whether nobody may be
-// forgotten all the same.
+// inGracePeriod notes the day of this call of Retire, and reports whether no account may
+// be removed today.
 func (a *Files) inGracePeriod(ctx context.Context, now time.Time) (rest bool, err error) {
 	err = a.notes.Update(ctx, retirementNote, func(old []byte) ([]byte, error) {
 		var r retirement
@@ -79,7 +80,7 @@ func (a *Files) inGracePeriod(ctx context.Context, now time.Time) (rest bool, er
 	return rest, err
 }
 
-// lastDays returns the last day of each account of which POP3 has something.
+// lastDays returns the last day of each account with POP3 data.
 func (a *Files) lastDays(ctx context.Context, today string) (last map[string]string, err error) {
 	last = make(map[string]string)
 	for _, bucket := range []bridge.Bucket{a.uidls, a.listings} {
@@ -119,7 +120,7 @@ func (a *Files) lastDays(ctx context.Context, today string) (last map[string]str
 		}
 	}
 	for account := range begun {
-		if last[account] != begun[account] { // it has come, or is gone
+		if last[account] != begun[account] { // the account has logged in, or is gone
 			done = append(done, account)
 		}
 	}
@@ -129,7 +130,7 @@ func (a *Files) lastDays(ctx context.Context, today string) (last map[string]str
 	return last, a.note(ctx, done, nil)
 }
 
-// note sets since when accounts are known that never came; nil: the note is removed.
+// note sets the first known day of accounts that never logged in; nil removes the notes.
 func (a *Files) note(ctx context.Context, accounts []string, day []byte) error {
 	const together = 1000
 	for some := range slices.Chunk(accounts, together) {
@@ -144,7 +145,7 @@ func (a *Files) note(ctx context.Context, accounts []string, day []byte) error {
 	return nil
 }
 
-// erase forgets what POP3 has of accounts.
+// erase removes the POP3 data of accounts.
 func (a *Files) erase(ctx context.Context, accounts []string) error {
 	if err := bridge.Erase(ctx, a.listings, a.uidls, accounts); err != nil {
 		return err

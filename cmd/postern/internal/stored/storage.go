@@ -1,6 +1,6 @@
-// Package stored has what the running Postern and its commands keep in
-// state.path, and look up there: the record of unique ids, the cache of listings,
-// the ledger of logins, and what the login guard remembers.
+// Package stored has the data that the running Postern and its commands read and write
+// in state.path: the record of unique ids, the cache of listings, the ledger of logins,
+// and the state of the login guard.
 //
 // A Storage has the files open. A Question is a request about the files: the
 // running Postern answers the command over the control socket; when no Postern
@@ -26,34 +26,34 @@ import (
 	"postern/proxy/state"
 )
 
-// A Storage is the state that outlives the process. The zero value keeps nothing.
+// A Storage is the state that outlives the process. The zero value stores nothing.
 type Storage struct {
 	Cache  bridge.Bucket
 	Record bridge.Bucket
 	Guard  guard.Store
 
 	Brakes bridge.Bucket         // of backends, by name; nil: their state ends with the process
-	Files  *Files                // nil: nothing is open
-	Opened atomic.Pointer[Files] // the same, for who asks at any time
+	Files  *Files                // nil: no files are open
+	Opened atomic.Pointer[Files] // the same files, for readers in any goroutine
 
-	OpenBrake func(ctx context.Context, backend string) (*bridge.Brake, error) // of a backend of the configuration, with its state
+	OpenBrake func(ctx context.Context, backend string) (*bridge.Brake, error) // returns the brake of a configured backend, with its state
 
-	Flush     func(context.Context) error // writes what a Postern that runs has not written yet; nil: none runs
-	LiveGuard *guard.Guard                // of the one that runs
-	Serving   func(account string) error  // an error if a POP3 session of an account may be open; nil: none runs
+	Flush     func(context.Context) error // writes the unwritten data of a running Postern; nil: none runs
+	LiveGuard *guard.Guard                // the guard of the running Postern
+	Serving   func(account string) error  // returns an error if a POP3 session of an account may be open; nil: none runs
 
-	guardConfig guard.Config // of a guard that has it without serving
+	guardConfig guard.Config // for the guard of a command
 
-	Reading sync.RWMutex // by questions; held while the files change hands
+	Reading sync.RWMutex // read-locked by questions; locked while another process takes or returns the files
 
-	Buckets map[string]*Bucket // by sessions, by name: cache, record and brakes
-	close   func() error       // nil: nothing is open
+	Buckets map[string]*Bucket // for sessions, by name: cache, record and brakes
+	close   func() error       // nil: no files are open
 }
 
 // OpenMemory makes m, which is empty, a Storage that ends with the process.
 func (m *Storage) OpenMemory() { m.Cache, m.Record = new(state.Memory), new(state.Memory) }
 
-// Observe makes o observe what sessions read and write. It is called before the
+// Observe makes o observe the reads and writes of sessions. It must be called before the
 // first session.
 func (m *Storage) Observe(o proxy.Observer) {
 	for _, b := range m.Buckets {
@@ -61,8 +61,8 @@ func (m *Storage) Observe(o proxy.Observer) {
 	}
 }
 
-// HandOver closes the files. Sessions go on with the bucket that other returns for
-// a name.
+// HandOver closes the files. Sessions then use the bucket that other returns for each
+// name.
 func (m *Storage) HandOver(other func(name string) bridge.Bucket) error {
 	for name, b := range m.Buckets {
 		b.set(other(name))
@@ -86,8 +86,8 @@ func (m *Storage) TakeBack(ctx context.Context, cfg *configs.Config) error {
 	return nil
 }
 
-// Open opens the files of cfg.State.Path, and makes them where there are none.
-// Without a path the Storage stays empty.
+// Open opens the files of cfg.State.Path, and creates missing ones. Without a path the
+// Storage stays empty.
 func Open(ctx context.Context, cfg *configs.Config) (*Storage, error) {
 	m := new(Storage)
 	return m, m.Open(ctx, cfg)
@@ -123,18 +123,18 @@ func (m *Storage) Open(ctx context.Context, cfg *configs.Config) error {
 			return nil, err
 		}
 		b := bridge.NewBrake(backend, nil)
-		_ = b.Open(ctx, brakes) // a state that cannot be read is there to be replaced
+		_ = b.Open(ctx, brakes) // Accept replaces a state that cannot be read
 		return b, nil
 	}
 	m.close = func() error { return errors.Join(cache.Close(), record.Close()) }
 	m.Files = newFiles(record, cache)
-	m.Files.Unidentified = m.Files.identify(ctx) // a file that cannot be read stops no start
+	m.Files.Unidentified = m.Files.identify(ctx) // a file that cannot be read does not prevent the start
 	m.Opened.Store(m.Files)
 	return nil
 }
 
-// openExisting is Open for a command. It makes no new files, because they would
-// belong to the user of the command.
+// openExisting is Open for a command. It creates no files, because the files would belong
+// to the user of the command.
 func openExisting(ctx context.Context, cfg *configs.Config) (*Storage, error) {
 	if cfg.State.Path == "" {
 		return nil, errors.New("no Postern can be asked, and state.path is not set: nothing is remembered")
@@ -148,7 +148,7 @@ func openExisting(ctx context.Context, cfg *configs.Config) (*Storage, error) {
 	return Open(ctx, cfg)
 }
 
-// Close closes what is open. Sessions that are left go on without it.
+// Close closes the files. Remaining sessions go on without them.
 func (m *Storage) Close() error {
 	if m.close == nil {
 		return nil
@@ -159,7 +159,7 @@ func (m *Storage) Close() error {
 	return nil
 }
 
-// Broken returns why a file of the state that is open is broken, or nil.
+// Broken returns the error of a broken file of the open state, or nil.
 func (m *Storage) Broken() error {
 	if a := m.Opened.Load(); a != nil {
 		return errors.Join(a.Record.Err(), a.Cache.Err())
@@ -170,7 +170,7 @@ func (m *Storage) Broken() error {
 // A ledgerStore is the ledger's bucket in the files that are open.
 type ledgerStore struct{ *Storage }
 
-// Ledger returns what a ledger is written to.
+// Ledger returns the store of the ledger.
 func (m *Storage) Ledger() ledger.Store { return ledgerStore{m} }
 
 // UpdateAll implements ledger.Store.
@@ -183,7 +183,7 @@ func (s ledgerStore) Scan(ctx context.Context, prefix string, each func(key stri
 	return s.Files.ledger.Scan(ctx, prefix, each)
 }
 
-// open returns the files, after all that a running Postern has to write is written.
+// open returns the files, after the running Postern has written all data.
 func (m *Storage) open(ctx context.Context) (*Files, error) {
 	if m.Files == nil {
 		return nil, ErrNoState
@@ -194,7 +194,7 @@ func (m *Storage) open(ctx context.Context) (*Files, error) {
 	return m.Files, m.Flush(ctx)
 }
 
-// Bucket returns the bucket of a name that sessions use.
+// Bucket returns the bucket with a name for sessions.
 func (m *Storage) Bucket(name string) (*Bucket, error) {
 	if b := m.Buckets[name]; b != nil {
 		return b, nil

@@ -6,8 +6,8 @@ import (
 	"errors"
 )
 
-// Swap replaces the values of entries, which are of one bucket, by New, if all
-// present values are Old, and reports whether it has.
+// Swap replaces the values of entries, which are in one bucket, by New, if all present
+// values are Old. It reports whether it has replaced them.
 func (m *Storage) Swap(ctx context.Context, entries []Entry) (bool, error) {
 	if len(entries) == 0 {
 		return true, nil

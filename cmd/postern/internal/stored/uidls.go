@@ -38,7 +38,7 @@ func (s Selection) String() string {
 	return "all accounts"
 }
 
-// ForgetUIDLs forgets the record of accounts, and answers with their number.
+// ForgetUIDLs removes the record of accounts, and answers with their number.
 var ForgetUIDLs = Question[Selection, int]{"uidl/forget", func(ctx context.Context, m *Storage, s Selection, each func(int) error) error {
 	if m.Record == nil {
 		return errNoRecord
@@ -75,7 +75,7 @@ var ImportUIDLs = Question[[]bridge.AccountRecord, int]{"uidl/import", func(ctx 
 	errs := make([]error, len(all))
 	var wg sync.WaitGroup
 	for i, r := range all {
-		wg.Go(func() { errs[i] = bridge.Import(ctx, m.Record, r) }) // together, they share one flush of the disk
+		wg.Go(func() { errs[i] = bridge.Import(ctx, m.Record, r) }) // concurrent imports share one flush of the disk
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
