@@ -11,14 +11,14 @@ import (
 	"postern/proxy/wire"
 )
 
-// A server behind Postern sees one client: Postern. What it does against
-// single clients that misbehave, or are many, must not meet all of them.
-// docs/backends.md says why for each line.
+// advice has settings for the servers behind. A server behind Postern sees one client:
+// Postern. Its limits for single clients must not apply to all users together.
+// docs/backends.md has the reason for each line.
 var advice = []struct {
 	greeting string // a word of the server's greeting
 	protocol string
 	name     string
-	lines    []string // ADDRESS is Postern's as the server sees it
+	lines    []string // ADDRESS stands for Postern's address from the view of the server
 }{
 	{"Dovecot", proxy.IMAP, "Dovecot", []string{
 		"login_trusted_networks = ADDRESS    # takes the client's address from ID, also for the penalty of wrong passwords",
@@ -46,7 +46,7 @@ var advice = []struct {
 	}},
 }
 
-// advise returns what to set on the server with this greeting, or nothing.
+// advise returns the settings for a server with this greeting, or "".
 func advise(protocol, greeting, address string) string {
 	for _, a := range advice {
 		if a.protocol != protocol || !strings.Contains(greeting, a.greeting) {
@@ -78,8 +78,8 @@ func adviseTokens(r backend.Report) string {
 `
 }
 
-// ownAddress returns from where this machine connects to address. Nothing is
-// sent: connecting by UDP only asks for the route.
+// ownAddress returns the local address for connections to address. It sends nothing:
+// connecting a UDP socket only looks up the route.
 func ownAddress(address string) string {
 	c, err := net.Dial("udp", address)
 	if err != nil {

@@ -7,13 +7,13 @@ import (
 	"postern/proxy/certs"
 )
 
-// The questions of certs to the Postern that runs.
+// The requests of the command certs to the running Postern.
 const (
 	AskCerts = "certs/list"
 	AskRenew = "certs/renew"
 )
 
-// AnswerCerts makes s answer what the commands ask of store.
+// AnswerCerts makes s answer the requests about the certificates in store.
 func AnswerCerts(s *admin.Server, store *certs.Store) {
 	admin.HandleEach(s, AskCerts, func(ctx context.Context, _ struct{}, each func(certs.Entry) error) error {
 		for _, l := range store.List(ctx) {

@@ -18,7 +18,7 @@ type ExplainQuestion struct {
 	Listener string     `json:"listener"`
 }
 
-// answerGuard answers the questions about the guard.
+// answerGuard makes c answer the requests about the guard.
 func (s *Service) answerGuard(c *admin.Server) {
 	admin.Handle(c, "guard/explain", func(_ context.Context, q ExplainQuestion) (guard.Explanation, error) {
 		account, err := s.account(q.Account)
@@ -54,7 +54,7 @@ func (s *Service) answerGuard(c *admin.Server) {
 	})
 }
 
-// account returns the account that a name means.
+// account returns the account for a login name.
 func (s *Service) account(name string) (string, error) {
 	g := s.current.Load()
 	if g == nil {
@@ -63,18 +63,18 @@ func (s *Service) account(name string) (string, error) {
 	return g.routing.accounts.Account(name)
 }
 
-// networkOf reads an address, or a network of the size that has a budget. What is
-// neither, without an error, is the name of an account.
+// networkOf parses an address, or a network of the size that has a budget. If ok is false
+// and err is nil, text is the name of an account.
 func networkOf(text string) (network netip.Prefix, ok bool, err error) {
 	addr, err := netip.ParseAddr(text)
 	if err != nil {
 		if network, err = netip.ParsePrefix(text); err != nil {
-			return network, false, nil // it is a name
+			return network, false, nil // text is a name
 		}
 		addr = network.Addr()
 	}
 	addr = addr.Unmap().WithZone("")
-	size := min(addr.BitLen(), 64) // of IPv4 all, of IPv6 half
+	size := min(addr.BitLen(), 64) // all bits of IPv4, half of IPv6
 	if network.IsValid() && network.Bits() < size {
 		return network, false, fmt.Errorf("%s is more than one network: unlock those that list shows", network)
 	}

@@ -18,7 +18,7 @@ import (
 	"postern/proxy/backend"
 )
 
-// The questions about what a Postern is doing, which only it can answer.
+// The requests about sessions, which only the running Postern can answer.
 const (
 	AskSessions = "sessions"
 	AskKick     = "kick"
@@ -26,8 +26,7 @@ const (
 	AskLogLevel = "log-level"
 )
 
-// answerSessions makes c answer the requests about sessions, and those about stored
-// accounts and state.
+// answerSessions makes c answer the requests about sessions, stored accounts and state.
 func (s *Service) answerSessions(c *admin.Server) {
 	admin.HandleEach(c, AskSessions, s.listSessions)
 	admin.Handle(c, AskKick, func(_ context.Context, f SessionFilter) (int, error) {
@@ -42,7 +41,7 @@ func (s *Service) answerSessions(c *admin.Server) {
 	stored.ForgetAccount.Register(c, s.Storage)
 }
 
-// A Session is a connection, as it is printed.
+// A Session is a connection, in the form for output.
 type Session struct {
 	ID       string         `json:"id"`
 	Protocol string         `json:"protocol"`
@@ -53,11 +52,11 @@ type Session struct {
 	TLS      string         `json:"tls,omitempty"`
 	Backend  string         `json:"backend,omitempty"`
 	Since    time.Time      `json:"since"`
-	Received int64          `json:"received"` // octets, from the client
-	Sent     int64          `json:"sent"`     // and to it
+	Received int64          `json:"received"` // octets from the client
+	Sent     int64          `json:"sent"`     // octets to the client
 }
 
-// A SessionFilter chooses connections: those that have all that it names.
+// A SessionFilter chooses the connections that match all its fields that are set.
 type SessionFilter struct {
 	Session  string       `json:"session,omitempty"`
 	Account  string       `json:"account,omitempty"`
@@ -96,14 +95,14 @@ func (s *Service) listSessions(_ context.Context, f SessionFilter, each func(Ses
 	return nil
 }
 
-// A DrainRequest is what to do with the servers of a backend.
+// A DrainRequest drains servers of a backend, or undoes a drain.
 type DrainRequest struct {
 	Backend string `json:"backend"`
-	Address string `json:"address,omitempty"` // "": all of them
+	Address string `json:"address,omitempty"` // "": all servers
 	Undo    bool   `json:"undo,omitempty"`
 }
 
-// A DrainedServer is a server of a backend after it.
+// A DrainedServer is a server of a backend after a DrainRequest.
 type DrainedServer struct {
 	Protocol    string `json:"protocol"`
 	Address     string `json:"address"`
@@ -133,8 +132,8 @@ func (s *Service) drainBackend(_ context.Context, d DrainRequest, each func(Drai
 	return nil
 }
 
-// drainServers does d to the servers that d names. It is an error if there are
-// none.
+// drainServers applies d to the servers that d names. It returns an error if there is no
+// such server.
 func drainServers(pools map[poolKey]*backend.Pool, d DrainRequest) error {
 	var backends []string
 	found := false
@@ -163,7 +162,7 @@ func drainServers(pools map[poolKey]*backend.Pool, d DrainRequest) error {
 	return nil
 }
 
-// setLogLevel sets the level, unless it is asked for "", and returns it.
+// setLogLevel sets the level, unless level is "", and returns the present level.
 func (s *Service) setLogLevel(_ context.Context, level string) (string, error) {
 	if level != "" {
 		var l slog.Level

@@ -8,7 +8,7 @@ import (
 	"postern/proxy/admin"
 )
 
-// answerPredecessor answers the sessions of the process before.
+// answerPredecessor makes c answer the requests of the predecessor's sessions.
 func (s *Service) answerPredecessor(c *admin.Server) {
 	admin.Handle(c, stored.AskGet, func(ctx context.Context, in stored.Entry) ([]byte, error) {
 		b, err := s.Storage.Bucket(in.Bucket)

@@ -33,9 +33,9 @@ func (s *Service) stopWriters() {
 // errStopping is the error of a change that comes after the end has begun.
 var errStopping = errors.New("this Postern is stopping")
 
-// apply makes g what is served. All that can fail comes first: after an error
-// nothing of what is served has changed. What runs in the background for g ends
-// with the next apply, or with ctx.
+// apply makes g the current generation. The steps that can fail come first: after an error
+// the current generation is unchanged. The background work of g ends with the next apply,
+// or with ctx.
 func (s *Service) apply(ctx context.Context, g *generation) error {
 	if s.draining.Load() { // the one reason for which server.Apply fails
 		return errStopping
@@ -74,8 +74,7 @@ func (s *Service) commit(ctx context.Context, g *generation, o *opening) (before
 	return before
 }
 
-// startBackground ends what runs in the background for the generation before, and
-// starts that of g.
+// startBackground ends the background work of the generation before, and starts that of g.
 func (s *Service) startBackground(ctx context.Context, g *generation) {
 	if s.stopGeneration != nil {
 		s.stopGeneration()
@@ -101,8 +100,8 @@ func (s *Service) logApplied(g *generation, bindings []proxy.Binding, before *ge
 	}
 }
 
-// probeNew asks the backends that before does not have what they offer, so that
-// the first client learns it. It waits no longer than timeout for an answer.
+// probeNew probes the pools that before does not have, so that the first client gets
+// their offer. It waits no longer than timeout for an answer.
 func (g *generation) probeNew(ctx context.Context, before *generation) {
 	const timeout = 2 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -110,7 +109,7 @@ func (g *generation) probeNew(ctx context.Context, before *generation) {
 	var wg sync.WaitGroup
 	for key, pool := range g.pools {
 		if before == nil || before.pools[key] != pool {
-			wg.Go(func() { pool.Probe(ctx) }) // an error is observed
+			wg.Go(func() { pool.Probe(ctx) }) // the pool reports an error to its observer
 		}
 	}
 	wg.Wait()

@@ -47,9 +47,9 @@ func (g *generation) newBackends() (backends, error) {
 	return b, nil
 }
 
-// addPool returns the pool of a backend's servers of a protocol: that of the
-// present generation, if it is made of the same. imap is the backend's IMAP pool,
-// which a submission pool may verify passwords by; nil: there is none.
+// addPool returns the pool of a backend's servers of a protocol: the pool of the current
+// generation, if its configuration is the same. imap is the backend's IMAP pool, which may
+// verify passwords for a submission pool; nil: there is none.
 func (g *generation) addPool(name, protocol string, server *configs.Server, roots []byte, imap *backend.Pool) *backend.Pool {
 	key := g.poolKey(name, protocol, roots)
 	pool := g.pool(key)
@@ -91,7 +91,7 @@ func (g *generation) newPool(name, protocol string, c *configs.Server, roots []b
 		RetryTime: g.cfg.Timeouts.Backend, Observer: g.observer, CheckResources: listen.CheckDescriptors,
 	}
 	identified := func(ok bool) { g.observer.Observe(proxy.Identified{Backend: name, Protocol: protocol, OK: ok}) }
-	kind, _ := backend.ParseKind(c.Kind) // configs knows the words
+	kind, _ := backend.ParseKind(c.Kind) // configs has checked c.Kind
 	for _, address := range c.All() {
 		pool.Members = append(pool.Members, &backend.Server{
 			Name: name, Protocol: protocol, Address: address, TLS: modes[c.TLS], Config: ClientTLS(address, c.ServerName, roots),
@@ -111,7 +111,7 @@ func ClientTLS(address, serverName string, ca []byte) *tls.Config {
 		roots.AppendCertsFromPEM(ca)
 	}
 	if serverName == "" {
-		serverName, _, _ = net.SplitHostPort(address) // configs has checked it
+		serverName, _, _ = net.SplitHostPort(address) // configs has checked the address
 	}
 	return &tls.Config{
 		ServerName: serverName, RootCAs: roots, MinVersion: tls.VersionTLS12,
@@ -119,8 +119,8 @@ func ClientTLS(address, serverName string, ca []byte) *tls.Config {
 	}
 }
 
-// ReadCA returns the file at path, which holds certificates, or nil, the
-// system's, if path is "".
+// ReadCA returns the content of the file at path, which must have certificates. If path is
+// "", ReadCA returns nil, which stands for the system's CAs.
 func ReadCA(path string) ([]byte, error) {
 	if path == "" {
 		return nil, nil
@@ -135,8 +135,8 @@ func ReadCA(path string) ([]byte, error) {
 	return pem, nil
 }
 
-// pool returns the pool of the present generation that is made of the same, or
-// nil. What the pool knows of its servers is kept.
+// pool returns the pool of the current generation with the same key, or nil. So a pool
+// keeps the health of its servers across generations.
 func (s *Service) pool(key poolKey) *backend.Pool {
 	if g := s.current.Load(); g != nil {
 		return g.pools[key]

@@ -12,7 +12,7 @@ import (
 )
 
 // build makes the generation of cfg. build reads the files that cfg names, opens no
-// socket and no state, and changes nothing of what is served. An error is a
+// socket and no state, and does not change the current generation. An error is a
 // configs.Errors.
 func build(cfg *configs.Config, s *Service) (*generation, error) {
 	g := newGeneration(cfg, s)
@@ -56,7 +56,7 @@ func (g *generation) newListenerSpec(i int, b backends, r *routing) listenerSpec
 	return d
 }
 
-// newService makes what is served on l.
+// newService returns the proxy.Service for l.
 func (g *generation) newService(l configs.Listener, b backends, r *routing) *proxy.Service {
 	cfg := g.cfg
 	svc := &proxy.Service{
@@ -79,7 +79,7 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		for name, pool := range b.imap {
 			served := g.newBridge(name, pool, cfg.POP3.At(l))
 			mux.Targets[name] = route.Target{Backend: served, Offer: pool.Offer}
-			options.Capabilities = served.Capabilities() // of all the same
+			options.Capabilities = served.Capabilities() // the same for all bridges of the listener
 		}
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewPOP3(c, options) }
 	case proxy.Submission:
@@ -96,7 +96,7 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		greet := svc.Dialogue
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.Refuser{Dialogue: greet(c)} }
 	} else {
-		profile, _ := proxy.ParseProfile(l.TLSProfile) // configs knows the words
+		profile, _ := proxy.ParseProfile(l.TLSProfile) // configs has checked l.TLSProfile
 		if profile == proxy.Legacy {
 			g.log.Warn("old TLS is on: 1.0, 3DES, keys without forward secrecy", "listener", l.Name, "networks", l.Networks)
 		}

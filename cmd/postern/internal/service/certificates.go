@@ -8,7 +8,7 @@ import (
 	"postern/proxy/certs"
 )
 
-// CertificateSources returns where certificates come from with cfg.
+// CertificateSources returns the sources of certificates in cfg.
 func CertificateSources(cfg *configs.Config) certs.Config {
 	c := certs.Config{Default: cfg.Hostname, RefuseUnknown: cfg.TLS.UnknownName == "refuse"}
 	for _, one := range cfg.TLS.Certificates {
@@ -40,11 +40,11 @@ func CertificateSources(cfg *configs.Config) certs.Config {
 	return c
 }
 
-// leastLife is the part of a certificate's lifetime below which somebody has to
-// look: renewal comes with a third left.
+// leastLife is the part of a certificate's lifetime below which Postern is degraded.
+// Renewal comes with a third left.
 const leastLife = 0.05
 
-// expiring is an error that names a certificate near its end; nil: there is none.
+// expiring returns an error that names a certificate near its end, or nil.
 func (s *Service) expiring() error {
 	now := time.Now()
 	for _, v := range s.store.Expiry() {

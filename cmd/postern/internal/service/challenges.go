@@ -9,8 +9,8 @@ import (
 	"postern/proxy/listen"
 )
 
-// challengeHints explains for each challenge whether it can work with the listeners
-// there are, to those who get certificates by ACME.
+// challengeHints returns, for a configuration with ACME, a line for each challenge that
+// explains whether the challenge can work with the configured listeners.
 func (g *generation) challengeHints() (all []string) {
 	a := g.cfg.TLS.ACME
 	if a == nil {
@@ -67,11 +67,11 @@ func explainDNS(a *configs.ACME) string {
 }
 
 func portIn(address string) string {
-	_, port, _ := net.SplitHostPort(address) // configs has checked it
+	_, port, _ := net.SplitHostPort(address) // configs has checked the address
 	return port
 }
 
-// holder names the program that has a port, "" if none but Postern has.
+// holder returns the name of the program that listens on a port, "" if only Postern does.
 func holder(port string) string {
 	if _, name, ok := listen.Holder(":" + port); ok && name != "postern" {
 		return name

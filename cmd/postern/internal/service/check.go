@@ -23,17 +23,17 @@ import (
 	"postern/proxy/listen"
 )
 
-// CheckOptions choose what check does beside reading the configuration.
+// CheckOptions choose the steps of check after reading the configuration.
 type CheckOptions struct {
 	Probe    bool                          // connect to the backends
-	User     string                        // with Probe: whose INBOX to open; "": nobody's
-	Password func() (*proxy.Secret, error) // of User
+	User     string                        // with Probe: the user whose INBOX is opened; "": none
+	Password func() (*proxy.Secret, error) // returns the password of User
 	Open     bool                          // open the addresses that are free
-	CheckAs  func() error                  // checks again as another user, after all else was good
+	CheckAs  func() error                  // checks again as another user, after all other steps
 }
 
-// Check writes to out what the configuration at path leads to, and returns all
-// that is wrong with it.
+// Check writes a report of the configuration at path to out. The error has all mistakes
+// of the configuration.
 func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) error {
 	cfg, store, err := load(path)
 	if err != nil {
@@ -71,7 +71,7 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) erro
 	return err
 }
 
-// hints are about settings that are no mistake, but may not be meant.
+// hints returns notes about settings that are valid, but may not be intended.
 func (g *generation) hints() (all []string) {
 	for _, l := range g.cfg.Listeners {
 		if l.TLS != "refuse" && l.TLSProfile == proxy.Legacy.String() {
@@ -95,7 +95,7 @@ func (g *generation) hints() (all []string) {
 	return all
 }
 
-// oldTLS explains what the profile legacy allows, and for which clients.
+// oldTLS returns a line about the TLS versions and clients of the profile legacy.
 func oldTLS(l configs.Listener) string {
 	clients := "all clients"
 	if l.Networks != nil {
@@ -105,8 +105,8 @@ func oldTLS(l configs.Listener) string {
 		"the metric postern_tls_profile_needed_total says whether anybody still needs it", l.Name, clients)
 }
 
-// checkPorts names the processes that hold what the configuration wants. A
-// running Postern, whose next configuration this may be, is none of them.
+// checkPorts returns an error that names the processes that listen on configured ports. A
+// running Postern does not count: this may be its next configuration.
 func (g *generation) checkPorts() error {
 	var mistakes configs.Errors
 	look := func(key, address string) {
@@ -123,7 +123,7 @@ func (g *generation) checkPorts() error {
 	return mistakes
 }
 
-// ports yields the addresses to listen at by their keys.
+// ports yields the keys and addresses of all listeners of the configuration.
 func (g *generation) ports() iter.Seq2[string, string] {
 	return func(yield func(key, address string) bool) {
 		for _, d := range g.listeners {
@@ -140,13 +140,13 @@ func (g *generation) ports() iter.Seq2[string, string] {
 	}
 }
 
-// tryOpening opens what nobody has, and closes it at once.
+// tryOpening opens the addresses that are free, and closes them at once.
 func (g *generation) tryOpening(ctx context.Context) error {
 	var mistakes configs.Errors
 	for key, address := range g.ports() {
 		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 		if errors.Is(err, syscall.EADDRINUSE) {
-			continue // by whom, checkPorts says
+			continue // checkPorts names the process
 		}
 		if err != nil {
 			mistakes = append(mistakes, g.cfg.Errorf(key, "%v", err))
@@ -165,7 +165,7 @@ func (g *generation) tryOpening(ctx context.Context) error {
 	return mistakes
 }
 
-// probe asks each server behind what it is.
+// probe connects to each server behind and reports its properties.
 func (g *generation) probe(ctx context.Context, out io.Writer) error {
 	var errs []error
 	for _, key := range slices.SortedFunc(maps.Keys(g.pools), poolKey.compare) {
@@ -194,8 +194,8 @@ func describe(out io.Writer, s *backend.Server, r backend.Report, took time.Dura
 	_, _ = io.WriteString(out, adviseTokens(r))
 }
 
-// kindOf returns the software that the server's answers to passwords are read as,
-// and whether that is a guess.
+// kindOf returns the kind by which Postern interprets the server's answers to passwords,
+// with a note if the kind is a guess.
 func kindOf(s *backend.Server, r backend.Report) string {
 	switch {
 	case s.Kind != backend.Guessed:

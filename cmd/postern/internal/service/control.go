@@ -11,7 +11,7 @@ import (
 	osuser "os/user"
 )
 
-// setControl finds out who may ask.
+// setControl looks up the group that may use the control socket.
 func (g *generation) setControl() error {
 	g.gid = -1
 	name := g.cfg.Control.Group
@@ -28,7 +28,7 @@ func (g *generation) setControl() error {
 	return nil
 }
 
-// openControl opens the control socket, if there is to be one.
+// openControl opens the control socket, if one is configured.
 func (s *Service) openControl(g *generation) (err error) {
 	if path := g.cfg.Control.Socket; path != "" {
 		s.controlListener, err = admin.Listen(path, g.gid)
@@ -36,7 +36,7 @@ func (s *Service) openControl(g *generation) (err error) {
 	return err
 }
 
-// serveControl answers until ctx ends, which is after the last session.
+// serveControl answers requests until ctx ends, which is after the last session.
 func (s *Service) serveControl(ctx context.Context, asking net.Listener) {
 	if err := s.control.Serve(ctx, asking); err != nil {
 		s.log.Error("commands are not answered", "err", err)

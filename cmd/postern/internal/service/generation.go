@@ -22,18 +22,17 @@ import (
 	"postern/proxy/route"
 )
 
-// A poolKey has the configuration of a pool and of the sessions that use it. The pool of a new configuration with
-// the same key is the present pool, which knows which of its servers are up.
+// A poolKey has the configuration of a pool and of the sessions that use it. A new
+// generation keeps the pool with the same key, and so the health of its servers.
 type poolKey struct {
 	name, protocol   string
-	roots            [sha256.Size]byte // of the CA file; of nothing: the system's
+	roots            [sha256.Size]byte // hash of the CA file; the hash of no octets: the system's CAs
 	imap, submission serverKey         // a submission pool may verify by the IMAP servers
 	hostname         string
 	timeouts         configs.Timeouts
 }
 
-// A serverKey is a configs.Server as a value that can be compared. The zero value
-// is that of nil.
+// A serverKey is a configs.Server as a comparable value. The zero value stands for nil.
 type serverKey struct {
 	set                             bool
 	address, addresses              string
@@ -57,7 +56,7 @@ func newServerKey(c *configs.Server) serverKey {
 	}
 }
 
-// joined returns addresses as one value that can be compared.
+// joined returns addresses as one comparable value.
 func joined(addresses []netip.Addr) string {
 	var all []string
 	for _, a := range addresses {
@@ -71,18 +70,18 @@ func (k poolKey) compare(other poolKey) int {
 	return cmp.Or(cmp.Compare(k.name, other.name), cmp.Compare(k.protocol, other.protocol))
 }
 
-// watch runs watch in the background, which reads a file again when it has changed.
+// watch runs watch in the background. watch reads a file again when the file has changed.
 func (g *generation) watch(watch func(context.Context, time.Duration, *slog.Logger)) {
 	g.background = append(g.background, func(ctx context.Context) { watch(ctx, watchEvery, g.log) })
 }
 
 const (
-	probeEvery = 10 * time.Second // what the backends offer, and whether they are there
+	probeEvery = 10 * time.Second // of the backends: their offer and health
 	watchEvery = 2 * time.Second  // files: certificates, routes, policy
 )
 
-// A generation is made of one configs.Config. It opens nothing: Service.apply does.
-// What has memory belongs to the Service.
+// A generation is made of one configs.Config. Making a generation opens nothing:
+// Service.apply opens. Parts with memory belong to the Service.
 type generation struct {
 	*Service
 	cfg        *configs.Config
@@ -110,13 +109,13 @@ func newGeneration(cfg *configs.Config, s *Service) *generation {
 	return &generation{Service: s, cfg: cfg, pools: make(map[poolKey]*backend.Pool)}
 }
 
-// has reports whether a service of this name is served.
+// has reports whether the generation has a service with a name.
 func (g *generation) has(name string) bool {
 	return slices.ContainsFunc(g.cfg.Listeners, func(l configs.Listener) bool { return l.Name == name })
 }
 
-// descriptors returns how many file descriptors limits.max_connections needs, and
-// how many the process is allowed.
+// descriptors returns the file descriptors that limits.max_connections needs, and the
+// limit of the process.
 func (g *generation) descriptors() (needed, allowed int) {
 	allowed, _ = listen.Descriptors()
 	return listen.DescriptorsFor(g.cfg.Limits.MaxConnections), allowed
@@ -125,12 +124,12 @@ func (g *generation) descriptors() (needed, allowed int) {
 // An httpEndpoint answers HTTP at an address of the configuration.
 type httpEndpoint struct {
 	what         string
-	key, address string // address "": it is off
+	key, address string // address "": the endpoint is off
 	handler      func() http.Handler
-	allow        func(netip.Addr) bool // who may connect; nil: everybody
+	allow        func(netip.Addr) bool // reports whether an address may connect; nil: all may
 }
 
-// endpoints returns what answers HTTP with g, also those that are off.
+// endpoints returns the HTTP endpoints of g, also those that are off.
 func (g *generation) endpoints() []httpEndpoint {
 	all := []httpEndpoint{
 		{"metrics", "metrics.address", g.cfg.Metrics.Address, g.metrics.Handler, g.metrics.Allows},
@@ -143,7 +142,7 @@ func (g *generation) endpoints() []httpEndpoint {
 	return append(all, challenge)
 }
 
-// listenerLabels are the listeners, as metrics name them.
+// listenerLabels returns the labels of the listeners in metrics.
 func (g *generation) listenerLabels() (all []metrics.Listener) {
 	for _, l := range g.cfg.Listeners {
 		all = append(all, metrics.Listener{Name: l.Name, Protocol: l.Protocol})
@@ -151,7 +150,7 @@ func (g *generation) listenerLabels() (all []metrics.Listener) {
 	return all
 }
 
-// backendLabels are the backends, as metrics name them.
+// backendLabels returns the labels of the backends in metrics.
 func (g *generation) backendLabels() (all []metrics.Backend) {
 	for name, b := range g.cfg.Backends {
 		if b.IMAP != nil {
@@ -171,7 +170,7 @@ type pop3Options struct {
 	shared map[string]sharedMaildrops // by backend
 }
 
-// sharedMaildrops is what the POP3 listeners of one backend share, also across
+// sharedMaildrops has the parts that the POP3 listeners of one backend share, also across
 // generations.
 type sharedMaildrops struct {
 	locks *bridge.Locks
@@ -186,7 +185,7 @@ type routing struct {
 	policy   *route.Protocols // nil: everything is allowed
 }
 
-// known reports whether a file lists the account: then it exists.
+// known reports whether a file lists the account, which proves that the account exists.
 func (r *routing) known(account string) bool {
 	return r.rules.Known(account) || r.policy != nil && r.policy.Known(account)
 }

@@ -12,7 +12,7 @@ import (
 	"postern/proxy/authpolicy"
 )
 
-// setPolicyServer finds out who else judges logins.
+// setPolicyServer sets the policy server of the configuration, if there is one.
 func (g *generation) setPolicyServer() error {
 	c := g.cfg.Guard.AuthPolicy
 	if c.URL == "" {
@@ -45,8 +45,8 @@ func (g *generation) setPolicyServer() error {
 	return nil
 }
 
-// loadGuard gives the guard what it knew in the process before: of the state, or
-// of a predecessor without state.
+// loadGuard loads the guard's memory of the process before: from the state, or from a
+// predecessor without state.
 func (s *Service) loadGuard(ctx context.Context) {
 	const anew = "the login guard begins anew, and learns"
 	if s.Storage.Guard != nil {
@@ -62,20 +62,20 @@ func (s *Service) loadGuard(ctx context.Context) {
 	}
 }
 
-// runGuard stores what the guard remembers, until ctx ends.
+// runGuard stores the guard's memory, until ctx ends.
 func (s *Service) runGuard(ctx context.Context) {
 	if s.Storage.Guard != nil {
 		s.guard.Run(ctx, s.Storage.Guard, s.log)
 	}
 }
 
-// dryRun reports whether the guard refuses nobody.
+// dryRun reports whether the guard only counts and refuses no login.
 func (s *Service) dryRun() bool {
 	g := s.current.Load()
 	return g != nil && g.cfg.Guard.DryRun
 }
 
-// guardGauges is the guard as metrics show it.
+// guardGauges returns the figures of the guard for metrics.
 func (s *Service) guardGauges() metrics.Guard {
 	if s.guard == nil {
 		return metrics.Guard{}
@@ -89,7 +89,7 @@ func (s *Service) guardGauges() metrics.Guard {
 	}
 }
 
-// guardOnPage is the guard as the status page shows it.
+// guardOnPage returns the figures of the guard for the status page.
 func (s *Service) guardOnPage() page.Guard {
 	g := s.guardGauges()
 	return page.Guard{

@@ -11,9 +11,9 @@ import (
 	"postern/proxy/listen"
 )
 
-// serveEndpoints serves what is new at its listener in opened, and ends what is no
-// longer at its address. Metrics are served beyond the last session: a drain can
-// be watched to its end.
+// serveEndpoints serves the new endpoints at their listeners in opened, and ends endpoints
+// whose address has changed. Metrics are served beyond the last session, so that they show
+// a drain to its end.
 func (s *Service) serveEndpoints(ctx context.Context, g *generation, opened map[string]net.Listener) {
 	for _, w := range g.endpoints() {
 		if s.endpoints[w.key].address == w.address {
@@ -40,16 +40,15 @@ func (s *Service) serveEndpoints(ctx context.Context, g *generation, opened map[
 	}
 }
 
-// Bounds of what is asked by HTTP, whoever asks. How many connections there may be
-// is listen.Limited's.
+// Bounds of HTTP requests. listen.Limited bounds the number of connections.
 const (
-	requestTimeout = 5 * time.Second  // to send one
-	webAnswer      = 15 * time.Second // to make and take the answer, from the end of the request's header; a scrape may take 10 s
+	requestTimeout = 5 * time.Second  // time to send a request
+	webAnswer      = 15 * time.Second // time to make and read the answer, from the end of the request's header; a scrape may take 10 s
 	webHeader      = 4 << 10          // octets of a request's header, and as many more as net/http adds
 )
 
-// newHTTPServer returns what serves a handler of Postern's own by HTTP. A connection
-// is good for one request: none is idle, and nobody keeps one that others wait for.
+// newHTTPServer returns the HTTP server for a handler of Postern's own. A connection serves
+// one request, so that no idle connection blocks others.
 func newHTTPServer(log *slog.Logger, h http.Handler) *http.Server {
 	server := &http.Server{
 		Handler: h, ReadHeaderTimeout: requestTimeout, ReadTimeout: requestTimeout, WriteTimeout: webAnswer,

@@ -15,8 +15,8 @@ import (
 	"postern/proxy/wire"
 )
 
-// mailboxBackend returns what serves the user's POP3 sessions, and how the user logs in
-// there. A listener may differ from it in delete and lock.
+// mailboxBackend returns the bridge for the user's POP3 sessions, and the user's login
+// there. The bridge of a listener may differ in delete and lock.
 func (g *generation) mailboxBackend(ctx context.Context, pools backends, user string, secret *proxy.Secret) (*bridge.Backend, *proxy.Login, error) {
 	r, err := g.newRouting()
 	if err != nil {
@@ -37,8 +37,8 @@ func (g *generation) mailboxBackend(ctx context.Context, pools backends, user st
 	return g.newBridge(name, pools.imap[name], g.cfg.POP3), login, nil
 }
 
-// BridgeFor returns what serves the POP3 sessions of user with cfg, and how the
-// user logs in there. Nothing is connected yet.
+// BridgeFor returns the bridge for the POP3 sessions of user with cfg, and the user's
+// login there. It does not connect.
 func BridgeFor(ctx context.Context, cfg *configs.Config, user string, secret *proxy.Secret) (*bridge.Backend, *proxy.Login, error) {
 	g := newGeneration(cfg, New(cfg, nil, slog.New(slog.DiscardHandler), nil))
 	if err := g.setPOP3(); err != nil {

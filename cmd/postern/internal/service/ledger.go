@@ -10,7 +10,8 @@ import (
 	"postern/proxy"
 )
 
-// openLedger begins to note who logs in with what, if anything is remembered.
+// openLedger opens the ledger of logins, unless the state has no files, and sets the
+// pseudonyms of accounts.
 func (s *Service) openLedger(ctx context.Context) {
 	if s.Storage.Files == nil {
 		s.pseudonyms = logs.NewPseudonyms(nil)
@@ -27,7 +28,7 @@ func (s *Service) openLedger(ctx context.Context) {
 	s.writers = append(s.writers, s.untilBroken(recordOf, l.Run), s.retireDaily, s.reportBroken)
 }
 
-// accountGauges is the ledger as metrics show it.
+// accountGauges returns the figures of the ledger for metrics.
 func (s *Service) accountGauges() metrics.Accounts {
 	l := s.ledger.Load()
 	if l == nil {
@@ -37,7 +38,7 @@ func (s *Service) accountGauges() metrics.Accounts {
 	return metrics.Accounts{Protocols: c.Protocols, TLS: c.TLS}
 }
 
-// accountsOnPage is the ledger as the status page shows it.
+// accountsOnPage returns the figures of the ledger for the status page.
 func (s *Service) accountsOnPage() (all []page.Accounts) {
 	l := s.ledger.Load()
 	if l == nil {

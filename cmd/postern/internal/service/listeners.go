@@ -18,16 +18,16 @@ const addressChangesUse = "%s is still open for another part of the configuratio
 type opening struct {
 	sockets  *listen.Sockets
 	cfg      *configs.Config
-	fresh    []net.Listener // those that were not open before
+	fresh    []net.Listener // listeners that were not open before
 	mistakes configs.Errors
 
 	listeners map[string]*listen.ProxyListener // all, by listen.Key
 	bindings  []proxy.Binding                  // all
-	endpoints map[string]net.Listener          // the new ones of HTTP, by key of the configuration
+	endpoints map[string]net.Listener          // the new HTTP listeners, by key of the configuration
 }
 
-// open opens the listeners of g that are not open yet, all or none. The error
-// names all that cannot be opened. What is served does not change.
+// open opens the listeners of g that are not open yet, all or none. The error names all
+// listeners that cannot be opened. The current generation does not change.
 func (s *Service) open(ctx context.Context, g *generation) (*opening, error) {
 	o := &opening{
 		sockets: s.sockets, cfg: g.cfg,
@@ -62,7 +62,7 @@ func (o *opening) listen(ctx context.Context, key, name, address string) (net.Li
 	return ln, fresh
 }
 
-// addListener opens the listener of l, unless it is one of those that are open.
+// addListener opens the listener of l, unless the listener is in open.
 func (o *opening) addListener(ctx context.Context, l listenerSpec, open map[string]*listen.ProxyListener) {
 	ln, fresh := o.listen(ctx, l.key, l.name(), l.address)
 	if ln == nil {
@@ -91,15 +91,14 @@ func (o *opening) addEndpoint(ctx context.Context, e httpEndpoint) {
 	o.endpoints[e.key] = ln
 }
 
-// close closes what was opened.
+// close closes the listeners in fresh.
 func (o *opening) close() {
 	for _, ln := range o.fresh {
 		_ = ln.Close()
 	}
 }
 
-// setListeners makes the listeners of o, which are those of g, the ones that are
-// open.
+// setListeners makes the listeners of o, which are those of g, the open listeners of s.
 func (s *Service) setListeners(g *generation, o *opening) {
 	for _, l := range g.listeners {
 		o.listeners[listen.Key(l.name(), l.address)].Trust(l.proxyFrom)
@@ -107,7 +106,8 @@ func (s *Service) setListeners(g *generation, o *opening) {
 	s.listeners = o.listeners
 }
 
-// tlsConfig returns that of a listener: the one it had before, if it may.
+// tlsConfig returns the tls.Config of a listener: the one of an earlier generation, if
+// name, protocol and profile are the same.
 func (s *Service) tlsConfig(name, protocol string, profile proxy.Profile) *tls.Config {
 	key := tlsKey{name, protocol, profile}
 	if s.tlsConfigs[key] == nil {

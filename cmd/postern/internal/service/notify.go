@@ -28,8 +28,8 @@ func notify(log *slog.Logger, state string) {
 	}
 }
 
-// watchdog returns a channel that ticks when WATCHDOG is due, and how to stop it.
-// The channel is nil if systemd wants no WATCHDOG.
+// watchdog returns a channel that ticks when WATCHDOG is due, and a function that stops
+// the ticks. The channel is nil if systemd wants no WATCHDOG.
 func watchdog() (<-chan time.Time, func()) {
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || every == 0 {
@@ -39,8 +39,8 @@ func watchdog() (<-chan time.Time, func()) {
 	return t.C, t.Stop
 }
 
-// keepWatchdog sends WATCHDOG when it is due, until stop is called. It is for work
-// that is bounded by itself.
+// keepWatchdog sends WATCHDOG when it is due, until stop is called. The caller's work must
+// have a time limit of its own.
 func keepWatchdog(log *slog.Logger) (stop func()) {
 	alive, stopTicks := watchdog()
 	if alive == nil {

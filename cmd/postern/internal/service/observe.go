@@ -99,7 +99,7 @@ func (s *Service) backendsOnPage() (all []page.Backend) {
 	return all
 }
 
-// poolGauges is how the backends are connected to, as metrics show it.
+// poolGauges returns the figures of the pools for metrics.
 func (s *Service) poolGauges() (all []metrics.Pool) {
 	g := s.current.Load()
 	if g == nil {
@@ -108,7 +108,7 @@ func (s *Service) poolGauges() (all []metrics.Pool) {
 	ports := localPorts()
 	for key, pool := range g.pools {
 		p := metrics.Pool{Backend: metrics.Backend{Name: key.name, Protocol: key.protocol}}
-		p.PortLimit = ports * max(1, len(pool.Members[0].Source)) // of all members the same
+		p.PortLimit = ports * max(1, len(pool.Members[0].Source)) // Source is the same for all members
 		for _, m := range pool.Status() {
 			p.Connections += m.Connections
 			p.Ports = max(p.Ports, m.Connections)
@@ -118,8 +118,8 @@ func (s *Service) poolGauges() (all []metrics.Pool) {
 	return all
 }
 
-// localPorts returns how many ports the system has for connections from one
-// address to another; 0 if it does not say.
+// localPorts returns the number of ports that the system has for connections from one
+// address to another; 0 if it is not known.
 func localPorts() int {
 	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
 	if err != nil {
@@ -139,7 +139,8 @@ func expiries(store *certs.Store) (all []metrics.Certificate) {
 	return all
 }
 
-// notReady returns why a load balancer should send clients elsewhere, or nil.
+// notReady returns the reason for which a load balancer should send clients elsewhere, or
+// nil.
 func (s *Service) notReady() error {
 	if s.draining.Load() {
 		return errors.New("draining")
@@ -162,8 +163,7 @@ func (s *Service) notReady() error {
 	return errors.New("no backend is up")
 }
 
-// degraded returns what an operator should look at although clients are served, or
-// nil.
+// degraded returns the faults that need an operator although clients are served, or nil.
 func (s *Service) degraded() error {
 	files, certificates := s.stateDegraded(), s.expiring()
 	switch {

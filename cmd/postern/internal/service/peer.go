@@ -20,7 +20,7 @@ import (
 // pair.
 const predecessorFD = "POSTERN_PREDECESSOR_FD"
 
-// buildTimeout and serveTimeout are what the other process gets for its steps.
+// buildTimeout and serveTimeout bound the steps of the other process.
 const (
 	buildTimeout = time.Minute
 	serveTimeout = time.Minute
@@ -39,10 +39,10 @@ type message struct {
 	Evict    *maildropName  `json:",omitempty"`
 }
 
-// A handover is what the old process gives to the new one beside the files.
+// A handover has the data that the old process sends to the new one beside the files.
 type handover struct {
-	Locks map[string][]string // maildrops that are open, by backend
-	Guard []byte              // nil: it is in the state
+	Locks map[string][]string // open maildrops, by backend
+	Guard []byte              // the guard's memory; nil: the state has it
 }
 
 type maildropName struct{ Backend, Maildrop string }
@@ -52,13 +52,13 @@ type Peer struct {
 	conn net.Conn
 	in   *json.Decoder
 
-	mu   sync.Mutex // of writing
+	mu   sync.Mutex // held while writing
 	gone atomic.Bool
 }
 
 func newPeer(f *os.File) (*Peer, error) {
 	conn, err := net.FileConn(f)
-	_ = f.Close() // conn has its own
+	_ = f.Close() // conn has its own descriptor
 	if err != nil {
 		return nil, err
 	}
@@ -68,13 +68,13 @@ func newPeer(f *os.File) (*Peer, error) {
 func (r *Peer) send(m message) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.conn.SetWriteDeadline(time.Now().Add(serveTimeout)); err != nil { // a process that was stopped reads nothing
+	if err := r.conn.SetWriteDeadline(time.Now().Add(serveTimeout)); err != nil { // a stopped process does not read
 		return err
 	}
 	return json.NewEncoder(r.conn).Encode(m)
 }
 
-// receive returns the next message. It is an error if there is none within
+// receive returns the next message. It returns an error if no message comes within
 // timeout, or if the other process reports an error.
 func (r *Peer) receive(timeout time.Duration) (m message, err error) {
 	if err := r.conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
@@ -95,8 +95,8 @@ func (r *Peer) receive(timeout time.Duration) (m message, err error) {
 	return m, nil
 }
 
-// await receives messages until meant accepts one. Messages about maildrops may come
-// before that one, and go to meanwhile.
+// await receives messages until meant returns true for one, which it returns. Messages
+// about maildrops may come before that message; await passes them to meanwhile.
 func (r *Peer) await(timeout time.Duration, meant func(message) bool, meanwhile func(message)) (m message, err error) {
 	for {
 		if m, err = r.receive(timeout); err != nil || meant(m) {
@@ -120,7 +120,7 @@ func (r *Peer) receiveAll(f func(message)) {
 	}
 }
 
-// Predecessor returns the process that this one is to replace, or nil.
+// Predecessor returns the process that this process shall replace, or nil.
 func Predecessor() (*Peer, error) {
 	fd, err := strconv.Atoi(os.Getenv(predecessorFD))
 	if err != nil {
@@ -133,7 +133,7 @@ func Predecessor() (*Peer, error) {
 	return newPeer(os.NewFile(uintptr(fd), "predecessor"))
 }
 
-// Reject sends a predecessor the error for which this process cannot replace it.
+// Reject reports an error to a predecessor, which this process then does not replace.
 func (r *Peer) Reject(err error) {
 	m := message{Error: err.Error()}
 	if mistakes, ok := errors.AsType[configs.Errors](err); ok {

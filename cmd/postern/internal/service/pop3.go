@@ -32,7 +32,7 @@ func (g *generation) setPOP3() (err error) {
 	return nil
 }
 
-// maildropsOf returns what the POP3 listeners of a backend share.
+// maildropsOf returns the parts that the POP3 listeners of a backend share.
 func (g *generation) maildropsOf(backend string) sharedMaildrops {
 	shared, ok := g.pop3.shared[backend]
 	if !ok {
@@ -46,10 +46,10 @@ func (g *generation) maildropsOf(backend string) sharedMaildrops {
 	return shared
 }
 
-// newBridge makes what serves pool on a listener that has c.
+// newBridge returns the bridge to pool for a listener with the configuration c.
 func (g *generation) newBridge(name string, pool *backend.Pool, c configs.POP3) *bridge.Backend {
 	server := g.cfg.Backends[name].IMAP
-	deletion, _ := bridge.ParseDeletion(c.Delete) // configs knows the words
+	deletion, _ := bridge.ParseDeletion(c.Delete) // configs has checked c
 	lock, _ := bridge.ParseLockMode(c.Lock)
 	shared := g.maildropsOf(name)
 	b := &bridge.Backend{
@@ -78,18 +78,18 @@ func (g *generation) setStorage(m *stored.Storage) {
 	}
 }
 
-// openBrakes gives the brakes of the backends their state. One whose state cannot
-// be read reports so, and brakes.
+// openBrakes opens the state of the backends' brakes. A brake whose state cannot be read
+// reports the error, and is on.
 func (g *generation) openBrakes(ctx context.Context, m *stored.Storage) {
 	if m.Brakes == nil {
 		return
 	}
 	for _, name := range slices.Sorted(maps.Keys(g.pop3.shared)) {
-		_ = g.pop3.shared[name].brake.Open(ctx, m.Brakes) // an error is observed
+		_ = g.pop3.shared[name].brake.Open(ctx, m.Brakes) // the brake reports an error to its observer
 	}
 }
 
-// brake returns the brake of a backend that is served.
+// brake returns the brake of a backend of the current generation.
 func (s *Service) brake(_ context.Context, backend string) (*bridge.Brake, error) {
 	g := s.current.Load()
 	if err := stored.CheckPOP3Backend(g.cfg, backend); err != nil {

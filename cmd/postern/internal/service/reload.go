@@ -10,7 +10,7 @@ import (
 
 // Outcome is the answer to a reload or an upgrade.
 type Outcome struct {
-	Mistakes configs.Errors `json:"mistakes,omitempty"` // then nothing has changed
+	Mistakes configs.Errors `json:"mistakes,omitempty"` // not nil: nothing has changed
 }
 
 // onRequest returns the answer of the control socket that makes a change.
@@ -30,8 +30,7 @@ func (s *Service) onRequest(do func(context.Context) error) func(context.Context
 	}
 }
 
-// reload reads the configuration again. Either all of it is served, or there
-// are mistakes and nothing has changed.
+// reload reads the configuration again and applies it. After an error nothing has changed.
 func (s *Service) reload(ctx context.Context) error {
 	notify(s.log, reloading)
 	defer notify(s.log, ready)
@@ -73,7 +72,7 @@ func (s *Service) replace(ctx context.Context) error {
 	return nil
 }
 
-// checkRestartOnly returns what of cfg only a restart can bring.
+// checkRestartOnly returns an error for changes in cfg that need a restart.
 func (s *Service) checkRestartOnly(cfg *configs.Config) error {
 	now := s.current.Load().cfg
 	var mistakes configs.Errors

@@ -48,7 +48,7 @@ func (g *generation) newRouting() (*routing, error) {
 	return r, nil
 }
 
-// NewAccounts makes what knows the account that a name means.
+// NewAccounts returns the route.Accounts of cfg, which find the account of a login name.
 func NewAccounts(cfg *configs.Config) (*route.Accounts, configs.Errors) {
 	var mistakes configs.Errors
 	c := cfg.Accounts

@@ -38,7 +38,7 @@ func Run(ctx context.Context, path string, log io.Writer, before *Peer) (err err
 		return configs.Errors{cfg.Errorf("state.path", "%v", err)}
 	}
 	defer func() {
-		if closed := s.Storage.Close(); !errors.Is(closed, state.ErrDamaged) { // else the log has it
+		if closed := s.Storage.Close(); !errors.Is(closed, state.ErrDamaged) { // the log has ErrDamaged already
 			err = errors.Join(err, closed)
 		}
 	}()

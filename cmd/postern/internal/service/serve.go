@@ -34,7 +34,7 @@ func New(cfg *configs.Config, store *certs.Store, log *slog.Logger, level *slog.
 	}
 	s.policyGuard = &authpolicy.Guard{Guard: s.guard}
 	s.server = &proxy.Server{Guard: s.policyGuard, CheckCapacity: listen.CheckDescriptors}
-	// Functions that observers are given may be called from here on: what they use is there.
+	// From here on observers may call their functions: all fields that these use are set.
 	s.log = slog.New(logs.NewRedactor(logs.NewCounter(log.Handler(), func(l slog.Level) { s.metrics.Logged(l) }), &s.redaction))
 	s.page = s.newPage()
 	s.metrics = s.newMetrics()
@@ -57,12 +57,12 @@ func (s *Service) Serve(ctx context.Context, cfg *configs.Config) error {
 }
 
 // serve applies g and serves until ctx ends. Then it closes the listeners and
-// gives the sessions their time. An error is one of opening: a stop, even with
-// sessions left, is none.
+// gives the sessions their time. An error means that listeners could not be opened. A stop
+// is no error, even with sessions left.
 func (s *Service) serve(ctx context.Context, g *generation) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR2)
-	defer signal.Stop(signals) // not before the last session: without this, they would end the process
+	defer signal.Stop(signals) // not before the last session: after Stop a signal would end the process
 	if err := s.restore(ctx, g); err != nil {
 		return err
 	}
@@ -89,8 +89,7 @@ func (s *Service) serve(ctx context.Context, g *generation) error {
 	return s.fatal
 }
 
-// restore takes up what a process before has left: its sockets, what the login
-// guard knew, the ledger.
+// restore takes over the sockets, the guard's memory and the ledger of the process before.
 func (s *Service) restore(ctx context.Context, g *generation) (err error) {
 	if s.sockets == nil {
 		if s.sockets, err = listen.Inherited(); err != nil {
@@ -107,8 +106,8 @@ func (s *Service) restore(ctx context.Context, g *generation) (err error) {
 	return nil
 }
 
-// start opens all that g wants open, and begins to serve it. What it starts ends
-// with ctx.
+// start opens the listeners of g, and begins to serve g. The work that it starts ends with
+// ctx.
 func (s *Service) start(ctx context.Context, g *generation) error {
 	if err := s.store.Open(s.log, s.observer); err != nil {
 		return configs.Errors{g.cfg.Errorf("tls.acme", "%v", err)}
@@ -143,7 +142,7 @@ func (s *Service) handleChanges(ctx, background context.Context, signals <-chan 
 			notify(s.log, watching)
 		case got := <-signals:
 			if got == syscall.SIGHUP {
-				_ = s.reload(background) // it is in the log
+				_ = s.reload(background) // reload logs its error
 			} else {
 				_ = s.upgrade(background)
 			}
@@ -168,7 +167,7 @@ func (s *Service) waitForSessions(ctx, background context.Context) {
 		return
 	}
 	s.drain(background)
-	// A predecessor that drains as well ends as late as this process could.
+	// A predecessor that drains as well may end as late as this process.
 	timeouts := s.current.Load().cfg.Timeouts
 	ctx, cancel = context.WithTimeout(background, timeouts.Shutdown+timeouts.DisconnectSpread)
 	defer cancel()

@@ -2,8 +2,8 @@
 // configs.Config (see build.go), serves it, replaces it by the next one at a reload, and hands
 // everything over to another process at an upgrade.
 //
-// A Service is what outlives a configuration: open sockets, sessions, and all
-// that has memory. A generation is made of one configuration, and belongs to a
+// A Service has the parts that outlive a configuration: open sockets, sessions, and all
+// parts with memory. A generation is made of one configuration, and belongs to a
 // Service. The files answer*.go answer the commands at the control socket.
 package service
 
@@ -34,13 +34,13 @@ import (
 )
 
 // A Service is the part of a running Postern that outlives a configuration: open
-// sockets, sessions, and all that has memory. It serves one generation after the
-// other. Storage and Ready may be changed before it serves.
+// sockets, sessions, and all parts with memory. It serves one generation after the
+// other. Storage and Ready may be changed before Serve.
 type Service struct {
 	log         *slog.Logger
 	level       *slog.LevelVar
 	binary      string // of this process, and of its successor
-	path        string // of the configuration; "": there is none to read again
+	path        string // of the configuration; "": there is no file to read again
 	store       *certs.Store
 	metrics     *metrics.Metrics
 	page        *page.Page
@@ -69,7 +69,7 @@ type Service struct {
 	current        atomic.Pointer[generation] // the one that is served; nil: none yet
 	changes        chan changeRequest         // requests, one at a time
 	wg             sync.WaitGroup             // of all that runs in the background
-	stopGeneration context.CancelFunc         // ends what runs in the background for current
+	stopGeneration context.CancelFunc         // ends the background work of current
 	draining       atomic.Bool
 
 	writers       []func(context.Context) // work that writes to Storage
@@ -77,20 +77,20 @@ type Service struct {
 	cancelWriters context.CancelFunc      // ends writers
 
 	successor        *successor    // nil: this process serves
-	fatal            error         // why it no longer does, if there is no successor
+	fatal            error         // the error because of which this process no longer serves, without a successor
 	predecessor      *Peer         // nil: there was none
 	predecessorEnded chan struct{} // closed when the predecessor has ended; nil: there was none
 	inheritedGuard   []byte        // the guard's snapshot of a predecessor without state
 }
 
-// known reports whether a file of the present configuration lists an account.
+// known reports whether a file of the current configuration lists an account.
 func (s *Service) known(account string) bool {
 	g := s.current.Load()
 	return g != nil && g.routing.known(account)
 }
 
-// checkNoSession is an error if a POP3 session of an account may be open, here or in the
-// process that this one has replaced.
+// checkNoSession returns an error if a POP3 session of an account may be open, here or in
+// the process that this one has replaced.
 func (s *Service) checkNoSession(account string) error {
 	for _, i := range s.server.Sessions() {
 		if i.Account == account && i.Client.Protocol == proxy.POP3 {
@@ -103,14 +103,13 @@ func (s *Service) checkNoSession(account string) error {
 	return nil
 }
 
-// An openEndpoint is a HTTP endpoint that is served.
+// An openEndpoint is an HTTP endpoint that is served.
 type openEndpoint struct {
 	address string
 	server  *http.Server
 }
 
-// A ledgerObserver hands events to a ledger, once there is one: the ledger is
-// made when the state is open.
+// A ledgerObserver passes events to a ledger, which is set after the state is open.
 type ledgerObserver struct{ atomic.Pointer[ledger.Ledger] }
 
 // Observe implements proxy.Observer.
@@ -120,8 +119,8 @@ func (k *ledgerObserver) Observe(e proxy.Event) {
 	}
 }
 
-// A tlsKey has all that a tls.Config depends on. The tls.Config of a key is kept
-// across generations, and with it the keys of session tickets.
+// A tlsKey has all values on which a tls.Config depends. The tls.Config of a key is kept
+// across generations, with its keys of session tickets.
 type tlsKey struct {
 	listener, protocol string
 	profile            proxy.Profile

@@ -84,7 +84,7 @@ func recordOf(a *stored.Files) *state.Bolt { return a.Record }
 
 func cacheOf(a *stored.Files) *state.Bolt { return a.Cache }
 
-// checkRecord returns why POP3 cannot be served with the record, or nil.
+// checkRecord returns an error if POP3 cannot be served with the record.
 func (s *Service) checkRecord(g *generation) error {
 	a := s.Storage.Opened.Load()
 	if a == nil || a.Record.Err() == nil {
@@ -98,7 +98,7 @@ func (s *Service) checkRecord(g *generation) error {
 	return nil
 }
 
-// stateDegraded returns what an operator should look at in the state, or nil.
+// stateDegraded returns the faults of the state that need an operator, or nil.
 func (s *Service) stateDegraded() error {
 	a := s.Storage.Opened.Load()
 	switch {
@@ -114,7 +114,7 @@ func (s *Service) stateDegraded() error {
 	return nil
 }
 
-// stateGauges is the files of the state as metrics show them.
+// stateGauges returns the figures of the state's files for metrics.
 func (s *Service) stateGauges() metrics.State {
 	a := s.Storage.Opened.Load()
 	if a == nil {
@@ -127,14 +127,14 @@ func (s *Service) stateGauges() metrics.State {
 }
 
 const (
-	// firstRetirement is how long after a start accounts are forgotten: by then
-	// many have come.
+	// firstRetirement is the time after a start until the first retirement: by then
+	// many accounts have logged in.
 	firstRetirement = time.Hour
 	retireEvery     = 24 * time.Hour
 )
 
-// retireDaily forgets once a day who has not come for as long as the configuration
-// says, until ctx ends.
+// retireDaily removes, once a day until ctx ends, the data of accounts without a login for
+// the configured retention.
 func (s *Service) retireDaily(ctx context.Context) {
 	next := time.NewTimer(firstRetirement)
 	defer next.Stop()

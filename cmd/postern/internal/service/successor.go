@@ -15,11 +15,11 @@ import (
 type successor struct {
 	*Peer
 	cmd   *exec.Cmd
-	files []*os.File    // copies of the sockets, until it serves
-	back  chan struct{} // closed when it has not come to serve
+	files []*os.File    // copies of the sockets, until the successor serves
+	back  chan struct{} // closed when the successor has failed to serve
 	ended chan struct{}
 
-	maildrops chan message // to be sent, in order
+	maildrops chan message // messages to send, in order
 }
 
 // startSuccessor starts binary with the arguments of this process and copies of
@@ -44,7 +44,7 @@ func startSuccessor(binary string, sockets *listen.Sockets) (*successor, error) 
 	next.cmd = exec.Command(binary, os.Args[1:]...)
 	next.cmd.Stdout, next.cmd.Stderr = os.Stdout, os.Stderr
 	next.cmd.ExtraFiles = slices.Concat(files, []*os.File{theirs})
-	// The watchdog is for whoever has the main process; WATCHDOG_PID names us.
+	// The main process sends WATCHDOG. An inherited WATCHDOG_PID would name this process.
 	next.cmd.Env = append(os.Environ(), environment, fmt.Sprintf("%s=%d", predecessorFD, 3+len(files)), "WATCHDOG_PID=")
 	if err := next.cmd.Start(); err != nil {
 		_ = next.conn.Close()
@@ -53,7 +53,7 @@ func startSuccessor(binary string, sockets *listen.Sockets) (*successor, error) 
 	}
 	go func() {
 		defer close(next.ended)
-		_ = next.cmd.Wait() // how it ended is in its own log
+		_ = next.cmd.Wait() // the successor logs its own error
 	}()
 	next.maildrops = make(chan message, 1<<14)
 	go next.sendMaildrops()
@@ -102,15 +102,15 @@ func (n *successor) closeFiles() {
 	}
 }
 
-// abort ends a successor that has not come to serve.
+// abort ends a successor that has failed to serve.
 func (n *successor) abort() {
 	_ = n.conn.Close()
 	_ = n.cmd.Process.Kill()
 	<-n.ended
 }
 
-// ownBinary returns how this process was started. The file at that path may be
-// another one by the time it is asked for.
+// ownBinary returns the path by which this process was started. The file at that path may
+// have been replaced since.
 func ownBinary() string {
 	path, err := exec.LookPath(os.Args[0])
 	if err == nil && !strings.HasPrefix(path, "/") {

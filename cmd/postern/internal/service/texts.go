@@ -7,8 +7,8 @@ import (
 	"postern/proxy"
 )
 
-// text returns the operator's words for a refusal: those for the domain of the
-// account, else those for all, else none.
+// text returns the operator's text for a refusal: the text for the domain of the account,
+// else the text for all domains, else "".
 func (g *generation) text(r proxy.Reason, account string) string {
 	_, domain, _ := strings.Cut(account, "@")
 	for _, d := range g.cfg.Domains {

@@ -35,7 +35,7 @@ import (
 func (s *Service) upgrade(background context.Context) error {
 	s.log.Info("upgrade begins", "binary", s.binary)
 	defer keepWatchdog(s.log)()
-	err := errors.Join(checkUpgradable(os.Getpid()), s.Storage.Broken()) // a file that is broken cannot be given away
+	err := errors.Join(checkUpgradable(os.Getpid()), s.Storage.Broken()) // a broken file cannot be handed over
 	var next *successor
 	if err == nil {
 		next, err = startSuccessor(s.binary, s.sockets)
@@ -52,8 +52,8 @@ func (s *Service) upgrade(background context.Context) error {
 	return nil
 }
 
-// checkUpgradable is an error for the first process of a container: with it all others
-// end, a successor too.
+// checkUpgradable returns an error for the first process of a container: its end ends all
+// other processes, a successor too.
 func checkUpgradable(pid int) error {
 	if pid != 1 {
 		return nil
@@ -68,7 +68,7 @@ func (s *Service) handOver(background context.Context, next *successor) error {
 		err = s.checkControl(w.Control)
 	}
 	if err == nil && !s.Storage.Reading.TryLock() {
-		err = errStateBusy // it would be in the way for as long as it likes
+		err = errStateBusy // nothing bounds the time for which the state stays busy
 	}
 	if err != nil {
 		next.abort()
@@ -96,8 +96,8 @@ func (s *Service) handOver(background context.Context, next *successor) error {
 
 var errStateBusy = errors.New("a command is reading the state: upgrade again when it has ended")
 
-// checkControl is an error if sessions that stay would lose what they are to
-// remember: they ask the successor at control, its control socket.
+// checkControl returns an error if the remaining sessions could not store their data: they
+// use the successor's control socket, control.
 func (s *Service) checkControl(control string) error {
 	here := s.current.Load().cfg
 	switch {
@@ -109,7 +109,7 @@ func (s *Service) checkControl(control string) error {
 	return configs.Errors{here.Errorf("control.socket", "an upgrade can not change this, nor its default by state.path: restart Postern")}
 }
 
-// release ends accepting, and all that has to be one process's.
+// release stops accepting, and releases all parts that only one process may have.
 func (s *Service) release(next *successor) (*handover, error) {
 	if err := s.server.Apply(nil); err != nil {
 		return nil, err
@@ -119,7 +119,7 @@ func (s *Service) release(next *successor) (*handover, error) {
 		delete(s.endpoints, key)
 	}
 	if s.controlListener != nil {
-		_ = s.controlListener.Close() // who has asked for the upgrade still gets the answer
+		_ = s.controlListener.Close() // open connections stay: the command upgrade still gets its answer
 	}
 	s.stopWriters()
 	left := &handover{Locks: make(map[string][]string)}
@@ -139,7 +139,7 @@ func (s *Service) release(next *successor) (*handover, error) {
 	return left, s.Storage.HandOver(func(name string) bridge.Bucket { return stored.NewRemoteBucket(socket, name, next.back) })
 }
 
-// resume serves again, after a successor that could not.
+// resume serves again after a successor has failed.
 func (s *Service) resume(background context.Context, next *successor) error {
 	g := s.current.Load()
 	for _, shared := range g.pop3.shared {
@@ -163,7 +163,7 @@ func (s *Service) resume(background context.Context, next *successor) error {
 	return nil
 }
 
-// handleMessage ends the session that a successor wants ended.
+// handleMessage handles Evict of a successor: it ends the session of a maildrop.
 func (s *Service) handleMessage(w message) {
 	if w.Evict == nil {
 		return
@@ -173,7 +173,7 @@ func (s *Service) handleMessage(w message) {
 	}
 }
 
-// inherit waits for what a predecessor leaves to g, which is built.
+// inherit waits for the handover of a predecessor to g, which is built.
 func (s *Service) inherit(g *generation, from *Peer) error {
 	if err := from.send(message{Built: true, Control: g.cfg.Control.Socket}); err != nil {
 		return err

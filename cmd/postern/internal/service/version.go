@@ -4,10 +4,10 @@ import (
 	"runtime/debug"
 )
 
-// A BuildVersion is what the Go tool wrote into the binary.
+// A BuildVersion has the version and the revision that the Go tool wrote into the binary.
 type BuildVersion struct{ Version, Revision string }
 
-// ReadVersion returns what the Go tool wrote into this binary.
+// ReadVersion returns the BuildVersion of this binary.
 func ReadVersion() BuildVersion {
 	v := BuildVersion{Version: "(devel)", Revision: "unknown revision"}
 	info, ok := debug.ReadBuildInfo()

@@ -30,7 +30,8 @@ type retirement struct {
 }
 
 // Retire removes the data of accounts without a login for the times in r. It returns in
-// pop3 the accounts whose POP3 data it removed, and in all those it removed from the ledger.
+// pop3 the accounts whose POP3 data it removed, and in all the accounts of which it removed
+// the last ledger entry.
 // An account with data that was never in the ledger counts as logged in on the day of the
 // first call of Retire.
 func (m *Storage) Retire(ctx context.Context, r configs.Retention, now time.Time) (pop3, all []string, err error) {
