@@ -29,7 +29,9 @@ func openStore(t testing.TB, c Config, o ...proxy.Observer) *Store {
 	t.Helper()
 	a := c.ACME
 	a.Directory, a.Email, a.Challenge = "https://127.0.0.1:1/dir", "ops@example.org", cmp.Or(a.Challenge, HTTP01)
-	a.Storage = cmp.Or(a.Storage, filepath.Join(t.TempDir(), "certs"))
+	if a.Storage == "" {
+		a.Storage = filepath.Join(tempDir(t), "certs")
+	}
 	s, err := New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -42,6 +44,28 @@ func openStore(t testing.TB, c Config, o ...proxy.Observer) *Store {
 	running.Go(func() { s.Run(ctx) })
 	t.Cleanup(func() { cancel(); running.Wait() })
 	return s
+}
+
+// tempDir is t.TempDir for certmagic, whose jobs may still write a file when they were
+// told to stop.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "postern")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			if err = os.RemoveAll(dir); err == nil {
+				return
+			}
+			if time.Now().After(end) {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	return dir
 }
 
 // A denialRecorder keeps the reasons of CertificateDenied.
