@@ -55,12 +55,14 @@ func tempDir(t testing.TB) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-			if err = os.RemoveAll(dir); err == nil {
-				return
+		for gone, end := 0, time.Now().Add(5*time.Second); gone < 3; time.Sleep(10 * time.Millisecond) {
+			if _, err := os.Stat(dir); err == nil {
+				_, gone = os.RemoveAll(dir), 0
+			} else {
+				gone++
 			}
 			if time.Now().After(end) {
-				t.Error(err)
+				t.Errorf("%s is still written to", dir)
 				return
 			}
 		}
