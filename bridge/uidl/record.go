@@ -43,7 +43,7 @@ type Record struct {
 	// Past has the UIDVALIDITYs of earlier generations, the last 100 at most: a server
 	// may return to a UIDVALIDITY.
 	Past []uint32
-	// SuffixesGiven is how many suffixes have been given.
+	// SuffixesGiven counts the suffixes that were given.
 	SuffixesGiven uint32
 
 	removed []string // names of blocks that the next write removes

@@ -1,5 +1,5 @@
-// Package maillog reads successful logins from logs of Dovecot and Postfix. A
-// Parser does; its Read takes a whole log, its Parse one line.
+// Package maillog reads successful logins from logs of Dovecot and Postfix. Parser.Read
+// reads a whole log, and Parser.Parse one line.
 package maillog
 
 import (
@@ -27,10 +27,10 @@ type Parser struct {
 	Now  time.Time      // timestamps without a year are at most a year before, or a day after
 }
 
-// Progress counts what Read has read.
+// Progress has the counts of Read so far.
 type Progress struct {
 	Octets, Lines int64
-	Logins        int64 // successful ones
+	Logins        int64 // successful logins
 	Skipped       int64 // lines of more than 16 KiB
 }
 
@@ -65,7 +65,7 @@ func (p Parser) Read(r io.Reader, each func(Login) error, progress func(Progress
 	}
 }
 
-// readLine returns the next line, or nil for one that is too long.
+// readLine returns the next line, or nil for a line that is too long.
 func readLine(r *bufio.Reader, p *Progress) (line []byte, err error) {
 	line, err = r.ReadSlice('\n')
 	p.Octets += int64(len(line))
