@@ -1,10 +1,13 @@
 package bridge
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
 	"math"
 
 	"postern/bridge/inbox"
+	"postern/proxy"
 )
 
 const (
@@ -87,4 +90,89 @@ func decodeSnapshot(b []byte) (s snapshot, err error) {
 		return snapshot{}, err
 	}
 	return s, nil
+}
+
+// loadSnapshot returns the snapshot of INBOX in the cache, or an empty one.
+func (s *session) loadSnapshot(ctx context.Context) snapshot {
+	if s.backend.Cache == nil {
+		return snapshot{}
+	}
+	value, err := s.backend.Cache.Get(ctx, key(s.login.Account))
+	if err != nil || value == nil {
+		if err != nil {
+			s.notice(proxy.NoticeCache, 0, err)
+		}
+		return snapshot{}
+	}
+	known, err := decodeSnapshot(value)
+	if err != nil {
+		s.notice(proxy.NoticeCache, 0, err)
+	}
+	s.cacheSum = frameSum(value)
+	return known
+}
+
+// saveSnapshot puts a changed listing into the cache. The session may be over, so the
+// end of ctx does not stop saveSnapshot.
+func (s *session) saveSnapshot(ctx context.Context) {
+	if s.maildrop == nil || !s.maildrop.changed {
+		return
+	}
+	s.maildrop.changed = false
+	known := s.maildrop.snapshot()
+	known.record = s.record.stamp
+	if known.record != (recordVersion{}) && s.recordForgotten(ctx) {
+		return
+	}
+	s.putSnapshot(ctx, known)
+}
+
+// recordForgotten reports whether the record of the account is gone. An operator may
+// have removed the record meanwhile. A cached listing with the stamp of a record would
+// then make the next session report a lost record.
+func (s *session) recordForgotten(ctx context.Context) bool {
+	value, err := s.backend.Record.Get(context.WithoutCancel(ctx), key(s.login.Account))
+	return err == nil && value == nil
+}
+
+// putSnapshot puts a snapshot into the cache. If another session has put one meanwhile,
+// that snapshot stays; putSnapshot only marks the messages that this session has removed.
+func (s *session) putSnapshot(ctx context.Context, known snapshot) {
+	if s.backend.Cache == nil {
+		return
+	}
+	value := known.encode()
+	err := s.backend.Cache.Update(context.WithoutCancel(ctx), key(s.login.Account), func(old []byte) (_ []byte, err error) {
+		if frameSum(old) != s.cacheSum {
+			value, err = s.withRemoved(old)
+		}
+		return value, err
+	})
+	switch {
+	case err == nil:
+		s.cacheSum = frameSum(value)
+	case !errors.Is(err, errConflict):
+		s.notice(proxy.NoticeCache, len(known.messages), err)
+	}
+}
+
+// withRemoved marks, in the snapshot of another session, the messages that this session
+// has removed. It returns errConflict if there is nothing to mark.
+func (s *session) withRemoved(value []byte) ([]byte, error) {
+	other, err := decodeSnapshot(value)
+	if err != nil || s.maildrop == nil || other.uidValidity != s.maildrop.uidValidity {
+		return nil, errConflict
+	}
+	marked := false
+	for i := range other.messages {
+		theirs := &other.messages[i]
+		if m := s.maildrop.find(theirs.uid); m != nil && m.marks&removed != 0 && theirs.marks&removed == 0 {
+			theirs.marks |= removed
+			marked = true
+		}
+	}
+	if !marked {
+		return nil, errConflict
+	}
+	return other.encode(), nil
 }

@@ -32,7 +32,7 @@ var (
 // Another session with isolate may take our marks for marks of other clients. So isolate
 // ends with a search for our messages.
 func (u *update) isolate(in *inbox.Inbox) error {
-	for _, uids := range u.gone {
+	for _, uids := range u.toRemove {
 		u.addPending(proxy.StageStore, in.Store(u.ctx, uids, imap.StoreFlagsAdd, imap.FlagDeleted))
 	}
 	removed := u.unmarkOthers(in)
@@ -93,7 +93,7 @@ func (u *update) restoreMarks(in *inbox.Inbox) {
 
 // checkRemoved returns errNotRemoved if the server still has one of the messages.
 func (u *update) checkRemoved(in *inbox.Inbox) error {
-	for _, uids := range u.gone {
+	for _, uids := range u.toRemove {
 		left, err := u.search(in, &imap.SearchCriteria{UID: []imap.UIDSet{uids}})
 		if err != nil {
 			return err

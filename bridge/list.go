@@ -75,24 +75,24 @@ func (s *session) tryList(ctx context.Context) (source string, err error) {
 		before = slices.Clone(known.messages) // the listing changes known.messages
 	}
 	if l.missing() <= shortListing {
-		return s.complete(ctx, known, before, l, seen, admitted, false)
+		return s.completeListing(ctx, known, before, l, seen, admitted, false)
 	}
 	leave, err := s.awaitTurn(ctx)
 	if err != nil {
 		return "", err
 	}
 	defer leave()
-	source, err = s.complete(ctx, known, before, l, seen, admitted, true)
+	source, err = s.completeListing(ctx, known, before, l, seen, admitted, true)
 	if err == nil {
 		s.saveSnapshot(ctx) // before leave lets the next session list
 	}
 	return source, err
 }
 
-// complete brings a listing up to date and makes the maildrop. Unless the brake has
-// admitted the view already, complete first lets the brake decide about the messages
+// completeListing brings a listing up to date and makes the maildrop. Unless the brake has
+// admitted the view already, completeListing first lets the brake decide about the messages
 // that are gone.
-func (s *session) complete(ctx context.Context, known snapshot, before []message, l *listing, last comparison, admitted, long bool) (source string, err error) {
+func (s *session) completeListing(ctx context.Context, known snapshot, before []message, l *listing, last comparison, admitted, long bool) (source string, err error) {
 	asked, err := s.bringUpToDate(ctx, l, long)
 	if err != nil {
 		return "", err

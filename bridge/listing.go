@@ -30,9 +30,9 @@ const (
 // uidNext, ascending.
 type snapshot struct {
 	uidValidity, uidNext uint32
-	proven               bool   // there were no other messages below uidNext
-	hash                 uint64 // of the UIDLs of messages; 0: not known
-	record               stamp  // of the record that has these UIDLs
+	proven               bool          // there were no other messages below uidNext
+	hash                 uint64        // of the UIDLs of messages; 0: not known
+	record               recordVersion // of the record that has these UIDLs
 	messages             []message
 }
 
@@ -124,10 +124,10 @@ func (l *listing) unchanged() bool {
 // With EXISTS of SELECT the rows of later messages count, too: without them a removal
 // in between would not be noticed.
 func (l *listing) addsUp() bool {
-	if l.Selected < 0 {
+	if l.ExistsAtSelect < 0 {
 		return l.missing() == 0
 	}
-	return len(l.messages)+len(l.later) == l.Selected
+	return len(l.messages)+len(l.later) == l.ExistsAtSelect
 }
 
 // correct discards a wrong UIDNEXT, and reports whether there was one. UIDNEXT is wrong
@@ -138,14 +138,14 @@ func (l *listing) correct(now int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	atSelect := l.Exists
-	if l.Selected >= 0 {
-		atSelect = l.Selected
+	if l.ExistsAtSelect >= 0 {
+		atSelect = l.ExistsAtSelect
 	}
 	if len(l.later) == 0 || now != atSelect || l.expunged || l.missing() <= 0 || l.missing() > len(l.later) {
 		return false
 	}
 	l.messages = append(l.messages, l.later...)
-	l.later, l.UIDNext, l.Exists, l.Selected = nil, 0, atSelect, -1
+	l.later, l.UIDNext, l.Exists, l.ExistsAtSelect = nil, 0, atSelect, -1
 	l.disordered, l.untrue = true, true
 	return true
 }
@@ -407,13 +407,13 @@ func stillThere(ctx context.Context, in *inbox.Inbox, uids []uint32) (there []ui
 // come since SELECT.
 func (l *listing) checkUIDNext(present imap.UIDSet, m inbox.Mailbox) {
 	atSelect := l.Exists
-	if l.Selected >= 0 {
-		atSelect = l.Selected
+	if l.ExistsAtSelect >= 0 {
+		atSelect = l.ExistsAtSelect
 	}
 	if l.UIDNext == 0 || len(present) == 0 || uint32(present[len(present)-1].Stop) < l.UIDNext || m.Messages != atSelect || m.Removals > 0 {
 		return
 	}
-	l.UIDNext, l.Exists, l.Selected, l.untrue = 0, atSelect, -1, true
+	l.UIDNext, l.Exists, l.ExistsAtSelect, l.untrue = 0, atSelect, -1, true
 }
 
 // tolerated returns the number of messages whose sizes may be refused: 1 %, or 3.

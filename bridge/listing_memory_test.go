@@ -151,7 +151,7 @@ func BenchmarkListingMemory(b *testing.B) {
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&before)
-		l := newListing(inbox.View{UIDValidity: 1, UIDNext: messages + 1, Exists: messages, Selected: -1}, snapshot{}, nil)
+		l := newListing(inbox.View{UIDValidity: 1, UIDNext: messages + 1, Exists: messages, ExistsAtSelect: -1}, snapshot{}, nil)
 		for uid := range uint32(messages) {
 			l.Row(int64(uid)+1, uid+1, 1000)
 		}

@@ -38,115 +38,30 @@ const inboxOf = "\x00INBOX"
 // key returns the key of an account's INBOX.
 func key(account string) string { return account + inboxOf }
 
-// loadSnapshot returns the snapshot of INBOX in the cache, or an empty one.
-func (s *session) loadSnapshot(ctx context.Context) snapshot {
-	if s.backend.Cache == nil {
-		return snapshot{}
-	}
-	value, err := s.backend.Cache.Get(ctx, key(s.login.Account))
-	if err != nil || value == nil {
-		if err != nil {
-			s.notice(proxy.NoticeCache, 0, err)
-		}
-		return snapshot{}
-	}
-	known, err := decodeSnapshot(value)
-	if err != nil {
-		s.notice(proxy.NoticeCache, 0, err)
-	}
-	s.cacheSum = frameSum(value)
-	return known
-}
-
-// saveSnapshot puts a changed listing into the cache. The session may be over, so the
-// end of ctx does not stop saveSnapshot.
-func (s *session) saveSnapshot(ctx context.Context) {
-	if s.maildrop == nil || !s.maildrop.changed {
-		return
-	}
-	s.maildrop.changed = false
-	known := s.maildrop.snapshot()
-	known.record = s.record.stamp
-	if known.record != (stamp{}) && s.recordForgotten(ctx) {
-		return
-	}
-	s.putSnapshot(ctx, known)
-}
-
-// recordForgotten reports whether the record of the account is gone. An operator may
-// have removed the record meanwhile. A cached listing with the stamp of a record would
-// then make the next session report a lost record.
-func (s *session) recordForgotten(ctx context.Context) bool {
-	value, err := s.backend.Record.Get(context.WithoutCancel(ctx), key(s.login.Account))
-	return err == nil && value == nil
-}
-
-// putSnapshot puts a snapshot into the cache. If another session has put one meanwhile,
-// that snapshot stays; putSnapshot only marks the messages that this session has removed.
-func (s *session) putSnapshot(ctx context.Context, known snapshot) {
-	if s.backend.Cache == nil {
-		return
-	}
-	value := known.encode()
-	err := s.backend.Cache.Update(context.WithoutCancel(ctx), key(s.login.Account), func(old []byte) (_ []byte, err error) {
-		if frameSum(old) != s.cacheSum {
-			value, err = s.withRemoved(old)
-		}
-		return value, err
-	})
-	switch {
-	case err == nil:
-		s.cacheSum = frameSum(value)
-	case !errors.Is(err, errConflict):
-		s.notice(proxy.NoticeCache, len(known.messages), err)
-	}
-}
-
-// withRemoved marks, in the snapshot of another session, the messages that this session
-// has removed. It returns errConflict if there is nothing to mark.
-func (s *session) withRemoved(value []byte) ([]byte, error) {
-	other, err := decodeSnapshot(value)
-	if err != nil || s.maildrop == nil || other.uidValidity != s.maildrop.uidValidity {
-		return nil, errConflict
-	}
-	marked := false
-	for i := range other.messages {
-		theirs := &other.messages[i]
-		if m := s.maildrop.find(theirs.uid); m != nil && m.marks&removed != 0 && theirs.marks&removed == 0 {
-			theirs.marks |= removed
-			marked = true
-		}
-	}
-	if !marked {
-		return nil, errConflict
-	}
-	return other.encode(), nil
-}
-
 // errConflict reports that another session has written the value first.
 var errConflict = errors.New("another session has written meanwhile")
 
 // errRecordLost reports that an account has no record, though there was one before.
 var errRecordLost = errors.New("the record of unique-ids was lost: the cache knows that there was one")
 
-// A stamp identifies one version of the record of an account. The zero value stands
+// A recordVersion identifies one version of the record of an account. The zero value stands
 // for no record.
-type stamp struct {
+type recordVersion struct {
 	version uint64
 	sum     uint32 // the checksum of its head
 }
 
 // formerStamp is the stamp of snapshots that belong to no known version of the record:
 // snapshots of earlier Posterns, and snapshots whose UIDLs must be computed again.
-var formerStamp = stamp{sum: 1}
+var formerStamp = recordVersion{sum: 1}
 
-func stampOf(r *uidl.Record, head []byte) stamp {
-	return stamp{r.Version, binary.LittleEndian.Uint32(head[len(head)-4:])}
+func stampOf(r *uidl.Record, head []byte) recordVersion {
+	return recordVersion{r.Version, binary.LittleEndian.Uint32(head[len(head)-4:])}
 }
 
 // A recordState is a session's knowledge of the record of its account.
 type recordState struct {
-	stamp        stamp
+	stamp        recordVersion
 	generation   uint32      // number of the generation of the session's UIDs; 0: of a record of version 1
 	former       bool        // the record has the form of version 1
 	seen         uidl.Day    // Seen of the current generation
@@ -282,7 +197,7 @@ func (p *recordPass) adoptFingerprints(ctx context.Context) {
 func (p *recordPass) decide(ctx context.Context) error {
 	s := p.session
 	if p.record == nil {
-		if p.stored.head == nil && p.known.record != (stamp{}) && len(p.known.messages) > 0 {
+		if p.stored.head == nil && p.known.record != (recordVersion{}) && len(p.known.messages) > 0 {
 			if !s.backend.Recompute {
 				return errRecordLost
 			}
@@ -333,7 +248,7 @@ func (p *recordPass) newRecord(ctx context.Context) error {
 // generation.
 func (p *recordPass) uidsChanged() bool {
 	g, v := p.record.Current(), p.view
-	back := p.sameRecord || p.known.record == stampOf(p.record, p.stored.head) || p.known.record == formerStamp || p.known.record == (stamp{})
+	back := p.sameRecord || p.known.record == stampOf(p.record, p.stored.head) || p.known.record == formerStamp || p.known.record == (recordVersion{})
 	return g.UIDValidity != v.UIDValidity || v.UIDNext != 0 && v.UIDNext < g.UIDNext ||
 		back && p.known.uidValidity == v.UIDValidity && !p.known.continuesIn(v)
 }

@@ -54,26 +54,26 @@ func (s *session) hide(ctx context.Context) error {
 	if err := s.checkKeyword(); err != nil {
 		return err
 	}
-	flagged, buried := s.inbox.TakeKeywordMatches(), s.deletedUIDs
+	flagged, tombstoned := s.inbox.TakeKeywordMatches(), s.deletedUIDs
 	s.deletedUIDs = nil
 	if s.backend.Delete == Hide {
 		var err error
-		if buried, err = s.stillHidden(ctx, buried, flagged); err != nil {
+		if tombstoned, err = s.stillHidden(ctx, tombstoned, flagged); err != nil {
 			return cannotOpen(err)
 		}
 	}
-	if len(flagged)+len(buried)+len(s.unhidden) == 0 {
+	if len(flagged)+len(tombstoned)+len(s.unhidden) == 0 {
 		return nil
 	}
 	found := 0
 	s.maildrop.hide(func(uid uint32) bool {
-		_, ok := slices.BinarySearch(buried, uid)
+		_, ok := slices.BinarySearch(tombstoned, uid)
 		if ok {
 			found++
 		}
 		return ok || inbox.Contains(flagged, uid)
 	})
-	s.staleTombstones = s.maildrop.proven && found < len(buried) || len(s.unhidden) > 0
+	s.staleTombstones = s.maildrop.proven && found < len(tombstoned) || len(s.unhidden) > 0
 	return nil
 }
 
@@ -95,9 +95,9 @@ func (s *session) checkKeyword() error {
 // stillHidden returns the hidden messages that still have the keyword. It searches twice
 // more for a message without the keyword. If the keyword is still missing, another
 // client has removed it, and the message is shown again.
-func (s *session) stillHidden(ctx context.Context, buried []uint32, flagged imap.UIDSet) (still []uint32, err error) {
+func (s *session) stillHidden(ctx context.Context, tombstoned []uint32, flagged imap.UIDSet) (still []uint32, err error) {
 	var doubtful []uint32
-	for _, uid := range buried {
+	for _, uid := range tombstoned {
 		if !inbox.Contains(flagged, uid) && s.maildrop.find(uid) != nil {
 			doubtful = append(doubtful, uid)
 		} else {
@@ -156,7 +156,7 @@ func (s *session) update(ctx context.Context) error {
 		s.maildrop.setRemoved() // whatever happens next, the brake must not take the removal for a fault
 		s.saveSnapshot(ctx)
 	}
-	u := update{session: s, ctx: ctx, seen: inbox.Sets(seen), marked: marked, gone: inbox.Sets(marked)}
+	u := update{session: s, ctx: ctx, seen: inbox.Sets(seen), marked: marked, toRemove: inbox.Sets(marked)}
 	err := errRenumbered
 	if !s.renumberedNow() {
 		err = u.do()
@@ -188,13 +188,13 @@ func (s *session) update(ctx context.Context) error {
 // effort, then the Deletion of the marked messages. The commands that remove are sent
 // after OK for the other ones. UID EXPUNGE removes only messages with the \Deleted flag.
 type update struct {
-	session    *session
-	ctx        context.Context //nolint:containedctx // the context of one command
-	marked     []uint32
-	seen, gone []imap.UIDSet // gone: the UIDs of marked
-	unmarked   []uint32      // messages that other clients had marked, for isolate
-	pending    []step
-	stopped    string // the stage of the last failure
+	session        *session
+	ctx            context.Context //nolint:containedctx // the context of one command
+	marked         []uint32
+	seen, toRemove []imap.UIDSet // toRemove: the UIDs of marked
+	unmarked       []uint32      // messages that other clients had marked, for isolate
+	pending        []step
+	stopped        string // the stage of the last failure
 }
 
 // A step is a command whose answer is awaited.
@@ -207,7 +207,7 @@ type step struct {
 func (u *update) do() error {
 	in := u.session.inbox
 	var trash []byte
-	if u.session.backend.Delete == Trash && len(u.gone) > 0 {
+	if u.session.backend.Delete == Trash && len(u.toRemove) > 0 {
 		var err error
 		if trash, err = in.TrashMailbox(u.ctx); err != nil {
 			return fmt.Errorf("%s: %w", proxy.StageStore, err)
@@ -220,15 +220,15 @@ func (u *update) do() error {
 		u.addPending(proxy.StageSeen, in.Store(u.ctx, uids, imap.StoreFlagsAdd, imap.FlagSeen))
 	}
 	switch {
-	case u.session.backend.Delete == Isolate && !in.Traits().UIDPlus && len(u.gone) > 0:
+	case u.session.backend.Delete == Isolate && !in.Traits().UIDPlus && len(u.toRemove) > 0:
 		return u.isolate(in)
 	case trash != nil && in.Traits().Move:
-		for _, uids := range u.gone {
+		for _, uids := range u.toRemove {
 			u.addPending(proxy.StageExpunge, in.Move(u.ctx, uids, trash))
 		}
 		return u.wait()
 	case trash != nil:
-		for _, uids := range u.gone {
+		for _, uids := range u.toRemove {
 			u.addPending(proxy.StageStore, in.Copy(u.ctx, uids, trash))
 		}
 		if err := u.wait(); err != nil {
@@ -249,7 +249,7 @@ func (u *update) remove(in *inbox.Inbox) error {
 	case marks && u.session.backend.Record == nil && in.Mailbox().Keyword:
 		flags = append(flags, hidden)
 	}
-	for _, uids := range u.gone {
+	for _, uids := range u.toRemove {
 		u.addPending(proxy.StageStore, in.Store(u.ctx, uids, imap.StoreFlagsAdd, flags...))
 	}
 	// UID EXPUNGE waits for OK to STORE. Pipelined with STORE, UID EXPUNGE may remove
@@ -257,7 +257,7 @@ func (u *update) remove(in *inbox.Inbox) error {
 	if err := u.wait(); err != nil || marks || u.session.backend.Delete == Hide {
 		return err
 	}
-	for _, uids := range u.gone {
+	for _, uids := range u.toRemove {
 		u.addPending(proxy.StageExpunge, in.UIDExpunge(u.ctx, uids))
 	}
 	return u.wait()

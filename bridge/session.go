@@ -285,12 +285,12 @@ func (s *session) do(ctx context.Context, keyword string, args []string) error {
 		return s.without(args, s.stat)
 	case "LIST":
 		s.exactSizes(ctx)
-		return s.listing(args, "scan", s.size)
+		return s.writeListing(args, "scan", s.size)
 	case "UIDL":
 		if err := s.readUIDLs(ctx); err != nil {
 			return &errReply{text: s.temporary("The unique-ids cannot be read now")}
 		}
-		return s.listing(args, "unique-id", s.uniqueID)
+		return s.writeListing(args, "unique-id", s.uniqueID)
 	case "RETR":
 		return s.retr(ctx, args)
 	case "TOP":
@@ -367,9 +367,9 @@ func (s *session) highest() error {
 	return nil
 }
 
-// listing answers LIST and UIDL: about one message, or about all that are not
+// writeListing answers LIST and UIDL: about one message, or about all that are not
 // marked as deleted.
-func (s *session) listing(args []string, kind string, entry func([]byte, *message) []byte) error {
+func (s *session) writeListing(args []string, kind string, entry func([]byte, *message) []byte) error {
 	if len(args) > 1 {
 		return &errReply{text: "This command takes one message number or none", syntax: true}
 	}

@@ -363,10 +363,10 @@ func (in *Inbox) TakeKeywordMatches() imap.UIDSet {
 
 // A View is INBOX as the server shows it at one moment.
 type View struct {
-	UIDValidity uint32 // 0: INBOX is empty, and the server says 0
-	UIDNext     uint32 // 0: the server does not say
-	Exists      int    // messages
-	Selected    int    // EXISTS of SELECT if the rest is of a STATUS before it; else -1
+	UIDValidity    uint32 // 0: INBOX is empty, and the server says 0
+	UIDNext        uint32 // 0: the server does not say
+	Exists         int    // messages
+	ExistsAtSelect int    // EXISTS of SELECT if the rest is of a STATUS before it; else -1
 }
 
 // Open opens INBOX as Select does. With status it also asks by STATUS for what
@@ -402,7 +402,7 @@ func (in *Inbox) Open(ctx context.Context, status bool) (View, error) {
 			return View{}, fmt.Errorf("STATUS: %w", in.explain(ctx, err))
 		}
 		if err == nil && answer.uidNext != 0 && answer.uidValidity == v.UIDValidity {
-			v.UIDNext, v.Exists, v.Selected = answer.uidNext, answer.messages, v.Exists
+			v.UIDNext, v.Exists, v.ExistsAtSelect = answer.uidNext, answer.messages, v.Exists
 		}
 	}
 	return v, nil
@@ -415,7 +415,7 @@ type Mailbox struct {
 	Keyword        bool   // Options.Keyword can be set
 	UIDValidity    uint32 // the last one; 0: none
 	Messages       int    // the last EXISTS less the messages that were removed after it
-	Exists         bool   // there was an EXISTS
+	HasExists      bool   // there was an EXISTS
 	Removals       int    // messages that were removed, by EXPUNGE and VANISHED responses
 }
 
@@ -425,7 +425,7 @@ func (in *Inbox) Mailbox() Mailbox {
 	messages, ok := m.count()
 	return Mailbox{
 		ReadOnly: m.readOnly, PermanentFlags: m.permanentFlags, Keyword: m.keywordAllowed, UIDValidity: m.uidValidity,
-		Messages: messages, Exists: ok, Removals: m.removed,
+		Messages: messages, HasExists: ok, Removals: m.removed,
 	}
 }
 

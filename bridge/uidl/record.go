@@ -326,7 +326,7 @@ func (r *Record) Renumber(uidValidity uint32, f Format, entries []Entry, today D
 	if suffix := r.suffix(); !f.distinct() || slices.Contains(r.Past, uidValidity) || int(r.SuffixesGiven) > len(r.Past) && len(r.Past) == maxPast {
 		fresh.Eras[0].Suffix = suffix
 	}
-	r.present(fresh)
+	r.makeCurrent(fresh)
 }
 
 // rename begins a generation with the UIDs of the current one and the names in entries.
@@ -335,7 +335,7 @@ func (r *Record) rename(entries []Entry) {
 	fresh := *old
 	fresh.Eras = slices.Clone(old.Eras)
 	fresh.Entries, fresh.serial, fresh.stored, fresh.blocks, fresh.sum, fresh.loaded = entries, 0, nil, 0, 0, true
-	r.present(&fresh)
+	r.makeCurrent(&fresh)
 }
 
 // Returns returns the earlier generation with a UIDVALIDITY that is not the current one,
@@ -361,7 +361,7 @@ func (r *Record) Return(g *Generation, today Day) {
 	r.addPast(r.Current().UIDValidity)
 	r.Generations = slices.DeleteFunc(r.Generations, func(other *Generation) bool { return other == g })
 	g.Seen = today
-	r.present(g)
+	r.makeCurrent(g)
 }
 
 func (r *Record) addPast(uidValidity uint32) {
@@ -371,10 +371,10 @@ func (r *Record) addPast(uidValidity uint32) {
 	r.Past = r.Past[max(0, len(r.Past)-maxPast):]
 }
 
-// present puts g before the other generations. If there are too many, it removes the
+// makeCurrent puts g before the other generations. If there are too many, it removes the
 // oldest generation without entries (a store that is not mounted may have another
 // UIDVALIDITY at each poll), or else the oldest one.
-func (r *Record) present(g *Generation) {
+func (r *Record) makeCurrent(g *Generation) {
 	r.Generations = slices.Insert(r.Generations, 0, g)
 	for len(r.Generations) > maxGenerations {
 		last := len(r.Generations) - 1

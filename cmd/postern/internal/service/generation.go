@@ -167,12 +167,12 @@ func (g *generation) backendLabels() (all []metrics.Backend) {
 type pop3Options struct {
 	uidl   uidl.Format
 	delay  *bridge.LoginDelay
-	shared map[string]sharedMaildrops // by backend
+	shared map[string]sharedPOP3 // by backend
 }
 
-// sharedMaildrops has the parts that the POP3 listeners of one backend share, also across
+// sharedPOP3 has the parts that the POP3 listeners of one backend share, also across
 // generations.
-type sharedMaildrops struct {
+type sharedPOP3 struct {
 	locks *bridge.Locks
 	queue *bridge.Queue
 	brake *bridge.Brake

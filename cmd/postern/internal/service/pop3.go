@@ -19,7 +19,7 @@ func (g *generation) setPOP3() (err error) {
 	if g.pop3.uidl, err = uidl.Parse(c.UIDL); err != nil {
 		return configs.Errors{g.cfg.Errorf("pop3.uidl", "%v", err)}
 	}
-	g.pop3.shared = map[string]sharedMaildrops{}
+	g.pop3.shared = map[string]sharedPOP3{}
 	if before := g.current.Load(); before != nil {
 		g.pop3.shared = maps.Clone(before.pop3.shared)
 		if d := before.pop3.delay; d != nil && d.Every == c.LoginDelay {
@@ -33,7 +33,7 @@ func (g *generation) setPOP3() (err error) {
 }
 
 // maildropsOf returns the parts that the POP3 listeners of a backend share.
-func (g *generation) maildropsOf(backend string) sharedMaildrops {
+func (g *generation) maildropsOf(backend string) sharedPOP3 {
 	shared, ok := g.pop3.shared[backend]
 	if !ok {
 		shared.locks = new(bridge.Locks)

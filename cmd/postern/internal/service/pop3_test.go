@@ -131,7 +131,7 @@ func wantAccepted(t *testing.T, b *bridge.Brake) {
 func TestABrakeWithoutState(t *testing.T) {
 	s := New(&configs.Config{}, nil, slog.New(slog.DiscardHandler), nil)
 	h := newGeneration(&configs.Config{}, s)
-	h.pop3.shared = map[string]sharedMaildrops{}
+	h.pop3.shared = map[string]sharedPOP3{}
 	h.maildropsOf("main")
 	h.openBrakes(t.Context(), &stored.Storage{})
 	b := tripBrake(t, h)
