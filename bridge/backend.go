@@ -15,8 +15,8 @@
 // messages that POP3 has deleted, before QUIT is answered, and later sessions do not
 // show them; CAPA has X-SPACE-FREED-BY IMAP, because they stay until another client
 // expunges. Without a record the keyword $POP3Deleted serves the same purpose, and
-// where INBOX allows no keyword the messages are shown again. With Isolate they are
-// removed all the same: update.isolate describes the cost.
+// where INBOX allows no keyword the messages are shown again. With Isolate the marked
+// messages are removed at once: update.isolate describes the cost.
 //
 // Messages are read ahead when a client reads them in their order, and are passed on
 // while they come: memory does not depend on their size.
@@ -26,18 +26,18 @@
 // and what the client gets:
 //
 //	SELECT fails                   login refused for now
-//	messages and EXISTS differ     login refused for now, after more searches; nothing of it is stored
+//	messages and EXISTS differ     login refused for now, after more searches; nothing is stored
 //	sizes of up to 3, or 1 %, NO   listed with size 1; RETR, TOP and DELE: -ERR [SYS/TEMP]; asked again at the next login
 //	sizes of more refused          login refused for now
 //	no keywords, with Hide         login refused: [SYS/PERM]
 //	no UIDPLUS                     nothing but the line of CAPA
 //	[READ-ONLY]                    DELE: -ERR [SYS/PERM]; all else works
 //	message vanished               -ERR, without a code; the session goes on
-//	no octets of a message         the same if a search does not find it, else as NO
+//	no octets of a message         -ERR, without a code, if a search does not find the message; else -ERR [SYS/TEMP]
 //	header in UTF-8, with UTF8     -ERR [UTF8], unless the client is in UTF-8 mode
 //	FETCH answered NO              -ERR [SYS/TEMP], also with [LIMIT], [THROTTLED], [OVERQUOTA]; the session goes on
-//	BYE, silence, lost             nothing, once the session is on a new connection
-//	the same, within a message     nothing, if the server gives the same octets again, at most once;
+//	BYE, silence, lost connection  nothing, once the session is on a new connection
+//	lost within a message          nothing, if the server gives the same octets again, at most once;
 //	                               else the connection is cut: no message that looks complete
 //	a literal of the wrong length  -ERR [SYS/TEMP] before +OK, or the connection is cut; DELE -ERR [SYS/TEMP]
 //	a body of another size         passes; DELE is +OK once the same octets have come a second time
@@ -47,7 +47,7 @@
 //	STORE, EXPUNGE, MOVE, COPY NO  -ERR [SYS/TEMP] to QUIT, also when the record cannot be written
 //	no \Trash mailbox, with Trash  -ERR [SYS/PERM] to QUIT; nothing is deleted
 //	\Seen could not be set         nothing
-//	a panic in reading             as a connection that is lost
+//	a panic while Postern reads    the same as for a lost connection
 //
 // The server's own codes and words go to the log, never to the client.
 package bridge
