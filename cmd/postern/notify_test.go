@@ -83,7 +83,7 @@ func TestSocketActivation(t *testing.T) {
 	proxytest.Need(t, "systemd-socket-activate")
 	imap, _ := inMemory(t, "mail", "alice")
 	cert, key, ca := proxytest.CertFiles(t)
-	dir, address := t.TempDir(), freeAddress(t)
+	dir, address := t.TempDir(), proxytest.FreeAddress(t)
 	config := file(t, dir, "postern.yaml", fmt.Sprintf(`
 hostname: mail.example.org
 listeners: [{protocol: imap, address: %q}]

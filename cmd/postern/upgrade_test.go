@@ -55,7 +55,7 @@ func startProcesses(t *testing.T, users int, more string) *processes {
 	cert, key, ca := proxytest.CertFiles(t)
 	dir := t.TempDir()
 	f := &processes{postern: newPostern(dir, ca), users: users}
-	f.imap, f.pop3, f.metrics = freeAddress(t), freeAddress(t), freeAddress(t)
+	f.imap, f.pop3, f.metrics = proxytest.FreeAddress(t), proxytest.FreeAddress(t), proxytest.FreeAddress(t)
 	f.body = fmt.Sprintf(`
 hostname: mail.example.org
 listeners:
@@ -82,23 +82,6 @@ state: {path: state}
 	within(t, patience, "Postern listens", func() bool { return len(f.logged(t, "listening")) == 2 })
 	return f
 }
-
-// freeAddress returns an address at which nobody listens, for each caller another.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	for {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = ln.Close()
-		if _, given := freeAddresses.LoadOrStore(ln.Addr().String(), true); !given {
-			return ln.Addr().String()
-		}
-	}
-}
-
-var freeAddresses sync.Map // that were given to tests
 
 // end stops all processes of the fleet.
 func (f *processes) end(t testing.TB) {
@@ -287,7 +270,7 @@ func TestReloadBreaksNoSession(t *testing.T) {
 	imap, pop3 := f.sessions(t, 0, liveSessions)
 	stop := f.loginsUntil(t, liveSessions, liveSessions+1, liveSessions+2, liveSessions+3)
 	defer stop()
-	extra := freeAddress(t)
+	extra := proxytest.FreeAddress(t)
 	write := func(body string) {
 		t.Helper()
 		if err := os.WriteFile(f.config, []byte(body), 0o600); err != nil {

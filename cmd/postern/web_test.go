@@ -14,7 +14,7 @@ import (
 func TestACrowdAtAnHTTPPortTakesNothingFromMail(t *testing.T) {
 	proxytest.Need(t, "prlimit")
 	imap, _ := inMemory(t, "mail", "alice")
-	ready := freeAddress(t)
+	ready := proxytest.FreeAddress(t)
 	p := launchWith(t, imap, fmt.Sprintf("ready_address: %q", ready))
 	allow(t, p.cmd.Process.Pid, 300) // fewer than come
 	descriptors := func() int {

@@ -95,6 +95,13 @@ func address(port int) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
+// FreeAddress returns an address of 127.0.0.1 on which nobody listens, of a port that
+// the kernel gives to no client.
+func FreeAddress(t testing.TB) string {
+	t.Helper()
+	return address(freePort(t))
+}
+
 // lookupUser returns the numeric ids of a system user.
 func lookupUser(t testing.TB, name string) (uid, gid int) {
 	t.Helper()

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"postern/configs"
+	"postern/proxy/proxytest"
 )
 
 // Criterion: a configuration that cannot be applied, because an address is in use or because Postern is stopping, changes nothing of what is served.
@@ -31,7 +32,7 @@ log: {level: %s}
 		t.Fatal(err)
 	}
 	defer func() { _ = held.Close() }()
-	free := freeAddress(t)
+	free := proxytest.FreeAddress(t)
 
 	listener := s.listeners["imap 127.0.0.1:0"]
 	redaction, metrics := s.redaction.Load(), r.metrics("")

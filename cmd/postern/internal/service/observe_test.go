@@ -58,7 +58,7 @@ state: {path: %q}
 // Criterion: the status page shows the last error of a backend that is not reached, and a backend that does not offer the identity asked for.
 func TestThePageShowsWhatIsWrongWithABackend(t *testing.T) {
 	imap, submission := inMemory(t, "hello", "alice")
-	away := freeAddress(t)
+	away := proxytest.FreeAddress(t)
 	r := startService(t, baseConfig+fmt.Sprintf(`
 listeners: [{protocol: imap, address: "127.0.0.1:0"}, {protocol: submission, address: "127.0.0.1:0"}]
 backends:

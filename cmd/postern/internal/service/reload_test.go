@@ -18,7 +18,7 @@ import (
 func TestReloadRefusesAnAddressThatChangesHands(t *testing.T) {
 	cert, key, _ := proxytest.CertFiles(t)
 	imap, _ := inMemory(t, "m", "alice")
-	one, two, three := freeAddress(t), freeAddress(t), freeAddress(t)
+	one, two, three := proxytest.FreeAddress(t), proxytest.FreeAddress(t), proxytest.FreeAddress(t)
 	text := func(listener, metrics, ready string) []byte {
 		return fmt.Appendf(nil, `
 hostname: mail.example.org

@@ -247,17 +247,6 @@ func serveInMemory(serve func(net.Listener) error) (address string, err error) {
 	return ln.Addr().String(), nil
 }
 
-// freeAddress returns an address at which nobody listens.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = ln.Close() }()
-	return ln.Addr().String()
-}
-
 // file writes a file that only its owner may read, and returns its path.
 func file(t testing.TB, dir, name, content string) string {
 	t.Helper()
