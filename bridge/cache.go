@@ -121,7 +121,7 @@ func (s *session) saveSnapshot(ctx context.Context) {
 	s.maildrop.changed = false
 	known := s.maildrop.snapshot()
 	known.record = s.record.stamp
-	if known.record != (recordVersion{}) && s.recordForgotten(ctx) {
+	if known.record != (stamp{}) && s.recordForgotten(ctx) {
 		return
 	}
 	s.putSnapshot(ctx, known)

@@ -11,7 +11,7 @@ import (
 // What is on disk is read by the next version and by the one before.
 func TestFormatsOnDisk(t *testing.T) {
 	known := snapshot{
-		uidValidity: 7, uidNext: 900, proven: true, hash: 0x0102030405060708, record: recordVersion{version: 3, sum: 0xfffefdfc},
+		uidValidity: 7, uidNext: 900, proven: true, hash: 0x0102030405060708, record: stamp{version: 3, sum: 0xfffefdfc},
 		messages: []message{{uid: 1, size: 100, marks: exact | fingerprinted}, {uid: 2, size: 70000, marks: unsized | deleted}, {uid: 800, size: 1, marks: removed | headerHashed}},
 	}
 	kept := known

@@ -287,7 +287,7 @@ func TestRecordsOfBeforeAreConverted(t *testing.T) {
 
 // formerly returns a snapshot as the release before has encoded it.
 func formerly(s snapshot) []byte {
-	s.record = recordVersion{}
+	s.record = stamp{}
 	b := s.encode()
 	zero := make([]byte, 16)
 	i := bytes.Index(b, zero)

@@ -30,9 +30,9 @@ const (
 // uidNext, ascending.
 type snapshot struct {
 	uidValidity, uidNext uint32
-	proven               bool          // there were no other messages below uidNext
-	hash                 uint64        // of the UIDLs of messages; 0: not known
-	record               recordVersion // of the record that has these UIDLs
+	proven               bool   // there were no other messages below uidNext
+	hash                 uint64 // of the UIDLs of messages; 0: not known
+	record               stamp  // of the record that has these UIDLs
 	messages             []message
 }
 

@@ -44,24 +44,24 @@ var errConflict = errors.New("another session has written meanwhile")
 // errRecordLost reports that an account has no record, though there was one before.
 var errRecordLost = errors.New("the record of unique-ids was lost: the cache knows that there was one")
 
-// A recordVersion identifies one version of the record of an account. The zero value stands
+// A stamp identifies one version of the record of an account. The zero value stands
 // for no record.
-type recordVersion struct {
+type stamp struct {
 	version uint64
 	sum     uint32 // the checksum of its head
 }
 
 // formerStamp is the stamp of snapshots that belong to no known version of the record:
 // snapshots of earlier Posterns, and snapshots whose UIDLs must be computed again.
-var formerStamp = recordVersion{sum: 1}
+var formerStamp = stamp{sum: 1}
 
-func stampOf(r *uidl.Record, head []byte) recordVersion {
-	return recordVersion{r.Version, binary.LittleEndian.Uint32(head[len(head)-4:])}
+func stampOf(r *uidl.Record, head []byte) stamp {
+	return stamp{r.Version, binary.LittleEndian.Uint32(head[len(head)-4:])}
 }
 
 // A recordState is a session's knowledge of the record of its account.
 type recordState struct {
-	stamp        recordVersion
+	stamp        stamp
 	generation   uint32      // number of the generation of the session's UIDs; 0: of a record of version 1
 	former       bool        // the record has the form of version 1
 	seen         uidl.Day    // Seen of the current generation
@@ -197,7 +197,7 @@ func (p *recordPass) adoptFingerprints(ctx context.Context) {
 func (p *recordPass) decide(ctx context.Context) error {
 	s := p.session
 	if p.record == nil {
-		if p.stored.head == nil && p.known.record != (recordVersion{}) && len(p.known.messages) > 0 {
+		if p.stored.head == nil && p.known.record != (stamp{}) && len(p.known.messages) > 0 {
 			if !s.backend.Recompute {
 				return errRecordLost
 			}
@@ -248,7 +248,7 @@ func (p *recordPass) newRecord(ctx context.Context) error {
 // generation.
 func (p *recordPass) uidsChanged() bool {
 	g, v := p.record.Current(), p.view
-	back := p.sameRecord || p.known.record == stampOf(p.record, p.stored.head) || p.known.record == formerStamp || p.known.record == (recordVersion{})
+	back := p.sameRecord || p.known.record == stampOf(p.record, p.stored.head) || p.known.record == formerStamp || p.known.record == (stamp{})
 	return g.UIDValidity != v.UIDValidity || v.UIDNext != 0 && v.UIDNext < g.UIDNext ||
 		back && p.known.uidValidity == v.UIDValidity && !p.known.continuesIn(v)
 }
