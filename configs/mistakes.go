@@ -23,8 +23,23 @@ func (e Error) Error() string {
 	return fmt.Sprintf("%s:%d: %s: %s", e.File, e.Line, e.Key, e.Text)
 }
 
-// Errors are all mistakes of a configuration, in the order of the file.
+// Warning returns file:line: key: warning: text, for a setting that is valid and may
+// not be intended.
+func (e Error) Warning() string {
+	e.Text = "warning: " + e.Text
+	return e.Error()
+}
+
+// Errors are all mistakes or all warnings of a configuration. Load returns them in the
+// order of the file.
 type Errors []Error
+
+// Sort puts e in the order of the file.
+func (e Errors) Sort() {
+	slices.SortStableFunc(e, func(a, b Error) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+}
 
 // Error returns the mistakes, one a line.
 func (e Errors) Error() string {
@@ -35,8 +50,8 @@ func (e Errors) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Errorf returns a mistake at key that is found only when the configuration is
-// used. A key that is not in the file gets the line of the nearest one above it.
+// Errorf returns a mistake or a warning at key that is found only when the
+// configuration is used. A key that is not in the file gets the line of the nearest one above it.
 func (c *Config) Errorf(key, format string, args ...any) Error {
 	at := c.position(key)
 	return Error{c.file, at.line, at.column, key, fmt.Sprintf(format, args...)}
@@ -113,8 +128,6 @@ func (m *mistakes) err() error {
 	if len(m.errs) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(m.errs, func(a, b Error) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
-	})
+	m.errs.Sort()
 	return m.errs
 }

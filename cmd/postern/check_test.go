@@ -1,9 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -31,6 +33,29 @@ func TestCheckLooksAsTheServicesUser(t *testing.T) {
 	if status, _, complaints := runPostern(t, "check", "--config", path, "--as", "no-such-user"); status != 1 || !strings.Contains(complaints, "unknown user") {
 		t.Errorf("check as nobody who exists: status %d, %s", status, complaints)
 	}
+}
+
+// Criterion: a start and a reload log each warning of `postern check` once, with its line and key.
+func TestWarningsAreLogged(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice")
+	p := launch(t, []string{"protocol: imap, name: scanners, tls_profile: legacy"}, []string{fmt.Sprintf("main: {imap: {address: %q, tls: none}}", imap)},
+		"limits: {max_connections: 100}\n")
+	want := func(n int) {
+		t.Helper()
+		within(t, patience, "the warnings are logged", func() bool { return len(p.logged(t, "configuration warning")) >= n })
+		for _, l := range p.logged(t, "configuration warning") {
+			if l.text("key") != "listeners[0].tls_profile" || l.text("line") != "3" || !strings.Contains(l.text("warning"), "accepts TLS 1.0") {
+				t.Errorf("a warning is %v", l)
+			}
+		}
+		if got := len(p.logged(t, "configuration warning")); got != n {
+			t.Errorf("%d warnings are logged, want %d", got, n)
+		}
+	}
+	want(1)
+	_ = p.cmd.Process.Signal(syscall.SIGHUP)
+	within(t, patience, "a reload", func() bool { return len(p.logged(t, "configuration loaded")) == 1 })
+	want(2)
 }
 
 // Criterion: `postern check` explains for each challenge of ACME whether it can work with the listeners.

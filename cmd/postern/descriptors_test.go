@@ -34,7 +34,7 @@ func TestNoDescriptorsAreLeft(t *testing.T) {
 	allow(t, p.cmd.Process.Pid, 40)
 	_ = p.cmd.Process.Signal(syscall.SIGHUP)
 	within(t, patience, "a reload says that these are few", func() bool {
-		return strings.Contains(p.printed(t), "fewer file descriptors than limits.max_connections needs: raise LimitNOFILE")
+		return strings.Contains(p.printed(t), "10000 needs 20192 file descriptors, two for each, and 40 are allowed here")
 	})
 	if err := checkReady(t.Context(), p.metrics); err != nil {
 		t.Error(err)
@@ -86,7 +86,7 @@ limits: {max_connections: 400}
 		if err != nil {
 			t.Errorf("%v\n%s", err, out)
 		}
-		if got := strings.Contains(string(out), "limits.max_connections 400 needs 992 file descriptors, two for each, and 900 are allowed here"); got != want {
+		if got := strings.Contains(string(out), "limits.max_connections: warning: 400 needs 992 file descriptors, two for each, and 900 are allowed here"); got != want {
 			t.Errorf("with %d:\n%s", allowed, out)
 		}
 	}

@@ -86,13 +86,8 @@ func (s *Service) startBackground(ctx context.Context, g *generation) {
 	}
 }
 
-// logApplied logs which listeners are new, and whether the system allows too few
-// file descriptors.
+// logApplied logs which listeners are new.
 func (s *Service) logApplied(g *generation, bindings []proxy.Binding, before *generation) {
-	if needed, allowed := g.descriptors(); needed > allowed {
-		s.log.Warn("fewer file descriptors than limits.max_connections needs: raise LimitNOFILE",
-			"max_connections", g.cfg.Limits.MaxConnections, "needed", needed, "allowed", allowed)
-	}
 	for _, b := range bindings {
 		if before == nil || !before.has(b.Service.Name) {
 			s.log.Info("listening", "listener", b.Service.Name, "address", b.Addr().String())

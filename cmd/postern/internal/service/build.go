@@ -97,9 +97,6 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.Refuser{Dialogue: greet(c)} }
 	} else {
 		profile, _ := proxy.ParseProfile(l.TLSProfile) // configs has checked l.TLSProfile
-		if profile == proxy.Legacy {
-			g.log.Warn("old TLS is on: 1.0, 3DES, keys without forward secrecy", "listener", l.Name, "networks", l.Networks)
-		}
 		svc.TLS = g.tlsConfig(l.Name, l.Protocol, profile)
 	}
 	return svc

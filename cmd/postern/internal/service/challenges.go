@@ -9,9 +9,9 @@ import (
 	"postern/proxy/listen"
 )
 
-// challengeHints returns, for a configuration with ACME, a line for each challenge that
+// explainChallenges returns, for a configuration with ACME, a line for each challenge that
 // explains whether the challenge can work with the configured listeners.
-func (g *generation) challengeHints() (all []string) {
+func (g *generation) explainChallenges() (all []string) {
 	a := g.cfg.TLS.ACME
 	if a == nil {
 		return nil

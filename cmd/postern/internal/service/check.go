@@ -64,45 +64,26 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) erro
 	if err := o.CheckAs(); err != nil {
 		return err
 	}
-	for _, hint := range append(g.hints(), g.challengeHints()...) {
-		_, _ = fmt.Fprintf(out, "%s: %s\n", path, hint)
+	for _, line := range g.explainChallenges() {
+		_, _ = fmt.Fprintf(out, "%s: %s\n", path, line)
 	}
-	_, err = fmt.Fprintf(out, "%s is good\n", path)
+	warnings := g.warnings()
+	for _, w := range warnings {
+		_, _ = fmt.Fprintln(out, w.Warning())
+	}
+	_, err = fmt.Fprintf(out, "%s is valid%s\n", path, countWarnings(len(warnings)))
 	return err
 }
 
-// hints returns notes about settings that are valid, but may not be intended.
-func (g *generation) hints() (all []string) {
-	for _, l := range g.cfg.Listeners {
-		if l.TLS != "refuse" && l.TLSProfile == proxy.Legacy.String() {
-			all = append(all, oldTLS(l))
-		}
+// countWarnings returns what follows the word valid.
+func countWarnings(n int) string {
+	switch n {
+	case 0:
+		return ""
+	case 1:
+		return ", with 1 warning"
 	}
-	if needed, allowed := g.descriptors(); needed > allowed {
-		all = append(all, fmt.Sprintf("limits.max_connections %d needs %d file descriptors, two for each, and %d are allowed here (RLIMIT_NOFILE; "+
-			"for the service it is LimitNOFILE in the unit): raise that, or lower this", g.cfg.Limits.MaxConnections, needed, allowed))
-	}
-	pop3 := slices.ContainsFunc(g.cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == "pop3" && l.TLS != "refuse" })
-	if !pop3 {
-		return all
-	}
-	if !g.cfg.IsSet("pop3.uidl") {
-		all = append(all, "pop3.uidl is the default, dovecot: unless the old POP3 server used it, clients will fetch all their mail again; `postern uidl detect` finds out")
-	}
-	if g.cfg.State.Path == "" {
-		all = append(all, "state.path is not set: POP3 lists each mailbox anew, and unique ids do not outlive a change of UIDVALIDITY")
-	}
-	return all
-}
-
-// oldTLS returns a line about the TLS versions and clients of the profile legacy.
-func oldTLS(l configs.Listener) string {
-	clients := "all clients"
-	if l.Networks != nil {
-		clients = strings.Trim(fmt.Sprint(l.Networks), "[]")
-	}
-	return fmt.Sprintf("the listener %s takes TLS 1.0, 3DES and keys without forward secrecy from %s (tls_profile: legacy); "+
-		"the metric postern_tls_profile_needed_total says whether anybody still needs it", l.Name, clients)
+	return fmt.Sprintf(", with %d warnings", n)
 }
 
 // checkPorts returns an error that names the processes that listen on configured ports. A

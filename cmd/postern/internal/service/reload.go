@@ -69,6 +69,7 @@ func (s *Service) replace(ctx context.Context) error {
 		return err
 	}
 	s.guard.Reload(stored.GuardConfig(cfg))
+	g.logWarnings()
 	return nil
 }
 

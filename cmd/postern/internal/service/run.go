@@ -45,6 +45,7 @@ func Run(ctx context.Context, path string, log io.Writer, before *Peer) (err err
 	if err := s.reportLost(ctx, cfg); err != nil {
 		return configs.Errors{cfg.Errorf("state.path", "%v", err)}
 	}
+	g.logWarnings()
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	return s.serve(ctx, g)

@@ -16,7 +16,7 @@ import (
 // starts the new one with copies of its listening sockets, and the two talk over
 // a pair of sockets:
 //
-//	new -> old   Built     the configuration is good
+//	new -> old   Built     the configuration is valid
 //	old -> new   Yours     the old one accepts nothing and has closed the state
 //	new -> old   Serving   the new one accepts; the old one keeps its sessions
 //	old -> new   Take      a login that was under way has opened a maildrop
