@@ -146,6 +146,7 @@ backends:
     imap: {address: "%[1]s", tls: none}
     submission: {address: "%[2]s", tls: none}
 pop3: {uidl: dovecot}
+limits: {max_connections: 1000}
 state: {path: ../state}
 metrics: {address: "127.0.0.1:%[4]d"}
 `
