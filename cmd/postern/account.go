@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -68,20 +69,27 @@ is the oldest that the account used on its last day.`,
 	return cmd
 }
 
-// storedOf returns all stored data of an account. An account without data is an error.
-func storedOf(ctx context.Context, cfg *configs.Config, account string) (stored.Account, error) {
-	s, err := stored.ExportAccount.One(ctx, cfg, account)
-	if err == nil && s.Empty() {
-		err = fmt.Errorf("nothing is stored of %s", account)
+// storedOf returns all stored data of the account of a login name. An account without
+// data is an error.
+func storedOf(ctx context.Context, cfg *configs.Config, name string) (stored.Account, error) {
+	account, err := accountNamed(cfg, name)
+	if err != nil {
+		return stored.Account{}, err
 	}
-	return s, err
+	// Data may be older than the rules in accounts: then its name is the one that was typed.
+	for _, account := range slices.Compact([]string{account, name}) {
+		if s, err := stored.ExportAccount.One(ctx, cfg, account); err != nil || !s.Empty() {
+			return s, err
+		}
+	}
+	return stored.Account{}, fmt.Errorf("nothing is stored of %s", account)
 }
 
 func showAccountCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show ACCOUNT",
 		Short: "Show what is stored of an account",
-		Long: `Show what is stored of an account, named as in the log: its days in the ledger,
+		Long: `Show what is stored of an account: its days in the ledger,
 how much is remembered of its mailbox and its unique ids of POP3, and how many
 networks the login guard knows it from. postern account export writes all of it.`,
 		Args: cobra.ExactArgs(1),
@@ -135,7 +143,7 @@ func exportAccountCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export ACCOUNT",
 		Short: "Write all that is stored of an account, as JSON",
-		Long: `Write all that is stored of an account, named as in the log, as JSON: its days in
+		Long: `Write all that is stored of an account, as JSON: its days in
 the ledger, its unique ids of POP3, what is remembered of its mailbox, and how
 many networks the login guard knows it from. docs/privacy.md explains each.`,
 		Args: cobra.ExactArgs(1),
@@ -161,7 +169,7 @@ func forgetAccountCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "forget ACCOUNT",
 		Short: "Forget all that is stored of an account",
-		Long: `Forget all that is stored of an account, named as in the log. A session that is
+		Long: `Forget all that is stored of an account. A session that is
 open writes again what it knows when it ends: postern kick ends it. Logs are not
 changed.`,
 		Args: cobra.ExactArgs(1),
@@ -173,20 +181,21 @@ changed.`,
 		if err != nil {
 			return err
 		}
-		if _, err := storedOf(cmd.Context(), cfg, args[0]); err != nil {
+		a, err := storedOf(cmd.Context(), cfg, args[0])
+		if err != nil {
 			return err
 		}
 		if !*yes {
 			if err := confirm(cmd, fmt.Sprintf(
 				"All that is stored of %s will be forgotten. Its POP3 clients may then download all mail again, what they deleted on a server without UIDPLUS may be there again, and the login guard takes its networks for new ones.",
-				args[0])); err != nil {
+				a.Account)); err != nil {
 				return err
 			}
 		}
-		if _, err := stored.ForgetAccount.One(cmd.Context(), cfg, args[0]); err != nil {
+		if _, err := stored.ForgetAccount.One(cmd.Context(), cfg, a.Account); err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "forgotten: %s\n", args[0])
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), "forgotten: %s\n", a.Account)
 		return err
 	}
 	return cmd

@@ -13,19 +13,28 @@ import (
 )
 
 // filterFlags adds the flags of a filter to cmd. The returned function must be called
-// when cmd runs, and returns the filter.
-func filterFlags(cmd *cobra.Command) func() (service.SessionFilter, error) {
+// when cmd runs, and returns the filter. path is that of the configuration.
+func filterFlags(cmd *cobra.Command, path *string) func() (service.SessionFilter, error) {
 	var f service.SessionFilter
 	var address string
 	flags := cmd.Flags()
 	flags.StringVar(&f.Session, "session", "", "the one with this `id`")
-	flags.StringVar(&f.Account, "account", "", "those of this `account`, named as in the log")
+	flags.StringVar(&f.Account, "account", "", "those of this `account`")
 	flags.StringVar(&address, "address", "", "those from this `address`, or network such as 192.0.2.0/24")
 	flags.StringVar(&f.Backend, "backend", "", "those at this `backend`")
 	flags.StringVar(&f.Protocol, "protocol", "", "those of this `protocol`: imap, pop3 or submission")
 	return func() (service.SessionFilter, error) {
 		if f.Protocol != "" && !slices.Contains([]string{proxy.IMAP, proxy.POP3, proxy.Submission}, f.Protocol) {
 			return f, fmt.Errorf("%q is not a protocol; use imap, pop3 or submission", f.Protocol)
+		}
+		if f.Account != "" {
+			cfg, err := configs.Read(*path)
+			if err != nil {
+				return f, err
+			}
+			if f.Account, err = accountNamed(cfg, f.Account); err != nil {
+				return f, err
+			}
 		}
 		if address == "" {
 			return f, nil
@@ -45,7 +54,8 @@ its protocol's words, and say how many they were. Clients may come again: who
 must not is kept out by policy.file, or by the mail server.`,
 		Args: cobra.NoArgs,
 	}
-	path, chosen := configFlag(cmd), filterFlags(cmd)
+	path := configFlag(cmd)
+	chosen := filterFlags(cmd, path)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		f, err := chosen()
 		if err != nil {

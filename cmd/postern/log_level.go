@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -12,9 +13,15 @@ import (
 func logLevelCommand() *cobra.Command {
 	levels := []string{"debug", "info", "warn", "error"}
 	cmd := &cobra.Command{
-		Use:   "log-level [debug|info|warn|error]",
-		Short: "Show how much is logged, or change it until the next reload",
-		Args:  cobra.MatchAll(cobra.MaximumNArgs(1), cobra.OnlyValidArgs), ValidArgs: levels,
+		Use:       "log-level [debug|info|warn|error]",
+		Short:     "Show how much is logged, or change it until the next reload",
+		ValidArgs: levels,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 && !slices.Contains(levels, args[0]) {
+				return fmt.Errorf("%q is not a level; use %s", args[0], enumerate(levels, "or"))
+			}
+			return nil
+		},
 	}
 	path := configFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -23,6 +23,26 @@ func main() {
 
 // command runs Postern with args and returns its exit status.
 func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := rootCommand()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := checkSubcommand(root, args)
+	if err == nil {
+		err = root.ExecuteContext(ctx)
+	}
+	if status, ok := errors.AsType[exitStatus](err); ok {
+		return int(status)
+	}
+	if err != nil {
+		complain(stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// rootCommand returns postern with all its commands.
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "postern",
 		Short: "A TLS proxy for IMAP, POP3 and submission in front of existing mail servers",
@@ -33,9 +53,6 @@ only IMAP.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		runCommand(), reloadCommand(), upgradeCommand(), checkCommand(), demoCommand(),
@@ -43,15 +60,8 @@ only IMAP.`,
 		accountCommand(), guardCommand(), certsCommand(), uidlCommand(), stateCommand(),
 		versionCommand(), manCommand(),
 	)
-	err := root.ExecuteContext(ctx)
-	if status, ok := errors.AsType[exitStatus](err); ok {
-		return int(status)
-	}
-	if err != nil {
-		complain(stderr, err)
-		return 1
-	}
-	return 0
+	nameArguments(root)
+	return root
 }
 
 // An exitStatus ends a command that has printed its error.

@@ -21,7 +21,8 @@ connection is: handshake (TLS), login (up to complete credentials), verifying
 maildrop is listed) or session (the client is served).`,
 		Args: cobra.NoArgs,
 	}
-	path, chosen := configFlag(cmd), filterFlags(cmd)
+	path := configFlag(cmd)
+	chosen := filterFlags(cmd, path)
 	asJSON := cmd.Flags().Bool("json", false, "one JSON object a line")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		f, err := chosen()

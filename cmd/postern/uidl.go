@@ -28,18 +28,22 @@ func uidlCommand() *cobra.Command {
 
 // selectionFlags adds the flags of a selection to cmd. The returned function must be
 // called when cmd runs, and returns the selection.
-func selectionFlags(cmd *cobra.Command) func(args []string) stored.Selection {
+func selectionFlags(cmd *cobra.Command) func(cfg *configs.Config, args []string) (stored.Selection, error) {
 	domain := cmd.Flags().String("domain", "", "all accounts of this `domain`")
 	cmd.Flags().Bool("all", false, "all accounts")
-	return func(args []string) stored.Selection {
-		return stored.Selection{Account: strings.Join(args, ""), Domain: strings.TrimPrefix(*domain, "@")}
+	return func(cfg *configs.Config, args []string) (s stored.Selection, err error) {
+		s.Domain = strings.TrimPrefix(*domain, "@")
+		if len(args) > 0 {
+			s.Account, err = accountNamed(cfg, args[0])
+		}
+		return s, err
 	}
 }
 
 // oneSelection returns an error unless there is an account, or --domain, or --all.
 func oneSelection(cmd *cobra.Command, args []string) error {
 	if selections(cmd, args) != 1 {
-		return errors.New("want an account, or --domain, or --all")
+		return errors.New("only one of ACCOUNT, --domain and --all can be given")
 	}
 	return nil
 }
@@ -58,8 +62,7 @@ func forgetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "forget ACCOUNT | --domain DOMAIN | --all",
 		Short: "Forget which unique ids were shown, so that the present format computes all",
-		Long: `Forget which unique ids were shown to the POP3 clients of an account, named as
-in the log and in an export. From the next login on they are what pop3.uidl says.
+		Long: `Forget which unique ids were shown to the POP3 clients of an account. From the next login on they are what pop3.uidl says.
 Clients that leave mail on the server download all of it again if that differs.
 Sessions that are open go on with the old ones.`,
 		Args: oneSelection,
@@ -71,7 +74,10 @@ Sessions that are open go on with the old ones.`,
 		if err != nil {
 			return err
 		}
-		s := selected(args)
+		s, err := selected(cfg, args)
+		if err != nil {
+			return err
+		}
 		if !*yes {
 			if err := confirm(cmd, fmt.Sprintf(
 				"The unique ids of %s will be forgotten. Clients may then download all mail again.", s)); err != nil {
@@ -104,7 +110,7 @@ route) put that right first.`,
 		Args: cobra.ExactArgs(1),
 	}
 	path := configFlag(cmd)
-	d := cmd.Flags().Duration("for", bridge.DefaultAccept, "how `long`, from 1m to 720h; after that changes are counted again")
+	d := durationFlag(cmd, "for", bridge.DefaultAccept, "how `long`, from 1m to 30d; after that changes are counted again")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		cfg, err := configs.Read(*path)
 		if err != nil {
@@ -137,8 +143,12 @@ func exportCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		s, err := selected(cfg, args)
+		if err != nil {
+			return err
+		}
 		out := bufio.NewWriter(cmd.OutOrStdout())
-		lines, n, s := json.NewEncoder(out), 0, selected(args)
+		lines, n := json.NewEncoder(out), 0
 		err = stored.ExportUIDLs.Ask(cmd.Context(), cfg, s, func(r bridge.AccountRecord) error {
 			n++
 			return lines.Encode(r)

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// walk calls visit for cmd and all commands below it, with their names: "guard explain".
+func walk(cmd *cobra.Command, visit func(name string, cmd *cobra.Command)) {
+	visit(strings.TrimPrefix(strings.TrimPrefix(cmd.CommandPath(), "postern"), " "), cmd)
+	for _, c := range cmd.Commands() {
+		walk(c, visit)
+	}
+}
+
+// Criterion: every command that takes an account finds it however clients write its name.
+func TestEveryCommandTakesAnAccountAsClientsWriteIt(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice@example.org")
+	r, do := startWithCommands(t, fmt.Sprintf(`
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none}}}
+accounts: {default_domain: example.org}
+`, imap))
+	const typed = "Alice"
+	tests := []struct{ command, args, want string }{
+		{"sessions", "--account " + typed, `(?m)^[0-9A-Za-z]+ .* alice@example.org `},
+		{"guard explain", typed + " 127.0.0.1", `tier +known_good`},
+		{"guard unlock", typed, `^unlocked: alice@example.org\n$`},
+		{"account show", typed, `(?m)^account +alice@example.org$`},
+		{"account export", typed, `"account": "alice@example.org"`},
+		{"uidl export", typed, `"account":"alice@example.org"`},
+		{"uidl history", typed, `present`},
+		{"uidl undo", typed + " --yes", `a POP3 session of alice@example.org is open`},
+		{"uidl forget", typed + " --yes", `^forgotten: 1\n$`},
+		{"kick", "--account " + typed, `^ended: 1\n$`},
+		{"account forget", typed + " --yes", `^forgotten: alice@example.org\n$`},
+		// These log in by the name, as a client does.
+		{"check", "", ""},
+		{"uidl detect", "", ""},
+	}
+	tested := map[string]bool{}
+	for _, c := range tests {
+		tested[c.command] = true
+	}
+	walk(rootCommand(), func(name string, cmd *cobra.Command) {
+		takesAccount := strings.Contains(cmd.Use, "ACCOUNT") || cmd.Flags().Lookup("account") != nil || cmd.Flags().Lookup("user") != nil
+		if takesAccount && !tested[name] {
+			t.Errorf("postern %s takes an account and is not tested here", name)
+		}
+	})
+	r.login(t, "alice@example.org")
+	waitForSessions(t, do, 1)
+	within(t, patience, "the login is in the ledger", func() bool {
+		_, ok := do("account", "show", "alice@example.org")
+		return ok
+	})
+	for _, c := range tests {
+		if c.args == "" {
+			continue
+		}
+		out, _ := do(append(strings.Fields(c.command), strings.Fields(c.args)...)...)
+		if !regexp.MustCompile(c.want).MatchString(out) {
+			t.Errorf("postern %s %s prints\n%swant %s", c.command, c.args, out, c.want)
+		}
+	}
+}
+
+// Criterion: a command that lacks an argument names it, and one that has too many names the one too many.
+func TestMissingArgumentsAreNamed(t *testing.T) {
+	for _, c := range []struct{ args, want string }{
+		{"guard unlock", "missing ACCOUNT, ADDRESS or NETWORK: postern guard unlock ACCOUNT | ADDRESS | NETWORK"},
+		{"account show", "missing ACCOUNT: postern account show ACCOUNT"},
+		{"account show a b", `unexpected argument "b": postern account show ACCOUNT`},
+		{"reload now", `unexpected argument "now": postern reload`},
+		{"uidl forget", "missing ACCOUNT, --domain DOMAIN or --all: postern uidl forget ACCOUNT | --domain DOMAIN | --all"},
+		{"uidl forget a --all", "only one of ACCOUNT, --domain and --all can be given"},
+		{"uidl export a b", `unexpected argument "b": postern uidl export [ACCOUNT | --domain DOMAIN | --all]`},
+		{"guard seed", "missing --from LOG: postern guard seed --from LOG"},
+		{"account shwo a", `unknown command "shwo" for "postern account"; use export, forget, list or show`},
+		{"log-level loud", `"loud" is not a level; use debug, info, warn or error`},
+		{"uidl accept main --for 1y", `invalid argument "1y" for "--for" flag: not a duration; write 90m, 12h, 31d or 2w`},
+	} {
+		if got := runOffline(t, c.args); got != "postern: "+c.want+"\n" {
+			t.Errorf("postern %s: %swant %s", c.args, got, c.want)
+		}
+	}
+	// Whatever a Use line requires is missed by its name.
+	walk(rootCommand(), func(name string, cmd *cobra.Command) {
+		_, line, _ := strings.Cut(cmd.Use, " ")
+		required := alternatives(cmd, optional.ReplaceAllString(line, ""))
+		if !cmd.Runnable() || required == nil {
+			return
+		}
+		if got := runOffline(t, name); !strings.HasPrefix(got, "postern: missing "+required[0][0].text) {
+			t.Errorf("postern %s: %s", name, got)
+		}
+	})
+}
+
+func runOffline(t *testing.T, args string) string {
+	t.Helper()
+	var out bytes.Buffer
+	if command(t.Context(), strings.Fields(args), &out, &out) == 0 {
+		t.Errorf("postern %s: exit status 0", args)
+	}
+	return out.String()
+}
+
+func TestDurationsAreWrittenInDaysAndWeeks(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"31d": 31 * 24 * time.Hour, "2w": 14 * 24 * time.Hour, "1h30m": 90 * time.Minute, "0d": 0,
+		"": -1, "d": -1, "-1d": -1, "1.5d": -1, "99999d": -1, "7": -1,
+	} {
+		d := longDuration(-1)
+		if err := d.Set(text); time.Duration(d) != want || (err != nil) != (want < 0) {
+			t.Errorf("%q: %v, %v, want %v", text, time.Duration(d), err, want)
+		}
+	}
+	for d, want := range map[time.Duration]string{
+		time.Hour: "1h", 48 * time.Hour: "2d", 90 * time.Minute: "1h30m", 10 * time.Minute: "10m", 30 * time.Second: "30s", 0: "0s",
+	} {
+		l := longDuration(d)
+		if got := l.String(); got != want {
+			t.Errorf("%v: %s, want %s", d, got, want)
+		}
+	}
+}
