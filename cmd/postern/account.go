@@ -78,7 +78,7 @@ func storedOf(ctx context.Context, cfg *configs.Config, name string) (stored.Acc
 	}
 	// Data may be older than the rules in accounts: then its name is the one that was typed.
 	for _, account := range slices.Compact([]string{account, name}) {
-		if s, err := stored.ExportAccount.One(ctx, cfg, account); err != nil || !s.Empty() {
+		if s, err := stored.ExportAccount.One(ctx, cfg, stored.AccountName(account)); err != nil || !s.Empty() {
 			return s, err
 		}
 	}
@@ -192,7 +192,7 @@ changed.`,
 				return err
 			}
 		}
-		if _, err := stored.ForgetAccount.One(cmd.Context(), cfg, a.Account); err != nil {
+		if _, err := stored.ForgetAccount.One(cmd.Context(), cfg, stored.AccountName(a.Account)); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), "forgotten: %s\n", a.Account)

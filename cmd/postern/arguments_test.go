@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -19,10 +20,11 @@ func walk(cmd *cobra.Command, visit func(name string, cmd *cobra.Command)) {
 	}
 }
 
-// Criterion: every command that takes an account finds it however clients write its name.
+// Criterion: every command that takes an account finds it however clients write its name, and the log says who ran it and on whom.
 func TestEveryCommandTakesAnAccountAsClientsWriteIt(t *testing.T) {
 	imap, _ := inMemory(t, "mail", "alice@example.org")
-	r, do := startWithCommands(t, fmt.Sprintf(`
+	var log syncBuffer
+	r, do := startWithCommandsAndLog(t, &log, fmt.Sprintf(`
 listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
 backends: {main: {imap: {address: %q, tls: none}}}
 accounts: {default_domain: example.org}
@@ -67,6 +69,14 @@ accounts: {default_domain: example.org}
 		out, _ := do(append(strings.Fields(c.command), strings.Fields(c.args)...)...)
 		if !regexp.MustCompile(c.want).MatchString(out) {
 			t.Errorf("postern %s %s prints\n%swant %s", c.command, c.args, out, c.want)
+		}
+		request := strings.ReplaceAll(c.command, " ", "/")
+		if c.command == "account show" {
+			request = "account/export"
+		}
+		logged := regexp.MustCompile(fmt.Sprintf(`(?m)msg="control request" request=%s uid=%d .*account=(alice@example.org|Alice)( |$)`, request, os.Getuid()))
+		if !logged.MatchString(log.String()) {
+			t.Errorf("postern %s: the log has\n%s", c.command, log.String())
 		}
 	}
 }

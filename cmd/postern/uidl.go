@@ -184,7 +184,7 @@ is kept.`,
 			return err
 		}
 		n, lines, t := 0, json.NewEncoder(cmd.OutOrStdout()), tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		err = stored.UIDLHistory.Ask(cmd.Context(), cfg, account, func(p bridge.GenerationInfo) error {
+		err = stored.UIDLHistory.Ask(cmd.Context(), cfg, stored.AccountName(account), func(p bridge.GenerationInfo) error {
 			if n++; *asJSON {
 				return lines.Encode(p)
 			}
@@ -236,7 +236,7 @@ again takes it back. No POP3 session of the account may be open.`,
 				return err
 			}
 		}
-		n, err := stored.UndoUIDLs.One(cmd.Context(), cfg, account)
+		n, err := stored.UndoUIDLs.One(cmd.Context(), cfg, stored.AccountName(account))
 		if err != nil {
 			return err
 		}

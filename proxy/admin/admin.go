@@ -59,7 +59,9 @@ type Server struct {
 }
 
 // Handle registers f for requests with a name, such as "reload". Its error is
-// sent as it is, so it must contain no secret.
+// sent as it is, so it must contain no secret. A request is logged with who has sent
+// it; with its argument if that is a slog.LogValuer of a group; and with its result if
+// that is a number.
 func Handle[In, Out any](s *Server, name string, f func(context.Context, In) (Out, error)) {
 	HandleEach(s, name, func(ctx context.Context, in In, each func(Out) error) error {
 		out, err := f(ctx, in)
@@ -90,6 +92,7 @@ func HandleEach[In, Out any](s *Server, name string, f func(ctx context.Context,
 		}
 		_ = limits.SetReadDeadline(time.Time{}) // the caller decides how long to wait for the answer
 		values, begun := json.NewEncoder(w), false
+		var result any
 		err := f(r.Context(), in, func(out Out) error {
 			if !begun {
 				begun = true
@@ -97,9 +100,10 @@ func HandleEach[In, Out any](s *Server, name string, f func(ctx context.Context,
 				w.Header().Set("Trailer", trailer)
 			}
 			_ = limits.SetWriteDeadline(time.Now().Add(bodyTime))
+			result = out
 			return values.Encode(out)
 		})
-		s.logRequest(name, err)
+		s.logRequest(r.Context(), name, in, result, err)
 		switch {
 		case err != nil && begun:
 			w.Header().Set(trailer, oneLine.Replace(err.Error()))
@@ -109,16 +113,29 @@ func HandleEach[In, Out any](s *Server, name string, f func(ctx context.Context,
 	})
 }
 
-func (s *Server) logRequest(name string, err error) {
-	switch {
-	case s.Log == nil:
-	case err != nil:
-		s.Log.Warn("control request", "request", name, "err", err)
-	case slices.Contains(s.Routine, name):
-		s.Log.Debug("control request", "request", name)
-	default:
-		s.Log.Info("control request", "request", name)
+// logRequest logs a request. result is the last value of the answer; nil: there was none.
+func (s *Server) logRequest(ctx context.Context, name string, in, result any, err error) {
+	if s.Log == nil {
+		return
 	}
+	attrs := []slog.Attr{slog.String("request", name)}
+	if by, ok := ctx.Value(callerKey{}).(caller); ok {
+		attrs = append(attrs, by.attrs()...)
+	}
+	if v, ok := in.(slog.LogValuer); ok {
+		attrs = append(attrs, v.LogValue().Group()...)
+	}
+	level := slog.LevelInfo
+	switch n, ok := result.(int); {
+	case err != nil:
+		level = slog.LevelWarn
+		attrs = append(attrs, slog.Any("err", err))
+	case slices.Contains(s.Routine, name):
+		level = slog.LevelDebug
+	case ok:
+		attrs = append(attrs, slog.Int("result", n))
+	}
+	s.Log.LogAttrs(ctx, level, "control request", attrs...)
 }
 
 var oneLine = strings.NewReplacer("\r", "", "\n", "; ")
@@ -160,6 +177,12 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	server := &http.Server{
 		Handler: s, ReadHeaderTimeout: headerTime, IdleTimeout: headerTime, MaxHeaderBytes: 16 << 10,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelError),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if by, ok := callerOf(c); ok {
+				ctx = context.WithValue(ctx, callerKey{}, by)
+			}
+			return ctx
+		},
 	}
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {

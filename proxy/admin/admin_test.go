@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -33,6 +35,51 @@ func count(_ context.Context, q testRequest, each func(int) error) error {
 		}
 	}
 	return nil
+}
+
+// LogValue implements slog.LogValuer.
+func (q testRequest) LogValue() slog.Value { return Arguments("a", fmt.Sprint(q.A), "empty", "") }
+
+// Criterion: the log says of each request at the control socket which user sent it, its argument and its result.
+func TestTheLogSaysWhoSentARequest(t *testing.T) {
+	path := filepath.Join(privateDir(t), "control")
+	ln, err := Listen(path, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	s := Server{Log: slog.New(slog.NewTextHandler(&log, nil)), Routine: []string{"often"}}
+	Handle(&s, "sum", func(_ context.Context, q testRequest) (int, error) { return q.A + q.B, nil })
+	Handle(&s, "often", func(_ context.Context, q testRequest) (int, error) { return 0, nil })
+	Handle(&s, "fail", func(_ context.Context, secret string) (string, error) { return "", errors.New("disk on fire") })
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, ln) }()
+	var n int
+	for name, in := range map[string]any{"sum": testRequest{3, 4}, "often": testRequest{}, "fail": "not to be logged"} {
+		if err := Call(t.Context(), path, name, in, &n); (err != nil) != (name == "fail") {
+			t.Error(err)
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	who := fmt.Sprintf("uid=%d", os.Getuid())
+	if u, err := user.Current(); err == nil {
+		who += " user=" + u.Username
+	}
+	for _, want := range []string{
+		`level=INFO msg="control request" request=sum ` + who + " a=3 result=7\n",
+		`level=WARN msg="control request" request=fail ` + who + " err=\"disk on fire\"\n",
+	} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log has\n%swant %s", log.String(), want)
+		}
+	}
+	if got := log.String(); strings.Count(got, "\n") != 2 || strings.Contains(got, "not to be logged") {
+		t.Errorf("the log has\n%s", got)
+	}
 }
 
 // startServer starts a Server on a socket.

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"log/slog"
 
 	"postern/proxy/admin"
 	"postern/proxy/certs"
@@ -13,6 +14,12 @@ const (
 	AskRenew = "certs/renew"
 )
 
+// A certificateName is a name that has a certificate.
+type certificateName string
+
+// LogValue implements slog.LogValuer.
+func (n certificateName) LogValue() slog.Value { return admin.Arguments("name", string(n)) }
+
 // AnswerCerts makes s answer the requests about the certificates in store.
 func AnswerCerts(s *admin.Server, store *certs.Store) {
 	admin.HandleEach(s, AskCerts, func(ctx context.Context, _ struct{}, each func(certs.Entry) error) error {
@@ -23,7 +30,7 @@ func AnswerCerts(s *admin.Server, store *certs.Store) {
 		}
 		return nil
 	})
-	admin.Handle(s, AskRenew, func(ctx context.Context, name string) (struct{}, error) {
-		return struct{}{}, store.Renew(ctx, name)
+	admin.Handle(s, AskRenew, func(ctx context.Context, name certificateName) (struct{}, error) {
+		return struct{}{}, store.Renew(ctx, string(name))
 	})
 }

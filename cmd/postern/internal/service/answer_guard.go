@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 
 	"postern/cmd/postern/internal/stored"
@@ -16,6 +17,26 @@ type ExplainQuestion struct {
 	Account  string     `json:"account"` // as typed
 	Addr     netip.Addr `json:"addr"`
 	Listener string     `json:"listener"`
+}
+
+// LogValue implements slog.LogValuer.
+func (q ExplainQuestion) LogValue() slog.Value {
+	address := ""
+	if q.Addr.IsValid() {
+		address = q.Addr.String()
+	}
+	return admin.Arguments("account", q.Account, "ip", address)
+}
+
+// An unlockTarget is an account, as typed, an address or a network.
+type unlockTarget string
+
+// LogValue implements slog.LogValuer.
+func (t unlockTarget) LogValue() slog.Value {
+	if network, ok, _ := networkOf(string(t)); ok {
+		return admin.Arguments("network", network.String())
+	}
+	return admin.Arguments("account", string(t))
 }
 
 // answerGuard makes c answer the requests about the guard.
@@ -35,7 +56,8 @@ func (s *Service) answerGuard(c *admin.Server) {
 		}
 		return nil
 	})
-	admin.Handle(c, "guard/unlock", func(_ context.Context, name string) (string, error) {
+	admin.Handle(c, "guard/unlock", func(_ context.Context, target unlockTarget) (string, error) {
+		name := string(target)
 		if network, ok, err := networkOf(name); ok || err != nil {
 			if err == nil {
 				s.guard.UnlockNetwork(network.Addr())

@@ -65,6 +65,15 @@ type SessionFilter struct {
 	Protocol string       `json:"protocol,omitempty"`
 }
 
+// LogValue implements slog.LogValuer.
+func (f SessionFilter) LogValue() slog.Value {
+	network := ""
+	if f.Network.IsValid() {
+		network = f.Network.String()
+	}
+	return admin.Arguments("session", f.Session, "account", f.Account, "network", network, "backend", f.Backend, "protocol", f.Protocol)
+}
+
 func (f SessionFilter) matches(i proxy.SessionInfo) bool {
 	same := func(want, got string) bool { return want == "" || want == got }
 	return same(f.Session, i.Client.ID) && same(f.Account, i.Account) && same(f.Backend, i.Backend) &&
@@ -100,6 +109,15 @@ type DrainRequest struct {
 	Backend string `json:"backend"`
 	Address string `json:"address,omitempty"` // "": all servers
 	Undo    bool   `json:"undo,omitempty"`
+}
+
+// LogValue implements slog.LogValuer.
+func (d DrainRequest) LogValue() slog.Value {
+	undo := ""
+	if d.Undo {
+		undo = "true"
+	}
+	return admin.Arguments("backend", d.Backend, "address", d.Address, "undo", undo)
 }
 
 // A DrainedServer is a server of a backend after a DrainRequest.
@@ -162,8 +180,14 @@ func drainServers(pools map[poolKey]*backend.Pool, d DrainRequest) error {
 	return nil
 }
 
+// A logLevel is a name of a slog.Level.
+type logLevel string
+
+// LogValue implements slog.LogValuer.
+func (l logLevel) LogValue() slog.Value { return admin.Arguments("log_level", string(l)) }
+
 // setLogLevel sets the level, unless level is "", and returns the present level.
-func (s *Service) setLogLevel(_ context.Context, level string) (string, error) {
+func (s *Service) setLogLevel(_ context.Context, level logLevel) (string, error) {
 	if level != "" {
 		var l slog.Level
 		if err := l.UnmarshalText([]byte(level)); err != nil {

@@ -3,13 +3,16 @@ package stored
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"postern/bridge"
 	"postern/cmd/postern/internal/logs"
 	"postern/metrics/ledger"
+	"postern/proxy/admin"
 )
 
 // An AccountFilter chooses entries of the ledger.
@@ -17,6 +20,11 @@ type AccountFilter struct {
 	Protocol string   `json:"protocol,omitempty"` // "": any
 	TLS      []string `json:"tls,omitempty"`      // none: any
 	Since    string   `json:"since,omitempty"`    // a day; entries seen on that day or later
+}
+
+// LogValue implements slog.LogValuer.
+func (n AccountFilter) LogValue() slog.Value {
+	return admin.Arguments("protocol", n.Protocol, "tls", strings.Join(n.TLS, ","), "since", n.Since)
 }
 
 func (n AccountFilter) match(e ledger.Entry) bool {
@@ -56,7 +64,8 @@ func (s *Account) Empty() bool {
 }
 
 // ExportAccount answers with all stored data of an account.
-var ExportAccount = Question[string, Account]{"account/export", func(ctx context.Context, m *Storage, account string, each func(Account) error) error {
+var ExportAccount = Question[AccountName, Account]{"account/export", func(ctx context.Context, m *Storage, name AccountName, each func(Account) error) error {
+	account := string(name)
 	a, err := m.open(ctx)
 	if err != nil {
 		return err
@@ -89,7 +98,8 @@ var ExportAccount = Question[string, Account]{"account/export", func(ctx context
 }}
 
 // ForgetAccount removes all stored data of an account.
-var ForgetAccount = Question[string, struct{}]{"account/forget", func(ctx context.Context, m *Storage, account string, each func(struct{}) error) error {
+var ForgetAccount = Question[AccountName, struct{}]{"account/forget", func(ctx context.Context, m *Storage, name AccountName, each func(struct{}) error) error {
+	account := string(name)
 	a, err := m.open(ctx)
 	if err != nil {
 		return err

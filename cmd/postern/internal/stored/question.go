@@ -3,6 +3,7 @@ package stored
 import (
 	"context"
 	"errors"
+	"log/slog"
 
 	"postern/configs"
 	"postern/proxy/admin"
@@ -55,3 +56,9 @@ func (q Question[In, Out]) Register(s *admin.Server, m *Storage) {
 		return q.Answer(ctx, m, in, each)
 	})
 }
+
+// An AccountName is the name of an account as the argument of a Question.
+type AccountName string
+
+// LogValue implements slog.LogValuer.
+func (n AccountName) LogValue() slog.Value { return admin.Arguments("account", string(n)) }

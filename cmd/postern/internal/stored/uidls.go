@@ -3,11 +3,13 @@ package stored
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
 
 	"postern/bridge"
+	"postern/proxy/admin"
 )
 
 // A Selection chooses accounts. The zero value chooses all.
@@ -25,6 +27,14 @@ func (s Selection) match(account string) bool {
 		return at >= 0 && strings.EqualFold(account[at+1:], s.Domain)
 	}
 	return true
+}
+
+// LogValue implements slog.LogValuer.
+func (s Selection) LogValue() slog.Value {
+	if s == (Selection{}) {
+		return admin.Arguments("domain", "all")
+	}
+	return admin.Arguments("account", s.Account, "domain", s.Domain)
 }
 
 // String returns the selection as a command prints it.
@@ -93,6 +103,11 @@ type Acceptance struct {
 	For     time.Duration `json:"for"` // nanoseconds
 }
 
+// LogValue implements slog.LogValuer.
+func (a Acceptance) LogValue() slog.Value {
+	return admin.Arguments("backend", a.Backend, "for", a.For.String())
+}
+
 // AcceptChanges answers with the end of the acceptance.
 var AcceptChanges = Question[Acceptance, time.Time]{"uidl/accept", func(ctx context.Context, m *Storage, in Acceptance, each func(time.Time) error) error {
 	b, err := m.OpenBrake(ctx, in.Backend)
@@ -107,11 +122,11 @@ var AcceptChanges = Question[Acceptance, time.Time]{"uidl/accept", func(ctx cont
 }}
 
 // UIDLHistory answers with the generations in the record of an account.
-var UIDLHistory = Question[string, bridge.GenerationInfo]{"uidl/history", func(ctx context.Context, m *Storage, account string, each func(bridge.GenerationInfo) error) error {
+var UIDLHistory = Question[AccountName, bridge.GenerationInfo]{"uidl/history", func(ctx context.Context, m *Storage, account AccountName, each func(bridge.GenerationInfo) error) error {
 	if m.Record == nil {
 		return errNoRecord
 	}
-	all, err := bridge.History(ctx, m.Record, account)
+	all, err := bridge.History(ctx, m.Record, string(account))
 	if err != nil {
 		return err
 	}
@@ -125,7 +140,8 @@ var UIDLHistory = Question[string, bridge.GenerationInfo]{"uidl/history", func(c
 
 // UndoUIDLs gives messages the UIDLs of the generation before, and answers with the
 // number of messages.
-var UndoUIDLs = Question[string, int]{"uidl/undo", func(ctx context.Context, m *Storage, account string, each func(int) error) error {
+var UndoUIDLs = Question[AccountName, int]{"uidl/undo", func(ctx context.Context, m *Storage, name AccountName, each func(int) error) error {
+	account := string(name)
 	if m.Record == nil {
 		return errNoRecord
 	}

@@ -1,0 +1,26 @@
+package admin
+
+import (
+	"cmp"
+	"syscall"
+)
+
+// bindPrivate makes a socket with mode 0600, whatever the umask.
+func bindPrivate(_, _ string, c syscall.RawConn) (err error) {
+	if failed := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) }); failed != nil {
+		return failed
+	}
+	return err
+}
+
+// peerUID returns the user of the process that has connected to c, which is a unix
+// socket: SO_PEERCRED, unix(7).
+func peerUID(c syscall.RawConn) (uid uint32, err error) {
+	failed := c.Control(func(fd uintptr) {
+		var u *syscall.Ucred
+		if u, err = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
+			uid = u.Uid
+		}
+	})
+	return uid, cmp.Or(failed, err)
+}
