@@ -38,7 +38,11 @@ func (m *mistakes) value(key string, n *yaml.Node, v reflect.Value) {
 			m.addUnreadable(key, "has no value; give it one or remove the key")
 		} // else all keys below are commented out
 	case n.Kind != want:
-		m.addUnreadable(key, "%s is expected here, not %s", nodeKindName(want), nodeKindName(n.Kind))
+		hint := ""
+		if want == yaml.ScalarNode && n.Style&yaml.FlowStyle != 0 {
+			hint = "; put a value that begins with { or [ in quotes"
+		}
+		m.addUnreadable(key, "%s is expected here, not %s%s", nodeKindName(want), nodeKindName(n.Kind), hint)
 	case len(n.Content) > maxNodes:
 		m.addUnreadable(key, "too long; Postern reads %d entries at most", maxNodes)
 	case want == yaml.ScalarNode:

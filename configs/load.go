@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 
@@ -121,8 +123,9 @@ func firstInvalidLine(data []byte) int {
 // Package yaml has the line of an error only in its text, and counts from 0 the
 // lines of its parser, but not those of its scanner.
 var (
-	yamlError   = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)`)
-	parserError = regexp.MustCompile(`^did not find expected (?:key|'-' indicator|',' or|node content|<document start>)`)
+	yamlError     = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)`)
+	parserError   = regexp.MustCompile(`^did not find expected (?:key|'-' indicator|',' or|node content|<document start>)`)
+	unknownAnchor = regexp.MustCompile(`^unknown anchor '(.*)' referenced`) // the only error without a line
 )
 
 func (m *mistakes) addYAMLError(data []byte, err error) {
@@ -136,10 +139,55 @@ func (m *mistakes) addYAMLError(data []byte, err error) {
 			}
 		}
 	}
-	lines := bytes.SplitN(data, []byte("\n"), line+1)
-	line = min(line, len(lines)) // the end may count as a line
-	if bytes.HasPrefix(bytes.TrimLeft(lines[line-1], " "), []byte("\t")) {
-		text += "; indent with spaces, not with tabs"
+	lines := strings.Split(string(data), "\n")
+	if found := unknownAnchor.FindStringSubmatch(text); found != nil {
+		line = 1 + slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, "*"+found[1]) })
 	}
-	m.addAt(position{line: line}, "", "not YAML, here or in what begins here: %s", text)
+	line = max(1, min(line, len(lines))) // the end may count as a line
+	for n := line; n <= min(line+1, len(lines)); n++ {
+		if tabIndent.MatchString(lines[n-1]) {
+			m.addAt(position{line: n}, "", "a tab in the indentation; indent with spaces")
+			return
+		}
+	}
+	if key, value := unquoted(lines[line-1]); value != "" {
+		m.addAt(position{line: line}, key, "put the value in quotes: %s", strings.TrimPrefix(key+": "+quote(value), ": "))
+		return
+	}
+	hint := ""
+	switch {
+	case strings.HasPrefix(text, "mapping values"):
+		hint = `; put a value that has ": " in it in quotes, and write the keys of one level in one column`
+	case openBracket.MatchString(lines[line-1]):
+		hint = "; put a value that begins with { or [ in quotes"
+	}
+	m.addAt(position{line: line}, "", "not YAML, here or in what begins here: %s%s", text, hint)
+}
+
+var (
+	tabIndent   = regexp.MustCompile(`^ *\t\s*\S`)
+	openBracket = regexp.MustCompile(`: +[{\[]`)
+
+	// needsQuotes finds a value, of a key or in a list, that begins with a sign which
+	// means something else in YAML, or with an IPv6 address in brackets.
+	needsQuotes = regexp.MustCompile("(?:([A-Za-z_][A-Za-z0-9_]*):[ \t]+|-[ \t]+|[\\[,][ \t]*)(\\[[0-9A-Fa-f:.]*\\]:[0-9]+|[:%@`*&!|>?\\]},].*)")
+)
+
+// unquoted returns the first value in a line that needs quotes, with its key, which is
+// "" in a list; or "".
+func unquoted(line string) (key, value string) {
+	found := needsQuotes.FindStringSubmatchIndex(line)
+	if found == nil {
+		return "", ""
+	}
+	if found[2] >= 0 {
+		key = line[found[2]:found[3]]
+	}
+	value, _, _ = strings.Cut(line[found[4]:found[5]], " #")
+	if strings.ContainsAny(line[:found[4]], "{[") { // in a list or mapping of one line
+		first := value[:1]
+		value, _, _ = strings.Cut(value[1:], ",")
+		value = first + strings.TrimRight(value, "]} ")
+	}
+	return key, strings.TrimSpace(value)
 }

@@ -85,6 +85,8 @@ func Parse(s string) (Format, error) {
 	pattern := s
 	if named, ok := names[s]; ok {
 		pattern = named
+	} else if s != "" && !strings.Contains(s, "%") {
+		return Format{}, unknownName(s)
 	}
 	f := Format{pattern: pattern}
 	for rest := pattern; rest != ""; {
@@ -99,6 +101,20 @@ func Parse(s string) (Format, error) {
 		return Format{}, fmt.Errorf("uidl format %q: %w", s, err)
 	}
 	return f, nil
+}
+
+// unknownName returns the error for a word that is neither a name nor a pattern.
+func unknownName(word string) error {
+	hint := ""
+	for _, name := range Names() {
+		if lower := strings.ToLower(word); strings.HasPrefix(lower, name) || len(word) > 2 && strings.HasPrefix(name, lower) {
+			hint = "is " + name + " meant? "
+			break
+		}
+	}
+	const mostWord = 40 // octets that are shown
+	return fmt.Errorf("uidl format %q is no name of a format: %sthe names are %s; a format of its own has %%u in it, such as \"UID%%u-%%v\"",
+		word[:min(len(word), mostWord)], hint, strings.Join(Names(), ", "))
 }
 
 func (f Format) check() error {

@@ -64,7 +64,11 @@ func TestFormatsThatAreRefused(t *testing.T) {
 	for format, want := range map[string]string{
 		"":                             "without %u",
 		"%v":                           "without %u",
-		"abc":                          "without %u",
+		"abc":                          "names are dovecot, dovecot-0.99, cyrus, cyrus-old, courier, uw",
+		"exim":                         "names are dovecot, dovecot-0.99, cyrus, cyrus-old, courier, uw",
+		"Dovecot":                      "is dovecot meant?",
+		"Courier-IMAP":                 "is courier meant?",
+		"abc%%":                        "without %u",
 		"%g":                           "import",
 		"%f":                           "import",
 		"%m":                           "import",
