@@ -14,10 +14,11 @@ import (
 // scrapeTimeout bounds the gathering of an answer of /metrics.
 const scrapeTimeout = 10 * time.Second
 
-// Handler serves /metrics, /healthz and /readyz, and the status page at / if there
-// is one. /healthz answers that the process is alive. /readyz answers 200 if new
-// clients should come, with what an operator should look at, and 503 with the reason
-// if they should not.
+// Handler serves /metrics, /healthz, /readyz and /readyz/PROTOCOL, and the status page
+// at / if there is one. /healthz answers that the process is alive. /readyz answers 200
+// if new clients should come, with what an operator should look at, and 503 with the
+// reason if they should not; /readyz/PROTOCOL answers so for one protocol, and 404 for
+// a protocol that is not served.
 func (m *Metrics) Handler() http.Handler {
 	scrape := promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		EnableOpenMetrics: true, MaxRequestsInFlight: 3, Timeout: scrapeTimeout,
@@ -32,17 +33,18 @@ func (m *Metrics) Handler() http.Handler {
 	return mux
 }
 
-// HealthHandler serves /healthz and /readyz only.
+// HealthHandler serves /healthz, /readyz and /readyz/PROTOCOL only.
 func (m *Metrics) HealthHandler() http.Handler {
 	mux := http.NewServeMux()
 	m.health(mux)
 	return mux
 }
 
-// health adds /healthz and /readyz to mux.
+// health adds /healthz, /readyz and /readyz/PROTOCOL to mux.
 func (m *Metrics) health(mux *http.ServeMux) {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "alive") })
 	mux.HandleFunc("GET /readyz", m.ready)
+	mux.HandleFunc("GET /readyz/{protocol}", m.readyFor)
 }
 
 // Allow makes Allows report true for loopback addresses and networks only. nil: for
@@ -74,4 +76,21 @@ func (m *Metrics) ready(w http.ResponseWriter, _ *http.Request) {
 		}
 	}
 	_, _ = fmt.Fprintln(w, "ready")
+}
+
+// readyFor answers /readyz/PROTOCOL.
+func (m *Metrics) readyFor(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	if m.config.ReadyFor == nil {
+		http.NotFound(w, r)
+		return
+	}
+	switch err, served := m.config.ReadyFor(r.PathValue("protocol")); {
+	case !served:
+		http.Error(w, "no listener serves this protocol", http.StatusNotFound)
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	default:
+		_, _ = fmt.Fprintln(w, "ready")
+	}
 }

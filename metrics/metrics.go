@@ -37,18 +37,20 @@ type Config struct {
 	Backends  []Backend
 
 	Decisions    Decisions
-	Stores       []string             // the values of StateUsed.Store
-	Pools        func() []Pool        // nil: not shown
-	State        func() State         // nil: nothing is stored
-	Accounts     func() Accounts      // nil: not shown
-	Guard        func() Guard         // nil: not shown
-	Listings     func() int64         // octets of the listings of POP3 sessions; nil: not shown
-	Certificates func() []Certificate // nil: none
-	Draining     func() bool          // nil: never
-	Ready        func() error         // why new clients should go to another Postern; nil: always ready
-	Degraded     func() error         // what an operator should look at although clients may come; nil: never degraded
-	Page         http.Handler         // of /; nil: there is none
-	Log          *slog.Logger         // of the HTTP server; nil: slog.DiscardHandler
+	Stores       []string                                       // the values of StateUsed.Store
+	Pools        func() []Pool                                  // nil: not shown
+	State        func() State                                   // nil: nothing is stored
+	Accounts     func() Accounts                                // nil: not shown
+	Guard        func() Guard                                   // nil: not shown
+	Listings     func() int64                                   // octets of the listings of POP3 sessions; nil: not shown
+	Certificates func() []Certificate                           // nil: none
+	Draining     func() bool                                    // nil: never
+	Drained      func() bool                                    // by an operator: Ready returns an error, and clients are served; nil: never
+	Ready        func() error                                   // why new clients should go to another Postern; nil: always ready
+	ReadyFor     func(protocol string) (err error, served bool) // Ready for one protocol; nil: no protocol is served
+	Degraded     func() error                                   // what an operator should look at although clients may come; nil: never degraded
+	Page         http.Handler                                   // of /; nil: there is none
+	Log          *slog.Logger                                   // of the HTTP server; nil: slog.DiscardHandler
 }
 
 // Metrics is a proxy.Observer that counts. It must be made by New. Its labels have
@@ -334,8 +336,14 @@ func (m *Metrics) process() {
 		label("version", m.config.Version), label("revision", revision()), label("goversion", runtime.Version()),
 	).of(m.config.Version, revision(), runtime.Version()).Set(1)
 	r.MustRegister(prometheus.NewGaugeFunc(
-		prometheus.GaugeOpts{Namespace: prefix, Name: "draining", Help: "1 while the process is draining."},
+		prometheus.GaugeOpts{Namespace: prefix, Name: "draining", Help: "1 while the process is stopping and waits for its sessions."},
 		func() float64 { return number(m.config.Draining != nil && m.config.Draining()) }))
+	r.MustRegister(prometheus.NewGaugeFunc(
+		prometheus.GaugeOpts{Namespace: prefix, Name: "drained", Help: "1 while postern drain --self keeps new clients away: /readyz says 503, and those who come are served."},
+		func() float64 { return number(m.config.Drained != nil && m.config.Drained()) }))
+	r.MustRegister(prometheus.NewGaugeFunc(
+		prometheus.GaugeOpts{Namespace: prefix, Name: "ready", Help: "1 if /readyz says that new clients should come."},
+		func() float64 { return number(m.config.Ready == nil || m.config.Ready() == nil) }))
 	if m.config.State != nil {
 		r.MustRegister(files(m.config.State))
 	}

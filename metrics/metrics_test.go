@@ -599,13 +599,15 @@ func TestNothingFromOutsideBecomesASeries(t *testing.T) {
 func TestPoolsAreAskedAtEachScrape(t *testing.T) {
 	c := config()
 	c.Pools = func() []Pool {
-		return []Pool{{Backend{"main", proxy.IMAP}, 7, 5, 28232}, {Backend{"main", proxy.Submission}, 1, 1, 0}}
+		return []Pool{{Backend{"main", proxy.IMAP}, 7, 5, 28232, 2}, {Backend{"main", proxy.Submission}, 1, 1, 0, 0}}
 	}
 	s := scrape(t, New(c))
 	for series, want := range map[string]string{
 		`connections_open{backend="main",protocol="imap"}`:         "7",
 		`source_ports_used{backend="main",protocol="imap"}`:        "5",
 		`source_ports_limit{backend="main",protocol="imap"}`:       "28232",
+		`servers_drained{backend="main",protocol="imap"}`:          "2",
+		`servers_drained{backend="main",protocol="submission"}`:    "0",
 		`connections_open{backend="main",protocol="submission"}`:   "1",
 		`source_ports_limit{backend="main",protocol="submission"}`: "", // unknown is not none
 	} {

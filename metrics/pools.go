@@ -9,6 +9,7 @@ type Pool struct {
 	Connections int // to all of its addresses
 	Ports       int // connections to the address that has the most
 	PortLimit   int // of connections to one address; 0: unknown
+	Drained     int // addresses that get no new logins
 }
 
 // pools is a prometheus.Collector. Each Backend has at most one Pool.
@@ -24,6 +25,8 @@ var (
 	poolPortLimit = prometheus.NewDesc(prefix+"_backend_source_ports_limit",
 		"Local ports that connections to one address of the backend can have: net.ipv4.ip_local_port_range, for each source address.",
 		serverLabels, nil)
+	poolDrained = prometheus.NewDesc(prefix+"_backend_servers_drained",
+		"Servers of the backend that get no new logins: postern drain.", serverLabels, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -31,6 +34,7 @@ func (pools) Describe(to chan<- *prometheus.Desc) {
 	to <- poolConnections
 	to <- poolPorts
 	to <- poolPortLimit
+	to <- poolDrained
 }
 
 // Collect implements prometheus.Collector.
@@ -41,6 +45,7 @@ func (list pools) Collect(to chan<- prometheus.Metric) {
 		}
 		show(poolConnections, p.Connections)
 		show(poolPorts, p.Ports)
+		show(poolDrained, p.Drained)
 		if p.PortLimit > 0 {
 			show(poolPortLimit, p.PortLimit)
 		}

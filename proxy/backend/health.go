@@ -208,8 +208,9 @@ func (s *Server) Offer() proxy.Offer {
 type health struct {
 	probed bool // at least once
 	up     bool
-	streak int   // results in a row that contradict up
-	err    error // of the last result; nil: it succeeded
+	since  time.Time // of up
+	streak int       // results in a row that contradict up
+	err    error     // of the last result; nil: it succeeded
 }
 
 // record counts a result, and reports whether up has changed. The first result is
@@ -230,7 +231,7 @@ func (h *health) record(ok bool, fall, rise int) (changed bool) {
 			return false
 		}
 	}
-	h.up, h.streak = ok, 0
+	h.up, h.since, h.streak = ok, time.Now(), 0
 	return true
 }
 

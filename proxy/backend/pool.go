@@ -71,9 +71,11 @@ type member struct {
 // A MemberStatus is the state of a member of a Pool.
 type MemberStatus struct {
 	Address     string
+	Known       bool // at least one probe or login has ended; without it Up says nothing
 	Up, Drained bool
-	Connections int   // including logins in progress
-	Err         error // of the last probe or connection; nil: it succeeded
+	Since       time.Time // of Up; zero: not Known
+	Connections int       // including logins in progress
+	Err         error     // of the last probe or connection; nil: it succeeded
 
 	IdentityRefused bool // at the last login the server did not offer the Identity
 }
@@ -290,6 +292,9 @@ func (p *Pool) Drain(address string, on bool) error {
 	return fmt.Errorf("backend %s, %s: there is no server %s", p.Name, p.Protocol, address)
 }
 
+// Accepts reports whether new logins may go to the member: it is up, and not drained.
+func (m MemberStatus) Accepts() bool { return m.Up && !m.Drained }
+
 // Status returns the state of each member, in the order of Members.
 func (p *Pool) Status() []MemberStatus {
 	members := p.all()
@@ -298,8 +303,8 @@ func (p *Pool) Status() []MemberStatus {
 	status := make([]MemberStatus, 0, len(members))
 	for _, m := range members {
 		status = append(status, MemberStatus{
-			Address: m.Address, Up: m.health.up, Drained: m.drained, Connections: m.connections,
-			Err: m.health.err, IdentityRefused: m.identityRefused.Load(),
+			Address: m.Address, Known: m.health.probed, Up: m.health.up, Drained: m.drained, Since: m.health.since,
+			Connections: m.connections, Err: m.health.err, IdentityRefused: m.identityRefused.Load(),
 		})
 	}
 	return status

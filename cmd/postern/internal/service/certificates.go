@@ -1,9 +1,6 @@
 package service
 
 import (
-	"fmt"
-	"time"
-
 	"postern/configs"
 	"postern/proxy/certs"
 )
@@ -38,24 +35,4 @@ func CertificateSources(cfg *configs.Config) certs.Config {
 		}
 	}
 	return c
-}
-
-// leastLife is the part of a certificate's lifetime below which Postern is degraded.
-// Renewal comes with a third left.
-const leastLife = 0.05
-
-// expiring returns an error that names a certificate near its end, or nil.
-func (s *Service) expiring() error {
-	now := time.Now()
-	for _, v := range s.store.Expiry() {
-		if v.Left(now) >= leastLife {
-			continue
-		}
-		name := v.Name
-		if name == certs.AllNames {
-			name = "one of " + v.Source
-		}
-		return fmt.Errorf("the certificate of %s ends at %s", name, v.NotAfter.UTC().Format(time.RFC3339))
-	}
-	return nil
 }

@@ -23,7 +23,7 @@ func TestReadinessIsDegradedNearTheEndOfACertificate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := New(&configs.Config{}, store, slog.New(slog.DiscardHandler), nil).expiring(); (err != nil) != degraded {
+		if err := New(&configs.Config{}, store, slog.New(slog.DiscardHandler), nil).degraded(); (err != nil) != degraded {
 			t.Errorf("with %v of 100h left: %v, want degraded: %v", left, err, degraded)
 		}
 	}

@@ -1,7 +1,6 @@
 package service
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -15,7 +14,6 @@ import (
 	"postern/proxy/authpolicy"
 	"postern/proxy/certs"
 	"postern/proxy/guard"
-	"postern/proxy/listen"
 )
 
 // newMetrics returns the metrics. Listeners and backends are added by each
@@ -32,7 +30,9 @@ func (s *Service) newMetrics() *metrics.Metrics {
 		Accounts:     s.accountGauges,
 		Listings:     func() int64 { return s.listings.Reserved() },
 		Draining:     s.draining.Load,
+		Drained:      s.drained.Load,
 		Ready:        s.notReady,
+		ReadyFor:     s.notReadyFor,
 		Page:         s.page,
 		Degraded:     s.degraded,
 		Log:          s.log,
@@ -112,6 +112,9 @@ func (s *Service) poolGauges() (all []metrics.Pool) {
 		for _, m := range pool.Status() {
 			p.Connections += m.Connections
 			p.Ports = max(p.Ports, m.Connections)
+			if m.Drained {
+				p.Drained++
+			}
 		}
 		all = append(all, p)
 	}
@@ -137,50 +140,4 @@ func expiries(store *certs.Store) (all []metrics.Certificate) {
 		all = append(all, metrics.Certificate(v))
 	}
 	return all
-}
-
-// notReady returns the reason for which a load balancer should send clients elsewhere, or
-// nil.
-func (s *Service) notReady() error {
-	if s.draining.Load() {
-		return errors.New("draining")
-	}
-	g := s.current.Load()
-	if g == nil {
-		return errors.New("not listening yet")
-	}
-	if err := listen.CheckDescriptors(); err != nil {
-		return err
-	}
-	if err := s.checkRecord(g); err != nil {
-		return err
-	}
-	for _, pool := range g.pools {
-		if pool.Up() {
-			return s.certificateValid()
-		}
-	}
-	return errors.New("no backend is up")
-}
-
-// degraded returns the faults that need an operator although clients are served, or nil.
-func (s *Service) degraded() error {
-	files, certificates := s.stateDegraded(), s.expiring()
-	switch {
-	case files == nil:
-		return certificates
-	case certificates == nil:
-		return files
-	}
-	return fmt.Errorf("%w; %w", files, certificates)
-}
-
-func (s *Service) certificateValid() error {
-	now := time.Now()
-	for _, v := range s.store.Expiry() {
-		if now.Before(v.NotAfter) && now.After(v.NotBefore) {
-			return nil
-		}
-	}
-	return errors.New("no valid certificate")
 }

@@ -3,6 +3,9 @@ package service
 import (
 	"context"
 	"errors"
+	"reflect"
+	"strings"
+	"time"
 
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
@@ -34,8 +37,10 @@ func (s *Service) onRequest(do func(context.Context) error) func(context.Context
 func (s *Service) reload(ctx context.Context) error {
 	notify(s.log, reloading)
 	defer notify(s.log, ready)
+	before := s.current.Load().cfg
 	err := s.replace(ctx)
 	s.metrics.Reloaded(err == nil)
+	s.recordReload(before, err)
 	if err != nil {
 		s.log.Error("configuration not loaded: the one before is still served", "err", err)
 		return err
@@ -91,4 +96,36 @@ func (s *Service) checkRestartOnly(cfg *configs.Config) error {
 		return nil
 	}
 	return mistakes
+}
+
+// A Reload is the result of reading the configuration again.
+type Reload struct {
+	At      time.Time `json:"at"`
+	Changed []string  `json:"changed"`         // sections of the configuration that have changed; with Error none has
+	Error   string    `json:"error,omitempty"` // empty: the configuration was loaded
+}
+
+// recordReload keeps the result of a reload for the command status. before is the
+// configuration up to the reload.
+func (s *Service) recordReload(before *configs.Config, err error) {
+	r := &Reload{At: time.Now(), Changed: []string{}}
+	if err != nil {
+		r.Error = err.Error()
+	} else {
+		r.Changed = append(r.Changed, changedSections(before, s.current.Load().cfg)...)
+	}
+	s.lastReload.Store(r)
+}
+
+// changedSections returns the keys at the top of the configuration whose values differ.
+func changedSections(before, after *configs.Config) (changed []string) {
+	b, a := reflect.ValueOf(before).Elem(), reflect.ValueOf(after).Elem()
+	for i := range b.NumField() {
+		field := b.Type().Field(i)
+		if !field.IsExported() || reflect.DeepEqual(b.Field(i).Interface(), a.Field(i).Interface()) {
+			continue
+		}
+		changed = append(changed, strings.Split(field.Tag.Get("yaml"), ",")[0])
+	}
+	return changed
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"postern/bridge"
 	"postern/cmd/postern/internal/logs"
@@ -30,7 +31,7 @@ func New(cfg *configs.Config, store *certs.Store, log *slog.Logger, level *slog.
 		level: level, store: store, Storage: &stored.Storage{}, Ready: func([]proxy.Binding) {},
 		listeners: make(map[string]*listen.ProxyListener), tlsConfigs: make(map[tlsKey]*tls.Config),
 		endpoints: make(map[string]openEndpoint), changes: make(chan changeRequest), binary: ownBinary(),
-		policyNonce: []byte(rand.Text()), guard: guard.New(stored.GuardConfig(cfg)),
+		policyNonce: []byte(rand.Text()), guard: guard.New(stored.GuardConfig(cfg)), started: time.Now(),
 	}
 	s.policyGuard = &authpolicy.Guard{Guard: s.guard}
 	s.server = &proxy.Server{Guard: s.policyGuard, CheckCapacity: listen.CheckDescriptors}
@@ -40,7 +41,7 @@ func New(cfg *configs.Config, store *certs.Store, log *slog.Logger, level *slog.
 	s.metrics = s.newMetrics()
 	s.audit = audit.New(s.log)
 	s.audit.Known = s.known
-	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger}
+	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger, &s.activity}
 	s.server.Observer = s.observer
 	s.listings = bridge.NewListingMemory(math.MaxInt64, s.observer) // until there is a configuration
 	s.control = s.newControl()

@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"postern/bridge"
 	"postern/cmd/postern/internal/logs"
@@ -45,6 +46,7 @@ type Service struct {
 	metrics     *metrics.Metrics
 	page        *page.Page
 	ledger      ledgerObserver
+	activity    activity
 	audit       *audit.Log
 	observer    proxy.Observer    // all of these
 	guard       *guard.Guard      // a reload replaces the limits, but for the sizes of tables
@@ -71,6 +73,9 @@ type Service struct {
 	wg             sync.WaitGroup             // of all that runs in the background
 	stopGeneration context.CancelFunc         // ends the background work of current
 	draining       atomic.Bool
+	drained        atomic.Bool // by postern drain --self: /readyz says 503, and clients are served
+	started        time.Time
+	lastReload     atomic.Pointer[Reload] // nil: none since the start
 
 	writers       []func(context.Context) // work that writes to Storage
 	writing       sync.WaitGroup          // waits for writers

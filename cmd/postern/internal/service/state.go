@@ -98,22 +98,6 @@ func (s *Service) checkRecord(g *generation) error {
 	return nil
 }
 
-// stateDegraded returns the faults of the state that need an operator, or nil.
-func (s *Service) stateDegraded() error {
-	a := s.Storage.Opened.Load()
-	switch {
-	case a == nil:
-		return nil
-	case a.Record.Err() != nil:
-		return fmt.Errorf("%s is broken until Postern is restarted", stored.RecordFile)
-	case a.Cache.Err() != nil:
-		return fmt.Errorf("%s is broken: POP3 logins take longer until Postern is restarted", stored.CacheFile)
-	case a.Lost.Load() > 0:
-		return fmt.Errorf("%s: %s has nothing of %d accounts that POP3 clients use", stored.LostRecord, stored.RecordFile, a.Lost.Load())
-	}
-	return nil
-}
-
 // stateGauges returns the figures of the state's files for metrics.
 func (s *Service) stateGauges() metrics.State {
 	a := s.Storage.Opened.Load()

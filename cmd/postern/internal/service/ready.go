@@ -1,0 +1,190 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"postern/proxy"
+	"postern/proxy/backend"
+	"postern/proxy/listen"
+)
+
+// notReady returns the reason for which a load balancer should send clients elsewhere, or
+// nil. A protocol without a backend that accepts logins is a reason only if all served
+// protocols are without one: otherwise the failure of one server behind all Posterns
+// would end every protocol. notReadyFor is the answer for one protocol.
+func (s *Service) notReady() error {
+	g := s.current.Load()
+	if err := s.checkProcess(g); err != nil {
+		return err
+	}
+	if err := s.checkRecord(g); err != nil {
+		return err
+	}
+	served := g.served()
+	for _, pools := range served {
+		if len(g.refusing(pools)) < len(pools) {
+			return s.certificateValid()
+		}
+	}
+	if len(served) == 0 {
+		return s.certificateValid()
+	}
+	var all []poolKey
+	for _, pools := range served {
+		all = append(all, pools...)
+	}
+	slices.SortFunc(all, poolKey.compare)
+	return fmt.Errorf("no backend accepts logins: %s", g.whyRefusing(slices.Compact(all)))
+}
+
+// notReadyFor is notReady for one protocol. It returns false if no listener serves
+// logins of the protocol.
+func (s *Service) notReadyFor(protocol string) (err error, served bool) {
+	g := s.current.Load()
+	if err := s.checkProcess(g); err != nil {
+		return err, g == nil || g.served()[protocol] != nil
+	}
+	pools, served := g.served()[protocol]
+	if !served {
+		return nil, false
+	}
+	if len(g.refusing(pools)) == len(pools) {
+		return fmt.Errorf("no backend accepts %s logins: %s", protocol, g.whyRefusing(pools)), true
+	}
+	if protocol == proxy.POP3 {
+		if err := s.checkRecord(g); err != nil {
+			return err, true
+		}
+	}
+	return s.certificateValid(), true
+}
+
+// checkProcess returns the reason for which the process should get no clients, whatever
+// the backends do, or nil. g is the current generation; nil: there is none yet.
+func (s *Service) checkProcess(g *generation) error {
+	switch {
+	case s.draining.Load():
+		return errors.New("draining")
+	case g == nil:
+		return errors.New("not listening yet")
+	case s.drained.Load():
+		return errors.New("drained by postern drain --self")
+	}
+	return listen.CheckDescriptors()
+}
+
+func (s *Service) certificateValid() error {
+	now := time.Now()
+	for _, v := range s.store.Expiry() {
+		if now.Before(v.NotAfter) && now.After(v.NotBefore) {
+			return nil
+		}
+	}
+	return errors.New("no valid certificate")
+}
+
+// served returns the pools that a route may choose, for each protocol in which a
+// listener of g serves logins.
+func (g *generation) served() map[string][]poolKey {
+	served := make(map[string][]poolKey)
+	for _, l := range g.cfg.Listeners {
+		if l.TLS == "refuse" || served[l.Protocol] != nil {
+			continue
+		}
+		behind := l.Protocol
+		if behind == proxy.POP3 {
+			behind = proxy.IMAP
+		}
+		pools := []poolKey{}
+		for _, key := range slices.SortedFunc(maps.Keys(g.pools), poolKey.compare) {
+			if key.protocol == behind && g.routing.rules.MayReturn(key.name) {
+				pools = append(pools, key)
+			}
+		}
+		served[l.Protocol] = pools
+	}
+	return served
+}
+
+// refusing returns those of pools that accept no logins.
+func (g *generation) refusing(pools []poolKey) (all []poolKey) {
+	for _, key := range pools {
+		if countMembers(g.pools[key].Status()).accepting == 0 {
+			all = append(all, key)
+		}
+	}
+	return all
+}
+
+// whyRefusing says of pools that accept no logins why they do not, for at most five.
+func (g *generation) whyRefusing(pools []poolKey) string {
+	const most = 5
+	var why []string
+	for i, key := range pools {
+		if i == most {
+			why = append(why, fmt.Sprintf("and %d more", len(pools)-most))
+			break
+		}
+		why = append(why, fmt.Sprintf("%s (%s) is %s", key.name, key.protocol, countMembers(g.pools[key].Status()).word()))
+	}
+	if why == nil {
+		return "no route leads to one"
+	}
+	return strings.Join(why, ", ")
+}
+
+// A memberCount counts the members of a pool by their state: each is in one of the fields.
+type memberCount struct{ accepting, unknown, down, drained int }
+
+func countMembers(members []backend.MemberStatus) (n memberCount) {
+	for _, m := range members {
+		switch stateOf(m) {
+		case stateUp:
+			n.accepting++
+		case stateDrained:
+			n.drained++
+		case stateUnknown:
+			n.unknown++
+		default:
+			n.down++
+		}
+	}
+	return n
+}
+
+// word returns the state of a pool that accepts no logins. A server that was never
+// probed may well be up.
+func (n memberCount) word() string {
+	switch {
+	case n.unknown > 0:
+		return "not probed yet"
+	case n.down == 0:
+		return stateDrained
+	}
+	return stateDown
+}
+
+// The states of a backend's server.
+const (
+	stateUp      = "up"
+	stateDown    = "down"
+	stateDrained = "drained" // whether it is up or not
+	stateUnknown = "unknown" // no probe has ended yet
+)
+
+func stateOf(m backend.MemberStatus) string {
+	switch {
+	case m.Drained:
+		return stateDrained
+	case !m.Known:
+		return stateUnknown
+	case m.Up:
+		return stateUp
+	}
+	return stateDown
+}
