@@ -40,7 +40,7 @@ func explainCommand() *cobra.Command {
 			return fmt.Errorf("%q is not an IP address", args[1])
 		}
 		q := service.ExplainQuestion{Account: args[0], Addr: addr, Listener: *listener}
-		return callGuard(cmd, *path, "explain", q, func(e guard.Explanation) error { return explain(cmd.OutOrStdout(), e, time.Now()) })
+		return callGuard(cmd, *path, "explain", q, func(e service.Explained) error { return explain(cmd.OutOrStdout(), e, time.Now()) })
 	}
 	return cmd
 }
@@ -49,14 +49,14 @@ func explainCommand() *cobra.Command {
 var tierWords = map[guard.Tier]string{
 	guard.KnownGood:     "the account has logged in from this network lately (retention.guard): it has a budget that nobody else can empty",
 	guard.AreaFresh:     "the account has logged in from this area, but not from this network",
-	guard.AreaUsed:      "the account has logged in from this area; wrong passwords came from this network today",
+	guard.AreaUsed:      "the account has logged in from this area; refused attempts came from this network today",
 	guard.StrangerFresh: "the account has never logged in from this area",
-	guard.StrangerUsed:  "the account has never logged in from this area; wrong passwords came from this network today",
+	guard.StrangerUsed:  "the account has never logged in from this area; refused attempts came from this network today",
 }
 
-func explain(to io.Writer, e guard.Explanation, now time.Time) error {
+func explain(to io.Writer, e service.Explained, now time.Time) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "account\t%s\nnetwork\t%s\ntier\t%s: %s\n", e.Account, e.Network, e.Tier, tierWords[e.Tier])
+	fmt.Fprintf(w, "account\t%s\naccount_hash\t%s\nnetwork\t%s\ntier\t%s: %s\n", e.Account, e.AccountHash, e.Network, e.Tier, tierWords[e.Tier])
 	last := "none that is remembered"
 	if !e.Last.IsZero() {
 		last = e.Last.Format(time.RFC3339)
@@ -69,9 +69,9 @@ func explain(to io.Writer, e guard.Explanation, now time.Time) error {
 		fmt.Fprintf(w, "learning\tnetworks have five times their budgets\n")
 	}
 	if e.Wrong > 0 {
-		fmt.Fprintf(w, "wrong passwords\t%d remembered: they cost nothing more\n", e.Wrong)
+		fmt.Fprintf(w, "remembered\t%d passwords that were wrong, or had an answer that does not say: the same ones again cost nothing\n", e.Wrong)
 	}
-	fmt.Fprintf(w, "a login now\t%s\n\n", verdictOf(e, now))
+	fmt.Fprintf(w, "a login now\t%s\n\n", verdictOf(e.Explanation, now))
 	fmt.Fprintf(w, "BUDGET\tLEFT\tOF\tONE MORE EVERY\tNEXT\tUNDER WAY\n")
 	for _, b := range e.Buckets {
 		fmt.Fprintf(w, "%s\t%s\n", b.Bucket, strings.Join(columns(b, now), "\t"))
@@ -81,13 +81,13 @@ func explain(to io.Writer, e guard.Explanation, now time.Time) error {
 
 func verdictOf(e guard.Explanation, now time.Time) string {
 	if e.Refused == guard.NoBucket {
-		return "the server behind would be asked"
+		return "would be sent to the backend, which checks the password"
 	}
 	i := slices.IndexFunc(e.Buckets, func(b guard.State) bool { return b.Bucket == e.Refused })
 	if i < 0 || e.Buckets[i].Next.IsZero() {
-		return fmt.Sprintf("refused for now: too many of %s", e.Refused)
+		return fmt.Sprintf("refused temporarily: too many of %s", e.Refused)
 	}
-	return fmt.Sprintf("refused for now: no more of %s until %s, in %s", e.Refused, e.Buckets[i].Next.Format(time.TimeOnly), remaining(e.Buckets[i].Next, now))
+	return fmt.Sprintf("refused temporarily: the budget %s is empty until %s, in %s", e.Refused, e.Buckets[i].Next.Format(time.TimeOnly), remaining(e.Buckets[i].Next, now))
 }
 
 func columns(b guard.State, now time.Time) []string {
@@ -114,8 +114,8 @@ func listCommand() *cobra.Command {
 		Use:   "list",
 		Short: "List whom the guard refuses now, those first that came most often",
 		Long: `List whom the guard refuses now, those first that came most often. An account
-that has never logged in is shown by a hash, because people type passwords for
-names.`,
+that has never logged in is shown by its account_hash of the log, because people
+type passwords for names.`,
 		Args: cobra.NoArgs,
 	}
 	path := configFlag(cmd)
@@ -146,8 +146,12 @@ func unlockCommand() *cobra.Command {
 	}
 	path := configFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return callGuard(cmd, *path, "unlock", args[0], func(unlocked string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "unlocked: %s\n", unlocked)
+		return callGuard(cmd, *path, "unlock", args[0], func(u service.Unlocked) error {
+			text := "unlocked: %s\n"
+			if !u.Done {
+				text = "nothing was locked: all budgets of %s are full\n"
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), text, u.Name)
 			return err
 		})
 	}

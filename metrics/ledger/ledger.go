@@ -61,6 +61,7 @@ type Ledger struct {
 	mu      sync.Mutex
 	pending map[id]logins
 	counts  Counts
+	known   knownNames
 }
 
 type id struct{ account, protocol string }
@@ -84,7 +85,7 @@ func New(store Store, log *slog.Logger, now func() time.Time) *Ledger {
 	if now == nil {
 		now = time.Now
 	}
-	return &Ledger{store: store, log: log, now: now, pending: make(map[id]logins)}
+	return &Ledger{store: store, log: log, now: now, pending: make(map[id]logins), known: newKnownNames()}
 }
 
 // Observe implements proxy.Observer.
@@ -97,6 +98,7 @@ func (l *Ledger) Observe(e proxy.Event) {
 	who := id{opened.Account, opened.Client.Protocol}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.known.add(who.account)
 	s, known := l.pending[who]
 	if !known && len(l.pending) >= maxPending {
 		return
@@ -293,12 +295,14 @@ func (l *Ledger) Counts() Counts {
 	return l.counts
 }
 
-// count counts the accounts.
+// count counts the accounts. Known then has only those that the store still has.
 func (l *Ledger) count(ctx context.Context) error {
 	now := l.now()
 	day := Day(now.AddDate(0, 0, -30))
 	c := Counts{Protocols: make(map[string]int), TLS: make(map[[2]string]int), Since: now}
+	all := newKnownNames()
 	err := Entries(ctx, l.store, "", func(e Entry) error {
+		all.add(e.Account)
 		if e.Last >= day {
 			c.Protocols[e.Protocol]++
 			c.TLS[[2]string{e.Protocol, e.TLS}]++
@@ -311,5 +315,6 @@ func (l *Ledger) count(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.counts = c
+	l.setKnown(all)
 	return nil
 }

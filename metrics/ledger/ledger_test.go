@@ -203,3 +203,60 @@ func TestWhoComesAtTheLastMomentIsNotForgotten(t *testing.T) {
 		t.Errorf("left: %v", got)
 	}
 }
+
+// Criterion: whoever has logged in before is known right after a restart, without a look into a file.
+func TestALedgerKnowsWhoHasLoggedIn(t *testing.T) {
+	s := new(state.Memory)
+	before := New(s, slog.New(slog.DiscardHandler), nil)
+	before.Observe(login("alice@example.org", proxy.POP3, tls.VersionTLS13))
+	if !before.Known("alice@example.org") || !before.KnownDomain("example.org") {
+		t.Error("before the first write she is not known")
+	}
+	write(t, before)
+	l := New(s, slog.New(slog.DiscardHandler), nil)
+	if l.Known("alice@example.org") {
+		t.Error("known although nothing was loaded")
+	}
+	if err := l.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"alice@example.org": true, "@example.org": false, "alice": false, "bob@example.org": false, "": false} {
+		if got := l.Known(name); got != want {
+			t.Errorf("Known(%q) = %v, want %v", name, got, want)
+		}
+	}
+	if !l.KnownDomain("example.org") || l.KnownDomain("example.net") || l.KnownDomain("") {
+		t.Error("the domains are not those of the accounts")
+	}
+	if _, err := Forget(t.Context(), s, "alice@example.org"); err != nil {
+		t.Fatal(err)
+	}
+	l.Forget("alice@example.org")
+	if l.Known("alice@example.org") {
+		t.Error("a forgotten account is known")
+	}
+	l.Observe(login("bob@example.net", proxy.POP3, tls.VersionTLS13))
+	if err := l.count(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if l.KnownDomain("example.org") || !l.Known("bob@example.net") {
+		t.Error("the hourly count does not set what is known")
+	}
+}
+
+func TestALedgerThatCannotBeReadKnowsNobody(t *testing.T) {
+	l := New(brokenStore{}, slog.New(slog.DiscardHandler), nil)
+	if err := l.Load(t.Context()); err == nil {
+		t.Error("no error")
+	}
+	l.Observe(login("alice", proxy.POP3, tls.VersionTLS13))
+	if l.Known("bob") || !l.Known("alice") {
+		t.Error("known are others than those of this process")
+	}
+}
+
+type brokenStore struct{ Store }
+
+func (brokenStore) Scan(context.Context, string, func(string, []byte) error) error {
+	return errors.New("disk on fire")
+}

@@ -23,11 +23,16 @@ const repeatAfter = time.Minute
 // New.
 //
 // People type passwords into the field of the user name. So the name of a refused
-// login is written only if the account has logged in before, or Known reports
-// that it exists. Otherwise the line has a keyed hash of the name, which is the
-// same for the same name until the process ends.
+// login is written only if the account has logged in at this Log before, or Known
+// reports that it exists. Otherwise the line has the Hash of the name, and what shape
+// the name has.
 type Log struct {
-	Known func(account string) bool // nil: only accounts that have logged in are known
+	Known       func(account string) bool // nil: only accounts that have logged in at this Log are known
+	KnownDomain func(domain string) bool  // reports whether accounts of a domain exist; nil: none is known
+
+	// HashFirst is applied to a name before Hash: an observer that has only its result
+	// can name the hash, too. nil: Hash gets the name itself.
+	HashFirst func(name string) string
 
 	// Failures gets a line for each wrong password, in one Write, in the format of
 	// Dovecot's log. Whatever reads it bans addresses, so it has no repeats of the
@@ -37,7 +42,7 @@ type Log struct {
 
 	log *slog.Logger
 
-	key  []byte // of the hashes
+	key  []byte // of the hashes; see Key
 	mu   sync.Mutex
 	seen map[[8]byte]struct{} // hashes of accounts that have logged in
 

@@ -210,3 +210,53 @@ func TestAuditSaysWhichMailboxesLookDifferent(t *testing.T) {
 		}
 	})
 }
+
+// Criterion: the line of a refused login says what shape the name has, and not the name: whether the user forgot the domain,
+// or mistyped it.
+func TestALineSaysTheShapeOfAName(t *testing.T) {
+	a, out := newLog()
+	a.KnownDomain = func(domain string) bool { return domain == "example.org" }
+	for _, name := range []string{"bob", "bob@example.org", "bob@exmaple.org", "", "bob@"} {
+		a.Observe(refused(name))
+	}
+	var got []string
+	for line := range strings.Lines(out.String()) {
+		_, shape, _ := strings.Cut(line, "name_shape=")
+		shape, _, _ = strings.Cut(shape, " ")
+		got = append(got, shape)
+	}
+	if want := []string{"no_domain", "known_domain", "unknown_domain", "", "unknown_domain"}; !slices.Equal(got, want) {
+		t.Errorf("shapes: %q, want %q", got, want)
+	}
+	if strings.Contains(out.String(), "bob") || strings.Contains(out.String(), "example.org") {
+		t.Errorf("wrote %s", out)
+	}
+}
+
+func TestTheHashOfANameIsThatOfItsLine(t *testing.T) {
+	a, out := newLog()
+	a.HashFirst = strings.ToUpper
+	a.Observe(refused("hunter2"))
+	if want := "account_hash=" + a.Hash("hunter2") + " "; !strings.Contains(out.String(), want) || a.Hash("hunter2") != a.HashOf("HUNTER2") {
+		t.Errorf("wrote %s, want %s", out, want)
+	}
+	b, _ := newLog()
+	if b.Hash("x") == a.Hash("x") {
+		t.Error("two processes have the same hash")
+	}
+	b.HashFirst = a.HashFirst
+	if b.SetKey(a.Key()); b.Hash("x") != a.Hash("x") {
+		t.Error("with the same key the hashes differ")
+	}
+}
+
+func TestAForgottenAccountIsNotKnown(t *testing.T) {
+	a, out := newLog()
+	a.Observe(proxy.Attempt{Client: visitor, User: "alice", Account: "alice"})
+	a.Forget("alice")
+	out.Reset()
+	a.Observe(refused("alice"))
+	if strings.Contains(out.String(), "account=alice") {
+		t.Errorf("wrote %s", out)
+	}
+}

@@ -47,13 +47,15 @@ func (l *Log) attempt(e proxy.Attempt) {
 	l.log.Info("login", fields...)
 }
 
-// accountField returns the field that names the account: a hash if it is not known.
+// accountField returns the field that names the account, or the hash and the shape of a
+// name that is not known.
 func (l *Log) accountField(e proxy.Attempt) []any {
 	switch {
 	case e.Account != "" && l.isKnown(e.Account):
 		return []any{"account", printable(e.Account)}
 	case e.User != "":
-		return []any{"account_hash", l.digest(cmp.Or(e.Account, e.User))}
+		name := cmp.Or(e.Account, e.User)
+		return []any{"account_hash", l.Hash(name), "name_shape", l.shapeOf(name)}
 	}
 	return nil
 }

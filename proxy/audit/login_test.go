@@ -66,17 +66,17 @@ func TestEachLoginHasOneEvent(t *testing.T) {
 		{
 			"wrong",
 			proxy.Attempt{Err: proxy.NewRefusal(proxy.Wrong, nil), Delay: 1990 * time.Millisecond, Decision: proxy.Decision{Tier: "known_good"}},
-			map[string]any{"reason": "wrong", "account_hash": nil, "delay": "1.99s", "err": nil},
+			map[string]any{"reason": "wrong", "account_hash": nil, "name_shape": "no_domain", "delay": "1.99s", "err": nil},
 		},
 		{
 			"wrong again",
 			proxy.Attempt{Err: proxy.NewRefusal(proxy.Wrong, nil), Decision: proxy.Decision{Tier: "known_good", Repeat: true}},
-			map[string]any{"reason": "wrong", "account_hash": nil, "repeat": true, "err": nil},
+			map[string]any{"reason": "wrong", "account_hash": nil, "name_shape": "no_domain", "repeat": true, "err": nil},
 		},
 		{
 			"throttled",
 			proxy.Attempt{Err: proxy.NewRefusal(proxy.Throttled, nil), Decision: proxy.Decision{Tier: "stranger_used", Bucket: "pair", RetryAfter: 90 * time.Second}},
-			map[string]any{"reason": "throttled", "account_hash": nil, "bucket": "pair", "retry_after": "1m30s", "err": nil},
+			map[string]any{"reason": "throttled", "account_hash": nil, "name_shape": "no_domain", "bucket": "pair", "retry_after": "1m30s", "err": nil},
 		},
 		{
 			"dry run",

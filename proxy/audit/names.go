@@ -15,17 +15,50 @@ const (
 	maxName = 256     // octets of a client's word in a log line
 )
 
-// digest returns the hash that a line has in place of a name.
-func (l *Log) digest(name string) string {
-	d := l.hash(name)
+// Key returns the key of Hash. It must be stored nowhere: who has the log and the key can
+// find out whether a hashed name is a certain password.
+func (l *Log) Key() []byte { return l.key }
+
+// SetKey sets the key of Hash to that of another Log. It must be called before the first
+// event, and ignores a key of another length.
+func (l *Log) SetKey(key []byte) {
+	if len(key) == len(l.key) {
+		l.key = key
+	}
+}
+
+// Hash returns the account_hash that a line has in place of a name: 16 hexadecimal
+// digits, the same for the same name as long as the Log has the same key.
+func (l *Log) Hash(name string) string {
+	if l.HashFirst != nil {
+		name = l.HashFirst(name)
+	}
+	return l.HashOf(name)
+}
+
+// HashOf returns the Hash of the name for which HashFirst has returned first.
+func (l *Log) HashOf(first string) string {
+	d := l.hash(first)
 	return hex.EncodeToString(d[:])
 }
 
-func (l *Log) hash(name string) (d [8]byte) {
+func (l *Log) hash(text string) (d [8]byte) {
 	h := hmac.New(sha256.New, l.key)
-	h.Write([]byte(name))
+	h.Write([]byte(text))
 	copy(d[:], h.Sum(nil))
 	return d
+}
+
+// shapeOf says what shape a name has that may not be written.
+func (l *Log) shapeOf(name string) string {
+	at := strings.LastIndexByte(name, '@')
+	switch {
+	case at < 0:
+		return "no_domain"
+	case l.KnownDomain != nil && l.KnownDomain(name[at+1:]):
+		return "known_domain"
+	}
+	return "unknown_domain"
 }
 
 // remember makes account one whose name may be written.
@@ -40,6 +73,15 @@ func (l *Log) remember(account string) {
 		}
 	}
 	l.seen[d] = struct{}{}
+}
+
+// Forget makes an account one whose name may not be written, unless Known reports that it
+// exists.
+func (l *Log) Forget(account string) {
+	d := l.hash(account)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.seen, d)
 }
 
 // isKnown reports whether account exists, so that it is no mistyped password.

@@ -184,13 +184,16 @@ func (t *bucketTable) remove(k key) {
 	}
 }
 
-// removeMatching makes all buckets full that match and were not evicted.
-func (t *bucketTable) removeMatching(match func(*bucket) bool) {
+// removeMatching makes all buckets full that match and were not evicted. It reports
+// whether one of them was not full.
+func (t *bucketTable) removeMatching(now time.Duration, match func(*bucket) bool) (owed bool) {
 	for i := range segments {
 		t.table.each(i, func(b *bucket) {
 			if match(b) {
+				owed = owed || b.fullAt > now
 				*b = bucket{}
 			}
 		})
 	}
+	return owed
 }

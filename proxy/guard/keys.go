@@ -3,6 +3,7 @@ package guard
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"fmt"
 	"math/bits"
 	"net/netip"
 )
@@ -11,6 +12,9 @@ import (
 // keys instead of names and addresses. Two accounts whose keys collide would share their
 // state; without the secret nobody can find a collision.
 type key uint64
+
+// String returns k as 16 hexadecimal digits.
+func (k key) String() string { return fmt.Sprintf("%016x", uint64(k)) }
 
 // with returns the key of the pair of k and other.
 func (k key) with(other key) key {

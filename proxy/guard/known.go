@@ -250,22 +250,27 @@ func (n *knownNetworks) countOf(account key) (count int) {
 	return count
 }
 
-// resetAccount makes all Known buckets of an account full.
-func (n *knownNetworks) resetAccount(account key) {
+// resetAccount makes all Known buckets of an account full. It reports whether one was not.
+func (n *knownNetworks) resetAccount(account key, now time.Duration) (owed bool) {
 	for i := n.accounts[account]; i != 0; {
 		k := n.at(i)
+		owed = owed || k.fullAt > now
 		k.fullAt = 0
 		i = k.nextOfAccount
 	}
+	return owed
 }
 
-// resetNetwork makes the Known buckets of all accounts in a network full.
-func (n *knownNetworks) resetNetwork(network key) {
+// resetNetwork makes the Known buckets of all accounts in a network full. It reports
+// whether one was not.
+func (n *knownNetworks) resetNetwork(network key, now time.Duration) (owed bool) {
 	for i := n.networks[network].first; i != 0; {
 		k := n.at(i)
+		owed = owed || k.fullAt > now
 		k.fullAt = 0
 		i = k.nextOfNetwork
 	}
+	return owed
 }
 
 // removeAccount removes all known networks of an account.

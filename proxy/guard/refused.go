@@ -1,7 +1,6 @@
 package guard
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -56,7 +55,7 @@ func (g *Guard) List() []Refused {
 			continue
 		}
 		all = append(all, Refused{
-			Account: e.name, Hash: fmt.Sprintf("%016x", uint64(e.account)), Network: e.prefix, Tier: e.tier,
+			Account: e.name, Hash: e.account.String(), Network: e.prefix, Tier: e.tier,
 			Bucket: e.bucket, Count: e.count, Last: g.wallTime(e.last), Until: g.wallTime(e.until),
 		})
 	}

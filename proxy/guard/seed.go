@@ -39,6 +39,10 @@ func (g *Guard) seed(logins []Success) (added int) {
 	return added
 }
 
+// Hash returns the keyed hash of an account, as rewritten, that Refused has: 16
+// hexadecimal digits. The key is in the snapshots.
+func (g *Guard) Hash(account string) string { return g.secret.account(account).String() }
+
 // Known returns how many known networks an account, as rewritten, has.
 func (g *Guard) Known(account string) int {
 	g.lock()

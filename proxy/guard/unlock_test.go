@@ -22,8 +22,12 @@ func TestUnlockAccount(t *testing.T) {
 			t.Errorf("before, from %s: %+v", addr, e)
 		}
 	}
-	s.Unlock("alice")
-	s.Unlock("bob")
+	if !s.Unlock("alice") || !s.Unlock("bob") {
+		t.Error("Unlock reports that nothing was locked")
+	}
+	if s.Unlock("alice") || s.Unlock("nosuch") {
+		t.Error("Unlock reports that something was locked: nothing was")
+	}
 	for _, addr := range []string{"198.0.0.1", "198.19.0.1", "203.0.113.1"} {
 		if err := s.login(addr, "alice", "right"); err != nil {
 			t.Errorf("unlocked, from %s: %v", addr, err)
@@ -48,7 +52,9 @@ func TestUnlockNetwork(t *testing.T) {
 		if e := s.Explain("", "bob", netip.MustParseAddr(addr)); e.Refused == NoBucket {
 			t.Errorf("before: %+v", e)
 		}
-		s.UnlockNetwork(netip.MustParseAddr(addr))
+		if !s.UnlockNetwork(netip.MustParseAddr(addr)) || s.UnlockNetwork(netip.MustParseAddr(addr)) {
+			t.Error("UnlockNetwork does not report what was locked")
+		}
 		for _, account := range []string{"alice", "bob"} {
 			if err := s.login(addr, account, "right"); err != nil {
 				t.Errorf("unlocked, %s from %s: %v", account, addr, err)

@@ -119,6 +119,11 @@ func (l *lines) known(account string) bool {
 	return ok
 }
 
+func (l *lines) knownDomain(domain string) bool {
+	_, ok := l.table.Load().get("@" + strings.Map(lowerRune, domain))
+	return ok
+}
+
 // load reads the file. After an error the table stays.
 func (l *lines) load() error {
 	file, err := os.Open(l.path)

@@ -94,6 +94,24 @@ func (r Rules) Known(account string) bool {
 	return false
 }
 
+// KnownDomain reports whether a rule names a domain of accounts. A domain that only the
+// accounts of a File have is not named.
+func (r Rules) KnownDomain(domain string) bool {
+	for _, rule := range r {
+		switch rule := rule.(type) {
+		case *File:
+			if rule.lines.knownDomain(domain) {
+				return true
+			}
+		case Domain:
+			if strings.EqualFold(domain, rule.Name) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Default is a Rule that sends every login to the backend of that name.
 type Default string
 

@@ -71,3 +71,6 @@ func (p *Protocols) Off(account, protocol string) bool {
 
 // Known reports whether the file lists account itself.
 func (p *Protocols) Known(account string) bool { return p.lines.known(account) }
+
+// KnownDomain reports whether the file lists a domain.
+func (p *Protocols) KnownDomain(domain string) bool { return p.lines.knownDomain(domain) }

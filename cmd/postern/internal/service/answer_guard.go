@@ -39,37 +39,48 @@ func (t unlockTarget) LogValue() slog.Value {
 	return admin.Arguments("account", string(t))
 }
 
+// An Explained is a guard.Explanation, and the account as the log has it while it is not known.
+type Explained struct {
+	guard.Explanation
+	AccountHash string
+}
+
+// An Unlocked is what guard/unlock has unlocked.
+type Unlocked struct {
+	Name string `json:"name"` // the account, or the network
+	Done bool   `json:"done"` // false: nothing was locked
+}
+
 // answerGuard makes c answer the requests about the guard.
 func (s *Service) answerGuard(c *admin.Server) {
-	admin.Handle(c, "guard/explain", func(_ context.Context, q ExplainQuestion) (guard.Explanation, error) {
+	admin.Handle(c, "guard/explain", func(_ context.Context, q ExplainQuestion) (Explained, error) {
 		account, err := s.account(q.Account)
 		if err != nil {
-			return guard.Explanation{}, err
+			return Explained{}, err
 		}
-		return s.guard.Explain(q.Listener, account, q.Addr), nil
+		return Explained{s.guard.Explain(q.Listener, account, q.Addr), s.audit.Hash(account)}, nil
 	})
 	admin.HandleEach(c, "guard/list", func(_ context.Context, _ struct{}, each func(guard.Refused) error) error {
 		for _, r := range s.guard.List() {
+			r.Hash = s.audit.HashOf(r.Hash) // as the log has it
 			if err := each(r); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	admin.Handle(c, "guard/unlock", func(_ context.Context, target unlockTarget) (string, error) {
+	admin.Handle(c, "guard/unlock", func(_ context.Context, target unlockTarget) (Unlocked, error) {
 		name := string(target)
-		if network, ok, err := networkOf(name); ok || err != nil {
-			if err == nil {
-				s.guard.UnlockNetwork(network.Addr())
-			}
-			return network.String(), err
+		if network, ok, err := networkOf(name); err != nil {
+			return Unlocked{}, err
+		} else if ok {
+			return Unlocked{network.String(), s.guard.UnlockNetwork(network.Addr())}, nil
 		}
 		account, err := s.account(name)
 		if err != nil {
-			return "", err
+			return Unlocked{}, err
 		}
-		s.guard.Unlock(account)
-		return account, nil
+		return Unlocked{account, s.guard.Unlock(account)}, nil
 	})
 	admin.Handle(c, stored.SeedGuard.Name, func(_ context.Context, logins []guard.Success) (int, error) {
 		return s.guard.Seed(logins), nil

@@ -189,3 +189,8 @@ type routing struct {
 func (r *routing) known(account string) bool {
 	return r.rules.Known(account) || r.policy != nil && r.policy.Known(account)
 }
+
+// knownDomain reports whether a route, a file or accounts.default_domain names a domain.
+func (r *routing) knownDomain(domain string) bool {
+	return strings.EqualFold(domain, r.accounts.Domain) || r.rules.KnownDomain(domain) || r.policy != nil && r.policy.KnownDomain(domain)
+}

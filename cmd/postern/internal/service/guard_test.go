@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -12,6 +15,7 @@ import (
 
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
+	"postern/proxy/certs"
 	"postern/proxy/guard"
 	"postern/proxy/proxytest"
 )
@@ -156,4 +160,83 @@ guard: {delay: 100ms, policy: {url: %q, api_key_file: %q, nonce_file: %q}}
 			t.Errorf("the metrics have no %s", want)
 		}
 	}
+}
+
+// Criterion: "why could she not log in at 9:14" is one grep, also right after a restart: an account that the ledger, the
+// login guard or a log for guard seed knows is named in the log when it is refused; nobody else is.
+func TestTheLogNamesWhoHasLoggedInBeforeARestart(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice@example.org")
+	dir := t.TempDir() + "/state"
+	cfg, err := configs.Parse("test.yaml", fmt.Appendf(nil, baseConfig+`
+listeners: [{protocol: imap, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none}}}
+state: {path: %q}
+guard: {delay: 100ms}
+`, imap, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, roots := proxytest.Cert(t, "localhost")
+	store, err := certs.Static(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log *lockedBuffer
+	start := func(t *testing.T) *running {
+		log = new(lockedBuffer)
+		r := startServiceWith(t, cfg, store, log)
+		r.roots = roots
+		return r
+	}
+	refused := func(t *testing.T, r *running, name string) {
+		proxytest.Transcript(t, r.secure(r.dial(t, "imap")), `
+			S: \* OK *
+			C: a LOGIN `+name+` wrong
+			S: a NO [AUTHENTICATIONFAILED] *
+		`)
+	}
+	named := func(t *testing.T, want bool, account string) {
+		t.Helper()
+		lines := grep(log.String(), "login refused")
+		if got := strings.Contains(lines, "account="+account+" "); got != want || strings.Contains(lines, "account_hash=") == want {
+			t.Errorf("the line names %s: %v, want %v:\n%s", account, got, want, lines)
+		}
+	}
+	t.Run("she logs in", func(t *testing.T) {
+		r := start(t)
+		proxytest.Transcript(t, r.secure(r.dial(t, "imap")), `
+			S: \* OK *
+			C: a LOGIN alice@example.org "secret of alice@example.org"
+			S: a OK *
+		`)
+	})
+	t.Run("the ledger", func(t *testing.T) {
+		if err := os.Remove(filepath.Join(dir, stored.CacheFile)); err != nil { // the guard forgets
+			t.Fatal(err)
+		}
+		refused(t, start(t), "alice@example.org")
+		named(t, true, "alice@example.org")
+	})
+	t.Run("nobody knows bob", func(t *testing.T) {
+		refused(t, start(t), "bob@example.org")
+		named(t, false, "bob@example.org")
+		if lines := grep(log.String(), "login refused"); !strings.Contains(lines, " name_shape=known_domain ") {
+			t.Errorf("the shape is missing: %s", lines)
+		}
+	})
+	t.Run("guard seed", func(t *testing.T) {
+		start(t).service.guard.Seed([]guard.Success{{Account: "bob@example.org", Addr: netip.MustParseAddr("192.0.2.1"), Time: time.Now()}})
+	})
+	t.Run("the guard", func(t *testing.T) {
+		refused(t, start(t), "bob@example.org")
+		named(t, true, "bob@example.org")
+	})
+	t.Run("forgotten", func(t *testing.T) {
+		r := start(t)
+		if err := stored.ForgetAccount.Answer(t.Context(), r.service.Storage, "alice@example.org", func(struct{}) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		refused(t, r, "alice@example.org")
+		named(t, false, "alice@example.org")
+	})
 }

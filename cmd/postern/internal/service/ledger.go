@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"sync/atomic"
 
 	"postern/cmd/postern/internal/logs"
 	"postern/metrics"
@@ -23,7 +24,11 @@ func (s *Service) openLedger(ctx context.Context) {
 	}
 	s.pseudonyms = logs.NewPseudonyms(key)
 	l := ledger.New(s.Storage.Ledger(), s.log, nil)
+	if err := l.Load(ctx); err != nil {
+		s.log.Warn("the log has hashes in place of accounts that have not logged in since the start", "err", err)
+	}
 	s.ledger.Store(l)
+	s.Storage.Forgotten = s.forget
 	s.Storage.Flush, s.Storage.LiveGuard = l.Write, s.guard
 	s.writers = append(s.writers, s.untilBroken(recordOf, l.Run), s.retireDaily, s.reportBroken)
 }
@@ -56,4 +61,14 @@ func (s *Service) accountsOnPage() (all []page.Accounts) {
 		all = append(all, a)
 	}
 	return all
+}
+
+// A ledgerObserver passes events to a ledger, which is set after the state is open.
+type ledgerObserver struct{ atomic.Pointer[ledger.Ledger] }
+
+// Observe implements proxy.Observer.
+func (k *ledgerObserver) Observe(e proxy.Event) {
+	if l := k.Load(); l != nil {
+		l.Observe(e)
+	}
 }

@@ -43,6 +43,8 @@ type message struct {
 type handover struct {
 	Locks map[string][]string // open maildrops, by backend
 	Guard []byte              // the guard's memory; nil: the state has it
+
+	NameKey []byte // of the hashes of names in the log
 }
 
 type maildropName struct{ Backend, Maildrop string }

@@ -40,7 +40,7 @@ func New(cfg *configs.Config, store *certs.Store, log *slog.Logger, level *slog.
 	s.page = s.newPage()
 	s.metrics = s.newMetrics()
 	s.audit = audit.New(s.log)
-	s.audit.Known = s.known
+	s.audit.Known, s.audit.KnownDomain, s.audit.HashFirst = s.known, s.knownDomain, s.guard.Hash
 	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger, &s.activity}
 	s.server.Observer = s.observer
 	s.listings = bridge.NewListingMemory(math.MaxInt64, s.observer) // until there is a configuration

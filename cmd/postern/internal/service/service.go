@@ -23,7 +23,6 @@ import (
 	"postern/cmd/postern/internal/logs"
 	"postern/cmd/postern/internal/stored"
 	"postern/metrics"
-	"postern/metrics/ledger"
 	"postern/metrics/page"
 	"postern/proxy"
 	"postern/proxy/admin"
@@ -88,12 +87,6 @@ type Service struct {
 	inheritedGuard   []byte        // the guard's snapshot of a predecessor without state
 }
 
-// known reports whether a file of the current configuration lists an account.
-func (s *Service) known(account string) bool {
-	g := s.current.Load()
-	return g != nil && g.routing.known(account)
-}
-
 // checkNoSession returns an error if a POP3 session of an account may be open, here or in
 // the process that this one has replaced.
 func (s *Service) checkNoSession(account string) error {
@@ -112,16 +105,6 @@ func (s *Service) checkNoSession(account string) error {
 type openEndpoint struct {
 	address string
 	server  *http.Server
-}
-
-// A ledgerObserver passes events to a ledger, which is set after the state is open.
-type ledgerObserver struct{ atomic.Pointer[ledger.Ledger] }
-
-// Observe implements proxy.Observer.
-func (k *ledgerObserver) Observe(e proxy.Event) {
-	if l := k.Load(); l != nil {
-		l.Observe(e)
-	}
 }
 
 // A tlsKey has all values on which a tls.Config depends. The tls.Config of a key is kept

@@ -122,7 +122,7 @@ func (s *Service) release(next *successor) (*handover, error) {
 		_ = s.controlListener.Close() // open connections stay: the command upgrade still gets its answer
 	}
 	s.stopWriters()
-	left := &handover{Locks: make(map[string][]string)}
+	left := &handover{Locks: make(map[string][]string), NameKey: s.audit.Key()}
 	if s.Storage.Guard == nil {
 		left.Guard = s.guard.Snapshot()
 	}
@@ -184,6 +184,7 @@ func (s *Service) inherit(g *generation, from *Peer) error {
 		return err
 	}
 	s.predecessor, s.inheritedGuard, s.predecessorEnded = from, w.Yours.Guard, make(chan struct{})
+	s.audit.SetKey(w.Yours.NameKey)
 	changes := make(map[string]func(string, bool))
 	var ends []func()
 	for name, maildrops := range w.Yours.Locks {

@@ -118,5 +118,8 @@ var ForgetAccount = Question[AccountName, struct{}]{"account/forget", func(ctx c
 	if err := g.Save(ctx, m.Guard); err != nil {
 		return fmt.Errorf("store what the guard remembers: %w", err)
 	}
+	if m.Forgotten != nil {
+		m.Forgotten(account)
+	}
 	return each(struct{}{})
 }}

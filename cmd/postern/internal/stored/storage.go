@@ -40,6 +40,7 @@ type Storage struct {
 
 	Flush     func(context.Context) error // writes the unwritten data of a running Postern; nil: none runs
 	LiveGuard *guard.Guard                // the guard of the running Postern
+	Forgotten func(account string)        // called after the stored data of an account was removed; nil: none runs
 	Serving   func(account string) error  // returns an error if a POP3 session of an account may be open; nil: none runs
 
 	guardConfig guard.Config // for the guard of a command
