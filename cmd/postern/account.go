@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -43,8 +42,14 @@ is the oldest that the account used on its last day.`,
 	flags.StringVar(&n.Protocol, "protocol", "", "only this `protocol`: imap, pop3 or submission")
 	flags.StringSliceVar(&n.TLS, "tls", nil, "only these `versions` of TLS: 1.0, 1.1, 1.2, 1.3 or none")
 	since := flags.String("since", "30d", "seen within so many `days`")
-	asJSON := flags.Bool("json", false, "one JSON object a line")
+	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkProtocol(n.Protocol); err != nil {
+			return err
+		}
+		if err := checkTLSVersions(n.TLS); err != nil {
+			return err
+		}
 		days, err := configs.ParseDays(*since)
 		if err != nil {
 			return err
@@ -54,19 +59,25 @@ is the oldest that the account used on its last day.`,
 		if err != nil {
 			return err
 		}
-		if *asJSON {
-			lines := json.NewEncoder(cmd.OutOrStdout())
-			return stored.ListAccounts.Ask(cmd.Context(), cfg, n, func(e ledger.Entry) error { return lines.Encode(e) })
-		}
-		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		_, _ = fmt.Fprintln(t, "ACCOUNT\tPROTOCOL\tTLS\tFIRST\tLAST\tLOGINS")
-		err = stored.ListAccounts.Ask(cmd.Context(), cfg, n, func(e ledger.Entry) error {
-			_, err := fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%d\n", e.Account, e.Protocol, e.TLS, e.First, e.Last, e.Logins)
-			return err
+		p := newPrinter(cmd.OutOrStdout(), *asJSON, "ACCOUNT\tPROTOCOL\tTLS\tFIRST\tLAST\tLOGINS", func(e ledger.Entry) []any {
+			return []any{e.Account, e.Protocol, e.TLS, e.First, e.Last, e.Logins}
 		})
-		return errors.Join(err, t.Flush())
+		return p.end(stored.ListAccounts.Ask(cmd.Context(), cfg, n, p.print))
 	}
 	return cmd
+}
+
+// tlsVersions are the names of versions of TLS in the ledger.
+var tlsVersions = []string{"1.0", "1.1", "1.2", "1.3", "none"}
+
+// checkTLSVersions returns an error unless all names are in tlsVersions.
+func checkTLSVersions(names []string) error {
+	for _, name := range names {
+		if !slices.Contains(tlsVersions, name) {
+			return fmt.Errorf("%q is not a version of TLS; use %s", name, enumerate(tlsVersions, "or"))
+		}
+	}
+	return nil
 }
 
 // storedOf returns all stored data of the account of a login name. An account without

@@ -141,3 +141,113 @@ func TestDurationsAreWrittenInDaysAndWeeks(t *testing.T) {
 		}
 	}
 }
+
+// withoutJSON are the commands that have no --json, with the reason.
+var withoutJSON = map[string]string{
+	"certs": "not yet", "check": "not yet", "guard explain": "not yet", "state check": "not yet",
+	"run": "it serves", "demo": "it serves",
+	"health":          "its exit status is the answer",
+	"account export":  "it prints JSON always",
+	"account forget":  "its exit status is the answer",
+	"uidl export":     "it prints JSON always",
+	"uidl import":     "its exit status is the answer",
+	"uidl forget":     "its exit status is the answer",
+	"uidl undo":       "its exit status is the answer",
+	"uidl accept":     "its exit status is the answer",
+	"uidl detect":     "it prints one word, and its exit status is the answer",
+	"guard unlock":    "its exit status is the answer",
+	"guard seed":      "its exit status is the answer",
+	"certs renew":     "its exit status is the answer",
+	"state backup":    "it writes a file",
+	"state restore":   "its exit status is the answer",
+	"certs obtain":    "its exit status is the answer",
+	"man":             "it writes files",
+	"help":            "it prints help",
+	"completion bash": "it prints a script", "completion fish": "it prints a script", "completion powershell": "it prints a script", "completion zsh": "it prints a script",
+}
+
+// Criterion: every command that lists or shows something has --json.
+func TestCommandsThatListHaveJSON(t *testing.T) {
+	walk(rootCommand(), func(name string, cmd *cobra.Command) {
+		if !cmd.Runnable() {
+			return
+		}
+		reason, without := withoutJSON[name]
+		if has := cmd.Flags().Lookup("json") != nil; has == without {
+			t.Errorf("postern %s: --json is %v, and the reason to have none is %q", name, has, reason)
+		}
+	})
+}
+
+// Criterion: with --json each command prints JSON and nothing else, an object a line.
+func TestJSONIsOneObjectALine(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice@example.org")
+	r, do := startWithCommands(t, fmt.Sprintf(`
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none}}}
+`, imap))
+	r.login(t, "alice@example.org")
+	waitForSessions(t, do, 1)
+	within(t, patience, "the login is in the ledger", func() bool {
+		_, ok := do("account", "show", "alice@example.org")
+		return ok
+	})
+	for _, c := range []struct{ args, want string }{
+		{"sessions", `{"id":"*","protocol":"pop3","listener":"pop3","state":"session","account":"alice@example.org",*`},
+		{"account list", `{"account":"alice@example.org","protocol":"pop3",*`},
+		{"account show alice@example.org", `{"account":"alice@example.org",*`},
+		{"uidl history alice@example.org", `{*"present":true,*`},
+		{"drain main --undo", `{"protocol":"imap",*"connections":1}`},
+		{"log-level", `{"level":"info"}`},
+		{"guard list", ``},
+		{"kick --account alice@example.org", `{"ended":1}`},
+	} {
+		out, ok := do(append(strings.Fields(c.args), "--json")...)
+		pattern := "^" + strings.ReplaceAll(regexp.QuoteMeta(c.want), `\*`, ".*") + "\n$"
+		if c.want == "" {
+			pattern = "^$"
+		}
+		if !ok || !regexp.MustCompile(pattern).MatchString(out) {
+			t.Errorf("postern %s --json: %v\n%swant %s", c.args, ok, out, c.want)
+		}
+	}
+	for _, args := range []string{"version", "reload"} { // the service in this process has no file
+		var out bytes.Buffer
+		status := command(t.Context(), strings.Fields(args+" --json"), &out, &out)
+		if args == "version" && (status != 0 || !strings.HasPrefix(out.String(), `{"arch":"`)) {
+			t.Errorf("postern %s --json: %d, %s", args, status, out.String())
+		}
+	}
+}
+
+// Criterion: a backend, a session, a listener, a protocol or a version of TLS that there is not is a mistake, with those that there are.
+func TestUnknownNamesAreSaidToBeUnknown(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice")
+	_, do := startWithCommands(t, fmt.Sprintf(`
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %[1]q, tls: none}}, old: {imap: {address: %[1]q, tls: none}}}
+routes: [{backend: main}]
+`, imap))
+	for _, c := range []struct{ args, want string }{
+		{"sessions --backend mian", `sessions: there is no backend "mian"; there are: main, old`},
+		{"sessions --session X", `sessions: no connection has the session id "X"`},
+		{"sessions --protocol http", `"http" is not a protocol; use imap, pop3 or submission`},
+		{"kick --backend mian", `kick: there is no backend "mian"; there are: main, old`},
+		{"kick --session X", `kick: no connection has the session id "X"`},
+		{"drain mian", `drain: there is no backend "mian"; there are: main, old`},
+		{"drain main 192.0.2.1:993", `drain: backend main has no server "192.0.2.1:993"; there are: ` + imap},
+		{"guard explain alice 192.0.2.1 --listener imap", `guard/explain: there is no listener "imap"; there are: pop3`},
+		{"uidl accept mian", `uidl/accept: there is no backend "mian"`},
+		{"account list --protocol http", `"http" is not a protocol; use imap, pop3 or submission`},
+		{"account list --tls 1.5", `"1.5" is not a version of TLS; use 1.0, 1.1, 1.2, 1.3 or none`},
+	} {
+		if out, ok := do(strings.Fields(c.args)...); ok || !strings.HasPrefix(out, "postern: "+c.want) {
+			t.Errorf("postern %s: %v\n%swant %s", c.args, ok, out, c.want)
+		}
+	}
+	// Whoever has not logged in may exist all the same.
+	out, ok := do("kick", "--account", "nobody")
+	if want := "postern: nobody has never logged in here, as far as is stored: is the name right?\nended: 0\n"; !ok || out != want {
+		t.Errorf("kick of an account that is not stored: %s", out)
+	}
+}

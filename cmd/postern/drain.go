@@ -1,10 +1,8 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -24,13 +22,12 @@ changes, or until Postern is started again or upgraded.`,
 		Args: cobra.RangeArgs(1, 2),
 	}
 	path := configFlag(cmd)
+	asJSON := jsonFlag(cmd)
 	undo := cmd.Flags().Bool("undo", false, "send logins there again")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		d := service.DrainRequest{Backend: args[0], Address: strings.Join(args[1:], ""), Undo: *undo}
 		left := 0
-		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		_, _ = fmt.Fprintln(t, "PROTOCOL\tSERVER\tSTATE\tCONNECTIONS")
-		err := callRunning(cmd.Context(), *path, service.AskDrain, d, func(m service.DrainedServer) error {
+		p := newPrinter(cmd.OutOrStdout(), *asJSON, "PROTOCOL\tSERVER\tSTATE\tCONNECTIONS", func(m service.DrainedServer) []any {
 			state := "down"
 			switch {
 			case m.Drained:
@@ -39,10 +36,10 @@ changes, or until Postern is started again or upgraded.`,
 			case m.Up:
 				state = "up"
 			}
-			_, err := fmt.Fprintf(t, "%s\t%s\t%s\t%d\n", m.Protocol, m.Address, state, m.Connections)
-			return err
+			return []any{m.Protocol, m.Address, state, m.Connections}
 		})
-		if err = errors.Join(err, t.Flush()); err == nil && left > 0 {
+		err := p.end(callRunning(cmd.Context(), *path, service.AskDrain, d, p.print))
+		if err == nil && left > 0 {
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "connections that stay until they end by themselves: %d\n", left)
 		}
 		return err

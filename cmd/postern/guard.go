@@ -1,7 +1,7 @@
 package main
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"io"
 	"net/netip"
@@ -109,6 +109,18 @@ func columns(b guard.State, now time.Time) []string {
 
 func remaining(t, now time.Time) string { return max(0, t.Sub(now)).Round(time.Second).String() }
 
+// A refusedLine is a guard.Refused in the form for output.
+type refusedLine struct {
+	Account string       `json:"account,omitempty"` // "": it has never logged in
+	Hash    string       `json:"account_hash"`
+	Network netip.Prefix `json:"network"`
+	Tier    string       `json:"tier"`
+	Bucket  string       `json:"bucket"`
+	Refused int          `json:"refused"` // attempts
+	Last    time.Time    `json:"last"`
+	Until   time.Time    `json:"until"`
+}
+
 func listCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
@@ -118,22 +130,15 @@ that has never logged in is shown by its account_hash of the log, because people
 type passwords for names.`,
 		Args: cobra.NoArgs,
 	}
-	path := configFlag(cmd)
+	path, asJSON := configFlag(cmd), jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		now, n := time.Now(), 0
-		err := callGuard(cmd, *path, "list", struct{}{}, func(r guard.Refused) error {
-			if n++; n == 1 {
-				fmt.Fprintf(w, "ACCOUNT\tNETWORK\tTIER\tNO MORE OF\tREFUSED\tFOR\n")
-			}
-			account := r.Account
-			if account == "" {
-				account = "(" + r.Hash + ")"
-			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", account, r.Network, r.Tier, r.Bucket, r.Count, remaining(r.Until, now))
-			return nil
+		now := time.Now()
+		p := newPrinter(cmd.OutOrStdout(), *asJSON, "ACCOUNT\tNETWORK\tTIER\tNO MORE OF\tREFUSED\tFOR", func(r refusedLine) []any {
+			return []any{cmp.Or(r.Account, "("+r.Hash+")"), r.Network, r.Tier, r.Bucket, r.Refused, remaining(r.Until, now)}
 		})
-		return errors.Join(err, w.Flush())
+		return p.end(callGuard(cmd, *path, "list", struct{}{}, func(r guard.Refused) error {
+			return p.print(refusedLine{r.Account, r.Hash, r.Network, r.Tier.String(), r.Bucket.String(), r.Count, r.Last, r.Until})
+		}))
 	}
 	return cmd
 }

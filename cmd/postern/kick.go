@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -8,9 +9,20 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/internal/service"
+	"postern/cmd/postern/internal/stored"
 	"postern/configs"
 	"postern/proxy"
 )
+
+var protocolNames = []string{proxy.IMAP, proxy.POP3, proxy.Submission}
+
+// checkProtocol returns an error unless name is a protocol, or "".
+func checkProtocol(name string) error {
+	if name == "" || slices.Contains(protocolNames, name) {
+		return nil
+	}
+	return fmt.Errorf("%q is not a protocol; use %s", name, enumerate(protocolNames, "or"))
+}
 
 // filterFlags adds the flags of a filter to cmd. The returned function must be called
 // when cmd runs, and returns the filter. path is that of the configuration.
@@ -24,8 +36,8 @@ func filterFlags(cmd *cobra.Command, path *string) func() (service.SessionFilter
 	flags.StringVar(&f.Backend, "backend", "", "those at this `backend`")
 	flags.StringVar(&f.Protocol, "protocol", "", "those of this `protocol`: imap, pop3 or submission")
 	return func() (service.SessionFilter, error) {
-		if f.Protocol != "" && !slices.Contains([]string{proxy.IMAP, proxy.POP3, proxy.Submission}, f.Protocol) {
-			return f, fmt.Errorf("%q is not a protocol; use imap, pop3 or submission", f.Protocol)
+		if err := checkProtocol(f.Protocol); err != nil {
+			return f, err
 		}
 		if f.Account != "" {
 			cfg, err := configs.Read(*path)
@@ -45,6 +57,21 @@ func filterFlags(cmd *cobra.Command, path *string) func() (service.SessionFilter
 	}
 }
 
+// noteUnknownAccount prints that nothing is stored of an account, which may be a slip of
+// the hand. The account may exist all the same, so this is no error.
+func noteUnknownAccount(cmd *cobra.Command, path, account string) {
+	if account == "" {
+		return
+	}
+	cfg, err := configs.Read(path)
+	if err != nil {
+		return
+	}
+	if a, err := stored.ExportAccount.One(cmd.Context(), cfg, stored.AccountName(account)); err == nil && a.Empty() {
+		_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "postern: %s has never logged in here, as far as is stored: is the name right?\n", account)
+	}
+}
+
 func kickCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kick",
@@ -55,16 +82,22 @@ must not is kept out by policy.file, or by the mail server.`,
 		Args: cobra.NoArgs,
 	}
 	path := configFlag(cmd)
-	chosen := filterFlags(cmd, path)
+	chosen, asJSON := filterFlags(cmd, path), jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		f, err := chosen()
 		if err != nil {
 			return err
 		}
 		if f == (service.SessionFilter{}) {
-			return errors.New("want --session, --account, --address, --backend or --protocol, or several of them")
+			return errors.New("missing --session, --account, --address, --backend or --protocol: with none of them this would end all connections")
 		}
 		return callRunning(cmd.Context(), *path, service.AskKick, f, func(n int) error {
+			if n == 0 {
+				noteUnknownAccount(cmd, *path, f.Account)
+			}
+			if *asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]int{"ended": n})
+			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "ended: %d\n", n)
 			return err
 		})

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -23,9 +24,12 @@ func logLevelCommand() *cobra.Command {
 			return nil
 		},
 	}
-	path := configFlag(cmd)
+	path, asJSON := configFlag(cmd), cmd.Flags().Bool("json", false, "as one JSON object")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return callRunning(cmd.Context(), *path, service.AskLogLevel, strings.Join(args, ""), func(level string) error {
+			if *asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]string{"level": level})
+			}
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), level)
 			return err
 		})

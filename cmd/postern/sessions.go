@@ -1,11 +1,6 @@
 package main
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
-	"text/tabwriter"
-
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/internal/service"
@@ -23,24 +18,24 @@ maildrop is listed) or session (the client is served).`,
 	}
 	path := configFlag(cmd)
 	chosen := filterFlags(cmd, path)
-	asJSON := cmd.Flags().Bool("json", false, "one JSON object a line")
+	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		f, err := chosen()
 		if err != nil {
 			return err
 		}
-		if *asJSON {
-			lines := json.NewEncoder(cmd.OutOrStdout())
-			return callRunning(cmd.Context(), *path, service.AskSessions, f, func(l service.Session) error { return lines.Encode(l) })
-		}
-		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		_, _ = fmt.Fprintln(t, "SESSION\tPROTOCOL\tACCOUNT\tCLIENT\tTLS\tBACKEND\tSINCE\tRECEIVED\tSENT\tSTATE")
-		err = callRunning(cmd.Context(), *path, service.AskSessions, f, func(l service.Session) error {
-			_, err := fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", l.ID, l.Protocol, orDash(l.Account), l.Client,
-				orDash(l.TLS), orDash(l.Backend), date(l.Since), l.Received, l.Sent, l.State)
-			return err
+		p := newPrinter(cmd.OutOrStdout(), *asJSON, "SESSION\tPROTOCOL\tACCOUNT\tCLIENT\tTLS\tBACKEND\tSINCE\tRECEIVED\tSENT\tSTATE", func(l service.Session) []any {
+			return []any{l.ID, l.Protocol, orDash(l.Account), l.Client, orDash(l.TLS), orDash(l.Backend), date(l.Since), l.Received, l.Sent, l.State}
 		})
-		return errors.Join(err, t.Flush())
+		n := 0
+		err = callRunning(cmd.Context(), *path, service.AskSessions, f, func(l service.Session) error {
+			n++
+			return p.print(l)
+		})
+		if err = p.end(err); err == nil && n == 0 {
+			noteUnknownAccount(cmd, *path, f.Account)
+		}
+		return err
 	}
 	return cmd
 }

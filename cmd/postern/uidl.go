@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -173,7 +172,7 @@ is kept.`,
 		Args: cobra.ExactArgs(1),
 	}
 	path := configFlag(cmd)
-	asJSON := cmd.Flags().Bool("json", false, "one JSON object a line")
+	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		cfg, err := configs.Read(*path)
 		if err != nil {
@@ -183,26 +182,22 @@ is kept.`,
 		if err != nil {
 			return err
 		}
-		n, lines, t := 0, json.NewEncoder(cmd.OutOrStdout()), tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		err = stored.UIDLHistory.Ask(cmd.Context(), cfg, stored.AccountName(account), func(p bridge.GenerationInfo) error {
-			if n++; *asJSON {
-				return lines.Encode(p)
-			}
-			if n == 1 {
-				_, _ = fmt.Fprintln(t, "GENERATION\tUIDVALIDITY\tUIDNEXT\tSINCE\tSEEN\tMESSAGES\tNAMES\tVANISHED NAMES")
-			}
+		p := newPrinter(cmd.OutOrStdout(), *asJSON, "GENERATION\tUIDVALIDITY\tUIDNEXT\tSINCE\tSEEN\tMESSAGES\tNAMES\tVANISHED NAMES", func(g bridge.GenerationInfo) []any {
 			generation := "before"
-			if p.Present {
+			if g.Present {
 				generation = "present"
 			}
-			_, err := fmt.Fprintf(t, "%s\t%d\t%d\t%s\t%s\t%d\t%d\t%d\n", generation, p.UIDValidity, p.UIDNext, orDash(p.Since.String()),
-				orDash(p.Seen.String()), p.Messages, p.Names, p.VanishedNames)
-			return err
+			return []any{generation, g.UIDValidity, g.UIDNext, orDash(g.Since.String()), orDash(g.Seen.String()), g.Messages, g.Names, g.VanishedNames}
+		})
+		n := 0
+		err = stored.UIDLHistory.Ask(cmd.Context(), cfg, stored.AccountName(account), func(g bridge.GenerationInfo) error {
+			n++
+			return p.print(g)
 		})
 		if err == nil && n == 0 {
 			err = fmt.Errorf("there is no record of %s", account)
 		}
-		return errors.Join(err, t.Flush())
+		return p.end(err)
 	}
 	return cmd
 }

@@ -5,7 +5,7 @@ import (
 )
 
 func upgradeCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	return changeCommand(&cobra.Command{
 		Use:   "upgrade",
 		Short: "Replace the running Postern by the binary that is installed now",
 		Long: `Replace the running Postern by the binary that is installed now, as SIGUSR2 does.
@@ -14,10 +14,5 @@ and the state; no connection is refused. Sessions that are open stay with the
 old process, for as long as timeouts.upgrade allows. After a mistake nothing
 has changed.`,
 		Args: cobra.NoArgs,
-	}
-	path := configFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		return requestChange(cmd.Context(), *path, "upgrade", "SIGUSR2")
-	}
-	return cmd
+	}, "upgrade", "SIGUSR2")
 }

@@ -1,6 +1,10 @@
 package service
 
 import (
+	"fmt"
+	"slices"
+	"strings"
+
 	"postern/cmd/postern/internal/stored"
 	"postern/proxy/admin"
 )
@@ -24,4 +28,21 @@ func (s *Service) newControl() *admin.Server {
 	admin.Handle(c, "upgrade", s.onRequest(s.upgrade))
 	s.answerPredecessor(c)
 	return c
+}
+
+// errUnknown returns the error that there is no such thing as name, with the names that
+// there are.
+func errUnknown(what, name string, names []string) error {
+	return fmt.Errorf("there is no %s %q; there are: %s", what, name, listed(names))
+}
+
+// listed returns names for an error, the first 20 of them.
+func listed(names []string) string {
+	const most = 20
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	}
+	return strings.Join(names, ", ")
 }

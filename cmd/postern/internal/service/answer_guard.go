@@ -54,6 +54,9 @@ type Unlocked struct {
 // answerGuard makes c answer the requests about the guard.
 func (s *Service) answerGuard(c *admin.Server) {
 	admin.Handle(c, "guard/explain", func(_ context.Context, q ExplainQuestion) (Explained, error) {
+		if err := s.checkListener(q.Listener); err != nil {
+			return Explained{}, err
+		}
 		account, err := s.account(q.Account)
 		if err != nil {
 			return Explained{}, err
@@ -85,6 +88,19 @@ func (s *Service) answerGuard(c *admin.Server) {
 	admin.Handle(c, stored.SeedGuard.Name, func(_ context.Context, logins []guard.Success) (int, error) {
 		return s.guard.Seed(logins), nil
 	})
+}
+
+// checkListener returns an error unless there is a listener with that name, or name is "".
+func (s *Service) checkListener(name string) error {
+	g := s.current.Load()
+	if name == "" || g == nil || g.has(name) {
+		return nil
+	}
+	var names []string
+	for _, l := range g.cfg.Listeners {
+		names = append(names, l.Name)
+	}
+	return errUnknown("listener", name, names)
 }
 
 // account returns the account for a login name.

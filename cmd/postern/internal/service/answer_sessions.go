@@ -30,7 +30,14 @@ const (
 func (s *Service) answerSessions(c *admin.Server) {
 	admin.HandleEach(c, AskSessions, s.listSessions)
 	admin.Handle(c, AskKick, func(_ context.Context, f SessionFilter) (int, error) {
-		return s.server.Kick(f.matches), nil
+		if err := s.checkFilter(f); err != nil {
+			return 0, err
+		}
+		n := s.server.Kick(f.matches)
+		if n == 0 && f.Session != "" {
+			return 0, errNoSession(f)
+		}
+		return n, nil
 	})
 	admin.HandleEach(c, AskDrain, s.drainBackend)
 	admin.Handle(c, AskLogLevel, s.setLogLevel)
@@ -81,15 +88,37 @@ func (f SessionFilter) matches(i proxy.SessionInfo) bool {
 		(!f.Network.IsValid() || f.Network.Contains(i.Client.Addr.Addr().WithZone("")))
 }
 
+// checkFilter returns an error if f names a backend that neither the configuration nor a
+// session has.
+func (s *Service) checkFilter(f SessionFilter) error {
+	if f.Backend == "" {
+		return nil
+	}
+	backends := slices.Collect(maps.Keys(s.current.Load().cfg.Backends))
+	if slices.Contains(backends, f.Backend) ||
+		slices.ContainsFunc(s.server.Sessions(), func(i proxy.SessionInfo) bool { return i.Backend == f.Backend }) {
+		return nil
+	}
+	return errUnknown("backend", f.Backend, backends)
+}
+
+func errNoSession(f SessionFilter) error {
+	return fmt.Errorf("no connection has the session id %q, and what else was named", f.Session)
+}
+
 func (s *Service) listSessions(_ context.Context, f SessionFilter, each func(Session) error) error {
+	if err := s.checkFilter(f); err != nil {
+		return err
+	}
 	all := s.server.Sessions()
 	slices.SortFunc(all, func(a, b proxy.SessionInfo) int {
 		return cmp.Or(a.Since.Compare(b.Since), strings.Compare(a.Client.ID, b.Client.ID))
 	})
+	all = slices.DeleteFunc(all, func(i proxy.SessionInfo) bool { return !f.matches(i) })
+	if len(all) == 0 && f.Session != "" {
+		return errNoSession(f)
+	}
 	for _, i := range all {
-		if !f.matches(i) {
-			continue
-		}
 		l := Session{
 			ID: i.Client.ID, Protocol: i.Client.Protocol, Listener: i.Client.Service, State: i.Step.String(), Account: i.Account,
 			Client: i.Client.Addr, Backend: i.Backend, Since: i.Since, Received: i.Received, Sent: i.Sent,
@@ -153,7 +182,7 @@ func (s *Service) drainBackend(_ context.Context, d DrainRequest, each func(Drai
 // drainServers applies d to the servers that d names. It returns an error if there is no
 // such server.
 func drainServers(pools map[poolKey]*backend.Pool, d DrainRequest) error {
-	var backends []string
+	var backends, servers []string
 	found := false
 	for key, pool := range pools {
 		backends = append(backends, key.name)
@@ -161,6 +190,7 @@ func drainServers(pools map[poolKey]*backend.Pool, d DrainRequest) error {
 			continue
 		}
 		for _, m := range pool.Status() {
+			servers = append(servers, m.Address)
 			if d.Address != "" && d.Address != m.Address {
 				continue
 			}
@@ -170,12 +200,11 @@ func drainServers(pools map[poolKey]*backend.Pool, d DrainRequest) error {
 			}
 		}
 	}
-	slices.Sort(backends)
 	switch {
 	case !slices.Contains(backends, d.Backend):
-		return fmt.Errorf("%q is not a backend; use %s", d.Backend, strings.Join(slices.Compact(backends), " or "))
+		return errUnknown("backend", d.Backend, backends)
 	case !found:
-		return fmt.Errorf("backend %s has no server %s", d.Backend, d.Address)
+		return fmt.Errorf("backend %s has no server %q; there are: %s", d.Backend, d.Address, listed(servers))
 	}
 	return nil
 }
