@@ -33,7 +33,7 @@ accounts: {default_domain: example.org}
 	tests := []struct{ command, args, want string }{
 		{"sessions", "--account " + typed, `(?m)^[0-9A-Za-z]+ .* alice@example.org `},
 		{"guard explain", typed + " 127.0.0.1", `tier +known_good`},
-		{"guard unlock", typed, `^unlocked: alice@example.org\n$`},
+		{"guard unlock", typed, `all budgets of alice@example.org are full`},
 		{"account show", typed, `(?m)^account +alice@example.org$`},
 		{"account export", typed, `"account": "alice@example.org"`},
 		{"uidl export", typed, `"account":"alice@example.org"`},
