@@ -62,7 +62,7 @@ is the oldest that the account used on its last day.`,
 		p := newPrinter(cmd.OutOrStdout(), *asJSON, "ACCOUNT\tPROTOCOL\tTLS\tFIRST\tLAST\tLOGINS", func(e ledger.Entry) []any {
 			return []any{e.Account, e.Protocol, e.TLS, e.First, e.Last, e.Logins}
 		})
-		return p.end(stored.ListAccounts.Ask(cmd.Context(), cfg, n, p.print))
+		return p.end(stored.ListAccounts.AskReadOnly(cmd.Context(), cfg, n, p.print))
 	}
 	return cmd
 }

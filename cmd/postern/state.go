@@ -1,18 +1,16 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
-	"postern/proxy/state"
 )
 
 func stateCommand() *cobra.Command {
@@ -42,7 +40,7 @@ goes on meanwhile. What can be had again is not in it.`,
 			return err
 		}
 		write := func(w io.Writer) error {
-			return stored.BackupState.Ask(cmd.Context(), cfg, struct{}{}, func(p []byte) error {
+			return stored.BackupState.AskReadOnly(cmd.Context(), cfg, struct{}{}, func(p []byte) error {
 				_, err := w.Write(p)
 				return err
 			})
@@ -60,8 +58,8 @@ func restoreCommand() *cobra.Command {
 		Use:   "restore FILE",
 		Short: "Put a backup in the place of the record, while no Postern runs",
 		Long: `Put what postern state backup has written in the place of the record. No Postern
-may run, and the command must be run as Postern's user, to whom the files
-belong. A file that is no whole backup is refused; what was there before is kept
+may run. Root and the owner of state.path may do it; the files belong to the owner
+in either case. A file that is no whole backup is refused; what was there before is kept
 beside it, with .before-restore at its end.`,
 		Args: cobra.ExactArgs(1),
 	}
@@ -75,7 +73,7 @@ beside it, with .before-restore at its end.`,
 		if cfg.State.Path == "" {
 			return stored.ErrNoState
 		}
-		f, err := os.Open(args[0])
+		f, err := stored.OpenBackup(cfg, args[0])
 		if err != nil {
 			return err
 		}
@@ -85,14 +83,7 @@ beside it, with .before-restore at its end.`,
 				return err
 			}
 		}
-		record := filepath.Join(cfg.State.Path, stored.RecordFile)
-		if err := state.Restore(cmd.Context(), record, f); err != nil {
-			return err
-		}
-		if _, err = fmt.Fprintf(cmd.OutOrStdout(), "restored: %s; what was there is %s.before-restore\n", record, record); err != nil {
-			return err
-		}
-		return stored.KeepBrakes(cmd.Context(), record, cmd.OutOrStdout())
+		return stored.Restore(cmd.Context(), cfg, f, cmd.OutOrStdout())
 	}
 	return cmd
 }
@@ -102,46 +93,56 @@ func checkStateCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Read all that Postern remembers, and the checksum of every record",
 		Long: `Read every page of the files of the state, and the checksum of the record of
-each account, while Postern runs or when it does not. Damage is exit status 1, and
-so is a record that was lost: one that has nothing of the accounts that the file
-beside it knows.`,
+each account, while Postern runs or when it does not. Nothing is changed. Damage is
+exit status 1, and so is a record that was lost: one that has nothing of the
+accounts that the file beside it knows.`,
 		Args: cobra.NoArgs,
 	}
 	path := configFlag(cmd)
+	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := configs.Read(*path)
 		if err != nil {
 			return err
 		}
-		damaged := 0
+		damaged, lines := false, json.NewEncoder(cmd.OutOrStdout())
 		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		err = stored.CheckState.Ask(cmd.Context(), cfg, struct{}{}, func(c stored.FileReport) error {
-			verdict := "good"
-			switch {
-			case len(c.Damaged) > 0:
-				verdict = "damaged"
-			case c.Lost > 0:
-				verdict = "lost"
+		err = stored.CheckFiles(cmd.Context(), cfg, func(c stored.FileReport) error {
+			damaged = damaged || len(c.Damaged) > 0 || c.Lost > 0
+			if *asJSON {
+				return lines.Encode(c)
 			}
-			_, err := fmt.Fprintf(t, "%s\t%s\t%d octets", c.File, verdict, c.Octets)
-			if c.Records > 0 {
-				_, err = fmt.Fprintf(t, "\trecords: %d", c.Records)
-			}
-			_, _ = fmt.Fprintln(t)
-			for _, d := range c.Damaged {
-				damaged++
-				_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", c.File, d)
-			}
-			if c.Lost > 0 {
-				damaged++
-				_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s: it has nothing of %d accounts that %s knows: %s\n", c.File, stored.LostRecord, c.Lost, stored.CacheFile, stored.LostRemedy)
-			}
-			return err
+			return printFile(t, cmd.ErrOrStderr(), c)
 		})
-		if err = errors.Join(err, t.Flush()); err == nil && damaged > 0 {
+		if err = errors.Join(err, t.Flush()); err == nil && damaged {
 			err = exitStatus(1)
 		}
 		return err
 	}
 	return cmd
+}
+
+// printFile prints a line about a file to out, and its faults to faults.
+func printFile(out, faults io.Writer, c stored.FileReport) error {
+	verdict := "good"
+	switch {
+	case len(c.Damaged) > 0:
+		verdict = "damaged"
+	case c.Lost > 0:
+		verdict = "lost"
+	case c.Missing:
+		verdict = "missing: the next start makes it"
+	}
+	_, err := fmt.Fprintf(out, "%s\t%s\t%d octets", c.File, verdict, c.Octets)
+	if c.Records > 0 {
+		_, err = fmt.Fprintf(out, "\trecords: %d", c.Records)
+	}
+	_, _ = fmt.Fprintln(out)
+	for _, d := range c.Damaged {
+		_, _ = fmt.Fprintf(faults, "%s: %s\n", c.File, d)
+	}
+	if c.Lost > 0 {
+		_, _ = fmt.Fprintf(faults, "%s: %s: it has nothing of %d accounts that %s knows: %s\n", c.File, stored.LostRecord, c.Lost, stored.CacheFile, stored.LostRemedy)
+	}
+	return err
 }

@@ -148,7 +148,7 @@ func exportCommand() *cobra.Command {
 		}
 		out := bufio.NewWriter(cmd.OutOrStdout())
 		lines, n := json.NewEncoder(out), 0
-		err = stored.ExportUIDLs.Ask(cmd.Context(), cfg, s, func(r bridge.AccountRecord) error {
+		err = stored.ExportUIDLs.AskReadOnly(cmd.Context(), cfg, s, func(r bridge.AccountRecord) error {
 			n++
 			return lines.Encode(r)
 		})
@@ -190,7 +190,7 @@ is kept.`,
 			return []any{generation, g.UIDValidity, g.UIDNext, orDash(g.Since.String()), orDash(g.Seen.String()), g.Messages, g.Names, g.VanishedNames}
 		})
 		n := 0
-		err = stored.UIDLHistory.Ask(cmd.Context(), cfg, stored.AccountName(account), func(g bridge.GenerationInfo) error {
+		err = stored.UIDLHistory.AskReadOnly(cmd.Context(), cfg, stored.AccountName(account), func(g bridge.GenerationInfo) error {
 			n++
 			return p.print(g)
 		})

@@ -1,8 +1,10 @@
 package state
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -104,11 +106,7 @@ func restore(ctx context.Context, path, fresh string, from io.Reader) error {
 	if err := copyTo(fresh, from); err != nil {
 		return err
 	}
-	b, err := Open(fresh, Options{})
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(b.Check(ctx), b.Close()); err != nil {
+	if err := checkBackup(ctx, fresh); err != nil {
 		return err
 	}
 	if err := os.Rename(path, path+".before-restore"); err != nil {
@@ -120,12 +118,32 @@ func restore(ctx context.Context, path, fresh string, from io.Reader) error {
 	return syncFolder(filepath.Dir(path))
 }
 
+// checkBackup returns an error unless the file at path is a whole backup.
+func checkBackup(ctx context.Context, path string) error {
+	b, err := Open(path, Options{})
+	if err == nil {
+		err = errors.Join(b.Check(ctx), b.Close())
+	}
+	if errors.Is(err, ErrDamaged) {
+		err = fmt.Errorf("%w: %w", errNoBackup, err)
+	}
+	return err
+}
+
+var errNoBackup = errors.New("this is no whole backup, so nothing was changed")
+
+// copyTo copies a backup to a new file at path. Of input that does not begin as a backup
+// nothing is copied: root may have been led to a file that the owner of path must not read.
 func copyTo(path string, from io.Reader) error {
+	in := bufio.NewReader(from)
+	if head, err := in.Peek(pageHeader + 4); err != nil || binary.NativeEndian.Uint32(head[pageHeader:]) != magic {
+		return fmt.Errorf("%w: %w: the first page is not that of a backup", errNoBackup, ErrDamaged)
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(f, from)
+	_, err = io.Copy(f, in)
 	return errors.Join(err, f.Sync(), f.Close())
 }
 

@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -46,6 +45,9 @@ type Options struct {
 	// Disposable is for data that can be computed again: a damaged file, whatever it
 	// contains, is renamed, with ".damaged" appended, and a new one is made.
 	Disposable bool
+	// ReadOnly is for a file that must not change: writes are errors, a missing file is
+	// not made, and a damaged one stays where it is.
+	ReadOnly bool
 }
 
 // A Bolt is a file of values. Its methods and those of its buckets may be called
@@ -83,15 +85,20 @@ type Bolt struct {
 // must belong to this user or to root, and must not be writable for others. The
 // file must not be readable for others: it says who has mail.
 func Open(path string, o Options) (*Bolt, error) {
-	if err := checkPath(path); err != nil {
+	if err := CheckPath(path, o); err != nil {
 		return nil, fmt.Errorf("open state: %w", err)
 	}
-	b, err := open(path)
+	if !o.ReadOnly {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return nil, fmt.Errorf("open state: %w", err)
+		}
+	}
+	b, err := open(path, o.ReadOnly)
 	var renewed error
-	if errors.Is(err, ErrDamaged) && o.Disposable {
+	if errors.Is(err, ErrDamaged) && o.Disposable && !o.ReadOnly {
 		renewed = err
 		if err = os.Rename(path, path+".damaged"); err == nil {
-			b, err = open(path)
+			b, err = open(path, false)
 		}
 	}
 	if err != nil {
@@ -105,36 +112,7 @@ func Open(path string, o Options) (*Bolt, error) {
 // one, or nil.
 func (b *Bolt) Recreated() error { return b.recreated }
 
-func checkPath(path string) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	info, err := os.Stat(dir)
-	if err != nil {
-		return err
-	}
-	if owner, ok := ownerOf(info); ok && owner != 0 && owner != os.Geteuid() {
-		return fmt.Errorf("%s belongs to user %d, not to %d: run it as that user, as by setpriv --reuid=%d --clear-groups", dir, owner, os.Geteuid(), owner)
-	}
-	if mode := info.Mode().Perm(); mode&0o022 != 0 {
-		return fmt.Errorf("%s can be written by others (mode %04o): chmod go-w %s", dir, mode, dir)
-	}
-	info, err = os.Lstat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s is no regular file", path)
-	case info.Mode().Perm()&0o077 != 0:
-		return fmt.Errorf("%s is open to others (mode %04o): chmod 600 %s", path, info.Mode().Perm(), path)
-	}
-	return nil
-}
-
-func open(path string) (_ *Bolt, err error) {
+func open(path string, readOnly bool) (_ *Bolt, err error) {
 	var file *os.File
 	defer func() {
 		if err != nil && file != nil {
@@ -145,7 +123,7 @@ func open(path string) (_ *Bolt, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // for a truncated file
 	b := &Bolt{path: path, broken: make(chan struct{})}
 	if err = checkFree(path); err == nil {
-		b.db, err = b.openFile(&file)
+		b.db, err = b.openFile(&file, readOnly)
 	}
 	if err == nil {
 		err = b.recordOpened(file)
@@ -161,16 +139,19 @@ func open(path string) (_ *Bolt, err error) {
 	return nil, err
 }
 
-// openFile opens the file for writing. file is set to the open file, also after a
-// panic.
-func (b *Bolt) openFile(file **os.File) (*bbolt.DB, error) {
+// openFile opens the file. file is set to the open file, also after a panic.
+func (b *Bolt) openFile(file **os.File, readOnly bool) (*bbolt.DB, error) {
 	return bbolt.Open(b.path, 0o600, &bbolt.Options{
+		ReadOnly:        readOnly,
 		Timeout:         lockTimeout,
 		FreelistType:    bbolt.FreelistMapType,
 		InitialMmapSize: initialMap,
 		NoStatistics:    true,
 		OpenFile: func(path string, flag int, mode os.FileMode) (_ *os.File, err error) {
 			*file, err = os.OpenFile(path, flag, mode)
+			if err == nil && readOnly && fileSize(*file) == 0 { // bbolt would write its first pages
+				err = fmt.Errorf("%w: the file is empty", ErrDamaged)
+			}
 			return *file, err
 		},
 		// Not NoFreelistSync: measurements show no faster writes, and at a start

@@ -19,6 +19,22 @@ func ownerOf(info fs.FileInfo) (int, bool) {
 	return int(stat.Uid), true
 }
 
+// What a process may do with a file or a directory: access(2).
+const (
+	searchAccess = 1 << iota
+	writeAccess
+	readAccess
+)
+
+// access returns the error of a process that wants to use path.
+func access(path string, want uint32) error {
+	const (
+		atCWD     = -100
+		effective = 0x200 // AT_EACCESS: as open, by the effective user
+	)
+	return syscall.Faccessat(atCWD, path, want, effective)
+}
+
 // lockHolder describes the process that has locked the file at path.
 func lockHolder(path string) string {
 	const unknown = "another process"

@@ -351,6 +351,15 @@ func (b *Bolt) transact(do func(*bbolt.Tx) error) (err error) {
 	return b.checkFatal(err)
 }
 
+// CheckInPlace breaks the Bolt, and returns Err, if its file is no longer at its path. Writes
+// check that as well; CheckInPlace is for a Bolt that nobody writes to.
+func (b *Bolt) CheckInPlace() error {
+	if b.Err() == nil && !b.fileInPlace() {
+		return b.fail(errReplaced)
+	}
+	return b.Err()
+}
+
 // fileInPlace reports whether the mapped file is still at its path: writes to a
 // removed file are lost at the next start.
 func (b *Bolt) fileInPlace() bool {

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 
+	"postern/configs"
 	"postern/proxy/state"
 )
 
@@ -52,10 +54,63 @@ func CreateFile(path string, write func(io.Writer) error) error {
 	return err
 }
 
-// KeepBrakes copies the brakes that were on before a restore into the restored record,
+// OpenBackup opens the backup at path. Root does not follow links out of the state's
+// directory: its owner would learn what the files of others contain.
+func OpenBackup(cfg *configs.Config, path string) (*os.File, error) {
+	f, err := openBackup(cfg.State.Path, path)
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+		err = fmt.Errorf("%w: run this as root, who can also restore what root has backed up", err)
+	}
+	return f, err
+}
+
+func openBackup(dir, path string) (*os.File, error) {
+	inside, err := relative(dir, path)
+	if err != nil || !filepath.IsLocal(inside) {
+		return os.Open(path)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = root.Close() }()
+	return root.Open(inside)
+}
+
+// relative returns path as it is named from dir.
+func relative(dir, path string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return "", err
+	}
+	return filepath.Rel(dir, path)
+}
+
+// Restore puts a backup in the place of the record, while no Postern runs, and writes to out
+// what it has done. Root does that as the owner of the files.
+func Restore(ctx context.Context, cfg *configs.Config, from io.Reader, out io.Writer) error {
+	record := filepath.Join(cfg.State.Path, RecordFile)
+	if _, err := os.Stat(cfg.State.Path); errors.Is(err, fs.ErrNotExist) && os.Geteuid() == 0 {
+		return fmt.Errorf("%w: make it for Postern's user, such as: install -d -m 0700 -o postern -g postern %s", err, cfg.State.Path)
+	}
+	return asOwner(cfg.State.Path, func() error {
+		if err := state.Restore(ctx, record, from); err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(out, "restored: %s; what was there is %s.before-restore\n", record, record); err != nil {
+			return err
+		}
+		return keepBrakes(ctx, record, out)
+	})
+}
+
+// keepBrakes copies the brakes that were on before a restore into the restored record,
 // and writes their backends to out: a backup is older than the present fault of the
 // mailboxes.
-func KeepBrakes(ctx context.Context, record string, out io.Writer) error {
+func keepBrakes(ctx context.Context, record string, out io.Writer) error {
 	brakes, err := readBrakes(ctx, record+".before-restore")
 	if err != nil {
 		_, err = fmt.Fprintf(out, "whether a brake was on cannot be read (%v): look at the mailboxes before Postern starts\n", err)

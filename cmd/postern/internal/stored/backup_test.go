@@ -111,7 +111,7 @@ func TestARestoreKeepsTheBrake(t *testing.T) {
 			t.Fatal(err)
 		}
 		var said strings.Builder
-		if err := KeepBrakes(ctx, record, &said); err != nil {
+		if err := keepBrakes(ctx, record, &said); err != nil {
 			t.Fatal(err)
 		}
 		return said.String()

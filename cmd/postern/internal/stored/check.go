@@ -3,14 +3,20 @@ package stored
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 
 	"postern/bridge"
+	"postern/configs"
 	"postern/proxy/state"
 )
 
 // A FileReport has the result of a check of one file of the state.
 type FileReport struct {
 	File    string   `json:"file"`
+	Missing bool     `json:"missing,omitempty"` // the next start makes the file
 	Octets  int64    `json:"octets"`
 	Records int      `json:"records"`
 	Lost    int64    `json:"lost,omitempty"`    // accounts that the record should have
@@ -20,7 +26,8 @@ type FileReport struct {
 // maxDamage is the largest number of damaged records in a FileReport.
 const maxDamage = 100
 
-// CheckState reads every record of each file, and answers with a report of each file.
+// CheckState reads every record of each file, and answers with a report of each file. It is
+// for the running Postern: see CheckFiles.
 var CheckState = Question[struct{}, FileReport]{"state/check", func(ctx context.Context, m *Storage, _ struct{}, each func(FileReport) error) error {
 	a, err := m.open(ctx)
 	if err != nil && (a == nil || a.Record.Err() == nil) { // a broken file is named below
@@ -30,11 +37,7 @@ var CheckState = Question[struct{}, FileReport]{"state/check", func(ctx context.
 		c := FileReport{File: f.Path(), Octets: f.Size()}
 		err := errors.Join(f.Check(ctx), f.Recreated())
 		if err == nil && f == a.Record {
-			var damaged []error
-			c.Records, damaged, err = bridge.Check(ctx, a.uidls)
-			for _, d := range damaged[:min(len(damaged), maxDamage)] {
-				c.Damaged = append(c.Damaged, d.Error())
-			}
+			err = c.checkRecords(ctx, a)
 		}
 		if f == a.Record && a.Lost.Load() > 0 {
 			err = errors.Join(err, a.countLost(ctx))
@@ -52,3 +55,89 @@ var CheckState = Question[struct{}, FileReport]{"state/check", func(ctx context.
 	}
 	return nil
 }}
+
+// checkRecords reads the record of each account.
+func (c *FileReport) checkRecords(ctx context.Context, a *Files) (err error) {
+	var damaged []error
+	c.Records, damaged, err = bridge.Check(ctx, a.uidls)
+	for _, d := range damaged[:min(len(damaged), maxDamage)] {
+		c.Damaged = append(c.Damaged, d.Error())
+	}
+	return err
+}
+
+// CheckFiles calls each with a report of each file of the state: that of the running
+// Postern, or, when none runs, its own. Then CheckFiles changes nothing.
+func CheckFiles(ctx context.Context, cfg *configs.Config, each func(FileReport) error) error {
+	q := Question[struct{}, FileReport]{CheckState.Name, func(ctx context.Context, _ *Storage, _ struct{}, each func(FileReport) error) error {
+		return checkClosed(ctx, cfg.State.Path, each)
+	}}
+	return q.ask(ctx, cfg, struct{}{}, each, func(context.Context, *configs.Config) (*Storage, error) {
+		return new(Storage), recordExists(cfg.State.Path)
+	})
+}
+
+// checkClosed calls each with a report of each file in dir, which no process has open.
+func checkClosed(ctx context.Context, dir string, each func(FileReport) error) error {
+	record, recordReport, err := openToCheck(ctx, dir, RecordFile)
+	if err != nil {
+		return withRemedy(err)
+	}
+	cache, cacheReport, err := openToCheck(ctx, dir, CacheFile)
+	if err != nil {
+		return err
+	}
+	a := newFiles(record, cache)
+	if record != nil {
+		defer func() { _ = record.Close() }()
+		if err := recordReport.checkRecords(ctx, a); err != nil {
+			recordReport.Damaged = append(recordReport.Damaged, err.Error())
+		}
+	}
+	if cache != nil {
+		defer func() { _ = cache.Close() }()
+	}
+	if record != nil && cache != nil {
+		lost, err := a.lost(ctx)
+		if err != nil {
+			recordReport.Damaged = append(recordReport.Damaged, err.Error())
+		}
+		recordReport.Lost = int64(lost)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return errors.Join(each(recordReport), each(cacheReport))
+}
+
+// openToCheck opens the file with a name in dir, reads all of it, and returns its report. The
+// file is nil if it is damaged or not there.
+func openToCheck(ctx context.Context, dir, name string) (*state.Bolt, FileReport, error) {
+	c := FileReport{File: filepath.Join(dir, name)}
+	info, err := os.Stat(c.File)
+	if errors.Is(err, fs.ErrNotExist) {
+		c.Missing = true
+		return nil, c, nil
+	}
+	if err != nil {
+		return nil, c, err
+	}
+	c.Octets = info.Size()
+	f, err := state.Open(c.File, state.Options{ReadOnly: true})
+	if err == nil {
+		if err = f.Check(ctx); err == nil {
+			return f, c, nil
+		}
+		_ = f.Close()
+	}
+	if !errors.Is(err, state.ErrDamaged) {
+		return nil, c, err
+	}
+	if name == RecordFile {
+		err = withRemedy(err)
+	} else {
+		err = fmt.Errorf("%w: the next start begins it anew, and the login guard then knows nobody", err)
+	}
+	c.Damaged = append(c.Damaged, err.Error())
+	return nil, c, nil
+}

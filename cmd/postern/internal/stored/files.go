@@ -41,7 +41,7 @@ func pseudonymKeyOf(ctx context.Context, notes noter) (key []byte, err error) {
 // Files are the open files of the state: the record, which must not be lost, and
 // the cache.
 type Files struct {
-	Record, Cache *state.Bolt
+	Record, Cache *state.Bolt  // nil only for a command that reads: a file that is not there, damaged or not needed
 	Lost          atomic.Int64 // accounts that only the cache knows, because the record was lost
 	Unidentified  error        // the error because of which Lost is not known; nil: Lost is known
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"postern/bridge"
+	"postern/proxy/state"
 )
 
 // The files of the state can have two faults while Postern runs. A file can be broken,
@@ -24,38 +25,70 @@ const (
 // identify compares the names in the files, gives a name to a file without one, and
 // sets a.Lost. After an error a.Lost is not known.
 func (a *Files) identify(ctx context.Context) error {
-	ours, beside := a.Record.Bucket(identityBucket), a.Cache.Bucket(identityBucket)
-	record, err := ours.Get(ctx, identityKey)
+	n, err := a.names(ctx)
 	if err != nil {
 		return err
 	}
-	cache, err := beside.Get(ctx, identityKey)
-	if err != nil {
-		return err
-	}
-	if record == nil {
-		empty, err := a.recordIsEmpty(ctx)
-		if err != nil {
-			return err
+	for _, missing := range []struct {
+		name []byte
+		in   *state.Bolt
+	}{{n.newCache, a.Cache}, {n.newRecord, a.Record}} {
+		if missing.name == nil {
+			continue
 		}
-		record = []byte(rand.Text())
-		switch {
-		case !empty && cache != nil: // a backup from before there were names
-			record = cache
-		case empty && cache == nil: // from before there were names, if the cache has accounts
-			cache = []byte(rand.Text())
-			if err := beside.Put(ctx, identityKey, cache); err != nil {
-				return err
-			}
-		}
-		if err := ours.Put(ctx, identityKey, record); err != nil {
+		if err := missing.in.Bucket(identityBucket).Put(ctx, identityKey, missing.name); err != nil {
 			return err
 		}
 	}
-	if cache != nil && string(cache) != string(record) {
+	if n.differ() {
 		return a.countLost(ctx)
 	}
 	return a.Accept(ctx)
+}
+
+// lost is identify for files that do not change. It returns the number of accounts that
+// were lost.
+func (a *Files) lost(ctx context.Context) (int, error) {
+	n, err := a.names(ctx)
+	if err != nil || !n.differ() {
+		return 0, err
+	}
+	accounts, err := a.unrecorded(ctx)
+	return len(accounts), err
+}
+
+// names are the names of the record in both files; nil: there is none.
+type names struct {
+	record, cache       []byte
+	newRecord, newCache []byte // names that the files should get; nil: they have theirs
+}
+
+// differ reports whether the record is another one than that beside which the cache was
+// written.
+func (n names) differ() bool { return n.cache != nil && string(n.cache) != string(n.record) }
+
+// names reads the names in the files, and chooses one for a file without one.
+func (a *Files) names(ctx context.Context) (n names, err error) {
+	if n.record, err = a.Record.Bucket(identityBucket).Get(ctx, identityKey); err != nil {
+		return n, err
+	}
+	if n.cache, err = a.Cache.Bucket(identityBucket).Get(ctx, identityKey); err != nil || n.record != nil {
+		return n, err
+	}
+	empty, err := a.recordIsEmpty(ctx)
+	if err != nil {
+		return n, err
+	}
+	n.record = []byte(rand.Text())
+	switch {
+	case !empty && n.cache != nil: // a backup from before there were names
+		n.record = n.cache
+	case empty && n.cache == nil: // from before there were names, if the cache has accounts
+		n.cache = []byte(rand.Text())
+		n.newCache = n.cache
+	}
+	n.newRecord = n.record
+	return n, nil
 }
 
 // countLost sets a.Lost for a record that is another one than before. If no account is

@@ -3,7 +3,9 @@ package stored
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
+	"path/filepath"
 
 	"postern/configs"
 	"postern/proxy/admin"
@@ -18,8 +20,21 @@ type Question[In, Out any] struct {
 	Answer func(ctx context.Context, m *Storage, in In, each func(Out) error) error
 }
 
-// Ask calls each for every value of the answer, until each returns an error.
+// Ask calls each for every value of the answer, until each returns an error. Root opens the
+// files as their owner.
 func (q Question[In, Out]) Ask(ctx context.Context, cfg *configs.Config, in In, each func(Out) error) error {
+	return q.ask(ctx, cfg, in, each, openExisting)
+}
+
+// AskReadOnly is Ask for a question about the record alone, which changes nothing: the
+// command does not change the files that it opens.
+func (q Question[In, Out]) AskReadOnly(ctx context.Context, cfg *configs.Config, in In, each func(Out) error) error {
+	return q.ask(ctx, cfg, in, each, openRecord)
+}
+
+func (q Question[In, Out]) ask(ctx context.Context, cfg *configs.Config, in In, each func(Out) error,
+	open func(context.Context, *configs.Config) (*Storage, error),
+) error {
 	running := func() error {
 		if cfg.Control.Socket == "" {
 			return admin.ErrNotRunning // without a control socket a running Postern cannot answer
@@ -27,19 +42,27 @@ func (q Question[In, Out]) Ask(ctx context.Context, cfg *configs.Config, in In, 
 		return admin.CallEach(ctx, cfg.Control.Socket, q.Name, in, each)
 	}
 	err := running()
+	if errors.Is(err, fs.ErrPermission) && cfg.State.Path != "" {
+		return errors.Join(state.CheckPath(filepath.Join(cfg.State.Path, RecordFile), state.Options{ReadOnly: true}), err)
+	}
 	if !errors.Is(err, admin.ErrNotRunning) {
 		return err
 	}
-	m, err := openExisting(ctx, cfg)
-	if errors.Is(err, state.ErrInUse) {
-		if again := running(); !errors.Is(again, admin.ErrNotRunning) {
-			return again // a Postern has started meanwhile
+	if cfg.State.Path == "" {
+		return errors.New("no Postern can be asked, and state.path is not set: nothing is remembered")
+	}
+	return asOwner(cfg.State.Path, func() error {
+		m, err := open(ctx, cfg)
+		if errors.Is(err, state.ErrInUse) {
+			if again := running(); !errors.Is(again, admin.ErrNotRunning) {
+				return again // a Postern has started meanwhile
+			}
 		}
-	}
-	if err != nil {
-		return err
-	}
-	return errors.Join(q.Answer(ctx, m, in, each), m.Close())
+		if err != nil {
+			return err
+		}
+		return errors.Join(q.Answer(ctx, m, in, each), m.Close())
+	})
 }
 
 // One is Ask for an answer of one value.

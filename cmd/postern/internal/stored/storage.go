@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -108,10 +109,7 @@ func (m *Storage) Open(ctx context.Context, cfg *configs.Config) error {
 	record, err := state.Open(filepath.Join(dir, RecordFile), state.Options{})
 	if err != nil {
 		_ = cache.Close()
-		if errors.Is(err, state.ErrDamaged) {
-			err = fmt.Errorf("%w: %s", err, damagedRemedy)
-		}
-		return err
+		return withRemedy(err)
 	}
 	listings := NewBucket(ListingsBucket, cache.Bucket(ListingsBucket))
 	uidls := NewBucket(UIDLBucket, record.Bucket(UIDLBucket))
@@ -137,16 +135,45 @@ func (m *Storage) Open(ctx context.Context, cfg *configs.Config) error {
 // openExisting is Open for a command. It creates no files, because the files would belong
 // to the user of the command.
 func openExisting(ctx context.Context, cfg *configs.Config) (*Storage, error) {
-	if cfg.State.Path == "" {
-		return nil, errors.New("no Postern can be asked, and state.path is not set: nothing is remembered")
-	}
-	if _, err := os.Stat(filepath.Join(cfg.State.Path, RecordFile)); err != nil {
-		if _, beside := os.Stat(filepath.Join(cfg.State.Path, CacheFile)); beside == nil {
-			return nil, fmt.Errorf("%s: %s: %w", LostRecord, LostRemedy, err)
-		}
-		return nil, fmt.Errorf("no Postern is running, and none has left its state: %w", err)
+	if err := recordExists(cfg.State.Path); err != nil {
+		return nil, err
 	}
 	return Open(ctx, cfg)
+}
+
+// openRecord opens the record alone, which does not change.
+func openRecord(_ context.Context, cfg *configs.Config) (*Storage, error) {
+	if err := recordExists(cfg.State.Path); err != nil {
+		return nil, err
+	}
+	record, err := state.Open(filepath.Join(cfg.State.Path, RecordFile), state.Options{ReadOnly: true})
+	if err != nil {
+		return nil, withRemedy(err)
+	}
+	return &Storage{Record: record.Bucket(UIDLBucket), Files: newFiles(record, nil), close: record.Close}, nil
+}
+
+// recordExists returns an error if there is no record in dir.
+func recordExists(dir string) error {
+	_, err := os.Stat(filepath.Join(dir, RecordFile))
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrPermission):
+		return state.CheckPath(filepath.Join(dir, RecordFile), state.Options{ReadOnly: true})
+	}
+	if _, beside := os.Stat(filepath.Join(dir, CacheFile)); beside == nil {
+		return fmt.Errorf("%s: %s: %w", LostRecord, LostRemedy, err)
+	}
+	return fmt.Errorf("no Postern is running, and none has left its state: %w", err)
+}
+
+// withRemedy returns err, an error of opening the record, with the advice to the operator.
+func withRemedy(err error) error {
+	if errors.Is(err, state.ErrDamaged) {
+		return fmt.Errorf("%w: %s", err, damagedRemedy)
+	}
+	return err
 }
 
 // Close closes the files. Remaining sessions go on without them.
