@@ -37,7 +37,7 @@ func (m *mistakes) check() {
 	m.checkNumber("pop3.first_listings", c.POP3.FirstListings, 1000)
 	m.checkWord("submission.bare_newlines", c.Submission.BareNewlines, "a way with them", "normalize", "reject", "pass")
 	m.checkControl()
-	m.checkWord("log.format", c.Log.Format, "a log format", "text", "json", "journald")
+	m.checkWord("log.format", c.Log.Format, "a log format", "auto", "text", "json", "journald")
 	m.checkPrivacy()
 }
 

@@ -225,7 +225,7 @@ type Metrics struct {
 
 // Log is how Postern writes its log.
 type Log struct {
-	Format   string     `yaml:"format"` // text, json or journald
+	Format   string     `yaml:"format"` // auto, text, json or journald
 	Level    slog.Level `yaml:"level"`
 	Fail2ban string     `yaml:"fail2ban"` // a file for wrong passwords, in the lines of Dovecot's log; "": none
 }
@@ -253,7 +253,7 @@ func defaults() Config {
 		},
 		Submission: Submission{BareNewlines: "normalize"},
 		Metrics:    Metrics{Address: "127.0.0.1:9930"},
-		Log:        Log{Format: "text", Level: slog.LevelInfo},
+		Log:        Log{Format: "auto", Level: slog.LevelInfo},
 		Privacy:    defaultPrivacy(), Retention: Retention{Guard: 30, Ledger: 400, UIDLs: 400},
 	}
 }

@@ -325,7 +325,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"control socket", "", "control: {socket: /" + strings.Repeat("s", 103) + "}", `p.yaml:13: control.socket: the control socket "/` + strings.Repeat("s", 79) + `"... has a path of 104 octets, and a socket's may have 103: set control.socket to a shorter one, or off`},
 		{"control socket beside the state", "", "state: {path: /" + strings.Repeat("s", 90) + "}", `p.yaml:13: state.path: the control socket "/` + strings.Repeat("s", 79) + `"... has a path of 104 octets, and a socket's may have 103: set control.socket to a shorter one, or off`},
 		{"control group", "", "state: {path: /s}\ncontrol: {group: mail}", `p.yaml:14: control.group: needs control.socket, in a directory that the group can enter: state.path is for Postern's user alone`},
-		{"log format", "", "log: {format: xml}", `p.yaml:13: log.format: "xml" is not a log format; use text, json or journald`},
+		{"log format", "", "log: {format: xml}", `p.yaml:13: log.format: "xml" is not a log format; use auto, text, json or journald`},
 		{"log level", "", "log: {level: INFO}", `p.yaml:13: log.level: "INFO" is not a log level; use debug, error, info or warn`},
 		{"TLS profile", "tls:\n", "tls:\n  profile: old\n", `p.yaml:7: tls.profile: "old" is not a profile; use modern, compatible or legacy`},
 		{"TLS profile of a listener", `":993"`, `":993", tls_profile: ssl3`, `p.yaml:3: listeners[0].tls_profile: "ssl3" is not a profile; use modern, compatible or legacy`},

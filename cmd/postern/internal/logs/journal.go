@@ -2,9 +2,12 @@ package logs
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -25,6 +28,22 @@ func newJournal(w io.Writer, level slog.Leveler) journal {
 		j[i] = slog.NewTextHandler(&prefixed{mu, w, priority}, options)
 	}
 	return j
+}
+
+// readByJournal reports whether w is the file that stream names: systemd sets
+// JOURNAL_STREAM to "device:inode" of the standard error that the journal reads
+// (systemd.exec(5)). A child process inherits the variable, but may write elsewhere.
+func readByJournal(w io.Writer, stream string) bool {
+	file, ok := w.(*os.File)
+	if !ok || stream == "" {
+		return false
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return false
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && stream == fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)
 }
 
 // of returns the handler for a level.

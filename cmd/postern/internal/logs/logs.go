@@ -6,10 +6,12 @@ package logs
 import (
 	"io"
 	"log/slog"
+	"os"
 )
 
-// New returns a logger that writes to w in a format of log.format: text, json or
-// journald.
+// New returns a logger that writes to w in a format of log.format: text, json,
+// journald, or auto, which is journald if w leads to systemd's journal, and text
+// otherwise.
 func New(w io.Writer, format string, level *slog.LevelVar) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
 	switch format {
@@ -17,6 +19,10 @@ func New(w io.Writer, format string, level *slog.LevelVar) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, options))
 	case "journald":
 		return slog.New(newJournal(w, level))
+	case "auto":
+		if readByJournal(w, os.Getenv("JOURNAL_STREAM")) {
+			return slog.New(newJournal(w, level))
+		}
 	}
 	return slog.New(slog.NewTextHandler(w, options))
 }
