@@ -1,10 +1,14 @@
 package service
 
 import (
+	"cmp"
 	"runtime/debug"
 )
 
-// A BuildVersion has the version and the revision that the Go tool wrote into the binary.
+// version is the version of a package, which .ci/package has the linker write. Empty: none.
+var version string
+
+// A BuildVersion has the version and the revision that the Go tool or .ci/package wrote into the binary.
 type BuildVersion struct{ Version, Revision string }
 
 // ReadVersion returns the BuildVersion of this binary.
@@ -14,9 +18,7 @@ func ReadVersion() BuildVersion {
 	if !ok {
 		return v
 	}
-	if info.Main.Version != "" {
-		v.Version = info.Main.Version
-	}
+	v.Version = cmp.Or(version, info.Main.Version, v.Version)
 	for _, s := range info.Settings {
 		switch s.Key {
 		case "vcs.revision":
