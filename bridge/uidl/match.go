@@ -133,37 +133,47 @@ var volatile = []string{
 	"x-uidl", "x-yahoo-newman-property",
 }
 
+// distinct has the header fields that are hardly the same in two messages. Programs send
+// several messages within the second of one Date.
+var distinct = []string{"message-id", "received"}
+
 // A HeaderHash computes the hash of a header from the octets of a message as they come.
-// CR and volatile fields do not count: they differ between servers for the same message.
-// The zero value is ready.
+// CR and volatile fields do not count, and NUL counts as 0x80, as which IMAP shows it:
+// these differ between servers for the same message. The zero value is ready.
 type HeaderHash struct {
-	hash    hash.Hash
-	line    []byte
-	octets  int
-	skipped bool // the field of the last line does not count
-	done    bool
+	hash     hash.Hash
+	line     []byte
+	octets   int
+	skipped  bool // the field of the last line does not count
+	distinct bool
+	done     bool
 }
 
 // Write implements io.Writer. It never fails.
 func (h *HeaderHash) Write(p []byte) (int, error) {
 	n := len(p)
 	for !h.done && len(p) > 0 {
-		line, rest, ended := bytes.Cut(p, []byte("\n"))
-		h.line = append(h.line, line...)
-		h.octets += len(p) - len(rest)
-		if ended {
-			h.endLine()
-		}
-		if h.octets > maxHeader {
-			h.done = true
-		}
-		p = rest
+		p = p[h.write(p):]
 	}
 	return n, nil
 }
 
+// write takes octets up to the end of a line, and returns their number.
+func (h *HeaderHash) write(p []byte) int {
+	line, rest, ended := bytes.Cut(p, []byte("\n"))
+	h.line = append(h.line, line...)
+	h.octets += len(p) - len(rest)
+	if ended {
+		h.endLine()
+	}
+	if h.octets > maxHeader {
+		h.done = true
+	}
+	return len(p) - len(rest)
+}
+
 func (h *HeaderHash) endLine() {
-	line := bytes.ReplaceAll(h.line, []byte("\r"), nil)
+	line := normalize(h.line)
 	h.line = h.line[:0]
 	if len(line) == 0 {
 		h.done = true
@@ -171,7 +181,10 @@ func (h *HeaderHash) endLine() {
 	}
 	if line[0] != ' ' && line[0] != '\t' {
 		name, _, field := bytes.Cut(line, []byte(":"))
-		h.skipped = !field || slices.Contains(volatile, strings.ToLower(string(bytes.TrimSpace(name))))
+		known := strings.ToLower(string(bytes.TrimSpace(name)))
+		// A name with a space in it is mbox's "From " line.
+		h.skipped = !field || strings.ContainsAny(known, " \t") || slices.Contains(volatile, known)
+		h.distinct = h.distinct || slices.Contains(distinct, known)
 	}
 	if h.skipped || len(bytes.TrimSpace(line)) == 0 {
 		return
@@ -182,8 +195,25 @@ func (h *HeaderHash) endLine() {
 	_, _ = h.hash.Write(append(line, '\n'))
 }
 
+// normalize returns a copy of a line without CR, and with 0x80 for NUL.
+func normalize(line []byte) []byte {
+	return bytes.ReplaceAll(bytes.ReplaceAll(line, []byte("\r"), nil), []byte{0}, []byte{0x80})
+}
+
+// End says that the message has no more octets: it may consist of a header alone.
+func (h *HeaderHash) End() {
+	if !h.done && len(h.line) > 0 {
+		h.endLine()
+	}
+	h.done = true
+}
+
 // Done reports whether the header has ended.
 func (h *HeaderHash) Done() bool { return h.done }
+
+// Distinct reports whether the header has a field by which another message hardly has the
+// same header: Message-ID or Received.
+func (h *HeaderHash) Distinct() bool { return h.distinct }
 
 // Sum returns the hash, or 0 if the header has not ended, is too long, or has no fields
 // that count.
@@ -192,4 +222,77 @@ func (h *HeaderHash) Sum() uint64 {
 		return 0
 	}
 	return binary.LittleEndian.Uint64(h.hash.Sum(nil)) | 1
+}
+
+// maxLine is the most octets of a line that a ContentHash holds back.
+const maxLine = 64 << 10
+
+// A ContentHash computes the hash of a whole message, so that copies of it on different
+// servers have the same one. The header counts as in HeaderHash; of the body, CR, empty
+// lines at the end and the quoting of "From " in mbox do not count. The zero value is
+// ready.
+type ContentHash struct {
+	header HeaderHash
+	body   hash.Hash
+	line   []byte
+	begun  bool // a part of the line is in the hash already
+	empty  int  // empty lines that do not count unless more follows
+}
+
+// Write implements io.Writer. It never fails.
+func (c *ContentHash) Write(p []byte) (int, error) {
+	n := len(p)
+	for !c.header.done && len(p) > 0 {
+		p = p[c.header.write(p):]
+	}
+	if c.body == nil {
+		c.body = sha256.New()
+	}
+	for len(p) > 0 {
+		line, rest, ended := bytes.Cut(p, []byte("\n"))
+		if c.line = append(c.line, line...); ended || len(c.line) > maxLine {
+			c.writeLine(ended)
+		}
+		p = rest
+	}
+	return n, nil
+}
+
+// writeLine adds the line, or its beginning, to the hash.
+func (c *ContentHash) writeLine(ended bool) {
+	line := normalize(c.line)
+	c.line = c.line[:0]
+	if len(line) == 0 && ended && !c.begun {
+		c.empty++
+		return
+	}
+	for ; c.empty > 0; c.empty-- {
+		_, _ = c.body.Write([]byte("\n"))
+	}
+	if unquoted := bytes.TrimLeft(line, ">"); !c.begun && bytes.HasPrefix(unquoted, []byte("From ")) {
+		line = unquoted
+	}
+	if ended {
+		line = append(line, '\n')
+	}
+	_, _ = c.body.Write(line)
+	c.begun = !ended
+}
+
+// Sum returns the hash. The message must have ended.
+func (c *ContentHash) Sum() (sum [sha256.Size]byte) {
+	c.header.End()
+	if c.body == nil {
+		c.body = sha256.New()
+	}
+	if len(c.line) > 0 || c.begun {
+		c.writeLine(true)
+	}
+	all := sha256.New()
+	if c.header.hash != nil {
+		_, _ = all.Write(c.header.hash.Sum(nil))
+	}
+	_, _ = all.Write(c.body.Sum(nil))
+	all.Sum(sum[:0])
+	return sum
 }
