@@ -62,12 +62,21 @@ func messageID(header []byte) string {
 // come, to the writer that begin returns; end is called with the UID when the
 // response is whole. Errors of the writer do not count.
 func (in *Inbox) Headers(ctx context.Context, uids imap.UIDSet, begin func() io.Writer, end func(uid uint32)) error {
-	err := in.fetchAll(ctx, uids, Header, func(s *Section) error {
+	return in.sections(ctx, Header, uids, begin, end)
+}
+
+// Bodies is Headers for whole messages.
+func (in *Inbox) Bodies(ctx context.Context, uids imap.UIDSet, begin func() io.Writer, end func(uid uint32)) error {
+	return in.sections(ctx, Body, uids, begin, end)
+}
+
+func (in *Inbox) sections(ctx context.Context, item string, uids imap.UIDSet, begin func() io.Writer, end func(uid uint32)) error {
+	err := in.fetchAll(ctx, uids, item, func(s *Section) error {
 		w := begin()
 		return s.Each(func(chunk []byte) { _, _ = w.Write(chunk) })
 	}, func(r *FetchResponse) { end(r.UID) })
 	if err != nil {
-		return fmt.Errorf("UID FETCH of headers: %w", err)
+		return fmt.Errorf("UID FETCH %s: %w", item, err)
 	}
 	return nil
 }

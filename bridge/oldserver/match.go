@@ -73,6 +73,7 @@ const (
 type Matching struct {
 	Pairs     []Pair         // ascending by New
 	Left      map[int]Reason // by index of the old message
+	Headers   map[int]Header // of old messages, as far as they were read
 	Disagreed bool           // sizes and order proposed a message that the headers disproved
 
 	// Offset is by how many octets a message is larger on the new side, if Constant.
@@ -112,6 +113,7 @@ func Match(ctx context.Context, before, after Side, o Options) (Matching, error)
 			m.result.Left[i] = Missing
 		}
 	}
+	m.result.Headers = m.old.headers
 	slices.SortFunc(m.result.Pairs, func(a, b Pair) int { return a.New - b.New })
 	return m.result, nil
 }

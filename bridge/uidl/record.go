@@ -391,6 +391,26 @@ func (r *Record) makeCurrent(g *Generation) {
 	}
 }
 
+// foreignUIDValidity is that of the generation with the UIDLs of another server.
+const foreignUIDValidity = 1<<32 - 1
+
+// AddForeign adds UIDLs that clients know of messages of another server, which are not in
+// the current generation, as the oldest generation: no other message gets one of them, and
+// a message that comes later is recognized by its header. UIDs of the entries ascend; they
+// only tell the entries apart.
+func (r *Record) AddForeign(entries []Entry) {
+	if len(entries) == 0 {
+		return
+	}
+	g := newGeneration(foreignUIDValidity, r.Current().Eras[0].Format)
+	if r.Current().UIDValidity == g.UIDValidity {
+		g.UIDValidity--
+	}
+	g.UIDNext = 1 // the format computes nothing
+	g.Entries = entries
+	r.Generations = append(r.Generations, g)
+}
+
 // Plain reports whether one format computes all unique-ids, now and before, so that no
 // two unique-ids can be the same. The generations need not be loaded.
 func (r *Record) Plain() bool {

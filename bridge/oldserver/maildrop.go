@@ -1,0 +1,418 @@
+package oldserver
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/textproto"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"postern/bridge/uidl"
+	"postern/proxy"
+)
+
+const (
+	// flight bounds the commands that are sent before their answers are read, to a server
+	// with PIPELINING, RFC 2449 section 6.6.
+	flight = 32
+	// allLines asks TOP for the whole message. RETR would be remembered by servers that
+	// delete what was retrieved.
+	allLines = 999999999
+	// slack is by how many octets a message may be longer than LIST says.
+	slack = 1 << 20
+)
+
+// ErrAnswer is in the tree of an error about an answer from which nothing follows.
+var ErrAnswer = errors.New("answer of the old server cannot be used")
+
+// A Refusal is an answer -ERR.
+type Refusal struct {
+	Command string // without arguments
+	Text    string // as the server wrote it, without -ERR
+}
+
+// Error implements error.
+func (r *Refusal) Error() string {
+	return fmt.Sprintf("%s: the old server said -ERR %.200q", r.Command, r.Text)
+}
+
+// Code returns the response code, RFC 2449 section 8, such as "IN-USE", or "".
+func (r *Refusal) Code() string {
+	code, _, ok := strings.Cut(strings.TrimPrefix(r.Text, "["), "]")
+	if !ok || !strings.HasPrefix(r.Text, "[") {
+		return ""
+	}
+	return strings.ToUpper(code)
+}
+
+// A Server is the POP3 server that Postern replaces.
+type Server struct {
+	// Dial connects. The connection is TLS, unless StartTLS is set or the server is on
+	// this machine: PASS sends the password as it is.
+	Dial     func(ctx context.Context) (net.Conn, error)
+	StartTLS *tls.Config   // TLS by STLS, RFC 2595; nil: none
+	Timeout  time.Duration // longest silence of the server; 0: a minute
+
+	// Pace is called before n commands for messages are sent, and waits until they may be.
+	// nil: at once.
+	Pace func(ctx context.Context, n int) error
+}
+
+// A Message is a message of a maildrop.
+type Message struct {
+	Number int
+	UIDL   string // as the server shows it, valid or not; "": it shows none
+	Size   int64  // octets, as LIST says
+}
+
+// A Maildrop is a session in the TRANSACTION state, RFC 1939. It sends neither RETR nor
+// DELE. Its methods are for one goroutine at a time.
+type Maildrop struct {
+	Messages []Message // ascending by Number
+
+	server    *Server
+	conn      net.Conn
+	text      *textproto.Reader
+	pipelined bool
+	stop      func() bool
+}
+
+// Open logs in and lists the maildrop. An error has a *Refusal if the server refused, or
+// ErrAnswer. ctx is for the whole session: its end closes the connection.
+func (s *Server) Open(ctx context.Context, user string, secret *proxy.Secret) (*Maildrop, error) {
+	if strings.ContainsAny(user, "\r\n") || strings.ContainsAny(string(secret.Reveal()), "\r\n") {
+		return nil, errLineEnd
+	}
+	conn, err := s.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d := &Maildrop{server: s}
+	d.use(conn)
+	d.stop = context.AfterFunc(ctx, func() { _ = conn.Close() })
+	if err = d.logIn(ctx, user, secret); err == nil {
+		err = d.list()
+	}
+	if err != nil {
+		d.abort()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *Maildrop) use(conn net.Conn) {
+	d.conn = conn
+	d.text = textproto.NewReader(bufio.NewReaderSize(conn, 16<<10))
+}
+
+func (d *Maildrop) abort() {
+	d.stop()
+	_ = d.conn.Close()
+}
+
+// Close ends the session with RSET and QUIT, after which the server has deleted and marked
+// nothing. An error says that the server did not confirm this.
+func (d *Maildrop) Close() error {
+	defer d.abort()
+	_, reset := d.command("RSET", "RSET")
+	_, quit := d.command("QUIT", "QUIT")
+	return errors.Join(reset, quit)
+}
+
+func (d *Maildrop) logIn(ctx context.Context, user string, secret *proxy.Secret) error {
+	if _, err := d.reply("greeting"); err != nil {
+		return err
+	}
+	if d.server.StartTLS != nil {
+		if err := d.startTLS(ctx); err != nil {
+			return err
+		}
+	}
+	if _, err := d.command("USER", "USER "+user); err != nil {
+		return err
+	}
+	if _, err := d.command("PASS", "PASS "+string(secret.Reveal())); err != nil {
+		return err
+	}
+	lines, err := d.lines("CAPA", "CAPA") // those that hold after login
+	if refusal := (*Refusal)(nil); errors.As(err, &refusal) {
+		return nil // a server from before RFC 2449
+	}
+	d.pipelined = slices.ContainsFunc(lines, func(line string) bool { return strings.EqualFold(strings.TrimSpace(line), "PIPELINING") })
+	return err
+}
+
+func (d *Maildrop) startTLS(ctx context.Context) error {
+	if _, err := d.command("STLS", "STLS"); err != nil {
+		return err
+	}
+	if n := d.text.R.Buffered(); n > 0 { // injected before TLS, RFC 3207 section 6
+		return fmt.Errorf("%w: %d octets came between STLS and TLS", ErrAnswer, n)
+	}
+	conn := tls.Client(d.conn, d.server.StartTLS)
+	if err := d.deadline(); err != nil {
+		return err
+	}
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("TLS after STLS: %w", err)
+	}
+	d.use(conn)
+	return nil
+}
+
+// list reads STAT, LIST and UIDL, which must agree about the messages.
+func (d *Maildrop) list() error {
+	stat, err := d.command("STAT", "STAT")
+	if err != nil {
+		return err
+	}
+	word, _, _ := strings.Cut(stat, " ")
+	count, err := strconv.Atoi(word)
+	if err != nil || count < 0 || count > maxMessages {
+		return fmt.Errorf("%w: STAT: %.100q", ErrAnswer, stat)
+	}
+	sizes, err := d.listing("LIST", count)
+	if err != nil {
+		return err
+	}
+	ids, err := d.listing("UIDL", count)
+	if err != nil {
+		return err
+	}
+	d.Messages = make([]Message, 0, count)
+	for n := range count {
+		m := Message{Number: n + 1, UIDL: ids[n]}
+		word, _, _ := strings.Cut(sizes[n], " ")
+		if m.Size, err = strconv.ParseInt(word, 10, 64); err != nil || m.Size < 0 {
+			return fmt.Errorf("%w: LIST: message %d has the size %.100q", ErrAnswer, n+1, sizes[n])
+		}
+		d.Messages = append(d.Messages, m)
+	}
+	return nil
+}
+
+// listing returns what LIST or UIDL says of each of count messages. A session begins with
+// no message deleted, so the numbers are 1 to count, RFC 1939 section 4. A server that
+// lists fewer has not answered.
+func (d *Maildrop) listing(command string, count int) ([]string, error) {
+	lines, err := d.linesUpTo(count, command, command)
+	if err != nil {
+		return nil, err
+	}
+	if len(lines) != count {
+		return nil, fmt.Errorf("%w: %s shows %d messages, STAT %d", ErrAnswer, command, len(lines), count)
+	}
+	all, seen := make([]string, count), make([]bool, count)
+	for _, line := range lines {
+		word, rest, _ := strings.Cut(line, " ")
+		n, err := strconv.Atoi(word)
+		if err != nil || n < 1 || n > count || seen[n-1] {
+			return nil, fmt.Errorf("%w: %s: %.100q", ErrAnswer, command, line)
+		}
+		all[n-1], seen[n-1] = strings.TrimSpace(rest), true
+	}
+	return all, nil
+}
+
+func (d *Maildrop) deadline() error {
+	timeout := d.server.Timeout
+	if timeout == 0 {
+		timeout = time.Minute
+	}
+	return d.conn.SetDeadline(time.Now().Add(timeout))
+}
+
+func (d *Maildrop) send(lines string) error {
+	if err := d.deadline(); err != nil {
+		return err
+	}
+	_, err := io.WriteString(d.conn, lines)
+	return err
+}
+
+// command sends a command and returns the text after +OK. name stands in errors: the
+// line may have the password.
+func (d *Maildrop) command(name, line string) (string, error) {
+	if err := d.send(line + "\r\n"); err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	return d.reply(name)
+}
+
+func (d *Maildrop) reply(name string) (string, error) {
+	line, err := d.line()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	if text, ok := strings.CutPrefix(line, "+OK"); ok {
+		return strings.TrimSpace(text), nil
+	}
+	if text, ok := strings.CutPrefix(line, "-ERR"); ok {
+		return "", &Refusal{Command: name, Text: strings.TrimSpace(text)}
+	}
+	return "", fmt.Errorf("%w: %s: %.100q", ErrAnswer, name, line)
+}
+
+// line returns a line of up to maxReply octets.
+func (d *Maildrop) line() (string, error) {
+	if err := d.deadline(); err != nil {
+		return "", err
+	}
+	line, err := d.text.R.ReadSlice('\n')
+	switch {
+	case errors.Is(err, io.EOF):
+		return "", io.ErrUnexpectedEOF
+	case errors.Is(err, bufio.ErrBufferFull) || err == nil && len(line) > maxReply:
+		return "", errLongLine
+	case err != nil:
+		return "", err
+	}
+	return strings.TrimRight(string(line), "\r\n"), nil
+}
+
+// lines sends a command and returns the lines of its answer.
+func (d *Maildrop) lines(name, line string) ([]string, error) {
+	const most = 1000
+	return d.linesUpTo(most, name, line)
+}
+
+func (d *Maildrop) linesUpTo(most int, name, line string) (lines []string, err error) {
+	if _, err := d.command(name, line); err != nil {
+		return nil, err
+	}
+	for {
+		line, err := d.line()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		if line == "." {
+			return lines, nil
+		}
+		if len(lines) == most {
+			return nil, fmt.Errorf("%w: %s has more than %d lines", ErrAnswer, name, most)
+		}
+		lines = append(lines, strings.TrimPrefix(line, "."))
+	}
+}
+
+// Headers returns the headers of messages by their index in Messages, as a Side does.
+func (d *Maildrop) Headers(ctx context.Context, indexes []int) ([]Header, error) {
+	all := make([]Header, len(indexes))
+	err := d.top(ctx, indexes, 0, func(k int, body io.Reader) error {
+		var hash uidl.HeaderHash
+		if _, err := io.Copy(&hash, body); err != nil {
+			return err
+		}
+		hash.End()
+		all[k] = Header{Known: true, Hash: hash.Sum(), Distinct: hash.Distinct()}
+		return nil
+	})
+	return all, err
+}
+
+// Contents returns the hashes of whole messages by their index in Messages, as a Side
+// does.
+func (d *Maildrop) Contents(ctx context.Context, indexes []int) ([]Sum, error) {
+	all := make([]Sum, len(indexes))
+	err := d.top(ctx, indexes, allLines, func(k int, body io.Reader) error {
+		var hash uidl.ContentHash
+		if _, err := io.Copy(&hash, body); err != nil {
+			return err
+		}
+		all[k] = hash.Sum()
+		return nil
+	})
+	return all, err
+}
+
+// top sends TOP for messages and calls read for the message of each +OK. A message that
+// the server refuses is left out.
+func (d *Maildrop) top(ctx context.Context, indexes []int, lines int, read func(k int, body io.Reader) error) error {
+	most := 1
+	if d.pipelined {
+		most = flight
+	}
+	done := 0
+	for some := range slices.Chunk(indexes, most) {
+		if d.server.Pace != nil {
+			if err := d.server.Pace(ctx, len(some)); err != nil {
+				return err
+			}
+		}
+		var commands strings.Builder
+		for _, i := range some {
+			fmt.Fprintf(&commands, "TOP %d %d\r\n", d.Messages[i].Number, lines)
+		}
+		if err := d.send(commands.String()); err != nil {
+			return fmt.Errorf("TOP: %w", err)
+		}
+		for _, i := range some {
+			if err := d.readTop(i, done, read); err != nil {
+				if ctx.Err() != nil {
+					err = context.Cause(ctx)
+				}
+				return err
+			}
+			done++
+		}
+	}
+	return nil
+}
+
+func (d *Maildrop) readTop(i, k int, read func(k int, body io.Reader) error) error {
+	_, err := d.reply("TOP")
+	if refusal := (*Refusal)(nil); errors.As(err, &refusal) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	body := &boundedReader{r: d.text.DotReader(), left: d.Messages[i].Size + slack, deadline: d.deadline}
+	if err := read(k, body); err != nil {
+		return fmt.Errorf("TOP: message %d: %w", d.Messages[i].Number, err)
+	}
+	return nil
+}
+
+// A boundedReader ends with an error after left octets, and before each read sets the
+// deadline.
+type boundedReader struct {
+	r        io.Reader
+	left     int64
+	deadline func() error
+}
+
+// Read implements io.Reader.
+func (b *boundedReader) Read(p []byte) (int, error) {
+	if err := b.deadline(); err != nil {
+		return 0, err
+	}
+	n, err := b.r.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return n, fmt.Errorf("%w: it is longer than LIST says", ErrAnswer)
+	}
+	return n, err
+}
+
+// Side returns the maildrop for Match.
+func (d *Maildrop) Side() Side {
+	s := Side{Headers: d.Headers, Contents: d.Contents, Sizes: make([]int64, len(d.Messages))}
+	for i, m := range d.Messages {
+		s.Sizes[i] = m.Size
+	}
+	return s
+}
+
+// Pipelined reports whether the server takes commands before it has answered those
+// before.
+func (d *Maildrop) Pipelined() bool { return d.pipelined }
