@@ -94,10 +94,26 @@ func (s *Server) Open(ctx context.Context, user string, secret *proxy.Secret) (*
 	if err != nil {
 		return nil, err
 	}
-	d := &Maildrop{server: s}
+	d := s.session(ctx, conn)
+	return d.begin(ctx, func() error { return d.logIn(ctx, user, secret) })
+}
+
+// Attach is Open for a session of which the login is over, such as one of Postern's own.
+func (s *Server) Attach(ctx context.Context, conn net.Conn) (*Maildrop, error) {
+	d := s.session(ctx, conn)
+	return d.begin(ctx, d.capabilities)
+}
+
+func (s *Server) session(ctx context.Context, conn net.Conn) *Maildrop {
+	d := &Maildrop{server: s, stop: context.AfterFunc(ctx, func() { _ = conn.Close() })}
 	d.use(conn)
-	d.stop = context.AfterFunc(ctx, func() { _ = conn.Close() })
-	if err = d.logIn(ctx, user, secret); err == nil {
+	return d
+}
+
+// begin makes the session one of the maildrop that logIn opens.
+func (d *Maildrop) begin(ctx context.Context, logIn func() error) (*Maildrop, error) {
+	err := logIn()
+	if err == nil {
 		err = d.list()
 	}
 	if err != nil {
@@ -144,7 +160,12 @@ func (d *Maildrop) logIn(ctx context.Context, user string, secret *proxy.Secret)
 	if _, err := d.command("PASS", "PASS "+string(secret.Reveal())); err != nil {
 		return err
 	}
-	lines, err := d.lines("CAPA", "CAPA") // those that hold after login
+	return d.capabilities()
+}
+
+// capabilities learns what the server can do after login.
+func (d *Maildrop) capabilities() error {
+	lines, err := d.lines("CAPA", "CAPA")
 	if refusal := (*Refusal)(nil); errors.As(err, &refusal) {
 		return nil // a server from before RFC 2449
 	}

@@ -357,7 +357,7 @@ func (m *matcher) learn(pairs []Pair) {
 func (m *matcher) byContent(ctx context.Context) error {
 	left, right := m.old.byHash(m.old.unmatched()), m.new.byHash(m.new.unmatched())
 	for _, i := range m.old.unmatched() {
-		if !m.old.headers[i].Known {
+		if h, asked := m.old.headers[i]; asked && !h.Known {
 			m.result.Left[i] = Unread
 		}
 	}
