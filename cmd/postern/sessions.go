@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/internal/service"
@@ -25,6 +27,9 @@ maildrop is listed) or session (the client is served).`,
 			return err
 		}
 		p := newPrinter(cmd.OutOrStdout(), *asJSON, "SESSION\tPROTOCOL\tACCOUNT\tCLIENT\tTLS\tBACKEND\tSINCE\tRECEIVED\tSENT\tSTATE", func(l service.Session) []any {
+			if l.Process != 0 {
+				l.State += fmt.Sprintf(" (process %d, before the upgrade)", l.Process)
+			}
 			return []any{l.ID, l.Protocol, orDash(l.Account), l.Client, orDash(l.TLS), orDash(l.Backend), date(l.Since), l.Received, l.Sent, l.State}
 		})
 		n := 0

@@ -15,6 +15,7 @@ import (
 func (s *Service) newControl() *admin.Server {
 	c := &admin.Server{Log: s.log, Routine: []string{stored.AskGet, stored.AskSwap, stored.AskScan}}
 	s.answerSessions(c)
+	s.answerDrain(c)
 	stored.ForgetUIDLs.Register(c, s.Storage)
 	stored.ExportUIDLs.Register(c, s.Storage)
 	stored.ImportUIDLs.Register(c, s.Storage)

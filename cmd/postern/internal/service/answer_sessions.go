@@ -15,31 +15,19 @@ import (
 	"postern/cmd/postern/internal/stored"
 	"postern/proxy"
 	"postern/proxy/admin"
-	"postern/proxy/backend"
 )
 
 // The requests about sessions, which only the running Postern can answer.
 const (
 	AskSessions = "sessions"
 	AskKick     = "kick"
-	AskDrain    = "drain"
 	AskLogLevel = "log-level"
 )
 
 // answerSessions makes c answer the requests about sessions, stored accounts and state.
 func (s *Service) answerSessions(c *admin.Server) {
 	admin.HandleEach(c, AskSessions, s.listSessions)
-	admin.Handle(c, AskKick, func(_ context.Context, f SessionFilter) (int, error) {
-		if err := s.checkFilter(f); err != nil {
-			return 0, err
-		}
-		n := s.server.Kick(f.matches)
-		if n == 0 && f.Session != "" {
-			return 0, errNoSession(f)
-		}
-		return n, nil
-	})
-	admin.HandleEach(c, AskDrain, s.drainBackend)
+	admin.Handle(c, AskKick, s.kick)
 	admin.Handle(c, AskLogLevel, s.setLogLevel)
 	stored.BackupState.Register(c, s.Storage)
 	stored.CheckState.Register(c, s.Storage)
@@ -59,8 +47,9 @@ type Session struct {
 	TLS      string         `json:"tls,omitempty"`
 	Backend  string         `json:"backend,omitempty"`
 	Since    time.Time      `json:"since"`
-	Received int64          `json:"received"` // octets from the client
-	Sent     int64          `json:"sent"`     // octets to the client
+	Received int64          `json:"received"`          // octets from the client
+	Sent     int64          `json:"sent"`              // octets to the client
+	Process  int            `json:"process,omitempty"` // of a process before an upgrade that has the session still; 0: the one that serves
 }
 
 // A SessionFilter chooses the connections that match all its fields that are set.
@@ -91,7 +80,7 @@ func (f SessionFilter) matches(i proxy.SessionInfo) bool {
 // checkFilter returns an error if f names a backend that neither the configuration nor a
 // session has.
 func (s *Service) checkFilter(f SessionFilter) error {
-	if f.Backend == "" {
+	if f.Backend == "" || s.predecessor != nil && !s.predecessor.gone.Load() { // that one may have had other backends
 		return nil
 	}
 	backends := slices.Collect(maps.Keys(s.current.Load().cfg.Backends))
@@ -106,9 +95,22 @@ func errNoSession(f SessionFilter) error {
 	return fmt.Errorf("no connection has the session id %q, and what else was named", f.Session)
 }
 
-func (s *Service) listSessions(_ context.Context, f SessionFilter, each func(Session) error) error {
+// listSessions calls each for the connections that match f.
+func (s *Service) listSessions(ctx context.Context, f SessionFilter, each func(Session) error) error {
 	if err := s.checkFilter(f); err != nil {
 		return err
+	}
+	return s.eachSession(ctx, f, each)
+}
+
+// eachSession calls each for the connections that match f: those of the processes before
+// an upgrade, then those of this process, each the oldest first.
+func (s *Service) eachSession(ctx context.Context, f SessionFilter, each func(Session) error) error {
+	before, missing := s.askPredecessor(ctx, false, f)
+	for _, l := range before.Sessions {
+		if err := each(l); err != nil {
+			return err
+		}
 	}
 	all := s.server.Sessions()
 	slices.SortFunc(all, func(a, b proxy.SessionInfo) int {
@@ -130,83 +132,31 @@ func (s *Service) listSessions(_ context.Context, f SessionFilter, each func(Ses
 			return err
 		}
 	}
-	return nil
+	return missing
 }
 
-// A DrainRequest drains servers of a backend, or undoes a drain.
-type DrainRequest struct {
-	Backend string `json:"backend"`
-	Address string `json:"address,omitempty"` // "": all servers
-	Undo    bool   `json:"undo,omitempty"`
-}
-
-// LogValue implements slog.LogValuer.
-func (d DrainRequest) LogValue() slog.Value {
-	undo := ""
-	if d.Undo {
-		undo = "true"
+// kick ends the connections that match f, and returns their number. No connection with
+// a session id is an error.
+func (s *Service) kick(ctx context.Context, f SessionFilter) (int, error) {
+	if err := s.checkFilter(f); err != nil {
+		return 0, err
 	}
-	return admin.Arguments("backend", d.Backend, "address", d.Address, "undo", undo)
-}
-
-// A DrainedServer is a server of a backend after a DrainRequest.
-type DrainedServer struct {
-	Protocol    string `json:"protocol"`
-	Address     string `json:"address"`
-	Up          bool   `json:"up"`
-	Drained     bool   `json:"drained"`
-	Connections int    `json:"connections"`
-}
-
-// drainBackend drains servers of a backend, or undoes that, and answers with all
-// servers of the backend.
-func (s *Service) drainBackend(_ context.Context, d DrainRequest, each func(DrainedServer) error) error {
-	pools := s.current.Load().pools
-	if err := drainServers(pools, d); err != nil {
-		return err
-	}
-	s.log.Info("backend drained", "backend", d.Backend, "address", cmp.Or(d.Address, "all"), "drained", !d.Undo)
-	for _, key := range slices.SortedFunc(maps.Keys(pools), poolKey.compare) {
-		if key.name != d.Backend {
-			continue
-		}
-		for _, m := range pools[key].Status() {
-			if err := each(DrainedServer{key.protocol, m.Address, m.Up, m.Drained, m.Connections}); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// drainServers applies d to the servers that d names. It returns an error if there is no
-// such server.
-func drainServers(pools map[poolKey]*backend.Pool, d DrainRequest) error {
-	var backends, servers []string
-	found := false
-	for key, pool := range pools {
-		backends = append(backends, key.name)
-		if key.name != d.Backend {
-			continue
-		}
-		for _, m := range pool.Status() {
-			servers = append(servers, m.Address)
-			if d.Address != "" && d.Address != m.Address {
-				continue
-			}
-			found = true
-			if err := pool.Drain(m.Address, !d.Undo); err != nil {
-				return err
-			}
-		}
-	}
+	n, err := s.endSessions(ctx, f)
 	switch {
-	case !slices.Contains(backends, d.Backend):
-		return errUnknown("backend", d.Backend, backends)
-	case !found:
-		return fmt.Errorf("backend %s has no server %q; there are: %s", d.Backend, d.Address, listed(servers))
+	case err != nil:
+		return 0, fmt.Errorf("ended: %d; %w", n, err)
+	case n == 0 && f.Session != "":
+		return 0, errNoSession(f)
 	}
-	return nil
+	return n, nil
+}
+
+// endSessions ends the connections that match f, also those of the processes before an
+// upgrade, and returns their number. After an error there may be more.
+func (s *Service) endSessions(ctx context.Context, f SessionFilter) (int, error) {
+	n := s.server.Kick(f.matches)
+	before, err := s.askPredecessor(ctx, true, f)
+	return n + before.Kicked, err
 }
 
 // A logLevel is a name of a slog.Level.

@@ -69,7 +69,10 @@ func (s *Service) commit(ctx context.Context, g *generation, o *opening) (before
 	s.metrics.AddLabels(g.listenerLabels(), g.backendLabels())
 	g.openBrakes(ctx, s.Storage)
 	s.listings.SetLimit(int64(g.cfg.Limits.ListingMemory))
-	before = s.current.Swap(g)
+	if before = s.current.Load(); before != nil {
+		g.drain(before.drains())
+	}
+	s.current.Store(g)
 	s.policyGuard.SetServer(g.policy)
 	return before
 }

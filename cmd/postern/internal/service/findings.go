@@ -146,7 +146,11 @@ func (g *generation) findBackends(now time.Time, all *findingList) {
 		members := g.pools[key].Status()
 		g.findServers(key, members, strings.Join(users[key], " and "), now, all)
 		if slices.ContainsFunc(members, func(m backend.MemberStatus) bool { return m.IdentityRefused }) {
-			all.add(Warning, fmt.Sprintf("backend %s (%s) takes Postern for the client", key.name, key.protocol), "it does not offer the configured identity",
+			severity := Notice // the default identity is an offer
+			if g.cfg.IsSet(fmt.Sprintf("backends.%s.%s.identity", key.name, key.protocol)) {
+				severity = Warning
+			}
+			all.add(severity, fmt.Sprintf("backend %s (%s) takes Postern for the client", key.name, key.protocol), "it does not offer the configured identity",
 				"let the backend trust Postern's address; postern check --probe names the setting")
 		}
 		brake := g.pop3.shared[key.name].brake

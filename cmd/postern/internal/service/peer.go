@@ -37,6 +37,8 @@ type message struct {
 	Take     *maildropName  `json:",omitempty"`
 	Free     *maildropName  `json:",omitempty"`
 	Evict    *maildropName  `json:",omitempty"`
+	Ask      *peerRequest   `json:",omitempty"`
+	Answer   *peerAnswer    `json:",omitempty"`
 }
 
 // A handover has the data that the old process sends to the new one beside the files.
@@ -44,7 +46,10 @@ type handover struct {
 	Locks map[string][]string // open maildrops, by backend
 	Guard []byte              // the guard's memory; nil: the state has it
 
-	NameKey []byte // of the hashes of names in the log
+	NameKey []byte         // of the hashes of names in the log
+	PID     int            // of the old process, which answers Ask; 0: it does not
+	Drains  []DrainRequest // servers of backends that are drained
+	Drained bool           // this Postern is drained
 }
 
 type maildropName struct{ Backend, Maildrop string }
@@ -56,6 +61,11 @@ type Peer struct {
 
 	mu   sync.Mutex // held while writing
 	gone atomic.Bool
+
+	// Of a predecessor:
+	pid    int         // 0: it does not answer Ask
+	served atomic.Bool // it knows that this process serves, and waits for Ask
+	asking asking
 }
 
 func newPeer(f *os.File) (*Peer, error) {

@@ -188,3 +188,14 @@ func stateOf(m backend.MemberStatus) string {
 	}
 	return stateDown
 }
+
+// readiness returns whether new clients should come, and what /readyz says.
+func (s *Service) readiness() (ready bool, text string) {
+	if err := s.notReady(); err != nil {
+		return false, err.Error()
+	}
+	if err := s.degraded(); err != nil {
+		return true, "ready, degraded: " + err.Error()
+	}
+	return true, "ready"
+}

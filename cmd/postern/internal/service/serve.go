@@ -78,6 +78,7 @@ func (s *Service) serve(ctx context.Context, g *generation) error {
 		if err := s.predecessor.send(message{Serving: true}); err != nil {
 			return err
 		}
+		s.predecessor.served.Store(true)
 	}
 	notify(s.log, ready)
 	s.handleChanges(ctx, background, signals)

@@ -23,6 +23,8 @@ import (
 //	old -> new   Free      a session has ended its maildrop
 //	new -> old   Evict     somebody takes a maildrop over
 //
+// Ask and Answer are in predecessor.go.
+//
 // An old one that has a predecessor of its own passes Take, Free and Evict on, and
 // ends after it: the end of a process is the end of all locks that came from it.
 //
@@ -83,7 +85,12 @@ func (s *Service) handOver(background context.Context, next *successor) error {
 		_, err = next.await(serveTimeout, func(w message) bool { return w.Serving }, s.handleMessage)
 	}
 	if err == nil {
-		go next.receiveAll(s.handleMessage)
+		go next.receiveAll(func(w message) {
+			if w.Ask != nil {
+				go s.answerSuccessor(next, w.Ask)
+			}
+			s.handleMessage(w)
+		})
 		return nil
 	}
 	close(next.back)
@@ -122,7 +129,10 @@ func (s *Service) release(next *successor) (*handover, error) {
 		_ = s.controlListener.Close() // open connections stay: the command upgrade still gets its answer
 	}
 	s.stopWriters()
-	left := &handover{Locks: make(map[string][]string), NameKey: s.audit.Key()}
+	left := &handover{
+		Locks: make(map[string][]string), NameKey: s.audit.Key(),
+		PID: os.Getpid(), Drains: s.current.Load().drains(), Drained: s.drained.Load(),
+	}
 	if s.Storage.Guard == nil {
 		left.Guard = s.guard.Snapshot()
 	}
@@ -185,6 +195,9 @@ func (s *Service) inherit(g *generation, from *Peer) error {
 	}
 	s.predecessor, s.inheritedGuard, s.predecessorEnded = from, w.Yours.Guard, make(chan struct{})
 	s.audit.SetKey(w.Yours.NameKey)
+	g.drain(w.Yours.Drains)
+	s.drained.Store(w.Yours.Drained)
+	from.pid = w.Yours.PID
 	changes := make(map[string]func(string, bool))
 	var ends []func()
 	for name, maildrops := range w.Yours.Locks {
@@ -194,6 +207,9 @@ func (s *Service) inherit(g *generation, from *Peer) error {
 		changes[name], ends = change, append(ends, end)
 	}
 	apply := func(w message) {
+		if w.Answer != nil {
+			from.asking.receive(w.Answer)
+		}
 		if m := cmp.Or(w.Take, w.Free); m != nil && changes[m.Backend] != nil {
 			changes[m.Backend](m.Maildrop, w.Take != nil)
 		}
