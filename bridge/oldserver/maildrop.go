@@ -1,3 +1,9 @@
+// Package oldserver is a client of the POP3 server that Postern replaces. It finds out
+// what the users of that server have seen, so that they see it again.
+//
+// A Server opens a Maildrop, which lists messages and reads headers and whole messages by
+// TOP. Carry finds the messages of a Maildrop among those of an Inbox, by Match, and
+// makes the record of their UIDLs. Compare says what two servers show in different ways.
 package oldserver
 
 import (
@@ -19,6 +25,8 @@ import (
 )
 
 const (
+	maxReply    = 512     // octets of a line, RFC 2449 section 4; those of a listing are shorter
+	maxMessages = 4 << 20 // of a maildrop
 	// flight bounds the commands that are sent before their answers are read, to a server
 	// with PIPELINING, RFC 2449 section 6.6.
 	flight = 32
@@ -32,6 +40,11 @@ const (
 // ErrAnswer is in the tree of an error about an answer from which nothing follows.
 var ErrAnswer = errors.New("answer of the old server cannot be used")
 
+var (
+	errLineEnd  = errors.New("there is a line end in user or password")
+	errLongLine = fmt.Errorf("server sends a line of more than %d octets", maxReply)
+)
+
 // A Refusal is an answer -ERR.
 type Refusal struct {
 	Command string // without arguments
@@ -40,7 +53,7 @@ type Refusal struct {
 
 // Error implements error.
 func (r *Refusal) Error() string {
-	return fmt.Sprintf("%s: the old server said -ERR %.200q", r.Command, r.Text)
+	return fmt.Sprintf("%s: the server said -ERR %.200q", r.Command, r.Text)
 }
 
 // Code returns the response code, RFC 2449 section 8, such as "IN-USE", or "".

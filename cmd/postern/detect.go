@@ -2,28 +2,21 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os/signal"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"postern/bridge/oldserver"
 	"postern/bridge/uidl"
 	"postern/cmd/postern/internal/service"
 	"postern/configs"
 	"postern/proxy"
 )
-
-const oldDialTimeout = 15 * time.Second // TLS included
 
 // noFormat is the exit status of detect if no format matches.
 const noFormat exitStatus = 2
@@ -46,10 +39,7 @@ other status nothing is known.`,
 	}
 	path := configFlag(cmd)
 	var o oldServer
-	cmd.Flags().StringVar(&o.address, "old", "", "the old POP3 server, TLS from the first byte; `host:port`, the port is 995 if not given")
-	cmd.Flags().StringVar(&o.ca, "ca", "", "a PEM `file` with the CA of the old server's certificate; default: the system's")
-	cmd.Flags().StringVar(&o.name, "server-name", "", "the `name` in the old server's certificate; default: the host of --old")
-	cmd.Flags().BoolVar(&o.unverified, "insecure-skip-verify", false, "send the password to the old server whatever its certificate is")
+	o.flags(cmd)
 	user := cmd.Flags().String("user", "", "the `name` to log in with")
 	file := cmd.Flags().String("password-file", "", "a `file` whose first line is the password")
 	for _, name := range []string{"old", "user"} {
@@ -76,35 +66,6 @@ other status nothing is known.`,
 	return cmd
 }
 
-// An oldServer is the POP3 server that Postern shall replace.
-type oldServer struct {
-	address, ca, name string
-	unverified        bool
-}
-
-// uidls returns the UIDLs that the old server shows to a user.
-func (o oldServer) uidls(ctx context.Context, user string, secret *proxy.Secret) ([]string, error) {
-	address := o.address
-	if _, _, err := net.SplitHostPort(address); err != nil {
-		address = net.JoinHostPort(strings.Trim(address, "[]"), "995")
-	}
-	roots, err := service.ReadCA(o.ca)
-	if err != nil {
-		return nil, err
-	}
-	config := service.ClientTLS(address, o.name, roots)
-	config.MinVersion = tls.VersionTLS10 // the server is old, and its users connect to it with old TLS every day
-	config.InsecureSkipVerify = o.unverified
-	dialing, cancel := context.WithTimeout(ctx, oldDialTimeout)
-	defer cancel()
-	conn, err := (&tls.Dialer{Config: config}).DialContext(dialing, "tcp", address)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = conn.Close() }()
-	return oldserver.UIDLs(ctx, conn, user, secret)
-}
-
 // A detection compares the UIDLs of the old server with the UIDs of the server behind.
 type detection struct {
 	cfg    *configs.Config
@@ -118,7 +79,7 @@ type detection struct {
 }
 
 func (d *detection) compare(ctx context.Context) error {
-	shown, err := d.old.uidls(ctx, d.user, d.secret)
+	shown, err := d.uidls(ctx)
 	if err != nil {
 		return fmt.Errorf("old server %s: %w", d.old.address, err)
 	}
@@ -134,6 +95,23 @@ func (d *detection) compare(ctx context.Context) error {
 	}
 	d.guesses = uidl.Detect(shown, uids, validity, d.configured)
 	return nil
+}
+
+// uidls returns the UIDLs that the old server shows to the user.
+func (d *detection) uidls(ctx context.Context) (shown []string, err error) {
+	server, err := d.old.server()
+	if err != nil {
+		return nil, err
+	}
+	old, err := server.Open(ctx, d.user, d.secret)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = old.Close() }()
+	for _, m := range old.Messages {
+		shown = append(shown, m.UIDL)
+	}
+	return shown, nil
 }
 
 // behind returns the UIDs and UIDVALIDITY from the server behind Postern, found as for

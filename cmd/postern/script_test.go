@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -127,18 +126,30 @@ func shownBy(ca, address, user, password string) ([]string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	d := tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: "mail.example.org"}}
-	conn, err := d.DialContext(ctx, "tcp", address)
-	for errors.Is(err, syscall.ECONNREFUSED) && ctx.Err() == nil {
-		time.Sleep(10 * time.Millisecond)
-		conn, err = d.DialContext(ctx, "tcp", address)
-	}
+	server := oldserver.Server{Dial: func(ctx context.Context) (net.Conn, error) {
+		conn, err := d.DialContext(ctx, "tcp", address)
+		for errors.Is(err, syscall.ECONNREFUSED) && ctx.Err() == nil {
+			time.Sleep(10 * time.Millisecond)
+			conn, err = d.DialContext(ctx, "tcp", address)
+		}
+		return drained{conn}, err
+	}}
+	m, err := server.Open(ctx, user, proxy.NewSecret([]byte(password)))
 	if err != nil {
-		return nil, fmt.Errorf("dial Postern: %w", err)
+		return nil, err
 	}
-	defer func() { _ = conn.Close() }()
-	shown, err := oldserver.UIDLs(ctx, conn, user, proxy.NewSecret([]byte(password)))
-	if err == nil {
-		_, _ = io.Copy(io.Discard, conn) // what the session has learnt is recorded before the connection ends
+	var shown []string
+	for _, m := range m.Messages {
+		shown = append(shown, m.UIDL)
 	}
-	return shown, err
+	return shown, m.Close()
+}
+
+// A drained connection is read to its end before it is closed: what a session of Postern has
+// learnt is recorded before the connection ends.
+type drained struct{ net.Conn }
+
+func (c drained) Close() error {
+	_, _ = io.Copy(io.Discard, c.Conn)
+	return c.Conn.Close()
 }
