@@ -81,7 +81,7 @@ func requestChange(ctx context.Context, path, socket, what, signal string) error
 	if errors.Is(err, admin.ErrNotRunning) {
 		if others := admin.Listening(filepath.Base(socket)); others != nil {
 			return fmt.Errorf("%w; if state.path or control.socket has changed, restart Postern: a process listens at %s (postern %s --control %s asks it)",
-				err, enumerate(others, "and"), what, others[0])
+				err, enumerate(others[:min(len(others), 20)], "and"), what, others[0])
 		}
 	}
 	if err != nil {

@@ -89,5 +89,5 @@ func complain(w io.Writer, err error) {
 	if len(mistakes) == 1 {
 		plural = "mistake"
 	}
-	_, _ = fmt.Fprintf(w, "postern: %d %s in the configuration, nothing was opened\n", len(mistakes), plural)
+	_, _ = fmt.Fprintf(w, "postern: %d %s in the configuration\n", len(mistakes), plural)
 }

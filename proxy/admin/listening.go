@@ -9,10 +9,10 @@ import (
 )
 
 // Listening returns the paths of the sockets with a file name at which processes listen,
-// as Linux lists them in /proc/net/unix: at most 3. It returns nil where there is no such
+// as Linux lists them in /proc/net/unix: at most 100. It returns nil where there is no such
 // list.
 func Listening(name string) (paths []string) {
-	const most, maxList = 3, 4 << 20
+	const most, maxList = 100, 4 << 20
 	file, err := os.Open("/proc/net/unix")
 	if err != nil {
 		return nil

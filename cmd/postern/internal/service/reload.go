@@ -1,9 +1,11 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
@@ -78,23 +80,46 @@ func (s *Service) replace(ctx context.Context) error {
 	return nil
 }
 
+// A restartKey is a key of the configuration that a reload cannot change. value returns
+// its value in a form for people.
+type restartKey struct {
+	key   string
+	value func(*configs.Config) string
+}
+
+// restartKeys returns all keys that need a restart. All others take effect at a reload.
+func restartKeys() []restartKey {
+	return []restartKey{
+		{"state.path", func(c *configs.Config) string { return c.State.Path }},
+		{"control.socket", func(c *configs.Config) string { return c.Control.Socket }},
+		{"control.group", func(c *configs.Config) string { return c.Control.Group }},
+		{"log.format", func(c *configs.Config) string { return c.Log.Format }},
+		{"log.fail2ban", func(c *configs.Config) string { return c.Log.Fail2ban }},
+		{"limits.guard_entries", func(c *configs.Config) string { return strconv.Itoa(c.Limits.GuardEntries) }},
+		{"limits.known_networks", func(c *configs.Config) string { return strconv.Itoa(c.Limits.KnownNetworks) }},
+	}
+}
+
 // checkRestartOnly returns an error for changes in cfg that need a restart.
 func (s *Service) checkRestartOnly(cfg *configs.Config) error {
 	now := s.current.Load().cfg
 	var mistakes configs.Errors
-	for key, changed := range map[string]bool{
-		"state.path":     cfg.State != now.State,
-		"control.socket": cfg.Control != now.Control,
-		"log.format":     cfg.Log.Format != now.Log.Format,
-		"log.fail2ban":   cfg.Log.Fail2ban != now.Log.Fail2ban,
-	} {
-		if changed {
-			mistakes = append(mistakes, cfg.Errorf(key, "this can not change while Postern runs: restart it"))
+	for _, k := range restartKeys() {
+		before, after := k.value(now), k.value(cfg)
+		byDefault := k.key == "control.socket" && !cfg.IsSet(k.key) && cfg.State != now.State // it follows state.path
+		if before != after && !byDefault {
+			mistakes = append(mistakes, cfg.Errorf(k.key, "a change from %s to %s needs a restart: restart Postern, or undo the change",
+				cmp.Or(before, "off"), cmp.Or(after, "off")))
 		}
+	}
+	if learning := cfg.Guard.Learning; learning > now.Guard.Learning {
+		mistakes = append(mistakes, cfg.Errorf("guard.learning", "a change from %s to %s needs a restart, because learning begins with a start: restart Postern, or undo the change",
+			now.Guard.Learning, learning))
 	}
 	if mistakes == nil {
 		return nil
 	}
+	mistakes.Sort()
 	return mistakes
 }
 
