@@ -144,7 +144,7 @@ func TestDurationsAreWrittenInDaysAndWeeks(t *testing.T) {
 
 // withoutJSON are the commands that have no --json, with the reason.
 var withoutJSON = map[string]string{
-	"certs": "not yet", "check": "not yet", "guard explain": "not yet", "state check": "not yet",
+	"certs": "not yet", "check": "not yet", "guard explain": "not yet",
 	"run": "it serves", "demo": "it serves",
 	"health":          "its exit status is the answer",
 	"account export":  "it prints JSON always",
@@ -197,7 +197,7 @@ backends: {main: {imap: {address: %q, tls: none}}}
 		{"account list", `{"account":"alice@example.org","protocol":"pop3",*`},
 		{"account show alice@example.org", `{"account":"alice@example.org",*`},
 		{"uidl history alice@example.org", `{*"present":true,*`},
-		{"drain main --undo", `{"protocol":"imap",*"connections":1}`},
+		{"drain main --undo", `{"backend":"main","protocol":"imap",*"connections":1}`},
 		{"log-level", `{"level":"info"}`},
 		{"guard list", ``},
 		{"kick --account alice@example.org", `{"ended":1}`},
