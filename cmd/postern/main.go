@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/internal/service"
 	"postern/configs"
 )
 
@@ -77,6 +78,10 @@ func complain(w io.Writer, err error) {
 		for _, one := range joined.Unwrap() {
 			complain(w, one)
 		}
+		return
+	}
+	if probes, ok := errors.AsType[service.ProbeErrors](err); ok {
+		_, _ = fmt.Fprintf(w, "%v\npostern: %d of the probes failed\n", probes, len(probes))
 		return
 	}
 	mistakes, ok := errors.AsType[configs.Errors](err)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -102,7 +101,7 @@ func (c *Conn) secure(ctx context.Context, config *tls.Config) error {
 	t := tls.Client(c.tcp, config)
 	_ = c.tcp.SetDeadline(time.Now().Add(c.timeout))
 	if err := t.HandshakeContext(ctx); err != nil {
-		return &tlsError{explainTLS(err)}
+		return &tlsError{tlsFault(err, config, c.timeout)}
 	}
 	c.Conn, c.replies = t, wire.NewReplyReader(t)
 	return nil
@@ -114,27 +113,6 @@ type tlsError struct{ err error }
 func (e *tlsError) Error() string { return "TLS: " + e.err.Error() }
 
 func (e *tlsError) Unwrap() error { return e.err }
-
-// explainTLS adds what is wrong with a server whose TLS is too old for Postern.
-// crypto/tls has no types for it: an alert is known by its text.
-func explainTLS(err error) error {
-	const (
-		handshakeFailure = 40 // RFC 8446 section 6
-		protocolVersion  = 70
-	)
-	alert := ""
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
-		alert = op.Err.Error()
-	}
-	switch {
-	case alert == tls.AlertError(protocolVersion).Error(), strings.HasPrefix(err.Error(), "tls: server selected unsupported protocol version"):
-		return fmt.Errorf("%w: the server speaks no TLS 1.2, and Postern nothing older to servers", err)
-	case alert == tls.AlertError(handshakeFailure).Error():
-		return fmt.Errorf("%w: the server has no key exchange or cipher that Postern offers to servers (ECDHE with AES or ChaCha20): "+
-			"has it RSA key exchange alone?", err)
-	}
-	return err
-}
 
 // send writes pieces in one write, clears them, and sets the deadline for the
 // answer.

@@ -96,6 +96,7 @@ type Server struct {
 	Kind       Kind // what answers to credentials mean; Guessed: as greeting and ID suggest
 	Identity   Identity
 	Verify     func(context.Context, *proxy.Login) error // for XCLIENTLogin: whether the credentials are right, with the errors of LoginIMAP
+	Advise     func(*ConnectError) Advice                // what an operator can do about a fault; nil: not called
 	Identified func(ok bool)                             // called at each login with whether the server offers Identity; nil: not called
 
 	nextSource atomic.Uint32          // counts connections
@@ -123,7 +124,7 @@ func (s *Server) open(ctx context.Context, client proxy.Client, prepare func(*Co
 	}()
 	tcp, err := s.dial(ctx)
 	if err != nil {
-		return nil, err
+		return nil, s.advise(ctx, err)
 	}
 	c = &Conn{Conn: tcp, tcp: tcp, replies: wire.NewReplyReader(tcp), timeout: s.replyTimeout()}
 	defer c.closeWith(ctx)()
@@ -135,7 +136,7 @@ func (s *Server) open(ctx context.Context, client proxy.Client, prepare func(*Co
 	}
 	if err != nil {
 		_ = c.Close()
-		return nil, err
+		return nil, s.advise(ctx, err)
 	}
 	return c, nil
 }
@@ -153,7 +154,7 @@ func (s *Server) dial(ctx context.Context) (net.Conn, error) {
 	}
 	conn, err := dialer.DialContext(ctx, "tcp", s.Address)
 	if err != nil {
-		return nil, withAdvice(err)
+		return nil, dialError(withAdvice(err), s.Address)
 	}
 	return conn, nil
 }

@@ -24,6 +24,7 @@ type Report struct {
 	Capabilities []string // IMAP capabilities, or the lines of the reply to EHLO, as a client gets them
 	Mechanisms   []string // SASL, upper case
 	Kind         Kind     // as configured, or guessed from Greeting and, with IMAP, ID
+	Identified   bool     // the server offers Identity, if it is ID or XCLIENT
 
 	offered []string // lines of Capabilities that the relay forwards and that the server also offers to Postern itself
 }
@@ -75,14 +76,16 @@ func (s *Server) allowsLogin(r Report) bool {
 
 // noLoginError returns why the server accepts no login.
 func (s *Server) noLoginError(r Report) error {
+	e := &ConnectError{Fault: NoMechanism}
 	why := "no AUTH"
 	switch {
 	case s.Protocol == proxy.IMAP:
-		why = "LOGINDISABLED"
+		e.Fault, why = PasswordsDisabled, "LOGINDISABLED"
 	case len(r.Mechanisms) > 0:
-		why = "only mechanisms that Postern does not speak (" + shorten(strings.Join(r.Mechanisms, " ")) + ")"
+		why = fmt.Sprintf("only mechanisms that Postern does not speak (%q)", shorten(strings.Join(r.Mechanisms, " ")))
 	}
-	return fmt.Errorf("nobody can log in: the server offers %s on this connection: use TLS, let it trust Postern's address, or switch AUTH on there", why)
+	e.Text = fmt.Sprintf("nobody can log in: the server offers %s on this connection", why)
+	return s.advised(e)
 }
 
 // outsideClient returns a client like those from outside. Its addresses are
@@ -117,6 +120,21 @@ func (s *Server) probe(ctx context.Context) (Report, error) {
 	return report, err
 }
 
+// TryLogin logs l's account in at a member for submission, as a client outside would,
+// and logs out. Errors are as for LoginSMTP.
+func (p *Pool) TryLogin(ctx context.Context, l *proxy.Login) error {
+	protocol := l.Client.Protocol
+	l.Client = outsideClient()
+	l.Client.Protocol = protocol
+	conn, err := p.LoginSMTP(ctx, l)
+	if err != nil {
+		return err
+	}
+	defer conn.closeWith(ctx)()
+	conn.logout("QUIT")
+	return nil
+}
+
 func (s *Server) probeIMAP(ctx context.Context, client proxy.Client) (Report, error) {
 	d := &imap{}
 	conn, err := s.open(ctx, client, func(c *Conn) error {
@@ -131,7 +149,10 @@ func (s *Server) probeIMAP(ctx context.Context, client proxy.Client) (Report, er
 	defer conn.closeWith(ctx)()
 	d.requestID(s)
 	conn.logout(d.nextTag() + " LOGOUT")
-	report := Report{Greeting: d.greetingText, TLS: conn.version(), Capabilities: d.capabilities, Kind: s.kindOf(d.greetingText, d.idResponse)}
+	report := Report{
+		Identified: s.Identity == ID && d.capabilities.has("ID"),
+		Greeting:   d.greetingText, TLS: conn.version(), Capabilities: d.capabilities, Kind: s.kindOf(d.greetingText, d.idResponse),
+	}
 	for _, word := range d.capabilities {
 		if name, ok := strings.CutPrefix(strings.ToUpper(word), "AUTH="); ok {
 			report.Mechanisms = append(report.Mechanisms, name)
@@ -177,7 +198,7 @@ func (d *smtp) report(c *Conn, s *Server) Report {
 	}
 	return Report{
 		Greeting: d.greetingText, TLS: c.version(), Capabilities: d.extensions, Mechanisms: d.mechanisms(s), Kind: s.kindOf(d.software()),
-		offered: offered,
+		offered: offered, Identified: d.beforeXCLIENT != nil,
 	}
 }
 

@@ -93,7 +93,7 @@ type imap struct {
 func (d *imap) begin(ctx context.Context, c *Conn, s *Server) error {
 	d.conn = c
 	if err := d.readGreeting(); err != nil {
-		return fmt.Errorf("greeting: %w", err)
+		return err
 	}
 	if err := d.fetchCapabilities(); err != nil {
 		return err
@@ -111,17 +111,14 @@ func (d *imap) begin(ctx context.Context, c *Conn, s *Server) error {
 func (d *imap) readGreeting() error {
 	_ = d.conn.SetDeadline(time.Now().Add(d.conn.timeout))
 	r, err := d.conn.replies.Response()
-	if err != nil {
-		return err
-	}
-	if r.Tag == "*" && r.Name == "OK" {
+	if err == nil && r.Tag == "*" && r.Name == "OK" {
 		d.recordData(r)
 		d.greetingText = shorten(r.Text)
 		return nil
 	}
 	// PREAUTH would be another user's mailbox. With STARTTLS, an attacker can
 	// also inject it to prevent TLS.
-	return fmt.Errorf("the server said %q", shorten(r.Tag+" "+r.Name+" "+r.Text))
+	return d.conn.greetingError(err, proxy.IMAP)
 }
 
 // fetchCapabilities asks for the capabilities unless the server has sent them.
@@ -146,11 +143,11 @@ func (d *imap) fetchCapabilities() error {
 // section 6.2.1.
 func (d *imap) startTLS(ctx context.Context, s *Server) error {
 	if !d.capabilities.has("STARTTLS") {
-		return &tlsError{errors.New("the server does not offer STARTTLS")}
+		return &tlsError{errNoSTARTTLS()}
 	}
 	r, err := d.command("STARTTLS")
 	if err == nil && r.Name != "OK" {
-		err = fmt.Errorf("the server said %s to STARTTLS", r.Name)
+		err = &ConnectError{Fault: NoSTARTTLS, Text: "the server refuses STARTTLS: it said " + r.Name}
 	}
 	if err != nil {
 		return &tlsError{err}
@@ -170,7 +167,7 @@ func (d *imap) login(l *proxy.Login, s *Server) (string, error) {
 	// LOGINDISABLED is about the LOGIN command alone: RFC 3501 section 6.2.3. But
 	// without TLS it means that the server takes no passwords.
 	case disabled && (s.TLS == None || plain && mechanism == ""):
-		return "", s.unsent(errors.New("the server takes no password on this connection (LOGINDISABLED): use TLS, or let it trust Postern's address"))
+		return "", s.unsent(s.advised(&ConnectError{Fault: PasswordsDisabled, Text: "the server takes no password on this connection (LOGINDISABLED)"}))
 	case mechanism == "" && !plain:
 		return "", s.unsent(fmt.Errorf("the server does not offer %s", l.Mechanism))
 	}

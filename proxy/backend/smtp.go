@@ -96,9 +96,9 @@ type smtp struct {
 func (d *smtp) begin(ctx context.Context, c *Conn, s *Server) error {
 	d.conn = c
 	_ = c.SetDeadline(time.Now().Add(c.timeout))
-	greeting, err := d.reply(220)
-	if err != nil {
-		return fmt.Errorf("greeting: %w", err)
+	greeting, err := c.replies.Reply()
+	if err != nil || greeting.Code != 220 || spokenProtocol(greeting.Raw) != spokenSMTP {
+		return c.greetingError(err, proxy.Submission)
 	}
 	d.greetingText = shorten(greeting.Lines()[0])
 	if err := d.ehlo(); err != nil {
@@ -138,10 +138,10 @@ func (d *smtp) software() string {
 
 func (d *smtp) startTLS(ctx context.Context, s *Server) error {
 	if _, ok := extension(d.extensions, "STARTTLS"); !ok {
-		return &tlsError{errors.New("the server does not offer STARTTLS")}
+		return &tlsError{errNoSTARTTLS()}
 	}
 	if _, err := d.command("STARTTLS", 220); err != nil {
-		return &tlsError{fmt.Errorf("STARTTLS: %w", err)}
+		return &tlsError{&ConnectError{Fault: NoSTARTTLS, Text: fmt.Sprintf("STARTTLS: %v", err), Err: err}}
 	}
 	return d.conn.secure(ctx, s.Config)
 }
@@ -173,7 +173,7 @@ func (d *smtp) login(l *proxy.Login, s *Server) error {
 	}
 	pieces := d.pieces(l)
 	if pieces == nil {
-		return s.unsent(errors.New("the server offers no AUTH for such credentials on this connection: use TLS, or let it trust Postern's address"))
+		return s.unsent(s.advised(&ConnectError{Fault: NoMechanism, Text: "the server offers no AUTH for such credentials on this connection"}))
 	}
 	begun := time.Now()
 	r, err := d.exchange(pieces)

@@ -36,6 +36,10 @@ func NewReplyReader(src io.Reader) *ReplyReader { return &ReplyReader{src: src} 
 // Buffered returns how many octets were read ahead.
 func (r *ReplyReader) Buffered() int { return r.w - r.r }
 
+// Received returns the octets in the buffer: after the first reply, or an error in its
+// place, all that the server has sent. They are valid until the next read.
+func (r *ReplyReader) Received() []byte { return r.buf[:r.w] }
+
 // Read returns what was read ahead, then what the server sends.
 func (r *ReplyReader) Read(p []byte) (int, error) {
 	if r.r == r.w {

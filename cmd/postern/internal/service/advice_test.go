@@ -19,7 +19,7 @@ func TestAdviceIsForTheServerThatAnswered(t *testing.T) {
 		{proxy.Submission, "mx ESMTP OpenSMTPD", ""},
 		{proxy.Submission, "mx ESMTP Dovecot", ""},
 	} {
-		got := advise(c.protocol, c.greeting, "127.0.0.1:1")
+		got := advise(&backend.Server{Protocol: c.protocol, Address: "127.0.0.1:1"}, backend.Report{Greeting: c.greeting})
 		if !strings.Contains(got, c.want) || (c.want == "") != (got == "") {
 			t.Errorf("advice for %q:\n%swant %q in it", c.greeting, got, c.want)
 		}
@@ -53,8 +53,8 @@ func TestSettingsOfTheAdviceAreExplained(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, a := range advice {
-		for _, line := range a.lines {
-			word := strings.FieldsFunc(strings.TrimPrefix(line, "# not in "), func(r rune) bool { return strings.ContainsRune(" =:", r) })[0]
+		for _, set := range a.settings {
+			word := strings.FieldsFunc(strings.TrimPrefix(set.line, "# not in "), func(r rune) bool { return strings.ContainsRune(" =:", r) })[0]
 			if !strings.Contains(string(doc), word) {
 				t.Errorf("docs/backends.md says nothing of %s", word)
 			}

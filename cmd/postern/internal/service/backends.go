@@ -97,6 +97,7 @@ func (g *generation) newPool(name, protocol string, c *configs.Server, roots []b
 			Name: name, Protocol: protocol, Address: address, TLS: modes[c.TLS], Config: ClientTLS(address, c.ServerName, roots),
 			DialTimeout: g.cfg.Timeouts.Dial, ReplyTimeout: g.cfg.Timeouts.Backend,
 			Hostname: g.cfg.Hostname, Source: c.Source, Kind: kind, Identity: identities[c.Identity], Identified: identified, Observer: g.observer,
+			Advise: g.adviser(name, protocol, address),
 		})
 	}
 	return pool

@@ -2,23 +2,17 @@ package service
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"log/slog"
-	"maps"
 	"net"
 	"os"
-	"slices"
-	"strings"
 	"syscall"
-	"time"
 
 	"postern/configs"
 	"postern/proxy"
-	"postern/proxy/backend"
 	"postern/proxy/certs"
 	"postern/proxy/listen"
 )
@@ -26,14 +20,14 @@ import (
 // CheckOptions choose the steps of check after reading the configuration.
 type CheckOptions struct {
 	Probe    bool                          // connect to the backends
-	User     string                        // with Probe: the user whose INBOX is opened; "": none
+	User     string                        // with Probe: the user who is logged in at each protocol; "": none
 	Password func() (*proxy.Secret, error) // returns the password of User
 	Open     bool                          // open the addresses that are free
 	CheckAs  func() error                  // checks again as another user, after all other steps
 }
 
 // Check writes a report of the configuration at path to out. The error has all mistakes
-// of the configuration.
+// of the configuration, and the ProbeErrors.
 func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) error {
 	cfg, store, err := load(path)
 	if err != nil {
@@ -45,15 +39,7 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) erro
 	}
 	errs := []error{g.checkPorts()}
 	if o.Probe {
-		errs = append(errs, g.probe(ctx, out))
-	}
-	if o.User != "" {
-		secret, err := o.Password()
-		if err != nil {
-			return err
-		}
-		defer secret.Clear()
-		errs = append(errs, g.inspectINBOX(ctx, out, o.User, secret))
+		errs = append(errs, g.probe(ctx, out, o))
 	}
 	if o.Open {
 		errs = append(errs, g.tryOpening(ctx))
@@ -144,45 +130,4 @@ func (g *generation) tryOpening(ctx context.Context) error {
 		return nil
 	}
 	return mistakes
-}
-
-// probe connects to each server behind and reports its properties.
-func (g *generation) probe(ctx context.Context, out io.Writer) error {
-	var errs []error
-	for _, key := range slices.SortedFunc(maps.Keys(g.pools), poolKey.compare) {
-		for _, s := range g.pools[key].Members {
-			begun := time.Now()
-			report, err := s.Probe(ctx)
-			if err != nil {
-				errs = append(errs, err)
-				continue
-			}
-			describe(out, s, report, time.Since(begun))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func describe(out io.Writer, s *backend.Server, r backend.Report, took time.Duration) {
-	version := "no TLS"
-	if r.TLS != 0 {
-		version = tls.VersionName(r.TLS)
-	}
-	_, _ = fmt.Fprintf(out, "backend %s, %s at %s: %s, answered in %v\n  greeting:     %s\n  kind:         %s\n  capabilities: %s\n  mechanisms:   %s\n",
-		s.Name, s.Protocol, s.Address, version, took.Round(time.Millisecond),
-		r.Greeting, kindOf(s, r), strings.Join(r.Capabilities, ", "), strings.Join(r.Mechanisms, " "))
-	_, _ = io.WriteString(out, advise(s.Protocol, r.Greeting, s.Address))
-	_, _ = io.WriteString(out, adviseTokens(r))
-}
-
-// kindOf returns the kind by which Postern interprets the server's answers to passwords,
-// with a note if the kind is a guess.
-func kindOf(s *backend.Server, r backend.Report) string {
-	switch {
-	case s.Kind != backend.Guessed:
-		return s.Kind.String()
-	case r.Kind == backend.Other:
-		return fmt.Sprintf("not known (backends.%s.%s.kind says what it is)", s.Name, s.Protocol)
-	}
-	return r.Kind.String() + " (guessed)"
 }

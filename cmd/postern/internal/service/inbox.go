@@ -15,19 +15,25 @@ import (
 	"postern/proxy/wire"
 )
 
+// route returns the name of the backend of user, and a login for it.
+func (g *generation) route(ctx context.Context, user string, secret *proxy.Secret) (name string, login *proxy.Login, err error) {
+	r, err := g.newRouting()
+	if err != nil {
+		return "", nil, err
+	}
+	login = &proxy.Login{Mechanism: wire.MechanismPlain, User: user, Secret: secret}
+	login.Client.Protocol = proxy.POP3
+	if login.Account, err = r.accounts.Account(user); err != nil {
+		return "", nil, fmt.Errorf("--user: %w", err)
+	}
+	name, err = r.rules.Route(ctx, login)
+	return name, login, err
+}
+
 // mailboxBackend returns the bridge for the user's POP3 sessions, and the user's login
 // there. The bridge of a listener may differ in delete and lock.
 func (g *generation) mailboxBackend(ctx context.Context, pools backends, user string, secret *proxy.Secret) (*bridge.Backend, *proxy.Login, error) {
-	r, err := g.newRouting()
-	if err != nil {
-		return nil, nil, err
-	}
-	login := &proxy.Login{Mechanism: wire.MechanismPlain, User: user, Secret: secret}
-	login.Client.Protocol = proxy.POP3
-	if login.Account, err = r.accounts.Account(user); err != nil {
-		return nil, nil, fmt.Errorf("--user: %w", err)
-	}
-	name, err := r.rules.Route(ctx, login)
+	name, login, err := g.route(ctx, user, secret)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -82,7 +82,7 @@ routes: [{backend: main}]
 	for _, want := range []string{
 		`(?m)>main</th><td>imap</td><td>up</td>`,
 		`(?m)>main</th><td>submission</td><td>up, <strong class="warn">takes Postern for the client</strong></td>`,
-		`(?m)>moved</th><td>imap</td><td><strong class="bad">down</strong><br><span class="quiet">[^<]*at ` + away + `: .*connection refused</span></td>`,
+		`(?m)>moved</th><td>imap</td><td><strong class="bad">down</strong><br><span class="quiet">[^<]*at ` + away + `: connection refused: nothing listens at ` + away + `; start the server, [^<]*\(test.yaml:\d+: backends.moved.imap.address\)</span></td>`,
 	} {
 		if !regexp.MustCompile(want).MatchString(rows) {
 			t.Errorf("the page has no row %s:\n%s", want, rows)

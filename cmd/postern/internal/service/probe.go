@@ -1,0 +1,219 @@
+package service
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"postern/configs"
+	"postern/proxy"
+	"postern/proxy/backend"
+)
+
+// ProbeErrors are why servers cannot be used, one each.
+type ProbeErrors []error
+
+// Error returns the errors, one a line.
+func (e ProbeErrors) Error() string {
+	lines := make([]string, len(e))
+	for i, err := range e {
+		lines[i] = err.Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// A probed is a server and the result of its probe.
+type probed struct {
+	*backend.Server
+	report backend.Report
+	took   time.Duration
+	err    error
+}
+
+// probe connects to each server of all backends and reports its properties. With o.User
+// it logs that user in at the servers of the user's backend.
+func (g *generation) probe(ctx context.Context, out io.Writer, o CheckOptions) error {
+	var all []*probed
+	for _, key := range slices.SortedFunc(maps.Keys(g.pools), poolKey.compare) {
+		for _, s := range g.pools[key].Members {
+			all = append(all, &probed{Server: s})
+		}
+	}
+	var probing sync.WaitGroup
+	for _, p := range all {
+		probing.Go(func() {
+			begun := time.Now()
+			p.report, p.err = p.Probe(ctx)
+			p.took = time.Since(begun)
+		})
+	}
+	probing.Wait()
+
+	var errs ProbeErrors
+	usable, advised := map[string]bool{}, map[string]bool{}
+	for _, p := range all {
+		if p.err != nil {
+			errs = append(errs, locate(p.Server, p.err))
+			continue
+		}
+		usable[p.Name+" "+p.Protocol] = true
+		describe(out, p)
+		for _, line := range g.differences(p) {
+			_, _ = fmt.Fprintf(out, "  %s\n", line)
+		}
+		for _, advice := range []string{advise(p.Server, p.report), adviseTokens(p.report)} {
+			if !advised[advice] {
+				_, _ = io.WriteString(out, advice)
+				advised[advice] = true
+			}
+		}
+	}
+	if o.User != "" {
+		if err := g.tryLogins(ctx, out, o, usable); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if errs == nil {
+		return nil
+	}
+	return errs
+}
+
+// locate returns err of a probe with the place of the setting in front.
+func locate(s *backend.Server, err error) error {
+	if fault, ok := errors.AsType[*backend.ConnectError](err); ok && fault.Advice.Where != "" {
+		return fmt.Errorf("%s: backend %s, %s at %s: %s", fault.Advice.Where, s.Name, s.Protocol, s.Address, fault.Message())
+	}
+	return err
+}
+
+func describe(out io.Writer, p *probed) {
+	version := "no TLS"
+	if p.report.TLS != 0 {
+		version = tls.VersionName(p.report.TLS)
+	}
+	_, _ = fmt.Fprintf(out, "backend %s, %s at %s: %s, answered in %v\n  greeting:     %s\n  kind:         %s\n  capabilities: %s\n  mechanisms:   %s\n",
+		p.Name, p.Protocol, p.Address, version, p.took.Round(time.Millisecond),
+		visible(p.report.Greeting), kindOf(p.Server, p.report), visible(strings.Join(p.report.Capabilities, ", ")), visible(strings.Join(p.report.Mechanisms, " ")))
+}
+
+// visible returns a text of a server without the control characters that a terminal obeys.
+func visible(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
+// kindOf returns the kind by which Postern interprets the server's answers to passwords,
+// with a note if the kind is a guess.
+func kindOf(s *backend.Server, r backend.Report) string {
+	switch {
+	case s.Kind != backend.Guessed:
+		return s.Kind.String()
+	case r.Kind == backend.Other:
+		return fmt.Sprintf("not known (backends.%s.%s.kind says what it is)", s.Name, s.Protocol)
+	}
+	return r.Kind.String() + " (guessed)"
+}
+
+// differences returns a line for each thing that the server offers and the configuration
+// does not use, or that the configuration wants and the server does not offer.
+func (g *generation) differences(p *probed) (lines []string) {
+	say := func(key, format string, args ...any) {
+		at := g.cfg.Errorf(fmt.Sprintf("backends.%s.%s.%s", p.Name, p.Protocol, key), format, args...)
+		lines = append(lines, at.Warning())
+	}
+	c := serverOf(g.cfg, p.Name, p.Protocol)
+	offers := func(word string) bool {
+		return slices.ContainsFunc(p.report.Capabilities, func(line string) bool {
+			first, _, _ := strings.Cut(line, " ")
+			return strings.EqualFold(first, word)
+		})
+	}
+	if c.Identity == configs.IdentityNone {
+		switch {
+		case p.Protocol == proxy.Submission && offers("XCLIENT"):
+			say("identity", "the server offers XCLIENT to Postern, and identity is none: with identity: xclient it sees the client's address, and not Postern's")
+		case p.Protocol == proxy.IMAP && p.report.Kind == backend.Dovecot && offers("ID"):
+			say("identity", "Dovecot takes the client's address from ID, and identity is none: write identity: id, and set login_trusted_networks there")
+		}
+	}
+	if strings.HasPrefix(c.Identity, configs.IdentityXCLIENT) && !p.report.Identified {
+		say("identity", "the server does not offer XCLIENT to Postern, and identity is %s: it takes Postern for the client", c.Identity)
+	}
+	if c.TLS == "none" && !isLoopback(p.Address) && offers("STARTTLS") {
+		say("tls", "the server offers STARTTLS, and tls is none: passwords cross the network readable")
+	}
+	return lines
+}
+
+// isLoopback reports whether the host of address is this machine.
+func isLoopback(address string) bool {
+	host, _, _ := strings.Cut(address, ":")
+	if at, err := netip.ParseAddrPort(address); err == nil {
+		return at.Addr().Unmap().IsLoopback()
+	}
+	return strings.EqualFold(host, "localhost") // RFC 6761 section 6.3
+}
+
+// tryLogins logs o.User in once at each protocol of the user's backend, and looks at the
+// INBOX for POP3. A wrong password is not tried twice. usable has the names and protocols
+// of backends with a server that answers.
+func (g *generation) tryLogins(ctx context.Context, out io.Writer, o CheckOptions, usable map[string]bool) error {
+	secret, err := o.Password()
+	if err != nil {
+		return err
+	}
+	defer secret.Clear()
+	pools, err := g.newBackends()
+	if err != nil {
+		return err
+	}
+	name, login, err := g.route(ctx, o.User, secret)
+	if err != nil {
+		return err
+	}
+	var accepted []string
+	if pools.imap[name] != nil && usable[name+" "+proxy.IMAP] {
+		if err := g.inspectINBOX(ctx, out, o.User, secret); err != nil {
+			return explainLogin(err)
+		}
+		accepted = append(accepted, "imap")
+	}
+	if pools.submission[name] != nil && usable[name+" "+proxy.Submission] {
+		login.Client.Protocol = proxy.Submission
+		if err := pools.submission[name].TryLogin(ctx, login); err != nil {
+			return explainLogin(fmt.Errorf("login of %s: %w", login.Account, err))
+		}
+		accepted = append(accepted, "submission (AUTH, then QUIT: no mail was sent)")
+	}
+	if accepted == nil {
+		return fmt.Errorf("login of %s: not tried, as no server of backend %s can be used", login.Account, name)
+	}
+	_, _ = fmt.Fprintf(out, "login of %s on backend %s: accepted by %s\n", login.Account, name, strings.Join(accepted, " and "))
+	return nil
+}
+
+// explainLogin adds to the error of a login what the attempt costs at the backend.
+func explainLogin(err error) error {
+	r, ok := errors.AsType[*proxy.Refusal](err)
+	switch {
+	case ok && r.Reason == proxy.Wrong:
+		return fmt.Errorf("%w; this attempt counts there as a wrong password (delays, fail2ban), and no other was made", err)
+	case ok && r.Doubtful:
+		return fmt.Errorf("%w; this attempt may count there as a wrong password (delays, fail2ban), and no other was made", err)
+	}
+	return err
+}
