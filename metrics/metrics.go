@@ -70,6 +70,8 @@ type Metrics struct {
 	open                 gauge
 	connectionTime       histogram
 	handshakes           counter
+	rejections           counter
+	verdicts             *certificateVerdicts
 	handshakeTime        histogram
 	negotiated, needed   counter
 	received, sent       counter
@@ -194,15 +196,20 @@ func (m *Metrics) clients() {
 	listener, served, protocol, via := m.labels.listener, m.labels.served, m.labels.protocol, m.labels.via
 	r := &m.registry
 	m.accepted = r.counter("connections_accepted_total", "TCP connections accepted.", served)
-	m.rejected = r.counter("connections_rejected_total", "Connections closed before the TLS handshake.",
-		listener, label("reason", proxy.TooMany.String(), other))
+	m.rejected = r.counter("connections_rejected_total",
+		"Connections closed before the TLS handshake. Those with unexpected_proxy_header are counted as accepted, too.",
+		listener, label("reason", proxy.RejectTooMany, proxy.RejectNoHeader, proxy.RejectBadHeader, proxy.RejectUnexpectedHeader, proxy.RejectCheck, other))
 	m.acceptErrors = r.counter("accept_errors_total",
 		"Tries to take a connection that failed, for want of file descriptors for instance; it waits.", listener)
 	m.open = r.gauge("connections_open", "Client connections currently open.", served)
 	m.connectionTime = r.histogram("connection_duration_seconds", "Lifetime of client connections.", lifetime, protocol)
 	m.handshakes = r.counter("tls_handshakes_total",
-		"TLS handshakes by the version negotiated, or else the newest offered, by outcome, and by what was not in common.",
+		"TLS handshakes by the version negotiated, or else the newest offered, by outcome, and by why Postern or the client ended them.",
 		listener, label("version", "1.0", "1.1", "1.2", "1.3", none), handshakeResults())
+	m.rejections = r.counter("tls_certificate_rejections_total",
+		"Clients that rejected the certificate, in the handshake or right after it, by their alert (RFC 8446 section 6.2).",
+		listener, label("alert", proxy.CertificateAlerts()...))
+	m.verdicts = r.certificateVerdicts(listener)
 	m.needed = r.counter("tls_profile_needed_total", "Completed TLS handshakes by the strictest profile that would have done.",
 		listener, label("profile", proxy.Profiles()...))
 	m.handshakeTime = r.histogram("tls_handshake_duration_seconds", "Duration of completed TLS handshakes.", latency, listener)
@@ -219,8 +226,9 @@ func (m *Metrics) clients() {
 		proxy.EndRefused, proxy.EndForbiddenCommand, proxy.EndError))
 }
 
-// handshakeResults returns the results of handshakes with their reasons. Only
-// handshakes that Postern refuses have a reason.
+// handshakeResults returns the results of handshakes with their reasons. Handshakes
+// that Postern refuses have one, and those that a client ends after it has got the
+// certificate.
 func handshakeResults() *dimension {
 	d := &dimension{labels: []string{"result", "reason"}}
 	for _, result := range []string{
@@ -228,6 +236,9 @@ func handshakeResults() *dimension {
 		proxy.HandshakeBadProtocol, proxy.HandshakeEarly, proxy.HandshakeChallenge,
 	} {
 		d.values = append(d.values, []string{result, none})
+	}
+	for _, reason := range []string{proxy.RejectedCertificate, proxy.LeftAfterCertificate} {
+		d.values = append(d.values, []string{proxy.HandshakeClientAbort, reason})
 	}
 	for _, reason := range []string{proxy.NoVersion, proxy.NoCipher, proxy.NoProtocol, proxy.NoCertificate, proxy.NoOther} {
 		d.values = append(d.values, []string{proxy.HandshakeError, reason})

@@ -315,9 +315,32 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 		{"a refused connection", []proxy.Event{
 			proxy.Rejected{Client: pop3, Err: proxy.NewRefusal(proxy.TooMany, nil)},
 			proxy.Rejected{Client: pop3, Err: io.EOF},
+			proxy.Rejected{Client: pop3, Err: io.ErrClosedPipe},
+			proxy.Rejected{Client: pop3, Err: fmt.Errorf("%w: UDP", proxy.ErrProxyHeader)},
+			proxy.Rejected{Client: pop3, Err: fmt.Errorf("%w: timeout", proxy.ErrNoProxyHeader)},
+			proxy.Accepted{Client: pop3},
+			proxy.Closed{Client: pop3, End: proxy.EndRefused, Err: proxy.NewRefusal(proxy.Plaintext, proxy.ErrUnexpectedProxyHeader)},
 		}, []string{
+			`connection_duration_seconds_count{protocol="pop3"} 1`,
+			`connections_accepted_total{listener="pop3s",protocol="pop3"} 1`,
+			`connections_rejected_total{listener="pop3s",reason="bad_proxy_header"} 1`,
+			`connections_rejected_total{listener="pop3s",reason="health_check"} 1`,
+			`connections_rejected_total{listener="pop3s",reason="no_proxy_header"} 1`,
 			`connections_rejected_total{listener="pop3s",reason="other"} 1`,
 			`connections_rejected_total{listener="pop3s",reason="too_many"} 1`,
+			`connections_rejected_total{listener="pop3s",reason="unexpected_proxy_header"} 1`,
+		}},
+		{"certificates that clients reject", []proxy.Event{
+			proxy.Handshake{Client: pop3, Result: proxy.HandshakeClientAbort, Reason: proxy.RejectedCertificate, Version: tls.VersionTLS13, Err: io.EOF},
+			proxy.CertificateRejected{Client: pop3, Alert: "unknown_ca"},
+			proxy.CertificateRejected{Client: pop3, Alert: "an alert of later days"},
+			proxy.Handshake{Client: pop3, Result: proxy.HandshakeClientAbort, Reason: proxy.LeftAfterCertificate, Version: tls.VersionTLS12, Err: io.EOF},
+		}, []string{
+			`tls_certificate_networks{listener="pop3s",verdict="rejected"} 1`,
+			`tls_certificate_rejections_total{alert="other",listener="pop3s"} 1`,
+			`tls_certificate_rejections_total{alert="unknown_ca",listener="pop3s"} 1`,
+			`tls_handshakes_total{listener="pop3s",reason="certificate_rejected",result="client_abort",version="1.3"} 1`,
+			`tls_handshakes_total{listener="pop3s",reason="closed_after_certificate",result="client_abort",version="1.2"} 1`,
 		}},
 		{"what the guard judges", []proxy.Event{
 			proxy.Attempt{Client: pop3, Via: proxy.ViaUserPass, Decision: proxy.Decision{Tier: "known"}},
@@ -351,6 +374,7 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			proxy.Handshake{Client: pop3, Result: proxy.HandshakeError, Err: io.EOF},
 			proxy.Handshake{Client: pop3, Result: proxy.HandshakeSilent, Duration: 10 * time.Second, Err: io.EOF},
 		}, []string{
+			`tls_certificate_networks{listener="pop3s",verdict="accepted"} 1`,
 			`tls_handshake_duration_seconds_count{listener="pop3s"} 1`,
 			`tls_handshake_duration_seconds_sum{listener="pop3s"} 1`,
 			`tls_handshakes_total{listener="pop3s",reason="none",result="ok",version="1.2"} 1`,

@@ -21,9 +21,12 @@ func (m *Metrics) Observe(e proxy.Event) {
 	case proxy.AcceptFailed:
 		m.acceptErrors.of(e.Service).Inc()
 	case proxy.Rejected:
-		m.rejected.of(e.Client.Service, proxy.ReasonOf(e.Err).String()).Inc()
+		m.rejected.of(e.Client.Service, proxy.RejectionOf(e.Err)).Inc()
 	case proxy.Handshake:
 		m.handshake(e)
+	case proxy.CertificateRejected:
+		m.rejections.of(e.Client.Service, e.Alert).Inc()
+		m.verdicts.add(e.Client, rejected)
 	case proxy.Attempt:
 		m.attempt(e)
 	case proxy.Opened:
@@ -105,7 +108,7 @@ func operation(renewal bool) string {
 
 // handshake counts the end of a TLS handshake.
 func (m *Metrics) handshake(e proxy.Handshake) {
-	reason := none
+	reason := cmp.Or(e.Reason, none)
 	if e.Result == proxy.HandshakeError {
 		reason = cmp.Or(e.Reason, proxy.NoOther)
 	}
@@ -114,6 +117,7 @@ func (m *Metrics) handshake(e proxy.Handshake) {
 		return
 	}
 	m.handshakeTime.of(e.Client.Service).Observe(e.Duration.Seconds())
+	m.verdicts.add(e.Client, accepted)
 	if state := e.Client.TLS; state != nil {
 		m.negotiated.of(version(state.Version), strconv.FormatBool(state.DidResume)).Inc()
 		m.needed.of(e.Client.Service, proxy.ProfileOf(state).String()).Inc()
@@ -145,6 +149,9 @@ func (m *Metrics) attempt(e proxy.Attempt) {
 func (m *Metrics) closed(e proxy.Closed) {
 	protocol := e.Client.Protocol
 	m.open.of(e.Client.Service, protocol).Dec()
+	if errors.Is(e.Err, proxy.ErrUnexpectedProxyHeader) {
+		m.rejected.of(e.Client.Service, proxy.RejectUnexpectedHeader).Inc()
+	}
 	m.connectionTime.of(protocol).Observe(e.Duration.Seconds())
 	m.received.of(protocol).Add(float64(e.Received))
 	m.sent.of(protocol).Add(float64(e.Sent))

@@ -179,6 +179,13 @@ func (c *Conn) growBuffer(limit int) {
 func (c *Conn) read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	c.received.Add(int64(n))
+	switch {
+	case c.transport.certificate == nil:
+	case n > 0:
+		c.transport.certificate = nil
+	case err != nil:
+		c.noticeRejection(err)
+	}
 	if err != nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +15,7 @@ import (
 )
 
 // Why a connection ends. Session.Run may return each of them, and the causes of
-// its context; Dialogue.Login returns ErrQuit and ErrEarlyTLS.
+// its context; Dialogue.Login returns ErrQuit, ErrEarlyTLS and ErrUnexpectedProxyHeader.
 var (
 	ErrIdle          = errors.New("nothing to do")                  // not an end: Run is called again when the client sends something
 	ErrQuit          = errors.New("client said goodbye")            // QUIT, LOGOUT; nil means the same
@@ -25,6 +26,9 @@ var (
 	errTooSlow       = errors.New("client did not log in in time")  // before login
 	ErrProxyHeader   = errors.New("bad or missing PROXY header")    // before the guard is asked
 	ErrEarlyTLS      = errors.New("client began TLS unasked")       // where STARTTLS has to come first
+
+	ErrNoProxyHeader         = fmt.Errorf("%w: there is none", ErrProxyHeader)
+	ErrUnexpectedProxyHeader = errors.New("PROXY header from an address that proxy_from does not have")
 )
 
 // goodbyeTime is how long a connection may take to end after its context has
@@ -197,7 +201,12 @@ func (s *Server) secure(c *conn) error {
 		return nil
 	}
 	switch c.handshakeResult(err) {
-	case HandshakeSilent, HandshakeBadProtocol:
+	case HandshakeSilent:
+		return NewRefusal(Plaintext, err)
+	case HandshakeBadProtocol:
+		if record, ok := errors.AsType[tls.RecordHeaderError](err); ok && c.beginsProxyHeader(record.RecordHeader[:]) {
+			err = ErrUnexpectedProxyHeader
+		}
 		return NewRefusal(Plaintext, err)
 	}
 	return fmt.Errorf("TLS handshake: %w", err)

@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"crypto/tls"
+	"errors"
+	"io"
 	"time"
 )
 
@@ -56,6 +58,41 @@ const (
 	NoCertificate = "certificate" // there is none for the name that the client sent
 	NoOther       = "other"
 )
+
+// The values of Handshake.Reason when the client has left after the certificate was
+// sent.
+const (
+	RejectedCertificate  = "certificate_rejected"     // by an alert: CertificateRejected follows
+	LeftAfterCertificate = "closed_after_certificate" // without an alert, or with one that is not about certificates
+)
+
+// Why a connection ends before its handshake: the results of RejectionOf.
+const (
+	RejectTooMany          = "too_many"
+	RejectNoHeader         = "no_proxy_header"         // a balancer of proxy_from has sent none
+	RejectBadHeader        = "bad_proxy_header"        // or one that is none, or not all of it in time
+	RejectUnexpectedHeader = "unexpected_proxy_header" // the connection was Accepted, and Closed has the error
+	RejectCheck            = "health_check"            // closed by a balancer of proxy_from before anything came
+	RejectOther            = "other"
+)
+
+// RejectionOf returns the Reject... constant of Rejected.Err, or of a Closed.Err
+// that is ErrUnexpectedProxyHeader.
+func RejectionOf(err error) string {
+	switch {
+	case errors.Is(err, ErrUnexpectedProxyHeader):
+		return RejectUnexpectedHeader
+	case errors.Is(err, ErrNoProxyHeader):
+		return RejectNoHeader
+	case errors.Is(err, ErrProxyHeader):
+		return RejectBadHeader
+	case errors.Is(err, io.EOF):
+		return RejectCheck
+	case ReasonOf(err) == TooMany:
+		return RejectTooMany
+	}
+	return RejectOther
+}
 
 // The values of Closed.End.
 const (
@@ -205,8 +242,19 @@ type (
 		Err      error
 
 		Hello  *tls.ClientHelloInfo // of a failed handshake; nil: none came
-		Reason string               // No..., with HandshakeError; empty without Hello
+		Reason string               // No..., with HandshakeError; ...Certificate, with HandshakeClientAbort; empty without Hello
+		Alert  string               // of CertificateAlerts, with RejectedCertificate
 		Needs  string               // with NoVersion and NoCipher: the strictest Profile that accepts the client; empty: none does
+	}
+
+	// CertificateRejected: a client has rejected the certificate by an alert, in its
+	// handshake, or after it and before anything else: some clients verify then.
+	CertificateRejected struct {
+		Client     Client
+		ServerName string // that the client asked for
+		Version    uint16 // of TLS
+		Alert      string // of CertificateAlerts
+		NotAfter   time.Time
 	}
 
 	// Attempt: an attempt to log in was answered, also one that was refused before
@@ -430,6 +478,7 @@ func (Accepted) event()            {}
 func (AcceptFailed) event()        {}
 func (Rejected) event()            {}
 func (Handshake) event()           {}
+func (CertificateRejected) event() {}
 func (Attempt) event()             {}
 func (Opened) event()              {}
 func (Closed) event()              {}

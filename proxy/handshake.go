@@ -33,7 +33,7 @@ func InstrumentTLS(config *tls.Config) *tls.Config {
 	config.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		cert, err := choose(h)
 		if t, ok := h.Conn.(*transport); ok && cert != nil && cert.Leaf != nil {
-			t.key = cert.Leaf.PublicKeyAlgorithm
+			t.certificate = cert.Leaf
 		}
 		return cert, err
 	}
@@ -45,6 +45,7 @@ func InstrumentTLS(config *tls.Config) *tls.Config {
 // error the Conn is as it was, without TLS.
 func (c *Conn) StartTLS(ctx context.Context) error {
 	c.transport.early = append([]byte(nil), c.buf[c.r:c.w]...)
+	c.transport.handshaking = true
 	c.r = c.w
 	c.wipe()
 	begun := time.Now()
@@ -69,7 +70,11 @@ func (c *Conn) StartTLS(ctx context.Context) error {
 // small: with 50 octets more, the stack of each client that does not go on with
 // its handshake has 16 KiB instead of 8.
 func (c *Conn) finishHandshake(t *tls.Conn, begun time.Time, err error) error {
+	c.transport.handshaking = false
 	state := t.ConnectionState()
+	if state.DidResume { // TLS 1.2 chooses a certificate, and does not send it
+		c.transport.certificate = nil
+	}
 	if err == nil && state.NegotiatedProtocol == ACMETLS {
 		err = errChallenge
 	}
@@ -81,9 +86,34 @@ func (c *Conn) finishHandshake(t *tls.Conn, begun time.Time, err error) error {
 		e := Handshake{Client: c.Client, Version: state.Version, Duration: time.Since(begun), Err: err}
 		c.explain(&e)
 		c.observe(e)
+		if e.Reason == RejectedCertificate {
+			c.observe(c.transport.rejection(c.Client, e.Hello.ServerName, e.Version, e.Alert))
+		}
 	}
 	c.transport.hello = nil
+	if err != nil {
+		c.transport.certificate = nil
+	}
 	return err
+}
+
+// noticeRejection emits CertificateRejected, once, if err is an alert that rejects
+// the certificate. err is that of a Read, and the client has sent nothing since the
+// handshake.
+func (c *Conn) noticeRejection(err error) {
+	alert := certificateAlert(err, 0)
+	if alert == "" {
+		return
+	}
+	if state := c.Client.TLS; state != nil && c.observe != nil {
+		c.observe(c.transport.rejection(c.Client, state.ServerName, state.Version, alert))
+	}
+	c.transport.certificate = nil
+}
+
+// rejection returns the event of an alert that rejects the certificate sent.
+func (t *transport) rejection(client Client, serverName string, version uint16, alert string) CertificateRejected {
+	return CertificateRejected{Client: client, ServerName: serverName, Version: version, Alert: alert, NotAfter: t.certificate.NotAfter}
 }
 
 // explain fills in the result of a handshake, and the reason if it failed.
@@ -96,15 +126,24 @@ func (c *Conn) explain(e *Handshake) {
 	if e.Hello = t.hello; e.Hello == nil {
 		return
 	}
-	e.Version = newest(e.Hello)
-	if e.Result == HandshakeError {
+	if e.Version == 0 {
+		e.Version = newest(e.Hello)
+	}
+	switch {
+	case e.Result == HandshakeError:
 		e.Reason = t.reason()
+	case e.Result == HandshakeClientAbort && t.certificate != nil:
+		e.Reason = LeftAfterCertificate
+		sent, _ := t.clientAlert()
+		if e.Alert = certificateAlert(e.Err, sent); e.Alert != "" {
+			e.Reason = RejectedCertificate
+		}
 	}
 	if e.Reason != NoVersion && e.Reason != NoCipher {
 		return
 	}
 	for p := Modern; p <= Legacy; p++ {
-		if p.accepts(e.Hello, t.key) {
+		if p.accepts(e.Hello, t.key()) {
 			e.Needs = p.String()
 			break
 		}
@@ -133,7 +172,12 @@ func (c *Conn) handshakeResult(err error) string {
 		}
 		return HandshakeTimeout
 	}
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op != "local error" || errors.Is(err, io.EOF) {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op != localError || errors.Is(err, io.EOF) {
+		return HandshakeClientAbort
+	}
+	// OpenSSL sends its alert unencrypted where TLS 1.3 encrypts it (RFC 8446 section
+	// 6). crypto/tls tries to decrypt the alert, and blames the record.
+	if _, ok := c.transport.clientAlert(); ok {
 		return HandshakeClientAbort
 	}
 	return HandshakeError
@@ -141,6 +185,51 @@ func (c *Conn) handshakeResult(err error) string {
 
 // silent reports whether not one octet has come from the client.
 func (c *Conn) silent() bool { return c.transport.received.Load() == 0 && len(c.transport.early) == 0 }
+
+// The values of net.OpError.Op in errors of crypto/tls: who has sent the alert.
+const (
+	localError  = "local error"
+	remoteError = "remote error"
+)
+
+// certificateAlerts are the alerts by which a client rejects a certificate, RFC 8446
+// section 6.2. Of access_denied it says that the certificate was valid; NSS sends
+// access_denied for certificates that its user distrusts.
+var certificateAlerts = [...]struct {
+	number uint8
+	name   string
+}{
+	{42, "bad_certificate"}, // also: no certificate for the name
+	{43, "unsupported_certificate"},
+	{44, "certificate_revoked"},
+	{45, "certificate_expired"},
+	{46, "certificate_unknown"},
+	{48, "unknown_ca"},
+	{49, "access_denied"},
+	{113, "bad_certificate_status_response"},
+}
+
+// CertificateAlerts returns the values of CertificateRejected.Alert.
+func CertificateAlerts() (names []string) {
+	for _, a := range certificateAlerts {
+		names = append(names, a.name)
+	}
+	return names
+}
+
+// certificateAlert returns the name of the alert by which the client rejects the
+// certificate, or "". err is an error of crypto/tls, and sent the unencrypted alert
+// of the client; 0: none, or close_notify.
+func certificateAlert(err error, sent uint8) string {
+	op, remote := errors.AsType[*net.OpError](err)
+	remote = remote && op.Op == remoteError
+	for _, a := range certificateAlerts {
+		if a.number == sent || remote && op.Err.Error() == tls.AlertError(a.number).Error() {
+			return a.name
+		}
+	}
+	return ""
+}
 
 // Alerts, RFC 8446 section 6. The errors of crypto/tls have no types, so that only
 // the alert it sends tells them apart.

@@ -28,14 +28,6 @@ type Client struct {
 // user's screenshot to the lines in the log.
 func (c Client) WithSessionID(text string) string { return text + " (session " + c.ID + ")" }
 
-// LogValue implements slog.LogValuer: the fields that name a client.
-func (c Client) LogValue() slog.Value {
-	return slog.GroupValue(
-		slog.String("listener", c.Service),
-		slog.String("ip", c.Addr.Addr().String()),
-		slog.String("session", c.ID))
-}
-
 // A Hello is what a client sent about itself before it logged in.
 type Hello struct {
 	Name string            // the argument of EHLO or HELO

@@ -72,7 +72,8 @@ type Session interface {
 // the guard is asked.
 type proxyHeaderReader interface {
 	// ProxyHeader returns the addresses of the client and of the listener it connected
-	// to. An error wraps ErrProxyHeader, or is one of reading.
+	// to. An error wraps ErrProxyHeader; io.EOF means that the connection was closed
+	// before anything came.
 	ProxyHeader(deadline time.Time) (client, local netip.AddrPort, err error)
 }
 

@@ -23,10 +23,12 @@ func (t *transport) Read(p []byte) (int, error) {
 		n := copy(p, t.early)
 		clear(t.early[:n])
 		t.early = t.early[n:]
+		t.recordTail(p[:n])
 		return n, nil
 	}
 	n, err := t.Conn.Read(p)
 	t.received.Add(int64(n))
+	t.recordTail(p[:n])
 	return n, err
 }
 
@@ -75,15 +77,62 @@ func (t *transport) linger() {
 // recordAlert records the unencrypted fatal alert at the end of what crypto/tls
 // writes, if there is one.
 func (t *transport) recordAlert(p []byte) {
-	const record, fatal = 21, 2
-	if p = p[max(0, len(p)-7):]; len(p) == 7 && p[0] == record && p[3] == 0 && p[4] == 2 && p[5] == fatal {
-		t.alert = p[6]
+	if level, alert, ok := parseAlert(p[max(0, len(p)-alertSize):]); ok && level == fatal {
+		t.alert = alert
 	}
+}
+
+// recordTail keeps the last octets that came during the handshake.
+func (t *transport) recordTail(p []byte) {
+	if !t.handshaking {
+		return
+	}
+	if p = p[max(0, len(p)-alertSize):]; len(p) < alertSize {
+		copy(t.tail[:], t.tail[len(p):])
+	}
+	copy(t.tail[alertSize-len(p):], p)
+}
+
+// clientAlert returns the unencrypted alert with which the client has ended the
+// handshake, fatal or a warning, if there is one.
+func (t *transport) clientAlert() (alert uint8, ok bool) {
+	_, alert, ok = parseAlert(t.tail[:])
+	return alert, ok
+}
+
+// An unencrypted alert is a record with 2 octets: RFC 5246 section 7.2.
+const (
+	alertSize = 7
+	warning   = 1
+	fatal     = 2
+)
+
+// parseAlert parses a record that is an unencrypted alert. An encrypted one is
+// longer.
+func parseAlert(record []byte) (level, alert uint8, ok bool) {
+	const recordType, major = 21, 3
+	if len(record) != alertSize || record[0] != recordType || record[1] != major || record[3] != 0 || record[4] != 2 {
+		return 0, 0, false
+	}
+	if level = record[5]; level != warning && level != fatal {
+		return 0, 0, false
+	}
+	return level, record[6], true
 }
 
 // handshakeState is what a transport knows about the handshake on it.
 type handshakeState struct {
-	hello *tls.ClientHelloInfo    // nil before it came, and after the handshake
-	key   x509.PublicKeyAlgorithm // of the certificate chosen; 0: none was
-	alert uint8                   // sent; 0: none
+	hello       *tls.ClientHelloInfo // nil before it came, and after the handshake
+	certificate *x509.Certificate    // that the client was sent; nil: none was, or the client went on after the handshake
+	alert       uint8                // sent; 0: none
+	handshaking bool                 // the handshake has begun and not ended
+	tail        [alertSize]byte      // the last octets that came during the handshake
+}
+
+// key returns the kind of key of the certificate; 0: no certificate was chosen.
+func (t *transport) key() x509.PublicKeyAlgorithm {
+	if t.certificate == nil {
+		return x509.UnknownPublicKeyAlgorithm
+	}
+	return t.certificate.PublicKeyAlgorithm
 }

@@ -101,6 +101,65 @@ func fromBalancer(t testing.TB, p *postern, version, client, target string) net.
 	return p.tlsOn(t, dialFrom(t, client, h.Addr))
 }
 
+// Criterion: HAProxy set up wrong, without a PROXY header or with one that nobody
+// expects, is a warning that says what to set, at implicit TLS and STARTTLS; its
+// health checks are none.
+func TestHAProxySetUpWrongIsAWarning(t *testing.T) {
+	proxytest.Need(t, "haproxy")
+	s := open(t)
+	p := launch(t, []string{
+		`protocol: imap, name: behind, proxy_from: [127.0.0.1]`,
+		`protocol: imap, name: behind-143, tls: starttls, proxy_from: [127.0.0.1]`,
+		`protocol: imap, name: alone`,
+		`protocol: imap, name: alone-143, tls: starttls`,
+		`protocol: imap, name: checked, proxy_from: [127.0.0.1]`,
+	}, []string{fmt.Sprintf("main: {imap: {address: %q, tls: none}}", s.backend.IMAP)}, "timeouts: {handshake: 1s}\n")
+	proxytest.StartHAProxy(t, p.at(t, "checked"), "check")
+	for _, test := range []struct{ listener, version, reason, remedy string }{
+		{"behind", "", "no_proxy_header", "send-proxy-v2 at the balancer 127.0.0.1"},
+		{"behind-143", "", "no_proxy_header", "send-proxy-v2 at the balancer 127.0.0.1"},
+		{"alone", "v1", "unexpected_proxy_header", "proxy_from: [127.0.0.1] at this listener"},
+		{"alone", "v2", "unexpected_proxy_header", "proxy_from: [127.0.0.1] at this listener"},
+		{"alone-143", "v1", "unexpected_proxy_header", "proxy_from: [127.0.0.1] at this listener"},
+		{"alone-143", "v2", "unexpected_proxy_header", "proxy_from: [127.0.0.1] at this listener"},
+	} {
+		h := proxytest.StartHAProxy(t, p.at(t, test.listener), test.version)
+		lines := func(level string) (found []line) {
+			for _, l := range p.logged(t, "connection refused") {
+				if l.text("listener") == test.listener && l.text("reason") == test.reason && (level == "" || l.text("level") == level) {
+					found = append(found, l)
+				}
+			}
+			return found
+		}
+		before := len(lines(""))
+		conn := dialFrom(t, "127.0.0.1", h.Addr)
+		if test.reason == "no_proxy_header" && test.listener == "behind" || test.listener == "alone" {
+			send(t, conn, "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"+strings.Repeat("\x00", 64))
+		}
+		_, _ = io.ReadAll(conn)
+		within(t, patience, "Postern has refused the connection", func() bool { return len(lines("")) > before })
+		warned := lines("WARN")
+		if len(warned) != 1 || !strings.HasPrefix(warned[0].text("remedy"), test.remedy) || warned[0].text("ip") != "127.0.0.1" || warned[0].text("session") == "" {
+			t.Errorf("%s, %s: the log warns so: %v", test.listener, test.version, warned)
+		}
+	}
+	// HAProxy resets its checks before the kernel shows them to Postern; other
+	// balancers close a connection.
+	_ = dialFrom(t, "127.0.0.1", p.at(t, "checked")).Close()
+	within(t, patience, "the port has been checked", func() bool {
+		n := 0
+		for _, l := range p.logged(t, "connection refused") {
+			if l.text("listener") == "checked" {
+				if n++; l.text("level") != "DEBUG" || l.text("reason") != "health_check" {
+					t.Errorf("a health check: %v", l)
+				}
+			}
+		}
+		return n > 0
+	})
+}
+
 // Criterion: A PROXY header from somebody who is not listed is no header but a
 // client that speaks no TLS; a listed balancer without one, with a broken one
 // or one that does not end is a protocol error; none of them reaches a login.

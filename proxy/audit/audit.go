@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"io"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -49,7 +50,7 @@ type Log struct {
 	written map[string]occurrence // trouble, by its words
 	down    map[string]bool       // backends whose last probe failed
 
-	handshakes quota // lines about failed handshakes: any client can cause one
+	handshakes quota // of lines about failed handshakes: any client can cause one
 }
 
 // New returns a Log that writes to log.
@@ -71,13 +72,15 @@ func (l *Log) Observe(e proxy.Event) {
 	case proxy.Closed:
 		l.closed(e)
 	case proxy.Rejected:
-		l.log.Debug("connection refused", "client", e.Client, "err", e.Err)
+		l.rejected(e.Client, e.Err)
 	case proxy.AcceptFailed:
 		if more, ok := l.due(true, "accept", e.Service); ok {
 			l.log.Warn("connections are not accepted", append(more, "listener", e.Service, "err", e.Err)...)
 		}
 	case proxy.Handshake:
 		l.handshake(e)
+	case proxy.CertificateRejected:
+		l.certificateRejected(e)
 	case proxy.Dialed:
 		if more, ok := l.due(e.Err != nil, e.Backend, e.Protocol, e.Result); ok {
 			l.log.Warn("backend not reached", append(more, "backend", e.Backend, "protocol", e.Protocol, "result", e.Result, "err", e.Err)...)
@@ -112,7 +115,7 @@ func (l *Log) Observe(e proxy.Event) {
 	case proxy.UpdateFailed:
 		l.updateFailed(e)
 	case proxy.Panicked:
-		l.log.Error("panic", "client", e.Client, "value", e.Value, "stack", string(e.Stack))
+		l.log.Error("panic", append(connectionFields(e.Client), "value", e.Value, "stack", string(e.Stack))...)
 	}
 }
 
@@ -145,20 +148,25 @@ func (l *Log) due(trouble bool, words ...string) (more []any, ok bool) {
 	return more, true
 }
 
-// A quota allows ten lines in each second.
+// A quota allows one line a minute about each network and reason, and 600 in all.
 type quota struct {
-	mu     sync.Mutex
-	second int64
-	taken  int
+	mu      sync.Mutex
+	minute  int64
+	written map[string]struct{}
 }
 
-func (q *quota) allow(now time.Time) bool {
-	const most = 10
+func (q *quota) allow(now time.Time, addr netip.Addr, reason string) bool {
+	const most, bits = 600, 64 // of IPv6; an IPv4 address is a network of its own
+	network := netip.PrefixFrom(addr.WithZone(""), min(bits, addr.BitLen())).Masked()
+	key := network.String() + " " + reason
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if s := now.Unix(); s != q.second {
-		q.second, q.taken = s, 0
+	if m := now.Unix() / 60; m != q.minute || q.written == nil {
+		q.minute, q.written = m, make(map[string]struct{})
 	}
-	q.taken++
-	return q.taken <= most
+	if _, ok := q.written[key]; ok || len(q.written) >= most {
+		return false
+	}
+	q.written[key] = struct{}{}
+	return true
 }

@@ -61,6 +61,9 @@ func (d *dialogue) readLine(limit int) ([]byte, error) {
 		return nil, err
 	}
 	d.firstLine = append(octet, rest...)
+	if d.c.BeginsProxyHeader(d.firstLine) {
+		return nil, proxy.ErrUnexpectedProxyHeader
+	}
 	return d.firstLine, nil
 }
 

@@ -522,6 +522,29 @@ func TestConnectionEndedInTheHandshakeGetsNoText(t *testing.T) {
 }
 
 // Criterion: Who begins with TLS on a port with STARTTLS is closed at once, with a hint.
+func TestUnexpectedProxyHeaderEndsTheConnection(t *testing.T) {
+	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+		for _, header := range []string{
+			`PROXY TCP4 192.0.2.1 198.51.100.7 4711 143\r\n`, `PROXY TCP6 2001:db8::1 2001:db8::2 4711 143\r\n`, `PROXY UNKNOWN\r\n`,
+			`\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c`,
+		} {
+			f := startPlaintext(t, protocol, 0)
+			f.play(t, `
+				C- `+header+`
+				S: *mail.example.org *
+				S: <EOF>
+			`)
+			f.wantEnd(t, proxy.ErrUnexpectedProxyHeader)
+		}
+		f := startPlaintext(t, protocol, 0)
+		f.play(t, `
+			C- PROXY NOOP\r\nPROXY QUIT\r\n
+			S: *mail.example.org *
+			S: *
+		`)
+	}
+}
+
 func TestEarlyClientHelloIsReferredToSTARTTLS(t *testing.T) {
 	for protocol, want := range map[string]string{
 		proxy.IMAP:       `\* BYE `,

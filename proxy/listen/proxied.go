@@ -9,7 +9,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/pires/go-proxyproto"
@@ -19,11 +21,11 @@ import (
 
 // The limits of a PROXY header: v1 is a line, v2 a frame with its length.
 const (
-	maxV1     = 107        // octets with the line end: section 2.1 of the specification
-	fixedV2   = 16         // octets before the addresses: section 2.2
-	maxV2     = 4 << 10    // octets after them: the longest contain a client certificate
-	signature = len(magic) // octets that distinguish the versions; shorter than every header
-	magic     = "\r\n\r\n\x00\r\nQUIT\n"
+	maxV1     = 107                       // octets with the line end: section 2.1 of the specification
+	fixedV2   = 16                        // octets before the addresses: section 2.2
+	maxV2     = 4 << 10                   // octets after them: the longest contain a client certificate
+	v1        = "PROXY "                  // what a header of version 1 begins with
+	signature = len(proxy.ProxySignature) // octets that distinguish the versions; shorter than every header
 )
 
 // A ProxyListener is a listener behind load balancers. Connections from trusted
@@ -86,6 +88,9 @@ func (p *proxiedConn) ProxyHeader(deadline time.Time) (client, local netip.AddrP
 	if err == nil {
 		client, local, err = parseHeader(header)
 	}
+	if errors.Is(err, proxy.ErrProxyHeader) {
+		return client, local, err
+	}
 	if err != nil {
 		return client, local, fmt.Errorf("%w: %w", proxy.ErrProxyHeader, err)
 	}
@@ -99,14 +104,14 @@ func (p *proxiedConn) ProxyHeader(deadline time.Time) (client, local netip.AddrP
 // before it.
 func readHeader(r io.Reader) ([]byte, error) {
 	header := make([]byte, signature, maxV1)
-	if _, err := io.ReadFull(r, header); err != nil {
-		return nil, err
+	if n, err := io.ReadFull(r, header); err != nil {
+		return nil, noHeader(header[:n], err)
 	}
-	if string(header) == magic {
+	if string(header) == proxy.ProxySignature {
 		return readV2(r, header)
 	}
-	if !bytes.HasPrefix(header, []byte("PROXY ")) {
-		return nil, errors.New("it does not begin with one")
+	if !bytes.HasPrefix(header, []byte(v1)) {
+		return nil, proxy.ErrNoProxyHeader
 	}
 	for len(header) < maxV1 {
 		header = header[:len(header)+1] // one by one: the octets after the line are the client's
@@ -118,6 +123,21 @@ func readHeader(r io.Reader) ([]byte, error) {
 		}
 	}
 	return nil, fmt.Errorf("line of more than %d octets", maxV1)
+}
+
+// noHeader returns the error of a connection on which no more than begun came before
+// err.
+func noHeader(begun []byte, err error) error {
+	switch {
+	case len(begun) == 0 && errors.Is(err, syscall.ECONNRESET): // HAProxy ends its checks so
+		return io.EOF
+	case len(begun) == 0 && errors.Is(err, io.EOF):
+		return io.EOF
+	case bytes.HasPrefix(begun, []byte(v1)), len(begun) > 0 && strings.HasPrefix(v1, string(begun)),
+		len(begun) > 0 && strings.HasPrefix(proxy.ProxySignature, string(begun)):
+		return err
+	}
+	return fmt.Errorf("%w: %w", proxy.ErrNoProxyHeader, err) // also a client that waits for a greeting
 }
 
 func readV2(r io.Reader, header []byte) ([]byte, error) {

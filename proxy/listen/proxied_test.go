@@ -147,10 +147,34 @@ func TestProxiedGivesASilentBalancerItsTimeAndNoMore(t *testing.T) {
 }
 
 func TestProxiedTakesAnEmptyConnectionForAHealthCheck(t *testing.T) {
-	client, server := acceptProxied(t, loopback)
-	_ = client.Close()
-	if _, _, err := server.(proxyHeaderConn).ProxyHeader(time.Now().Add(time.Second)); !errors.Is(err, io.EOF) || errors.Is(err, proxy.ErrProxyHeader) {
-		t.Errorf("ProxyHeader = %v, want io.EOF", err)
+	for _, linger := range []int{-1, 0} { // FIN; RST, as HAProxy
+		client, server := acceptProxied(t, loopback)
+		_ = client.(*net.TCPConn).SetLinger(linger)
+		_ = client.Close()
+		if _, _, err := server.(proxyHeaderConn).ProxyHeader(time.Now().Add(time.Second)); !errors.Is(err, io.EOF) || errors.Is(err, proxy.ErrProxyHeader) {
+			t.Errorf("ProxyHeader = %v, want io.EOF", err)
+		}
+	}
+}
+
+func TestProxiedTellsAMissingHeaderFromABadOne(t *testing.T) {
+	for begun, missing := range map[string]bool{
+		"":                             true, // a client that waits for the greeting
+		"\x16\x03\x01\x02\x00\x01\x00": true,
+		"a LOGIN alice secret\r\n":     true,
+		"QUIT\r\n":                     true,
+		"\r\n\r\n\x00\r\nQUIT\n\x21":   false,
+		"\r\n\r\n":                     false,
+		"PRO":                          false,
+		"PROXY TCP4 192.0.2.1":         false,
+		"PROXY TCP4 192.0.2.1 198.51.100.7 4711 65536\r\n": false,
+	} {
+		client, server := acceptProxied(t, loopback)
+		_, _ = io.WriteString(client, begun)
+		_, _, err := server.(proxyHeaderConn).ProxyHeader(time.Now().Add(50 * time.Millisecond))
+		if !errors.Is(err, proxy.ErrProxyHeader) || errors.Is(err, proxy.ErrNoProxyHeader) != missing {
+			t.Errorf("%q: %v, want a missing header: %t", begun, err, missing)
+		}
 	}
 }
 

@@ -17,12 +17,15 @@ type HAProxy struct {
 
 // StartHAProxy starts an HAProxy that passes connections on to backend
 // (host:port) behind a PROXY header of the version sendProxy: v1, v2, v2-ssl
-// (with its TLVs of TLS), or empty for none. It waits until HAProxy takes
+// (with its TLVs of TLS), or empty for none; check: none, and HAProxy looks all the
+// time whether the backend can be connected to. It waits until HAProxy takes
 // connections, which says nothing of the backend; the end of the test stops it.
 func StartHAProxy(t testing.TB, backend, sendProxy string) *HAProxy {
 	t.Helper()
 	Need(t, "haproxy")
-	send, known := map[string]string{"": "", "v1": "send-proxy", "v2": "send-proxy-v2", "v2-ssl": "send-proxy-v2-ssl"}[sendProxy]
+	send, known := map[string]string{
+		"": "", "v1": "send-proxy", "v2": "send-proxy-v2", "v2-ssl": "send-proxy-v2-ssl", "check": "check inter 100ms",
+	}[sendProxy]
 	if !known {
 		t.Fatalf("HAProxy sends no PROXY header %q", sendProxy)
 	}

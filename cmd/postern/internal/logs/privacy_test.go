@@ -31,7 +31,7 @@ func TestALogSaysOfPeopleWhatItMay(t *testing.T) {
 		{configs.Privacy{Addresses: "prefix", Users: "full"}, []any{"ip", netip.MustParseAddr("2001:db8:1:2::3")}, "ip=2001:db8:1::/48"},
 		{configs.Privacy{Addresses: "prefix", Users: "full"}, []any{"network", netip.MustParsePrefix("2001:db8:1:2::/64")}, "network=2001:db8:1::/48"},
 		{configs.Privacy{Addresses: "prefix", Users: "full"}, []any{"network", netip.MustParsePrefix("10.0.0.0/8")}, "network=10.0.0.0/8"},
-		{configs.Privacy{Addresses: "none", Users: "full"}, []any{"client", client}, "client.listener=imap client.ip=- client.session=ABC"},
+		{configs.Privacy{Addresses: "none", Users: "full"}, []any{slog.Group("client", "listener", "imap", "ip", address, "session", "ABC")}, "client.listener=imap client.ip=- client.session=ABC"},
 		{configs.Privacy{Addresses: "none", Users: "full"}, []any{"err", dial, "ip", address}, `err="read tcp -:40001: reset of 192.0.2.7 and -" ip=-`},
 		{
 			configs.Privacy{Addresses: "full", Users: "pseudonym"},
