@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -20,19 +21,94 @@ import (
 
 var update = flag.Bool("update", false, "write docs/configuration.md")
 
-// Criterion: docs/configuration.md has every key, with its type, default and meaning, as the code and configs/postern.yaml have them.
+// Criterion: docs/configuration.md and the man page postern.yaml(5) have every key, with its type, default and meaning, as the code and configs/postern.yaml have them.
 func TestTheReferenceIsCurrent(t *testing.T) {
-	const path = "../docs/configuration.md"
-	want := reference(t)
-	if *update {
-		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
+	markdown := reference(t)
+	for path, want := range map[string]string{"../docs/configuration.md": markdown, "postern.yaml.5": manOf(markdown)} {
+		if *update {
+			if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
 		}
-		return
+		if got := readTestFile(t, filepath.Dir(path), filepath.Base(path)); got != want {
+			t.Errorf("%s is old: run 'make reference'", path)
+		}
 	}
-	if got := readTestFile(t, "../docs", "configuration.md"); got != want {
-		t.Error("docs/configuration.md is old: run 'make reference'")
+}
+
+const manBegin = `.TH POSTERN.YAML 5 "" Postern Postern
+.SH NAME
+postern.yaml \- the configuration of postern(1)
+.SH DESCRIPTION
+The file is YAML. Unknown keys are mistakes.
+.B postern check
+names all mistakes at once, each with file, line and key.
+.B postern reload
+makes the running Postern read the file again.
+`
+
+const manEnd = `.SH FILES
+.TP
+.I /etc/postern/postern.yaml
+The configuration that the commands read without \-\-config.
+.TP
+.I /usr/share/doc/postern/
+The documentation.
+.SH SEE ALSO
+.BR postern (1),
+.BR postern\-check (1),
+.BR postern\-reload (1)
+`
+
+var (
+	keyRow = regexp.MustCompile("^\\| `([^`]+)` \\| (.*?) \\| (.*?) \\| (.*) \\|$")
+	link   = regexp.MustCompile(`\[([^\]]+)\]\([^)]+\)`)
+	inCode = regexp.MustCompile("`([^`]+)`")
+)
+
+// manOf returns the reference as a man page.
+func manOf(markdown string) string {
+	var b strings.Builder
+	b.WriteString(manBegin)
+	roff := func(text string) string {
+		text = strings.ReplaceAll(link.ReplaceAllString(text, "$1"), `\|`, "|")
+		text = strings.NewReplacer(`\`, `\e`, "-", `\-`, "–", `\(en`).Replace(text)
+		text = inCode.ReplaceAllString(text, `\fB$1\fR`)
+		if strings.HasPrefix(text, ".") || strings.HasPrefix(text, "'") {
+			text = `\&` + text
+		}
+		return text
 	}
+	isTitle := func(line string) bool { return strings.HasPrefix(line, "## ") }
+	blank, prose := true, true // before this line there was a blank one, and before that prose
+	_, text, _ := strings.Cut(markdown, "each with file, line and key.\n")
+	for line := range strings.SplitSeq(text, "\n") {
+		row := keyRow.FindStringSubmatch(line)
+		switch title := strings.TrimPrefix(line, "## "); {
+		case isTitle(line):
+			fmt.Fprintf(&b, ".SH %s\n", roff(title))
+		case row != nil:
+			fmt.Fprintf(&b, ".TP\n.B %s\n%s.\n", roff(row[1]), roff(strings.TrimSuffix(row[4], ".")))
+			switch row[3] {
+			case "–", "none":
+				fmt.Fprintf(&b, "(%s)\n", roff(row[2]))
+			default:
+				fmt.Fprintf(&b, "(%s; default: %s)\n", roff(row[2]), roff(row[3]))
+			}
+		case strings.HasPrefix(line, "|"):
+		case line == "":
+			blank = true
+			continue
+		default:
+			if blank && prose {
+				b.WriteString(".PP\n")
+			}
+			b.WriteString(roff(line) + "\n")
+		}
+		blank, prose = false, line != "" && row == nil && !isTitle(line)
+	}
+	return b.String() + manEnd
 }
 
 const preface = `# Configuration
