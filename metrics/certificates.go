@@ -46,3 +46,19 @@ func (list certificates) Collect(to chan<- prometheus.Metric) {
 		to <- prometheus.MustNewConstMetric(notBefore, prometheus.GaugeValue, float64(c.NotBefore.Unix()), name, c.Source)
 	}
 }
+
+// certificateFindings is a prometheus.Collector of the number of findings by class.
+type certificateFindings func() map[string]int
+
+var findings = prometheus.NewDesc(prefix+"_certificate_findings",
+	"Certificates with a fault, and names without one, by class.", []string{"class"}, nil)
+
+// Describe implements prometheus.Collector.
+func (certificateFindings) Describe(to chan<- *prometheus.Desc) { to <- findings }
+
+// Collect implements prometheus.Collector.
+func (counts certificateFindings) Collect(to chan<- prometheus.Metric) {
+	for class, n := range counts() {
+		to <- prometheus.MustNewConstMetric(findings, prometheus.GaugeValue, float64(n), class)
+	}
+}

@@ -44,6 +44,7 @@ type Config struct {
 	Guard        func() Guard                                   // nil: not shown
 	Listings     func() int64                                   // octets of the listings of POP3 sessions; nil: not shown
 	Certificates func() []Certificate                           // nil: none
+	Findings     func() map[string]int                          // about certificates, by class, also those of which there are 0; nil: none
 	Draining     func() bool                                    // nil: never
 	Drained      func() bool                                    // by an operator: Ready returns an error, and clients are served; nil: never
 	Ready        func() error                                   // why new clients should go to another Postern; nil: always ready
@@ -366,6 +367,9 @@ func (m *Metrics) process() {
 	}
 	if m.config.Certificates != nil {
 		r.MustRegister(certificates(m.config.Certificates))
+	}
+	if m.config.Findings != nil {
+		r.MustRegister(certificateFindings(m.config.Findings))
 	}
 }
 

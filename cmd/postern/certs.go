@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -19,19 +20,24 @@ import (
 func certsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "certs",
-		Short: "List the names that have certificates, from where, until when",
+		Short: "List the names that have certificates, from where, until when, and what is wrong with them",
 		Args:  cobra.NoArgs,
 	}
 	path := configFlag(cmd)
+	asJSON := cmd.Flags().Bool("json", false, "one JSON object a line, with all that is wrong and what to do")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := configs.Read(*path)
 		if err != nil {
 			return err
 		}
+		if *asJSON {
+			lines := json.NewEncoder(cmd.OutOrStdout())
+			return listCerts(cmd.Context(), cfg, func(l certs.Entry) error { return lines.Encode(l) })
+		}
 		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		_, _ = fmt.Fprintln(t, "NAME\tSOURCE\tISSUER\tEXPIRES\tRENEWAL")
+		_, _ = fmt.Fprintln(t, "NAME\tSOURCE\tISSUER\tEXPIRES (UTC)\tRENEWAL (UTC)\tSTATE")
 		err = listCerts(cmd.Context(), cfg, func(l certs.Entry) error {
-			_, err := fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", l.Name, l.Source, orDash(l.Issuer), date(l.NotAfter), date(l.Renewal))
+			_, err := fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", l.Name, orDash(l.Source), orDash(l.Issuer), date(l.NotAfter), date(l.Renewal), l.State)
 			return err
 		})
 		return errors.Join(err, t.Flush())
@@ -50,8 +56,8 @@ func listCerts(ctx context.Context, cfg *configs.Config, each func(certs.Entry) 
 	if !errors.Is(err, admin.ErrNotRunning) {
 		return err
 	}
-	store, err := openStore(cfg)
-	if err != nil {
+	store := certs.Inspect(service.CertificateSources(cfg))
+	if err := store.Open(slog.New(slog.DiscardHandler), proxy.Observers{}); err != nil {
 		return err
 	}
 	store.Preload(ctx)

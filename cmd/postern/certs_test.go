@@ -68,7 +68,7 @@ func TestCertsAreListed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := regexp.MustCompile(`(?m)^NAME +SOURCE +ISSUER +EXPIRES +RENEWAL\n(.*\n)*localhost +file +\S.* +20\d\d-\d\d-\d\d \d\d:\d\d +-\n(.*\n)*new\.example\.org +acme +- +- +-\n`)
+	want := regexp.MustCompile(`(?m)^NAME +SOURCE +ISSUER +EXPIRES \(UTC\) +RENEWAL \(UTC\) +STATE\n(.*\n)*localhost +file +\S.* +20\d\d-\d\d-\d\d \d\d:\d\d +- +valid, issuer not in the file, key readable or writable by others\n(.*\n)*new\.example\.org +acme +- +- +- +not obtained yet\n`)
 	_, fromFiles, complaints := runPostern(t, "certs", "--config", path)
 	if !want.MatchString(fromFiles) {
 		t.Errorf("certs without a Postern says\n%s%s", fromFiles, complaints)

@@ -57,6 +57,8 @@ type Accounts struct {
 type Certificate struct {
 	Name, Source        string
 	NotBefore, NotAfter time.Time
+	State               string // in words; "": not judged
+	Bad, Warn           bool   // no client accepts it; it needs attention
 }
 
 // A Guard is the state of the login guard.

@@ -42,9 +42,9 @@ func busy() *Page {
 			}
 		},
 		Certificates: func() (all []Certificate) {
-			all = append(all, Certificate{"expired.example.org", "file", noon.AddDate(0, -3, 0), noon.Add(-26 * time.Hour)})
+			all = append(all, Certificate{Name: "expired.example.org", Source: "file", NotBefore: noon.AddDate(0, -3, 0), NotAfter: noon.Add(-26 * time.Hour), State: "EXPIRED", Bad: true})
 			for i := range 5000 {
-				all = append(all, Certificate{fmt.Sprintf("mail.customer-%04d.example", i), "acme", noon.AddDate(0, -1, 0), noon.AddDate(0, 0, 3+i/80)})
+				all = append(all, Certificate{Name: fmt.Sprintf("mail.customer-%04d.example", i), Source: "acme", NotBefore: noon.AddDate(0, -1, 0), NotAfter: noon.AddDate(0, 0, 3+i/80), State: "valid"})
 			}
 			return all
 		},

@@ -77,10 +77,10 @@ type manager struct {
 	stopClaimed     atomic.Bool // one caller stops the cache
 	started         sync.Map    // time.Time by name of the certificate that is being obtained
 
-	leastCache struct {
+	judged struct {
 		sync.Mutex
 		at time.Time
-		Validity
+		onDemandJudgement
 	}
 }
 
@@ -299,41 +299,47 @@ func (s *Store) Renew(ctx context.Context, name string) error {
 
 // expiry adds the names in the configuration, and one Validity for the names on
 // demand.
-func (m *manager) expiry(add func(Validity)) {
+func (m *manager) expiry(now time.Time, add func(Validity)) {
 	if m == nil {
 		return
 	}
 	for _, name := range m.config.Names {
 		for _, cert := range m.matching(name) {
 			if slices.Contains(names(cert.Leaf), name) {
-				add(Validity{name, SourceACME, cert.Leaf.NotBefore, cert.Leaf.NotAfter})
+				add(validity(name, SourceACME, cert.Leaf, nil, now))
 			}
 		}
 	}
-	if v := m.leastOnDemand(); v.Name != "" {
+	if v := m.judgeOnDemand().least; v.Name != "" {
 		add(v)
 	}
 }
 
-// leastOnDemand returns the Validity of the certificates on demand, or the zero
-// Validity if there are none. It is cached, because there may be many names and
-// metrics are scraped every few seconds.
-func (m *manager) leastOnDemand() (least Validity) {
+// An onDemandJudgement is about all certificates on demand.
+type onDemandJudgement struct {
+	least    Validity // of the certificate with the least of its lifetime left; zero: there is none
+	findings []Finding
+}
+
+// judgeOnDemand judges the certificates on demand. The judgement is cached, because there
+// may be many names and metrics are scraped every few seconds.
+func (m *manager) judgeOnDemand() onDemandJudgement {
 	const while = 30 * time.Second
 	now := time.Now()
-	m.leastCache.Lock()
-	defer m.leastCache.Unlock()
-	if now.Sub(m.leastCache.at) < while {
-		return m.leastCache.Validity
+	m.judged.Lock()
+	defer m.judged.Unlock()
+	if now.Sub(m.judged.at) < while {
+		return m.judged.onDemandJudgement
 	}
+	var j onDemandJudgement
 	for _, name := range m.onDemand.names() {
 		for _, cert := range m.matching(name) {
-			v := Validity{AllNames, SourceOnDemand, cert.Leaf.NotBefore, cert.Leaf.NotAfter}
-			if least.Name == "" || v.Left(now) < least.Left(now) {
-				least = v
+			if v := validity(AllNames, SourceOnDemand, cert.Leaf, nil, now); j.least.Name == "" || v.Left(now) < j.least.Left(now) {
+				j.least = v
 			}
 		}
+		j.findings = append(j.findings, m.judgeName(name, SourceOnDemand, now)...)
 	}
-	m.leastCache.at, m.leastCache.Validity = now, least
-	return least
+	m.judged.at, m.judged.onDemandJudgement = now, j
+	return j
 }

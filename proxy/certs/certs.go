@@ -26,6 +26,9 @@ type Config struct {
 	// Default is the name whose certificate is the default if there are no Pairs.
 	// Without Default, any is.
 	Default string
+	// Expected are names that clients use, in lower case. One that no certificate has is a
+	// Finding.
+	Expected []string
 	// RefuseUnknown refuses clients that send no name, or an unknown one, instead of
 	// presenting the default certificate.
 	RefuseUnknown bool
@@ -34,8 +37,9 @@ type Config struct {
 // A Store holds certificates. New or Static makes it. All methods may be called
 // from several goroutines.
 type Store struct {
-	current atomic.Pointer[set]
-	acme    atomic.Pointer[manager] // nil: not opened, or no ACME
+	current    atomic.Pointer[set]
+	acme       atomic.Pointer[manager] // nil: not opened, or no ACME
+	configured atomic.Int64            // calls of Configure
 
 	mu       sync.Mutex // guards the fields below
 	config   Config
@@ -52,19 +56,27 @@ func Static(cert tls.Certificate) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{replaced: make(chan struct{}, 1)}
-	s.current.Store(newSet([]servedCert{{&cert, SourceMemory}}, ""))
+	s.current.Store(newSet([]servedCert{{Certificate: &cert, source: SourceMemory}}, ""))
 	return s, nil
 }
 
-// New loads the pairs and folders of c. The error names every mistake in a pair;
-// a pair of a folder that cannot be used is left out, and Watch logs it. An
-// expired certificate is used. ACME begins with Open.
+// New loads the pairs and folders of c. The error names every pair that cannot be
+// loaded; a pair of a folder that cannot be loaded is left out. An expired
+// certificate is used. Findings has all that is wrong. ACME begins with Open.
 func New(c Config) (*Store, error) {
 	s := &Store{replaced: make(chan struct{}, 1)}
 	if err := s.Configure(c); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// Inspect returns a Store with all that can be loaded of c. Findings has the rest.
+func Inspect(c Config) *Store {
+	s := &Store{config: c, replaced: make(chan struct{}, 1)}
+	s.files, s.folders, _ = s.load(c)
+	s.publish()
+	return s
 }
 
 // Configure replaces the configuration. After an error the previous one stays in
@@ -86,6 +98,7 @@ func (s *Store) Configure(c Config) error {
 	}
 	s.config, s.files, s.folders = c, files, folders
 	s.publish()
+	s.configured.Add(1)
 	return nil
 }
 
@@ -169,15 +182,18 @@ func (s *Store) Expiry() []Validity {
 			all[i] = v
 		}
 	}
-	for _, c := range s.current.Load().certs {
+	set := s.current.Load()
+	notLoaded := set.notLoaded()
+	for _, c := range set.certs {
+		more := c.atAnyTime(notLoaded)
 		if c.source == SourceFolder {
-			add(Validity{AllNames, c.source, c.Leaf.NotBefore, c.Leaf.NotAfter})
+			add(validity(AllNames, c.source, c.Leaf, more, now))
 			continue
 		}
 		for _, name := range names(c.Leaf) {
-			add(Validity{name, c.source, c.Leaf.NotBefore, c.Leaf.NotAfter})
+			add(validity(name, c.source, c.Leaf, more, now))
 		}
 	}
-	s.acme.Load().expiry(add)
+	s.acme.Load().expiry(now, add)
 	return all
 }

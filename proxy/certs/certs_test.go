@@ -450,9 +450,9 @@ func TestExpiryHasEachNameOnce(t *testing.T) {
 	got := s.Expiry()
 	slices.SortFunc(got, func(a, b Validity) int { return strings.Compare(a.Name, b.Name) })
 	want := []Validity{
-		{"*.example.com", SourceFile, certs[0].NotBefore, certs[0].NotAfter},
-		{"mail.example.org", SourceFile, certs[1].NotBefore, certs[1].NotAfter},
-		{"old.example.org", SourceFile, certs[2].NotBefore, certs[2].NotAfter},
+		{"*.example.com", SourceFile, certs[0].NotBefore, certs[0].NotAfter, "expires in 59 minutes, self-signed", slog.LevelWarn},
+		{"mail.example.org", SourceFile, certs[1].NotBefore, certs[1].NotAfter, "EXPIRED, self-signed", slog.LevelError},
+		{"old.example.org", SourceFile, certs[2].NotBefore, certs[2].NotAfter, "expires in 59 minutes, no SAN, self-signed", slog.LevelWarn},
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("Expiry() = %v, want %v", got, want)

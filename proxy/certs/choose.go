@@ -135,11 +135,15 @@ type set struct {
 	byName    map[string][]*tls.Certificate
 	byDefault []*tls.Certificate // the first pair's, then those of the other pairs
 	refuse    bool               // refuse unknown names
+	findings  []Finding          // of files that were not loaded, and of folders
+	config    Config
 }
 
+// A servedCert is a certificate with its place.
 type servedCert struct {
 	*tls.Certificate
-	source string
+	source, origin, path string
+	faults               []fault // but for those of the time of validity
 }
 
 // newSet makes the set of certs. If the first is from a pair it is the default,

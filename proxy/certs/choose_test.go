@@ -130,7 +130,7 @@ func BenchmarkGetCertificateOf100000(b *testing.B) {
 	b.Run("files", func(b *testing.B) {
 		var all []servedCert
 		for i := range certs {
-			all = append(all, servedCert{&certs[i], SourceFile})
+			all = append(all, servedCert{Certificate: &certs[i], source: SourceFile})
 		}
 		s := new(Store)
 		s.current.Store(newSet(all, ""))

@@ -4,8 +4,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -21,15 +24,17 @@ const settleTime = 2 * time.Second
 
 // A folder holds a pair for each name, in a subfolder. There may be thousands.
 type folder struct {
-	path  string
-	info  os.FileInfo // when last listed; nil: list it again
-	files []*file     // by path
+	path    string
+	info    os.FileInfo // when last listed; nil: list it again
+	files   []*file     // by path
+	ignored []string    // what is wrong with the layout
+	err     error       // of the last listing; nil: none
 }
 
 // open reads all pairs. reload reports errors of single pairs.
 func (f *folder) open() error {
-	if _, err := f.list(true); err != nil {
-		return err
+	if _, f.err = f.list(true); f.err != nil {
+		return f.err
 	}
 	for _, pair := range f.files {
 		if _, err := pair.reload(true); err != nil {
@@ -39,23 +44,26 @@ func (f *folder) open() error {
 	return nil
 }
 
-// reload reads changed pairs. It returns the new certificates, and whether pairs
-// were removed. It stats each certificate, and the keys of those that changed;
+// reload reads changed pairs. It returns the new certificates, and whether anything of
+// the folder has changed. It stats each certificate, and the keys of those that changed;
 // the folder is listed only when it has changed.
-func (f *folder) reload() (renewed []*tls.Certificate, removed bool, err error) {
-	removed, err = f.list(false)
-	errs := []error{err}
+func (f *folder) reload() (renewed []*tls.Certificate, changed bool, err error) {
+	ignored, before := f.ignored, f.err
+	changed, f.err = f.list(false)
+	changed = changed || !slices.Equal(f.ignored, ignored) || (f.err == nil) != (before == nil)
+	errs := []error{f.err}
 	for _, pair := range f.files {
-		if !pair.failed && sameFile(statFile(pair.pair.Cert), pair.certInfo) {
+		if pair.err == nil && sameFile(statFile(pair.pair.Cert), pair.certInfo) {
 			continue
 		}
 		cert, err := pair.reload(false)
 		if cert != nil {
 			renewed = append(renewed, cert)
 		}
+		changed = pair.takeChange() || changed
 		errs = append(errs, err)
 	}
-	return renewed, removed, errors.Join(errs...)
+	return renewed, changed, errors.Join(errs...)
 }
 
 // list updates files from the subfolders, and reports whether pairs were removed.
@@ -79,6 +87,7 @@ func (f *folder) list(force bool) (removed bool, err error) {
 		known[file.pair.Cert] = file
 	}
 	var files []*file
+	var ignored []string
 	complete := true
 	for _, e := range entries {
 		cert := filepath.Join(f.path, e.Name(), folderCert)
@@ -86,9 +95,12 @@ func (f *folder) list(force bool) (removed bool, err error) {
 		if one == nil {
 			if statFile(cert) == nil {
 				complete = complete && !e.IsDir()
+				if len(ignored) < maxIgnored {
+					ignored = append(ignored, f.judgeEntry(e)...)
+				}
 				continue
 			}
-			one = &file{pair: Pair{Cert: cert, Key: filepath.Join(f.path, e.Name(), folderKey)}}
+			one = &file{pair: Pair{Cert: cert, Key: filepath.Join(f.path, e.Name(), folderKey)}, source: SourceFolder, origin: f.path}
 		}
 		delete(known, cert)
 		files = append(files, one)
@@ -100,6 +112,60 @@ func (f *folder) list(force bool) (removed bool, err error) {
 	if len(files) == 0 && len(f.files) > 0 && !force {
 		return false, fmt.Errorf("folder of certificates: %s has none any more", f.path)
 	}
-	f.files = files
+	f.files, f.ignored = files, ignored
 	return len(known) > 0, nil
+}
+
+// maxIgnored bounds the entries of a folder whose layout is judged.
+const maxIgnored = 100
+
+// layout is what a folder has to look like.
+const layout = "Postern reads NAME/" + folderCert + " (the certificate, then its chain) and NAME/" + folderKey
+
+// judgeEntry returns what is wrong with an entry of the folder that has no pair: files that
+// look like a pair with other names. An empty subfolder may be filled later.
+func (f *folder) judgeEntry(e os.DirEntry) []string {
+	path := filepath.Join(f.path, e.Name())
+	if e.Type().IsRegular() {
+		if !looksLikePEM(e.Name()) {
+			return nil
+		}
+		return []string{path + " is ignored, because it is in no subfolder: " + layout + "; if NAME is this folder, dir is the folder above"}
+	}
+	entries, err := os.ReadDir(path) // also of what a link leads to
+	if err != nil {
+		return nil // no folder
+	}
+	var found []string
+	for _, e := range entries {
+		if looksLikePEM(e.Name()) && len(found) < 5 {
+			found = append(found, e.Name())
+		}
+	}
+	if found == nil {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s is ignored: it has %s and no %s: %s, so rename or link the files", path, strings.Join(found, ", "), folderCert, layout)}
+}
+
+// looksLikePEM reports whether a file has the name of a certificate or key.
+func looksLikePEM(name string) bool {
+	return slices.Contains([]string{".pem", ".crt", ".cer", ".cert", ".key"}, strings.ToLower(filepath.Ext(name)))
+}
+
+// findings returns what is wrong with the folder itself.
+func (f *folder) findings() (all []Finding) {
+	add := func(class Class, text string) {
+		all = append(all, Finding{Class: class, Level: slog.LevelWarn, Source: SourceFolder, Origin: f.path, Path: f.path, Text: text})
+	}
+	if f.err != nil {
+		add(Unreadable, shortenError(f.err))
+	}
+	for _, text := range f.ignored {
+		add(FolderLayout, text)
+	}
+	if f.err == nil && len(f.ignored) == 0 && len(f.files) == 0 {
+		add(FolderLayout, f.path+" has no certificate: "+layout)
+	}
+	return all
 }

@@ -2,6 +2,7 @@ package certs
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -174,7 +175,7 @@ func TestExpiryOfAFolderIsThatOfTheWorst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Validity{AllNames, SourceFolder, worst.NotBefore, worst.NotAfter}
+	want := Validity{AllNames, SourceFolder, worst.NotBefore, worst.NotAfter, "expires in a minute, self-signed", slog.LevelWarn}
 	if got := s.Expiry(); len(got) != 1 || got[0] != want {
 		t.Errorf("Expiry() = %v, want only %v", got, want)
 	}

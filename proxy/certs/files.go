@@ -3,6 +3,7 @@ package certs
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,15 +16,16 @@ import (
 // key.
 type Pair struct{ Cert, Key string }
 
-// load reads the files of c. A known file keeps its state.
+// load reads the files of c. A known file keeps its state. That a file has a worse
+// certificate than the one that is served is a Finding, and no error.
 func (s *Store) load(c Config) (files []*file, folders []*folder, err error) {
 	var errs []error
 	for _, p := range c.Pairs {
-		f := &file{pair: p}
+		f := &file{pair: p, source: SourceFile, origin: p.Cert}
 		if i := slices.IndexFunc(s.files, func(f *file) bool { return f.pair == p }); i >= 0 {
 			f = s.files[i]
 		}
-		if _, err := f.reload(true); err != nil {
+		if _, err := f.reload(true); err != nil && !f.worse() {
 			errs = append(errs, err)
 		}
 		files = append(files, f)
@@ -43,8 +45,11 @@ func (s *Store) load(c Config) (files []*file, folders []*folder, err error) {
 
 // Watch looks for changed files in intervals of every and reloads them, until ctx
 // ends. If a file cannot be used, the previous certificate stays. Open sessions
-// go on.
+// go on. Watch logs the Findings: all of them at its start and after Configure, then
+// those that are new; and those above Info again each day.
 func (s *Store) Watch(ctx context.Context, every time.Duration, log *slog.Logger) {
+	r := reporter{log: log}
+	r.report(s)
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -55,33 +60,37 @@ func (s *Store) Watch(ctx context.Context, every time.Duration, log *slog.Logger
 		}
 		renewed, err := s.reload()
 		for _, cert := range renewed {
-			log.Info("certificate reloaded", "names", names(cert.Leaf), "not_after", cert.Leaf.NotAfter)
+			if usable(cert.Leaf, time.Now()) { // else a Finding has the reason
+				log.Info("certificate reloaded", "names", names(cert.Leaf), "not_after", cert.Leaf.NotAfter)
+			}
 		}
-		if err != nil {
-			log.Warn("certificate not reloaded: the old one is served", "err", err)
+		if len(renewed) > 0 || err != nil || r.due(s) {
+			r.report(s)
 		}
 	}
 }
 
-// reload reads the changed files and returns the new certificates.
+// reload reads the changed files and returns the new certificates, and the errors that
+// are new.
 func (s *Store) reload() (renewed []*tls.Certificate, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
-	gone := false
+	changed := false
 	for _, f := range s.files {
 		cert, err := f.reload(false)
 		if cert != nil {
 			renewed = append(renewed, cert)
 		}
+		changed = f.takeChange() || changed
 		errs = append(errs, err)
 	}
 	for _, f := range s.folders {
-		certs, removed, err := f.reload()
-		renewed, gone = append(renewed, certs...), gone || removed
+		certs, folderChanged, err := f.reload()
+		renewed, changed = append(renewed, certs...), folderChanged || changed
 		errs = append(errs, err)
 	}
-	if len(renewed) > 0 || gone {
+	if changed {
 		s.publish()
 	}
 	return renewed, errors.Join(errs...)
@@ -90,29 +99,85 @@ func (s *Store) reload() (renewed []*tls.Certificate, err error) {
 // publish makes the loaded certificates the current set.
 func (s *Store) publish() {
 	var certs []servedCert
-	for _, f := range s.files {
-		if f.cert != nil {
-			certs = append(certs, servedCert{f.cert, SourceFile})
+	var findings []Finding
+	add := func(f *file) {
+		if f.err != nil {
+			findings = append(findings, f.finding())
 		}
+		if f.cert != nil {
+			certs = append(certs, servedCert{Certificate: f.cert, source: f.source, origin: f.origin, path: f.pair.Cert, faults: f.allFaults()})
+		}
+	}
+	for _, f := range s.files {
+		add(f)
 	}
 	for _, folder := range s.folders {
 		for _, f := range folder.files {
-			if f.cert != nil {
-				certs = append(certs, servedCert{f.cert, SourceFolder})
-			}
+			add(f)
 		}
+		findings = append(findings, folder.findings()...)
 	}
 	next := newSet(certs, s.config.Default)
-	next.refuse = s.config.RefuseUnknown
+	next.refuse, next.findings, next.config = s.config.RefuseUnknown, findings, s.config
 	s.current.Store(next)
 }
 
 // A file is a Pair and its certificate.
 type file struct {
 	pair              Pair
+	source, origin    string           // of its Findings
 	cert              *tls.Certificate // nil: never loaded
+	faults            []fault          // of cert
 	certInfo, keyInfo os.FileInfo      // when last read
-	failed            bool             // the last read failed
+	err               *loadError       // of the last read; nil: none
+	changedSince      bool             // since the last takeChange
+}
+
+// A loadError is the reason for which a pair was not loaded.
+type loadError struct {
+	class Class
+	err   error
+}
+
+func (e *loadError) Error() string { return e.err.Error() }
+
+func (e *loadError) Unwrap() error { return e.err }
+
+// worse reports whether the pair was not loaded because the certificate that is served is
+// better.
+func (f *file) worse() bool {
+	return f.err != nil && (f.err.class == Expired || f.err.class == NotYetValid)
+}
+
+// takeChange reports whether what is known of the pair has changed since the last call.
+func (f *file) takeChange() bool {
+	changed := f.changedSince
+	f.changedSince = false
+	return changed
+}
+
+// finding returns the Finding that the pair was not loaded.
+func (f *file) finding() Finding {
+	found := Finding{Class: f.err.class, Level: slog.LevelWarn, Source: f.source, Origin: f.origin, Path: f.pair.Cert, Text: shortenError(f.err), notLoaded: true}
+	if f.cert != nil {
+		found.Names, found.NotAfter = names(f.cert.Leaf), f.cert.Leaf.NotAfter
+		found.Text += "; the one before is served, which is valid until " + utc(f.cert.Leaf.NotAfter)
+		return found
+	}
+	if f.source == SourceFile {
+		found.Level = slog.LevelError
+	}
+	return found
+}
+
+// allFaults returns the faults of the certificate and of its key's file.
+func (f *file) allFaults() []fault {
+	const others, groupWrites = 0o007, 0o020
+	if f.keyInfo == nil || f.keyInfo.Mode()&(others|groupWrites) == 0 {
+		return f.faults
+	}
+	return append(slices.Clip(f.faults), fault{KeyPermissions, slog.LevelWarn, fmt.Sprintf(
+		"its key %s has mode %04o, so that others can read or change it: chmod 0640 %[1]s, with Postern's user as owner or in its group", f.pair.Key, f.keyInfo.Mode().Perm())})
 }
 
 // reload reads the pair if it has changed or force is set, and returns the
@@ -121,22 +186,24 @@ type file struct {
 // once.
 func (f *file) reload(force bool) (*tls.Certificate, error) {
 	unchanged := !f.changed() && !force
-	if unchanged && !f.failed {
+	if unchanged && f.err == nil {
 		return nil, nil
 	}
-	cert, err := f.load()
-	f.failed = err != nil
+	before := f.err
+	cert, err := f.load(time.Now())
+	f.err = err
+	f.changedSince = f.changedSince || !unchanged || err == nil || before == nil || before.Error() != err.Error()
 	if err != nil {
 		if unchanged {
-			err = nil
+			return nil, nil
 		}
 		return nil, err
 	}
-	if f.cert != nil && slices.EqualFunc(cert.Certificate, f.cert.Certificate, slices.Equal[[]byte]) {
-		f.cert = cert
+	same := f.cert != nil && slices.EqualFunc(cert.Certificate, f.cert.Certificate, slices.Equal[[]byte])
+	f.cert, f.faults = cert, judge(cert)
+	if same {
 		return nil, nil
 	}
-	f.cert = cert
 	return cert, nil
 }
 
@@ -144,32 +211,48 @@ func (f *file) reload(force bool) (*tls.Certificate, error) {
 // during a read is found by the next call.
 func (f *file) changed() bool {
 	cert, key := statFile(f.pair.Cert), statFile(f.pair.Key)
-	changed := !sameFile(cert, f.certInfo) || !sameFile(key, f.keyInfo)
+	changed := !sameFile(cert, f.certInfo) || !sameFile(key, f.keyInfo) || key != nil && key.Mode() != f.keyInfo.Mode()
 	f.certInfo, f.keyInfo = cert, key
 	return changed
 }
 
+// usable reports whether a certificate is valid at now.
+func usable(leaf *x509.Certificate, now time.Time) bool {
+	return !now.After(leaf.NotAfter) && !now.Before(leaf.NotBefore)
+}
+
 // load reads and checks the pair. X509KeyPair checks that the key belongs to the
-// certificate. An expired certificate is better than none, but not better than
-// the previous one.
-func (f *file) load() (*tls.Certificate, error) {
+// certificate. A certificate that is not valid at now is better than none, but not better
+// than a valid one, and an expired one not better than one that ends later.
+func (f *file) load(now time.Time) (*tls.Certificate, *loadError) {
 	certPEM, err := os.ReadFile(f.pair.Cert)
 	if err != nil {
-		return nil, fmt.Errorf("read certificate: %w", err)
+		return nil, &loadError{Unreadable, fmt.Errorf("read certificate: %w", err)}
 	}
 	keyPEM, err := os.ReadFile(f.pair.Key)
 	if err != nil {
-		return nil, fmt.Errorf("read key of certificate: %w", err)
+		return nil, &loadError{Unreadable, fmt.Errorf("read key of certificate: %w", err)}
+	}
+	fail := func(class Class, err error) (*tls.Certificate, *loadError) {
+		return nil, &loadError{class, fmt.Errorf("certificate %s with key %s: %w", f.pair.Cert, f.pair.Key, err)}
 	}
 	cert, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err == nil {
-		err = fillLeaf(&cert)
-	}
-	if err == nil && f.cert != nil && time.Now().After(cert.Leaf.NotAfter) && cert.Leaf.NotAfter.Before(f.cert.Leaf.NotAfter) {
-		err = fmt.Errorf("expired on %s", cert.Leaf.NotAfter.Format(time.DateOnly))
-	}
 	if err != nil {
-		return nil, fmt.Errorf("certificate %s with key %s: %w", f.pair.Cert, f.pair.Key, err)
+		class, err := explainPair(certPEM, keyPEM, err)
+		return fail(class, err)
+	}
+	if err := fillLeaf(&cert); err != nil {
+		return fail(NoSAN, err)
+	}
+	if f.cert == nil || usable(cert.Leaf, now) {
+		return &cert, nil
+	}
+	served := f.cert.Leaf
+	switch expired := now.After(cert.Leaf.NotAfter); {
+	case expired && (usable(served, now) || cert.Leaf.NotAfter.Before(served.NotAfter)):
+		return fail(Expired, fmt.Errorf("expired on %s", utc(cert.Leaf.NotAfter)))
+	case !expired && usable(served, now):
+		return fail(NotYetValid, fmt.Errorf("not valid before %s", utc(cert.Leaf.NotBefore)))
 	}
 	return &cert, nil
 }

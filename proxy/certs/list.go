@@ -12,30 +12,49 @@ import (
 	"github.com/mholt/acmez/v3/acme"
 )
 
-// An Entry is a name and its certificate. A name that ACME has no certificate for
-// has neither issuer nor times.
+// An Entry is a name and its certificate. A name that has no certificate has neither issuer
+// nor times, and so have files that were not loaded: Name is their path.
 type Entry struct {
 	Name      string    `json:"name"`
-	Source    string    `json:"source"` // SourceFile, ...
+	Source    string    `json:"source,omitempty"` // SourceFile, ...; "": there is none
+	State     string    `json:"state"`            // in words
 	Issuer    string    `json:"issuer,omitempty"`
 	NotBefore time.Time `json:"not_before,omitzero"`
 	NotAfter  time.Time `json:"not_after,omitzero"`
 	Renewal   time.Time `json:"renewal,omitzero"` // when ACME renews it; files are renewed elsewhere
+	Findings  []Finding `json:"findings,omitempty"`
 }
 
-// List returns all names that have a certificate, or shall have one, in order.
-// Without Run, the names on demand are those that Preload has loaded.
+// List returns all names that have a certificate, or shall have one, and the files that
+// were not loaded, in order. Without Run, the names on demand are those that Preload has
+// loaded.
 func (s *Store) List(ctx context.Context) []Entry {
 	var all []Entry
-	add := func(name, source string, leaf *x509.Certificate) {
-		all = append(all, Entry{name, source, issuer(leaf), leaf.NotBefore, leaf.NotAfter, time.Time{}})
-	}
-	for _, c := range s.current.Load().certs {
-		for _, name := range names(c.Leaf) {
-			add(name, c.source, c.Leaf)
+	now := time.Now()
+	set := s.current.Load()
+	notLoaded := set.notLoaded()
+	for _, c := range set.certs {
+		more := c.atAnyTime(notLoaded)
+		e := Entry{
+			Source: c.source, Issuer: issuer(c.Leaf), NotBefore: c.Leaf.NotBefore, NotAfter: c.Leaf.NotAfter,
+			State: state(c.Leaf, more, now), Findings: more,
+		}
+		if f := judgeTime(c.Leaf, c.source, now); f.class != "" {
+			e.Findings = append([]Finding{c.finding(f)}, more...)
+		}
+		for _, e.Name = range names(c.Leaf) {
+			all = append(all, e)
 		}
 	}
-	all = append(all, s.acme.Load().list(ctx)...)
+	all = append(all, s.acme.Load().list(ctx, now)...)
+	for _, f := range s.Findings() {
+		switch {
+		case f.Class == NameNotCovered:
+			all = append(all, Entry{Name: f.Names[0], State: "NO CERTIFICATE", Findings: []Finding{f}})
+		case f.notLoaded && len(f.Names) == 0, f.Class == FolderLayout, f.Class == Unreadable && !f.notLoaded:
+			all = append(all, Entry{Name: f.Path, Source: f.Source, State: "NOT LOADED: " + words[f.Class], Findings: []Finding{f}})
+		}
+	}
 	slices.SortStableFunc(all, func(a, b Entry) int { return cmp.Compare(a.Name, b.Name) })
 	return all
 }
@@ -51,26 +70,27 @@ func issuer(leaf *x509.Certificate) string {
 	return cmp.Or(leaf.Issuer.CommonName, leaf.Issuer.String())
 }
 
-func (m *manager) list(ctx context.Context) (all []Entry) {
+func (m *manager) list(ctx context.Context, now time.Time) (all []Entry) {
 	if m == nil {
 		return nil
 	}
 	for _, name := range m.config.Names {
-		all = append(all, m.entry(ctx, name, SourceACME))
+		all = append(all, m.entry(ctx, name, SourceACME, now))
 	}
 	for _, name := range m.onDemand.names() {
-		all = append(all, m.entry(ctx, name, SourceOnDemand))
+		all = append(all, m.entry(ctx, name, SourceOnDemand, now))
 	}
 	return all
 }
 
-func (m *manager) entry(ctx context.Context, name, source string) Entry {
-	l := Entry{Name: name, Source: source}
+func (m *manager) entry(ctx context.Context, name, source string, now time.Time) Entry {
+	l := Entry{Name: name, Source: source, State: "not obtained yet"}
 	for _, cert := range m.matching(name) {
 		if !slices.Contains(names(cert.Leaf), name) {
 			continue
 		}
 		l.Issuer, l.NotBefore, l.NotAfter = issuer(cert.Leaf), cert.Leaf.NotBefore, cert.Leaf.NotAfter
+		l.State, l.Findings = state(cert.Leaf, nil, now), m.judgeName(name, source, now)
 		life := l.NotAfter.Sub(l.NotBefore)
 		l.Renewal = l.NotAfter.Add(-time.Duration(float64(life) * certmagic.DefaultRenewalWindowRatio))
 		if t := m.suggestedRenewal(ctx, name); !t.IsZero() && t.Before(l.Renewal) {

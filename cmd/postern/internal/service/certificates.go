@@ -1,6 +1,14 @@
 package service
 
 import (
+	"fmt"
+	"iter"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
 	"postern/configs"
 	"postern/proxy/certs"
 )
@@ -8,6 +16,9 @@ import (
 // CertificateSources returns the sources of certificates in cfg.
 func CertificateSources(cfg *configs.Config) certs.Config {
 	c := certs.Config{Default: cfg.Hostname, RefuseUnknown: cfg.TLS.UnknownName == "refuse"}
+	for name := range expectedNames(cfg) {
+		c.Expected = append(c.Expected, name)
+	}
 	for _, one := range cfg.TLS.Certificates {
 		if one.Dir != "" {
 			c.Folders = append(c.Folders, one.Dir)
@@ -35,4 +46,127 @@ func CertificateSources(cfg *configs.Config) certs.Config {
 		}
 	}
 	return c
+}
+
+// expectedNames yields the names in cfg that clients may use, in lower case, with their keys:
+// hostname, and names of listeners that are names in the DNS.
+func expectedNames(cfg *configs.Config) iter.Seq2[string, string] {
+	return func(yield func(name, key string) bool) {
+		if cfg.IsSet("hostname") && !yield(strings.ToLower(cfg.Hostname), "hostname") {
+			return
+		}
+		for i, l := range cfg.Listeners {
+			if l.TLS == "refuse" || !strings.Contains(l.Name, ".") || net.ParseIP(l.Name) != nil {
+				continue
+			}
+			if !yield(strings.ToLower(l.Name), fmt.Sprintf("listeners[%d].name", i)) {
+				return
+			}
+		}
+	}
+}
+
+// checkCertificates returns the findings about certificates as mistakes and as warnings, in
+// the order of the file. A mistake is a certificate that works for no client; Postern
+// starts all the same. Without listeners with TLS there is nothing to find.
+func (g *generation) checkCertificates() (mistakes error, warnings configs.Errors) {
+	if !slices.ContainsFunc(g.cfg.Listeners, func(l configs.Listener) bool { return l.TLS != "refuse" }) {
+		return nil, nil
+	}
+	var wrong configs.Errors
+	for _, f := range g.store.Findings() {
+		about := ""
+		switch {
+		case f.Class == certs.NameNotCovered || f.Class == certs.FolderLayout || len(f.Names) == 0:
+		case f.Source == certs.SourceFolder:
+			about = f.Path + ": "
+		default:
+			about = "the certificate of " + f.Names[0] + ": "
+		}
+		e := g.cfg.Errorf(keyOf(g.cfg, f), "%s%s", about, f.Text)
+		if f.Level >= slog.LevelError {
+			wrong = append(wrong, e)
+		} else {
+			warnings = append(warnings, e)
+		}
+	}
+	if wrong != nil {
+		wrong.Sort()
+		return wrong, warnings
+	}
+	return nil, warnings
+}
+
+// keyOf returns the key of the configuration that a finding is about.
+func keyOf(cfg *configs.Config, f certs.Finding) string {
+	if f.Class == certs.NameNotCovered {
+		for name, key := range expectedNames(cfg) {
+			if name == f.Names[0] {
+				return key
+			}
+		}
+	}
+	for i, c := range cfg.TLS.Certificates {
+		key := fmt.Sprintf("tls.certificates[%d]", i)
+		switch {
+		case f.Origin == "" || c.Dir != f.Origin && c.Cert != f.Origin:
+		case c.Dir != "":
+			return key + ".dir"
+		case f.Class == certs.KeyPermissions || f.Class == certs.KeyMismatch:
+			return key + ".key"
+		default:
+			return key + ".cert"
+		}
+	}
+	if f.Source == certs.SourceACME || f.Source == certs.SourceOnDemand {
+		return "tls.acme"
+	}
+	return "tls.certificates"
+}
+
+// findCertificates adds the findings about certificates. Of many certificates in folders or
+// on demand with the same fault, one is named.
+func (s *Service) findCertificates(all *findingList) {
+	type kind struct {
+		class  certs.Class
+		source string
+	}
+	more := make(map[kind]int)
+	found := s.store.Findings()
+	for _, f := range found {
+		more[kind{f.Class, f.Source}]++
+	}
+	for _, f := range found {
+		k := kind{f.Class, f.Source}
+		n := more[k]
+		if f.Level <= slog.LevelInfo || n == 0 {
+			continue
+		}
+		text := "certificates: " + f.Class.Words()
+		if len(f.Names) > 0 {
+			text = fmt.Sprintf("the certificate of %s: %s", f.Names[0], f.Class.Words())
+		}
+		if f.Class == certs.ExpiresSoon {
+			text = fmt.Sprintf("the certificate of %s expires in %s", f.Names[0], Span(time.Until(f.NotAfter)))
+		}
+		if n > 1 && (f.Source == certs.SourceFolder || f.Source == certs.SourceOnDemand) {
+			text += fmt.Sprintf(" (and %d more of %s)", n-1, f.Source)
+			more[k] = 0
+		}
+		all.add(severityOf(f), text, f.Text, "postern certs")
+	}
+	if s.certificateValid() != nil {
+		all.add(Critical, "no valid certificate", "", "postern certs")
+	}
+}
+
+// severityOf returns Critical for what works for no client, and Warning for what is about to.
+func severityOf(f certs.Finding) string {
+	switch {
+	case f.Level >= slog.LevelError:
+		return Critical
+	case f.Class == certs.Expired, f.Class == certs.NotYetValid, f.Class == certs.ExpiresSoon:
+		return Warning
+	}
+	return Notice
 }

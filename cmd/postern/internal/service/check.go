@@ -37,7 +37,8 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) erro
 	if err != nil {
 		return err
 	}
-	errs := []error{g.checkPorts()}
+	mistakes, warnings := g.checkCertificates()
+	errs := []error{g.checkPorts(), mistakes}
 	if o.Probe {
 		errs = append(errs, g.probe(ctx, out, o))
 	}
@@ -53,7 +54,8 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) erro
 	for _, line := range g.explainChallenges() {
 		_, _ = fmt.Fprintf(out, "%s: %s\n", path, line)
 	}
-	warnings := g.warnings()
+	warnings = append(warnings, g.warnings()...)
+	warnings.Sort()
 	for _, w := range warnings {
 		_, _ = fmt.Fprintln(out, w.Warning())
 	}

@@ -13,7 +13,6 @@ import (
 	"postern/cmd/postern/internal/stored"
 	"postern/proxy"
 	"postern/proxy/backend"
-	"postern/proxy/certs"
 	"postern/proxy/listen"
 )
 
@@ -53,7 +52,7 @@ func (s *Service) findings() []Finding {
 	if g != nil {
 		g.findBackends(now, &all)
 	}
-	s.findCertificates(now, &all)
+	s.findCertificates(&all)
 	if r := s.lastReload.Load(); r != nil && r.Error != "" {
 		all.add(Warning, "the last reload has failed: the configuration before it is still served",
 			r.At.UTC().Format(dateTime)+": "+firstLine(r.Error), "postern check, then postern reload")
@@ -212,40 +211,6 @@ func reasonOf(err error, address string) string {
 		return after
 	}
 	return text
-}
-
-// leastLife is the part of a certificate's lifetime below which Postern is degraded.
-// Renewal comes with a third left.
-const leastLife = 0.05
-
-// findCertificates finds certificates that are not valid, or end soon.
-func (s *Service) findCertificates(now time.Time, all *findingList) {
-	for _, v := range s.store.Expiry() {
-		name := v.Name
-		if name == certs.AllNames {
-			name = "one of " + v.Source
-		}
-		switch {
-		case !now.Before(v.NotAfter):
-			all.add(Critical, fmt.Sprintf("the certificate of %s has expired", name), "at "+v.NotAfter.UTC().Format(dateTime), renewal(v.Source))
-		case now.Before(v.NotBefore):
-			all.add(Critical, fmt.Sprintf("the certificate of %s is not valid yet", name), "from "+v.NotBefore.UTC().Format(dateTime), "check the clock, and the certificate")
-		case v.Left(now) < leastLife:
-			all.add(Warning, fmt.Sprintf("the certificate of %s ends in %s", name, Span(v.NotAfter.Sub(now))), "at "+v.NotAfter.UTC().Format(dateTime), renewal(v.Source))
-		}
-	}
-	if s.certificateValid() != nil {
-		all.add(Critical, "no valid certificate", "", "postern certs")
-	}
-}
-
-// renewal returns how a certificate of a source is renewed.
-func renewal(source string) string {
-	switch source {
-	case certs.SourceACME, certs.SourceOnDemand:
-		return "postern certs renew NAME says why the CA gives none"
-	}
-	return "put a new certificate into the file: Postern reads it again by itself"
 }
 
 // findState finds files of the state that are broken or lost.

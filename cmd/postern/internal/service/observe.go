@@ -2,6 +2,7 @@ package service
 
 import (
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"slices"
@@ -22,6 +23,7 @@ func (s *Service) newMetrics() *metrics.Metrics {
 	return metrics.New(metrics.Config{
 		Version:      ReadVersion().Version,
 		Certificates: func() []metrics.Certificate { return expiries(s.store) },
+		Findings:     func() map[string]int { return countFindings(s.store) },
 		Stores:       []string{stored.ListingsBucket, stored.UIDLBucket, stored.BrakeBucket},
 		Pools:        s.poolGauges,
 		Decisions:    metrics.Decisions{Tiers: guard.Tiers(), Buckets: append(guard.Buckets(), authpolicy.Bucket)},
@@ -58,8 +60,11 @@ func (s *Service) newPage() *page.Page {
 		Accounts: s.accountsOnPage,
 		Backends: s.backendsOnPage,
 		Certificates: func() (all []page.Certificate) {
-			for _, v := range expiries(s.store) {
-				all = append(all, page.Certificate(v))
+			for _, v := range s.store.Expiry() {
+				all = append(all, page.Certificate{
+					Name: v.Name, Source: v.Source, NotBefore: v.NotBefore, NotAfter: v.NotAfter,
+					State: v.State, Bad: v.Level >= slog.LevelError || !time.Now().Before(v.NotAfter), Warn: v.Level >= slog.LevelWarn,
+				})
 			}
 			return all
 		},
@@ -137,7 +142,19 @@ func localPorts() int {
 
 func expiries(store *certs.Store) (all []metrics.Certificate) {
 	for _, v := range store.Expiry() {
-		all = append(all, metrics.Certificate(v))
+		all = append(all, metrics.Certificate{Name: v.Name, Source: v.Source, NotBefore: v.NotBefore, NotAfter: v.NotAfter})
 	}
 	return all
+}
+
+// countFindings returns the number of findings about certificates of each class.
+func countFindings(store *certs.Store) map[string]int {
+	n := make(map[string]int)
+	for _, class := range certs.Classes() {
+		n[string(class)] = 0
+	}
+	for _, f := range store.Findings() {
+		n[string(f.Class)]++
+	}
+	return n
 }
