@@ -29,8 +29,32 @@ func (m *mistakes) checkPair(key string, c Certificate) {
 		return
 	}
 	if _, err := tls.X509KeyPair(cert, private); err != nil {
+		if n := ownerOf(private, cert); n > 1 {
+			m.report(key+".cert", "the key %s belongs to certificate %d of %s, which must be the first, with its issuer after it", c.Key, n, c.Cert)
+			return
+		}
 		m.report(key+".key", "%s and %s are no pair: %v", c.Key, c.Cert, err)
 	}
+}
+
+// ownerOf returns the number, from 1, of the certificate in the PEM file certs to which the
+// key belongs; 0: none.
+func ownerOf(key, certs []byte) int {
+	const most = 20
+	for n := 1; n <= most; n++ {
+		if _, err := tls.X509KeyPair(certs, key); err == nil {
+			return n
+		}
+		block, rest := pem.Decode(certs)
+		for block != nil && block.Type != "CERTIFICATE" {
+			block, rest = pem.Decode(rest)
+		}
+		if block == nil {
+			return 0
+		}
+		certs = rest
+	}
+	return 0
 }
 
 func (m *mistakes) checkCA(key string, s *Server) {

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -27,7 +28,7 @@ type folder struct {
 	path    string
 	info    os.FileInfo // when last listed; nil: list it again
 	files   []*file     // by path
-	ignored []string    // what is wrong with the layout
+	ignored []fault     // of entries that have no pair
 	err     error       // of the last listing; nil: none
 }
 
@@ -87,7 +88,7 @@ func (f *folder) list(force bool) (removed bool, err error) {
 		known[file.pair.Cert] = file
 	}
 	var files []*file
-	var ignored []string
+	var ignored []fault
 	complete := true
 	for _, e := range entries {
 		cert := filepath.Join(f.path, e.Name(), folderCert)
@@ -122,15 +123,23 @@ const maxIgnored = 100
 // layout is what a folder has to look like.
 const layout = "Postern reads NAME/" + folderCert + " (the certificate, then its chain) and NAME/" + folderKey
 
-// judgeEntry returns what is wrong with an entry of the folder that has no pair: files that
-// look like a pair with other names. An empty subfolder may be filled later.
-func (f *folder) judgeEntry(e os.DirEntry) []string {
+// judgeEntry returns what is wrong with an entry of the folder that has no pair: a pair that
+// cannot be reached, or files that look like a pair with other names. An empty subfolder may
+// be filled later.
+func (f *folder) judgeEntry(e os.DirEntry) []fault {
 	path := filepath.Join(f.path, e.Name())
+	wrong := func(format string, args ...any) []fault {
+		return []fault{{FolderLayout, slog.LevelWarn, path + fmt.Sprintf(format, args...)}}
+	}
 	if e.Type().IsRegular() {
 		if !looksLikePEM(e.Name()) {
 			return nil
 		}
-		return []string{path + " is ignored, because it is in no subfolder: " + layout + "; if NAME is this folder, dir is the folder above"}
+		return wrong(" is ignored, because it is in no subfolder: %s; if NAME is this folder, dir is the folder above", layout)
+	}
+	cert := filepath.Join(path, folderCert)
+	if _, err := os.Stat(cert); errors.Is(err, fs.ErrPermission) {
+		return []fault{{Unreadable, slog.LevelError, shortenError(readError(err))}}
 	}
 	entries, err := os.ReadDir(path) // also of what a link leads to
 	if err != nil {
@@ -138,6 +147,9 @@ func (f *folder) judgeEntry(e os.DirEntry) []string {
 	}
 	var found []string
 	for _, e := range entries {
+		if e.Name() == folderCert {
+			return wrong(" is ignored: its %s leads to a file that does not exist", folderCert)
+		}
 		if looksLikePEM(e.Name()) && len(found) < 5 {
 			found = append(found, e.Name())
 		}
@@ -145,7 +157,7 @@ func (f *folder) judgeEntry(e os.DirEntry) []string {
 	if found == nil {
 		return nil
 	}
-	return []string{fmt.Sprintf("%s is ignored: it has %s and no %s: %s, so rename or link the files", path, strings.Join(found, ", "), folderCert, layout)}
+	return wrong(" is ignored: it has %s and no %s: %s, so rename or link the files", strings.Join(found, ", "), folderCert, layout)
 }
 
 // looksLikePEM reports whether a file has the name of a certificate or key.
@@ -155,17 +167,17 @@ func looksLikePEM(name string) bool {
 
 // findings returns what is wrong with the folder itself.
 func (f *folder) findings() (all []Finding) {
-	add := func(class Class, text string) {
-		all = append(all, Finding{Class: class, Level: slog.LevelWarn, Source: SourceFolder, Origin: f.path, Path: f.path, Text: text})
+	add := func(found fault) {
+		all = append(all, Finding{Class: found.class, Level: found.level, Source: SourceFolder, Origin: f.path, Path: f.path, Text: found.text})
 	}
 	if f.err != nil {
-		add(Unreadable, shortenError(f.err))
+		add(fault{Unreadable, slog.LevelWarn, shortenError(f.err)})
 	}
-	for _, text := range f.ignored {
-		add(FolderLayout, text)
+	for _, found := range f.ignored {
+		add(found)
 	}
 	if f.err == nil && len(f.ignored) == 0 && len(f.files) == 0 {
-		add(FolderLayout, f.path+" has no certificate: "+layout)
+		add(fault{FolderLayout, slog.LevelWarn, f.path + " has no certificate: " + layout})
 	}
 	return all
 }

@@ -6,9 +6,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
+	"os/user"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -143,6 +146,22 @@ func (e *loadError) Error() string { return e.err.Error() }
 
 func (e *loadError) Unwrap() error { return e.err }
 
+// readError adds to an error of permissions what to do.
+func readError(err error) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	name, group := strconv.Itoa(os.Geteuid()), strconv.Itoa(os.Getegid())
+	if u, err := user.LookupId(name); err == nil {
+		name = u.Username
+	}
+	if g, err := user.LookupGroupId(group); err == nil {
+		group = g.Name
+	}
+	return fmt.Errorf("%w: the user %s must be able to read the file and to enter its folders, also those that links lead to "+
+		"(chgrp %s, chmod g+rX)", err, name, group)
+}
+
 // worse reports whether the pair was not loaded because the certificate that is served is
 // better.
 func (f *file) worse() bool {
@@ -164,7 +183,7 @@ func (f *file) finding() Finding {
 		found.Text += "; the one before is served, which is valid until " + utc(f.cert.Leaf.NotAfter)
 		return found
 	}
-	if f.source == SourceFile {
+	if f.source == SourceFile || errors.Is(f.err, fs.ErrPermission) {
 		found.Level = slog.LevelError
 	}
 	return found
@@ -227,19 +246,18 @@ func usable(leaf *x509.Certificate, now time.Time) bool {
 func (f *file) load(now time.Time) (*tls.Certificate, *loadError) {
 	certPEM, err := os.ReadFile(f.pair.Cert)
 	if err != nil {
-		return nil, &loadError{Unreadable, fmt.Errorf("read certificate: %w", err)}
+		return nil, &loadError{Unreadable, fmt.Errorf("read certificate: %w", readError(err))}
 	}
 	keyPEM, err := os.ReadFile(f.pair.Key)
 	if err != nil {
-		return nil, &loadError{Unreadable, fmt.Errorf("read key of certificate: %w", err)}
+		return nil, &loadError{Unreadable, fmt.Errorf("read key of certificate: %w", readError(err))}
 	}
 	fail := func(class Class, err error) (*tls.Certificate, *loadError) {
 		return nil, &loadError{class, fmt.Errorf("certificate %s with key %s: %w", f.pair.Cert, f.pair.Key, err)}
 	}
 	cert, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
-		class, err := explainPair(certPEM, keyPEM, err)
-		return fail(class, err)
+		return fail(explainPair(certPEM, keyPEM, err))
 	}
 	if err := fillLeaf(&cert); err != nil {
 		return fail(NoSAN, err)

@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"cmp"
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/tls"
@@ -111,9 +112,9 @@ func judgeTime(leaf *x509.Certificate, source string, now time.Time) fault {
 	}
 	switch {
 	case now.After(leaf.NotAfter):
-		return fault{Expired, level, fmt.Sprintf("it expired on %s: %s", utc(leaf.NotAfter), expired)}
+		return fault{Expired, level, fmt.Sprintf("it expired on %s, and %s", utc(leaf.NotAfter), expired)}
 	case now.Before(leaf.NotBefore):
-		return fault{NotYetValid, level, fmt.Sprintf("it is not valid before %s: mail programs refuse it until then; is the clock of this machine right?", utc(leaf.NotBefore))}
+		return fault{NotYetValid, level, fmt.Sprintf("it is not valid before %s, and mail programs refuse it until then: is the clock of this machine right?", utc(leaf.NotBefore))}
 	case !now.Before(expiresSoon(leaf)):
 		return fault{ExpiresSoon, slog.LevelWarn, fmt.Sprintf("it expires on %s: %s", utc(leaf.NotAfter), early)}
 	}
@@ -182,15 +183,16 @@ func judgeSignature(c *x509.Certificate, add addFault) {
 func judgeChain(chain []*x509.Certificate, add addFault) {
 	leaf := chain[0]
 	if issuedBy(leaf, leaf) {
-		add(SelfSignedLeaf, slog.LevelInfo, "it is self-signed: only mail programs into which somebody has put it accept it")
+		add(SelfSignedLeaf, slog.LevelInfo, "it is self-signed: only mail programs in which it was installed accept it")
 		return
 	}
 	if !slices.ContainsFunc(chain[1:], func(c *x509.Certificate) bool { return issuedBy(leaf, c) }) {
-		level, unless := slog.LevelInfo, ", unless that is a root that all clients have"
-		if len(leaf.IssuingCertificateURL) > 0 { // public CAs say where the intermediate is
-			level, unless = slog.LevelWarn, " ("+shorten(leaf.IssuingCertificateURL[0])+")"
+		if len(leaf.IssuingCertificateURL) > 0 { // so does a public CA, whose issuers are intermediates
+			add(ChainIncomplete, slog.LevelWarn, "the file has no certificate of its issuer, %s: append it (%s), or mail programs refuse the chain",
+				issuer(leaf), shorten(leaf.IssuingCertificateURL[0]))
+		} else {
+			add(ChainIncomplete, slog.LevelInfo, "the file has no certificate of its issuer, %s: append it, unless %[1]s is a root that all clients have", issuer(leaf))
 		}
-		add(ChainIncomplete, level, "the file has no certificate of its issuer, %s: append that%s; without it mail programs refuse the chain", issuer(leaf), unless)
 		return
 	}
 	for i, c := range chain[:len(chain)-1] {
@@ -215,10 +217,7 @@ func issuedBy(c, by *x509.Certificate) bool {
 
 // subject names a certificate.
 func subject(c *x509.Certificate) string {
-	if all := names(c); len(all) > 0 {
-		return shorten(all[0])
-	}
-	return shorten(c.Subject.String())
+	return shorten(cmp.Or(c.Subject.CommonName, strings.Join(names(c), " "), c.Subject.String()))
 }
 
 // shorten bounds a text that is from a certificate.
@@ -284,7 +283,7 @@ func explainPair(certPEM, keyPEM []byte, err error) (Class, error) {
 			return ChainOrder, fmt.Errorf("the key belongs to certificate %d of the file, which must be the first, with its issuer after it", i+1)
 		}
 	}
-	return KeyMismatch, err
+	return KeyMismatch, fmt.Errorf("%w: put the certificate and its own key there", err)
 }
 
 // certificates returns the first certificates of a PEM file.

@@ -67,7 +67,7 @@ func (s *Store) Preload(ctx context.Context) {
 }
 
 func issuer(leaf *x509.Certificate) string {
-	return cmp.Or(leaf.Issuer.CommonName, leaf.Issuer.String())
+	return shorten(cmp.Or(leaf.Issuer.CommonName, leaf.Issuer.String()))
 }
 
 func (m *manager) list(ctx context.Context, now time.Time) (all []Entry) {

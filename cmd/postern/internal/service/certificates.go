@@ -2,9 +2,7 @@ package service
 
 import (
 	"fmt"
-	"iter"
 	"log/slog"
-	"net"
 	"slices"
 	"strings"
 	"time"
@@ -16,8 +14,8 @@ import (
 // CertificateSources returns the sources of certificates in cfg.
 func CertificateSources(cfg *configs.Config) certs.Config {
 	c := certs.Config{Default: cfg.Hostname, RefuseUnknown: cfg.TLS.UnknownName == "refuse"}
-	for name := range expectedNames(cfg) {
-		c.Expected = append(c.Expected, name)
+	if cfg.IsSet("hostname") {
+		c.Expected = []string{strings.ToLower(cfg.Hostname)}
 	}
 	for _, one := range cfg.TLS.Certificates {
 		if one.Dir != "" {
@@ -46,24 +44,6 @@ func CertificateSources(cfg *configs.Config) certs.Config {
 		}
 	}
 	return c
-}
-
-// expectedNames yields the names in cfg that clients may use, in lower case, with their keys:
-// hostname, and names of listeners that are names in the DNS.
-func expectedNames(cfg *configs.Config) iter.Seq2[string, string] {
-	return func(yield func(name, key string) bool) {
-		if cfg.IsSet("hostname") && !yield(strings.ToLower(cfg.Hostname), "hostname") {
-			return
-		}
-		for i, l := range cfg.Listeners {
-			if l.TLS == "refuse" || !strings.Contains(l.Name, ".") || net.ParseIP(l.Name) != nil {
-				continue
-			}
-			if !yield(strings.ToLower(l.Name), fmt.Sprintf("listeners[%d].name", i)) {
-				return
-			}
-		}
-	}
 }
 
 // checkCertificates returns the findings about certificates as mistakes and as warnings, in
@@ -100,11 +80,7 @@ func (g *generation) checkCertificates() (mistakes error, warnings configs.Error
 // keyOf returns the key of the configuration that a finding is about.
 func keyOf(cfg *configs.Config, f certs.Finding) string {
 	if f.Class == certs.NameNotCovered {
-		for name, key := range expectedNames(cfg) {
-			if name == f.Names[0] {
-				return key
-			}
-		}
+		return "hostname"
 	}
 	for i, c := range cfg.TLS.Certificates {
 		key := fmt.Sprintf("tls.certificates[%d]", i)
