@@ -106,6 +106,7 @@ func everything(c proxy.Client, text string) []proxy.Event {
 func TestNamesAreLintFree(t *testing.T) {
 	c := config()
 	c.Certificates = func() []Certificate { return []Certificate{{Name: "mail.example.org", Source: "file"}} }
+	c.Findings = func() map[string]int { return map[string]int{"expired": 1} }
 	m := New(c)
 	m.Handler()
 	for _, e := range everything(client("imaps", proxy.IMAP), "text") {
@@ -697,6 +698,7 @@ func TestGaugesAreAskedAtEachScrape(t *testing.T) {
 	var certs []Certificate
 	draining := false
 	c.Certificates = func() []Certificate { return certs }
+	c.Findings = func() map[string]int { return map[string]int{"expired": len(certs), "no_san": 0} }
 	c.Draining = func() bool { return draining }
 	m := New(c)
 	const after, before = "postern_certificate_not_after_timestamp_seconds", "postern_certificate_not_before_timestamp_seconds"
@@ -715,6 +717,8 @@ func TestGaugesAreAskedAtEachScrape(t *testing.T) {
 		after + `{name="mail.example.org",source="file"}`:  "2e+09",
 		before + `{name="mail.example.org",source="file"}`: "1e+09",
 		after + `{name="old?",source="file"}`:              "6",
+		`postern_certificate_findings{class="expired"}`:    "3",
+		`postern_certificate_findings{class="no_san"}`:     "0",
 	} {
 		if s[name] != want {
 			t.Errorf("%s = %q, want %s", name, s[name], want)

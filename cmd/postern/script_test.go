@@ -42,6 +42,7 @@ func TestMain(m *testing.M) {
 //	expand FILE...      replace $VARIABLES in files
 //	uidls USER FILE     log in by POP3 at $FREE, as soon as somebody serves there,
 //	                    and write the unique ids to a file
+//	pair KIND CERT KEY  write a certificate with one fault, and its key (script_certs_test.go)
 //	guess USER PASSWORD  log in likewise with another password, which must fail
 func TestScripts(t *testing.T) {
 	held, err := net.Listen("tcp", "127.0.0.1:0")
@@ -64,6 +65,7 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("%s has logged in", args[0])
 				}
 			},
+			"pair": writeFaultyPair,
 			"expand": func(ts *testscript.TestScript, _ bool, args []string) { // $VARIABLES in files
 				for _, name := range args {
 					ts.Check(os.WriteFile(ts.MkAbs(name), []byte(os.Expand(ts.ReadFile(name), ts.Getenv)), 0o600))
@@ -75,6 +77,13 @@ func TestScripts(t *testing.T) {
 				content, err := os.ReadFile(path)
 				if err != nil {
 					return err
+				}
+				if name == "mail.pem" { // with its issuer, or check warns
+					issuer, err := os.ReadFile(ca)
+					if err != nil {
+						return err
+					}
+					content = append(content, issuer...)
 				}
 				if err := os.WriteFile(filepath.Join(env.WorkDir, name), content, 0o600); err != nil {
 					return err

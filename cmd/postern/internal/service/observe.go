@@ -147,14 +147,17 @@ func expiries(store *certs.Store) (all []metrics.Certificate) {
 	return all
 }
 
-// countFindings returns the number of findings about certificates of each class.
+// countFindings returns the number of findings about certificates of each class, without
+// those that may be intended.
 func countFindings(store *certs.Store) map[string]int {
 	n := make(map[string]int)
 	for _, class := range certs.Classes() {
 		n[string(class)] = 0
 	}
 	for _, f := range store.Findings() {
-		n[string(f.Class)]++
+		if f.Level > slog.LevelInfo {
+			n[string(f.Class)]++
+		}
 	}
 	return n
 }
