@@ -39,7 +39,7 @@ func complete() *Metrics {
 	c.Certificates = func() []Certificate {
 		return []Certificate{{Name: "mail.example.org", Source: "file", NotAfter: time.Now()}}
 	}
-	c.Findings = func() map[string]int { return map[string]int{"expired": 1, "no_san": 0} }
+	c.Findings = func() map[string]int { return map[string]int{"expired": 1, "expires_soon": 1, "no_san": 0} }
 	c.Guard, c.Accounts = func() Guard { return Guard{} }, func() Accounts { return Accounts{} }
 	c.Decisions = Decisions{Tiers: []string{"known"}, Buckets: []string{"pair"}}
 	c.Pools = func() []Pool { return []Pool{{Backend: Backend{"main", proxy.IMAP}, PortLimit: 28232}} }
