@@ -175,10 +175,10 @@ func (l *lines) watch(ctx context.Context, every time.Duration, log *slog.Logger
 		}
 		if err == nil {
 			lastWarning = ""
-			log.Info("file read again", "path", l.path, "entries", l.table.Load().entries)
+			log.Info("file read again", "file", l.path, "entries", l.table.Load().entries)
 		} else if text := err.Error(); text != lastWarning { // once
 			lastWarning = text
-			log.Warn("file not read: what it said before holds", "path", l.path, "err", err)
+			log.Warn("file not read: what it said before holds", "file", l.path, "err", err)
 		}
 	}
 }
