@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"postern/proxy"
 	"postern/proxy/wire"
@@ -38,11 +40,11 @@ func (d *imap) alertFor(l *proxy.Login, s *Server) string {
 	hidden := s.names(d.conn)
 	for _, name := range []string{l.User, l.Account} {
 		local, _, _ := strings.Cut(name, "@")
-		hidden = append(hidden, name, local)
+		hidden = append(hidden, name, local, strings.ReplaceAll(name, "@", "%40"), strings.ReplaceAll(name, "@", "=40"))
 	}
 	var all string
 	for _, text := range d.alerts {
-		if containsSecret(text, l) || containsSecret(printable(text), l) {
+		if containsSecret(text, l) {
 			continue
 		}
 		text = redact(printable(text), hidden)
@@ -97,16 +99,23 @@ func printable(text string) string {
 	}, text)), " ")
 }
 
-// containsSecret reports whether text contains l's secret in upper or lower case
-// or in base64.
+// containsSecret reports whether text contains l's secret: in upper or lower case, with
+// other white space or control characters, as an IMAP quoted string, with octets as %40
+// or =40, as a form of HTML has it, or in base64.
 func containsSecret(text string, l *proxy.Login) bool {
 	secret := l.Secret.Reveal()
 	if len(secret) == 0 {
 		return false
 	}
+	plain := squash(secret)
+	defer clear(plain)
+	if len(plain) == 0 {
+		return true // of spaces alone: it cannot be looked for
+	}
 	octets := []byte(text)
-	for i := range len(octets) - len(secret) + 1 {
-		if bytes.EqualFold(octets[i:i+len(secret)], secret) {
+	unquoted := unquote(octets)
+	for _, form := range [][]byte{octets, unquoted, decode(octets), decode(unquoted), unquote(decode(octets))} {
+		if bytes.Contains(squash(form), plain) {
 			return true
 		}
 	}
@@ -118,6 +127,57 @@ func containsSecret(text string, l *proxy.Login) bool {
 		}
 	}
 	return false
+}
+
+// squash returns b as printable shows it, in lower case and without spaces.
+func squash(b []byte) []byte {
+	squashed := make([]byte, 0, len(b))
+	for len(b) > 0 {
+		r, n := utf8.DecodeRune(b)
+		switch b = b[n:]; {
+		case r <= ' ' || r == 0x7F:
+		case r > '~':
+			squashed = append(squashed, '?')
+		case 'A' <= r && r <= 'Z':
+			squashed = append(squashed, byte(r)|0x20)
+		default:
+			squashed = append(squashed, byte(r))
+		}
+	}
+	return squashed
+}
+
+// unquote takes the backslashes of an IMAP quoted string away: RFC 9051 section 9.
+func unquote(b []byte) []byte {
+	unquoted := make([]byte, 0, len(b))
+	for i := 0; i < len(b); i++ {
+		if b[i] == '\\' && i+1 < len(b) && (b[i+1] == '"' || b[i+1] == '\\') {
+			i++
+		}
+		unquoted = append(unquoted, b[i])
+	}
+	return unquoted
+}
+
+// decode replaces %40 (RFC 3986 section 2.1) and =40 (RFC 2045 section 6.7) by the octet,
+// and + by the space that it stands for in forms of HTML.
+func decode(b []byte) []byte {
+	decoded := make([]byte, 0, len(b))
+	for i := 0; i < len(b); i++ {
+		if (b[i] == '%' || b[i] == '=') && i+2 < len(b) {
+			if octet, err := strconv.ParseUint(string(b[i+1:i+3]), 16, 8); err == nil {
+				decoded = append(decoded, byte(octet))
+				i += 2
+				continue
+			}
+		}
+		if b[i] == '+' {
+			decoded = append(decoded, ' ')
+			continue
+		}
+		decoded = append(decoded, b[i])
+	}
+	return decoded
 }
 
 // redact replaces each of words, where it is a word of text, and each IP address.

@@ -1,6 +1,8 @@
 package backend
 
 import (
+	"encoding/base64"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -22,6 +24,9 @@ func TestLoginIMAPPassesAlertsOn(t *testing.T) {
 		{"both, and once more", "S: * NO [alert] a\nS: P1 OK [ALERT] b\nC: P2 CAPABILITY\nS: * OK [ALERT] b\nS: * CAPABILITY IMAP4rev1\nS: P2 OK", "a; b; b"},
 		{"none", "S: * OK [ALERTS] x\nS: * OK ALERT\nS: P1 OK [CAPABILITY IMAP4rev1] in", ""},
 		{"empty", "S: * OK [ALERT]\nS: P1 OK [CAPABILITY IMAP4rev1] in", ""},
+		{"of 10 kB", "S: * OK [ALERT] " + strings.Repeat("x", 10000) + "\nS: P1 OK [CAPABILITY IMAP4rev1] in", strings.Repeat("x", maxAlert)},
+		{"of 10 kB without the code", "S: * OK " + strings.Repeat("x", 10000) + "\nS: P1 OK [CAPABILITY IMAP4rev1] in", ""},
+		{"with NUL and CR", "S: * OK [ALERT] over\x00quota\rnow\nS: P1 OK [CAPABILITY IMAP4rev1] in", "over quota now"},
 		{"in data", "S: * LIST () {10}\nS: * OK [ALER\nS: P1 OK [CAPABILITY IMAP4rev1] in", ""},
 	} {
 		s, _ := startServer(t, proxy.IMAP, None, alerting+test.answer)
@@ -45,6 +50,8 @@ func TestLoginIMAPPassesAlertsOn(t *testing.T) {
 	}{
 		{"temporary", "S: * NO [ALERT] We are moving\nS: P1 NO [UNAVAILABLE] x", "We are moving", proxy.Unavailable},
 		{"goodbye", "S: * BYE [ALERT] We are moving\nS: <EOF>", "We are moving", proxy.Unavailable},
+		{"wrong, with NUL", "S: * NO [ALERT] a\x00b\nS: P1 NO [AUTHENTICATIONFAILED] x", "", proxy.Wrong},
+		{"wrong, at length", "S: P1 NO [ALERT] " + strings.Repeat("x", 10000), "", proxy.Wrong},
 		{"wrong", "S: * NO [ALERT] no such user\nS: P1 NO [AUTHENTICATIONFAILED] x", "", proxy.Wrong},
 		{"wrong by its code", "S: P1 NO [ALERT] no such user", "", proxy.Wrong},
 	} {
@@ -100,6 +107,12 @@ func TestAlertsShowNoNamesAndNoSecrets(t *testing.T) {
 		"your s3cret pass is old":                                "",
 		"your S3CRET PASS is old":                                "",
 		"your s3cret\tpass is old":                               "",
+		"your s3cret  \r\x00pass is old":                         "",
+		"your s3cr\x01et pass is old":                            "",
+		"your s3cret%20pass is old":                              "",
+		"your s3cret=20pass is old":                              "",
+		"your s3cret+pass is old":                                "",
+		"Mailbox of alice%40example.org, Alice=40Example.ORG":    "Mailbox of ..., ...",
 		"AGFsaWNlQGV4YW1wbGUub3JnAHMzY3JldCBwYXNz":               "",
 		"czNjcmV0IHBhc3M=":                                       "",
 		"from ([2001:db8::1]:143)":                               "from ([...)",
@@ -118,17 +131,47 @@ func TestAlertsShowNoNamesAndNoSecrets(t *testing.T) {
 	}
 }
 
+// Criterion: an alert with the password in it is not shown, however the server writes the password.
+func TestAlertsHideASecretInEachNotation(t *testing.T) {
+	for secret, texts := range map[string][]string{
+		`pa"ss\word`:  {`pa"ss\word`, `"pa\"ss\\word"`, `PA\"SS\\WORD`, `pa%22ss%5Cword`, `pa%5c%22ss%5c%5cword`, `pa=22ss=5Cword`, "pa\"\rss\\wo\x00rd"},
+		"a@b%40c":     {"a@b%40c", "a%40b%2540c", "A@B%40C"},
+		"Grüße":       {"Grüße", "Gr\xfc\xdfe", "gr??e", "Gr%C3%BC%C3%9Fe"},
+		"tab\there":   {"tab\there", "tab here", "tab%09here", "tabhere"},
+		"two  spaces": {"two  spaces", "two spaces", "two%20%20spaces"},
+		"  ":          {"x"}, // cannot be looked for
+	} {
+		for _, text := range texts {
+			if !containsSecret("Your password ["+text+"] is old", testLogin(account, secret)) {
+				t.Errorf("%q is not found in %q", secret, text)
+			}
+		}
+		if secret != "  " && containsSecret("Your password is old", testLogin(account, secret)) {
+			t.Errorf("%q is found where it is not", secret)
+		}
+	}
+}
+
 // FuzzAlert: whatever a server writes, the line is printable, short, and has
-// neither account nor password in it.
+// neither account nor password in it, in whatever notation.
 func FuzzAlert(f *testing.F) {
 	f.Add("Mailbox of alice@example.org is full", "s3cret pass", "alice@example.org")
 	f.Add("10.0.0.1 a a a", "a", "b")
+	f.Add("say \"pa\\\"ss\"", "pa\"ss", "b")
 	f.Fuzz(func(t *testing.T, text, secret, account string) {
 		l := testLogin(account, secret)
-		if text = printable(text); containsSecret(text, l) {
+		for _, written := range []string{
+			secret, url.QueryEscape(secret), url.PathEscape(secret), base64.StdEncoding.EncodeToString([]byte(secret)),
+			`"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(secret) + `"`,
+		} {
+			if secret != "" && !containsSecret(text+" "+written+" "+text, l) {
+				t.Fatalf("%q is not found in %q", secret, text+" "+written+" "+text)
+			}
+		}
+		if containsSecret(text, l) {
 			return
 		}
-		got := redact(text, []string{account})
+		got := redact(printable(text), []string{account})
 		if strings.ContainsFunc(got, func(r rune) bool { return r < ' ' || r > '~' }) || strings.Contains(got, "  ") {
 			t.Fatalf("%q is no line", got)
 		}

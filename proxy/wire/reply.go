@@ -10,7 +10,7 @@ import (
 
 // The limits of a server's reply.
 const (
-	MaxReplyLine  = 8 << 10  // octets of a line, with its CRLF
+	MaxReplyLine  = 8 << 10  // octets of a line, with its CRLF; the text of an IMAP status response may be longer
 	MaxReplyLines = 128      // lines of one SMTP reply
 	MaxReply      = 64 << 10 // octets of one reply, with its literals
 )
@@ -124,16 +124,27 @@ func (r *ReplyReader) fill() error {
 // cutLine returns the first line of b without its CRLF, and its length with it; 0
 // if it is not complete. Only CRLF ends a line.
 func cutLine(b []byte) (line []byte, n int, err error) {
+	line, n, err = cutText(b, MaxReplyLine)
+	if err == nil && (bytes.IndexByte(line, '\r') >= 0 || bytes.IndexByte(line, 0) >= 0) {
+		return nil, 0, errBare
+	}
+	return line, n, err
+}
+
+var errBare = fmt.Errorf("%w: bare CR, LF or NUL", ErrReply)
+
+// cutText is cutLine for a line of at most limit octets that may have CR and NUL in it.
+func cutText(b []byte, limit int) (line []byte, n int, err error) {
 	i := bytes.IndexByte(b, '\n')
-	if i < 0 && len(b) < MaxReplyLine {
+	if i < 0 && len(b) < limit {
 		return nil, 0, nil
 	}
-	if i < 0 || i >= MaxReplyLine {
-		return nil, 0, fmt.Errorf("%w: line of more than %d octets", ErrReply, MaxReplyLine)
+	if i < 0 || i >= limit {
+		return nil, 0, fmt.Errorf("%w: line of more than %d octets", ErrReply, limit)
 	}
 	line, ok := bytes.CutSuffix(b[:i], []byte("\r"))
-	if !ok || bytes.IndexByte(line, '\r') >= 0 || bytes.IndexByte(line, 0) >= 0 {
-		return nil, 0, fmt.Errorf("%w: bare CR, LF or NUL", ErrReply)
+	if !ok {
+		return nil, 0, errBare
 	}
 	return line, i + 1, nil
 }
@@ -164,6 +175,10 @@ func (r Response) CodeName() string {
 // responseLength returns the length of the first response in b; 0 if it is not
 // complete. Only data has literals; in the text of a status response {5} is text.
 func responseLength(b []byte) (int, error) {
+	if hasText(b) {
+		_, n, err := cutText(b, MaxReply)
+		return n, err
+	}
 	data := false
 	for at := 0; ; {
 		line, n, err := cutLine(b[at:])
@@ -186,6 +201,18 @@ func responseLength(b []byte) (int, error) {
 			return 0, nil
 		}
 	}
+}
+
+// hasText reports whether b begins with a status response whose code is ALERT, or which
+// has none. Its text is for people, and no octet of it changes what the response means.
+func hasText(b []byte) bool {
+	const mostBefore = 64 // octets up to the text
+	head, _, _ := bytes.Cut(b[:min(len(b), mostBefore)], []byte("\r"))
+	if bytes.Count(head, []byte(" ")) < 2 {
+		return false
+	}
+	r := parseResponse(string(head))
+	return r.Tag != "+" && r.Status() && (r.Code == "" && !strings.HasPrefix(r.Text, "[") || r.CodeName() == "ALERT")
 }
 
 // parseResponse is lenient: nonsense gets an unknown Name.

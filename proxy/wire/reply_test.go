@@ -29,6 +29,10 @@ func TestResponseIsSplit(t *testing.T) {
 		{"* OK there is no literal here {5}\r\n", Response{"*", "OK", "", "there is no literal here {5}"}},
 		{"* 23 EXISTS\r\n", Response{"*", "23", "", "EXISTS"}},
 		{"\r\n", Response{}},
+		// The text of a status response is for people, however long and odd.
+		{"* OK [ALERT] " + strings.Repeat("x", 10000) + "\r\n", Response{"*", "OK", "ALERT", strings.Repeat("x", 10000)}},
+		{"* NO [alert] a\x00b\rc\r\n", Response{"*", "NO", "alert", "a\x00b\rc"}},
+		{"P1 NO a\x00b\rc\r\n", Response{"P1", "NO", "", "a\x00b\rc"}},
 	} {
 		r := NewReplyReader(iotest.OneByteReader(strings.NewReader(test.in + "next")))
 		got, err := r.Response()
@@ -76,7 +80,8 @@ func TestUnusableRepliesAreErrors(t *testing.T) {
 		}
 	}
 	for _, in := range []string{
-		"* OK bare LF\n", "* OK " + long, "* LIST {65536}\r\n", "* LIST {4294967295}\r\n", "* LIST {99999999999999999999}\r\n",
+		"* OK bare LF\n", "* OK [ALERT] bare\nLF\r\n", "* OK " + strings.Repeat(long, MaxReply/MaxReplyLine), "* OK [CAPABILITY " + long, "P1 OK [CAPABILITY a\x00b] x\r\n",
+		"* CAPABILITY a\rb\r\n", "* CAPABILITY " + long, "* O\rK x\r\n", "* LIST {65536}\r\n", "* LIST {4294967295}\r\n", "* LIST {99999999999999999999}\r\n",
 		strings.Repeat("* LIST {60000}\r\n"+strings.Repeat("y", 60000), 2),
 	} {
 		if got, err := NewReplyReader(strings.NewReader(in)).Response(); !errors.Is(err, ErrReply) {
