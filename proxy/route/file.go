@@ -3,7 +3,6 @@ package route
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"hash/maphash"
 	"io"
@@ -36,14 +35,15 @@ type File struct {
 }
 
 // OpenFile reads the file at path. backend is that of lines that name none; if it
-// is "", each line must name one. Only the backends in known may be named.
+// is "", each line must name one. Only the backends in known may be named. The
+// error of a file with mistakes is a Mistakes.
 func OpenFile(path, backend string, known []string) (*File, error) {
 	l, err := openLines(path, func(rest string) error {
 		switch {
 		case rest == "" && backend == "":
-			return errors.New("the line names no backend, nor does its route")
+			return fmt.Errorf("the line names no backend, nor does its route; there are: %s", listed(known))
 		case rest != "" && !slices.Contains(known, rest):
-			return fmt.Errorf("there is no backend %q", shorten(rest))
+			return fmt.Errorf("there is no backend %q; there are: %s", shorten(rest), listed(known))
 		}
 		return nil
 	})
@@ -141,12 +141,48 @@ func (l *lines) load() error {
 	if _, err := io.ReadFull(file, text); err != nil {
 		return fmt.Errorf("read %s: %w", l.path, err)
 	}
-	t, err := parse(text, l.check)
-	if err != nil {
-		return fmt.Errorf("%s:%w", l.path, err)
+	t, wrong := parse(l.path, text, l.check)
+	if wrong != nil {
+		return wrong
 	}
 	l.table.Store(t)
 	return nil
+}
+
+// Mistakes are the errors of the lines of a file, each as file:line: text: the first
+// maxMistakes.
+type Mistakes []error
+
+const maxMistakes = 100
+
+// Error returns the first mistakes, and how many there are.
+func (m Mistakes) Error() string {
+	const most = 3
+	var texts []string
+	for _, err := range m[:min(len(m), most)] {
+		texts = append(texts, err.Error())
+	}
+	if len(m) > most {
+		texts = append(texts, fmt.Sprintf("and %d more", len(m)-most))
+	}
+	return strings.Join(texts, "; ")
+}
+
+// quoted returns what follows a key, for an error.
+func quoted(value string) string {
+	if value == "" {
+		return "nothing"
+	}
+	return fmt.Sprintf("%q", shorten(value))
+}
+
+// listed returns names for an error, the first 20 of them.
+func listed(names []string) string {
+	const most = 20
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	}
+	return strings.Join(names, ", ")
 }
 
 // watch reads a changed file only when it was the same in two looks: it may be
@@ -203,12 +239,12 @@ type table struct {
 // that collide.
 var seed = maphash.MakeSeed()
 
-// parse makes a table of text and keeps text. An error begins with the line
-// number.
-func parse(text []byte, check func(rest string) error) (*table, error) {
+// parse makes a table of text, which is that of the file at path, and keeps text.
+func parse(path string, text []byte, check func(rest string) error) (*table, Mistakes) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
 	size := 2 * (bytes.Count(text, []byte("\n")) + 1)
 	t := &table{text: text, slots: make([]uint32, 1<<bits.Len(uint(size-1))), values: make(map[string]string)}
+	var wrong Mistakes
 	number := 0
 	for begin := 0; begin < len(text); {
 		number++
@@ -217,11 +253,14 @@ func parse(text []byte, check func(rest string) error) (*table, error) {
 			end = begin + i + 1
 		}
 		if err := t.add(begin, end, check); err != nil {
-			return nil, fmt.Errorf("%d: %w", number, err)
+			wrong = append(wrong, fmt.Errorf("%s:%d: %w", path, number, err))
+			if len(wrong) == maxMistakes {
+				break
+			}
 		}
 		begin = end
 	}
-	return t, nil
+	return t, wrong
 }
 
 // add adds the line at text[begin:end].
@@ -247,8 +286,8 @@ func (t *table) add(begin, end int, check func(rest string) error) error {
 	}
 	slot, taken := t.find(string(key))
 	if taken {
-		if t.value(slot, len(key)) != value {
-			return errors.New("listed before, with something else behind it")
+		if earlier := t.value(slot, len(key)); earlier != value {
+			return fmt.Errorf("%q is also in an earlier line, with %s behind it, and here with %s", shorten(string(key)), quoted(earlier), quoted(value))
 		}
 		return nil
 	}
@@ -260,11 +299,11 @@ func (t *table) add(begin, end int, check func(rest string) error) error {
 func checkKey(key []byte) error {
 	switch {
 	case len(key) > maxAccount:
-		return ErrTooLong
+		return fmt.Errorf("%q: %w", shorten(string(key)), ErrTooLong)
 	case bytes.ContainsFunc(key, func(r rune) bool { return r < ' ' || r == 0x7f }):
-		return ErrInvisible
+		return fmt.Errorf("%q: %w", shorten(string(key)), ErrInvisible)
 	case len(key) == 1 && key[0] == '@', key[0] == '@' && bytes.IndexByte(key[1:], '@') >= 0:
-		return errors.New("not a domain: write @example.org")
+		return fmt.Errorf("%q is not a domain: write @example.org", shorten(string(key)))
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package route
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -126,23 +127,36 @@ func TestFileMayReturnTheBackendsItNames(t *testing.T) {
 	}
 }
 
+// Criterion: all mistakes of a file of routes are named at once, each with file, line, the wrong word and what there is instead.
 func TestFileNamesTheLineOfAMistake(t *testing.T) {
 	for text, want := range map[string]string{
-		"a\n\n# x\nb nowhere\n":          `:4: there is no backend "nowhere"`,
-		"a new\nb\na old":                ":3: listed before, with something else behind it",
-		"a new\r\nA\r\n":                 ":2: listed before, with something else behind it",
-		"@\n":                            ":1: not a domain: write @example.org",
-		"@a@b new":                       ":1: not a domain: write @example.org",
-		"a\x00b":                         ":1: user name with a control or invisible character",
-		"x\n" + strings.Repeat("x", 321): ":2: user name of more than 320 octets",
-		"a new old":                      `:1: there is no backend "new old"`,
+		"a\n\n# x\nb nowhere\n":          `:4: there is no backend "nowhere"; there are: main, new, old`,
+		"a new\nb\na old":                `:3: "a" is also in an earlier line, with "new" behind it, and here with "old"`,
+		"a new\r\nA\r\n":                 `:2: "a" is also in an earlier line, with "new" behind it, and here with nothing`,
+		"@\n":                            `:1: "@" is not a domain: write @example.org`,
+		"@a@b new":                       `:1: "@a@b" is not a domain: write @example.org`,
+		"a\x00b":                         `:1: "a\x00b": user name with a control or invisible character`,
+		"x\n" + strings.Repeat("x", 321): `:2: "` + strings.Repeat("x", 100) + `": user name of more than 320 octets`,
+		"a new old":                      `:1: there is no backend "new old"; there are: main, new, old`,
 	} {
 		path := writeFile(t, text)
 		if _, err := OpenFile(path, "main", backends); err == nil || err.Error() != path+want {
 			t.Errorf("%q: error %v, want %s", text, err, path+want)
 		}
 	}
-	path := writeFile(t, "a new\nb")
+	// All mistakes, and the first of them in the log.
+	path := writeFile(t, "a nwe\nb new\n@\nc\nC old\nd odl\n")
+	_, err := OpenFile(path, "main", backends)
+	mistakes, ok := errors.AsType[Mistakes](err)
+	if !ok || len(mistakes) != 4 || mistakes[3].Error() != path+`:6: there is no backend "odl"; there are: main, new, old` ||
+		!strings.HasSuffix(err.Error(), "; and 1 more") {
+		t.Errorf("%q, %v", mistakes, err)
+	}
+	_, err = OpenFile(writeFile(t, strings.Repeat("a nwe\n", 1000)), "main", backends)
+	if mistakes, _ := errors.AsType[Mistakes](err); len(mistakes) != maxMistakes {
+		t.Errorf("%d mistakes, want %d", len(mistakes), maxMistakes)
+	}
+	path = writeFile(t, "a new\nb")
 	if _, err := OpenFile(path, "", backends); err == nil || !strings.Contains(err.Error(), ":2: the line names no backend") {
 		t.Errorf("error = %v", err)
 	}
@@ -313,7 +327,7 @@ func FuzzTable(f *testing.F) {
 				want[asciiLower(words[0])] = strings.Join(words[1:], "")
 			}
 		}
-		table, err := parse(slices.Clone(text), func(string) error { return nil })
+		table, err := parse("accounts", slices.Clone(text), func(string) error { return nil })
 		if err != nil {
 			return
 		}

@@ -195,10 +195,20 @@ func TestProtocolsOfAccountBeforeDomainBeforeAll(t *testing.T) {
 }
 
 func TestProtocolsNameTheLineOfAMistake(t *testing.T) {
-	for _, text := range []string{"x", "x pop3", "x pop3:no", "x pop:off", "x pop3:off,imap:off", "x pop3:off pop3:on", "x pop3:off imap"} {
+	const words = " is not one of imap, pop3 and submission, with :on or :off behind it"
+	for text, want := range map[string]string{
+		"x":                   "no protocol is named: write pop3:off",
+		"x pop3":              `"pop3"` + words,
+		"x pop3:no":           `"pop3:no"` + words,
+		"x pop:off":           `"pop:off"` + words,
+		"x pop3:off,imap:off": `"pop3:off,imap:off"` + words,
+		"x pop3:off pop3:on":  "pop3 is named twice",
+		"x pop3:off imap":     `"imap"` + words,
+		"x pop:off imap":      `"pop:off"` + words + `; "imap"` + words,
+	} {
 		path := writeFile(t, "# policy\n"+text)
-		if _, err := OpenProtocols(path); err == nil || !strings.HasPrefix(err.Error(), path+":2: ") {
-			t.Errorf("%q: error %v, want one with file and line", text, err)
+		if _, err := OpenProtocols(path); err == nil || err.Error() != path+":2: "+want {
+			t.Errorf("%q: error %v, want %s", text, err, want)
 		}
 	}
 }

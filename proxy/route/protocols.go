@@ -3,6 +3,7 @@ package route
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -23,7 +24,7 @@ import (
 // protocol without a word is on.
 type Protocols struct{ lines *lines }
 
-// OpenProtocols reads the file at path.
+// OpenProtocols reads the file at path. The error of a file with mistakes is a Mistakes.
 func OpenProtocols(path string) (*Protocols, error) {
 	l, err := openLines(path, checkProtocols)
 	if err != nil {
@@ -36,16 +37,19 @@ func checkProtocols(rest string) error {
 	if rest == "" {
 		return errors.New("no protocol is named: write pop3:off")
 	}
+	var wrong []string
 	seen := make(map[string]bool)
 	for word := range strings.FieldsSeq(rest) {
 		protocol, state, _ := strings.Cut(word, ":")
 		if !slices.Contains([]string{proxy.IMAP, proxy.POP3, proxy.Submission}, protocol) || state != "on" && state != "off" {
-			return errors.New("a word is not imap, pop3 or submission with :on or :off")
-		}
-		if seen[protocol] {
-			return errors.New(protocol + " is named twice")
+			wrong = append(wrong, fmt.Sprintf("%q is not one of imap, pop3 and submission, with :on or :off behind it", shorten(word)))
+		} else if seen[protocol] {
+			wrong = append(wrong, protocol+" is named twice")
 		}
 		seen[protocol] = true
+	}
+	if wrong != nil {
+		return errors.New(strings.Join(wrong[:min(len(wrong), 3)], "; "))
 	}
 	return nil
 }

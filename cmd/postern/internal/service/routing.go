@@ -1,6 +1,7 @@
 package service
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -18,7 +19,7 @@ func (g *generation) newRouting() (*routing, error) {
 		case c.File != "":
 			file, err := route.OpenFile(c.File, c.Backend, known)
 			if err != nil {
-				mistakes = append(mistakes, g.cfg.Errorf(fmt.Sprintf("routes[%d].file", i), "%v", err))
+				mistakes = append(mistakes, fileMistakes(g.cfg, fmt.Sprintf("routes[%d].file", i), err)...)
 				continue
 			}
 			r.rules = append(r.rules, file)
@@ -34,7 +35,7 @@ func (g *generation) newRouting() (*routing, error) {
 	if path := g.cfg.Protocols.File; path != "" {
 		policy, err := route.OpenProtocols(path)
 		if err != nil {
-			mistakes = append(mistakes, g.cfg.Errorf("policy.file", "%v", err))
+			mistakes = append(mistakes, fileMistakes(g.cfg, "policy.file", err)...)
 		} else {
 			r.policy = policy
 			g.watch(policy.Watch)
@@ -46,6 +47,19 @@ func (g *generation) newRouting() (*routing, error) {
 		return nil, mistakes
 	}
 	return r, nil
+}
+
+// fileMistakes returns err as mistakes of the configuration at key: one for each wrong
+// line of the file that key names.
+func fileMistakes(cfg *configs.Config, key string, err error) (mistakes configs.Errors) {
+	lines, ok := errors.AsType[route.Mistakes](err)
+	if !ok {
+		lines = route.Mistakes{err}
+	}
+	for _, line := range lines {
+		mistakes = append(mistakes, cfg.Errorf(key, "%v", line))
+	}
+	return mistakes
 }
 
 // NewAccounts returns the route.Accounts of cfg, which find the account of a login name.
