@@ -113,10 +113,11 @@ func containsSecret(text string, l *proxy.Login) bool {
 		return true // of spaces alone: it cannot be looked for
 	}
 	octets := []byte(text)
-	unquoted := unquote(octets)
-	for _, form := range [][]byte{octets, unquoted, decode(octets), decode(unquoted), unquote(decode(octets))} {
-		if bytes.Contains(squash(form), plain) {
-			return true
+	for _, form := range [][]byte{octets, bytes.ReplaceAll(octets, []byte("+"), nil)} { // + is a space in forms of HTML
+		for _, form := range [][]byte{form, unquote(form), decode(form), decode(unquote(form)), unquote(decode(form))} {
+			if bytes.Contains(squash(form), plain) {
+				return true
+			}
 		}
 	}
 	for _, encoded := range [][]byte{wire.AppendSASL(nil, secret), wire.AppendPlain(nil, l.Account, secret)} {
@@ -159,8 +160,7 @@ func unquote(b []byte) []byte {
 	return unquoted
 }
 
-// decode replaces %40 (RFC 3986 section 2.1) and =40 (RFC 2045 section 6.7) by the octet,
-// and + by the space that it stands for in forms of HTML.
+// decode replaces %40 (RFC 3986 section 2.1) and =40 (RFC 2045 section 6.7) by the octet.
 func decode(b []byte) []byte {
 	decoded := make([]byte, 0, len(b))
 	for i := 0; i < len(b); i++ {
@@ -170,10 +170,6 @@ func decode(b []byte) []byte {
 				i += 2
 				continue
 			}
-		}
-		if b[i] == '+' {
-			decoded = append(decoded, ' ')
-			continue
 		}
 		decoded = append(decoded, b[i])
 	}
