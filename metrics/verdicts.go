@@ -20,7 +20,7 @@ const (
 )
 
 var certificateNetworks = prometheus.NewDesc(prefix+"_tls_certificate_networks",
-	"Different networks, /24 of IPv4 and /48 of IPv6, whose clients completed a handshake or rejected the certificate in the last 10 to 20 minutes (an estimate).",
+	"Different networks, /24 of IPv4 and /32 of IPv6, whose clients completed a handshake or rejected the certificate in the last 10 to 20 minutes (an estimate).",
 	[]string{"listener", "verdict"}, nil)
 
 // certificateVerdicts is a prometheus.Collector of the networks that accept or reject
@@ -53,9 +53,10 @@ func (v *certificateVerdicts) with(values ...string) *networks {
 	return v.counts[key]
 }
 
-// add counts the network of a client.
+// add counts the network of a client: for IPv6 what a provider has, because a /48 costs
+// nothing.
 func (v *certificateVerdicts) add(c proxy.Client, verdict string) {
-	width := 48
+	width := 32
 	addr := c.Addr.Addr().WithZone("")
 	if addr.Is4() {
 		width = 24

@@ -31,7 +31,7 @@ func TestNetworksThatRejectTheCertificateAreCountedOnce(t *testing.T) {
 		}
 		for i := range 1000 {
 			from("192.0.2.%d", i%256)
-			from("2001:db8:1:%x::1", i)
+			from("2001:db8:%x::1", i)
 		}
 		if got := count(); got != 2 {
 			t.Errorf("two networks are counted as %v", got)

@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -129,15 +128,18 @@ func readHeader(r io.Reader) ([]byte, error) {
 // err.
 func noHeader(begun []byte, err error) error {
 	switch {
-	case len(begun) == 0 && errors.Is(err, syscall.ECONNRESET): // HAProxy ends its checks so
+	case len(begun) == 0 && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)): // checks end so
 		return io.EOF
-	case len(begun) == 0 && errors.Is(err, io.EOF):
-		return io.EOF
-	case bytes.HasPrefix(begun, []byte(v1)), len(begun) > 0 && strings.HasPrefix(v1, string(begun)),
-		len(begun) > 0 && strings.HasPrefix(proxy.ProxySignature, string(begun)):
+	case len(begun) > 0 && (isPart(begun, v1) || isPart(begun, proxy.ProxySignature)):
 		return err
 	}
 	return fmt.Errorf("%w: %w", proxy.ErrNoProxyHeader, err) // also a client that waits for a greeting
+}
+
+// isPart reports whether begun is the start of header, or begins with it.
+func isPart(begun []byte, header string) bool {
+	n := min(len(begun), len(header))
+	return string(begun[:n]) == header[:n]
 }
 
 func readV2(r io.Reader, header []byte) ([]byte, error) {
