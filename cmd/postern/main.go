@@ -57,7 +57,7 @@ only IMAP.`,
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(
 		runCommand(), reloadCommand(), upgradeCommand(), checkCommand(), demoCommand(),
-		sessionsCommand(), kickCommand(), drainCommand(), logLevelCommand(), healthCommand(),
+		statusCommand(), sessionsCommand(), kickCommand(), drainCommand(), logLevelCommand(), healthCommand(),
 		accountCommand(), guardCommand(), certsCommand(), uidlCommand(), stateCommand(),
 		versionCommand(), manCommand(),
 	)

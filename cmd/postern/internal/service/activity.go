@@ -10,7 +10,7 @@ import (
 )
 
 // An activity is a proxy.Observer of what the command status shows and nothing else
-// counts: how long the last logins took at the backends, and bugs.
+// counts: how long the backends took to accept the last logins, and bugs.
 type activity struct {
 	panics atomic.Int64
 
@@ -26,7 +26,7 @@ type loginsKey struct{ backend, protocol string }
 // login is no longer counted.
 const loginWindow = 15 * time.Minute
 
-// loginTimes are the times that a backend took for its last logins: a ring.
+// loginTimes are the times that a backend took to accept its last logins: a ring.
 type loginTimes struct {
 	all  [256]struct{ at, took time.Duration } // at: since begun
 	n    int                                   // written, ever
@@ -39,7 +39,9 @@ func (a *activity) Observe(e proxy.Event) {
 	case proxy.Panicked:
 		a.panics.Add(1)
 	case proxy.BackendLogin:
-		a.add(loginsKey{e.Backend, e.Protocol}, e.Duration)
+		if e.Err == nil { // servers answer a wrong password late on purpose
+			a.add(loginsKey{e.Backend, e.Protocol}, e.Duration)
+		}
 	}
 }
 

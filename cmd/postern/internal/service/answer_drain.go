@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"postern/proxy/admin"
+	"postern/proxy/backend"
 )
 
 // The requests to drain a backend, and this Postern.
@@ -57,6 +58,10 @@ type DrainedServer struct {
 	Connections int       `json:"connections"`
 }
 
+func drainedServer(key poolKey, m backend.MemberStatus) DrainedServer {
+	return DrainedServer{key.name, key.protocol, m.Address, stateOf(m), m.Up, m.Drained, m.Since, m.Connections}
+}
+
 // drainBackend drains servers of a backend, or undoes that, and answers with all
 // servers of the backend. Without a backend it changes nothing, and answers with all
 // servers.
@@ -74,7 +79,7 @@ func (s *Service) drainBackend(_ context.Context, d DrainRequest, each func(Drai
 			continue
 		}
 		for _, m := range g.pools[key].Status() {
-			if err := each(DrainedServer{key.name, key.protocol, m.Address, stateOf(m), m.Up, m.Drained, m.Since, m.Connections}); err != nil {
+			if err := each(drainedServer(key, m)); err != nil {
 				return err
 			}
 		}

@@ -64,6 +64,7 @@ func (s *Service) apply(ctx context.Context, g *generation) error {
 // one before; nil: there was none. Connections get g when o is bound.
 func (s *Service) commit(ctx context.Context, g *generation, o *opening) (before *generation) {
 	s.setListeners(g, o)
+	g.bindings.Store(&o.bindings)
 	g.setStorage(s.Storage)
 	s.redaction.Store(&logs.Redaction{Privacy: g.cfg.Privacy, Names: s.pseudonyms}) // before anything of g is logged
 	s.metrics.AddLabels(g.listenerLabels(), g.backendLabels())

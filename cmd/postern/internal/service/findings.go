@@ -177,7 +177,7 @@ func (g *generation) findServers(key poolKey, members []backend.MemberStatus, pr
 		if detail == "" && stateOf(m) == stateDown {
 			detail = fmt.Sprintf("%s, for %s", m.Address, Span(now.Sub(m.Since)))
 			if m.Err != nil {
-				detail += ": " + reasonOf(m.Err, m.Address)
+				detail += ": " + reasonOf(m.Err, key, m.Address)
 			}
 		}
 	}
@@ -205,10 +205,12 @@ func (g *generation) findServers(key poolKey, members []backend.MemberStatus, pr
 
 // reasonOf returns err without the words that name the backend and its address, which
 // stand before.
-func reasonOf(err error, address string) string {
+func reasonOf(err error, key poolKey, address string) string {
 	text := err.Error()
-	if _, after, ok := strings.Cut(text, " at "+address+": "); ok {
-		return after
+	for _, mark := range []string{" at " + address + ": ", fmt.Sprintf("backend %s, %s: ", key.name, key.protocol)} {
+		if _, after, ok := strings.Cut(text, mark); ok {
+			return after
+		}
 	}
 	return text
 }

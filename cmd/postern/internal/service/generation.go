@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"postern/bridge"
@@ -93,6 +94,7 @@ type generation struct {
 	policy     *authpolicy.Server // nil: none
 	gid        int                // the group that may use the control socket; -1: only Postern's user and root
 	background []func(context.Context)
+	bindings   atomic.Pointer[[]proxy.Binding] // that are served; nil: not served yet
 }
 
 // A listenerSpec is a listener that is not open yet.

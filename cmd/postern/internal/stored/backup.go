@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"postern/configs"
 	"postern/proxy/state"
@@ -29,7 +30,12 @@ var BackupState = Question[struct{}, []byte]{"state/backup", func(ctx context.Co
 	if _, err := a.Record.WriteTo(w); err != nil {
 		return err
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	now := time.Now()
+	m.BackedUp.Store(&now)
+	return nil
 }}
 
 // A writer is a function as an io.Writer.

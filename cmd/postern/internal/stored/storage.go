@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"postern/bridge"
 	"postern/configs"
@@ -43,6 +44,8 @@ type Storage struct {
 	LiveGuard *guard.Guard                // the guard of the running Postern
 	Forgotten func(account string)        // called after the stored data of an account was removed; nil: none runs
 	Serving   func(account string) error  // returns an error if a POP3 session of an account may be open; nil: none runs
+
+	BackedUp atomic.Pointer[time.Time] // the last backup that this process has made; nil: none
 
 	guardConfig guard.Config // for the guard of a command
 

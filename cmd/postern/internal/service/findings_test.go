@@ -1,0 +1,120 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"postern/configs"
+	"postern/proxy"
+	"postern/proxy/certs"
+)
+
+// Criterion: what needs attention is the same for postern status, the status page and /readyz, and each fault names the next step.
+func TestEachFaultIsFoundWithItsNextStep(t *testing.T) {
+	now := time.Now()
+	certificate := func(from, to time.Duration) func(*Service) {
+		return func(s *Service) {
+			cert, err := certs.SelfSigned("mail.example.org")
+			if err != nil {
+				t.Fatal(err)
+			}
+			cert.Leaf.NotBefore, cert.Leaf.NotAfter = now.Add(from), now.Add(to)
+			if s.store, err = certs.Static(cert); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		fault              func(*Service)
+		severity           string
+		text, detail, next string
+	}{
+		"drained":         {func(s *Service) { s.drained.Store(true) }, Warning, "this Postern is drained", "", "postern drain --self --undo"},
+		"dry run":         {func(s *Service) { s.current.Load().cfg.Guard.DryRun = true }, Notice, "dry_run", "", "guard.dry_run: false"},
+		"a bug":           {func(s *Service) { s.activity.Observe(proxy.Panicked{}) }, Notice, "bugs caught since the start: 1", "", "report"},
+		"expired":         {certificate(-90*24*time.Hour, -time.Hour), Critical, "the certificate of localhost: expired", "it expired on ", "postern certs"},
+		"not valid yet":   {certificate(time.Hour, 90*24*time.Hour), Critical, "the certificate of localhost: not valid yet", "it is not valid before ", "postern certs"},
+		"ends soon":       {certificate(-90*24*time.Hour, 49*time.Hour), Warning, "the certificate of localhost expires in 2 days", "it expires on ", "postern certs"},
+		"few descriptors": {func(s *Service) { s.current.Load().cfg.Limits.MaxConnections = 1 << 30 }, Notice, "limits.max_connections 1073741824 needs", "", "raise LimitNOFILE"},
+		"a reload has failed": {func(s *Service) {
+			s.recordReload(s.current.Load().cfg, errors.New("postern.yaml:1: a\npostern.yaml:2: b\n"))
+		}, Warning, "the last reload has failed", "postern.yaml:1: a (and 1 more)", "postern check"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg, err := configs.Parse("test.yaml", []byte(baseConfig+"listeners: [{protocol: imap, address: \":0\", tls: refuse}]\nbackends: {main: {imap: {address: \"127.0.0.1:1\", tls: none}}}\n"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg.Limits.MaxConnections = 1
+			s := New(cfg, nil, slog.New(slog.DiscardHandler), nil)
+			certificate(-time.Hour, 90*24*time.Hour)(s)
+			g, err := build(cfg, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.current.Store(g)
+			if f := s.findings(); len(f) != 0 {
+				t.Fatalf("without a fault: %+v", f)
+			}
+			c.fault(s)
+			f := s.findings()
+			if len(f) == 0 || f[0].Severity != c.severity || !strings.Contains(f[0].Text, c.text) || !strings.Contains(f[0].Detail, c.detail) || !strings.Contains(f[0].Next, c.next) {
+				t.Errorf("found is %+v, want %s %q %q %q", f, c.severity, c.text, c.detail, c.next)
+			}
+			if err := s.degraded(); (err != nil) != (c.severity != Notice) {
+				t.Errorf("degraded is %v", err)
+			}
+		})
+	}
+}
+
+func TestReloadNamesTheSectionsThatHaveChanged(t *testing.T) {
+	parse := func(more string) *configs.Config {
+		cfg, err := configs.Parse("test.yaml", fmt.Appendf(nil, "%slisteners: [{protocol: imap, address: \":0\"}]\nbackends: {main: {imap: {address: \"127.0.0.1:1\", tls: none}}}\n%s", baseConfig, more))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cfg
+	}
+	before := parse("")
+	if got := changedSections(before, parse("")); got != nil {
+		t.Errorf("nothing has changed, and %q", got)
+	}
+	if got := fmt.Sprint(changedSections(before, parse("limits: {max_connections: 5}\nlog: {level: debug}\n"))); got != "[limits log]" {
+		t.Errorf("changed are %s, want limits and log", got)
+	}
+}
+
+func TestPercentilesAreOfTheLastLogins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var a activity
+		key := loginsKey{"main", proxy.IMAP}
+		login := func(d time.Duration, err error) {
+			a.Observe(proxy.BackendLogin{Backend: "main", Protocol: proxy.IMAP, Duration: d, Err: err})
+		}
+		if n, _, _ := a.percentiles(key); n != 0 {
+			t.Errorf("%d logins before the first", n)
+		}
+		login(time.Hour, proxy.NewRefusal(proxy.Wrong, nil)) // servers answer late on purpose
+		login(9*time.Millisecond, nil)
+		if n, p50, p95 := a.percentiles(key); n != 1 || p50 != 9*time.Millisecond || p95 != p50 {
+			t.Errorf("of one: %d, %v, %v", n, p50, p95)
+		}
+		for i := range 1000 { // the last 256 count: 745 to 1000 ms
+			login(time.Duration(i+1)*time.Millisecond, nil)
+		}
+		if n, p50, p95 := a.percentiles(key); n != 256 || p50 != 872*time.Millisecond || p95 != 988*time.Millisecond {
+			t.Errorf("of many: %d, %v, %v", n, p50, p95)
+		}
+		time.Sleep(loginWindow + time.Second)
+		login(time.Millisecond, nil)
+		if n, _, p95 := a.percentiles(key); n != 1 || p95 != time.Millisecond {
+			t.Errorf("later: %d, %v", n, p95)
+		}
+	})
+}
