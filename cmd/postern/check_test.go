@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,7 +11,7 @@ import (
 	"testing"
 )
 
-// Criterion: `postern check`, run by root, names the key that the service's user cannot read.
+// Criterion: `postern check`, run by root, names the key that the service's user cannot read, also in a folder.
 func TestCheckLooksAsTheServicesUser(t *testing.T) {
 	if os.Getuid() != 0 && os.Getenv("POSTERN_ALL") != "1" {
 		t.Skip("needs root, to become another user")
@@ -29,6 +31,25 @@ func TestCheckLooksAsTheServicesUser(t *testing.T) {
 	}
 	if status, out, complaints := runPostern(t, "check", "--config", path, "--as", "nobody"); status != 0 {
 		t.Errorf("check as nobody of what it may read: status %d, %s%s", status, out, complaints)
+	}
+	folder := filepath.Join(filepath.Dir(path), "customers")
+	pair := filepath.Join(folder, "mail.example.org")
+	if err := errors.Join(os.MkdirAll(pair, 0o755), os.Symlink("../../mail.pem", filepath.Join(pair, "fullchain.pem")),
+		os.Symlink("../../mail.key", filepath.Join(pair, "privkey.pem")), os.Chmod(key, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = bytes.Replace(text, []byte("{cert: mail.pem, key: mail.key}"), []byte("{dir: customers}"), 1)
+	if err := os.WriteFile(path, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if status, _, complaints := runPostern(t, "check", "--config", path, "--as", "nobody"); status != 1 ||
+		!strings.Contains(complaints, "tls.certificates[0].dir: read key of certificate: open "+filepath.Join(pair, "privkey.pem")+
+			": permission denied: the user nobody must be able to read the file and to enter its folders") {
+		t.Errorf("check as nobody of a folder with a key for root: status %d, %s", status, complaints)
 	}
 	if status, _, complaints := runPostern(t, "check", "--config", path, "--as", "no-such-user"); status != 1 || !strings.Contains(complaints, "unknown user") {
 		t.Errorf("check as nobody who exists: status %d, %s", status, complaints)

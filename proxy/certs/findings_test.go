@@ -261,6 +261,9 @@ func TestFilesThatCannotBeUsedAreFound(t *testing.T) {
 		if f.Level != slog.LevelWarn || f.Source != SourceFolder || f.Origin != live {
 			t.Errorf("%+v: want a warning about the folder", f)
 		}
+		if f.notLoaded && f.message() != "certificate not loaded" {
+			t.Errorf("%+v is logged as %q, although there is no old certificate", f, f.message())
+		}
 		got = append(got, fmt.Sprint(f.Class, ": ", strings.ReplaceAll(f.Text, live+"/", "")))
 	}
 	slices.Sort(got)

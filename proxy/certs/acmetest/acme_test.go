@@ -489,6 +489,13 @@ func TestCAThatIsDownPastAnExpiry(t *testing.T) {
 	if got := shown(t, addr, a.name); !got.Equal(first) {
 		t.Errorf("another certificate is shown after the end of the first: %v", got.DNSNames)
 	}
+	if found := s.Findings(); len(found) != 1 || found[0].Class != certs.Expired || found[0].Level != slog.LevelError || found[0].Source != certs.SourceACME ||
+		!strings.Contains(found[0].Text, "the CA has not renewed it") {
+		t.Errorf("Findings() = %+v, want that the certificate has expired and the CA has not renewed it", found)
+	}
+	if state := s.List(t.Context())[0].State; state != "EXPIRED" {
+		t.Errorf("the state is %q, want EXPIRED", state)
+	}
 	for end := time.Now().Add(30 * time.Second); count[proxy.CertificateFailed](&seen) == 0; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("no event of a renewal that failed")
