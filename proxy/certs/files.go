@@ -52,7 +52,7 @@ func (s *Store) load(c Config) (files []*file, folders []*folder, err error) {
 // those that are new; and those above Info again each day.
 func (s *Store) Watch(ctx context.Context, every time.Duration, log *slog.Logger) {
 	r := reporter{log: log}
-	r.report(s)
+	r.report(ctx, s)
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -68,7 +68,7 @@ func (s *Store) Watch(ctx context.Context, every time.Duration, log *slog.Logger
 			}
 		}
 		if len(renewed) > 0 || err != nil || r.due(s) {
-			r.report(s)
+			r.report(ctx, s)
 		}
 	}
 }

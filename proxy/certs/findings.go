@@ -154,7 +154,7 @@ func (r *reporter) due(s *Store) bool {
 	return r.configured != s.configured.Load() || time.Since(r.last) >= judgeEvery
 }
 
-func (r *reporter) report(s *Store) {
+func (r *reporter) report(ctx context.Context, s *Store) {
 	now, configured := time.Now(), s.configured.Load()
 	if configured != r.configured {
 		clear(r.logged)
@@ -170,7 +170,7 @@ func (r *reporter) report(s *Store) {
 		}
 		logged[key] = now
 		if lines++; lines <= maxLines {
-			r.line(f)
+			r.line(ctx, f)
 		}
 	}
 	if lines > maxLines {
@@ -179,7 +179,7 @@ func (r *reporter) report(s *Store) {
 	r.logged, r.configured, r.last = logged, configured, now
 }
 
-func (r *reporter) line(f Finding) {
+func (r *reporter) line(ctx context.Context, f Finding) {
 	attrs := []slog.Attr{slog.String("reason", string(f.Class))}
 	if len(f.Names) > 0 {
 		attrs = append(attrs, slog.Any("names", f.Names))
@@ -187,18 +187,15 @@ func (r *reporter) line(f Finding) {
 	if f.Path != "" {
 		attrs = append(attrs, slog.String("path", f.Path))
 	}
-	r.log.LogAttrs(context.Background(), f.Level, f.message(), append(attrs, slog.String("err", f.Text))...)
-}
-
-// message returns the constant part of the log line.
-func (f *Finding) message() string {
+	attrs = append(attrs, slog.String("err", f.Text))
 	switch {
 	case f.notLoaded && len(f.Names) > 0:
-		return "certificate not reloaded: the old one is served"
+		r.log.LogAttrs(ctx, f.Level, "certificate not reloaded: the old one is served", attrs...)
 	case f.notLoaded:
-		return "certificate not loaded"
+		r.log.LogAttrs(ctx, f.Level, "certificate not loaded", attrs...)
 	case f.Class == Expired:
-		return "certificate has expired"
+		r.log.LogAttrs(ctx, f.Level, "certificate has expired", attrs...)
+	default:
+		r.log.LogAttrs(ctx, f.Level, "certificate needs attention", attrs...)
 	}
-	return "certificate needs attention"
 }

@@ -261,9 +261,6 @@ func TestFilesThatCannotBeUsedAreFound(t *testing.T) {
 		if f.Level != slog.LevelWarn || f.Source != SourceFolder || f.Origin != live {
 			t.Errorf("%+v: want a warning about the folder", f)
 		}
-		if f.notLoaded && f.message() != "certificate not loaded" {
-			t.Errorf("%+v is logged as %q, although there is no old certificate", f, f.message())
-		}
 		got = append(got, fmt.Sprint(f.Class, ": ", strings.ReplaceAll(f.Text, live+"/", "")))
 	}
 	slices.Sort(got)
@@ -279,6 +276,11 @@ func TestFilesThatCannotBeUsedAreFound(t *testing.T) {
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("found\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	var log lockedBuffer
+	(&reporter{log: slog.New(slog.NewTextHandler(&log, nil))}).report(t.Context(), s)
+	if got := log.String(); strings.Count(got, `msg="certificate not loaded"`) != 3 || strings.Contains(got, "the old one is served") {
+		t.Errorf("of three pairs that were never loaded the log says\n%s", got)
 	}
 	empty, err := New(Config{Folders: []string{t.TempDir()}})
 	if err != nil {
@@ -484,8 +486,8 @@ func TestLogOfManyFaultsIsBounded(t *testing.T) {
 		}
 		var log lockedBuffer
 		r := reporter{log: slog.New(slog.NewTextHandler(&log, nil))}
-		r.report(s)
-		r.report(s)
+		r.report(t.Context(), s)
+		r.report(t.Context(), s)
 		if lines, got := strings.Count(log.String(), "\n"), log.String(); lines != maxLines+1 || !strings.Contains(got, "more=100") {
 			t.Errorf("%d lines, want %d and one that says how many more; the last: %s", lines, maxLines, got[len(got)-200:])
 		}

@@ -46,10 +46,9 @@ func CertificateSources(cfg *configs.Config) certs.Config {
 	return c
 }
 
-// checkCertificates returns the findings about certificates as mistakes and as warnings, in
-// the order of the file. A mistake is a certificate that works for no client; Postern
+// checkCertificates returns the findings about certificates as warnings and as mistakes. A mistake is a certificate that works for no client; Postern
 // starts all the same. Without listeners with TLS there is nothing to find.
-func (g *generation) checkCertificates() (mistakes error, warnings configs.Errors) {
+func (g *generation) checkCertificates() (warnings configs.Errors, mistakes error) {
 	if !slices.ContainsFunc(g.cfg.Listeners, func(l configs.Listener) bool { return l.TLS != "refuse" }) {
 		return nil, nil
 	}
@@ -72,9 +71,9 @@ func (g *generation) checkCertificates() (mistakes error, warnings configs.Error
 	}
 	if wrong != nil {
 		wrong.Sort()
-		return wrong, warnings
+		return warnings, wrong
 	}
-	return nil, warnings
+	return warnings, nil
 }
 
 // keyOf returns the key of the configuration that a finding is about.

@@ -37,7 +37,7 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) erro
 	if err != nil {
 		return err
 	}
-	mistakes, warnings := g.checkCertificates()
+	warnings, mistakes := g.checkCertificates()
 	errs := []error{g.checkPorts(), mistakes}
 	if o.Probe {
 		errs = append(errs, g.probe(ctx, out, o))
