@@ -196,10 +196,15 @@ func (s *Server) secure(c *conn) error {
 		return nil
 	}
 	c.setStep(StepHandshake)
-	err := c.StartTLS(c.ctx)
-	if err == nil {
-		return nil
+	if err := c.StartTLS(c.ctx); err != nil {
+		return c.handshakeError(err)
 	}
+	return nil
+}
+
+// handshakeError returns the error of a connection whose handshake failed with err. It
+// is a function of its own for the reason that finishHandshake is one.
+func (c *conn) handshakeError(err error) error {
 	switch c.handshakeResult(err) {
 	case HandshakeSilent:
 		return NewRefusal(Plaintext, err)
