@@ -9,10 +9,11 @@ import (
 
 // An Error is one mistake in a configuration file.
 type Error struct {
-	File         string
-	Line, Column int    // from 1; of the key, or of the nearest one above that stands in the file; Column 0: not known
-	Key          string // as in listeners[1].protocol; "": the file as a whole
-	Text         string // what is wrong and what to write instead
+	File   string `json:"file"`
+	Line   int    `json:"line"`             // from 1; of the key, or of the nearest one above that stands in the file
+	Column int    `json:"column,omitempty"` // from 1; 0: not known
+	Key    string `json:"key,omitempty"`    // as in listeners[1].protocol; "": the file as a whole
+	Text   string `json:"text"`             // what is wrong and what to write instead
 }
 
 // Error returns file:line: key: text.

@@ -26,9 +26,8 @@ func TestCheckLooksAsTheServicesUser(t *testing.T) {
 		!strings.Contains(complaints, "tls.certificates[0].key: open "+key+": permission denied") {
 		t.Errorf("check as nobody of a key for root: status %d, %s", status, complaints)
 	}
-	if err := os.Chmod(key, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	state := filepath.Join(filepath.Dir(path), "state")
+	must(t, os.Chmod(key, 0o644), os.Mkdir(state, 0o700), os.Chown(state, serviceUID, serviceUID))
 	if status, out, complaints := runPostern(t, "check", "--config", path, "--as", "nobody"); status != 0 {
 		t.Errorf("check as nobody of what it may read: status %d, %s%s", status, out, complaints)
 	}

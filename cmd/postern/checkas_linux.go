@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,46 +14,66 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"postern/cmd/postern/internal/service"
+	"postern/cmd/postern/internal/unit"
 )
 
 // canBind is CAP_NET_BIND_SERVICE, which the unit gives the service.
 const canBind = 10
 
 // checkAs runs check once more as the service's user: root can read and open files that
-// the user cannot. If must is false, the user need not exist.
-func checkAs(ctx context.Context, name, config string, must bool) error {
+// the user cannot. The user has the name, or is that of the unit, or the packages' user. The
+// report is nil if there is no user to try.
+func checkAs(ctx context.Context, name, config string, u *unit.Unit) (*service.Report, error) {
 	if os.Geteuid() != 0 {
-		return nil
+		return nil, nil
 	}
-	u, err := osuser.Lookup(name)
+	must := name != ""
+	if !must {
+		name = defaultUser
+		if u != nil {
+			name = cmp.Or(u.User, "root")
+		}
+	}
+	account, err := osuser.Lookup(name)
 	if err != nil {
 		if _, unknown := errors.AsType[osuser.UnknownUserError](err); unknown && !must {
-			return nil
+			return nil, nil
 		}
-		return fmt.Errorf("check as %s: %w", name, err)
+		return nil, fmt.Errorf("check as %s: %w", name, err)
 	}
-	credential, err := credentialOf(u)
+	credential, err := credentialOf(account)
 	if err != nil {
-		return fmt.Errorf("check as %s: %w", name, err)
+		return nil, fmt.Errorf("check as %s: %w", name, err)
 	}
-	config, err = filepath.Abs(config)
+	if credential.Uid == 0 {
+		return nil, nil
+	}
+	absolute, err := filepath.Abs(config)
 	if err != nil {
-		return fmt.Errorf("check as %s: %w", name, err)
+		return nil, fmt.Errorf("check as %s: %w", name, err)
 	}
 	// This path works also if the user may not read the program's directory.
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Args = []string{"postern", "check", "--open", "--config", config}
+	cmd.Args = []string{"postern", "check", "--open", "--json", "--config", absolute}
+	if u != nil {
+		cmd.Args = append(cmd.Args, "--unit")
+	}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, AmbientCaps: []uintptr{canBind}}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		if stderr.Len() == 0 {
+	out, err := cmd.Output()
+	var r service.Report
+	if json.Unmarshal(out, &r) != nil {
+		if stderr.Len() == 0 && err != nil {
 			stderr.WriteString(err.Error())
 		}
-		return fmt.Errorf("as the user %s:\n%s", name, strings.TrimRight(stderr.String(), "\n"))
+		return nil, fmt.Errorf("check as %s: %s", name, strings.TrimRight(stderr.String(), "\n"))
 	}
-	return nil
+	r.File, r.User = config, name
+	return &r, nil
 }
 
 func credentialOf(u *osuser.User) (*syscall.Credential, error) {

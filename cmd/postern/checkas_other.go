@@ -2,7 +2,12 @@
 
 package main
 
-import "context"
+import (
+	"context"
+
+	"postern/cmd/postern/internal/service"
+	"postern/cmd/postern/internal/unit"
+)
 
 // checkAs does nothing: it is implemented for Linux only.
-func checkAs(context.Context, string, string, bool) error { return nil }
+func checkAs(context.Context, string, string, *unit.Unit) (*service.Report, error) { return nil, nil }

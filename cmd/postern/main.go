@@ -14,7 +14,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"postern/cmd/postern/internal/service"
 	"postern/configs"
 )
 
@@ -78,10 +77,6 @@ func complain(w io.Writer, err error) {
 		for _, one := range joined.Unwrap() {
 			complain(w, one)
 		}
-		return
-	}
-	if probes, ok := errors.AsType[service.ProbeErrors](err); ok {
-		_, _ = fmt.Fprintf(w, "%v\npostern: %d of the probes failed\n", probes, len(probes))
 		return
 	}
 	mistakes, ok := errors.AsType[configs.Errors](err)

@@ -20,8 +20,10 @@ import (
 	"net"
 	"net/http"
 	"os"
+	osuser "os/user"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -218,18 +220,66 @@ func Listen(path string, gid int) (net.Listener, error) {
 	return ln, nil
 }
 
+// CheckPath returns the error with which Listen would refuse a path for a group, whatever this
+// process may write, or nil. CheckPath changes nothing.
+func CheckPath(path string, gid int) error {
+	if err := checkPath(path, gid); err != nil {
+		return fmt.Errorf("control socket %s: %w", path, err)
+	}
+	return nil
+}
+
+func checkPath(path string, gid int) error {
+	if len(draftOf(path)) > maxPath {
+		return fmt.Errorf("the path has %d octets, want at most %d", len(path), maxPath-len(".new"))
+	}
+	dir := filepath.Dir(path)
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // it is made
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return fmt.Errorf("%s is a file, and has to be a directory", dir)
+	case info.Mode().Perm()&0o022 != 0: // others could replace the socket
+		return fmt.Errorf("%s can be written by others (mode %04o): choose another one, or chmod go-w %s", dir, info.Mode().Perm(), dir)
+	}
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
+		return errors.New("there is something that is no socket")
+	}
+	return checkGroup(gid)
+}
+
+// checkGroup returns an error if this process cannot give a file to a group.
+func checkGroup(gid int) error {
+	if gid == -1 || os.Geteuid() == 0 || os.Getegid() == gid {
+		return nil
+	}
+	groups, err := os.Getgroups()
+	if err != nil || slices.Contains(groups, gid) {
+		return err
+	}
+	user, group := strconv.Itoa(os.Geteuid()), strconv.Itoa(gid)
+	if u, err := osuser.LookupId(user); err == nil {
+		user = u.Username
+	}
+	if g, err := osuser.LookupGroupId(group); err == nil {
+		group = g.Name
+	}
+	return fmt.Errorf("the user %s, as which Postern runs, is not in the group %s: usermod -a -G %s %s", user, group, group, user)
+}
+
+// draftOf returns the name under which the socket gets its mode and group, before its own.
+func draftOf(path string) string { return path + ".new" }
+
 func listen(path string, gid int) (net.Listener, error) {
-	// The socket gets its mode and group under another name, and only then its own.
-	draft := path + ".new"
-	if len(draft) > maxPath {
-		return nil, fmt.Errorf("the path has %d octets, want at most %d", len(path), maxPath-len(".new"))
+	if err := checkPath(path, gid); err != nil {
+		return nil, err
 	}
 	if err := makeDir(filepath.Dir(path), gid); err != nil {
 		return nil, err
 	}
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
-		return nil, errors.New("there is something that is no socket")
-	}
+	draft := draftOf(path)
 	if conn, err := net.DialTimeout("unix", path, dialTimeout); err == nil {
 		_ = conn.Close()
 		return nil, ErrRunning
@@ -258,14 +308,9 @@ func listen(path string, gid int) (net.Listener, error) {
 	return l, nil
 }
 
-// makeDir makes the directory of a socket if it does not exist. In a directory
-// that others can write to, they could replace the socket.
+// makeDir makes the directory of a socket if it does not exist.
 func makeDir(dir string, gid int) error {
-	info, err := os.Stat(dir)
-	switch {
-	case err == nil && info.Mode().Perm()&0o022 != 0:
-		return fmt.Errorf("%s can be written by others (mode %04o): choose another one, or chmod go-w %s", dir, info.Mode().Perm(), dir)
-	case !errors.Is(err, fs.ErrNotExist):
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {

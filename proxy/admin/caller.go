@@ -25,8 +25,24 @@ func callerOf(c net.Conn) (by caller, ok bool) {
 	if err != nil {
 		return by, false
 	}
-	by.uid, err = peerUID(conn)
+	_, by.uid, err = peer(conn)
 	return by, err == nil
+}
+
+// Running returns the process that listens at the socket at path. ok is false if there is
+// none, or this process may not ask it.
+func Running(path string) (pid int, ok bool) {
+	c, err := net.DialTimeout("unix", path, dialTimeout)
+	if err != nil {
+		return 0, false
+	}
+	defer func() { _ = c.Close() }()
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, false
+	}
+	pid, _, err = peer(raw)
+	return pid, err == nil
 }
 
 // attrs returns the number and the name of the user. A user without a name here, such

@@ -13,14 +13,14 @@ func bindPrivate(_, _ string, c syscall.RawConn) (err error) {
 	return err
 }
 
-// peerUID returns the user of the process that has connected to c, which is a unix
-// socket: SO_PEERCRED, unix(7).
-func peerUID(c syscall.RawConn) (uid uint32, err error) {
+// peer returns the process at the other end of c, which is a unix socket, and its user:
+// SO_PEERCRED, unix(7).
+func peer(c syscall.RawConn) (pid int, uid uint32, err error) {
 	failed := c.Control(func(fd uintptr) {
 		var u *syscall.Ucred
 		if u, err = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
-			uid = u.Uid
+			pid, uid = int(u.Pid), u.Uid
 		}
 	})
-	return uid, cmp.Or(failed, err)
+	return pid, uid, cmp.Or(failed, err)
 }

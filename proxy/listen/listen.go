@@ -27,6 +27,24 @@ func listenTCP(ctx context.Context, address string) (*net.TCPListener, error) {
 	return ln.(*net.TCPListener), nil
 }
 
+// Try opens address and closes it at once. The error is that of Sockets.Listen.
+func Try(ctx context.Context, address string) error {
+	ln, err := listenTCP(ctx, address)
+	if err != nil {
+		return err
+	}
+	return ln.Close()
+}
+
+// Held returns the error of Sockets.Listen for an address that another process has, or nil. It
+// opens nothing. A process of which own is true does not count.
+func Held(address string, own func(pid int, name string) bool) error {
+	if pid, name, ok := Holder(address); !ok || own(pid, name) {
+		return nil
+	}
+	return fmt.Errorf("listen on %s: %w%s", address, syscall.EADDRINUSE, adviceFor(address, syscall.EADDRINUSE))
+}
+
 // systemError returns the system's error within an error of package net, which
 // repeats the address.
 func systemError(err error) error {

@@ -48,6 +48,16 @@ type Options struct {
 	// ReadOnly is for a file that must not change: writes are errors, a missing file is
 	// not made, and a damaged one stays where it is.
 	ReadOnly bool
+	// NoWait is for a file that another process may have for long: ErrInUse comes at once.
+	NoWait bool
+}
+
+// timeout returns how long to wait for the process that has the file open.
+func (o Options) timeout() time.Duration {
+	if o.NoWait {
+		return time.Millisecond
+	}
+	return lockTimeout
 }
 
 // A Bolt is a file of values. Its methods and those of its buckets may be called
@@ -93,12 +103,12 @@ func Open(path string, o Options) (*Bolt, error) {
 			return nil, fmt.Errorf("open state: %w", err)
 		}
 	}
-	b, err := open(path, o.ReadOnly)
+	b, err := open(path, o)
 	var renewed error
 	if errors.Is(err, ErrDamaged) && o.Disposable && !o.ReadOnly {
 		renewed = err
 		if err = os.Rename(path, path+".damaged"); err == nil {
-			b, err = open(path, false)
+			b, err = open(path, o)
 		}
 	}
 	if err != nil {
@@ -112,7 +122,7 @@ func Open(path string, o Options) (*Bolt, error) {
 // one, or nil.
 func (b *Bolt) Recreated() error { return b.recreated }
 
-func open(path string, readOnly bool) (_ *Bolt, err error) {
+func open(path string, o Options) (_ *Bolt, err error) {
 	var file *os.File
 	defer func() {
 		if err != nil && file != nil {
@@ -122,8 +132,8 @@ func open(path string, readOnly bool) (_ *Bolt, err error) {
 	defer recoverDamage(&err)
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // for a truncated file
 	b := &Bolt{path: path, broken: make(chan struct{})}
-	if err = checkFree(path); err == nil {
-		b.db, err = b.openFile(&file, readOnly)
+	if err = checkFree(path, o.timeout()); err == nil {
+		b.db, err = b.openFile(&file, o)
 	}
 	if err == nil {
 		err = b.recordOpened(file)
@@ -140,16 +150,16 @@ func open(path string, readOnly bool) (_ *Bolt, err error) {
 }
 
 // openFile opens the file. file is set to the open file, also after a panic.
-func (b *Bolt) openFile(file **os.File, readOnly bool) (*bbolt.DB, error) {
+func (b *Bolt) openFile(file **os.File, o Options) (*bbolt.DB, error) {
 	return bbolt.Open(b.path, 0o600, &bbolt.Options{
-		ReadOnly:        readOnly,
-		Timeout:         lockTimeout,
+		ReadOnly:        o.ReadOnly,
+		Timeout:         o.timeout(),
 		FreelistType:    bbolt.FreelistMapType,
 		InitialMmapSize: initialMap,
 		NoStatistics:    true,
 		OpenFile: func(path string, flag int, mode os.FileMode) (_ *os.File, err error) {
 			*file, err = os.OpenFile(path, flag, mode)
-			if err == nil && readOnly && fileSize(*file) == 0 { // bbolt would write its first pages
+			if err == nil && o.ReadOnly && fileSize(*file) == 0 { // bbolt would write its first pages
 				err = fmt.Errorf("%w: the file is empty", ErrDamaged)
 			}
 			return *file, err

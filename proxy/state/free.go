@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"io"
 	"os"
+	"time"
 
 	"go.etcd.io/bbolt"
 )
@@ -31,11 +32,11 @@ var errFreePages = errors.New("the list of free pages is damaged or missing")
 // checkFree returns an error if bbolt would not survive the list of free pages in
 // the file at path. A file that does not exist, or is no bbolt file, is ignored;
 // a file that another process has open gives bbolt's error.
-func checkFree(path string) (err error) {
+func checkFree(path string, timeout time.Duration) (err error) {
 	if info, err := os.Stat(path); err != nil || info.Size() == 0 {
 		return nil //nolint:nilerr // bbolt makes the file, or returns the error
 	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout, ReadOnly: true}) // does not read the list
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: timeout, ReadOnly: true}) // does not read the list
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	osuser "os/user"
 	"path/filepath"
 	"strconv"
+	"syscall"
 )
 
 // CheckPath returns the error with which Open would refuse the file at path and its
@@ -32,11 +33,44 @@ func CheckPath(path string, o Options) error {
 		return fmt.Errorf("%s can be written by others (mode %04o): chmod go-w %s", dir, mode, dir)
 	}
 	if !o.ReadOnly {
-		if err := access(dir, writeAccess|searchAccess); err != nil {
-			return &fs.PathError{Op: "write to", Path: dir, Err: err}
+		if err := CheckDir(dir); err != nil {
+			return err
 		}
 	}
 	return checkFile(path, o)
+}
+
+// CheckDir returns the error with which this process could not make a file in dir, which is
+// made if it does not exist. CheckDir changes nothing.
+func CheckDir(dir string) error {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return CheckMake(dir)
+	}
+	if err := access(dir, writeAccess|searchAccess); err != nil {
+		return &fs.PathError{Op: "write to", Path: dir, Err: err}
+	}
+	return nil
+}
+
+// CheckAppend returns the error with which this process could not append to the file at path,
+// or make it in a directory that exists. CheckAppend changes nothing.
+func CheckAppend(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		dir := filepath.Dir(path)
+		if _, err = os.Stat(dir); err == nil {
+			err = access(dir, writeAccess|searchAccess)
+		}
+	case err == nil && info.IsDir():
+		err = syscall.EISDIR
+	case err == nil:
+		err = access(path, writeAccess)
+	}
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return &fs.PathError{Op: "open", Path: path, Err: errno}
+	}
+	return err
 }
 
 // checkFile is CheckPath for the file alone.
@@ -80,6 +114,12 @@ func CheckMake(dir string) error {
 }
 
 func writable(dir string) bool { return access(dir, writeAccess|searchAccess) == nil }
+
+// IsOwn reports whether a file belongs to the user of this process.
+func IsOwn(info fs.FileInfo) bool {
+	owner, ok := ownerOf(info)
+	return !ok || owner == os.Geteuid()
+}
 
 // errOwner is the error of a directory that belongs to another user.
 func errOwner(dir string, owner int) error {

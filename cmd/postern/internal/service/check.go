@@ -7,13 +7,12 @@ import (
 	"io"
 	"iter"
 	"log/slog"
-	"net"
-	"os"
 	"syscall"
 
+	"postern/cmd/postern/internal/unit"
 	"postern/configs"
 	"postern/proxy"
-	"postern/proxy/certs"
+	"postern/proxy/admin"
 	"postern/proxy/listen"
 )
 
@@ -23,22 +22,39 @@ type CheckOptions struct {
 	User     string                        // with Probe: the user who is logged in at each protocol; "": none
 	Password func() (*proxy.Secret, error) // returns the password of User
 	Open     bool                          // open the addresses that are free
-	CheckAs  func() error                  // checks again as another user, after all other steps
+	Unit     *unit.Unit                    // under which the service runs; nil: not known
+	CheckAs  func() (*Report, error)       // checks again as another user, after all other steps; nil: there is none
 }
 
-// Check writes a report of the configuration at path to out. The error has all mistakes
-// of the configuration, and the ProbeErrors.
-func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) error {
+// A Report is what check has found.
+type Report struct {
+	File     string         `json:"file"`
+	Valid    bool           `json:"valid"`
+	User     string         `json:"user,omitempty"`     // as which the files were tried; "": the user of the command
+	Unit     string         `json:"unit,omitempty"`     // the unit of systemd by which they were judged; "": none
+	Writable []string       `json:"writable,omitempty"` // with Unit: where the service can write
+	Mistakes configs.Errors `json:"mistakes,omitempty"`
+	Warnings configs.Errors `json:"warnings,omitempty"`
+	Probes   []string       `json:"probes,omitempty"` // why backends cannot be used
+	Errors   []string       `json:"errors,omitempty"` // all others
+}
+
+// Check returns a report of the configuration at path. Lines about what is right go to out.
+func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) *Report {
+	r := &Report{File: path}
+	if o.Unit != nil {
+		r.Unit, r.Writable = o.Unit.Path, o.Unit.Writable()
+	}
 	cfg, store, err := load(path)
 	if err != nil {
-		return err
+		return r.fail(err)
 	}
 	g, err := build(cfg, New(cfg, store, slog.New(slog.DiscardHandler), nil))
 	if err != nil {
-		return err
+		return r.fail(err)
 	}
-	warnings, mistakes := g.checkCertificates()
-	errs := []error{g.checkPorts(), mistakes}
+	warnings, wrong := g.checkCertificates()
+	errs := []error{g.checkPorts(), wrong}
 	if o.Probe {
 		errs = append(errs, g.probe(ctx, out, o))
 	}
@@ -46,45 +62,80 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) erro
 		errs = append(errs, g.tryOpening(ctx))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return err
+		return r.fail(err)
 	}
-	if err := o.CheckAs(); err != nil {
-		return err
+	other, err := o.CheckAs()
+	switch {
+	case err != nil:
+		return r.fail(err)
+	case other != nil:
+		r = other // it knows what the service's user may do
+	default:
+		var more configs.Errors
+		r.Mistakes, more = g.checkPaths(o.Unit)
+		r.Warnings = append(append(warnings, more...), g.warnings(o.Unit)...)
 	}
-	for _, line := range g.explainChallenges() {
-		_, _ = fmt.Fprintf(out, "%s: %s\n", path, line)
+	r.Mistakes.Sort()
+	r.Warnings.Sort()
+	r.Valid = r.Mistakes == nil && r.Errors == nil // no probe has failed so far
+	if r.Valid {
+		for _, line := range g.explainChallenges() {
+			_, _ = fmt.Fprintf(out, "%s: %s\n", path, line)
+		}
 	}
-	warnings = append(warnings, g.warnings()...)
-	warnings.Sort()
-	for _, w := range warnings {
-		_, _ = fmt.Fprintln(out, w.Warning())
-	}
-	_, err = fmt.Fprintf(out, "%s is valid%s\n", path, countWarnings(len(warnings)))
-	return err
+	return r
 }
 
-// countWarnings returns what follows the word valid.
-func countWarnings(n int) string {
-	switch n {
-	case 0:
-		return ""
-	case 1:
-		return ", with 1 warning"
+// fail adds err to r.
+func (r *Report) fail(err error) *Report {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, one := range joined.Unwrap() {
+			r.fail(one)
+		}
+		return r
 	}
-	return fmt.Sprintf(", with %d warnings", n)
+	probes, probed := errors.AsType[ProbeErrors](err)
+	mistakes, mistaken := errors.AsType[configs.Errors](err)
+	switch {
+	case probed:
+		for _, e := range probes {
+			r.Probes = append(r.Probes, e.Error())
+		}
+	case mistaken:
+		r.Mistakes = append(r.Mistakes, mistakes...)
+	default:
+		r.Errors = append(r.Errors, err.Error())
+	}
+	return r
+}
+
+// Verdict returns the last line of a report that has no mistakes.
+func (r *Report) Verdict() string {
+	verdict := r.File + " is valid"
+	switch n := len(r.Warnings); n {
+	case 0:
+	case 1:
+		verdict += ", with 1 warning"
+	default:
+		verdict += fmt.Sprintf(", with %d warnings", n)
+	}
+	return verdict
 }
 
 // checkPorts returns an error that names the processes that listen on configured ports. A
-// running Postern does not count: this may be its next configuration.
+// running Postern does not count, whatever its binary is called: this may be its next
+// configuration.
 func (g *generation) checkPorts() error {
-	var mistakes configs.Errors
-	look := func(key, address string) {
-		if pid, name, ok := listen.Holder(address); ok && name != "postern" {
-			mistakes = append(mistakes, g.cfg.Errorf(key, "%s is held by %s (process %d)", address, name, pid))
-		}
+	running, known := 0, false
+	if g.cfg.Control.Socket != "" {
+		running, known = admin.Running(g.cfg.Control.Socket)
 	}
+	own := func(pid int, name string) bool { return name == "postern" || known && pid == running }
+	var mistakes configs.Errors
 	for key, address := range g.ports() {
-		look(key, address)
+		if err := listen.Held(address, own); err != nil {
+			mistakes = append(mistakes, g.cfg.Errorf(key, "%v", err))
+		}
 	}
 	if mistakes == nil {
 		return nil
@@ -92,7 +143,7 @@ func (g *generation) checkPorts() error {
 	return mistakes
 }
 
-// ports yields the keys and addresses of all listeners of the configuration.
+// ports yields the keys and addresses at which a start listens.
 func (g *generation) ports() iter.Seq2[string, string] {
 	return func(yield func(key, address string) bool) {
 		for _, d := range g.listeners {
@@ -100,11 +151,10 @@ func (g *generation) ports() iter.Seq2[string, string] {
 				return
 			}
 		}
-		if a := g.cfg.TLS.ACME; a != nil && a.HTTPAddress != "" && !yield("tls.acme.http_address", a.HTTPAddress) {
-			return
-		}
-		if address := g.cfg.Metrics.Address; address != "" {
-			yield("metrics.address", address)
+		for _, e := range g.endpoints() {
+			if e.address != "" && !yield(e.key, e.address) {
+				return
+			}
 		}
 	}
 }
@@ -113,19 +163,8 @@ func (g *generation) ports() iter.Seq2[string, string] {
 func (g *generation) tryOpening(ctx context.Context) error {
 	var mistakes configs.Errors
 	for key, address := range g.ports() {
-		ln, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
-		if errors.Is(err, syscall.EADDRINUSE) {
-			continue // checkPorts names the process
-		}
-		if err != nil {
+		if err := listen.Try(ctx, address); err != nil && !errors.Is(err, syscall.EADDRINUSE) { // checkPorts names the process
 			mistakes = append(mistakes, g.cfg.Errorf(key, "%v", err))
-			continue
-		}
-		_ = ln.Close()
-	}
-	if a := g.cfg.TLS.ACME; a != nil {
-		if err := certs.CheckStorage(a.Storage, os.Geteuid()); err != nil {
-			mistakes = append(mistakes, g.cfg.Errorf("tls.acme.storage", "%v", err))
 		}
 	}
 	if mistakes == nil {

@@ -29,6 +29,10 @@ func Run(ctx context.Context, path string, log io.Writer, before *Peer) (err err
 	if err != nil {
 		return err
 	}
+	if mistakes, _ := g.checkPaths(nil); mistakes != nil {
+		mistakes.Sort()
+		return mistakes
+	}
 	if before != nil {
 		if err := s.inherit(g, before); err != nil {
 			return err

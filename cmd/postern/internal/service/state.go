@@ -39,6 +39,9 @@ func (s *Service) reportLost(ctx context.Context, cfg *configs.Config) error {
 	return nil
 }
 
+// inPlaceEvery is how often the files are looked for at their paths, also when nobody writes.
+const inPlaceEvery = 20 * time.Second
+
 // reportBroken logs once of each file that it is broken, until ctx ends.
 func (s *Service) reportBroken(ctx context.Context) {
 	a := s.Storage.Files
@@ -46,8 +49,12 @@ func (s *Service) reportBroken(ctx context.Context) {
 		return
 	}
 	record, cache := a.Record.Broken(), a.Cache.Broken()
+	look := time.NewTicker(inPlaceEvery)
+	defer look.Stop()
 	for {
 		select {
+		case <-look.C:
+			_, _ = a.Record.CheckInPlace(), a.Cache.CheckInPlace() // they break a file, which is reported below
 		case <-record:
 			record = nil
 			s.log.Error("state is broken: POP3 clients are told to come again later", "file", stored.RecordFile, "err", a.Record.Err())

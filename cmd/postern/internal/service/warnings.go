@@ -5,13 +5,14 @@ import (
 	"slices"
 	"strings"
 
+	"postern/cmd/postern/internal/unit"
 	"postern/configs"
 	"postern/proxy"
 )
 
 // warnings returns notes about settings that are valid and may not be intended, in the
-// order of the file.
-func (g *generation) warnings() configs.Errors {
+// order of the file. u is the unit under which the service will run; nil: not known.
+func (g *generation) warnings(u *unit.Unit) configs.Errors {
 	var all configs.Errors
 	add := func(key, format string, args ...any) { all = append(all, g.cfg.Errorf(key, format, args...)) }
 	for i, l := range g.cfg.Listeners {
@@ -19,7 +20,11 @@ func (g *generation) warnings() configs.Errors {
 			add(fmt.Sprintf("listeners[%d].tls_profile", i), "%s", oldTLS(l))
 		}
 	}
-	if needed, allowed := g.descriptors(); needed > allowed {
+	needed, allowed := g.descriptors()
+	if u != nil && u.Files > 0 {
+		allowed = u.Files
+	}
+	if needed > allowed {
 		add("limits.max_connections", "%d needs %d file descriptors, two for each, and %d are allowed here (RLIMIT_NOFILE; "+
 			"for the service it is LimitNOFILE in the unit): raise that, or lower this", g.cfg.Limits.MaxConnections, needed, allowed)
 	}
@@ -38,7 +43,7 @@ func (g *generation) warnings() configs.Errors {
 
 // logWarnings logs the warnings of g.
 func (g *generation) logWarnings() {
-	for _, w := range g.warnings() {
+	for _, w := range g.warnings(nil) {
 		g.log.Warn("configuration warning", "file", w.File, "line", w.Line, "key", w.Key, "warning", w.Text)
 	}
 }

@@ -141,3 +141,56 @@ func openToCheck(ctx context.Context, dir, name string) (*state.Bolt, FileReport
 	c.Damaged = append(c.Damaged, err.Error())
 	return nil, c, nil
 }
+
+// CheckStart returns the error with which Open would refuse the files in dir, and a warning
+// about files with which Postern starts all the same; nil: none. It does not read all of
+// them, and changes nothing. Files that a running Postern has open are good.
+func CheckStart(dir string) (warning, err error) {
+	files := map[string]*state.Bolt{}
+	for _, name := range []string{CacheFile, RecordFile} {
+		if err := state.CheckPath(filepath.Join(dir, name), state.Options{}); err != nil {
+			return nil, fmt.Errorf("open state: %w", err)
+		}
+	}
+	for _, name := range []string{CacheFile, RecordFile} {
+		f, err := openToStart(filepath.Join(dir, name))
+		switch {
+		case errors.Is(err, state.ErrInUse):
+			return nil, nil
+		case errors.Is(err, state.ErrDamaged) && name == CacheFile:
+			warning = fmt.Errorf("%w: a start begins it anew, and the login guard then knows nobody", err)
+		case err != nil:
+			return nil, withRemedy(err)
+		case f != nil:
+			defer func() { _ = f.Close() }()
+			files[name] = f
+		}
+	}
+	if files[CacheFile] == nil {
+		return warning, nil
+	}
+	a, lost := newFiles(files[RecordFile], files[CacheFile]), 0
+	if a.Record == nil {
+		var accounts []string
+		accounts, err = bridge.Accounts(context.Background(), a.listings)
+		lost = len(accounts)
+	} else {
+		lost, err = a.lost(context.Background())
+	}
+	switch {
+	case err != nil:
+		return err, nil // a file that cannot be read does not prevent the start
+	case lost > 0:
+		return fmt.Errorf("%s: %s has nothing of %d accounts that %s knows: %s", LostRecord, RecordFile, lost, CacheFile, LostRemedy), nil
+	}
+	return nil, nil
+}
+
+// openToStart opens the file at path to read. It returns nil for a file that a start makes.
+func openToStart(path string) (*state.Bolt, error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+		return nil, nil
+	}
+	return state.Open(path, state.Options{ReadOnly: true, NoWait: true})
+}
