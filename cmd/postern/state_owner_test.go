@@ -42,15 +42,18 @@ func newHosted(t *testing.T) *hosted {
 	h := &hosted{dir: dir, state: filepath.Join(dir, "state"), ca: ca, address: proxytest.FreeAddress(t)}
 	for name, from := range map[string]string{"mail.pem": cert, "mail.key": key} {
 		b, err := os.ReadFile(from)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		file(t, dir, name, string(b))
 	}
+	chain, err := os.OpenFile(filepath.Join(dir, "mail.pem"), os.O_APPEND|os.O_WRONLY, 0)
+	must(t, err)
+	issuer, err := os.ReadFile(ca)
+	must(t, err)
+	_, err = chain.Write(issuer) // without it check has a warning
+	must(t, err, chain.Close())
 	must(t, os.Chmod(dir, 0o755), os.Mkdir(h.state, 0o700), os.Chown(h.state, serviceUID, serviceUID))
-	for _, name := range []string{"mail.pem", "mail.key"} {
-		must(t, os.Chmod(filepath.Join(dir, name), 0o644))
-	}
+	secret := filepath.Join(dir, "mail.key")
+	must(t, os.Chmod(filepath.Join(dir, "mail.pem"), 0o644), os.Chmod(secret, 0o600), os.Chown(secret, serviceUID, serviceUID))
 	h.configure(t, mailForScripts(t), "cyrus")
 	return h
 }
