@@ -154,7 +154,6 @@ var withoutJSON = map[string]string{
 	"uidl forget":     "its exit status is the answer",
 	"uidl undo":       "its exit status is the answer",
 	"uidl accept":     "its exit status is the answer",
-	"uidl detect":     "it prints one word, and its exit status is the answer",
 	"guard unlock":    "its exit status is the answer",
 	"guard seed":      "its exit status is the answer",
 	"certs renew":     "its exit status is the answer",

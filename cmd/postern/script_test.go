@@ -60,6 +60,16 @@ func TestScripts(t *testing.T) {
 				ts.Check(err)
 				ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(strings.Join(shown, "\n")+"\n"), 0o600))
 			},
+			"oldserver": func(ts *testscript.TestScript, _ bool, args []string) { // sets $OLD
+				old := proxytest.StartPOP3Server(t)
+				old.Password = "secret of " + args[0]
+				var messages []proxytest.POP3Message
+				for _, id := range args[1:] {
+					messages = append(messages, proxytest.POP3Message{UIDL: strings.ReplaceAll(id, `\x1b`, "\x1b"), Raw: "Subject: old\r\n\r\nold\r\n"})
+				}
+				old.SetMaildrop(args[0], messages)
+				ts.Setenv("OLD", old.Addr)
+			},
 			"guess": func(ts *testscript.TestScript, _ bool, args []string) {
 				if _, err := shownBy(ts.MkAbs("ca.pem"), "127.0.0.1:"+ts.Getenv("FREE"), args[0], args[1]); err == nil {
 					ts.Fatalf("%s has logged in", args[0])

@@ -110,7 +110,8 @@ func (s *POP3Server) serve(conn net.Conn) {
 			s.mu.Lock()
 			messages, loggedIn = s.maildrops[user]
 			s.mu.Unlock()
-			if loggedIn = loggedIn && words[1] == s.Password; loggedIn {
+			_, password, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " ") // spaces belong to it: RFC 1939 section 7
+			if loggedIn = loggedIn && password == s.Password; loggedIn {
 				_, _ = out.WriteString("+OK\r\n")
 			} else {
 				_, _ = out.WriteString("-ERR wrong\r\n")
