@@ -185,7 +185,7 @@ func (r *reporter) line(ctx context.Context, f Finding) {
 		attrs = append(attrs, slog.Any("names", f.Names))
 	}
 	if f.Path != "" {
-		attrs = append(attrs, slog.String("path", f.Path))
+		attrs = append(attrs, slog.String("file", f.Path))
 	}
 	attrs = append(attrs, slog.String("err", f.Text))
 	switch {

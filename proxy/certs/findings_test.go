@@ -359,7 +359,7 @@ func watched(t *testing.T, a *authority, template *x509.Certificate) (s *Store, 
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		s.Watch(ctx, watchInterval, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey || a.Key == "path" || a.Key == "err" {
+			if a.Key == slog.TimeKey || a.Key == "file" || a.Key == "err" {
 				return slog.Attr{}
 			}
 			return a
