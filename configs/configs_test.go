@@ -487,8 +487,8 @@ log: text
 	want := strings.NewReplacer("FILE", path, "DIR", dir).Replace(`FILE:1: hostnam: unknown key; is hostname meant?
 FILE:4: listeners[1].protocol: "imaps" is not a protocol; use imap, pop3 or submission
 FILE:4: listeners[1].address: "127.0.0.1:993" overlaps listeners[0].address in line 3
-FILE:7: tls.certificates[0].cert: open DIR/mail.pem: no such file or directory
-FILE:8: tls.certificates[0].key: open DIR/mail.key: no such file or directory
+FILE:7: tls.certificates[0].cert: DIR/mail.pem does not exist: put the file there, or write the path of yours
+FILE:8: tls.certificates[0].key: DIR/mail.key does not exist: put the file there, or write the path of yours
 FILE:13: timeouts.login: "35 minutes" is not a duration; 35 minutes is written 35m, an hour and a half 1h30m, ten seconds 10s
 FILE:15: timeouts.dial: written twice; the first is in line 14
 FILE:16: log: keys with values ("key: value" or {key: value}) is expected here, not a single value`)
@@ -525,7 +525,7 @@ func TestFilesAreJudgedByWhatIsInThem(t *testing.T) {
 		{"a key for a certificate", "mail.key", "mail.key", "mail.pem", "FILE:8: tls.certificates[0].cert: DIR/mail.key holds no certificate in PEM form"},
 		{"a broken certificate", "broken.pem", "mail.key", "mail.pem", "FILE:8: tls.certificates[0].cert: DIR/broken.pem holds a certificate that cannot be read: x509: malformed certificate"},
 		{"a folder", ".", "mail.key", "mail.pem", "FILE:8: tls.certificates[0].cert: read DIR: is a directory"},
-		{"no CA file", "mail.pem", "mail.key", "none.pem", "FILE:11: backends.main.imap.ca: open DIR/none.pem: no such file or directory"},
+		{"no CA file", "mail.pem", "mail.key", "none.pem", "FILE:11: backends.main.imap.ca: DIR/none.pem does not exist: put the file there, or write the path of yours"},
 		{"no CA in the file", "mail.pem", "mail.key", "postern.yaml", "FILE:11: backends.main.imap.ca: DIR/postern.yaml holds no certificate in PEM form"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -93,7 +93,7 @@ func (m *mistakes) read(key, path string) []byte {
 	}
 	data, err := readFile(path)
 	if err != nil {
-		m.report(key, "%v", err)
+		m.report(key, "%s", unreadable(path, err))
 		return nil
 	}
 	return data

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -23,7 +24,7 @@ func TestCheckLooksAsTheServicesUser(t *testing.T) {
 	}
 	status, _, complaints := runPostern(t, "check", "--config", path, "--as", "nobody")
 	if status != 1 || !strings.Contains(complaints, "as the user nobody:") ||
-		!strings.Contains(complaints, "tls.certificates[0].key: open "+key+": permission denied") {
+		!strings.Contains(complaints, "tls.certificates[0].key: the user nobody may not read "+key) {
 		t.Errorf("check as nobody of a key for root: status %d, %s", status, complaints)
 	}
 	state := filepath.Join(filepath.Dir(path), "state")
@@ -52,6 +53,33 @@ func TestCheckLooksAsTheServicesUser(t *testing.T) {
 	}
 	if status, _, complaints := runPostern(t, "check", "--config", path, "--as", "no-such-user"); status != 1 || !strings.Contains(complaints, "unknown user") {
 		t.Errorf("check as nobody who exists: status %d, %s", status, complaints)
+	}
+}
+
+// Criterion: `postern check` names the commands that let the service's user read a file, and they do.
+func TestCheckSaysHowToOpenAFile(t *testing.T) {
+	if os.Getuid() != 0 && os.Getenv("POSTERN_ALL") != "1" {
+		t.Skip("needs root, to become another user")
+	}
+	path := configWithCertificate(t, "")
+	folder := filepath.Join(filepath.Dir(path), "tls")
+	key := filepath.Join(folder, "mail.key")
+	text, err := os.ReadFile(path)
+	must(t, err, os.Mkdir(folder, 0o700), os.Rename(filepath.Join(filepath.Dir(path), "mail.key"), key), os.Chmod(key, 0o600),
+		os.WriteFile(path, bytes.ReplaceAll(text, []byte("key: mail.key"), []byte("key: tls/mail.key")), 0o644))
+	for _, closed := range []struct{ path, mode, open string }{{folder, "0700", "g+x"}, {key, "0600", "g+r"}} {
+		status, _, complaints := runPostern(t, "check", "--config", path, "--as", "nobody")
+		command := fmt.Sprintf("chgrp nogroup %s && chmod %s %[1]s", closed.path, closed.open)
+		want := fmt.Sprintf("tls.certificates[0].key: the user nobody may not read %s (%s has root:root, mode %s): %s\n", key, closed.path, closed.mode, command)
+		if status != 1 || !strings.Contains(complaints, want) {
+			t.Fatalf("check as nobody: status %d, %swant %s", status, complaints, want)
+		}
+		if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil { // as the operator does
+			t.Fatalf("%s: %v, %s", command, err, out)
+		}
+	}
+	if status, _, complaints := runPostern(t, "check", "--config", path, "--as", "nobody"); strings.Contains(complaints, key) {
+		t.Errorf("check as nobody after its commands: status %d, %s", status, complaints)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/cmd/postern/internal/logs"
 	"postern/configs"
 )
 
@@ -35,7 +36,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return int(status)
 	}
 	if err != nil {
-		complain(stderr, err)
+		complain(logs.ErrorWriter(stderr), err)
 		return 1
 	}
 	return 0

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -86,6 +87,15 @@ func (j journal) WithGroup(name string) slog.Handler {
 	return j
 }
 
+// ErrorWriter returns a writer for lines that are no log: w, or, if w leads to
+// systemd's journal, a writer that gives each line the priority of an error.
+func ErrorWriter(w io.Writer) io.Writer {
+	if readByJournal(w, os.Getenv("JOURNAL_STREAM")) {
+		return &prefixed{new(sync.Mutex), w, "<3>"}
+	}
+	return w
+}
+
 // A prefixed writes each line with a prefix, in one piece.
 type prefixed struct {
 	mu     *sync.Mutex
@@ -93,12 +103,17 @@ type prefixed struct {
 	prefix string
 }
 
-// Write implements io.Writer. line is one whole line: the handler writes nothing else.
-func (p *prefixed) Write(line []byte) (int, error) {
+// Write implements io.Writer. lines is one whole line or several: what writes here writes
+// nothing else.
+func (p *prefixed) Write(lines []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, err := io.WriteString(p.w, p.prefix+string(line)); err != nil {
+	var marked strings.Builder
+	for line := range strings.Lines(string(lines)) {
+		marked.WriteString(p.prefix + line)
+	}
+	if _, err := io.WriteString(p.w, marked.String()); err != nil {
 		return 0, err
 	}
-	return len(line), nil
+	return len(lines), nil
 }

@@ -68,6 +68,19 @@ func TestTheFormatAutoIsTheJournalsOnlyWhereTheJournalReads(t *testing.T) {
 			}
 		})
 	}
+	t.Setenv("JOURNAL_STREAM", own)
+	if err := file.Truncate(0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.Seek(0, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(ErrorWriter(file), "one\ntwo\n"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(file.Name()); string(got) != "<3>one\n<3>two\n" || err != nil {
+		t.Errorf("errors are written as %q, %v", got, err)
+	}
 	if readByJournal(new(bytes.Buffer), own) {
 		t.Error("a buffer is taken for the journal's file")
 	}
