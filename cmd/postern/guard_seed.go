@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net/netip"
@@ -49,9 +50,17 @@ by a pipe: zcat mail.log.*.gz | postern guard seed --from -`,
 			defer func() { _ = file.Close() }()
 			in = file
 		}
-		s, err := readSeed(in, parser, cfg, cmd.ErrOrStderr())
+		log := bufio.NewReader(in)
+		if magic, _ := log.Peek(2); string(magic) == "\x1f\x8b" {
+			return fmt.Errorf("%s is compressed: zcat FILE | postern guard seed --from -", *from)
+		}
+		s, err := readSeed(log, parser, cfg, cmd.ErrOrStderr())
 		if err != nil {
 			return err
+		}
+		if s.progress.Logins == 0 {
+			return fmt.Errorf("none of the %d lines of %s is a login in the form of Dovecot (imap-login: Login: user=<alice>, ...) or Postfix (... sasl_username=alice): is it the log of the mail server?",
+				s.progress.Lines, *from)
 		}
 		return s.send(cmd, cfg)
 	}
