@@ -2,11 +2,13 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -60,7 +62,7 @@ by a pipe: zcat mail.log.*.gz | postern guard seed --from -`,
 		}
 		if s.progress.Logins == 0 {
 			return fmt.Errorf("none of the %d lines of %s is a login in the form of Dovecot (imap-login: Login: user=<alice>, ...) or Postfix (... sasl_username=alice): is it the log of the mail server?",
-				s.progress.Lines, *from)
+				s.progress.Lines, cmp.Or(strings.TrimPrefix(*from, "-"), "standard input"))
 		}
 		return s.send(cmd, cfg)
 	}

@@ -66,7 +66,7 @@ func TestEachLoginHasOneEvent(t *testing.T) {
 		{
 			"wrong",
 			proxy.Attempt{Err: proxy.NewRefusal(proxy.Wrong, nil), Delay: 1990 * time.Millisecond, Decision: proxy.Decision{Tier: "known_good"}},
-			map[string]any{"reason": "wrong", "account_hash": nil, "name_shape": "no_domain", "delay": "1.99s", "err": nil},
+			map[string]any{"reason": "wrong", "account_hash": nil, "name_shape": "no_domain", "delay": float64(1990 * time.Millisecond), "err": nil},
 		},
 		{
 			"wrong again",

@@ -148,6 +148,5 @@ func versions(h *tls.ClientHelloInfo) string {
 	return strings.Join(names, " ")
 }
 
-// round returns d in the form that people read. In JSON slog would write
-// nanoseconds.
-func round(d time.Duration) string { return d.Round(time.Millisecond).String() }
+// round returns d in the precision of the log.
+func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }

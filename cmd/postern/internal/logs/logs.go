@@ -16,6 +16,7 @@ func New(w io.Writer, format string, level *slog.LevelVar) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
 	switch format {
 	case "json":
+		options.ReplaceAttr = func(_ []string, a slog.Attr) slog.Attr { return inSeconds(a) }
 		return slog.New(slog.NewJSONHandler(w, options))
 	case "journald":
 		return slog.New(newJournal(w, level))
@@ -25,4 +26,14 @@ func New(w io.Writer, format string, level *slog.LevelVar) *slog.Logger {
 		}
 	}
 	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// inSeconds returns a duration as a number of seconds under a key that says so, as
+// Prometheus names its metrics: duration becomes duration_seconds. slog would write
+// nanoseconds.
+func inSeconds(a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		return slog.Float64(a.Key+"_seconds", a.Value.Duration().Seconds())
+	}
+	return a
 }
