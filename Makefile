@@ -27,6 +27,7 @@ test-all:
 	.ci/fuzz 1s
 	POSTERN_ALL=1 $(GO) test -race -timeout 20m ./...
 	.ci/package-test
+	.ci/nft-test
 
 test-acme: # against a CA; most of the time it waits for certificates to grow old
 	cd proxy/certs/acmetest && $(GO) test -race -timeout 10m ./...
