@@ -132,7 +132,7 @@ func (s *Server) open(ctx context.Context, client proxy.Client, prepare func(*Co
 		err = c.secure(ctx, s.Config)
 	}
 	if err == nil {
-		err = prepare(c)
+		err = s.headerFault(prepare(c))
 	}
 	if err != nil {
 		_ = c.Close()

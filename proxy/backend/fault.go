@@ -43,6 +43,7 @@ const (
 	GreetingTimeout          // no greeting came
 	OtherProtocol            // the greeting is that of another protocol
 	Rejected                 // the greeting refuses the connection
+	HeaderRefused            // the server takes the PROXY header for a command, as it seems
 	NoSTARTTLS               // the server does not offer STARTTLS, or refuses it
 	PasswordsDisabled        // IMAP LOGINDISABLED
 	NoMechanism              // submission without AUTH, or with mechanisms alone that Postern does not speak
@@ -102,6 +103,20 @@ func (s *Server) advised(e *ConnectError) *ConnectError {
 		e.Advice = s.Advise(e)
 	}
 	return e
+}
+
+// sendsHeaderInTheClear reports whether Postern sends a PROXY header in the clear.
+func (s *Server) sendsHeaderInTheClear() bool {
+	return s.TLS != Implicit && (s.Identity == ProxyV1 || s.Identity == ProxyV2)
+}
+
+// headerFault returns err as a ConnectError, if it may be the answer to a PROXY header: a
+// server that does not expect the header greets first, and then takes it for a command.
+func (s *Server) headerFault(err error) error {
+	if _, ok := errors.AsType[*ConnectError](err); err == nil || ok || !s.sendsHeaderInTheClear() || isTimeout(err) {
+		return err
+	}
+	return &ConnectError{Fault: HeaderRefused, Text: err.Error(), Err: err}
 }
 
 func errNoSTARTTLS() error {

@@ -220,19 +220,28 @@ func TestFaultsOfRealServers(t *testing.T) {
 		change            func(*tls.Config)
 		fault             Fault
 		speaks            string
+		identity          Identity
 	}{
-		{proxy.IMAP, d.IMAP, Implicit, nil, NotTLS, "IMAP"},
-		{proxy.Submission, p.SMTP, Implicit, nil, NotTLS, "SMTP"},
-		{proxy.IMAP, d.IMAPS, STARTTLS, nil, GreetingTimeout, ""},
-		{proxy.Submission, p.SMTPS, None, nil, GreetingTimeout, ""},
-		{proxy.IMAP, p.SMTP, STARTTLS, nil, OtherProtocol, "SMTP"},
-		{proxy.Submission, d.IMAP, STARTTLS, nil, OtherProtocol, "IMAP"},
-		{proxy.IMAP, d.POP3, None, nil, OtherProtocol, "POP3"},
-		{proxy.Submission, d.POP3, None, nil, OtherProtocol, "POP3"},
-		{proxy.IMAP, d.IMAPS, Implicit, otherName, WrongName, ""},
-		{proxy.Submission, p.SMTP, STARTTLS, otherName, WrongName, ""},
-		{proxy.IMAP, d.IMAP, STARTTLS, otherCA, UnknownAuthority, ""},
-		{proxy.Submission, p.SMTPS, Implicit, otherCA, UnknownAuthority, ""},
+		{proxy.IMAP, d.IMAP, Implicit, nil, NotTLS, "IMAP", Anonymous},
+		{proxy.Submission, p.SMTP, Implicit, nil, NotTLS, "SMTP", Anonymous},
+		{proxy.IMAP, d.IMAPS, STARTTLS, nil, GreetingTimeout, "", Anonymous},
+		{proxy.Submission, p.SMTPS, None, nil, GreetingTimeout, "", Anonymous},
+		{proxy.IMAP, p.SMTP, STARTTLS, nil, OtherProtocol, "SMTP", Anonymous},
+		{proxy.Submission, d.IMAP, STARTTLS, nil, OtherProtocol, "IMAP", Anonymous},
+		{proxy.IMAP, d.POP3, None, nil, OtherProtocol, "POP3", Anonymous},
+		{proxy.Submission, d.POP3, None, nil, OtherProtocol, "POP3", Anonymous},
+		{proxy.IMAP, d.IMAPS, Implicit, otherName, WrongName, "", Anonymous},
+		{proxy.Submission, p.SMTP, STARTTLS, otherName, WrongName, "", Anonymous},
+		{proxy.IMAP, d.IMAP, STARTTLS, otherCA, UnknownAuthority, "", Anonymous},
+		{proxy.Submission, p.SMTPS, Implicit, otherCA, UnknownAuthority, "", Anonymous},
+
+		// A server that does not expect a PROXY header greets, and then takes the header for a command.
+		{proxy.IMAP, d.IMAP, None, nil, HeaderRefused, "", ProxyV1},
+		{proxy.IMAP, d.IMAP, STARTTLS, nil, HeaderRefused, "", ProxyV2},
+		{proxy.Submission, p.SMTP, None, nil, HeaderRefused, "", ProxyV1},
+		{proxy.Submission, p.SMTP, STARTTLS, nil, HeaderRefused, "", ProxyV2},
+		{proxy.IMAP, d.IMAPS, Implicit, nil, ConnectionClosed, "", ProxyV2},
+		{proxy.Submission, p.SMTPS, Implicit, nil, ConnectionClosed, "", ProxyV1},
 	} {
 		ca := d.CA
 		if test.address == p.SMTP || test.address == p.SMTPS {
@@ -242,7 +251,7 @@ func TestFaultsOfRealServers(t *testing.T) {
 		if test.change != nil {
 			test.change(config)
 		}
-		s := &Server{Protocol: test.protocol, Address: test.address, TLS: test.mode, Config: config, ReplyTimeout: 2 * time.Second}
+		s := &Server{Protocol: test.protocol, Address: test.address, TLS: test.mode, Config: config, ReplyTimeout: 2 * time.Second, Identity: test.identity}
 		_, err := s.Probe(t.Context())
 		e, ok := errors.AsType[*ConnectError](err)
 		if !ok || e.Fault != test.fault || e.Speaks != test.speaks {

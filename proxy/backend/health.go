@@ -141,6 +141,11 @@ func (s *Server) probeIMAP(ctx context.Context, client proxy.Client) (Report, er
 		if err := d.begin(ctx, c, s); err != nil {
 			return err
 		}
+		if s.sendsHeaderInTheClear() { // a greeting alone does not show that the server took it
+			if _, err := d.command("NOOP"); err != nil {
+				return fmt.Errorf("NOOP: %w", err)
+			}
+		}
 		return d.sendProbeID(client, s)
 	})
 	if err != nil {

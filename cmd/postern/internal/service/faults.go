@@ -78,7 +78,7 @@ func remedyFor(e *backend.ConnectError, protocol, address string, c *configs.Ser
 		}
 		return remedy{"tls", starttls + ", " + tlsPort}
 	case backend.TLSTimeout:
-		return remedy{"tls", "if the server does not begin with TLS at this port, write tls: starttls"}
+		return remedy{"tls", "if the server does not begin with TLS at this port, write tls: starttls; if it expects a PROXY header, identity: proxy-v2"}
 	case backend.TLSTooOld, backend.NoCommonCipher:
 		return remedy{"address", "switch TLS 1.2 with ECDHE on there: docs/tls.md has the settings"}
 	case backend.SelfSigned:
@@ -107,7 +107,8 @@ func remedyFor(e *backend.ConnectError, protocol, address string, c *configs.Ser
 		if c.TLS == "implicit" {
 			return remedy{"address", fmt.Sprintf("see whether this is the port of %s server, which greets first, and whether the server is overloaded", name)}
 		}
-		return remedy{"tls", fmt.Sprintf("a server that begins with TLS at this port, usually %s, waits for Postern: write tls: implicit", implicitPort)}
+		return remedy{"tls", fmt.Sprintf("a server that begins with TLS at this port, usually %s, waits for Postern: write tls: implicit; "+
+			"so does one that expects a PROXY header (identity: proxy-v2)", implicitPort)}
 	case backend.OtherProtocol:
 		if e.Speaks == "TLS" {
 			return remedy{"tls", "write tls: implicit"}
@@ -115,6 +116,8 @@ func remedyFor(e *backend.ConnectError, protocol, address string, c *configs.Ser
 		return remedy{"address", fmt.Sprintf("this is a port of %s: give that of %s server", e.Speaks, name)}
 	case backend.Rejected:
 		return remedy{"address", "the log of the server says why: it may refuse Postern's address, or take no more connections from it (docs/backends.md)"}
+	case backend.HeaderRefused:
+		return remedy{"identity", "the server seems to take the PROXY header for a command: let it expect the header from Postern's address, or write identity: none"}
 	case backend.NoSTARTTLS:
 		if isLoopback(address) {
 			return remedy{"tls", "switch STARTTLS on there, write tls: none, " + tlsPort}

@@ -78,6 +78,7 @@ backends:
 		{proxy.IMAP, first, backend.ConnectError{Fault: backend.OtherProtocol, Speaks: "SMTP"}, "test.yaml:8: backends.main.imap.addresses[0]", "a port of SMTP: give that of an IMAP server"},
 		{proxy.Submission, here, backend.ConnectError{Fault: backend.OtherProtocol, Speaks: "TLS"}, "test.yaml:14: backends.main.submission.tls", "write tls: implicit"},
 		{proxy.Submission, here, backend.ConnectError{Fault: backend.Rejected}, "test.yaml:13: backends.main.submission.address", "log of the server"},
+		{proxy.Submission, here, backend.ConnectError{Fault: backend.HeaderRefused}, "test.yaml:12: backends.main.submission.identity", "identity: none"},
 		{proxy.Submission, here, backend.ConnectError{Fault: backend.NoSTARTTLS}, "test.yaml:14: backends.main.submission.tls", "write tls: none, or give the address of its TLS port"},
 		{proxy.IMAP, first, backend.ConnectError{Fault: backend.NoSTARTTLS}, "test.yaml:11: backends.main.imap.tls", "needs a certificate"},
 		{proxy.IMAP, first, backend.ConnectError{Fault: backend.PasswordsDisabled}, "test.yaml:8: backends.main.imap.addresses[0]", "auth_mechanisms"},
