@@ -70,7 +70,7 @@ func (c *crawler) compare(ctx context.Context, cfg *configs.Config, a crawl.Acco
 	}
 	shown, err := new(oldserver.Server).Attach(ctx, conn)
 	if err != nil {
-		return result, fmt.Errorf("Postern's own session: %w", err)
+		return result, fmt.Errorf("own session: %w", err)
 	}
 	defer shown.Abandon()
 	return oldserver.Compare(ctx, old, shown, bodies)
