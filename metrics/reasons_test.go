@@ -16,10 +16,10 @@ import (
 // Criterion: Log, metrics and status page say the same about the same refused login, for each reason there is.
 func TestLogMetricsAndPageAgreeAboutEachReason(t *testing.T) {
 	titles := map[proxy.Outcome]string{
-		proxy.OutcomeWrong: "Wrong password", proxy.OutcomeThrottled: "Held back", proxy.OutcomeFailed: "Not possible for now",
+		proxy.OutcomeWrong: "Wrong password", proxy.OutcomeThrottled: "Rate limit", proxy.OutcomeFailed: "Temporary failure",
 		proxy.OutcomeForbidden: "Not allowed",
 	}
-	row := regexp.MustCompile(`<span class="key \w+">([^<]+)</span></th><td class="number">1</td>`)
+	row := regexp.MustCompile(`<span class="key \w+">([^<]+)</span> <span class="quiet">[^<]*</span></th><td class="number">1</td>`)
 	for _, reason := range proxy.Reasons() {
 		var lines bytes.Buffer
 		m, p := New(config()), page.New(page.Config{})

@@ -57,6 +57,7 @@ type Decision struct {
 	Network    netip.Prefix  // the client's, as wide as its budget; invalid: unknown
 	Tier       string        // how well the account knows Network; few fixed values
 	Bucket     string        // the budget that was empty, so that the backend was not asked; few fixed values; empty: none
+	Shared     bool          // Bucket limits the attempts of all clients together: it is full because the backends are slow, or too many clients come
 	RetryAfter time.Duration // until Bucket has something; 0: unknown, or as soon as another attempt or session ends
 	Repeat     bool          // the same wrong password again: charged to no budget
 	New        bool          // the account's first login from Network

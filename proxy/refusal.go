@@ -60,8 +60,8 @@ type Outcome uint8
 const (
 	OutcomeOK        Outcome = iota
 	OutcomeWrong             // user or password
-	OutcomeThrottled         // without asking the backend
-	OutcomeFailed            // for now
+	OutcomeThrottled         // by a limit of Postern's own: the backend was not asked
+	OutcomeFailed            // temporarily
 	OutcomeForbidden         // until the client, or its user, changes something
 	Outcomes
 )
@@ -130,25 +130,39 @@ func (r Reason) Temporary() bool {
 func (r Reason) Final() bool { return r.known() && reasons[r].final }
 
 // ResultOf returns the result of an attempt that ended with err. An error that is
-// no Refusal means that the client left.
+// no Refusal means that the client left. A temporary refusal by a limit of the guard
+// for one client or account, whatever its Reason, is ResultThrottled: it says nothing
+// about the backends.
 func ResultOf(err error) string {
 	r := ReasonOf(err)
 	switch {
 	case err == nil:
 		return ResultOK
+	case r.known() && reasons[r].result == ResultTemporary && limitedByGuard(err):
+		return ResultThrottled
 	case r.known():
 		return reasons[r].result
 	}
 	return ResultClientAbort
 }
 
+// limitedByGuard reports whether err says which limit for one client or account refused
+// the attempt.
+func limitedByGuard(err error) bool {
+	d, ok := errors.AsType[*Decision](err)
+	return ok && d.Bucket != "" && !d.Shared
+}
+
 // OutcomeOf returns the outcome of an attempt that ended with err, and false if
-// the client left before its answer.
+// the client left before its answer. As in ResultOf, a limit of the guard is
+// OutcomeThrottled.
 func OutcomeOf(err error) (o Outcome, answered bool) {
 	r := ReasonOf(err)
 	switch {
 	case err == nil:
 		return OutcomeOK, true
+	case r.known() && reasons[r].outcome == OutcomeFailed && limitedByGuard(err):
+		return OutcomeThrottled, true
 	case r.known():
 		return reasons[r].outcome, true
 	}

@@ -39,3 +39,29 @@ func TestEachReasonHasItsWordResultAndOutcome(t *testing.T) {
 		}
 	}
 }
+
+// Criterion: a login that a limit of the guard for one client or account has refused counts as rate-limited, not as a failure of the backends, whatever the client is told.
+func TestARefusalByTheGuardIsNoFailureOfTheBackends(t *testing.T) {
+	for _, c := range []struct {
+		reason  proxy.Reason
+		err     error
+		result  string
+		outcome proxy.Outcome
+	}{
+		{proxy.Unavailable, io.EOF, proxy.ResultTemporary, proxy.OutcomeFailed},
+		{proxy.Unavailable, &proxy.Decision{Bucket: "account_network"}, proxy.ResultThrottled, proxy.OutcomeThrottled},
+		{proxy.TooManySessions, &proxy.Decision{Bucket: "sessions"}, proxy.ResultThrottled, proxy.OutcomeThrottled},
+		{proxy.Throttled, &proxy.Decision{Bucket: "network"}, proxy.ResultThrottled, proxy.OutcomeThrottled},
+		{proxy.Unavailable, &proxy.Decision{Bucket: "attempts", Shared: true}, proxy.ResultTemporary, proxy.OutcomeFailed}, // the backends are slow
+		{proxy.Wrong, &proxy.Decision{Repeat: true}, proxy.ResultWrong, proxy.OutcomeWrong},
+		{proxy.TooMany, errors.New("NO [LIMIT] of a backend"), proxy.ResultTemporary, proxy.OutcomeFailed},
+	} {
+		err := fmt.Errorf("log in: %w", proxy.NewRefusal(c.reason, c.err))
+		if got := proxy.ResultOf(err); got != c.result {
+			t.Errorf("%v: the result is %s, want %s", err, got, c.result)
+		}
+		if got, ok := proxy.OutcomeOf(err); got != c.outcome || !ok {
+			t.Errorf("%v: the outcome is %d, want %d", err, got, c.outcome)
+		}
+	}
+}

@@ -9,11 +9,11 @@ import (
 
 // rows are what the page says about each outcome.
 var rows = [proxy.Outcomes]struct{ class, name, help string }{
-	proxy.OutcomeOK:        {"ok", "Logged in", "the backend took the password"},
+	proxy.OutcomeOK:        {"ok", "Logged in", "the backend accepted the password"},
 	proxy.OutcomeWrong:     {"wrong", "Wrong password", "the backend refused it"},
-	proxy.OutcomeThrottled: {"throttled", "Held back", "too many wrong passwords, not asked; or sooner than pop3.login_delay"},
-	proxy.OutcomeFailed:    {"failed", "Not possible for now", "a backend was away or too slow, a mailbox in use, or too many connections"},
-	proxy.OutcomeForbidden: {"forbidden", "Not allowed", "no TLS, protocol switched off, unknown mechanism"},
+	proxy.OutcomeThrottled: {"throttled", "Rate limit", "a limit of the login guard, or pop3.login_delay: the backend was not asked"},
+	proxy.OutcomeFailed:    {"failed", "Temporary failure", "a backend was down, too slow or at its limit, or a mailbox was in use"},
+	proxy.OutcomeForbidden: {"forbidden", "Not allowed", "no TLS, protocol off for the account, unknown mechanism"},
 }
 
 const (

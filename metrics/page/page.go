@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
+	"fmt"
 	"html/template"
 	"net/http"
 	"slices"
@@ -24,7 +25,8 @@ type Config struct {
 	Hostname, Version string
 	Protocols         []string // that listeners serve
 
-	NotReady     func() error // why new clients should go to another Postern; nil error: ready
+	NotReady     func() error     // why new clients should go to another Postern; nil error: ready
+	Findings     func() []Finding // what needs attention, the most urgent first
 	Sessions     func() map[string]int
 	Backends     func() []Backend
 	Certificates func() []Certificate
@@ -33,11 +35,22 @@ type Config struct {
 	Now          func() time.Time // nil: time.Now
 }
 
-// A Backend is the state of a backend and one protocol.
+// A Finding is a fault that an operator should know.
+type Finding struct {
+	Severity string // in words
+	Class    string // of its colour: bad, warn or quiet
+	Text     string
+	Detail   string
+	Next     string // what to do next
+}
+
+// A Backend is the state of a backend and one protocol. Each of its Members is up and
+// accepts logins, or down, drained or not probed yet.
 type Backend struct {
 	Name, Protocol  string
 	Members, Up     int
 	Drained         int
+	Unknown         int // not probed yet
 	Connections     int
 	LastError       string // of the last member that was not reached; empty: all were
 	IdentityRefused bool   // a member does not offer the configured identity, and takes Postern for the client
@@ -70,6 +83,31 @@ type Guard struct {
 	FailingNetworks   int     // with a wrong password in the last five minutes
 	FailureRatio      float64 // of the last five minutes' logins
 	Waiting, InFlight int     // attempts
+}
+
+// A backendState is the State of a Backend in words, with the class of its colour.
+type backendState struct{ Class, Text string }
+
+// State returns whether logins go to the backend. A backend that accepts none is bad,
+// whether it is down or drained.
+func (b Backend) State() backendState {
+	s := backendState{"warn", fmt.Sprintf("%d of %d up", b.Up, b.Members)}
+	down := b.Members - b.Up - b.Drained - b.Unknown
+	switch {
+	case b.Up == b.Members:
+		return backendState{"", "up"}
+	case b.Up > 0:
+	case b.Unknown > 0:
+		return backendState{"warn", "not probed yet"}
+	case down == 0:
+		return backendState{"bad", "drained"}
+	default:
+		s = backendState{"bad", "down"}
+	}
+	if b.Drained > 0 {
+		s.Text += fmt.Sprintf(", %d drained", b.Drained)
+	}
+	return s
 }
 
 // A Page is a proxy.Observer that counts the logins of a day, and the handler that
@@ -134,6 +172,9 @@ type content struct {
 	Hostname, Version string
 	Now, Started      time.Time
 	NotReady          string
+	Findings          []Finding
+	MoreFindings      int
+	Attention         int // findings that are more than quiet
 	Live              []live
 	LiveAll           int
 	Totals            []total
@@ -159,7 +200,8 @@ type total struct {
 	Share             float64
 }
 
-// maxRows is how many certificates are listed: those that end first.
+// maxRows is how many findings and certificates are listed: the most urgent, those that
+// end first.
 const maxRows = 12
 
 // content collects what the response shows.
@@ -174,6 +216,17 @@ func (p *Page) content() *content {
 	if p.config.NotReady != nil {
 		if err := p.config.NotReady(); err != nil {
 			c.NotReady = err.Error()
+		}
+	}
+	if p.config.Findings != nil {
+		c.Findings = p.config.Findings()
+		for _, f := range c.Findings {
+			if f.Class != "quiet" {
+				c.Attention++
+			}
+		}
+		if more := len(c.Findings) - maxRows; more > 0 {
+			c.Findings, c.MoreFindings = c.Findings[:maxRows], more
 		}
 	}
 	if p.config.Sessions != nil {

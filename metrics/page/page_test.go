@@ -41,6 +41,13 @@ func busy() *Page {
 				{Name: "old", Protocol: proxy.IMAP, Members: 1, Up: 0, Drained: 1},
 			}
 		},
+		Findings: func() []Finding {
+			return []Finding{
+				{Severity: "critical", Class: "bad", Text: "backend old accepts no imap logins: it is drained", Next: "postern drain old --undo"},
+				{Severity: "warning", Class: "warn", Text: "backend main (imap and pop3): of 3 servers 1 down", Detail: "10.0.0.7:993, for 4 minutes: <b>dial tcp 10.0.0.7:993: connect: connection refused", Next: "postern check --probe"},
+				{Severity: "notice", Class: "quiet", Text: "limits.max_connections 10000 needs 20192 file descriptors, 20000 are allowed", Next: "raise LimitNOFILE in the unit, or lower limits.max_connections"},
+			}
+		},
 		Certificates: func() (all []Certificate) {
 			all = append(all, Certificate{Name: "expired.example.org", Source: "file", NotBefore: noon.AddDate(0, -3, 0), NotAfter: noon.Add(-26 * time.Hour), State: "EXPIRED", Bad: true})
 			for i := range 5000 {
@@ -113,7 +120,7 @@ func TestPageOfABusyDay(t *testing.T) {
 	_, html := body(t, busy())
 	for _, want := range []string{
 		"18\u202f234", "2 of 3 up", "down", "takes Postern for the client", "expired 26 hours ago", "And 4\u202f989 that end later",
-		"18.4 %", "Accounts seen in 30 days", "41\u202f234", "It is learning", "Serving", "Held back", "&lt; 0.1 %",
+		"18.4 %", "Accounts seen in 30 days", "41\u202f234", "Learning: rate limits", "Serving", "Rate limit", "&lt; 0.1 %",
 	} {
 		if !strings.Contains(html, want) {
 			t.Errorf("the page does not say %q", want)
@@ -121,9 +128,47 @@ func TestPageOfABusyDay(t *testing.T) {
 	}
 }
 
+// Criterion: the status page colours a backend that accepts no logins, whether it is down or drained, and does not call one down that was not probed yet.
+func TestTheStateOfABackendIsColoured(t *testing.T) {
+	for _, c := range []struct {
+		backend Backend
+		want    backendState
+	}{
+		{Backend{Members: 2, Up: 2}, backendState{"", "up"}},
+		{Backend{Members: 2, Up: 1}, backendState{"warn", "1 of 2 up"}},
+		{Backend{Members: 3, Up: 1, Drained: 1}, backendState{"warn", "1 of 3 up, 1 drained"}},
+		{Backend{Members: 1, Drained: 1}, backendState{"bad", "drained"}},
+		{Backend{Members: 2, Drained: 1}, backendState{"bad", "down, 1 drained"}},
+		{Backend{Members: 2}, backendState{"bad", "down"}},
+		{Backend{Members: 2, Unknown: 1}, backendState{"warn", "not probed yet"}},
+		{Backend{Members: 2, Unknown: 1, Up: 1}, backendState{"warn", "1 of 2 up"}},
+	} {
+		if got := c.backend.State(); got != c.want {
+			t.Errorf("%+v is %v, want %v", c.backend, got, c.want)
+		}
+	}
+}
+
+// Criterion: the status page begins with what needs attention, each with the next step.
+func TestPageBeginsWithWhatNeedsAttention(t *testing.T) {
+	_, html := body(t, busy())
+	for _, want := range []string{
+		`<p class="state warn" role="status">Serving; 2 things need attention</p>`, "<title>Attention · mail.example.org",
+		`<strong class="bad">critical</strong> backend old accepts no imap logins: it is drained<br>next: postern drain old --undo</li>`,
+		`<span class="quiet">10.0.0.7:993, for 4 minutes: &lt;b&gt;`,
+	} {
+		if !strings.Contains(html, want) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
+	if at := strings.Index(html, "What needs attention"); at < 0 || at > strings.Index(html, "Sessions now") {
+		t.Error("it is not at the begin")
+	}
+}
+
 func TestPageOfAFreshStart(t *testing.T) {
 	_, html := body(t, fresh())
-	for _, want := range []string{"Not ready: no backend is up", "None yet.", "None is configured.", "None is loaded."} {
+	for _, want := range []string{"Not ready: no backend is up", "None yet.", "No backend is configured.", "No certificate is loaded."} {
 		if !strings.Contains(html, want) {
 			t.Errorf("the page does not say %q", want)
 		}
@@ -191,11 +236,47 @@ func TestBrowserShowsThePage(t *testing.T) {
 				t.Errorf("%s, %s: %v, the picture is empty", name, look.name, err)
 			}
 		}
+		if wide := tooWide(t, chromium, p, filepath.Join(folder, name+"-narrow.png")); wide != "" {
+			t.Errorf("%s: a phone of 360 pixels has to scroll sideways: %s", name, wide)
+		}
 		dom := browse(t, chromium, "--dump-dom", server.URL)
 		if !strings.Contains(dom, "Sessions now") {
 			t.Errorf("%s: the browser has\n%s", name, dom)
 		}
 	}
+}
+
+// measure is a document with the page in a frame as wide as a phone: a window of a browser
+// cannot be that narrow. It names what is wider, and what scrolls sideways in itself.
+const measure = `<!doctype html><title>measure</title><style>body{margin:0}iframe{border:0;width:360px;height:3600px}</style>
+<iframe src="/page"></iframe><pre id="wide"></pre><script>
+onload = () => {
+	const d = document.querySelector("iframe").contentDocument, wide = []
+	if (d.documentElement.scrollWidth > 360) wide.push("document " + d.documentElement.scrollWidth)
+	for (const e of d.querySelectorAll("body *")) {
+		if (e.getBoundingClientRect().right > 360.5 || e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX == "auto")
+			wide.push(e.tagName + " " + e.className + " " + e.textContent.trim().slice(0, 30))
+	}
+	document.querySelector("#wide").textContent = "measured " + d.querySelectorAll("table").length + " tables: " + wide.join("; ")
+}</script>`
+
+// tooWide returns what of the page is wider than a phone.
+func tooWide(t *testing.T, chromium string, p *Page, picture string) string {
+	t.Helper()
+	mux := http.NewServeMux()
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, measure) })
+	mux.HandleFunc("/page", func(w http.ResponseWriter, _ *http.Request) { // without the policy, which forbids frames
+		_, html := body(t, p)
+		_, _ = io.WriteString(w, html)
+	})
+	server := httptest.NewServer(mux)
+	defer server.Close()
+	browse(t, chromium, "--window-size=500,3600", "--screenshot="+picture, server.URL)
+	found := regexp.MustCompile(`measured \d+ tables: ([^<]*)`).FindStringSubmatch(browse(t, chromium, "--dump-dom", server.URL))
+	if found == nil {
+		t.Fatal("the browser has not measured")
+	}
+	return found[1]
 }
 
 // browse runs a browser of its own, without a window, and returns what it says.

@@ -9,7 +9,7 @@ func (p *permit) Decision() proxy.Decision {
 	if f.rejected {
 		d.RetryAfter, d.DryRun = f.retryAfter, p.limits.DryRun
 		if f.bucket != NoBucket {
-			d.Bucket = f.bucket.String()
+			d.Bucket, d.Shared = f.bucket.String(), f.bucket == Attempts
 		}
 	}
 	return d

@@ -46,7 +46,7 @@ func (s *Service) newPage() *page.Page {
 	hostname, _ := os.Hostname()
 	return page.New(page.Config{
 		Hostname: hostname, Version: ReadVersion().Version, Protocols: []string{proxy.IMAP, proxy.POP3, proxy.Submission},
-		NotReady: s.notReady,
+		NotReady: s.notReady, Findings: s.findingsOnPage,
 		Sessions: func() map[string]int {
 			n := make(map[string]int)
 			for _, i := range s.server.Sessions() {
@@ -71,6 +71,15 @@ func (s *Service) newPage() *page.Page {
 	})
 }
 
+// findingsOnPage returns what needs attention for the status page.
+func (s *Service) findingsOnPage() (all []page.Finding) {
+	classes := map[string]string{Critical: "bad", Warning: "warn", Notice: "quiet"}
+	for _, f := range s.findings() {
+		all = append(all, page.Finding{Severity: f.Severity, Class: classes[f.Severity], Text: f.Text, Detail: f.Detail, Next: f.Next})
+	}
+	return all
+}
+
 func (s *Service) backendsOnPage() (all []page.Backend) {
 	g := s.current.Load()
 	if g == nil {
@@ -78,15 +87,11 @@ func (s *Service) backendsOnPage() (all []page.Backend) {
 	}
 	for _, key := range slices.SortedFunc(maps.Keys(g.pools), poolKey.compare) {
 		b := page.Backend{Name: key.name, Protocol: key.protocol}
-		for _, m := range g.pools[key].Status() {
-			b.Members++
+		members := g.pools[key].Status()
+		n := countMembers(members)
+		b.Members, b.Up, b.Drained, b.Unknown = len(members), n.accepting, n.drained, n.unknown
+		for _, m := range members {
 			b.Connections += m.Connections
-			if m.Up {
-				b.Up++
-			}
-			if m.Drained {
-				b.Drained++
-			}
 			if m.Err != nil {
 				b.LastError = m.Err.Error()
 			}
