@@ -62,6 +62,7 @@ only IMAP.`,
 		versionCommand(), manCommand(),
 	)
 	nameArguments(root)
+	completeValues(root)
 	return root
 }
 

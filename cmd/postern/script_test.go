@@ -169,6 +169,9 @@ func shownBy(ca, address, user, password string) ([]string, error) {
 type drained struct{ net.Conn }
 
 func (c drained) Close() error {
+	if t, ok := c.Conn.(*tls.Conn); ok {
+		_ = t.CloseWrite() // after a refused login Postern waits for another
+	}
 	_, _ = io.Copy(io.Discard, c.Conn)
 	return c.Conn.Close()
 }
