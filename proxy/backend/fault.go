@@ -92,7 +92,7 @@ func (s *Server) advise(ctx context.Context, err error) error {
 		return err
 	}
 	if e, ok := errors.AsType[*ConnectError](err); ok {
-		s.advised(e)
+		_ = s.advised(e) // e is in err's tree
 	}
 	return err
 }

@@ -140,7 +140,7 @@ func TestEachFaultOfABackendIsTold(t *testing.T) {
 			}
 			s := &Server{
 				Name: "main", Protocol: protocol, Address: address, TLS: test.mode, Config: config, ReplyTimeout: 100 * time.Millisecond,
-				Advise: func(e *ConnectError) Advice { return Advice{Where: "p.yaml:7: key", Text: "do something"} },
+				Advise: func(*ConnectError) Advice { return Advice{Where: "p.yaml:7: key", Text: "do something"} },
 			}
 			_, err := s.Probe(t.Context())
 			if err == nil || !strings.Contains(err.Error(), test.text[i]) {
