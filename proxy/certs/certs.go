@@ -26,6 +26,8 @@ type Config struct {
 	// Default is the name whose certificate is the default if there are no Pairs.
 	// Without Default, any is.
 	Default string
+	// Unneeded says that no listener has TLS: that there is no certificate is no fault.
+	Unneeded bool
 	// Expected are names that clients use, in lower case. One that no certificate has is a
 	// Finding.
 	Expected []string
@@ -82,7 +84,7 @@ func Inspect(c Config) *Store {
 // Configure replaces the configuration. After an error the previous one stays in
 // force. Open sessions go on.
 func (s *Store) Configure(c Config) error {
-	if len(c.Pairs) == 0 && len(c.Folders) == 0 && c.ACME == nil {
+	if !c.Unneeded && len(c.Pairs) == 0 && len(c.Folders) == 0 && c.ACME == nil {
 		return errors.New("no certificates")
 	}
 	s.mu.Lock()

@@ -21,7 +21,7 @@ func (s *Store) Findings() []Finding {
 		all = append(all, c.findings(now)...)
 	}
 	all = append(all, m.findings(now)...)
-	if len(set.certs) == 0 && set.config.ACME == nil {
+	if len(set.certs) == 0 && set.config.ACME == nil && !set.config.Unneeded {
 		all = append(all, Finding{Class: NoCertificate, Level: slog.LevelError, Text: "there is no certificate: no client can connect by TLS"})
 	}
 	for _, name := range set.config.Expected {

@@ -13,8 +13,8 @@ import (
 
 // CertificateSources returns the sources of certificates in cfg.
 func CertificateSources(cfg *configs.Config) certs.Config {
-	c := certs.Config{Default: cfg.Hostname, RefuseUnknown: cfg.TLS.UnknownName == "refuse"}
-	if cfg.IsSet("hostname") {
+	c := certs.Config{Default: cfg.Hostname, RefuseUnknown: cfg.TLS.UnknownName == "refuse", Unneeded: !hasTLS(cfg)}
+	if cfg.IsSet("hostname") && !c.Unneeded {
 		c.Expected = []string{strings.ToLower(cfg.Hostname)}
 	}
 	for _, one := range cfg.TLS.Certificates {
@@ -46,10 +46,15 @@ func CertificateSources(cfg *configs.Config) certs.Config {
 	return c
 }
 
+// hasTLS reports whether a listener of cfg has TLS.
+func hasTLS(cfg *configs.Config) bool {
+	return slices.ContainsFunc(cfg.Listeners, func(l configs.Listener) bool { return l.TLS != "refuse" })
+}
+
 // checkCertificates returns the findings about certificates as warnings and as mistakes. A mistake is a certificate that works for no client; Postern
 // starts all the same. Without listeners with TLS there is nothing to find.
 func (g *generation) checkCertificates() (warnings configs.Errors, mistakes error) {
-	if !slices.ContainsFunc(g.cfg.Listeners, func(l configs.Listener) bool { return l.TLS != "refuse" }) {
+	if !hasTLS(g.cfg) {
 		return nil, nil
 	}
 	var wrong configs.Errors

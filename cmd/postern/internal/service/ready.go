@@ -79,6 +79,9 @@ func (s *Service) checkProcess(g *generation) error {
 }
 
 func (s *Service) certificateValid() error {
+	if g := s.current.Load(); g != nil && !hasTLS(g.cfg) {
+		return nil
+	}
 	now := time.Now()
 	for _, v := range s.store.Expiry() {
 		if now.Before(v.NotAfter) && now.After(v.NotBefore) {
