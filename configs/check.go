@@ -106,7 +106,7 @@ func (m *mistakes) checkPort(key, address string, all ports) {
 	var addr netip.Addr
 	if host != "" {
 		if addr, err = netip.ParseAddr(host); err != nil {
-			m.report(key, `%s is not an IP address; write one, or only the port (":%d") to listen at all`, quote(host), port)
+			m.report(key, `%s is not an IP address; write one, or only the port (":%d") to listen on all addresses`, quote(host), port)
 			return
 		}
 	}

@@ -357,7 +357,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"IPv6 address without port", `":995"`, `"2001:db8::1"`, `p.yaml:4: listeners[1].address: "2001:db8::1" lacks a port; write "[2001:db8::1]:993" or another`},
 		{"named port", `":995"`, `":pop3s"`, `p.yaml:4: listeners[1].address: "pop3s" is not a port; use a number from 1 to 65535`},
 		{"port out of range", `":995"`, `":65536"`, `p.yaml:4: listeners[1].address: "65536" is not a port; use a number from 1 to 65535`},
-		{"host name to listen at", `":995"`, `"localhost:995"`, `p.yaml:4: listeners[1].address: "localhost" is not an IP address; write one, or only the port (":995") to listen at all`},
+		{"host name to listen at", `":995"`, `"localhost:995"`, `p.yaml:4: listeners[1].address: "localhost" is not an IP address; write one, or only the port (":995") to listen on all addresses`},
 		{"the same address", `":995"`, `":993"`, `p.yaml:4: listeners[1].address: ":993" overlaps listeners[0].address in line 3`},
 		{"an address among all", `":995"`, `"127.0.0.1:993"`, `p.yaml:4: listeners[1].address: "127.0.0.1:993" overlaps listeners[0].address in line 3`},
 		{"an unspecified address", `":995"`, `"[::]:993"`, `p.yaml:4: listeners[1].address: "[::]:993" overlaps listeners[0].address in line 3`},

@@ -132,7 +132,7 @@ func showAccount(out io.Writer, a stored.Account) error {
 		_, _ = fmt.Fprintf(t, "%s\tTLS %s, first %s, last %s, logins: %d\n", e.Protocol, e.TLS, e.First, e.Last, e.Logins)
 	}
 	if l := a.POP3.Listing; l != nil {
-		_, _ = fmt.Fprintf(t, "mailbox\tUIDVALIDITY %d, messages: %d, octets: %d\n", l.UIDValidity, l.Messages, l.Octets)
+		_, _ = fmt.Fprintf(t, "mailbox\tUIDVALIDITY %d, messages: %d, bytes: %d\n", l.UIDValidity, l.Messages, l.Octets)
 	}
 	if a.POP3.Record != nil {
 		_, _ = fmt.Fprintf(t, "unique ids\trecorded (postern uidl history)\n")

@@ -45,6 +45,8 @@ accounts: {default_domain: example.org}
 		// These log in by the name, as a client does.
 		{"check", "", ""},
 		{"uidl detect", "", ""},
+		{"uidl compare", "", ""},
+		{"uidl import", "", ""},
 	}
 	tested := map[string]bool{}
 	for _, c := range tests {

@@ -21,7 +21,7 @@ const defaultUser = "postern"
 func checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Say all that is wrong with a configuration, without starting",
+		Short: "Report all mistakes in a configuration, without starting",
 		Long: `Print all that is wrong with a configuration, each with file, line and key, and
 what is valid and may not be intended, as a warning. Nothing is opened, made or
 changed. Mistakes are exit status 1, warnings are not.
@@ -34,7 +34,7 @@ write count.`,
 	path := configFlag(cmd)
 	flags := cmd.Flags()
 	probe := flags.Bool("probe", false, "connect to each backend and report what it offers; nobody is logged in but --user")
-	user := flags.String("user", "", "with --probe: log in there for POP3, and say what the server lacks for it")
+	user := flags.String("user", "", "with --probe: log in there for POP3, and report what the server lacks for it")
 	file := flags.String("password-file", "", "with --user: a `file` whose first line is the password; default: it is typed, or read")
 	as := flags.String("as", "", "when run by root: look also as this `user`; default: that of the unit, else postern")
 	open := flags.Bool("open", false, "try to open the ports that nobody has")

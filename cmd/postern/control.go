@@ -101,7 +101,7 @@ func callRunning[Out any](ctx context.Context, path, name string, in any, each f
 		return err
 	}
 	if cfg.Control.Socket == "" {
-		return errors.New("control.socket is off: this Postern can not be asked")
+		return errors.New("control.socket is off: the commands cannot reach the running Postern")
 	}
 	return admin.CallEach(ctx, cfg.Control.Socket, name, in, each)
 }
@@ -114,7 +114,7 @@ func callGuard[Out any](cmd *cobra.Command, path, name string, in any, each func
 		return err
 	}
 	if cfg.Control.Socket == "" {
-		return fmt.Errorf("%w that could be asked: control.socket is off", admin.ErrNotRunning)
+		return fmt.Errorf("control.socket is off: the commands cannot reach the running Postern")
 	}
 	return admin.CallEach(cmd.Context(), cfg.Control.Socket, "guard/"+name, in, each)
 }
@@ -138,5 +138,5 @@ func confirm(cmd *cobra.Command, consequence string) error {
 	if err != nil {
 		_, _ = fmt.Fprintln(cmd.ErrOrStderr())
 	}
-	return errors.New("nothing was done: the answer was not yes (scripts say --yes)")
+	return errors.New("nothing was done: the answer was not yes (in scripts use --yes)")
 }

@@ -27,8 +27,8 @@ func detectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "detect --old HOST[:PORT] --user USER",
 		Short: "Find out which unique ids the old POP3 server shows",
-		Long: `Ask the old POP3 server for the unique ids of a mailbox, and the server behind
-Postern for the same mailbox, and print which format turns one into the other.
+		Long: `Ask the old POP3 server for the unique ids of a mailbox, and the backend
+for the same mailbox, and print which format turns one into the other.
 The user must have mail, and the same password on both. Nothing is changed.
 
 The password is read from --password-file, or typed, or else the first line of
@@ -154,7 +154,7 @@ func (d *detection) report(out, more io.Writer) error {
 		}
 	}
 	if best.Format.String() == d.configured.String() && d.cfg.IsSet("pop3.uidl") {
-		_, _ = fmt.Fprintln(more, "pop3.uidl says so already.")
+		_, _ = fmt.Fprintln(more, "pop3.uidl has this value already.")
 		return nil
 	}
 	name := best.Name

@@ -77,8 +77,8 @@ func kickCommand() *cobra.Command {
 		Use:   "kick",
 		Short: "End connections, each with a goodbye in its protocol's words",
 		Long: `End the connections that have all that the flags name, each with a goodbye in
-its protocol's words, and say how many they were. Clients may come again: who
-must not is kept out by policy.file, or by the mail server.`,
+its protocol's words, and print how many they were. Clients may connect again:
+policy.file or the mail server can refuse an account.`,
 		Args: cobra.NoArgs,
 	}
 	path := configFlag(cmd)

@@ -1,5 +1,5 @@
 // Postern is a TLS proxy for IMAP, POP3 and submission in front of existing mail
-// servers. It speaks POP3 to clients while the server behind speaks IMAP.
+// servers. It speaks POP3 to clients while the backend speaks IMAP.
 //
 // This package is the command line, one file a subcommand. The commands call
 // internal/service (the running Postern) and internal/stored (its state).
@@ -49,7 +49,7 @@ func rootCommand() *cobra.Command {
 		Short: "A TLS proxy for IMAP, POP3 and submission in front of existing mail servers",
 		Long: `Postern is a TLS proxy in front of existing mail servers. It terminates TLS on
 993 (IMAP), 995 (POP3) and 465 (submission), refuses passwords in the clear, limits
-login guessing, and speaks POP3 to clients while the server behind it speaks
+login guessing, and speaks POP3 to clients while the backend speaks
 only IMAP.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,

@@ -41,7 +41,7 @@ begun again: what is there is not got again. A Postern may be running or not.`,
 			return configs.Errors{cfg.Errorf("tls.acme", "missing; obtain gets certificates as it says")}
 		}
 		if *perHour < 1 {
-			return errors.New("--per-hour wants a number from 1 on")
+			return errors.New("--per-hour must be 1 or more")
 		}
 		names, err := namesToObtain(cfg, *file)
 		if err != nil {
@@ -72,7 +72,7 @@ func namesToObtain(cfg *configs.Config, file string) ([]string, error) {
 		}
 	}
 	if file == "" {
-		return nil, errors.New("want --names-file")
+		return nil, errors.New("missing --names-file FILE")
 	}
 	return certs.ReadNames(file, prefixes)
 }
@@ -115,7 +115,7 @@ func interfaceAddresses() (own []netip.Addr, err error) {
 		}
 	}
 	if own == nil {
-		return nil, errors.New("this machine has no address of its own; say --address")
+		return nil, errors.New("this machine has no address of its own; use --address")
 	}
 	return own, nil
 }

@@ -49,7 +49,7 @@ func firstLine(in io.Reader) (*proxy.Secret, error) {
 	return newPassword(line)
 }
 
-var errLongPassword = fmt.Errorf("read password: it is longer than %d octets", maxPassword)
+var errLongPassword = fmt.Errorf("read password: it is longer than %d bytes", maxPassword)
 
 // newPassword returns the password in a line.
 func newPassword(line []byte) (*proxy.Secret, error) {

@@ -14,8 +14,8 @@ func sessionsCommand() *cobra.Command {
 		Short: "List the connections that are open, the oldest first",
 		Long: `List the connections that are open, the oldest first. The state is where a
 connection is: handshake (TLS), login (up to complete credentials), verifying
-(they are checked), waiting (the answer is known and held back), opening (a
-maildrop is listed) or session (the client is served).`,
+(they are checked), waiting (the answer is known and delayed), opening (a
+POP3 mailbox is listed) or session (the client is served).`,
 		Args: cobra.NoArgs,
 	}
 	path := configFlag(cmd)

@@ -143,7 +143,7 @@ func TestWhatOnlyAPosternThatRunsCanDo(t *testing.T) {
 	const config = "listeners: [{protocol: pop3, address: \":0\"}]\nbackends: {main: {imap: {address: \"127.0.0.1:1\", tls: none}}}\n"
 	for _, c := range []struct{ control, want string }{
 		{"control: {socket: none.sock}\n", "postern: no Postern is running at " + filepath.Join(dir, "none.sock") + "\n"},
-		{"control: {socket: off}\n", "postern: control.socket is off: this Postern can not be asked\n"},
+		{"control: {socket: off}\n", "postern: control.socket is off: the commands cannot reach the running Postern\n"},
 	} {
 		if err := os.WriteFile(path, []byte(baseConfig+config+c.control), 0o600); err != nil {
 			t.Fatal(err)

@@ -102,7 +102,7 @@ func acceptCommand() *cobra.Command {
 		Short: "Accept that the mailboxes of a backend look different from the last poll",
 		Long: `Accept that many mailboxes of a backend look different from the last poll: another
 UIDVALIDITY, or all or half of the mail gone. When that happens to more than 1 % of
-the accounts within 10 minutes, Postern refuses these accounts for now, and records
+the accounts within 10 minutes, Postern refuses these accounts temporarily, and records
 nothing of them, until this command says that it is right. Given before a move of
 mail it prevents that. If it is not right (a store that is not mounted, a wrong
 route) put that right first.`,

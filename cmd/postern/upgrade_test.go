@@ -305,7 +305,7 @@ func TestReloadBreaksNoSession(t *testing.T) {
 	write(strings.Replace(f.body, "state: {path: state}", "state: {path: elsewhere}", 1))
 	_ = f.cmd.Process.Signal(syscall.SIGHUP)
 	within(t, patience, "another state.path is refused", func() bool {
-		return strings.Contains(f.printed(t), "state.path: this can not change while Postern runs: restart it")
+		return strings.Contains(f.printed(t), "state.path: a change from ")
 	})
 
 	write(f.body)

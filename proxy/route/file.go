@@ -211,10 +211,10 @@ func (l *lines) watch(ctx context.Context, every time.Duration, log *slog.Logger
 		}
 		if err == nil {
 			lastWarning = ""
-			log.Info("file read again", "file", l.path, "entries", l.table.Load().entries)
+			log.Info("file loaded", "file", l.path, "entries", l.table.Load().entries)
 		} else if text := err.Error(); text != lastWarning { // once
 			lastWarning = text
-			log.Warn("file not read: what it said before holds", "file", l.path, "err", err)
+			log.Warn("file not loaded: its previous content stays in use", "file", l.path, "err", err)
 		}
 	}
 }

@@ -113,7 +113,7 @@ func (s *Service) checkControl(control string) error {
 	case here.Control.Socket == "":
 		return configs.Errors{here.Errorf("control.socket", "it is off, and without it an upgrade would lose what open sessions remember: restart Postern, or set it first")}
 	}
-	return configs.Errors{here.Errorf("control.socket", "an upgrade can not change this, nor its default by state.path: restart Postern")}
+	return configs.Errors{here.Errorf("control.socket", "an upgrade cannot change this, nor its default by state.path: restart Postern")}
 }
 
 // release stops accepting, and releases all parts that only one process may have.
