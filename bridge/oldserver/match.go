@@ -58,13 +58,15 @@ type Pair struct {
 }
 
 // A Reason says why an old message was not found again.
-type Reason string
+type Reason uint8
 
-// Reasons of Match.
+// Missing: no new message has its header. Unread: the old server did not give its
+// header. Ambiguous: other messages have the same header, and the contents could not be
+// compared, or differ.
 const (
-	Missing   Reason = "no message here has its header: it was removed, or changed"
-	Unread    Reason = "the old server does not give its header (TOP)"
-	Ambiguous Reason = "other messages have the same header, and their contents differ, are too large or cannot be read"
+	Missing Reason = iota + 1
+	Unread
+	Ambiguous
 )
 
 // A Matching is the result of Match.
@@ -107,7 +109,7 @@ func Match(ctx context.Context, before, after Side, o Options) (Matching, error)
 		}
 	}
 	for i, done := range m.old.matched {
-		if !done && m.result.Left[i] == "" {
+		if !done && m.result.Left[i] == 0 {
 			m.result.Left[i] = Missing
 		}
 	}

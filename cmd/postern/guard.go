@@ -28,21 +28,90 @@ func guardCommand() *cobra.Command {
 
 func explainCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "explain ACCOUNT ADDRESS",
+		Use:   "explain ACCOUNT [ADDRESS]",
 		Short: "Say what the guard would do with a login, and which budget is how full",
-		Args:  cobra.ExactArgs(2),
+		Long: `Say what the guard would do with a login of an account from an address now, and
+which budget is how full. Without an address: what each network would get that logins
+of the account came from, as far as the running Postern remembers them. Only the limits
+of the guard are explained: whether the password is right, the backend says.
+account_hash is what the log has in place of the name while nobody has logged in
+with it.`,
 	}
-	path := configFlag(cmd)
+	path, asJSON := configFlag(cmd), jsonFlag(cmd)
 	listener := cmd.Flags().String("listener", "", "the `name` of the listener, if that has a guard of its own")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		addr, err := netip.ParseAddr(args[1])
-		if err != nil {
-			return fmt.Errorf("%q is not an IP address", args[1])
+		q := service.ExplainQuestion{Account: args[0], Listener: *listener}
+		if len(args) == 2 {
+			var err error
+			if q.Addr, err = netip.ParseAddr(args[1]); err != nil {
+				return fmt.Errorf("%q is not an IP address", args[1])
+			}
 		}
-		q := service.ExplainQuestion{Account: args[0], Addr: addr, Listener: *listener}
-		return callGuard(cmd, *path, "explain", q, func(e service.Explained) error { return explain(cmd.OutOrStdout(), e, time.Now()) })
+		out, now := cmd.OutOrStdout(), time.Now()
+		if q.Addr.IsValid() && !*asJSON {
+			return callGuard(cmd, *path, "explain", q, func(e service.Explained) error { return explain(out, e, now) })
+		}
+		p := newPrinter(out, *asJSON, "NETWORK\tTIER\tA LOGIN NOW", func(e explainedLine) []any { return []any{e.Network, e.Tier, e.verdict} })
+		return p.end(callGuard(cmd, *path, "explain", q, func(e service.Explained) error {
+			if !*asJSON && !p.begun {
+				fmt.Fprintf(out, "account %s, account_hash %s, known networks: %d (the guard has hashes of them, no addresses)\n",
+					e.Account, e.AccountHash, e.KnownNetworks)
+			}
+			if !*asJSON && !e.Network.IsValid() {
+				p.begun = true // no table
+				_, err := fmt.Fprintln(out, "no network of the account is remembered with its address: give the address")
+				return err
+			}
+			return p.print(newExplainedLine(e, now))
+		}))
 	}
 	return cmd
+}
+
+// An explainedLine is a service.Explained in the form for output.
+type explainedLine struct {
+	Account     string       `json:"account"`
+	AccountHash string       `json:"account_hash"`
+	Known       int          `json:"known_networks"`
+	Network     netip.Prefix `json:"network,omitzero"` // none: no network of the account is remembered
+	Tier        string       `json:"tier,omitempty"`
+	Trusted     bool         `json:"trusted,omitempty"`
+	Learning    bool         `json:"learning,omitempty"`
+	Shared      int          `json:"accounts_here"`
+	Last        time.Time    `json:"last_login,omitzero"`
+	Remembered  int          `json:"remembered_passwords"`
+	Refused     string       `json:"refused,omitempty"` // the budget that is empty, or the limit that is reached
+	Until       time.Time    `json:"until,omitzero"`
+	Budgets     []budgetLine `json:"budgets,omitempty"`
+	verdict     string
+}
+
+// A budgetLine is a guard.State in the form for output.
+type budgetLine struct {
+	Bucket  string    `json:"bucket"`
+	Left    int       `json:"left"`
+	Of      int       `json:"of"`
+	Every   float64   `json:"every"` // seconds
+	Next    time.Time `json:"next,omitzero"`
+	Running int       `json:"running"`
+	AtOnce  int       `json:"at_once"`
+	Waiting int       `json:"waiting"`
+}
+
+func newExplainedLine(e service.Explained, now time.Time) explainedLine {
+	l := explainedLine{Account: e.Account, AccountHash: e.AccountHash, Known: e.KnownNetworks}
+	if !e.Network.IsValid() {
+		return l
+	}
+	l.Network, l.Tier, l.Trusted, l.Learning, l.Shared = e.Network, e.Tier.String(), e.Trusted, e.Learning, e.Shared
+	l.Last, l.Remembered, l.verdict = e.Last, e.Wrong, verdictOf(e.Explanation, now)
+	for _, b := range e.Buckets {
+		l.Budgets = append(l.Budgets, budgetLine{b.Bucket.String(), b.Tokens, b.Burst, b.Every.Seconds(), b.Next, b.Running, b.AtOnce, b.Waiting})
+		if b.Bucket == e.Refused {
+			l.Refused, l.Until = e.Refused.String(), b.Next
+		}
+	}
+	return l
 }
 
 // tierWords has the explanations of the tiers.
@@ -72,7 +141,7 @@ func explain(to io.Writer, e service.Explained, now time.Time) error {
 		fmt.Fprintf(w, "remembered\t%d passwords that were wrong, or had an answer that does not say: the same ones again cost nothing\n", e.Wrong)
 	}
 	fmt.Fprintf(w, "a login now\t%s\n\n", verdictOf(e.Explanation, now))
-	fmt.Fprintf(w, "BUDGET\tLEFT\tOF\tONE MORE EVERY\tNEXT\tUNDER WAY\n")
+	fmt.Fprintf(w, "BUDGET\tLEFT\tOF\tONE MORE EVERY\tNEXT\tIN PROGRESS\n")
 	for _, b := range e.Buckets {
 		fmt.Fprintf(w, "%s\t%s\n", b.Bucket, strings.Join(columns(b, now), "\t"))
 	}
@@ -81,7 +150,7 @@ func explain(to io.Writer, e service.Explained, now time.Time) error {
 
 func verdictOf(e guard.Explanation, now time.Time) string {
 	if e.Refused == guard.NoBucket {
-		return "would be sent to the backend, which checks the password"
+		return "the guard lets it pass: the backend checks the password"
 	}
 	i := slices.IndexFunc(e.Buckets, func(b guard.State) bool { return b.Bucket == e.Refused })
 	if i < 0 || e.Buckets[i].Next.IsZero() {
@@ -133,7 +202,7 @@ type passwords for names.`,
 	path, asJSON := configFlag(cmd), jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		now := time.Now()
-		p := newPrinter(cmd.OutOrStdout(), *asJSON, "ACCOUNT\tNETWORK\tTIER\tNO MORE OF\tREFUSED\tFOR", func(r refusedLine) []any {
+		p := newPrinter(cmd.OutOrStdout(), *asJSON, "ACCOUNT\tNETWORK\tTIER\tEMPTY BUDGET\tREFUSED\tFOR", func(r refusedLine) []any {
 			return []any{cmp.Or(r.Account, "("+r.Hash+")"), r.Network, r.Tier, r.Bucket, r.Refused, remaining(r.Until, now)}
 		})
 		return p.end(callGuard(cmd, *path, "list", struct{}{}, func(r guard.Refused) error {

@@ -58,7 +58,7 @@ only IMAP.`,
 	root.AddCommand(
 		runCommand(), reloadCommand(), upgradeCommand(), checkCommand(), demoCommand(),
 		statusCommand(), sessionsCommand(), kickCommand(), drainCommand(), logLevelCommand(), healthCommand(),
-		accountCommand(), guardCommand(), certsCommand(), uidlCommand(), stateCommand(),
+		accountCommand(), whyCommand(), guardCommand(), certsCommand(), uidlCommand(), stateCommand(),
 		versionCommand(), manCommand(),
 	)
 	nameArguments(root)

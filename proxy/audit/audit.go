@@ -45,7 +45,7 @@ type Log struct {
 
 	key  []byte // of the hashes; see Key
 	mu   sync.Mutex
-	seen map[[8]byte]struct{} // hashes of accounts that have logged in
+	seen map[NameHash]struct{} // hashes of accounts that have logged in
 
 	written map[string]occurrence // trouble, by its words
 	down    map[string]bool       // backends whose last probe failed
@@ -56,7 +56,7 @@ type Log struct {
 // New returns a Log that writes to log.
 func New(log *slog.Logger) *Log {
 	l := &Log{
-		log: log, key: make([]byte, 32), seen: make(map[[8]byte]struct{}),
+		log: log, key: make([]byte, 32), seen: make(map[NameHash]struct{}),
 		written: make(map[string]occurrence), down: make(map[string]bool),
 	}
 	_, _ = rand.Read(l.key) // never fails

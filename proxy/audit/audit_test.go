@@ -237,7 +237,7 @@ func TestTheHashOfANameIsThatOfItsLine(t *testing.T) {
 	a, out := newLog()
 	a.HashFirst = strings.ToUpper
 	a.Observe(refused("hunter2"))
-	if want := "account_hash=" + a.Hash("hunter2") + " "; !strings.Contains(out.String(), want) || a.Hash("hunter2") != a.HashOf("HUNTER2") {
+	if want := "account_hash=" + a.Hash("hunter2").String() + " "; !strings.Contains(out.String(), want) || a.Hash("hunter2") != a.HashOf("HUNTER2") {
 		t.Errorf("wrote %s, want %s", out, want)
 	}
 	b, _ := newLog()

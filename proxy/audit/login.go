@@ -55,7 +55,7 @@ func (l *Log) accountField(e proxy.Attempt) []any {
 		return []any{"account", printable(e.Account)}
 	case e.User != "":
 		name := cmp.Or(e.Account, e.User)
-		return []any{"account_hash", l.Hash(name), "name_shape", l.shapeOf(name)}
+		return []any{"account_hash", l.Hash(name).String(), "name_shape", l.shapeOf(name)}
 	}
 	return nil
 }

@@ -3,7 +3,8 @@ package audit
 import (
 	"crypto/hmac"
 	"crypto/sha256"
-	"encoding/hex"
+	"encoding/binary"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -27,9 +28,15 @@ func (l *Log) SetKey(key []byte) {
 	}
 }
 
-// Hash returns the account_hash that a line has in place of a name: 16 hexadecimal
-// digits, the same for the same name as long as the Log has the same key.
-func (l *Log) Hash(name string) string {
+// A NameHash is the keyed hash of a name. As text it has 16 hexadecimal digits.
+type NameHash uint64
+
+// String returns h as an account_hash of a line.
+func (h NameHash) String() string { return fmt.Sprintf("%016x", uint64(h)) }
+
+// Hash returns the hash that a line has in place of a name: the same for the same name as
+// long as the Log has the same key.
+func (l *Log) Hash(name string) NameHash {
 	if l.HashFirst != nil {
 		name = l.HashFirst(name)
 	}
@@ -37,16 +44,10 @@ func (l *Log) Hash(name string) string {
 }
 
 // HashOf returns the Hash of the name for which HashFirst has returned first.
-func (l *Log) HashOf(first string) string {
-	d := l.hash(first)
-	return hex.EncodeToString(d[:])
-}
-
-func (l *Log) hash(text string) (d [8]byte) {
+func (l *Log) HashOf(first string) NameHash {
 	h := hmac.New(sha256.New, l.key)
-	h.Write([]byte(text))
-	copy(d[:], h.Sum(nil))
-	return d
+	h.Write([]byte(first))
+	return NameHash(binary.BigEndian.Uint64(h.Sum(nil)))
 }
 
 // shapeOf says what shape a name has that may not be written.
@@ -63,7 +64,7 @@ func (l *Log) shapeOf(name string) string {
 
 // remember makes account one whose name may be written.
 func (l *Log) remember(account string) {
-	d := l.hash(account)
+	d := l.Hash(account)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.seen) >= maxSeen {
@@ -78,7 +79,7 @@ func (l *Log) remember(account string) {
 // Forget makes an account one whose name may not be written, unless Known reports that it
 // exists.
 func (l *Log) Forget(account string) {
-	d := l.hash(account)
+	d := l.Hash(account)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.seen, d)
@@ -89,7 +90,7 @@ func (l *Log) isKnown(account string) bool {
 	if l.Known != nil && l.Known(account) {
 		return true
 	}
-	d := l.hash(account)
+	d := l.Hash(account)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, ok := l.seen[d]

@@ -49,3 +49,20 @@ func (g *Guard) Known(account string) int {
 	defer g.mu.Unlock()
 	return g.known.countOf(g.secret.account(account))
 }
+
+// KnowsNetwork reports whether any account has logged in from the network of addr within
+// Config.KnownFor.
+func (g *Guard) KnowsNetwork(addr netip.Addr) bool {
+	g.lock()
+	defer g.mu.Unlock()
+	return g.known.has(g.secret.originOf(addr).network, g.now)
+}
+
+// KnowsNetworkOf reports whether an account, as rewritten, has logged in from the network of
+// addr within Config.KnownFor.
+func (g *Guard) KnowsNetworkOf(account string, addr netip.Addr) bool {
+	g.lock()
+	defer g.mu.Unlock()
+	k := g.known.find(g.secret.account(account), g.secret.originOf(addr).network)
+	return k != nil && !g.known.expired(k, g.now)
+}

@@ -126,6 +126,22 @@ func (d *Redaction) hide(attrs []slog.Attr, all *[]replacement) []slog.Attr {
 	return redacted
 }
 
+// Address returns an address, or a network, as the log has it.
+func (d *Redaction) Address(text string) string {
+	if d.Addresses == "full" {
+		return text
+	}
+	return d.prefix(text)
+}
+
+// Account returns an account as the log has it.
+func (d *Redaction) Account(name string) string {
+	if d.Users == "pseudonym" {
+		return d.Names.Of(name)
+	}
+	return name
+}
+
 // prefix returns the part of an address, or of a network, that may be logged.
 func (d *Redaction) prefix(text string) string {
 	network, err := netip.ParsePrefix(text)

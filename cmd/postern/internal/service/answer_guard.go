@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 
 	"postern/cmd/postern/internal/stored"
 	"postern/proxy/admin"
@@ -15,7 +16,7 @@ import (
 // An ExplainQuestion is an attempt that the guard explains.
 type ExplainQuestion struct {
 	Account  string     `json:"account"` // as typed
-	Addr     netip.Addr `json:"addr"`
+	Addr     netip.Addr `json:"addr"`    // invalid: each network of the account that is remembered
 	Listener string     `json:"listener"`
 }
 
@@ -41,8 +42,9 @@ func (t unlockTarget) LogValue() slog.Value {
 
 // An Explained is a guard.Explanation, and the account as the log has it while it is not known.
 type Explained struct {
-	guard.Explanation
-	AccountHash string
+	guard.Explanation // without Network: none is remembered
+	AccountHash       string
+	KnownNetworks     int // of the account: the guard has hashes of them, and no addresses
 }
 
 // An Unlocked is what guard/unlock has unlocked.
@@ -53,19 +55,10 @@ type Unlocked struct {
 
 // answerGuard makes c answer the requests about the guard.
 func (s *Service) answerGuard(c *admin.Server) {
-	admin.Handle(c, "guard/explain", func(_ context.Context, q ExplainQuestion) (Explained, error) {
-		if err := s.checkListener(q.Listener); err != nil {
-			return Explained{}, err
-		}
-		account, err := s.account(q.Account)
-		if err != nil {
-			return Explained{}, err
-		}
-		return Explained{s.guard.Explain(q.Listener, account, q.Addr), s.audit.Hash(account)}, nil
-	})
+	admin.HandleEach(c, "guard/explain", s.explain)
 	admin.HandleEach(c, "guard/list", func(_ context.Context, _ struct{}, each func(guard.Refused) error) error {
 		for _, r := range s.guard.List() {
-			r.Hash = s.audit.HashOf(r.Hash) // as the log has it
+			r.Hash = s.audit.HashOf(r.Hash).String() // as the log has it
 			if err := each(r); err != nil {
 				return err
 			}
@@ -101,6 +94,63 @@ func (s *Service) checkListener(name string) error {
 		names = append(names, l.Name)
 	}
 	return errUnknown("listener", name, names)
+}
+
+// explain answers with what the guard would do with a login from q.Addr, or from each
+// network of the account that is remembered.
+func (s *Service) explain(_ context.Context, q ExplainQuestion, each func(Explained) error) error {
+	if err := s.checkListener(q.Listener); err != nil {
+		return err
+	}
+	account, err := s.account(q.Account)
+	if err != nil {
+		return err
+	}
+	e := Explained{AccountHash: s.audit.Hash(account).String(), KnownNetworks: s.guard.Known(account)}
+	if q.Addr.IsValid() {
+		e.Explanation = s.guard.Explain(q.Listener, account, q.Addr)
+		return each(e)
+	}
+	networks := s.networksOf(account)
+	for _, n := range networks {
+		e.Explanation = s.guard.Explain(q.Listener, account, n.Addr())
+		if err := each(e); err != nil {
+			return err
+		}
+	}
+	if len(networks) == 0 {
+		e.Account = account
+		return each(e)
+	}
+	return nil
+}
+
+// maxNetworksOf bounds the networks that an answer has of one account.
+const maxNetworksOf = 64
+
+// networksOf returns the networks that logins of an account came from, as far as they are
+// remembered with their address.
+func (s *Service) networksOf(account string) (all []netip.Prefix) {
+	add := func(n netip.Prefix) {
+		if n.IsValid() && !slices.Contains(all, n) && len(all) < maxNetworksOf {
+			all = append(all, n)
+		}
+	}
+	for _, i := range s.server.Sessions() {
+		if i.Account == account {
+			n, _, _ := networkOf(i.Client.Addr.Addr().String())
+			add(n)
+		}
+	}
+	for _, o := range slices.Backward(s.outcomes.Of(account)) { // the last ones first
+		add(o.Network)
+	}
+	for _, r := range s.guard.List() {
+		if r.Hash == s.guard.Hash(account) {
+			add(r.Network)
+		}
+	}
+	return all
 }
 
 // account returns the account for a login name.

@@ -29,4 +29,5 @@ func (s *Service) forget(account string) {
 		l.Forget(account)
 	}
 	s.audit.Forget(account)
+	s.outcomes.Forget(account)
 }

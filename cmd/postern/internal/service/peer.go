@@ -39,6 +39,7 @@ type message struct {
 	Evict    *maildropName  `json:",omitempty"`
 	Ask      *peerRequest   `json:",omitempty"`
 	Answer   *peerAnswer    `json:",omitempty"`
+	Outcomes []byte         `json:",omitempty"` // a batch of outcomes.Memory.Export
 }
 
 // A handover has the data that the old process sends to the new one beside the files.
@@ -46,7 +47,7 @@ type handover struct {
 	Locks map[string][]string // open maildrops, by backend
 	Guard []byte              // the guard's memory; nil: the state has it
 
-	NameKey []byte         // of the hashes of names in the log
+	NameKey []byte         // of the hashes of names in the log and in outcomes
 	PID     int            // of the old process, which answers Ask; 0: it does not
 	Drains  []DrainRequest // servers of backends that are drained
 	Drained bool           // this Postern is drained

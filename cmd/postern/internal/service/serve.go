@@ -16,6 +16,7 @@ import (
 	"postern/cmd/postern/internal/logs"
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
+	"postern/metrics/outcomes"
 	"postern/proxy"
 	"postern/proxy/audit"
 	"postern/proxy/authpolicy"
@@ -41,7 +42,9 @@ func New(cfg *configs.Config, store *certs.Store, log *slog.Logger, level *slog.
 	s.metrics = s.newMetrics()
 	s.audit = audit.New(s.log)
 	s.audit.Known, s.audit.KnownDomain, s.audit.HashFirst = s.known, s.knownDomain, s.guard.Hash
-	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger, &s.activity}
+	s.outcomes = outcomes.New(func(name string) uint64 { return uint64(s.audit.Hash(name)) })
+	s.outcomes.Known, s.outcomes.KnownNetwork = s.known, s.guard.KnowsNetwork
+	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger, &s.activity, s.outcomes}
 	s.server.Observer = s.observer
 	s.listings = bridge.NewListingMemory(math.MaxInt64, s.observer) // until there is a configuration
 	s.control = s.newControl()

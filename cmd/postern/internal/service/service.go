@@ -23,6 +23,7 @@ import (
 	"postern/cmd/postern/internal/logs"
 	"postern/cmd/postern/internal/stored"
 	"postern/metrics"
+	"postern/metrics/outcomes"
 	"postern/metrics/page"
 	"postern/proxy"
 	"postern/proxy/admin"
@@ -47,6 +48,7 @@ type Service struct {
 	ledger      ledgerObserver
 	activity    activity
 	audit       *audit.Log
+	outcomes    *outcomes.Memory
 	observer    proxy.Observer    // all of these
 	guard       *guard.Guard      // a reload replaces the limits, but for the sizes of tables
 	policyGuard *authpolicy.Guard // guard, and what a policy server decides

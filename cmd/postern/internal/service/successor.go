@@ -20,6 +20,7 @@ type successor struct {
 	ended chan struct{}
 
 	maildrops chan message // messages to send, in order
+	outcomes  chan []byte  // batches to send
 }
 
 // startSuccessor starts binary with the arguments of this process and copies of
@@ -56,7 +57,8 @@ func startSuccessor(binary string, sockets *listen.Sockets) (*successor, error) 
 		_ = next.cmd.Wait() // the successor logs its own error
 	}()
 	next.maildrops = make(chan message, 1<<14)
-	go next.sendMaildrops()
+	next.outcomes = make(chan []byte, 1<<12) // more than all batches of a full Memory
+	go next.sendQueued()
 	return next, nil
 }
 
@@ -82,12 +84,25 @@ func (n *successor) enqueue(w message) {
 	}
 }
 
-// sendMaildrops sends the messages of enqueue until the successor ends.
-func (n *successor) sendMaildrops() {
+// enqueueOutcomes queues a batch of outcomes, without waiting. A successor that does not
+// read loses batches.
+func (n *successor) enqueueOutcomes(batch []byte) {
+	select {
+	case n.outcomes <- batch:
+	default:
+	}
+}
+
+// sendQueued sends what enqueue and enqueueOutcomes have queued until the successor ends.
+func (n *successor) sendQueued() {
 	for {
 		select {
 		case w := <-n.maildrops:
 			if n.send(w) != nil {
+				return
+			}
+		case batch := <-n.outcomes:
+			if n.send(message{Outcomes: batch}) != nil {
 				return
 			}
 		case <-n.ended:

@@ -22,6 +22,7 @@ import (
 //	old -> new   Take      a login that was under way has opened a maildrop
 //	old -> new   Free      a session has ended its maildrop
 //	new -> old   Evict     somebody takes a maildrop over
+//	old -> new   Outcomes  how logins have ended, and how the sessions of the old one end
 //
 // Ask and Answer are in predecessor.go.
 //
@@ -91,6 +92,7 @@ func (s *Service) handOver(background context.Context, next *successor) error {
 			}
 			s.handleMessage(w)
 		})
+		s.outcomes.Export(next.enqueueOutcomes)
 		return nil
 	}
 	close(next.back)
@@ -207,6 +209,9 @@ func (s *Service) inherit(g *generation, from *Peer) error {
 		changes[name], ends = change, append(ends, end)
 	}
 	apply := func(w message) {
+		if w.Outcomes != nil {
+			s.importOutcomes(w.Outcomes)
+		}
 		if w.Answer != nil {
 			from.asking.receive(w.Answer)
 		}

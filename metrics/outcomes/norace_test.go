@@ -1,0 +1,6 @@
+//go:build !race
+
+package outcomes
+
+// scale divides the size of what TestAllOfItIsBounded fills.
+const scale = 1
