@@ -62,8 +62,8 @@ type Server struct {
 
 // Handle registers f for requests with a name, such as "reload". Its error is
 // sent as it is, so it must contain no secret. A request is logged with who has sent
-// it; with its argument if that is a slog.LogValuer of a group; and with its result if
-// that is a number.
+// it; with its argument and its result if these are a slog.LogValuer of a group; and with
+// a result that is a number.
 func Handle[In, Out any](s *Server, name string, f func(context.Context, In) (Out, error)) {
 	HandleEach(s, name, func(ctx context.Context, in In, each func(Out) error) error {
 		out, err := f(ctx, in)
@@ -136,6 +136,9 @@ func (s *Server) logRequest(ctx context.Context, name string, in, result any, er
 		level = slog.LevelDebug
 	case ok:
 		attrs = append(attrs, slog.Int("result", n))
+	}
+	if v, ok := result.(slog.LogValuer); ok {
+		attrs = append(attrs, v.LogValue().Group()...)
 	}
 	s.Log.LogAttrs(ctx, level, "control request", attrs...)
 }

@@ -50,8 +50,8 @@ func TestTheLogSaysWhoSentARequest(t *testing.T) {
 	var log bytes.Buffer
 	s := Server{Log: slog.New(slog.NewTextHandler(&log, nil)), Routine: []string{"often"}}
 	Handle(&s, "sum", func(_ context.Context, q testRequest) (int, error) { return q.A + q.B, nil })
-	Handle(&s, "often", func(_ context.Context, q testRequest) (int, error) { return 0, nil })
-	Handle(&s, "fail", func(_ context.Context, secret string) (string, error) { return "", errors.New("disk on fire") })
+	Handle(&s, "often", func(_ context.Context, _ testRequest) (int, error) { return 0, nil })
+	Handle(&s, "fail", func(_ context.Context, _ string) (string, error) { return "", errors.New("disk on fire") })
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, ln) }()

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"log/slog"
 	"reflect"
 	"strconv"
 	"strings"
@@ -16,6 +17,14 @@ import (
 // Outcome is the answer to a reload or an upgrade.
 type Outcome struct {
 	Mistakes configs.Errors `json:"mistakes,omitempty"` // not nil: nothing has changed
+}
+
+// LogValue implements slog.LogValuer.
+func (o Outcome) LogValue() slog.Value {
+	if o.Mistakes == nil {
+		return slog.GroupValue()
+	}
+	return slog.GroupValue(slog.Int("mistakes", len(o.Mistakes)))
 }
 
 // onRequest returns the answer of the control socket that makes a change.
