@@ -1,8 +1,6 @@
 package uidl
 
-import (
-	"slices"
-)
+import "slices"
 
 // A Guess is a format and the number of unique-ids of another server that it computes.
 type Guess struct {
@@ -13,7 +11,7 @@ type Guess struct {
 }
 
 // Detect compares the unique-ids that another server shows for a mailbox with the
-// unique-ids that each named format, each format of more, and the format that the
+// unique-ids that each named format, each format of more, and the formats that the
 // unique-ids themselves suggest compute for it. It returns the best guess first, and
 // leaves out formats without a match.
 func Detect(shown []string, uids []uint32, uidValidity uint32, more ...Format) []Guess {
@@ -48,7 +46,7 @@ func Detect(shown []string, uids []uint32, uidValidity uint32, more ...Format) [
 		best = max(best, g.Matched)
 	}
 	if best*10 < len(shown)*9 {
-		if f, ok := infer(shown, uids, uidValidity); ok {
+		for _, f := range infer(shown, uids, uidValidity) {
 			try(f.String(), f)
 		}
 	}

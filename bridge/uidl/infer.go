@@ -11,7 +11,8 @@ import (
 const (
 	fewestToInfer = 3   // messages of which a format can be inferred: what is common to fewer may be chance
 	mostSamples   = 5   // unique-ids that patterns are made of
-	mostPatterns  = 200 // that are tried
+	mostPatterns  = 500 // that are tried
+	mostInferred  = 8   // formats that fit alike
 )
 
 // samples returns up to mostSamples of all, spread evenly, with the first and the last.
@@ -26,12 +27,13 @@ func samples[T any](all []T) []T {
 	return some
 }
 
-// infer returns the format that computes the most of shown, which no one has named: that
-// of a unique-id in which the UIDVALIDITY and the UID of a message stand between other
-// characters. ok is false if no format computes three unique-ids.
-func infer(shown []string, uids []uint32, uidValidity uint32) (best Format, ok bool) {
+// infer returns the formats that compute the most of shown, which nobody has named: those
+// of unique-ids in which the UIDVALIDITY and the UID of a message stand between other
+// characters. There is none if no format computes three unique-ids, and there are several
+// if the UIDs do not show how larger ones are written.
+func infer(shown []string, uids []uint32, uidValidity uint32) (best []Format) {
 	if len(shown) < fewestToInfer {
-		return Format{}, false
+		return nil
 	}
 	known := make(map[uint32]bool, len(uids))
 	for _, uid := range uids {
@@ -46,17 +48,39 @@ func infer(shown []string, uids []uint32, uidValidity uint32) (best Format, ok b
 		return n
 	}
 	few := samples(shown)
-	most := 0
+	most := fewestToInfer
+	seen := make(map[string]bool)
 	for _, pattern := range patterns(few, known, uidValidity) {
 		f, err := Parse(pattern)
-		if err != nil || hasConstant(f) || matched(f, few) < min(len(few)-1, fewestToInfer) {
+		if err != nil || hasConstant(f) || seen[f.example(uidValidity)] || matched(f, few) < min(len(few)-1, fewestToInfer) {
 			continue
 		}
-		if n := matched(f, shown); n >= fewestToInfer && (n > most || n == most && f.hasValidity() && !best.hasValidity()) {
-			best, most = f, n
+		seen[f.example(uidValidity)] = true
+		n := matched(f, shown)
+		if n > most {
+			best, most = nil, n
+		}
+		if n == most && len(best) < mostInferred {
+			best = append(best, f)
 		}
 	}
-	return best, most > 0
+	// One without UIDVALIDITY has that of this mailbox as a literal.
+	if slices.ContainsFunc(best, Format.hasValidity) {
+		best = slices.DeleteFunc(best, func(f Format) bool { return !f.hasValidity() })
+	}
+	return best
+}
+
+// example returns what the format computes for UIDs that show how it writes them.
+func (f Format) example(uidValidity uint32) string {
+	var b []byte
+	for _, uid := range []uint32{1, 10, 0xABCDEF, 4294967295} {
+		b = append(f.Append(b, uid, uidValidity), ' ')
+	}
+	if f.hasValidity() {
+		b = append(b, 'v')
+	}
+	return string(b)
 }
 
 func (f Format) hasValidity() bool {
@@ -134,20 +158,15 @@ func uidPatterns(text string, known map[uint32]bool) (all []string) {
 type writing struct{ text, pattern string }
 
 // writings returns how patterns write n, the variable of which has this letter.
-func writings(n uint32, letter string) (all []writing) {
-	for _, w := range []writing{
+func writings(n uint32, letter string) []writing {
+	return []writing{
 		{fmt.Sprintf("%d", n), "%" + letter},
 		{fmt.Sprintf("%010d", n), "%010" + letter},
 		{fmt.Sprintf("%08x", n), "%08X" + letter},
 		{fmt.Sprintf("%08X", n), "%08XU" + letter},
 		{fmt.Sprintf("%x", n), "%X" + letter},
 		{fmt.Sprintf("%X", n), "%XU" + letter},
-	} {
-		if !slices.ContainsFunc(all, func(other writing) bool { return other.text == w.text }) {
-			all = append(all, w)
-		}
 	}
-	return all
 }
 
 func literal(s string) string { return strings.ReplaceAll(s, "%", "%%") }

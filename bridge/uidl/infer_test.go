@@ -37,6 +37,14 @@ func TestDetectInfersAFormatWithoutAName(t *testing.T) {
 			t.Errorf("%s is taken for %s, which is wrong for another UIDVALIDITY", format, got[0].Format)
 		}
 	}
+	// UIDs below 10 do not show whether larger ones are decimal: all that fit are named.
+	var fit []string
+	for _, g := range Detect([]string{"1_6b0b5142", "2_6b0b5142", "3_6b0b5142"}, []uint32{1, 2, 3}, 0x6b0b5142) {
+		fit = append(fit, g.Name)
+	}
+	if got, want := strings.Join(fit, " "), "%u_%08Xv %Xu_%08Xv %XUu_%08Xv"; got != want {
+		t.Errorf("of UIDs below 10: %s, want %s", got, want)
+	}
 	// Of two messages nothing is inferred, and mail that came in between is no matter.
 	if got := Detect([]string{"x1", "x2"}, uids, 1700000000); got != nil {
 		t.Errorf("of two messages: %v", got)

@@ -89,7 +89,7 @@ type detection struct {
 
 func (d *detection) compare(ctx context.Context) (err error) {
 	if d.shown, err = d.uidls(ctx); err != nil {
-		return fmt.Errorf("old server %s: %w", d.old.address, err)
+		return d.old.explain(err)
 	}
 	if len(d.shown) == 0 {
 		return fmt.Errorf("old server %s: the mailbox is empty; take a user with mail", d.old.address)
@@ -135,9 +135,26 @@ func (d *detection) behind(ctx context.Context) ([]uint32, uint32, error) {
 // isNearlyAll reports whether n messages are all but those that came or went in between.
 func (d *detection) isNearlyAll(n int) bool { return n*10 >= len(d.shown)*9 }
 
+// others returns the formats that fit as well as the best one.
+func (d *detection) others() (names []string) {
+	for _, g := range d.guesses[1:] {
+		if g.Matched == d.guesses[0].Matched {
+			names = append(names, g.Name)
+		}
+	}
+	return names
+}
+
+// isAmbiguous reports whether several formats fit, none of which has a name: UIDs below 10
+// are the same in decimal and in hexadecimal digits.
+func (d *detection) isAmbiguous() bool {
+	best := d.guesses[0]
+	return best.Names == nil && best.Format.String() != d.configured.String() && d.others() != nil
+}
+
 // report prints the name of the format to out, and an explanation to more.
 func (d *detection) report(out, more io.Writer) error {
-	if len(d.guesses) == 0 || !d.isNearlyAll(d.guesses[0].Matched) {
+	if len(d.guesses) == 0 || !d.isNearlyAll(d.guesses[0].Matched) || d.isAmbiguous() {
 		d.explainNone(more)
 		_, _ = fmt.Fprintln(out, "none")
 		return noFormat
@@ -148,10 +165,8 @@ func (d *detection) report(out, more io.Writer) error {
 	if len(best.Names) > 1 {
 		_, _ = fmt.Fprintf(more, "%s are names of the same format. ", strings.Join(best.Names, " and "))
 	}
-	for _, g := range d.guesses[1:] {
-		if g.Matched == best.Matched {
-			_, _ = fmt.Fprintf(more, "%s fits as well: ask again with a user who has more mail. ", g.Name)
-		}
+	for _, name := range d.others() {
+		_, _ = fmt.Fprintf(more, "%s fits as well: ask again with a user who has more mail. ", name)
 	}
 	if best.Format.String() == d.configured.String() && d.cfg.IsSet("pop3.uidl") {
 		_, _ = fmt.Fprintln(more, "pop3.uidl has this value already.")
@@ -172,6 +187,9 @@ func (d *detection) report(out, more io.Writer) error {
 func (d *detection) explainNone(more io.Writer) {
 	c, copied := uidl.DetectCopy(d.shown, d.uids, d.configured)
 	switch {
+	case len(d.guesses) > 0 && d.isNearlyAll(d.guesses[0].Matched):
+		_, _ = fmt.Fprintf(more, "%s and %s fit alike: ask again with a user who has more mail, with UIDs above 9.\n",
+			d.guesses[0].Name, strings.Join(d.others(), " and "))
 	case copied:
 		_, _ = fmt.Fprintf(more, "The unique ids are those of the format %s, made of other numbers than the messages have now", nameOf(c))
 		if c.UIDValidity != 0 {
@@ -269,7 +287,7 @@ func (d *detection) reportJSON(out io.Writer) error {
 		SameUIDs    int      `json:"same_uids"`
 	}
 	r := struct {
-		Result      string   `json:"result"` // format, copied, partial or none
+		Result      string   `json:"result"` // format, ambiguous, copied, partial or none
 		Format      string   `json:"format,omitempty"`
 		Names       []string `json:"names,omitempty"`
 		Matched     int      `json:"matched"`
@@ -284,11 +302,13 @@ func (d *detection) reportJSON(out io.Writer) error {
 		best := d.guesses[0]
 		r.Format, r.Names, r.Matched, r.Result = best.Format.String(), best.Names, best.Matched, "partial"
 	}
-	if len(d.guesses) > 0 && d.isNearlyAll(r.Matched) {
+	if len(d.guesses) > 0 && d.isNearlyAll(r.Matched) && !d.isAmbiguous() {
 		r.Result = "format"
 		return json.NewEncoder(out).Encode(r)
 	}
-	if c, ok := uidl.DetectCopy(d.shown, d.uids, d.configured); ok {
+	if len(d.guesses) > 0 && d.isNearlyAll(r.Matched) {
+		r.Result = "ambiguous"
+	} else if c, ok := uidl.DetectCopy(d.shown, d.uids, d.configured); ok {
 		r.Result, r.Copied = "copied", &copied{c.Format.String(), c.Names, c.UIDValidity, c.Matched, c.SameUIDs}
 	} else if r.Result == "none" {
 		r.Shape = uidl.Shape(d.shown)

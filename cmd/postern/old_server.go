@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -72,6 +73,26 @@ func (o *oldServer) server() (*oldserver.Server, error) {
 		return dial(ctx, "tcp", o.address)
 	}
 	return s, nil
+}
+
+// explain adds to an error of the old server what to try next.
+func (o *oldServer) explain(err error) error {
+	hint := ""
+	_, unknown := errors.AsType[x509.UnknownAuthorityError](err)
+	_, name := errors.AsType[x509.HostnameError](err)
+	_, plain := errors.AsType[tls.RecordHeaderError](err)
+	timeout, timedOut := errors.AsType[net.Error](err)
+	switch {
+	case unknown:
+		hint = "; --ca takes a file with the certificate of its authority, or its own if it is self-signed"
+	case name:
+		hint = "; --server-name takes the name that its certificate has"
+	case plain:
+		hint = "; the server does not begin with TLS at this port: try --tls starttls, usually at port 110"
+	case timedOut && timeout.Timeout() && o.mode != "implicit":
+		hint = "; a server that begins with TLS at this port, usually 995, waits for the client: try --tls implicit"
+	}
+	return fmt.Errorf("old server %s: %w%s", o.address, err, hint)
 }
 
 // loopback returns an error unless address is of this machine: a password must not cross

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -120,9 +121,10 @@ func mailForScripts(t *testing.T) string {
 		{User: "alice", Password: "secret of alice"},
 		{User: "bob@example.org", Password: "secret of bob@example.org"},
 		{User: "carol", Password: "secret of carol"},
+		{User: "dave", Password: "secret of dave"}, // with UIDs of two digits
 	}})
 	t.Cleanup(func() { _ = m.Close() })
-	for _, user := range []string{"alice", "alice", "alice", "bob@example.org"} {
+	for _, user := range append([]string{"alice", "alice", "alice", "bob@example.org"}, slices.Repeat([]string{"dave"}, 12)...) {
 		if err := m.Append(user, []byte("Subject: for "+user+"\r\n\r\nhello\r\n")); err != nil {
 			t.Fatal(err)
 		}
