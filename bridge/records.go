@@ -66,11 +66,13 @@ func eachStored(ctx context.Context, bucket Bucket, each func(account string, st
 	return end()
 }
 
+var errNoAccount = errors.New("import UIDLs: there is no account or no record")
+
 // Import makes r.Record the record of the account r.Account. It replaces any record of
 // the account, also a damaged one.
 func Import(ctx context.Context, bucket Bucket, r AccountRecord) error {
 	if r.Account == "" || strings.ContainsRune(r.Account, 0) || r.Record == nil {
-		return errors.New("import UIDLs: there is no account or no record")
+		return errNoAccount
 	}
 	if err := r.Record.Check(); err != nil {
 		return fmt.Errorf("import UIDLs of %s: %w", r.Account, err)
@@ -80,6 +82,24 @@ func Import(ctx context.Context, bucket Bucket, r AccountRecord) error {
 		record.Supersede(st.head, st.names())
 		return record, nil
 	})
+}
+
+// Add is Import for an account without a record. It reports whether there was none: a
+// record says what clients were shown, and stays.
+func Add(ctx context.Context, bucket Bucket, r AccountRecord) (added bool, err error) {
+	if r.Account == "" || strings.ContainsRune(r.Account, 0) || r.Record == nil {
+		return false, errNoAccount
+	}
+	if err := r.Record.Check(); err != nil {
+		return false, fmt.Errorf("add UIDLs of %s: %w", r.Account, err)
+	}
+	err = changeRecord(ctx, bucket, r.Account, func(st stored) (*uidl.Record, error) {
+		if added = st.head == nil && len(st.blocks) == 0; !added {
+			return nil, nil
+		}
+		return r.Record.Clone(), nil
+	})
+	return added && err == nil, err
 }
 
 // changeRecord replaces the record of an account by the result of makes, unless the

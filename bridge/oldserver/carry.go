@@ -17,27 +17,12 @@ const (
 	maxExamples = 20
 )
 
-// Reasons beside those of Match.
+// Reasons of Carry beside those of Match.
 const (
-	NoUIDL      Reason = Ambiguous + 1 + iota // the old server shows none for the message
-	InvalidUIDL                               // it is not of 1 to 70 octets from 0x21 to 0x7E
-	SharedUIDL                                // another message, which is no copy, has the same
+	NoUIDL      Reason = "the old server shows no unique id for it"
+	InvalidUIDL Reason = "its unique id is not one of 1 to 70 characters from ! to ~"
+	SharedUIDL  Reason = "the old server shows its unique id for another message, too"
 )
-
-var reasons = map[Reason]string{
-	Missing:     "no message here has its header: it was removed, or changed",
-	Unread:      "the old server does not give its header (TOP)",
-	Ambiguous:   "other messages have the same header, and their contents differ, are too large or cannot be read",
-	NoUIDL:      "the old server shows no unique id for it",
-	InvalidUIDL: "its unique id is not one of 1 to 70 characters from ! to ~",
-	SharedUIDL:  "the old server shows its unique id for another message, too",
-}
-
-// String returns the reason in words.
-func (r Reason) String() string { return reasons[r] }
-
-// MarshalText implements encoding.TextMarshaler.
-func (r Reason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
 // An Inbox is the INBOX that takes the place of an old maildrop. bridge.Reader is read
 // into one.
@@ -102,7 +87,7 @@ type Report struct {
 	ByOrder   int            `json:"by_order"`   // found again by size and order, with a sample of headers
 	ByHeader  int            `json:"by_header"`  // found again by the header
 	ByContent int            `json:"by_content"` // found again by the whole message
-	Left      map[string]int `json:"left,omitempty"`
+	Left      map[Reason]int `json:"left,omitempty"`
 	Examples  []Example      `json:"examples,omitempty"` // up to 20 of Left
 	Disagreed bool           `json:"disagreed,omitempty"`
 	Reordered int            `json:"reordered,omitempty"` // messages that INBOX has in another place of the order
@@ -122,9 +107,9 @@ func (r *Report) Found() int { return r.ByOrder + r.ByHeader + r.ByContent }
 
 func (r *Report) leave(m Message, why Reason) {
 	if r.Left == nil {
-		r.Left = make(map[string]int)
+		r.Left = make(map[Reason]int)
 	}
-	r.Left[why.String()]++
+	r.Left[why]++
 	if len(r.Examples) < maxExamples {
 		r.Examples = append(r.Examples, Example{m.UIDL, m.Size, why})
 	}
@@ -174,7 +159,7 @@ func Carry(ctx context.Context, d *Maildrop, in Inbox, f uidl.Format, offset int
 	reserved := make(map[string]bool)
 	for i, m := range d.Messages {
 		why := left[i]
-		if why == 0 {
+		if why == "" {
 			continue
 		}
 		report.leave(m, why)

@@ -122,7 +122,7 @@ func TestUIDLsWithoutAMessageAreKept(t *testing.T) {
 	if ids[0] != old[1].UIDL || slices.Contains([]string{old[0].UIDL, old[1].UIDL}, ids[1]) {
 		t.Errorf("%q; %q are taken", ids, []string{old[0].UIDL, old[1].UIDL})
 	}
-	if report.Left[oldserver.Missing.String()] != 1 || report.Examples[0].UIDL != old[0].UIDL {
+	if report.Left[oldserver.Missing] != 1 || report.Examples[0].UIDL != old[0].UIDL {
 		t.Errorf("%+v", report)
 	}
 	// The copy of the first message comes late.
@@ -157,7 +157,7 @@ func TestUIDLsThatAreNotCarriedOver(t *testing.T) {
 		t.Errorf("copies: %q, %+v", ids[:2], report)
 	}
 	for i, reason := range map[int]oldserver.Reason{2: oldserver.SharedUIDL, 4: oldserver.InvalidUIDL} {
-		if ids[i] == old[i].UIDL || ids[i+1] == old[i+1].UIDL || report.Left[reason.String()] != 2 {
+		if ids[i] == old[i].UIDL || ids[i+1] == old[i+1].UIDL || report.Left[reason] != 2 {
 			t.Errorf("message %d: %q and %q, %+v", i, ids[i], ids[i+1], report)
 		}
 	}

@@ -130,7 +130,7 @@ func (d *Maildrop) begin(ctx context.Context, logIn func() error) (*Maildrop, er
 		err = d.list()
 	}
 	if err != nil {
-		d.abort()
+		d.Abandon()
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
@@ -144,18 +144,19 @@ func (d *Maildrop) use(conn net.Conn) {
 	d.text = textproto.NewReader(bufio.NewReaderSize(conn, 16<<10))
 }
 
-func (d *Maildrop) abort() {
-	d.stop()
-	_ = d.conn.Close()
-}
-
 // Close ends the session with RSET and QUIT, after which the server has deleted and marked
 // nothing. An error says that the server did not confirm this.
 func (d *Maildrop) Close() error {
-	defer d.abort()
+	defer d.Abandon()
 	_, reset := d.command("RSET", "RSET")
 	_, quit := d.command("QUIT", "QUIT")
 	return errors.Join(reset, quit)
+}
+
+// Abandon closes the connection without QUIT.
+func (d *Maildrop) Abandon() {
+	d.stop()
+	_ = d.conn.Close()
 }
 
 func (d *Maildrop) logIn(ctx context.Context, user string, secret *proxy.Secret) error {

@@ -199,7 +199,7 @@ func TestAMessageLongerThanItsSize(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.abort()
+	defer d.Abandon()
 	if _, err := d.Headers(t.Context(), []int{0}); !errors.Is(err, ErrAnswer) {
 		t.Errorf("got %v", err)
 	}

@@ -58,15 +58,13 @@ type Pair struct {
 }
 
 // A Reason says why an old message was not found again.
-type Reason uint8
+type Reason string
 
-// Missing: no new message has its header. Unread: the old server did not give its
-// header. Ambiguous: other messages have the same header, and the contents could not be
-// compared, or differ.
+// Reasons of Match.
 const (
-	Missing Reason = iota + 1
-	Unread
-	Ambiguous
+	Missing   Reason = "no message here has its header: it was removed, or changed"
+	Unread    Reason = "the old server does not give its header (TOP)"
+	Ambiguous Reason = "other messages have the same header, and their contents differ, are too large or cannot be read"
 )
 
 // A Matching is the result of Match.
@@ -109,7 +107,7 @@ func Match(ctx context.Context, before, after Side, o Options) (Matching, error)
 		}
 	}
 	for i, done := range m.old.matched {
-		if !done && m.result.Left[i] == 0 {
+		if !done && m.result.Left[i] == "" {
 			m.result.Left[i] = Missing
 		}
 	}

@@ -171,8 +171,8 @@ func TestWhatAServerDoesNotAnswer(t *testing.T) {
 		"the headers of the old server":  {func(old, _ []letter) { spoilAll(old, func(l *letter) { l.unread = true }) }, 20, Unread},
 		"contents of the old server":     {func(old, _ []letter) { spoilAll(old, func(l *letter) { l.content, l.distinct = 0, false }) }, 20, Ambiguous},
 		"contents of both":               {func(old, new []letter) { spoilAll(old, noContent); spoilAll(new, noContent) }, 20, Ambiguous},
-		"a size of the old server":       {func(old, _ []letter) { old[3].size = 0 }, 0, 0},
-		"sizes of the old server at all": {func(old, _ []letter) { spoilAll(old, func(l *letter) { l.size = 0 }) }, 0, 0},
+		"a size of the old server":       {func(old, _ []letter) { old[3].size = 0 }, 0, ""},
+		"sizes of the old server at all": {func(old, _ []letter) { spoilAll(old, func(l *letter) { l.size = 0 }) }, 0, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			old, new := ordinary(20, 100), ordinary(20, 100)
@@ -183,7 +183,7 @@ func TestWhatAServerDoesNotAnswer(t *testing.T) {
 			}
 			for i, reason := range result.Left {
 				if reason != test.reason {
-					t.Errorf("message %d: reason %d, want %d", i, reason, test.reason)
+					t.Errorf("message %d: reason %q, want %q", i, reason, test.reason)
 				}
 			}
 		})

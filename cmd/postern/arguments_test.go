@@ -151,7 +151,6 @@ var withoutJSON = map[string]string{
 	"account export":  "it prints JSON always",
 	"account forget":  "its exit status is the answer",
 	"uidl export":     "it prints JSON always",
-	"uidl import":     "its exit status is the answer",
 	"uidl forget":     "its exit status is the answer",
 	"uidl undo":       "its exit status is the answer",
 	"uidl accept":     "its exit status is the answer",

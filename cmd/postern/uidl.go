@@ -21,7 +21,7 @@ func uidlCommand() *cobra.Command {
 		Short: "The unique ids by which POP3 clients know what they have fetched",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(detectCommand(), forgetCommand(), exportCommand(), importCommand(), historyCommand(), undoCommand(), acceptCommand())
+	cmd.AddCommand(detectCommand(), compareCommand(), forgetCommand(), exportCommand(), importCommand(), historyCommand(), undoCommand(), acceptCommand())
 	return cmd
 }
 

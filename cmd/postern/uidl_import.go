@@ -17,15 +17,33 @@ import (
 
 func importCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "import",
-		Short: "Read what export has written, from standard input, in place of what is recorded",
-		Long: `Read from standard input what export has written, or somebody else in the same
-form, and make it the record of the accounts in it, whatever was there. Other
-accounts stay as they are. All lines are checked before the first one counts.`,
-		Args: cobra.NoArgs,
+		Use:   "import [--old HOST] [--user USER | --list FILE]",
+		Short: "Take over unique ids from an old POP3 server, or read what export has written",
+		Long: `With --old, ask the old POP3 server for the unique ids of one account or many, find
+the same messages behind Postern, and record which id each has: clients then see
+the ids that they know. Headers prove which message is which; a message that is
+not found again for certain gets a new id, and is counted. Accounts that have a
+record already are left alone: it says what clients were shown. Nothing is changed
+on either server; the old one gets neither RETR nor DELE.
+
+Without --old, read from standard input what export has written, or somebody else
+in the same form, and make it the record of the accounts in it, whatever was
+there. Other accounts stay as they are. All lines are checked before the first
+one counts.
+
+With --old, the exit status is 0 if all unique ids are carried over, 2 if some are
+not, and 1 if an account failed.`,
+		Example: "postern uidl import --old pop3.example.org --list accounts.csv --resume imported.json",
+		Args:    cobra.NoArgs,
 	}
 	path := configFlag(cmd)
+	c := new(crawler)
+	c.flags(cmd)
+	dry := cmd.Flags().Bool("dry-run", false, "with --old: record nothing")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if c.old.address != "" {
+			return c.importAll(cmd, *path, *dry)
+		}
 		cfg, err := configs.Read(*path)
 		if err != nil {
 			return err

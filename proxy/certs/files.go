@@ -164,9 +164,7 @@ func readError(err error) error {
 
 // worse reports whether the pair was not loaded because the certificate that is served is
 // better.
-func (f *file) worse() bool {
-	return f.err != nil && (f.err.class == Expired || f.err.class == NotYetValid)
-}
+func (f *file) worse() bool { return f.err != nil && f.err.class == NotBetter }
 
 // takeChange reports whether what is known of the pair has changed since the last call.
 func (f *file) takeChange() bool {
@@ -268,9 +266,9 @@ func (f *file) load(now time.Time) (*tls.Certificate, *loadError) {
 	served := f.cert.Leaf
 	switch expired := now.After(cert.Leaf.NotAfter); {
 	case expired && (usable(served, now) || cert.Leaf.NotAfter.Before(served.NotAfter)):
-		return fail(Expired, fmt.Errorf("expired on %s", utc(cert.Leaf.NotAfter)))
+		return fail(NotBetter, fmt.Errorf("expired on %s", utc(cert.Leaf.NotAfter)))
 	case !expired && usable(served, now):
-		return fail(NotYetValid, fmt.Errorf("not valid before %s", utc(cert.Leaf.NotBefore)))
+		return fail(NotBetter, fmt.Errorf("not valid before %s", utc(cert.Leaf.NotBefore)))
 	}
 	return &cert, nil
 }

@@ -22,6 +22,7 @@ const (
 	Expired         Class = "expired"
 	NotYetValid     Class = "not_yet_valid"
 	ExpiresSoon     Class = "expires_soon" // less than a quarter of the lifetime and than 14 days are left
+	NotBetter       Class = "not_better"   // new files have a certificate that is not valid: the valid one before is served
 	Unreadable      Class = "unreadable"   // a file or folder cannot be read, or holds no certificate or key
 	KeyMismatch     Class = "key_mismatch" // the key is not that of the certificate
 	FolderLayout    Class = "folder_layout"
@@ -40,7 +41,7 @@ const (
 // words has the words of each class in the state of a certificate.
 var words = map[Class]string{
 	Expired: "expired", NotYetValid: "not valid yet", ExpiresSoon: "expires soon",
-	Unreadable: "files not readable", KeyMismatch: "key of another certificate", FolderLayout: "wrong file names",
+	NotBetter: "not valid", Unreadable: "files not readable", KeyMismatch: "key of another certificate", FolderLayout: "wrong file names",
 	NoCertificate: "no certificate", NameNotCovered: "no certificate", NoSAN: "no SAN", NotForServers: "not for servers",
 	ChainIncomplete: "issuer not in the file", ChainOrder: "wrong order", SelfSignedLeaf: "self-signed", WeakKey: "weak key",
 	WeakSignature: "weak signature", KeyPermissions: "key readable or writable by others",

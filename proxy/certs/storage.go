@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	osuser "os/user"
+	"strconv"
 	"syscall"
 )
 
@@ -21,6 +23,15 @@ func OpenStorage(path string) error {
 	return nil
 }
 
+// nameUser returns the name and the number of a user.
+func nameUser(uid int) string {
+	u, err := osuser.LookupId(strconv.Itoa(uid))
+	if err != nil {
+		return strconv.Itoa(uid)
+	}
+	return fmt.Sprintf("%s (uid %d)", u.Username, uid)
+}
+
 // CheckStorage checks the folder at path for a process of the user uid. A folder
 // that does not exist is no error.
 func CheckStorage(path string, uid int) error {
@@ -34,7 +45,8 @@ func CheckStorage(path string, uid int) error {
 		return fmt.Errorf("certificate storage %s is not a directory", path)
 	}
 	if owner, ok := info.Sys().(*syscall.Stat_t); ok && int(owner.Uid) != uid {
-		return fmt.Errorf("certificate storage %s belongs to user %d, and this is user %d: each could not read what the other writes", path, owner.Uid, uid)
+		return fmt.Errorf("certificate storage %s belongs to user %s, and this process runs as user %s: each could not read what the other writes; if it is to be the latter's: chown -R %d: %s",
+			path, nameUser(int(owner.Uid)), nameUser(uid), uid, path)
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		return fmt.Errorf("certificate storage %s may be entered by others (mode %04o): it holds private keys, so want 0700", path, mode)

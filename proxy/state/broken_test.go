@@ -7,6 +7,7 @@ import (
 	"errors"
 	"hash/fnv"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -351,5 +352,74 @@ func TestDamagedDisposableFileIsReplaced(t *testing.T) {
 			}
 			_ = b.Close()
 		}
+	}
+}
+
+// Criterion: A state file that was removed is noticed also when nobody writes to it.
+func TestARemovedFileIsNoticedWithoutAWrite(t *testing.T) {
+	path := tempPath(t)
+	b := openWithValues(t, path)
+	if err := b.CheckInPlace(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.CheckInPlace(); !errors.Is(err, ErrDamaged) || !errors.Is(b.Err(), ErrDamaged) {
+		t.Errorf("a removed file gives %v", err)
+	}
+	select {
+	case <-b.Broken():
+	default:
+		t.Error("a removed file does not break the Bolt")
+	}
+}
+
+// Criterion: A file that is opened to be read does not change, whatever it contains, and is refused if it is not there.
+func TestReadOnlyChangesNothing(t *testing.T) {
+	path := tempPath(t)
+	if err := openWithValues(t, path).Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{
+		"whole": whole, "empty": {}, "cut off": whole[:5000], "text": bytes.Repeat([]byte("no state at all "), 4096),
+	} {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		before, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := Open(path, Options{ReadOnly: true, Disposable: true})
+		if (err == nil) != (name == "whole") || err != nil && !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err == nil {
+			if err := b.Bucket("uidl").Put(t.Context(), "key-1", nil); err == nil {
+				t.Error("it was written to")
+			}
+			if err := errors.Join(b.Check(t.Context()), b.Close()); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		after, statErr := os.Stat(path)
+		if now, _ := os.ReadFile(path); statErr != nil || !bytes.Equal(now, content) || !after.ModTime().Equal(before.ModTime()) {
+			t.Errorf("%s: the file has changed, %v", name, statErr)
+		}
+		if left, _ := filepath.Glob(path + ".*"); left != nil {
+			t.Errorf("%s: left are %v", name, left)
+		}
+	}
+	gone := filepath.Join(t.TempDir(), "none", "state.db")
+	if _, err := Open(gone, Options{ReadOnly: true}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is not there gives %v", err)
+	}
+	if _, err := os.Stat(filepath.Dir(gone)); err == nil {
+		t.Error("its directory was made")
 	}
 }

@@ -13,13 +13,15 @@ import (
 // running Postern can answer there is an admin.Handle here, and an admin.Call in
 // cmd/postern.
 func (s *Service) newControl() *admin.Server {
-	c := &admin.Server{Log: s.log, Routine: []string{AskStatus, stored.AskGet, stored.AskSwap, stored.AskScan}}
+	c := &admin.Server{Log: s.log, Routine: []string{AskStatus, stored.AskGet, stored.AskSwap, stored.AskScan, stored.ReadUIDLs.Name}}
 	s.answerSessions(c)
 	s.answerDrain(c)
 	admin.Handle(c, AskStatus, s.status)
 	stored.ForgetUIDLs.Register(c, s.Storage)
 	stored.ExportUIDLs.Register(c, s.Storage)
 	stored.ImportUIDLs.Register(c, s.Storage)
+	stored.AddUIDLs.Register(c, s.Storage)
+	stored.ReadUIDLs.Register(c, s.Storage)
 	stored.AcceptChanges.Register(c, s.Storage)
 	stored.UIDLHistory.Register(c, s.Storage)
 	stored.UndoUIDLs.Register(c, s.Storage)

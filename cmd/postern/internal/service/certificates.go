@@ -124,10 +124,21 @@ func (s *Service) findCertificates(all *findingList) {
 		}
 		text := "certificates: " + f.Class.Words()
 		if len(f.Names) > 0 {
-			text = fmt.Sprintf("the certificate of %s: %s", f.Names[0], f.Class.Words())
-		}
-		if f.Class == certs.ExpiresSoon {
-			text = fmt.Sprintf("the certificate of %s expires in %s", f.Names[0], Span(time.Until(f.NotAfter)))
+			text = "the certificate of " + f.Names[0]
+			switch f.Class {
+			case certs.Expired:
+				text += " has expired"
+			case certs.NotYetValid:
+				text += " is not valid yet"
+			case certs.ExpiresSoon:
+				text += " expires in " + Span(time.Until(f.NotAfter))
+			case certs.NameNotCovered:
+				text = "no certificate has the hostname " + f.Names[0]
+			case certs.NotBetter:
+				text += " is served, and not the one in its files"
+			default:
+				text += ": " + f.Class.Words()
+			}
 		}
 		if n > 1 && (f.Source == certs.SourceFolder || f.Source == certs.SourceOnDemand) {
 			text += fmt.Sprintf(" (and %d more of %s)", n-1, f.Source)
@@ -145,7 +156,7 @@ func severityOf(f certs.Finding) string {
 	switch {
 	case f.Level >= slog.LevelError:
 		return Critical
-	case f.Class == certs.Expired, f.Class == certs.NotYetValid, f.Class == certs.ExpiresSoon:
+	case f.Class == certs.Expired, f.Class == certs.NotYetValid, f.Class == certs.ExpiresSoon, f.Class == certs.NotBetter:
 		return Warning
 	}
 	return Notice

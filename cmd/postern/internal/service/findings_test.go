@@ -37,8 +37,8 @@ func TestEachFaultIsFoundWithItsNextStep(t *testing.T) {
 		"drained":         {func(s *Service) { s.drained.Store(true) }, Warning, "this Postern is drained", "", "postern drain --self --undo"},
 		"dry run":         {func(s *Service) { s.current.Load().cfg.Guard.DryRun = true }, Notice, "dry_run", "", "guard.dry_run: false"},
 		"a bug":           {func(s *Service) { s.activity.Observe(proxy.Panicked{}) }, Notice, "bugs caught since the start: 1", "", "report"},
-		"expired":         {certificate(-90*24*time.Hour, -time.Hour), Critical, "the certificate of localhost: expired", "it expired on ", "postern certs"},
-		"not valid yet":   {certificate(time.Hour, 90*24*time.Hour), Critical, "the certificate of localhost: not valid yet", "it is not valid before ", "postern certs"},
+		"expired":         {certificate(-90*24*time.Hour, -time.Hour), Critical, "the certificate of localhost has expired", "it expired on ", "postern certs"},
+		"not valid yet":   {certificate(time.Hour, 90*24*time.Hour), Critical, "the certificate of localhost is not valid yet", "it is not valid before ", "postern certs"},
 		"ends soon":       {certificate(-90*24*time.Hour, 49*time.Hour), Warning, "the certificate of localhost expires in 2 days", "it expires on ", "postern certs"},
 		"few descriptors": {func(s *Service) { s.current.Load().cfg.Limits.MaxConnections = 1 << 30 }, Notice, "limits.max_connections 1073741824 needs", "", "raise LimitNOFILE"},
 		"a reload has failed": {func(s *Service) {

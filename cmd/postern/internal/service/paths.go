@@ -84,7 +84,7 @@ func (c *pathChecker) checkState() {
 	if dir == "" || c.belongsToService(dir) {
 		return
 	}
-	if err := c.unit.CheckWrite(dir); err != nil {
+	if err := c.unit.CheckWriteIn(dir); err != nil {
 		c.mistake(key, err)
 		return
 	}
@@ -136,7 +136,7 @@ func (c *pathChecker) checkStorage() {
 	if a == nil || c.belongsToService(a.Storage) {
 		return
 	}
-	err := c.unit.CheckWrite(a.Storage)
+	err := c.unit.CheckWriteIn(a.Storage)
 	if err == nil {
 		err = certs.CheckStorage(a.Storage, os.Geteuid())
 	}

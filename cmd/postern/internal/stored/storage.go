@@ -168,8 +168,14 @@ func recordExists(dir string) error {
 	if _, beside := os.Stat(filepath.Join(dir, CacheFile)); beside == nil {
 		return fmt.Errorf("%s: %s: %w", LostRecord, LostRemedy, err)
 	}
-	return fmt.Errorf("no Postern is running, and none has left its state: %w", err)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: stat %s: no such file or directory", ErrNeverRan, filepath.Join(dir, RecordFile))
+	}
+	return err
 }
+
+// ErrNeverRan reports that there are no files, because no Postern has run yet.
+var ErrNeverRan = errors.New("no Postern is running, and none has left its state")
 
 // withRemedy returns err, an error of opening the record, with the advice to the operator.
 func withRemedy(err error) error {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"postern/bridge"
+	"postern/bridge/uidl"
 	"postern/proxy/admin"
 )
 
@@ -95,6 +96,37 @@ var ImportUIDLs = Question[[]bridge.AccountRecord, int]{"uidl/import", func(ctx 
 		return err
 	}
 	return each(len(all))
+}}
+
+// A NewRecord is the record of an account that shall have none yet.
+type NewRecord struct{ bridge.AccountRecord }
+
+// LogValue implements slog.LogValuer.
+func (r NewRecord) LogValue() slog.Value { return admin.Arguments("account", r.Account) }
+
+// AddUIDLs adds the record of an account that has none, and answers whether there was
+// none.
+var AddUIDLs = Question[NewRecord, bool]{"uidl/add", func(ctx context.Context, m *Storage, r NewRecord, each func(bool) error) error {
+	if m.Record == nil {
+		return errNoRecord
+	}
+	added, err := bridge.Add(ctx, m.Record, r.AccountRecord)
+	if err != nil {
+		return err
+	}
+	return each(added)
+}}
+
+// ReadUIDLs answers with the record of an account, if there is one.
+var ReadUIDLs = Question[AccountName, *uidl.Record]{"uidl/read", func(ctx context.Context, m *Storage, name AccountName, each func(*uidl.Record) error) error {
+	if m.Record == nil {
+		return errNoRecord
+	}
+	s, err := bridge.Lookup(ctx, nil, m.Record, string(name))
+	if err != nil || s.Record == nil {
+		return err
+	}
+	return each(s.Record)
 }}
 
 // An Acceptance allows the mailboxes of a backend to change for a while.

@@ -185,9 +185,15 @@ func (u *Unit) Directories() (all []string) {
 // Makes reports whether systemd makes dir at a start and gives it to the service's user.
 func (u *Unit) Makes(dir string) bool { return slices.Contains(u.Directories(), resolve(dir)) }
 
+// CheckWriteIn is CheckWrite for what is in the directory dir.
+func (u *Unit) CheckWriteIn(dir string) error { return u.checkWrite(dir, dir) }
+
 // CheckWrite returns an error if the service cannot change the file at path, or make it,
 // whatever its mode.
-func (u *Unit) CheckWrite(path string) error {
+func (u *Unit) CheckWrite(path string) error { return u.checkWrite(path, filepath.Dir(path)) }
+
+// checkWrite is CheckWrite. dir is the directory that would have to be writable.
+func (u *Unit) checkWrite(path, dir string) error {
 	if u == nil {
 		return nil
 	}
@@ -197,7 +203,7 @@ func (u *Unit) CheckWrite(path string) error {
 	at := resolve(path)
 	if longest(at, u.writable()) < longest(at, u.readOnly()) {
 		return fmt.Errorf("%w for the service, by ProtectSystem=%s in %s: choose a path in %s, or make a drop-in with ReadWritePaths=%s (systemctl edit postern)",
-			&fs.PathError{Op: "write to", Path: path, Err: syscall.EROFS}, u.values["ProtectSystem"], u.Path, strings.Join(u.Directories(), " or "), filepath.Dir(path))
+			&fs.PathError{Op: "write to", Path: path, Err: syscall.EROFS}, u.values["ProtectSystem"], u.Path, strings.Join(u.Directories(), " or "), dir)
 	}
 	return nil
 }

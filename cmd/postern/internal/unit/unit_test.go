@@ -61,6 +61,9 @@ func TestTheShippedUnit(t *testing.T) {
 			t.Errorf("writing to %s: %v", path, err)
 		}
 	}
+	if err := u.CheckWriteIn("/srv/state"); err == nil || !strings.Contains(err.Error(), "make a drop-in with ReadWritePaths=/srv/state (systemctl edit postern)") {
+		t.Errorf("a state in /srv: %v", err)
+	}
 	for path, seen := range map[string]bool{"/home/alice/key.pem": false, "/root/key.pem": false, "/homework": true, "/etc/postern/tls/mail.pem": true} {
 		if err := u.CheckRead(path); (err == nil) != seen {
 			t.Errorf("reading %s: %v", path, err)

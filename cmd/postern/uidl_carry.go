@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"sync/atomic"
+
+	"github.com/spf13/cobra"
+
+	"postern/bridge"
+	"postern/bridge/oldserver"
+	"postern/cmd/postern/internal/crawl"
+	"postern/cmd/postern/internal/stored"
+	"postern/configs"
+)
+
+// A carried is the outcome of an account whose UIDLs were to be carried over.
+type carried struct {
+	oldserver.Report
+	Recorded bool `json:"recorded"` // false: nothing was recorded, because there is a record or by --dry-run
+}
+
+// importAll carries over the UIDLs of all accounts.
+func (c *crawler) importAll(cmd *cobra.Command, path string, dry bool) error {
+	if c.user == "" && c.list == "" {
+		return errors.New("--old needs --user or --list")
+	}
+	name := "uidl import"
+	if dry {
+		name += " --dry-run"
+	}
+	var offset atomic.Int64 // by which messages are larger here, as the accounts before have shown
+	s := &carrying{dry: dry, worst: ranking[crawl.Outcome[carried]]{weight: func(o crawl.Outcome[carried]) int { return o.Result.Old - o.Result.Found() }}}
+	return runCrawl(cmd, c, name, s, func(ctx context.Context, cfg *configs.Config, a crawl.Account) (result carried, err error) {
+		old, mailbox, err := c.open(ctx, a)
+		if err != nil {
+			return result, err
+		}
+		defer func() { _ = old.Close() }()
+		behind, err := mailbox.Read(ctx)
+		if err != nil {
+			return result, err
+		}
+		defer func() { _ = behind.Close() }()
+		record, report, err := oldserver.Carry(ctx, old, inboxOf(behind), mailbox.Format(), offset.Load())
+		if err != nil {
+			return result, err
+		}
+		if result.Report = report; report.Constant {
+			offset.Store(report.Offset)
+		}
+		if dry {
+			return result, nil
+		}
+		result.Recorded, err = stored.AddUIDLs.One(ctx, cfg, stored.NewRecord{AccountRecord: bridge.AccountRecord{Account: mailbox.Account, Record: record}})
+		return result, err
+	}, path)
+}
+
+// inboxOf returns what oldserver needs of an INBOX.
+func inboxOf(r *bridge.Reader) oldserver.Inbox {
+	return oldserver.Inbox{
+		UIDValidity: r.UIDValidity, UIDNext: r.UIDNext, UIDs: r.UIDs, Side: oldserver.NewSide(r.Sizes, r.Headers, r.Contents),
+	}
+}
+
+// carrying is the summary of an import.
+type carrying struct {
+	dry                           bool
+	accounts, recorded, old, kept int
+	failed                        failures
+	left                          map[oldserver.Reason]int
+	worst                         ranking[crawl.Outcome[carried]]
+}
+
+func (s *carrying) take(o crawl.Outcome[carried]) {
+	s.accounts++
+	if o.Error != "" {
+		s.failed.add(o.User, o.Error)
+		return
+	}
+	if !o.Result.Recorded && !s.dry {
+		return
+	}
+	s.recorded++
+	s.old += o.Result.Old
+	s.kept += o.Result.Found()
+	if s.left == nil {
+		s.left = make(map[oldserver.Reason]int)
+	}
+	for why, n := range o.Result.Left {
+		s.left[why] += n
+	}
+	s.worst.add(o)
+}
+
+func (s *carrying) print(out io.Writer) error {
+	verb := "recorded"
+	if s.dry {
+		verb = "read, nothing recorded"
+	}
+	_, _ = fmt.Fprintf(out, "accounts: %d, %s: %d, with a record already: %d, failed: %d\nunique ids: %d of %d are carried over\n",
+		s.accounts, verb, s.recorded, s.accounts-s.recorded-s.failed.n, s.failed.n, s.kept, s.old)
+	for _, why := range slices.Sorted(maps.Keys(s.left)) {
+		_, _ = fmt.Fprintf(out, "  not %d: %s\n", s.left[why], why)
+	}
+	s.failed.print(out)
+	if len(s.worst.values) > 0 {
+		_, _ = fmt.Fprintln(out, "look at these first:")
+	}
+	for _, o := range s.worst.values {
+		_, _ = fmt.Fprintf(out, "%s: %d of %d are carried over\n", o.User, o.Result.Found(), o.Result.Old)
+		for _, e := range o.Result.Examples[:min(len(o.Result.Examples), 3)] {
+			_, _ = fmt.Fprintf(out, "  %q, %d octets: %v\n", e.UIDL, e.Octets, e.Reason)
+		}
+	}
+	switch {
+	case s.failed.n > 0:
+		return exitStatus(1)
+	case s.kept < s.old:
+		return differs
+	}
+	return nil
+}
