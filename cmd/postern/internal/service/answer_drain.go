@@ -154,16 +154,20 @@ func (d SelfDrain) LogValue() slog.Value {
 type SelfDrained struct {
 	Drained  bool   `json:"drained"`
 	Ready    string `json:"ready"`    // what /readyz says
-	Sessions int    `json:"sessions"` // open, of this process
+	Sessions int    `json:"sessions"` // connections that are open, with those of a process before an upgrade
 }
 
 // drainSelf makes /readyz say 503, or undoes that. Listeners and sessions stay.
-func (s *Service) drainSelf(_ context.Context, d SelfDrain) (SelfDrained, error) {
+func (s *Service) drainSelf(ctx context.Context, d SelfDrain) (SelfDrained, error) {
 	if d.Drain || d.Undo {
 		if before := s.drained.Swap(d.Drain && !d.Undo); before == d.Undo {
 			s.log.Info("this Postern is drained for load balancers", "drained", !d.Undo)
 		}
 	}
 	_, ready := s.readiness()
-	return SelfDrained{Drained: s.drained.Load(), Ready: ready, Sessions: len(s.server.Sessions())}, nil
+	before, err := s.askPredecessor(ctx, false, SessionFilter{})
+	if err != nil {
+		s.log.Warn("sessions of the process before the upgrade are not counted", "err", err)
+	}
+	return SelfDrained{Drained: s.drained.Load(), Ready: ready, Sessions: len(s.server.Sessions()) + len(before.Sessions)}, nil
 }
