@@ -85,7 +85,7 @@ func (m *Metrics) readyFor(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	switch err, served := m.config.ReadyFor(r.PathValue("protocol")); {
+	switch served, err := m.config.ReadyFor(r.PathValue("protocol")); {
 	case !served:
 		http.Error(w, "no listener serves this protocol", http.StatusNotFound)
 	case err != nil:

@@ -48,7 +48,7 @@ type Config struct {
 	Draining     func() bool                                    // nil: never
 	Drained      func() bool                                    // by an operator: Ready returns an error, and clients are served; nil: never
 	Ready        func() error                                   // why new clients should go to another Postern; nil: always ready
-	ReadyFor     func(protocol string) (err error, served bool) // Ready for one protocol; nil: no protocol is served
+	ReadyFor     func(protocol string) (served bool, err error) // Ready for one protocol; nil: no protocol is served
 	Degraded     func() error                                   // what an operator should look at although clients may come; nil: never degraded
 	Page         http.Handler                                   // of /; nil: there is none
 	Log          *slog.Logger                                   // of the HTTP server; nil: slog.DiscardHandler

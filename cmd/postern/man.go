@@ -75,6 +75,7 @@ func writeManPage(cmd *cobra.Command, to io.Writer) error {
 // otherExitStatus has, for the commands that have one, what an exit status other than 0
 // and 1 means.
 var otherExitStatus = map[string]string{
+	"postern status":      ".TP\n2\nSomething is critical or a warning.\n",
 	"postern uidl detect": ".TP\n2\nNo format gives these unique ids.\n",
 }
 

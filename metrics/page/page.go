@@ -85,24 +85,24 @@ type Guard struct {
 	Waiting, InFlight int     // attempts
 }
 
-// A backendState is the State of a Backend in words, with the class of its colour.
-type backendState struct{ Class, Text string }
+// A BackendState is the State of a Backend in words, with the class of its colour.
+type BackendState struct{ Class, Text string }
 
 // State returns whether logins go to the backend. A backend that accepts none is bad,
 // whether it is down or drained.
-func (b Backend) State() backendState {
-	s := backendState{"warn", fmt.Sprintf("%d of %d up", b.Up, b.Members)}
+func (b Backend) State() BackendState {
+	s := BackendState{"warn", fmt.Sprintf("%d of %d up", b.Up, b.Members)}
 	down := b.Members - b.Up - b.Drained - b.Unknown
 	switch {
 	case b.Up == b.Members:
-		return backendState{"", "up"}
+		return BackendState{"", "up"}
 	case b.Up > 0:
 	case b.Unknown > 0:
-		return backendState{"warn", "not probed yet"}
+		return BackendState{"warn", "not probed yet"}
 	case down == 0:
-		return backendState{"bad", "drained"}
+		return BackendState{"bad", "drained"}
 	default:
-		s = backendState{"bad", "down"}
+		s = BackendState{"bad", "down"}
 	}
 	if b.Drained > 0 {
 		s.Text += fmt.Sprintf(", %d drained", b.Drained)

@@ -132,16 +132,16 @@ func TestPageOfABusyDay(t *testing.T) {
 func TestTheStateOfABackendIsColoured(t *testing.T) {
 	for _, c := range []struct {
 		backend Backend
-		want    backendState
+		want    BackendState
 	}{
-		{Backend{Members: 2, Up: 2}, backendState{"", "up"}},
-		{Backend{Members: 2, Up: 1}, backendState{"warn", "1 of 2 up"}},
-		{Backend{Members: 3, Up: 1, Drained: 1}, backendState{"warn", "1 of 3 up, 1 drained"}},
-		{Backend{Members: 1, Drained: 1}, backendState{"bad", "drained"}},
-		{Backend{Members: 2, Drained: 1}, backendState{"bad", "down, 1 drained"}},
-		{Backend{Members: 2}, backendState{"bad", "down"}},
-		{Backend{Members: 2, Unknown: 1}, backendState{"warn", "not probed yet"}},
-		{Backend{Members: 2, Unknown: 1, Up: 1}, backendState{"warn", "1 of 2 up"}},
+		{Backend{Members: 2, Up: 2}, BackendState{"", "up"}},
+		{Backend{Members: 2, Up: 1}, BackendState{"warn", "1 of 2 up"}},
+		{Backend{Members: 3, Up: 1, Drained: 1}, BackendState{"warn", "1 of 3 up, 1 drained"}},
+		{Backend{Members: 1, Drained: 1}, BackendState{"bad", "drained"}},
+		{Backend{Members: 2, Drained: 1}, BackendState{"bad", "down, 1 drained"}},
+		{Backend{Members: 2}, BackendState{"bad", "down"}},
+		{Backend{Members: 2, Unknown: 1}, BackendState{"warn", "not probed yet"}},
+		{Backend{Members: 2, Unknown: 1, Up: 1}, BackendState{"warn", "1 of 2 up"}},
 	} {
 		if got := c.backend.State(); got != c.want {
 			t.Errorf("%+v is %v, want %v", c.backend, got, c.want)

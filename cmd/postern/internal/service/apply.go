@@ -53,7 +53,7 @@ func (s *Service) apply(ctx context.Context, g *generation) error {
 	s.serveEndpoints(ctx, g, o.endpoints)
 	s.startBackground(ctx, g)
 	s.level.Set(g.cfg.Log.Level)
-	s.logApplied(g, o.bindings, before)
+	s.logApplied(o.bindings, before)
 	if before == nil {
 		s.Ready(o.bindings)
 	}
@@ -91,7 +91,7 @@ func (s *Service) startBackground(ctx context.Context, g *generation) {
 }
 
 // logApplied logs which listeners are new.
-func (s *Service) logApplied(g *generation, bindings []proxy.Binding, before *generation) {
+func (s *Service) logApplied(bindings []proxy.Binding, before *generation) {
 	for _, b := range bindings {
 		if before == nil || !before.has(b.Service.Name) {
 			s.log.Info("listening", "listener", b.Service.Name, "address", b.Addr().String())

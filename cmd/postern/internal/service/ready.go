@@ -44,24 +44,24 @@ func (s *Service) notReady() error {
 
 // notReadyFor is notReady for one protocol. It returns false if no listener serves
 // logins of the protocol.
-func (s *Service) notReadyFor(protocol string) (err error, served bool) {
+func (s *Service) notReadyFor(protocol string) (served bool, err error) {
 	g := s.current.Load()
 	if err := s.checkProcess(g); err != nil {
-		return err, g == nil || g.served()[protocol] != nil
+		return g == nil || g.served()[protocol] != nil, err
 	}
 	pools, served := g.served()[protocol]
 	if !served {
-		return nil, false
+		return false, nil
 	}
 	if len(g.refusing(pools)) == len(pools) {
-		return fmt.Errorf("no backend accepts %s logins: %s", protocol, g.whyRefusing(pools)), true
+		return true, fmt.Errorf("no backend accepts %s logins: %s", protocol, g.whyRefusing(pools))
 	}
 	if protocol == proxy.POP3 {
 		if err := s.checkRecord(g); err != nil {
-			return err, true
+			return true, err
 		}
 	}
-	return s.certificateValid(), true
+	return true, s.certificateValid()
 }
 
 // checkProcess returns the reason for which the process should get no clients, whatever
