@@ -34,6 +34,7 @@ accounts: {default_domain: example.org}
 		{"sessions", "--account " + typed, `(?m)^[0-9A-Za-z]+ .* alice@example.org `},
 		{"guard explain", typed + " 127.0.0.1", `tier +known_good`},
 		{"guard unlock", typed, `all budgets of alice@example.org are full`},
+		{"why", typed, `alice@example.org`},
 		{"account show", typed, `(?m)^account +alice@example.org$`},
 		{"account export", typed, `"account": "alice@example.org"`},
 		{"uidl export", typed, `"account":"alice@example.org"`},
