@@ -54,7 +54,7 @@ func TestWhyOutlivesAnUpgrade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer session.Close()
+	defer func() { _ = session.Close() }()
 	before, err := f.say("why", "u0", "--json")
 	if err != nil || !strings.Contains(before, `"outcome":"login"`) {
 		t.Fatalf("%v: %s", err, before)
