@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -133,3 +134,26 @@ func TestUpdateOfManyIsOfAllOrOfNone(t *testing.T) {
 		}
 	}
 }
+
+// What is no backup may be a file that only root can read: its content must not come into a
+// file of the state's owner, not even for a moment.
+func TestWhatIsNoBackupIsNotCopied(t *testing.T) {
+	path := tempPath(t)
+	if err := openWithValues(t, path).Close(); err != nil {
+		t.Fatal(err)
+	}
+	from := readerFunc(func(p []byte) (int, error) {
+		if _, err := os.Stat(path + ".restore"); err == nil {
+			t.Error("it is copied")
+			return 0, io.EOF
+		}
+		return copy(p, bytes.Repeat([]byte("for root alone "), 1000)), nil
+	})
+	if err := Restore(t.Context(), path, from); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "this is no whole backup, so nothing was changed") {
+		t.Errorf("got %v", err)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

@@ -39,6 +39,9 @@ var CheckState = Question[struct{}, FileReport]{"state/check", func(ctx context.
 		if err == nil && f == a.Record {
 			err = c.checkRecords(ctx, a)
 		}
+		if f == a.Record && a.Record.Err() == nil { // the error of a broken file has its own advice
+			err = withRemedy(err)
+		}
 		if f == a.Record && a.Lost.Load() > 0 {
 			err = errors.Join(err, a.countLost(ctx))
 			c.Lost = a.Lost.Load()
