@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/internal/service"
+	"postern/cmd/postern/internal/stored"
 	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/admin"
@@ -56,17 +57,28 @@ func listCerts(ctx context.Context, cfg *configs.Config, each func(certs.Entry) 
 	if !errors.Is(err, admin.ErrNotRunning) {
 		return err
 	}
-	store := certs.Inspect(service.CertificateSources(cfg))
-	if err := store.Open(slog.New(slog.DiscardHandler), proxy.Observers{}); err != nil {
-		return err
-	}
-	store.Preload(ctx)
-	for _, l := range store.List(ctx) {
-		if err := each(l); err != nil {
+	return asOwnerOfStorage(cfg, func() error {
+		store := certs.Inspect(service.CertificateSources(cfg))
+		if err := store.Open(slog.New(slog.DiscardHandler), proxy.Observers{}); err != nil {
 			return err
 		}
+		store.Preload(ctx)
+		for _, l := range store.List(ctx) {
+			if err := each(l); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// asOwnerOfStorage calls f. Root calls it as the owner of the certificates by ACME, if there
+// is a storage: the service has to read what f writes there.
+func asOwnerOfStorage(cfg *configs.Config, f func() error) error {
+	if cfg.TLS.ACME == nil {
+		return f()
 	}
-	return nil
+	return stored.AsOwner(cfg.TLS.ACME.Storage, f)
 }
 
 // openStore opens the certificates of cfg for a command.
@@ -95,11 +107,13 @@ func renewCommand() *cobra.Command {
 			err = admin.Call(cmd.Context(), cfg.Control.Socket, service.AskRenew, args[0], &struct{}{})
 		}
 		if errors.Is(err, admin.ErrNotRunning) {
-			store, opening := openStore(cfg)
-			if opening != nil {
-				return opening
-			}
-			err = store.Renew(cmd.Context(), args[0])
+			err = asOwnerOfStorage(cfg, func() error {
+				store, err := openStore(cfg)
+				if err != nil {
+					return err
+				}
+				return store.Renew(cmd.Context(), args[0])
+			})
 		}
 		if err != nil {
 			return err

@@ -56,7 +56,9 @@ begun again: what is there is not got again. A Postern may be running or not.`,
 			r.live = term.IsTerminal(int(f.Fd()))
 		}
 		o := &certs.BatchOrder{Names: names, PerHour: *perHour, Addresses: own, Report: r.update}
-		err = o.Run(cmd.Context(), *service.CertificateSources(cfg).ACME, slog.New(slog.DiscardHandler))
+		err = asOwnerOfStorage(cfg, func() error {
+			return o.Run(cmd.Context(), *service.CertificateSources(cfg).ACME, slog.New(slog.DiscardHandler))
+		})
 		r.end()
 		return err
 	}

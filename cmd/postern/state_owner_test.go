@@ -310,3 +310,24 @@ func TestStateOfAnotherUserIsRefusedWithTheCommand(t *testing.T) {
 		t.Errorf("%s was made by root, for root (%s)", h.state, strconv.Itoa(os.Getuid()))
 	}
 }
+
+// Criterion: With Postern stopped, root can list certificates whose storage belongs to the service's user, and leaves it as it is.
+func TestRootListsTheCertificatesOfTheService(t *testing.T) {
+	h := newHosted(t)
+	storage := filepath.Join(h.dir, "acme")
+	must(t, os.Mkdir(storage, 0o700), os.Chown(storage, serviceUID, serviceUID))
+	text, err := os.ReadFile(h.config)
+	must(t, err)
+	file(t, h.dir, "postern.yaml", strings.Replace(string(text), "tls: {",
+		fmt.Sprintf("tls: {acme: {email: a@example.org, names: [new.example.org], storage: %s, http_address: \"127.0.0.1:0\"}, ", storage), 1))
+	if said := h.root(t, "certs"); !strings.Contains(said, "mail.example.org  file") || !strings.Contains(said, "new.example.org") {
+		t.Errorf("certs says\n%s", said)
+	}
+	entries, err := os.ReadDir(storage)
+	must(t, err)
+	for _, path := range paths(storage, entries) {
+		if info, err := os.Stat(path); err != nil || info.Sys().(*syscall.Stat_t).Uid != serviceUID {
+			t.Errorf("%s is not the service's: %v", path, err)
+		}
+	}
+}

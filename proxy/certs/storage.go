@@ -45,7 +45,7 @@ func CheckStorage(path string, uid int) error {
 		return fmt.Errorf("certificate storage %s is not a directory", path)
 	}
 	if owner, ok := info.Sys().(*syscall.Stat_t); ok && int(owner.Uid) != uid {
-		return fmt.Errorf("certificate storage %s belongs to user %s, and this process runs as user %s: each could not read what the other writes; if it is to be the latter's: chown -R %d: %s",
+		return fmt.Errorf("certificate storage %s belongs to user %s, and this process runs as user %s: each could not read what the other writes; run this as the former, or, if the folder is to be the latter's, chown -R %d: %s",
 			path, nameUser(int(owner.Uid)), nameUser(uid), uid, path)
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {

@@ -102,7 +102,7 @@ func Restore(ctx context.Context, cfg *configs.Config, from io.Reader, out io.Wr
 	if _, err := os.Stat(cfg.State.Path); errors.Is(err, fs.ErrNotExist) && os.Geteuid() == 0 {
 		return fmt.Errorf("%w: make it for Postern's user, such as: install -d -m 0700 -o postern -g postern %s", err, cfg.State.Path)
 	}
-	return asOwner(cfg.State.Path, func() error {
+	return AsOwner(cfg.State.Path, func() error {
 		if err := state.Restore(ctx, record, from); err != nil {
 			return err
 		}

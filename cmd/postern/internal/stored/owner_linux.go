@@ -10,10 +10,10 @@ import (
 	"syscall"
 )
 
-// asOwner calls f. If this process is root's, f runs as the user to whom the directory dir
+// AsOwner calls f. If this process is root's, f runs as the user to whom the directory dir
 // belongs, if there is one: what f makes belongs to that user, and f can do nothing that this user could
 // not, whatever links are in dir.
-func asOwner(dir string, f func() error) (err error) {
+func AsOwner(dir string, f func() error) (err error) {
 	if os.Geteuid() != 0 {
 		return f()
 	}

@@ -2,5 +2,5 @@
 
 package stored
 
-// asOwner calls f: it is implemented for Linux only.
-func asOwner(_ string, f func() error) error { return f() }
+// AsOwner calls f: it is implemented for Linux only.
+func AsOwner(_ string, f func() error) error { return f() }

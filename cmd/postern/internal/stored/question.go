@@ -51,7 +51,7 @@ func (q Question[In, Out]) ask(ctx context.Context, cfg *configs.Config, in In, 
 	if cfg.State.Path == "" {
 		return errors.New("no Postern can be asked, and state.path is not set: nothing is remembered")
 	}
-	return asOwner(cfg.State.Path, func() error {
+	return AsOwner(cfg.State.Path, func() error {
 		m, err := open(ctx, cfg)
 		if errors.Is(err, state.ErrInUse) {
 			if again := running(); !errors.Is(again, admin.ErrNotRunning) {
