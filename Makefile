@@ -39,6 +39,7 @@ proof:
 	POSTERN_SEEDS=$(SEEDS) $(GO) test -count=1 -timeout=0 -run='$(PROOFS)' ./bridge -v
 	$(GO) test -count=1 -timeout=0 -run='^TestUIDLsNeverChange$$' ./bridge -histories=20000
 	POSTERN_BRAKE_WEEKS=1 $(GO) test -count=1 -timeout=0 -run='^TestAWeekOfPolls' ./bridge -v
+	POSTERN_PROOF=1 $(GO) test -count=1 -timeout=0 -run='^TestAnAccountTakesLittleSpace$$' ./metrics/ledger -v
 	POSTERN_PROOF=1 $(GO) test -count=1 -timeout=0 -run='^TestProof' ./cmd/postern -v # storms: a quiet machine, please
 	.ci/fuzz $(FUZZTIME)
 

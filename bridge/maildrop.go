@@ -24,6 +24,7 @@ const (
 	removed                         // QUIT of this session or of an earlier one has removed the message: see brake
 	deleted                         // DELE has marked the message
 	retrieved                       // RETR has sent the message
+	downloaded                      // RETR, or TOP with all lines, has sent the message
 	gone                            // a search has confirmed that the server no longer has the message
 )
 
@@ -116,6 +117,16 @@ func (d *maildrop) delete(m *message) {
 	m.marks |= deleted
 	d.count--
 	d.octets -= m.size
+}
+
+// kept returns the number of messages that were downloaded and are not marked as deleted.
+func (d *maildrop) kept() (n int) {
+	for i := range d.messages {
+		if d.messages[i].marks&(downloaded|deleted) == downloaded {
+			n++
+		}
+	}
+	return n
 }
 
 // reset unmarks all messages that are marked as deleted.

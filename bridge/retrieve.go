@@ -78,6 +78,11 @@ func (s *session) send(ctx context.Context, command string, n int, m *message) e
 	s.backend.observe(proxy.MessageSent{
 		Command: command, Octets: d.Octets(), Mismatched: d.Octets() != m.size && !s.backend.Estimates, Completed: d.Octets() != given,
 	})
+	if m.marks&downloaded == 0 {
+		m.marks |= downloaded
+		s.totals.Downloaded++
+		s.totals.Octets += d.Octets()
+	}
 	if !s.doubtful(ctx, m, agrees, sent) {
 		s.maildrop.setExactSize(m, d.Octets())
 	}

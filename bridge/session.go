@@ -100,6 +100,10 @@ func (s *session) Backend() string { return s.backend.Name }
 // Totals implements proxy.Reporter.
 func (s *session) Totals() proxy.Totals {
 	t := s.totals
+	t.Messages, t.Marked = len(s.maildrop.messages), len(s.maildrop.messages)-s.maildrop.count
+	if t.Downloaded > 0 {
+		t.Kept = s.maildrop.kept()
+	}
 	t.UIDLsBefore, t.UIDLsAfter = s.hashes()
 	return t
 }

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -59,6 +60,47 @@ func TestSizesAreExactAfterRSET(t *testing.T) {
 		C: LIST 2
 		S: +OK 2 26
 	`)
+}
+
+// Criterion: the end of a session says what the client does with its mail: how many messages it has downloaded, by RETR or by TOP
+// with all lines, and how many of these it leaves on the server; TOP with fewer lines downloads nothing.
+func TestTotalsSayWhatAClientDoesWithItsMail(t *testing.T) {
+	for _, c := range []struct {
+		commands string
+		want     proxy.Totals
+	}{
+		{"STAT, LIST, UIDL", proxy.Totals{Messages: 3}},
+		{"TOP 1 0", proxy.Totals{Messages: 3}},
+		{"RETR 1, RETR 1", proxy.Totals{Messages: 3, Downloaded: 1, Octets: 35, Kept: 1}},
+		{"TOP 1 99999, TOP 2 99999", proxy.Totals{Messages: 3, Downloaded: 2, Octets: 61, Kept: 2}},
+		{"RETR 1, DELE 1, RETR 2", proxy.Totals{Messages: 3, Downloaded: 2, Octets: 61, Kept: 1, Marked: 1}},
+		{"RETR 1, DELE 1, RSET", proxy.Totals{Messages: 3, Downloaded: 1, Octets: 35, Kept: 1}},
+		{"RETR 3, DELE 1, DELE 2", proxy.Totals{Messages: 3, Downloaded: 1, Octets: 15, Kept: 1, Marked: 2}},
+	} {
+		_, b := serve(t, hello, short, first)
+		r := run(t, b)
+		for command := range strings.SplitSeq(c.commands, ", ") {
+			_, _ = io.WriteString(r.conn, command+"\r\n")
+		}
+		_, _ = io.WriteString(r.conn, "NOOP\r\n")
+		answers := bufio.NewReader(r.conn)
+		for {
+			line, err := answers.ReadString('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			if line == "+OK Nothing done\r\n" {
+				break
+			}
+		}
+		_ = r.conn.Close() // without QUIT: the marks count, and nothing is deleted
+		_ = r.wait(t)
+		got := r.session.(proxy.Reporter).Totals()
+		got.UIDLsBefore, got.UIDLsAfter, got.Retrieved = 0, 0, 0
+		if got != c.want {
+			t.Errorf("%s: %+v, want %+v", c.commands, got, c.want)
+		}
+	}
 }
 
 // Criterion: numbers stand after DELE, what is marked is in neither LIST, UIDL nor STAT, RSET brings it back, and LIST tells the octets of RETR.
@@ -152,7 +194,7 @@ func TestSessionOfAllCommands(t *testing.T) {
 	}
 	reporter := r.session.(proxy.Reporter)
 	want := proxy.Totals{
-		Retrieved: 3, Deleted: 1,
+		Retrieved: 3, Deleted: 1, Messages: 3, Downloaded: 3, Octets: 76, Kept: 2, Marked: 1,
 		UIDLsBefore: hashUIDL([]byte("0000000100000007")) + hashUIDL([]byte("0000000200000007")) + hashUIDL([]byte("0000000300000007")),
 		UIDLsAfter:  hashUIDL([]byte("0000000200000007")) + hashUIDL([]byte("0000000300000007")),
 	}

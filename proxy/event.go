@@ -469,6 +469,14 @@ type Totals struct {
 	Deleted   int // messages, at QUIT
 	Submitted int // messages the backend accepted
 
+	// What a POP3 client does with its mail. The marks are those of DELE at the end of
+	// the session, whether QUIT could delete the messages or not.
+	Messages   int   // in the maildrop at login
+	Downloaded int   // messages sent whole: by RETR, or by TOP with all lines
+	Octets     int64 // of the downloaded messages
+	Kept       int   // downloaded messages without a mark
+	Marked     int   // messages with a mark
+
 	// Hashes of the set of UIDLs when a POP3 session began and when it ended. If the
 	// hashes of two sessions differ, and no mail came or went, UIDLs have changed.
 	UIDLsBefore, UIDLsAfter uint64

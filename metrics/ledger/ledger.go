@@ -1,14 +1,13 @@
 // Package ledger records by the day which accounts log in, by which protocol and
-// with which version of TLS. Operators learn from it who still needs POP3, or a
-// version of TLS that is to be switched off, and who has not logged in for a year.
+// with which version of TLS, and what their POP3 clients do with their mail. Operators
+// learn from it who still needs POP3, or a version of TLS that is to be switched off, and
+// who has not logged in for a year.
 //
 // A Ledger is a proxy.Observer that writes to a Store.
 package ledger
 
 import (
 	"context"
-	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"maps"
@@ -46,37 +45,75 @@ func Day(t time.Time) string { return t.UTC().Format(dayForm) }
 type Entry struct {
 	Account  string `json:"account"`
 	Protocol string `json:"protocol"`
-	First    string `json:"first"`  // day of the first login
-	Last     string `json:"last"`   // day of the last login
-	Logins   int64  `json:"logins"` // successful ones since First
-	TLS      string `json:"tls"`    // the oldest version used on the last day: 1.0, 1.1, 1.2, 1.3 or none
+	First    string `json:"first"`    // day of the first login; "": only refused logins without TLS
+	Last     string `json:"last"`     // day of the last login
+	Logins   int64  `json:"logins"`   // successful ones since First
+	TLS      string `json:"tls"`      // the oldest version used on the last day: 1.0, 1.1, 1.2, 1.3, none, or yes if it is not known
+	Days     int    `json:"days"`     // days with a login, of the 30 up to Last; 0: not counted yet
+	Networks int    `json:"networks"` // an estimate, of the 30 to 60 days up to Last; 0: not counted yet
+
+	Plaintext      string `json:"plaintext,omitempty"`       // day of the last login that was refused because it came without TLS
+	PlaintextTries int64  `json:"plaintext_tries,omitempty"` // number of them
+
+	Sessions *Sessions `json:"sessions,omitempty"` // nil: no POP3 session has ended yet
 }
+
+// Sessions is what the POP3 sessions of an account have done that ended on the day of Since
+// or later.
+type Sessions struct {
+	Since    string `json:"since"`
+	Ended    int64  `json:"ended"`    // number of sessions
+	Messages int64  `json:"messages"` // downloaded
+	Octets   int64  `json:"octets"`   // of the downloaded messages
+	Deleted  int64  `json:"deleted"`  // messages
+	Habit    string `json:"habit"`    // Habit...
+}
+
+// Seen returns the day of the last login or of the last one that was refused because it
+// came without TLS.
+func (e Entry) Seen() string { return max(e.Last, e.Plaintext) }
 
 // A Ledger is a proxy.Observer. It must be made by New.
 type Ledger struct {
+	// KnownElsewhere reports whether an account exists that has not logged in since there
+	// is a ledger; nil: none. Refused logins of other accounts are not recorded: clients
+	// choose their names.
+	KnownElsewhere func(account string) bool
+
 	store Store
 	log   *slog.Logger
 	now   func() time.Time
 
 	mu      sync.Mutex
-	pending map[id]logins
+	pending map[id]pending
 	counts  Counts
 	known   knownNames
 }
 
 type id struct{ account, protocol string }
 
-// logins are the logins of an account since the last write.
-type logins struct {
-	day string // of the last one
-	n   int64
-	tls uint16 // the oldest version of day; 0: none
+// A pending is what was recorded since the last write.
+type pending struct {
+	Usage
+	skippable uint32 // of the first session: see Session.skippable
 }
 
-// Counts counts the accounts that have logged in within the last 30 days.
+// merge adds what came later.
+func (p *pending) merge(later pending) {
+	p.skip(later.skippable)
+	if p.Sessions == 0 {
+		p.skippable = later.skippable
+	}
+	p.Usage.merge(later.Usage)
+}
+
+// Counts counts the accounts that have logged in within the last 30 days, and those that
+// were refused within that time because they came without TLS.
 type Counts struct {
 	Protocols map[string]int    // by protocol
 	TLS       map[[2]string]int // by protocol and Entry.TLS
+	Habits    map[string]int    // of POP3, by Sessions.Habit
+	Plaintext map[string]int    // that were refused without TLS, by protocol
 	Since     time.Time         // when they were counted; zero: not yet
 }
 
@@ -85,32 +122,52 @@ func New(store Store, log *slog.Logger, now func() time.Time) *Ledger {
 	if now == nil {
 		now = time.Now
 	}
-	return &Ledger{store: store, log: log, now: now, pending: make(map[id]logins), known: newKnownNames()}
+	return &Ledger{store: store, log: log, now: now, pending: make(map[id]pending), known: newKnownNames()}
 }
 
 // Observe implements proxy.Observer.
 func (l *Ledger) Observe(e proxy.Event) {
-	opened, ok := e.(proxy.Opened)
-	if !ok {
-		return
+	switch e := e.(type) {
+	case proxy.Opened:
+		version := uint16(0)
+		if e.Client.TLS != nil {
+			version = e.Client.TLS.Version
+		}
+		var login Usage
+		login.Login(l.now(), e.Account, e.Client.Addr.Addr(), version)
+		l.add(id{e.Account, e.Client.Protocol}, pending{Usage: login}, true)
+	case proxy.Closed:
+		if e.Client.Protocol != proxy.POP3 || e.Account == "" {
+			return
+		}
+		s := Session{e.Totals, e.End == proxy.EndClientQuit}
+		end := pending{skippable: s.skippable()}
+		end.End(l.now(), s)
+		l.add(id{e.Account, e.Client.Protocol}, end, false)
+	case proxy.Attempt:
+		if proxy.ReasonOf(e.Err) != proxy.Plaintext || e.Account == "" ||
+			!l.Known(e.Account) && (l.KnownElsewhere == nil || !l.KnownElsewhere(e.Account)) {
+			return
+		}
+		var refused Usage
+		refused.RefusePlaintext(l.now())
+		l.add(id{e.Account, e.Client.Protocol}, pending{Usage: refused}, false)
 	}
-	day := Day(l.now())
-	who := id{opened.Account, opened.Client.Protocol}
+}
+
+// add adds to what is not written yet. A login makes an account known.
+func (l *Ledger) add(who id, some pending, login bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.known.add(who.account)
-	s, known := l.pending[who]
-	if !known && len(l.pending) >= maxPending {
+	if login {
+		l.known.add(who.account)
+	}
+	p, ok := l.pending[who]
+	if !ok && len(l.pending) >= maxPending {
 		return
 	}
-	if s.day != day {
-		s.day, s.tls = day, 0
-	}
-	s.n++
-	if state := opened.Client.TLS; state != nil && (s.tls == 0 || state.Version < s.tls) {
-		s.tls = state.Version
-	}
-	l.pending[who] = s
+	p.merge(some)
+	l.pending[who] = p
 }
 
 // Run writes every minute and counts accounts every hour, until ctx ends. Then it
@@ -147,47 +204,41 @@ func (l *Ledger) logCount(ctx context.Context) {
 	}
 }
 
-// Write writes the logins since the last call. Logins that cannot be written are
-// written by the next call.
+// Write writes what was recorded since the last call. What cannot be written is written by
+// the next call.
 func (l *Ledger) Write(ctx context.Context) error {
 	l.mu.Lock()
-	pending := l.pending
-	l.pending = make(map[id]logins)
+	all := l.pending
+	l.pending = make(map[id]pending)
 	l.mu.Unlock()
-	byKey := make(map[string]id, len(pending))
-	for who := range pending {
+	byKey := make(map[string]id, len(all))
+	for who := range all {
 		byKey[key(who)] = who
 	}
 	var errs []error
 	for keys := range slices.Chunk(slices.Sorted(maps.Keys(byKey)), batch) {
 		err := l.store.UpdateAll(ctx, keys, func(key string, old []byte) ([]byte, error) {
-			return merge(old, byKey[key], pending[byKey[key]])
+			return update(old, all[byKey[key]])
 		})
 		if err != nil {
 			errs = append(errs, err)
-			l.restore(keys, byKey, pending)
+			l.restore(keys, byKey, all)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// restore makes logins pending again that could not be written.
-func (l *Ledger) restore(keys []string, byKey map[string]id, pending map[id]logins) {
+// restore makes pending again what could not be written.
+func (l *Ledger) restore(keys []string, byKey map[string]id, all map[id]pending) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, key := range keys {
 		who := byKey[key]
-		s, known := l.pending[who]
-		if !known {
-			l.pending[who] = pending[who]
-			continue
+		p := all[who]
+		if later, ok := l.pending[who]; ok {
+			p.merge(later)
 		}
-		was := pending[who]
-		s.n += was.n
-		if s.day == was.day && (s.tls == 0 || was.tls != 0 && was.tls < s.tls) {
-			s.tls = was.tls
-		}
-		l.pending[who] = s
+		l.pending[who] = p
 	}
 }
 
@@ -195,39 +246,32 @@ func (l *Ledger) restore(keys []string, byKey map[string]id, pending map[id]logi
 // of an account are next to each other. An account with a NUL cannot log in.
 func key(who id) string { return who.account + "\x00" + who.protocol }
 
-// merge adds logins to an entry. An entry that cannot be read is begun anew: no
-// login depends on it.
-func merge(old []byte, who id, s logins) ([]byte, error) {
-	var e Entry
-	if old == nil || json.Unmarshal(old, &e) != nil {
-		e = Entry{First: s.day}
+// update adds to a stored entry. An entry that cannot be read is begun anew: no login
+// depends on it.
+func update(old []byte, some pending) ([]byte, error) {
+	var p pending
+	if old != nil && p.decode(old) != nil {
+		p = pending{}
 	}
-	version := strings.TrimPrefix(tls.VersionName(s.tls), "TLS ")
-	if s.tls == 0 {
-		version = "none"
-	}
-	if e.Last != s.day || version < e.TLS {
-		e.TLS = version
-	}
-	e.Account, e.Protocol, e.Last = who.account, who.protocol, s.day
-	e.Logins += s.n
-	return json.Marshal(e)
+	p.merge(some)
+	return p.encode(), nil
 }
 
 // Entries calls each for all entries of an account, or of all accounts if account is
-// empty, in the order of accounts. It ends with the first error of each. Logins that
-// are not written yet are missing.
+// empty, in the order of accounts. It ends with the first error of each. What is not
+// written yet is missing.
 func Entries(ctx context.Context, store Store, account string, each func(Entry) error) error {
 	prefix := ""
 	if account != "" {
 		prefix = account + "\x00"
 	}
-	return store.Scan(ctx, prefix, func(_ string, value []byte) error {
-		var e Entry
-		if json.Unmarshal(value, &e) != nil {
+	return store.Scan(ctx, prefix, func(key string, value []byte) error {
+		var u Usage
+		account, protocol, ok := strings.Cut(key, "\x00")
+		if !ok || u.decode(value) != nil {
 			return nil // the next login begins it anew
 		}
-		return each(e)
+		return each(u.Entry(account, protocol))
 	})
 }
 
@@ -236,19 +280,19 @@ func Forget(ctx context.Context, store Store, account string) (int, error) {
 	return remove(ctx, store, account, func(Entry) bool { return true })
 }
 
-// Expire removes the entries whose last login was before the day of before, and
+// Expire removes the entries that were last seen before the day of before, and
 // returns the accounts that have no entry any more.
 func Expire(ctx context.Context, store Store, before time.Time) (gone []string, err error) {
 	day := Day(before)
 	left := make(map[string]bool)
 	err = Entries(ctx, store, "", func(e Entry) error {
-		left[e.Account] = left[e.Account] || e.Last >= day
+		left[e.Account] = left[e.Account] || e.Seen() >= day
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	if _, err := remove(ctx, store, "", func(e Entry) bool { return e.Last < day }); err != nil {
+	if _, err := remove(ctx, store, "", func(e Entry) bool { return e.Seen() < day }); err != nil {
 		return nil, err
 	}
 	for account, some := range left {
@@ -273,9 +317,10 @@ func remove(ctx context.Context, store Store, account string, match func(Entry) 
 		return 0, err
 	}
 	for some := range slices.Chunk(keys, batch) {
-		err := store.UpdateAll(ctx, some, func(_ string, old []byte) ([]byte, error) {
-			var e Entry
-			if json.Unmarshal(old, &e) == nil && !match(e) {
+		err := store.UpdateAll(ctx, some, func(key string, old []byte) ([]byte, error) {
+			var u Usage
+			account, protocol, _ := strings.Cut(key, "\x00")
+			if u.decode(old) == nil && !match(u.Entry(account, protocol)) {
 				return old, nil // a login came meanwhile
 			}
 			return nil, nil
@@ -295,18 +340,34 @@ func (l *Ledger) Counts() Counts {
 	return l.counts
 }
 
+// add counts an entry that was seen on day or later.
+func (c *Counts) add(e Entry, day string) {
+	if e.Plaintext >= day {
+		c.Plaintext[e.Protocol]++
+	}
+	if e.Last < day {
+		return
+	}
+	c.Protocols[e.Protocol]++
+	c.TLS[[2]string{e.Protocol, e.TLS}]++
+	switch {
+	case e.Protocol != proxy.POP3:
+	case e.Sessions == nil:
+		c.Habits[HabitUnknown]++
+	default:
+		c.Habits[e.Sessions.Habit]++
+	}
+}
+
 // count counts the accounts. Known then has only those that the store still has.
 func (l *Ledger) count(ctx context.Context) error {
 	now := l.now()
 	day := Day(now.AddDate(0, 0, -30))
-	c := Counts{Protocols: make(map[string]int), TLS: make(map[[2]string]int), Since: now}
+	c := Counts{Protocols: make(map[string]int), TLS: make(map[[2]string]int), Habits: make(map[string]int), Plaintext: make(map[string]int), Since: now}
 	all := newKnownNames()
 	err := Entries(ctx, l.store, "", func(e Entry) error {
 		all.add(e.Account)
-		if e.Last >= day {
-			c.Protocols[e.Protocol]++
-			c.TLS[[2]string{e.Protocol, e.TLS}]++
-		}
+		c.add(e, day)
 		return nil
 	})
 	if err != nil {

@@ -50,8 +50,8 @@ func TestLedgerKnowsWhoStillNeedsWhat(t *testing.T) {
 	write(t, l)
 
 	want := []Entry{
-		{"alice@example.org", proxy.IMAP, "2026-11-20", "2026-11-20", 1, "1.3"},
-		{"alice@example.org", proxy.POP3, "2026-11-20", "2026-11-22", 3, "1.2"},
+		{Account: "alice@example.org", Protocol: proxy.IMAP, First: "2026-11-20", Last: "2026-11-20", Logins: 1, TLS: "1.3", Days: 1},
+		{Account: "alice@example.org", Protocol: proxy.POP3, First: "2026-11-20", Last: "2026-11-22", Logins: 3, TLS: "1.2", Days: 2},
 	}
 	got := entries(t, s, "alice@example.org")
 	if len(got) != len(want) || got[0] != want[0] || got[1] != want[1] {
