@@ -129,7 +129,7 @@ func showAccount(out io.Writer, a stored.Account) error {
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintf(t, "account\t%s\npseudonym\t%s\n", a.Account, a.Pseudonym)
 	for _, e := range a.Ledger {
-		_, _ = fmt.Fprintf(t, "%s\tTLS %s, first %s, last %s, logins: %d\n", e.Protocol, e.TLS, e.First, e.Last, e.Logins)
+		showUsage(t, e)
 	}
 	if l := a.POP3.Listing; l != nil {
 		_, _ = fmt.Fprintf(t, "mailbox\tUIDVALIDITY %d, messages: %d, bytes: %d\n", l.UIDValidity, l.Messages, l.Octets)
@@ -148,6 +148,24 @@ func showAccount(out io.Writer, a stored.Account) error {
 		_, _ = fmt.Fprintf(t, "damaged\t%s\n", a.Damaged)
 	}
 	return t.Flush()
+}
+
+// showUsage prints an entry of the ledger.
+func showUsage(out io.Writer, e ledger.Entry) {
+	if e.Last != "" {
+		_, _ = fmt.Fprintf(out, "%s\tTLS %s, first %s, last %s, logins: %d", e.Protocol, e.TLS, e.First, e.Last, e.Logins)
+		if e.Networks > 0 {
+			_, _ = fmt.Fprintf(out, ", networks: about %d", e.Networks)
+		}
+		_, _ = fmt.Fprintln(out)
+	}
+	if s := e.Sessions; s != nil {
+		_, _ = fmt.Fprintf(out, "%s sessions\t%d since %s, messages downloaded: %d, octets: %d, deleted: %d, habit: %s\n",
+			e.Protocol, s.Ended, s.Since, s.Messages, s.Octets, s.Deleted, habitWords[s.Habit])
+	}
+	if e.Plaintext != "" {
+		_, _ = fmt.Fprintf(out, "%s without TLS\trefused %d times, last %s\n", e.Protocol, e.PlaintextTries, e.Plaintext)
+	}
 }
 
 func exportAccountCommand() *cobra.Command {

@@ -58,7 +58,7 @@ only IMAP.`,
 	root.AddCommand(
 		runCommand(), reloadCommand(), upgradeCommand(), checkCommand(), demoCommand(),
 		statusCommand(), sessionsCommand(), kickCommand(), drainCommand(), logLevelCommand(), healthCommand(),
-		accountCommand(), whyCommand(), guardCommand(), certsCommand(), uidlCommand(), stateCommand(),
+		accountCommand(), whyCommand(), reportCommand(), guardCommand(), certsCommand(), uidlCommand(), stateCommand(),
 		versionCommand(), manCommand(),
 	)
 	nameArguments(root)

@@ -32,6 +32,7 @@ func (s *Service) answerSessions(c *admin.Server) {
 	stored.BackupState.Register(c, s.Storage)
 	stored.CheckState.Register(c, s.Storage)
 	stored.ListAccounts.Register(c, s.Storage)
+	stored.ReportUsage.Register(c, s.Storage)
 	stored.ExportAccount.Register(c, s.Storage)
 	stored.ForgetAccount.Register(c, s.Storage)
 }

@@ -24,6 +24,7 @@ func (s *Service) openLedger(ctx context.Context) {
 	}
 	s.pseudonyms = logs.NewPseudonyms(key)
 	l := ledger.New(s.Storage.Ledger(), s.log, nil)
+	l.KnownElsewhere = s.known
 	if err := l.Load(ctx); err != nil {
 		s.log.Warn("the log has hashes in place of accounts that have not logged in since the start", "err", err)
 	}
