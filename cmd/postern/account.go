@@ -160,7 +160,7 @@ func showUsage(out io.Writer, e ledger.Entry) {
 		_, _ = fmt.Fprintln(out)
 	}
 	if s := e.Sessions; s != nil {
-		_, _ = fmt.Fprintf(out, "%s sessions\t%d since %s, messages downloaded: %d, octets: %d, deleted: %d, habit: %s\n",
+		_, _ = fmt.Fprintf(out, "%s sessions\t%d since %s, messages downloaded: %d, bytes: %d, deleted: %d, habit: %s\n",
 			e.Protocol, s.Ended, s.Since, s.Messages, s.Octets, s.Deleted, habitWords[s.Habit])
 	}
 	if e.Plaintext != "" {

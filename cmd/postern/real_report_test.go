@@ -99,7 +99,7 @@ received = false
 accounts that logged in by POP3 since D: 4
  TLS: 1.3 4
  habit: leaves on server 1, deletes after days 1, deletes all 1, unknown 1
- logins: 5, messages: 7, octets: N
+ logins: 5, messages: 7, bytes: N
 accounts refused without TLS: 1, of which have never logged in by POP3: 0
 `) {
 		t.Error("the totals are others")

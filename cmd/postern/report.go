@@ -36,7 +36,7 @@ func reportPOP3Command() *cobra.Command {
 		Long: `Report who uses POP3: for each account when it first and last logged in, for how
 many days it has been quiet, the oldest version of TLS on its last day, the number
 of logins, on how many of the 30 days up to the last it logged in, from about how
-many networks (of the 30 to 60 days up to the last), how many messages and octets
+many networks (of the 30 to 60 days up to the last), how many messages and bytes
 it has downloaded, what its clients do with the mail, and when a login was last
 refused because it came without TLS. Totals follow.
 
@@ -157,7 +157,7 @@ func newUsageReport(out io.Writer, now time.Time, since string, asJSON, asCSV, o
 		}
 		_ = w.Write(usageColumns[:]) // Flush returns its error
 	default:
-		p := newPrinter(out, asJSON, "ACCOUNT\tTLS\tFIRST\tLAST\tQUIET\tLOGINS\tDAYS\tNETWORKS\tMESSAGES\tOCTETS\tHABIT\tREFUSED WITHOUT TLS", usage.cells)
+		p := newPrinter(out, asJSON, "ACCOUNT\tTLS\tFIRST\tLAST\tQUIET\tLOGINS\tDAYS\tNETWORKS\tMESSAGES\tBYTES\tHABIT\tREFUSED WITHOUT TLS", usage.cells)
 		r.print, r.finish = p.print, p.end
 	}
 	return r
@@ -290,7 +290,7 @@ func (t *usageTotals) print(out io.Writer) error {
 			habits = append(habits, fmt.Sprintf("%s %d", habitWords[h], t.Habits[h]))
 		}
 	}
-	_, err := fmt.Fprintf(out, "accounts that logged in by POP3 %s: %d\n  TLS: %s\n  habit: %s\n  logins: %d, messages: %d, octets: %d\naccounts refused without TLS: %d, of which have never logged in by POP3: %d\n",
+	_, err := fmt.Fprintf(out, "accounts that logged in by POP3 %s: %d\n  TLS: %s\n  habit: %s\n  logins: %d, messages: %d, bytes: %d\naccounts refused without TLS: %d, of which have never logged in by POP3: %d\n",
 		since, t.Accounts, orDash(strings.Join(versions, ", ")), orDash(strings.Join(habits, ", ")), t.Logins, t.Messages, t.Octets, t.Plaintext, t.Excluded)
 	return err
 }
