@@ -388,9 +388,9 @@ func (d *Maildrop) top(ctx context.Context, indexes []int, lines int, read func(
 		for _, i := range some {
 			fmt.Fprintf(&commands, "TOP %d %d\r\n", d.Messages[i].Number, lines)
 		}
-		if err := d.send(commands.String()); err != nil {
-			return fmt.Errorf("TOP: %w", err)
-		}
+		// A server may answer the first command before it reads the others.
+		sent := make(chan error, 1)
+		go func() { sent <- d.send(commands.String()) }()
 		for _, i := range some {
 			if err := d.readTop(i, done, read); err != nil {
 				if ctx.Err() != nil {
@@ -399,6 +399,9 @@ func (d *Maildrop) top(ctx context.Context, indexes []int, lines int, read func(
 				return err
 			}
 			done++
+		}
+		if err := <-sent; err != nil {
+			return fmt.Errorf("TOP: %w", err)
 		}
 	}
 	return nil

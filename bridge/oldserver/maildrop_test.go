@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"postern/proxy"
 	"postern/proxy/proxytest"
@@ -107,6 +108,27 @@ func TestPipelining(t *testing.T) {
 	}
 	headers, err := d.Headers(t.Context(), []int{1, 0})
 	if err != nil || headers[0].Known || !headers[1].Known || headers[1].Distinct {
+		t.Errorf("%+v, %v", headers, err)
+	}
+}
+
+// A server that answers while commands still come blocks nothing.
+func TestPipeliningWithoutABuffer(t *testing.T) {
+	client, server := net.Pipe()
+	defer func() { _ = server.Close() }()
+	go func() {
+		serveLines(server, strings.NewReplacer("S: -ERR unknown", "S: +OK\n\tS: PIPELINING\n\tS: .").Replace(listed))
+		for range 2 {
+			serveLines(server, "\tC: TOP 1 0\n\tS: +OK\n\tS: Subject: one\n\tS: .\n")
+		}
+	}()
+	s := &Server{Timeout: 10 * time.Second, Dial: func(context.Context) (net.Conn, error) { return client, nil }}
+	d, err := s.Open(t.Context(), "alice", proxy.NewSecret([]byte("top secret")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Abandon()
+	if headers, err := d.Headers(t.Context(), []int{0, 0}); err != nil || !headers[1].Known {
 		t.Errorf("%+v, %v", headers, err)
 	}
 }

@@ -229,14 +229,15 @@ const maxLine = 64 << 10
 
 // A ContentHash computes the hash of a whole message, so that copies of it on different
 // servers have the same one. The header counts as in HeaderHash; of the body, CR, empty
-// lines at the end and the quoting of "From " in mbox do not count. The zero value is
+// lines at both ends and the quoting of "From " in mbox do not count. The zero value is
 // ready.
 type ContentHash struct {
 	header HeaderHash
 	body   hash.Hash
 	line   []byte
 	begun  bool // a part of the line is in the hash already
-	empty  int  // empty lines that do not count unless more follows
+	some   bool // a line that is not empty has come
+	empty  int  // empty lines that do not count unless they are between others
 }
 
 // Write implements io.Writer. It never fails.
@@ -267,8 +268,11 @@ func (c *ContentHash) writeLine(ended bool) {
 		return
 	}
 	for ; c.empty > 0; c.empty-- {
-		_, _ = c.body.Write([]byte("\n"))
+		if c.some {
+			_, _ = c.body.Write([]byte("\n"))
+		}
 	}
+	c.some = true
 	if unquoted := bytes.TrimLeft(line, ">"); !c.begun && bytes.HasPrefix(unquoted, []byte("From ")) {
 		line = unquoted
 	}

@@ -201,7 +201,13 @@ func wantSubjects(t testing.TB, what string, got []string, want ...string) {
 // must end with one of the statuses, 0 if none are given.
 func run(t testing.TB, dir string, stdin io.Reader, args []string, statuses ...int) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	return runWithin(t, patience, dir, stdin, args, statuses...)
+}
+
+// runWithin is run for a program that may take long.
+func runWithin(t testing.TB, limit time.Duration, dir string, stdin io.Reader, args []string, statuses ...int) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = dir

@@ -1,0 +1,289 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"postern/proxy/proxytest"
+)
+
+// carryPatience is how long a client may fetch all mail: getmail runs two programs for each
+// message.
+const carryPatience = 5 * time.Minute
+
+// An oldPOP3 is an old server that runs, without TLS.
+type oldPOP3 struct {
+	addr    string
+	deliver func(raw []byte) // a message with LF at the end of lines
+	shares  bool             // exact copies have one UIDL, which getmail takes for an error
+}
+
+// oldPOP3Servers start the old servers that Postern replaces.
+var oldPOP3Servers = []struct {
+	name  string
+	start func(t *testing.T, u user) oldPOP3
+}{
+	{"Dovecot", oldDovecot("%08Xu%08Xv")},
+	{"Dovecot %g", oldDovecot("%g")},
+	{"Dovecot %f", oldDovecot("%f")},
+	{"Courier", func(t *testing.T, u user) oldPOP3 {
+		c := proxytest.StartCourier(t, proxytest.CourierOptions{Users: map[string]string{u.name: u.password}})
+		return oldPOP3{addr: c.POP3, deliver: func(raw []byte) { c.Deliver(t, u.name, raw) }}
+	}},
+	{"Cyrus", func(t *testing.T, u user) oldPOP3 {
+		c := proxytest.StartCyrus(t, proxytest.CyrusOptions{Users: map[string]string{u.name: u.password}})
+		return oldPOP3{addr: c.POP3, deliver: func(raw []byte) { c.Deliver(t, u.name, crlf(raw)) }}
+	}},
+	{"popa3d", oldMbox("popa3d")},
+	{"solid-pop3d", oldMbox("solid-pop3d")},
+	{"mailutils-pop3d", oldMbox("mailutils-pop3d")},
+}
+
+func oldDovecot(format string) func(*testing.T, user) oldPOP3 {
+	return func(t *testing.T, u user) oldPOP3 {
+		d := proxytest.StartDovecot(t, proxytest.DovecotOptions{
+			Users: map[string]string{u.name: u.password}, POP3: true, Config: quick + "pop3_uidl_format = " + format + "\n",
+		})
+		return oldPOP3{addr: d.POP3, deliver: func(raw []byte) { d.Deliver(t, u.name, raw) }}
+	}
+}
+
+func oldMbox(name string) func(*testing.T, user) oldPOP3 {
+	return func(t *testing.T, u user) oldPOP3 {
+		s := proxytest.StartMboxServer(t, name, map[string]string{u.name: u.password})
+		return oldPOP3{addr: s.Addr, deliver: func(raw []byte) { s.Deliver(t, u.name, raw) }, shares: name != "mailutils-pop3d"}
+	}
+}
+
+func crlf(raw []byte) []byte { return bytes.ReplaceAll(raw, []byte("\n"), []byte("\r\n")) }
+
+// oldMail returns n messages, some of them exact copies, of equal size, without a final
+// line end, or with fields that servers write themselves.
+func oldMail(n int) (messages [][]byte) {
+	for i := range n {
+		m := fmt.Appendf(nil, "Return-Path: <a@example.org>\nReceived: from a by b; id %d\nMessage-ID: <%d@example.org>\nSubject: %06d\n", i, i, i)
+		switch i % 10 {
+		case 1:
+			m = fmt.Appendf(m, "X-UIDL: %x\nStatus: RO\n", i*7919)
+		case 2:
+			m = append(m, "Content-Length: 7\n"...)
+		}
+		m = append(m, "\n.dot\nFrom here\n"...)
+		switch i % 10 {
+		case 3:
+			m = append(m, "no line end"...)
+		case 4:
+			m = append(m, strings.Repeat("as long as others\n", 30)...)
+		case 5:
+			m = messages[i-1] // an exact copy
+		default:
+			m = append(m, strings.Repeat("x", i%70)+"\n"...)
+		}
+		messages = append(messages, m)
+	}
+	return messages
+}
+
+// A switchboard is the address that clients know. It connects them with one server, and
+// later with another one.
+type switchboard struct {
+	addr string
+	dial atomic.Pointer[func() (net.Conn, error)]
+}
+
+func newSwitchboard(t *testing.T) *switchboard {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &switchboard{addr: ln.Addr().String()}
+	var wg sync.WaitGroup
+	t.Cleanup(func() {
+		_ = ln.Close()
+		wg.Wait()
+	})
+	wg.Go(func() {
+		for {
+			client, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer func() { _ = client.Close() }()
+				server, err := (*s.dial.Load())()
+				if err != nil {
+					return
+				}
+				defer func() { _ = server.Close() }()
+				go func() {
+					_, _ = io.Copy(server, client)
+					_ = server.Close()
+				}()
+				_, _ = io.Copy(client, server)
+			})
+		}
+	})
+	return s
+}
+
+func (s *switchboard) to(dial func() (net.Conn, error)) { s.dial.Store(&dial) }
+
+// A keeper is a client that leaves mail on the server. poll polls once and returns how
+// many messages it has fetched in all.
+type keeper struct {
+	name string
+	poll func(t *testing.T) int
+}
+
+// keepers returns real clients of u at address, and one that forgets at once what a
+// listing does not show, as Thunderbird does.
+func keepers(t *testing.T, address string, u user) []keeper {
+	t.Helper()
+	dir := t.TempDir()
+	count := func(pattern string) int { return len(glob(t, pattern)) }
+	mkdir(t, dir, "fetchmail")
+	mkdir(t, dir, "getmail")
+	maildir(t, filepath.Join(dir, "mpop"))
+	fetchmailrc := file(t, dir, "fetchmailrc", `
+poll localhost with protocol POP3 service `+port(t, address)+` uidl:
+  user "`+u.name+`" password "`+u.password+`"
+  sslproto ""
+  keep no rewrite no dropdelivered
+  mda "cat > $(mktemp `+dir+`/fetchmail/XXXXXX)"
+`)
+	mpoprc := file(t, dir, "mpoprc", `
+account default
+host localhost
+port `+port(t, address)+`
+tls off
+user `+u.name+`
+password `+u.password+`
+auth user
+delivery maildir `+dir+`/mpop
+received_header off
+uidls_file `+dir+`/uidls
+`)
+	getmailrc := file(t, dir, "getmailrc", `
+[retriever]
+type = SimplePOP3Retriever
+server = localhost
+port = `+port(t, address)+`
+username = `+u.name+`
+password = `+u.password+`
+[destination]
+type = MDA_external
+path = /bin/sh
+arguments = ("-c", "cat >$(mktemp `+dir+`/getmail/XXXXXX)")
+allow_root_commands = true
+[options]
+read_all = false
+delivered_to = false
+received = false
+`)
+	known, fetched := map[string]bool{}, 0
+	return []keeper{
+		{"fetchmail", func(t *testing.T) int {
+			runWithin(t, carryPatience, dir, nil, []string{"fetchmail", "--nosyslog", "--fetchmailrc", fetchmailrc, "--idfile", dir + "/ids", "--pidfile", dir + "/pid"}, 0, 1)
+			return count(dir + "/fetchmail/*")
+		}},
+		{"mpop", func(t *testing.T) int {
+			runWithin(t, carryPatience, dir, nil, []string{"mpop", "--file", mpoprc, "--keep=on"})
+			return count(dir + "/mpop/new/*")
+		}},
+		{"getmail", func(t *testing.T) int {
+			runWithin(t, carryPatience, dir, nil, []string{"getmail", "--getmaildir=" + dir, "--rcfile=" + getmailrc})
+			return count(dir + "/getmail/*")
+		}},
+		{"one that forgets", func(t *testing.T) int {
+			c := loginOn(t, dial(t, address), u)
+			shown := map[string]bool{}
+			for line := range strings.Lines(string(c.body("UIDL"))) {
+				number, id, _ := strings.Cut(strings.TrimSpace(line), " ")
+				id = strings.TrimSpace(id)
+				if !known[id] && !shown[id] {
+					c.body("RETR " + number)
+					fetched++
+				}
+				shown[id] = true
+			}
+			known = shown
+			c.command("QUIT")
+			return fetched
+		}},
+	}
+}
+
+// Criterion: Clients that leave mail on an old server - Dovecot with three formats, Courier, Cyrus, popa3d, solid-pop3d, mailutils-pop3d - fetch nothing again from Postern once `uidl import --old` has run, and the next new message once.
+func TestUIDLsAreCarriedOverFromOldServers(t *testing.T) {
+	messages := 200
+	if n, err := strconv.Atoi(os.Getenv("POSTERN_CARRY")); err == nil {
+		messages = n
+	}
+	for _, kind := range oldPOP3Servers {
+		t.Run(kind.name, func(t *testing.T) {
+			s := open(t, "fetchmail", "mpop", "getmail")
+			u := s.user(t)
+			old := kind.start(t, u)
+			mail := oldMail(messages)
+			for _, m := range mail {
+				old.deliver(m)
+			}
+			front := newSwitchboard(t)
+			front.to(func() (net.Conn, error) { return tryDial(old.addr) })
+			clients := slices.DeleteFunc(keepers(t, front.addr, u), func(k keeper) bool { return old.shares && k.name == "getmail" })
+			fetched := make([]int, len(clients))
+			for i, c := range clients {
+				if fetched[i] = c.poll(t); fetched[i] == 0 || c.poll(t) != fetched[i] {
+					t.Fatalf("%s: %d messages from the old server, and then more", c.name, fetched[i])
+				}
+			}
+
+			// The mail is copied by IMAP in another order.
+			rand.New(rand.NewPCG(1, 15)).Shuffle(len(mail), func(i, j int) { mail[i], mail[j] = mail[j], mail[i] })
+			for _, m := range mail {
+				s.backend.Deliver(t, u.name, m)
+			}
+			dir := t.TempDir()
+			state := fmt.Sprintf("state: {path: %q}", filepath.Join(dir, "state"))
+			config := s.forCommands(t, dir, state)
+			p := startPostern(t, behind{imap: fmt.Sprintf("{address: %q, ca: %q, server_name: localhost}", s.backend.IMAPS, s.backend.CA)}, state+"\n")
+			flags := []string{"--old", old.addr, "--tls", "none", "--user", u.name, "--password-file", file(t, dir, "password", u.password+"\n"), "--config", config}
+			got := runWithin(t, carryPatience, dir, nil, append([]string{"postern", "uidl", "import"}, flags...))
+			if want := fmt.Sprintf("unique ids: %d of %d are carried over", messages, messages); !strings.Contains(got, want) {
+				t.Errorf("import prints %s", hidden(got))
+			}
+			got = runWithin(t, carryPatience, dir, nil, append([]string{"postern", "uidl", "compare", "--bodies"}, flags...))
+			if !regexp.MustCompile(`accounts: 1, equal: 1, `).MatchString(got) {
+				t.Errorf("compare prints %s", hidden(got))
+			}
+
+			front.to(func() (net.Conn, error) { return dialTLS(t, p.pop3, p.ca), nil })
+			for i, c := range clients {
+				if n := c.poll(t); n != fetched[i] {
+					t.Errorf("%s fetches %d messages again", c.name, n-fetched[i])
+				}
+			}
+			s.backend.Deliver(t, u.name, []byte("Message-ID: <new@example.org>\nSubject: new\n\nnew\n"))
+			for i, c := range clients {
+				n := c.poll(t)
+				if c.poll(t) != n || n != fetched[i]+1 {
+					t.Errorf("%s fetches %d messages, and not the new one once", c.name, n-fetched[i])
+				}
+			}
+		})
+	}
+}
