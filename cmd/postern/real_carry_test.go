@@ -20,8 +20,8 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// carryPatience is how long a client may fetch all mail: getmail runs two programs for each
-// message.
+// carryPatience is how long a client may fetch all mail: getmail runs programs for each
+// message, and hangs if one ends before getmail has begun to wait for its end.
 const carryPatience = 5 * time.Minute
 
 // An oldPOP3 is an old server that runs, without TLS.
@@ -187,7 +187,7 @@ password = `+u.password+`
 [destination]
 type = MDA_external
 path = /bin/sh
-arguments = ("-c", "cat >$(mktemp `+dir+`/getmail/XXXXXX)")
+arguments = ("-c", "cat >$(mktemp `+dir+`/getmail/XXXXXX); sleep 0.05")
 allow_root_commands = true
 [options]
 read_all = false
