@@ -166,6 +166,38 @@ func TestUIDLsThatAreNotCarriedOver(t *testing.T) {
 	}
 }
 
+// long returns a message whose header is too long to have a hash.
+func long(i int) string {
+	return "Received: by mx.example.org\r\nX-Long: " + strings.Repeat("x", 1<<20) + "\r\n" + mail(i)
+}
+
+// Criterion: A message takes no UIDL of another one because both have headers that are too long to be compared.
+func TestHeadersThatAreTooLong(t *testing.T) {
+	old := []proxytest.POP3Message{{UIDL: "one", Raw: long(1)}}
+	in := inbox([]string{long(2)})
+	record, report := carry(t, old, in)
+	if ids := shown(record, in); ids[0] == "one" || report.Found() != 0 {
+		t.Errorf("another message has %q: %+v", ids[0], report)
+	}
+	in = inbox([]string{long(2), long(1)})
+	record, report = carry(t, old, in)
+	if ids := shown(record, in); ids[1] != "one" || report.ByContent != 1 {
+		t.Errorf("%q: %+v", ids, report)
+	}
+}
+
+func TestCompareOfHeadersThatAreTooLong(t *testing.T) {
+	old, fresh := proxytest.StartPOP3Server(t), proxytest.StartPOP3Server(t)
+	old.SetMaildrop("alice", []proxytest.POP3Message{{UIDL: "a", Raw: long(1)}, {UIDL: "b", Raw: long(2)}})
+	fresh.SetMaildrop("alice", []proxytest.POP3Message{{UIDL: "a", Raw: long(1)}, {UIDL: "b", Raw: long(3)}})
+	a, b := open(t, old), open(t, fresh)
+	defer func() { _, _ = a.Close(), b.Close() }()
+	got, err := oldserver.Compare(t.Context(), a, b, false)
+	if err != nil || got.Same != 1 || got.Findings[oldserver.OtherContent] != 1 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 // Old servers add fields to the header that IMAP does not show.
 func TestFieldsOfTheOldServer(t *testing.T) {
 	raw := mail(1)

@@ -61,13 +61,15 @@ func (c *Comparison) Weight() (n int) {
 func Compare(ctx context.Context, old, new *Maildrop, bodies bool) (Comparison, error) {
 	c := &comparer{old: old, new: new, result: Comparison{Old: len(old.Messages), New: len(new.Messages), Findings: make(map[Finding]int)}}
 	c.pairUp()
-	if err := c.compareHeaders(ctx); err != nil {
+	unclear, err := c.compareHeaders(ctx)
+	if err != nil {
 		return Comparison{}, err
 	}
 	if bodies {
-		if err := c.compareContents(ctx); err != nil {
-			return Comparison{}, err
-		}
+		unclear = c.pairs
+	}
+	if err := c.compareContents(ctx, unclear); err != nil {
+		return Comparison{}, err
 	}
 	if err := c.explainOthers(ctx); err != nil {
 		return Comparison{}, err
@@ -91,7 +93,7 @@ func rank(f Finding) int {
 
 type comparer struct {
 	old, new *Maildrop
-	pairs    []uidlPair
+	pairs    []*uidlPair
 	onlyOld  []int // indexes
 	onlyNew  []int
 	found    []Difference
@@ -133,7 +135,7 @@ func (c *comparer) pairUp() {
 			c.onlyOld = append(c.onlyOld, i)
 			continue
 		}
-		c.pairs, taken[some[0]] = append(c.pairs, uidlPair{old: i, new: some[0]}), true
+		c.pairs, taken[some[0]] = append(c.pairs, &uidlPair{old: i, new: some[0]}), true
 		at[m.UIDL] = some[1:]
 	}
 	for j, done := range taken {
@@ -153,25 +155,25 @@ func (c *comparer) pairUp() {
 	}
 }
 
-func (c *comparer) indexes() (old, new []int) {
-	for _, p := range c.pairs {
+func indexes(pairs []*uidlPair) (old, new []int) {
+	for _, p := range pairs {
 		old, new = append(old, p.old), append(new, p.new)
 	}
 	return old, new
 }
 
-func (c *comparer) compareHeaders(ctx context.Context) error {
-	old, new := c.indexes()
+// compareHeaders returns the pairs about which the headers say nothing.
+func (c *comparer) compareHeaders(ctx context.Context) (unclear []*uidlPair, err error) {
+	old, new := indexes(c.pairs)
 	a, err := c.old.Headers(ctx, old)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	b, err := c.new.Headers(ctx, new)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for k := range c.pairs {
-		p := &c.pairs[k]
+	for k, p := range c.pairs {
 		switch {
 		case !a[k].Known || !b[k].Known:
 			p.bad = true
@@ -179,13 +181,15 @@ func (c *comparer) compareHeaders(ctx context.Context) error {
 		case a[k].Hash != b[k].Hash:
 			p.bad = true
 			c.find(OtherMessage, p.old, p.new)
+		case a[k].Hash == 0:
+			unclear = append(unclear, p)
 		}
 	}
-	return nil
+	return unclear, nil
 }
 
-func (c *comparer) compareContents(ctx context.Context) error {
-	old, new := c.indexes()
+func (c *comparer) compareContents(ctx context.Context, pairs []*uidlPair) error {
+	old, new := indexes(pairs)
 	a, err := c.old.Contents(ctx, old)
 	if err != nil {
 		return err
@@ -194,8 +198,7 @@ func (c *comparer) compareContents(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for k := range c.pairs {
-		p := &c.pairs[k]
+	for k, p := range pairs {
 		if p.bad || a[k] == b[k] && a[k] != (Sum{}) {
 			continue
 		}

@@ -8,6 +8,7 @@ package oldserver
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -26,7 +27,10 @@ import (
 
 const (
 	maxReply    = 512     // octets of a line, RFC 2449 section 4; those of a listing are shorter
-	maxMessages = 4 << 20 // of a maildrop
+	maxMessages = 1 << 20 // of a maildrop
+	maxSize     = 1 << 40 // octets of a message; maxMessages of them can be added up
+	maxShown    = 100     // octets of a unique id, which may have 70, that are kept
+	minSpeed    = 1 << 10 // octets a second that an answer has after its first minute
 	// flight bounds the commands that are sent before their answers are read, to a server
 	// with PIPELINING, RFC 2449 section 6.6.
 	flight = 32
@@ -70,8 +74,10 @@ type Server struct {
 	// Dial connects. The connection is TLS, unless StartTLS is set or the server is on
 	// this machine: PASS sends the password as it is.
 	Dial     func(ctx context.Context) (net.Conn, error)
-	StartTLS *tls.Config   // TLS by STLS, RFC 2595; nil: none
-	Timeout  time.Duration // longest silence of the server; 0: a minute
+	StartTLS *tls.Config // TLS by STLS, RFC 2595; nil: none
+	// Timeout is the longest silence of the server, and how long an answer may take beside
+	// a second for each KiB; 0: a minute.
+	Timeout time.Duration
 
 	// Pace is called before n commands for messages are sent, and waits until they may be.
 	// nil: at once.
@@ -81,7 +87,7 @@ type Server struct {
 // A Message is a message of a maildrop.
 type Message struct {
 	Number int
-	UIDL   string // as the server shows it, valid or not; "": it shows none
+	UIDL   string // as the server shows it, valid or not, up to 100 octets; "": it shows none
 	Size   int64  // octets, as LIST says
 }
 
@@ -95,6 +101,8 @@ type Maildrop struct {
 	text      *textproto.Reader
 	pipelined bool
 	stop      func() bool
+	begun     time.Time // of the answer that is read
+	octets    int64     // of that answer
 }
 
 // Open logs in and lists the maildrop. An error has a *Refusal if the server refused, or
@@ -179,11 +187,14 @@ func (d *Maildrop) logIn(ctx context.Context, user string, secret *proxy.Secret)
 
 // capabilities learns what the server can do after login.
 func (d *Maildrop) capabilities() error {
-	lines, err := d.lines("CAPA", "CAPA")
+	const most = 1000
+	_, err := d.linesUpTo(most, "CAPA", func(line string) error {
+		d.pipelined = d.pipelined || strings.EqualFold(strings.TrimSpace(line), "PIPELINING")
+		return nil
+	})
 	if refusal := (*Refusal)(nil); errors.As(err, &refusal) {
 		return nil // a server from before RFC 2449
 	}
-	d.pipelined = slices.ContainsFunc(lines, func(line string) bool { return strings.EqualFold(strings.TrimSpace(line), "PIPELINING") })
 	return err
 }
 
@@ -216,58 +227,59 @@ func (d *Maildrop) list() error {
 	if err != nil || count < 0 || count > maxMessages {
 		return fmt.Errorf("%w: STAT: %.100q", ErrAnswer, stat)
 	}
-	sizes, err := d.listing("LIST", count)
-	if err != nil {
-		return err
-	}
-	ids, err := d.listing("UIDL", count)
-	if err != nil {
-		return err
-	}
-	d.Messages = make([]Message, 0, count)
-	for n := range count {
-		m := Message{Number: n + 1, UIDL: ids[n]}
-		word, _, _ := strings.Cut(sizes[n], " ")
-		if m.Size, err = strconv.ParseInt(word, 10, 64); err != nil || m.Size < 0 {
-			return fmt.Errorf("%w: LIST: message %d has the size %.100q", ErrAnswer, n+1, sizes[n])
+	d.Messages = make([]Message, count)
+	err = d.listing("LIST", func(m *Message, text string) (err error) {
+		word, _, _ := strings.Cut(text, " ")
+		if m.Size, err = strconv.ParseInt(word, 10, 64); err != nil || m.Size < 0 || m.Size > maxSize {
+			return fmt.Errorf("%w: LIST: message %d has the size %.100q", ErrAnswer, m.Number, text)
 		}
-		d.Messages = append(d.Messages, m)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	return nil
+	return d.listing("UIDL", func(m *Message, text string) error {
+		m.UIDL = strings.Clone(text[:min(len(text), maxShown)])
+		return nil
+	})
 }
 
-// listing returns what LIST or UIDL says of each of count messages. A session begins with
-// no message deleted, so the numbers are 1 to count, RFC 1939 section 4. A server that
+// listing calls set with what LIST or UIDL says of each message. A session begins with no
+// message deleted, so the numbers are those from 1 on, RFC 1939 section 4. A server that
 // lists fewer has not answered.
-func (d *Maildrop) listing(command string, count int) ([]string, error) {
-	lines, err := d.linesUpTo(count, command, command)
-	if err != nil {
-		return nil, err
-	}
-	if len(lines) != count {
-		return nil, fmt.Errorf("%w: %s shows %d messages, STAT %d", ErrAnswer, command, len(lines), count)
-	}
-	all, seen := make([]string, count), make([]bool, count)
-	for _, line := range lines {
-		word, rest, _ := strings.Cut(line, " ")
+func (d *Maildrop) listing(command string, set func(m *Message, text string) error) error {
+	seen := make([]bool, len(d.Messages))
+	n, err := d.linesUpTo(len(seen), command, func(line string) error {
+		word, text, _ := strings.Cut(line, " ")
 		n, err := strconv.Atoi(word)
-		if err != nil || n < 1 || n > count || seen[n-1] {
-			return nil, fmt.Errorf("%w: %s: %.100q", ErrAnswer, command, line)
+		if err != nil || n < 1 || n > len(seen) || seen[n-1] {
+			return fmt.Errorf("%w: %s: %.100q", ErrAnswer, command, line)
 		}
-		all[n-1], seen[n-1] = strings.TrimSpace(rest), true
+		seen[n-1], d.Messages[n-1].Number = true, n
+		return set(&d.Messages[n-1], strings.TrimSpace(text))
+	})
+	if err == nil && n < len(seen) {
+		err = fmt.Errorf("%w: %s shows %d messages, STAT %d", ErrAnswer, command, n, len(seen))
 	}
-	return all, nil
+	return err
 }
 
+// deadline sets the time until which the server must say something: silence is bounded, and
+// so is the time of an answer that comes drop by drop.
 func (d *Maildrop) deadline() error {
-	timeout := d.server.Timeout
-	if timeout == 0 {
-		timeout = time.Minute
+	timeout := cmp.Or(d.server.Timeout, time.Minute)
+	at := time.Now().Add(timeout)
+	if end := d.begun.Add(timeout + time.Duration(d.octets/minSpeed)*time.Second); !d.begun.IsZero() && end.Before(at) {
+		at = end
 	}
-	return d.conn.SetDeadline(time.Now().Add(timeout))
+	return d.conn.SetDeadline(at)
 }
+
+// beginAnswer begins to count the time and the octets of an answer.
+func (d *Maildrop) beginAnswer() { d.begun, d.octets = time.Now(), 0 }
 
 func (d *Maildrop) send(lines string) error {
+	d.beginAnswer()
 	if err := d.deadline(); err != nil {
 		return err
 	}
@@ -285,6 +297,7 @@ func (d *Maildrop) command(name, line string) (string, error) {
 }
 
 func (d *Maildrop) reply(name string) (string, error) {
+	d.beginAnswer()
 	line, err := d.line()
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", name, err)
@@ -304,6 +317,7 @@ func (d *Maildrop) line() (string, error) {
 		return "", err
 	}
 	line, err := d.text.R.ReadSlice('\n')
+	d.octets += int64(len(line))
 	switch {
 	case errors.Is(err, io.EOF):
 		return "", io.ErrUnexpectedEOF
@@ -315,28 +329,26 @@ func (d *Maildrop) line() (string, error) {
 	return strings.TrimRight(string(line), "\r\n"), nil
 }
 
-// lines sends a command and returns the lines of its answer.
-func (d *Maildrop) lines(name, line string) ([]string, error) {
-	const most = 1000
-	return d.linesUpTo(most, name, line)
-}
-
-func (d *Maildrop) linesUpTo(most int, name, line string) (lines []string, err error) {
-	if _, err := d.command(name, line); err != nil {
-		return nil, err
+// linesUpTo sends a command, calls each for the lines of its answer, and returns their
+// number, which is up to most.
+func (d *Maildrop) linesUpTo(most int, command string, each func(line string) error) (n int, err error) {
+	if _, err := d.command(command, command); err != nil {
+		return 0, err
 	}
-	for {
+	for ; ; n++ {
 		line, err := d.line()
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+			return n, fmt.Errorf("%s: %w", command, err)
 		}
 		if line == "." {
-			return lines, nil
+			return n, nil
 		}
-		if len(lines) == most {
-			return nil, fmt.Errorf("%w: %s has more than %d lines", ErrAnswer, name, most)
+		if n == most {
+			return n, fmt.Errorf("%w: %s has more than %d lines", ErrAnswer, command, most)
 		}
-		lines = append(lines, strings.TrimPrefix(line, "."))
+		if err := each(strings.TrimPrefix(line, ".")); err != nil {
+			return n, err
+		}
 	}
 }
 
@@ -415,7 +427,7 @@ func (d *Maildrop) readTop(i, k int, read func(k int, body io.Reader) error) err
 	if err != nil {
 		return err
 	}
-	body := &boundedReader{r: d.text.DotReader(), left: d.Messages[i].Size + slack, deadline: d.deadline}
+	body := &boundedReader{r: d.text.DotReader(), left: d.Messages[i].Size + slack, maildrop: d}
 	if err := read(k, body); err != nil {
 		return fmt.Errorf("TOP: message %d: %w", d.Messages[i].Number, err)
 	}
@@ -427,15 +439,16 @@ func (d *Maildrop) readTop(i, k int, read func(k int, body io.Reader) error) err
 type boundedReader struct {
 	r        io.Reader
 	left     int64
-	deadline func() error
+	maildrop *Maildrop
 }
 
 // Read implements io.Reader.
 func (b *boundedReader) Read(p []byte) (int, error) {
-	if err := b.deadline(); err != nil {
+	if err := b.maildrop.deadline(); err != nil {
 		return 0, err
 	}
 	n, err := b.r.Read(p)
+	b.maildrop.octets += int64(n)
 	if b.left -= int64(n); b.left < 0 {
 		return n, fmt.Errorf("%w: it is longer than LIST says", ErrAnswer)
 	}

@@ -3,9 +3,11 @@ package oldserver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -142,22 +144,24 @@ func TestAnswersFromWhichNothingFollows(t *testing.T) {
 		old, new string // of the transcript
 		want     func(error) bool
 	}{
-		"no password":             {"S: +OK in", "S: -ERR [AUTH] no", refused},
-		"another protocol":        {"S: +OK old", "S: * OK IMAP4rev1", unusable},
-		"STAT refused":            {"S: +OK 2 300", "S: -ERR [SYS/TEMP] later", refused},
-		"STAT without numbers":    {"S: +OK 2 300", "S: +OK", unusable},
-		"LIST refused":            {"S: +OK 2 messages", "S: -ERR", refused},
-		"LIST is empty":           {"\tS: 1 100\n\tS: 2 200\n", "", unusable},
-		"LIST is short":           {"\tS: 2 200\n", "", unusable},
-		"LIST has one twice":      {"S: 2 200", "S: 1 100", unusable},
-		"LIST has more":           {"\tS: 2 200\n", "\tS: 2 200\n\tS: 3 200\n", unusable},
-		"LIST counts from 0":      {"S: 1 100", "S: 0 100", unusable},
-		"LIST without sizes":      {"S: 2 200", "S: 2", unusable},
-		"UIDL is short":           {"\tS: 2  b2\n", "", unusable},
-		"UIDL names another":      {"S: 2  b2", "S: 3 b2", unusable},
-		"a line without an end":   {"S: +OK old", "S: +OK " + strings.Repeat("x", 20000), func(err error) bool { return errors.Is(err, errLongLine) }},
-		"the connection is lost":  {"\tS: 1 100\n\tS: 2 200\n\tS: .\n\tC: UIDL\n\tS: +OK\n\tS: 1 a1\n\tS: 2  b2\n\tS: .\n", "\tS: 1 100\n\tS: EOF\n", lost},
-		"lost before UIDL is out": {"\tS: 2  b2\n\tS: .\n", "\tS: EOF\n", lost},
+		"no password":                    {"S: +OK in", "S: -ERR [AUTH] no", refused},
+		"another protocol":               {"S: +OK old", "S: * OK IMAP4rev1", unusable},
+		"STAT refused":                   {"S: +OK 2 300", "S: -ERR [SYS/TEMP] later", refused},
+		"STAT without numbers":           {"S: +OK 2 300", "S: +OK", unusable},
+		"LIST refused":                   {"S: +OK 2 messages", "S: -ERR", refused},
+		"LIST is empty":                  {"\tS: 1 100\n\tS: 2 200\n", "", unusable},
+		"LIST is short":                  {"\tS: 2 200\n", "", unusable},
+		"LIST has one twice":             {"S: 2 200", "S: 1 100", unusable},
+		"LIST has more":                  {"\tS: 2 200\n", "\tS: 2 200\n\tS: 3 200\n", unusable},
+		"LIST counts from 0":             {"S: 1 100", "S: 0 100", unusable},
+		"LIST without sizes":             {"S: 2 200", "S: 2", unusable},
+		"LIST has a size that overflows": {"S: 2 200", "S: 2 4611686018427387904", unusable},
+		"STAT shows too many":            {"S: +OK 2 300", "S: +OK 1048577 300", unusable},
+		"UIDL is short":                  {"\tS: 2  b2\n", "", unusable},
+		"UIDL names another":             {"S: 2  b2", "S: 3 b2", unusable},
+		"a line without an end":          {"S: +OK old", "S: +OK " + strings.Repeat("x", 20000), func(err error) bool { return errors.Is(err, errLongLine) }},
+		"the connection is lost":         {"\tS: 1 100\n\tS: 2 200\n\tS: .\n\tC: UIDL\n\tS: +OK\n\tS: 1 a1\n\tS: 2  b2\n\tS: .\n", "\tS: 1 100\n\tS: EOF\n", lost},
+		"lost before UIDL is out":        {"\tS: 2  b2\n\tS: .\n", "\tS: EOF\n", lost},
 	} {
 		t.Run(name, func(t *testing.T) {
 			transcript := strings.Replace(listed, test.old, test.new, 1)
@@ -204,6 +208,50 @@ func TestAServerThatIsSilent(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+}
+
+// A server that says something every 50 seconds is never silent for a minute.
+func TestAServerThatDrips(t *testing.T) {
+	many := strings.Replace(listed, "S: +OK 2 300", "S: +OK 1000 300", 1)
+	for name, test := range map[string]struct{ before, piece string }{
+		"a listing": {many[:strings.Index(many, "\tS: 1 100")], "%d 100\r\n"},
+		"a message": {listed + "\tC: TOP 1 0\n\tS: +OK\n", "X-%d: x\r\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client, server := net.Pipe()
+				var ended sync.WaitGroup
+				ended.Go(func() {
+					serveLines(server, test.before)
+					for n := 1; ; n++ {
+						time.Sleep(50 * time.Second)
+						if _, err := fmt.Fprintf(server, test.piece, n); err != nil {
+							return
+						}
+					}
+				})
+				began := time.Now()
+				s := &Server{Dial: func(context.Context) (net.Conn, error) { return client, nil }}
+				d, err := s.Open(t.Context(), "alice", proxy.NewSecret([]byte("top secret")))
+				if err == nil {
+					_, err = d.Headers(t.Context(), []int{0})
+					d.Abandon()
+				}
+				if timeout := (net.Error)(nil); !errors.As(err, &timeout) || !timeout.Timeout() || time.Since(began) > 2*time.Minute {
+					t.Errorf("got %v after %v", err, time.Since(began))
+				}
+				_ = server.Close()
+				ended.Wait()
+			})
+		})
+	}
+}
+
+func TestALongUIDLIsCutOff(t *testing.T) {
+	d, err := open(t, strings.Replace(listed, "1 a1", "1 "+strings.Repeat("x", 400), 1))
+	if err != nil || len(d.Messages[0].UIDL) != maxShown {
+		t.Errorf("%+v, %v", d, err)
+	}
 }
 
 func TestAMessageLongerThanItsSize(t *testing.T) {

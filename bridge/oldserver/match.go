@@ -20,7 +20,7 @@ const (
 // A Header is what Match knows of the header of a message.
 type Header struct {
 	Known    bool   // the header was read
-	Hash     uint64 // as of uidl.HeaderHash
+	Hash     uint64 // as of uidl.HeaderHash; 0: of a header without a hash, which proves nothing
 	Distinct bool   // has Message-ID or Received: another message hardly has the same header
 }
 

@@ -211,9 +211,9 @@ func (h *HeaderHash) End() {
 // Done reports whether the header has ended.
 func (h *HeaderHash) Done() bool { return h.done }
 
-// Distinct reports whether the header has a field by which another message hardly has the
-// same header: Message-ID or Received.
-func (h *HeaderHash) Distinct() bool { return h.distinct }
+// Distinct reports whether Sum is a hash, of a header with a field by which another message
+// hardly has the same one: Message-ID or Received.
+func (h *HeaderHash) Distinct() bool { return h.distinct && h.Sum() != 0 }
 
 // Sum returns the hash, or 0 if the header has not ended, is too long, or has no fields
 // that count.
