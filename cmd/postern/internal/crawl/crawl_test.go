@@ -82,6 +82,27 @@ func TestACrawlGoesOn(t *testing.T) {
 	}
 }
 
+// A password file, or a list of accounts, given in the place of the journal stays as it is.
+func TestAFileThatIsNoJournal(t *testing.T) {
+	for name, content := range map[string]string{
+		"one line": "secret\n", "without a line end": "secret", "accounts": "alice,secret\nbob,secret\n", "a crash in the first line": `"`,
+	} {
+		path := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := OpenJournal[int](path, "test")
+		if after, _ := os.ReadFile(path); content != `"` && (err == nil || string(after) != content || strings.Contains(err.Error(), "secret")) {
+			t.Errorf("%s: got %v, and the file has %q", name, err, after)
+		} else if content == `"` && (err != nil || string(after) != "\"test\"\n") {
+			t.Errorf("%s: got %v, and the file has %q", name, err, after)
+		}
+	}
+	if _, err := OpenJournal[int](os.DevNull, "test"); err == nil {
+		t.Error("a device is a journal")
+	}
+}
+
 func TestAccountsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var now, most atomic.Int64

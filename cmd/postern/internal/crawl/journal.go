@@ -2,6 +2,7 @@ package crawl
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,7 +26,7 @@ func OpenJournal[T any](path, what string) (*Journal[T], error) {
 	if path == "" {
 		return j, nil
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -39,11 +40,22 @@ func OpenJournal[T any](path, what string) (*Journal[T], error) {
 
 // read reads the outcomes in f. Of a line that was cut off by a crash nothing is kept.
 func (j *Journal[T]) read(f *os.File, what string) error {
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return errors.Join(err, errors.New("it is no regular file"))
+	}
+	other := fmt.Errorf("it is not the file of this command (%s): take another one, or remove it", what)
+	head, err := json.Marshal(what)
+	if err != nil {
+		return err
+	}
 	in := bufio.NewReaderSize(f, maxOutcome)
 	end := int64(0) // of the last whole line
 	for n := 1; ; n++ {
 		line, err := in.ReadSlice('\n')
 		if errors.Is(err, io.EOF) {
+			if n == 1 && !bytes.HasPrefix(head, line) { // it would be lost
+				return other
+			}
 			break
 		}
 		if err != nil {
@@ -52,7 +64,7 @@ func (j *Journal[T]) read(f *os.File, what string) error {
 		if n == 1 {
 			var of string
 			if json.Unmarshal(line, &of) != nil || of != what {
-				return fmt.Errorf("it is not the file of this command (%s): take another one, or remove it", what)
+				return other
 			}
 		} else {
 			var o Outcome[T]
@@ -68,13 +80,11 @@ func (j *Journal[T]) read(f *os.File, what string) error {
 	if err := f.Truncate(end); err != nil {
 		return err
 	}
-	if _, err := f.Seek(end, io.SeekStart); err != nil {
-		return err
-	}
 	if end > 0 {
 		return nil
 	}
-	return json.NewEncoder(f).Encode(what)
+	_, err = f.Write(append(head, '\n'))
+	return err
 }
 
 func (j *Journal[T]) outcome(user string) (Outcome[T], bool) {
