@@ -55,6 +55,9 @@ var (
 type Server struct {
 	Log     *slog.Logger // for each request; nil: none
 	Routine []string     // names of requests that programs send regularly: they are logged at debug level
+	// Account returns what the log has of an account, as the command's user typed it, which
+	// may be a password in the wrong place. nil: the account.
+	Account func(typed string) []slog.Attr
 
 	mu       sync.RWMutex
 	handlers map[string]http.Handler
@@ -93,6 +96,7 @@ func HandleEach[In, Out any](s *Server, name string, f func(ctx context.Context,
 			return
 		}
 		_ = limits.SetReadDeadline(time.Time{}) // the caller decides how long to wait for the answer
+		given, hidden := s.given(in)            // before f, which may forget the account
 		values, begun := json.NewEncoder(w), false
 		var result any
 		err := f(r.Context(), in, func(out Out) error {
@@ -105,7 +109,7 @@ func HandleEach[In, Out any](s *Server, name string, f func(ctx context.Context,
 			result = out
 			return values.Encode(out)
 		})
-		s.logRequest(r.Context(), name, in, result, err)
+		s.logRequest(r.Context(), name, given, result, hide(err, hidden))
 		switch {
 		case err != nil && begun:
 			w.Header().Set(trailer, oneLine.Replace(err.Error()))
@@ -115,8 +119,42 @@ func HandleEach[In, Out any](s *Server, name string, f func(ctx context.Context,
 	})
 }
 
+// given returns what the log has of the argument of a request, and the accounts that it
+// hides.
+func (s *Server) given(in any) (attrs []slog.Attr, hidden []string) {
+	v, ok := in.(slog.LogValuer)
+	if !ok {
+		return nil, nil
+	}
+	for _, a := range v.LogValue().Group() {
+		if a.Key != "account" || s.Account == nil {
+			attrs = append(attrs, a)
+			continue
+		}
+		some := s.Account(a.Value.String())
+		attrs = append(attrs, some...)
+		if !slices.ContainsFunc(some, func(a slog.Attr) bool { return a.Key == "account" }) {
+			hidden = append(hidden, a.Value.String())
+		}
+	}
+	return attrs, hidden
+}
+
+// hide returns an error without hidden names.
+func hide(err error, names []string) error {
+	if err == nil || len(names) == 0 {
+		return err
+	}
+	text := err.Error()
+	for _, name := range names {
+		quoted := strconv.Quote(name)
+		text = strings.ReplaceAll(strings.ReplaceAll(text, name, "ACCOUNT"), quoted[1:len(quoted)-1], "ACCOUNT")
+	}
+	return errors.New(text)
+}
+
 // logRequest logs a request. result is the last value of the answer; nil: there was none.
-func (s *Server) logRequest(ctx context.Context, name string, in, result any, err error) {
+func (s *Server) logRequest(ctx context.Context, name string, given []slog.Attr, result any, err error) {
 	if s.Log == nil {
 		return
 	}
@@ -124,9 +162,7 @@ func (s *Server) logRequest(ctx context.Context, name string, in, result any, er
 	if by, ok := ctx.Value(callerKey{}).(caller); ok {
 		attrs = append(attrs, by.attrs()...)
 	}
-	if v, ok := in.(slog.LogValuer); ok {
-		attrs = append(attrs, v.LogValue().Group()...)
-	}
+	attrs = append(attrs, given...)
 	level := slog.LevelInfo
 	switch n, ok := result.(int); {
 	case err != nil:

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"time"
 
 	"postern/proxy"
@@ -50,14 +51,19 @@ func (l *Log) attempt(e proxy.Attempt) {
 // accountField returns the field that names the account, or the hash and the shape of a
 // name that is not known.
 func (l *Log) accountField(e proxy.Attempt) []any {
-	switch {
-	case e.Account != "" && l.isKnown(e.Account):
+	if e.Account != "" && l.isKnown(e.Account) {
 		return []any{"account", printable(e.Account)}
-	case e.User != "":
-		name := cmp.Or(e.Account, e.User)
+	}
+	if name := cmp.Or(e.Account, e.User); e.User != "" {
 		return []any{"account_hash", l.Hash(name).String(), "name_shape", l.shapeOf(name)}
 	}
 	return nil
+}
+
+// Account returns the fields by which the lines about logins name an account, or a name that
+// is not known. account is "" if the name, as typed, can be that of no account.
+func (l *Log) Account(account, typed string) []slog.Attr {
+	return slog.Group("", l.accountField(proxy.Attempt{Account: account, User: typed})...).Value.Group()
 }
 
 // tlsFields returns the fields about TLS that only logins have.

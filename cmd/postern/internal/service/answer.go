@@ -2,6 +2,7 @@ package service
 
 import (
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 
@@ -13,7 +14,10 @@ import (
 // running Postern can answer there is an admin.Handle here, and an admin.Call in
 // cmd/postern.
 func (s *Service) newControl() *admin.Server {
-	c := &admin.Server{Log: s.log, Routine: []string{AskStatus, stored.AskGet, stored.AskSwap, stored.AskScan, stored.ReadUIDLs.Name}}
+	c := &admin.Server{
+		Log: s.log, Account: s.accountInLog,
+		Routine: []string{AskStatus, stored.AskGet, stored.AskSwap, stored.AskScan, stored.ReadUIDLs.Name},
+	}
 	s.answerSessions(c)
 	s.answerDrain(c)
 	admin.Handle(c, AskStatus, s.status)
@@ -33,6 +37,15 @@ func (s *Service) newControl() *admin.Server {
 	admin.Handle(c, "upgrade", s.onRequest(s.upgrade))
 	s.answerPredecessor(c)
 	return c
+}
+
+// accountInLog returns what the log has of an account that the argument of a command names.
+func (s *Service) accountInLog(typed string) []slog.Attr {
+	account, err := s.account(typed)
+	if err != nil {
+		account = ""
+	}
+	return s.audit.Account(account, typed)
 }
 
 // errUnknown returns the error that there is no such thing as name, with the names that
