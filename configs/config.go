@@ -154,6 +154,7 @@ type Texts struct {
 	Unavailable     string `yaml:"unavailable"`
 	InUse           string `yaml:"in_use"`
 	ProtocolOff     string `yaml:"protocol_off"`
+	POP3Ended       string `yaml:"pop3_ended"`
 	Suspended       string `yaml:"suspended"`
 	Unusable        string `yaml:"unusable"`
 	Plaintext       string `yaml:"plaintext"`

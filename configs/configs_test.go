@@ -102,7 +102,7 @@ accounts:
   rewrite: [{match: "^(web[0-9]+p[0-9]+)@.*$", to: $1}]
   separators: "+"
 policy: {file: protocols}
-texts: {wrong: a, throttled: b, unavailable: c, in_use: d, protocol_off: e, suspended: f, unusable: k, plaintext: g, too_many: h, too_many_sessions: l, mailbox_full: i, maintenance: j}
+texts: {wrong: a, throttled: b, unavailable: c, in_use: d, protocol_off: e, pop3_ended: m, suspended: f, unusable: k, plaintext: g, too_many: h, too_many_sessions: l, mailbox_full: i, maintenance: j}
 domains: [{domain: Example.net, texts: {wrong: k}}]
 submission: {bare_newlines: reject}
 trusted_networks: [10.0.0.40, "::ffff:10.0.0.41", 10.1.0.0/16, 2001:db8::/48, 2001:db8::1]
@@ -182,7 +182,7 @@ log: {format: json, level: debug, fail2ban: failed}
 		},
 		Protocols: Protocols{File: "protocols"},
 		Texts: Texts{
-			Wrong: "a", Throttled: "b", Unavailable: "c", InUse: "d", ProtocolOff: "e", Suspended: "f", Unusable: "k", Plaintext: "g",
+			Wrong: "a", Throttled: "b", Unavailable: "c", InUse: "d", ProtocolOff: "e", POP3Ended: "m", Suspended: "f", Unusable: "k", Plaintext: "g",
 			TooMany: "h", TooManySessions: "l", MailboxFull: "i", Maintenance: "j",
 		},
 		Domains:         []Domain{{Domain: "example.net", Texts: Texts{Wrong: "k"}}},

@@ -29,6 +29,7 @@ const (
 	ShuttingDown                      // Postern stops
 	Kicked                            // an operator ended it
 	Internal                          // a bug of ours
+	POP3Ended                         // as ProtocolOff: the account's last day of POP3 is over. A new reason comes last: an upgrade hands the numbers over (metrics/outcomes)
 )
 
 // The results of attempts to log in: the label result of metrics.
@@ -92,6 +93,7 @@ var reasons = [...]struct {
 	ShuttingDown:    {"shutting_down", ResultTemporary, OutcomeFailed, true},
 	Kicked:          {"kicked", ResultTemporary, OutcomeFailed, true},
 	Internal:        {"internal", ResultTemporary, OutcomeFailed, true},
+	POP3Ended:       {"pop3_ended", ResultForbidden, OutcomeForbidden, false},
 }
 
 // Reasons returns the closed list.

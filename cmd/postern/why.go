@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 
 	"postern/cmd/postern/internal/service"
 	"postern/configs"
+	"postern/proxy"
 )
 
 func whyCommand() *cobra.Command {
@@ -137,6 +139,13 @@ func (p *whyPrinter) account(w *service.Why) {
 	}
 	if len(w.Off) > 0 {
 		p.line("switched off for this account by policy.file: %s", strings.Join(w.Off, ", "))
+	}
+	switch {
+	case w.POP3LastDay == "":
+	case slices.Contains(w.Off, proxy.POP3):
+		p.line("POP3 was switched off for this account after its last day, %s (policy.file)", w.POP3LastDay)
+	default:
+		p.line("POP3 will be switched off for this account after its last day, %s (policy.file)", w.POP3LastDay)
 	}
 	if w.Networks > 0 {
 		p.line("known networks: %d (the login guard has hashes of them, no addresses)", w.Networks)

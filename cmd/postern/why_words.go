@@ -39,6 +39,10 @@ var whyWords = map[outcomes.Kind]outcomeWords{
 		"The password was right, but this account may not use %s.",
 		"policy.file switches it off: change the mail program to another protocol, or that file.",
 	},
+	outcomes.Kind(proxy.POP3Ended): {
+		"The password was right, but POP3 is switched off: %s.",
+		"set up the account with IMAP in the mail program (docs/support.md says how to tell the user), or give it a later day in policy.file.",
+	},
 	outcomes.Kind(proxy.Suspended): {
 		"The mail server said that the account is suspended or expired.",
 		"look at the account at the mail server.",
@@ -253,6 +257,8 @@ func wordsOf(o service.WhyOutcome, account string) (text, advice string) {
 		text = fmt.Sprintf(text, cmp.Or(alertWords[o.Detail], cmp.Or(o.Detail, "it does not say why")))
 	case o.Outcome == outcomes.Kind(proxy.Throttled):
 		text = fmt.Sprintf(text, cmp.Or(limit, cmp.Or(o.Detail, "there were too many wrong passwords")))
+	case o.Outcome == outcomes.Kind(proxy.POP3Ended):
+		text = fmt.Sprintf(text, cmp.Or(o.Detail, "its last day is over"))
 	case strings.Contains(text, "%s"):
 		text = fmt.Sprintf(text, protocolName(o.Protocol))
 	case o.Detail == authpolicy.Bucket && o.Outcome != outcomes.Login:
@@ -285,7 +291,7 @@ func protocolName(protocol string) string {
 // saysDetail reports whether the words of an outcome say its detail.
 func saysDetail(o service.WhyOutcome) bool {
 	switch o.Outcome {
-	case outcomes.CertificateRejected, outcomes.TLSVersion, outcomes.TLSCipher, outcomes.Login, outcomes.Kind(proxy.Throttled):
+	case outcomes.CertificateRejected, outcomes.TLSVersion, outcomes.TLSCipher, outcomes.Login, outcomes.Kind(proxy.Throttled), outcomes.Kind(proxy.POP3Ended):
 		return true
 	}
 	return bucketWords[o.Detail] != ""

@@ -27,6 +27,9 @@ var wordings = map[proxy.Reason]wording{
 	// 525 X.7.13 for an account that an administrator has switched off.
 	proxy.ProtocolOff: {"NO [AUTHORIZATIONFAILED]", "[AUTH]", "525 5.7.13", "This account may not use this service"},
 	proxy.Suspended:   {"NO [CONTACTADMIN]", "[SYS/PERM]", "525 5.7.13", "This account is suspended: ask your provider"},
+	// Some clients ask for the password over any refusal: the first words say what helps.
+	proxy.POP3Ended: {"NO [AUTHORIZATIONFAILED]", "[SYS/PERM]", "525 5.7.13",
+		"Set up this account with IMAP in your mail program: POP3 is switched off for it. Your password is right, your mail is on the server"},
 	// RFC 5530 section 3: CANNOT; RFC 3463: 5.3.5 is a matter of configuration.
 	proxy.Unusable:        {"NO [CANNOT]", "[SYS/PERM]", "554 5.3.5", "This mailbox cannot be used with this service: ask your provider"},
 	proxy.Plaintext:       {"BAD", "", "554 5.7.0", "This port speaks TLS only: choose SSL/TLS in the settings of your mail program"},

@@ -232,7 +232,57 @@ type table struct {
 	text    []byte
 	slots   []uint32 // offset + 1; 0: free. The length is a power of two, and at most half are used
 	entries int
-	values  map[string]string // everything that follows a key, each once
+	values  map[string]*value // by everything that follows a key
+}
+
+// A value is what follows keys, and which keys.
+type value struct {
+	rest  string
+	lines Lines
+}
+
+// Lines count lines with different keys.
+type Lines struct {
+	Accounts, Domains int
+	All               bool // the line of *
+}
+
+// count returns l and one line more, with key.
+func (l Lines) count(key []byte) Lines {
+	switch {
+	case string(key) == "*":
+		l.All = true
+	case key[0] == '@':
+		l.Domains++
+	default:
+		l.Accounts++
+	}
+	return l
+}
+
+func (l Lines) plus(m Lines) Lines {
+	return Lines{l.Accounts + m.Accounts, l.Domains + m.Domains, l.All || m.All}
+}
+
+// String returns l as in "2 accounts, 1 domain and all without another line".
+func (l Lines) String() string {
+	var parts []string
+	add := func(n int, one, many string) {
+		if n == 1 {
+			parts = append(parts, "1 "+one)
+		} else if n > 1 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, many))
+		}
+	}
+	add(l.Accounts, "account", "accounts")
+	add(l.Domains, "domain", "domains")
+	if l.All {
+		parts = append(parts, "all without another line")
+	}
+	if n := len(parts); n > 1 {
+		return strings.Join(parts[:n-1], ", ") + " and " + parts[n-1]
+	}
+	return strings.Join(parts, "")
 }
 
 // seed is the same for all tables. It is secret, so that nobody can choose names
@@ -243,7 +293,7 @@ var seed = maphash.MakeSeed()
 func parse(path string, text []byte, check func(rest string) error) (*table, Mistakes) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
 	size := 2 * (bytes.Count(text, []byte("\n")) + 1)
-	t := &table{text: text, slots: make([]uint32, 1<<bits.Len(uint(size-1))), values: make(map[string]string)}
+	t := &table{text: text, slots: make([]uint32, 1<<bits.Len(uint(size-1))), values: make(map[string]*value)}
 	var wrong Mistakes
 	number := 0
 	for begin := 0; begin < len(text); {
@@ -276,21 +326,22 @@ func (t *table) add(begin, end int, check func(rest string) error) error {
 	for i, c := range key {
 		key[i] = byte(lowerRune(rune(c)))
 	}
-	value, ok := t.values[string(rest)]
+	v, ok := t.values[string(rest)]
 	if !ok {
 		if err := check(string(rest)); err != nil {
 			return err
 		}
-		value = string(rest)
-		t.values[value] = value
+		v = &value{rest: string(rest)}
+		t.values[v.rest] = v
 	}
 	slot, taken := t.find(string(key))
 	if taken {
-		if earlier := t.value(slot, len(key)); earlier != value {
-			return fmt.Errorf("%q is also in an earlier line, with %s behind it, and here with %s", shorten(string(key)), quoted(earlier), quoted(value))
+		if earlier := t.value(slot, len(key)); earlier != v.rest {
+			return fmt.Errorf("%q is also in an earlier line, with %s behind it, and here with %s", shorten(string(key)), quoted(earlier), quoted(v.rest))
 		}
 		return nil
 	}
+	v.lines = v.lines.count(key)
 	t.slots[slot] = uint32(begin+bytes.Index(line, key)) + 1
 	t.entries++
 	return nil
@@ -361,5 +412,5 @@ func (t *table) value(slot uint64, key int) string {
 		line = line[:key+i]
 	}
 	_, rest := cutLine(line)
-	return t.values[string(rest)]
+	return t.values[string(rest)].rest
 }

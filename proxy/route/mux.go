@@ -169,11 +169,12 @@ func (m *Mux) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) 
 	if err != nil {
 		return nil, err
 	}
-	if m.Protocols != nil && m.Protocols.Off(l.Account, l.Client.Protocol) {
+	if m.Protocols == nil {
+		return session, nil
+	}
+	if err := m.Protocols.refusal(l.Account, l.Client.Protocol); err != nil {
 		_ = session.Close()
-		return nil, &proxy.Refusal{
-			Reason: proxy.ProtocolOff, Verified: true, Err: fmt.Errorf("%s is off for the account", l.Client.Protocol),
-		}
+		return nil, err
 	}
 	return session, nil
 }

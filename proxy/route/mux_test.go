@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"postern/proxy"
 )
@@ -181,7 +182,7 @@ func TestProtocolsOfAccountBeforeDomainBeforeAll(t *testing.T) {
 	} {
 		var off []string
 		for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
-			if p.Off(test.account, protocol) {
+			if isOff, _ := p.Off(test.account, protocol, time.Now()); isOff {
 				off = append(off, protocol)
 			}
 		}
@@ -195,7 +196,7 @@ func TestProtocolsOfAccountBeforeDomainBeforeAll(t *testing.T) {
 }
 
 func TestProtocolsNameTheLineOfAMistake(t *testing.T) {
-	const words = " is not one of imap, pop3 and submission, with :on or :off behind it"
+	const words = " is not one of imap, pop3 and submission, with :on or :off behind it, nor pop3:off-after=2027-01-31"
 	for text, want := range map[string]string{
 		"x":                   "no protocol is named: write pop3:off",
 		"x pop3":              `"pop3"` + words,

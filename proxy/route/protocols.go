@@ -14,14 +14,14 @@ import (
 
 // Protocols say which protocols an account may use. They are read from a text
 // file of lines as in File, in which words after the key switch a protocol on or
-// off:
+// off, or POP3 off after its last day:
 //
 //   - pop3:off
-//     @example.org       pop3:on
-//     bob@example.org    pop3:off submission:off
+//     @example.org       pop3:off-after=2027-01-31
+//     bob@example.org    pop3:on submission:off
 //
 // For each protocol the account's own line decides, then its domain's, then *. A
-// protocol without a word is on.
+// protocol without a word is on. A last day ends at midnight of the local time zone.
 type Protocols struct{ lines *lines }
 
 // OpenProtocols reads the file at path. The error of a file with mistakes is a Mistakes.
@@ -33,6 +33,13 @@ func OpenProtocols(path string) (*Protocols, error) {
 	return &Protocols{l}, nil
 }
 
+// The states of a protocol in a file.
+const (
+	stateOn       = "on"
+	stateOff      = "off"
+	stateOffAfter = "off-after="
+)
+
 func checkProtocols(rest string) error {
 	if rest == "" {
 		return errors.New("no protocol is named: write pop3:off")
@@ -41,8 +48,8 @@ func checkProtocols(rest string) error {
 	seen := make(map[string]bool)
 	for word := range strings.FieldsSeq(rest) {
 		protocol, state, _ := strings.Cut(word, ":")
-		if !slices.Contains([]string{proxy.IMAP, proxy.POP3, proxy.Submission}, protocol) || state != "on" && state != "off" {
-			wrong = append(wrong, fmt.Sprintf("%q is not one of imap, pop3 and submission, with :on or :off behind it", shorten(word)))
+		if err := checkState(protocol, state); err != nil {
+			wrong = append(wrong, fmt.Sprintf("%q %v", shorten(word), err))
 		} else if seen[protocol] {
 			wrong = append(wrong, protocol+" is named twice")
 		}
@@ -54,23 +61,113 @@ func checkProtocols(rest string) error {
 	return nil
 }
 
+// checkState returns what is wrong with a word, to be written behind it.
+func checkState(protocol, state string) error {
+	day, dated := strings.CutPrefix(state, stateOffAfter)
+	switch {
+	case !slices.Contains([]string{proxy.IMAP, proxy.POP3, proxy.Submission}, protocol) || !dated && state != stateOn && state != stateOff:
+		return errors.New("is not one of imap, pop3 and submission, with :on or :off behind it, nor pop3:off-after=2027-01-31")
+	case dated && protocol != proxy.POP3:
+		return errors.New("has a last day, which only pop3 can have: write " + protocol + ":off")
+	case dated:
+		return checkLastDay(day)
+	}
+	return nil
+}
+
+// The years that a last day may have: outside of them a digit is wrong, and a year that is
+// long past would switch POP3 off at once.
+const firstYear, lastYear = 2025, 2099
+
+func checkLastDay(day string) error {
+	switch date, err := time.Parse(time.DateOnly, day); {
+	case err != nil:
+		return errors.New("names no day: write the last day of POP3 as in pop3:off-after=2027-01-31")
+	case date.Year() < firstYear || date.Year() > lastYear:
+		return fmt.Errorf("has a year that is not one of %d to %d", firstYear, lastYear)
+	}
+	return nil
+}
+
 // Watch is like File.Watch.
 func (p *Protocols) Watch(ctx context.Context, every time.Duration, log *slog.Logger) {
 	p.lines.watch(ctx, every, log)
 }
 
-// Off reports whether account may not use protocol.
-func (p *Protocols) Off(account, protocol string) bool {
+// Off reports whether account may not use protocol at the time now, and the last day of
+// service (2027-01-31), past or to come, if the file has one. The day ends at midnight of
+// the time zone of now.
+func (p *Protocols) Off(account, protocol string, now time.Time) (off bool, lastDay string) {
 	t := p.lines.table.Load()
 	for _, key := range keysOf(account) {
 		rest, _ := t.get(key)
 		for word := range strings.FieldsSeq(rest) {
 			if name, state, _ := strings.Cut(word, ":"); name == protocol {
-				return state == "off"
+				if day, dated := strings.CutPrefix(state, stateOffAfter); dated {
+					return ended(day, now), day
+				}
+				return state == stateOff, ""
 			}
 		}
 	}
-	return false
+	return false, ""
+}
+
+// ended reports whether the day, such as 2027-01-31, is over. Days are compared, not
+// instants: there are zones in which some midnights do not exist.
+func ended(day string, now time.Time) bool { return now.Format(time.DateOnly) > day }
+
+// refusal returns why account may not use protocol now, or nil. The password must be known
+// to be right.
+func (p *Protocols) refusal(account, protocol string) error {
+	switch off, lastDay := p.Off(account, protocol, time.Now()); {
+	case off && lastDay != "":
+		return &proxy.Refusal{
+			Reason: proxy.POP3Ended, Verified: true, Err: fmt.Errorf("the last day of POP3 for the account was %s", lastDay),
+		}
+	case off:
+		return &proxy.Refusal{Reason: proxy.ProtocolOff, Verified: true, Err: fmt.Errorf("%s is off for the account", protocol)}
+	}
+	return nil
+}
+
+// A Switch is a word of a file that switches a protocol off, and the lines that have it.
+type Switch struct {
+	Protocol string
+	LastDay  string // of POP3; "": off without a date
+	Lines    Lines
+}
+
+// Ended reports whether s has a last day, and that is over at the time now.
+func (s Switch) Ended(now time.Time) bool { return s.LastDay != "" && ended(s.LastDay, now) }
+
+// Switches returns what the file switches off: first what is off without a date, by
+// protocol, then by last day.
+func (p *Protocols) Switches() []Switch {
+	found := make(map[Switch]Lines) // the key has no Lines
+	for rest, v := range p.lines.table.Load().values {
+		for word := range strings.FieldsSeq(rest) {
+			protocol, state, _ := strings.Cut(word, ":")
+			if state == stateOn {
+				continue
+			}
+			day, _ := strings.CutPrefix(state, stateOffAfter)
+			if state == stateOff {
+				day = ""
+			}
+			s := Switch{Protocol: protocol, LastDay: day}
+			found[s] = found[s].plus(v.lines)
+		}
+	}
+	all := make([]Switch, 0, len(found))
+	for s, lines := range found {
+		s.Lines = lines
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b Switch) int {
+		return strings.Compare(a.LastDay+" "+a.Protocol, b.LastDay+" "+b.Protocol)
+	})
+	return all
 }
 
 // Known reports whether the file lists account itself.

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -50,7 +51,8 @@ type Why struct {
 	RouteError  string         `json:"route_error,omitempty"`  // why Backend is not known
 	Refusing    string         `json:"refusing,omitempty"`     // which servers of Backend accept no logins now, and why
 	Off         []string       `json:"protocols_off,omitempty"`
-	Networks    int            `json:"known_networks"` // from which the account has logged in within retention.guard
+	POP3LastDay string         `json:"pop3_last_day,omitempty"` // past or to come: 2027-01-31; "": policy.file has none for the account
+	Networks    int            `json:"known_networks"`          // from which the account has logged in within retention.guard
 	Now         []WhyNetwork   `json:"networks"`
 	Outcomes    []WhyOutcome   `json:"outcomes"` // the last one at the end
 }
@@ -154,9 +156,14 @@ func (g *generation) addRoute(ctx context.Context, w *Why) {
 		}
 	}
 	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
-		if r.policy != nil && r.policy.Off(w.Account, protocol) {
+		if r.policy == nil {
+			break
+		}
+		off, lastDay := r.policy.Off(w.Account, protocol, time.Now())
+		if off {
 			w.Off = append(w.Off, protocol)
 		}
+		w.POP3LastDay = cmp.Or(w.POP3LastDay, lastDay)
 	}
 }
 

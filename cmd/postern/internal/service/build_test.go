@@ -85,6 +85,56 @@ texts: {protocol_off: "Open POP3 in the panel first"}
 	`)
 }
 
+// Criterion: After an account's last day of POP3, who has the password is told first what to do, by [SYS/PERM], and it costs no guess; who has not sees what all see.
+func TestTheEndOfPOP3IsToldToTheOwnerOnly(t *testing.T) {
+	imap, _ := inMemory(t, "mail", "alice", "bob@example.org", "carol")
+	policy := file(t, t.TempDir(), "policy", "alice pop3:off-after=2025-01-31\n@example.org pop3:off-after=2025-02-28\ncarol pop3:off-after=2099-12-31\n")
+	r := startService(t, baseConfig+fmt.Sprintf(`
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none}}}
+policy: {file: %q}
+domains: [{domain: example.org, texts: {pop3_ended: "Call 0123"}}]
+`, imap, policy))
+	wrong := func(user string) string {
+		return fmt.Sprintf(`
+			C: USER %s
+			S: +OK *
+			C: PASS wrong
+			S: -ERR \[AUTH\] Wrong user name or password (session *)
+		`, user)
+	}
+	for user, answer := range map[string]string{
+		"alice":           `-ERR \[SYS/PERM\] Set up this account with IMAP in your mail program: POP3 is switched off for it. *(session *)`,
+		"bob@example.org": `-ERR \[SYS/PERM\] Call 0123 (session *)`,
+		"carol":           `+OK *`,
+	} {
+		proxytest.Transcript(t, r.secure(r.dial(t, "pop3")), "S: +OK *"+wrong(user)+fmt.Sprintf(`
+			C: USER %s
+			S: +OK *
+			C: PASS secret of %s
+			S: %s
+		`, user, user, answer))
+	}
+	proxytest.Transcript(t, r.secure(r.dial(t, "pop3")), "S: +OK *"+wrong("nobody"))
+	proxytest.Transcript(t, r.secure(r.dial(t, "pop3")), `
+		S: +OK *
+		C: USER alice
+		S: +OK *
+		C: PASS secret of alice
+		S: -ERR \[SYS/PERM\] *
+		C: USER alice
+		S: +OK *
+		C: PASS secret of alice
+		S: -ERR \[SYS/PERM\] *
+		C: USER alice
+		S: +OK *
+		C: PASS secret of alice
+		S: -ERR \[SYS/PERM\] *
+		C: QUIT
+		S: +OK *
+	`)
+}
+
 // Criterion: on a STARTTLS port no credential passes before TLS; a port that refuses says why in the operator's words.
 func TestOldPorts(t *testing.T) {
 	imap, submission := inMemory(t, "mail", "alice")

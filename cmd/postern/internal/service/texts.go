@@ -33,6 +33,8 @@ func textOf(t configs.Texts, r proxy.Reason) string {
 		return t.InUse
 	case proxy.ProtocolOff:
 		return t.ProtocolOff
+	case proxy.POP3Ended:
+		return t.POP3Ended
 	case proxy.Suspended:
 		return t.Suspended
 	case proxy.Unusable:
