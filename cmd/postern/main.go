@@ -19,7 +19,7 @@ import (
 )
 
 func main() {
-	os.Exit(command(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(command(context.Background(), os.Args[1:], onDisplay(os.Stdout), onDisplay(os.Stderr)))
 }
 
 // command runs Postern with args and returns its exit status.

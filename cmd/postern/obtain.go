@@ -7,12 +7,10 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"postern/cmd/postern/internal/service"
 	"postern/configs"
@@ -51,10 +49,8 @@ begun again: what is there is not got again. A Postern may be running or not.`,
 		if err != nil {
 			return err
 		}
-		r := progressReport{out: cmd.OutOrStdout(), began: time.Now(), counts: map[string]int{}}
-		if f, ok := cmd.OutOrStdout().(*os.File); ok {
-			r.live = term.IsTerminal(int(f.Fd()))
-		}
+		out := cmd.OutOrStdout()
+		r := progressReport{out: out, live: isDisplay(out), began: time.Now(), counts: map[string]int{}}
 		o := &certs.BatchOrder{Names: names, PerHour: *perHour, Addresses: own, Report: r.update}
 		err = asOwnerOfStorage(cfg, func() error {
 			return o.Run(cmd.Context(), *service.CertificateSources(cfg).ACME, slog.New(slog.DiscardHandler))
@@ -147,7 +143,7 @@ func (r *progressReport) update(p certs.Progress) {
 // clear clears the progress line.
 func (r *progressReport) clear() {
 	if r.live {
-		_, _ = io.WriteString(r.out, "\r\x1b[K")
+		clearLine(r.out)
 	}
 }
 

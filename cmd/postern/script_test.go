@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	// it exits, in which SIGTERM kills it.
 	_ = os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
 	testscript.Main(play{m}, map[string]func(){
-		"postern": func() { os.Exit(command(context.Background(), os.Args[1:], os.Stdout, os.Stderr)) },
+		"postern": main,
 		"crowd":   beCrowd,
 		"storm":   beStorm,
 	})

@@ -2,14 +2,21 @@ package main
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
+	"math/big"
 	"os"
 	"os/exec"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 )
 
@@ -93,5 +100,67 @@ backends: {main: {imap: {address: "127.0.0.1:1", tls: none}}}
 				t.Errorf("the command said %q, want %q", said.String(), test.want)
 			}
 		})
+	}
+}
+
+// Criterion: a terminal obeys nothing that a server, a certificate or a client has put into what a command prints.
+func TestATerminalObeysNothingThatIsPrinted(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"\x1b]0;owned\a"}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = server.Close() }()
+	go func() {
+		for {
+			conn, err := server.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.(*tls.Conn).Handshake()
+			_ = conn.Close()
+		}
+	}()
+	dir := t.TempDir()
+	config := file(t, dir, "postern.yaml", `
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+tls: {certificates: [{cert: mail.pem, key: mail.key}]}
+backends: {main: {imap: {address: "127.0.0.1:1", tls: none}}}
+`)
+	typist, terminal := openTerminal(t)
+	var shown collector
+	go func() { _, _ = io.Copy(&shown, typist) }()
+	cmd := exec.Command("postern", "uidl", "detect", "--old", server.Addr().String(), "--server-name", "pop3.example.org", "--user", "alice",
+		"--password-file", file(t, dir, "password", "top secret\n"), "--config", config)
+	cmd.Stdout, cmd.Stderr = terminal, terminal
+	if err := cmd.Run(); err == nil {
+		t.Error("the certificate is no good, and still no error")
+	}
+	within(t, patience, "the error is shown", func() bool { return strings.Contains(shown.String(), "pop3.example.org") })
+	if got := shown.String(); strings.ContainsAny(got, "\x1b\a") || !strings.Contains(got, "?]0;owned?") {
+		t.Errorf("the terminal got %q", got)
+	}
+}
+
+func TestHarmless(t *testing.T) {
+	for text, want := range map[string]string{
+		"alice\tanna\n":                "alice\tanna\n",
+		"Grüße, 日本 \u00a0":             "Grüße, 日本 \u00a0",
+		"\x1b[2J\r\b\x7f\u009b31m":     "?[2J????31m",
+		"moc.\u202eexample\u2066":      "moc.?example?",
+		"a\x9bb\xff":                   "a?b?",
+		"the half of a rune: \xe6\x97": "the half of a rune: \xe6\x97",
+	} {
+		if got := string(harmless([]byte(text))); got != want {
+			t.Errorf("%q: got %q, want %q", text, got, want)
+		}
 	}
 }

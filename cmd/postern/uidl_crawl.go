@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"postern/bridge/oldserver"
 	"postern/cmd/postern/internal/crawl"
@@ -154,9 +153,7 @@ func runCrawl[T any](cmd *cobra.Command, c *crawler, name string, s summary[T], 
 	}
 	report := newPrinter[crawl.Outcome[T]](cmd.OutOrStdout(), true, "", nil)
 	line := progressLine{out: cmd.ErrOrStderr(), began: time.Now()}
-	if f, ok := line.out.(*os.File); ok && c.list != "" {
-		line.live = term.IsTerminal(int(f.Fd()))
-	}
+	line.live = c.list != "" && isDisplay(line.out)
 	err = crawl.Run(ctx, accounts, journal, crawl.Options{AtOnce: c.connections, Progress: line.update},
 		func(ctx context.Context, a crawl.Account) (T, error) { return visit(ctx, cfg, a) },
 		func(o crawl.Outcome[T]) error {
@@ -198,7 +195,7 @@ func (l *progressLine) update(p crawl.Progress) {
 
 func (l *progressLine) clear() {
 	if l.live {
-		_, _ = io.WriteString(l.out, "\r\x1b[K")
+		clearLine(l.out)
 	}
 }
 
