@@ -231,6 +231,12 @@ type Log struct {
 	Fail2ban string     `yaml:"fail2ban"` // a file for wrong passwords, in the lines of Dovecot's log; "": none
 }
 
+// Default returns the defaults of all keys: a configuration without listeners and backends.
+func Default() *Config {
+	c := defaults()
+	return &c
+}
+
 func defaults() Config {
 	return Config{
 		TLS: TLS{UnknownName: "default", Profile: "modern"},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strconv"
 	"strings"
 	"time"
@@ -31,7 +32,7 @@ func reportCommand() *cobra.Command {
 
 func reportPOP3Command() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "pop3",
+		Use:   "pop3 [--from LOG...]",
 		Short: "Report who uses POP3, how often, with which TLS, and what the clients do with the mail",
 		Long: `Report who uses POP3: for each account when it first and last logged in, for how
 many days it has been quiet, the oldest version of TLS on its last day, the number
@@ -44,9 +45,15 @@ Habits: "leaves on server" and "deletes after days" are the clients that would
 download mail again if its unique ids changed; "leaves some" is two clients, or a
 changed setting; "downloads nothing" has left new messages in three sessions or
 more. "unknown" is everybody else: whose mailbox was empty, who had no new mail,
-and whose sessions did not end by QUIT.`,
-		Example: "postern report pop3 --since 90d --csv >pop3.csv",
-		Args:    cobra.NoArgs,
+and whose sessions did not end by QUIT.
+
+--from reports on the logs of the POP3 server that Postern is to replace: Dovecot's,
+Courier's or Cyrus', also compressed by gzip. Nothing of them is stored. TLS "yes" is
+TLS of a version that the log does not have. Courier logs no messages and no
+deletions, Cyrus no bytes, and all three count only what RETR has downloaded.`,
+		Example: `  postern report pop3 --since 90d --csv >pop3.csv
+  postern report pop3 --since 90d --from /var/log/mail.log*`,
+		Args: cobra.ArbitraryArgs,
 	}
 	path := configFlag(cmd)
 	flags := cmd.Flags()
@@ -56,9 +63,14 @@ and whose sessions did not end by QUIT.`,
 	asCSV := flags.Bool("csv", false, "comma-separated values, with a header")
 	totals := flags.Bool("totals", false, "only the totals")
 	asJSON := jsonFlag(cmd)
+	from := flags.StringArray("from", nil, "report on a `log` of the old POP3 server instead, and on those that are arguments; -: standard input")
+	zone := flags.String("zone", "Local", "the time `zone` of timestamps that have none, such as Europe/Berlin")
 	cmd.MarkFlagsMutuallyExclusive("csv", "json")
 	cmd.MarkFlagsMutuallyExclusive("csv", "totals")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.RunE = func(cmd *cobra.Command, logs []string) error {
+		if *from == nil && len(logs) > 0 {
+			return fmt.Errorf("unexpected argument %q: logs come after --from", logs[0])
+		}
 		now := time.Now()
 		f := stored.UsageFilter{Protocol: proxy.POP3}
 		for _, limit := range []struct {
@@ -79,13 +91,29 @@ and whose sessions did not end by QUIT.`,
 			*limit.day = ledger.Day(days.Before(now))
 		}
 		cfg, err := configs.Read(*path)
+		if errors.Is(err, fs.ErrNotExist) && *from != nil && !flags.Changed("config") {
+			cfg, err = configs.Default(), nil // an operator looks into the old log before there is a configuration
+		}
 		if err != nil {
 			return err
 		}
 		if *domain != "" {
 			f.Domain = domainNamed(cfg, strings.TrimPrefix(*domain, "@"))
 		}
-		r := newUsageReport(cmd.OutOrStdout(), now, f.Since, *asJSON, *asCSV, *totals)
+		r := newUsageReport(cmd.OutOrStdout(), now, f.Since, usageOptions{json: *asJSON, csv: *asCSV, totals: *totals, log: *from != nil})
+		if *from != nil {
+			l, err := readUsageLogs(cmd, cfg, append(*from, logs...), *zone)
+			if err != nil {
+				return err
+			}
+			defer l.summarize(cmd.ErrOrStderr())
+			return r.end(l.each(func(e ledger.Entry) error {
+				if !f.Match(e) {
+					return nil
+				}
+				return r.add(e)
+			}))
+		}
 		return r.end(stored.ReportUsage.AskReadOnly(cmd.Context(), cfg, f, r.add))
 	}
 	return cmd
@@ -130,25 +158,40 @@ type usageReport struct {
 
 // usageTotals are the sums of a report.
 type usageTotals struct {
-	Since     string         `json:"since,omitempty"` // a day; "": ever
-	Accounts  int            `json:"accounts"`        // that have logged in
-	Logins    int64          `json:"logins"`
-	Messages  int64          `json:"messages"`
-	Octets    int64          `json:"octets"`
-	TLS       map[string]int `json:"tls"`       // accounts, by Entry.TLS
-	Habits    map[string]int `json:"habits"`    // accounts, by Sessions.Habit
-	Plaintext int            `json:"plaintext"` // accounts of which a login without TLS was refused
-	Excluded  int            `json:"excluded"`  // of these, the accounts that have never logged in by POP3
+	Since    string         `json:"since,omitempty"` // a day; "": ever
+	Accounts int            `json:"accounts"`        // that have logged in
+	Logins   int64          `json:"logins"`
+	Messages int64          `json:"messages"`
+	Octets   int64          `json:"octets"`
+	TLS      map[string]int `json:"tls"`                           // accounts, by Entry.TLS
+	Habits   map[string]int `json:"habits"`                        // accounts, by Sessions.Habit
+	Refused  *refusedTotals `json:"refused_without_tls,omitempty"` // nil: a log does not have them
 }
 
-func newUsageReport(out io.Writer, now time.Time, since string, asJSON, asCSV, onlyTotals bool) *usageReport {
-	r := &usageReport{now: now, out: out, asJSON: asJSON, finish: func(err error) error { return err }}
-	if onlyTotals || !asJSON && !asCSV {
+// refusedTotals are the sums of accounts of which a login without TLS was refused.
+type refusedTotals struct {
+	Accounts int `json:"accounts"`
+	Never    int `json:"never_logged_in"` // by POP3
+}
+
+// usageOptions say what to print: a table and totals, unless they say otherwise.
+type usageOptions struct {
+	json, csv bool
+	totals    bool // only the totals
+	log       bool // of a log, which does not have the logins that Postern has refused
+}
+
+func newUsageReport(out io.Writer, now time.Time, since string, o usageOptions) *usageReport {
+	r := &usageReport{now: now, out: out, asJSON: o.json, finish: func(err error) error { return err }}
+	if o.totals || !o.json && !o.csv {
 		r.totals = &usageTotals{Since: since, TLS: make(map[string]int), Habits: make(map[string]int)}
+		if !o.log {
+			r.totals.Refused = new(refusedTotals)
+		}
 	}
 	switch {
-	case onlyTotals:
-	case asCSV:
+	case o.totals:
+	case o.csv:
 		w := csv.NewWriter(out)
 		r.print = func(u usage) error { return w.Write(u.record()) }
 		r.finish = func(err error) error {
@@ -157,7 +200,12 @@ func newUsageReport(out io.Writer, now time.Time, since string, asJSON, asCSV, o
 		}
 		_ = w.Write(usageColumns[:]) // Flush returns its error
 	default:
-		p := newPrinter(out, asJSON, "ACCOUNT\tTLS\tFIRST\tLAST\tQUIET\tLOGINS\tDAYS\tNETWORKS\tMESSAGES\tBYTES\tHABIT\tREFUSED WITHOUT TLS", usage.cells)
+		header, cells := "ACCOUNT\tTLS\tFIRST\tLAST\tQUIET\tLOGINS\tDAYS\tNETWORKS\tMESSAGES\tBYTES\tHABIT", usage.cells
+		if !o.log {
+			header += "\tREFUSED WITHOUT TLS"
+			cells = func(u usage) []any { return append(u.cells(), orDash(u.Plaintext)) }
+		}
+		p := newPrinter(out, o.json, header, cells)
 		r.print, r.finish = p.print, p.end
 	}
 	return r
@@ -204,12 +252,25 @@ func (u usage) cells() []any {
 		quiet = strconv.Itoa(*u.QuietDays) + "d"
 	}
 	if u.Sessions != nil {
-		messages, octets = strconv.FormatInt(u.Sessions.Messages, 10), strconv.FormatInt(u.Sessions.Octets, 10)
+		messages, octets = u.downloaded()
 	}
 	return []any{
 		u.Account, orDash(u.TLS), orDash(u.First), orDash(u.Last), quiet, u.Logins, numberOrDash(u.Days), numberOrDash(u.Networks),
-		messages, octets, habitWords[u.habit()], orDash(u.Plaintext),
+		messages, octets, habitWords[u.habit()],
 	}
+}
+
+// downloaded returns the numbers of downloaded messages and octets. Some logs have only one
+// of them.
+func (u usage) downloaded() (messages, octets string) {
+	messages, octets = strconv.FormatInt(u.Sessions.Messages, 10), strconv.FormatInt(u.Sessions.Octets, 10)
+	switch {
+	case u.Sessions.Messages == 0 && u.Sessions.Octets > 0:
+		messages = "-"
+	case u.Sessions.Messages > 0 && u.Sessions.Octets == 0:
+		octets = "-"
+	}
+	return messages, octets
 }
 
 func numberOrDash(n int) string {
@@ -234,9 +295,8 @@ func (u usage) record() []string {
 	s := cmp.Or(u.Sessions, &ledger.Sessions{})
 	sessions := make([]string, 4)
 	if u.Sessions != nil {
-		for i, n := range []int64{s.Ended, s.Messages, s.Octets, s.Deleted} {
-			sessions[i] = strconv.FormatInt(n, 10)
-		}
+		messages, octets := u.downloaded()
+		sessions = []string{strconv.FormatInt(s.Ended, 10), strings.Trim(messages, "-"), strings.Trim(octets, "-"), strconv.FormatInt(s.Deleted, 10)}
 	}
 	return []string{
 		withoutFormula(u.Account), u.TLS, u.First, u.Last, quiet, strconv.FormatInt(u.Logins, 10), strings.Trim(numberOrDash(u.Days), "-"),
@@ -255,11 +315,13 @@ func withoutFormula(cell string) string {
 }
 
 func (t *usageTotals) add(e ledger.Entry) {
-	if e.Plaintext != "" {
-		t.Plaintext++
+	if e.Plaintext != "" && t.Refused != nil {
+		t.Refused.Accounts++
+		if e.Last == "" {
+			t.Refused.Never++
+		}
 	}
 	if e.Last == "" {
-		t.Excluded++
 		return
 	}
 	t.Accounts++
@@ -290,7 +352,10 @@ func (t *usageTotals) print(out io.Writer) error {
 			habits = append(habits, fmt.Sprintf("%s %d", habitWords[h], t.Habits[h]))
 		}
 	}
-	_, err := fmt.Fprintf(out, "accounts that logged in by POP3 %s: %d\n  TLS: %s\n  habit: %s\n  logins: %d, messages: %d, bytes: %d\naccounts refused without TLS: %d, of which have never logged in by POP3: %d\n",
-		since, t.Accounts, orDash(strings.Join(versions, ", ")), orDash(strings.Join(habits, ", ")), t.Logins, t.Messages, t.Octets, t.Plaintext, t.Excluded)
+	_, err := fmt.Fprintf(out, "accounts that logged in by POP3 %s: %d\n  TLS: %s\n  habit: %s\n  logins: %d, messages: %d, bytes: %d\n",
+		since, t.Accounts, orDash(strings.Join(versions, ", ")), orDash(strings.Join(habits, ", ")), t.Logins, t.Messages, t.Octets)
+	if r := t.Refused; err == nil && r != nil {
+		_, err = fmt.Fprintf(out, "accounts refused without TLS: %d, of which have never logged in by POP3: %d\n", r.Accounts, r.Never)
+	}
 	return err
 }

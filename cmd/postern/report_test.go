@@ -13,7 +13,7 @@ import (
 func TestCSVIsSafe(t *testing.T) {
 	var out strings.Builder
 	now := time.Date(2026, 11, 22, 9, 0, 0, 0, time.UTC)
-	r := newUsageReport(&out, now, "", false, true, false)
+	r := newUsageReport(&out, now, "", usageOptions{csv: true})
 	for _, account := range []string{`=cmd|' /C calc'!A0`, "+1@example.org", "-2+3", "@sum(a1)", `a,"b"@example.org`, "a\nb"} {
 		if err := r.add(ledger.Entry{Account: account, Protocol: proxy.POP3, First: "2026-11-20", Last: "2026-11-20", Logins: 1, TLS: "1.3"}); err != nil {
 			t.Fatal(err)
@@ -33,7 +33,7 @@ func TestCSVIsSafe(t *testing.T) {
 // Criterion: who tries without TLS and never logs in is in the report, and is counted apart.
 func TestWhoOnlyTriesWithoutTLSIsReported(t *testing.T) {
 	var out strings.Builder
-	r := newUsageReport(&out, time.Now(), "", false, false, false)
+	r := newUsageReport(&out, time.Now(), "", usageOptions{})
 	if err := r.add(ledger.Entry{Account: "alice", Protocol: proxy.POP3, Plaintext: "2026-11-20", PlaintextTries: 3}); err != nil {
 		t.Fatal(err)
 	}

@@ -1,5 +1,6 @@
-// Package maillog reads successful logins from logs of Dovecot and Postfix. Parser.Read
-// reads a whole log, and Parser.Parse one line.
+// Package maillog reads successful logins from logs of Dovecot and Postfix, and what POP3
+// sessions have done from those of Dovecot, Courier and Cyrus. Parser.Read and
+// POP3Parser.Read read a whole log, Parse reads one line.
 package maillog
 
 import (
@@ -30,7 +31,7 @@ type Parser struct {
 // Progress has the counts of Read so far.
 type Progress struct {
 	Octets, Lines int64
-	Logins        int64 // successful logins
+	Logins        int64 // successful logins; of POP3 also the ends of sessions
 	Skipped       int64 // lines of more than 16 KiB
 }
 
@@ -40,17 +41,30 @@ const maxLine = 16 << 10
 // Read calls each for every successful login in a log, until each returns an
 // error. It calls progress, unless nil, every 65536 lines.
 func (p Parser) Read(r io.Reader, each func(Login) error, progress func(Progress)) (done Progress, err error) {
+	return readLines(r, func(line string) (bool, error) {
+		login, ok := p.Parse(line)
+		if !ok {
+			return false, nil
+		}
+		return true, each(login)
+	}, progress)
+}
+
+// readLines calls each for every line of a log, until each returns an error; found says
+// that the line counts as a login. It calls progress, unless nil, every 65536 lines.
+func readLines(r io.Reader, each func(line string) (found bool, err error), progress func(Progress)) (done Progress, err error) {
 	const progressLines = 1 << 16
 	lines := bufio.NewReaderSize(r, maxLine)
 	for {
 		line, err := readLine(lines, &done)
 		if len(line) > 0 {
 			done.Lines++
-			if login, ok := p.Parse(string(line)); ok {
+			found, err := each(string(line))
+			if found {
 				done.Logins++
-				if err := each(login); err != nil {
-					return done, err
-				}
+			}
+			if err != nil {
+				return done, err
 			}
 			if done.Lines%progressLines == 0 && progress != nil {
 				progress(done)
@@ -102,11 +116,8 @@ func (p Parser) Parse(line string) (login Login, ok bool) {
 	if !ok || account == "" {
 		return login, false
 	}
-	addr, err := netip.ParseAddr(strings.TrimPrefix(address, "IPv6:"))
-	if err != nil {
-		return login, false
-	}
-	return Login{Account: account, Addr: addr.Unmap().WithZone(""), Time: at}, true
+	addr, ok := parseAddr(address)
+	return Login{Account: account, Addr: addr, Time: at}, ok
 }
 
 // programOf splits the text after the timestamp: "host dovecot[7]: imap-login: text",
@@ -181,6 +192,12 @@ var timestamps = []struct {
 	{"2006-01-02T15:04:05.999999999-0700", true},  // journalctl -o short-iso
 	{"2006-01-02 15:04:05.999999999", true},       // a common log_timestamp of Dovecot
 	{"2006 Jan _2 15:04:05.999999999", false},     // syslog's, after the year that lately adds
+}
+
+// Time returns the timestamp of a line.
+func (p Parser) Time(line string) (time.Time, bool) {
+	at, _, ok := p.timestamp(line)
+	return at, ok
 }
 
 // timestamp parses the timestamp at the beginning of line and returns the rest.
