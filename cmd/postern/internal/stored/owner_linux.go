@@ -6,26 +6,28 @@ import (
 	"io/fs"
 	"os"
 	osuser "os/user"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
-// AsOwner calls f. If this process is root's, f runs as the user to whom the directory dir
-// belongs, if there is one: what f makes belongs to that user, and f can do nothing that this user could
-// not, whatever links are in dir.
+// maxLinks is how many symbolic links are followed, as by Linux.
+const maxLinks = 40
+
+// AsOwner calls f. If this process is root's, f runs as the first user other than root to whom
+// a directory on the way to dir belongs, dir included: what f makes belongs to that user, and f
+// can do nothing that this user could not, whatever links the user has put there. dir need not
+// exist.
 func AsOwner(dir string, f func() error) (err error) {
 	if os.Geteuid() != 0 {
 		return f()
 	}
-	info, err := os.Stat(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return f()
-	}
+	owner, err := firstOwner(dir)
 	if err != nil {
 		return err
 	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || owner.Uid == 0 {
+	if owner == nil {
 		return f()
 	}
 	gid, groups := groupsOf(owner)
@@ -51,6 +53,48 @@ func AsOwner(dir string, f func() error) (err error) {
 		}
 	}
 	return f()
+}
+
+// firstOwner returns whose the first directory, or link, on the way to dir is that does not
+// belong to root: that user chooses what comes behind it. It returns nil if there is none.
+func firstOwner(dir string) (*syscall.Stat_t, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	const slash = string(filepath.Separator)
+	at, names := slash, strings.Split(dir, slash)
+	for links := 0; len(names) > 0; {
+		name := names[0]
+		names = names[1:]
+		path := filepath.Join(at, name) // at has no links: .. is the directory above
+		info, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Uid != 0 {
+			return stat, nil
+		}
+		if info.Mode().Type() != fs.ModeSymlink {
+			at = path
+			continue
+		}
+		if links++; links > maxLinks {
+			return nil, &fs.PathError{Op: "stat", Path: dir, Err: syscall.ELOOP}
+		}
+		target, err := os.Readlink(path)
+		if err != nil {
+			return nil, err
+		}
+		if filepath.IsAbs(target) {
+			at = slash
+		}
+		names = append(strings.Split(target, slash), names...)
+	}
+	return nil, nil
 }
 
 // groupsOf returns the primary group of the owner of a directory and all his groups. Without
