@@ -287,3 +287,54 @@ func TestUIDLsAreCarriedOverFromOldServers(t *testing.T) {
 		})
 	}
 }
+
+// Criterion: A master user carries over the UIDLs of a list of users without their passwords.
+func TestAMasterUserCarriesUIDLsOver(t *testing.T) {
+	proxytest.Need(t, "dovecot", "/usr/lib/dovecot/pop3")
+	if os.Getuid() != 0 && os.Getenv("POSTERN_ALL") != "1" {
+		t.Skip("needs root: Dovecot changes its user")
+	}
+	t.Parallel()
+	dir := t.TempDir()
+	master := newSecret()
+	if err := os.Chmod(filepath.Dir(dir), 0o711); err != nil {
+		t.Fatal(err)
+	}
+	config := quick + `
+auth_master_user_separator = *
+passdb {
+  driver = static
+  args = password=` + master + `
+  master = yes
+}
+pop3_uidl_format = %g
+`
+	users := map[string]string{"alice": newSecret(), "bob": newSecret()}
+	old := proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: users, POP3: true, Config: config})
+	behindIt := proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: users, Config: config})
+	for user := range users {
+		for _, m := range oldMail(20) {
+			old.Deliver(t, user, m)
+			behindIt.Deliver(t, user, m)
+		}
+	}
+	state := fmt.Sprintf("state: {path: %q}", filepath.Join(dir, "state"))
+	imap := fmt.Sprintf("{address: %q, ca: %q, server_name: localhost}", behindIt.IMAPS, behindIt.CA)
+	commands := file(t, dir, "commands.yaml", fmt.Sprintf(`
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+tls: {certificates: [{cert: not/needed.pem, key: not/needed.key}]}
+backends: {main: {imap: %s}}
+%s
+`, imap, state))
+	startPostern(t, behind{imap: imap}, state+"\n")
+	flags := []string{
+		"--old", old.POP3S, "--ca", old.CA, "--server-name", "localhost", "--list", file(t, dir, "users", "alice\nbob\n"),
+		"--master", "admin", "--password-file", file(t, dir, "password", master+"\n"), "--config", commands,
+	}
+	if got, want := run(t, dir, nil, append([]string{"postern", "uidl", "import"}, flags...)), "accounts: 2, recorded: 2, with a record already: 0, failed: 0\nunique ids: 40 of 40 are carried over\n"; got != want {
+		t.Errorf("import prints %s, want %s", hidden(got), want)
+	}
+	if got, want := run(t, dir, nil, append([]string{"postern", "uidl", "compare"}, flags...)), "accounts: 2, equal: 2, "; !strings.HasPrefix(got, want) {
+		t.Errorf("compare prints %s, want %s", hidden(got), want)
+	}
+}

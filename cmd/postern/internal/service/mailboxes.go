@@ -52,7 +52,8 @@ type Mailbox struct {
 // Find returns the INBOX of a user, as routes and accounts of the configuration say. The
 // login there is as, with the secret: the user, or a master user on behalf of the user.
 func (m *Mailboxes) Find(ctx context.Context, user, as string, secret *proxy.Secret) (*Mailbox, error) {
-	login := &proxy.Login{Mechanism: wire.MechanismPlain, User: user, Secret: secret}
+	// A session clears its secret, and a master user has more.
+	login := &proxy.Login{Mechanism: wire.MechanismPlain, User: user, Secret: proxy.NewSecret(secret.Reveal())}
 	login.Client.Protocol = proxy.POP3
 	account, err := m.routing.accounts.Account(user)
 	if err != nil {
