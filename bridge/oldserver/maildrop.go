@@ -400,9 +400,16 @@ func (d *Maildrop) top(ctx context.Context, indexes []int, lines int, read func(
 		for _, i := range some {
 			fmt.Fprintf(&commands, "TOP %d %d\r\n", d.Messages[i].Number, lines)
 		}
+		d.beginAnswer()
+		if err := d.deadline(); err != nil {
+			return fmt.Errorf("TOP: %w", err)
+		}
 		// A server may answer the first command before it reads the others.
 		sent := make(chan error, 1)
-		go func() { sent <- d.send(commands.String()) }()
+		go func(conn io.Writer) {
+			_, err := io.WriteString(conn, commands.String())
+			sent <- err
+		}(d.conn)
 		for _, i := range some {
 			if err := d.readTop(i, done, read); err != nil {
 				if ctx.Err() != nil {
