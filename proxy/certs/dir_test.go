@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -115,6 +116,44 @@ func TestCertificateThatComesBeforeItsKeyIsServedInTheEnd(t *testing.T) {
 	}
 	if got := servedCertificate(t, s.TLS(proxy.IMAP, proxy.Modern), clientConfig("a.example.org")); !got.Equal(want) {
 		t.Error("the renewed certificate is not served")
+	}
+}
+
+// Criterion: a pipe, a device or an endless file in the place of a certificate or a key stops no other certificate.
+func TestFilesThatDoNotEnd(t *testing.T) {
+	live := t.TempDir()
+	good := subfolder(t, live, "good")
+	writePair(t, good, certTemplate{names: []string{"good.example.org"}})
+	pipe, device, large := subfolder(t, live, "pipe"), subfolder(t, live, "device"), subfolder(t, live, "large")
+	writePair(t, pipe, certTemplate{names: []string{"pipe.example.org"}})
+	writePair(t, large, certTemplate{names: []string{"large.example.org"}})
+	for _, err := range []error{
+		os.Remove(pipe.Key), syscall.Mkfifo(pipe.Key, 0o600), os.Symlink("/dev/zero", device.Cert), os.Truncate(large.Cert, 1<<40),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := make(chan string)
+	go func() {
+		s, err := New(Config{Folders: []string{live}, Default: "good.example.org"})
+		if err != nil {
+			t.Error(err)
+			close(done)
+			return
+		}
+		_, err = s.reload()
+		done <- fmt.Sprint(err)
+	}()
+	select {
+	case got := <-done:
+		for _, want := range []string{pipe.Key + " is no regular file", device.Cert + " is no regular file", large.Cert + " has more than"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s, want %q", got, want)
+			}
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("a file does not end")
 	}
 }
 

@@ -242,11 +242,11 @@ func usable(leaf *x509.Certificate, now time.Time) bool {
 // certificate. A certificate that is not valid at now is better than none, but not better
 // than a valid one, and an expired one not better than one that ends later.
 func (f *file) load(now time.Time) (*tls.Certificate, *loadError) {
-	certPEM, err := os.ReadFile(f.pair.Cert)
+	certPEM, err := readPEM(f.pair.Cert)
 	if err != nil {
 		return nil, &loadError{Unreadable, fmt.Errorf("read certificate: %w", readError(err))}
 	}
-	keyPEM, err := os.ReadFile(f.pair.Key)
+	keyPEM, err := readPEM(f.pair.Key)
 	if err != nil {
 		return nil, &loadError{Unreadable, fmt.Errorf("read key of certificate: %w", readError(err))}
 	}
