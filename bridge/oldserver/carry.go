@@ -24,6 +24,9 @@ const (
 	SharedUIDL  Reason = "the old server shows its unique id for another message, too"
 )
 
+// gone is the reason of a message that is not left: it was removed.
+const gone Reason = "gone"
+
 // An Inbox is the INBOX that takes the place of an old maildrop. bridge.Reader is read
 // into one.
 type Inbox struct {
@@ -82,28 +85,31 @@ func readAll[T any](ctx context.Context, indexes []int, read Reader, begin func(
 
 // A Report says what Carry has done for an account.
 type Report struct {
-	Old       int            `json:"old"`        // messages of the old maildrop
-	New       int            `json:"new"`        // messages of INBOX
-	ByOrder   int            `json:"by_order"`   // found again by size and order, with a sample of headers
-	ByHeader  int            `json:"by_header"`  // found again by the header
-	ByContent int            `json:"by_content"` // found again by the whole message
+	Old       int            `json:"old"`               // messages of the old maildrop
+	New       int            `json:"new"`               // messages of INBOX
+	ByOrder   int            `json:"by_order"`          // found again by size and order, with a sample of headers
+	ByHeader  int            `json:"by_header"`         // found again by the header
+	ByContent int            `json:"by_content"`        // found again by the whole message
+	ByFile    int            `json:"by_file,omitempty"` // the same file
+	Gone      int            `json:"gone,omitempty"`    // removed messages, whose UIDLs are kept; Old does not count them
 	Left      map[Reason]int `json:"left,omitempty"`
 	Examples  []Example      `json:"examples,omitempty"` // up to 20 of Left
 	Disagreed bool           `json:"disagreed,omitempty"`
 	Reordered int            `json:"reordered,omitempty"` // messages that INBOX has in another place of the order
 	Offset    int64          `json:"offset,omitempty"`
-	Constant  bool           `json:"-"` // Offset is that of all messages
+	Constant  bool           `json:"-"`             // Offset is that of all messages
+	IDs       IDs            `json:"ids,omitempty"` // of CarryMaildir
 }
 
 // An Example is an old message whose unique id is not carried over.
 type Example struct {
 	UIDL   string `json:"uidl"`
-	Octets int64  `json:"octets"`
+	Octets int64  `json:"octets,omitempty"` // 0: not known
 	Reason Reason `json:"reason"`
 }
 
 // Found returns the number of messages that keep their unique id.
-func (r *Report) Found() int { return r.ByOrder + r.ByHeader + r.ByContent }
+func (r *Report) Found() int { return r.ByOrder + r.ByHeader + r.ByContent + r.ByFile }
 
 func (r *Report) leave(m Message, why Reason) {
 	if r.Left == nil {
@@ -126,14 +132,20 @@ func Carry(ctx context.Context, d *Maildrop, in Inbox, f uidl.Format, offset int
 	if err != nil {
 		return nil, Report{}, err
 	}
+	return newRecord(d.Messages, matching, in, f)
+}
+
+// newRecord makes the record of an INBOX in which the messages of pairs have the UIDLs of
+// old ones.
+func newRecord(messages []Message, matching Matching, in Inbox, f uidl.Format) (*uidl.Record, Report, error) {
 	report := Report{
-		Old: len(d.Messages), New: len(in.UIDs), Disagreed: matching.Disagreed, Offset: matching.Offset, Constant: matching.Constant,
+		Old: len(messages), New: len(in.UIDs), Disagreed: matching.Disagreed, Offset: matching.Offset, Constant: matching.Constant,
 	}
-	left := matching.Left
-	copies := exactCopies(d.Messages, shared, matching.Pairs)
+	left, shared := matching.Left, sharedUIDLs(messages)
+	copies := exactCopies(messages, shared, matching.Pairs)
 	var entries []uidl.Entry
 	for k, p := range matching.Pairs {
-		m := d.Messages[p.Old]
+		m := messages[p.Old]
 		switch {
 		case m.UIDL == "":
 			left[p.Old] = NoUIDL
@@ -157,12 +169,16 @@ func Carry(ctx context.Context, d *Maildrop, in Inbox, f uidl.Format, offset int
 	}
 	var others []uidl.Entry
 	reserved := make(map[string]bool)
-	for i, m := range d.Messages {
+	for i, m := range messages {
 		why := left[i]
-		if why == "" {
+		switch why {
+		case "":
 			continue
+		case gone:
+			report.Old, report.Gone = report.Old-1, report.Gone+1
+		default:
+			report.leave(m, why)
 		}
-		report.leave(m, why)
 		if !uidl.Valid(m.UIDL) || reserved[m.UIDL] {
 			continue
 		}
@@ -191,6 +207,8 @@ func (r *Report) count(p Proof) {
 		r.ByHeader++
 	case ByContent:
 		r.ByContent++
+	case ByFile:
+		r.ByFile++
 	}
 }
 

@@ -42,11 +42,13 @@ type Proof uint8
 
 // ByOrder: the size occurs once on each side, and the message is within a run of
 // messages of the same sizes, of which a sample has the same headers. ByHeader: no
-// other message has this header. ByContent: the whole messages are the same.
+// other message has this header. ByContent: the whole messages are the same. ByFile: the
+// message is the same file of a maildir.
 const (
 	ByOrder Proof = iota + 1
 	ByHeader
 	ByContent
+	ByFile
 )
 
 // A Pair is a message that was found again.
@@ -54,7 +56,7 @@ type Pair struct {
 	Old, New int // indexes
 	Proof    Proof
 	Header   uint64 // hash of the header; 0: was not read
-	Sum      Sum    // of ByContent
+	Sum      Sum    // of ByContent; of ByFile if others have the same UIDL
 }
 
 // A Reason says why an old message was not found again.

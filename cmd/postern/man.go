@@ -77,6 +77,7 @@ func writeManPage(cmd *cobra.Command, to io.Writer) error {
 var otherExitStatus = map[string]string{
 	"postern status":      ".TP\n2\nSomething is critical or a warning.\n",
 	"postern uidl detect": ".TP\n2\nNo format gives these unique ids.\n",
+	"postern uidl import": ".TP\n2\nSome unique ids are not carried over.\n",
 }
 
 func exitStatusSection(cmd *cobra.Command) string {

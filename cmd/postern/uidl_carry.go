@@ -21,7 +21,16 @@ import (
 // A carried is the outcome of an account whose UIDLs were to be carried over.
 type carried struct {
 	oldserver.Report
-	Recorded bool `json:"recorded"` // false: nothing was recorded, because there is a record or by --dry-run
+	Recorded bool `json:"recorded"`         // false: nothing was recorded, because there is a record, NoIDs, or by --dry-run
+	NoIDs    bool `json:"no_ids,omitempty"` // there are no unique ids of the old server
+}
+
+// importName is the command in journals.
+func importName(dry bool) string {
+	if dry {
+		return "uidl import --dry-run"
+	}
+	return "uidl import"
 }
 
 // importAll carries over the UIDLs of all accounts.
@@ -29,13 +38,8 @@ func (c *crawler) importAll(cmd *cobra.Command, path string, dry bool) error {
 	if c.user == "" && c.list == "" {
 		return errors.New("--old needs --user or --list")
 	}
-	name := "uidl import"
-	if dry {
-		name += " --dry-run"
-	}
 	var offset atomic.Int64 // by which messages are larger here, as the accounts before have shown
-	s := &carrying{dry: dry, worst: ranking[crawl.Outcome[carried]]{weight: func(o crawl.Outcome[carried]) int { return o.Result.Old - o.Result.Found() }}}
-	return runCrawl(cmd, c, name, s, func(ctx context.Context, cfg *configs.Config, a crawl.Account) (result carried, err error) {
+	return runCrawl(cmd, c, importName(dry), newCarrying(dry), func(ctx context.Context, cfg *configs.Config, a crawl.Account) (result carried, err error) {
 		old, mailbox, err := c.open(ctx, a)
 		if err != nil {
 			return result, err
@@ -72,9 +76,15 @@ func inboxOf(r *bridge.Reader) oldserver.Inbox {
 type carrying struct {
 	dry                           bool
 	accounts, recorded, old, kept int
+	noIDs, gone                   int
 	failed                        failures
 	left                          map[oldserver.Reason]int
 	worst                         ranking[crawl.Outcome[carried]]
+}
+
+func newCarrying(dry bool) *carrying {
+	missed := func(o crawl.Outcome[carried]) int { return o.Result.Old - o.Result.Found() }
+	return &carrying{dry: dry, worst: ranking[crawl.Outcome[carried]]{weight: missed}}
 }
 
 func (s *carrying) take(o crawl.Outcome[carried]) {
@@ -83,10 +93,15 @@ func (s *carrying) take(o crawl.Outcome[carried]) {
 		s.failed.add(o.User, o.Error)
 		return
 	}
+	if o.Result.NoIDs {
+		s.noIDs++
+		return
+	}
 	if !o.Result.Recorded && !s.dry {
 		return
 	}
 	s.recorded++
+	s.gone += o.Result.Gone
 	s.old += o.Result.Old
 	s.kept += o.Result.Found()
 	if s.left == nil {
@@ -104,9 +119,15 @@ func (s *carrying) print(out io.Writer) error {
 		verb = "read, nothing recorded"
 	}
 	_, _ = fmt.Fprintf(out, "accounts: %d, %s: %d, with a record already: %d, failed: %d\nunique ids: %d of %d are carried over\n",
-		s.accounts, verb, s.recorded, s.accounts-s.recorded-s.failed.n, s.failed.n, s.kept, s.old)
+		s.accounts, verb, s.recorded, s.accounts-s.recorded-s.noIDs-s.failed.n, s.failed.n, s.kept, s.old)
 	for _, why := range slices.Sorted(maps.Keys(s.left)) {
 		_, _ = fmt.Fprintf(out, "  not %d: %s\n", s.left[why], why)
+	}
+	if s.gone > 0 {
+		_, _ = fmt.Fprintf(out, "  and %d of messages that were removed since: kept, and given to no other message\n", s.gone)
+	}
+	if s.noIDs > 0 {
+		_, _ = fmt.Fprintf(out, "accounts without unique ids of the old server: %d (nobody has used POP3, or the file is not there; --ids names the kind)\n", s.noIDs)
 	}
 	s.failed.print(out)
 	if len(s.worst.values) > 0 {
@@ -115,13 +136,17 @@ func (s *carrying) print(out io.Writer) error {
 	for _, o := range s.worst.values {
 		_, _ = fmt.Fprintf(out, "%s: %d of %d are carried over\n", o.User, o.Result.Found(), o.Result.Old)
 		for _, e := range o.Result.Examples[:min(len(o.Result.Examples), 3)] {
-			_, _ = fmt.Fprintf(out, "  %q, %d octets: %v\n", e.UIDL, e.Octets, e.Reason)
+			size := ""
+			if e.Octets > 0 {
+				size = fmt.Sprintf(", %d octets", e.Octets)
+			}
+			_, _ = fmt.Fprintf(out, "  %q%s: %v\n", e.UIDL, size, e.Reason)
 		}
 	}
 	switch {
 	case s.failed.n > 0:
 		return exitStatus(1)
-	case s.kept < s.old:
+	case s.kept < s.old, s.noIDs > 0 && s.noIDs == s.accounts:
 		return differs
 	}
 	return nil

@@ -71,6 +71,14 @@ func (c *crawler) accounts(ctx context.Context, cmd *cobra.Command) ([]crawl.Acc
 			return nil, err
 		}
 	}
+	if c.list == "-" && c.master != "" && c.passwordFile == "" {
+		return nil, errors.New("--list - takes standard input: give the password by --password-file")
+	}
+	return c.named(cmd, c.master == "")
+}
+
+// named returns the account of --user or the accounts of --list.
+func (c *crawler) named(cmd *cobra.Command, passwords bool) ([]crawl.Account, error) {
 	if c.user != "" {
 		return []crawl.Account{{User: c.user}}, nil
 	}
@@ -82,10 +90,8 @@ func (c *crawler) accounts(ctx context.Context, cmd *cobra.Command) ([]crawl.Acc
 		}
 		defer func() { _ = f.Close() }()
 		in = f
-	} else if c.master != "" && c.passwordFile == "" {
-		return nil, errors.New("--list - takes standard input: give the password by --password-file")
 	}
-	return crawl.ReadList(in, c.list, c.master != "")
+	return crawl.ReadList(in, c.list, passwords)
 }
 
 // prepare makes what visits need. It does not connect.
@@ -132,7 +138,7 @@ type summary[T any] interface {
 	print(out io.Writer) error // the error is the exit status
 }
 
-// runCrawl visits all accounts, and prints the outcomes or their summary.
+// runCrawl visits all accounts on the old server, and prints the outcomes or their summary.
 func runCrawl[T any](cmd *cobra.Command, c *crawler, name string, s summary[T], visit func(context.Context, *configs.Config, crawl.Account) (T, error), path string) error {
 	ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -147,15 +153,20 @@ func runCrawl[T any](cmd *cobra.Command, c *crawler, name string, s summary[T], 
 	if err != nil {
 		return err
 	}
-	journal, err := crawl.OpenJournal[T](c.resume, name+" "+c.old.address)
+	return visitAll(ctx, cmd, c, accounts, name+" "+c.old.address, s, func(ctx context.Context, a crawl.Account) (T, error) { return visit(ctx, cfg, a) })
+}
+
+// visitAll visits accounts, and prints the outcomes or their summary. name is that of the
+// journal.
+func visitAll[T any](ctx context.Context, cmd *cobra.Command, c *crawler, accounts []crawl.Account, name string, s summary[T], visit func(context.Context, crawl.Account) (T, error)) error {
+	journal, err := crawl.OpenJournal[T](c.resume, name)
 	if err != nil {
 		return err
 	}
 	report := newPrinter[crawl.Outcome[T]](cmd.OutOrStdout(), true, "", nil)
 	line := progressLine{out: cmd.ErrOrStderr(), began: time.Now()}
 	line.live = c.list != "" && isDisplay(line.out)
-	err = crawl.Run(ctx, accounts, journal, crawl.Options{AtOnce: c.connections, Progress: line.update},
-		func(ctx context.Context, a crawl.Account) (T, error) { return visit(ctx, cfg, a) },
+	err = crawl.Run(ctx, accounts, journal, crawl.Options{AtOnce: c.connections, Progress: line.update}, visit,
 		func(o crawl.Outcome[T]) error {
 			s.take(o)
 			if *c.json {

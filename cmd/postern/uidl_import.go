@@ -17,32 +17,60 @@ import (
 
 func importCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "import [--old HOST] [--user USER | --list FILE]",
-		Short: "Take over unique ids from an old POP3 server, or read what export has written",
+		Use:   "import [--old HOST | --maildir PATH | --csv FILE] [--user USER | --list FILE]",
+		Short: "Take over unique ids from an old POP3 server or its files, or read what export has written",
 		Long: `With --old, ask the old POP3 server for the unique ids of one account or many, find
 the same messages behind Postern, and record which id each has: clients then see
 the ids that they know. Headers prove which message is which; a message that is
-not found again for certain gets a new id, and is counted. Accounts that have a
-record already are left alone: it says what clients were shown. Nothing is changed
+not found again for certain gets a new id, and is counted. Nothing is changed
 on either server; the old one gets neither RETR nor DELE.
 
-Without --old, read from standard input what export has written, or somebody else
+With --maildir, read the ids in a maildir that was the old server's, and is now the
+new server's: from Courier's courierpop3dsizelist, those that Dovecot has saved
+(pop3_save_uidl), or the names of the files (Dovecot's %f and %g, qmail-pop3d), as --ids
+says. dovecot-uidlist or courierimapuiddb has the UIDs of the same files. No connection
+is made, and no password is needed.
+
+With --csv, read a list of one account, unique id, size and Message-ID of each message,
+and find the messages behind Postern by Message-ID and size.
+
+Accounts that have a record already are left alone: it says what clients were shown.
+
+Without any of them, read from standard input what export has written, or somebody else
 in the same form, and make it the record of the accounts in it, whatever was
 there. Other accounts stay as they are. All lines are checked before the first
 one counts.
 
-With --old, the exit status is 0 if all unique ids are carried over, 2 if some are
-not, and 1 if an account failed.`,
-		Example: "postern uidl import --old pop3.example.org --list accounts.csv --resume imported.json",
-		Args:    cobra.NoArgs,
+With --old, --maildir and --csv, the exit status is 0 if all unique ids are carried over,
+2 if some are not, and 1 if an account failed.`,
+		Example: "postern uidl import --old pop3.example.org --list accounts.csv --resume imported.json\n" +
+			"postern uidl import --maildir '/var/vmail/{domain}/{local}/Maildir' --list users.txt\n" +
+			"postern uidl import --csv alice.csv --user alice@example.org",
+		Args: cobra.NoArgs,
 	}
 	path := configFlag(cmd)
 	c := new(crawler)
 	c.flags(cmd)
-	dry := cmd.Flags().Bool("dry-run", false, "with --old: record nothing")
+	m := new(maildirs)
+	m.flags(cmd)
+	dry := cmd.Flags().Bool("dry-run", false, "record nothing, and show what would be; not for standard input")
+	file := cmd.Flags().String("csv", "", "a `file` with unique id, size and Message-ID of each message of one account")
+	cmd.MarkFlagsMutuallyExclusive("old", "maildir", "csv")
+	cmd.MarkFlagsMutuallyExclusive("maildir", "master")
+	cmd.MarkFlagsMutuallyExclusive("maildir", "password-file")
+	cmd.MarkFlagsMutuallyExclusive("csv", "list")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if c.old.address != "" {
+		switch {
+		case m.ids != "" && m.path == "":
+			return errors.New("--ids needs --maildir")
+		case c.old.address != "":
 			return c.importAll(cmd, *path, *dry)
+		case m.path != "":
+			return c.importMaildirs(cmd, m, *path, *dry)
+		case *file != "":
+			return c.importCSV(cmd, *file, *path, *dry)
+		case *dry || c.user != "" || c.list != "":
+			return errors.New("--dry-run, --user and --list need --old, --maildir or --csv: standard input has all accounts itself")
 		}
 		cfg, err := configs.Read(*path)
 		if err != nil {

@@ -162,11 +162,11 @@ func TestPace(t *testing.T) {
 }
 
 func TestReadList(t *testing.T) {
-	got, err := ReadList(strings.NewReader("# users\nalice, top secret \n\n\"bob@example.org\",\"with, comma\"\n"), "list", false)
+	got, err := ReadList(strings.NewReader("# users\nalice, top secret \n\n\"bob@example.org\",\"with, comma\"\n"), "list", true)
 	if err != nil || len(got) != 2 || got[0].User != "alice" || string(got[0].Secret.Reveal()) != " top secret " || string(got[1].Secret.Reveal()) != "with, comma" {
 		t.Errorf("%v, %v", got, err)
 	}
-	got, err = ReadList(strings.NewReader("alice\nbob\n"), "list", true)
+	got, err = ReadList(strings.NewReader("alice\nbob\n"), "list", false)
 	if err != nil || len(got) != 2 || got[1] != (Account{User: "bob"}) {
 		t.Errorf("%v, %v", got, err)
 	}
@@ -179,11 +179,11 @@ func TestReadList(t *testing.T) {
 		"alice,":                    "list:1: there is no password",
 		"a,\"hidden\nsecret\"\nb,y": "list:1: there is no password",
 	} {
-		if _, err := ReadList(strings.NewReader(text), "list", false); err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "hidden") {
+		if _, err := ReadList(strings.NewReader(text), "list", true); err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "hidden") {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
-	if _, err := ReadList(strings.NewReader("a,hidden"), "list", true); err == nil || strings.Contains(err.Error(), "hidden") {
+	if _, err := ReadList(strings.NewReader("a,hidden"), "list", false); err == nil || strings.Contains(err.Error(), "hidden") {
 		t.Errorf("a password in a list for a master user: %v", err)
 	}
 	if !slices.ContainsFunc(got, func(a Account) bool { return a.Secret == nil }) {

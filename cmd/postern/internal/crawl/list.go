@@ -19,9 +19,9 @@ const (
 )
 
 // ReadList reads accounts from a CSV file with the columns user and password, or only user
-// for a master user. Empty lines and lines that begin with # are passed over. Errors have
+// if no passwords are needed. Empty lines and lines that begin with # are passed over. Errors have
 // name and line, never a password.
-func ReadList(r io.Reader, name string, master bool) (accounts []Account, err error) {
+func ReadList(r io.Reader, name string, passwords bool) (accounts []Account, err error) {
 	in := csv.NewReader(bufio.NewReaderSize(r, 64<<10))
 	in.Comment, in.ReuseRecord, in.FieldsPerRecord, in.LazyQuotes = '#', true, -1, true
 	first := make(map[string]int)
@@ -37,7 +37,7 @@ func ReadList(r io.Reader, name string, master bool) (accounts []Account, err er
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		line, _ := in.FieldPos(0)
-		a, err := account(fields, master)
+		a, err := account(fields, passwords)
 		if before := first[a.User]; err == nil && before != 0 {
 			err = fmt.Errorf("%s is in line %d already", a.User, before)
 		}
@@ -56,16 +56,16 @@ func ReadList(r io.Reader, name string, master bool) (accounts []Account, err er
 	return accounts, nil
 }
 
-func account(fields []string, master bool) (a Account, err error) {
+func account(fields []string, passwords bool) (a Account, err error) {
 	user := strings.TrimSpace(fields[0])
 	switch {
 	case user == "":
 		return a, errors.New("there is no user")
 	case len(user) > maxField || strings.ContainsAny(user, "\x00\r\n"):
 		return a, errors.New("the user is too long, or has a line end in it")
-	case master && len(fields) > 1:
-		return a, errors.New("a list for a master user has one column, user: without --master there are two, user and password")
-	case master:
+	case !passwords && len(fields) > 1:
+		return a, fmt.Errorf("%d columns, want one: user (passwords are only for a list of --old without --master)", len(fields))
+	case !passwords:
 		return Account{User: user}, nil
 	case len(fields) != 2:
 		return a, fmt.Errorf("%d columns, want two: user and password (quote a password with a comma in it)", len(fields))
