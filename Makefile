@@ -40,7 +40,7 @@ proof:
 	$(GO) test -count=1 -timeout=0 -run='^TestUIDLsNeverChange$$' ./bridge -histories=20000
 	POSTERN_BRAKE_WEEKS=1 $(GO) test -count=1 -timeout=0 -run='^TestAWeekOfPolls' ./bridge -v
 	POSTERN_PROOF=1 $(GO) test -count=1 -timeout=0 -run='^TestAnAccountTakesLittleSpace$$' ./metrics/ledger -v
-	POSTERN_ALL=1 POSTERN_CARRY=2000 $(GO) test -count=1 -timeout=0 -run='^TestUIDLsAreCarriedOverFromOldServers$$' ./cmd/postern -v
+	POSTERN_ALL=1 POSTERN_CARRY=2000 $(GO) test -count=1 -timeout=0 -run='^TestUIDLsAreCarriedOverFrom' ./cmd/postern -v
 	$(GO) test -count=1 -timeout=0 -run='^TestNoMessageIsTakenForAnother$$' ./bridge/oldserver -boxes=1000000
 	POSTERN_PROOF=1 $(GO) test -count=1 -timeout=0 -run='^TestProof' ./cmd/postern -v # storms: a quiet machine, please
 	.ci/fuzz $(FUZZTIME)

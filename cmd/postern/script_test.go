@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -121,11 +122,17 @@ func mailForScripts(t *testing.T) string {
 		{User: "alice", Password: "secret of alice"},
 		{User: "bob@example.org", Password: "secret of bob@example.org"},
 		{User: "carol", Password: "secret of carol"},
-		{User: "dave", Password: "secret of dave"}, // with UIDs of two digits
+		{User: "dave", Password: "secret of dave"},   // with UIDs of two digits
+		{User: "frank", Password: "secret of frank"}, // with Message-IDs
 	}})
 	t.Cleanup(func() { _ = m.Close() })
 	for _, user := range append([]string{"alice", "alice", "alice", "bob@example.org"}, slices.Repeat([]string{"dave"}, 12)...) {
 		if err := m.Append(user, []byte("Subject: for "+user+"\r\n\r\nhello\r\n")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 3 {
+		if err := m.Append("frank", fmt.Appendf(nil, "Message-ID: <%d@example.org>\r\n\r\nhello\r\n", i)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -46,7 +46,7 @@ func (c *crawler) flags(cmd *cobra.Command) {
 	c.old.flags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&c.user, "user", "", "one account, by the `name` that it logs in with")
-	f.StringVar(&c.list, "list", "", "a CSV `file` with the columns user and password, or user with --master; - is standard input")
+	f.StringVar(&c.list, "list", "", "a CSV `file` with the columns user and password, or only user with --master or --maildir; - is standard input")
 	f.StringVar(&c.master, "master", "", "the `name` of a master user that logs in on behalf of each user, on both servers")
 	f.StringVar(&c.passwordFile, "password-file", "", "a `file` whose first line is the password of --user or --master")
 	f.StringVar(&c.oldLogin, "old-login", "{user}*{master}", "with --master: the user `name` at the old server")
