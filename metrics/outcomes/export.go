@@ -15,6 +15,7 @@ const (
 	tableAccounts byte = iota
 	tableNames
 	tableNetworks
+	tables
 )
 
 // ErrVersion is the error of Import for octets of another version of Postern.
@@ -37,7 +38,7 @@ func (m *Memory) Export(yield func([]byte)) {
 		for i := range t.table.entries {
 			e := &t.table.entries[i]
 			for _, r := range e.records {
-				b = appendRecord(b, t.number, e.key, r, m.details.get(r.detail))
+				b = appendRecord(b, t.number, e.key, r, m.detailsOf(t.number, r.kind).get(r.detail))
 			}
 			if len(b) >= batch {
 				yield(b)
@@ -106,11 +107,13 @@ func (m *Memory) Import(b []byte) error {
 		end := exportedSize + int(b[exportedSize-1])
 		detail := string(b[exportedSize:end])
 		b = b[end:]
-		r.detail = m.details.number(detail)
-		if number == tableNetworks {
-			m.networks.add(key, r)
-		} else {
-			m.addRecord(key, r, number == tableAccounts)
+		switch number {
+		case tableAccounts, tableNames:
+			m.addRecord(key, r, detail, number == tableAccounts)
+		case tableNetworks:
+			m.addToNetwork(r, detail)
+		default:
+			return ErrVersion
 		}
 		m.send(number, key, r, detail)
 	}

@@ -154,9 +154,14 @@ func (m *Memory) ofNetwork(k Kind, c *proxy.Client, detail string) {
 	r := newRecord(k, c, time.Now())
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r.detail = m.details.number(detail)
-	m.networks.add(r.network, r)
+	m.addToNetwork(r, detail)
 	m.send(tableNetworks, r.network, r, detail)
+}
+
+// addToNetwork adds a record of a failure without an account.
+func (m *Memory) addToNetwork(r record, detail string) {
+	r.detail = m.detailsOf(tableNetworks, r.kind).number(detail)
+	m.networks.add(r.network, r)
 }
 
 // An outcome is an Outcome that has just happened.
@@ -182,22 +187,26 @@ func (m *Memory) add(o outcome) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r.detail = m.details.number(o.detail)
-	m.addRecord(h, r, o.known)
+	m.addRecord(h, r, o.detail, o.known)
 	m.send(number, h, r, o.detail)
 }
 
 // addRecord adds a record. A name that has become an account takes its records along.
-func (m *Memory) addRecord(h uint64, r record, known bool) {
+func (m *Memory) addRecord(h uint64, r record, detail string, known bool) {
 	if !known && m.accounts.get(h) == nil {
+		r.detail = m.detailsOf(tableNames, r.kind).number(detail)
 		m.names.add(h, r)
 		return
 	}
+	toAccount := func(r record, detail string) {
+		r.detail = m.detailsOf(tableAccounts, r.kind).number(detail)
+		m.accounts.add(h, r)
+	}
 	for _, before := range m.names.get(h) {
-		m.accounts.add(h, before)
+		toAccount(before, m.detailsOf(tableNames, before.kind).get(before.detail))
 	}
 	m.names.remove(h)
-	m.accounts.add(h, r)
+	toAccount(r, detail)
 }
 
 // maxDetail is the longest detail, in octets. Its length has to fit into one octet: see

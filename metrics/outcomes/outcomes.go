@@ -61,7 +61,8 @@ type Memory struct {
 	accounts *table // by the hash of the account
 	names    *table // by the hash of the name
 	networks *table // by network
-	details  details
+	texts    [tables]details // of the records of each table
+	failures details         // of TLSFailed: clients choose what is in the text
 	forward  func([]byte) // gets what Export returns for each new outcome; nil: nobody does
 }
 
@@ -88,7 +89,8 @@ func (m *Memory) Of(account string) []Outcome {
 	h := m.hash(account)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.sorted(slices.Concat(m.accounts.get(h), m.names.get(h)))
+	all := m.outcomes(tableAccounts, m.accounts.get(h))
+	return sorted(append(all, m.outcomes(tableNames, m.names.get(h))...))
 }
 
 // FromNetworks returns the failures without an account from the networks that match, the
@@ -109,16 +111,22 @@ func (m *Memory) FromNetworks(match func(netip.Prefix) bool) []Outcome {
 	for _, n := range all {
 		found = append(found, m.networks.get(networkKey(n))...)
 	}
-	return m.sorted(found)
+	return sorted(m.outcomes(tableNetworks, found))
 }
 
-func (m *Memory) sorted(records []record) []Outcome {
-	slices.SortFunc(records, func(a, b record) int { return cmp.Or(cmp.Compare(a.last, b.last), cmp.Compare(a.first, b.first)) })
+// sorted sorts outcomes, the last one to the end.
+func sorted(all []Outcome) []Outcome {
+	slices.SortFunc(all, func(a, b Outcome) int { return cmp.Or(a.Last.Compare(b.Last), a.First.Compare(b.First)) })
+	return all
+}
+
+// outcomes returns the outcomes that records of a table stand for.
+func (m *Memory) outcomes(table byte, records []record) []Outcome {
 	all := make([]Outcome, len(records))
 	for i, r := range records {
 		all[i] = Outcome{
 			Kind: r.kind, Protocol: protocols[r.flags&protocolBits], First: time.Unix(int64(r.first), 0), Last: time.Unix(int64(r.last), 0),
-			Count: int(r.count), Session: sessionOf(r.session), Network: r.prefix(), Own: r.flags&own != 0, Detail: m.details.get(r.detail),
+			Count: int(r.count), Session: sessionOf(r.session), Network: r.prefix(), Own: r.flags&own != 0, Detail: m.detailsOf(table, r.kind).get(r.detail),
 		}
 	}
 	return all
@@ -249,6 +257,14 @@ func sessionOf(n uint64) string {
 		n >>= 5
 	}
 	return string(id)
+}
+
+// detailsOf returns the details that records of a table and a kind have.
+func (m *Memory) detailsOf(table byte, k Kind) *details {
+	if k == TLSFailed {
+		return &m.failures
+	}
+	return &m.texts[table]
 }
 
 // details has the details of records, because many have the same. The oldest of

@@ -205,6 +205,40 @@ func TestAnAttackerPushesNothingOut(t *testing.T) {
 	})
 }
 
+// Criterion: whoever makes handshakes or logins fail in thousands of different ways pushes out no detail of another account or network.
+func TestAnAttackerPushesNoDetailOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory("alice")
+		m.Observe(attempt("alice", "192.0.2.1", proxy.NewRefusal(proxy.Unavailable, errors.New("connection refused"))))
+		m.Observe(proxy.CertificateRejected{Client: client("192.0.2.1"), Alert: "unknown_ca"})
+		for i := range 5000 {
+			err := fmt.Errorf("tls: oversized record received with length %d", i)
+			m.Observe(proxy.Handshake{Client: client("192.0.2.2"), Result: proxy.HandshakeError, Reason: proxy.NoOther, Err: err})
+			m.Observe(attempt(fmt.Sprint("name", i), "192.0.2.2", proxy.NewRefusal(proxy.Unavailable, fmt.Errorf("error %d", i))))
+		}
+		home := func(n netip.Prefix) bool { return n == netip.MustParsePrefix("192.0.2.1/32") }
+		for _, m := range []*Memory{m, exported(t, m)} {
+			wantWords(t, m.Of("alice"), "unavailable: connection refused")
+			wantWords(t, m.FromNetworks(home), "certificate_rejected: unknown_ca")
+			if last := m.Of("name4999"); len(last) != 1 || last[0].Detail != "error 4999" {
+				t.Errorf("%+v", last)
+			}
+		}
+	})
+}
+
+// exported returns a Memory that has imported what m exports.
+func exported(t *testing.T, m *Memory) *Memory {
+	t.Helper()
+	other := newMemory()
+	m.Export(func(batch []byte) {
+		if err := other.Import(batch); err != nil {
+			t.Error(err)
+		}
+	})
+	return other
+}
+
 func TestANameThatBecomesAnAccountTakesItsOutcomesAlong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
