@@ -105,7 +105,7 @@ func (m *Memory) Import(b []byte) error {
 			session: binary.LittleEndian.Uint64(b[25:]), count: binary.LittleEndian.Uint16(b[33:]), kind: Kind(b[35]), flags: b[36],
 		}
 		end := exportedSize + int(b[exportedSize-1])
-		detail := string(b[exportedSize:end])
+		detail := printable(string(b[exportedSize:end]))
 		b = b[end:]
 		switch number {
 		case tableAccounts, tableNames:

@@ -231,6 +231,11 @@ func detailOf(err error, c *proxy.Client, names ...string) string {
 	if len(text) > maxDetail {
 		text = text[:maxDetail-len("...")] + "..."
 	}
+	return printable(text)
+}
+
+// printable returns text with a question mark for each character that is not printable.
+func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
 			return '?'

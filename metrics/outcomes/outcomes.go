@@ -230,10 +230,13 @@ func (r *record) merge(again record) {
 // a rand.Text.
 const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 
+// maxSession is the most letters of a session id that a number has.
+const maxSession = 12
+
 // sessionNumber returns a session id as a number: its length, and five bits for each
 // letter. An id that is longer than 12 letters, or has other ones, is 0.
 func sessionNumber(id string) (n uint64) {
-	if len(id) > 12 {
+	if len(id) > maxSession {
 		return 0
 	}
 	for i := range len(id) {
@@ -251,7 +254,7 @@ func sessionNumber(id string) (n uint64) {
 
 // sessionOf returns the session id with a number.
 func sessionOf(n uint64) string {
-	id := make([]byte, n>>60)
+	id := make([]byte, min(n>>60, maxSession))
 	for i := range slices.Backward(id) {
 		id[i] = alphabet[n&31]
 		n >>= 5
