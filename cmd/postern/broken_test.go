@@ -147,6 +147,9 @@ func TestARecordThatIsChangedInUseStopsPOP3Alone(t *testing.T) {
 					t.Errorf("postern %v took %v: %v\n%s", args, time.Since(begun), err, out)
 				}
 			}
+			if out, err := f.say("status"); err == nil || !strings.Contains(strings.Join(strings.Fields(out), " "), "next: postern state check. If the file is damaged, put a backup back before Postern starts again") {
+				t.Errorf("postern status: %v\n%s", err, out)
+			}
 			close(stop)
 			wg.Wait()
 			if said := f.logged(t, "state is broken: POP3 clients are told to come again later"); len(said) != 1 || said[0].text("level") != "ERROR" || said[0].text("file") != stored.RecordFile {

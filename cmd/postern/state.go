@@ -11,6 +11,7 @@ import (
 
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
+	"postern/proxy/admin"
 )
 
 func stateCommand() *cobra.Command {
@@ -72,6 +73,9 @@ beside it, with .before-restore at its end.`,
 		}
 		if cfg.State.Path == "" {
 			return stored.ErrNoState
+		}
+		if pid, running := admin.Running(cfg.Control.Socket); running {
+			return fmt.Errorf("restore state: Postern runs (process %d): stop it first, with its unit by systemctl stop postern", pid)
 		}
 		f, err := stored.OpenBackup(cfg, args[0])
 		if err != nil {

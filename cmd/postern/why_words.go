@@ -198,6 +198,10 @@ var whyWords = map[outcomes.Kind]outcomeWords{
 		"The mail server cannot say the sizes of some messages: POP3 lists them and cannot deliver them.",
 		"repair the mailbox's index at the mail server.",
 	},
+	outcomes.NotOpened: {
+		"The password was right, but then the mailbox could not be opened: the login was refused temporarily.",
+		"nothing at the mail program: it tries again. The detail says what was wrong; postern status says whether it still is.",
+	},
 }
 
 // bucketWords has the words for what was empty or full when the guard refused a login.

@@ -41,6 +41,7 @@ const (
 	RecordFailed     // the record of unique-ids could not be read or written. Detail: the error
 	ListingNotProven // a backend contradicted itself about a mailbox. Detail: the error
 	Unreadable       // a backend refuses the sizes of messages: they are listed and cannot be retrieved
+	NotOpened        // the password was right, and then the backend or the mailbox could not be used. Detail: the error
 	kinds
 )
 
@@ -53,6 +54,7 @@ var kindNames = map[Kind]string{
 	EndError: "end_error", EndForbiddenCommand: "end_forbidden_command", EndIdleTimeout: "end_idle_timeout", EndKicked: "end_kicked",
 	EndDrain: "end_drain", EndBackendClosed: "end_backend_closed",
 	UIDLsChanged: "uidls_changed", RecordFailed: "record_failed", ListingNotProven: "not_proven", Unreadable: "unreadable",
+	NotOpened: "not_opened",
 }
 
 // Kinds returns all kinds that an Outcome may have.

@@ -59,6 +59,8 @@ func (m *Memory) refused(e *proxy.Attempt, name string) (Kind, string) {
 		return WrongAgain, ""
 	case e.Decision.Bucket != "" && !e.Decision.DryRun:
 		return Kind(r.Reason), e.Decision.Bucket
+	case r.Reason == proxy.Unavailable && r.Verified:
+		return NotOpened, detailOf(r.Err, &e.Client, name, e.User)
 	}
 	return Kind(r.Reason), detailOf(r.Err, &e.Client, name, e.User)
 }

@@ -72,12 +72,13 @@ func TestEachOutcomeOfAnAccountIsRemembered(t *testing.T) {
 		again := attempt("alice", "192.0.2.1", wrong)
 		again.Decision = proxy.Decision{Tier: "known_good", Repeat: true}
 		away := attempt("alice", "192.0.2.1", proxy.NewRefusal(proxy.Unavailable, errors.New("dial tcp 10.0.0.1:39251->10.0.0.5:993: i/o timeout for alice from 192.0.2.1")))
+		damaged := attempt("alice", "192.0.2.1", &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: errors.New("open maildrop: state is damaged")})
 		pop3 := client("192.0.2.1")
 		pop3.Protocol = proxy.POP3
 		right := attempt("alice", "192.0.2.1", nil)
 		right.Backend = "main"
 		for _, e := range []proxy.Event{
-			attempt("alice", "192.0.2.1", wrong), again, limited, away,
+			attempt("alice", "192.0.2.1", wrong), again, limited, away, damaged,
 			attempt("alice", "192.0.2.1", proxy.NewRefusal(proxy.Plaintext, nil)),
 			attempt("alice", "192.0.2.1", proxy.NewRefusal(proxy.ProtocolOff, nil)),
 			attempt("alice", "192.0.2.1", errors.New("client closed the connection")), right,
@@ -96,8 +97,8 @@ func TestEachOutcomeOfAnAccountIsRemembered(t *testing.T) {
 		}
 		got := m.Of("alice")
 		wantWords(t, got, "wrong", "wrong_again", "throttled: pair", "unavailable: dial tcp 10.0.0.5:993: i/o timeout for ACCOUNT from CLIENT",
-			"plaintext", "protocol_off", "abandoned", "login: main", "end_error: read: connection reset", "end_backend_closed", "end_kicked", "uidls_changed")
-		if o := got[9]; o.Session != pop3.ID || o.Protocol != proxy.POP3 || o.Network != netip.MustParsePrefix("192.0.2.1/32") || !o.Own {
+			"not_opened: open maildrop: state is damaged", "plaintext", "protocol_off", "abandoned", "login: main", "end_error: read: connection reset", "end_backend_closed", "end_kicked", "uidls_changed")
+		if o := got[10]; o.Session != pop3.ID || o.Protocol != proxy.POP3 || o.Network != netip.MustParsePrefix("192.0.2.1/32") || !o.Own {
 			t.Errorf("the session's end: %+v", o)
 		}
 		if o := got[2]; o.Own {

@@ -1,6 +1,11 @@
 package service
 
 import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -10,13 +15,28 @@ import (
 )
 
 // An activity is a proxy.Observer of what the command status shows and nothing else
-// counts: how long the backends took to accept the last logins, and bugs.
+// counts: how long the backends took to accept the last logins, PROXY headers that are
+// missing or unexpected, and bugs.
 type activity struct {
 	panics atomic.Int64
 
-	mu     sync.Mutex
-	logins map[loginsKey]*loginTimes
+	mu      sync.Mutex
+	logins  map[loginsKey]*loginTimes
+	headers map[headerKey]*headerFaults
 }
+
+// A headerKey is a listener's name and a reason of proxy.RejectionOf: there are few.
+type headerKey struct{ listener, reason string }
+
+// headerFaults are connections that ended for one reason, each within headerWindow of the one before.
+type headerFaults struct {
+	n    int
+	last time.Time
+	peer netip.Addr // of the last one
+}
+
+// headerWindow is how long after the last fault of a PROXY header it is found.
+const headerWindow = 5 * time.Minute
 
 // A loginsKey is a backend's name and protocol. Both come from the configuration, so
 // there are few.
@@ -38,10 +58,64 @@ func (a *activity) Observe(e proxy.Event) {
 	switch e := e.(type) {
 	case proxy.Panicked:
 		a.panics.Add(1)
+	case proxy.Rejected:
+		a.reject(&e.Client, e.Err)
+	case proxy.Closed:
+		if errors.Is(e.Err, proxy.ErrUnexpectedProxyHeader) {
+			a.reject(&e.Client, e.Err)
+		}
 	case proxy.BackendLogin:
 		if e.Err == nil { // servers answer a wrong password late on purpose
 			a.add(loginsKey{e.Backend, e.Protocol}, e.Duration)
 		}
+	}
+}
+
+// reject counts a connection that ended because of its PROXY header.
+func (a *activity) reject(c *proxy.Client, err error) {
+	reason := proxy.RejectionOf(err)
+	switch reason {
+	case proxy.RejectNoHeader, proxy.RejectBadHeader, proxy.RejectUnexpectedHeader:
+	default:
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	key, now := headerKey{c.Service, reason}, time.Now()
+	f := a.headers[key]
+	if f == nil || now.Sub(f.last) > headerWindow {
+		f = new(headerFaults)
+		if a.headers == nil {
+			a.headers = make(map[headerKey]*headerFaults)
+		}
+		a.headers[key] = f
+	}
+	f.n, f.last, f.peer = f.n+1, now, c.Addr.Addr().Unmap()
+}
+
+// findHeaders finds listeners at which the last connections ended because of their PROXY
+// header. Anybody can send one that is not expected: that is a Notice.
+func (a *activity) findHeaders(now time.Time, all *findingList) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	order := func(a, b headerKey) int {
+		return cmp.Or(cmp.Compare(a.listener, b.listener), cmp.Compare(a.reason, b.reason))
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(a.headers), order) {
+		f := a.headers[key]
+		if now.Sub(f.last) > headerWindow {
+			continue
+		}
+		severity, what := Warning, "without a PROXY header from an address of proxy_from"
+		next := "let the balancer send the PROXY header (send-proxy-v2), or take its address out of proxy_from of this listener"
+		switch key.reason {
+		case proxy.RejectBadHeader:
+			what, next = "with a bad PROXY header from an address of proxy_from", "let the balancer send the PROXY header (send-proxy-v2): it sends something else"
+		case proxy.RejectUnexpectedHeader:
+			severity, what, next = Notice, "with a PROXY header from an address that is not in proxy_from", fmt.Sprintf("if %s is a balancer: proxy_from: [%[1]s] at this listener", f.peer)
+		}
+		all.add(severity, fmt.Sprintf("listener %s refuses connections %s", key.listener, what),
+			fmt.Sprintf("%d so far, the last %s ago from %s", f.n, Span(now.Sub(f.last)), f.peer), next)
 	}
 }
 

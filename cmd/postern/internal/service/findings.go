@@ -52,6 +52,7 @@ func (s *Service) findings() []Finding {
 	if g != nil {
 		g.findBackends(now, &all)
 	}
+	s.activity.findHeaders(now, &all)
 	s.findCertificates(&all)
 	if r := s.lastReload.Load(); r != nil && r.Error != "" {
 		all.add(Warning, "the last reload has failed: the configuration before it is still served",
@@ -217,14 +218,14 @@ func reasonOf(err error, key poolKey, address string) string {
 
 // findState finds files of the state that are broken or lost.
 func (s *Service) findState(all *findingList) {
-	const restart = "restart Postern, then postern state check"
 	a := s.Storage.Opened.Load()
 	switch {
 	case a == nil:
 	case a.Record.Err() != nil:
-		all.add(Critical, stored.RecordFile+" is broken until Postern is restarted: POP3 logins are refused temporarily", a.Record.Err().Error(), restart)
+		all.add(Critical, stored.RecordFile+" is broken: POP3 logins are refused temporarily", a.Record.Err().Error(),
+			"postern state check. If the file is damaged, put a backup back before Postern starts again: with a damaged file nothing starts, IMAP neither")
 	case a.Cache.Err() != nil:
-		all.add(Warning, stored.CacheFile+" is broken until Postern is restarted: POP3 logins take longer", a.Cache.Err().Error(), restart)
+		all.add(Warning, stored.CacheFile+" is broken: POP3 logins take longer", a.Cache.Err().Error(), "restart Postern, which makes the file anew")
 	case a.Lost.Load() > 0:
 		all.add(Critical, fmt.Sprintf("%s: %s has nothing of %d accounts that POP3 clients use", stored.LostRecord, stored.RecordFile, a.Lost.Load()), "", stored.LostRemedy)
 	}

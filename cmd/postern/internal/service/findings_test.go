@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -34,12 +35,21 @@ func TestEachFaultIsFoundWithItsNextStep(t *testing.T) {
 		severity           string
 		text, detail, next string
 	}{
-		"drained":         {func(s *Service) { s.drained.Store(true) }, Warning, "this Postern is drained", "", "postern drain --self --undo"},
-		"dry run":         {func(s *Service) { s.current.Load().cfg.Guard.DryRun = true }, Notice, "dry_run", "", "guard.dry_run: false"},
-		"a bug":           {func(s *Service) { s.activity.Observe(proxy.Panicked{}) }, Notice, "bugs caught since the start: 1", "", "report"},
-		"expired":         {certificate(-90*24*time.Hour, -time.Hour), Critical, "the certificate of localhost has expired", "it expired on ", "postern certs"},
-		"not valid yet":   {certificate(time.Hour, 90*24*time.Hour), Critical, "the certificate of localhost is not valid yet", "it is not valid before ", "postern certs"},
-		"ends soon":       {certificate(-90*24*time.Hour, 49*time.Hour), Warning, "the certificate of localhost expires in 2 days", "it expires on ", "postern certs"},
+		"drained":       {func(s *Service) { s.drained.Store(true) }, Warning, "this Postern is drained", "", "postern drain --self --undo"},
+		"dry run":       {func(s *Service) { s.current.Load().cfg.Guard.DryRun = true }, Notice, "dry_run", "", "guard.dry_run: false"},
+		"a bug":         {func(s *Service) { s.activity.Observe(proxy.Panicked{}) }, Notice, "bugs caught since the start: 1", "", "report"},
+		"expired":       {certificate(-90*24*time.Hour, -time.Hour), Critical, "the certificate of localhost has expired", "it expired on ", "postern certs"},
+		"not valid yet": {certificate(time.Hour, 90*24*time.Hour), Critical, "the certificate of localhost is not valid yet", "it is not valid before ", "postern certs"},
+		"ends soon":     {certificate(-90*24*time.Hour, 49*time.Hour), Warning, "the certificate of localhost expires in 2 days", "it expires on ", "postern certs"},
+		"a balancer sends no PROXY header": {func(s *Service) {
+			s.activity.Observe(proxy.Rejected{Client: proxy.Client{Service: "imap", Addr: netip.MustParseAddrPort("10.9.0.3:4711")}, Err: proxy.ErrNoProxyHeader})
+		}, Warning, "listener imap refuses connections without a PROXY header", "1 so far, the last 0 seconds ago from 10.9.0.3", "send-proxy-v2"},
+		"a balancer sends something else": {func(s *Service) {
+			s.activity.Observe(proxy.Rejected{Client: proxy.Client{Service: "imap", Addr: netip.MustParseAddrPort("10.9.0.3:4711")}, Err: proxy.ErrProxyHeader})
+		}, Warning, "listener imap refuses connections with a bad PROXY header", "from 10.9.0.3", "send-proxy-v2"},
+		"a PROXY header that is not expected": {func(s *Service) {
+			s.activity.Observe(proxy.Closed{Client: proxy.Client{Service: "imap", Addr: netip.MustParseAddrPort("[::ffff:10.9.0.3]:4711")}, Err: proxy.ErrUnexpectedProxyHeader})
+		}, Notice, "listener imap refuses connections with a PROXY header", "from 10.9.0.3", "proxy_from: [10.9.0.3]"},
 		"few descriptors": {func(s *Service) { s.current.Load().cfg.Limits.MaxConnections = 1 << 30 }, Notice, "limits.max_connections 1073741824 needs", "", "raise LimitNOFILE"},
 		"a reload has failed": {func(s *Service) {
 			s.recordReload(s.current.Load().cfg, errors.New("postern.yaml:1: a\npostern.yaml:2: b\n"))

@@ -99,7 +99,7 @@ func (s *Service) checkRecord(g *generation) error {
 	}
 	for _, l := range g.cfg.Listeners {
 		if l.Protocol == proxy.POP3 {
-			return fmt.Errorf("%s is broken: POP3 clients are told to come again later until Postern is restarted", stored.RecordFile)
+			return fmt.Errorf("%s is broken: POP3 clients are told to come again later", stored.RecordFile)
 		}
 	}
 	return nil
