@@ -11,7 +11,12 @@ import (
 type Accounts struct {
 	Protocols map[string]int    // by protocol
 	TLS       map[[2]string]int // by protocol and the oldest version of their last day: 1.0, ..., none
+	Habits    map[string]int    // of POP3, by one of Habits
+	Plaintext map[string]int    // of which a login without TLS was refused within that time, by protocol
 }
+
+// Habits are the keys of Accounts.Habits: those of the ledger.
+var Habits = [...]string{"leaves", "deletes_later", "mixed", "deletes_all", "downloads_nothing", "unknown"}
 
 // accounts is a prometheus.Collector.
 type accounts func() Accounts
@@ -22,12 +27,19 @@ var (
 	accountsSeenByTLS = prometheus.NewDesc(prefix+"_accounts_seen_by_tls",
 		"Accounts that have logged in within the last 30 days, by the oldest version of TLS of their last day.",
 		[]string{"protocol", "version"}, nil)
+	accountsSeenByHabit = prometheus.NewDesc(prefix+"_accounts_seen_by_habit",
+		"Accounts that have logged in by POP3 within the last 30 days, by what their clients do with the mail on the server.",
+		[]string{"habit"}, nil)
+	accountsRefusedPlaintext = prometheus.NewDesc(prefix+"_accounts_refused_plaintext",
+		"Known accounts of which a login was refused within the last 30 days because it came without TLS.", []string{"protocol"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (accounts) Describe(to chan<- *prometheus.Desc) {
 	to <- accountsSeen
 	to <- accountsSeenByTLS
+	to <- accountsSeenByHabit
+	to <- accountsRefusedPlaintext
 }
 
 // Collect implements prometheus.Collector.
@@ -35,9 +47,13 @@ func (counted accounts) Collect(to chan<- prometheus.Metric) {
 	n := counted()
 	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
 		to <- prometheus.MustNewConstMetric(accountsSeen, prometheus.GaugeValue, float64(n.Protocols[protocol]), protocol)
+		to <- prometheus.MustNewConstMetric(accountsRefusedPlaintext, prometheus.GaugeValue, float64(n.Plaintext[protocol]), protocol)
 		for _, version := range []string{"1.0", "1.1", "1.2", "1.3", none} {
 			to <- prometheus.MustNewConstMetric(accountsSeenByTLS, prometheus.GaugeValue,
 				float64(n.TLS[[2]string{protocol, version}]), protocol, version)
 		}
+	}
+	for _, habit := range Habits {
+		to <- prometheus.MustNewConstMetric(accountsSeenByHabit, prometheus.GaugeValue, float64(n.Habits[habit]), habit)
 	}
 }

@@ -9,7 +9,8 @@ import (
 
 // Whatever the ledger has, the series are the same, and few.
 func TestAccountsAreCountedByProtocolAndTLS(t *testing.T) {
-	n := Accounts{Protocols: map[string]int{"pop3": 7, "gopher": 1}, TLS: map[[2]string]int{{"pop3", "1.0"}: 2}}
+	n := Accounts{Protocols: map[string]int{"pop3": 7, "gopher": 1}, TLS: map[[2]string]int{{"pop3", "1.0"}: 2},
+		Habits: map[string]int{"leaves": 4, "nonsense": 1}, Plaintext: map[string]int{"pop3": 3}}
 	for i := range 1000 {
 		n.TLS[[2]string{"pop3", fmt.Sprint(i)}] = 1
 	}
@@ -22,12 +23,14 @@ func TestAccountsAreCountedByProtocolAndTLS(t *testing.T) {
 			lines++
 		}
 	}
-	if lines != 3+3*5 {
+	if lines != 3+3*5+3+6 {
 		t.Errorf("there are %d series", lines)
 	}
 	for _, want := range []string{
 		`postern_accounts_seen{protocol="pop3"} 7`, `postern_accounts_seen{protocol="imap"} 0`,
 		`postern_accounts_seen_by_tls{protocol="pop3",version="1.0"} 2`, `postern_accounts_seen_by_tls{protocol="pop3",version="none"} 0`,
+		`postern_accounts_seen_by_habit{habit="leaves"} 4`, `postern_accounts_seen_by_habit{habit="unknown"} 0`,
+		`postern_accounts_refused_plaintext{protocol="pop3"} 3`, `postern_accounts_refused_plaintext{protocol="submission"} 0`,
 	} {
 		if !strings.Contains(w.Body.String(), want+"\n") {
 			t.Errorf("there is no %s", want)

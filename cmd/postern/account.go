@@ -161,7 +161,7 @@ func showUsage(out io.Writer, e ledger.Entry) {
 	}
 	if s := e.Sessions; s != nil {
 		_, _ = fmt.Fprintf(out, "%s sessions\t%d since %s, messages downloaded: %d, bytes: %d, deleted: %d, habit: %s\n",
-			e.Protocol, s.Ended, s.Since, s.Messages, s.Octets, s.Deleted, habitWords[s.Habit])
+			e.Protocol, s.Ended, s.Since, s.Messages, s.Octets, s.Deleted, ledger.HabitWords(s.Habit))
 	}
 	if e.Plaintext != "" {
 		_, _ = fmt.Fprintf(out, "%s without TLS\trefused %d times, last %s\n", e.Protocol, e.PlaintextTries, e.Plaintext)

@@ -232,12 +232,6 @@ func (r *usageReport) end(err error) error {
 	return r.totals.print(r.out)
 }
 
-// habitWords are the words of a table for the values of Sessions.Habit.
-var habitWords = map[string]string{
-	ledger.HabitLeaves: "leaves on server", ledger.HabitLater: "deletes after days", ledger.HabitMixed: "leaves some",
-	ledger.HabitDeletes: "deletes all", ledger.HabitNothing: "downloads nothing", ledger.HabitUnknown: "unknown",
-}
-
 func (u usage) habit() string {
 	if u.Sessions == nil {
 		return ledger.HabitUnknown
@@ -256,7 +250,7 @@ func (u usage) cells() []any {
 	}
 	return []any{
 		u.Account, orDash(u.TLS), orDash(u.First), orDash(u.Last), quiet, u.Logins, numberOrDash(u.Days), numberOrDash(u.Networks),
-		messages, octets, habitWords[u.habit()],
+		messages, octets, ledger.HabitWords(u.habit()),
 	}
 }
 
@@ -349,7 +343,7 @@ func (t *usageTotals) print(out io.Writer) error {
 	}
 	for _, h := range ledger.Habits() {
 		if t.Habits[h] > 0 {
-			habits = append(habits, fmt.Sprintf("%s %d", habitWords[h], t.Habits[h]))
+			habits = append(habits, fmt.Sprintf("%s %d", ledger.HabitWords(h), t.Habits[h]))
 		}
 	}
 	_, err := fmt.Fprintf(out, "accounts that logged in by POP3 %s: %d\n  TLS: %s\n  habit: %s\n  logins: %d, messages: %d, bytes: %d\n",

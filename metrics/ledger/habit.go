@@ -22,6 +22,23 @@ func Habits() []string {
 	return []string{HabitLeaves, HabitLater, HabitMixed, HabitDeletes, HabitNothing, HabitUnknown}
 }
 
+// HabitWords returns a value of Sessions.Habit in words.
+func HabitWords(habit string) string {
+	switch habit {
+	case HabitLeaves:
+		return "leaves on server"
+	case HabitLater:
+		return "deletes after days"
+	case HabitMixed:
+		return "leaves some"
+	case HabitDeletes:
+		return "deletes all"
+	case HabitNothing:
+		return "downloads nothing"
+	}
+	return "unknown"
+}
+
 // What a session says about habits, in evidenceBits bits.
 const (
 	leaves  = 1 << iota // left messages that it has downloaded

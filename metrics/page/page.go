@@ -64,6 +64,15 @@ type Accounts struct {
 	Protocol string
 	All      int
 	TLS      [4]int // of them, those whose oldest version on the last day was 1.3, 1.2, 1.1 and 1.0
+	Refused  int    // accounts of which a login without TLS was refused
+	Habits   []Habit
+}
+
+// A Habit is what POP3 clients do with the mail on the server, in words, and the number of
+// accounts whose clients do that.
+type Habit struct {
+	Words    string
+	Accounts int
 }
 
 // A Certificate is the validity of a name's certificate.

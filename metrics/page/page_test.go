@@ -56,7 +56,11 @@ func busy() *Page {
 			return all
 		},
 		Accounts: func() []Accounts {
-			return []Accounts{{proxy.IMAP, 41234, [4]int{41100, 120, 0, 14}}, {proxy.POP3, 2310, [4]int{1900, 380, 9, 21}}, {proxy.Submission, 39800, [4]int{39800}}}
+			return []Accounts{
+				{Protocol: proxy.IMAP, All: 41234, TLS: [4]int{41100, 120, 0, 14}},
+				{Protocol: proxy.POP3, All: 2310, TLS: [4]int{1900, 380, 9, 21}, Refused: 417, Habits: []Habit{{"leaves on server", 1210}, {"deletes all", 800}, {"unknown", 300}}},
+				{Protocol: proxy.Submission, All: 39800, TLS: [4]int{39800}},
+			}
 		},
 		Guard: func() Guard {
 			return Guard{Learning: true, Remembered: 48213, FailingAccounts: 311, FailingNetworks: 1204, FailureRatio: 0.184, InFlight: 3, Waiting: 1}
@@ -120,7 +124,7 @@ func TestPageOfABusyDay(t *testing.T) {
 	_, html := body(t, busy())
 	for _, want := range []string{
 		"18\u202f234", "2 of 3 up", "down", "takes Postern for the client", "expired 26 hours ago", "And 4\u202f989 that end later",
-		"18.4 %", "Accounts seen in 30 days", "41\u202f234", "Learning: rate limits", "Serving", "Rate limit", "&lt; 0.1 %",
+		"18.4 %", "Accounts seen in 30 days", "refused by pop3 without TLS: 417.", "leaves on server 1\u202f210, deletes all 800, unknown 300.", "41\u202f234", "Learning: rate limits", "Serving", "Rate limit", "&lt; 0.1 %",
 	} {
 		if !strings.Contains(html, want) {
 			t.Errorf("the page does not say %q", want)

@@ -41,7 +41,7 @@ func (s *Service) accountGauges() metrics.Accounts {
 		return metrics.Accounts{}
 	}
 	c := l.Counts()
-	return metrics.Accounts{Protocols: c.Protocols, TLS: c.TLS}
+	return metrics.Accounts{Protocols: c.Protocols, TLS: c.TLS, Habits: c.Habits, Plaintext: c.Plaintext}
 }
 
 // accountsOnPage returns the figures of the ledger for the status page.
@@ -55,9 +55,14 @@ func (s *Service) accountsOnPage() (all []page.Accounts) {
 		return nil
 	}
 	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
-		a := page.Accounts{Protocol: protocol, All: c.Protocols[protocol]}
+		a := page.Accounts{Protocol: protocol, All: c.Protocols[protocol], Refused: c.Plaintext[protocol]}
 		for i, version := range []string{"1.3", "1.2", "1.1", "1.0"} {
 			a.TLS[i] = c.TLS[[2]string{protocol, version}]
+		}
+		if protocol == proxy.POP3 && a.All > 0 {
+			for _, habit := range ledger.Habits() {
+				a.Habits = append(a.Habits, page.Habit{Words: ledger.HabitWords(habit), Accounts: c.Habits[habit]})
+			}
 		}
 		all = append(all, a)
 	}

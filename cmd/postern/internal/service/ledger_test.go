@@ -1,0 +1,15 @@
+package service
+
+import (
+	"slices"
+	"testing"
+
+	"postern/metrics"
+	"postern/metrics/ledger"
+)
+
+func TestHabitsOfMetricsAreThoseOfTheLedger(t *testing.T) {
+	if got, want := metrics.Habits[:], ledger.Habits(); !slices.Equal(got, want) {
+		t.Errorf("metrics have the habits %q, the ledger has %q", got, want)
+	}
+}
