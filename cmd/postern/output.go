@@ -25,7 +25,12 @@ type printer[T any] struct {
 	header string
 	row    func(T) []any
 	begun  bool
+	rows   int
 }
+
+// alignedRows is the number of rows in which columns have the same width. It bounds the
+// memory of a table.
+const alignedRows = 10_000
 
 // newPrinter returns a printer to out. row returns the cells of a value under header,
 // which has tabs between its columns.
@@ -44,6 +49,9 @@ func (p *printer[T]) print(v T) error {
 	p.begin()
 	cells := p.row(v)
 	_, err := fmt.Fprintf(p.table, strings.TrimSuffix(strings.Repeat("%v\t", len(cells)), "\t")+"\n", cells...)
+	if p.rows++; p.rows%alignedRows == 0 && err == nil {
+		err = p.table.Flush()
+	}
 	return err
 }
 

@@ -61,7 +61,9 @@ func (s *Service) accountsOnPage() (all []page.Accounts) {
 		}
 		if protocol == proxy.POP3 && a.All > 0 {
 			for _, habit := range ledger.Habits() {
-				a.Habits = append(a.Habits, page.Habit{Words: ledger.HabitWords(habit), Accounts: c.Habits[habit]})
+				if n := c.Habits[habit]; n > 0 {
+					a.Habits = append(a.Habits, page.Habit{Words: ledger.HabitWords(habit), Accounts: n})
+				}
 			}
 		}
 		all = append(all, a)
