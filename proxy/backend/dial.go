@@ -1,6 +1,6 @@
 // Package backend reaches the mail servers behind Postern, logs clients in there,
 // and finds out what the servers offer. A Server is one server and one protocol;
-// a Pool is several servers that hold the same accounts. IMAP and Submission are
+// a Pool is several servers that hold the same accounts. IMAP, POP3 and Submission are
 // proxy.Backends that use either of them.
 //
 // Everything that a server sends is bounded in size and time. No text of a server
@@ -12,7 +12,7 @@
 //
 // A password is Wrong only if the server says so and names no other reason. A
 // response code or status code that names a reason is believed: RFC 5530 section
-// 3 for IMAP; for submission the reply code of RFC 4954 section 6 and the
+// 3 for IMAP, RFC 2449 section 8.1 and RFC 3206 for POP3; for submission the reply code of RFC 4954 section 6 and the
 // enhanced status code of RFC 3463 and RFC 5248, where x.y.z stands for any class
 // that fits.
 //
@@ -27,7 +27,15 @@
 //	BAD, BYE, no answer, all others                4yz, 334, 500-504,      Unavailable, doubtful
 //	                                               521 523 530 534 538
 //
-// The meaning of NO without a code, and of a 5yz that is not in the table, differs
+//	POP3                          Reason
+//	[AUTH]                        Wrong
+//	[SYS/PERM]                    Suspended
+//	[SYS/TEMP]                    Unavailable
+//	[IN-USE]                      InUse
+//	[LOGIN-DELAY]                 TooSoon, doubtful
+//	no answer, all others         Unavailable, doubtful
+//
+// The meaning of NO and -ERR without a code, and of a 5yz that is not in the table, differs
 // between servers: verdict.go has a row for each known case, by Kind.
 //
 // What the client is told and what the guard charges are two things. A doubtful
@@ -83,7 +91,7 @@ func (m Mode) String() string {
 // fields must not change once it is in use.
 type Server struct {
 	Name         string         // of the backend in the configuration
-	Protocol     string         // proxy.IMAP or proxy.Submission
+	Protocol     string         // proxy.IMAP, proxy.POP3 or proxy.Submission
 	Address      string         // host:port
 	TLS          Mode           // how the connection gets TLS
 	Config       *tls.Config    // with ServerName; may be nil if TLS is None

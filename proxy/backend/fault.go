@@ -46,7 +46,7 @@ const (
 	HeaderRefused            // the server takes the PROXY header for a command, as it seems
 	NoSTARTTLS               // the server does not offer STARTTLS, or refuses it
 	PasswordsDisabled        // IMAP LOGINDISABLED
-	NoMechanism              // submission without AUTH, or with mechanisms alone that Postern does not speak
+	NoMechanism              // no AUTH, or with mechanisms alone that Postern does not speak; POP3: no USER either
 )
 
 // A ConnectError is why a server could not be used.
@@ -200,7 +200,7 @@ const (
 	spokenTLS   = "TLS"
 )
 
-var protocolNames = map[string]string{proxy.IMAP: spokenIMAP, proxy.Submission: spokenSMTP}
+var protocolNames = map[string]string{proxy.IMAP: spokenIMAP, proxy.POP3: spokenPOP3, proxy.Submission: spokenSMTP}
 
 // spokenProtocol returns the protocol of a server that begins with these octets, or "".
 func spokenProtocol(octets []byte) string {

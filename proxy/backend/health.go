@@ -21,7 +21,7 @@ import (
 type Report struct {
 	Greeting     string   // its text, at most 200 octets
 	TLS          uint16   // as in tls.ConnectionState.Version; 0: none
-	Capabilities []string // IMAP capabilities, or the lines of the reply to EHLO, as a client gets them
+	Capabilities []string // IMAP capabilities, or the lines of the replies to EHLO or CAPA, as a client gets them
 	Mechanisms   []string // SASL, upper case
 	Kind         Kind     // as configured, or guessed from Greeting and, with IMAP, ID
 	Identified   bool     // the server offers Identity, if it is ID or XCLIENT
@@ -78,6 +78,9 @@ func (s *Server) allowsLogin(r Report) bool {
 func (s *Server) noLoginError(r Report) error {
 	e := &ConnectError{Fault: NoMechanism}
 	why := "no AUTH"
+	if s.Protocol == proxy.POP3 {
+		why = "neither USER nor AUTH"
+	}
 	switch {
 	case s.Protocol == proxy.IMAP:
 		e.Fault, why = PasswordsDisabled, "LOGINDISABLED"
@@ -104,7 +107,10 @@ func outsideClient() proxy.Client {
 // server may serve only such clients.
 func (s *Server) probe(ctx context.Context) (Report, error) {
 	ask := s.probeIMAP
-	if s.Protocol == proxy.Submission {
+	switch s.Protocol {
+	case proxy.POP3:
+		ask = s.probePOP3
+	case proxy.Submission:
 		ask = s.probeSMTP
 	}
 	report, err := ask(ctx, outsideClient())
@@ -120,13 +126,17 @@ func (s *Server) probe(ctx context.Context) (Report, error) {
 	return report, err
 }
 
-// TryLogin logs l's account in at a member for submission, as a client outside would,
-// and logs out. Errors are as for LoginSMTP.
+// TryLogin logs l's account in at a member for submission or POP3, as a client outside
+// would, and logs out. Errors are as for LoginSMTP.
 func (p *Pool) TryLogin(ctx context.Context, l *proxy.Login) error {
 	protocol := l.Client.Protocol
 	l.Client = outsideClient()
 	l.Client.Protocol = protocol
-	conn, err := p.LoginSMTP(ctx, l)
+	logIn := p.LoginSMTP
+	if p.Protocol == proxy.POP3 {
+		logIn = p.LoginPOP3
+	}
+	conn, err := logIn(ctx, l)
 	if err != nil {
 		return err
 	}

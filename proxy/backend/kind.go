@@ -11,20 +11,26 @@ type Kind uint8
 
 // The values of Kind. Guessed is found out from the server's greeting and ID.
 const (
-	Guessed  Kind = iota
-	Other         // any other
-	Dovecot       // IMAP and submission
-	Cyrus         // IMAP
-	Courier       // IMAP
-	Postfix       // submission
-	Exim          // submission
-	Exchange      // Exchange Online, and Exchange Server
-	Gmail         // and Google Workspace
-	Stalwart      // IMAP and submission
+	Guessed   Kind = iota
+	Other          // any other
+	Dovecot        // IMAP, POP3 and submission
+	Cyrus          // IMAP and POP3
+	Courier        // IMAP and POP3
+	Postfix        // submission
+	Exim           // submission
+	Exchange       // Exchange Online, and Exchange Server
+	Gmail          // and Google Workspace
+	Stalwart       // IMAP and submission
+	Popa3d         // POP3
+	SolidPOP3      // POP3
+	Mailutils      // POP3
+	Qpopper        // POP3
 	kinds
 )
 
-var kindNames = [kinds]string{"guessed", "other", "dovecot", "cyrus", "courier", "postfix", "exim", "exchange", "gmail", "stalwart"}
+var kindNames = [kinds]string{
+	"guessed", "other", "dovecot", "cyrus", "courier", "postfix", "exim", "exchange", "gmail", "stalwart", "popa3d", "solid-pop3d", "mailutils", "qpopper",
+}
 
 // String returns the kind's name in the configuration.
 func (k Kind) String() string { return kindNames[min(k, kinds-1)] }
@@ -59,6 +65,9 @@ var signatures = []signature{
 	{"gimap", Gmail},
 	{"gsmtp", Gmail},
 	{"stalwart", Stalwart},
+	{"solid", SolidPOP3},
+	{"qpopper", Qpopper},
+	{"qpop", Qpopper},
 }
 
 // matches reports whether word is the signature, alone or before a hyphen. A host

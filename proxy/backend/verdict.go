@@ -23,14 +23,16 @@ type verdict struct {
 // a wrong password costs; else guesses would be free at a server whose answer is
 // not known here.
 var (
-	wrong       = verdict{reason: proxy.Wrong}
-	suspended   = verdict{reason: proxy.Suspended} // charged as well: not every server checks the password first
-	unavailable = verdict{reason: proxy.Unavailable}
-	doubtful    = verdict{proxy.Unavailable, true}
-	full        = verdict{proxy.MailboxFull, true}
-	tooMany     = verdict{proxy.TooMany, true}
-	inUse       = verdict{proxy.InUse, true}
-	maintenance = verdict{proxy.Maintenance, true}
+	wrong        = verdict{reason: proxy.Wrong}
+	suspended    = verdict{reason: proxy.Suspended} // charged as well: not every server checks the password first
+	unavailable  = verdict{reason: proxy.Unavailable}
+	doubtful     = verdict{proxy.Unavailable, true}
+	full         = verdict{proxy.MailboxFull, true}
+	tooMany      = verdict{proxy.TooMany, true}
+	inUse        = verdict{proxy.InUse, true}
+	maintenance  = verdict{proxy.Maintenance, true}
+	tooSoon      = verdict{proxy.TooSoon, true}
+	maildropBusy = verdict{reason: proxy.InUse} // says nothing to who guesses: before the password all passwords get it, else only the right one
 )
 
 // An imapRow is a row of the table for IMAP: what a NO with this code and this
@@ -119,6 +121,57 @@ func (s *Server) imapVerdict(k Kind, r wire.Response) error {
 	text := strings.ToLower(r.Text)
 	i := slices.IndexFunc(imapRows, func(row imapRow) bool { return row.fits(k, code, text) })
 	return s.refuse(imapRows[i].is, err)
+}
+
+// A pop3Row is a row of the table for POP3: what -ERR with this code and this text means
+// from this kind of server. The first row that matches decides.
+type pop3Row struct {
+	kind Kind   // Guessed: any
+	code string // noCode, or a response code; "": any
+	text string // part of the server's text, in lower case; "": any
+	is   verdict
+}
+
+var pop3Rows = []pop3Row{
+	// RFC 2449 section 8.1, RFC 3206 sections 4 and 5.
+	{code: "AUTH", is: wrong},
+	{code: "SYS/TEMP", is: unavailable},
+	{code: "SYS/PERM", is: suspended},
+	{code: "IN-USE", is: maildropBusy},
+	{code: "LOGIN-DELAY", is: tooSoon},
+
+	// What these servers say without a code. Cyrus, Dovecot and mailutils write [AUTH].
+	{kind: Courier, code: noCode, text: "login failed", is: wrong},
+	{kind: Popa3d, code: noCode, text: "authentication failed", is: wrong},
+	{kind: SolidPOP3, code: noCode, text: "authentication failed", is: wrong},
+	{kind: Qpopper, code: noCode, text: "is incorrect", is: wrong}, // versions before 4.0
+	{kind: Qpopper, code: noCode, text: "lock busy", is: maildropBusy},
+	{is: doubtful},
+}
+
+func (row *pop3Row) fits(k Kind, code, text string) bool {
+	if code == "" {
+		code = noCode
+	}
+	return (row.kind == Guessed || row.kind == k) && (row.code == "" || row.code == code) && strings.Contains(text, row.text)
+}
+
+// pop3Verdict reads the answer to credentials. The server's text may contain the
+// credentials, so it appears nowhere.
+func (s *Server) pop3Verdict(k Kind, r wire.POP3Response) error {
+	if r.Name == wire.POP3OK {
+		return nil
+	}
+	err := fmt.Errorf("the server answered the login with %s", r.Name)
+	if r.Code != "" {
+		err = fmt.Errorf("%w [%s]", err, shorten(r.Code))
+	}
+	if r.Name != wire.POP3Err {
+		return s.refuse(doubtful, err)
+	}
+	text := strings.ToLower(r.Text)
+	i := slices.IndexFunc(pop3Rows, func(row pop3Row) bool { return row.fits(k, r.Code, text) })
+	return s.refuse(pop3Rows[i].is, err)
 }
 
 // An smtpRow is a row of the table for submission. The first row that matches
