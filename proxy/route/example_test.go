@@ -22,12 +22,12 @@ func ExampleAccounts() {
 
 func ExampleRules() {
 	rules := route.Rules{
-		route.Domain{Name: "example.net", Backend: "new"},
-		route.Default("main"),
+		route.Domain{Name: "example.net", Choice: route.Choice{Backend: "new"}},
+		route.Default{Backend: "main"},
 	}
 	for _, account := range []string{"alice@example.org", "bob@example.net"} {
-		backend, err := rules.Route(context.Background(), &proxy.Login{Account: account})
-		fmt.Println(account, backend, err)
+		choice, err := rules.Route(context.Background(), &proxy.Login{Account: account})
+		fmt.Println(account, choice.Backend, err)
 	}
 	// Output:
 	// alice@example.org main <nil>

@@ -2,11 +2,14 @@ package route
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"io"
 	"log/slog"
+	"maps"
 	"math/bits"
 	"os"
 	"slices"
@@ -19,38 +22,82 @@ import (
 
 // A File is a Rule that reads accounts from a text file. A line has an account,
 // the domain of accounts as @example.org, or * for all, and may be followed by
-// the name of a backend:
+// the name of a backend, and by who answers POP3:
 //
 //	# moved in November
 //	alice@example.org
 //	@example.net       new
+//	carol@example.net  new pop3=passthrough
 //	*                  old
 //
 // An account's own line goes before its domain's, and that before *. Case does
-// not count (ASCII). A # at the begin of a word starts a comment. A line without
-// a backend means the backend of the File.
+// not count (ASCII). A # at the begin of a word starts a comment. What a line does
+// not say is as in the Choice of the File.
 type File struct {
-	backend string
-	lines   *lines
+	otherwise Choice
+	lines     *lines
 }
 
-// OpenFile reads the file at path. backend is that of lines that name none; if it
-// is "", each line must name one. Only the backends in known may be named. The
-// error of a file with mistakes is a Mistakes.
-func OpenFile(path, backend string, known []string) (*File, error) {
+// OpenFile reads the file at path. otherwise is for what lines do not say; if it has
+// no Backend, each line must name one. Only the backends in known may be named, each
+// with a POP3Mode that known has for it. The error of a file with mistakes is a
+// Mistakes.
+func OpenFile(path string, otherwise Choice, known map[string][]string) (*File, error) {
+	names := slices.Sorted(maps.Keys(known))
 	l, err := openLines(path, func(rest string) error {
-		switch {
-		case rest == "" && backend == "":
-			return fmt.Errorf("the line names no backend, nor does its route; there are: %s", listed(known))
-		case rest != "" && !slices.Contains(known, rest):
-			return fmt.Errorf("there is no backend %q; there are: %s", shorten(rest), listed(known))
+		c, err := parseChoice(rest)
+		if err != nil {
+			return err
 		}
-		return nil
+		word := c.POP3Mode
+		switch c = c.or(otherwise); {
+		case c.Backend == "":
+			return fmt.Errorf("the line names no backend, nor does its route; there are: %s", listed(names))
+		case !slices.Contains(names, c.Backend):
+			return fmt.Errorf("there is no backend %q; there are: %s", shorten(c.Backend), listed(names))
+		case word == "" || slices.Contains(known[c.Backend], word):
+			return nil
+		case slices.Contains(POP3Modes(), word):
+			return fmt.Errorf("backend %s cannot answer with pop3=%s: %s", c.Backend, word, needs(word))
+		}
+		return fmt.Errorf("pop3=%s is not known; there are: %s", shorten(word), listed(POP3Modes()))
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &File{backend, l}, nil
+	return &File{otherwise, l}, nil
+}
+
+func needs(mode string) string {
+	if mode == Passthrough {
+		return "it has no pop3 server, and pop3.old_server names none"
+	}
+	return "it has no imap server"
+}
+
+// parseChoice reads what follows a key.
+func parseChoice(rest string) (c Choice, err error) {
+	var names []string
+	for word := range strings.FieldsSeq(rest) {
+		mode, ok := strings.CutPrefix(word, "pop3=")
+		switch {
+		case !ok:
+			names = append(names, word)
+		case c.POP3Mode != "":
+			return c, errors.New("the line has pop3= twice")
+		case mode == "":
+			return c, fmt.Errorf("pop3= has no value; there are: %s", listed(POP3Modes()))
+		default:
+			c.POP3Mode = mode
+		}
+	}
+	c.Backend = strings.Join(names, " ")
+	return c, nil
+}
+
+// or returns c, and what c does not say from otherwise.
+func (c Choice) or(otherwise Choice) Choice {
+	return Choice{cmp.Or(c.Backend, otherwise.Backend), cmp.Or(c.POP3Mode, otherwise.POP3Mode)}
 }
 
 // Watch looks at the file in intervals of every until ctx ends, and reads it
@@ -61,24 +108,30 @@ func (f *File) Watch(ctx context.Context, every time.Duration, log *slog.Logger)
 }
 
 // Route implements Rule.
-func (f *File) Route(_ context.Context, l *proxy.Login) (string, error) {
+func (f *File) Route(_ context.Context, l *proxy.Login) (Choice, error) {
 	t := f.lines.table.Load()
 	for _, key := range keysOf(l.Account) {
-		if rest, ok := t.get(key); ok && rest != "" {
-			return rest, nil
-		} else if ok {
-			return f.backend, nil
+		if rest, ok := t.get(key); ok {
+			return f.choice(rest), nil
 		}
 	}
-	return "", nil
+	return Choice{}, nil
+}
+
+// choice returns the Choice of what follows a key.
+func (f *File) choice(rest string) Choice {
+	c, _ := parseChoice(rest) // OpenFile has checked the line
+	return c.or(f.otherwise)
 }
 
 // MayReturn implements Rule.
-func (f *File) MayReturn(backend string) bool {
-	values := f.lines.table.Load().values
-	_, named := values[backend]
-	_, unnamed := values[""]
-	return named || unnamed && backend == f.backend
+func (f *File) MayReturn(c Choice) bool {
+	for rest := range f.lines.table.Load().values {
+		if f.choice(rest) == c {
+			return true
+		}
+	}
+	return false
 }
 
 // Known reports whether the file lists account itself.

@@ -17,7 +17,10 @@ import (
 	"postern/proxy"
 )
 
-var backends = []string{"main", "new", "old"}
+var names = []string{"main", "new", "old"}
+
+// backends are the known ones, with the modes of POP3 that each has.
+var backends = map[string][]string{"main": {Bridge}, "new": {Bridge, Passthrough}, "old": {Passthrough}}
 
 func writeFile(t testing.TB, text string) (path string) {
 	t.Helper()
@@ -30,7 +33,7 @@ func writeFile(t testing.TB, text string) (path string) {
 
 func openFile(t testing.TB, text string) *File {
 	t.Helper()
-	f, err := OpenFile(writeFile(t, text), "main", backends)
+	f, err := OpenFile(writeFile(t, text), Choice{Backend: "main"}, backends)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,11 +42,11 @@ func openFile(t testing.TB, text string) *File {
 
 func routeOf(t testing.TB, rule Rule, account string) string {
 	t.Helper()
-	backend, err := rule.Route(t.Context(), &proxy.Login{Account: account})
+	choice, err := rule.Route(t.Context(), &proxy.Login{Account: account})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return backend
+	return choice.Backend
 }
 
 const moved = "\ufeff# moved in November\r\n" +
@@ -104,7 +107,7 @@ func TestFileKnowsTheAccountsItLists(t *testing.T) {
 	for account, want := range map[string]bool{
 		"alice@example.org": true, "BOB@example.org": true, "web123p4": true, "x@example.net": false, "@example.net": false, "*": false, "": false,
 	} {
-		if got := (Rules{Default("x"), f}).Known(account); got != want {
+		if got := (Rules{Default{Backend: "x"}, f}).Known(account); got != want {
 			t.Errorf("Known(%q) = %v, want %v", account, got, want)
 		}
 	}
@@ -116,8 +119,8 @@ func TestFileMayReturnTheBackendsItNames(t *testing.T) {
 	} {
 		f := openFile(t, text)
 		var got []string
-		for _, b := range backends {
-			if f.MayReturn(b) {
+		for _, b := range names {
+			if f.MayReturn(Choice{Backend: b}) {
 				got = append(got, b)
 			}
 		}
@@ -127,41 +130,70 @@ func TestFileMayReturnTheBackendsItNames(t *testing.T) {
 	}
 }
 
+// Criterion: the word pop3=passthrough or pop3=bridge of a line of a file of routes says who answers the account's POP3 clients; without it the route says.
+func TestFileSaysWhoAnswersPOP3(t *testing.T) {
+	f, err := OpenFile(writeFile(t, "a\nb new\nc new pop3=passthrough\nd pop3=bridge new # back\ne pop3=bridge\n@example.org old pop3=passthrough\n"),
+		Choice{"main", Passthrough}, map[string][]string{"main": POP3Modes(), "new": POP3Modes(), "old": {Passthrough}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for account, want := range map[string]Choice{
+		"a": {"main", Passthrough}, "b": {"new", Passthrough}, "c": {"new", Passthrough}, "d": {"new", Bridge}, "e": {"main", Bridge},
+		"x@example.org": {"old", Passthrough}, "unknown": {},
+	} {
+		got, err := f.Route(t.Context(), &proxy.Login{Account: account})
+		if got != want || err != nil {
+			t.Errorf("Route(%s) = %+v, %v, want %+v", account, got, err, want)
+		}
+		if want.Backend != "" && !f.MayReturn(want) {
+			t.Errorf("MayReturn(%+v) = false", want)
+		}
+	}
+	if f.MayReturn(Choice{"old", Bridge}) || f.MayReturn(Choice{Backend: "main"}) {
+		t.Error("MayReturn says true of a Choice that no line has")
+	}
+}
+
 // Criterion: all mistakes of a file of routes are named at once, each with file, line, the wrong word and what there is instead.
 func TestFileNamesTheLineOfAMistake(t *testing.T) {
 	for text, want := range map[string]string{
-		"a\n\n# x\nb nowhere\n":          `:4: there is no backend "nowhere"; there are: main, new, old`,
-		"a new\nb\na old":                `:3: "a" is also in an earlier line, with "new" behind it, and here with "old"`,
-		"a new\r\nA\r\n":                 `:2: "a" is also in an earlier line, with "new" behind it, and here with nothing`,
-		"@\n":                            `:1: "@" is not a domain: write @example.org`,
-		"@a@b new":                       `:1: "@a@b" is not a domain: write @example.org`,
-		"a\x00b":                         `:1: "a\x00b": user name with a control or invisible character`,
-		"x\n" + strings.Repeat("x", 321): `:2: "` + strings.Repeat("x", 100) + `": user name of more than 320 octets`,
-		"a new old":                      `:1: there is no backend "new old"; there are: main, new, old`,
+		"a\n\n# x\nb nowhere\n":             `:4: there is no backend "nowhere"; there are: main, new, old`,
+		"a new\nb\na old":                   `:3: "a" is also in an earlier line, with "new" behind it, and here with "old"`,
+		"a new\r\nA\r\n":                    `:2: "a" is also in an earlier line, with "new" behind it, and here with nothing`,
+		"@\n":                               `:1: "@" is not a domain: write @example.org`,
+		"@a@b new":                          `:1: "@a@b" is not a domain: write @example.org`,
+		"a\x00b":                            `:1: "a\x00b": user name with a control or invisible character`,
+		"x\n" + strings.Repeat("x", 321):    `:2: "` + strings.Repeat("x", 100) + `": user name of more than 320 octets`,
+		"a new old":                         `:1: there is no backend "new old"; there are: main, new, old`,
+		"a pop3=bridge\nb pop3=passthrough": `:2: backend main cannot answer with pop3=passthrough: it has no pop3 server, and pop3.old_server names none`,
+		"a old pop3=bridge":                 `:1: backend old cannot answer with pop3=bridge: it has no imap server`,
+		"a new pop3=passthru":               `:1: pop3=passthru is not known; there are: bridge, passthrough`,
+		"a new pop3=":                       `:1: pop3= has no value; there are: bridge, passthrough`,
+		"a new pop3=bridge pop3=bridge":     `:1: the line has pop3= twice`,
 	} {
 		path := writeFile(t, text)
-		if _, err := OpenFile(path, "main", backends); err == nil || err.Error() != path+want {
+		if _, err := OpenFile(path, Choice{Backend: "main"}, backends); err == nil || err.Error() != path+want {
 			t.Errorf("%q: error %v, want %s", text, err, path+want)
 		}
 	}
 	// All mistakes, and the first of them in the log.
 	path := writeFile(t, "a nwe\nb new\n@\nc\nC old\nd odl\n")
-	_, err := OpenFile(path, "main", backends)
+	_, err := OpenFile(path, Choice{Backend: "main"}, backends)
 	mistakes, ok := errors.AsType[Mistakes](err)
 	if !ok || len(mistakes) != 4 || mistakes[3].Error() != path+`:6: there is no backend "odl"; there are: main, new, old` ||
 		!strings.HasSuffix(err.Error(), "; and 1 more") {
 		t.Errorf("%q, %v", mistakes, err)
 	}
-	_, err = OpenFile(writeFile(t, strings.Repeat("a nwe\n", 1000)), "main", backends)
+	_, err = OpenFile(writeFile(t, strings.Repeat("a nwe\n", 1000)), Choice{Backend: "main"}, backends)
 	if mistakes, _ := errors.AsType[Mistakes](err); len(mistakes) != maxMistakes {
 		t.Errorf("%d mistakes, want %d", len(mistakes), maxMistakes)
 	}
 	path = writeFile(t, "a new\nb")
-	if _, err := OpenFile(path, "", backends); err == nil || !strings.Contains(err.Error(), ":2: the line names no backend") {
+	if _, err := OpenFile(path, Choice{}, backends); err == nil || !strings.Contains(err.Error(), ":2: the line names no backend") {
 		t.Errorf("error = %v", err)
 	}
 	for _, path := range []string{filepath.Join(t.TempDir(), "missing"), t.TempDir()} {
-		if _, err := OpenFile(path, "main", backends); err == nil || !strings.Contains(err.Error(), path) {
+		if _, err := OpenFile(path, Choice{Backend: "main"}, backends); err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("error = %v, want one that names %s", err, path)
 		}
 	}
@@ -171,7 +203,7 @@ func TestFileNamesTheLineOfAMistake(t *testing.T) {
 func TestFileIsReadAgainWhenItChanges(t *testing.T) {
 	const every = 2 * time.Second
 	path := writeFile(t, "alice new\n")
-	f, err := OpenFile(path, "main", backends)
+	f, err := OpenFile(path, Choice{Backend: "main"}, backends)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +275,7 @@ func millionAccounts(t testing.TB) (path string) {
 	t.Helper()
 	var text bytes.Buffer
 	for i := range 1_000_000 {
-		fmt.Fprintf(&text, "customer%07d@example-%03d.org %s\n", i, i%997, backends[i%3])
+		fmt.Fprintf(&text, "customer%07d@example-%03d.org %s\n", i, i%997, names[i%3])
 	}
 	return writeFile(t, text.String())
 }
@@ -259,7 +291,7 @@ func TestFileOfAMillionIsSmall(t *testing.T) {
 		return m.HeapAlloc
 	}
 	before := heap()
-	f, err := OpenFile(path, "main", backends)
+	f, err := OpenFile(path, Choice{Backend: "main"}, backends)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,8 +305,8 @@ func TestFileOfAMillionIsSmall(t *testing.T) {
 	}
 	for i := 0; i < 1_000_000; i += 997 {
 		account := fmt.Sprintf("customer%07d@example-%03d.org", i, i%997)
-		if got := routeOf(t, f, account); got != backends[i%3] {
-			t.Fatalf("%s goes to %q, want %s", account, got, backends[i%3])
+		if got := routeOf(t, f, account); got != names[i%3] {
+			t.Fatalf("%s goes to %q, want %s", account, got, names[i%3])
 		}
 		if got := routeOf(t, f, "x"+account); got != "" {
 			t.Fatalf("x%s goes to %q", account, got)
@@ -285,7 +317,7 @@ func TestFileOfAMillionIsSmall(t *testing.T) {
 // BenchmarkFile looks up accounts that are far from each other. The aim is less
 // than a microsecond.
 func BenchmarkFile(b *testing.B) {
-	f, err := OpenFile(millionAccounts(b), "main", backends)
+	f, err := OpenFile(millionAccounts(b), Choice{Backend: "main"}, backends)
 	if err != nil {
 		b.Fatal(err)
 	}

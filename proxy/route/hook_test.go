@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,8 +39,8 @@ func TestHookRequestsAndChooses(t *testing.T) {
 	defer server.Close()
 	h := &Hook{URL: server.URL + "/route?x=1"}
 	got, err := h.Route(t.Context(), testLogin("alice@example.org"))
-	if got != "new" || err != nil {
-		t.Errorf("Route = %q, %v, want new", got, err)
+	if got.Backend != "new" || err != nil {
+		t.Errorf("Route = %+v, %v, want new", got, err)
 	}
 	if want := "POST /route?x=1 application/json"; header != want {
 		t.Errorf("asked %s, want %s", header, want)
@@ -93,7 +94,7 @@ func TestHookFailsToATemporaryRefusal(t *testing.T) {
 		h := &Hook{URL: "http://hook.internal/", transport: transportFunc(func(*http.Request) (*http.Response, error) {
 			return response(test.status, test.body)
 		})}
-		m := &Mux{Rules: Rules{h, Default("main")}, Targets: map[string]Target{"main": target(behind, proxy.Offer{}), "new": target(&fakeBackend{}, proxy.Offer{})}}
+		m := &Mux{Rules: Rules{h, Default{Backend: "main"}}, Targets: map[Choice]Target{{Backend: "main"}: target(behind, proxy.Offer{}), {Backend: "new"}: target(&fakeBackend{}, proxy.Offer{})}}
 		behind.accounts = nil
 		_, err := m.Login(t.Context(), testLogin("alice"))
 		if want, fails := strings.CutPrefix(test.want, "!"); fails {
@@ -145,8 +146,8 @@ func TestHookIsAskedAgainWhenItsAnswerIsOld(t *testing.T) {
 		ask := func(l *proxy.Login, want string, wantQuestions int) {
 			t.Helper()
 			got, err := h.Route(t.Context(), l)
-			if got != want || (err == nil) != (want != "") || questions != wantQuestions {
-				t.Errorf("Route = %q, %v after %d questions, want %q after %d", got, err, questions, want, wantQuestions)
+			if got.Backend != want || (err == nil) != (want != "") || questions != wantQuestions {
+				t.Errorf("Route = %+v, %v after %d questions, want %q after %d", got, err, questions, want, wantQuestions)
 			}
 		}
 		ask(testLogin("alice"), "", 1)
@@ -186,8 +187,8 @@ func TestHookIsAskedOnceForAllWhoWait(t *testing.T) {
 		leave()
 		for range 50 {
 			wg.Go(func() {
-				if got, err := h.Route(t.Context(), testLogin("alice")); got != "new" || err != nil {
-					t.Errorf("Route = %q, %v, want new", got, err)
+				if got, err := h.Route(t.Context(), testLogin("alice")); got.Backend != "new" || err != nil {
+					t.Errorf("Route = %+v, %v, want new", got, err)
 				}
 			})
 		}
@@ -232,7 +233,7 @@ func TestHookRemembersNoMoreThanItMay(t *testing.T) {
 	h := &Hook{transport: transportFunc(func(*http.Request) (*http.Response, error) { return response(200, `{"backend":"new"}`) })}
 	h.once.Do(h.open)
 	for i := range maxCached + 10 {
-		h.store(fmt.Sprint(i), answer{"new", time.Now().Add(time.Hour)})
+		h.store(fmt.Sprint(i), answer{Choice{Backend: "new"}, time.Now().Add(time.Hour)})
 	}
 	if got := len(h.cache); got != maxCached {
 		t.Errorf("%d answers are kept, want %d", got, maxCached)
@@ -243,10 +244,12 @@ func FuzzHookReply(f *testing.F) {
 	f.Add(`{"backend":"new"}`)
 	f.Add(`{"backend":"new"}{}`)
 	f.Add(`{"backend":1e999}`)
+	f.Add(`{"backend":"new","pop3_mode":"passthrough"}`)
 	f.Fuzz(func(t *testing.T, text string) {
-		backend, err := readReply(strings.NewReader(text))
-		if err != nil && backend != "" || len(backend) > maxHookReply*3 { // a broken octet becomes U+FFFD
-			t.Errorf("readReply(%q) = %q, %v", text, backend, err)
+		c, err := readReply(strings.NewReader(text))
+		known := c.POP3Mode == "" || slices.Contains(POP3Modes(), c.POP3Mode)
+		if err != nil && c != (Choice{}) || len(c.Backend) > maxHookReply*3 || !known { // a broken octet becomes U+FFFD
+			t.Errorf("readReply(%q) = %+v, %v", text, c, err)
 		}
 	})
 }

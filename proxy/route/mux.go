@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,43 +12,58 @@ import (
 	"postern/proxy/wire"
 )
 
-// A Rule chooses the backend of logins.
-type Rule interface {
-	// Route returns the name of the backend for l, or "" if another rule has to
-	// decide. It may do I/O. An error refuses the login temporarily.
-	Route(ctx context.Context, l *proxy.Login) (backend string, err error)
+// The values of Choice.POP3Mode: who answers a POP3 client.
+const (
+	Bridge      = "bridge"      // Postern, from the IMAP server
+	Passthrough = "passthrough" // the old POP3 server
+)
 
-	// MayReturn reports whether Route may return backend.
-	MayReturn(backend string) bool
+// POP3Modes returns the modes.
+func POP3Modes() []string { return []string{Bridge, Passthrough} }
+
+// A Choice is where a login goes.
+type Choice struct {
+	Backend  string // the name of a backend; "": another rule has to decide
+	POP3Mode string // Bridge or Passthrough; "": as the listener says. Not for other protocols
 }
 
-// Rules are tried in their order; the first that returns a backend decides.
+// A Rule chooses the backend of logins.
+type Rule interface {
+	// Route returns the Choice for l. It may do I/O. An error refuses the login
+	// temporarily.
+	Route(ctx context.Context, l *proxy.Login) (Choice, error)
+
+	// MayReturn reports whether Route may return c.
+	MayReturn(c Choice) bool
+}
+
+// Rules are tried in their order; the first that returns a Backend decides.
 type Rules []Rule
 
 var errNoRule = errors.New("no route fits the account")
 
-// Route implements Rule, but returns an error instead of "".
-func (r Rules) Route(ctx context.Context, l *proxy.Login) (string, error) {
+// Route implements Rule, but returns an error instead of no Backend.
+func (r Rules) Route(ctx context.Context, l *proxy.Login) (Choice, error) {
 	return r.route(ctx, l, func(proxy.Event) {})
 }
 
 // route is Route, and observes each rule that was tried.
-func (r Rules) route(ctx context.Context, l *proxy.Login, observe func(proxy.Event)) (string, error) {
+func (r Rules) route(ctx context.Context, l *proxy.Login, observe func(proxy.Event)) (Choice, error) {
 	for _, rule := range r {
 		begun := time.Now()
-		source, backend, err := routeBy(ctx, rule, l)
+		source, choice, err := routeBy(ctx, rule, l)
 		if ctx.Err() == nil { // else the client has left
-			observe(proxy.Routed{Source: source, Result: resultOf(backend, err), Duration: time.Since(begun), Err: err})
+			observe(proxy.Routed{Source: source, Result: resultOf(choice.Backend, err), Duration: time.Since(begun), Err: err})
 		}
-		if backend != "" || err != nil {
-			return backend, err
+		if choice.Backend != "" || err != nil {
+			return choice, err
 		}
 	}
-	return "", errNoRule
+	return Choice{}, errNoRule
 }
 
 // routeBy calls rule and returns its kind.
-func routeBy(ctx context.Context, rule Rule, l *proxy.Login) (source, backend string, err error) {
+func routeBy(ctx context.Context, rule Rule, l *proxy.Login) (source string, choice Choice, err error) {
 	source = proxy.RouteOther
 	switch rule := rule.(type) {
 	case *Hook:
@@ -59,8 +75,8 @@ func routeBy(ctx context.Context, rule Rule, l *proxy.Login) (source, backend st
 	case Default:
 		source = proxy.RouteDefault
 	}
-	backend, err = rule.Route(ctx, l)
-	return source, backend, err
+	choice, err = rule.Route(ctx, l)
+	return source, choice, err
 }
 
 func resultOf(backend string, err error) string {
@@ -74,13 +90,20 @@ func resultOf(backend string, err error) string {
 }
 
 // MayReturn implements Rule.
-func (r Rules) MayReturn(backend string) bool {
+func (r Rules) MayReturn(c Choice) bool {
 	for _, rule := range r {
-		if rule.MayReturn(backend) {
+		if rule.MayReturn(c) {
 			return true
 		}
 	}
 	return false
+}
+
+// MayReturnBackend reports whether Route may return backend, with any POP3Mode.
+func (r Rules) MayReturnBackend(backend string) bool {
+	return r.MayReturn(Choice{Backend: backend}) || slices.ContainsFunc(POP3Modes(), func(mode string) bool {
+		return r.MayReturn(Choice{backend, mode})
+	})
 }
 
 // Known reports whether a rule lists account itself, not only its domain. Then
@@ -112,31 +135,31 @@ func (r Rules) KnownDomain(domain string) bool {
 	return false
 }
 
-// Default is a Rule that sends every login to the backend of that name.
-type Default string
+// Default is a Rule that makes the same Choice for every login.
+type Default Choice
 
 // Route implements Rule.
-func (d Default) Route(context.Context, *proxy.Login) (string, error) { return string(d), nil }
+func (d Default) Route(context.Context, *proxy.Login) (Choice, error) { return Choice(d), nil }
 
 // MayReturn implements Rule.
-func (d Default) MayReturn(backend string) bool { return backend == string(d) }
+func (d Default) MayReturn(c Choice) bool { return c == Choice(d) }
 
 // A Domain is a Rule for the accounts of one domain.
 type Domain struct {
-	Name    string // without @; case does not count
-	Backend string
+	Name string // without @; case does not count
+	Choice
 }
 
 // Route implements Rule.
-func (d Domain) Route(_ context.Context, l *proxy.Login) (string, error) {
+func (d Domain) Route(_ context.Context, l *proxy.Login) (Choice, error) {
 	if at := strings.LastIndexByte(l.Account, '@'); at >= 0 && strings.EqualFold(l.Account[at+1:], d.Name) {
-		return d.Backend, nil
+		return d.Choice, nil
 	}
-	return "", nil
+	return Choice{}, nil
 }
 
 // MayReturn implements Rule.
-func (d Domain) MayReturn(backend string) bool { return backend == d.Backend }
+func (d Domain) MayReturn(c Choice) bool { return c == d.Choice }
 
 // A Target is a backend for one protocol.
 type Target struct {
@@ -148,7 +171,8 @@ type Target struct {
 // passes the login on. The guard comes before it.
 type Mux struct {
 	Rules     Rules
-	Targets   map[string]Target // by name: the backends with the Service's protocol
+	Targets   map[Choice]Target // the backends with the Service's protocol; of POP3 one for each mode, of others without a mode
+	POP3Mode  string            // of a Choice that has none; "" for other protocols
 	Protocols *Protocols        // nil: all accounts may use all protocols
 	Observer  proxy.Observer    // nil: none
 }
@@ -157,13 +181,22 @@ type Mux struct {
 // the account may not use the protocol: else strangers could find out which
 // accounts exist.
 func (m *Mux) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) {
-	name, err := m.Rules.route(ctx, l, m.observe)
+	choice, err := m.Rules.route(ctx, l, m.observe)
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("route: %w", err))
 	}
-	target, ok := m.Targets[name]
+	if choice.POP3Mode == "" {
+		choice.POP3Mode = m.POP3Mode
+	}
+	how := l.Client.Protocol
+	if m.POP3Mode == "" {
+		choice.POP3Mode = ""
+	} else {
+		how += " in the mode " + choice.POP3Mode
+	}
+	target, ok := m.Targets[choice]
 	if !ok {
-		return nil, unavailable(fmt.Errorf("route: there is no backend %q for %s", shorten(name), l.Client.Protocol))
+		return nil, unavailable(fmt.Errorf("route: there is no backend %q for %s", shorten(choice.Backend), how))
 	}
 	session, err := target.Login(ctx, l)
 	if err != nil {
@@ -190,12 +223,20 @@ func (m *Mux) observe(e proxy.Event) {
 // Without Mechanisms, none is known.
 func (m *Mux) Offer() proxy.Offer {
 	offers := make([]proxy.Offer, 0, len(m.Targets))
-	for name, target := range m.Targets {
-		if m.Rules.MayReturn(name) {
+	for choice, target := range m.Targets {
+		if m.mayChoose(choice) {
 			offers = append(offers, target.Offer())
 		}
 	}
 	return proxy.Intersect(offers...)
+}
+
+// mayChoose reports whether a login may go to the target of c.
+func (m *Mux) mayChoose(c Choice) bool {
+	if m.POP3Mode == "" {
+		return m.Rules.MayReturnBackend(c.Backend)
+	}
+	return m.Rules.MayReturn(c) || c.POP3Mode == m.POP3Mode && m.Rules.MayReturn(Choice{Backend: c.Backend})
 }
 
 // unavailable returns the Refusal for an error that is not the client's.

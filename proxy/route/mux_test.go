@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -50,13 +51,13 @@ func login(m *Mux, account, password string) (proxy.Session, error) {
 // Criterion: routes are asked in their order: the first that fits an account decides.
 func TestMuxRoutesByTheFirstRuleThatFits(t *testing.T) {
 	names := []string{"main", "new", "old"}
-	m := &Mux{Targets: make(map[string]Target), Rules: Rules{
-		openFile(t, "alice@example.net new\nbob@example.org old"), Domain{"Example.NET", "old"}, Default("main"),
+	m := &Mux{Targets: make(map[Choice]Target), Rules: Rules{
+		openFile(t, "alice@example.net new\nbob@example.org old"), Domain{"Example.NET", Choice{Backend: "old"}}, Default{Backend: "main"},
 	}}
 	servers := make(map[string]*fakeBackend)
 	for _, name := range names {
 		servers[name] = &fakeBackend{}
-		m.Targets[name] = target(servers[name], proxy.Offer{})
+		m.Targets[Choice{Backend: name}] = target(servers[name], proxy.Offer{})
 	}
 	for account, want := range map[string]string{
 		"alice@example.net": "new", "bob@example.org": "old", "x@example.net": "old", "x@EXAMPLE.net": "old",
@@ -78,8 +79,82 @@ func TestMuxRoutesByTheFirstRuleThatFits(t *testing.T) {
 
 type rule func() (string, error)
 
-func (r rule) Route(context.Context, *proxy.Login) (string, error) { return r() }
-func (r rule) MayReturn(string) bool                               { return true }
+func (r rule) Route(context.Context, *proxy.Login) (Choice, error) {
+	name, err := r()
+	return Choice{Backend: name}, err
+}
+func (r rule) MayReturn(Choice) bool { return true }
+
+// Criterion: who answers an account's POP3 clients is known before the login: the first of the routes' file, the hook, the route and the listener that says it; pop3:off of policy stays above all.
+func TestMuxRoutesPOP3ByItsMode(t *testing.T) {
+	bridge, passthrough, old := &fakeBackend{}, &fakeBackend{}, &fakeBackend{}
+	hook := &Hook{POP3Mode: Passthrough, transport: transportFunc(func(r *http.Request) (*http.Response, error) {
+		body, _ := io.ReadAll(r.Body)
+		switch {
+		case strings.Contains(string(body), "says@"):
+			return response(200, `{"backend":"main","pop3_mode":"bridge"}`)
+		case strings.Contains(string(body), "silent@"):
+			return response(200, `{"backend":"main"}`)
+		case strings.Contains(string(body), "odd@"):
+			return response(200, `{"backend":"main","pop3_mode":"shadowy"}`)
+		}
+		return response(204, "")
+	})}
+	file, err := OpenFile(writeFile(t, "alice pop3=passthrough\nbob pop3=bridge\ncarol\n"), Choice{Backend: "main"}, map[string][]string{"main": POP3Modes()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &Mux{
+		Rules: Rules{file, hook, Domain{"example.net", Choice{"main", Passthrough}}, Domain{"example.com", Choice{"old", ""}}, Default{Backend: "main"}},
+		Targets: map[Choice]Target{
+			{"main", Bridge}:      target(bridge, proxy.Offer{Mechanisms: []string{"PLAIN", "XOAUTH2"}}),
+			{"main", Passthrough}: target(passthrough, proxy.Offer{Mechanisms: []string{"PLAIN"}}),
+			{"old", Passthrough}:  target(old, proxy.Offer{Mechanisms: []string{"PLAIN"}}),
+		},
+	}
+	m.Protocols = openProtocols(t, "alice pop3:off")
+	for _, test := range []struct {
+		listener, account string
+		want              *fakeBackend
+	}{
+		{Bridge, "alice", passthrough}, {Bridge, "bob", bridge}, {Bridge, "carol", bridge}, {Passthrough, "carol", passthrough}, {Passthrough, "bob", bridge},
+		{Passthrough, "says@example.org", bridge}, {Bridge, "silent@example.org", passthrough},
+		{Bridge, "x@example.net", passthrough}, {Bridge, "x@example.org", bridge}, {Passthrough, "x@example.org", passthrough},
+		{Passthrough, "x@example.com", old}, {Bridge, "x@example.com", nil}, {Bridge, "odd@example.org", nil},
+	} {
+		m.POP3Mode = test.listener
+		session, err := login(m, test.account, "right")
+		switch {
+		case test.want == nil && proxy.ReasonOf(err) != proxy.Unavailable:
+			t.Errorf("%s at a listener with %s: %v, want unavailable", test.account, test.listener, err)
+		case test.account == "alice" && proxy.ReasonOf(err) != proxy.ProtocolOff:
+			t.Errorf("alice: %v, want that POP3 is off", err)
+		case err == nil:
+			_ = session.Close()
+		}
+		for name, b := range map[string]*fakeBackend{"bridge": bridge, "passthrough": passthrough, "old": old} {
+			if got := len(b.accounts) > 0; got != (b == test.want) {
+				t.Errorf("%s at a listener with %s: %s was asked: %v", test.account, test.listener, name, got)
+			}
+			b.accounts = nil
+		}
+	}
+}
+
+// The offer of a listener is that of the modes that its logins may have.
+func TestMuxOffersWhatItsModesHave(t *testing.T) {
+	m := &Mux{POP3Mode: Bridge, Rules: Rules{Default{Backend: "main"}}, Targets: map[Choice]Target{
+		{"main", Bridge}:      target(nil, proxy.Offer{Mechanisms: []string{"PLAIN", "XOAUTH2"}}),
+		{"main", Passthrough}: target(nil, proxy.Offer{Mechanisms: []string{"PLAIN"}}),
+	}}
+	if got := m.Offer().Mechanisms; !slices.Equal(got, []string{"PLAIN", "XOAUTH2"}) {
+		t.Errorf("bridge alone offers %v", got)
+	}
+	m.Rules = Rules{Domain{"example.net", Choice{"main", Passthrough}}, Default{Backend: "main"}}
+	if got := m.Offer().Mechanisms; !slices.Equal(got, []string{"PLAIN"}) {
+		t.Errorf("bridge and passthrough offer %v", got)
+	}
+}
 
 func TestMuxRefusesForNowWhenThereIsNoRoute(t *testing.T) {
 	behind := &fakeBackend{}
@@ -88,10 +163,10 @@ func TestMuxRefusesForNowWhenThereIsNoRoute(t *testing.T) {
 		err   string
 	}{
 		"none":    {nil, errNoRule.Error()},
-		"unknown": {Rules{Default("nowhere")}, `there is no backend "nowhere" for pop3`},
-		"error":   {Rules{rule(func() (string, error) { return "", errors.New("hook is away") }), Default("main")}, "hook is away"},
+		"unknown": {Rules{Default{Backend: "nowhere"}}, `there is no backend "nowhere" for pop3`},
+		"error":   {Rules{rule(func() (string, error) { return "", errors.New("hook is away") }), Default{Backend: "main"}}, "hook is away"},
 	} {
-		m := &Mux{Rules: test.rules, Targets: map[string]Target{"main": target(behind, proxy.Offer{})}}
+		m := &Mux{Rules: test.rules, Targets: map[Choice]Target{{Backend: "main"}: target(behind, proxy.Offer{})}}
 		_, err := login(m, "alice", "right")
 		if proxy.ReasonOf(err) != proxy.Unavailable || !strings.Contains(err.Error(), test.err) {
 			t.Errorf("%s: error %v, want unavailable: %s", name, err, test.err)
@@ -105,7 +180,7 @@ func TestMuxRefusesForNowWhenThereIsNoRoute(t *testing.T) {
 // Criterion: that a protocol is off for an account or domain is answered only after the backend accepted the password, and costs no guess.
 func TestMuxRevealsProtocolsOnlyToTheOwner(t *testing.T) {
 	behind := &fakeBackend{}
-	m := &Mux{Rules: Rules{Default("main")}, Targets: map[string]Target{"main": target(behind, proxy.Offer{})}}
+	m := &Mux{Rules: Rules{Default{Backend: "main"}}, Targets: map[Choice]Target{{Backend: "main"}: target(behind, proxy.Offer{})}}
 	m.Protocols = openProtocols(t, "alice@example.org pop3:off")
 
 	_, err := login(m, "alice@example.org", "wrong")
@@ -132,13 +207,13 @@ func TestMuxRevealsProtocolsOnlyToTheOwner(t *testing.T) {
 func TestMuxOffersWhatAllItsBackendsHave(t *testing.T) {
 	size := "SIZE 50"
 	m := &Mux{
-		Rules: Rules{openFile(t, "bob old"), Default("main")},
-		Targets: map[string]Target{
-			"main": {nil, func() proxy.Offer {
+		Rules: Rules{openFile(t, "bob old"), Default{Backend: "main"}},
+		Targets: map[Choice]Target{
+			{Backend: "main"}: {nil, func() proxy.Offer {
 				return proxy.Offer{Mechanisms: []string{"PLAIN", "XOAUTH2"}, Extensions: []string{"DSN", size, "SMTPUTF8"}}
 			}},
-			"old": target(nil, proxy.Offer{Mechanisms: []string{"PLAIN"}, Extensions: []string{"SIZE 10", "SMTPUTF8"}}),
-			"new": target(nil, proxy.Offer{Mechanisms: []string{"PLAIN"}}), // where no rule leads
+			{Backend: "old"}: target(nil, proxy.Offer{Mechanisms: []string{"PLAIN"}, Extensions: []string{"SIZE 10", "SMTPUTF8"}}),
+			{Backend: "new"}: target(nil, proxy.Offer{Mechanisms: []string{"PLAIN"}}), // where no rule leads
 		},
 	}
 	check := func(want string) {
@@ -152,9 +227,9 @@ func TestMuxOffersWhatAllItsBackendsHave(t *testing.T) {
 	check("{[PLAIN] [SIZE 10 SMTPUTF8]}")
 	size = "SIZE 5"
 	check("{[PLAIN] [SIZE 5 SMTPUTF8]}")
-	m.Targets["old"] = target(nil, proxy.Offer{}) // never reached
+	m.Targets[Choice{Backend: "old"}] = target(nil, proxy.Offer{}) // never reached
 	check("{[PLAIN XOAUTH2] [DSN SIZE 5 SMTPUTF8]}")
-	m.Targets["main"] = target(nil, proxy.Offer{})
+	m.Targets[Choice{Backend: "main"}] = target(nil, proxy.Offer{})
 	if got := m.Offer(); got.Mechanisms != nil {
 		t.Errorf("Offer = %v before any probe, want nothing known", got)
 	}
@@ -224,8 +299,8 @@ func TestMuxObservesEachRule(t *testing.T) {
 	hook := &Hook{URL: "http://hook.test", transport: transportFunc(func(*http.Request) (*http.Response, error) { return response(status, "") })}
 	var identified recorder
 	m := &Mux{
-		Targets: map[string]Target{"main": target(&fakeBackend{}, proxy.Offer{})}, Observer: &identified,
-		Rules: Rules{openFile(t, "alice@example.org main"), hook, Domain{"example.org", "main"}, Default("main")},
+		Targets: map[Choice]Target{{Backend: "main"}: target(&fakeBackend{}, proxy.Offer{})}, Observer: &identified,
+		Rules: Rules{openFile(t, "alice@example.org main"), hook, Domain{"example.org", Choice{Backend: "main"}}, Default{Backend: "main"}},
 	}
 	for _, step := range []struct {
 		account string
