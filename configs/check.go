@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -134,13 +135,15 @@ func (m *mistakes) checkBackends() {
 	}
 	for name, b := range backends {
 		key := joinKey("backends", name)
-		if b.IMAP == nil && b.Submission == nil && !m.isUnreadable(key+".imap") && !m.isUnreadable(key+".submission") {
-			m.report(key, "has neither imap nor submission; give it at least one")
+		if b == (Backend{}) && !m.isUnreadable(key+".imap") && !m.isUnreadable(key+".pop3") && !m.isUnreadable(key+".submission") {
+			m.report(key, "has neither imap, pop3 nor submission; give it at least one")
 		}
 		m.checkServer(key+".imap", b.IMAP, IdentityID, IdentityProxyV1, IdentityProxyV2, IdentityNone)
+		m.checkServer(key+".pop3", b.POP3, IdentityProxyV1, IdentityProxyV2, IdentityNone)
 		m.checkServer(key+".submission", b.Submission,
 			IdentityXCLIENT, IdentityXCLIENTLogin, IdentityProxyV1, IdentityProxyV2, IdentityNone)
 		m.checkKind(key+".imap.kind", b.IMAP, IMAPKinds)
+		m.checkKind(key+".pop3.kind", b.POP3, POP3Kinds)
 		m.checkKind(key+".submission.kind", b.Submission, SubmissionKinds)
 		if b.Submission != nil && b.Submission.Identity == IdentityXCLIENTLogin && b.IMAP == nil {
 			m.report(key+".submission.identity", "xclient-login needs an imap server in the same backend, which verifies the password")
@@ -167,7 +170,7 @@ func (m *mistakes) checkServer(key string, s *Server, identities ...string) {
 			m.checkServerAt(key, fmt.Sprintf("%s.addresses[%d]", key, i), s, address)
 		}
 	}
-	if strings.HasSuffix(key, ".submission") && (s.StableBodies || s.SizesAreEstimates) {
+	if !strings.HasSuffix(key, ".imap") && (s.StableBodies || s.SizesAreEstimates) {
 		m.report(key, "stable_bodies and sizes_are_estimates belong to imap; remove them")
 	}
 	m.checkServerTLS(key, s)
@@ -228,17 +231,20 @@ func (m *mistakes) checkRoutes() {
 	if len(c.Routes) == 0 && len(c.Backends) > 1 {
 		m.report("routes", "missing; with several backends one has to be chosen, such as - {backend: %s}", slices.Min(slices.Collect(maps.Keys(c.Backends))))
 	}
-	all := -1 // the route that takes every login
-	routed := map[string]bool{}
+	all := -1                  // the route that takes every login
+	routed := map[Route]bool{} // with Backend and POP3Mode alone
 	for i, r := range c.Routes {
 		key := fmt.Sprintf("routes[%d]", i)
 		if all >= 0 {
 			m.report(key, "never reached, as routes[%d] takes every login; remove one of them", all)
 			continue
 		}
-		if m.checkRoute(key, r); !routed[r.Backend] {
-			routed[r.Backend] = true
-			m.checkRouted(r.Backend)
+		if r.POP3Mode != "" {
+			m.checkMode(key+".pop3_mode", r.POP3Mode)
+		}
+		if m.checkRoute(key, r); !routed[Route{Backend: r.Backend, POP3Mode: r.POP3Mode}] {
+			routed[Route{Backend: r.Backend, POP3Mode: r.POP3Mode}] = true
+			m.checkRouted(r)
 		}
 		if r.File == "" && r.Hook == "" && r.Domain == "" {
 			all = i
@@ -344,25 +350,32 @@ func (m *mistakes) unknownBackend(key, name string) {
 
 // checkRouted wants a backend that logins go to to have a server for every
 // listener.
-func (m *mistakes) checkRouted(name string) {
-	b, known := m.cfg.Backends[name]
+func (m *mistakes) checkRouted(r Route) {
+	b, known := m.cfg.Backends[r.Backend]
 	if !known {
 		return
 	}
 	for i, l := range m.cfg.Listeners {
-		part, there := "imap", b.IMAP != nil
+		part, there, advice := "imap", b.IMAP != nil, ""
 		if l.TLS == "refuse" {
 			continue
 		}
 		switch l.Protocol {
-		case "imap", "pop3":
+		case "imap":
+		case "pop3":
+			if cmp.Or(r.POP3Mode, m.cfg.POP3.At(l).Mode) == ModePassthrough {
+				part, there = "pop3", m.cfg.OldServer(r.Backend) != ""
+				advice = "; write it, or the name of a backend that has one in pop3.old_server"
+			} else if b.POP3 != nil {
+				advice = "; if the old POP3 server is to answer, write pop3_mode: passthrough in the route, or pop3.mode: passthrough"
+			}
 		case "submission":
 			part, there = "submission", b.Submission != nil
 		default:
 			continue
 		}
-		if !there && !m.isUnreadable(joinKey("backends", name)+"."+part) {
-			m.report(fmt.Sprintf("listeners[%d].protocol", i), "%s needs backends.%s.%s, which is missing", l.Protocol, name, part)
+		if !there && !m.isUnreadable(joinKey("backends", r.Backend)+"."+part) {
+			m.report(fmt.Sprintf("listeners[%d].protocol", i), "%s needs backends.%s.%s, which is missing%s", l.Protocol, r.Backend, part, advice)
 		}
 	}
 }

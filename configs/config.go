@@ -66,6 +66,7 @@ type Listener struct {
 // A Backend is a mail server behind Postern. A part that is nil is not there.
 type Backend struct {
 	IMAP       *Server `yaml:"imap"`
+	POP3       *Server `yaml:"pop3"` // an old POP3 server, which answers POP3 clients in the mode passthrough
 	Submission *Server `yaml:"submission"`
 }
 
@@ -82,14 +83,14 @@ type Server struct {
 	Identity       string       `yaml:"identity"`        // how the server learns who the client is; see Identities
 	Source         []netip.Addr `yaml:"source"`          // addresses to connect from; none: the system chooses
 	MaxConnections int          `yaml:"max_connections"` // to each address; 0: as many as come
-	Kind           string       `yaml:"kind"`            // its software; "": guessed; see IMAPKinds and SubmissionKinds
+	Kind           string       `yaml:"kind"`            // its software; "": guessed; see IMAPKinds, POP3Kinds and SubmissionKinds
 
 	StableBodies      bool `yaml:"stable_bodies"`       // of imap: the same octets of a message at each time, also by their offset
 	SizesAreEstimates bool `yaml:"sizes_are_estimates"` // of imap: RFC822.SIZE is a guess
 }
 
 // The values of Server.Identity. For IMAP id (default), for submission xclient
-// and xclient-login, for both proxy-v1, proxy-v2 and none (default of
+// and xclient-login, for all proxy-v1, proxy-v2 and none (default of pop3 and
 // submission).
 const (
 	IdentityNone         = "none"
@@ -100,10 +101,11 @@ const (
 	IdentityProxyV2      = "proxy-v2"
 )
 
-// IMAPKinds and SubmissionKinds are the values of Server.Kind: what answers to
+// IMAPKinds, POP3Kinds and SubmissionKinds are the values of Server.Kind: what answers to
 // credentials mean differs between them.
 var (
 	IMAPKinds       = []string{"dovecot", "cyrus", "courier", "exchange", "gmail", "stalwart", "other"}
+	POP3Kinds       = []string{"dovecot", "cyrus", "courier", "popa3d", "solid-pop3d", "mailutils", "qpopper", "other"}
 	SubmissionKinds = []string{"dovecot", "postfix", "exim", "exchange", "gmail", "stalwart", "other"}
 )
 
@@ -121,6 +123,8 @@ type Route struct {
 	Backend string `yaml:"backend"` // with File: unless the line says another; with Hook: none
 	File    string `yaml:"file"`    // accounts, domains, *; read again when it changes
 	Domain  string `yaml:"domain"`
+
+	POP3Mode string `yaml:"pop3_mode"` // bridge or passthrough, unless a line of File or Hook says it; "": as the listener
 
 	Hook    string        `yaml:"hook"`    // an http or https URL that is asked
 	Timeout time.Duration `yaml:"timeout"` // of Hook; 0: 2s
@@ -190,8 +194,10 @@ type Timeouts struct {
 	Upgrade          time.Duration `yaml:"upgrade"`           // the same for those that stay with the process that was replaced
 }
 
-// POP3 is how the bridge shows a mailbox.
+// POP3 is who answers POP3 clients, and how the bridge shows a mailbox.
 type POP3 struct {
+	Mode                   string `yaml:"mode"`                    // bridge: Postern, from the IMAP server; passthrough: the old POP3 server
+	OldServer              string `yaml:"old_server"`              // the backend whose pop3 server is the old one of backends that have none; "": none
 	UIDL                   string `yaml:"uidl"`                    // the form of unique ids: a name, or Dovecot's pop3_uidl_format
 	OnUnreadableRecord     string `yaml:"on_unreadable_record"`    // refuse (for now) or recompute (clients may fetch all again)
 	Delete                 string `yaml:"delete"`                  // what DELE means: expunge, isolate, trash, hide or keep
@@ -256,7 +262,7 @@ func defaults() Config {
 		Limits: defaultLimits(), Guard: defaultGuard(),
 		Accounts: Accounts{Lowercase: true, Separators: proxy.DefaultSeparators},
 		POP3: POP3{
-			UIDL: "dovecot", OnUnreadableRecord: "refuse", Delete: "expunge", Lock: "allow", FirstListings: 8, MarkSeen: true, AnnounceImplementation: true,
+			Mode: ModeBridge, UIDL: "dovecot", OnUnreadableRecord: "refuse", Delete: "expunge", Lock: "allow", FirstListings: 8, MarkSeen: true, AnnounceImplementation: true,
 		},
 		Submission: Submission{BareNewlines: "normalize"},
 		Metrics:    Metrics{Address: "127.0.0.1:9930"},
@@ -293,10 +299,12 @@ func (c *Config) fillIn(machine string) {
 		if b.IMAP != nil {
 			b.IMAP.Identity = cmp.Or(b.IMAP.Identity, IdentityID)
 		}
-		if b.Submission != nil {
-			b.Submission.Identity = cmp.Or(b.Submission.Identity, IdentityNone)
+		for _, s := range []*Server{b.POP3, b.Submission} {
+			if s != nil {
+				s.Identity = cmp.Or(s.Identity, IdentityNone)
+			}
 		}
-		for _, s := range []*Server{b.IMAP, b.Submission} {
+		for _, s := range []*Server{b.IMAP, b.POP3, b.Submission} {
 			if s != nil {
 				s.CA = c.resolvePath(s.CA)
 				s.fillIn()

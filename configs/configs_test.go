@@ -70,7 +70,7 @@ listeners:
   - {protocol: imap, address: "[2001:db8::1]:993"}
   - {protocol: imap, address: "192.0.2.1:993", guard: {network: {burst: 2}, dry_run: true, account_sessions: 3}}
   - {protocol: imap, address: ":1993", name: imap-2, tls: starttls, proxy_from: [10.9.0.0/24]}
-  - {protocol: pop3, address: ":0", pop3: {delete: isolate, lock: takeover}}
+  - {protocol: pop3, address: ":0", pop3: {mode: bridge, delete: isolate, lock: takeover}}
   - {protocol: pop3, address: ":0", tls: refuse}
   - {protocol: imap, address: "192.0.2.1:993", tls_profile: legacy, networks: [192.0.2.0/28, 192.0.2.99]}
 tls:
@@ -90,12 +90,12 @@ tls:
     on_demand: {names_file: names, prefixes: [mail], ask: "http://127.0.0.1:1/", per_hour: 5, addresses: [192.0.2.1]}
   profile: compatible
 backends:
-  old: {imap: {address: "localhost:143", tls: none}}
+  old: {imap: {address: "localhost:143", tls: none}, pop3: {address: "localhost:110", tls: none, kind: popa3d}}
   new:
     imap: {address: "mx.internal:143", tls: starttls, ca: ca.pem, server_name: mx.example.org, kind: cyrus, stable_bodies: true, sizes_are_estimates: true}
     submission: {addresses: ["10.0.0.6:25", "10.0.0.7:25"], tls: none, insecure: true, balance: hash,
       identity: xclient-login, source: [10.0.0.1, "::1"], max_connections: 9, kind: other}
-routes: [{file: moved, backend: new}, {hook: "http://127.0.0.1:8082/route", cache: 5m}, {domain: Example.ORG, backend: new}, {backend: new}]
+routes: [{file: moved, backend: new}, {hook: "http://127.0.0.1:8082/route", cache: 5m}, {domain: Example.ORG, backend: new, pop3_mode: passthrough}, {backend: new}]
 accounts:
   lowercase: false
   default_domain: example.org
@@ -114,7 +114,7 @@ guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}, known_ne
   network_24: {burst: 9, every: 10s}, network_56: {burst: 11, every: 12s}, network_48: {burst: 13, every: 14s}, oauth: {burst: 15, every: 16s},
   delay: 17s, dry_run: true, strict_nist: true, learning: 0s,
   policy: {url: "https://policy.example/", api_key_file: key, nonce_file: /nonce, timeout: 18s, reject_on_fail: true, log_only: true}}
-pop3: {uidl: cyrus, on_unreadable_record: recompute, delete: hide, lock: wait, first_listings: 2, mark_seen: false, announce_implementation: false, enable_last: true, expire: never, login_delay: 1m, utf8: true}
+pop3: {mode: passthrough, old_server: old, uidl: cyrus, on_unreadable_record: recompute, delete: hide, lock: wait, first_listings: 2, mark_seen: false, announce_implementation: false, enable_last: true, expire: never, login_delay: 1m, utf8: true}
 state: {path: /var/lib/postern}
 control: {socket: run/control.sock, group: mail}
 metrics: {address: "127.0.0.1:1", networks: [10.0.0.0/8], ready_address: ":2"}
@@ -138,7 +138,7 @@ log: {format: json, level: debug, fail2ban: failed}
 				Budgets: Budgets{Network: Budget{Burst: 2}, DryRun: true}, AccountSessions: 3,
 			}},
 			{Name: "imap-2", Protocol: "imap", Address: ":1993", TLS: "starttls", ProxyFrom: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}, TLSProfile: "compatible"},
-			{Name: "pop3", Protocol: "pop3", Address: ":0", TLS: "implicit", TLSProfile: "compatible", POP3: &ListenerPOP3{Delete: "isolate", Lock: "takeover"}},
+			{Name: "pop3", Protocol: "pop3", Address: ":0", TLS: "implicit", TLSProfile: "compatible", POP3: &ListenerPOP3{Mode: "bridge", Delete: "isolate", Lock: "takeover"}},
 			{Name: "pop3-2", Protocol: "pop3", Address: ":0", TLS: "refuse", TLSProfile: "compatible"},
 			{
 				Name: "imap-4", Protocol: "imap", Address: "192.0.2.1:993", TLS: "implicit", TLSProfile: "legacy",
@@ -159,7 +159,10 @@ log: {format: json, level: debug, fail2ban: failed}
 			},
 		},
 		Backends: map[string]Backend{
-			"old": {IMAP: &Server{Address: "localhost:143", TLS: "none", Balance: "least", Identity: "id"}},
+			"old": {
+				IMAP: &Server{Address: "localhost:143", TLS: "none", Balance: "least", Identity: "id"},
+				POP3: &Server{Address: "localhost:110", TLS: "none", Balance: "least", Identity: "none", Kind: "popa3d"},
+			},
 			"new": {
 				IMAP: &Server{
 					Address: "mx.internal:143", TLS: "starttls", CA: "ca.pem", ServerName: "mx.example.org", Balance: "least", Identity: "id",
@@ -174,7 +177,7 @@ log: {format: json, level: debug, fail2ban: failed}
 		Routes: []Route{
 			{File: "moved", Backend: "new"},
 			{Hook: "http://127.0.0.1:8082/route", Timeout: 2 * time.Second, Cache: 5 * time.Minute},
-			{Domain: "example.org", Backend: "new"},
+			{Domain: "example.org", Backend: "new", POP3Mode: "passthrough"},
 			{Backend: "new"},
 		},
 		Accounts: Accounts{
@@ -208,7 +211,7 @@ log: {format: json, level: debug, fail2ban: failed}
 				URL: "https://policy.example/", APIKeyFile: "key", NonceFile: "/nonce", Timeout: 18 * time.Second, RejectOnFail: true, LogOnly: true,
 			},
 		},
-		POP3:  POP3{UIDL: "cyrus", OnUnreadableRecord: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, EnableLast: true, Expire: "never", LoginDelay: time.Minute, UTF8: true},
+		POP3:  POP3{Mode: "passthrough", OldServer: "old", UIDL: "cyrus", OnUnreadableRecord: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, EnableLast: true, Expire: "never", LoginDelay: time.Minute, UTF8: true},
 		State: State{Path: "/var/lib/postern"},
 		Log:   Log{Format: "json", Level: slog.LevelDebug, Fail2ban: "failed"},
 		file:  "p.yaml",
@@ -318,7 +321,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"delete", "", "pop3: {delete: yes}", `p.yaml:13: pop3.delete: "yes" is not a meaning of DELE; use expunge, isolate, trash, hide or keep`},
 		{"delete of a listener", `{protocol: pop3`, `{pop3: {delete: yes, lock: dot}, protocol: pop3`, "p.yaml:4: listeners[1].pop3.delete: \"yes\" is not a meaning of DELE; use expunge, isolate, trash, hide or keep\np.yaml:4: listeners[1].pop3.lock: \"dot\" is not a kind of lock; use allow, wait, refuse or takeover"},
 		{"pop3 of another listener", `{protocol: imap`, `{pop3: {delete: keep}, protocol: imap`, `p.yaml:3: listeners[0].pop3: has no meaning for imap; remove it`},
-		{"unknown key of a listener's pop3", `{protocol: pop3`, `{pop3: {uidl: cyrus}, protocol: pop3`, `p.yaml:4: listeners[1].pop3.uidl: unknown key; known here: delete, lock`},
+		{"unknown key of a listener's pop3", `{protocol: pop3`, `{pop3: {uidl: cyrus}, protocol: pop3`, `p.yaml:4: listeners[1].pop3.uidl: unknown key; known here: delete, lock, mode`},
 		{"first listings", "", "pop3: {first_listings: 0}", `p.yaml:13: pop3.first_listings: 0 is out of range; use 1 to 1000`},
 		{"lock", "", "pop3: {lock: dot}", `p.yaml:13: pop3.lock: "dot" is not a kind of lock; use allow, wait, refuse or takeover`},
 		{"bodies of submission", "tls: starttls", "stable_bodies: true", `p.yaml:12: backends.main.submission: stable_bodies and sizes_are_estimates belong to imap; remove them`},
@@ -384,7 +387,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		// Backends and routes.
 		{"no backends", good[strings.Index(good, "backends:"):], "", `p.yaml:1: backends: none; at least one is needed, such as main: {imap: {address: "10.0.0.5:993"}}`},
 		{"backend name", "", "  two words: {}", `p.yaml:13: backends."two words": "two words" is not a name; use letters, digits, - and _`},
-		{"empty backend", "", "  empty: {}\nroutes: [{backend: main}]", `p.yaml:13: backends.empty: has neither imap nor submission; give it at least one`},
+		{"empty backend", "", "  empty: {}\nroutes: [{backend: main}]", `p.yaml:13: backends.empty: has neither imap, pop3 nor submission; give it at least one`},
 		{"kind of TLS", "tls: starttls", "tls: ssl", `p.yaml:12: backends.main.submission.tls: "ssl" is not a kind of TLS; use implicit, starttls or none`},
 		{"plain text over a network", "tls: starttls", "tls: none", `p.yaml:12: backends.main.submission.tls: none would send passwords in the clear to "10.0.0.5:587"; use implicit or starttls, or say insecure: true`},
 		{"insecure beside TLS", "tls: starttls", "tls: starttls, insecure: true", `p.yaml:12: backends.main.submission.insecure: allows tls: none and nothing else; remove it, as tls is starttls`},
@@ -397,6 +400,15 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"server port 0", `"10.0.0.5:993"`, `"10.0.0.5:0"`, `p.yaml:11: backends.main.imap.address: "10.0.0.5:0" has no port to connect to`},
 		{"server address without port", `"10.0.0.5:993"`, `mx.internal`, `p.yaml:11: backends.main.imap.address: "mx.internal" is not an address with a port, such as "192.0.2.1:993"`},
 		{"no IMAP server", `    imap: {address: "10.0.0.5:993"}` + "\n", "", "p.yaml:3: listeners[0].protocol: imap needs backends.main.imap, which is missing\np.yaml:4: listeners[1].protocol: pop3 needs backends.main.imap, which is missing"},
+		{"no old server", "", "pop3: {mode: passthrough}\n", `p.yaml:4: listeners[1].protocol: pop3 needs backends.main.pop3, which is missing; write it, or the name of a backend that has one in pop3.old_server`},
+		{"no old server for a route", "", "routes: [{domain: example.org, backend: main, pop3_mode: passthrough}, {backend: main}]\n", `p.yaml:4: listeners[1].protocol: pop3 needs backends.main.pop3, which is missing; write it, or the name of a backend that has one in pop3.old_server`},
+		{"an unknown old server", "", "pop3: {old_server: odl}\n", `p.yaml:13: pop3.old_server: "odl" is not a backend; use main`},
+		{"an old server without pop3", "", "pop3: {old_server: main}\n", `p.yaml:13: pop3.old_server: backend main has no pop3 server: write backends.main.pop3, or the name of another backend`},
+		{"mode", "", "pop3: {mode: shadowy}\n", `p.yaml:13: pop3.mode: "shadowy" is not a mode; use bridge or passthrough`},
+		{"mode of a listener", `{protocol: pop3`, `{pop3: {mode: pass}, protocol: pop3`, `p.yaml:4: listeners[1].pop3.mode: "pass" is not a mode; use bridge or passthrough`},
+		{"mode of a route", "", "routes: [{backend: main, pop3_mode: pass}]\n", `p.yaml:13: routes[0].pop3_mode: "pass" is not a mode; use bridge or passthrough`},
+		{"kind of an old server", "", "    pop3: {address: \"10.0.0.5:995\", kind: exchange}\n", `p.yaml:13: backends.main.pop3.kind: "exchange" is not a kind of server; use dovecot, cyrus, courier, popa3d, solid-pop3d, mailutils, qpopper or other`},
+		{"identity of an old server", "", "    pop3: {address: \"10.0.0.5:995\", identity: xclient}\n", `p.yaml:13: backends.main.pop3.identity: "xclient" is not a way to tell this server who the client is; use proxy-v1, proxy-v2 or none`},
 		{"no submission server", `    submission: {address: "10.0.0.5:587", tls: starttls}` + "\n", "", `p.yaml:5: listeners[2].protocol: submission needs backends.main.submission, which is missing`},
 		{"route to nowhere", "", "routes: [{backend: elsewhere}]", `p.yaml:13: routes[0].backend: "elsewhere" is not a backend; use main`},
 		{"route to a misspelt backend", "", "routes: [{backend: mian}]", `p.yaml:13: routes[0].backend: "mian" is not a backend; is main meant?`},
@@ -602,6 +614,8 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 	same.Listeners = same.Listeners[:len(cfg.Listeners)]
 	delete(same.Backends, "other")
 	delete(same.Backends, "farm")
+	delete(same.Backends, "old")
+	same.POP3.OldServer = "" // no default that could be shown
 	if len(same.Routes) != 4 || len(same.Domains) != 1 || same.Protocols.File == "" || same.Control.Group == "" || same.Texts.Plaintext == "" || len(same.Accounts.Rewrite) != 1 {
 		t.Errorf("without comment signs the example is\n%+v", same)
 	}

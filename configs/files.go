@@ -18,6 +18,7 @@ func (m *mistakes) checkFiles() {
 	m.checkTLSFiles()
 	for name, b := range m.cfg.Backends {
 		m.checkCA(joinKey("backends", name)+".imap.ca", b.IMAP)
+		m.checkCA(joinKey("backends", name)+".pop3.ca", b.POP3)
 		m.checkCA(joinKey("backends", name)+".submission.ca", b.Submission)
 	}
 }

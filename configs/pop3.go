@@ -5,8 +5,15 @@ import (
 	"fmt"
 )
 
+// The values of POP3.Mode.
+const (
+	ModeBridge      = "bridge"
+	ModePassthrough = "passthrough"
+)
+
 // ListenerPOP3 is the part of POP3 that may differ on a listener; "": as for all.
 type ListenerPOP3 struct {
+	Mode   string `yaml:"mode"`
 	Delete string `yaml:"delete"`
 	Lock   string `yaml:"lock"`
 }
@@ -14,12 +21,52 @@ type ListenerPOP3 struct {
 // At returns the values for a listener.
 func (p POP3) At(l Listener) POP3 {
 	if own := l.POP3; own != nil {
+		p.Mode = cmp.Or(own.Mode, p.Mode)
 		p.Delete, p.Lock = cmp.Or(own.Delete, p.Delete), cmp.Or(own.Lock, p.Lock)
 	}
 	return p
 }
 
+// OldServer returns the name of the backend whose pop3 server is the old one of a backend:
+// its own, or pop3.old_server; "": there is none.
+func (c *Config) OldServer(backend string) string {
+	if b, known := c.Backends[backend]; known && b.POP3 != nil {
+		return backend
+	}
+	return c.POP3.OldServer
+}
+
+// POP3Modes returns the modes in which a backend can serve POP3 clients.
+func (c *Config) POP3Modes(backend string) (modes []string) {
+	if b, known := c.Backends[backend]; known && b.IMAP != nil {
+		modes = append(modes, ModeBridge)
+	}
+	if c.OldServer(backend) != "" {
+		modes = append(modes, ModePassthrough)
+	}
+	return modes
+}
+
+func (m *mistakes) checkMode(key, mode string) {
+	m.checkWord(key, mode, "a mode", ModeBridge, ModePassthrough)
+}
+
+func (m *mistakes) checkOldServer() {
+	const key = "pop3.old_server"
+	name := m.cfg.POP3.OldServer
+	b, known := m.cfg.Backends[name]
+	switch {
+	case name == "":
+	case !known:
+		m.unknownBackend(key, name)
+	case b.POP3 == nil && !m.isUnreadable(joinKey("backends", name)+".pop3"):
+		m.report(key, "backend %s has no pop3 server: write backends.%s.pop3, or the name of another backend", name, name)
+	}
+}
+
 func (m *mistakes) checkPOP3() {
+	m.checkMode("pop3.mode", m.cfg.POP3.Mode)
+	m.checkOldServer()
 	m.checkDelete("pop3.delete", m.cfg.POP3.Delete)
 	m.checkLock("pop3.lock", m.cfg.POP3.Lock)
 	for i, l := range m.cfg.Listeners {
@@ -29,6 +76,9 @@ func (m *mistakes) checkPOP3() {
 		case l.Protocol == "imap" || l.Protocol == "submission":
 			m.report(key, "has no meaning for %s; remove it", l.Protocol)
 		case l.POP3 != nil:
+			if m.cfg.IsSet(key + ".mode") {
+				m.checkMode(key+".mode", l.POP3.Mode)
+			}
 			if m.cfg.IsSet(key + ".delete") {
 				m.checkDelete(key+".delete", l.POP3.Delete)
 			}

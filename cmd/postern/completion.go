@@ -86,7 +86,7 @@ func listenersOf(cfg *configs.Config) (names []string) {
 // serversOf returns the addresses of a backend. A backend that is not in cfg has none.
 func serversOf(cfg *configs.Config, backend string) (addresses []string) {
 	b := cfg.Backends[backend]
-	for _, s := range []*configs.Server{b.IMAP, b.Submission} {
+	for _, s := range []*configs.Server{b.IMAP, b.POP3, b.Submission} {
 		if s != nil {
 			addresses = append(addresses, s.All()...)
 		}

@@ -145,13 +145,13 @@ func (g *generation) addRoute(ctx context.Context, w *Why) {
 	r := g.routing
 	ctx, cancel := context.WithTimeout(ctx, whyRouteTime)
 	defer cancel()
-	backend, err := r.rules.Route(ctx, &proxy.Login{User: w.Account, Account: w.Account, Client: proxy.Client{Protocol: proxy.IMAP}})
+	choice, err := r.rules.Route(ctx, &proxy.Login{User: w.Account, Account: w.Account, Client: proxy.Client{Protocol: proxy.IMAP}})
 	if err != nil {
 		w.RouteError = err.Error()
 	}
-	w.Backend = backend
+	w.Backend = choice.Backend
 	for _, key := range slices.SortedFunc(maps.Keys(g.pools), poolKey.compare) {
-		if key.name == backend && len(g.refusing([]poolKey{key})) > 0 {
+		if key.name == choice.Backend && len(g.refusing([]poolKey{key})) > 0 {
 			w.Refusing = strings.TrimPrefix(w.Refusing+", "+g.whyRefusing([]poolKey{key}), ", ")
 		}
 	}

@@ -3,6 +3,7 @@ package service
 import (
 	"fmt"
 
+	"postern/bridge"
 	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/backend"
@@ -64,7 +65,7 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		Timeouts: proxy.Timeouts{Handshake: cfg.Timeouts.Handshake, Login: cfg.Timeouts.Login, Stall: cfg.Timeouts.Stall},
 		Account:  r.accounts.Account, Text: g.text,
 	}
-	mux := &route.Mux{Rules: r.rules, Protocols: r.policy, Targets: map[string]route.Target{}, Observer: g.observer}
+	mux := &route.Mux{Rules: r.rules, Protocols: r.policy, Targets: map[route.Choice]route.Target{}, Observer: g.observer}
 	svc.Backend = mux
 	options := front.Options{Hostname: cfg.Hostname, Offer: mux.Offer}
 	switch l.Protocol {
@@ -72,14 +73,23 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		svc.Idle = cfg.Timeouts.IMAPIdle
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewIMAP(c, options) }
 		for name, pool := range b.imap {
-			mux.Targets[name] = route.Target{Backend: &backend.IMAP{Server: pool, Idle: svc.Idle, Spread: cfg.Timeouts.DisconnectSpread}, Offer: pool.Offer}
+			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: &backend.IMAP{Server: pool, Idle: svc.Idle, Spread: cfg.Timeouts.DisconnectSpread}, Offer: pool.Offer}
 		}
 	case proxy.POP3:
 		svc.Idle = cfg.Timeouts.POP3Idle
+		c := cfg.POP3.At(l)
+		mux.POP3Mode = c.Mode
+		options.Capabilities = (&bridge.Backend{Anonymous: !c.AnnounceImplementation}).Capabilities()
 		for name, pool := range b.imap {
-			served := g.newBridge(name, pool, cfg.POP3.At(l))
-			mux.Targets[name] = route.Target{Backend: served, Offer: pool.Offer}
+			served := g.newBridge(name, pool, c)
+			mux.Targets[route.Choice{Backend: name, POP3Mode: route.Bridge}] = route.Target{Backend: served, Offer: pool.Offer}
 			options.Capabilities = served.Capabilities() // the same for all bridges of the listener
+		}
+		for name := range cfg.Backends {
+			if pool := b.pop3[cfg.OldServer(name)]; pool != nil {
+				old := &backend.POP3{Server: pool, Idle: svc.Idle, Timeout: cfg.Timeouts.Backend, Observer: g.observer}
+				mux.Targets[route.Choice{Backend: name, POP3Mode: route.Passthrough}] = route.Target{Backend: old, Offer: pool.Offer}
+			}
 		}
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewPOP3(c, options) }
 	case proxy.Submission:
@@ -89,7 +99,7 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 			submission := &backend.Submission{
 				Server: pool, Idle: svc.Idle, Hostname: cfg.Hostname, Newlines: newlines[cfg.Submission.BareNewlines],
 			}
-			mux.Targets[name] = route.Target{Backend: submission, Offer: pool.Offer}
+			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: submission, Offer: pool.Offer}
 		}
 	}
 	if l.TLS == "refuse" {

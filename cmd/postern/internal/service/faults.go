@@ -37,7 +37,10 @@ func (g *generation) adviser(name, protocol, address string) func(*backend.Conne
 }
 
 func serverOf(cfg *configs.Config, name, protocol string) *configs.Server {
-	if protocol == proxy.Submission {
+	switch protocol {
+	case proxy.POP3:
+		return cfg.Backends[name].POP3
+	case proxy.Submission:
 		return cfg.Backends[name].Submission
 	}
 	return cfg.Backends[name].IMAP
@@ -50,7 +53,10 @@ type remedy struct{ key, text string }
 // address.
 func remedyFor(e *backend.ConnectError, protocol, address string, c *configs.Server) remedy {
 	name, implicitPort := "an IMAP", "993"
-	if protocol == proxy.Submission {
+	switch protocol {
+	case proxy.POP3:
+		name, implicitPort = "a POP3", "995"
+	case proxy.Submission:
 		name, implicitPort = "a submission", "465"
 	}
 	tlsPort := fmt.Sprintf("or give the address of its TLS port, usually %s", implicitPort)
@@ -129,12 +135,19 @@ func remedyFor(e *backend.ConnectError, protocol, address string, c *configs.Ser
 		}
 		return remedy{"address", "switch PLAIN or LOGIN on there (Dovecot: auth_mechanisms)"}
 	case backend.NoMechanism:
-		return remedy{"tls", noMechanism(c.TLS, tlsPort)}
+		return remedy{"tls", noMechanism(protocol, c.TLS, tlsPort)}
 	}
 	return remedy{}
 }
 
-func noMechanism(mode, tlsPort string) string {
+func noMechanism(protocol, mode, tlsPort string) string {
+	if protocol == proxy.POP3 {
+		const text = "switch USER and PASS on there, or AUTH PLAIN"
+		if mode == "none" {
+			return text + "; many servers take passwords only with TLS: write tls: starttls, " + tlsPort
+		}
+		return text
+	}
 	const text = "switch AUTH on there, at a port for submission and not for mail between servers (Postfix: smtpd_sasl_auth_enable = yes)"
 	if mode == "none" {
 		return text + "; many servers offer AUTH only with TLS: write tls: starttls, " + tlsPort
@@ -143,7 +156,10 @@ func noMechanism(mode, tlsPort string) string {
 }
 
 func speaks(protocol string) string {
-	if protocol == proxy.Submission {
+	switch protocol {
+	case proxy.POP3:
+		return "POP3"
+	case proxy.Submission:
 		return "SMTP"
 	}
 	return "IMAP"

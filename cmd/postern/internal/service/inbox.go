@@ -26,8 +26,8 @@ func (g *generation) route(ctx context.Context, user string, secret *proxy.Secre
 	if login.Account, err = r.accounts.Account(user); err != nil {
 		return "", nil, fmt.Errorf("--user: %w", err)
 	}
-	name, err = r.rules.Route(ctx, login)
-	return name, login, err
+	choice, err := r.rules.Route(ctx, login)
+	return choice.Backend, login, err
 }
 
 // mailboxBackend returns the bridge for the user's POP3 sessions, and the user's login

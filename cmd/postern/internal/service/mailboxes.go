@@ -60,10 +60,11 @@ func (m *Mailboxes) Find(ctx context.Context, user, as string, secret *proxy.Sec
 		return nil, err
 	}
 	login.Account = account
-	name, err := m.routing.rules.Route(ctx, login)
+	choice, err := m.routing.rules.Route(ctx, login)
 	if err != nil {
 		return nil, err
 	}
+	name := choice.Backend
 	if m.pools.imap[name] == nil {
 		return nil, fmt.Errorf("backend %s of %s has no imap server", name, account)
 	}

@@ -59,6 +59,9 @@ func (c *pathChecker) checkReadable() {
 		if b.IMAP != nil {
 			read("backends."+name+".imap.ca", b.IMAP.CA)
 		}
+		if b.POP3 != nil {
+			read("backends."+name+".pop3.ca", b.POP3.CA)
+		}
 		if b.Submission != nil {
 			read("backends."+name+".submission.ca", b.Submission.CA)
 		}

@@ -153,8 +153,12 @@ func (g *generation) differences(p *probed) (lines []string) {
 	if strings.HasPrefix(c.Identity, configs.IdentityXCLIENT) && !p.report.Identified {
 		say("identity", "the server does not offer XCLIENT to Postern, and identity is %s: it takes Postern for the client", c.Identity)
 	}
-	if c.TLS == "none" && !isLoopback(p.Address) && offers("STARTTLS") {
-		say("tls", "the server offers STARTTLS, and tls is none: passwords cross the network readable")
+	startTLS := "STARTTLS"
+	if p.Protocol == proxy.POP3 {
+		startTLS = "STLS"
+	}
+	if c.TLS == "none" && !isLoopback(p.Address) && offers(startTLS) {
+		say("tls", "the server offers %s, and tls is none: passwords cross the network readable", startTLS)
 	}
 	return lines
 }
@@ -185,12 +189,20 @@ func (g *generation) tryLogins(ctx context.Context, out io.Writer, o CheckOption
 	if err != nil {
 		return err
 	}
+	old := g.cfg.OldServer(name)
 	var accepted []string
 	if pools.imap[name] != nil && usable[name+" "+proxy.IMAP] {
 		if err := g.inspectINBOX(ctx, out, o.User, secret); err != nil {
 			return explainLogin(err)
 		}
 		accepted = append(accepted, "imap")
+	}
+	if pools.pop3[old] != nil && usable[old+" "+proxy.POP3] {
+		login.Client.Protocol = proxy.POP3
+		if err := pools.pop3[old].TryLogin(ctx, login); err != nil {
+			return explainLogin(fmt.Errorf("login of %s: %w", login.Account, err))
+		}
+		accepted = append(accepted, "pop3 (of backend "+old+": the old server; nothing was retrieved or deleted)")
 	}
 	if pools.submission[name] != nil && usable[name+" "+proxy.Submission] {
 		login.Client.Protocol = proxy.Submission

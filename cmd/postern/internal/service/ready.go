@@ -8,9 +8,11 @@ import (
 	"strings"
 	"time"
 
+	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/backend"
 	"postern/proxy/listen"
+	"postern/proxy/route"
 )
 
 // notReady returns the reason for which a load balancer should send clients elsewhere, or
@@ -96,22 +98,43 @@ func (s *Service) certificateValid() error {
 func (g *generation) served() map[string][]poolKey {
 	served := make(map[string][]poolKey)
 	for _, l := range g.cfg.Listeners {
-		if l.TLS == "refuse" || served[l.Protocol] != nil {
+		if l.TLS == "refuse" {
 			continue
 		}
-		behind := l.Protocol
-		if behind == proxy.POP3 {
-			behind = proxy.IMAP
+		pools := served[l.Protocol]
+		if pools == nil {
+			pools = []poolKey{}
 		}
-		pools := []poolKey{}
 		for _, key := range slices.SortedFunc(maps.Keys(g.pools), poolKey.compare) {
-			if key.protocol == behind && g.routing.rules.MayReturn(key.name) {
+			if g.serves(key, l) && !slices.Contains(pools, key) {
 				pools = append(pools, key)
 			}
 		}
 		served[l.Protocol] = pools
 	}
 	return served
+}
+
+// serves reports whether logins at l may go to the pool of key.
+func (g *generation) serves(key poolKey, l configs.Listener) bool {
+	if l.Protocol != proxy.POP3 {
+		return key.protocol == l.Protocol && g.routing.rules.MayReturnBackend(key.name)
+	}
+	may := func(backend, mode string) bool {
+		return g.routing.rules.MayReturn(route.Choice{Backend: backend, POP3Mode: mode}) ||
+			mode == g.cfg.POP3.At(l).Mode && g.routing.rules.MayReturn(route.Choice{Backend: backend})
+	}
+	switch key.protocol {
+	case proxy.IMAP:
+		return may(key.name, route.Bridge)
+	case proxy.POP3:
+		for backend := range g.cfg.Backends {
+			if g.cfg.OldServer(backend) == key.name && may(backend, route.Passthrough) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // refusing returns those of pools that accept no logins.

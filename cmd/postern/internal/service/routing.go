@@ -3,8 +3,6 @@ package service
 import (
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 
 	"postern/configs"
 	"postern/proxy/route"
@@ -13,11 +11,15 @@ import (
 func (g *generation) newRouting() (*routing, error) {
 	r := &routing{}
 	var mistakes configs.Errors
-	known := slices.Sorted(maps.Keys(g.cfg.Backends))
+	known := map[string][]string{}
+	for name := range g.cfg.Backends {
+		known[name] = g.cfg.POP3Modes(name)
+	}
 	for i, c := range g.cfg.Routes {
+		choice := route.Choice{Backend: c.Backend, POP3Mode: c.POP3Mode}
 		switch {
 		case c.File != "":
-			file, err := route.OpenFile(c.File, c.Backend, known)
+			file, err := route.OpenFile(c.File, choice, known)
 			if err != nil {
 				mistakes = append(mistakes, fileMistakes(g.cfg, fmt.Sprintf("routes[%d].file", i), err)...)
 				continue
@@ -25,11 +27,11 @@ func (g *generation) newRouting() (*routing, error) {
 			r.rules = append(r.rules, file)
 			g.watch(file.Watch)
 		case c.Hook != "":
-			r.rules = append(r.rules, &route.Hook{URL: c.Hook, Timeout: c.Timeout, Cache: c.Cache})
+			r.rules = append(r.rules, &route.Hook{URL: c.Hook, Timeout: c.Timeout, Cache: c.Cache, POP3Mode: c.POP3Mode})
 		case c.Domain != "":
-			r.rules = append(r.rules, route.Domain{Name: c.Domain, Backend: c.Backend})
+			r.rules = append(r.rules, route.Domain{Name: c.Domain, Choice: choice})
 		default:
-			r.rules = append(r.rules, route.Default(c.Backend))
+			r.rules = append(r.rules, route.Default(choice))
 		}
 	}
 	if path := g.cfg.Protocols.File; path != "" {
