@@ -31,7 +31,7 @@ import (
 )
 
 const (
-	// maxBody bounds a request, in octets.
+	// maxBody bounds a request, and a value of an answer, in octets.
 	maxBody = 64 << 20
 	// maxPath is the longest path of a socket that the kernel accepts, in octets.
 	maxPath     = 107
@@ -423,8 +423,10 @@ func CallEach[Out any](ctx context.Context, path, name string, in any, each func
 	if response.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s: %s", name, errorText(response))
 	}
-	values := json.NewDecoder(response.Body)
+	answer := &valueReader{r: response.Body}
+	values := json.NewDecoder(answer)
 	for {
+		answer.left = maxBody
 		var v Out
 		if err = values.Decode(&v); err != nil {
 			break
@@ -440,6 +442,25 @@ func CallEach[Out any](ctx context.Context, path, name string, in any, each func
 		return fmt.Errorf("request %s: %w", name, err)
 	}
 	return nil
+}
+
+// A valueReader bounds the octets that are read of one value: whoever has the socket's
+// directory may have put a socket there.
+type valueReader struct {
+	r    io.Reader
+	left int
+}
+
+var errLongValue = fmt.Errorf("a value of the answer has more than %d octets", maxBody)
+
+// Read implements io.Reader.
+func (v *valueReader) Read(p []byte) (int, error) {
+	if v.left <= 0 {
+		return 0, errLongValue
+	}
+	n, err := v.r.Read(p)
+	v.left -= n
+	return n, err
 }
 
 // errorText returns the error in a response.

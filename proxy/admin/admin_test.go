@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -79,6 +80,28 @@ func TestTheLogSaysWhoSentARequest(t *testing.T) {
 	}
 	if got := log.String(); strings.Count(got, "\n") != 2 || strings.Contains(got, "not to be logged") {
 		t.Errorf("the log has\n%s", got)
+	}
+}
+
+func TestAnAnswerWithoutEnd(t *testing.T) {
+	path := filepath.Join(privateDir(t), "control")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, err := io.WriteString(w, `"`)
+		for block := strings.Repeat("x", 1<<20); err == nil; {
+			_, err = io.WriteString(w, block)
+		}
+	})}
+	go func() { _ = server.Serve(ln) }()
+	t.Cleanup(func() { _ = server.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var text string
+	if err := Call(ctx, path, "sum", nil, &text); !errors.Is(err, errLongValue) {
+		t.Errorf("got %v", err)
 	}
 }
 
