@@ -41,6 +41,7 @@ type Config struct {
 	Pools        func() []Pool                                  // nil: not shown
 	State        func() State                                   // nil: nothing is stored
 	Accounts     func() Accounts                                // nil: not shown
+	Policy       func() Policy                                  // nil: not shown
 	Guard        func() Guard                                   // nil: not shown
 	Listings     func() int64                                   // octets of the listings of POP3 sessions; nil: not shown
 	Certificates func() []Certificate                           // nil: none
@@ -70,6 +71,7 @@ type Metrics struct {
 	acceptErrors         counter
 	open                 gauge
 	connectionTime       histogram
+	pop3Ended            counter
 	handshakes           counter
 	rejections           counter
 	verdicts             *certificateVerdicts
@@ -219,6 +221,7 @@ func (m *Metrics) clients() {
 	m.received = r.counter("client_received_bytes_total", "Plaintext bytes received from clients, counted when they disconnect.", protocol)
 	m.sent = r.counter("client_sent_bytes_total", "Plaintext bytes sent to clients, counted when they disconnect.", protocol)
 	m.attempts = r.counter("auth_attempts_total", "Authentication attempts by outcome.", via, label("result", proxy.Results()...))
+	m.pop3Ended = r.counter("pop3_ended_refusals_total", "Logins with a right password that were refused because the last day of POP3 for the account is over.")
 	m.attemptTime = r.histogram("auth_duration_seconds", "Time from complete credentials to the answer.", latency,
 		protocol, label("result", timedResults[:]...))
 	m.active = r.gauge("sessions_active", "Authenticated sessions.", protocol)
@@ -361,6 +364,9 @@ func (m *Metrics) process() {
 	}
 	if m.config.Accounts != nil {
 		r.MustRegister(accounts(m.config.Accounts))
+	}
+	if m.config.Policy != nil {
+		r.MustRegister(policyLines(m.config.Policy))
 	}
 	if m.config.Pools != nil {
 		r.MustRegister(pools(m.config.Pools))

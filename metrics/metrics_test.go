@@ -34,8 +34,11 @@ func config() Config {
 		Decisions: Decisions{Tiers: []string{"known", "stranger"}, Buckets: []string{"pair", "network"}},
 		Guard:     func() Guard { return Guard{} },
 		Stores:    []string{"uidl", "listings"},
-		Pools:     func() []Pool { return []Pool{{Backend: Backend{"main", proxy.IMAP}}} },
-		State:     func() State { return State{Broken: map[string]bool{"record.db": false}} },
+		Policy: func() Policy {
+			return Policy{Off: PolicyLines{Accounts: 2}, Ending: PolicyLines{Accounts: 3, Domains: 1}, Ended: PolicyLines{All: true}}
+		},
+		Pools: func() []Pool { return []Pool{{Backend: Backend{"main", proxy.IMAP}}} },
+		State: func() State { return State{Broken: map[string]bool{"record.db": false}} },
 	}
 }
 
@@ -553,7 +556,7 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 func TestEachReasonHasItsResult(t *testing.T) {
 	want := map[proxy.Reason]string{
 		proxy.Wrong: "invalid_credentials", proxy.Malformed: "malformed", proxy.Unsupported: "unsupported_mechanism",
-		proxy.ProtocolOff: "forbidden", proxy.Plaintext: "tls_required", proxy.Throttled: "rate_limited",
+		proxy.ProtocolOff: "forbidden", proxy.POP3Ended: "forbidden", proxy.Plaintext: "tls_required", proxy.Throttled: "rate_limited",
 		proxy.TooMany: "temporary_failure", proxy.TooManySessions: "temporary_failure", proxy.Unavailable: "temporary_failure", proxy.InUse: "temporary_failure",
 		proxy.TimedOut: "temporary_failure", proxy.ShuttingDown: "temporary_failure", proxy.Kicked: "temporary_failure",
 		proxy.Internal: "temporary_failure", proxy.Suspended: "forbidden", proxy.Unusable: "forbidden", proxy.Maintenance: "temporary_failure",
@@ -809,6 +812,27 @@ func TestANewConfigurationBringsItsSeries(t *testing.T) {
 	} {
 		if all[series] != want {
 			t.Errorf("%s is %q, want %s", series, all[series], want)
+		}
+	}
+}
+
+// Criterion: Metrics count the lines of policy.file that switch POP3 off, and the logins with a right password that were refused after the last day; both without names.
+func TestTheEndOfPOP3IsCounted(t *testing.T) {
+	m := New(config())
+	for _, reason := range []proxy.Reason{proxy.POP3Ended, proxy.POP3Ended, proxy.ProtocolOff} {
+		m.Observe(proxy.Attempt{Client: client("pop3s", proxy.POP3), Via: proxy.ViaUserPass, Account: "alice", Err: proxy.NewRefusal(reason, nil)})
+	}
+	all := scrape(t, m)
+	for series, want := range map[string]string{
+		"postern_pop3_ended_refusals_total":                        "2",
+		`postern_policy_pop3_lines{name="account",state="off"}`:    "2",
+		`postern_policy_pop3_lines{name="account",state="ending"}`: "3",
+		`postern_policy_pop3_lines{name="domain",state="ending"}`:  "1",
+		`postern_policy_pop3_lines{name="account",state="ended"}`:  "0",
+		`postern_policy_pop3_lines{name="all",state="ended"}`:      "1",
+	} {
+		if got := all[series]; got != want {
+			t.Errorf("%s is %q, want %s", series, got, want)
 		}
 	}
 }

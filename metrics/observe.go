@@ -140,6 +140,9 @@ func (m *Metrics) attempt(e proxy.Attempt) {
 	m.decision(e.Decision)
 	result := proxy.ResultOf(e.Err)
 	m.attempts.of(e.Client.Protocol, e.Via, result).Inc()
+	if proxy.ReasonOf(e.Err) == proxy.POP3Ended {
+		m.pop3Ended.of().Inc()
+	}
 	if slices.Contains(timedResults[:], result) {
 		m.attemptTime.of(e.Client.Protocol, result).Observe(e.Duration.Seconds())
 	}

@@ -137,15 +137,16 @@ func (p *whyPrinter) account(w *service.Why) {
 	case w.Backend != "":
 		p.line("backend: %s", w.Backend)
 	}
-	if len(w.Off) > 0 {
-		p.line("switched off for this account by policy.file: %s", strings.Join(w.Off, ", "))
+	off := w.Off
+	if day := w.POP3LastDay; day != "" {
+		when := "will be"
+		if i := slices.Index(off, proxy.POP3); i >= 0 {
+			when, off = "was", slices.Delete(slices.Clone(off), i, i+1)
+		}
+		p.line("POP3 %s switched off for this account after its last day, %s (policy.file)", when, day)
 	}
-	switch {
-	case w.POP3LastDay == "":
-	case slices.Contains(w.Off, proxy.POP3):
-		p.line("POP3 was switched off for this account after its last day, %s (policy.file)", w.POP3LastDay)
-	default:
-		p.line("POP3 will be switched off for this account after its last day, %s (policy.file)", w.POP3LastDay)
+	if len(off) > 0 {
+		p.line("switched off for this account by policy.file: %s", strings.Join(off, ", "))
 	}
 	if w.Networks > 0 {
 		p.line("known networks: %d (the login guard has hashes of them, no addresses)", w.Networks)

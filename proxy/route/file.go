@@ -313,7 +313,8 @@ func (l Lines) count(key []byte) Lines {
 	return l
 }
 
-func (l Lines) plus(m Lines) Lines {
+// Plus returns the sum of l and m.
+func (l Lines) Plus(m Lines) Lines {
 	return Lines{l.Accounts + m.Accounts, l.Domains + m.Domains, l.All || m.All}
 }
 

@@ -156,7 +156,7 @@ func (p *Protocols) Switches() []Switch {
 				day = ""
 			}
 			s := Switch{Protocol: protocol, LastDay: day}
-			found[s] = found[s].plus(v.lines)
+			found[s] = found[s].Plus(v.lines)
 		}
 	}
 	all := make([]Switch, 0, len(found))

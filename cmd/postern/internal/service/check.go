@@ -8,6 +8,7 @@ import (
 	"iter"
 	"log/slog"
 	"syscall"
+	"time"
 
 	"postern/cmd/postern/internal/unit"
 	"postern/configs"
@@ -79,7 +80,7 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) *Rep
 	r.Warnings.Sort()
 	r.Valid = r.Mistakes == nil && r.Errors == nil // no probe has failed so far
 	if r.Valid {
-		for _, line := range g.explainChallenges() {
+		for _, line := range append(g.explainChallenges(), g.explainPolicy(time.Now())...) {
 			_, _ = fmt.Fprintf(out, "%s: %s\n", path, line)
 		}
 	}

@@ -51,6 +51,7 @@ func (s *Service) findings() []Finding {
 	s.findDescriptors(g, &all)
 	if g != nil {
 		g.findBackends(now, &all)
+		g.findEndOfPOP3(now, &all)
 	}
 	s.activity.findHeaders(now, &all)
 	s.findCertificates(&all)

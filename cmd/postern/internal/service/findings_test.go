@@ -51,6 +51,12 @@ func TestEachFaultIsFoundWithItsNextStep(t *testing.T) {
 			s.activity.Observe(proxy.Closed{Client: proxy.Client{Service: "imap", Addr: netip.MustParseAddrPort("[::ffff:10.9.0.3]:4711")}, Err: proxy.ErrUnexpectedProxyHeader})
 		}, Notice, "listener imap refuses connections with a PROXY header", "from 10.9.0.3", "proxy_from: [10.9.0.3]"},
 		"few descriptors": {func(s *Service) { s.current.Load().cfg.Limits.MaxConnections = 1 << 30 }, Notice, "limits.max_connections 1073741824 needs", "", "raise LimitNOFILE"},
+		"POP3 ends": {func(s *Service) {
+			day := func(n int) string { return now.AddDate(0, 0, n).Format(time.DateOnly) }
+			s.current.Load().routing.policy = policyOf(t, "a pop3:off-after="+day(-1)+"\nb pop3:off-after="+day(15)+"\nc pop3:off-after="+day(14)+
+				"\n@example.org pop3:off-after="+day(9)+"\nd pop3:off\n")
+		}, Notice, "POP3 ends for 1 domain: the last day is " + now.AddDate(0, 0, 9).Format(time.DateOnly) + " (in 9 days)",
+			"later last days: " + now.AddDate(0, 0, 14).Format(time.DateOnly) + " for 1 account", "postern report pop3"},
 		"a reload has failed": {func(s *Service) {
 			s.recordReload(s.current.Load().cfg, errors.New("postern.yaml:1: a\npostern.yaml:2: b\n"))
 		}, Warning, "the last reload has failed", "postern.yaml:1: a (and 1 more)", "postern check"},

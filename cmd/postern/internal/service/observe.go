@@ -30,6 +30,7 @@ func (s *Service) newMetrics() *metrics.Metrics {
 		Guard:        s.guardGauges,
 		State:        s.stateGauges,
 		Accounts:     s.accountGauges,
+		Policy:       s.policyGauges,
 		Listings:     func() int64 { return s.listings.Reserved() },
 		Draining:     s.draining.Load,
 		Drained:      s.drained.Load,

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"postern/cmd/postern/internal/unit"
 	"postern/configs"
@@ -36,6 +37,10 @@ func (g *generation) warnings(u *unit.Unit) configs.Errors {
 		if g.cfg.State.Path == "" {
 			add("state.path", "not set: POP3 lists each mailbox anew, and unique ids do not outlive a change of UIDVALIDITY")
 		}
+	}
+	now := time.Now()
+	for _, s := range g.routing.endingWithin(warnDays, now) {
+		add("policy.file", "%s; who needs longer gets a line with a later day", endOfPOP3(s, now))
 	}
 	all.Sort()
 	return all
