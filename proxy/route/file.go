@@ -107,6 +107,9 @@ func (f *File) Watch(ctx context.Context, every time.Duration, log *slog.Logger)
 	f.lines.watch(ctx, every, log)
 }
 
+// Stale returns why Watch has not loaded the file as it is now; nil: it has.
+func (f *File) Stale() error { return f.lines.stale() }
+
 // Route implements Rule.
 func (f *File) Route(_ context.Context, l *proxy.Login) (Choice, error) {
 	t := f.lines.table.Load()
@@ -156,6 +159,24 @@ type lines struct {
 	check func(rest string) error // checks what follows a key
 	table atomic.Pointer[table]
 	read  os.FileInfo // state of the file when it was read, or found to be invalid
+	wrong atomic.Pointer[error]
+}
+
+func (l *lines) setStale(err error) {
+	if err == nil {
+		l.wrong.Store(nil)
+	} else {
+		l.wrong.Store(&err)
+	}
+}
+
+// stale returns why the file as it is now was not loaded: the table is that of a file
+// before. nil: the table is that of the file.
+func (l *lines) stale() error {
+	if err := l.wrong.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 func openLines(path string, check func(rest string) error) (*lines, error) {
@@ -244,6 +265,7 @@ func (l *lines) watch(ctx context.Context, every time.Duration, log *slog.Logger
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	last, lastWarning := l.read, ""
+	var invalid error // of the content that was read last
 	for {
 		select {
 		case <-ctx.Done():
@@ -258,10 +280,15 @@ func (l *lines) watch(ctx context.Context, every time.Duration, log *slog.Logger
 			last = now
 			continue
 		case sameFile(now, l.read):
+			if l.setStale(invalid); invalid == nil { // it may have been away
+				lastWarning = ""
+			}
 			continue
 		default:
 			err = l.load()
+			invalid = err
 		}
+		l.setStale(err)
 		if err == nil {
 			lastWarning = ""
 			log.Info("file loaded", "file", l.path, "entries", l.table.Load().entries)

@@ -94,6 +94,9 @@ func (p *Protocols) Watch(ctx context.Context, every time.Duration, log *slog.Lo
 	p.lines.watch(ctx, every, log)
 }
 
+// Stale is like File.Stale.
+func (p *Protocols) Stale() error { return p.lines.stale() }
+
 // Off reports whether account may not use protocol at the time now, and the last day of
 // service (2027-01-31), past or to come, if the file has one. The day ends at midnight of
 // the time zone of now.

@@ -162,7 +162,7 @@ func TestSwitchesCountTheLinesOfEachDay(t *testing.T) {
 	}
 }
 
-// Criterion: a changed last day of POP3 is in force without a reload.
+// Criterion: a changed last day of POP3 is in force without a reload; a file with a mistake changes nothing, and neither does one that is gone.
 func TestAChangedLastDayIsReadAgain(t *testing.T) {
 	path := writeFile(t, "alice pop3:off-after=2025-01-31\n")
 	p, err := OpenProtocols(path)
@@ -179,20 +179,32 @@ func TestAChangedLastDayIsReadAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	waitFor := func(want string) {
+	waitFor := func(want string, stale bool) {
 		t.Helper()
 		for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
 			_, day := p.Off("alice", proxy.POP3, time.Now())
-			if day == want {
+			err := p.Stale()
+			if day == want && (err != nil) == stale {
 				return
 			}
 			if time.Now().After(end) {
-				t.Fatalf("the last day is %s, want %s", day, want)
+				t.Fatalf("the last day is %s, stale: %v; want %s, %t", day, err, want, stale)
 			}
 		}
 	}
+	waitFor("2025-01-31", false)
 	replace("alice pop3:off-after=2099-01-31\n")
-	waitFor("2099-01-31")
+	waitFor("2099-01-31", false)
+	replace("alice pop3:off-after=2099-31-01\n")
+	waitFor("2099-01-31", true)
 	replace("bob pop3:off\n\nalice pop3:off-after=2098-01-31\n")
-	waitFor("2098-01-31")
+	waitFor("2098-01-31", false)
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	waitFor("2098-01-31", true)
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	waitFor("2098-01-31", false)
 }

@@ -14,6 +14,7 @@ import (
 	"postern/proxy"
 	"postern/proxy/backend"
 	"postern/proxy/listen"
+	"postern/proxy/route"
 )
 
 // The severities of a Finding, the most urgent first.
@@ -51,6 +52,7 @@ func (s *Service) findings() []Finding {
 	s.findDescriptors(g, &all)
 	if g != nil {
 		g.findBackends(now, &all)
+		g.findStaleFiles(&all)
 		g.findEndOfPOP3(now, &all)
 	}
 	s.activity.findHeaders(now, &all)
@@ -69,6 +71,23 @@ func (s *Service) findings() []Finding {
 	rank := map[string]int{Critical: 0, Warning: 1, Notice: 2}
 	slices.SortStableFunc(all, func(a, b Finding) int { return cmp.Compare(rank[a.Severity], rank[b.Severity]) })
 	return all
+}
+
+// findStaleFiles finds files of accounts that have changed and could not be loaded.
+func (g *generation) findStaleFiles(all *findingList) {
+	stale := func(key string, err error) {
+		if err != nil {
+			all.add(Warning, key+" has changed and was not loaded: its content before is in use", err.Error(), "correct the file (postern check has all mistakes); it is read again by itself")
+		}
+	}
+	for i, rule := range g.routing.rules {
+		if f, ok := rule.(*route.File); ok {
+			stale(fmt.Sprintf("routes[%d].file", i), f.Stale())
+		}
+	}
+	if p := g.routing.policy; p != nil {
+		stale("policy.file", p.Stale())
+	}
 }
 
 // firstLine returns the first line of an error with several mistakes.

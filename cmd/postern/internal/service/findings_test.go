@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,6 +15,7 @@ import (
 	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/certs"
+	"postern/proxy/route"
 )
 
 // Criterion: what needs attention is the same for postern status, the status page and /readyz, and each fault names the next step.
@@ -51,6 +54,23 @@ func TestEachFaultIsFoundWithItsNextStep(t *testing.T) {
 			s.activity.Observe(proxy.Closed{Client: proxy.Client{Service: "imap", Addr: netip.MustParseAddrPort("[::ffff:10.9.0.3]:4711")}, Err: proxy.ErrUnexpectedProxyHeader})
 		}, Notice, "listener imap refuses connections with a PROXY header", "from 10.9.0.3", "proxy_from: [10.9.0.3]"},
 		"few descriptors": {func(s *Service) { s.current.Load().cfg.Limits.MaxConnections = 1 << 30 }, Notice, "limits.max_connections 1073741824 needs", "", "raise LimitNOFILE"},
+		"a stale file": {func(s *Service) {
+			p := filepath.Join(t.TempDir(), "policy")
+			write := func(text string) {
+				if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			write("a pop3:off\n")
+			policy, err := route.OpenProtocols(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write("a pop3:of\n")
+			go policy.Watch(t.Context(), time.Millisecond, slog.New(slog.DiscardHandler))
+			within(t, 10*time.Second, "the file is found to be wrong", func() bool { return policy.Stale() != nil })
+			s.current.Load().routing.policy = policy
+		}, Warning, "policy.file has changed and was not loaded: its content before is in use", `policy:1: "pop3:of" is not one of`, "postern check"},
 		"POP3 ends": {func(s *Service) {
 			day := func(n int) string { return now.AddDate(0, 0, n).Format(time.DateOnly) }
 			s.current.Load().routing.policy = policyOf(t, "a pop3:off-after="+day(-1)+"\nb pop3:off-after="+day(15)+"\nc pop3:off-after="+day(14)+
