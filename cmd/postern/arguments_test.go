@@ -209,6 +209,7 @@ backends: {main: {imap: {address: %q, tls: none}}}
 		{"sessions", `{"id":"*","protocol":"pop3","listener":"pop3","state":"session","account":"alice@example.org",*`},
 		{"account list", `{"account":"alice@example.org","protocol":"pop3",*`},
 		{"account show alice@example.org", `{"account":"alice@example.org",*`},
+		{"report pop3", `{"account":"alice@example.org","protocol":"pop3",*"quiet_days":0}`},
 		{"uidl history alice@example.org", `{*"present":true,*`},
 		{"drain main --undo", `{"backend":"main","protocol":"imap",*"connections":1}`},
 		{"log-level", `{"level":"info"}`},

@@ -21,7 +21,7 @@ func completeValues(cmd *cobra.Command) {
 		"listener": completeFromConfig(listenersOf),
 		"account":  cobra.NoFileCompletions, "address": cobra.NoFileCompletions, "as": cobra.NoFileCompletions, "domain": cobra.NoFileCompletions,
 		"for": cobra.NoFileCompletions, "old": cobra.NoFileCompletions, "server-name": cobra.NoFileCompletions, "session": cobra.NoFileCompletions,
-		"since": cobra.NoFileCompletions, "user": cobra.NoFileCompletions, "zone": cobra.NoFileCompletions,
+		"since": cobra.NoFileCompletions, "quiet-since": cobra.NoFileCompletions, "user": cobra.NoFileCompletions, "zone": cobra.NoFileCompletions,
 	} {
 		if _, set := cmd.GetFlagCompletionFunc(flag); cmd.Flags().Lookup(flag) != nil && !set {
 			_ = cmd.RegisterFlagCompletionFunc(flag, complete)

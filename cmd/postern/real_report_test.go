@@ -122,10 +122,10 @@ func TestReportReadsTheLogsOfOldServers(t *testing.T) {
 	proxytest.Need(t, "dovecot", "/usr/lib/dovecot/pop3")
 	passwords := map[string]string{"keeps": newSecret(), "deletes": newSecret()}
 	type server struct {
-		name, pop3, pop3s string // pop3s may be empty
-		deliver           func(testing.TB, string, []byte) string
-		log               func() string // as syslog has it
-		want              []string
+		name, pop3 string
+		deliver    func(testing.TB, string, []byte) string
+		log        func() string // as syslog has it
+		want       []string
 	}
 	dovecot := proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: passwords, POP3: true})
 	courier := proxytest.StartCourier(t, proxytest.CourierOptions{Users: passwords})

@@ -55,6 +55,9 @@ deletions, Cyrus no bytes, and all three count only what RETR has downloaded.`,
   postern report pop3 --since 90d --from /var/log/mail.log*`,
 		Args: cobra.ArbitraryArgs,
 	}
+	cmd.ValidArgsFunction = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return nil, cobra.ShellCompDirectiveDefault // files
+	}
 	path := configFlag(cmd)
 	flags := cmd.Flags()
 	since := flags.String("since", "30d", "seen within so many `days`; with --quiet-since the default is ever")

@@ -218,9 +218,6 @@ func (u *Usage) Entry(account, protocol string) Entry {
 	return e
 }
 
-// seen returns the day of the last login or of the last refused one without TLS.
-func (u *Usage) seen() day { return max(u.Last, u.Plaintext) }
-
 func versionName(version uint16) string {
 	switch version {
 	case 0:

@@ -245,6 +245,27 @@ func TestAUsageIsReadAsItWasWritten(t *testing.T) {
 	}
 }
 
+func FuzzUsage(f *testing.F) {
+	f.Add([]byte(`{"account":"alice","protocol":"pop3","first":"2025-01-02","last":"2026-11-18","logins":41,"tls":"1.2"}`))
+	full := Usage{First: 20000, Last: 20400, Logins: 7, TLS: tls.VersionTLS12, Days: 5, Networks: [2]uint64{8, 1 << 63}, NetworksSince: 20399, SessionsSince: 20390, Sessions: 3, Recent: 0x123}
+	f.Add(full.encode())
+	f.Fuzz(func(t *testing.T, stored []byte) {
+		var u, again Usage
+		if u.decode(stored) != nil {
+			return
+		}
+		if err := again.decode(u.encode()); err != nil || again != u {
+			t.Errorf("%q is %+v, then %+v, %v", stored, u, again, err)
+		}
+		if e := u.Entry("alice", proxy.POP3); e.Networks < 0 || e.Days > countedDays || e.Sessions != nil && !slices.Contains(Habits(), e.Sessions.Habit) {
+			t.Errorf("%q is %+v", stored, e)
+		}
+		if _, err := update(stored, pending{Usage: full}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestCountersDoNotOverflow(t *testing.T) {
 	u := Usage{First: 1, Last: 1, Logins: 1<<32 - 1, SessionsSince: 1, Sessions: 1<<32 - 1, Messages: 1<<32 - 1, Left: 1}
 	u.Login(morning, "alice", netip.Addr{}, 0)
