@@ -17,7 +17,7 @@ import (
 func TestPOP3EndsAtMidnightAfterItsLastDay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		behind := &fakeBackend{}
-		m := &Mux{POP3Mode: Bridge, Rules: Rules{Default{Backend: "main"}}, Targets: map[Choice]Target{
+		m := &Mux{Rules: Rules{Default{Backend: "main"}}, Targets: map[Choice]Target{{Backend: "main"}: target(behind, proxy.Offer{})}}
 		m.Protocols = openProtocols(t, "alice pop3:off-after=2027-01-31\n")
 		at := func(day, hour, minute, second int) {
 			t.Helper()
