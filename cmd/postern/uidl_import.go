@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 
 	"github.com/spf13/cobra"
 
@@ -76,12 +77,12 @@ With --old, --maildir and --csv, the exit status is 0 if all unique ids are carr
 		if err != nil {
 			return err
 		}
-		batches, err := readRecords(cmd.InOrStdin())
+		lines, err := readRecords(cmd.InOrStdin())
 		if err != nil {
 			return err
 		}
 		total := 0
-		for _, batch := range batches {
+		for batch := range batches(lines) {
 			n, err := stored.ImportUIDLs.One(cmd.Context(), cfg, batch)
 			if err != nil {
 				return fmt.Errorf("after %d accounts: %w", total, err)
@@ -100,13 +101,12 @@ const (
 	maxAccounts = 500      // accounts of a request
 )
 
-// readRecords reads and checks an export. Each batch of accounts fits one request.
-func readRecords(in io.Reader) (batches [][]bridge.AccountRecord, err error) {
+// readRecords reads and checks an export, and returns its lines: they take a quarter of the
+// memory of records.
+func readRecords(in io.Reader) (export [][]byte, err error) {
 	lines := bufio.NewScanner(in)
 	lines.Buffer(nil, maxLine)
 	seen := make(map[string]bool)
-	var batch []bridge.AccountRecord
-	size := 0
 	for n := 1; lines.Scan(); n++ {
 		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
 			continue
@@ -119,10 +119,7 @@ func readRecords(in io.Reader) (batches [][]bridge.AccountRecord, err error) {
 			return nil, fmt.Errorf("line %d, nothing was imported: %w", n, err)
 		}
 		seen[r.Account] = true
-		if len(batch) == maxAccounts || size > maxBatch {
-			batches, batch, size = append(batches, batch), nil, 0
-		}
-		batch, size = append(batch, r), size+len(lines.Bytes())
+		export = append(export, bytes.Clone(lines.Bytes()))
 	}
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("nothing was imported: %w", err)
@@ -130,7 +127,26 @@ func readRecords(in io.Reader) (batches [][]bridge.AccountRecord, err error) {
 	if len(seen) == 0 {
 		return nil, errors.New("there is nothing to import")
 	}
-	return append(batches, batch), nil
+	return export, nil
+}
+
+// batches returns the accounts in checked lines. Each batch fits one request.
+func batches(lines [][]byte) iter.Seq[[]bridge.AccountRecord] {
+	return func(yield func([]bridge.AccountRecord) bool) {
+		var batch []bridge.AccountRecord
+		size := 0
+		for i, line := range lines {
+			r, _ := readRecord(line) // was checked
+			batch, size = append(batch, r), size+len(line)
+			if full := len(batch) == maxAccounts || size > maxBatch; !full && i < len(lines)-1 {
+				continue
+			}
+			if !yield(batch) {
+				return
+			}
+			batch, size = nil, 0
+		}
+	}
 }
 
 func readRecord(line []byte) (r bridge.AccountRecord, err error) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -23,13 +24,17 @@ func TestImportsComeInBatches(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	batches, err := readRecords(&in)
-	if err != nil || len(batches) != 3 || len(batches[0]) != maxAccounts || len(batches[2]) != 1 {
-		t.Fatalf("%d batches, %v, want 3", len(batches), err)
+	export, err := readRecords(&in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := slices.Collect(batches(export))
+	if len(all) != 3 || len(all[0]) != maxAccounts || len(all[2]) != 1 {
+		t.Fatalf("%d batches, want 3", len(all))
 	}
 	m := &stored.Storage{Record: new(state.Memory)}
 	n := 0
-	for _, batch := range batches {
+	for _, batch := range all {
 		if err := stored.ImportUIDLs.Answer(t.Context(), m, batch, func(some int) error { n += some; return nil }); err != nil {
 			t.Fatal(err)
 		}
