@@ -310,7 +310,7 @@ func (c *carriedFiles) match(messages []Message, names []string, at map[string]i
 		}
 	}
 	if len(waiting) > 0 {
-		return result, fmt.Errorf("%s: %d files, %q among them, have no UID in %s yet: let the new server list INBOX "+
+		return result, fmt.Errorf("%s: %d of its files, such as %q, have no UID in %s yet: let the new server list INBOX "+
 			"(with Dovecot: doveadm mailbox status -u USER messages INBOX), and run the same command again", c.path, len(waiting), names[waiting[0]], c.uids.source)
 	}
 	why := gone

@@ -158,8 +158,8 @@ func TestFaultyFilesCarryNothingOver(t *testing.T) {
 		{"above the next UID", uids, "1 7 3\n3 a\n", "", ":2: UID 3 is not below"},
 		{"a long line", list, "/3 7 13\n" + strings.Repeat("x", 5000) + "\n", "", ":2: the line has more than 4096 octets"},
 		{"two kinds", uids, "3 V7 N9\n1 PUID1-1300000000 :1.M1.host\n", "", "say with --ids which of them clients were shown last, courier or saved"},
-		{"not listed yet", uids, "3 V7 N9\n1 :1.M1.host\n2 :1.M2.host\n5 :1.M3 a+b.host\n", "", `1 files, "1.M5.host" among them, have no UID in dovecot-uidlist yet`},
-		{"not listed yet", uids, "3 V7 N9\n1 :1.M1.host\n", oldserver.FileName, "4 files, "},
+		{"not listed yet", uids, "3 V7 N9\n1 :1.M1.host\n2 :1.M2.host\n5 :1.M3 a+b.host\n", "", `1 of its files, such as "1.M5.host", have no UID in dovecot-uidlist yet`},
+		{"not listed yet", uids, "3 V7 N9\n1 :1.M1.host\n", oldserver.FileName, "4 of its files, such as "},
 	} {
 		files := courierMaildir()
 		switch c.text {

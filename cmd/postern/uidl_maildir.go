@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os/signal"
 	"slices"
 	"strings"
@@ -101,6 +102,9 @@ func (c *crawler) importMaildirs(cmd *cobra.Command, m *maildirs, path string, d
 			return result, err
 		}
 		record, report, err := oldserver.CarryMaildir(folder, oldserver.IDs(m.ids), format)
+		if errors.Is(err, fs.ErrPermission) {
+			err = fmt.Errorf("%w: run this command as root", err)
+		}
 		if err != nil {
 			return result, err
 		}
