@@ -94,7 +94,7 @@ func (m *mistakes) read(key, path string) []byte {
 	}
 	data, err := readFile(path)
 	if err != nil {
-		m.report(key, "%s", unreadable(path, err))
+		m.report(key, "%s", Unreadable(path, err))
 		return nil
 	}
 	return data

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"regexp"
 	"slices"
@@ -21,6 +22,9 @@ import (
 // all of them; a file that cannot be read is another error.
 func Load(path string) (*Config, error) {
 	m, err := readAndCheck(path)
+	if errors.Is(err, fs.ErrPermission) {
+		err = fmt.Errorf("read configuration: %s", Unreadable(path, err))
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -11,9 +11,9 @@ import (
 	"syscall"
 )
 
-// unreadable returns what to say of the file at path, which err kept from being read,
-// and what to do.
-func unreadable(path string, err error) string {
+// Unreadable returns what to say of the file or folder at path, which err kept from being
+// read, and what to do.
+func Unreadable(path string, err error) string {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Sprintf("%s does not exist: put the file there, or write the path of yours", path)
@@ -41,7 +41,10 @@ func permissionDenied(path string) string {
 		return fmt.Sprintf("%s, which is a link: let the group %s read the file that the link leads to, and enter its folders", denied, groupName(gid))
 	}
 	mode := "g+r"
-	if info.IsDir() {
+	switch {
+	case info.IsDir() && closed == path:
+		mode = "g+rx"
+	case info.IsDir():
 		mode = "g+x"
 	}
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {

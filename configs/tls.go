@@ -2,7 +2,9 @@ package configs
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"net/url"
 	"os"
@@ -252,8 +254,10 @@ func (m *mistakes) checkTLSFiles() {
 		key := fmt.Sprintf("tls.certificates[%d]", i)
 		if c.Dir == "" {
 			m.checkPair(key, c)
-		} else if _, err := os.ReadDir(c.Dir); err != nil {
-			m.report(key+".dir", "%v", err)
+		} else if _, err := os.ReadDir(c.Dir); errors.Is(err, fs.ErrNotExist) {
+			m.report(key+".dir", "the folder %s does not exist: make it, or write the path of yours", c.Dir)
+		} else if err != nil {
+			m.report(key+".dir", "%s", Unreadable(c.Dir, err))
 		}
 	}
 	a := m.cfg.TLS.ACME
@@ -269,7 +273,7 @@ func (m *mistakes) checkTLSFiles() {
 	}
 	if d := a.OnDemand; d != nil && d.NamesFile != "" {
 		if f, err := os.Open(d.NamesFile); err != nil { // it may be large
-			m.report("tls.acme.on_demand.names_file", "%v", err)
+			m.report("tls.acme.on_demand.names_file", "%s", Unreadable(d.NamesFile, err))
 		} else {
 			_ = f.Close()
 		}

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -53,6 +55,69 @@ func TestCheckLooksAsTheServicesUser(t *testing.T) {
 	}
 	if status, _, complaints := runPostern(t, "check", "--config", path, "--as", "no-such-user"); status != 1 || !strings.Contains(complaints, "unknown user") {
 		t.Errorf("check as nobody who exists: status %d, %s", status, complaints)
+	}
+}
+
+// Criterion: `postern check` by root names in one run what root finds, such as a port that is in use, and what only the service's user does, such as a key that it may not read.
+func TestCheckFindsAllAtOnce(t *testing.T) {
+	if os.Getuid() != 0 && os.Getenv("POSTERN_ALL") != "1" {
+		t.Skip("needs root, to become another user")
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer func() { _ = ln.Close() }()
+	path := configWithCertificate(t, "")
+	text, err := os.ReadFile(path)
+	must(t, err, os.WriteFile(path, bytes.Replace(text, []byte("metrics: {"), []byte("metrics: {ready_address: "+strconv.Quote(ln.Addr().String())+", "), 1), 0o644))
+	must(t, os.Chmod(filepath.Join(filepath.Dir(path), "mail.key"), 0o600))
+	status, out, complaints := runPostern(t, "check", "--config", path, "--as", "nobody")
+	for _, want := range []string{"tls.certificates[0].key: the user nobody may not read", "metrics.ready_address: listen on " + ln.Addr().String() + ": address already in use by ", "postern: 2 mistakes in the configuration"} {
+		if status != 1 || strings.Count(complaints, want) != 1 {
+			t.Errorf("status %d, %s%s\nwant %s once", status, out, complaints, want)
+		}
+	}
+}
+
+func appendTo(t *testing.T, path, more string) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	must(t, err, os.WriteFile(path, append(text, more...), 0o644))
+}
+
+// Criterion: for each file and folder that the configuration names and the service's user may not read, `postern check` names the command that opens it.
+func TestCheckSaysHowToOpenEachFile(t *testing.T) {
+	if os.Getuid() != 0 && os.Getenv("POSTERN_ALL") != "1" {
+		t.Skip("needs root, to become another user")
+	}
+	for key, more := range map[string]string{
+		"policy.file":               "policy: {file: FILE}\n",
+		"routes[0].file":            "routes: [{file: FILE, backend: main}, {backend: main}]\n",
+		"tls.certificates[0].dir":   "",
+		"guard.policy.api_key_file": "guard: {policy: {url: \"http://127.0.0.1:1/\", api_key_file: FILE}}\n",
+		"the configuration":         "",
+	} {
+		t.Run(key, func(t *testing.T) {
+			path := configWithCertificate(t, "")
+			file := filepath.Join(filepath.Dir(path), "closed")
+			appendTo(t, path, strings.ReplaceAll(more, "FILE", file))
+			must(t, os.WriteFile(file, []byte("# nothing\n"), 0o600))
+			mode := "g+r"
+			switch key {
+			case "the configuration":
+				file, key = path, "postern: read configuration"
+				must(t, os.Chmod(path, 0o600))
+			case "tls.certificates[0].dir":
+				text, err := os.ReadFile(path)
+				must(t, err, os.Remove(file), os.Mkdir(file, 0o700),
+					os.WriteFile(path, bytes.Replace(text, []byte("{cert: mail.pem, key: mail.key}"), []byte("{dir: "+file+"}, {cert: mail.pem, key: mail.key}"), 1), 0o644))
+				mode = "g+rx"
+			}
+			status, out, complaints := runPostern(t, "check", "--config", path, "--as", "nobody")
+			if want := fmt.Sprintf("%s: the user nobody may not read %s (", key, file); status != 1 || !strings.Contains(complaints, want) ||
+				!strings.Contains(complaints, fmt.Sprintf(": chgrp nogroup %s && chmod %s %[1]s", file, mode)) {
+				t.Errorf("status %d, %s%s\nwant %s", status, out, complaints, want)
+			}
+		})
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"slices"
 	"syscall"
 	"time"
 
@@ -46,15 +47,44 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) *Rep
 	if o.Unit != nil {
 		r.Unit, r.Writable = o.Unit.Path, o.Unit.Writable()
 	}
-	cfg, store, err := load(path)
+	g := r.try(ctx, o, out)
+	other, err := o.CheckAs()
+	switch {
+	case err != nil:
+		r.fail(err)
+	case other != nil:
+		r.add(other)
+	case g != nil:
+		mistakes, warnings := g.checkPaths(o.Unit)
+		r.Mistakes = append(r.Mistakes, mistakes...)
+		r.Warnings = append(append(r.Warnings, warnings...), g.warnings(o.Unit)...)
+	}
+	r.Mistakes.Sort()
+	r.Warnings.Sort()
+	r.Valid = r.Mistakes == nil && r.Errors == nil && r.Probes == nil
+	if r.Valid {
+		for _, line := range append(g.explainChallenges(), g.explainPolicy(time.Now())...) {
+			_, _ = fmt.Fprintf(out, "%s: %s\n", path, line)
+		}
+	}
+	return r
+}
+
+// try adds to r what is wrong for the present user. It returns nil if no generation can be
+// built.
+func (r *Report) try(ctx context.Context, o CheckOptions, out io.Writer) *generation {
+	cfg, store, err := load(r.File)
 	if err != nil {
-		return r.fail(err)
+		r.fail(err)
+		return nil
 	}
 	g, err := build(cfg, New(cfg, store, slog.New(slog.DiscardHandler), nil))
 	if err != nil {
-		return r.fail(err)
+		r.fail(err)
+		return nil
 	}
 	warnings, wrong := g.checkCertificates()
+	r.Warnings = warnings
 	errs := []error{g.checkPorts(), wrong}
 	if o.Probe {
 		errs = append(errs, g.probe(ctx, out, o))
@@ -63,28 +93,27 @@ func Check(ctx context.Context, path string, o CheckOptions, out io.Writer) *Rep
 		errs = append(errs, g.tryOpening(ctx))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return r.fail(err)
+		r.fail(err)
 	}
-	other, err := o.CheckAs()
-	switch {
-	case err != nil:
-		return r.fail(err)
-	case other != nil:
-		r = other // it knows what the service's user may do
-	default:
-		var more configs.Errors
-		r.Mistakes, more = g.checkPaths(o.Unit)
-		r.Warnings = append(append(warnings, more...), g.warnings(o.Unit)...)
-	}
-	r.Mistakes.Sort()
-	r.Warnings.Sort()
-	r.Valid = r.Mistakes == nil && r.Errors == nil // no probe has failed so far
-	if r.Valid {
-		for _, line := range append(g.explainChallenges(), g.explainPolicy(time.Now())...) {
-			_, _ = fmt.Fprintf(out, "%s: %s\n", path, line)
+	return g
+}
+
+// add adds what a check as another user has found: the user of the service. Of a key both
+// may say the same in other words; root sees more of it, such as whose a port is.
+func (r *Report) add(other *Report) {
+	r.User, r.Unit, r.Writable, r.Warnings = other.User, other.Unit, other.Writable, other.Warnings
+	own := slices.Clone(r.Mistakes)
+	for _, m := range other.Mistakes {
+		m.File = r.File
+		if !slices.ContainsFunc(own, func(o configs.Error) bool { return o.Line == m.Line && o.Key == m.Key }) {
+			r.Mistakes = append(r.Mistakes, m)
 		}
 	}
-	return r
+	for _, e := range other.Errors {
+		if !slices.Contains(r.Errors, e) {
+			r.Errors = append(r.Errors, e)
+		}
+	}
 }
 
 // fail adds err to r.

@@ -21,7 +21,7 @@ func (g *generation) newRouting() (*routing, error) {
 		case c.File != "":
 			file, err := route.OpenFile(c.File, choice, known)
 			if err != nil {
-				mistakes = append(mistakes, fileMistakes(g.cfg, fmt.Sprintf("routes[%d].file", i), err)...)
+				mistakes = append(mistakes, fileMistakes(g.cfg, fmt.Sprintf("routes[%d].file", i), c.File, err)...)
 				continue
 			}
 			r.rules = append(r.rules, file)
@@ -37,7 +37,7 @@ func (g *generation) newRouting() (*routing, error) {
 	if path := g.cfg.Protocols.File; path != "" {
 		policy, err := route.OpenProtocols(path)
 		if err != nil {
-			mistakes = append(mistakes, fileMistakes(g.cfg, "policy.file", err)...)
+			mistakes = append(mistakes, fileMistakes(g.cfg, "policy.file", path, err)...)
 		} else {
 			r.policy = policy
 			g.watch(policy.Watch)
@@ -52,11 +52,11 @@ func (g *generation) newRouting() (*routing, error) {
 }
 
 // fileMistakes returns err as mistakes of the configuration at key: one for each wrong
-// line of the file that key names.
-func fileMistakes(cfg *configs.Config, key string, err error) (mistakes configs.Errors) {
+// line of the file at path, which key names.
+func fileMistakes(cfg *configs.Config, key, path string, err error) (mistakes configs.Errors) {
 	lines, ok := errors.AsType[route.Mistakes](err)
 	if !ok {
-		lines = route.Mistakes{err}
+		return configs.Errors{cfg.Errorf(key, "%s", configs.Unreadable(path, err))}
 	}
 	for _, line := range lines {
 		mistakes = append(mistakes, cfg.Errorf(key, "%v", line))
