@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"postern/bridge/uidl"
 	"postern/proxy"
@@ -180,9 +181,40 @@ func (d *Maildrop) logIn(ctx context.Context, user string, secret *proxy.Secret)
 		return err
 	}
 	if _, err := d.command("PASS", "PASS "+string(secret.Reveal())); err != nil {
-		return err
+		return withoutSecret(err, secret)
 	}
 	return d.capabilities()
+}
+
+// withoutSecret returns the error of an answer to PASS without text of the server that has the
+// password in it: the error is printed, and kept in files.
+func withoutSecret(err error, secret *proxy.Secret) error {
+	refusal, refused := errors.AsType[*Refusal](err)
+	if !refused {
+		if errors.Is(err, ErrAnswer) {
+			return fmt.Errorf("%w: PASS", ErrAnswer)
+		}
+		return err
+	}
+	password := plain(string(secret.Reveal()))
+	if password != "" && !strings.Contains(plain(refusal.Text), password) {
+		return err
+	}
+	text := "its text is left out, because the password is in it"
+	if code := refusal.Code(); code != "" && !strings.Contains(plain(code), password) {
+		text = "[" + code + "] " + text
+	}
+	return &Refusal{Command: refusal.Command, Text: text}
+}
+
+// plain returns text in lower case, and without white space, controls and backslashes.
+func plain(text string) string {
+	return strings.ToLower(strings.Map(func(r rune) rune {
+		if r == '\\' || unicode.IsSpace(r) || unicode.IsControl(r) {
+			return -1
+		}
+		return r
+	}, text))
 }
 
 // capabilities learns what the server can do after login.

@@ -247,6 +247,22 @@ func TestAServerThatDrips(t *testing.T) {
 	}
 }
 
+// Criterion: the password is not in the error of an old server that repeats it.
+func TestAServerThatRepeatsThePassword(t *testing.T) {
+	for answer, want := range map[string]string{
+		"-ERR [AUTH] wrong password":                 `"[AUTH] wrong password"`,
+		"-ERR [AUTH] alice/top secret is wrong":      `"[AUTH] its text is left out, because the password is in it"`,
+		"-ERR unknown command \"PASS Top\\ Secret\"": `"its text is left out, because the password is in it"`,
+		"-ERR [TOPSECRET] no":                        `"its text is left out, because the password is in it"`,
+		"PASS top secret: no such command":           "cannot be used: PASS",
+	} {
+		_, err := open(t, strings.Replace(loggedIn, "S: +OK in", "S: "+answer, 1))
+		if err == nil || strings.Contains(strings.ToLower(err.Error()), "secret") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %s", answer, err, want)
+		}
+	}
+}
+
 func TestALongUIDLIsCutOff(t *testing.T) {
 	d, err := open(t, strings.Replace(listed, "1 a1", "1 "+strings.Repeat("x", 400), 1))
 	if err != nil || len(d.Messages[0].UIDL) != maxShown {
