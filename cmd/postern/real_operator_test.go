@@ -141,7 +141,7 @@ func (p *postern) wantLog(t *testing.T, u user) {
 	for _, l := range p.ends(t, u) {
 		ends[l.text("listener")] = l
 		if l.text("ip") != "127.0.0.1" || l.text("tls") != "TLS 1.3" || l.text("backend") != "main" || !session.MatchString(l.text("session")) ||
-			l.text("duration") == "" || l.text("received") == "" || l.text("sent") == "" {
+			l.text("duration_seconds") == "" || l.text("received") == "" || l.text("sent") == "" {
 			t.Errorf("end of a session = %v", l)
 		}
 	}

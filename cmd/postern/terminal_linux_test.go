@@ -48,6 +48,16 @@ type collector struct {
 	b  bytes.Buffer
 }
 
+// echoes reports whether a terminal shows what is typed.
+func echoes(t testing.TB, terminal *os.File) bool {
+	t.Helper()
+	var state syscall.Termios
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, terminal.Fd(), syscall.TCGETS, uintptr(unsafe.Pointer(&state))); errno != 0 {
+		t.Fatal(errno)
+	}
+	return state.Lflag&syscall.ECHO != 0
+}
+
 func (c *collector) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -82,7 +92,9 @@ backends: {main: {imap: {address: "127.0.0.1:1", tls: none}}}
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			within(t, patience, "the password is asked for", func() bool { return strings.Contains(said.String(), "Password of alice: ") })
+			within(t, patience, "the password is asked for, and not shown", func() bool {
+				return strings.Contains(said.String(), "Password of alice: ") && !echoes(t, terminal)
+			})
 			if _, err := io.WriteString(typist, test.typed); err != nil {
 				t.Fatal(err)
 			}
