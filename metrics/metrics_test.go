@@ -560,7 +560,7 @@ func TestEachReasonHasItsResult(t *testing.T) {
 		proxy.TooMany: "temporary_failure", proxy.TooManySessions: "temporary_failure", proxy.Unavailable: "temporary_failure", proxy.InUse: "temporary_failure",
 		proxy.TimedOut: "temporary_failure", proxy.ShuttingDown: "temporary_failure", proxy.Kicked: "temporary_failure",
 		proxy.Internal: "temporary_failure", proxy.Suspended: "forbidden", proxy.Unusable: "forbidden", proxy.Maintenance: "temporary_failure",
-		proxy.MailboxFull: "temporary_failure", proxy.TooSoon: "rate_limited", proxy.POP3Ended: "forbidden",
+		proxy.MailboxFull: "temporary_failure", proxy.TooSoon: "rate_limited",
 	}
 	for _, reason := range proxy.Reasons() {
 		if got := proxy.ResultOf(fmt.Errorf("log in: %w", proxy.NewRefusal(reason, io.EOF))); got != want[reason] {
