@@ -67,7 +67,7 @@ func TestHabits(t *testing.T) {
 		{"deletes", HabitDeletes, []proxy.Closed{closed(3, 3, 0, 3), closed(0, 0, 0, 0), closed(1, 1, 0, 1)}},
 		{"deletes what a session before has downloaded and not deleted", HabitDeletes, []proxy.Closed{aborted, closed(5, 2, 0, 5)}},
 		{"deletes later", HabitLater, []proxy.Closed{left, idle, closed(5, 0, 0, 2)}},
-		{"deletes old mail and leaves new mail", HabitLater, []proxy.Closed{closed(9, 2, 2, 3)}},
+		{"deletes old mail and leaves new mail", HabitLater, []proxy.Closed{closed(9, 2, 2, 1)}},
 		{"two clients", HabitMixed, []proxy.Closed{left, closed(5, 5, 0, 5)}},
 		{"deletes what it never had", HabitUnknown, []proxy.Closed{closed(5, 0, 0, 2)}},
 		{"downloads nothing", HabitNothing, []proxy.Closed{idle, closed(6, 0, 0, 0), closed(7, 0, 0, 0), closed(8, 0, 0, 0)}},
@@ -134,9 +134,14 @@ func TestNetworksOfLongAgoAreForgotten(t *testing.T) {
 	if got := u.networks(); got < 5 || got > 7 {
 		t.Errorf("after 40 days: %d", got)
 	}
-	at(75, 9)
+	at(50, 8)
+	at(71, 7)
+	if got := u.networks(); got < 2 || got > 4 {
+		t.Errorf("of the period before: %d", got)
+	}
+	at(140, 9)
 	if got := u.networks(); got != 1 {
-		t.Errorf("after 75 days: %d", got)
+		t.Errorf("after a long pause: %d", got)
 	}
 }
 
@@ -184,7 +189,11 @@ func TestRefusedLoginsWithoutTLSAreRecorded(t *testing.T) {
 		t.Errorf("counted %+v", c)
 	}
 	// The entry is no login, and ends as one.
-	gone, err := Expire(t.Context(), s, morning.AddDate(0, 0, 1))
+	gone, err := Expire(t.Context(), s, morning)
+	if n := len(entries(t, s, "")); err != nil || len(gone) != 0 || n != 3 {
+		t.Errorf("expired on the same day: %v, %v, left: %d", gone, err, n)
+	}
+	gone, err = Expire(t.Context(), s, morning.AddDate(0, 0, 1))
 	if err != nil || fmt.Sprint(gone) != "[alice carol]" {
 		t.Errorf("expired: %v, %v", gone, err)
 	}
