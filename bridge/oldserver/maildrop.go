@@ -3,7 +3,8 @@
 //
 // A Server opens a Maildrop, which lists messages and reads headers and whole messages by
 // TOP. Carry finds the messages of a Maildrop among those of an Inbox, by Match, and
-// makes the record of their UIDLs. Compare says what two servers show in different ways.
+// makes the record of their UIDLs. CarryMaildir makes it from the files of the old server, and
+// CarryList from a list. Compare says what two servers show in different ways.
 package oldserver
 
 import (

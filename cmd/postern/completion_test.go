@@ -28,6 +28,8 @@ routes: [{backend: main}]
 		{"drain|", "main other " + noFiles},
 		{"drain|main", "192.0.2.1:993 192.0.2.1:465 " + noFiles},
 		{"uidl accept|", "main other " + noFiles},
+		{"uidl import --ids|", "courier saved guid filename " + noFiles},
+		{"uidl import --maildir|", files},
 		{"account show|", noFiles},
 		{"log-level|", "debug info warn error " + noFiles},
 		{"state backup|", files},

@@ -76,7 +76,7 @@ func inboxOf(r *bridge.Reader) oldserver.Inbox {
 type carrying struct {
 	dry                           bool
 	accounts, recorded, old, kept int
-	noIDs, gone                   int
+	noIDs, gone, unlisted         int
 	failed                        failures
 	left                          map[oldserver.Reason]int
 	worst                         ranking[crawl.Outcome[carried]]
@@ -102,6 +102,9 @@ func (s *carrying) take(o crawl.Outcome[carried]) {
 	}
 	s.recorded++
 	s.gone += o.Result.Gone
+	if o.Result.IDs != "" {
+		s.unlisted += max(o.Result.New-o.Result.Old, 0)
+	}
 	s.old += o.Result.Old
 	s.kept += o.Result.Found()
 	if s.left == nil {
@@ -125,6 +128,9 @@ func (s *carrying) print(out io.Writer) error {
 	}
 	if s.gone > 0 {
 		_, _ = fmt.Fprintf(out, "  and %d of messages that were removed since: kept, and given to no other message\n", s.gone)
+	}
+	if s.unlisted > 0 {
+		_, _ = fmt.Fprintf(out, "messages of which the files have no unique id of the old server: %d; they get new ones\n", s.unlisted)
 	}
 	if s.noIDs > 0 {
 		_, _ = fmt.Fprintf(out, "accounts without unique ids of the old server: %d (nobody has used POP3, or the file is not there; --ids names the kind)\n", s.noIDs)
