@@ -61,7 +61,9 @@ func checkAs(ctx context.Context, name, config string, u *unit.Unit) (*service.R
 		cmd.Args = append(cmd.Args, "--unit")
 	}
 	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, AmbientCaps: []uintptr{canBind}}
+	// Of a session of its own: the user may trace the process, and would type into root's
+	// terminal by it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, AmbientCaps: []uintptr{canBind}, Setsid: true}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

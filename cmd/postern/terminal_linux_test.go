@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -160,6 +161,53 @@ backends: {main: {imap: {address: "127.0.0.1:1", tls: none}}}
 	if got := shown.String(); strings.ContainsAny(got, "\x1b\a") || !strings.Contains(got, "?]0;owned?") {
 		t.Errorf("the terminal got %q", got)
 	}
+}
+
+// Criterion: what check runs as the service's user has no terminal: that user could type into it as root.
+func TestTheServicesUserGetsNoTerminal(t *testing.T) {
+	h := newHosted(t)
+	_, terminal := openTerminal(t)
+	command := "check\x00--open\x00--json\x00--config\x00" + h.config
+	for range 50 { // its process may be gone before somebody looks
+		cmd := h.as(t, 0, "check", "--as", "nobody")
+		cmd.Stdin = terminal
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		must(t, cmd.Start())
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		found := ""
+		for found == "" && len(ended) == 0 {
+			found = terminalOf(command)
+		}
+		must(t, <-ended)
+		switch found {
+		case "":
+			continue
+		case "0":
+		default:
+			t.Errorf("the process of the service's user has the terminal %s", found)
+		}
+		return
+	}
+	t.Error("there was no process of the service's user")
+}
+
+// terminalOf returns the number of the controlling terminal of the process with a command
+// line, "0" if it has none, "" if there is no such process: proc_pid_stat(5).
+func terminalOf(command string) string {
+	const ttyNumber = 4 // after the name in parentheses
+	paths, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range paths {
+		line, _ := os.ReadFile(path)
+		if !bytes.Contains(line, []byte(command)) {
+			continue
+		}
+		stat, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "stat"))
+		if fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])); len(fields) > ttyNumber {
+			return fields[ttyNumber]
+		}
+	}
+	return ""
 }
 
 func TestHarmless(t *testing.T) {
