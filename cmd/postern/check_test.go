@@ -197,3 +197,16 @@ func TestCheckExplainsChallenges(t *testing.T) {
 		}
 	}
 }
+
+// Criterion: `postern run` ends with exit status 78 after a mistake in the configuration, so that systemd does not start it again and again.
+func TestAMistakeInTheConfigurationHasAnExitStatusOfItsOwn(t *testing.T) {
+	path := configWithCertificate(t, "")
+	appendTo(t, path, "nosuch: key\nrouter: 1\n")
+	status, out, complaints := runPostern(t, "run", "--config", path)
+	if status != 78 || !strings.Contains(complaints, "postern.yaml:9: nosuch: unknown key") || !strings.HasSuffix(complaints, "\npostern: 2 mistakes in the configuration\n") {
+		t.Errorf("status %d, %s%s", status, out, complaints)
+	}
+	if status, _, _ := runPostern(t, "check", "--config", path); status != 1 {
+		t.Errorf("check: status %d", status)
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/cmd/postern/internal/logs"
+	"postern/cmd/postern/internal/service"
 	"postern/configs"
 )
 
@@ -35,11 +36,15 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if status, ok := errors.AsType[exitStatus](err); ok {
 		return int(status)
 	}
+	status := 0
 	if err != nil {
+		status = 1
+		if start, ok := errors.AsType[*service.StartError](err); ok {
+			status, err = exitConfig, start.Err
+		}
 		complain(logs.ErrorWriter(stderr), err)
-		return 1
 	}
-	return 0
+	return status
 }
 
 // rootCommand returns postern with all its commands.
@@ -65,6 +70,10 @@ only IMAP.`,
 	completeValues(root)
 	return root
 }
+
+// exitConfig is the exit status after a service.StartError, EX_CONFIG of sysexits.h. The unit
+// of systemd does not start again after it.
+const exitConfig = 78
 
 // An exitStatus ends a command that has printed its error.
 type exitStatus int

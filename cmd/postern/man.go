@@ -75,9 +75,11 @@ func writeManPage(cmd *cobra.Command, to io.Writer) error {
 // otherExitStatus has, for the commands that have one, what an exit status other than 0
 // and 1 means.
 var otherExitStatus = map[string]string{
-	"postern status":      ".TP\n2\nSomething is critical or a warning.\n",
-	"postern uidl detect": ".TP\n2\nNo format gives these unique ids.\n",
-	"postern uidl import": ".TP\n2\nSome unique ids are not carried over.\n",
+	"postern run":          ".TP\n78\nThe configuration, or a file that it names, has a mistake: another start would find the same.\n",
+	"postern status":       ".TP\n2\nSomething is critical or a warning.\n",
+	"postern uidl compare": ".TP\n2\nClients would notice a difference.\n",
+	"postern uidl detect":  ".TP\n2\nNo format gives these unique ids.\n",
+	"postern uidl import":  ".TP\n2\nSome unique ids are not carried over.\n",
 }
 
 func exitStatusSection(cmd *cobra.Command) string {

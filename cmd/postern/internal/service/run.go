@@ -15,23 +15,34 @@ import (
 	"postern/proxy/state"
 )
 
+// A StartError is why a start has failed that would fail again: the configuration, or a file
+// that it names, has to be put right first.
+type StartError struct{ Err error }
+
+// Error implements error.
+func (e *StartError) Error() string { return e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *StartError) Unwrap() error { return e.Err }
+
 // Run serves the configuration at path until ctx ends, or SIGTERM or SIGINT comes,
-// and logs to log. before is the process that this one replaces; nil: none.
+// and logs to log. before is the process that this one replaces; nil: none. Mistakes in the
+// configuration are a *StartError.
 func Run(ctx context.Context, path string, log io.Writer, before *Peer) (err error) {
 	cfg, store, err := load(path)
 	if err != nil {
-		return err
+		return &StartError{err}
 	}
 	level := new(slog.LevelVar)
 	s := New(cfg, store, logs.New(log, cfg.Log.Format, level), level)
 	s.path = path
 	g, err := build(cfg, s)
 	if err != nil {
-		return err
+		return &StartError{err}
 	}
 	if mistakes, _ := g.checkPaths(nil); mistakes != nil {
 		mistakes.Sort()
-		return mistakes
+		return &StartError{mistakes}
 	}
 	if before != nil {
 		if err := s.inherit(g, before); err != nil {
