@@ -103,6 +103,7 @@ type Backend struct {
 	Delay  *LoginDelay // between two sessions of an account; nil: no delay
 	Brake  *Brake      // shared by backends of the same name; nil: every poll is admitted
 
+	Learner  *Learner       // takes over the UIDLs of an old server; needs Record. nil: they are computed
 	Listings *ListingMemory // shared by all backends of a process; nil: no limit
 
 	// Recompute gives an account whose record is damaged or lost new UIDLs, with which

@@ -27,16 +27,23 @@ type Reader struct {
 // Read logs l in and lists INBOX. UIDs has all messages: a listing that differs from
 // EXISTS is an error.
 func (b *Backend) Read(ctx context.Context, l *proxy.Login) (*Reader, error) {
-	conn, capabilities, err := b.LogIn(ctx, l)
+	r, err := b.logInReader(ctx, l)
 	if err != nil {
 		return nil, err
 	}
-	r := &Reader{inbox: inbox.New(conn, capabilities, inbox.Options{Timeout: b.timeout(), Keyword: hidden, Client: l.Client, Observe: b.observe})}
 	if err := r.list(ctx); err != nil {
 		r.inbox.Discard()
 		return nil, err
 	}
 	return r, nil
+}
+
+func (b *Backend) logInReader(ctx context.Context, l *proxy.Login) (*Reader, error) {
+	conn, capabilities, err := b.LogIn(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	return &Reader{inbox: inbox.New(conn, capabilities, inbox.Options{Timeout: b.timeout(), Keyword: hidden, Client: l.Client, Observe: b.observe})}, nil
 }
 
 func (r *Reader) list(ctx context.Context) error {

@@ -203,6 +203,12 @@ func (p *recordPass) decide(ctx context.Context) error {
 			}
 			s.notice(proxy.NoticeRecomputed, 0, errRecordLost)
 		}
+		if p.stored.head == nil && s.backend.Learner != nil {
+			if err := s.backend.learn(ctx, s.login); err != nil {
+				return err
+			}
+			return errConflict // the record that was learnt is read
+		}
 		return p.newRecord(ctx)
 	}
 	if p.uidsChanged() {

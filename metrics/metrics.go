@@ -101,6 +101,7 @@ type Metrics struct {
 	changed, braked      counter
 	unlisted             counter
 	reconnects, failures counter
+	learnt               counter
 	lookups              counter
 	imapCommands         counter
 	lookupTime           histogram
@@ -263,6 +264,9 @@ func (m *Metrics) backends() {
 	m.reconnects = r.counter("pop3_reconnects_total", "Connections to a backend lost within a POP3 session, by what came of it.",
 		name, label("cause", proxy.LostClosed, proxy.LostBye, proxy.LostSilent),
 		label("result", proxy.ReconnectOK, proxy.ReconnectFailed, proxy.ReconnectRenumbered))
+	m.learnt = r.counter("pop3_uidls_learnt_total",
+		"Accounts whose unique ids were to be taken over from an old POP3 server at their first session, by whether that was done.",
+		name, label("result", resultOK, resultError))
 	m.failures = r.counter("backend_errors_total",
 		"Failures of a backend after the connection was made: answers to credentials that say nothing of the password, and connections lost within a session, except those of IMAP, which end so at LOGOUT.",
 		server, label("kind", failures()...))

@@ -96,6 +96,7 @@ func everything(c proxy.Client, text string) []proxy.Event {
 		proxy.BrakeChanged{Backend: text, On: true, Err: err},
 		proxy.ListingRefused{Reason: text},
 		proxy.Reconnected{Client: c, Account: text, Backend: text, Cause: text, Result: text, Err: err},
+		proxy.UIDLsLearnt{Client: c, Account: text, Backend: text, Err: err},
 		proxy.UpdateFailed{Client: c, Stage: text, Err: err},
 		proxy.Routed{Source: text, Result: text, Err: err},
 		proxy.IMAPCommand{Command: text, Result: text},
@@ -421,6 +422,13 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			`backend_errors_total{backend="main",kind="closed",protocol="imap"} 1`,
 			`pop3_reconnects_total{backend="main",cause="bye",result="ok"} 1`,
 			`pop3_reconnects_total{backend="main",cause="closed",result="failed"} 1`,
+		}},
+		{"unique ids learnt from an old server", []proxy.Event{
+			proxy.UIDLsLearnt{Client: pop3, Account: "alice", Backend: "main", Messages: 2, Found: 2},
+			proxy.UIDLsLearnt{Client: pop3, Account: "bob", Backend: "main", Err: io.EOF},
+		}, []string{
+			`pop3_uidls_learnt_total{backend="main",result="error"} 1`,
+			`pop3_uidls_learnt_total{backend="main",result="ok"} 1`,
 		}},
 		{"a message without its last CRLF", []proxy.Event{
 			proxy.MessageSent{Command: "TOP", Octets: 10, Completed: true},

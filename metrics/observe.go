@@ -71,6 +71,8 @@ func (m *Metrics) Observe(e proxy.Event) {
 	case proxy.Reconnected:
 		m.reconnects.of(e.Backend, e.Cause, e.Result).Inc()
 		m.failures.of(e.Backend, proxy.IMAP, e.Cause).Inc()
+	case proxy.UIDLsLearnt:
+		m.learnt.of(e.Backend, result(e.Err == nil)).Inc()
 	case proxy.Routed:
 		m.lookups.of(e.Source, e.Result).Inc()
 		m.lookupTime.of(e.Source).Observe(e.Duration.Seconds())

@@ -384,6 +384,18 @@ type (
 		Reason string // Listing...
 	}
 
+	// UIDLsLearnt: the unique-ids that an old POP3 server shows of an account were taken
+	// over, or not.
+	UIDLsLearnt struct {
+		Client   Client
+		Account  string
+		Backend  string
+		Messages int // of the old maildrop
+		Found    int // of them, with their unique-id
+		Duration time.Duration
+		Err      error
+	}
+
 	// Reconnected: a POP3 session has lost its connection to the server, and has tried
 	// to connect again.
 	Reconnected struct {
@@ -502,6 +514,7 @@ func (MailboxChanged) event()      {}
 func (BrakeChanged) event()        {}
 func (ListingRefused) event()      {}
 func (Reconnected) event()         {}
+func (UIDLsLearnt) event()         {}
 func (UpdateFailed) event()        {}
 func (PolicyRequested) event()     {}
 func (Routed) event()              {}

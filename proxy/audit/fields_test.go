@@ -220,6 +220,7 @@ func events() []proxy.Event {
 		proxy.BrakeChanged{Backend: "main", On: true, Since: time.Now(), Accepted: time.Now(), Err: err},
 		proxy.ListingRefused{Reason: proxy.ListingsFull},
 		proxy.Reconnected{Client: c, Account: "alice", Backend: "main", Cause: proxy.LostBye, Result: proxy.ReconnectFailed, Err: err},
+		proxy.UIDLsLearnt{Client: c, Account: "alice", Backend: "main", Messages: 2, Found: 1}, proxy.UIDLsLearnt{Client: c, Account: "alice", Backend: "main", Messages: 1, Found: 1}, proxy.UIDLsLearnt{Client: c, Account: "alice", Backend: "main", Err: err},
 		proxy.UpdateFailed{Client: c, Stage: proxy.StageSeen, Err: err},
 		proxy.UpdateFailed{Client: c, Stage: proxy.StageStore, Err: err},
 		proxy.PolicyRequested{Command: "allow", Result: proxy.PolicyFailed, Err: err},

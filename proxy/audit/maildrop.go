@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"log/slog"
+	"time"
 
 	"postern/proxy"
 )
@@ -74,6 +75,20 @@ func (l *Log) reconnected(e proxy.Reconnected) {
 		return
 	}
 	l.log.Info("backend lost within a session", fields...)
+}
+
+func (l *Log) uidlsLearnt(e proxy.UIDLsLearnt) {
+	fields := l.clientFields(e.Client, "account", printable(e.Account), "backend", e.Backend, "duration", e.Duration.Round(time.Millisecond))
+	if e.Err != nil {
+		l.log.Warn("unique ids of the old server not learnt: the account is refused temporarily", append(fields, "err", e.Err)...)
+		return
+	}
+	fields = append(fields, "messages", e.Messages, "found", e.Found)
+	if e.Found < e.Messages {
+		l.log.Warn("unique ids of the old server learnt, some without a message", fields...)
+		return
+	}
+	l.log.Info("unique ids of the old server learnt", fields...)
 }
 
 func (l *Log) updateFailed(e proxy.UpdateFailed) {

@@ -69,6 +69,13 @@ func (s *POP3Server) SetMaildrop(user string, messages []POP3Message) {
 	s.maildrops[user] = messages
 }
 
+// Remove removes the maildrop of a user: the user cannot log in any more.
+func (s *POP3Server) Remove(user string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.maildrops, user)
+}
+
 // Commands returns how often a command came.
 func (s *POP3Server) Commands(name string) int {
 	s.mu.Lock()

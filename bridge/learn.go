@@ -1,0 +1,164 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"postern/bridge/uidl"
+	"postern/proxy"
+)
+
+const (
+	// learnTime bounds the learning of an account's UIDLs, and learnWait the time that its
+	// client waits for it, unless Learner.Wait is set: clients give up after a minute.
+	learnTime = 10 * time.Minute
+	learnWait = 40 * time.Second
+	// learnAtOnce bounds the accounts that are learnt at a time.
+	learnAtOnce = 16
+)
+
+var (
+	errLearning   = errors.New("the unique ids of the old server are still being read")
+	errLearnQueue = errors.New("the unique ids of many accounts are being read from the old server")
+)
+
+// A Learner takes over the UIDLs that an old POP3 server has shown, at the first session
+// of each account: the client's own password opens the old maildrop. Until they are
+// recorded the client gets a temporary refusal, and never a UIDL that is only computed.
+// Backends of the same accounts share one Learner.
+type Learner struct {
+	// LogIn logs l in to the old server. Whatever the old server says of the password,
+	// the IMAP server has taken it: an error is temporary.
+	LogIn func(ctx context.Context, l *proxy.Login) (OldMaildrop, error)
+	Wait  time.Duration // the longest that a client waits; 0: 40 s
+
+	mu      sync.Mutex
+	running map[string]*learning // by account
+}
+
+// An OldMaildrop is a session with the old server.
+type OldMaildrop interface {
+	// Carry makes the record of an INBOX in which messages have the UIDLs of the old
+	// maildrop. It says how many messages that has, and how many of them were found.
+	Carry(ctx context.Context, in *Reader, f uidl.Format) (r *uidl.Record, old, found int, err error)
+	// Close ends the session. Nothing was deleted.
+	Close() error
+}
+
+// A learning is the learning of one account's UIDLs.
+type learning struct {
+	done chan struct{}
+	err  error // valid when done is closed
+}
+
+// learn makes the record of an account that has none from what the old server shows, or
+// waits for the session that does. When learn returns nil, there is a record.
+func (b *Backend) learn(ctx context.Context, l *proxy.Login) error {
+	job, err := b.beginLearning(ctx, l)
+	if err != nil {
+		return proxy.NewRefusal(proxy.Unavailable, fmt.Errorf("learn the unique ids of the old server: %w", err))
+	}
+	wait := b.Learner.Wait
+	if wait == 0 {
+		wait = learnWait
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-job.done:
+		err = job.err
+	case <-timer.C:
+		err = errLearning
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return proxy.NewRefusal(proxy.Unavailable, fmt.Errorf("learn the unique ids of the old server: %w", err))
+	}
+	return nil
+}
+
+// beginLearning returns the learning of an account: the one that runs, or a new one. A new
+// one goes on when the client has left, over connections that are logged in already.
+func (b *Backend) beginLearning(ctx context.Context, l *proxy.Login) (*learning, error) {
+	learner := b.Learner
+	learner.mu.Lock()
+	if job := learner.running[l.Account]; job != nil {
+		learner.mu.Unlock()
+		return job, nil
+	}
+	if len(learner.running) >= learnAtOnce {
+		learner.mu.Unlock()
+		return nil, errLearnQueue
+	}
+	job := &learning{done: make(chan struct{})}
+	if learner.running == nil {
+		learner.running = make(map[string]*learning)
+	}
+	learner.running[l.Account] = job
+	learner.mu.Unlock()
+	end := func(err error) {
+		learner.mu.Lock()
+		delete(learner.running, l.Account)
+		learner.mu.Unlock()
+		job.err = err
+		close(job.done)
+	}
+	old, in, err := b.openBoth(ctx, l)
+	if err != nil {
+		end(err)
+		return job, nil
+	}
+	client, account := l.Client, l.Account // not l: the session clears its secret
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), learnTime)
+	go func() {
+		begun := time.Now()
+		e := proxy.UIDLsLearnt{Client: client, Account: account, Backend: b.Name}
+		defer cancel()
+		defer func() {
+			if v := recover(); v != nil {
+				b.observe(proxy.Panicked{Client: client, Value: v, Stack: debug.Stack()})
+				e.Err = fmt.Errorf("panic: %v", v)
+			}
+			e.Duration = time.Since(begun)
+			b.observe(e)
+			end(e.Err)
+		}()
+		defer func() { _ = in.inbox.Close() }()
+		defer func() { _ = old.Close() }()
+		e.Err = b.carry(ctx, account, old, in, &e)
+	}()
+	return job, nil
+}
+
+// openBoth logs in to the old server and, once more, to the IMAP server.
+func (b *Backend) openBoth(ctx context.Context, l *proxy.Login) (OldMaildrop, *Reader, error) {
+	old, err := b.Learner.LogIn(ctx, l)
+	if err != nil {
+		return nil, nil, err
+	}
+	in, err := b.logInReader(ctx, l)
+	if err != nil {
+		_ = old.Close()
+		return nil, nil, err
+	}
+	return old, in, nil
+}
+
+// carry records what the old maildrop shows, and fills in e.
+func (b *Backend) carry(ctx context.Context, account string, old OldMaildrop, in *Reader, e *proxy.UIDLsLearnt) error {
+	if err := in.list(ctx); err != nil {
+		return err
+	}
+	record, n, found, err := old.Carry(ctx, in, b.UIDL)
+	if err != nil {
+		return err
+	}
+	e.Messages, e.Found = n, found
+	_, err = Add(ctx, b.Record, AccountRecord{Account: account, Record: record})
+	return err
+}
