@@ -198,6 +198,7 @@ type Timeouts struct {
 type POP3 struct {
 	Mode                   string `yaml:"mode"`                    // bridge: Postern, from the IMAP server; passthrough: the old POP3 server
 	OldServer              string `yaml:"old_server"`              // the backend whose pop3 server is the old one of backends that have none; "": none
+	LearnFrom              string `yaml:"learn_from"`              // the backend whose pop3 server is asked for an account's unique ids at its first session; "": none
 	UIDL                   string `yaml:"uidl"`                    // the form of unique ids: a name, or Dovecot's pop3_uidl_format
 	OnUnreadableRecord     string `yaml:"on_unreadable_record"`    // refuse (for now) or recompute (clients may fetch all again)
 	Delete                 string `yaml:"delete"`                  // what DELE means: expunge, isolate, trash, hide or keep
@@ -209,6 +210,7 @@ type POP3 struct {
 	Expire                 string `yaml:"expire"`                  // never: CAPA says that the servers behind delete nothing by themselves
 	UTF8                   bool   `yaml:"utf8"`                    // RFC 6856: messages with headers in UTF-8 are for clients that say UTF8
 
+	LearnWait  time.Duration `yaml:"learn_wait"`  // how long a client waits for that
 	LoginDelay time.Duration `yaml:"login_delay"` // between two logins of an account, RFC 2449 section 6.5; 0: none
 }
 
@@ -262,7 +264,7 @@ func defaults() Config {
 		Limits: defaultLimits(), Guard: defaultGuard(),
 		Accounts: Accounts{Lowercase: true, Separators: proxy.DefaultSeparators},
 		POP3: POP3{
-			Mode: ModeBridge, UIDL: "dovecot", OnUnreadableRecord: "refuse", Delete: "expunge", Lock: "allow", FirstListings: 8, MarkSeen: true, AnnounceImplementation: true,
+			Mode: ModeBridge, UIDL: "dovecot", OnUnreadableRecord: "refuse", Delete: "expunge", Lock: "allow", FirstListings: 8, MarkSeen: true, LearnWait: 40 * time.Second, AnnounceImplementation: true,
 		},
 		Submission: Submission{BareNewlines: "normalize"},
 		Metrics:    Metrics{Address: "127.0.0.1:9930"},

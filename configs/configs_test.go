@@ -114,7 +114,7 @@ guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}, known_ne
   network_24: {burst: 9, every: 10s}, network_56: {burst: 11, every: 12s}, network_48: {burst: 13, every: 14s}, oauth: {burst: 15, every: 16s},
   delay: 17s, dry_run: true, strict_nist: true, learning: 0s,
   policy: {url: "https://policy.example/", api_key_file: key, nonce_file: /nonce, timeout: 18s, reject_on_fail: true, log_only: true}}
-pop3: {mode: passthrough, old_server: old, uidl: cyrus, on_unreadable_record: recompute, delete: hide, lock: wait, first_listings: 2, mark_seen: false, announce_implementation: false, enable_last: true, expire: never, login_delay: 1m, utf8: true}
+pop3: {mode: passthrough, old_server: old, learn_from: old, learn_wait: 41s, uidl: cyrus, on_unreadable_record: recompute, delete: hide, lock: wait, first_listings: 2, mark_seen: false, announce_implementation: false, enable_last: true, expire: never, login_delay: 1m, utf8: true}
 state: {path: /var/lib/postern}
 control: {socket: run/control.sock, group: mail}
 metrics: {address: "127.0.0.1:1", networks: [10.0.0.0/8], ready_address: ":2"}
@@ -211,7 +211,7 @@ log: {format: json, level: debug, fail2ban: failed}
 				URL: "https://policy.example/", APIKeyFile: "key", NonceFile: "/nonce", Timeout: 18 * time.Second, RejectOnFail: true, LogOnly: true,
 			},
 		},
-		POP3:  POP3{Mode: "passthrough", OldServer: "old", UIDL: "cyrus", OnUnreadableRecord: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, EnableLast: true, Expire: "never", LoginDelay: time.Minute, UTF8: true},
+		POP3:  POP3{Mode: "passthrough", OldServer: "old", LearnFrom: "old", LearnWait: 41 * time.Second, UIDL: "cyrus", OnUnreadableRecord: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, EnableLast: true, Expire: "never", LoginDelay: time.Minute, UTF8: true},
 		State: State{Path: "/var/lib/postern"},
 		Log:   Log{Format: "json", Level: slog.LevelDebug, Fail2ban: "failed"},
 		file:  "p.yaml",
@@ -402,6 +402,9 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"no IMAP server", `    imap: {address: "10.0.0.5:993"}` + "\n", "", "p.yaml:3: listeners[0].protocol: imap needs backends.main.imap, which is missing\np.yaml:4: listeners[1].protocol: pop3 needs backends.main.imap, which is missing"},
 		{"no old server", "", "pop3: {mode: passthrough}\n", `p.yaml:4: listeners[1].protocol: pop3 needs backends.main.pop3, which is missing; write it, or the name of a backend that has one in pop3.old_server`},
 		{"no old server for a route", "", "routes: [{domain: example.org, backend: main, pop3_mode: passthrough}, {backend: main}]\n", `p.yaml:4: listeners[1].protocol: pop3 needs backends.main.pop3, which is missing; write it, or the name of a backend that has one in pop3.old_server`},
+		{"learning from an unknown backend", "", "pop3: {learn_from: odl}\n", `p.yaml:13: pop3.learn_from: "odl" is not a backend; use main`},
+		{"learning from a backend without pop3", "", "pop3: {learn_from: main}\n", `p.yaml:13: pop3.learn_from: backend main has no pop3 server: write backends.main.pop3, or the name of another backend`},
+		{"learning for no time", "", "pop3: {learn_wait: 0s}\n", `p.yaml:13: pop3.learn_wait: 0s is too short; the least is 1s`},
 		{"an unknown old server", "", "pop3: {old_server: odl}\n", `p.yaml:13: pop3.old_server: "odl" is not a backend; use main`},
 		{"an old server without pop3", "", "pop3: {old_server: main}\n", `p.yaml:13: pop3.old_server: backend main has no pop3 server: write backends.main.pop3, or the name of another backend`},
 		{"mode", "", "pop3: {mode: shadowy}\n", `p.yaml:13: pop3.mode: "shadowy" is not a mode; use bridge or passthrough`},
@@ -615,7 +618,7 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 	delete(same.Backends, "other")
 	delete(same.Backends, "farm")
 	delete(same.Backends, "old")
-	same.POP3.OldServer = "" // no default that could be shown
+	same.POP3.OldServer, same.POP3.LearnFrom = "", "" // no default that could be shown
 	if len(same.Routes) != 4 || len(same.Domains) != 1 || same.Protocols.File == "" || same.Control.Group == "" || same.Texts.Plaintext == "" || len(same.Accounts.Rewrite) != 1 {
 		t.Errorf("without comment signs the example is\n%+v", same)
 	}

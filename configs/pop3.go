@@ -3,6 +3,7 @@ package configs
 import (
 	"cmp"
 	"fmt"
+	"time"
 )
 
 // The values of POP3.Mode.
@@ -64,9 +65,27 @@ func (m *mistakes) checkOldServer() {
 	}
 }
 
+// checkLearnFrom checks the old server whose unique ids are learnt.
+func (m *mistakes) checkLearnFrom() {
+	const key = "pop3.learn_from"
+	m.checkDuration("pop3.learn_wait", m.cfg.POP3.LearnWait, time.Second, "")
+	name := m.cfg.POP3.LearnFrom
+	b, known := m.cfg.Backends[name]
+	switch {
+	case name == "":
+	case !known:
+		m.unknownBackend(key, name)
+	case b.POP3 == nil && !m.isUnreadable(joinKey("backends", name)+".pop3"):
+		m.report(key, "backend %s has no pop3 server: write backends.%s.pop3, or the name of another backend", name, name)
+	case m.cfg.State.Path == "":
+		m.report(key, "needs state.path, where the unique ids are recorded")
+	}
+}
+
 func (m *mistakes) checkPOP3() {
 	m.checkMode("pop3.mode", m.cfg.POP3.Mode)
 	m.checkOldServer()
+	m.checkLearnFrom()
 	m.checkDelete("pop3.delete", m.cfg.POP3.Delete)
 	m.checkLock("pop3.lock", m.cfg.POP3.Lock)
 	for i, l := range m.cfg.Listeners {

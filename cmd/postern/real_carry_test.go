@@ -229,22 +229,66 @@ received = false
 
 // Criterion: Clients that leave mail on an old server - Dovecot with three formats, Courier, Cyrus, popa3d, solid-pop3d, mailutils-pop3d - fetch nothing again from Postern once `uidl import --old` has run, and the next new message once.
 func TestUIDLsAreCarriedOverFromOldServers(t *testing.T) {
-	messages := 200
+	moveClients(t, 200, func(t *testing.T, m *move) {
+		m.start(t, "")
+		flags := []string{"--old", m.old.addr, "--tls", "none", "--user", m.user.name, "--password-file", file(t, m.dir, "password", m.user.password+"\n"), "--config", m.commands}
+		got := runWithin(t, carryPatience, m.dir, nil, append([]string{"postern", "uidl", "import"}, flags...))
+		if want := fmt.Sprintf("unique ids: %d of %d are carried over", m.messages, m.messages); !strings.Contains(got, want) {
+			t.Errorf("import prints %s", hidden(got))
+		}
+		got = runWithin(t, carryPatience, m.dir, nil, append([]string{"postern", "uidl", "compare", "--bodies"}, flags...))
+		if !regexp.MustCompile(`accounts: 1, equal: 1, `).MatchString(got) {
+			t.Errorf("compare prints %s", hidden(got))
+		}
+	})
+}
+
+// Criterion: With `pop3.learn_from` the same clients fetch nothing again, and the next new message once, without any import: their own first sessions ask the old server.
+func TestUIDLsAreLearntFromOldServers(t *testing.T) {
+	moveClients(t, 60, func(t *testing.T, m *move) {
+		m.start(t, fmt.Sprintf("\n  old: {pop3: {address: %q, tls: none}}", m.old.addr))
+	})
+}
+
+// A move is that of one user from an old server to Postern.
+type move struct {
+	stage         *stage
+	user          user
+	old           oldPOP3
+	messages      int
+	dir, commands string
+	postern       *postern
+}
+
+// start starts Postern, with more backends.
+func (m *move) start(t *testing.T, more string) {
+	t.Helper()
+	m.dir = t.TempDir()
+	state := fmt.Sprintf("state: {path: %q}", filepath.Join(m.dir, "state"))
+	m.commands = m.stage.forCommands(t, m.dir, state)
+	if more != "" {
+		state += "\nroutes: [{backend: main}]\npop3: {learn_from: old}"
+	}
+	m.postern = startPostern(t, behind{imap: fmt.Sprintf("{address: %q, ca: %q, server_name: localhost}%s", m.stage.backend.IMAPS, m.stage.backend.CA, more)}, state+"\n")
+}
+
+// moveClients moves clients from each old server to Postern, which prepare starts.
+func moveClients(t *testing.T, messages int, prepare func(*testing.T, *move)) {
 	if n, err := strconv.Atoi(os.Getenv("POSTERN_CARRY")); err == nil {
 		messages = n
 	}
 	for _, kind := range oldPOP3Servers {
 		t.Run(kind.name, func(t *testing.T) {
 			s := open(t, "fetchmail", "mpop", "getmail")
-			u := s.user(t)
-			old := kind.start(t, u)
+			m := &move{stage: s, user: s.user(t), messages: messages}
+			m.old = kind.start(t, m.user)
 			mail := oldMail(messages)
-			for _, m := range mail {
-				old.deliver(m)
+			for _, raw := range mail {
+				m.old.deliver(raw)
 			}
 			front := newSwitchboard(t)
-			front.to(func() (net.Conn, error) { return tryDial(old.addr) })
-			clients := slices.DeleteFunc(keepers(t, front.addr, u), func(k keeper) bool { return old.shares && k.name == "getmail" })
+			front.to(func() (net.Conn, error) { return tryDial(m.old.addr) })
+			clients := slices.DeleteFunc(keepers(t, front.addr, m.user), func(k keeper) bool { return m.old.shares && k.name == "getmail" })
 			fetched := make([]int, len(clients))
 			for i, c := range clients {
 				if fetched[i] = c.poll(t); fetched[i] == 0 || c.poll(t) != fetched[i] {
@@ -254,30 +298,18 @@ func TestUIDLsAreCarriedOverFromOldServers(t *testing.T) {
 
 			// The mail is copied by IMAP in another order.
 			rand.New(rand.NewPCG(1, 15)).Shuffle(len(mail), func(i, j int) { mail[i], mail[j] = mail[j], mail[i] })
-			for _, m := range mail {
-				s.backend.Deliver(t, u.name, m)
+			for _, raw := range mail {
+				s.backend.Deliver(t, m.user.name, raw)
 			}
-			dir := t.TempDir()
-			state := fmt.Sprintf("state: {path: %q}", filepath.Join(dir, "state"))
-			config := s.forCommands(t, dir, state)
-			p := startPostern(t, behind{imap: fmt.Sprintf("{address: %q, ca: %q, server_name: localhost}", s.backend.IMAPS, s.backend.CA)}, state+"\n")
-			flags := []string{"--old", old.addr, "--tls", "none", "--user", u.name, "--password-file", file(t, dir, "password", u.password+"\n"), "--config", config}
-			got := runWithin(t, carryPatience, dir, nil, append([]string{"postern", "uidl", "import"}, flags...))
-			if want := fmt.Sprintf("unique ids: %d of %d are carried over", messages, messages); !strings.Contains(got, want) {
-				t.Errorf("import prints %s", hidden(got))
-			}
-			got = runWithin(t, carryPatience, dir, nil, append([]string{"postern", "uidl", "compare", "--bodies"}, flags...))
-			if !regexp.MustCompile(`accounts: 1, equal: 1, `).MatchString(got) {
-				t.Errorf("compare prints %s", hidden(got))
-			}
+			prepare(t, m)
 
-			front.to(func() (net.Conn, error) { return dialTLS(t, p.pop3, p.ca), nil })
+			front.to(func() (net.Conn, error) { return dialTLS(t, m.postern.pop3, m.postern.ca), nil })
 			for i, c := range clients {
 				if n := c.poll(t); n != fetched[i] {
 					t.Errorf("%s fetches %d messages again", c.name, n-fetched[i])
 				}
 			}
-			s.backend.Deliver(t, u.name, []byte("Message-ID: <new@example.org>\nSubject: new\n\nnew\n"))
+			s.backend.Deliver(t, m.user.name, []byte("Message-ID: <new@example.org>\nSubject: new\n\nnew\n"))
 			for i, c := range clients {
 				n := c.poll(t)
 				if c.poll(t) != n || n != fetched[i]+1 {

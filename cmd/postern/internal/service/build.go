@@ -80,8 +80,10 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		c := cfg.POP3.At(l)
 		mux.POP3Mode = c.Mode
 		options.Capabilities = (&bridge.Backend{Anonymous: !c.AnnounceImplementation}).Capabilities()
+		learner := g.newLearner(b)
 		for name, pool := range b.imap {
 			served := g.newBridge(name, pool, c)
+			served.Learner = learner
 			mux.Targets[route.Choice{Backend: name, POP3Mode: route.Bridge}] = route.Target{Backend: served, Offer: pool.Offer}
 			options.Capabilities = served.Capabilities() // the same for all bridges of the listener
 		}
