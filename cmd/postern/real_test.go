@@ -345,7 +345,7 @@ type postern struct {
 }
 
 // behind are the servers behind a Postern, as in the configuration file.
-type behind struct{ imap, submission string }
+type behind struct{ imap, pop3, submission string }
 
 // startPostern starts a Postern, and stops it at the end of the test. More is
 // more of its configuration.
@@ -355,6 +355,9 @@ func startPostern(t testing.TB, b behind, more string) *postern {
 	dir := t.TempDir()
 	listeners := "  - {protocol: imap, address: \"127.0.0.1:0\"}\n  - {protocol: pop3, address: \"127.0.0.1:0\"}\n"
 	servers := "    imap: " + b.imap + "\n"
+	if b.pop3 != "" {
+		servers += "    pop3: " + b.pop3 + "\n"
+	}
 	if b.submission != "" {
 		listeners += "  - {protocol: submission, address: \"127.0.0.1:0\"}\n"
 		servers += "    submission: " + b.submission + "\n"

@@ -162,10 +162,14 @@ func (d *pop3) mechanisms() []string {
 	return all
 }
 
-// takesUser reports whether the server takes USER and PASS, as far as it says.
+// takesUser reports whether the server takes USER and PASS, as far as it says. A server
+// whose CAPA has no way at all to log in, now or after STLS, has left USER out.
 func (d *pop3) takesUser() bool {
-	_, user := wire.POP3Capability(d.capabilities, "USER")
-	return user || !d.known
+	has := func(name string) bool {
+		_, ok := wire.POP3Capability(d.capabilities, name)
+		return ok
+	}
+	return has("USER") || !d.known || !has("SASL") && !has("STLS")
 }
 
 func (d *pop3) report(c *Conn, s *Server) Report {

@@ -41,6 +41,14 @@ func TestLoginPOP3InEveryWayAServerOffers(t *testing.T) {
 			S: +OK
 			C: PASS s3cret
 			S: +OK in`},
+		{name: "USER and PASS where CAPA forgets them", account: account, password: password, script: `
+			S: +OK ready
+			C: CAPA
+			S- +OK\r\nTOP\r\nUIDL\r\n.\r\n
+			C: USER alice@example.org
+			S: +OK
+			C: PASS s3cret pass
+			S: +OK`},
 		{name: "AUTH PLAIN where USER is not offered", account: account, password: "s3cret", script: `
 			S: +OK ready
 			C: CAPA
@@ -104,7 +112,7 @@ func TestLoginPOP3SendsNothingToABadServer(t *testing.T) {
 		{None, "S- +OK\\r\\n-ERR early\\r\\n\nC: <EOF>", "dialed greeting"},
 		{None, "S: +OK\nC: CAPA\nS- +OK\\r\\nTOP\\r\\n\nS: <EOF>\nC: <EOF>", "dialed greeting"},
 		{None, "S: +OK\nC: CAPA\nS: +OK\nS- " + strings.Repeat(`X\r\n`, 200), "dialed greeting"},
-		{None, "S: +OK\nC: CAPA\nS- +OK\\r\\nTOP\\r\\n.\\r\\n\nC: QUIT\nS: <EOF>", "dialed ok"}, // neither USER nor SASL
+		{None, "S: +OK\nC: CAPA\nS- +OK\\r\\nTOP\\r\\nSTLS\\r\\n.\\r\\n\nC: QUIT\nS: <EOF>", "dialed ok"}, // neither USER nor SASL before TLS
 		{STARTTLS, withCAPA + "C: <EOF>", "dialed tls"},
 		{STARTTLS, withoutCAPA + "C: STLS\nS: -ERR unknown\nC: <EOF>", "dialed tls"},
 		{STARTTLS, withoutCAPA + "C: STLS\nS- +OK\\r\\n+OK\\r\\n-ERR\\r\\n\nC: <EOF>", "dialed tls"},
@@ -226,7 +234,7 @@ func TestProbePOP3(t *testing.T) {
 	if r, err = s.Probe(t.Context()); err != nil || r.Kind != Courier {
 		t.Errorf("report is %+v, %v, want the kind Courier", r, err)
 	}
-	s, _ = startServer(t, proxy.POP3, None, "S: +OK\nC: CAPA\nS- +OK\\r\\nTOP\\r\\n.\\r\\n\nC: QUIT\nS: <EOF>")
+	s, _ = startServer(t, proxy.POP3, None, "S: +OK\nC: CAPA\nS- +OK\\r\\nTOP\\r\\nSTLS\\r\\n.\\r\\n\nC: QUIT\nS: <EOF>")
 	if _, err = s.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "neither USER nor AUTH") {
 		t.Errorf("Probe = %v, want that nobody can log in", err)
 	}

@@ -169,6 +169,9 @@ func (s *Server) pop3Verdict(k Kind, r wire.POP3Response) error {
 	if r.Name != wire.POP3Err {
 		return s.refuse(doubtful, err)
 	}
+	if r.Code == "" && k == Other {
+		err = fmt.Errorf("%w and no code: if that is its answer to a wrong password, backends.%s.pop3.kind has to name the server's software", err, s.Name)
+	}
 	text := strings.ToLower(r.Text)
 	i := slices.IndexFunc(pop3Rows, func(row pop3Row) bool { return row.fits(k, r.Code, text) })
 	return s.refuse(pop3Rows[i].is, err)

@@ -153,6 +153,9 @@ func (g *generation) differences(p *probed) (lines []string) {
 	if strings.HasPrefix(c.Identity, configs.IdentityXCLIENT) && !p.report.Identified {
 		say("identity", "the server does not offer XCLIENT to Postern, and identity is %s: it takes Postern for the client", c.Identity)
 	}
+	if p.Protocol == proxy.POP3 && c.Kind == "" && p.report.Kind == backend.Other && !offers("AUTH-RESP-CODE") {
+		say("kind", "the server does not say by a code which password is wrong, and its software is not known: wrong passwords are told as temporary failures until kind: names it")
+	}
 	startTLS := "STARTTLS"
 	if p.Protocol == proxy.POP3 {
 		startTLS = "STLS"

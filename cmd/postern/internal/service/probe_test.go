@@ -13,6 +13,7 @@ import (
 	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/backend"
+	"postern/proxy/proxytest"
 )
 
 // probing returns a generation of a configuration that nothing serves.
@@ -158,6 +159,30 @@ backends: {main: {imap: {address: %q, tls: none}, submission: {address: %q, tls:
 	}
 }
 
+// Criterion: check --probe --user logs in at the old POP3 server, too, and retrieves and deletes nothing there.
+func TestProbeLogsInAtTheOldServer(t *testing.T) {
+	old := proxytest.StartPOP3Server(t)
+	old.SetMaildrop("alice", []proxytest.POP3Message{{Raw: "x\r\n"}})
+	g := probing(t, baseConfig+fmt.Sprintf(`
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+backends: {main: {pop3: {address: %q, tls: none, kind: other}}}
+pop3: {mode: passthrough}
+`, old.Addr))
+	for password, want := range map[string]string{
+		old.Password: "login of alice on backend main: accepted by pop3 (of backend main: the old server; nothing was retrieved or deleted)",
+		"no":         "this attempt may count there as a wrong password",
+	} {
+		var out strings.Builder
+		err := g.probe(t.Context(), &out, CheckOptions{User: "alice", Password: func() (*proxy.Secret, error) { return proxy.NewSecret([]byte(password)), nil }})
+		if got := out.String() + fmt.Sprint(err); !strings.Contains(got, want) {
+			t.Errorf("probe prints %s, want %s", got, want)
+		}
+	}
+	if n := old.Commands("RETR") + old.Commands("DELE") + old.Commands("TOP"); n != 0 {
+		t.Errorf("%d commands about messages", n)
+	}
+}
+
 // Criterion: check --probe names what a backend offers and the configuration does not use, and the other way round.
 func TestProbeComparesOfferAndConfiguration(t *testing.T) {
 	for _, test := range []struct {
@@ -170,6 +195,10 @@ func TestProbeComparesOfferAndConfiguration(t *testing.T) {
 		{proxy.Submission, `address: "127.0.0.1:25", tls: none, identity: xclient`, backend.Report{}, "the server does not offer XCLIENT to Postern, and identity is xclient"},
 		{proxy.Submission, `address: "10.0.0.5:25", tls: none, insecure: true`, backend.Report{Capabilities: []string{"STARTTLS"}}, "test.yaml:4: backends.main.submission.tls: warning: the server offers STARTTLS"},
 		{proxy.Submission, `address: "[::1]:25", tls: none`, backend.Report{Capabilities: []string{"STARTTLS"}}, ""},
+		{proxy.POP3, `address: "10.0.0.5:995"`, backend.Report{Kind: backend.Other}, "test.yaml:4: backends.main.pop3.kind: warning: the server does not say by a code which password is wrong"},
+		{proxy.POP3, `address: "10.0.0.5:995", kind: popa3d`, backend.Report{Kind: backend.Popa3d}, ""},
+		{proxy.POP3, `address: "10.0.0.5:995"`, backend.Report{Kind: backend.Other, Capabilities: []string{"AUTH-RESP-CODE"}}, ""},
+		{proxy.POP3, `address: "10.0.0.5:110", tls: none, insecure: true, kind: other`, backend.Report{Capabilities: []string{"STLS"}}, "the server offers STLS, and tls is none"},
 		{proxy.IMAP, `address: "10.0.0.5:993", identity: none`, backend.Report{Kind: backend.Dovecot, Capabilities: []string{"ID"}}, "write identity: id"},
 		{proxy.IMAP, `address: "10.0.0.5:993"`, backend.Report{Kind: backend.Dovecot, Capabilities: []string{"ID"}, Identified: true}, ""},
 	} {
@@ -177,6 +206,7 @@ func TestProbeComparesOfferAndConfiguration(t *testing.T) {
 listeners: [{protocol: %[1]s, address: ":993"}]
 tls: {certificates: [{cert: a.pem, key: a.key}]}
 backends: {main: {%[1]s: {%[2]s}}}
+pop3: {mode: passthrough}
 `, test.protocol, test.server))
 		got := strings.Join(g.differences(&probed{Server: &backend.Server{Name: "main", Protocol: test.protocol, Address: serverOf(g.cfg, "main", test.protocol).Address}, report: test.report}), "\n")
 		if !strings.Contains(got, test.want) || (got == "") != (test.want == "") {
