@@ -19,6 +19,10 @@ const (
 	learnWait = 40 * time.Second
 	// learnAtOnce bounds the accounts that are learnt at a time.
 	learnAtOnce = 16
+	// learnRetry is how long after a failure an account does not ask the old server again,
+	// unless Learner.Retry is set: servers lock out who comes with wrong passwords each
+	// minute. maxFailures bounds the failures that are remembered.
+	learnRetry, maxFailures = 5 * time.Minute, 10_000
 )
 
 var (
@@ -35,9 +39,59 @@ type Learner struct {
 	// the IMAP server has taken it: an error is temporary.
 	LogIn func(ctx context.Context, l *proxy.Login) (OldMaildrop, error)
 	Wait  time.Duration // the longest that a client waits; 0: 40 s
+	Retry time.Duration // from a failure to the next try for the same account; 0: 5 minutes
 
-	mu      sync.Mutex
-	running map[string]*learning // by account
+	mu       sync.Mutex
+	running  map[string]*learning // by account
+	failures map[string]failure   // by account; old ones, too
+}
+
+// A failure is why the last learning of an account failed.
+type failure struct {
+	at  time.Time
+	err error
+}
+
+// begin returns the learning of an account that runs, or a new one that the caller has to
+// end. An error says why none begins now.
+func (r *Learner) begin(account string) (job *learning, begun bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if job := r.running[account]; job != nil {
+		return job, false, nil
+	}
+	retry := r.Retry
+	if retry == 0 {
+		retry = learnRetry
+	}
+	if f, failed := r.failures[account]; failed && time.Since(f.at) < retry {
+		return nil, false, fmt.Errorf("%v ago, and not tried again yet: %w", time.Since(f.at).Round(time.Second), f.err)
+	}
+	if len(r.running) >= learnAtOnce {
+		return nil, false, errLearnQueue
+	}
+	job = &learning{done: make(chan struct{})}
+	if r.running == nil {
+		r.running, r.failures = make(map[string]*learning), make(map[string]failure)
+	}
+	r.running[account] = job
+	return job, true, nil
+}
+
+// end ends the learning of an account.
+func (r *Learner) end(account string, job *learning, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.running, account)
+	delete(r.failures, account)
+	if err != nil {
+		if len(r.failures) >= maxFailures {
+			clear(r.failures)
+		}
+		r.failures[account] = failure{time.Now(), err}
+	}
+	job.err = err
+	close(job.done)
 }
 
 // An OldMaildrop is a session with the old server.
@@ -85,35 +139,18 @@ func (b *Backend) learn(ctx context.Context, l *proxy.Login) error {
 // beginLearning returns the learning of an account: the one that runs, or a new one. A new
 // one goes on when the client has left, over connections that are logged in already.
 func (b *Backend) beginLearning(ctx context.Context, l *proxy.Login) (*learning, error) {
-	learner := b.Learner
-	learner.mu.Lock()
-	if job := learner.running[l.Account]; job != nil {
-		learner.mu.Unlock()
-		return job, nil
+	client, account := l.Client, l.Account // not l: the session clears its secret
+	job, begun, err := b.Learner.begin(account)
+	if err != nil || !begun {
+		return job, err
 	}
-	if len(learner.running) >= learnAtOnce {
-		learner.mu.Unlock()
-		return nil, errLearnQueue
-	}
-	job := &learning{done: make(chan struct{})}
-	if learner.running == nil {
-		learner.running = make(map[string]*learning)
-	}
-	learner.running[l.Account] = job
-	learner.mu.Unlock()
-	end := func(err error) {
-		learner.mu.Lock()
-		delete(learner.running, l.Account)
-		learner.mu.Unlock()
-		job.err = err
-		close(job.done)
-	}
+	end := func(err error) { b.Learner.end(account, job, err) }
 	old, in, err := b.openBoth(ctx, l)
 	if err != nil {
+		b.observe(proxy.UIDLsLearnt{Client: client, Account: account, Backend: b.Name, Err: err})
 		end(err)
 		return job, nil
 	}
-	client, account := l.Client, l.Account // not l: the session clears its secret
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), learnTime)
 	go func() {
 		begun := time.Now()

@@ -88,6 +88,12 @@ func TestWithoutTheOldServerNothingIsShown(t *testing.T) {
 			spoil(old)
 			learnFrom(b, old, nil)
 			refused(t, b)
+			logins := old.Commands("PASS")
+			refused(t, b) // the old server is not asked again at once
+			if n := old.Commands("PASS"); n != logins {
+				t.Errorf("%d logins at the old server, want %d", n, logins)
+			}
+			b.Learner.Retry = time.Nanosecond
 			if all, err := Accounts(t.Context(), b.Record); len(all) > 0 || err != nil {
 				t.Errorf("a record of %v, %v", all, err)
 			}

@@ -80,6 +80,11 @@ func (l *Log) reconnected(e proxy.Reconnected) {
 func (l *Log) uidlsLearnt(e proxy.UIDLsLearnt) {
 	fields := l.clientFields(e.Client, "account", printable(e.Account), "backend", e.Backend, "duration", e.Duration.Round(time.Millisecond))
 	if e.Err != nil {
+		more, ok := l.due(true, "learn", e.Backend) // each account tries again
+		if !ok {
+			return
+		}
+		fields = append(fields, more...)
 		l.log.Warn("unique ids of the old server not learnt: the account is refused temporarily", append(fields, "err", e.Err)...)
 		return
 	}
