@@ -79,6 +79,10 @@ func openMaildir(path string) (*maildir, error) {
 	if err != nil {
 		return nil, err
 	}
+	if opened, err := root.Stat("."); err != nil || !os.SameFile(info, opened) { // its owner has put a link there
+		_ = root.Close()
+		return nil, errors.Join(fmt.Errorf("%s was replaced meanwhile: try again", path), err)
+	}
 	return &maildir{path, root}, nil
 }
 

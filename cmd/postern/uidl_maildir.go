@@ -101,7 +101,12 @@ func (c *crawler) importMaildirs(cmd *cobra.Command, m *maildirs, path string, d
 		if err != nil {
 			return result, err
 		}
-		record, report, err := oldserver.CarryMaildir(folder, oldserver.IDs(m.ids), format)
+		var record *uidl.Record
+		var report oldserver.Report
+		err = stored.AsSelf(func() (err error) { // the owner of the state may not read it
+			record, report, err = oldserver.CarryMaildir(folder, oldserver.IDs(m.ids), format)
+			return err
+		})
 		if errors.Is(err, fs.ErrPermission) {
 			err = fmt.Errorf("%w: run this command as root", err)
 		}

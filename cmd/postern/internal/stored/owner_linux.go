@@ -9,8 +9,21 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 )
+
+// user is locked while this process is another user than at its start: a user is that of all
+// threads, as the variable is of the process. user is read-locked while this must not happen.
+var user sync.RWMutex
+
+// AsSelf calls f while this process is the user that has started it, whatever other goroutines
+// call AsOwner.
+func AsSelf(f func() error) error {
+	user.RLock()
+	defer user.RUnlock()
+	return f()
+}
 
 // maxLinks is how many symbolic links are followed, as by Linux.
 const maxLinks = 40
@@ -18,8 +31,10 @@ const maxLinks = 40
 // AsOwner calls f. If this process is root's, f runs as the first user other than root to whom
 // a directory on the way to dir belongs, dir included: what f makes belongs to that user, and f
 // can do nothing that this user could not, whatever links the user has put there. dir need not
-// exist.
+// exist. AsOwner calls one f at a time, and f must not call AsOwner or AsSelf.
 func AsOwner(dir string, f func() error) (err error) {
+	user.Lock()
+	defer user.Unlock()
 	if os.Geteuid() != 0 {
 		return f()
 	}

@@ -1,8 +1,11 @@
 package stored
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
+	"sync"
 	"testing"
 )
 
@@ -47,4 +50,41 @@ func TestRootBecomesTheFirstOwnerOnTheWay(t *testing.T) {
 	if err := AsOwner(filepath.Join(dir, "loop"), func() error { return nil }); err == nil {
 		t.Error("a loop of links leads somewhere")
 	}
+}
+
+// Criterion: commands that visit many accounts at once, as root while no Postern runs, are the owner of the state all the time that they use it.
+func TestRootBecomesTheOwnerInOneGoroutineAtATime(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to have a directory of another user")
+	}
+	const nobody = 65534
+	dir, private := t.TempDir(), filepath.Join(t.TempDir(), "private")
+	if err := errors.Join(os.Chown(dir, nobody, nobody), os.WriteFile(private, []byte("root's"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	var visits sync.WaitGroup
+	for range 8 {
+		visits.Go(func() {
+			for range 20 {
+				err := AsOwner(dir, func() error {
+					for range 20 {
+						if os.Geteuid() != nobody {
+							return errors.New("root again before the end")
+						}
+						runtime.Gosched()
+					}
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := AsSelf(func() error { _, err := os.ReadFile(private); return err }); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	visits.Wait()
 }
