@@ -13,6 +13,7 @@ import (
 
 	"postern/bridge"
 	"postern/bridge/oldserver"
+	"postern/bridge/uidl"
 	"postern/cmd/postern/internal/crawl"
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
@@ -21,8 +22,18 @@ import (
 // A carried is the outcome of an account whose UIDLs were to be carried over.
 type carried struct {
 	oldserver.Report
-	Recorded bool `json:"recorded"`         // false: nothing was recorded, because there is a record, NoIDs, or by --dry-run
-	NoIDs    bool `json:"no_ids,omitempty"` // there are no unique ids of the old server
+	Recorded  bool `json:"recorded"`             // false: nothing was recorded, because there is a record, NoIDs, NoneFound, or by --dry-run
+	NoIDs     bool `json:"no_ids,omitempty"`     // there are no unique ids of the old server
+	NoneFound bool `json:"none_found,omitempty"` // no message of a file or a list was found again
+}
+
+// recordable reports whether a record, made from files or a list, says more than none
+// would. Most often such a file or list is the wrong one, and a record would be in the way of
+// the right one: there are no headers by which a message that comes late is found.
+func (c *carried) recordable(record *uidl.Record) bool {
+	c.NoIDs = record == nil
+	c.NoneFound = c.Old > 0 && c.Found() == 0
+	return !c.NoIDs && !c.NoneFound
 }
 
 // importName is the command in journals.
@@ -76,7 +87,8 @@ func inboxOf(r *bridge.Reader) oldserver.Inbox {
 type carrying struct {
 	dry                           bool
 	accounts, recorded, old, kept int
-	noIDs, gone, unlisted         int
+	noIDs, noneFound              int
+	gone, unlisted                int
 	failed                        failures
 	left                          map[oldserver.Reason]int
 	worst                         ranking[crawl.Outcome[carried]]
@@ -97,10 +109,14 @@ func (s *carrying) take(o crawl.Outcome[carried]) {
 		s.noIDs++
 		return
 	}
-	if !o.Result.Recorded && !s.dry {
+	switch {
+	case o.Result.NoneFound:
+		s.noneFound++
+	case !o.Result.Recorded && !s.dry:
 		return
+	default:
+		s.recorded++
 	}
-	s.recorded++
 	s.gone += o.Result.Gone
 	if o.Result.IDs != "" {
 		s.unlisted += max(o.Result.New-o.Result.Old, 0)
@@ -122,7 +138,7 @@ func (s *carrying) print(out io.Writer) error {
 		verb = "read, nothing recorded"
 	}
 	_, _ = fmt.Fprintf(out, "accounts: %d, %s: %d, with a record already: %d, failed: %d\nunique ids: %d of %d are carried over\n",
-		s.accounts, verb, s.recorded, s.accounts-s.recorded-s.noIDs-s.failed.n, s.failed.n, s.kept, s.old)
+		s.accounts, verb, s.recorded, s.accounts-s.recorded-s.noIDs-s.noneFound-s.failed.n, s.failed.n, s.kept, s.old)
 	for _, why := range slices.Sorted(maps.Keys(s.left)) {
 		_, _ = fmt.Fprintf(out, "  not %d: %s\n", s.left[why], why)
 	}
@@ -131,6 +147,9 @@ func (s *carrying) print(out io.Writer) error {
 	}
 	if s.unlisted > 0 {
 		_, _ = fmt.Fprintf(out, "messages of which the files have no unique id of the old server: %d; they get new ones\n", s.unlisted)
+	}
+	if s.noneFound > 0 {
+		_, _ = fmt.Fprintf(out, "accounts of which no message was found again: %d; nothing is recorded of them\n", s.noneFound)
 	}
 	if s.noIDs > 0 {
 		_, _ = fmt.Fprintf(out, "accounts without unique ids of the old server: %d (nobody has used POP3, or the file is not there; --ids names the kind)\n", s.noIDs)

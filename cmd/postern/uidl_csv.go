@@ -57,7 +57,7 @@ func (c *crawler) importCSV(cmd *cobra.Command, file, path string, dry bool) err
 		if err != nil {
 			return result, err
 		}
-		if result.Report = report; dry {
+		if result.Report = report; !result.recordable(record) || dry {
 			return result, nil
 		}
 		result.Recorded, err = stored.AddUIDLs.One(ctx, cfg, stored.NewRecord{AccountRecord: bridge.AccountRecord{Account: mailbox.Account, Record: record}})

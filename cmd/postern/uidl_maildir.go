@@ -113,8 +113,7 @@ func (c *crawler) importMaildirs(cmd *cobra.Command, m *maildirs, path string, d
 		if err != nil {
 			return result, err
 		}
-		result.Report = report
-		if result.NoIDs = record == nil; result.NoIDs || dry {
+		if result.Report = report; !result.recordable(record) || dry {
 			return result, nil
 		}
 		result.Recorded, err = stored.AddUIDLs.One(ctx, cfg, stored.NewRecord{AccountRecord: bridge.AccountRecord{Account: account, Record: record}})
