@@ -88,7 +88,7 @@ type Report struct {
 	Old       int            `json:"old"`               // messages of the old maildrop
 	New       int            `json:"new"`               // messages of INBOX
 	ByOrder   int            `json:"by_order"`          // found again by size and order, with a sample of headers
-	ByHeader  int            `json:"by_header"`         // found again by the header
+	ByHeader  int            `json:"by_header"`         // found again by the header, or by CarryList
 	ByContent int            `json:"by_content"`        // found again by the whole message
 	ByFile    int            `json:"by_file,omitempty"` // the same file
 	Gone      int            `json:"gone,omitempty"`    // removed messages, whose UIDLs are kept; Old does not count them
