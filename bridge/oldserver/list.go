@@ -185,7 +185,6 @@ func (s *idSide) read(ctx context.Context, indexes []int) ([]Header, error) {
 type idReader struct {
 	line   []byte
 	value  []byte
-	fields int  // with the name Message-ID
 	inside bool // the last line belongs to one
 }
 
@@ -210,7 +209,6 @@ func (r *idReader) endLine() {
 		if r.inside = strings.EqualFold(string(bytes.TrimSpace(name)), "message-id"); !r.inside {
 			return
 		}
-		r.fields++
 		line = value
 	}
 	if r.inside && len(r.value) <= maxListField {
@@ -218,13 +216,13 @@ func (r *idReader) endLine() {
 	}
 }
 
-// messageID returns the Message-ID, or "" if there is none, more than one, or one that is
-// too long.
+// messageID returns the Message-ID, or "" if there is none or one that is too long. Several
+// are one that nobody else has.
 func (r *idReader) messageID() string {
 	if len(r.line) > 0 {
 		r.endLine()
 	}
-	if r.fields != 1 || len(r.value) > maxListField {
+	if len(r.value) > maxListField {
 		return ""
 	}
 	return trimMessageID(string(r.value))
