@@ -359,9 +359,8 @@ func TestPOP3HoldsTheServerBack(t *testing.T) {
 	if n := <-sent; n >= most/2 {
 		t.Errorf("the server could send %d octets to a client that reads nothing", n)
 	}
-	_ = s.client.Close()
 	_ = s.server.Close()
-	<-s.done
+	s.waitEnd(t, proxy.ErrClientClosed)
 }
 
 // FuzzPOP3 compares what the client gets with what the server has sent, and the number of
@@ -389,7 +388,9 @@ func FuzzPOP3(f *testing.F) {
 		})
 		got, _ := io.ReadAll(client)
 		_ = client.Close()
-		<-s.done
+		if err := <-s.done; err != nil && !errors.Is(err, errBadPOP3) {
+			t.Errorf("Run = %v", err)
+		}
 		_ = server.Close()
 		serving.Wait()
 		if theirs := withoutRefusals(got); !bytes.Equal(theirs, sent.Bytes()) {
@@ -494,7 +495,8 @@ func BenchmarkPOP3Retrieve(b *testing.B) {
 		s.run(context.Background(), near)
 		retrieve(b, client)
 		_ = client.Close()
-		<-s.done
+		if err := <-s.done; !errors.Is(err, proxy.ErrClientClosed) {
+			b.Errorf("Run = %v", err)
+		}
 	})
 }
-

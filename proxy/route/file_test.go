@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -199,6 +200,30 @@ func TestFileNamesTheLineOfAMistake(t *testing.T) {
 	}
 }
 
+// A lockedBuffer is a bytes.Buffer for several goroutines.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+func (b *lockedBuffer) Reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.buf.Reset()
+}
+
 // Criterion: a map file is read again when it has changed; a bad one leaves the old one in force, and the log says file and line.
 func TestFileIsReadAgainWhenItChanges(t *testing.T) {
 	const every = 2 * time.Second
@@ -208,7 +233,7 @@ func TestFileIsReadAgainWhenItChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
+		var out lockedBuffer
 		go f.Watch(t.Context(), every, slog.New(slog.NewTextHandler(&out, nil)))
 		clock := time.Now()
 		step := func(what, want, log string, change func() error) {
