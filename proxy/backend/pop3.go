@@ -213,8 +213,7 @@ func (d *pop3) login(l *proxy.Login, s *Server) error {
 }
 
 // mechanism returns the mechanism of AUTH, or "" for USER and PASS. Every server takes
-// these, but not all of them take spaces and octets beyond ASCII there: mailutils cuts a
-// password at its first space.
+// these, but not all of them take spaces and octets beyond ASCII there: mailutils does not.
 func (d *pop3) mechanism(l *proxy.Login) string {
 	offered, _ := wire.POP3Capability(d.capabilities, "SASL")
 	mechanism := chooseMechanism(l, func(name string) bool { return slices.Contains(offered, name) })

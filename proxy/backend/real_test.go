@@ -48,6 +48,39 @@ func playSession(t *testing.T, session proxy.Session, script string) {
 	t.Logf("the session ended: %v", <-done)
 }
 
+// Criterion: passwords with spaces, quotes and 8 bits open a session at real old POP3 servers: Dovecot with TLS, with STLS and without; Courier, Cyrus; popa3d.
+func TestPOP3OnRealServers(t *testing.T) {
+	t.Parallel()
+	d := proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: users, POP3: true, Config: "auth_failure_delay = 0\nauth_mechanisms = plain login\n"})
+	servers := []*Server{
+		{Name: "Dovecot, implicit", Address: d.POP3S, TLS: Implicit, Config: trustCA(t, d.CA)},
+		{Name: "Dovecot, starttls", Address: d.POP3, TLS: STARTTLS, Config: trustCA(t, d.CA)},
+		{Name: "Dovecot", Address: d.POP3, TLS: None},
+		{Name: "Courier", Address: proxytest.StartCourier(t, proxytest.CourierOptions{Users: users}).POP3, TLS: None},
+		{Name: "Cyrus", Address: proxytest.StartCyrus(t, proxytest.CyrusOptions{Users: users}).POP3, TLS: None},
+		{Name: "popa3d", Address: proxytest.StartMboxServer(t, "popa3d", users).Addr, TLS: None, Kind: Popa3d},
+	}
+	for _, s := range servers {
+		s.Protocol = proxy.POP3
+		if report, err := s.Probe(t.Context()); err != nil || !slices.Contains(report.Mechanisms, "PLAIN") {
+			t.Errorf("%s: Probe = %+v, %v", s.Name, report, err)
+		}
+		_, err := (&POP3{Server: s}).Login(t.Context(), testLogin("alice", "wrong"))
+		checkRefusal(t, err, proxy.Wrong)
+		for user, password := range users {
+			session, err := (&POP3{Server: s}).Login(t.Context(), testLogin(user, password))
+			if err != nil {
+				t.Errorf("%s, %s: %v", s.Name, user, err)
+				continue
+			}
+			if _, err := session.Open(t.Context()); err != nil {
+				t.Errorf("%s, %s: Open: %v", s.Name, user, err)
+			}
+			playSession(t, session, "C: STAT\nS: +OK 0 0*\nC: QUIT\nS: +OK*\nS: <EOF>")
+		}
+	}
+}
+
 func TestIMAPOnARealDovecot(t *testing.T) {
 	t.Parallel()
 	d := proxytest.StartDovecot(t, proxytest.DovecotOptions{
