@@ -58,12 +58,12 @@ type Memory struct {
 
 	mu       sync.Mutex
 	since    time.Time
-	accounts *table // by the hash of the account
-	names    *table // by the hash of the name
-	networks *table // by network
+	accounts *table          // by the hash of the account
+	names    *table          // by the hash of the name
+	networks *table          // by network
 	texts    [tables]details // of the records of each table
 	failures details         // of TLSFailed: clients choose what is in the text
-	forward  func([]byte) // gets what Export returns for each new outcome; nil: nobody does
+	forward  func([]byte)    // gets what Export returns for each new outcome; nil: nobody does
 }
 
 // New returns a Memory that remembers from now on. hash returns the keyed hash of a name.
