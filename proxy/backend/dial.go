@@ -169,19 +169,27 @@ func (s *Server) dial(ctx context.Context) (net.Conn, error) {
 
 // withAdvice adds to an error of this machine what the operator can do about it.
 func withAdvice(err error) error {
-	call, _ := errors.AsType[*os.SyscallError](err)
 	advice := ""
 	switch {
 	case outOfDescriptors(err):
 		advice = "Postern has no file descriptor left (EMFILE): raise LimitNOFILE"
 	case !errors.Is(err, syscall.EADDRNOTAVAIL):
 		return err
-	case call != nil && call.Syscall == "bind":
-		advice = "this machine has no such source address (EADDRNOTAVAIL)"
+	case isSourceMissing(err):
+		advice = noSource
 	default:
 		advice = "no local port is left for this server (EADDRNOTAVAIL): give it more source addresses, or widen net.ipv4.ip_local_port_range"
 	}
 	return fmt.Errorf("%w: %s", err, advice)
+}
+
+const noSource = "this machine has no such source address (EADDRNOTAVAIL)"
+
+// isSourceMissing reports whether err means that Server.Source is no address of this
+// machine.
+func isSourceMissing(err error) bool {
+	call, ok := errors.AsType[*os.SyscallError](err)
+	return ok && call.Syscall == "bind" && errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
 // outOfDescriptors reports whether err means that this process has no descriptor

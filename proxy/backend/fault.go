@@ -27,6 +27,7 @@ const (
 	OtherFault         Fault = iota
 	NameNotFound             // DNS has no such name
 	LookupFailed             // DNS gave no answer
+	NoSource                 // this machine does not have Server.Source
 	ConnectionRefused        // nothing listens, or a firewall rejects
 	NoRoute                  // the network or the host cannot be reached
 	ConnectTimeout           // nothing answers, or a firewall drops
@@ -140,6 +141,12 @@ func dialError(err error, address string) error {
 		e.Fault, e.Text = NameNotFound, fmt.Sprintf("no address is known of the name %s", lookup.Name)
 	case failed:
 		e.Fault, e.Text = LookupFailed, fmt.Sprintf("look-up of the name %s: %s", lookup.Name, lookup.Err)
+	case isSourceMissing(err):
+		e.Fault, e.Text = NoSource, noSource
+		if op, ok := errors.AsType[*net.OpError](err); ok && op.Source != nil {
+			host, _, _ := net.SplitHostPort(op.Source.String())
+			e.Text += ": " + host
+		}
 	case errors.Is(err, syscall.ECONNREFUSED):
 		e.Fault, e.Text = ConnectionRefused, fmt.Sprintf("connection refused: nothing listens at %s", reached)
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTDOWN):

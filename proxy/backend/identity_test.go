@@ -441,7 +441,8 @@ func TestServerConnectsFromItsSourcesInTurn(t *testing.T) {
 		t.Errorf("connected from %v, want %s", got, want)
 	}
 	s.Source = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
-	if _, err := s.dial(t.Context()); err == nil || !strings.Contains(err.Error(), "no such source address (EADDRNOTAVAIL)") {
+	_, err = s.dial(t.Context())
+	if fault, ok := errors.AsType[*ConnectError](err); !ok || fault.Fault != NoSource || fault.Text != "this machine has no such source address (EADDRNOTAVAIL): 192.0.2.1" {
 		t.Errorf("dial = %v, want an error that names the address", err)
 	}
 }

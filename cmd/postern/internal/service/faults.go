@@ -72,6 +72,8 @@ func remedyFor(e *backend.ConnectError, protocol, address string, c *configs.Ser
 		return remedy{"address", "write a name that DNS or /etc/hosts of this machine has, or an IP address"}
 	case backend.LookupFailed:
 		return remedy{"address", "see /etc/resolv.conf, or write an IP address"}
+	case backend.NoSource:
+		return remedy{"source", "write addresses that this machine has, as ip address shows them, or leave source out"}
 	case backend.ConnectionRefused:
 		return remedy{"address", "start the server, or correct host and port; a firewall that rejects looks the same"}
 	case backend.NoRoute:

@@ -58,6 +58,7 @@ backends:
 	}{
 		{proxy.IMAP, first, backend.ConnectError{Fault: backend.NameNotFound}, "test.yaml:8: backends.main.imap.addresses[0]", "an IP address"},
 		{proxy.IMAP, second, backend.ConnectError{Fault: backend.LookupFailed}, "test.yaml:9: backends.main.imap.addresses[1]", "/etc/resolv.conf"},
+		{proxy.IMAP, first, backend.ConnectError{Fault: backend.NoSource}, "test.yaml:6: backends.main.imap.source", "leave source out"},
 		{proxy.Submission, here, backend.ConnectError{Fault: backend.ConnectionRefused}, "test.yaml:13: backends.main.submission.address", "start the server"},
 		{proxy.Submission, here, backend.ConnectError{Fault: backend.NoRoute}, "test.yaml:13: backends.main.submission.address", "routes"},
 		{proxy.Submission, here, backend.ConnectError{Fault: backend.ConnectTimeout}, "test.yaml:13: backends.main.submission.address", "firewalls"},
