@@ -72,9 +72,9 @@ func must(s string) Format {
 }
 
 var (
-	errFileName = errors.New("%f is the name of a maildir file, which IMAP does not show: import the unique-ids of the old server instead")
-	errGUID     = errors.New("%g is Dovecot's GUID of a message, which IMAP does not show: import the unique-ids of the old server instead")
-	errMD5      = errors.New("%m is the MD5 sum of an mbox header, which IMAP does not show: import the unique-ids of the old server instead")
+	errFileName = errors.New("%f is the name of a maildir file, which IMAP does not show: carry the unique ids over by postern uidl import --old")
+	errGUID     = errors.New("%g is Dovecot's GUID of a message, which IMAP does not show: carry the unique ids over by postern uidl import --old")
+	errMD5      = errors.New("%m is the MD5 sum of an mbox header, which IMAP does not show: carry the unique ids over by postern uidl import --old")
 	errNoUID    = errors.New("without %u all messages would have the same unique-id")
 )
 

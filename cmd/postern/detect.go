@@ -183,6 +183,10 @@ func (d *detection) report(out, more io.Writer) error {
 	return nil
 }
 
+// carryOver is the next step where no format helps.
+const carryOver = "postern uidl import --old (docs/uidl.md).\n" +
+	"Mail that comes later gets the ids of pop3.uidl; dovecot will do.\n"
+
 // explainNone prints why no format computes the unique ids, and what to do.
 func (d *detection) explainNone(more io.Writer) {
 	c, copied := uidl.DetectCopy(d.shown, d.uids, d.configured)
@@ -204,8 +208,8 @@ func (d *detection) explainNone(more io.Writer) {
 			copier += ", or the old server\nis Courier's pop3d, which has numbers of its own"
 		}
 		_, _ = fmt.Fprintf(more, "; %s. "+copier+".\n"+
-			"No format can help. Copy the mail again with a program that keeps UIDs and UIDVALIDITY (Dovecot's dsync does), or import\n"+
-			"the unique ids of the old server. docs/uidl.md says what can be done.\n", same)
+			"No format can help. Copy the mail again with a program that keeps UIDs and UIDVALIDITY (Dovecot's dsync does), or carry\n"+
+			"the unique ids over, while the old server runs: "+carryOver, same)
 	case len(d.guesses) > 0:
 		_, _ = fmt.Fprintf(more, "%s fits best, but for only %d of %d messages: the servers do not count them alike. docs/uidl.md says what can be done.\n",
 			d.guesses[0].Name, d.guesses[0].Matched, len(d.shown))
@@ -214,7 +218,7 @@ func (d *detection) explainNone(more io.Writer) {
 		if shape := uidl.Shape(d.shown); shape != "" {
 			_, _ = fmt.Fprintf(more, ": they are %s", shape)
 		}
-		_, _ = fmt.Fprint(more, ".\nIMAP shows nothing that they can be made of: import the unique ids of the old server. docs/uidl.md says what can be done.\n")
+		_, _ = fmt.Fprint(more, ".\nIMAP shows nothing that they can be made of. Carry them over, while the old server runs: "+carryOver)
 	}
 	_, _ = fmt.Fprintln(more)
 	d.printSamples(more)

@@ -79,14 +79,17 @@ func (o *oldServer) server() (*oldserver.Server, error) {
 func (o *oldServer) explain(err error) error {
 	hint := ""
 	_, unknown := errors.AsType[x509.UnknownAuthorityError](err)
-	_, name := errors.AsType[x509.HostnameError](err)
+	other, name := errors.AsType[x509.HostnameError](err)
 	_, plain := errors.AsType[tls.RecordHeaderError](err)
 	timeout, timedOut := errors.AsType[net.Error](err)
 	switch {
 	case unknown:
 		hint = "; --ca takes a file with the certificate of its authority, or its own if it is self-signed"
 	case name:
-		hint = "; --server-name takes the name that its certificate has"
+		hint = "; --server-name takes a name that its certificate is for"
+		if names := other.Certificate.DNSNames; len(names) > 0 {
+			hint += fmt.Sprintf(": %.200q", strings.Join(names[:min(len(names), 3)], " "))
+		}
 	case plain:
 		hint = "; the server does not begin with TLS at this port: try --tls starttls, usually at port 110"
 	case timedOut && timeout.Timeout() && o.mode != "implicit":

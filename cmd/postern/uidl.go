@@ -182,7 +182,7 @@ is kept.`,
 		if err != nil {
 			return err
 		}
-		p := newPrinter(cmd.OutOrStdout(), *asJSON, "GENERATION\tUIDVALIDITY\tUIDNEXT\tSINCE\tSEEN\tMESSAGES\tNAMES\tVANISHED NAMES", func(g bridge.GenerationInfo) []any {
+		p := newPrinter(cmd.OutOrStdout(), *asJSON, "GENERATION\tUIDVALIDITY\tUIDNEXT\tSINCE\tSEEN\tMESSAGES\tOWN IDS\tVANISHED IDS", func(g bridge.GenerationInfo) []any {
 			generation := "before"
 			if g.Present {
 				generation = "present"

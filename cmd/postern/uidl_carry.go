@@ -49,6 +49,11 @@ func (c *crawler) importAll(cmd *cobra.Command, path string, dry bool) error {
 	if c.user == "" && c.list == "" {
 		return errors.New("--old needs --user or --list")
 	}
+	if !dry {
+		if err := canRecord(cmd.Context(), path); err != nil {
+			return err
+		}
+	}
 	var offset atomic.Int64 // by which messages are larger here, as the accounts before have shown
 	return runCrawl(cmd, c, importName(dry), newCarrying(dry), func(ctx context.Context, cfg *configs.Config, a crawl.Account) (result carried, err error) {
 		old, mailbox, err := c.open(ctx, a)
@@ -74,6 +79,17 @@ func (c *crawler) importAll(cmd *cobra.Command, path string, dry bool) error {
 		result.Recorded, err = stored.AddUIDLs.One(ctx, cfg, stored.NewRecord{AccountRecord: bridge.AccountRecord{Account: mailbox.Account, Record: record}})
 		return result, err
 	}, path)
+}
+
+// canRecord returns an error if nothing can be recorded, such as before the first start of
+// Postern: to read all mailboxes would be for nothing.
+func canRecord(ctx context.Context, path string) error {
+	cfg, err := configs.Read(path)
+	if err != nil {
+		return err
+	}
+	_, err = stored.ImportUIDLs.One(ctx, cfg, nil)
+	return err
 }
 
 // inboxOf returns what oldserver needs of an INBOX.

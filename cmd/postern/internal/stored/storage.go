@@ -169,7 +169,7 @@ func recordExists(dir string) error {
 		return fmt.Errorf("%s: %s: %w", LostRecord, LostRemedy, err)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: stat %s: no such file or directory", ErrNeverRan, filepath.Join(dir, RecordFile))
+		return fmt.Errorf("%w: stat %s: no such file or directory: start Postern once, which makes its files", ErrNeverRan, filepath.Join(dir, RecordFile))
 	}
 	return err
 }
