@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -260,13 +261,13 @@ func writeFile(t *testing.T, path, text string) {
 	}
 }
 
-// freePort returns one that is free at this moment.
+// freePort returns a port that nobody listens on, and that the kernel gives to no client.
 func freePort(t *testing.T) int {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	_, text, _ := net.SplitHostPort(proxytest.FreeAddress(t))
+	port, err := strconv.Atoi(text)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return portOf(ln)
+	return port
 }

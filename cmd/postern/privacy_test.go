@@ -54,7 +54,7 @@ func TestNoLineHasAnAddressOrAnAccount(t *testing.T) {
 			t.Errorf("the log has\n%s", line)
 		}
 	}
-	if n := strings.Count(w.String(), "account="+pseudonym); n != 3 {
-		t.Errorf("%d lines name the account, want that of the login, of the refusal and of the end\n%s", n, w.String())
+	if n := strings.Count(w.String(), "account="+pseudonym); n != 4 {
+		t.Errorf("%d lines name the account, want that of the login, of the refusal, of the end and of the export\n%s", n, w.String())
 	}
 }
