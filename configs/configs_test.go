@@ -404,6 +404,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"no old server for a route", "", "routes: [{domain: example.org, backend: main, pop3_mode: passthrough}, {backend: main}]\n", `p.yaml:4: listeners[1].protocol: pop3 needs backends.main.pop3, which is missing; write it, or the name of a backend that has one in pop3.old_server`},
 		{"learning from an unknown backend", "", "pop3: {learn_from: odl}\n", `p.yaml:13: pop3.learn_from: "odl" is not a backend; use main`},
 		{"learning from a backend without pop3", "", "pop3: {learn_from: main}\n", `p.yaml:13: pop3.learn_from: backend main has no pop3 server: write backends.main.pop3, or the name of another backend`},
+		{"learning without a state", "", "  old: {pop3: {address: \"127.0.0.1:110\", tls: none}}\nroutes: [{backend: main}]\npop3: {learn_from: old}\n", `p.yaml:15: pop3.learn_from: needs state.path, where the unique ids are recorded`},
 		{"learning for no time", "", "pop3: {learn_wait: 0s}\n", `p.yaml:13: pop3.learn_wait: 0s is too short; the least is 1s`},
 		{"an unknown old server", "", "pop3: {old_server: odl}\n", `p.yaml:13: pop3.old_server: "odl" is not a backend; use main`},
 		{"an old server without pop3", "", "pop3: {old_server: main}\n", `p.yaml:13: pop3.old_server: backend main has no pop3 server: write backends.main.pop3, or the name of another backend`},

@@ -52,9 +52,9 @@ func (m *mistakes) checkMode(key, mode string) {
 	m.checkWord(key, mode, "a mode", ModeBridge, ModePassthrough)
 }
 
-func (m *mistakes) checkOldServer() {
-	const key = "pop3.old_server"
-	name := m.cfg.POP3.OldServer
+// checkOldServer checks the name of a backend with an old pop3 server; "": there is none.
+// It reports whether there is one.
+func (m *mistakes) checkOldServer(key, name string) bool {
 	b, known := m.cfg.Backends[name]
 	switch {
 	case name == "":
@@ -62,30 +62,19 @@ func (m *mistakes) checkOldServer() {
 		m.unknownBackend(key, name)
 	case b.POP3 == nil && !m.isUnreadable(joinKey("backends", name)+".pop3"):
 		m.report(key, "backend %s has no pop3 server: write backends.%s.pop3, or the name of another backend", name, name)
+	default:
+		return true
 	}
-}
-
-// checkLearnFrom checks the old server whose unique ids are learnt.
-func (m *mistakes) checkLearnFrom() {
-	const key = "pop3.learn_from"
-	m.checkDuration("pop3.learn_wait", m.cfg.POP3.LearnWait, time.Second, "")
-	name := m.cfg.POP3.LearnFrom
-	b, known := m.cfg.Backends[name]
-	switch {
-	case name == "":
-	case !known:
-		m.unknownBackend(key, name)
-	case b.POP3 == nil && !m.isUnreadable(joinKey("backends", name)+".pop3"):
-		m.report(key, "backend %s has no pop3 server: write backends.%s.pop3, or the name of another backend", name, name)
-	case m.cfg.State.Path == "":
-		m.report(key, "needs state.path, where the unique ids are recorded")
-	}
+	return false
 }
 
 func (m *mistakes) checkPOP3() {
 	m.checkMode("pop3.mode", m.cfg.POP3.Mode)
-	m.checkOldServer()
-	m.checkLearnFrom()
+	m.checkOldServer("pop3.old_server", m.cfg.POP3.OldServer)
+	if m.checkOldServer("pop3.learn_from", m.cfg.POP3.LearnFrom) && m.cfg.State.Path == "" {
+		m.report("pop3.learn_from", "needs state.path, where the unique ids are recorded")
+	}
+	m.checkDuration("pop3.learn_wait", m.cfg.POP3.LearnWait, time.Second, "")
 	m.checkDelete("pop3.delete", m.cfg.POP3.Delete)
 	m.checkLock("pop3.lock", m.cfg.POP3.Lock)
 	for i, l := range m.cfg.Listeners {
