@@ -151,7 +151,7 @@ func (s *MboxServer) serve(t testing.TB, conn net.Conn) {
 		t.Error(err)
 		return
 	}
-	kill := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() })
+	kill := time.AfterFunc(20*time.Minute, func() { _ = cmd.Process.Kill() })
 	defer kill.Stop()
 	_ = cmd.Wait() // a client that leaves is no error of the test
 }
