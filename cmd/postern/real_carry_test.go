@@ -209,7 +209,11 @@ received = false
 			return count(dir + "/getmail/*")
 		}},
 		{"one that forgets", func(t *testing.T) int {
-			c := loginOn(t, dial(t, address), u)
+			conn := dial(t, address)
+			c := loginOn(t, conn, u)
+			if err := conn.SetDeadline(time.Now().Add(carryPatience)); err != nil {
+				t.Fatal(err)
+			}
 			shown := map[string]bool{}
 			for line := range strings.Lines(string(c.body("UIDL"))) {
 				number, id, _ := strings.Cut(strings.TrimSpace(line), " ")
