@@ -224,6 +224,29 @@ func TestAMessageThatNeedsItsContent(t *testing.T) {
 	}
 }
 
+// Another message of the same size is in the place of one that has moved to the end.
+func TestASizeThatTwoNewMessagesHave(t *testing.T) {
+	letters := ordinary(20, 100)
+	moved := append(slices.Clone(letters), letters[10])
+	moved[10] = letter{content: 99, header: 99, distinct: true, size: letters[10].size}
+	result := match(t, &box{letters: letters}, &box{letters: moved}, Options{Sample: true})
+	if len(result.Pairs) != 20 {
+		t.Errorf("%d pairs, left: %v", len(result.Pairs), result.Left)
+	}
+}
+
+// Headers that say nothing prove no sample.
+func TestASampleOfEqualHeaders(t *testing.T) {
+	letters := ordinary(20, 100)
+	spoilAll(letters, func(l *letter) { l.header, l.distinct = 7, false })
+	others := slices.Clone(letters)
+	others[10].content = 99
+	result := match(t, &box{letters: letters}, &box{letters: others}, Options{Sample: true})
+	if len(result.Pairs) != 19 || result.Left[10] != Ambiguous {
+		t.Errorf("%d pairs, left: %v", len(result.Pairs), result.Left)
+	}
+}
+
 // Criterion: Whatever was shuffled, copied, cut off or delivered since, no old message is taken for another one.
 func TestNoMessageIsTakenForAnother(t *testing.T) {
 	for name, boxes := range map[string]func(*rand.Rand) (old, new *box, o Options){"all headers": drifted, "a sample": moved} {
