@@ -4,8 +4,10 @@
 // UPDATE states of RFC 1939. Backends of the same accounts share Locks, of the same
 // server a Queue, of the same name a Brake, and all backends of a process a
 // ListingMemory. A Bucket stores the listings of mailboxes and the record of UIDLs;
-// Export, Import, Forget, Undo, Lookup, Erase and Check read and change these for an
-// operator. Package inbox speaks IMAP, and package uidl knows the record.
+// Export, Import, Add, Forget, Undo, Lookup, Erase and Check read and change these for an
+// operator, for whom a Reader reads an INBOX. A Learner takes over the UIDLs of an old
+// POP3 server at the first session of an account. Package inbox speaks IMAP, package uidl
+// knows the record, and package oldserver is the client of the old server.
 //
 // A session opens INBOX with SELECT, numbers the messages, and keeps these numbers to
 // its end: it names messages to the server by UID. DELE marks a message in memory;
@@ -26,6 +28,7 @@
 // and what the client gets:
 //
 //	SELECT fails                   login refused for now
+//	the old server fails           with a Learner: login refused for now; nothing is recorded
 //	messages and EXISTS differ     login refused for now, after more searches; nothing is stored
 //	sizes of up to 3, or 1 %, NO   listed with size 1; RETR, TOP and DELE: -ERR [SYS/TEMP]; asked again at the next login
 //	sizes of more refused          login refused for now

@@ -8,9 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"postern/bridge/inbox"
 	"postern/bridge/uidl"
-	"postern/proxy"
 )
 
 // An AccountRecord is the record of one account, in the form for export and import.
@@ -201,28 +199,4 @@ func Undo(ctx context.Context, bucket Bucket, account string) (n int, err error)
 		return record, nil
 	})
 	return n, err
-}
-
-// UIDs logs l in and returns the UIDs of INBOX, ascending, and its UIDVALIDITY. It
-// changes nothing on the server, and stores nothing.
-func (b *Backend) UIDs(ctx context.Context, l *proxy.Login) (uids []uint32, uidValidity uint32, err error) {
-	conn, capabilities, err := b.LogIn(ctx, l)
-	if err != nil {
-		return nil, 0, err
-	}
-	in := inbox.New(conn, capabilities, inbox.Options{Timeout: b.timeout(), Keyword: hidden})
-	defer func() { _ = in.Close() }()
-	v, err := in.Open(ctx, false)
-	if err != nil {
-		return nil, 0, err
-	}
-	all, err := in.All(ctx)
-	if err != nil {
-		return nil, 0, err
-	}
-	numbers, _ := all.Nums()
-	for _, uid := range numbers {
-		uids = append(uids, uint32(uid))
-	}
-	return uids, v.UIDValidity, nil
 }

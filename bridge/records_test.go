@@ -82,11 +82,15 @@ func TestFormatOfAnOldServer(t *testing.T) {
 	m := newModel("")
 	m.deliver(3)
 	b := &Backend{LogIn: m.dial(t)}
-	uids, validity, err := b.UIDs(t.Context(), &proxy.Login{Account: "alice"})
-	if err != nil || len(uids) != 3 || validity != 7 {
-		t.Fatalf("%v, %d, %v", uids, validity, err)
+	in, err := b.Read(t.Context(), &proxy.Login{Account: "alice"})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if got := uidl.Detect(shown, uids, validity); got[0].Name != "dovecot-0.99" && got[0].Name != "cyrus" {
+	defer func() { _ = in.Close() }()
+	if len(in.UIDs) != 3 || in.UIDValidity != 7 {
+		t.Fatalf("%v, %d", in.UIDs, in.UIDValidity)
+	}
+	if got := uidl.Detect(shown, in.UIDs, in.UIDValidity); got[0].Name != "dovecot-0.99" && got[0].Name != "cyrus" {
 		t.Errorf("it is taken for %v", got)
 	}
 }

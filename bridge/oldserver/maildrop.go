@@ -25,6 +25,7 @@ import (
 
 	"postern/bridge/uidl"
 	"postern/proxy"
+	"postern/proxy/wire"
 )
 
 const (
@@ -64,11 +65,8 @@ func (r *Refusal) Error() string {
 
 // Code returns the response code, RFC 2449 section 8, such as "IN-USE", or "".
 func (r *Refusal) Code() string {
-	code, _, ok := strings.Cut(strings.TrimPrefix(r.Text, "["), "]")
-	if !ok || !strings.HasPrefix(r.Text, "[") {
-		return ""
-	}
-	return strings.ToUpper(code)
+	response, _ := wire.ParsePOP3([]byte(wire.POP3Err + " " + r.Text))
+	return response.Code
 }
 
 // A Server is the POP3 server that Postern replaces.

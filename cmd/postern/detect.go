@@ -124,12 +124,21 @@ func (d *detection) uidls(ctx context.Context) (shown []string, err error) {
 // behind returns the UIDs and UIDVALIDITY from the backend, found as for the user's
 // logins.
 func (d *detection) behind(ctx context.Context) ([]uint32, uint32, error) {
-	served, login, err := service.BridgeFor(ctx, d.cfg, d.user, d.secret)
+	mailboxes, err := service.OpenMailboxes(d.cfg)
 	if err != nil {
 		return nil, 0, err
 	}
-	d.configured = served.UIDL
-	return served.UIDs(ctx, login)
+	mailbox, err := mailboxes.Find(ctx, d.user, d.user, d.secret)
+	if err != nil {
+		return nil, 0, err
+	}
+	d.configured = mailbox.Format()
+	in, err := mailbox.Read(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { _ = in.Close() }()
+	return in.UIDs, in.UIDValidity, nil
 }
 
 // isNearlyAll reports whether n messages are all but those that came or went in between.

@@ -15,6 +15,7 @@ import (
 	"postern/bridge/oldserver"
 	"postern/bridge/uidl"
 	"postern/cmd/postern/internal/crawl"
+	"postern/cmd/postern/internal/service"
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
 )
@@ -66,7 +67,7 @@ func (c *crawler) importAll(cmd *cobra.Command, path string, dry bool) error {
 			return result, err
 		}
 		defer func() { _ = behind.Close() }()
-		record, report, err := oldserver.Carry(ctx, old, inboxOf(behind), mailbox.Format(), offset.Load())
+		record, report, err := oldserver.Carry(ctx, old, service.InboxOf(behind), mailbox.Format(), offset.Load())
 		if err != nil {
 			return result, err
 		}
@@ -90,13 +91,6 @@ func canRecord(ctx context.Context, path string) error {
 	}
 	_, err = stored.ImportUIDLs.One(ctx, cfg, nil)
 	return err
-}
-
-// inboxOf returns what oldserver needs of an INBOX.
-func inboxOf(r *bridge.Reader) oldserver.Inbox {
-	return oldserver.Inbox{
-		UIDValidity: r.UIDValidity, UIDNext: r.UIDNext, UIDs: r.UIDs, Side: oldserver.NewSide(r.Sizes, r.Headers, r.Contents),
-	}
 }
 
 // carrying is the summary of an import.

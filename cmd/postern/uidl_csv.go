@@ -53,7 +53,7 @@ func (c *crawler) importCSV(cmd *cobra.Command, file, path string, dry bool) err
 			return result, err
 		}
 		defer func() { _ = behind.Close() }()
-		record, report, err := oldserver.CarryList(ctx, list, inboxOf(behind), behind.Headers, mailbox.Format())
+		record, report, err := oldserver.CarryList(ctx, list, service.InboxOf(behind), behind.Headers, mailbox.Format())
 		if err != nil {
 			return result, err
 		}

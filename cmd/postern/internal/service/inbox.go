@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"slices"
 
@@ -41,20 +40,6 @@ func (g *generation) mailboxBackend(ctx context.Context, pools backends, user st
 		return nil, nil, fmt.Errorf("backend %s of %s has no imap server", name, login.Account)
 	}
 	return g.newBridge(name, pools.imap[name], g.cfg.POP3), login, nil
-}
-
-// BridgeFor returns the bridge for the POP3 sessions of user with cfg, and the user's
-// login there. It does not connect.
-func BridgeFor(ctx context.Context, cfg *configs.Config, user string, secret *proxy.Secret) (*bridge.Backend, *proxy.Login, error) {
-	g := newGeneration(cfg, New(cfg, nil, slog.New(slog.DiscardHandler), nil))
-	if err := g.setPOP3(); err != nil {
-		return nil, nil, err
-	}
-	pools, err := g.newBackends()
-	if err != nil {
-		return nil, nil, err
-	}
-	return g.mailboxBackend(ctx, pools, user, secret)
 }
 
 // inspectINBOX writes to out what POP3 misses in the INBOX of user, and the

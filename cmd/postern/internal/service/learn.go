@@ -43,9 +43,7 @@ func (o *oldMaildrop) Carry(ctx context.Context, in *bridge.Reader, f uidl.Forma
 	if o.session, err = o.server.Attach(ctx, conn); err != nil {
 		return nil, 0, 0, err
 	}
-	record, report, err := oldserver.Carry(ctx, o.session, oldserver.Inbox{
-		UIDValidity: in.UIDValidity, UIDNext: in.UIDNext, UIDs: in.UIDs, Side: oldserver.NewSide(in.Sizes, in.Headers, in.Contents),
-	}, f, 0)
+	record, report, err := oldserver.Carry(ctx, o.session, InboxOf(in), f, 0)
 	return record, report.Old, report.Found(), err
 }
 

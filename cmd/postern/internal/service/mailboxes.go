@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"postern/bridge"
+	"postern/bridge/oldserver"
 	"postern/bridge/uidl"
 	"postern/configs"
 	"postern/proxy"
@@ -120,4 +121,11 @@ func (m *Mailbox) Show(ctx context.Context, record *uidl.Record) (net.Conn, erro
 		_ = session.Run(ctx, conn)
 	}()
 	return client, nil
+}
+
+// InboxOf returns an INBOX for package oldserver.
+func InboxOf(r *bridge.Reader) oldserver.Inbox {
+	return oldserver.Inbox{
+		UIDValidity: r.UIDValidity, UIDNext: r.UIDNext, UIDs: r.UIDs, Side: oldserver.NewSide(r.Sizes, r.Headers, r.Contents),
+	}
 }
