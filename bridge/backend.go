@@ -27,11 +27,11 @@
 // session keeps the client's secret. Faults of the server or of the connection to it,
 // and what the client gets:
 //
-//	SELECT fails                   login refused for now
-//	the old server fails           with a Learner: login refused for now; nothing is recorded
-//	messages and EXISTS differ     login refused for now, after more searches; nothing is stored
+//	SELECT fails                   login refused: [SYS/TEMP]
+//	the old server fails           with a Learner: login refused: [SYS/TEMP]; nothing is recorded
+//	messages and EXISTS differ     login refused: [SYS/TEMP], after more searches; nothing is stored
 //	sizes of up to 3, or 1 %, NO   listed with size 1; RETR, TOP and DELE: -ERR [SYS/TEMP]; asked again at the next login
-//	sizes of more refused          login refused for now
+//	sizes of more refused          login refused: [SYS/TEMP]
 //	no keywords, with Hide         login refused: [SYS/PERM]
 //	no UIDPLUS                     nothing but the line of CAPA
 //	[READ-ONLY]                    DELE: -ERR [SYS/PERM]; all else works

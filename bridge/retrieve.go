@@ -148,7 +148,7 @@ func (s *session) checkDeletable(ctx context.Context, n int, m *message) error {
 			return s.fetchFailed(ctx, n, m, err)
 		}
 	}
-	return &errReply{text: s.temporary(fmt.Sprintf("Message %d has not come as it should, and is kept for now", n))}
+	return &errReply{text: s.temporary(fmt.Sprintf("Message %d did not come whole, and is kept", n))}
 }
 
 // fetchDigest fetches a message and returns the digest of its octets.

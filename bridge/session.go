@@ -504,7 +504,7 @@ func (s *session) refuse(n *errReply) {
 }
 
 // temporary returns text with the code of RFC 3206 section 4 and the session id, so that
-// a screenshot leads to the log. text must not have the words of the server behind.
+// a screenshot leads to the log. text must not have the words of the backend.
 func (s *session) temporary(text string) string { return s.coded("SYS/TEMP", text) }
 
 func (s *session) coded(code, text string) string {

@@ -200,7 +200,7 @@ type POP3 struct {
 	OldServer              string `yaml:"old_server"`              // the backend whose pop3 server is the old one of backends that have none; "": none
 	LearnFrom              string `yaml:"learn_from"`              // the backend whose pop3 server is asked for an account's unique ids at its first session; "": none
 	UIDL                   string `yaml:"uidl"`                    // the form of unique ids: a name, or Dovecot's pop3_uidl_format
-	OnUnreadableRecord     string `yaml:"on_unreadable_record"`    // refuse (for now) or recompute (clients may fetch all again)
+	OnUnreadableRecord     string `yaml:"on_unreadable_record"`    // refuse (as temporary) or recompute (clients may fetch all again)
 	Delete                 string `yaml:"delete"`                  // what DELE means: expunge, isolate, trash, hide or keep
 	Lock                   string `yaml:"lock"`                    // a second session: allow, wait, refuse or takeover
 	FirstListings          int    `yaml:"first_listings"`          // listings of a backend with more than 1,000 messages that are not in the cache, at once

@@ -370,7 +370,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"name of an account", "", "privacy: {users: none}", `p.yaml:13: privacy.users: "none" is not a way to name an account; use full or pseudonym`},
 		{"bans without addresses", "", "privacy: {addresses: prefix}\nlog: {fail2ban: f}", `p.yaml:14: log.fail2ban: its lines have addresses and accounts, which privacy keeps out of logs; remove one of the two`},
 		{"retention without unit", "", "retention: {ledger: 400}", `p.yaml:13: retention.ledger: "400" is not a number of days; 30 days are written 30d`},
-		{"retention too short", "", "retention: {uidls: 7d}", `p.yaml:13: retention.uidls: 7d is too short; the least is 30d; clients that come again later may download all mail again`},
+		{"retention too short", "", "retention: {uidls: 7d}", `p.yaml:13: retention.uidls: 7d is too short; the least is 30d; clients that return later may download all mail again`},
 		{"retention of the guard", "", "retention: {guard: 0d}", `p.yaml:13: retention.guard: 0d is too short; the least is 1d`},
 		{"retention too long", "", "retention: {ledger: 4000d}", `p.yaml:13: retention.ledger: 4000d is too long; the most is 3650d`},
 		{"ledger shorter than UIDLs", "", "retention: {ledger: 100d}", `p.yaml:13: retention.ledger: 100d is shorter than retention.uidls, 400d: the ledger has the day of the last login`},

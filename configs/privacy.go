@@ -56,7 +56,7 @@ func (m *mistakes) checkPrivacy() {
 	}
 	m.checkDays("retention.guard", c.Retention.Guard, 1, "")
 	m.checkDays("retention.ledger", c.Retention.Ledger, 30, "")
-	m.checkDays("retention.uidls", c.Retention.UIDLs, 30, "; clients that come again later may download all mail again")
+	m.checkDays("retention.uidls", c.Retention.UIDLs, 30, "; clients that return later may download all mail again")
 	if c.Retention.Ledger < c.Retention.UIDLs {
 		m.report("retention.ledger", "%s is shorter than retention.uidls, %s: the ledger has the day of the last login", c.Retention.Ledger, c.Retention.UIDLs)
 	}

@@ -277,7 +277,7 @@ func (m *Metrics) backends() {
 	m.loginTime = r.histogram("backend_login_duration_seconds", "Time a backend takes to answer credentials.", latency, server)
 }
 
-// failures are the kinds of a backend's: what refuses a login for now, and what
+// failures are the kinds of a backend's: what refuses a login as temporary, and what
 // ends a connection.
 func failures() []string {
 	kinds := []string{proxy.LostClosed, proxy.LostBye, proxy.LostSilent}

@@ -97,7 +97,7 @@ func (s *Server) logInAndOpen(c *conn, l *Login, e *Attempt) (welcome string, er
 }
 
 // verify reserves with the guard, logs in at the backend, and settles with the
-// guard whatever happens. A wrong answer is held back for as long as the guard
+// guard whatever happens. A wrong answer is delayed for as long as the guard
 // asks.
 func (s *Server) verify(c *conn, l *Login, e *Attempt) (err error) {
 	err = NewRefusal(Internal, nil) // what a panic settles with: not a guess

@@ -36,7 +36,7 @@ const (
 const (
 	ResultOK          = "ok"
 	ResultWrong       = "invalid_credentials"
-	ResultTemporary   = "temporary_failure" // clients come again by themselves
+	ResultTemporary   = "temporary_failure" // clients try again by themselves
 	ResultThrottled   = "rate_limited"      // the same, after a limit of Postern's own
 	ResultMalformed   = "malformed"
 	ResultUnsupported = "unsupported_mechanism"

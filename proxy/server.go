@@ -6,7 +6,7 @@
 // and backend, relay or bridge. The functions serve and serveSession in conn.go are that
 // way. A Server accepts connections for the Services of its listeners; a Dialogue
 // speaks the protocol before login, a Guard and its Permits limit attempts, a
-// Backend logs in at the server behind, and a Session serves the client after
+// Backend logs in at a mail server, and a Session serves the client after
 // that. A Conn is the connection itself, a Refusal an error that the client may
 // learn, and an Event something that an Observer counts or logs.
 package proxy

@@ -9,7 +9,7 @@ const (
 	StepHandshake             // implicit TLS
 	StepLogin                 // the dialogue: STARTTLS, and up to complete credentials
 	StepVerifying             // guard and backend check the credentials
-	StepWaiting               // the answer is known and held back
+	StepWaiting               // the answer is known and delayed
 	StepOpening               // the session is prepared: a maildrop is listed
 	StepSession               // the client is served
 )

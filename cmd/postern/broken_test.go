@@ -68,7 +68,7 @@ func overwrite(path string, from []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// Criterion: When a state file is changed under a running Postern, POP3 clients are refused for now and at once, IMAP goes on, /readyz, the log and a metric say so, commands answer, and SIGTERM ends the process.
+// Criterion: When a state file is changed under a running Postern, POP3 clients get a temporary refusal at once, IMAP goes on, /readyz, the log and a metric say so, commands answer, and SIGTERM ends the process.
 func TestARecordThatIsChangedInUseStopsPOP3Alone(t *testing.T) {
 	const users, soon = 4, 5 * time.Second
 	for name, change := range map[string]func(record string, backup []byte) error{
@@ -152,7 +152,7 @@ func TestARecordThatIsChangedInUseStopsPOP3Alone(t *testing.T) {
 			}
 			close(stop)
 			wg.Wait()
-			if said := f.logged(t, "state is broken: POP3 clients are told to come again later"); len(said) != 1 || said[0].text("level") != "ERROR" || said[0].text("file") != stored.RecordFile {
+			if said := f.logged(t, "state is broken: POP3 clients get a temporary refusal"); len(said) != 1 || said[0].text("level") != "ERROR" || said[0].text("file") != stored.RecordFile {
 				t.Errorf("the log says %v", said)
 			}
 			begun := time.Now()

@@ -64,7 +64,7 @@ func extensions(t testing.TB, conn interface{ Read([]byte) (int, error) }) []str
 // Criterion: EHLO before login offers what Postfix offers: when its
 // message_size_limit is changed and CHUNKING taken away, so it does after the
 // next probe, while a connection that is open keeps the list it was given and
-// is told to come again.
+// gets a temporary refusal.
 func TestOffersFollowTheServerBehind(t *testing.T) {
 	s := open(t)
 	u := s.user(t)

@@ -42,7 +42,7 @@ type BatchOrder struct {
 }
 
 // Run obtains the certificates by a, until all names were tried, ctx ends, or the
-// CA accepts no more orders for now.
+// CA accepts no more orders at present.
 func (o *BatchOrder) Run(ctx context.Context, a ACME, log *slog.Logger) error {
 	a.Names, a.OnDemand = nil, nil
 	m, err := newManager(a, log, proxy.Observers{})
@@ -68,7 +68,7 @@ func (o *BatchOrder) Run(ctx context.Context, a ACME, log *slog.Logger) error {
 		}
 		o.Report(p)
 		if problem, ok := errors.AsType[acme.Problem](p.Err); ok && problem.Type == acme.ProblemTypeRateLimited {
-			return fmt.Errorf("the CA wants no more orders for now, begin again later: %w", p.Err)
+			return fmt.Errorf("the CA accepts no more orders at present: begin again later: %w", p.Err)
 		}
 	}
 	return nil

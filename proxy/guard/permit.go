@@ -319,7 +319,7 @@ func (g *Guard) recordLogin(p *permit) (isNew bool) {
 	return g.known.add(d.account, d.from.network, d.from.area, g.now)
 }
 
-// delay returns how long a refusal is held back that took elapsed so far. The total is
+// delay returns how long a refusal that took elapsed so far is delayed. The total is
 // random, also when elapsed is longer than Config.Delay, so that it does not reveal why
 // the attempt is refused.
 func (p *permit) delay(elapsed time.Duration) time.Duration {

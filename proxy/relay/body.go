@@ -24,7 +24,7 @@ type Newlines uint8
 const (
 	Normalize Newlines = iota // it becomes CRLF
 	Reject                    // the message is refused, and the session ends
-	Pass                      // it stays: the server behind is known not to take it for a line end
+	Pass                      // it stays: the backend is known not to take it for a line end
 )
 
 // String returns the name in the configuration.

@@ -10,7 +10,7 @@ import (
 // stays there.
 const closeTime = time.Second
 
-// An Upstream is the connection to the server behind Postern. If it implements
+// An Upstream is the connection to a backend. If it implements
 // syscall.Conn and returns a descriptor, then reading that descriptor must return
 // what Read would.
 type Upstream interface {

@@ -57,7 +57,7 @@ func (s *Service) reportBroken(ctx context.Context) {
 			_, _ = a.Record.CheckInPlace(), a.Cache.CheckInPlace() // they break a file, which is reported below
 		case <-record:
 			record = nil
-			s.log.Error("state is broken: POP3 clients are told to come again later", "file", stored.RecordFile, "err", a.Record.Err())
+			s.log.Error("state is broken: POP3 clients get a temporary refusal", "file", stored.RecordFile, "err", a.Record.Err())
 		case <-cache:
 			cache = nil
 			s.log.Error("state is broken: POP3 logins take longer", "file", stored.CacheFile, "err", a.Cache.Err())
@@ -99,7 +99,7 @@ func (s *Service) checkRecord(g *generation) error {
 	}
 	for _, l := range g.cfg.Listeners {
 		if l.Protocol == proxy.POP3 {
-			return fmt.Errorf("%s is broken: POP3 clients are told to come again later", stored.RecordFile)
+			return fmt.Errorf("%s is broken: POP3 clients get a temporary refusal", stored.RecordFile)
 		}
 	}
 	return nil

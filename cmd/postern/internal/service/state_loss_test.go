@@ -14,7 +14,7 @@ import (
 	"postern/proxy/state"
 )
 
-// Criterion: a state folder that is lost, restored from an older copy, or written in part by another version costs a listing; no unique id changes that can be known, and what cannot be read is a refusal for now.
+// Criterion: a state folder that is lost, restored from an older copy, or written in part by another version costs a listing; no unique id changes that can be known, and what cannot be read is a temporary refusal.
 func TestStateThatIsLostOrOld(t *testing.T) {
 	m := memserver.New(memserver.Options{Accounts: []memserver.Account{{User: "alice", Password: "secret"}}})
 	t.Cleanup(func() { _ = m.Close() })
