@@ -285,6 +285,14 @@ func guardLines(g service.GuardStatus, now time.Time) []string {
 	return lines
 }
 
+// fileSize returns a number of octets in KiB or MiB.
+func fileSize(octets int64) string {
+	if octets < 1<<20 {
+		return fmt.Sprintf("%d KiB", (octets+1023)/1024)
+	}
+	return fmt.Sprintf("%.1f MiB", float64(octets)/(1<<20))
+}
+
 func stateLine(s service.Status) string {
 	if len(s.State) == 0 {
 		return "off: nothing is remembered"
@@ -293,7 +301,7 @@ func stateLine(s service.Status) string {
 	for _, f := range s.State {
 		size := "size unknown"
 		if f.Size >= 0 {
-			size = fmt.Sprintf("%.1f MiB", float64(f.Size)/(1<<20))
+			size = fileSize(f.Size)
 		}
 		if f.Broken != "" {
 			size += ", BROKEN"

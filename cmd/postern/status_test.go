@@ -101,7 +101,7 @@ guard         dry run, learning (2 hours left); rate-limited now: 2 accounts
               for 1m30s
               (0123456789abcdef) from 2001:db8:0:1::/64: 12 refused (network),
               for 20s
-state         record.db 16.0 MiB, cache.db 0.5 MiB, BROKEN; backup 2026-11-27
+state         record.db 16.0 MiB, cache.db 512 KiB, BROKEN; backup 2026-11-27
               19:14:00Z
 descriptors   37012 of 65536
 upgrade       process 4700, from before the upgrade, has 12 sessions left
