@@ -23,6 +23,12 @@ type DovecotOptions struct {
 	// Trusted is login_trusted_networks, e.g. 127.0.0.1/32: clients whose ID
 	// may say where a connection really comes from.
 	Trusted string
+	// OAuth issues the tokens that this Dovecot takes instead of passwords, by XOAUTH2
+	// and OAUTHBEARER. A token that was issued for a user lets that user in alone. nil:
+	// this Dovecot takes passwords.
+	OAuth *OAuth
+	// Tenant means that a token lets every user in, whoever it was issued for.
+	Tenant bool
 	// Config is more of dovecot.conf and overrides what is there. By default a
 	// wrong password costs what it costs in Dovecot: 2 s, more when repeated.
 	Config string
@@ -76,11 +82,22 @@ func StartDovecot(t testing.TB, o DovecotOptions) *Dovecot {
 		pop3, pop3s = freePort(t), freePort(t)
 		d.POP3, d.POP3S = address(pop3), address(pop3s)
 	}
+	passdb := ""
+	if o.OAuth != nil {
+		path := filepath.Join(dir, "oauth2")
+		var file string
+		passdb, file = o.OAuth.passdb(path, o.Tenant)
+		writePrivate(t, path, "dovecot", file)
+		// Else a good login after failures takes up to 15 s.
+		if o.Trusted == "" {
+			o.Trusted = "127.0.0.0/8"
+		}
+	}
 	config := filepath.Join(dir, "dovecot.conf")
 	writeConf(t, config, "dovecot.conf.in", map[string]any{
 		"Name": filepath.Base(dir), "Dir": dir, "Log": d.Log, "Store": d.Store,
 		"Cert": cert, "Key": key, "UID": uid, "GID": gid, "AuthSocket": filepath.Base(d.authSocket),
-		"POP3": o.POP3, "Trusted": o.Trusted, "Config": o.Config,
+		"POP3": o.POP3, "Trusted": o.Trusted, "Config": o.Config, "OAuth": passdb,
 		"IMAPPort": imap, "IMAPSPort": imaps, "POP3Port": pop3, "POP3SPort": pop3s,
 	})
 	d.program = program{args: []string{"dovecot", "-F", "-c", config}, log: d.Log, ready: d.IMAP, greeting: "* OK"}
@@ -95,11 +112,16 @@ func (d *Dovecot) writeUsers(t testing.TB) {
 	for _, user := range slices.Sorted(maps.Keys(d.Users)) {
 		fmt.Fprintf(&b, "%s:{PLAIN}%s::::::\n", user, d.Users[user])
 	}
-	path := filepath.Join(d.dir, "users")
-	if err := os.WriteFile(path, []byte(b.String()), 0o600); err != nil {
+	writePrivate(t, filepath.Join(d.dir, "users"), "dovecot", b.String()) // its auth process
+}
+
+// writePrivate writes a file that only the system user owner may read.
+func writePrivate(t testing.TB, path, owner, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	uid, gid := lookupUser(t, "dovecot") // its auth process
+	uid, gid := lookupUser(t, owner)
 	if err := os.Chown(path, uid, gid); err != nil {
 		t.Fatal(err)
 	}
