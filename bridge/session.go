@@ -100,6 +100,7 @@ func (s *session) Backend() string { return s.backend.Name }
 // Totals implements proxy.Reporter.
 func (s *session) Totals() proxy.Totals {
 	t := s.totals
+	t.Mode = proxy.ModeBridge
 	t.Messages, t.Marked = len(s.maildrop.messages), len(s.maildrop.messages)-s.maildrop.count
 	if t.Downloaded > 0 {
 		t.Kept = s.maildrop.kept()

@@ -102,6 +102,9 @@ type Metrics struct {
 	unlisted             counter
 	reconnects, failures counter
 	learnt               counter
+	compared             counter
+	differences          counter
+	shadowLearnt         counter
 	lookups              counter
 	imapCommands         counter
 	lookupTime           histogram
@@ -267,6 +270,13 @@ func (m *Metrics) backends() {
 	m.learnt = r.counter("pop3_uidls_learnt_total",
 		"Accounts whose unique ids were to be taken over from an old POP3 server at their first session, by whether that was done.",
 		name, label("result", resultOK, resultError))
+	m.compared = r.counter("pop3_shadow_comparisons_total",
+		"Sessions with an old POP3 server after which its messages were to be compared with INBOX, by what came of it.",
+		name, label("result", proxy.ShadowResults()...))
+	m.differences = r.counter("pop3_shadow_differences_total",
+		"Messages that the bridge would show in another way than the old POP3 server, at each comparison.",
+		name, label("kind", "missing", "extra", "uidl", "size", "order"))
+	m.shadowLearnt = r.counter("pop3_shadow_uidls_learnt_total", "Unique ids of an old POP3 server that were recorded after a session with it.", name)
 	m.failures = r.counter("backend_errors_total",
 		"Failures of a backend after the connection was made: answers to credentials that say nothing of the password, and connections lost within a session, except those of IMAP, which end so at LOGOUT.",
 		server, label("kind", failures()...))

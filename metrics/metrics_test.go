@@ -97,6 +97,7 @@ func everything(c proxy.Client, text string) []proxy.Event {
 		proxy.ListingRefused{Reason: text},
 		proxy.Reconnected{Client: c, Account: text, Backend: text, Cause: text, Result: text, Err: err},
 		proxy.UIDLsLearnt{Client: c, Account: text, Backend: text, Err: err},
+		proxy.ShadowCompared{Client: c, Account: text, Backend: text, Result: text, Learnt: 1, Missing: 1, Err: err},
 		proxy.UpdateFailed{Client: c, Stage: text, Err: err},
 		proxy.Routed{Source: text, Result: text, Err: err},
 		proxy.IMAPCommand{Command: text, Result: text},
@@ -429,6 +430,21 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 		}, []string{
 			`pop3_uidls_learnt_total{backend="main",result="error"} 1`,
 			`pop3_uidls_learnt_total{backend="main",result="ok"} 1`,
+		}},
+		{"sessions of an old server that were compared", []proxy.Event{
+			proxy.ShadowCompared{Client: pop3, Account: "alice", Backend: "main", Result: proxy.ShadowClean, Messages: 3, Found: 2, Late: 1, Learnt: 2},
+			proxy.ShadowCompared{Client: pop3, Account: "bob", Backend: "main", Result: proxy.ShadowDiffers, Messages: 9, Found: 8, Missing: 1, Extra: 2, UIDLs: 3, Sizes: 4, Order: 5},
+			proxy.ShadowCompared{Client: pop3, Account: "carol", Backend: "main", Result: proxy.ShadowFailed, Err: io.EOF},
+		}, []string{
+			`pop3_shadow_comparisons_total{backend="main",result="clean"} 1`,
+			`pop3_shadow_comparisons_total{backend="main",result="differs"} 1`,
+			`pop3_shadow_comparisons_total{backend="main",result="error"} 1`,
+			`pop3_shadow_differences_total{backend="main",kind="extra"} 2`,
+			`pop3_shadow_differences_total{backend="main",kind="missing"} 1`,
+			`pop3_shadow_differences_total{backend="main",kind="order"} 5`,
+			`pop3_shadow_differences_total{backend="main",kind="size"} 4`,
+			`pop3_shadow_differences_total{backend="main",kind="uidl"} 3`,
+			`pop3_shadow_uidls_learnt_total{backend="main"} 2`,
 		}},
 		{"a message without its last CRLF", []proxy.Event{
 			proxy.MessageSent{Command: "TOP", Octets: 10, Completed: true},

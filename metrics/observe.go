@@ -73,6 +73,8 @@ func (m *Metrics) Observe(e proxy.Event) {
 		m.failures.of(e.Backend, proxy.IMAP, e.Cause).Inc()
 	case proxy.UIDLsLearnt:
 		m.learnt.of(e.Backend, result(e.Err == nil)).Inc()
+	case proxy.ShadowCompared:
+		m.shadowed(e)
 	case proxy.Routed:
 		m.lookups.of(e.Source, e.Result).Inc()
 		m.lookupTime.of(e.Source).Observe(e.Duration.Seconds())
@@ -98,6 +100,15 @@ func (m *Metrics) Observe(e proxy.Event) {
 	case proxy.Panicked:
 		m.panics.of().Inc()
 	}
+}
+
+// shadowed counts a comparison, and the messages that differ.
+func (m *Metrics) shadowed(e proxy.ShadowCompared) {
+	m.compared.of(e.Backend, e.Result).Inc()
+	for kind, n := range map[string]int{"missing": e.Missing, "extra": e.Extra, "uidl": e.UIDLs, "size": e.Sizes, "order": e.Order} {
+		m.differences.of(e.Backend, kind).Add(float64(n))
+	}
+	m.shadowLearnt.of(e.Backend).Add(float64(e.Learnt))
 }
 
 // operation returns the value of the label operation.

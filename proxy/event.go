@@ -139,6 +139,29 @@ const (
 	NoticeRenumbered = "renumbered"    // UIDVALIDITY has changed, or UIDNEXT is lower: Messages were not found again and have new UIDLs
 )
 
+// The values of Totals.Mode: what serves a POP3 session.
+const (
+	ModeBridge      = "bridge"      // Postern, from an INBOX
+	ModePassthrough = "passthrough" // an old POP3 server
+	ModeShadow      = "shadow"      // an old POP3 server; the bridge compares after it
+)
+
+// The values of ShadowCompared.Result.
+const (
+	ShadowClean     = "clean"      // clients would notice nothing
+	ShadowDiffers   = "differs"    // clients would notice Missing, Extra or UIDLs
+	ShadowUnproven  = "unproven"   // messages are left that could not be matched yet
+	ShadowNoUIDLs   = "no_uidls"   // the client has not asked for unique-ids: it keeps none, and nothing was compared
+	ShadowNotCopied = "not_copied" // INBOX has none of the messages: nothing was recorded
+	ShadowSkipped   = "skipped"    // no comparison was begun: Err says why
+	ShadowFailed    = "error"      // Err says why
+)
+
+// ShadowResults are the values of ShadowCompared.Result.
+func ShadowResults() []string {
+	return []string{ShadowClean, ShadowDiffers, ShadowUnproven, ShadowNoUIDLs, ShadowNotCopied, ShadowSkipped, ShadowFailed}
+}
+
 // The values of MailboxChanged.Kind.
 const (
 	ChangeUIDValidity = "uidvalidity" // UIDVALIDITY has changed
@@ -396,6 +419,29 @@ type (
 		Err      error
 	}
 
+	// ShadowCompared: what an old POP3 server has shown of an account in a session was
+	// compared with INBOX, or not. An account that was clean, and has the same number of
+	// messages, is compared again after a day.
+	ShadowCompared struct {
+		Client   Client
+		Account  string
+		Backend  string // of the IMAP server
+		Result   string // Shadow...
+		Messages int    // that the old server has shown, and that the session has not deleted
+		Found    int    // of Messages, in INBOX
+		Late     int    // of Messages, newer than all that were found: not in INBOX yet
+		Unproven int    // messages that could not be matched yet, because a header has not been seen
+		Learnt   int    // unique-ids recorded
+
+		// Differences: messages that are not in INBOX; that are only in INBOX, so that
+		// clients would download them; that the bridge would list with another unique-id,
+		// with another size, or in another place.
+		Missing, Extra, UIDLs, Sizes, Order int
+
+		Duration time.Duration // from the end of the session
+		Err      error         // with ShadowSkipped and ShadowFailed
+	}
+
 	// Reconnected: a POP3 session has lost its connection to the server, and has tried
 	// to connect again.
 	Reconnected struct {
@@ -481,6 +527,8 @@ type Totals struct {
 	Deleted   int // messages, at QUIT
 	Submitted int // messages the backend accepted
 
+	Mode string // Mode...: what served a POP3 session
+
 	// What a POP3 client does with its mail. The marks are those of DELE at the end of
 	// the session, whether QUIT could delete the messages or not.
 	Messages   int   // in the maildrop at login
@@ -515,6 +563,7 @@ func (BrakeChanged) event()        {}
 func (ListingRefused) event()      {}
 func (Reconnected) event()         {}
 func (UIDLsLearnt) event()         {}
+func (ShadowCompared) event()      {}
 func (UpdateFailed) event()        {}
 func (PolicyRequested) event()     {}
 func (Routed) event()              {}

@@ -110,6 +110,8 @@ func (l *Log) Observe(e proxy.Event) {
 		l.reconnected(e)
 	case proxy.UIDLsLearnt:
 		l.uidlsLearnt(e)
+	case proxy.ShadowCompared:
+		l.shadowCompared(e)
 	case proxy.PolicyRequested:
 		if more, ok := l.due(e.Err != nil, "policy", e.Command); ok {
 			l.log.Warn("policy server request failed", append(more, "command", e.Command, "err", e.Err)...)

@@ -66,12 +66,12 @@ func TestAuditWritesOneLineASession(t *testing.T) {
 	a.Observe(proxy.Closed{Client: visitor, End: proxy.EndClientAbort}) // never logged in
 	a.Observe(proxy.Closed{
 		Client: visitor, Account: "alice", Backend: "main", Duration: 1500 * time.Millisecond, Received: 10, Sent: 20,
-		Totals: proxy.Totals{Retrieved: 3, Deleted: 2, UIDLsBefore: 0xabc, UIDLsAfter: 1<<63 | 1}, End: proxy.EndClientQuit,
+		Totals: proxy.Totals{Mode: proxy.ModeBridge, Retrieved: 3, Deleted: 2, UIDLsBefore: 0xabc, UIDLsAfter: 1<<63 | 1}, End: proxy.EndClientQuit,
 	})
 	line := out.String()
 	_, line, _ = strings.Cut(line, "level=")
 	want := `INFO msg="connection ended" listener=pop3 ip=192.0.2.1 session=S1 tls=none account=alice backend=main ` +
-		"end=client_quit duration=1.5s received=10 sent=20 retrieved=3 deleted=2 uidls_before=0000000000000abc uidls_after=8000000000000001\n"
+		"end=client_quit duration=1.5s received=10 sent=20 retrieved=3 deleted=2 mode=bridge uidls_before=0000000000000abc uidls_after=8000000000000001\n"
 	if line != want {
 		t.Errorf("wrote %s, want %s", line, want)
 	}

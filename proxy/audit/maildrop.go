@@ -96,6 +96,28 @@ func (l *Log) uidlsLearnt(e proxy.UIDLsLearnt) {
 	l.log.Info("unique ids of the old server learnt", fields...)
 }
 
+// shadowCompared writes what came of a comparison. Sessions that were not compared are
+// many when the IMAP server is away: one line a minute is enough.
+func (l *Log) shadowCompared(e proxy.ShadowCompared) {
+	fields := l.clientFields(e.Client, "account", printable(e.Account), "backend", e.Backend, "result", e.Result, "duration", round(e.Duration))
+	if e.Err != nil {
+		more, ok := l.due(true, "shadow", e.Backend, e.Result)
+		if !ok {
+			return
+		}
+		fields = append(fields, more...)
+		l.log.Warn("old server not compared with INBOX", append(fields, "err", e.Err)...)
+		return
+	}
+	fields = append(fields, "messages", e.Messages, "found", e.Found, "late", e.Late, "unproven", e.Unproven, "learnt", e.Learnt,
+		"missing", e.Missing, "extra", e.Extra, "other_uidl", e.UIDLs, "other_size", e.Sizes, "other_place", e.Order)
+	if e.Result == proxy.ShadowDiffers || e.Result == proxy.ShadowNotCopied {
+		l.log.Warn("old server compared with INBOX: clients would notice the difference", fields...)
+		return
+	}
+	l.log.Info("old server compared with INBOX", fields...)
+}
+
 func (l *Log) updateFailed(e proxy.UpdateFailed) {
 	if e.Stage == proxy.StageSeen { // the client does not miss it
 		l.log.Info("messages not marked as seen", l.clientFields(e.Client, "err", e.Err)...)

@@ -94,6 +94,9 @@ func (l *Log) closed(e proxy.Closed) {
 	switch e.Client.Protocol {
 	case proxy.POP3:
 		fields = append(fields, "retrieved", e.Totals.Retrieved, "deleted", e.Totals.Deleted)
+		if e.Totals.Mode != "" {
+			fields = append(fields, "mode", e.Totals.Mode)
+		}
 		if e.Account != "" && (e.Totals.UIDLsBefore != 0 || e.Totals.UIDLsAfter != 0) { // else the maildrop is empty, or the old server's
 			fields = append(fields, "uidls_before", hash16(e.Totals.UIDLsBefore), "uidls_after", hash16(e.Totals.UIDLsAfter))
 		}

@@ -156,6 +156,7 @@ func (s *POP3) Backend() string { return s.BackendName }
 // Totals implements proxy.Reporter.
 func (s *POP3) Totals() proxy.Totals {
 	t := s.totals
+	t.Mode = proxy.ModePassthrough
 	for _, m := range s.marks {
 		switch {
 		case m&markDeleted != 0:

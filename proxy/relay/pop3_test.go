@@ -133,7 +133,7 @@ func TestPOP3PassesASessionThrough(t *testing.T) {
 		S: <EOF>
 	`)
 	s.waitEnd(t, nil)
-	want := proxy.Totals{Retrieved: 2, Deleted: 1, Messages: 2, Downloaded: 1, Octets: 33, Kept: 1, Marked: 1}
+	want := proxy.Totals{Mode: proxy.ModePassthrough, Retrieved: 2, Deleted: 1, Messages: 2, Downloaded: 1, Octets: 33, Kept: 1, Marked: 1}
 	if got := s.session.Totals(); got != want {
 		t.Errorf("Totals = %+v, want %+v", got, want)
 	}
