@@ -50,6 +50,7 @@ type Login struct {
 	User      string // as typed
 	Account   string // User as rewritten by Service.Account: guard, state, lock, log and backend use Account
 	Secret    *Secret
+	Verified  bool // Postern has checked the password itself: it is not for the backend, which has Credentials for this login
 	Hello     Hello
 	Offer     Offer // as announced on this connection
 

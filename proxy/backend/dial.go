@@ -48,6 +48,10 @@
 // Nothing is charged for what happens before the server sees the credentials: a
 // connection, TLS handshake or greeting that failed, LOGINDISABLED,
 // [UNAVAILABLE].
+//
+// When Postern has checked the password and logs in with a token of its own, no
+// answer is about the client. Wrong and Suspended become Unavailable, nothing is
+// doubtful, and every Refusal is Verified: see credentials.go.
 package backend
 
 import (
@@ -101,11 +105,14 @@ type Server struct {
 	Source       []netip.Addr   // local addresses to connect from, in turn; none: the system chooses
 	Observer     proxy.Observer // nil: none
 
-	Kind       Kind // what answers to credentials mean; Guessed: as greeting and ID suggest
-	Identity   Identity
-	Verify     func(context.Context, *proxy.Login) error // for XCLIENTLogin: whether the credentials are right, with the errors of LoginIMAP
-	Advise     func(*ConnectError) Advice                // what an operator can do about a fault; nil: not called
-	Identified func(ok bool)                             // called at each login with whether the server offers Identity; nil: not called
+	Kind     Kind // what answers to credentials mean; Guessed: as greeting and ID suggest
+	Identity Identity
+	Verify   func(context.Context, *proxy.Login) error // for XCLIENTLogin: whether the credentials are right, with the errors of LoginIMAP
+	// Credentials log in for clients whose password Postern has checked (Login.Verified);
+	// then the server takes no other passwords. nil: the server gets the client's own.
+	Credentials Credentials
+	Advise      func(*ConnectError) Advice // what an operator can do about a fault; nil: not called
+	Identified  func(ok bool)              // called at each login with whether the server offers Identity; nil: not called
 
 	nextSource atomic.Uint32          // counts connections
 	report     atomic.Pointer[Report] // the last successful one

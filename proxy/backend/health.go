@@ -66,8 +66,11 @@ func (s *Server) updateReport(report Report) {
 
 // allowsLogin reports whether a server with this report accepts logins at all.
 func (s *Server) allowsLogin(r Report) bool {
+	if s.Credentials != nil {
+		return slices.ContainsFunc(r.Mechanisms, carriesToken)
+	}
 	if s.Protocol == proxy.IMAP && s.TLS == None && capabilities(r.Capabilities).has("LOGINDISABLED") {
-		return false
+		return slices.ContainsFunc(r.Mechanisms, carriesToken) && !slices.Contains(r.Mechanisms, wire.MechanismPlain)
 	}
 	return slices.ContainsFunc(r.Mechanisms, func(name string) bool {
 		return equivalentMechanisms[name] != nil || name == wire.MechanismLogin && s.Protocol == proxy.Submission
@@ -82,6 +85,8 @@ func (s *Server) noLoginError(r Report) error {
 		why = "neither USER nor AUTH"
 	}
 	switch {
+	case s.Credentials != nil:
+		why = "neither XOAUTH2 nor OAUTHBEARER"
 	case s.Protocol == proxy.IMAP:
 		e.Fault, why = PasswordsDisabled, "LOGINDISABLED"
 	case len(r.Mechanisms) > 0:
@@ -231,6 +236,9 @@ func (s *Server) Offer() proxy.Offer {
 		return proxy.Offer{}
 	}
 	offer := proxy.Offer{Mechanisms: slices.Clone(report.Mechanisms), Extensions: slices.Clone(report.Capabilities)}
+	if s.Credentials != nil && !slices.Contains(offer.Mechanisms, wire.MechanismPlain) {
+		offer.Mechanisms = append(offer.Mechanisms, wire.MechanismPlain) // Postern checks the password
+	}
 	if s.Protocol == proxy.Submission {
 		offer.Extensions = slices.Clone(report.offered)
 		if slices.Contains(offer.Mechanisms, wire.MechanismLogin) && !slices.Contains(offer.Mechanisms, wire.MechanismPlain) {

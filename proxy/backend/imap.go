@@ -38,6 +38,14 @@ func (b *IMAP) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error)
 // client, as in a CAPABILITY response, and leaves the Secret as it is. Every
 // error is a *proxy.Refusal; it is Wrong only if the server said so.
 func (s *Server) LoginIMAP(ctx context.Context, l *proxy.Login) (conn *Conn, capabilities string, err error) {
+	conn, err = s.withCredentials(ctx, l, func(l *proxy.Login) (c *Conn, err error) {
+		c, capabilities, err = s.loginIMAP(ctx, l)
+		return c, err
+	})
+	return conn, capabilities, err
+}
+
+func (s *Server) loginIMAP(ctx context.Context, l *proxy.Login) (conn *Conn, capabilities string, err error) {
 	if err := checkCredentials(l); err != nil {
 		return nil, "", err
 	}
@@ -165,14 +173,15 @@ func (d *imap) login(l *proxy.Login, s *Server) (string, error) {
 	plain := equivalentMechanisms[l.Mechanism][0] == wire.MechanismPlain
 	switch disabled := d.capabilities.has("LOGINDISABLED"); {
 	// LOGINDISABLED is about the LOGIN command alone: RFC 3501 section 6.2.3. But
-	// without TLS it means that the server takes no passwords.
-	case disabled && (s.TLS == None || plain && mechanism == ""):
+	// without TLS it means that the server takes no passwords. A server that only takes
+	// tokens also says it with TLS.
+	case disabled && plain && (s.TLS == None || mechanism == ""):
 		return "", s.unsent(s.advised(&ConnectError{Fault: PasswordsDisabled, Text: "the server takes no password on this connection (LOGINDISABLED)"}))
 	case mechanism == "" && !plain:
 		return "", s.unsent(fmt.Errorf("the server does not offer %s", l.Mechanism))
 	}
 	begun := time.Now()
-	err := d.authenticate(mechanism, l, s)
+	err := s.verdictFor(l, d.authenticate(mechanism, l, s))
 	s.reportLogin(begun, err)
 	if err != nil {
 		return "", err

@@ -48,6 +48,10 @@ func (p *Pool) LoginPOP3(ctx context.Context, l *proxy.Login) (*Conn, error) {
 
 // LoginPOP3 connects and logs l.Account in. Errors and the Secret are as for LoginIMAP.
 func (s *Server) LoginPOP3(ctx context.Context, l *proxy.Login) (*Conn, error) {
+	return s.withCredentials(ctx, l, func(l *proxy.Login) (*Conn, error) { return s.loginPOP3(ctx, l) })
+}
+
+func (s *Server) loginPOP3(ctx context.Context, l *proxy.Login) (*Conn, error) {
 	if err := checkCredentials(l); err != nil {
 		return nil, err
 	}
@@ -208,6 +212,7 @@ func (d *pop3) login(l *proxy.Login, s *Server) error {
 	} else {
 		err = withChallenge(s.pop3Verdict(s.knownKind(d.software()...), r), d.failure)
 	}
+	err = s.verdictFor(l, err)
 	s.reportLogin(begun, err)
 	return err
 }

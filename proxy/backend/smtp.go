@@ -37,6 +37,10 @@ func (b *Submission) Login(ctx context.Context, l *proxy.Login) (proxy.Session, 
 // LoginSMTP connects and logs l.Account in, if the server has everything in
 // l.Offer. Errors and the Secret are as for LoginIMAP.
 func (s *Server) LoginSMTP(ctx context.Context, l *proxy.Login) (*Conn, error) {
+	return s.withCredentials(ctx, l, func(l *proxy.Login) (*Conn, error) { return s.loginSMTP(ctx, l) })
+}
+
+func (s *Server) loginSMTP(ctx context.Context, l *proxy.Login) (*Conn, error) {
 	if err := checkCredentials(l); err != nil {
 		return nil, err
 	}
@@ -182,6 +186,7 @@ func (d *smtp) login(l *proxy.Login, s *Server) error {
 	} else {
 		err = withChallenge(s.smtpVerdict(s.knownKind(d.software()), r), d.failure)
 	}
+	err = s.verdictFor(l, err)
 	s.reportLogin(begun, err)
 	return err
 }

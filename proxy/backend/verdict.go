@@ -229,8 +229,18 @@ func (s *Server) smtpVerdict(k Kind, r wire.Reply) error {
 	}
 	status, text := enhancedStatus(r), strings.ToLower(strings.Join(r.Lines(), " "))
 	i := slices.IndexFunc(smtpRows, func(row smtpRow) bool { return row.fits(k, r.Code, status, text) })
-	return s.refuse(smtpRows[i].is, fmt.Errorf("the server answered the login with %d %s", r.Code, status))
+	err := fmt.Errorf("the server answered the login with %d %s", r.Code, status)
+	if status == exchangePolicy {
+		err = fmt.Errorf("%w: %w", err, errExchangePolicy)
+	}
+	return s.refuse(smtpRows[i].is, err)
 }
+
+// exchangePolicy is the status with which Exchange Online refuses a login because of a
+// setting of the mailbox or of the tenant.
+const exchangePolicy = "5.7.139"
+
+var errExchangePolicy = errors.New("a setting of the mailbox or the tenant forbids it; for SMTP AUTH: Set-CASMailbox MAILBOX -SmtpClientAuthenticationDisabled $false")
 
 // enhancedStatus returns the enhanced status code (RFC 3463) of a reply, or "".
 func enhancedStatus(r wire.Reply) string {
