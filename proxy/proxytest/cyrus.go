@@ -22,7 +22,9 @@ type CyrusOptions struct {
 	// Users are passwords by user name; a name may be an address. Each has an
 	// empty INBOX.
 	Users map[string]string
-	// Config is more of imapd.conf and overrides what is there. By default a
+	// Sieve serves ManageSieve, too.
+	Sieve bool
+	// Config is more of imapd.conf, where Cyrus refuses a key given twice. By default a
 	// wrong password costs what it costs in Cyrus: 3 s.
 	Config string
 }
@@ -31,6 +33,9 @@ type CyrusOptions struct {
 // ports of 127.0.0.1. Addresses are host:port.
 type Cyrus struct {
 	IMAP, IMAPS, POP3, POP3S string
+	// Sieve is ManageSieve with STARTTLS: timsieved has no other TLS. Empty if not
+	// served.
+	Sieve string
 	// CA is a PEM file that vouches for localhost and 127.0.0.1.
 	CA string
 	// Log is the path of its log.
@@ -52,8 +57,11 @@ func StartCyrus(t testing.TB, o CyrusOptions) *Cyrus {
 		POP3: address(freePort(t)), POP3S: address(freePort(t)),
 		Log: u.log, Users: o.Users, unpacked: u,
 	}
+	if o.Sieve {
+		c.Sieve = address(freePort(t))
+	}
 	uid, gid := lookupUser(t, mailUser)
-	for _, dir := range []string{"mail", "config", "config/db", "config/socket", "config/proc", "config/lock"} {
+	for _, dir := range []string{"mail", "config", "config/db", "config/socket", "config/proc", "config/lock", "sieve"} {
 		mkdir(t, filepath.Join(u.dir, dir), uid, gid, 0o700)
 	}
 	cert, key, ca := CertFiles(t)
@@ -69,7 +77,7 @@ func StartCyrus(t testing.TB, o CyrusOptions) *Cyrus {
 	imapd, services := filepath.Join(u.dir, "imapd.conf"), filepath.Join(u.dir, "cyrus.conf")
 	values := map[string]any{
 		"Dir": u.dir, "Bin": u.path("usr/lib/cyrus/bin"), "User": mailUser, "Admin": cyrusAdmin, "Config": o.Config,
-		"IMAP": c.IMAP, "IMAPS": c.IMAPS, "POP3": c.POP3, "POP3S": c.POP3S,
+		"IMAP": c.IMAP, "IMAPS": c.IMAPS, "POP3": c.POP3, "POP3S": c.POP3S, "Sieve": c.Sieve,
 	}
 	writeConf(t, imapd, "imapd.conf.in", values)
 	writeConf(t, services, "cyrus.conf.in", values)

@@ -17,6 +17,8 @@ type DovecotOptions struct {
 	Users map[string]string
 	// POP3 serves Dovecot's own POP3 as well.
 	POP3 bool
+	// Sieve serves ManageSieve, too.
+	Sieve bool
 	// Share is a Dovecot whose mail store this one serves, too; nil: its own.
 	// The users need not be the same.
 	Share *Dovecot
@@ -38,6 +40,8 @@ type DovecotOptions struct {
 // 127.0.0.1. Addresses are host:port; what is not served is empty.
 type Dovecot struct {
 	IMAP, IMAPS, POP3, POP3S string
+	// Sieve is ManageSieve with STARTTLS, SieveS with TLS from the first octet.
+	Sieve, SieveS string
 	// CA is a PEM file that vouches for localhost and 127.0.0.1.
 	CA string
 	// Store holds a folder for each user.
@@ -82,6 +86,12 @@ func StartDovecot(t testing.TB, o DovecotOptions) *Dovecot {
 		pop3, pop3s = freePort(t), freePort(t)
 		d.POP3, d.POP3S = address(pop3), address(pop3s)
 	}
+	sieve, sieves := 0, 0
+	if o.Sieve {
+		Need(t, "/usr/lib/dovecot/managesieve")
+		sieve, sieves = freePort(t), freePort(t)
+		d.Sieve, d.SieveS = address(sieve), address(sieves)
+	}
 	passdb := ""
 	if o.OAuth != nil {
 		path := filepath.Join(dir, "oauth2")
@@ -97,8 +107,9 @@ func StartDovecot(t testing.TB, o DovecotOptions) *Dovecot {
 	writeConf(t, config, "dovecot.conf.in", map[string]any{
 		"Name": filepath.Base(dir), "Dir": dir, "Log": d.Log, "Store": d.Store,
 		"Cert": cert, "Key": key, "UID": uid, "GID": gid, "AuthSocket": filepath.Base(d.authSocket),
-		"POP3": o.POP3, "Trusted": o.Trusted, "Config": o.Config, "OAuth": passdb,
+		"POP3": o.POP3, "Sieve": o.Sieve, "Trusted": o.Trusted, "Config": o.Config, "OAuth": passdb,
 		"IMAPPort": imap, "IMAPSPort": imaps, "POP3Port": pop3, "POP3SPort": pop3s,
+		"SievePort": sieve, "SieveSPort": sieves,
 	})
 	d.program = program{args: []string{"dovecot", "-F", "-c", config}, log: d.Log, ready: d.IMAP, greeting: "* OK"}
 	d.program.run(t)
