@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,9 +22,14 @@ const (
 	learnAtOnce = 16
 	// learnRetry is how long after a failure an account does not ask the old server again,
 	// unless Learner.Retry is set: servers lock out who comes with wrong passwords each
-	// minute. maxFailures bounds the failures that are remembered.
-	learnRetry, maxFailures = 5 * time.Minute, 10_000
+	// minute. It is less than 5 minutes, after which many clients poll again. maxFailures
+	// bounds the failures that are remembered.
+	learnRetry, maxFailures = 4 * time.Minute, 10_000
 )
+
+// ErrNotCopied is in the tree of an error about an INBOX that has none of the messages of
+// the old maildrop.
+var ErrNotCopied = errors.New("the mail is not copied yet")
 
 var (
 	errLearning   = errors.New("the unique ids of the old server are still being read")
@@ -34,12 +40,15 @@ var (
 // of each account: the client's own password opens the old maildrop. Until they are
 // recorded the client gets a temporary refusal, and never a UIDL that is only computed.
 // Backends of the same accounts share one Learner.
+//
+// What was read of an old maildrop is kept in the cache until the account is learnt, so
+// that an attempt goes on where the last one ended, also after the process has ended.
 type Learner struct {
 	// LogIn logs l in to the old server. Whatever the old server says of the password,
 	// the IMAP server has taken it: an error is temporary.
 	LogIn func(ctx context.Context, l *proxy.Login) (OldMaildrop, error)
 	Wait  time.Duration // the longest that a client waits; 0: 40 s
-	Retry time.Duration // from a failure to the next try for the same account; 0: 5 minutes
+	Retry time.Duration // from a failure in which nothing new was read to the next try for the same account; 0: 4 minutes
 
 	mu       sync.Mutex
 	running  map[string]*learning // by account
@@ -84,7 +93,7 @@ func (r *Learner) end(account string, job *learning, err error) {
 	defer r.mu.Unlock()
 	delete(r.running, account)
 	delete(r.failures, account)
-	if err != nil {
+	if err != nil && !job.progress { // else the next session goes on
 		if len(r.failures) >= maxFailures {
 			clear(r.failures)
 		}
@@ -96,38 +105,37 @@ func (r *Learner) end(account string, job *learning, err error) {
 
 // An OldMaildrop is a session with the old server.
 type OldMaildrop interface {
-	// Carry makes the record of an INBOX in which messages have the UIDLs of the old
-	// maildrop. It says how many messages that has, and how many of them were found.
-	Carry(ctx context.Context, in *Reader, f uidl.Format) (r *uidl.Record, old, found int, err error)
+	// Carry lists in, and makes the record of an INBOX in which messages have the UIDLs of
+	// the old maildrop. It says how many messages that has, and how many of them were found.
+	// If none of them was, the error has ErrNotCopied. kept is what an earlier Carry has
+	// saved last; nil: nothing.
+	Carry(ctx context.Context, in *Reader, f uidl.Format, kept []byte, save func([]byte)) (r *uidl.Record, old, found int, err error)
 	// Close ends the session. Nothing was deleted.
 	Close() error
 }
 
 // A learning is the learning of one account's UIDLs.
 type learning struct {
-	done chan struct{}
-	err  error // valid when done is closed
+	done     chan struct{}
+	err      error // valid when done is closed
+	progress bool  // something was read that the next attempt need not read
 }
 
 // learn makes the record of an account that has none from what the old server shows, or
 // waits for the session that does. When learn returns nil, there is a record.
 func (b *Backend) learn(ctx context.Context, l *proxy.Login) error {
-	job, err := b.beginLearning(ctx, l)
-	if err != nil {
-		return proxy.NewRefusal(proxy.Unavailable, fmt.Errorf("learn the unique ids of the old server: %w", err))
+	wait, cancel := context.WithTimeoutCause(ctx, cmp.Or(b.Learner.Wait, learnWait), errLearning)
+	defer cancel()
+	job, err := b.beginLearning(wait, l)
+	if err == nil {
+		select {
+		case <-job.done:
+			err = job.err
+		case <-wait.Done():
+			err = context.Cause(wait)
+		}
 	}
-	wait := b.Learner.Wait
-	if wait == 0 {
-		wait = learnWait
-	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-job.done:
-		err = job.err
-	case <-timer.C:
-		err = errLearning
-	case <-ctx.Done():
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	if err != nil {
@@ -167,7 +175,7 @@ func (b *Backend) beginLearning(ctx context.Context, l *proxy.Login) (*learning,
 		}()
 		defer func() { _ = in.inbox.Close() }()
 		defer func() { _ = old.Close() }()
-		e.Err = b.carry(ctx, account, old, in, &e)
+		e.Err = b.carry(ctx, account, old, in, job, &e)
 	}()
 	return job, nil
 }
@@ -187,15 +195,44 @@ func (b *Backend) openBoth(ctx context.Context, l *proxy.Login) (OldMaildrop, *R
 }
 
 // carry records what the old maildrop shows, and fills in e.
-func (b *Backend) carry(ctx context.Context, account string, old OldMaildrop, in *Reader, e *proxy.UIDLsLearnt) error {
-	if err := in.list(ctx); err != nil {
-		return err
-	}
-	record, n, found, err := old.Carry(ctx, in, b.UIDL)
+func (b *Backend) carry(ctx context.Context, account string, old OldMaildrop, in *Reader, job *learning, e *proxy.UIDLsLearnt) error {
+	record, n, found, err := old.Carry(ctx, in, b.UIDL, b.loadLearnt(ctx, account), func(kept []byte) {
+		job.progress = b.saveLearnt(ctx, account, kept) || job.progress
+	})
+	e.Messages, e.Found = n, found
 	if err != nil {
 		return err
 	}
-	e.Messages, e.Found = n, found
-	_, err = Add(ctx, b.Record, AccountRecord{Account: account, Record: record})
+	if _, err = Add(ctx, b.Record, AccountRecord{Account: account, Record: record}); err == nil {
+		b.saveLearnt(ctx, account, nil)
+	}
 	return err
+}
+
+// learntKey is the key, in the cache, of what was read of an old maildrop.
+func learntKey(account string) string { return key(account) + "\x00old" }
+
+func (b *Backend) loadLearnt(ctx context.Context, account string) []byte {
+	if b.Cache == nil {
+		return nil
+	}
+	kept, err := b.Cache.Get(ctx, learntKey(account))
+	b.learntNotice(account, err)
+	return kept
+}
+
+// saveLearnt saves what was read of an old maildrop, and reports whether it is saved.
+func (b *Backend) saveLearnt(ctx context.Context, account string, kept []byte) bool {
+	if b.Cache == nil {
+		return false
+	}
+	err := b.Cache.Put(context.WithoutCancel(ctx), learntKey(account), kept) // also when the time of ctx is over
+	b.learntNotice(account, err)
+	return err == nil
+}
+
+func (b *Backend) learntNotice(account string, err error) {
+	if err != nil {
+		b.observe(proxy.MaildropNoticed{Account: account, Kind: proxy.NoticeCache, Err: err})
+	}
 }

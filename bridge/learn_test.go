@@ -17,19 +17,34 @@ import (
 	"postern/proxy/state"
 )
 
-// An oldMaildrop is a maildrop of a proxytest.POP3Server.
+// An oldMaildrop is a maildrop of a proxytest.POP3Server, as package service makes it.
 type oldMaildrop struct {
 	*oldserver.Maildrop
 	hold <-chan struct{} // Carry waits for it; nil: it does not
 }
 
-func (m oldMaildrop) Carry(ctx context.Context, in *Reader, f uidl.Format) (*uidl.Record, int, int, error) {
+func (m oldMaildrop) Carry(ctx context.Context, in *Reader, f uidl.Format, kept []byte, save func([]byte)) (*uidl.Record, int, int, error) {
 	if m.hold != nil {
 		<-m.hold
+	}
+	headers, err := oldserver.DecodeHeaders(kept)
+	if err != nil {
+		headers = new(oldserver.Headers)
+	}
+	known := headers.Len()
+	m.Keep(headers, func() { save(headers.Encode()) })
+	if err := m.Meanwhile(func() error { return in.List(ctx) }); err != nil {
+		return nil, 0, 0, err
 	}
 	record, report, err := oldserver.Carry(ctx, m.Maildrop, oldserver.Inbox{
 		UIDValidity: in.UIDValidity, UIDNext: in.UIDNext, UIDs: in.UIDs, Side: oldserver.NewSide(in.Sizes, in.Headers, in.Contents),
 	}, f, 0)
+	if err == nil && report.NotCopied() {
+		err = ErrNotCopied
+	}
+	if err != nil && headers.Len() != known {
+		save(headers.Encode())
+	}
 	return record, report.Old, report.Found(), err
 }
 
@@ -136,7 +151,7 @@ func TestLearningGoesOnWithoutTheClient(t *testing.T) {
 	old.SetMaildrop("alice", []proxytest.POP3Message{{UIDL: "one", Raw: learnable(1)}})
 	hold := make(chan struct{})
 	learnFrom(b, old, hold)
-	b.Learner.Wait = time.Millisecond
+	b.Learner.Wait = time.Second // the logins are within it
 	var learnt atomic.Int64
 	b.Observer = observerFunc(func(e proxy.Event) {
 		if e, ok := e.(proxy.UIDLsLearnt); ok && e.Err == nil && e.Messages == 1 && e.Found == 1 {

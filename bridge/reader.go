@@ -31,7 +31,7 @@ func (b *Backend) Read(ctx context.Context, l *proxy.Login) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := r.list(ctx); err != nil {
+	if err := r.List(ctx); err != nil {
 		r.inbox.Discard()
 		return nil, err
 	}
@@ -46,7 +46,8 @@ func (b *Backend) logInReader(ctx context.Context, l *proxy.Login) (*Reader, err
 	return &Reader{inbox: inbox.New(conn, capabilities, inbox.Options{Timeout: b.timeout(), Keyword: hidden, Client: l.Client, Observe: b.observe})}, nil
 }
 
-func (r *Reader) list(ctx context.Context) error {
+// List lists INBOX, once. A listing that differs from EXISTS is an error.
+func (r *Reader) List(ctx context.Context) error {
 	v, err := r.inbox.Open(ctx, false)
 	if err != nil {
 		return err

@@ -12,10 +12,11 @@ import (
 
 // Stored has all stored POP3 data of an account.
 type Stored struct {
-	Record       *uidl.Record `json:"record,omitempty"`  // the unique-ids that were shown
-	Deleted      []uint32     `json:"deleted,omitempty"` // UIDs of messages that the server could only mark
-	Listing      *Listing     `json:"listing,omitempty"` // the mailbox at the last session
-	Fingerprints int          `json:"prints,omitempty"`  // messages whose hash of Message-ID, date and size is not in Record yet
+	Record       *uidl.Record `json:"record,omitempty"`      // the unique-ids that were shown
+	Deleted      []uint32     `json:"deleted,omitempty"`     // UIDs of messages that the server could only mark
+	Listing      *Listing     `json:"listing,omitempty"`     // the mailbox at the last session
+	Fingerprints int          `json:"prints,omitempty"`      // messages whose hash of Message-ID, date and size is not in Record yet
+	OldHeaders   int          `json:"old_headers,omitempty"` // octets of hashes of headers that the old server has shown
 }
 
 // A Listing sums up the stored listing of a mailbox, which has the UID and the size of
@@ -73,6 +74,10 @@ func Lookup(ctx context.Context, cache Bucket, record Bucket, account string) (s
 		prints, err := decodeFingerprints(value)
 		s.Fingerprints = len(prints)
 		return err
+	})
+	read(cache, learntKey(account), "headers of the old server", func(value []byte) error {
+		s.OldHeaders = len(value)
+		return nil
 	})
 	return s, errors.Join(errs...)
 }

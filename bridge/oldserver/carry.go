@@ -111,6 +111,14 @@ type Example struct {
 // Found returns the number of messages that keep their unique id.
 func (r *Report) Found() int { return r.ByOrder + r.ByHeader + r.ByContent + r.ByFile }
 
+// NotCopied reports whether none of the messages of the old maildrop, of which there are
+// some, was found: most often INBOX is not mounted, or is to be copied yet. Then nothing
+// that follows is worth to be recorded.
+func (r *Report) NotCopied() bool {
+	unusable := r.Left[NoUIDL] + r.Left[InvalidUIDL] + r.Left[SharedUIDL] // were found
+	return r.Old > 0 && r.Found()+unusable == 0
+}
+
 func (r *Report) leave(m Message, why Reason) {
 	if r.Left == nil {
 		r.Left = make(map[Reason]int)
@@ -128,11 +136,31 @@ func (r *Report) leave(m Message, why Reason) {
 func Carry(ctx context.Context, d *Maildrop, in Inbox, f uidl.Format, offset int64) (*uidl.Record, Report, error) {
 	shared := sharedUIDLs(d.Messages)
 	o := Options{Offset: offset, ByContent: shared, Sample: len(d.Messages) >= sampleFrom && !d.Pipelined()}
-	matching, err := Match(ctx, d.Side(), in.Side, o)
+	matching, err := Match(ctx, d.Side(), d.meanwhile(in.Side), o)
 	if err != nil {
 		return nil, Report{}, err
 	}
 	return newRecord(d.Messages, matching, in, f)
+}
+
+// meanwhile returns a Side that keeps d alive while it reads.
+func (d *Maildrop) meanwhile(s Side) Side {
+	headers, contents := s.Headers, s.Contents
+	s.Headers = func(ctx context.Context, indexes []int) (all []Header, err error) {
+		err = d.Meanwhile(func() error {
+			all, err = headers(ctx, indexes)
+			return err
+		})
+		return all, err
+	}
+	s.Contents = func(ctx context.Context, indexes []int) (all []Sum, err error) {
+		err = d.Meanwhile(func() error {
+			all, err = contents(ctx, indexes)
+			return err
+		})
+		return all, err
+	}
+	return s
 }
 
 // newRecord makes the record of an INBOX in which the messages of pairs have the UIDLs of

@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 
@@ -42,6 +43,11 @@ const (
 	allLines = 999999999
 	// slack is by how many octets a message may be longer than LIST says.
 	slack = 1 << 20
+	// aliveEvery is how often NOOP is sent while there is nothing to ask: servers end
+	// sessions after a silence of 10 minutes, RFC 1939 section 3, and some sooner.
+	aliveEvery = 30 * time.Second
+	// saveEvery is how often headers that were read are saved.
+	saveEvery = 5 * time.Second
 )
 
 // ErrAnswer is in the tree of an error about an answer from which nothing follows.
@@ -100,6 +106,10 @@ type Maildrop struct {
 	conn      net.Conn
 	text      *textproto.Reader
 	pipelined bool
+	kept      *Headers // nil: none are kept
+	shared    map[int]bool
+	save      func() // saves kept
+	saved     time.Time
 	stop      func() bool
 	begun     time.Time // of the answer that is read
 	octets    int64     // of that answer
@@ -383,19 +393,73 @@ func (d *Maildrop) linesUpTo(most int, command string, each func(line string) er
 	}
 }
 
+// Keep makes Headers take from h what is there, and put there what it reads. save is
+// called every 5 seconds in which something was read; what was read since then is in h.
+func (d *Maildrop) Keep(h *Headers, save func()) {
+	h.Confirm(d.Messages)
+	d.kept, d.save, d.saved, d.shared = h, save, time.Now(), sharedUIDLs(d.Messages)
+}
+
+// keep keeps the header of a message, unless it shares its UIDL with another one.
+func (d *Maildrop) keep(i int, h Header) {
+	if d.kept == nil || d.shared[i] || !d.kept.Put(d.Messages[i], h) {
+		return
+	}
+	if time.Since(d.saved) >= saveEvery {
+		d.save()
+		d.saved = time.Now()
+	}
+}
+
 // Headers returns the headers of messages by their index in Messages, as a Side does.
 func (d *Maildrop) Headers(ctx context.Context, indexes []int) ([]Header, error) {
 	all := make([]Header, len(indexes))
-	err := d.top(ctx, indexes, 0, func(k int, body io.Reader) error {
+	var unread, places []int
+	for k, i := range indexes {
+		if d.kept != nil && !d.shared[i] {
+			all[k] = d.kept.Get(d.Messages[i])
+		}
+		if !all[k].Known {
+			unread, places = append(unread, i), append(places, k)
+		}
+	}
+	err := d.top(ctx, unread, 0, func(k int, body io.Reader) error {
 		var hash uidl.HeaderHash
 		if _, err := io.Copy(&hash, body); err != nil {
 			return err
 		}
 		hash.End()
-		all[k] = Header{Known: true, Hash: hash.Sum(), Distinct: hash.Distinct()}
+		h := Header{Known: true, Hash: hash.Sum(), Distinct: hash.Distinct()}
+		all[places[k]] = h
+		d.keep(unread[k], h)
 		return nil
 	})
 	return all, err
+}
+
+// Meanwhile calls f, which does not use d, and keeps the session alive by NOOP until f
+// returns.
+func (d *Maildrop) Meanwhile(f func() error) error {
+	var alive sync.WaitGroup
+	defer alive.Wait()
+	done := make(chan struct{})
+	defer close(done)
+	alive.Go(func() {
+		tick := time.NewTicker(aliveEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			if _, err := d.command("NOOP", "NOOP"); err != nil {
+				_ = d.conn.Close() // a late answer must not be taken for that of the next command
+				return
+			}
+		}
+	})
+	return f()
 }
 
 // Contents returns the hashes of whole messages by their index in Messages, as a Side

@@ -80,7 +80,7 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		c := cfg.POP3.At(l)
 		mux.POP3Mode = c.Mode
 		options.Capabilities = (&bridge.Backend{Anonymous: !c.AnnounceImplementation}).Capabilities()
-		learner := g.newLearner(b)
+		learner := g.learner(b)
 		for name, pool := range b.imap {
 			served := g.newBridge(name, pool, c)
 			served.Learner = learner

@@ -170,9 +170,10 @@ func (g *generation) backendLabels() (all []metrics.Backend) {
 
 // pop3Options are the parts of configs.POP3 that all listeners share.
 type pop3Options struct {
-	uidl   uidl.Format
-	delay  *bridge.LoginDelay
-	shared map[string]sharedPOP3 // by backend
+	uidl    uidl.Format
+	delay   *bridge.LoginDelay
+	learner learnerOf
+	shared  map[string]sharedPOP3 // by backend
 }
 
 // sharedPOP3 has the parts that the POP3 listeners of one backend share, also across

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"fmt"
 
 	"postern/bridge"
 	"postern/bridge/oldserver"
@@ -10,23 +11,35 @@ import (
 	"postern/proxy/backend"
 )
 
-// newLearner returns what takes over the UIDLs of the old server, or nil if pop3.learn_from
+// A learnerOf is the learner of the unique-ids of an old server. All listeners share it, and
+// so does the next generation, if it has the same server: an account is learnt once at a time.
+type learnerOf struct {
+	*bridge.Learner
+	server *backend.Pool
+}
+
+// learner returns what takes over the UIDLs of the old server, or nil if pop3.learn_from
 // is not set.
-func (g *generation) newLearner(b backends) *bridge.Learner {
-	pool := b.pop3[g.cfg.POP3.LearnFrom]
+func (g *generation) learner(b backends) *bridge.Learner {
+	pool, wait := b.pop3[g.cfg.POP3.LearnFrom], g.cfg.POP3.LearnWait
 	if pool == nil {
 		return nil
 	}
-	return &bridge.Learner{
-		Wait: g.cfg.POP3.LearnWait,
+	if known := g.pop3.learner; known.server == pool && known.Wait == wait {
+		return known.Learner
+	}
+	timeout := g.cfg.Timeouts.Backend
+	g.pop3.learner = learnerOf{server: pool, Learner: &bridge.Learner{
+		Wait: wait,
 		LogIn: func(ctx context.Context, l *proxy.Login) (bridge.OldMaildrop, error) {
 			conn, err := pool.LoginPOP3(ctx, l)
 			if err != nil {
 				return nil, err
 			}
-			return &oldMaildrop{conn: conn, server: oldserver.Server{Timeout: g.cfg.Timeouts.Backend}}, nil
+			return &oldMaildrop{conn: conn, server: oldserver.Server{Timeout: timeout}}, nil
 		},
-	}
+	}}
+	return g.pop3.learner.Learner
 }
 
 // An oldMaildrop is a session with the old server, just after the login.
@@ -37,13 +50,28 @@ type oldMaildrop struct {
 }
 
 // Carry implements bridge.OldMaildrop.
-func (o *oldMaildrop) Carry(ctx context.Context, in *bridge.Reader, f uidl.Format) (r *uidl.Record, old, found int, err error) {
+func (o *oldMaildrop) Carry(ctx context.Context, in *bridge.Reader, f uidl.Format, kept []byte, save func([]byte)) (r *uidl.Record, old, found int, err error) {
 	conn := o.conn
 	o.conn = nil
 	if o.session, err = o.server.Attach(ctx, conn); err != nil {
 		return nil, 0, 0, err
 	}
+	headers, err := oldserver.DecodeHeaders(kept)
+	if err != nil {
+		headers = new(oldserver.Headers) // there are none, or they are read again
+	}
+	known := headers.Len()
+	o.session.Keep(headers, func() { save(headers.Encode()) })
+	if err := o.session.Meanwhile(func() error { return in.List(ctx) }); err != nil {
+		return nil, 0, 0, err
+	}
 	record, report, err := oldserver.Carry(ctx, o.session, InboxOf(in), f, 0)
+	if err == nil && report.NotCopied() {
+		err = fmt.Errorf("%w: INBOX has %d messages, and none of the %d of the old server", bridge.ErrNotCopied, report.New, report.Old)
+	}
+	if err != nil && headers.Len() != known {
+		save(headers.Encode())
+	}
 	return record, report.Old, report.Found(), err
 }
 

@@ -21,7 +21,7 @@ func (g *generation) setPOP3() (err error) {
 	}
 	g.pop3.shared = map[string]sharedPOP3{}
 	if before := g.current.Load(); before != nil {
-		g.pop3.shared = maps.Clone(before.pop3.shared)
+		g.pop3.shared, g.pop3.learner = maps.Clone(before.pop3.shared), before.pop3.learner
 		if d := before.pop3.delay; d != nil && d.Every == c.LoginDelay {
 			g.pop3.delay = d
 		}

@@ -60,7 +60,7 @@ type Account struct {
 // Empty reports whether there is no stored data of the account.
 func (s *Account) Empty() bool {
 	return len(s.Ledger) == 0 && s.POP3.Record == nil && s.POP3.Listing == nil && s.POP3.Deleted == nil && s.POP3.Fingerprints == 0 &&
-		s.Networks == 0 && s.Damaged == ""
+		s.POP3.OldHeaders == 0 && s.Networks == 0 && s.Damaged == ""
 }
 
 // ExportAccount answers with all stored data of an account.
