@@ -198,9 +198,9 @@ func (m *model) tell(out *bufio.Writer) {
 
 func (m *model) fetch(out *bufio.Writer, args string) string {
 	set, _, _ := strings.Cut(args, " ")
-	result, sent := "OK x", 0
+	result, sent, among := "OK x", 0, uidSet(set, m.uidNext-1)
 	for n, mail := range slices.Clone(m.told) {
-		if !contains(set, mail.uid, m.uidNext-1) {
+		if !among(mail.uid) {
 			continue
 		}
 		if m.within != nil {
@@ -249,7 +249,10 @@ func (m *model) fetch(out *bufio.Writer, args string) string {
 }
 
 // contains reports whether uid is in set, for which last is the last message.
-func contains(set string, uid, last uint32) bool {
+func contains(set string, uid, last uint32) bool { return uidSet(set, last)(uid) }
+
+// uidSet returns what reports whether a UID is in set.
+func uidSet(set string, last uint32) func(uid uint32) bool {
 	number := func(s string) uint32 {
 		if s == "*" {
 			return last
@@ -257,6 +260,7 @@ func contains(set string, uid, last uint32) bool {
 		n, _ := strconv.ParseUint(s, 10, 32)
 		return uint32(n)
 	}
+	var ranges [][2]uint32
 	for part := range strings.SplitSeq(set, ",") {
 		first, second, isRange := strings.Cut(part, ":")
 		from := number(first)
@@ -264,11 +268,11 @@ func contains(set string, uid, last uint32) bool {
 		if isRange {
 			to = number(second)
 		}
-		if min(from, to) <= uid && uid <= max(from, to) {
-			return true
-		}
+		ranges = append(ranges, [2]uint32{min(from, to), max(from, to)})
 	}
-	return false
+	return func(uid uint32) bool {
+		return slices.ContainsFunc(ranges, func(r [2]uint32) bool { return r[0] <= uid && uid <= r[1] })
+	}
 }
 
 // take returns the commands since the last time, and the octets sent for them.
