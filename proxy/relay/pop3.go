@@ -21,6 +21,10 @@ const (
 	maxPOP3Pending = 16 << 10        // octets for the client that are gathered
 	maxPOP3Marks   = 1 << 20         // messages whose state is counted
 	lastAnswerTime = 5 * time.Second // for the server, after an operator has ended the session
+
+	// allLines is the number of lines from which TOP downloads a message: clients that
+	// keep mail on the server fetch it by TOP with a huge number.
+	allLines = 10_000
 )
 
 // POP3 is a proxy.Session with an old POP3 server. It reads commands and responses, because
@@ -62,6 +66,7 @@ const (
 type pop3Request struct {
 	keyword string // of proxy.POP3Commands or LAST; "": another one
 	number  int    // of a message; 0: none
+	lines   int    // of the text, for TOP
 	line    string // for the server; "": answer is the response
 	answer  string
 	invalid bool // counts as bad
@@ -118,6 +123,8 @@ func parsePOP3Request(line []byte) pop3Request {
 		}
 		if i == 0 {
 			r.number = int(n)
+		} else {
+			r.lines = int(n)
 		}
 	}
 	return r
@@ -405,14 +412,15 @@ func (s *POP3) passLines(r *pop3Request) error {
 		octets += int64(n)
 	}
 	octets -= end.Dots + int64(len(".\r\n"))
+	whole := r.keyword == "RETR" || r.keyword == "TOP" && r.lines >= allLines
+	if whole && s.marks[r.number]&markDownloaded == 0 {
+		s.mark(r.number, markDownloaded)
+		s.totals.Downloaded++
+		s.totals.Octets += octets
+	}
 	switch r.keyword {
 	case "RETR":
 		s.totals.Retrieved++
-		if s.marks[r.number]&markDownloaded == 0 {
-			s.mark(r.number, markDownloaded)
-			s.totals.Downloaded++
-			s.totals.Octets += octets
-		}
 		fallthrough
 	case "TOP":
 		s.observe(proxy.MessageSent{Command: r.keyword, Octets: octets})

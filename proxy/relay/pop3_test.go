@@ -71,6 +71,26 @@ func (s *pop3Fixture) waitEnd(t *testing.T, want error) {
 	}
 }
 
+// Criterion: behind an old POP3 server, a message that fetchmail downloads by TOP, to leave it there, counts as downloaded and left.
+func TestPOP3CountsTOPWithAllLinesAsADownload(t *testing.T) {
+	s := startPOP3(t, t.Context(), false)
+	dialogue := `
+		C: TOP 1 99999999
+		S- +OK\r\nSubject: x\r\n\r\nx\r\n.\r\n
+		C: TOP 2 5
+		S- +OK\r\nSubject: y\r\n\r\n.\r\n
+		C: QUIT
+		S: +OK bye
+		S: <EOF>
+	`
+	s.dialogue(t, dialogue, dialogue)
+	s.waitEnd(t, nil)
+	got := s.session.Totals()
+	if want := (proxy.Totals{Messages: got.Messages, Downloaded: 1, Octets: 17, Kept: 1}); got != want {
+		t.Errorf("Totals = %+v, want %+v", got, want)
+	}
+}
+
 // Criterion: behind an old POP3 server, commands and responses of a session pass through
 // octet for octet, and the log has what the session retrieved and deleted.
 func TestPOP3PassesASessionThrough(t *testing.T) {
