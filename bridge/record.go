@@ -211,6 +211,9 @@ func (p *recordPass) decide(ctx context.Context) error {
 		}
 		return p.newRecord(ctx)
 	}
+	if err := p.catchUp(ctx); err != nil {
+		return err
+	}
 	if p.uidsChanged() {
 		if err := p.load(ctx); err != nil {
 			return err
@@ -247,6 +250,24 @@ func (p *recordPass) newRecord(ctx context.Context) error {
 	p.record, p.changed = uidl.New(p.view.UIDValidity, p.session.backend.UIDL), true
 	p.record.Current().Since = today()
 	p.record.Supersede(p.stored.head, p.stored.names())
+	return nil
+}
+
+// catchUp opens INBOX again if its UIDNEXT was lower than that of the record. Another
+// session of the account, or the learning of its UIDLs, may have seen messages that came
+// since: then UIDNEXT is not lower now, and the UIDs have not changed.
+func (p *recordPass) catchUp(ctx context.Context) error {
+	s, g := p.session, p.record.Current()
+	if p.view.UIDValidity != g.UIDValidity || p.view.UIDNext == 0 || p.view.UIDNext >= g.UIDNext {
+		return nil
+	}
+	v, err := s.inbox.Open(ctx, s.backend.noUIDNext.Load())
+	if err != nil {
+		return err
+	}
+	if v.UIDValidity == g.UIDValidity && v.UIDNext >= g.UIDNext {
+		p.view.UIDNext = v.UIDNext
+	}
 	return nil
 }
 

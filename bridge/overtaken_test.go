@@ -1,0 +1,91 @@
+package bridge
+
+import (
+	"context"
+	"maps"
+	"testing"
+
+	"postern/proxy"
+	"postern/proxy/proxytest"
+)
+
+// A bucketWith calls before, once, before a value is read.
+type bucketWith struct {
+	Bucket
+	before func()
+}
+
+func (b *bucketWith) Get(ctx context.Context, key string) ([]byte, error) {
+	if f := b.before; f != nil {
+		b.before = nil
+		f()
+	}
+	return b.Bucket.Get(ctx, key)
+}
+
+// Criterion: a message that comes while two sessions of an account open INBOX, and that only the second one sees, changes no UIDL: the lower UIDNEXT of the first one is no change of UIDs.
+func TestASessionThatAnotherOneOvertakes(t *testing.T) {
+	m := newModel("")
+	m.deliver(3)
+	b, _, _, notices := m.bases(t)
+	before := shown(t, b)
+	*notices = nil
+	b.Record = &bucketWith{b.Record, func() {
+		m.deliver(1)
+		if ids := shown(t, b); len(ids) != 4 {
+			t.Errorf("the second session shows %v", ids)
+		}
+	}}
+	if got := shown(t, b); !maps.Equal(got, before) {
+		t.Errorf("the first session shows %v, want %v", got, before)
+	}
+	for _, n := range *notices {
+		t.Errorf("notice %s", n.Kind)
+	}
+	m.deliver(1)
+	if got := shown(t, b); len(got) != 5 || got[4] != "0000000400000007" || got[5] != "0000000500000007" {
+		t.Errorf("then there are %v", got)
+	}
+}
+
+// Criterion: mail that comes while the UIDLs of an old server are learnt changes no UIDL.
+func TestMailComesWhileUIDLsAreLearnt(t *testing.T) {
+	s, b := serve(t, learnable(2), learnable(1))
+	old := proxytest.StartPOP3Server(t)
+	old.SetMaildrop("alice", []proxytest.POP3Message{{UIDL: "one", Raw: learnable(1)}, {UIDL: "two", Raw: learnable(2)}})
+	learnFrom(b, old, nil)
+	logIn := b.Learner.LogIn
+	b.Learner.LogIn = func(ctx context.Context, l *proxy.Login) (OldMaildrop, error) {
+		if err := s.Append("alice", []byte(learnable(3))); err != nil {
+			t.Error(err)
+		}
+		return logIn(ctx, l)
+	}
+	r := run(t, b)
+	proxytest.Transcript(t, r.conn, `
+		C: UIDL
+		S: +OK *
+		S: 1 two
+		S: 2 one
+		S: .
+		C: QUIT
+		S: +OK *
+	`)
+	<-r.done
+	_ = r.session.Close()
+	if err := s.Append("alice", []byte(learnable(4))); err != nil {
+		t.Fatal(err)
+	}
+	proxytest.Transcript(t, run(t, b).conn, `
+		C: UIDL
+		S: +OK *
+		S: 1 two
+		S: 2 one
+		S: 3 0000000300000007
+		S: 4 0000000400000007
+		S: .
+	`)
+	if n := len(recordOf(t, b.Record, "alice").Generations); n != 1 {
+		t.Errorf("%d generations, want 1", n)
+	}
+}
