@@ -1,0 +1,726 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/textproto"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"postern/metrics/ledger"
+	"postern/proxy/proxytest"
+)
+
+// A migration moves accounts from an old server to Postern, wave by wave, while their
+// clients poll, mail is delivered, and another client expunges mail by IMAP.
+//
+// The old server is a Dovecot with POP3 and IMAP of one store; the new one has IMAP
+// alone. The accounts of the wave "same" stay in the old store, and the bridge reads them
+// there; those of the other waves are copied to the new store.
+type migration struct {
+	dir, config, routes string
+	pop3, imap          string // addresses of Postern
+	ca                  string
+	roots               *x509.CertPool
+	old, new            *proxytest.Dovecot
+	accounts            []*moving
+	pace                time.Duration // of one client, from poll to poll
+
+	postern *postern
+	polls   sync.RWMutex // held for reading in each poll
+}
+
+// A moving is an account that moves.
+type moving struct {
+	user
+	wave  string
+	habit string // of its client, as report pop3 calls it
+
+	program bool // the client is a real one
+
+	// mailbox is held by whoever changes the mailbox, so that nothing is lost between a
+	// copy and the switch: deliveries, expunges, and clients that delete.
+	mailbox sync.Mutex
+	store   *proxytest.Dovecot
+	poll    func() error
+
+	mu        sync.Mutex
+	delivered []string        // marks of the messages, in order
+	removed   map[string]bool // expunged by IMAP: a client may have come too late
+	fetched   map[string]int  // how often a message was downloaded, by its mark
+	polled    int             // polls without an error
+	failures  map[string]int  // the other ones, by error
+	longest   time.Duration   // of a poll
+}
+
+// mark is the header by which the test knows a message.
+const mark = "X-Mark: "
+
+// markOf returns the mark of a message.
+func markOf(raw []byte) string {
+	_, rest, _ := bytes.Cut(raw, []byte(mark))
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	return string(bytes.TrimSpace(line))
+}
+
+// deliver delivers a message to the store that has the account now.
+func (a *moving) deliver(t *testing.T) {
+	a.mailbox.Lock()
+	defer a.mailbox.Unlock()
+	a.mu.Lock()
+	id := fmt.Sprintf("%s-%d", a.name, len(a.delivered))
+	a.delivered = append(a.delivered, id)
+	size := len(a.delivered) * 37 % 5 * 100 // many are of equal size
+	a.mu.Unlock()
+	a.store.Deliver(t, a.name, fmt.Appendf(nil, "Return-Path: <a@example.org>\nMessage-ID: <%s@example.org>\n%s%s\n\n%s\n", id, mark, id, strings.Repeat("x", size)))
+}
+
+// download notes that the client has downloaded a message.
+func (a *moving) download(raw []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.fetched[markOf(raw)]++
+}
+
+// missing returns how many messages of the first n the client has not downloaded,
+// although they were there.
+func (a *moving) missing(n int) (missing int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, id := range a.delivered[:n] {
+		if a.fetched[id] == 0 && !a.removed[id] {
+			missing++
+		}
+	}
+	return missing
+}
+
+// downloads returns the number of downloads, and the marks of messages that were
+// downloaded more than once or never delivered.
+func (a *moving) downloads() (n int, wrong []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for id, times := range a.fetched {
+		if n += times; times > 1 || !slices.Contains(a.delivered, id) {
+			wrong = append(wrong, fmt.Sprintf("%q %d times", id, times))
+		}
+	}
+	return n, wrong
+}
+
+// visit polls once, and notes what came of it.
+func (a *moving) visit(m *migration) {
+	m.polls.RLock()
+	defer m.polls.RUnlock()
+	if a.habit != ledger.HabitLeaves {
+		a.mailbox.Lock()
+		defer a.mailbox.Unlock()
+	}
+	begun := time.Now()
+	err := a.poll()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.longest = max(a.longest, time.Since(begun))
+	if err == nil {
+		a.polled++
+		return
+	}
+	a.failures[err.Error()]++
+}
+
+// A poller is a client by script. It keeps to Thunderbird's rule: what has an unknown
+// unique id is downloaded, and an id that a listing does not show is forgotten at once.
+type poller struct {
+	m     *migration
+	a     *moving
+	stays int            // polls for which a message stays on the server; -1: for ever
+	known map[string]int // polls that have seen a message, by unique id
+}
+
+func (p *poller) poll() error {
+	c, err := p.m.dial(p.m.pop3)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	for _, command := range []string{"", "USER " + p.a.name, "PASS " + p.a.password, "UIDL"} {
+		if err := okay(c, command); err != nil {
+			return err
+		}
+	}
+	list, err := c.ReadDotLines()
+	if err != nil {
+		return errors.New("UIDL: lost")
+	}
+	shown := make(map[string]int, len(list))
+	for _, line := range list {
+		n, id, _ := strings.Cut(line, " ")
+		seen := p.known[id]
+		if seen == 0 {
+			err := okay(c, "RETR "+n)
+			if err != nil && strings.HasPrefix(err.Error(), "RETR: -ERR") && !strings.Contains(err.Error(), "[") {
+				continue // another client has just expunged it
+			}
+			if err != nil {
+				return err
+			}
+			raw, err := c.ReadDotBytes()
+			if err != nil {
+				return errors.New("RETR: lost")
+			}
+			p.a.download(raw)
+			p.known[id] = 1 // also if the session breaks now
+		}
+		shown[id] = seen + 1
+		if p.stays >= 0 && seen >= p.stays {
+			if err := okay(c, "DELE "+n); err != nil {
+				return err
+			}
+		}
+	}
+	if err := okay(c, "QUIT"); err != nil {
+		return err
+	}
+	p.known = shown
+	return nil
+}
+
+// dial connects to Postern.
+func (m *migration) dial(address string) (*textproto.Conn, error) {
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: patience}, Config: &tls.Config{RootCAs: m.roots, ServerName: "localhost"}}
+	conn, err := d.Dial("tcp", address)
+	if err != nil {
+		return nil, errors.New("no connection")
+	}
+	return textproto.NewConn(conn), conn.SetDeadline(time.Now().Add(2 * patience))
+}
+
+// okay sends a command, if there is one, and reads an answer. An error names the command
+// and has the answer without what differs from session to session.
+func okay(c *textproto.Conn, command string) error {
+	verb, _, _ := strings.Cut(command, " ")
+	if command != "" {
+		if err := c.PrintfLine("%s", command); err != nil {
+			return errors.New(verb + ": lost")
+		}
+	}
+	line, err := c.ReadLine()
+	if err != nil {
+		return errors.New(verb + ": lost")
+	}
+	if !strings.HasPrefix(line, "+OK") {
+		line, _, _ = strings.Cut(line, "(session")
+		return errors.New(verb + ": " + line)
+	}
+	return nil
+}
+
+// program returns the poll of a real client that puts each message into a file in dir.
+func (m *migration) program(a *moving, dir string, args ...string) func() error {
+	return func() error {
+		cmd := exec.Command("timeout", append([]string{"60"}, args...)...)
+		cmd.Dir, cmd.Env = dir, []string{"HOME=" + dir, "PATH=/usr/bin:/bin", "LC_ALL=C"}
+		err := cmd.Run()
+		paths, _ := filepath.Glob(filepath.Join(dir, "new", "*"))
+		for _, path := range paths {
+			raw, err := os.ReadFile(path)
+			if err == nil {
+				err = os.Remove(path)
+			}
+			if err != nil {
+				return err
+			}
+			a.download(raw)
+		}
+		if status := cmd.ProcessState.ExitCode(); err != nil && (args[0] != "fetchmail" || status != 1) { // 1: there was no mail
+			return fmt.Errorf("%s: exit status %d", args[0], status)
+		}
+		return nil
+	}
+}
+
+// fetchmail returns a poll of fetchmail, which leaves mail on the server.
+func (m *migration) fetchmail(t *testing.T, a *moving) func() error {
+	dir := t.TempDir()
+	maildir(t, dir)
+	rc := file(t, dir, "fetchmailrc", `
+poll localhost with protocol POP3 service `+port(t, m.pop3)+` timeout 60 uidl:
+  user "`+a.name+`" password "`+a.password+`"
+  ssl sslproto "TLS1.2+" sslcertck sslcertfile "`+m.ca+`"
+  keep no rewrite no dropdelivered
+  mda "cat > $(mktemp `+dir+`/new/XXXXXX)"
+`)
+	return m.program(a, dir, "fetchmail", "--nosyslog", "--fetchmailrc", rc, "--idfile", dir+"/ids", "--pidfile", dir+"/pid")
+}
+
+// mpop returns a poll of mpop, which leaves mail on the server.
+func (m *migration) mpop(t *testing.T, a *moving) func() error {
+	dir := t.TempDir()
+	maildir(t, dir)
+	rc := file(t, dir, "mpoprc", `
+account default
+host localhost
+port `+port(t, m.pop3)+`
+tls on
+tls_starttls off
+tls_trust_file `+m.ca+`
+timeout 60
+user `+a.name+`
+password `+a.password+`
+delivery maildir `+dir+`
+received_header off
+uidls_file `+dir+`/uidls
+`)
+	return m.program(a, dir, "mpop", "--quiet", "--file", rc, "--keep=on")
+}
+
+// newMigration starts the servers and a Postern with all accounts at the old server. Seven
+// of ten accounts are in the wave "same": of 20 accounts, as many as put the brake on.
+func newMigration(t *testing.T, n int) *migration {
+	t.Helper()
+	m := &migration{dir: t.TempDir(), pop3: proxytest.FreeAddress(t), imap: proxytest.FreeAddress(t), roots: x509.NewCertPool()}
+	m.pace = time.Duration(n) * 40 * time.Millisecond
+	passwords := map[string]string{}
+	for i := range n {
+		u := user{name: fmt.Sprintf("w%03d", i), password: newSecret()}
+		passwords[u.name] = u.password
+		a := &moving{user: u, habit: ledger.HabitLeaves, removed: map[string]bool{}, fetched: map[string]int{}, failures: map[string]int{}}
+		a.wave = []string{"same", "same", "same", "first", "second", "same", "same", "same", "first", "same"}[i%10]
+		m.accounts = append(m.accounts, a)
+	}
+	many := quick + "mail_max_userip_connections = 50\nservice imap {\n  process_limit = 1000\n}\nservice imap-login {\n  process_limit = 1000\n}\n"
+	m.old = proxytest.StartDovecot(t, proxytest.DovecotOptions{
+		Users: passwords, POP3: true, Config: many + "service pop3 {\n  process_limit = 1000\n}\nservice pop3-login {\n  process_limit = 1000\n}\n",
+	})
+	m.new = proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: passwords, Config: many})
+
+	cert, key, ca := proxytest.CertFiles(t)
+	m.ca = ca
+	pem, err := os.ReadFile(ca)
+	must(t, err)
+	m.roots.AppendCertsFromPEM(pem)
+	m.routes = filepath.Join(m.dir, "accounts")
+	m.config = file(t, m.dir, "postern.yaml", fmt.Sprintf(`
+hostname: mail.example.org
+listeners:
+  - {protocol: imap, address: %q}
+  - {protocol: pop3, address: %q}
+tls: {certificates: [{cert: %q, key: %q}]}
+backends:
+  old:
+    imap: {address: %q, ca: %[6]q, server_name: localhost}
+    pop3: {address: %[7]q, ca: %[6]q, server_name: localhost}
+  new:
+    imap: {address: %[8]q, ca: %[9]q, server_name: localhost}
+routes:
+  - {file: %[10]q, backend: new}
+  - {backend: new}
+pop3: {old_server: old, learn_from: old}
+state: {path: %[11]q}
+trusted_networks: [127.0.0.0/8]
+metrics: {address: "127.0.0.1:0"}
+log: {format: json}
+`, m.imap, m.pop3, cert, key, m.old.IMAPS, m.old.CA, m.old.POP3S, m.new.IMAPS, m.new.CA, m.routes, filepath.Join(m.dir, "state")))
+
+	for i, a := range m.accounts {
+		a.store = m.old
+		p := &poller{m: m, a: a, stays: -1, known: map[string]int{}}
+		a.poll = p.poll
+		switch i {
+		case 0, 3:
+			a.program, a.poll = true, m.fetchmail(t, a)
+		case 1, 4:
+			a.program, a.poll = true, m.mpop(t, a)
+		case 5, 8:
+			a.habit, p.stays = ledger.HabitDeletes, 0
+		case 6, 13, 14:
+			a.habit, p.stays = ledger.HabitLater, 1
+		}
+		for range 5 {
+			a.deliver(t)
+		}
+	}
+	m.route(t, func(*moving) string { return "old pop3=passthrough" })
+	m.start(t)
+	return m
+}
+
+// start starts Postern.
+func (m *migration) start(t *testing.T) {
+	t.Helper()
+	m.postern = newPostern(t.TempDir(), m.ca)
+	m.postern.start(t, m.config)
+	m.postern.listens(t, 2)
+}
+
+// route writes the routes' file: for each account, what comes behind its name.
+func (m *migration) route(t *testing.T, line func(*moving) string) {
+	t.Helper()
+	var b strings.Builder
+	for _, a := range m.accounts {
+		fmt.Fprintf(&b, "%s  %s\n", a.name, line(a))
+	}
+	must(t, os.WriteFile(m.routes+".new", []byte(b.String()), 0o600))
+	must(t, os.Rename(m.routes+".new", m.routes))
+}
+
+// reroute changes the lines of a wave, and waits until Postern has read them.
+func (m *migration) reroute(t *testing.T, wave, line string) {
+	t.Helper()
+	lines := map[string]string{}
+	for text := range strings.Lines(content(t, m.routes)) {
+		name, line, _ := strings.Cut(strings.TrimSpace(text), "  ")
+		lines[name] = line
+	}
+	loaded := len(m.postern.logged(t, "file loaded"))
+	m.route(t, func(a *moving) string {
+		if a.wave == wave {
+			return line
+		}
+		return lines[a.name]
+	})
+	within(t, patience, "the routes are read again", func() bool { return len(m.postern.logged(t, "file loaded")) > loaded })
+}
+
+// of returns the accounts of a wave.
+func (m *migration) of(wave string) (all []*moving) {
+	for _, a := range m.accounts {
+		if a.wave == wave {
+			all = append(all, a)
+		}
+	}
+	return all
+}
+
+// move copies the mailboxes of a wave to another store and sends their mail and their
+// clients there.
+func (m *migration) move(t *testing.T, wave string, to *proxytest.Dovecot, line string) {
+	t.Helper()
+	accounts := m.of(wave)
+	for _, a := range accounts {
+		a.mailbox.Lock()
+		if a.store != to {
+			synchronise(t, a.name, a.store, to)
+		}
+	}
+	m.reroute(t, wave, line)
+	for _, a := range accounts {
+		a.store = to
+		a.mailbox.Unlock()
+	}
+}
+
+// synchronise makes the mailbox in one store that of the other, as a program does that
+// speaks IMAP and keeps dates: what is missing is added, in another order, and what has
+// gone is removed.
+func synchronise(t *testing.T, name string, from, to *proxytest.Dovecot) {
+	t.Helper()
+	want, have := messagesOf(t, from, name), messagesOf(t, to, name)
+	for id, m := range have {
+		if _, ok := want[id]; !ok {
+			must(t, os.Remove(m.path))
+		}
+	}
+	for id, m := range want { // in the order of a map: any
+		if _, ok := have[id]; !ok {
+			must(t, os.Chtimes(to.Deliver(t, name, m.raw), m.date, m.date))
+		}
+	}
+}
+
+// A storedMessage is a file in a maildir.
+type storedMessage struct {
+	path string
+	raw  []byte
+	date time.Time // INTERNALDATE
+}
+
+// messagesOf returns the messages in a mailbox by their marks. Servers rename files
+// meanwhile.
+func messagesOf(t *testing.T, d *proxytest.Dovecot, name string) map[string]storedMessage {
+	t.Helper()
+	for {
+		all, err := map[string]storedMessage{}, error(nil)
+		for _, path := range append(glob(t, filepath.Join(d.Store, name, "Maildir", "cur", "*")), glob(t, filepath.Join(d.Store, name, "Maildir", "new", "*"))...) {
+			var f os.FileInfo
+			if f, err = os.Stat(path); err != nil {
+				break
+			}
+			var raw []byte
+			if raw, err = os.ReadFile(path); err != nil {
+				break
+			}
+			all[markOf(raw)] = storedMessage{path, raw, f.ModTime()}
+		}
+		if err == nil {
+			return all
+		}
+		if !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// begin lets all clients poll, mail come, and another client expunge, until the end of the
+// test.
+func (m *migration) begin(t *testing.T) {
+	done := make(chan struct{})
+	var workers sync.WaitGroup
+	t.Cleanup(func() {
+		close(done)
+		workers.Wait()
+	})
+	repeat := func(every time.Duration, work func()) {
+		workers.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				case <-time.After(every/2 + rand.N(every)):
+					work()
+				}
+			}
+		})
+	}
+	for _, a := range m.accounts {
+		repeat(m.pace, func() { a.visit(m) })
+	}
+	one := func() *moving { return m.accounts[rand.IntN(len(m.accounts))] }
+	repeat(100*time.Millisecond, func() { one().deliver(t) })
+	repeat(500*time.Millisecond, func() { m.expunge(t, one()) })
+}
+
+// expunge expunges one of the messages of an account by IMAP, through Postern.
+func (m *migration) expunge(t *testing.T, a *moving) {
+	a.mailbox.Lock()
+	defer a.mailbox.Unlock()
+	a.mu.Lock()
+	id := a.delivered[rand.IntN(len(a.delivered))]
+	a.removed[id] = true // whatever becomes of it now
+	a.mu.Unlock()
+	c, err := m.dial(m.imap)
+	if err != nil {
+		return // Postern is away
+	}
+	defer func() { _ = c.Close() }()
+	found := ""
+	for i, command := range []string{
+		"LOGIN " + a.name + " " + a.password, "SELECT INBOX", "UID SEARCH HEADER X-Mark " + id, "", "", "LOGOUT",
+	} {
+		if i == 3 || i == 4 {
+			if found == "" {
+				continue
+			}
+			command = map[int]string{3: "UID STORE " + found + ` +FLAGS.SILENT (\Deleted)`, 4: "UID EXPUNGE " + found}[i]
+		}
+		tag := "a" + strconv.Itoa(i)
+		if c.PrintfLine("%s %s", tag, command) != nil {
+			return
+		}
+		for {
+			line, err := c.ReadLine()
+			if err != nil || strings.HasPrefix(line, tag+" NO") || strings.HasPrefix(line, "* BYE") {
+				return // a server is away
+			}
+			if uids, ok := strings.CutPrefix(line, "* SEARCH "); ok { // "w1-2" is found in "w1-21", too
+				found, _, _ = strings.Cut(uids, " ")
+				if strings.Contains(uids, " ") {
+					found = ""
+				}
+			}
+			if strings.HasPrefix(line, tag+" ") {
+				break
+			}
+		}
+	}
+}
+
+// settle waits until each client has polled twice from now on, and has downloaded what is
+// there. No message may have been downloaded twice. settle returns how many polls were
+// refused temporarily since it was called before.
+func (m *migration) settle(t *testing.T, step string, limit time.Duration) (refused int) {
+	t.Helper()
+	begun := time.Now()
+	polled, delivered := make([]int, len(m.accounts)), make([]int, len(m.accounts))
+	for i, a := range m.accounts {
+		a.mu.Lock()
+		polled[i], delivered[i] = a.polled, len(a.delivered)
+		a.mu.Unlock()
+	}
+	for i, a := range m.accounts {
+		settled := func() bool {
+			a.mu.Lock()
+			polls := a.polled - polled[i]
+			a.mu.Unlock()
+			return polls >= 2 && a.missing(delivered[i]) == 0
+		}
+		for ; !settled(); time.Sleep(20 * time.Millisecond) {
+			if time.Since(begun) > limit {
+				t.Errorf("%s: after %v %s (wave %s, %s) misses %d messages", step, limit, a.name, a.wave, a.habit, a.missing(delivered[i]))
+				break
+			}
+		}
+	}
+	downloads, failures := 0, map[string]int{}
+	longest, of := time.Duration(0), ""
+	for _, a := range m.accounts {
+		n, wrong := a.downloads()
+		downloads += n
+		for _, w := range wrong {
+			t.Errorf("%s: %s (wave %s, %s) has downloaded %s", step, a.name, a.wave, a.habit, w)
+		}
+		a.mu.Lock()
+		if a.longest > longest {
+			longest, of = a.longest, a.name
+		}
+		a.longest = 0
+		for text, n := range a.failures {
+			failures[text] += n
+			if strings.Contains(text, "[SYS/TEMP]") {
+				refused += n
+			}
+		}
+		clear(a.failures)
+		a.mu.Unlock()
+	}
+	t.Logf("%s: %d messages downloaded; longest poll %v, of %s; refused polls and other errors: %v; %v", step, downloads,
+		longest.Round(time.Millisecond), of, failures, time.Since(begun).Round(10*time.Millisecond))
+	if t.Failed() {
+		t.FailNow()
+	}
+	return refused
+}
+
+// wantReport compares what postern report pop3 says with the truth, while no client polls.
+func (m *migration) wantReport(t *testing.T, step string) {
+	t.Helper()
+	m.polls.Lock()
+	defer m.polls.Unlock()
+	wrong := map[string]string{}
+	right := func() bool {
+		clear(wrong)
+		entries := map[string]usage{}
+		d := json.NewDecoder(strings.NewReader(run(t, m.dir, nil, []string{"postern", "report", "pop3", "--json", "--config", m.config})))
+		for {
+			var u usage
+			if err := d.Decode(&u); err == io.EOF {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			entries[u.Account] = u
+		}
+		for _, a := range m.accounts {
+			u, ok := entries[a.name]
+			n, _ := a.downloads()
+			switch {
+			case !ok || u.Sessions == nil:
+				wrong[a.name] = "not there"
+			case u.Sessions.Habit != a.habit:
+				wrong[a.name] = fmt.Sprintf("habit %s, want %s", u.Sessions.Habit, a.habit)
+			case u.Sessions.Messages < int64(n), u.Sessions.Messages > int64(n) && !a.program: // mpop drops what comes behind a message that has just been expunged
+				wrong[a.name] = fmt.Sprintf("%d messages, want %d", u.Sessions.Messages, n)
+			}
+		}
+		if len(entries) != len(m.accounts) {
+			wrong["all"] = fmt.Sprintf("%d accounts, want %d", len(entries), len(m.accounts))
+		}
+		return len(wrong) == 0
+	}
+	for deadline := time.Now().Add(patience / 3); !right() && time.Now().Before(deadline); { // sessions end a moment after QUIT
+		time.Sleep(100 * time.Millisecond)
+	}
+	for _, name := range slices.Sorted(maps.Keys(wrong)) {
+		t.Errorf("%s: report pop3 of %s: %s", step, name, wrong[name])
+	}
+}
+
+// command runs a command of postern and returns what it prints.
+func (m *migration) command(t *testing.T, args ...string) string {
+	t.Helper()
+	return run(t, m.dir, nil, append(append([]string{"postern"}, args...), "--config", m.config))
+}
+
+// brake reports whether the brake of a backend is on.
+func (m *migration) brake(t *testing.T, backend string) bool {
+	t.Helper()
+	values, _ := m.postern.scrape(t)
+	return values[`postern_pop3_brake{backend="`+backend+`"}`] == "1"
+}
+
+// Criterion: While accounts move in waves from an old POP3 server to Postern - passed through, bridged in the same store, copied to another one, back and forth - with Postern and both servers restarted in between, clients that poll all the time (fetchmail, mpop, scripts) download each message once, and miss none; report pop3 is right at each step.
+func TestMigrationInWaves(t *testing.T) {
+	proxytest.Need(t, "fetchmail", "mpop", "dovecot", "/usr/lib/dovecot/imap", "/usr/lib/dovecot/pop3")
+	if os.Getuid() != 0 && os.Getenv("POSTERN_ALL") != "1" {
+		t.Skip("needs root: the mail servers change their user")
+	}
+	t.Parallel()
+	n := 20
+	if more, err := strconv.Atoi(os.Getenv("POSTERN_WAVES")); err == nil {
+		n = more
+	}
+	m := newMigration(t, n)
+	limit := 3*patience + 10*m.pace
+	m.begin(t)
+	step := func(name string) (refused int) {
+		t.Helper()
+		refused = m.settle(t, name, limit)
+		m.wantReport(t, name)
+		return refused
+	}
+	step("passed through")
+
+	m.postern.stop(t)
+	m.start(t)
+	m.old.Stop(t)
+	m.old.Start(t)
+	step("passed through after restarts")
+
+	m.reroute(t, "same", "old pop3=bridge")
+	step("bridged in the same store")
+	m.move(t, "first", m.new, "new pop3=bridge")
+	step("the first wave is copied")
+
+	m.postern.stop(t)
+	m.start(t)
+	m.new.Stop(t)
+	m.new.Start(t)
+	m.old.Stop(t)
+	m.old.Start(t)
+	step("bridged after restarts")
+
+	m.reroute(t, "same", "old pop3=passthrough")
+	step("the same store again by the old server")
+	m.reroute(t, "same", "old pop3=bridge")
+	m.move(t, "second", m.new, "new pop3=bridge")
+	step("bridged again, and the second wave is copied")
+
+	m.command(t, "uidl", "accept", "new", "--for", "1h")
+	m.move(t, "same", m.new, "new pop3=bridge")
+	if refused := step("all are copied"); refused > 0 || m.brake(t, "new") {
+		t.Errorf("a wave that was announced: %d polls were refused, brake %v", refused, m.brake(t, "new"))
+	}
+
+	m.move(t, "same", m.old, "old pop3=bridge") // and nobody has announced it
+	within(t, limit, "the brake is on", func() bool { return m.brake(t, "old") })
+	time.Sleep(2 * m.pace)
+	m.command(t, "uidl", "accept", "old")
+	if refused := step("copied back, and accepted late"); refused == 0 || m.brake(t, "old") {
+		t.Errorf("a wave that was not announced, and then accepted: %d polls were refused, brake %v", refused, m.brake(t, "old"))
+	}
+}
