@@ -31,6 +31,11 @@ type POP3Server interface {
 
 // Login implements proxy.Backend.
 func (b *POP3) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) {
+	return b.LoginWatched(ctx, l, nil)
+}
+
+// LoginWatched is Login for a session that w watches; nil: nobody does.
+func (b *POP3) LoginWatched(ctx context.Context, l *proxy.Login, w relay.POP3Watcher) (proxy.Session, error) {
 	conn, err := b.Server.LoginPOP3(ctx, l)
 	if err != nil {
 		return nil, err
@@ -38,6 +43,7 @@ func (b *POP3) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error)
 	l.Secret.Clear()
 	return &relay.POP3{
 		BackendName: b.Server.name(), Conn: conn, Pipelining: conn.pipelining, Client: l.Client, Idle: b.Idle, Timeout: b.Timeout, Observer: b.Observer,
+		Watcher: w,
 	}, nil
 }
 

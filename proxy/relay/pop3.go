@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -25,7 +26,29 @@ const (
 	// allLines is the number of lines from which TOP downloads a message: clients that
 	// keep mail on the server fetch it by TOP with a huge number.
 	allLines = 10_000
+
+	// askTime is the time before QUIT in which commands of a POP3Watcher are sent.
+	askTime = 50 * time.Millisecond
 )
+
+// A POP3Watcher sees what an old POP3 server shows of a maildrop. Its methods are called in
+// the goroutine of the session, and must not wait.
+type POP3Watcher interface {
+	// Response is called for each response to LIST, UIDL, RETR and TOP. number is 0 if the
+	// command was for all messages. The lines that follow a +OK are written to the writer,
+	// as they are on the wire, with the "." at their end; nil: they are not needed.
+	Response(keyword string, number int, ok bool) io.Writer
+
+	// Ask returns up to most commands that are sent to the server when the client has sent
+	// QUIT, and before QUIT is forwarded: LIST or UIDL for all messages, or TOP. It is
+	// called again while there is time. A session that has marked messages asks nothing:
+	// it must not be lost before the server has deleted them.
+	Ask(most int) []string
+
+	// Quit is called when QUIT was answered, or the server is lost. The server has deleted
+	// the messages with these numbers, if ok; else nobody knows.
+	Quit(ok bool, deleted []int)
+}
 
 // POP3 is a proxy.Session with an old POP3 server. It reads commands and responses, because
 // only the command says whether the response has one line or many, and forwards the commands
@@ -42,6 +65,7 @@ type POP3 struct {
 	Idle        time.Duration  // longest silence of the client; 0: proxy.DefaultPOP3Idle
 	Timeout     time.Duration  // longest silence of the server within a response; 0: proxy.DefaultReply
 	Observer    proxy.Observer // nil: events are dropped
+	Watcher     POP3Watcher    // nil: none
 
 	client *proxy.Conn // set by Run
 	out    []byte      // for the client
@@ -277,9 +301,22 @@ func (s *POP3) readRequest(deadline time.Time) (pop3Request, error) {
 	return parsePOP3Request(line), nil
 }
 
-// answer sends the commands to the server and passes the responses on. An error ends the
-// session: proxy.ErrQuit after the response to QUIT.
+// answer answers the commands. An error ends the session: proxy.ErrQuit after the response
+// to QUIT.
 func (s *POP3) answer(requests []pop3Request) error {
+	before := len(requests) - 1
+	if s.Watcher == nil || before < 0 || requests[before].keyword != "QUIT" || requests[before].line == "" {
+		return s.forward(requests)
+	}
+	if err := s.forward(requests[:before]); err != nil {
+		return err
+	}
+	s.ask()
+	return s.forward(requests[before:])
+}
+
+// forward sends the commands to the server and passes the responses on.
+func (s *POP3) forward(requests []pop3Request) error {
 	var lines strings.Builder
 	for i := range requests {
 		if requests[i].line != "" {
@@ -345,8 +382,8 @@ func (s *POP3) pass(r *pop3Request) (ok bool, err error) {
 		return s.passCapabilities(r, line)
 	}
 	s.out = append(s.out, line...)
-	if r.many() && ok {
-		err = s.passLines(r)
+	if lines := s.watch(r, ok); r.many() && ok {
+		err = s.passLines(r, lines)
 	}
 	if err == nil {
 		err = s.count(r, ok)
@@ -368,12 +405,10 @@ func (s *POP3) count(r *pop3Request, ok bool) error {
 	switch {
 	case r.keyword == "QUIT":
 		s.quit = true
-		for _, m := range s.marks {
-			if ok && m&markDeleted != 0 {
-				s.totals.Deleted++
-			}
-		}
-		if !ok {
+		s.watchQuit(ok)
+		if ok {
+			s.totals.Deleted = len(s.marked())
+		} else {
 			s.observe(proxy.UpdateFailed{Client: s.Client, Stage: proxy.StageExpunge, Err: errors.New("the server answered QUIT with -ERR")})
 		}
 		return proxy.ErrQuit
@@ -387,31 +422,37 @@ func (s *POP3) count(r *pop3Request, ok bool) error {
 	return nil
 }
 
+// marked returns the numbers of the messages that DELE has marked.
+func (s *POP3) marked() (numbers []int) {
+	for n, m := range s.marks {
+		if m&markDeleted != 0 {
+			numbers = append(numbers, n)
+		}
+	}
+	return numbers
+}
+
 func (s *POP3) mark(number int, m pop3Mark) {
 	if _, known := s.marks[number]; known || len(s.marks) < maxPOP3Marks {
 		s.marks[number] |= m
 	}
 }
 
-// passLines passes the lines behind the first one on, while they come.
-func (s *POP3) passLines(r *pop3Request) error {
-	var end wire.POP3End
-	octets, done := int64(0), false
-	for !done {
-		if s.r == s.w {
-			if err := s.fill(s.timeout()); err != nil {
-				return s.cut(r, err)
-			}
+// passLines passes the lines behind the first one on, while they come. watcher gets them,
+// too, unless it is nil.
+func (s *POP3) passLines(r *pop3Request, watcher io.Writer) error {
+	octets, err := s.readLines(func(some []byte) error {
+		if watcher != nil {
+			_, _ = watcher.Write(some)
 		}
-		var n int
-		n, done = end.Scan(s.in[s.r:s.w])
-		if err := s.write(s.in[s.r : s.r+n]); err != nil {
-			return err
-		}
-		s.r += n
-		octets += int64(n)
+		return s.write(some)
+	})
+	if errors.Is(err, proxy.ErrClientClosed) {
+		return err
 	}
-	octets -= end.Dots + int64(len(".\r\n"))
+	if err != nil {
+		return s.cut(r, err)
+	}
 	whole := r.keyword == "RETR" || r.keyword == "TOP" && r.lines >= allLines
 	if whole && s.marks[r.number]&markDownloaded == 0 {
 		s.mark(r.number, markDownloaded)
@@ -424,6 +465,101 @@ func (s *POP3) passLines(r *pop3Request) error {
 		fallthrough
 	case "TOP":
 		s.observe(proxy.MessageSent{Command: r.keyword, Octets: octets})
+	}
+	return nil
+}
+
+// readLines reads the lines behind the first one, gives them to pass while they come, and
+// returns the octets of what they carry: without dots that were added, and the ".".
+func (s *POP3) readLines(pass func([]byte) error) (octets int64, err error) {
+	var end wire.POP3End
+	for done := false; !done; {
+		if s.r == s.w {
+			if err := s.fill(s.timeout()); err != nil {
+				return 0, err
+			}
+		}
+		var n int
+		n, done = end.Scan(s.in[s.r:s.w])
+		if err := pass(s.in[s.r : s.r+n]); err != nil {
+			return 0, err
+		}
+		s.r += n
+		octets += int64(n)
+	}
+	return octets - end.Dots - int64(len(".\r\n")), nil
+}
+
+// watch tells the watcher of a response, and returns where its lines go.
+func (s *POP3) watch(r *pop3Request, ok bool) io.Writer {
+	if s.Watcher == nil {
+		return nil
+	}
+	switch r.keyword {
+	case "LIST", "UIDL", "RETR", "TOP":
+		return s.Watcher.Response(r.keyword, r.number, ok)
+	}
+	return nil
+}
+
+func (s *POP3) watchQuit(ok bool) {
+	if s.Watcher != nil {
+		s.Watcher.Quit(ok, s.marked())
+	}
+}
+
+// ask sends what the watcher asks, for askTime. It begins with one command, so that a slow
+// server gets no second one; a fast server with PIPELINING gets more and more together. An
+// error shows again at QUIT.
+func (s *POP3) ask() {
+	if len(s.marked()) > 0 {
+		return
+	}
+	end := time.Now().Add(askTime)
+	for most := 1; ; {
+		begun := time.Now()
+		commands := s.Watcher.Ask(most)
+		if len(commands) == 0 || s.askAll(commands) != nil {
+			return
+		}
+		took := time.Since(begun)
+		if s.Pipelining {
+			took, most = 2*took, min(2*most, maxPOP3Batch)
+		}
+		if time.Now().Add(took).After(end) {
+			return
+		}
+	}
+}
+
+// askAll sends commands and reads the responses, which the client does not get.
+func (s *POP3) askAll(commands []string) error {
+	if err := s.send(strings.Join(commands, "\r\n") + "\r\n"); err != nil {
+		return err
+	}
+	for _, command := range commands {
+		r := parsePOP3Request([]byte(command + "\r\n"))
+		line, err := s.readLine(s.timeout())
+		if err != nil {
+			return err
+		}
+		ok, err := parsePOP3Response(line)
+		if err != nil {
+			return err
+		}
+		lines := s.watch(&r, ok)
+		if !ok {
+			continue
+		}
+		_, err = s.readLines(func(some []byte) error {
+			if lines != nil {
+				_, _ = lines.Write(some)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -460,6 +596,7 @@ func (s *POP3) lost(r *pop3Request, err error) error {
 	if r.keyword == "QUIT" {
 		text = "The mail server did not confirm that it has deleted messages"
 		s.observe(proxy.UpdateFailed{Client: s.Client, Stage: proxy.StageExpunge, Err: err})
+		s.watchQuit(false)
 	}
 	s.temporary(text)
 	return fmt.Errorf("%w: %s: %w", proxy.ErrBackendClosed, r.keyword, err)
