@@ -38,6 +38,11 @@ func (b *Backend) Read(ctx context.Context, l *proxy.Login) (*Reader, error) {
 	return r, nil
 }
 
+// OpenReader logs l in. The Reader has no messages, and INBOX is not open, before List.
+func (b *Backend) OpenReader(ctx context.Context, l *proxy.Login) (*Reader, error) {
+	return b.logInReader(ctx, l)
+}
+
 func (b *Backend) logInReader(ctx context.Context, l *proxy.Login) (*Reader, error) {
 	conn, capabilities, err := b.LogIn(ctx, l)
 	if err != nil {
@@ -46,7 +51,7 @@ func (b *Backend) logInReader(ctx context.Context, l *proxy.Login) (*Reader, err
 	return &Reader{inbox: inbox.New(conn, capabilities, inbox.Options{Timeout: b.timeout(), Keyword: hidden, Client: l.Client, Observe: b.observe})}, nil
 }
 
-// List lists INBOX, once. A listing that differs from EXISTS is an error.
+// List opens INBOX and lists it, once. A listing that differs from EXISTS is an error.
 func (r *Reader) List(ctx context.Context) error {
 	v, err := r.inbox.Open(ctx, false)
 	if err != nil {

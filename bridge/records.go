@@ -100,6 +100,35 @@ func Add(ctx context.Context, bucket Bucket, r AccountRecord) (added bool, err e
 	return added && err == nil, err
 }
 
+// Learn completes the record of an account by fresh, which was made from what an old
+// server shows of its INBOX, and returns the number of UIDLs that are new in the record.
+// If the account has no record, fresh becomes its record. UIDLs that the record has stay.
+func Learn(ctx context.Context, bucket Bucket, account string, fresh *uidl.Record) (n int, err error) {
+	if err := fresh.Check(); err != nil {
+		return 0, fmt.Errorf("learn UIDLs of %s: %w", account, err)
+	}
+	err = changeRecord(ctx, bucket, account, func(st stored) (*uidl.Record, error) {
+		if st.head == nil && len(st.blocks) == 0 {
+			n = len(fresh.Current().Entries)
+			return fresh.Clone(), nil
+		}
+		record, err := uidl.Decode(st.head, st.blocks)
+		if err != nil {
+			return nil, fmt.Errorf("record of %s: %w", account, err)
+		}
+		var changed bool
+		if n, changed = record.Learn(fresh, today()); !changed {
+			return nil, nil
+		}
+		return record, record.Check()
+	})
+	return n, err
+}
+
+// ShadowKey returns the key under which package shadow keeps what it knows of an account
+// in the cache.
+func ShadowKey(account string) string { return key(account) + "\x00shadow" }
+
 // changeRecord replaces the record of an account by the result of makes, unless the
 // result is nil. It tries up to three times if others write the record meanwhile.
 func changeRecord(ctx context.Context, bucket Bucket, account string, makes func(stored) (*uidl.Record, error)) error {

@@ -363,8 +363,10 @@ func (m *mistakes) checkRouted(r Route) {
 		switch l.Protocol {
 		case "imap":
 		case "pop3":
-			if cmp.Or(r.POP3Mode, m.cfg.POP3.At(l).Mode) == ModePassthrough {
-				part, there = "pop3", m.cfg.OldServer(r.Backend) != ""
+			mode := cmp.Or(r.POP3Mode, m.cfg.POP3.At(l).Mode)
+			old := m.cfg.OldServer(r.Backend) != ""
+			if mode == ModePassthrough || mode == ModeShadow && !old {
+				part, there = "pop3", old
 				advice = "; write it, or the name of a backend that has one in pop3.old_server"
 			} else if b.POP3 != nil {
 				advice = "; if the old POP3 server is to answer, write pop3_mode: passthrough in the route, or pop3.mode: passthrough"

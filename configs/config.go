@@ -66,7 +66,7 @@ type Listener struct {
 // A Backend is a mail server behind Postern. A part that is nil is not there.
 type Backend struct {
 	IMAP       *Server `yaml:"imap"`
-	POP3       *Server `yaml:"pop3"` // an old POP3 server, which answers POP3 clients in the mode passthrough
+	POP3       *Server `yaml:"pop3"` // an old POP3 server, which answers POP3 clients in the modes passthrough and shadow
 	Submission *Server `yaml:"submission"`
 }
 
@@ -124,7 +124,7 @@ type Route struct {
 	File    string `yaml:"file"`    // accounts, domains, *; read again when it changes
 	Domain  string `yaml:"domain"`
 
-	POP3Mode string `yaml:"pop3_mode"` // bridge or passthrough, unless a line of File or Hook says it; "": as the listener
+	POP3Mode string `yaml:"pop3_mode"` // bridge, passthrough or shadow, unless a line of File or Hook says it; "": as the listener
 
 	Hook    string        `yaml:"hook"`    // an http or https URL that is asked
 	Timeout time.Duration `yaml:"timeout"` // of Hook; 0: 2s
@@ -196,7 +196,7 @@ type Timeouts struct {
 
 // POP3 is who answers POP3 clients, and how the bridge shows a mailbox.
 type POP3 struct {
-	Mode                   string `yaml:"mode"`                    // bridge: Postern, from the IMAP server; passthrough: the old POP3 server
+	Mode                   string `yaml:"mode"`                    // bridge: Postern, from the IMAP server; passthrough: the old POP3 server; shadow: the old one, and the bridge compares
 	OldServer              string `yaml:"old_server"`              // the backend whose pop3 server is the old one of backends that have none; "": none
 	LearnFrom              string `yaml:"learn_from"`              // the backend whose pop3 server is asked for an account's unique ids at its first session; "": none
 	UIDL                   string `yaml:"uidl"`                    // the form of unique ids: a name, or Dovecot's pop3_uidl_format
@@ -211,6 +211,7 @@ type POP3 struct {
 	UTF8                   bool   `yaml:"utf8"`                    // RFC 6856: messages with headers in UTF-8 are for clients that say UTF8
 
 	LearnWait  time.Duration `yaml:"learn_wait"`  // how long a client waits for that
+	Shadow     Shadow        `yaml:"shadow"`      // what the mode shadow may do at a time
 	LoginDelay time.Duration `yaml:"login_delay"` // between two logins of an account, RFC 2449 section 6.5; 0: none
 }
 
@@ -264,7 +265,7 @@ func defaults() Config {
 		Limits: defaultLimits(), Guard: defaultGuard(),
 		Accounts: Accounts{Lowercase: true, Separators: proxy.DefaultSeparators},
 		POP3: POP3{
-			Mode: ModeBridge, UIDL: "dovecot", OnUnreadableRecord: "refuse", Delete: "expunge", Lock: "allow", FirstListings: 8, MarkSeen: true, LearnWait: 40 * time.Second, AnnounceImplementation: true,
+			Mode: ModeBridge, UIDL: "dovecot", OnUnreadableRecord: "refuse", Delete: "expunge", Lock: "allow", FirstListings: 8, MarkSeen: true, LearnWait: 40 * time.Second, Shadow: Shadow{Concurrency: 20, PerSecond: 5}, AnnounceImplementation: true,
 		},
 		Submission: Submission{BareNewlines: "normalize"},
 		Metrics:    Metrics{Address: "127.0.0.1:9930"},

@@ -114,7 +114,7 @@ guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}, known_ne
   network_24: {burst: 9, every: 10s}, network_56: {burst: 11, every: 12s}, network_48: {burst: 13, every: 14s}, oauth: {burst: 15, every: 16s},
   delay: 17s, dry_run: true, strict_nist: true, learning: 0s,
   policy: {url: "https://policy.example/", api_key_file: key, nonce_file: /nonce, timeout: 18s, reject_on_fail: true, log_only: true}}
-pop3: {mode: passthrough, old_server: old, learn_from: old, learn_wait: 41s, uidl: cyrus, on_unreadable_record: recompute, delete: hide, lock: wait, first_listings: 2, mark_seen: false, announce_implementation: false, enable_last: true, expire: never, login_delay: 1m, utf8: true}
+pop3: {mode: passthrough, old_server: old, learn_from: old, learn_wait: 41s, shadow: {concurrency: 3, per_second: 2}, uidl: cyrus, on_unreadable_record: recompute, delete: hide, lock: wait, first_listings: 2, mark_seen: false, announce_implementation: false, enable_last: true, expire: never, login_delay: 1m, utf8: true}
 state: {path: /var/lib/postern}
 control: {socket: run/control.sock, group: mail}
 metrics: {address: "127.0.0.1:1", networks: [10.0.0.0/8], ready_address: ":2"}
@@ -211,7 +211,7 @@ log: {format: json, level: debug, fail2ban: failed}
 				URL: "https://policy.example/", APIKeyFile: "key", NonceFile: "/nonce", Timeout: 18 * time.Second, RejectOnFail: true, LogOnly: true,
 			},
 		},
-		POP3:  POP3{Mode: "passthrough", OldServer: "old", LearnFrom: "old", LearnWait: 41 * time.Second, UIDL: "cyrus", OnUnreadableRecord: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, EnableLast: true, Expire: "never", LoginDelay: time.Minute, UTF8: true},
+		POP3:  POP3{Mode: "passthrough", OldServer: "old", LearnFrom: "old", LearnWait: 41 * time.Second, Shadow: Shadow{Concurrency: 3, PerSecond: 2}, UIDL: "cyrus", OnUnreadableRecord: "recompute", Delete: "hide", Lock: "wait", FirstListings: 2, EnableLast: true, Expire: "never", LoginDelay: time.Minute, UTF8: true},
 		State: State{Path: "/var/lib/postern"},
 		Log:   Log{Format: "json", Level: slog.LevelDebug, Fail2ban: "failed"},
 		file:  "p.yaml",
@@ -408,9 +408,9 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"learning for no time", "", "pop3: {learn_wait: 0s}\n", `p.yaml:13: pop3.learn_wait: 0s is too short; the least is 1s`},
 		{"an unknown old server", "", "pop3: {old_server: odl}\n", `p.yaml:13: pop3.old_server: "odl" is not a backend; use main`},
 		{"an old server without pop3", "", "pop3: {old_server: main}\n", `p.yaml:13: pop3.old_server: backend main has no pop3 server: write backends.main.pop3, or the name of another backend`},
-		{"mode", "", "pop3: {mode: shadowy}\n", `p.yaml:13: pop3.mode: "shadowy" is not a mode; use bridge or passthrough`},
-		{"mode of a listener", `{protocol: pop3`, `{pop3: {mode: pass}, protocol: pop3`, `p.yaml:4: listeners[1].pop3.mode: "pass" is not a mode; use bridge or passthrough`},
-		{"mode of a route", "", "routes: [{backend: main, pop3_mode: pass}]\n", `p.yaml:13: routes[0].pop3_mode: "pass" is not a mode; use bridge or passthrough`},
+		{"mode", "", "pop3: {mode: shadowy}\n", `p.yaml:13: pop3.mode: "shadowy" is not a mode; use bridge, passthrough or shadow`},
+		{"mode of a listener", `{protocol: pop3`, `{pop3: {mode: pass}, protocol: pop3`, `p.yaml:4: listeners[1].pop3.mode: "pass" is not a mode; use bridge, passthrough or shadow`},
+		{"mode of a route", "", "routes: [{backend: main, pop3_mode: pass}]\n", `p.yaml:13: routes[0].pop3_mode: "pass" is not a mode; use bridge, passthrough or shadow`},
 		{"kind of an old server", "", "    pop3: {address: \"10.0.0.5:995\", kind: exchange}\n", `p.yaml:13: backends.main.pop3.kind: "exchange" is not a kind of server; use dovecot, cyrus, courier, popa3d, solid-pop3d, mailutils, qpopper or other`},
 		{"identity of an old server", "", "    pop3: {address: \"10.0.0.5:995\", identity: xclient}\n", `p.yaml:13: backends.main.pop3.identity: "xclient" is not a way to tell this server who the client is; use proxy-v1, proxy-v2 or none`},
 		{"no submission server", `    submission: {address: "10.0.0.5:587", tls: starttls}` + "\n", "", `p.yaml:5: listeners[2].protocol: submission needs backends.main.submission, which is missing`},

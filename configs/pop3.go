@@ -10,7 +10,14 @@ import (
 const (
 	ModeBridge      = "bridge"
 	ModePassthrough = "passthrough"
+	ModeShadow      = "shadow"
 )
+
+// Shadow bounds the comparisons of the mode shadow, for each backend.
+type Shadow struct {
+	Concurrency int `yaml:"concurrency"` // sessions that are compared at a time
+	PerSecond   int `yaml:"per_second"`  // logins to the IMAP server
+}
 
 // ListenerPOP3 is the part of POP3 that may differ on a listener; "": as for all.
 type ListenerPOP3 struct {
@@ -39,17 +46,25 @@ func (c *Config) OldServer(backend string) string {
 
 // POP3Modes returns the modes in which a backend can serve POP3 clients.
 func (c *Config) POP3Modes(backend string) (modes []string) {
-	if b, known := c.Backends[backend]; known && b.IMAP != nil {
+	b, known := c.Backends[backend]
+	imap, old := known && b.IMAP != nil, c.OldServer(backend) != ""
+	if imap {
 		modes = append(modes, ModeBridge)
 	}
-	if c.OldServer(backend) != "" {
+	if old {
 		modes = append(modes, ModePassthrough)
+	}
+	if imap && old && c.State.Path != "" {
+		modes = append(modes, ModeShadow)
 	}
 	return modes
 }
 
 func (m *mistakes) checkMode(key, mode string) {
-	m.checkWord(key, mode, "a mode", ModeBridge, ModePassthrough)
+	m.checkWord(key, mode, "a mode", ModeBridge, ModePassthrough, ModeShadow)
+	if mode == ModeShadow && m.cfg.State.Path == "" {
+		m.report(key, "shadow needs state.path, where the unique ids are recorded")
+	}
 }
 
 // checkOldServer checks the name of a backend with an old pop3 server; "": there is none.
@@ -75,6 +90,8 @@ func (m *mistakes) checkPOP3() {
 		m.report("pop3.learn_from", "needs state.path, where the unique ids are recorded")
 	}
 	m.checkDuration("pop3.learn_wait", m.cfg.POP3.LearnWait, time.Second, "")
+	m.checkNumber("pop3.shadow.concurrency", m.cfg.POP3.Shadow.Concurrency, 1000)
+	m.checkNumber("pop3.shadow.per_second", m.cfg.POP3.Shadow.PerSecond, 1000)
 	m.checkDelete("pop3.delete", m.cfg.POP3.Delete)
 	m.checkLock("pop3.lock", m.cfg.POP3.Lock)
 	for i, l := range m.cfg.Listeners {

@@ -140,7 +140,7 @@ func Carry(ctx context.Context, d *Maildrop, in Inbox, f uidl.Format, offset int
 	if err != nil {
 		return nil, Report{}, err
 	}
-	return newRecord(d.Messages, matching, in, f)
+	return NewRecord(d.Messages, matching, in, f)
 }
 
 // meanwhile returns a Side that keeps d alive while it reads.
@@ -163,9 +163,9 @@ func (d *Maildrop) meanwhile(s Side) Side {
 	return s
 }
 
-// newRecord makes the record of an INBOX in which the messages of pairs have the UIDLs of
+// NewRecord makes the record of an INBOX in which the messages of pairs have the UIDLs of
 // old ones.
-func newRecord(messages []Message, matching Matching, in Inbox, f uidl.Format) (*uidl.Record, Report, error) {
+func NewRecord(messages []Message, matching Matching, in Inbox, f uidl.Format) (*uidl.Record, Report, error) {
 	report := Report{
 		Old: len(messages), New: len(in.UIDs), Disagreed: matching.Disagreed, Offset: matching.Offset, Constant: matching.Constant,
 	}

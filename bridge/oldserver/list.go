@@ -142,7 +142,7 @@ func CarryList(ctx context.Context, list []Listed, in Inbox, headers Reader, f u
 			matching.Left[i] = NoMessageID
 		}
 	}
-	return newRecord(messages, matching, in, f)
+	return NewRecord(messages, matching, in, f)
 }
 
 // idHeader returns what Match compares in place of a header.

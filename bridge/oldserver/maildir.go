@@ -230,7 +230,7 @@ func (c *carriedFiles) carry(f uidl.Format) (*uidl.Record, Report, error) {
 	if err != nil {
 		return nil, Report{}, err
 	}
-	record, report, err := newRecord(messages, matching, in, f)
+	record, report, err := NewRecord(messages, matching, in, f)
 	report.IDs = c.ids
 	return record, report, err
 }

@@ -384,11 +384,16 @@ func (r *Record) makeCurrent(g *Generation) {
 				break
 			}
 		}
-		for number := range r.Generations[last].stored {
-			r.removed = append(r.removed, blockName(r.Generations[last].serial, number))
-		}
-		r.Generations = slices.Delete(r.Generations, last, last+1)
+		r.drop(last)
 	}
+}
+
+// drop removes a generation.
+func (r *Record) drop(i int) {
+	for number := range r.Generations[i].stored {
+		r.removed = append(r.removed, blockName(r.Generations[i].serial, number))
+	}
+	r.Generations = slices.Delete(r.Generations, i, i+1)
 }
 
 // foreignUIDValidity is that of the generation with the UIDLs of another server.

@@ -69,8 +69,11 @@ func OpenFile(path string, otherwise Choice, known map[string][]string) (*File, 
 }
 
 func needs(mode string) string {
-	if mode == Passthrough {
+	switch mode {
+	case Passthrough:
 		return "it has no pop3 server, and pop3.old_server names none"
+	case Shadow:
+		return "it needs an imap server, a pop3 server (its own or that of pop3.old_server), and state.path"
 	}
 	return "it has no imap server"
 }

@@ -168,8 +168,8 @@ func TestFileNamesTheLineOfAMistake(t *testing.T) {
 		"a new old":                         `:1: there is no backend "new old"; there are: main, new, old`,
 		"a pop3=bridge\nb pop3=passthrough": `:2: backend main cannot answer with pop3=passthrough: it has no pop3 server, and pop3.old_server names none`,
 		"a old pop3=bridge":                 `:1: backend old cannot answer with pop3=bridge: it has no imap server`,
-		"a new pop3=passthru":               `:1: pop3=passthru is not known; there are: bridge, passthrough`,
-		"a new pop3=":                       `:1: pop3= has no value; there are: bridge, passthrough`,
+		"a new pop3=passthru":               `:1: pop3=passthru is not known; there are: bridge, passthrough, shadow`,
+		"a new pop3=":                       `:1: pop3= has no value; there are: bridge, passthrough, shadow`,
 		"a new pop3=bridge pop3=bridge":     `:1: the line has pop3= twice`,
 	} {
 		path := writeFile(t, text)

@@ -16,15 +16,16 @@ import (
 const (
 	Bridge      = "bridge"      // Postern, from the IMAP server
 	Passthrough = "passthrough" // the old POP3 server
+	Shadow      = "shadow"      // the old POP3 server, and the bridge compares
 )
 
 // POP3Modes returns the modes.
-func POP3Modes() []string { return []string{Bridge, Passthrough} }
+func POP3Modes() []string { return []string{Bridge, Passthrough, Shadow} }
 
 // A Choice is where a login goes.
 type Choice struct {
 	Backend  string // the name of a backend; "": another rule has to decide
-	POP3Mode string // Bridge or Passthrough; "": as the listener says. Not for other protocols
+	POP3Mode string // Bridge, Passthrough or Shadow; "": as the listener says. Not for other protocols
 }
 
 // A Rule chooses the backend of logins.

@@ -81,9 +81,10 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		mux.POP3Mode = c.Mode
 		options.Capabilities = (&bridge.Backend{Anonymous: !c.AnnounceImplementation}).Capabilities()
 		learner := g.learner(b)
+		bridges := map[string]*bridge.Backend{}
 		for name, pool := range b.imap {
 			served := g.newBridge(name, pool, c)
-			served.Learner = learner
+			served.Learner, bridges[name] = learner, served
 			mux.Targets[route.Choice{Backend: name, POP3Mode: route.Bridge}] = route.Target{Backend: served, Offer: pool.Offer}
 			options.Capabilities = served.Capabilities() // the same for all bridges of the listener
 		}
@@ -91,6 +92,9 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 			if pool := b.pop3[cfg.OldServer(name)]; pool != nil {
 				old := &backend.POP3{Server: pool, Idle: svc.Idle, Timeout: cfg.Timeouts.Backend, Observer: g.observer}
 				mux.Targets[route.Choice{Backend: name, POP3Mode: route.Passthrough}] = route.Target{Backend: old, Offer: pool.Offer}
+				if served := bridges[name]; served != nil && cfg.State.Path != "" {
+					mux.Targets[route.Choice{Backend: name, POP3Mode: route.Shadow}] = route.Target{Backend: g.newShadow(served, b.imap[name], old), Offer: pool.Offer}
+				}
 			}
 		}
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewPOP3(c, options) }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"postern/bridge"
+	"postern/bridge/shadow"
 	"postern/bridge/uidl"
 	"postern/configs"
 	"postern/metrics"
@@ -182,6 +183,8 @@ type sharedPOP3 struct {
 	locks *bridge.Locks
 	queue *bridge.Queue
 	brake *bridge.Brake
+
+	shadow *shadow.Limits
 }
 
 // A routing finds the account of a user name, and its backend.

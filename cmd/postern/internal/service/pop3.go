@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"postern/bridge"
+	"postern/bridge/shadow"
 	"postern/bridge/uidl"
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
@@ -42,6 +43,10 @@ func (g *generation) maildropsOf(backend string) sharedPOP3 {
 	if limit := g.cfg.POP3.FirstListings; !ok || shared.queue.Limit != limit {
 		shared.queue = &bridge.Queue{Limit: limit}
 	}
+	limits := g.cfg.POP3.Shadow
+	if s := shared.shadow; s == nil || s.Concurrency != limits.Concurrency || s.PerSecond != float64(limits.PerSecond) {
+		shared.shadow = &shadow.Limits{Concurrency: limits.Concurrency, PerSecond: float64(limits.PerSecond)}
+	}
 	g.pop3.shared[backend] = shared
 	return shared
 }
@@ -69,6 +74,17 @@ func (g *generation) newBridge(name string, pool *backend.Pool, c configs.POP3) 
 	}
 	g.bridges = append(g.bridges, b)
 	return b
+}
+
+// newShadow returns the Backend of the mode shadow, for a bridge to pool and its old server.
+func (g *generation) newShadow(served *bridge.Backend, pool *backend.Pool, old *backend.POP3) *shadow.Backend {
+	return &shadow.Backend{
+		Bridge: served, Limits: g.maildropsOf(served.Name).shadow,
+		Healthy: func() bool { return countMembers(pool.Status()).accepting > 0 },
+		Old: func(ctx context.Context, l *proxy.Login, w *shadow.Watcher) (proxy.Session, error) {
+			return old.LoginWatched(ctx, l, w)
+		},
+	}
 }
 
 // setStorage gives the bridges of g their stores. g does not serve yet.

@@ -129,7 +129,7 @@ func (g *generation) serves(key poolKey, l configs.Listener) bool {
 		return may(key.name, route.Bridge)
 	case proxy.POP3:
 		for backend := range g.cfg.Backends {
-			if g.cfg.OldServer(backend) == key.name && may(backend, route.Passthrough) {
+			if g.cfg.OldServer(backend) == key.name && (may(backend, route.Passthrough) || may(backend, route.Shadow)) {
 				return true
 			}
 		}

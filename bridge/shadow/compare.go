@@ -1,0 +1,389 @@
+package shadow
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"postern/bridge"
+	"postern/bridge/oldserver"
+	"postern/bridge/uidl"
+	"postern/proxy"
+)
+
+// lateTime is how long a message may be late before it is missing.
+const lateTime = 3 * 24 * time.Hour
+
+// errWanted ends a comparison for which headers are wanted that no session has seen yet.
+var errWanted = errors.New("headers are wanted")
+
+var errNoSizes = errors.New("the session has shown unique ids without sizes")
+
+// finish compares INBOX with what the session has shown, and fills in the event.
+func (c *comparison) finish(ctx context.Context, in *bridge.Reader) error {
+	shown, compares, err := c.shown()
+	if err != nil {
+		return err
+	}
+	c.event.Messages = len(shown)
+	if !compares {
+		c.event.Result = proxy.ShadowNoUIDLs
+		c.state.Compared, c.state.Clean, c.state.Messages = time.Now(), true, len(shown)
+		c.save(ctx)
+		return nil
+	}
+	if err := in.List(ctx); err != nil {
+		c.backend.Limits.pause()
+		return err
+	}
+	record, err := c.record(ctx)
+	if err != nil {
+		return err
+	}
+	p := pairing{
+		shown: shown, record: record, headers: c.state.headers, refused: c.watcher.refused,
+		in: oldserver.Inbox{UIDValidity: in.UIDValidity, UIDNext: in.UIDNext, UIDs: in.UIDs, Side: oldserver.NewSide(in.Sizes, in.Headers, in.Contents)},
+	}
+	err = p.match(ctx)
+	c.state.Wanted = p.wanted[:min(len(p.wanted), maxWanted)]
+	switch {
+	case errors.Is(err, errWanted):
+		c.event.Result, c.event.Found, c.event.Unproven = proxy.ShadowUnproven, len(p.result.Pairs), len(shown)-len(p.result.Pairs)
+		c.state.Compared, c.state.Clean, c.state.Messages = time.Now(), false, len(shown)
+		c.save(ctx)
+		return nil
+	case err != nil:
+		return err
+	}
+	c.count(&p)
+	if c.event.Result != proxy.ShadowNotCopied && len(shown) > 0 {
+		if record, err = c.learn(ctx, &p); err != nil {
+			return err
+		}
+	}
+	c.event.UIDLs = p.otherUIDLs(record, c.backend.Bridge.UIDL)
+	c.judge()
+	c.state.Compared, c.state.Clean, c.state.Messages = time.Now(), c.event.Result == proxy.ShadowClean, len(shown)
+	c.save(ctx)
+	return nil
+}
+
+// shown returns the messages that the session has shown and has not deleted. compares is
+// false if the client does not ask for unique ids.
+func (c *comparison) shown() (messages []oldserver.Message, compares bool, err error) {
+	w := c.watcher
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.err != nil:
+		return nil, false, w.err
+	case w.unknown:
+		return nil, false, errQuit
+	}
+	deleted := make(map[int]bool, len(w.deleted))
+	for _, number := range w.deleted {
+		deleted[number] = true
+	}
+	left := w.count - len(deleted)
+	if left == 0 {
+		return nil, true, nil
+	}
+	if !w.asksUID || w.uidls.known == 0 {
+		return make([]oldserver.Message, left), false, nil
+	}
+	for i := range w.count {
+		if deleted[i+1] {
+			continue
+		}
+		m := oldserver.Message{Number: i + 1, UIDL: w.uidls.values[i]}
+		if m.UIDL == "" {
+			return nil, false, errListing
+		}
+		if w.sizes.known > 0 {
+			m.Size = w.sizes.values[i]
+		}
+		if m.Size == 0 {
+			return nil, false, errNoSizes
+		}
+		messages = append(messages, m)
+	}
+	c.state.headers.Confirm(messages)
+	for _, m := range messages {
+		if h := w.headers[m.Number]; h.Known {
+			c.state.headers.Put(m, h)
+		}
+	}
+	return messages, true, nil
+}
+
+// record returns the record of the account; nil: it has none.
+func (c *comparison) record(ctx context.Context) (*uidl.Record, error) {
+	stored, err := bridge.Lookup(ctx, nil, c.backend.Bridge.Record, c.login.Account)
+	return stored.Record, err
+}
+
+// learn records the UIDLs that the old server shows, and returns the record.
+func (c *comparison) learn(ctx context.Context, p *pairing) (*uidl.Record, error) {
+	fresh, _, err := oldserver.NewRecord(p.shown, p.result, p.in, c.backend.Bridge.UIDL)
+	if err != nil {
+		return nil, err
+	}
+	// Not that of INBOX: what came while the session was open is shown by the next one.
+	fresh.Current().UIDNext = p.lastFound() + 1
+	if c.event.Learnt, err = bridge.Learn(ctx, c.backend.Bridge.Record, c.login.Account, fresh); err != nil {
+		return nil, err
+	}
+	return c.record(ctx)
+}
+
+// count counts what was found, and what was not.
+func (c *comparison) count(p *pairing) {
+	e := &c.event
+	e.Found = len(p.result.Pairs)
+	lastOld, lastNew := -1, -1
+	for _, pair := range p.result.Pairs {
+		if pair.Old < lastOld {
+			e.Order++
+		}
+		lastOld, lastNew = max(lastOld, pair.Old), pair.New
+		if old, here := p.shown[pair.Old].Size, p.in.Side.Sizes[pair.New]; here != 0 && old != here {
+			e.Sizes++
+		}
+	}
+	late := ""
+	for i, m := range p.shown {
+		why, left := p.result.Left[i]
+		switch {
+		case !left:
+		case why != oldserver.Missing:
+			e.Unproven++
+		case i > lastOld:
+			if e.Late++; late == "" {
+				late = m.UIDL
+			}
+		default:
+			e.Missing++
+		}
+	}
+	if e.Messages > 0 && e.Late == e.Messages {
+		e.Result = proxy.ShadowNotCopied
+	}
+	c.countLate(late)
+	c.countExtra(p, lastNew)
+}
+
+// countLate counts messages that have been late for too long as missing.
+func (c *comparison) countLate(first string) {
+	switch now := time.Now(); {
+	case first == "" || c.event.Result == proxy.ShadowNotCopied:
+		c.state.Late = ""
+	case c.state.Late != first:
+		c.state.Late, c.state.LateSince = first, now
+	case now.Sub(c.state.LateSince) > lateTime:
+		c.event.Missing, c.event.Late = c.event.Missing+c.event.Late, 0
+	}
+}
+
+// countExtra counts the messages that only INBOX has. The ones behind all that were found
+// may have come after the old server had counted its messages: they are extra if INBOX had
+// them already at a comparison before this session. Without such a comparison nobody knows.
+func (c *comparison) countExtra(p *pairing, lastNew int) {
+	e, s := &c.event, &c.state
+	found := make(map[int]bool, len(p.result.Pairs))
+	for _, pair := range p.result.Pairs {
+		found[pair.New] = true
+	}
+	extra, unclear := 0, 0
+	known := s.UIDNext != 0 && s.UIDValidity == p.in.UIDValidity && s.Compared.Before(c.begun)
+	for j, uid := range p.in.UIDs {
+		switch {
+		case found[j]:
+		case j < lastNew, known && uid < s.UIDNext:
+			extra++
+		case !known:
+			unclear++
+		}
+	}
+	e.Extra = max(0, extra-e.Unproven) // some of them may be the old messages that could not be matched
+	e.Unproven += unclear
+	s.UIDValidity, s.UIDNext = p.in.UIDValidity, p.in.UIDNext
+	if n := len(p.in.UIDs); s.UIDNext == 0 && n > 0 {
+		s.UIDNext = p.in.UIDs[n-1] + 1
+	}
+	if s.UIDNext == 0 {
+		s.UIDNext = 1
+	}
+}
+
+// judge sets the result.
+func (c *comparison) judge() {
+	switch e := &c.event; {
+	case e.Result == proxy.ShadowNotCopied:
+	case e.Missing+e.Extra+e.UIDLs > 0:
+		e.Result = proxy.ShadowDiffers
+	case e.Unproven > 0:
+		e.Result = proxy.ShadowUnproven
+	default:
+		e.Result = proxy.ShadowClean
+	}
+}
+
+// A pairing finds the messages that the old server has shown among those of INBOX.
+type pairing struct {
+	shown   []oldserver.Message
+	in      oldserver.Inbox
+	record  *uidl.Record // nil: none
+	headers *oldserver.Headers
+	refused map[int]bool // by number: the old server does not give the header
+
+	result oldserver.Matching
+	wanted []string // UIDLs of messages whose headers are wanted
+}
+
+// match fills in result. It returns errWanted if headers are wanted; result then has the
+// messages that were found before.
+func (p *pairing) match(ctx context.Context) error {
+	known := p.recorded()
+	old, new := p.others(known)
+	shared := make(map[int]bool)
+	first := make(map[string]int)
+	for k, i := range old {
+		if j, again := first[p.shown[i].UIDL]; again {
+			shared[k], shared[j] = true, true
+		}
+		first[p.shown[i].UIDL] = k
+	}
+	before := oldserver.Side{
+		Headers: func(_ context.Context, some []int) ([]oldserver.Header, error) { return p.headersOf(old, some) },
+		Contents: func(_ context.Context, some []int) ([]oldserver.Sum, error) {
+			return make([]oldserver.Sum, len(some)), nil
+		},
+	}
+	after := oldserver.Side{
+		Headers: func(ctx context.Context, some []int) ([]oldserver.Header, error) {
+			return p.in.Side.Headers(ctx, places(new, some))
+		},
+		Contents: func(_ context.Context, some []int) ([]oldserver.Sum, error) {
+			return make([]oldserver.Sum, len(some)), nil
+		},
+	}
+	for _, i := range old {
+		before.Sizes = append(before.Sizes, p.shown[i].Size)
+	}
+	for _, j := range new {
+		after.Sizes = append(after.Sizes, p.in.Side.Sizes[j])
+	}
+	found, err := oldserver.Match(ctx, before, after, oldserver.Options{Sample: len(old) >= sampleFrom, ByContent: shared})
+	p.result = oldserver.Matching{Pairs: known, Left: make(map[int]oldserver.Reason), Headers: make(map[int]oldserver.Header)}
+	if err != nil {
+		return err
+	}
+	for _, pair := range found.Pairs {
+		pair.Old, pair.New = old[pair.Old], new[pair.New]
+		p.result.Pairs = append(p.result.Pairs, pair)
+	}
+	for k, why := range found.Left {
+		p.result.Left[old[k]] = why
+	}
+	for _, i := range old {
+		p.result.Headers[i] = p.headers.Get(p.shown[i]) // a message that comes later is known by it
+	}
+	slices.SortFunc(p.result.Pairs, func(a, b oldserver.Pair) int { return a.New - b.New })
+	return nil
+}
+
+func places(indexes, some []int) (all []int) {
+	for _, k := range some {
+		all = append(all, indexes[k])
+	}
+	return all
+}
+
+// headersOf returns the headers of some of the old messages.
+func (p *pairing) headersOf(old, some []int) ([]oldserver.Header, error) {
+	all := make([]oldserver.Header, len(some))
+	var err error
+	for k, i := range places(old, some) {
+		m := p.shown[i]
+		if all[k] = p.headers.Get(m); !all[k].Known && !p.refused[m.Number] && uidl.Valid(m.UIDL) {
+			p.wanted, err = append(p.wanted, m.UIDL), errWanted
+		}
+	}
+	return all, err
+}
+
+// recorded returns the messages that were found before: the record has the UIDL for the
+// message in INBOX. A UIDL that is only computed may be that of another message on the old
+// server: then the header has to be the same, too.
+func (p *pairing) recorded() (pairs []oldserver.Pair) {
+	if p.record == nil || p.record.Current().UIDValidity != p.in.UIDValidity {
+		return nil
+	}
+	g := p.record.Current()
+	at := make(map[string]int, len(p.in.UIDs))
+	for j, uid := range p.in.UIDs {
+		if g.Find(uid) == nil {
+			continue
+		}
+		name := string(g.Append(nil, uid))
+		if _, again := at[name]; again {
+			j = -1
+		}
+		at[name] = j
+	}
+	for i, m := range p.shown {
+		j, there := at[m.UIDL]
+		if !there || j < 0 {
+			continue
+		}
+		at[m.UIDL] = -1 // two messages with one UIDL are matched by what they contain
+		e := g.Find(p.in.UIDs[j])
+		if h := p.headers.Get(m); e.UIDL != "" && (!h.Known || e.Header == 0 || h.Hash == e.Header) || h.Known && e.Header != 0 && h.Hash == e.Header {
+			pairs = append(pairs, oldserver.Pair{Old: i, New: j, Proof: oldserver.ByHeader, Header: e.Header})
+		}
+	}
+	slices.SortFunc(pairs, func(a, b oldserver.Pair) int { return a.New - b.New })
+	return pairs
+}
+
+// others returns the indexes of the messages that are in no pair.
+func (p *pairing) others(pairs []oldserver.Pair) (old, new []int) {
+	inOld, inNew := make([]bool, len(p.shown)), make([]bool, len(p.in.UIDs))
+	for _, pair := range pairs {
+		inOld[pair.Old], inNew[pair.New] = true, true
+	}
+	for i, done := range inOld {
+		if !done {
+			old = append(old, i)
+		}
+	}
+	for j, done := range inNew {
+		if !done {
+			new = append(new, j)
+		}
+	}
+	return old, new
+}
+
+// lastFound returns the highest UID that was found; 0: none.
+func (p *pairing) lastFound() (uid uint32) {
+	if n := len(p.result.Pairs); n > 0 {
+		uid = p.in.UIDs[p.result.Pairs[n-1].New]
+	}
+	return uid
+}
+
+// otherUIDLs returns how many messages the bridge would show with another UIDL.
+func (p *pairing) otherUIDLs(record *uidl.Record, f uidl.Format) (n int) {
+	name := func(uid uint32) string { return string(f.Append(nil, uid, p.in.UIDValidity)) }
+	if record != nil && record.Current().UIDValidity == p.in.UIDValidity {
+		name = func(uid uint32) string { return string(record.Current().Append(nil, uid)) }
+	}
+	for _, pair := range p.result.Pairs {
+		if name(p.in.UIDs[pair.New]) != p.shown[pair.Old].UIDL {
+			n++
+		}
+	}
+	return n
+}

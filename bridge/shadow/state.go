@@ -1,0 +1,64 @@
+package shadow
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"postern/bridge"
+	"postern/bridge/oldserver"
+)
+
+// maxWanted bounds the messages whose headers the next sessions ask for.
+const maxWanted = 20 * maxAsked
+
+// A state is what is known of an account from the comparisons before. It is in the cache:
+// without it headers are read again, and the account is compared again.
+type state struct {
+	Compared    time.Time // when; zero: never
+	Clean       bool
+	Messages    int       // that the last session has left
+	UIDValidity uint32    // of INBOX
+	UIDNext     uint32    // of INBOX: messages from there on have come since
+	Late        string    // the UIDL of the first message that was late, or ""
+	LateSince   time.Time // when it was late first
+	Wanted      []string  // UIDLs of the messages whose headers are wanted
+
+	Encoded []byte             // headers
+	headers *oldserver.Headers // not nil after load
+}
+
+// due reports whether an account with so many messages is to be compared.
+func (s *state) due(messages int, now time.Time) bool {
+	return !s.Clean || s.Messages != messages || now.Sub(s.Compared) >= again
+}
+
+// load returns the state of the account. A state that cannot be read is that of an account
+// which was never compared.
+func (c *comparison) load(ctx context.Context) (s state) {
+	if cache := c.backend.Bridge.Cache; cache != nil {
+		if value, err := cache.Get(ctx, bridge.ShadowKey(c.login.Account)); err == nil && value != nil {
+			if json.Unmarshal(value, &s) != nil {
+				s = state{}
+			}
+		}
+	}
+	headers, err := oldserver.DecodeHeaders(s.Encoded)
+	if err != nil {
+		headers = new(oldserver.Headers)
+	}
+	s.headers, s.Encoded = headers, nil
+	return s
+}
+
+// save keeps the state of the account. An error only costs time.
+func (c *comparison) save(ctx context.Context) {
+	cache := c.backend.Bridge.Cache
+	if cache == nil {
+		return
+	}
+	c.state.Encoded = c.state.headers.Encode()
+	if value, err := json.Marshal(c.state); err == nil {
+		_ = cache.Put(ctx, bridge.ShadowKey(c.login.Account), value)
+	}
+}
