@@ -42,11 +42,11 @@ func (c *comparison) finish(ctx context.Context, in *bridge.Reader) error {
 		return err
 	}
 	p := pairing{
-		shown: shown, record: record, headers: c.state.headers, refused: c.watcher.refused,
+		shown: shown, record: record, headers: c.state.headers, known: c.state.Sums, watcher: c.watcher,
 		in: oldserver.Inbox{UIDValidity: in.UIDValidity, UIDNext: in.UIDNext, UIDs: in.UIDs, Side: oldserver.NewSide(in.Sizes, in.Headers, in.Contents)},
 	}
 	err = p.match(ctx)
-	c.state.Wanted = p.wanted[:min(len(p.wanted), maxWanted)]
+	c.state.Wanted, c.state.Bodies = p.wanted[:min(len(p.wanted), maxWanted)], p.bodies[:min(len(p.bodies), maxWanted)]
 	switch {
 	case errors.Is(err, errWanted):
 		c.event.Result, c.event.Found, c.event.Unproven = proxy.ShadowUnproven, len(p.result.Pairs), len(shown)-len(p.result.Pairs)
@@ -109,12 +109,31 @@ func (c *comparison) shown() (messages []oldserver.Message, compares bool, err e
 		messages = append(messages, m)
 	}
 	c.state.headers.Confirm(messages)
+	c.keep(messages)
+	return messages, true, nil
+}
+
+// keep keeps what the session has shown of messages. Messages that share a UIDL are not
+// kept: nobody knows which is which in the next session.
+func (c *comparison) keep(messages []oldserver.Message) {
+	seen, sums := make(map[string]int), make(map[string][]byte)
 	for _, m := range messages {
-		if h := w.headers[m.Number]; h.Known {
+		seen[m.UIDL]++
+	}
+	for _, m := range messages {
+		if seen[m.UIDL] > 1 {
+			continue
+		}
+		if h := c.watcher.headers[m.Number]; h.Known {
 			c.state.headers.Put(m, h)
 		}
+		if sum := c.watcher.sums[m.Number]; sum != (oldserver.Sum{}) {
+			sums[m.UIDL] = sum[:]
+		} else if kept := c.state.Sums[m.UIDL]; kept != nil && c.state.headers.Get(m).Known {
+			sums[m.UIDL] = kept
+		}
 	}
-	return messages, true, nil
+	c.state.Sums = sums
 }
 
 // record returns the record of the account; nil: it has none.
@@ -235,10 +254,12 @@ type pairing struct {
 	in      oldserver.Inbox
 	record  *uidl.Record // nil: none
 	headers *oldserver.Headers
-	refused map[int]bool // by number: the old server does not give the header
+	known   map[string][]byte // hashes of whole messages, by UIDL
+	watcher *Watcher
 
 	result oldserver.Matching
 	wanted []string // UIDLs of messages whose headers are wanted
+	bodies []string // UIDLs of messages of which the whole is wanted
 }
 
 // match fills in result. It returns errWanted if headers are wanted; result then has the
@@ -255,17 +276,15 @@ func (p *pairing) match(ctx context.Context) error {
 		first[p.shown[i].UIDL] = k
 	}
 	before := oldserver.Side{
-		Headers: func(_ context.Context, some []int) ([]oldserver.Header, error) { return p.headersOf(old, some) },
-		Contents: func(_ context.Context, some []int) ([]oldserver.Sum, error) {
-			return make([]oldserver.Sum, len(some)), nil
-		},
+		Headers:  func(_ context.Context, some []int) ([]oldserver.Header, error) { return p.headersOf(old, some) },
+		Contents: func(_ context.Context, some []int) ([]oldserver.Sum, error) { return p.contentsOf(old, some) },
 	}
 	after := oldserver.Side{
 		Headers: func(ctx context.Context, some []int) ([]oldserver.Header, error) {
 			return p.in.Side.Headers(ctx, places(new, some))
 		},
-		Contents: func(_ context.Context, some []int) ([]oldserver.Sum, error) {
-			return make([]oldserver.Sum, len(some)), nil
+		Contents: func(ctx context.Context, some []int) ([]oldserver.Sum, error) {
+			return p.in.Side.Contents(ctx, places(new, some))
 		},
 	}
 	for _, i := range old {
@@ -287,7 +306,7 @@ func (p *pairing) match(ctx context.Context) error {
 		p.result.Left[old[k]] = why
 	}
 	for _, i := range old {
-		p.result.Headers[i] = p.headers.Get(p.shown[i]) // a message that comes later is known by it
+		p.result.Headers[i] = p.header(p.shown[i]) // a message that comes later is known by it
 	}
 	slices.SortFunc(p.result.Pairs, func(a, b oldserver.Pair) int { return a.New - b.New })
 	return nil
@@ -306,8 +325,33 @@ func (p *pairing) headersOf(old, some []int) ([]oldserver.Header, error) {
 	var err error
 	for k, i := range places(old, some) {
 		m := p.shown[i]
-		if all[k] = p.headers.Get(m); !all[k].Known && !p.refused[m.Number] && uidl.Valid(m.UIDL) {
+		if all[k] = p.header(m); !all[k].Known && !p.watcher.refused[m.Number] && uidl.Valid(m.UIDL) {
 			p.wanted, err = append(p.wanted, m.UIDL), errWanted
+		}
+	}
+	return all, err
+}
+
+// header returns the header of an old message, from this session or from one before.
+func (p *pairing) header(m oldserver.Message) oldserver.Header {
+	if h := p.watcher.headers[m.Number]; h.Known {
+		return h
+	}
+	return p.headers.Get(m)
+}
+
+// contentsOf returns the hashes of some of the old messages. Those that are too large to be
+// asked for are not known.
+func (p *pairing) contentsOf(old, some []int) ([]oldserver.Sum, error) {
+	all := make([]oldserver.Sum, len(some))
+	var err error
+	for k, i := range places(old, some) {
+		m := p.shown[i]
+		if all[k] = p.watcher.sums[m.Number]; all[k] != (oldserver.Sum{}) {
+			continue
+		}
+		if copy(all[k][:], p.known[m.UIDL]) == 0 && !p.watcher.refused[m.Number] && m.Size <= maxWhole {
+			p.bodies, err = append(p.bodies, m.UIDL), errWanted
 		}
 	}
 	return all, err
@@ -321,30 +365,37 @@ func (p *pairing) recorded() (pairs []oldserver.Pair) {
 		return nil
 	}
 	g := p.record.Current()
-	at := make(map[string]int, len(p.in.UIDs))
+	here, shown := make(map[string][]int, len(p.in.UIDs)), make(map[string][]int, len(p.shown))
 	for j, uid := range p.in.UIDs {
-		if g.Find(uid) == nil {
-			continue
+		if g.Find(uid) != nil {
+			name := string(g.Append(nil, uid))
+			here[name] = append(here[name], j)
 		}
-		name := string(g.Append(nil, uid))
-		if _, again := at[name]; again {
-			j = -1
-		}
-		at[name] = j
 	}
 	for i, m := range p.shown {
-		j, there := at[m.UIDL]
-		if !there || j < 0 {
+		shown[m.UIDL] = append(shown[m.UIDL], i)
+	}
+	for name, old := range shown {
+		new := here[name]
+		if len(old) != len(new) {
 			continue
 		}
-		at[m.UIDL] = -1 // two messages with one UIDL are matched by what they contain
-		e := g.Find(p.in.UIDs[j])
-		if h := p.headers.Get(m); e.UIDL != "" && (!h.Known || e.Header == 0 || h.Hash == e.Header) || h.Known && e.Header != 0 && h.Hash == e.Header {
-			pairs = append(pairs, oldserver.Pair{Old: i, New: j, Proof: oldserver.ByHeader, Header: e.Header})
+		for k, i := range old { // copies of one message may share a UIDL
+			if e := g.Find(p.in.UIDs[new[k]]); sameHeader(e, p.header(p.shown[i])) {
+				pairs = append(pairs, oldserver.Pair{Old: i, New: new[k], Proof: oldserver.ByHeader, Header: e.Header})
+			}
 		}
 	}
 	slices.SortFunc(pairs, func(a, b oldserver.Pair) int { return a.New - b.New })
 	return pairs
+}
+
+// sameHeader reports whether an entry of the record is that of an old message with its UIDL.
+func sameHeader(e *uidl.Entry, h oldserver.Header) bool {
+	if h.Known && e.Header != 0 {
+		return h.Hash == e.Header
+	}
+	return e.UIDL != ""
 }
 
 // others returns the indexes of the messages that are in no pair.

@@ -142,7 +142,7 @@ type comparison struct {
 	ended   chan struct{} // closed when the session has ended
 	over    time.Time     // when that was
 	event   proxy.ShadowCompared
-	state   state
+	state   accountState
 }
 
 var (

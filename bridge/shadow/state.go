@@ -12,9 +12,9 @@ import (
 // maxWanted bounds the messages whose headers the next sessions ask for.
 const maxWanted = 20 * maxAsked
 
-// A state is what is known of an account from the comparisons before. It is in the cache:
+// An accountState is what is known of an account from the comparisons before. It is in the cache:
 // without it headers are read again, and the account is compared again.
-type state struct {
+type accountState struct {
 	Compared    time.Time // when; zero: never
 	Clean       bool
 	Messages    int       // that the last session has left
@@ -23,23 +23,26 @@ type state struct {
 	Late        string    // the UIDL of the first message that was late, or ""
 	LateSince   time.Time // when it was late first
 	Wanted      []string  // UIDLs of the messages whose headers are wanted
+	Bodies      []string  // UIDLs of the messages of which the whole is wanted
+
+	Sums map[string][]byte // hashes of such messages, by UIDL
 
 	Encoded []byte             // headers
 	headers *oldserver.Headers // not nil after load
 }
 
 // due reports whether an account with so many messages is to be compared.
-func (s *state) due(messages int, now time.Time) bool {
+func (s *accountState) due(messages int, now time.Time) bool {
 	return !s.Clean || s.Messages != messages || now.Sub(s.Compared) >= again
 }
 
 // load returns the state of the account. A state that cannot be read is that of an account
 // which was never compared.
-func (c *comparison) load(ctx context.Context) (s state) {
+func (c *comparison) load(ctx context.Context) (s accountState) {
 	if cache := c.backend.Bridge.Cache; cache != nil {
 		if value, err := cache.Get(ctx, bridge.ShadowKey(c.login.Account)); err == nil && value != nil {
 			if json.Unmarshal(value, &s) != nil {
-				s = state{}
+				s = accountState{}
 			}
 		}
 	}

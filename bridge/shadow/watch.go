@@ -15,16 +15,18 @@ import (
 )
 
 const (
-	maxMessages = 1 << 18 // of a maildrop that is compared
-	maxLine     = 512     // octets of a line of LIST and UIDL
-	maxUIDL     = 100     // octets of a unique id, which may have 70, that are kept
-	maxSize     = 1 << 40 // octets of a message
-	maxAsked    = 200     // TOPs in a session
-	maxListed   = 5_000   // messages of a maildrop for which LIST or UIDL is sent before QUIT
-	maxRefused  = 10      // TOPs that are refused before a session sends no more
-	sampleFrom  = 2_000   // messages from which a sample of headers is enough
-	lineEnd     = "\r\n"  // CRLF
-	listEnd     = "."     // the last line of a response
+	maxMessages = 1 << 18  // of a maildrop that is compared
+	maxLine     = 512      // octets of a line of LIST and UIDL
+	maxUIDL     = 100      // octets of a unique id, which may have 70, that are kept
+	maxSize     = 1 << 40  // octets of a message
+	maxAsked    = 200      // TOPs in a session
+	maxListed   = 5_000    // messages of a maildrop for which LIST or UIDL is sent before QUIT
+	maxRefused  = 10       // TOPs that are refused before a session sends no more
+	maxWhole    = 64 << 10 // octets of a message that is compared as a whole
+	sampleFrom  = 2_000    // messages from which a sample of headers is enough
+	// allLines asks TOP for the whole message. RETR would be remembered by servers that
+	// delete what was retrieved.
+	allLines = 999999999
 )
 
 // A Watcher collects what a session with an old POP3 server shows. It is a
@@ -40,10 +42,14 @@ type Watcher struct {
 	headers map[int]oldserver.Header // by number
 	refused map[int]bool             // TOPs, by number
 
-	wanted func(m oldserver.Message) bool // nil: no headers are wanted yet
-	plan   []int                          // numbers of messages for TOP
-	asked  int                            // TOPs
-	step   int                            // of Ask
+	sums map[int]oldserver.Sum // of whole messages, by number
+
+	wanted func(id string) bool // whether the header is wanted; nil: none is yet
+	bodies map[string]bool      // UIDLs of whose messages the whole is wanted
+	plan   []request            // TOPs to come
+	whole  map[int]bool         // numbers of the messages that TOP was sent for with all lines
+	asked  int                  // TOPs
+	step   int                  // of Ask
 
 	deleted []int
 	unknown bool // nobody knows what the server has deleted
@@ -69,22 +75,40 @@ func (w *Watcher) begin(count int) {
 func (w *Watcher) stop() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.on, w.sizes, w.uidls, w.headers, w.plan, w.wanted = false, listing[int64]{}, listing[string]{}, nil, nil, nil
+	w.on, w.sizes, w.uidls, w.headers, w.sums, w.plan, w.wanted = false, listing[int64]{}, listing[string]{}, nil, nil, nil, nil
 }
 
-// want says of which messages a header is wanted.
-func (w *Watcher) want(s state) {
+// want says of which messages a header, or the whole message, is wanted.
+func (w *Watcher) want(s accountState) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if s.Compared.IsZero() {
-		w.wanted = func(oldserver.Message) bool { return w.count < sampleFrom }
-		return
+	w.bodies = set(s.Bodies)
+	if some := set(s.Wanted); !s.Compared.IsZero() {
+		w.wanted = func(id string) bool { return some[id] }
+	} else {
+		w.wanted = func(string) bool { return w.count < sampleFrom }
 	}
-	some := make(map[string]bool, len(s.Wanted))
-	for _, id := range s.Wanted {
-		some[id] = true
+}
+
+func set(ids []string) map[string]bool {
+	all := make(map[string]bool, len(ids))
+	for _, id := range ids {
+		all[id] = true
 	}
-	w.wanted = func(m oldserver.Message) bool { return some[m.UIDL] }
+	return all
+}
+
+// A request is a TOP that is to be sent: for the header, or for the whole message.
+type request struct {
+	number int
+	whole  bool
+}
+
+func (r request) String() string {
+	if r.whole {
+		return fmt.Sprintf("TOP %d %d", r.number, allLines)
+	}
+	return fmt.Sprintf("TOP %d 0", r.number)
 }
 
 // Response implements relay.POP3Watcher.
@@ -98,11 +122,11 @@ func (w *Watcher) Response(keyword string, number int, ok bool) io.Writer {
 	case "UIDL":
 		w.asksUID = w.asksUID || ok
 		if number == 0 && ok {
-			return &lines{each: w.addUIDL, end: func() {}}
+			return &lines{each: w.addUIDL}
 		}
 	case "LIST":
 		if number == 0 && ok {
-			return &lines{each: w.addSize, end: func() {}}
+			return &lines{each: w.addSize}
 		}
 	case "RETR", "TOP":
 		switch {
@@ -112,23 +136,28 @@ func (w *Watcher) Response(keyword string, number int, ok bool) io.Writer {
 				w.refused = make(map[int]bool)
 			}
 			w.refused[number] = keyword == "TOP"
+		case w.whole[number] || keyword == "RETR" && w.wantsBody(number):
+			return &message{content: new(uidl.ContentHash), done: func(m *message) { w.addMessage(number, m) }}
 		case !w.headers[number].Known:
-			return &header{done: func(h oldserver.Header) { w.addHeader(number, h) }}
+			return &message{done: func(m *message) { w.addMessage(number, m) }}
 		}
 	}
 	return nil
 }
 
-func (w *Watcher) addHeader(number int, h oldserver.Header) {
+func (w *Watcher) addMessage(number int, m *message) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.on {
 		return
 	}
 	if w.headers == nil {
-		w.headers = make(map[int]oldserver.Header)
+		w.headers, w.sums = make(map[int]oldserver.Header), make(map[int]oldserver.Sum)
 	}
-	w.headers[number] = h
+	w.headers[number] = oldserver.Header{Known: true, Hash: m.header.Sum(), Distinct: m.header.Distinct()}
+	if m.content != nil {
+		w.sums[number] = m.content.Sum()
+	}
 	delete(w.refused, number)
 }
 
@@ -203,35 +232,53 @@ func (w *Watcher) Ask(most int) (commands []string) {
 	}
 	if w.step == 2 {
 		w.step++
-		w.plan = w.unread()
+		w.plan = w.requests()
 	}
 	if len(w.refused) >= maxRefused {
 		return nil
 	}
 	n := min(most, len(w.plan), maxAsked-w.asked)
-	for _, number := range w.plan[:n] {
-		commands = append(commands, fmt.Sprintf("TOP %d 0", number))
+	for _, r := range w.plan[:n] {
+		if commands = append(commands, r.String()); r.whole {
+			w.whole[r.number] = true
+		}
 	}
 	w.plan, w.asked = w.plan[n:], w.asked+n
 	return commands
 }
 
-// unread returns the messages whose header is wanted. It begins anywhere, so that messages
-// that the server refuses do not keep others from their turn.
-func (w *Watcher) unread() (numbers []int) {
+// requests returns the TOPs for what is wanted. They begin anywhere, so that messages that
+// the server refuses do not keep others from their turn. Messages that share a UIDL are
+// only told apart within a session, and by all that they contain.
+func (w *Watcher) requests() (all []request) {
+	w.whole = make(map[int]bool)
 	if w.uidls.known < w.count || w.sizes.known < w.count {
 		return nil
 	}
+	seen := make(map[string]int)
+	for _, id := range w.uidls.values {
+		seen[id]++
+	}
 	for i, id := range w.uidls.values {
-		if m := (oldserver.Message{Number: i + 1, UIDL: id, Size: w.sizes.values[i]}); !w.headers[i+1].Known && uidl.Valid(id) && w.wanted(m) {
-			numbers = append(numbers, i+1)
+		number := i + 1
+		r := request{number, w.bodies[id] || seen[id] > 1}
+		switch {
+		case !uidl.Valid(id) || !w.bodies[id] && !w.wanted(id):
+		case !r.whole && w.headers[number].Known, r.whole && w.sums[number] != oldserver.Sum{}:
+		case !r.whole || w.sizes.values[i] <= maxWhole:
+			all = append(all, r)
 		}
 	}
-	if len(numbers) <= maxAsked {
-		return numbers
+	if len(all) <= maxAsked {
+		return all
 	}
-	at := rand.IntN(len(numbers))
-	return append(numbers[at:len(numbers):len(numbers)], numbers[:at]...)
+	at := rand.IntN(len(all))
+	return append(all[at:len(all):len(all)], all[:at]...)
+}
+
+// wantsBody reports whether a whole message is wanted.
+func (w *Watcher) wantsBody(number int) bool {
+	return w.uidls.values != nil && w.bodies[w.uidls.values[number-1]]
 }
 
 // Quit implements relay.POP3Watcher.
@@ -248,7 +295,6 @@ func (w *Watcher) Quit(ok bool, deleted []int) {
 // lines gives each line of a listing, without CRLF and with its number, to each.
 type lines struct {
 	each func(number int, text string)
-	end  func()
 	line []byte
 }
 
@@ -266,7 +312,7 @@ func (l *lines) Write(p []byte) (int, error) {
 		}
 		text := string(bytes.TrimSuffix(l.line, []byte("\r")))
 		l.line = l.line[:0]
-		if text == listEnd {
+		if text == "." {
 			break
 		}
 		word, text, _ := strings.Cut(strings.TrimPrefix(text, "."), " ")
@@ -279,33 +325,45 @@ func (l *lines) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// header hashes the header of a message as it is on the wire.
-type header struct {
-	hash   uidl.HeaderHash
-	inLine bool // the next octet does not begin a line
-	done   func(oldserver.Header)
+// message hashes a message as it is on the wire: the header, and with content all of it.
+type message struct {
+	header  uidl.HeaderHash
+	content *uidl.ContentHash // nil: not needed
+	inLine  bool              // the next octet does not begin a line
+	dot     bool              // the line has begun with a dot
+	done    func(*message)    // called when all that is needed is known; nil: it was called
 }
 
 // Write implements io.Writer. It never fails.
-func (h *header) Write(p []byte) (int, error) {
+func (m *message) Write(p []byte) (int, error) {
 	n := len(p)
-	for len(p) > 0 && h.done != nil {
-		if !h.inLine && p[0] == '.' { // the "." of the end becomes an empty line, which ends the header, too
-			p, h.inLine = p[1:], true
+	for len(p) > 0 && m.done != nil {
+		if !m.inLine && !m.dot && p[0] == '.' {
+			p, m.dot = p[1:], true
 			continue
 		}
+		if !m.inLine && m.dot && (p[0] == '\r' || p[0] == '\n') {
+			m.end()
+			break
+		}
 		i := bytes.IndexByte(p, '\n') + 1
-		h.inLine = i == 0
+		m.dot, m.inLine = false, i == 0
 		if i == 0 {
 			i = len(p)
 		}
-		_, _ = h.hash.Write(p[:i])
-		p = p[i:]
-		if h.hash.Done() {
-			h.hash.End()
-			h.done(oldserver.Header{Known: true, Hash: h.hash.Sum(), Distinct: h.hash.Distinct()})
-			h.done = nil
+		_, _ = m.header.Write(p[:i])
+		if m.content != nil {
+			_, _ = m.content.Write(p[:i])
+		} else if m.header.Done() {
+			m.end()
 		}
+		p = p[i:]
 	}
 	return n, nil
+}
+
+func (m *message) end() {
+	m.header.End()
+	m.done(m)
+	m.done = nil
 }

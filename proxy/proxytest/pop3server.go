@@ -87,6 +87,7 @@ func (s *POP3Server) serve(conn net.Conn) {
 	in, out := bufio.NewReader(conn), bufio.NewWriter(conn)
 	_, _ = out.WriteString("+OK old server\r\n")
 	user, messages, loggedIn := "", []POP3Message(nil), false
+	deleted := make(map[int]bool)
 	for {
 		if in.Buffered() == 0 {
 			time.Sleep(s.RTT)
@@ -107,6 +108,7 @@ func (s *POP3Server) serve(conn net.Conn) {
 		s.mu.Unlock()
 		switch {
 		case name == "QUIT":
+			s.remove(user, messages, deleted)
 			_, _ = out.WriteString("+OK\r\n")
 			_ = out.Flush()
 			return
@@ -131,14 +133,39 @@ func (s *POP3Server) serve(conn net.Conn) {
 			_, _ = out.WriteString(".\r\n")
 		case !loggedIn:
 			_, _ = out.WriteString("-ERR log in first\r\n")
+		case name == "RSET":
+			clear(deleted)
+			_, _ = out.WriteString("+OK\r\n")
+		case name == "DELE":
+			n, _ := strconv.Atoi(words[1])
+			if n < 1 || n > len(messages) || deleted[n] {
+				_, _ = out.WriteString("-ERR\r\n")
+				break
+			}
+			deleted[n] = true
+			_, _ = out.WriteString("+OK\r\n")
 		default:
-			s.answer(out, name, words, messages)
+			s.answer(out, name, words, messages, deleted)
 		}
 	}
 }
 
+// remove removes what a session has deleted.
+func (s *POP3Server) remove(user string, messages []POP3Message, deleted map[int]bool) {
+	if len(deleted) == 0 {
+		return
+	}
+	var left []POP3Message
+	for i, m := range messages {
+		if !deleted[i+1] {
+			left = append(left, m)
+		}
+	}
+	s.SetMaildrop(user, left)
+}
+
 // answer answers a command of the TRANSACTION state.
-func (s *POP3Server) answer(out *bufio.Writer, name string, words []string, messages []POP3Message) {
+func (s *POP3Server) answer(out *bufio.Writer, name string, words []string, messages []POP3Message, deleted map[int]bool) {
 	n, _ := strconv.Atoi(words[1])
 	switch {
 	case name == "STAT":
@@ -150,6 +177,9 @@ func (s *POP3Server) answer(out *bufio.Writer, name string, words []string, mess
 	case name == "LIST" || name == "UIDL":
 		_, _ = out.WriteString("+OK\r\n")
 		for i, m := range messages {
+			if deleted[i+1] {
+				continue
+			}
 			value := strconv.FormatInt(m.size(), 10)
 			if name == "UIDL" {
 				value = m.uidl()
@@ -157,9 +187,9 @@ func (s *POP3Server) answer(out *bufio.Writer, name string, words []string, mess
 			_, _ = fmt.Fprintf(out, "%d %s\r\n", i+1, value)
 		}
 		_, _ = out.WriteString(".\r\n")
-	case name == "RSET" || name == "NOOP":
+	case name == "NOOP":
 		_, _ = out.WriteString("+OK\r\n")
-	case n < 1 || n > len(messages) || name != "TOP" && name != "RETR" || name == "TOP" && s.NoTop:
+	case n < 1 || n > len(messages) || deleted[n] || name != "TOP" && name != "RETR" || name == "TOP" && s.NoTop:
 		_, _ = out.WriteString("-ERR\r\n")
 	default:
 		lines := -1

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"postern/proxy"
+)
+
+// Criterion: In the mode shadow the sessions of the clients themselves - fetchmail, mpop, getmail and one with Thunderbird's rule - compare real old servers - Dovecot with three formats, Courier, Cyrus, popa3d, solid-pop3d, mailutils-pop3d - with INBOX and record their UIDLs; then a line of the routes' file moves the account to the bridge, and the clients fetch nothing again, and the next new message once.
+func TestAccountsMoveFromShadowToTheBridge(t *testing.T) {
+	const messages = 60
+	for _, kind := range oldPOP3Servers {
+		t.Run(kind.name, func(t *testing.T) {
+			s := open(t, "fetchmail", "mpop", "getmail")
+			u := s.user(t)
+			old := kind.start(t, u)
+			mail := oldMail(messages)
+			for _, m := range mail {
+				old.deliver(m)
+			}
+			// The mail is copied by IMAP in another order.
+			rand.New(rand.NewPCG(1, 16)).Shuffle(len(mail), func(i, j int) { mail[i], mail[j] = mail[j], mail[i] })
+			for _, m := range mail {
+				s.backend.Deliver(t, u.name, m)
+			}
+			dir := t.TempDir()
+			wave := file(t, dir, "wave", u.name+" pop3=shadow\n")
+			server := fmt.Sprintf("address: %q, tls: none", old.addr)
+			if kind.name == "popa3d" {
+				server += ", kind: popa3d"
+			}
+			p := startPostern(t, behind{
+				imap: fmt.Sprintf("{address: %q, ca: %q, server_name: localhost}", s.backend.IMAPS, s.backend.CA), pop3: "{" + server + "}",
+			}, fmt.Sprintf("routes: [{file: %q, backend: main}, {backend: main}]\nstate: {path: %q}\n", wave, filepath.Join(dir, "state")))
+			front := newSwitchboard(t)
+			front.to(func() (net.Conn, error) { return dialTLS(t, p.pop3, p.ca), nil })
+			clients := slices.DeleteFunc(keepers(t, front.addr, u), func(k keeper) bool { return old.shares && k.name == "getmail" })
+			fetched := make([]int, len(clients))
+			for i, c := range clients {
+				fetched[i] = c.poll(t)
+			}
+			results := func() (all []string) {
+				for _, l := range p.logged(t, "old server compared with INBOX") {
+					all = append(all, l.text("result"))
+				}
+				return all
+			}
+			last := clients[len(clients)-1]
+			within(t, carryPatience, "the account is clean", func() bool {
+				n := last.poll(t)
+				if n != fetched[len(clients)-1] {
+					t.Errorf("%s fetches %d messages again from the old server", last.name, n-fetched[len(clients)-1])
+				}
+				return slices.Contains(results(), proxy.ShadowClean)
+			})
+			if err := os.WriteFile(wave, []byte(u.name+" pop3=bridge\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			within(t, patience, "the account has moved", func() bool {
+				loginPOP3(t, p.pop3, p.ca, u).command("QUIT")
+				return slices.ContainsFunc(p.logged(t, "connection ended"), func(l line) bool { return l.text("mode") == proxy.ModeBridge })
+			})
+			for i, c := range clients {
+				if n := c.poll(t); n != fetched[i] {
+					t.Errorf("%s fetches %d messages again", c.name, n-fetched[i])
+				}
+			}
+			s.backend.Deliver(t, u.name, []byte("Message-ID: <new@example.org>\nSubject: new\n\nnew\n"))
+			for i, c := range clients {
+				n := c.poll(t)
+				if c.poll(t) != n || n != fetched[i]+1 {
+					t.Errorf("%s fetches %d messages, and not the new one once", c.name, n-fetched[i])
+				}
+			}
+		})
+	}
+}
