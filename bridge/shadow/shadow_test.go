@@ -218,7 +218,7 @@ func TestASessionIsComparedAndItsUIDLsAreLearnt(t *testing.T) {
 func (p *pair) bridged(t testing.TB, want ...string) {
 	t.Helper()
 	client, server := proxytest.Pipe(t)
-	b := *p.backend.Bridge
+	b := p.backend.Bridge
 	login := &proxy.Login{Account: "alice", Mechanism: "PLAIN", Secret: proxy.NewSecret([]byte("secret"))}
 	session, err := b.Login(t.Context(), login)
 	if err != nil {
