@@ -36,7 +36,9 @@ func (c *tokens) Credentials(_ context.Context, account, protocol string, force 
 	return user, token, nil
 }
 
-func bearer(user, token string) string { return b64("user=" + user + "\x01auth=Bearer " + token + "\x01\x01") }
+func bearer(user, token string) string {
+	return b64("user=" + user + "\x01auth=Bearer " + token + "\x01\x01")
+}
 
 // checkedLogin returns a login whose password Postern has checked.
 func checkedLogin() *proxy.Login {
