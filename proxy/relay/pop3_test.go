@@ -86,7 +86,7 @@ func TestPOP3CountsTOPWithAllLinesAsADownload(t *testing.T) {
 	s.dialogue(t, dialogue, dialogue)
 	s.waitEnd(t, nil)
 	got := s.session.Totals()
-	if want := (proxy.Totals{Messages: got.Messages, Downloaded: 1, Octets: 17, Kept: 1}); got != want {
+	if want := (proxy.Totals{Mode: proxy.ModePassthrough, Messages: got.Messages, Downloaded: 1, Octets: 17, Kept: 1}); got != want {
 		t.Errorf("Totals = %+v, want %+v", got, want)
 	}
 }
