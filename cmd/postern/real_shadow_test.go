@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -63,7 +64,10 @@ func TestAccountsMoveFromShadowToTheBridge(t *testing.T) {
 				t.Fatal(err)
 			}
 			within(t, patience, "the account has moved", func() bool {
-				loginPOP3(t, p.pop3, p.ca, u).command("QUIT")
+				conn := dialTLS(t, p.pop3, p.ca)
+				loginOn(t, conn, u).command("QUIT")
+				_, _ = io.Copy(io.Discard, conn) // the session has ended, and another one may begin
+				_ = conn.Close()
 				return slices.ContainsFunc(p.logged(t, "connection ended"), func(l line) bool { return l.text("mode") == proxy.ModeBridge })
 			})
 			for i, c := range clients {
