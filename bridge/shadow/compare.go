@@ -18,6 +18,8 @@ const lateTime = 3 * 24 * time.Hour
 // errWanted ends a comparison for which headers are wanted that no session has seen yet.
 var errWanted = errors.New("headers are wanted")
 
+var errUnread = errors.New("the IMAP server does not give the headers of all messages")
+
 var errNoSizes = errors.New("the session has shown unique ids without sizes")
 
 // finish compares INBOX with what the session has shown, and fills in the event.
@@ -29,8 +31,10 @@ func (c *comparison) finish(ctx context.Context, in *bridge.Reader) error {
 	c.event.Messages = len(shown)
 	if !compares {
 		c.event.Result = proxy.ShadowNoUIDLs
-		c.state.Compared, c.state.Clean, c.state.Messages = time.Now(), true, len(shown)
-		c.save(ctx)
+		if c.state.Compared.IsZero() {
+			c.state.Unasked, c.state.Messages = time.Now(), len(shown)
+			c.save(ctx)
+		}
 		return nil
 	}
 	if err := in.List(ctx); err != nil {
@@ -281,7 +285,11 @@ func (p *pairing) match(ctx context.Context) error {
 	}
 	after := oldserver.Side{
 		Headers: func(ctx context.Context, some []int) ([]oldserver.Header, error) {
-			return p.in.Side.Headers(ctx, places(new, some))
+			all, err := p.in.Side.Headers(ctx, places(new, some))
+			if err == nil && slices.ContainsFunc(all, func(h oldserver.Header) bool { return !h.Known }) {
+				err = errUnread // its message would seem to be missing
+			}
+			return all, err
 		},
 		Contents: func(ctx context.Context, some []int) ([]oldserver.Sum, error) {
 			return p.in.Side.Contents(ctx, places(new, some))

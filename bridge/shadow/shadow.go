@@ -40,6 +40,8 @@ const (
 	// for pauseTime.
 	slowLogin = 2 * time.Second
 	pauseTime = time.Minute
+	// spareTime is how long the old server is asked for no header after a late answer.
+	spareTime = 10 * time.Minute
 )
 
 // An Old logs l in to the old POP3 server for a session that w watches, and clears the
@@ -189,7 +191,9 @@ func (c *comparison) run(ctx context.Context) {
 		c.skip(err)
 		return
 	}
-	c.watcher.want(c.state)
+	if c.backend.Limits.mayAsk() {
+		c.watcher.want(c.state)
+	}
 	in, err := c.logIn(ctx)
 	if err != nil {
 		c.fail(err)
@@ -205,6 +209,9 @@ func (c *comparison) run(ctx context.Context) {
 		return
 	}
 	c.over = time.Now()
+	if c.watcher.slow {
+		c.backend.Limits.spareOld()
+	}
 	ctx, cancel := context.WithTimeout(ctx, compareTime)
 	defer cancel()
 	if err := c.finish(ctx, in); err != nil {
@@ -253,7 +260,7 @@ type Limits struct {
 	tokens  float64
 	filled  time.Time // when tokens was right
 	paused  time.Time // until then nothing is begun
-	slow    time.Time // until then the old server is asked nothing
+	spared  time.Time // until then the old server is asked nothing
 }
 
 var (
@@ -303,5 +310,19 @@ func (l *Limits) take() error {
 func (l *Limits) pause() {
 	l.mu.Lock()
 	l.paused = time.Now().Add(pauseTime)
+	l.mu.Unlock()
+}
+
+// mayAsk reports whether sessions may ask the old server for headers.
+func (l *Limits) mayAsk() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !time.Now().Before(l.spared)
+}
+
+// spareOld lets no session ask for some time: an answer came so late that a client waited.
+func (l *Limits) spareOld() {
+	l.mu.Lock()
+	l.spared = time.Now().Add(spareTime)
 	l.mu.Unlock()
 }

@@ -140,6 +140,9 @@ func (p *pair) try(t testing.TB, commands ...string) error {
 	}()
 	in := bufio.NewReader(client)
 	for _, command := range commands {
+		if command == "QUIT" {
+			awaitWatch(session.(*shadowed).watcher)
+		}
 		if _, err := io.WriteString(client, command+"\r\n"); err != nil {
 			return err
 		}
@@ -162,6 +165,19 @@ func (p *pair) try(t testing.TB, commands ...string) error {
 		return err
 	}
 	return nil
+}
+
+// awaitWatch waits until w knows what is wanted, or for a moment.
+func awaitWatch(w *Watcher) {
+	for range 200 {
+		w.mu.Lock()
+		ready := w.wanted != nil || !w.on
+		w.mu.Unlock()
+		if ready {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // next returns the next comparison, without what differs from run to run.
@@ -287,4 +303,105 @@ func (p *pair) forgetClean(t testing.TB) {
 	c.state = c.load(t.Context())
 	c.state.Clean = false
 	c.save(t.Context())
+}
+
+// Criterion: A message that is copied to INBOX, or comes new, after the UIDLs were recorded gets the UIDL of the old server at the next session.
+func TestLateAndNewMessagesAreLearnt(t *testing.T) {
+	p := start(t, 1, 2)
+	p.old.SetMaildrop("alice", mail(1, 2, 3, 4))
+	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowClean, Messages: 4, Found: 2, Late: 2, Learnt: 2})
+	p.deliver(t, 3)
+	p.old.SetMaildrop("alice", mail(1, 2, 3, 4, 5))
+	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowClean, Messages: 5, Found: 3, Late: 2, Learnt: 1}, "LIST", "UIDL", "RETR 5", "QUIT")
+	p.deliver(t, 4)
+	p.deliver(t, 6, 5) // another one has come to INBOX alone
+	p.forgetClean(t)
+	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowDiffers, Messages: 5, Found: 5, Extra: 1, Learnt: 2})
+	p.bridged(t, "1 old-1", "2 old-2", "3 old-3", "4 old-4", "5 0000000500000007", "6 old-5")
+}
+
+// Criterion: A message that stays late for three days is missing.
+func TestAMessageIsNotLateForEver(t *testing.T) {
+	p := start(t, 1)
+	p.old.SetMaildrop("alice", mail(1, 2))
+	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowClean, Messages: 2, Found: 1, Late: 1, Learnt: 1})
+	c := &comparison{backend: p.backend, login: &proxy.Login{Account: "alice"}}
+	c.state = c.load(t.Context())
+	c.state.LateSince, c.state.Compared = c.state.LateSince.Add(-lateTime-time.Hour), c.state.Compared.Add(-again)
+	c.save(t.Context())
+	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowDiffers, Messages: 2, Found: 1, Missing: 1})
+}
+
+// Criterion: A session whose client asks for no UIDLs is not compared, and says so; a client that asks for those of single messages is one that keeps them: all are then asked for before its QUIT.
+func TestClientsWithoutUIDLs(t *testing.T) {
+	p := start(t, 1, 2)
+	p.old.SetMaildrop("alice", mail(1, 2))
+	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowNoUIDLs, Messages: 2}, "STAT", "LIST", "RETR 1", "QUIT")
+	p.notRecorded(t)
+	if n := p.old.Commands("UIDL") + p.old.Commands("TOP"); n != 0 {
+		t.Errorf("the old server was asked %d times", n)
+	}
+	p.old.SetMaildrop("alice", mail(1, 2, 3))
+	p.deliver(t, 3)
+	p.want(t, clean(3, 3), "UIDL 3", "QUIT")
+}
+
+// Criterion: Messages with the same header are told apart by all that they contain; exact copies have the UIDLs of the old server, one for each or one for all.
+func TestCopiesAreToldApart(t *testing.T) {
+	twin := "Message-ID: <1@example.org>\r\n\r\nanother text\r\n"
+	for name, old := range map[string][]proxytest.POP3Message{
+		"one UIDL each":    {{UIDL: "a", Raw: raw(1)}, {UIDL: "b", Raw: raw(1)}, {UIDL: "c", Raw: raw(2)}, {UIDL: "d", Raw: twin}},
+		"one UIDL for all": {{UIDL: "a", Raw: raw(1)}, {UIDL: "a", Raw: raw(1)}, {UIDL: "c", Raw: raw(2)}, {UIDL: "d", Raw: twin}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := start(t)
+			for _, text := range []string{twin, raw(1), raw(2), raw(1)} {
+				p.append(t, text)
+			}
+			p.old.SetMaildrop("alice", old)
+			for range 5 {
+				p.session(t, poll...)
+				if e := p.next(t); e.Result == proxy.ShadowClean {
+					break
+				}
+			}
+			p.bridged(t, "1 d", "2 "+old[0].UIDL, "3 c", "4 "+old[1].UIDL)
+			p.forgetClean(t)
+			again := clean(4, 0)
+			again.Order = 3
+			p.want(t, again)
+			if n := p.old.Commands("RETR"); n > 0 {
+				t.Errorf("RETR came %d times", n)
+			}
+		})
+	}
+}
+
+// Criterion: What a session has deleted is not compared; when the old server does not confirm it, nothing is.
+func TestDeletedMessages(t *testing.T) {
+	p := start(t, 2)
+	p.old.SetMaildrop("alice", mail(1, 2, 3))
+	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowUnproven, Messages: 1, Unproven: 1}, "LIST", "UIDL", "DELE 1", "DELE 3", "QUIT")
+	p.want(t, clean(1, 1))
+	p.forgetClean(t)
+	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowDiffers, Extra: 1}, "DELE 1", "QUIT")
+}
+
+// Criterion: An account that was served by the bridge, and shown other UIDLs, keeps these: a comparison says that moving it is not safe. On the same store with the same UIDLs it is safe.
+func TestMovingBack(t *testing.T) {
+	p := start(t, 1, 2)
+	p.bridged(t, "1 0000000100000007", "2 0000000200000007")
+	p.old.SetMaildrop("alice", mail(1, 2))
+	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowDiffers, Messages: 2, Found: 2, UIDLs: 2})
+	p.bridged(t, "1 0000000100000007", "2 0000000200000007")
+	same := mail(1, 2)
+	same[0].UIDL, same[1].UIDL = "0000000100000007", "0000000200000007"
+	p.old.SetMaildrop("alice", same)
+	for range 3 {
+		p.session(t, poll...)
+		if e := p.next(t); e.Result == proxy.ShadowClean {
+			return
+		}
+	}
+	t.Error("the same UIDLs are not clean")
 }

@@ -17,6 +17,7 @@ const maxWanted = 20 * maxAsked
 type accountState struct {
 	Compared    time.Time // when; zero: never
 	Clean       bool
+	Unasked     time.Time // of an account that was never compared: when a session asked for no UIDLs
 	Messages    int       // that the last session has left
 	UIDValidity uint32    // of INBOX
 	UIDNext     uint32    // of INBOX: messages from there on have come since
@@ -33,7 +34,13 @@ type accountState struct {
 
 // due reports whether an account with so many messages is to be compared.
 func (s *accountState) due(messages int, now time.Time) bool {
-	return !s.Clean || s.Messages != messages || now.Sub(s.Compared) >= again
+	if s.Messages != messages {
+		return true
+	}
+	if s.Compared.IsZero() {
+		return now.Sub(s.Unasked) >= again
+	}
+	return !s.Clean || now.Sub(s.Compared) >= again
 }
 
 // load returns the state of the account. A state that cannot be read is that of an account

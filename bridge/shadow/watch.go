@@ -9,21 +9,23 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"postern/bridge/oldserver"
 	"postern/bridge/uidl"
 )
 
 const (
-	maxMessages = 1 << 18  // of a maildrop that is compared
-	maxLine     = 512      // octets of a line of LIST and UIDL
-	maxUIDL     = 100      // octets of a unique id, which may have 70, that are kept
-	maxSize     = 1 << 40  // octets of a message
-	maxAsked    = 200      // TOPs in a session
-	maxListed   = 5_000    // messages of a maildrop for which LIST or UIDL is sent before QUIT
-	maxRefused  = 10       // TOPs that are refused before a session sends no more
-	maxWhole    = 64 << 10 // octets of a message that is compared as a whole
-	sampleFrom  = 2_000    // messages from which a sample of headers is enough
+	maxMessages = 1 << 18               // of a maildrop that is compared
+	maxLine     = 512                   // octets of a line of LIST and UIDL
+	maxUIDL     = 100                   // octets of a unique id, which may have 70, that are kept
+	maxSize     = 1 << 40               // octets of a message
+	maxAsked    = 200                   // TOPs in a session
+	maxListed   = 5_000                 // messages of a maildrop for which LIST or UIDL is sent before QUIT
+	maxRefused  = 10                    // TOPs that are refused before a session sends no more
+	maxWhole    = 64 << 10              // octets of a message that is compared as a whole
+	slowAnswer  = 50 * time.Millisecond // from the old server, for which a client should not wait
+	sampleFrom  = 2_000                 // messages from which a sample of headers is enough
 	// allLines asks TOP for the whole message. RETR would be remembered by servers that
 	// delete what was retrieved.
 	allLines = 999999999
@@ -50,6 +52,8 @@ type Watcher struct {
 	whole  map[int]bool         // numbers of the messages that TOP was sent for with all lines
 	asked  int                  // TOPs
 	step   int                  // of Ask
+	sent   time.Time            // when Ask was called last; zero: never
+	slow   bool                 // an answer to Ask took longer than slowAnswer
 
 	deleted []int
 	unknown bool // nobody knows what the server has deleted
@@ -118,6 +122,7 @@ func (w *Watcher) Response(keyword string, number int, ok bool) io.Writer {
 	if !w.on {
 		return nil
 	}
+	w.slow = w.slow || !w.sent.IsZero() && time.Since(w.sent) > slowAnswer
 	switch keyword {
 	case "UIDL":
 		w.asksUID = w.asksUID || ok
@@ -131,11 +136,12 @@ func (w *Watcher) Response(keyword string, number int, ok bool) io.Writer {
 	case "RETR", "TOP":
 		switch {
 		case number < 1 || number > w.count:
-		case !ok:
+		case !ok && keyword == "TOP":
 			if w.refused == nil {
 				w.refused = make(map[int]bool)
 			}
-			w.refused[number] = keyword == "TOP"
+			w.refused[number] = true
+		case !ok:
 		case w.whole[number] || keyword == "RETR" && w.wantsBody(number):
 			return &message{content: new(uidl.ContentHash), done: func(m *message) { w.addMessage(number, m) }}
 		case !w.headers[number].Known:
@@ -217,9 +223,10 @@ func add[T comparable](w *Watcher, l *listing[T], number int, value T) {
 func (w *Watcher) Ask(most int) (commands []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !w.on || w.err != nil || w.wanted == nil || !w.asksUID {
+	if !w.on || w.err != nil || w.wanted == nil || !w.asksUID || w.slow {
 		return nil
 	}
+	w.sent = time.Now()
 	for ; w.step < 2; w.step++ {
 		command, known := "LIST", w.sizes.known
 		if w.step == 1 {

@@ -174,17 +174,15 @@ func (s *POP3Server) answer(out *bufio.Writer, name string, words []string, mess
 			total += m.size()
 		}
 		_, _ = fmt.Fprintf(out, "+OK %d %d\r\n", len(messages), total)
-	case name == "LIST" || name == "UIDL":
+	case (name == "LIST" || name == "UIDL") && n > 0 && n <= len(messages) && !deleted[n]:
+		_, _ = fmt.Fprintf(out, "+OK %d %s\r\n", n, messages[n-1].shown(name))
+	case (name == "LIST" || name == "UIDL") && words[1] == "":
 		_, _ = out.WriteString("+OK\r\n")
 		for i, m := range messages {
 			if deleted[i+1] {
 				continue
 			}
-			value := strconv.FormatInt(m.size(), 10)
-			if name == "UIDL" {
-				value = m.uidl()
-			}
-			_, _ = fmt.Fprintf(out, "%d %s\r\n", i+1, value)
+			_, _ = fmt.Fprintf(out, "%d %s\r\n", i+1, m.shown(name))
 		}
 		_, _ = out.WriteString(".\r\n")
 	case name == "NOOP":
@@ -219,6 +217,14 @@ func writeTop(out *bufio.Writer, raw string, lines int) {
 		_, _ = out.Write(append(line, "\r\n"...))
 	}
 	_, _ = out.WriteString(".\r\n")
+}
+
+// shown returns what LIST or UIDL shows of the message.
+func (m POP3Message) shown(command string) string {
+	if command == "UIDL" {
+		return m.uidl()
+	}
+	return strconv.FormatInt(m.size(), 10)
 }
 
 func (m POP3Message) size() int64 {

@@ -1,11 +1,14 @@
 package relay
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -519,4 +522,164 @@ func BenchmarkPOP3Retrieve(b *testing.B) {
 			b.Errorf("Run = %v", err)
 		}
 	})
+}
+
+// A watcher is a POP3Watcher that asks commands, and records what it sees.
+type watcher struct {
+	ask  []string
+	most []int // of Ask
+	seen strings.Builder
+	late time.Duration // of each Ask
+}
+
+func (w *watcher) Response(keyword string, number int, ok bool) io.Writer {
+	fmt.Fprintf(&w.seen, "[%s %d %v]", keyword, number, ok)
+	return &w.seen
+}
+
+func (w *watcher) Ask(most int) (commands []string) {
+	w.most = append(w.most, most)
+	n := min(most, len(w.ask))
+	commands, w.ask = w.ask[:n], w.ask[n:]
+	return commands
+}
+
+func (w *watcher) Quit(ok bool, deleted []int) {
+	slices.Sort(deleted)
+	fmt.Fprintf(&w.seen, "[QUIT %v %v]", ok, deleted)
+}
+
+// Criterion: a watcher of a session with an old POP3 server sees what the client sees, and asks before QUIT is forwarded; the client gets nothing of that.
+func TestPOP3IsWatched(t *testing.T) {
+	for _, pipelining := range []bool{false, true} {
+		s := startPOP3(t, t.Context(), pipelining)
+		w := &watcher{ask: []string{"UIDL", "TOP 1 0", "TOP 2 0"}}
+		s.session.Watcher = w
+		server := `
+			C: LIST
+			S- +OK\r\n1 200\r\n2 500\r\n.\r\n
+			C: RETR 2
+			S- +OK\r\na: b\r\n\r\n..\r\n.\r\n
+			C: RETR 3
+			S: -ERR no such message
+			C: STAT
+			S: +OK 2 700
+			C: UIDL
+			S- +OK\r\n1 a\r\n2 b\r\n.\r\n
+			C: TOP 1 0
+			S: -ERR
+			C: TOP 2 0
+			S- +OK\r\na: b\r\n\r\n.\r\n
+			C: QUIT
+			S: +OK bye
+			S: <EOF>
+		`
+		if pipelining {
+			server = strings.Replace(server, "S: -ERR\n\t\t\tC: TOP 2 0\n\t\t\tS-", "C: TOP 2 0\n\t\t\tS: -ERR\n\t\t\tS-", 1)
+		}
+		s.dialogue(t, `
+			C: LIST
+			S- +OK\r\n1 200\r\n2 500\r\n.\r\n
+			C: RETR 2
+			S- +OK\r\na: b\r\n\r\n..\r\n.\r\n
+			C: RETR 3
+			S: -ERR no such message
+			C: STAT
+			S: +OK 2 700
+			C: QUIT
+			S: +OK bye
+			S: <EOF>
+		`, server)
+		s.waitEnd(t, nil)
+		want := "[LIST 0 true]1 200\r\n2 500\r\n.\r\n[RETR 2 true]a: b\r\n\r\n..\r\n.\r\n[RETR 3 false]" +
+			"[UIDL 0 true]1 a\r\n2 b\r\n.\r\n[TOP 1 false][TOP 2 true]a: b\r\n\r\n.\r\n[QUIT true []]"
+		if got := w.seen.String(); got != want {
+			t.Errorf("pipelining %v: seen %q, want %q", pipelining, got, want)
+		}
+	}
+}
+
+// Criterion: a session that has marked messages for deletion asks nothing before QUIT; the watcher learns which messages the server has deleted, and when nobody knows.
+func TestPOP3WatcherLearnsWhatIsDeleted(t *testing.T) {
+	for answer, want := range map[string]string{"S: +OK": "[QUIT true [1 2]]", "S: -ERR": "[QUIT false [1 2]]", "S: <EOF>": "[QUIT false [1 2]]"} {
+		s := startPOP3(t, t.Context(), false)
+		w := &watcher{ask: []string{"TOP 1 0"}}
+		s.session.Watcher = w
+		client := answer
+		if answer == "S: <EOF>" {
+			client, answer = `S: -ERR \[SYS/TEMP\] *`, "C: <EOF>"
+		}
+		dialogue := "C: DELE 2\nS: +OK\nC: DELE 1\nS: +OK\nC: QUIT\n"
+		if answer == "C: <EOF>" {
+			proxytest.ServeTranscript(t, s.server, dialogue+"S: <EOF>")
+		} else {
+			proxytest.ServeTranscript(t, s.server, dialogue+answer)
+		}
+		proxytest.Transcript(t, s.client, dialogue+client)
+		_ = s.client.Close()
+		<-s.done
+		if got := w.seen.String(); got != want {
+			t.Errorf("after %q: %s, want %s", answer, got, want)
+		}
+	}
+}
+
+// Criterion: what a watcher asks before QUIT delays QUIT by at most 50 ms, or by one answer of a server that is slower; a fast server with PIPELINING is asked more and more at once.
+func TestPOP3AsksForFiftyMilliseconds(t *testing.T) {
+	for _, c := range []struct {
+		answer     time.Duration // of each command
+		pipelining bool
+		asked      int
+		took       time.Duration
+	}{
+		{answer: 0, asked: 200},
+		{answer: 0, pipelining: true, asked: 200},
+		{answer: 10 * time.Millisecond, asked: 5, took: 50 * time.Millisecond},
+		{answer: 40 * time.Millisecond, asked: 1, took: 40 * time.Millisecond},
+		{answer: 5 * time.Second, asked: 1, took: 5 * time.Second},
+		{answer: 5 * time.Second, pipelining: true, asked: 1, took: 5 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			client, near := net.Pipe()
+			back, server := net.Pipe()
+			w := &watcher{}
+			for range 200 {
+				w.ask = append(w.ask, "TOP 1 0")
+			}
+			s := &pop3Fixture{client: client, server: server, done: make(chan error, 1)}
+			s.session = &POP3{BackendName: "old", Conn: upstream{back}, Pipelining: c.pipelining, Watcher: w}
+			s.session.marks = map[int]pop3Mark{}
+			s.run(t.Context(), near)
+			asked := 0
+			go func() {
+				in := bufio.NewReader(server)
+				for {
+					line, err := in.ReadString('\n')
+					if err != nil {
+						return
+					}
+					if strings.HasPrefix(line, "QUIT") {
+						_, _ = io.WriteString(server, "+OK\r\n")
+						_ = server.Close()
+						return
+					}
+					asked++
+					time.Sleep(c.answer)
+					_, _ = io.WriteString(server, "+OK\r\nA: b\r\n\r\n.\r\n")
+				}
+			}()
+			begun := time.Now()
+			go func() { _, _ = io.WriteString(client, "QUIT\r\n") }()
+			if b, _ := io.ReadAll(client); string(b) != "+OK\r\n" {
+				t.Errorf("%+v: QUIT is answered with %q", c, b)
+			}
+			if took := time.Since(begun); took != c.took || asked != c.asked {
+				t.Errorf("%+v: QUIT took %v, and %d were asked", c, took, asked)
+			}
+			<-s.done
+			if c.pipelining && c.answer == 0 && w.most[len(w.most)-1] != maxPOP3Batch {
+				t.Errorf("at once were asked %v", w.most)
+			}
+		})
+	}
 }
