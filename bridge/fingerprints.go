@@ -322,13 +322,15 @@ func (s *session) shortFingerprints(ctx context.Context, uids imap.UIDSet) (prin
 	return prints, err
 }
 
-// addHeaders fetches headers and adds their hashes to prints, which ascend by UID.
-func (s *session) addHeaders(ctx context.Context, uids imap.UIDSet, prints []uidl.Fingerprint) error {
+// addHeaders fetches headers and adds their hashes to prints, which ascend by UID. It marks
+// the messages whose headers came.
+func (s *session) addHeaders(ctx context.Context, uids imap.UIDSet, prints []uidl.Fingerprint, answered map[uint32]bool) error {
 	var header uidl.HeaderHash
 	return s.inbox.Headers(ctx, uids, func() io.Writer {
 		header = uidl.HeaderHash{}
 		return &header
 	}, func(uid uint32) {
+		answered[uid] = true
 		if i, ok := slices.BinarySearchFunc(prints, uidl.Fingerprint{UID: uid}, compareFingerprints); ok {
 			prints[i].Header = header.Sum()
 		}

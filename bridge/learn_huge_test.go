@@ -250,3 +250,38 @@ func learntBy(t *testing.T, b *Backend) (ids []string, err error) {
 	}
 	return slices.Clip(ids), s.Close()
 }
+
+// Criterion: a message that is copied after its account was learnt gets the unique id that the old server showed, for 90 days, and no other message does.
+func TestALateCopyGetsItsUIDL(t *testing.T) {
+	for _, days := range []int{0, 5, 60, 89, 120} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newModel("")
+			m.deliver(10)
+			old := newSlowPOP3(m)
+			m.mails = m.mails[:8] // the others are not copied yet
+			b := &Backend{LogIn: m.dial(t), Cache: &memory{}, Record: &memory{}}
+			learnSlowly(b, old)
+			if ids, err := learntBy(t, b); err != nil || len(ids) != 8 {
+				t.Fatalf("%q, %v", ids, err)
+			}
+			time.Sleep(time.Duration(days) * 24 * time.Hour)
+			m.deliver(1) // a new message
+			m.deliver(1)
+			m.content[m.uidNext-1] = 8 // a late copy
+			ids, err := learntBy(t, b)
+			if err != nil || len(ids) != 10 {
+				t.Fatalf("%q, %v", ids, err)
+			}
+			if late := ids[9] == oldUIDL(8); ids[0] != oldUIDL(0) || late != (days <= 90) || ids[8] == oldUIDL(8) || ids[8] == oldUIDL(9) {
+				t.Errorf("after %d days: %q", days, ids)
+			}
+			m.deliver(1)
+			m.content[m.uidNext-1] = 9 // and another one
+			again, err := learntBy(t, b)
+			if err != nil || len(again) != 11 || !slices.Equal(again[:10], ids) || (again[10] == oldUIDL(9)) != (days <= 90) {
+				t.Errorf("after %d days: %q, %v", days, again, err)
+			}
+			synctest.Wait()
+		})
+	}
+}

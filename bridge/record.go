@@ -224,7 +224,7 @@ func (p *recordPass) decide(ctx context.Context) error {
 		return p.renumber(ctx)
 	}
 	fresh := p.newUIDs()
-	if len(fresh) > 0 && !p.unchanged && p.recentlyRenumbered() {
+	if len(fresh) > 0 && !p.unchanged && (p.recentlyRenumbered() || p.record.AwaitsCopies(today())) {
 		return p.rejoin(ctx, fresh)
 	}
 	p.changed = p.record.Use(s.backend.UIDL, p.listed.uidNext)

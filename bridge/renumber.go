@@ -146,7 +146,8 @@ func (p *recordPass) recentlyRenumbered() bool {
 	return len(all) > 1 && today() <= max(all[0].Since, all[1].Seen)+uidl.KeepFingerprints
 }
 
-// rejoin looks for the new messages, fresh, among those of earlier generations.
+// rejoin looks for the new messages, fresh, among those of earlier generations and of the
+// old server.
 func (p *recordPass) rejoin(ctx context.Context, fresh []uint32) error {
 	s := p.session
 	if err := p.load(ctx); err != nil {
@@ -164,9 +165,17 @@ func (p *recordPass) rejoin(ctx context.Context, fresh []uint32) error {
 		if err != nil {
 			return err
 		}
-		p.record.Current().Put(p.record.Rejoin(prints, known))
+		if p.recentlyRenumbered() {
+			p.record.Current().Put(p.record.Rejoin(prints, known))
+		}
 		for _, now := range prints {
 			find(p.listed.messages, now.UID).marks |= fingerprinted
+		}
+		if p.record.AwaitsCopies(today()) {
+			if err := s.headersOfNew(ctx, prints, known); err != nil {
+				return err
+			}
+			p.record.Current().Put(p.record.RecognizeCopies(prints))
 		}
 	}
 	p.record.Separate(fresh)
@@ -233,18 +242,33 @@ func (s *session) fingerprintsOfNew(ctx context.Context, uids, known []uint32) (
 	return slices.DeleteFunc(prints, func(p uidl.Fingerprint) bool { return p.UID == other }), err
 }
 
+// headersOfNew adds the hashes of headers to prints, up to maxHeaders. It asks about a known
+// message, too, as fingerprintsOfNew does.
+func (s *session) headersOfNew(ctx context.Context, prints []uidl.Fingerprint, known []uint32) error {
+	var uids []uint32
+	for _, p := range prints[:min(len(prints), maxHeaders)] {
+		uids = append(uids, p.UID)
+	}
+	if len(uids) == 0 {
+		return nil
+	}
+	err := s.headerFingerprints(ctx, uids, prints)
+	if !errors.Is(err, errUnanswered) || len(known) == 0 || len(uids) > refusableOf(len(uids)) {
+		return err
+	}
+	return s.headerFingerprints(ctx, append([]uint32{known[len(known)-1]}, uids...), prints) // known ones have lower UIDs
+}
+
 // headerFingerprints adds the hashes of the headers of messages to prints. It repeats
 // commands and returns errors as fingerprints does.
 func (s *session) headerFingerprints(ctx context.Context, uids []uint32, prints []uidl.Fingerprint) error {
+	answered := make(map[uint32]bool) // also of headers without a hash
 	var sets []imap.UIDSet
 	for some := range slices.Chunk(uids, headersAtOnce) {
 		sets = append(sets, inbox.Sets(some)...)
 	}
-	_, err := fetchComplete(uids, func(set imap.UIDSet) error { return s.addHeaders(ctx, set, prints) }, sets, func() []uint32 {
-		return slices.DeleteFunc(slices.Clone(uids), func(uid uint32) bool {
-			i, ok := slices.BinarySearchFunc(prints, uidl.Fingerprint{UID: uid}, compareFingerprints)
-			return ok && prints[i].Header != 0
-		})
+	_, err := fetchComplete(uids, func(set imap.UIDSet) error { return s.addHeaders(ctx, set, prints, answered) }, sets, func() []uint32 {
+		return slices.DeleteFunc(slices.Clone(uids), func(uid uint32) bool { return answered[uid] })
 	}, func() []uidl.Fingerprint { return nil })
 	return err
 }

@@ -39,6 +39,24 @@ func (r *Record) Rejoin(after []Fingerprint, listed []uint32) []Entry {
 	return entries
 }
 
+// RecognizeCopies is like Rejoin, for messages that another server has shown: after has the
+// hashes of their headers. A unique-id that a message of the current generation has or had
+// is not given again. All generations must be loaded.
+func (r *Record) RecognizeCopies(after []Fingerprint) []Entry {
+	g := r.foreign()
+	if g == nil {
+		return nil
+	}
+	given := make(map[string]bool)
+	for i := range r.Current().Entries {
+		given[r.Current().Entries[i].UIDL] = true
+	}
+	rest := *g
+	rest.Entries = slices.DeleteFunc(slices.Clone(g.Entries), func(e Entry) bool { return given[e.UIDL] })
+	entries, _ := recognize([]*Generation{&rest}, after)
+	return entries
+}
+
 // recognize does the work of Recognize in some generations.
 func recognize(generations []*Generation, after []Fingerprint) (entries []Entry, more bool) {
 	entries = make([]Entry, len(after))

@@ -412,8 +412,24 @@ func (r *Record) AddForeign(entries []Entry) {
 		g.UIDValidity--
 	}
 	g.UIDNext = 1 // the format computes nothing
-	g.Entries = entries
+	g.Since, g.Entries = r.Current().Since, entries
 	r.Generations = append(r.Generations, g)
+}
+
+// foreign returns the generation of AddForeign, or nil.
+func (r *Record) foreign() *Generation {
+	last := r.Generations[len(r.Generations)-1]
+	if last == r.Current() || last.UIDValidity < foreignUIDValidity-1 || last.UIDNext != 1 {
+		return nil
+	}
+	return last
+}
+
+// AwaitsCopies reports whether a new message may be one that another server has shown, and
+// that is copied late: within KeepNames days. The generations need not be loaded.
+func (r *Record) AwaitsCopies(today Day) bool {
+	g := r.foreign()
+	return g != nil && g.Counts().Entries > 0 && today <= g.Since+KeepNames
 }
 
 // Plain reports whether one format computes all unique-ids, now and before, so that no
