@@ -1,0 +1,234 @@
+package password
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"postern/proxy"
+)
+
+// The limits of a passwd file.
+const (
+	maxFile     = 64 << 20 // octets
+	maxLine     = 4 << 10
+	maxMistakes = 20
+)
+
+// A File is a Check by a passwd file: lines as Dovecot's passwd-file and htpasswd have
+// them, of which the account and the hash count:
+//
+//	alice@example.org:{ARGON2ID}$argon2id$v=19$m=65536,t=3,p=1$...
+//	bob@example.org:$2y$10$...:1000:1000::/home/bob::
+//
+// The file is read again when it changes.
+type File struct {
+	path  string
+	slow  *Slow
+	table atomic.Pointer[table]
+	read  os.FileInfo // state of the file when it was read, or found to be invalid
+	wrong atomic.Pointer[error]
+}
+
+// A table has the lines of a file.
+type table struct {
+	lines    []line
+	accounts map[string]int // index in lines
+}
+
+type line struct {
+	text string // of the hash
+	hash hashed
+}
+
+// Mistakes are the errors of the lines of a file, each as file:line: text.
+type Mistakes []error
+
+// Error returns the first mistakes.
+func (m Mistakes) Error() string { return errors.Join(m...).Error() }
+
+// OpenFile reads the file at path. Its hashes run under slow, which all Files share. The
+// error of a file with mistakes is a Mistakes. No error contains a hash.
+func OpenFile(path string, slow *Slow) (*File, error) {
+	f := &File{path: path, slow: slow}
+	return f, f.load()
+}
+
+// load reads the file. After an error the table stays.
+func (f *File) load() error {
+	file, err := os.Open(f.path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	if f.read, err = file.Stat(); err != nil {
+		return err
+	}
+	const others = 0o007
+	switch mode := f.read.Mode(); {
+	case !mode.IsRegular() || f.read.Size() > maxFile:
+		return fmt.Errorf("%s: not a regular file of at most %d MiB", f.path, maxFile>>20)
+	case mode.Perm()&others != 0:
+		return fmt.Errorf("%s has mode %04o, and its hashes are for Postern alone: chmod o= %[1]s", f.path, mode.Perm())
+	}
+	t, err := parseFile(f.path, io.LimitReader(file, maxFile))
+	if err != nil {
+		return err
+	}
+	f.table.Store(t)
+	return nil
+}
+
+func parseFile(path string, in io.Reader) (*table, error) {
+	t := &table{accounts: make(map[string]int)}
+	var mistakes Mistakes
+	lines := bufio.NewScanner(in)
+	lines.Buffer(nil, maxLine)
+	n := 0
+	for lines.Scan() && len(mistakes) < maxMistakes {
+		n++
+		text := bytes.TrimSpace(lines.Bytes())
+		if len(text) == 0 || text[0] == '#' {
+			continue
+		}
+		if err := t.add(string(text)); err != nil {
+			mistakes = append(mistakes, fmt.Errorf("%s:%d: %w", path, n, err))
+		}
+	}
+	if err := lines.Err(); err != nil {
+		mistakes = append(mistakes, fmt.Errorf("%s:%d: %w", path, n+1, err))
+	}
+	if mistakes != nil {
+		return nil, mistakes
+	}
+	return t, nil
+}
+
+// add adds the account and the hash of a line.
+func (t *table) add(text string) error {
+	account, rest, found := bytes.Cut([]byte(text), []byte(":"))
+	hash, _, _ := bytes.Cut(rest, []byte(":"))
+	if !found || len(account) == 0 || len(hash) == 0 {
+		return errors.New("the line is not account:hash")
+	}
+	name := lower(string(account))
+	if _, twice := t.accounts[name]; twice {
+		return errors.New("a second line of the same account: remove one of them")
+	}
+	h, err := parseHash(string(hash))
+	if err != nil {
+		return err
+	}
+	t.accounts[name] = len(t.lines)
+	t.lines = append(t.lines, line{string(hash), h})
+	return nil
+}
+
+// lower returns s with letters of ASCII in lower case: case does not count, as in files of
+// routes.
+func lower(s string) string {
+	return string(bytes.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, []byte(s)))
+}
+
+// Check implements Check. An account without a line costs what the line of some account
+// costs, always the same one: time does not tell which accounts the file has.
+func (f *File) Check(ctx context.Context, l *proxy.Login) error {
+	t := f.table.Load()
+	secret := l.Secret.Reveal()
+	if len(t.lines) == 0 || len(secret) == 0 || len(secret) > maxPassword {
+		return wrong()
+	}
+	account := lower(l.Account)
+	at, known := t.accounts[account]
+	if !known {
+		at = f.slow.pick(account, len(t.lines))
+	}
+	right, err := f.slow.verify(ctx, t.lines[at].hash, account, t.lines[at].text, secret)
+	if err != nil {
+		return err
+	}
+	if !known || !right {
+		return wrong()
+	}
+	return nil
+}
+
+// pick returns a number below n that belongs to the account until the process ends.
+func (s *Slow) pick(account string, n int) int {
+	h := hmac.New(sha256.New, s.secret())
+	h.Write([]byte("pick "))
+	h.Write([]byte(account))
+	return int(binary.BigEndian.Uint64(h.Sum(nil)) % uint64(n))
+}
+
+// Watch looks at the file in intervals of every until ctx ends, and reads it again when
+// it has changed and was the same in two looks. A file that cannot be read, or has a
+// mistake, changes nothing.
+func (f *File) Watch(ctx context.Context, every time.Duration, log *slog.Logger) {
+	look := time.NewTicker(every)
+	defer look.Stop()
+	last := f.read
+	var invalid error // of the content that was read last
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+		now, err := os.Stat(f.path)
+		switch {
+		case err != nil:
+			last = nil
+			f.setStale(err, log)
+		case !same(now, last):
+			last = now
+		case same(now, f.read):
+			f.setStale(invalid, log) // the file may have been away
+		default:
+			if invalid = f.load(); invalid == nil {
+				log.Info("file loaded", "file", f.path, "entries", len(f.table.Load().lines))
+			}
+			f.setStale(invalid, log)
+		}
+	}
+}
+
+// setStale keeps why the file is not loaded, and logs it once.
+func (f *File) setStale(err error, log *slog.Logger) {
+	if err == nil {
+		f.wrong.Store(nil)
+		return
+	}
+	if before := f.Stale(); before == nil || before.Error() != err.Error() {
+		log.Warn("file not loaded: its previous content stays in use", "file", f.path, "err", err)
+	}
+	f.wrong.Store(&err)
+}
+
+// Stale returns why Watch has not loaded the file as it is now; nil: it has.
+func (f *File) Stale() error {
+	if err := f.wrong.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// same reports whether two states of a file are the same.
+func same(a, b os.FileInfo) bool {
+	return a != nil && b != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime()) && a.Mode() == b.Mode()
+}
