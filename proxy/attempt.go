@@ -138,6 +138,8 @@ func (c *conn) logIn(l *Login) error {
 		return err
 	}
 	c.session = session // from here on end closes it, should a step panic
+	device := l.Device  // a pointer into l would keep all of l alive
+	c.device.Store(&device)
 	if p, ok := c.permit.(PostAuthChecker); ok {
 		if err := p.CheckPostAuth(c.ctx, l); err != nil {
 			c.closeSession()

@@ -42,6 +42,7 @@ type Conn struct {
 	wiped int // buf[:wiped] was overwritten
 
 	received, sent atomic.Int64
+	busy           atomic.Bool
 
 	mu       sync.Mutex
 	deadline time.Time
@@ -136,6 +137,12 @@ func (c *Conn) Received() int64 { return c.received.Load() }
 
 // Sent returns how many octets of plaintext were written to the client.
 func (c *Conn) Sent() int64 { return c.sent.Load() }
+
+// SetBusy marks the session as one that should not be ended now: SessionInfo.Busy.
+func (c *Conn) SetBusy(busy bool) { c.busy.Store(busy) }
+
+// Busy returns what SetBusy has set.
+func (c *Conn) Busy() bool { return c.busy.Load() }
 
 // wipe overwrites consumed octets, which may have been a password.
 func (c *Conn) wipe() {

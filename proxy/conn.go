@@ -52,7 +52,8 @@ type conn struct {
 	origin  atomic.Pointer[Client] // a copy of Client for info, before TLS
 	account atomic.Pointer[string]
 	backend atomic.Pointer[string]
-	open    atomic.Bool // logged in
+	device  atomic.Pointer[string] // Login.Device
+	open    atomic.Bool            // logged in
 	step    atomic.Uint32
 }
 
@@ -330,12 +331,15 @@ func (c *conn) info() SessionInfo {
 	i := SessionInfo{
 		Client: *c.origin.Load(), Since: c.since, Step: Step(c.step.Load()), Received: c.Received(), Sent: c.Sent(),
 	}
-	i.Client.TLS = c.state.Load()
+	i.Client.TLS, i.Busy = c.state.Load(), c.Busy()
 	if p := c.account.Load(); p != nil {
 		i.Account = *p
 	}
 	if p := c.backend.Load(); p != nil {
 		i.Backend = *p
+	}
+	if p := c.device.Load(); p != nil {
+		i.Device = *p
 	}
 	return i
 }

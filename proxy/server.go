@@ -331,6 +331,8 @@ type SessionInfo struct {
 	Client         Client
 	Account        string // empty: not logged in
 	Backend        string
+	Device         string // Login.Device, from the login at the backend on, before the session is open
+	Busy           bool   // a message of DATA is under way: the client would send all of it again
 	Since          time.Time
 	Step           Step
 	Received, Sent int64

@@ -224,6 +224,9 @@ func (q *replyQueue) deliver(r wire.Reply) error {
 	}
 	what := q.waiting[0].what
 	q.recordLocked(what, r)
+	if what == replyToMessage {
+		q.client.SetBusy(false)
+	}
 	q.waiting = slices.Delete(q.waiting, 0, 1)
 	for len(q.waiting) > 0 && q.waiting[0].local != "" {
 		q.appendLocked(q.waiting[0].local)

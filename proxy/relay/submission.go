@@ -279,6 +279,7 @@ func (c *commands) data(args []byte) error {
 	if code, err := c.waitReplies(); err != nil || code != 354 {
 		return err
 	}
+	c.in.client.SetBusy(true)
 	scratch := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(scratch)
 	message := dataReader{in: &c.in, body: body{dots: true, as: c.newlines}, scratch: scratch[:], last: []byte("\r\n")}

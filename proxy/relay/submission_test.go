@@ -24,6 +24,7 @@ import (
 // and the result of Run.
 type submissionFixture struct {
 	client, server net.Conn
+	conn           *proxy.Conn // of client
 	session        *Submission
 	done           chan error
 }
@@ -43,6 +44,7 @@ func startSubmission(t *testing.T, ctx context.Context, extensions []string) *su
 
 func (s *submissionFixture) run(ctx context.Context, near net.Conn) {
 	conn := proxy.NewConn(near, proxy.Client{ID: "TEST"}, nil, time.Minute)
+	s.conn = conn
 	go func() {
 		err := s.session.Run(ctx, conn)
 		_ = s.session.Close()
@@ -135,6 +137,44 @@ func TestSubmissionCarriesMessages(t *testing.T) {
 
 // Criterion: after login XCLIENT, XFORWARD, AUTH, STARTTLS and whatever else is
 // unknown are refused and reach no server.
+// A session that is ended within a message makes the client send all of it again: who
+// removes a device waits for the end of the message.
+func TestASubmissionIsBusyFromTheReplyToDATAToThatToTheMessage(t *testing.T) {
+	s := startSubmission(t, t.Context(), announced)
+	client, server := bufio.NewReader(s.client), bufio.NewReader(s.server)
+	line := func(in *bufio.Reader, want string) {
+		t.Helper()
+		if got, err := in.ReadString('\n'); got != want+"\r\n" {
+			t.Fatalf("a line %q, %v; want %q", got, err, want)
+		}
+	}
+	for _, step := range []struct {
+		command, reply string
+		busy           bool // afterwards
+	}{
+		{"DATA", "503 no sender", false},
+		{"DATA", "354 go on", true},
+		{".", "250 queued", false},
+		{"DATA", "354 go on", true},
+		{".", "554 spam", false},
+	} {
+		_, _ = io.WriteString(s.client, step.command+"\r\n")
+		line(server, step.command)
+		_, _ = io.WriteString(s.server, step.reply+"\r\n")
+		line(client, step.reply)
+		for range 1000 { // the reply to DATA is passed on a moment before
+			if s.conn.Busy() == step.busy {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if s.conn.Busy() != step.busy {
+			t.Errorf("after %s and %s: Busy = %v", step.command, step.reply, !step.busy)
+		}
+	}
+	s.waitEnd(t, proxy.ErrClientClosed, 1)
+}
+
 func TestSubmissionForwardsNoUnknownCommand(t *testing.T) {
 	dialogue(t, `
 		C: XCLIENT LOGIN=boss
