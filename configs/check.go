@@ -38,6 +38,9 @@ func (m *mistakes) check() {
 	m.checkNumber("pop3.first_listings", c.POP3.FirstListings, 1000)
 	m.checkWord("submission.bare_newlines", c.Submission.BareNewlines, "a way with them", "normalize", "reject", "pass")
 	m.checkControl()
+	if c.State.KeyFile != "" && c.State.Path == "" {
+		m.report("state.key_file", "has no meaning without state.path, where what the key is for would be kept; set state.path, or remove the key")
+	}
 	m.checkWord("log.format", c.Log.Format, "a log format", "auto", "text", "json", "journald")
 	m.checkPrivacy()
 }

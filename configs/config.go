@@ -217,7 +217,8 @@ type POP3 struct {
 
 // State is what outlives Postern.
 type State struct {
-	Path string `yaml:"path"` // a directory of its own; "" (in the file also off): nothing is remembered
+	Path    string `yaml:"path"`     // a directory of its own; "" (in the file also off): nothing is remembered
+	KeyFile string `yaml:"key_file"` // the secret of what is kept there as a keyed hash, such as device passwords; "": there is none
 }
 
 // Control is where subcommands ask the running Postern.
@@ -320,7 +321,7 @@ func (c *Config) fillIn(machine string) {
 	if c.State.Path == "off" {
 		c.State.Path = ""
 	}
-	c.State.Path = c.resolvePath(c.State.Path)
+	c.State.Path, c.State.KeyFile = c.resolvePath(c.State.Path), c.resolvePath(c.State.KeyFile)
 	c.fillInTLS()
 	c.fillInControl()
 	if c.Metrics.Address == "off" {

@@ -50,7 +50,7 @@ type Login struct {
 	User      string // as typed
 	Account   string // User as rewritten by Service.Account: guard, state, lock, log and backend use Account
 	Secret    *Secret
-	Verified  bool // Postern has checked the password itself: it is not for the backend, which has Credentials for this login
+	Verified  bool   // Postern has checked the password itself: it is not for the backend, which has Credentials for this login
 	Device    string // the ID of the device password that the Secret was; empty: none of package password
 	Hello     Hello
 	Offer     Offer // as announced on this connection

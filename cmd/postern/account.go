@@ -101,8 +101,8 @@ func showAccountCommand() *cobra.Command {
 		Use:   "show ACCOUNT",
 		Short: "Show what is stored of an account",
 		Long: `Show what is stored of an account: its days in the ledger,
-how much is remembered of its mailbox and its unique ids of POP3, and how many
-networks the login guard knows it from. postern account export writes all of it.`,
+how much is remembered of its mailbox and its unique ids of POP3, how many
+devices have a password, and how many networks the login guard knows it from. postern account export writes all of it.`,
 		Args: cobra.ExactArgs(1),
 	}
 	path := configFlag(cmd)
@@ -140,6 +140,9 @@ func showAccount(out io.Writer, a stored.Account) error {
 	if n := len(a.POP3.Deleted); n > 0 {
 		_, _ = fmt.Fprintf(t, "deleted\tmessages that the server could only mark: %d\n", n)
 	}
+	if n := len(a.Devices); n > 0 {
+		_, _ = fmt.Fprintf(t, "devices\twith a password: %d (postern password list)\n", n)
+	}
 	_, _ = fmt.Fprintf(t, "networks\tknown to the login guard: %d\n", a.Networks)
 	if a.LastLogin != nil {
 		_, _ = fmt.Fprintf(t, "last login\t%s\n", date(*a.LastLogin))
@@ -173,8 +176,8 @@ func exportAccountCommand() *cobra.Command {
 		Use:   "export ACCOUNT",
 		Short: "Write all that is stored of an account, as JSON",
 		Long: `Write all that is stored of an account, as JSON: its days in
-the ledger, its unique ids of POP3, what is remembered of its mailbox, and how
-many networks the login guard knows it from. docs/privacy.md explains each.`,
+the ledger, its unique ids of POP3, what is remembered of its mailbox, its devices
+without their passwords, and how many networks the login guard knows it from. docs/privacy.md explains each.`,
 		Args: cobra.ExactArgs(1),
 	}
 	path := configFlag(cmd)
@@ -192,6 +195,14 @@ many networks the login guard knows it from. docs/privacy.md explains each.`,
 		return out.Encode(s)
 	}
 	return cmd
+}
+
+// devicesForgotten returns a sentence about the devices that log in no more.
+func devicesForgotten(a stored.Account) string {
+	if n := len(a.Devices); n > 0 {
+		return fmt.Sprintf(" The passwords of its devices, %d, do not work any more.", n)
+	}
+	return ""
 }
 
 func forgetAccountCommand() *cobra.Command {
@@ -216,8 +227,8 @@ changed.`,
 		}
 		if !*yes {
 			if err := confirm(cmd, fmt.Sprintf(
-				"All that is stored of %s will be forgotten. Its POP3 clients may then download all mail again, what they deleted on a server without UIDPLUS may be there again, and the login guard takes its networks for new ones.",
-				a.Account)); err != nil {
+				"All that is stored of %s will be forgotten. Its POP3 clients may then download all mail again, what they deleted on a server without UIDPLUS may be there again, and the login guard takes its networks for new ones.%s",
+				a.Account, devicesForgotten(a))); err != nil {
 				return err
 			}
 		}

@@ -42,6 +42,9 @@ accounts: {default_domain: example.org}
 		{"uidl history", typed, `present`},
 		{"uidl undo", typed + " --yes", `a POP3 session of alice@example.org is open`},
 		{"uidl forget", typed + " --yes", `^forgotten: 1\n$`},
+		{"password add", typed + " --name phone", `device passwords need state.key_file: make the key with`},
+		{"password list", typed, `^ACCOUNT +ID`},
+		{"password remove", typed + " 01234567", `there is no such device of alice@example.org`},
 		{"kick", "--account " + typed, `^ended: 1\n$`},
 		{"account forget", typed + " --yes", `^forgotten: alice@example.org\n$`},
 		// These log in by the name, as a client does.

@@ -19,7 +19,11 @@ func completeValues(cmd *cobra.Command) {
 		"tls":      cobra.FixedCompletions(tlsVersions, cobra.ShellCompDirectiveNoFileComp),
 		"backend":  completeFromConfig(backendsOf),
 		"listener": completeFromConfig(listenersOf),
-		"account":  cobra.NoFileCompletions, "address": cobra.NoFileCompletions, "as": cobra.NoFileCompletions, "domain": cobra.NoFileCompletions,
+
+		"protocols": cobra.FixedCompletions(protocolNames, cobra.ShellCompDirectiveNoFileComp),
+		"length":    cobra.FixedCompletions([]string{"long", "short"}, cobra.ShellCompDirectiveNoFileComp),
+		"name":      cobra.NoFileCompletions, "networks": cobra.NoFileCompletions, "expires": cobra.NoFileCompletions,
+		"account": cobra.NoFileCompletions, "address": cobra.NoFileCompletions, "as": cobra.NoFileCompletions, "domain": cobra.NoFileCompletions,
 		"for": cobra.NoFileCompletions, "old": cobra.NoFileCompletions, "server-name": cobra.NoFileCompletions, "session": cobra.NoFileCompletions,
 		"since": cobra.NoFileCompletions, "quiet-since": cobra.NoFileCompletions, "user": cobra.NoFileCompletions, "zone": cobra.NoFileCompletions,
 	} {

@@ -10,8 +10,10 @@ import (
 )
 
 // A Backend is a proxy.Backend for accounts whose passwords Postern checks. Next logs in
-// there with credentials of Postern's own: it gets a Login without a Secret.
+// there with credentials of Postern's own: it gets a Login that is Verified and has no
+// Secret.
 type Backend struct {
+	Serves  func(account string) bool // reports whether Next may log an account in; others are wrong, and no Check is asked. nil: all
 	Check   Check
 	Devices *Devices // for sessions of a device that is removed meanwhile; nil: Check asks no devices
 	Next    proxy.Backend
@@ -22,11 +24,14 @@ func (b *Backend) Login(ctx context.Context, l *proxy.Login) (proxy.Session, err
 	if l.Mechanism != "" && l.Mechanism != wire.MechanismPlain {
 		return b.Next.Login(ctx, l)
 	}
+	if b.Serves != nil && !b.Serves(l.Account) {
+		return nil, proxy.NewRefusal(proxy.Wrong, errForeign)
+	}
 	if err := b.Check.Check(ctx, l); err != nil {
 		return nil, err
 	}
 	l.Secret.Clear()
-	l.Secret = nil
+	l.Secret, l.Verified = nil, true
 	s, err := b.Next.Login(ctx, l)
 	if err != nil {
 		return nil, afterRight(err)
@@ -36,6 +41,18 @@ func (b *Backend) Login(ctx context.Context, l *proxy.Login) (proxy.Session, err
 	}
 	stands := deviceLogin{Account: l.Account, Device: l.Device, Client: l.Client}
 	return &session{Session: s, devices: b.Devices, login: stands}, nil
+}
+
+var errForeign = errors.New("the provider of the backend's tokens has not the account's domain")
+
+// Stands returns nil if a login that was Verified may still be used: its device was not
+// removed, and has not expired. The refusal is for a session that connects to its backend
+// again.
+func (b *Backend) Stands(ctx context.Context, l *proxy.Login) error {
+	if l.Device == "" || b.Devices == nil {
+		return nil
+	}
+	return b.Devices.stands(ctx, deviceLogin{Account: l.Account, Device: l.Device, Client: l.Client})
 }
 
 // afterRight returns what the client is told after a right password, whatever failed

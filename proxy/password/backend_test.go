@@ -47,6 +47,10 @@ func TestTheBackendIsAskedOnlyAfterARightPassword(t *testing.T) {
 			t.Errorf("Login of %q = %v, want wrong", account, err)
 		}
 	}
+	fenced := &Backend{Serves: func(account string) bool { return account != "alice" }, Check: d, Devices: d, Next: next}
+	if _, err := fenced.Login(t.Context(), login("alice", text)); proxy.ReasonOf(err) != proxy.Wrong {
+		t.Errorf("Login of an account that the provider does not have = %v, want wrong", err)
+	}
 	none := &Backend{Check: Checks{}, Next: next}
 	if _, err := none.Login(t.Context(), login("alice", text)); proxy.ReasonOf(err) != proxy.Unavailable {
 		t.Errorf("Login without any store = %v, want a temporary refusal", err)
@@ -67,7 +71,7 @@ func TestTheBackendIsAskedOnlyAfterARightPassword(t *testing.T) {
 		if r, ok := session.(proxy.Reporter); !ok || r.Backend() != "m365" || r.Totals().Submitted != 3 {
 			t.Error("the session does not report what the backend's does")
 		}
-		if got := next.logins[len(next.logins)-1]; got.Secret != nil || kept.Reveal() != nil || got.Account != account {
+		if got := next.logins[len(next.logins)-1]; got.Secret != nil || !got.Verified || kept.Reveal() != nil || got.Account != account {
 			t.Error("the backend gets the client's password")
 		}
 	}
@@ -128,8 +132,15 @@ func TestASessionOfARemovedDeviceDoesNotOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l := next.logins[0]
+	if err := b.Stands(t.Context(), &l); err != nil {
+		t.Errorf("Stands = %v", err)
+	}
 	if _, err := d.Remove(t.Context(), "alice", made.ID); err != nil {
 		t.Fatal(err)
+	}
+	if err := b.Stands(t.Context(), &l); proxy.ReasonOf(err) != proxy.Wrong {
+		t.Errorf("Stands after the removal = %v, want wrong", err)
 	}
 	if _, err := session.Open(t.Context()); proxy.ReasonOf(err) != proxy.Wrong || next.opened != 0 {
 		t.Errorf("Open = %v, and the backend's session was opened %d times", err, next.opened)

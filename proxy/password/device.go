@@ -439,7 +439,7 @@ func (d *Devices) Remove(ctx context.Context, account, id string) (Device, error
 		return Device{}, err
 	}
 	if at == "" {
-		return Device{}, fmt.Errorf("%w %.20q of %s: postern password list %s names them", ErrNoDevice, id, account, account)
+		return Device{}, fmt.Errorf("%w of %s: postern password list %s has their ids", ErrNoDevice, account, account) // id may be a password
 	}
 	return found, d.Bucket.Update(ctx, at, func([]byte) ([]byte, error) { return nil, nil })
 }

@@ -30,6 +30,7 @@ func (s *Service) newControl() *admin.Server {
 	stored.UIDLHistory.Register(c, s.Storage)
 	stored.UndoUIDLs.Register(c, s.Storage)
 	s.Storage.Serving = s.checkNoSession
+	s.answerDevices(c)
 	AnswerCerts(c, s.store)
 	s.answerGuard(c)
 	s.answerWhy(c)

@@ -60,6 +60,8 @@ type SessionFilter struct {
 	Network  netip.Prefix `json:"network,omitzero"`
 	Backend  string       `json:"backend,omitempty"`
 	Protocol string       `json:"protocol,omitempty"`
+	Device   string       `json:"device,omitempty"` // sessions of a device, also those that are not open yet
+	Idle     bool         `json:"idle,omitempty"`   // no session in which a message is under way
 }
 
 // LogValue implements slog.LogValuer.
@@ -73,8 +75,9 @@ func (f SessionFilter) LogValue() slog.Value {
 
 func (f SessionFilter) matches(i proxy.SessionInfo) bool {
 	same := func(want, got string) bool { return want == "" || want == got }
-	return same(f.Session, i.Client.ID) && same(f.Account, i.Account) && same(f.Backend, i.Backend) &&
-		same(f.Protocol, i.Client.Protocol) &&
+	opening := f.Device != "" && i.Account == ""
+	return same(f.Session, i.Client.ID) && (opening || same(f.Account, i.Account)) && same(f.Backend, i.Backend) &&
+		same(f.Protocol, i.Client.Protocol) && same(f.Device, i.Device) && !(f.Idle && i.Busy) &&
 		(!f.Network.IsValid() || f.Network.Contains(i.Client.Addr.Addr().WithZone("")))
 }
 

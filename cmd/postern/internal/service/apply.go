@@ -40,6 +40,9 @@ func (s *Service) apply(ctx context.Context, g *generation) error {
 	if s.draining.Load() { // the one reason for which server.Apply fails
 		return errStopping
 	}
+	if err := g.checkKeys(ctx); err != nil {
+		return err
+	}
 	o, err := s.open(ctx, g)
 	if err != nil {
 		return err

@@ -24,7 +24,7 @@ func (s *Service) newMetrics() *metrics.Metrics {
 		Version:      ReadVersion().Version,
 		Certificates: func() []metrics.Certificate { return expiries(s.store) },
 		Findings:     func() map[string]int { return countFindings(s.store) },
-		Stores:       []string{stored.ListingsBucket, stored.UIDLBucket, stored.BrakeBucket},
+		Stores:       []string{stored.ListingsBucket, stored.UIDLBucket, stored.BrakeBucket, stored.DeviceBucket},
 		Pools:        s.poolGauges,
 		Decisions:    metrics.Decisions{Tiers: guard.Tiers(), Buckets: append(guard.Buckets(), authpolicy.Bucket)},
 		Guard:        s.guardGauges,

@@ -70,6 +70,7 @@ func (c *pathChecker) checkReadable() {
 		read(fmt.Sprintf("routes[%d].file", i), r.File)
 	}
 	read("policy.file", c.cfg.Protocols.File)
+	read("state.key_file", c.cfg.State.KeyFile)
 }
 
 // belongsToService reports whether systemd will make dir the service's own at the start.

@@ -115,7 +115,7 @@ func (s *Service) checkRestartOnly(cfg *configs.Config) error {
 	var mistakes configs.Errors
 	for _, k := range restartKeys() {
 		before, after := k.value(now), k.value(cfg)
-		byDefault := k.key == "control.socket" && !cfg.IsSet(k.key) && cfg.State != now.State // it follows state.path
+		byDefault := k.key == "control.socket" && !cfg.IsSet(k.key) && cfg.State.Path != now.State.Path // it follows state.path
 		if before != after && !byDefault {
 			mistakes = append(mistakes, cfg.Errorf(k.key, "a change from %s to %s needs a restart: restart Postern, or undo the change",
 				cmp.Or(before, "off"), cmp.Or(after, "off")))

@@ -57,6 +57,7 @@ var reloaded = map[string]string{
 	"guard.policy":   "TestAReloadTakesEffect",
 
 	"state.path":     needsRestart,
+	"state.key_file": "TestScripts",
 	"control.socket": needsRestart,
 	"control.group":  needsRestart,
 

@@ -108,6 +108,8 @@ func (s *Service) restore(ctx context.Context, g *generation) (err error) {
 	s.openLedger(ctx)
 	s.Storage.Observe(s.observer)
 	s.Storage.OpenBrake = s.brake
+	s.Storage.DeviceKeys = func() ([][]byte, error) { return s.current.Load().deviceKeys, nil }
+	s.Storage.EndDevice = s.endDevice
 	return nil
 }
 

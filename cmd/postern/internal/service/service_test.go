@@ -58,8 +58,9 @@ func startService(t *testing.T, config string) *running {
 	return r
 }
 
-// startServiceWith is inhabit with other certificates, and a log for the test.
-func startServiceWith(t *testing.T, cfg *configs.Config, store *certs.Store, log io.Writer) *running {
+// startServiceWith is startService with other certificates, and a log for the test. edit
+// changes the generation before it is served.
+func startServiceWith(t *testing.T, cfg *configs.Config, store *certs.Store, log io.Writer, edit ...func(*generation)) *running {
 	t.Helper()
 	level := new(slog.LevelVar)
 	s := New(cfg, store, logs.New(log, cfg.Log.Format, level), level)
@@ -70,6 +71,9 @@ func startServiceWith(t *testing.T, cfg *configs.Config, store *certs.Store, log
 	h, err := build(cfg, s)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range edit {
+		f(h)
 	}
 	r := &running{addresses: map[string]string{}, service: s}
 	opened := make(chan []proxy.Binding, 1)

@@ -13,6 +13,7 @@ import (
 	"postern/cmd/postern/internal/logs"
 	"postern/metrics/ledger"
 	"postern/proxy/admin"
+	"postern/proxy/password"
 )
 
 // An AccountFilter chooses entries of the ledger.
@@ -52,15 +53,17 @@ type Account struct {
 	Pseudonym string         `json:"pseudonym"` // in logs, if privacy.users says so
 	Ledger    []ledger.Entry `json:"ledger"`
 	POP3      bridge.Stored  `json:"pop3"`
-	Networks  int            `json:"known_networks"` // number of networks in the login guard
-	LastLogin *time.Time     `json:"last_login,omitempty"`
-	Damaged   string         `json:"damaged,omitempty"` // errors of data that cannot be read
+
+	Devices   []password.Device `json:"devices,omitempty"` // without their passwords, which are not stored
+	Networks  int               `json:"known_networks"`    // number of networks in the login guard
+	LastLogin *time.Time        `json:"last_login,omitempty"`
+	Damaged   string            `json:"damaged,omitempty"` // errors of data that cannot be read
 }
 
 // Empty reports whether there is no stored data of the account.
 func (s *Account) Empty() bool {
 	return len(s.Ledger) == 0 && s.POP3.Record == nil && s.POP3.Listing == nil && s.POP3.Deleted == nil && s.POP3.Fingerprints == 0 &&
-		s.POP3.OldHeaders == 0 && s.Networks == 0 && s.Damaged == ""
+		s.POP3.OldHeaders == 0 && s.Devices == nil && s.Networks == 0 && s.Damaged == ""
 }
 
 // ExportAccount answers with all stored data of an account.
@@ -86,6 +89,9 @@ var ExportAccount = Question[AccountName, Account]{"account/export", func(ctx co
 	if s.POP3, err = bridge.Lookup(ctx, m.Cache, m.Record, account); err != nil {
 		s.Damaged = err.Error()
 	}
+	if s.Devices, err = m.devicesOf(ctx, account); err != nil {
+		s.Damaged = strings.TrimPrefix(s.Damaged+"; "+err.Error(), "; ")
+	}
 	g, err := m.loadGuard(ctx)
 	if err != nil {
 		return err
@@ -108,6 +114,9 @@ var ForgetAccount = Question[AccountName, struct{}]{"account/forget", func(ctx c
 		return err
 	}
 	if err := a.erase(ctx, []string{account}); err != nil {
+		return err
+	}
+	if err := m.forgetDevices(ctx, account); err != nil {
 		return err
 	}
 	g, err := m.loadGuard(ctx)

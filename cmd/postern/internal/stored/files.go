@@ -45,6 +45,7 @@ type Files struct {
 	Lost          atomic.Int64 // accounts that only the cache knows, because the record was lost
 	Unidentified  error        // the error because of which Lost is not known; nil: Lost is known
 
+	devices         bridge.Bucket // device passwords
 	listings, uidls bridge.Bucket // the listings of mailboxes, and the record of UIDLs
 	ledger          bridge.Bucket // the ledger of logins
 	notes           *state.Bucket
@@ -53,7 +54,7 @@ type Files struct {
 func newFiles(record, cache *state.Bolt) *Files {
 	return &Files{
 		Record: record, Cache: cache, listings: cache.Bucket(ListingsBucket), uidls: record.Bucket(UIDLBucket),
-		ledger: record.Bucket("ledger"), notes: record.Bucket("notes"),
+		ledger: record.Bucket("ledger"), notes: record.Bucket("notes"), devices: record.Bucket(DeviceBucket),
 	}
 }
 
@@ -65,6 +66,7 @@ const (
 	ListingsBucket = "listings"
 	UIDLBucket     = "uidl"
 	BrakeBucket    = "brake"
+	DeviceBucket   = "devices"
 )
 
 // The names of the files in state.path.

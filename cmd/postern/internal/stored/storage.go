@@ -25,6 +25,7 @@ import (
 	"postern/metrics/ledger"
 	"postern/proxy"
 	"postern/proxy/guard"
+	"postern/proxy/password"
 	"postern/proxy/state"
 )
 
@@ -34,9 +35,10 @@ type Storage struct {
 	Record bridge.Bucket
 	Guard  guard.Store
 
-	Brakes bridge.Bucket         // of backends, by name; nil: their state ends with the process
-	Files  *Files                // nil: no files are open
-	Opened atomic.Pointer[Files] // the same files, for readers in any goroutine
+	Brakes  bridge.Bucket         // of backends, by name; nil: their state ends with the process
+	Devices password.Bucket       // device passwords; nil: they cannot be stored
+	Files   *Files                // nil: no files are open
+	Opened  atomic.Pointer[Files] // the same files, for readers in any goroutine
 
 	OpenBrake func(ctx context.Context, backend string) (*bridge.Brake, error) // returns the brake of a configured backend, with its state
 
@@ -44,6 +46,9 @@ type Storage struct {
 	LiveGuard *guard.Guard                // the guard of the running Postern
 	Forgotten func(account string)        // called after the stored data of an account was removed; nil: none runs
 	Serving   func(account string) error  // returns an error if a POP3 session of an account may be open; nil: none runs
+
+	DeviceKeys func() ([][]byte, error)                                       // the keys of device passwords, the present one first
+	EndDevice  func(ctx context.Context, account, device string) (int, error) // ends the sessions of a device that was removed, and returns their number; nil: none runs
 
 	BackedUp atomic.Pointer[time.Time] // the last backup that this process has made; nil: none
 
@@ -117,9 +122,11 @@ func (m *Storage) Open(ctx context.Context, cfg *configs.Config) error {
 	listings := NewBucket(ListingsBucket, cache.Bucket(ListingsBucket))
 	uidls := NewBucket(UIDLBucket, record.Bucket(UIDLBucket))
 	brakes := NewBucket(BrakeBucket, record.Bucket(BrakeBucket))
-	m.Cache, m.Record, m.Brakes, m.Guard = listings, uidls, brakes, cache.Bucket("guard")
-	m.Buckets = map[string]*Bucket{ListingsBucket: listings, UIDLBucket: uidls, BrakeBucket: brakes}
+	devices := NewBucket(DeviceBucket, record.Bucket(DeviceBucket))
+	m.Cache, m.Record, m.Brakes, m.Devices, m.Guard = listings, uidls, brakes, devices, cache.Bucket("guard")
+	m.Buckets = map[string]*Bucket{ListingsBucket: listings, UIDLBucket: uidls, BrakeBucket: brakes, DeviceBucket: devices}
 	m.guardConfig = GuardConfig(cfg)
+	m.DeviceKeys = func() ([][]byte, error) { return ReadDeviceKeys(cfg) }
 	m.OpenBrake = func(ctx context.Context, backend string) (*bridge.Brake, error) {
 		if err := CheckPOP3Backend(cfg, backend); err != nil {
 			return nil, err
@@ -153,7 +160,10 @@ func openRecord(_ context.Context, cfg *configs.Config) (*Storage, error) {
 	if err != nil {
 		return nil, withRemedy(err)
 	}
-	return &Storage{Record: record.Bucket(UIDLBucket), Files: newFiles(record, nil), close: record.Close}, nil
+	return &Storage{
+		Record: record.Bucket(UIDLBucket), Devices: record.Bucket(DeviceBucket), Files: newFiles(record, nil), close: record.Close,
+		DeviceKeys: func() ([][]byte, error) { return ReadDeviceKeys(cfg) },
+	}, nil
 }
 
 // recordExists returns an error if there is no record in dir.

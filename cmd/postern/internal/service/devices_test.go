@@ -1,0 +1,173 @@
+package service
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"postern/cmd/postern/internal/stored"
+	"postern/configs"
+	"postern/proxy"
+	"postern/proxy/certs"
+	"postern/proxy/password"
+	"postern/proxy/proxytest"
+)
+
+// An ownCredentials backend logs in with a password that the client does not have, as
+// Postern does with a token.
+type ownCredentials struct{ proxy.Backend }
+
+func (b ownCredentials) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) {
+	own := *l
+	own.Secret, own.Verified = proxy.NewSecret([]byte("secret of "+l.Account)), false
+	return b.Backend.Login(ctx, &own)
+}
+
+// startWithDevices starts a Postern whose accounts log in with device passwords alone.
+func startWithDevices(t *testing.T) (*running, *lockedBuffer) {
+	t.Helper()
+	dir := t.TempDir()
+	key := filepath.Join(dir, "state.key")
+	if err := os.WriteFile(key, []byte(base64.StdEncoding.EncodeToString([]byte("the key of a test has 32 octets!"))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	imap, submission := inMemory(t, "m", "alice")
+	cfg, err := configs.Parse("test.yaml", []byte(baseConfig+fmt.Sprintf(`
+listeners: [{protocol: imap, address: "127.0.0.1:0"}, {protocol: submission, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: %q, tls: none}, submission: {address: %q, tls: none}}}
+state: {path: %s, key_file: %s}
+control: {socket: off}
+log: {level: debug}
+`, imap, submission, filepath.Join(dir, "state"), key)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, roots := proxytest.Cert(t, "localhost")
+	store, err := certs.Static(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := new(lockedBuffer)
+	r := startServiceWith(t, cfg, store, log, func(g *generation) {
+		d := &password.Devices{Bucket: g.Storage.Devices, Keys: g.deviceKeys}
+		for _, l := range g.listeners {
+			for _, svc := range l.services {
+				svc.Backend = &password.Backend{Check: d, Devices: d, Next: ownCredentials{svc.Backend}}
+			}
+		}
+	})
+	r.roots = roots
+	return r, log
+}
+
+func one[In, Out any](t *testing.T, r *running, q stored.Question[In, Out], in In) (out Out) {
+	t.Helper()
+	if err := q.Answer(t.Context(), r.service.Storage, in, func(o Out) error { out = o; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// A dialogue speaks line by line.
+type deviceDialogue struct {
+	*testing.T
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+func (r *running) dialogue(t *testing.T, listener string) *deviceDialogue {
+	t.Helper()
+	c := r.secure(r.dial(t, listener))
+	_ = c.SetDeadline(time.Now().Add(patience))
+	return &deviceDialogue{t, c, bufio.NewReader(c)}
+}
+
+// expect reads lines until one begins with want.
+func (d *deviceDialogue) expect(want string) {
+	d.Helper()
+	for {
+		line, err := d.in.ReadString('\n')
+		if strings.HasPrefix(line, want) {
+			return
+		}
+		if err != nil {
+			d.Fatalf("no line %q: %v", want, err)
+		}
+	}
+}
+
+func (d *deviceDialogue) say(line, want string) {
+	d.Helper()
+	if _, err := fmt.Fprintf(d.conn, "%s\r\n", line); err != nil {
+		d.Fatal(err)
+	}
+	d.expect(want)
+}
+
+func plain(account, secret string) string {
+	return base64.StdEncoding.EncodeToString([]byte("\x00" + account + "\x00" + secret))
+}
+
+// Criterion: Removing a device ends its sessions within 5 s, leaves other devices alone, and lets a message that comes by DATA end first.
+func TestARemovedDeviceIsLoggedOutAfterItsMessage(t *testing.T) {
+	r, log := startWithDevices(t)
+	phone := one(t, r, stored.AddDevice, stored.NewDevice{Account: "alice", Name: "phone"})
+	copier := one(t, r, stored.AddDevice, stored.NewDevice{Account: "alice", Name: "copier", Protocols: []string{proxy.Submission}})
+
+	imap := r.dialogue(t, "imap")
+	imap.expect("* OK")
+	imap.say("a AUTHENTICATE PLAIN "+plain("alice", "secret of alice"), "a NO [AUTHENTICATIONFAILED]")
+	imap.say("b AUTHENTICATE PLAIN "+plain("alice", copier.Password), "b NO") // right, and not for imap
+	imap.say("c LOGIN alice "+strings.ToUpper(phone.Password), "c OK")
+	imap.say("d SELECT INBOX", "d OK")
+	for _, device := range []string{phone.Password, copier.Password} {
+		other := r.dialogue(t, "submission")
+		other.expect("220")
+		other.say("EHLO client.example", "250 ")
+		other.say("AUTH PLAIN "+plain("alice", device), "235")
+		other.say("MAIL FROM:<alice@example.org>", "250")
+		other.say("RCPT TO:<alice@example.org>", "250")
+		other.say("DATA", "354")
+		defer func() {
+			if device == copier.Password { // it was left alone
+				other.say("Subject: one\r\n\r\nhello\r\n.", "250")
+				other.say("NOOP", "250")
+				return
+			}
+			other.say("Subject: one\r\n\r\nhello\r\n.", "250")
+			begun := time.Now()
+			other.expect("421")
+			if took := time.Since(begun); took > 5*time.Second {
+				t.Errorf("the session of the removed device has ended after %v", took)
+			}
+		}()
+	}
+	if removed := one(t, r, stored.RemoveDevice, stored.DeviceName{Account: "alice", ID: phone.ID}); removed.Ended != 2 {
+		t.Errorf("sessions ended: %d, want 2", removed.Ended)
+	}
+	_ = imap.conn.SetDeadline(time.Now().Add(5 * time.Second))
+	if rest, err := io.ReadAll(imap.in); err != nil { // with a BYE, unless the server has sent something a moment before
+		t.Errorf("the IMAP session goes on: %q, %v", rest, err)
+	}
+	again := r.dialogue(t, "imap")
+	again.expect("* OK")
+	again.say("a AUTHENTICATE PLAIN "+plain("alice", phone.Password), "a NO [AUTHENTICATIONFAILED]")
+
+	text := log.String()
+	for _, secret := range []string{phone.Password, copier.Password, strings.ReplaceAll(phone.Password, "-", ""), "secret of alice"} {
+		if strings.Contains(strings.ToLower(text), secret) {
+			t.Error("the log has a password")
+		}
+	}
+	if !strings.Contains(text, "device "+copier.ID+": not for imap") || !strings.Contains(text, "reason=suspended") {
+		t.Errorf("the log does not say why the copier was refused:\n%s", text)
+	}
+}

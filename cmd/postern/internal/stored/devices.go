@@ -1,0 +1,175 @@
+package stored
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+
+	"postern/configs"
+	"postern/proxy/admin"
+	"postern/proxy/password"
+	"postern/proxy/state"
+)
+
+// ReadDeviceKeys returns the keys of device passwords, the present one first, from
+// state.key_file. Without that key there are none.
+func ReadDeviceKeys(cfg *configs.Config) ([][]byte, error) {
+	if cfg.State.KeyFile == "" {
+		return nil, nil
+	}
+	keys, err := state.ReadKeys(cfg.State.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return keys.Derive("devices")
+}
+
+// deviceStore returns the device passwords: without their keys, if the error is about these.
+func (m *Storage) deviceStore() (*password.Devices, error) {
+	if m.Devices == nil {
+		return nil, ErrNoState
+	}
+	d := &password.Devices{Bucket: m.Devices}
+	if m.DeviceKeys == nil {
+		return d, nil
+	}
+	var err error
+	d.Keys, err = m.DeviceKeys()
+	return d, err
+}
+
+// CountDevices returns the number of device passwords that were made with one of the keys,
+// and of all others.
+func CountDevices(ctx context.Context, devices password.Bucket, keys [][]byte) (fit, foreign int, err error) {
+	err = (&password.Devices{Bucket: devices, Keys: keys}).List(ctx, "", func(d password.Device) error {
+		if d.Key > 0 {
+			fit++
+		} else {
+			foreign++
+		}
+		return nil
+	})
+	return fit, foreign, err
+}
+
+// A NewDevice is a device that AddDevice makes a password for.
+type NewDevice struct {
+	Account   string         `json:"account"`
+	Name      string         `json:"name"`
+	Protocols []string       `json:"protocols,omitempty"`
+	Networks  []netip.Prefix `json:"networks,omitempty"`
+	Expires   string         `json:"expires,omitempty"`
+	Short     bool           `json:"short,omitempty"`
+}
+
+// LogValue implements slog.LogValuer.
+func (n NewDevice) LogValue() slog.Value { return admin.Arguments("account", n.Account) }
+
+// A MadeDevice is a device with its password, which is nowhere else.
+type MadeDevice struct {
+	password.Device
+	Password string `json:"password"`
+}
+
+// LogValue implements slog.LogValuer.
+func (m MadeDevice) LogValue() slog.Value { return admin.Arguments("device", m.ID) }
+
+// AddDevice makes the password of a new device.
+var AddDevice = Question[NewDevice, MadeDevice]{"password/add", func(ctx context.Context, m *Storage, n NewDevice, each func(MadeDevice) error) error {
+	d, err := m.deviceStore()
+	if err != nil {
+		return err
+	}
+	length := password.Long
+	if n.Short {
+		length = password.Short
+	}
+	made, secret, err := d.Add(ctx, password.Device{
+		Account: n.Account, Name: n.Name, Protocols: n.Protocols, Networks: n.Networks, Expires: n.Expires,
+	}, length)
+	if errors.Is(err, password.ErrNoKey) {
+		return fmt.Errorf("%w: make the key with %s and set state.key_file to it", err, state.NewKeyCommand("/etc/postern/state.key"))
+	}
+	if err != nil {
+		return err
+	}
+	defer secret.Clear()
+	return each(MadeDevice{made, string(secret.Reveal())})
+}}
+
+// ListDevices answers with the devices of an account, or of all accounts if the name is
+// "".
+var ListDevices = Question[AccountName, password.Device]{"password/list", func(ctx context.Context, m *Storage, name AccountName, each func(password.Device) error) error {
+	d, err := m.deviceStore()
+	if err != nil {
+		return err
+	}
+	return d.List(ctx, string(name), each)
+}}
+
+// A DeviceName is a device as the argument of a Question.
+type DeviceName struct {
+	Account string `json:"account"`
+	ID      string `json:"id"`
+}
+
+// LogValue implements slog.LogValuer.
+func (n DeviceName) LogValue() slog.Value { return admin.Arguments("account", n.Account) }
+
+// A RemovedDevice is a device that was removed, and the number of its sessions that were
+// ended.
+type RemovedDevice struct {
+	password.Device
+	Ended int `json:"ended"`
+}
+
+// LogValue implements slog.LogValuer.
+func (r RemovedDevice) LogValue() slog.Value { return admin.Arguments("device", r.ID) }
+
+// RemoveDevice removes a device, and ends its sessions.
+var RemoveDevice = Question[DeviceName, RemovedDevice]{"password/remove", func(ctx context.Context, m *Storage, n DeviceName, each func(RemovedDevice) error) error {
+	d, err := m.deviceStore()
+	if d == nil {
+		return err // without the keys a device can be removed
+	}
+	removed, err := d.Remove(ctx, n.Account, n.ID)
+	if err != nil {
+		return err
+	}
+	answer := RemovedDevice{Device: removed}
+	if m.EndDevice != nil {
+		if answer.Ended, err = m.EndDevice(ctx, n.Account, n.ID); err != nil {
+			err = fmt.Errorf("the device is removed, and not all of its sessions are ended: %w", err)
+		}
+	}
+	return errors.Join(each(answer), err)
+}}
+
+// devicesOf returns the devices of an account.
+func (m *Storage) devicesOf(ctx context.Context, account string) (all []password.Device, err error) {
+	d, err := m.deviceStore()
+	if err != nil {
+		return nil, err
+	}
+	err = d.List(ctx, account, func(one password.Device) error {
+		all = append(all, one)
+		return nil
+	})
+	return all, err
+}
+
+// forgetDevices removes the devices of an account, and ends their sessions.
+func (m *Storage) forgetDevices(ctx context.Context, account string) error {
+	all, _ := m.devicesOf(ctx, account) // also those that cannot be read are removed
+	if _, err := (&password.Devices{Bucket: m.Devices}).Forget(ctx, account); err != nil || m.EndDevice == nil {
+		return err
+	}
+	for _, one := range all {
+		if _, err := m.EndDevice(ctx, account, one.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
