@@ -12,6 +12,7 @@ const (
 	DefaultReply          = 30 * time.Second // one answer of a backend
 	DefaultIMAPIdle       = 35 * time.Minute // longer than the 29 minutes after which a client repeats IDLE: RFC 2177 section 3
 	DefaultPOP3Idle       = 10 * time.Minute // the minimum of RFC 1939 section 3
+	DefaultSieveIdle      = 30 * time.Minute // the minimum of RFC 5804 section 1.2
 	DefaultSubmissionIdle = 5 * time.Minute  // the minimum of RFC 5321 section 4.5.3.2.7
 	DefaultHookTimeout    = 2 * time.Second  // one request to a routing hook
 	DefaultHookCache      = time.Minute      // for which an answer of a routing hook is valid

@@ -14,13 +14,17 @@ const (
 	IMAP       = "imap"
 	POP3       = "pop3"
 	Submission = "submission"
+	Sieve      = "sieve" // ManageSieve, RFC 5804
 )
+
+// Protocols returns the protocols in the order in which lists show them.
+func Protocols() []string { return []string{IMAP, POP3, Submission, Sieve} }
 
 // A Client is what is known about the peer of one connection.
 type Client struct {
 	ID                string               // the session id, in every log line and at the end of every refusal's text
 	Addr, Local       netip.AddrPort       // from the PROXY header if its sender is trusted, else from the socket
-	Service, Protocol string               // of the Service: the listener's name, and IMAP, POP3 or Submission
+	Service, Protocol string               // of the Service: the listener's name, and its protocol
 	TLS               *tls.ConnectionState // nil before TLS
 }
 
@@ -39,7 +43,7 @@ type Hello struct {
 // last probed.
 type Offer struct {
 	Mechanisms []string // of SASL, upper case; none: no backend was reached yet
-	Extensions []string // EHLO lines or IMAP capabilities, as the backend wrote them
+	Extensions []string // EHLO lines, IMAP capabilities, or names and values of ManageSieve's, as the backend wrote them
 }
 
 // A Login is one attempt to log in.

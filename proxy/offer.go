@@ -42,13 +42,26 @@ func commonExtensions(ours, theirs []string) []string {
 
 // commonParams returns the parameters of ours that theirs have as well.
 func commonParams(keyword, ours, theirs string) string {
-	if strings.EqualFold(keyword, "SIZE") {
+	switch {
+	case strings.EqualFold(keyword, "SIZE"):
 		return smallest(ours, theirs)
+	case strings.EqualFold(keyword, "MAXREDIRECTS"): // RFC 5804 section 1.7
+		return fewest(ours, theirs)
 	}
 	words := strings.Fields(theirs)
 	return strings.Join(slices.DeleteFunc(strings.Fields(ours), func(word string) bool {
 		return !slices.ContainsFunc(words, func(w string) bool { return strings.EqualFold(w, word) })
 	}), " ")
+}
+
+// fewest returns the lower of two numbers; "" if one is none.
+func fewest(a, b string) string {
+	n, err := strconv.ParseUint(a, 10, 32)
+	m, err2 := strconv.ParseUint(b, 10, 32)
+	if err != nil || err2 != nil {
+		return ""
+	}
+	return strconv.FormatUint(min(n, m), 10)
 }
 
 // smallest returns the lower of two SIZE limits. An empty limit or 0 means no limit:
