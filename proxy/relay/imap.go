@@ -1,11 +1,12 @@
 // Package relay carries a session between a client that is logged in and the
-// server behind Postern. IMAP copies octets in both directions without reading
-// them, unless the server offers UNAUTHENTICATE. Submission reads commands and replies, and forwards only those that it
-// knows. Both implement proxy.Session.
+// server behind Postern. IMAP and Sieve copy octets in both directions and read them only
+// to stop UNAUTHENTICATE. Submission and POP3 read commands and replies, and forward only
+// those that they know. All implement proxy.Session.
 package relay
 
 import (
 	"context"
+	"regexp"
 	"time"
 
 	"postern/proxy"
@@ -43,11 +44,18 @@ func (s *IMAP) Run(ctx context.Context, client *proxy.Conn) error {
 	if idle == 0 {
 		idle = proxy.DefaultIMAPIdle
 	}
-	var w *commandWatch
+	var w watch
 	if s.Watched != "" {
 		w = newWatch(s.Watched)
 	}
-	return splice(ctx, client, s.Conn, idle, s.DisconnectSpread, w)
+	return splice(ctx, client, s.Conn, idle, s.DisconnectSpread, imapSyntax, w)
+}
+
+// imapSyntax: an untagged response, a continuation request, or a tagged response may be
+// followed by another response.
+var imapSyntax = syntax{
+	response: regexp.MustCompile(`^(\* ([0-9]+ )?[A-Z]+( [^{]*)?|\+( [^{]*)?|[^ {]+ (OK|NO|BAD)( .*)?)\r\n$`),
+	bye:      func(text string) string { return "* BYE " + text + "\r\n" },
 }
 
 // Close implements proxy.Session.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -27,9 +28,9 @@ const (
 // ended first, or why Postern ended the session. A session is idle when nothing
 // moves in either direction. When the backend crashes, the client is closed at a
 // random time within spread. A watch may be nil; it can end the session, too.
-func splice(ctx context.Context, client *proxy.Conn, backend Upstream, idle, spread time.Duration, w *commandWatch) error {
+func splice(ctx context.Context, client *proxy.Conn, backend Upstream, idle, spread time.Duration, p syntax, w watch) error {
 	s := &spliceConn{
-		stopCause: func() error { return context.Cause(ctx) }, client: client, backend: backend, spread: spread, watch: w, started: time.Now(),
+		stopCause: func() error { return context.Cause(ctx) }, client: client, backend: backend, spread: spread, syntax: p, watch: w, started: time.Now(),
 		backendDone: make(chan struct{}), clientDone: make(chan struct{}),
 	}
 	s.startIdleTimer(idle)
@@ -51,13 +52,29 @@ func splice(ctx context.Context, client *proxy.Conn, backend Upstream, idle, spr
 	return s.cause
 }
 
+// A syntax is what splice knows of a protocol, to say goodbye.
+type syntax struct {
+	response *regexp.Regexp           // the last line, with CRLF, of a response that another one may follow
+	bye      func(text string) string // a response that ends the session, with CRLF
+}
+
+// A watch follows the octets of a session in both directions. It can end the session with
+// proxy.ErrForbidden.
+type watch interface {
+	toServer(io.Writer) io.Writer // returns the writer for the client's octets
+	toClient(io.Writer) io.Writer // returns the writer for the server's octets
+	close()                       // ends the wait of a Write
+	betweenResponses() bool       // reports whether the client has all of the last response, so that another one can be inserted
+}
+
 // A spliceConn is one run of splice.
 type spliceConn struct {
 	stopCause    func() error // why Postern ends the session; nil: it does not
 	client       *proxy.Conn
 	backend      Upstream
 	spread       time.Duration
-	watch        *commandWatch // nil: none
+	syntax       syntax
+	watch        watch // nil: none
 	started      time.Time
 	lastActivity atomic.Int64 // time since started at which octets moved last
 	tail         tailBuffer
@@ -75,7 +92,7 @@ type spliceConn struct {
 func (s *spliceConn) copyUp() {
 	server := io.Writer(s.backend)
 	if s.watch != nil {
-		server = fromClient{s.watch, s.backend}
+		server = s.watch.toServer(s.backend)
 	}
 	err := s.copy(server, s.client)
 	switch {
@@ -101,7 +118,7 @@ func (s *spliceConn) copyUp() {
 func (s *spliceConn) copyDown() {
 	client := io.Writer(s.client)
 	if s.watch != nil {
-		client = fromServer{s.watch, s.client}
+		client = s.watch.toClient(s.client)
 	}
 	var err copyError
 	if raw := rawConn(s.backend); raw != nil {
@@ -271,7 +288,7 @@ func (s *spliceConn) writeReply(client io.Writer, b []byte) (int, error) {
 	return n, err
 }
 
-// sendBYE tells the client in IMAP's words why Postern ends the session, if a
+// sendBYE tells the client in the protocol's words why Postern ends the session, if a
 // response can be inserted now.
 func (s *spliceConn) sendBYE() {
 	cause := s.stopCause()
@@ -281,10 +298,10 @@ func (s *spliceConn) sendBYE() {
 		if !s.watch.betweenResponses() {
 			return
 		}
-		text = "This command is not to be had here"
-	case cause == nil || !s.tail.atLineEnd(time.Now()):
+		text = "This command is not permitted here"
+	case cause == nil || !s.tail.atLineEnd(s.syntax.response, time.Now()):
 		return
 	}
 	_ = s.client.SetWriteDeadline(time.Now().Add(byeTime))
-	_, _ = io.WriteString(s.client, "* BYE "+s.client.Client.WithSessionID(text)+"\r\n")
+	_, _ = io.WriteString(s.client, s.syntax.bye(s.client.Client.WithSessionID(text)))
 }

@@ -43,14 +43,10 @@ func (t *tailBuffer) endWrite(b []byte) {
 	t.n = keep + copy(t.buf[keep:], b)
 }
 
-// response matches a line of a server that may be followed by another response:
-// an untagged one, a continuation request, or a tagged one.
-var response = regexp.MustCompile(`^(\* ([0-9]+ )?[A-Z]+( [^{]*)?|\+( [^{]*)?|[^ {]+ (OK|NO|BAD)( .*)?)\r\n$`)
-
 // atLineEnd reports whether the client seems to have complete responses only,
 // judged by the last line and by the silence since. Within a literal, or with
-// COMPRESS (RFC 4978), the end looks different.
-func (t *tailBuffer) atLineEnd(now time.Time) bool {
+// COMPRESS (RFC 4978), the end looks different. response is that of a syntax.
+func (t *tailBuffer) atLineEnd(response *regexp.Regexp, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.writing || t.n == 0 || now.Sub(t.lastWrite) < quietTime {

@@ -100,6 +100,12 @@ func forbid(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", proxy.ErrForbidden, fmt.Sprintf(format, args...))
 }
 
+// toServer implements watch.
+func (w *commandWatch) toServer(server io.Writer) io.Writer { return fromClient{w, server} }
+
+// toClient implements watch.
+func (w *commandWatch) toClient(client io.Writer) io.Writer { return fromServer{w, client} }
+
 // fromClient is the server as the writer for the client's octets.
 type fromClient struct {
 	*commandWatch

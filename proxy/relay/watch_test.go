@@ -284,7 +284,7 @@ func TestWatchedSessionEndsWithBYE(t *testing.T) {
 			C- c COMPRESS x\r\n!\r\n
 			S: b OK
 			C: d UNAUTHENTICATE
-			S: \* BYE This command is not to be had here (session 7)
+			S: \* BYE This command is not permitted here (session 7)
 			S: <EOF>`)
 		s.waitEnd(t, proxy.ErrForbidden)
 	}
