@@ -1,8 +1,8 @@
 // Package front is the dialogue with a client before it is logged in: the first
-// commands of IMAP, POP3 and submission. IMAP, POP3 and SMTP are proxy.Dialogues.
-// A dialogue serves exactly what it announces, words each refusal of package
-// proxy for its protocol, and repeats nothing that a client sent but the tag of
-// an IMAP command.
+// commands of IMAP, POP3, submission and ManageSieve. IMAP, POP3, SMTP and Sieve are
+// proxy.Dialogues. A dialogue serves exactly what it announces, words each refusal of
+// package proxy for its protocol, and repeats nothing that a client sent but the tag of
+// an IMAP command and the argument of ManageSieve's NOOP.
 //
 // A dialogue accepts no credentials while its Conn has no TLS, however the
 // listener is configured: it refuses them and offers STARTTLS.
@@ -47,18 +47,21 @@ type Options struct {
 	Hostname string // in greetings
 
 	// Offer returns what all backends have in common: the mechanisms and, for
-	// submission, the EHLO lines that may be announced. It is called once per
-	// connection. Without Mechanisms the offer is not known yet: then submission is
-	// refused, while IMAP and POP3 announce PLAIN and LOGIN. For IMAP and POP3, Offer may be
-	// nil.
+	// submission and ManageSieve, the EHLO lines and capabilities that may be announced.
+	// It is called once per connection. Without Mechanisms the offer is not known yet: then
+	// submission and ManageSieve are refused, while IMAP and POP3 announce PLAIN and LOGIN.
+	// For IMAP and POP3, Offer may be nil.
 	Offer func() proxy.Offer
 
 	// Capabilities are additional lines of POP3's CAPA response. With UTF8 among
 	// them the UTF8 command is accepted.
 	Capabilities []string
+
+	// Anonymous hides that the software is Postern, in the IMPLEMENTATION of ManageSieve.
+	Anonymous bool
 }
 
-// A dialogue is the common part of the three protocols.
+// A dialogue is the common part of the protocols.
 type dialogue struct {
 	c            *proxy.Conn
 	options      Options
@@ -81,6 +84,8 @@ type protocol interface {
 	nextCommand(context.Context) (*proxy.Login, error)
 	bad(reply string) error                   // counts a bad command and refuses it
 	disconnect(reply string, err error) error // sends a last reply and returns err
+	challenge(base64 []byte) error            // sends a SASL challenge
+	response() ([]byte, error)                // reads the response to a challenge, in base64 or "*"
 }
 
 // replies are a protocol's texts for what ends a command or a SASL exchange.

@@ -188,7 +188,10 @@ func startInTLSWithOffer(t *testing.T, protocol string, login time.Duration, off
 func startPlaintext(t *testing.T, protocol string, handshake time.Duration) *fixture {
 	t.Helper()
 	cert, roots := proxytest.Cert(t)
-	o := options
+	o, offer := options, offer
+	if protocol == proxy.Sieve {
+		offer = sieveOffer
+	}
 	o.Offer = func() proxy.Offer { return offer }
 	f := startServer(t, proxy.Timeouts{Handshake: handshake}, proxy.Service{
 		Protocol: protocol, TLS: proxytest.ServerTLS(cert),
@@ -237,6 +240,8 @@ func newDialogue(protocol string, c *proxy.Conn, o Options) proxy.Dialogue {
 		return NewIMAP(c, o)
 	case proxy.POP3:
 		return NewPOP3(c, o)
+	case proxy.Sieve:
+		return NewSieve(c, o)
 	}
 	return NewSMTP(c, o)
 }

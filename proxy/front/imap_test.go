@@ -344,11 +344,11 @@ func TestIMAPEndsCommandsWithoutEnd(t *testing.T) {
 
 // Criterion: An HTTP request is closed at its first line, and nothing of it comes back.
 func TestFrontDoesNotSpeakHTTP(t *testing.T) {
-	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
-		f := startInTLS(t, protocol, 0)
+	for _, protocol := range proxy.Protocols() {
+		f := startPlaintext(t, protocol, 0)
 		f.play(t, `
 			C- POST / HTTP/1.1\r\nHost: mail.example.org\r\n\r\na NOOP\r\nNOOP\r\n
-			S: *mail.example.org *
+			`+greets(protocol)+`
 			S: <EOF>
 		`)
 		f.wantEnd(t, errHTTP)
@@ -465,6 +465,7 @@ func TestRefusalBeforeTheGreetingIsOne(t *testing.T) {
 		proxy.IMAP:       "* BYE This port speaks TLS only",
 		proxy.POP3:       "-ERR This port speaks TLS only",
 		proxy.Submission: "554 5.7.0 This port speaks TLS only",
+		proxy.Sieve:      `BYE "This port speaks TLS only`,
 	} {
 		tp := &scriptedConn{}
 		d := newDialogue(protocol, proxy.NewConn(tp, proxy.Client{ID: "abc"}, nil, 0), Options{})
@@ -472,7 +473,7 @@ func TestRefusalBeforeTheGreetingIsOne(t *testing.T) {
 		if err := d.Refuse(r); !errors.Is(err, r) {
 			t.Errorf("%s: Refuse = %v, want the refusal", protocol, err)
 		}
-		if got := tp.out.String(); !strings.HasPrefix(got, want) || !strings.HasSuffix(got, " (session abc)\r\n") || strings.Count(got, "\n") != 1 {
+		if got := tp.out.String(); !strings.HasPrefix(got, want) || !strings.HasSuffix(got, " (session abc)"+quote(protocol)+"\r\n") || strings.Count(got, "\n") != 1 {
 			t.Errorf("%s: %q", protocol, got)
 		}
 	}

@@ -87,20 +87,31 @@ func (x *exchange) roundTrip(challenge string) ([]byte, error) {
 	if x.c.Buffered() > 0 {
 		return nil, errEarly
 	}
-	if err := x.reply(x.prompt + challenge); err != nil {
+	if err := x.protocol.challenge([]byte(challenge)); err != nil {
 		return nil, err
 	}
-	line, err := x.c.ReadLine(maxResponse)
+	text, err := x.protocol.response()
 	if errors.Is(err, proxy.ErrLineTooLong) {
 		return nil, proxy.NewRefusal(proxy.Malformed, err)
 	} else if err != nil {
 		return nil, err
 	}
-	text, _ := wire.TrimLine(line)
+	defer clear(text)
 	if string(text) == "*" {
 		return nil, errCancelled
 	}
 	return decoded(wire.DecodeSASL(text))
+}
+
+// challenge sends a SASL challenge, given in base64.
+func (d *dialogue) challenge(text []byte) error { return d.reply(d.prompt + string(text)) }
+
+// response reads the client's response to a challenge, in base64 or "*". It is valid until
+// the next read.
+func (d *dialogue) response() ([]byte, error) {
+	line, err := d.c.ReadLine(maxResponse)
+	text, _ := wire.TrimLine(line)
+	return text, err
 }
 
 func decoded(msg []byte, err error) ([]byte, error) {
@@ -175,13 +186,13 @@ func (d *dialogue) sendFailure(r *proxy.Refusal) error {
 	if d.c.Buffered() > 0 {
 		return errEarly
 	}
-	if err := d.reply(string(wire.AppendSASL([]byte(d.prompt), text))); err != nil {
+	if err := d.protocol.challenge(wire.AppendSASL(nil, text)); err != nil {
 		return err
 	}
 	if err := d.c.SetReadDeadline(time.Now().Add(answerTime)); err != nil {
 		return err
 	}
-	_, err := d.c.ReadLine(maxResponse)
+	_, err := d.protocol.response()
 	return err
 }
 

@@ -26,12 +26,29 @@ var clears = []struct {
 	{proxy.IMAP, greetingIMAPClear, `a STARTTLS`, `a OK Begin TLS negotiation now`, `p NOOP`, `p OK NOOP completed`},
 	{proxy.POP3, greetingPOP3, `STLS`, `+OK Begin TLS negotiation`, `QUIT`, `+OK Goodbye`},
 	{proxy.Submission, greetingSMTP, `STARTTLS`, `220 2.0.0 Ready to start TLS`, `NOOP`, `250 2.0.0 OK`},
+	{proxy.Sieve, greetingSieveClear, `STARTTLS`, `OK "Begin TLS negotiation now"`, `NOOP`, `OK "NOOP completed"`},
 }
 
 const (
 	greetingIMAPClear = `S: \* OK [CAPABILITY IMAP4rev1 STARTTLS LOGINDISABLED] mail.example.org ready`
 	needsTLS          = `Encryption is required before login: choose STARTTLS or SSL/TLS in the settings of your mail program (session *)`
 )
+
+// greets is the greeting of a protocol in the clear.
+func greets(protocol string) string {
+	if protocol == proxy.Sieve {
+		return greetingSieveClear
+	}
+	return `S: *mail.example.org *`
+}
+
+// quote ends a text of a protocol.
+func quote(protocol string) string {
+	if protocol == proxy.Sieve {
+		return `"`
+	}
+	return ""
+}
 
 // startTLS plays script, which ends with the server's consent, and begins TLS.
 func (f *fixture) startTLS(t *testing.T, script string) net.Conn {
@@ -420,6 +437,9 @@ func TestHandshakeMayComeWithSTARTTLS(t *testing.T) {
 		c := f.dial(t)
 		proxytest.Transcript(t, c, p.greeting)
 		secure := proxytest.ClientTLS(&eagerHandshakeConn{c, p.command + "\r\n", p.agreed + "\r\n"}, f.roots)
+		if p.protocol == proxy.Sieve {
+			proxytest.Transcript(t, secure, capabilitiesSieve+"\nS: OK *")
+		}
 		proxytest.Transcript(t, secure, "C: "+p.probe+"\nS: "+p.found)
 	}
 }
@@ -523,7 +543,7 @@ func TestConnectionEndedInTheHandshakeGetsNoText(t *testing.T) {
 
 // Criterion: Who begins with TLS on a port with STARTTLS is closed at once, with a hint.
 func TestUnexpectedProxyHeaderEndsTheConnection(t *testing.T) {
-	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+	for _, protocol := range proxy.Protocols() {
 		for _, header := range []string{
 			`PROXY TCP4 192.0.2.1 198.51.100.7 4711 143\r\n`, `PROXY TCP6 2001:db8::1 2001:db8::2 4711 143\r\n`, `PROXY UNKNOWN\r\n`,
 			`\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c`,
@@ -531,7 +551,7 @@ func TestUnexpectedProxyHeaderEndsTheConnection(t *testing.T) {
 			f := startPlaintext(t, protocol, 0)
 			f.play(t, `
 				C- `+header+`
-				S: *mail.example.org *
+				`+greets(protocol)+`
 				S: <EOF>
 			`)
 			f.wantEnd(t, proxy.ErrUnexpectedProxyHeader)
@@ -539,7 +559,7 @@ func TestUnexpectedProxyHeaderEndsTheConnection(t *testing.T) {
 		f := startPlaintext(t, protocol, 0)
 		f.play(t, `
 			C- PROXY NOOP\r\nPROXY QUIT\r\n
-			S: *mail.example.org *
+			`+greets(protocol)+`
 			S: *
 		`)
 	}
@@ -550,12 +570,13 @@ func TestEarlyClientHelloIsReferredToSTARTTLS(t *testing.T) {
 		proxy.IMAP:       `\* BYE `,
 		proxy.POP3:       `-ERR `,
 		proxy.Submission: `554 5.7.0 `,
+		proxy.Sieve:      `BYE "`,
 	} {
 		f := startPlaintext(t, protocol, 0)
 		f.play(t, `
 			C- \x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03
-			S: *mail.example.org *
-			S: `+want+`This port begins without TLS: choose STARTTLS in the settings of your mail program (session *)
+			`+greets(protocol)+`
+			S: `+want+`This port begins without TLS: choose STARTTLS in the settings of your mail program (session *)`+quote(protocol)+`
 			S: <EOF>
 		`)
 		f.wantEnd(t, proxy.ErrEarlyTLS)
@@ -590,6 +611,7 @@ func TestRefuserGreetsWithTheReason(t *testing.T) {
 		proxy.IMAP:       `\* BYE `,
 		proxy.POP3:       `-ERR `,
 		proxy.Submission: `554 5.7.0 `,
+		proxy.Sieve:      `BYE "`,
 	} {
 		for text, received := range map[string]string{
 			"": closedPort,
@@ -601,7 +623,7 @@ func TestRefuserGreetsWithTheReason(t *testing.T) {
 				Text:     func(proxy.Reason, string) string { return text },
 			})
 			f.play(t, `
-				S: `+want+received+` (session *)
+				S: `+want+received+` (session *)`+quote(protocol)+`
 				S: <EOF>
 			`)
 			f.observed.wantAttempts(t, "plaintext other ")

@@ -19,8 +19,9 @@ func TestWordsKeepTemporaryAndPermanentApart(t *testing.T) {
 			strings.Contains(w.imap, "INUSE") || strings.Contains(w.imap, "SERVERBUG")
 		pop3 := w.pop3 == "[SYS/TEMP]" || w.pop3 == "[IN-USE]" || w.pop3 == "[LOGIN-DELAY]"
 		smtp := w.smtp[0] == '4'
-		if want := r.Temporary(); imap != want || pop3 != want || smtp != want || w.smtp[4] != w.smtp[0] {
-			t.Errorf("%v is said by %q, %q, %q, temporary: %v", r, w.imap, w.pop3, w.smtp, want)
+		sieve := w.sieve == sieveTryLater
+		if want := r.Temporary(); imap != want || pop3 != want || smtp != want || sieve != want || w.smtp[4] != w.smtp[0] {
+			t.Errorf("%v is said by %q, %q, %q, %q, temporary: %v", r, w.imap, w.pop3, w.smtp, w.sieve, want)
 		}
 		if r.Final() && smtp && !strings.HasPrefix(w.smtp, "421 ") {
 			t.Errorf("%v ends the connection with %q", r, w.smtp)
@@ -34,18 +35,18 @@ func TestWordsKeepTemporaryAndPermanentApart(t *testing.T) {
 // Criterion: Each refusal is one line of ASCII of at most 512 octets that ends with the session id.
 func TestRefusalsAreShortLinesWithTheSessionID(t *testing.T) {
 	texts := []string{"", "use port 995, see https://example.org/mail", "[ALERT] Störung\r\n+OK\x00" + strings.Repeat("so lang ", 1000)}
-	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+	for _, protocol := range proxy.Protocols() {
 		for _, reason := range proxy.Reasons() {
 			for _, text := range texts {
 				out := refuse(t, protocol, &proxy.Refusal{Reason: reason, Text: text})
 				for line := range strings.Lines(out) {
 					line, ended := strings.CutSuffix(line, "\r\n")
 					ascii := strings.IndexFunc(line, func(r rune) bool { return r < ' ' || r > '~' }) < 0
-					if !ended || !ascii || len(line) > 510 || !strings.HasSuffix(line, " (session abcdefghijkl)") || strings.Contains(line, "[ALERT") {
+					if !ended || !ascii || len(line) > 510 || !strings.HasSuffix(line, " (session abcdefghijkl)"+quote(protocol)) || strings.Contains(line, "[ALERT") {
 						t.Errorf("%s, %v, %.10q: %q", protocol, reason, text, line)
 					}
 				}
-				if n := strings.Count(out, "\n"); n == 0 || n > 2 || n == 2 && protocol != proxy.IMAP {
+				if n := strings.Count(out, "\n"); n == 0 || n > 2 || n == 2 && protocol != proxy.IMAP && protocol != proxy.Sieve {
 					t.Errorf("%s, %v: %d lines", protocol, reason, n)
 				}
 			}
@@ -60,6 +61,7 @@ func refuse(t *testing.T, protocol string, r *proxy.Refusal) string {
 		proxy.IMAP:       "a LOGIN alice x\r\n",
 		proxy.POP3:       "USER alice\r\nPASS x\r\n",
 		proxy.Submission: "EHLO x\r\nAUTH PLAIN AGFsaWNlAHg=\r\n",
+		proxy.Sieve:      "AUTHENTICATE \"PLAIN\" \"AGFsaWNlAHg=\"\r\n",
 	}[protocol])}
 	d := newDialogue(protocol, withTLS(proxy.NewConn(tp, proxy.Client{ID: "abcdefghijkl"}, nil, 0)), Options{Offer: func() proxy.Offer { return offer }})
 	if login, err := d.Login(t.Context()); login == nil || err != nil {
@@ -67,7 +69,11 @@ func refuse(t *testing.T, protocol string, r *proxy.Refusal) string {
 	}
 	tp.out.Reset()
 	err := d.Refuse(r)
-	if (err != nil) != (r.Reason.Final() && r.Reason != proxy.Plaintext) || err != nil && !errors.Is(err, r) {
+	ends := r.Reason.Final() && r.Reason != proxy.Plaintext
+	if protocol == proxy.Sieve {
+		ends = r.Reason.Temporary()
+	}
+	if (err != nil) != ends || err != nil && !errors.Is(err, r) {
 		t.Errorf("%s: Refuse(%v) = %v", protocol, r, err)
 	}
 	return tp.out.String()
@@ -79,13 +85,13 @@ func TestSupportPageHasEveryRefusal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	row := func(reason, imap, pop3, smtp, text string) string {
-		return fmt.Sprintf("| %s | `%s` | `%s` | `%s` | %s | ", reason, imap, strings.TrimSpace("-ERR "+pop3), smtp, text)
+	row := func(reason, imap, pop3, smtp, sieve, text string) string {
+		return fmt.Sprintf("| %s | `%s` | `%s` | `%s` | `%s` | %s | ", reason, imap, strings.TrimSpace("-ERR "+pop3), smtp, sieve, text)
 	}
 	closed := wordingOf(proxy.Plaintext)
 	want := []string{
-		row("`plaintext`", "* BYE", closed.pop3, closed.smtp, closed.text),
-		row("`plaintext`", "* BYE", closed.pop3, closed.smtp, closedPort),
+		row("`plaintext`", "* BYE", closed.pop3, closed.smtp, "BYE", closed.text),
+		row("`plaintext`", "* BYE", closed.pop3, closed.smtp, "BYE", closedPort),
 		"| " + tooManyWrong + " | ",
 		"| " + earlyTLSText + " | ",
 	}
@@ -97,7 +103,11 @@ func TestSupportPageHasEveryRefusal(t *testing.T) {
 		if r.Temporary() {
 			name += " ~"
 		}
-		want = append(want, row(name, w.imap, w.pop3, w.smtp, w.text))
+		sieve := "NO"
+		if w.sieve != "" {
+			sieve += " (" + w.sieve + ")"
+		}
+		want = append(want, row(name, w.imap, w.pop3, w.smtp, sieve, w.text))
 	}
 	for _, row := range want {
 		_, rest, _ := strings.Cut(string(page), "\n"+row)
@@ -115,6 +125,7 @@ func TestAcceptSendsTheWelcomeOnOneLine(t *testing.T) {
 		proxy.IMAP:       "a OK [CAPABILITY IMAP4rev1 IDLE] hi  a BAD\r\n",
 		proxy.POP3:       "+OK [CAPABILITY IMAP4rev1 IDLE] hi  a BAD\r\n",
 		proxy.Submission: "235 2.7.0 [CAPABILITY IMAP4rev1 IDLE] hi  a BAD\r\n",
+		proxy.Sieve:      "OK \"[CAPABILITY IMAP4rev1 IDLE] hi  a BAD\"\r\n",
 	} {
 		tp := &scriptedConn{}
 		d := newDialogue(protocol, proxy.NewConn(tp, proxy.Client{}, nil, 0), Options{})
