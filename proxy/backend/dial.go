@@ -1,7 +1,7 @@
 // Package backend reaches the mail servers behind Postern, logs clients in there,
 // and finds out what the servers offer. A Server is one server and one protocol;
-// a Pool is several servers that hold the same accounts. IMAP, POP3 and Submission are
-// proxy.Backends that use either of them.
+// a Pool is several servers that hold the same accounts. IMAP, POP3, Submission and Sieve
+// are proxy.Backends that use either of them.
 //
 // Everything that a server sends is bounded in size and time. No text of a server
 // reaches a client but an IMAP alert, which the user must be shown: as one line
@@ -33,6 +33,10 @@
 //	[SYS/TEMP]                    Unavailable
 //	[IN-USE]                      InUse
 //	[LOGIN-DELAY]                 TooSoon, doubtful
+//	no answer, all others         Unavailable, doubtful
+//
+//	ManageSieve                   Reason
+//	(TRYLATER)                    Unavailable
 //	no answer, all others         Unavailable, doubtful
 //
 // The meaning of NO and -ERR without a code, and of a 5yz that is not in the table, differs
@@ -95,7 +99,7 @@ func (m Mode) String() string {
 // fields must not change once it is in use.
 type Server struct {
 	Name         string         // of the backend in the configuration
-	Protocol     string         // proxy.IMAP, proxy.POP3 or proxy.Submission
+	Protocol     string         // of package proxy
 	Address      string         // host:port
 	TLS          Mode           // how the connection gets TLS
 	Config       *tls.Config    // with ServerName; may be nil if TLS is None

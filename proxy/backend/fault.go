@@ -207,7 +207,7 @@ const (
 	spokenTLS   = "TLS"
 )
 
-var protocolNames = map[string]string{proxy.IMAP: spokenIMAP, proxy.POP3: spokenPOP3, proxy.Submission: spokenSMTP}
+var protocolNames = map[string]string{proxy.IMAP: spokenIMAP, proxy.POP3: spokenPOP3, proxy.Submission: spokenSMTP, proxy.Sieve: spokenSieve}
 
 // spokenProtocol returns the protocol of a server that begins with these octets, or "".
 func spokenProtocol(octets []byte) string {

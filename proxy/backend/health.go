@@ -21,7 +21,7 @@ import (
 type Report struct {
 	Greeting     string   // its text, at most 200 octets
 	TLS          uint16   // as in tls.ConnectionState.Version; 0: none
-	Capabilities []string // IMAP capabilities, or the lines of the replies to EHLO or CAPA, as a client gets them
+	Capabilities []string // IMAP capabilities, the lines of the replies to EHLO or CAPA, or names and values of ManageSieve, as a client gets them
 	Mechanisms   []string // SASL, upper case
 	Kind         Kind     // as configured, or guessed from Greeting and, with IMAP, ID
 	Identified   bool     // the server offers Identity, if it is ID or XCLIENT
@@ -81,8 +81,11 @@ func (s *Server) allowsLogin(r Report) bool {
 func (s *Server) noLoginError(r Report) error {
 	e := &ConnectError{Fault: NoMechanism}
 	why := "no AUTH"
-	if s.Protocol == proxy.POP3 {
+	switch s.Protocol {
+	case proxy.POP3:
 		why = "neither USER nor AUTH"
+	case proxy.Sieve:
+		why = "no SASL mechanism"
 	}
 	switch {
 	case s.Credentials != nil:
@@ -117,6 +120,8 @@ func (s *Server) probe(ctx context.Context) (Report, error) {
 		ask = s.probePOP3
 	case proxy.Submission:
 		ask = s.probeSMTP
+	case proxy.Sieve:
+		ask = s.probeSieve
 	}
 	report, err := ask(ctx, outsideClient())
 	switch s.Identity {
@@ -131,22 +136,25 @@ func (s *Server) probe(ctx context.Context) (Report, error) {
 	return report, err
 }
 
-// TryLogin logs l's account in at a member for submission or POP3, as a client outside
-// would, and logs out. Errors are as for LoginSMTP.
+// TryLogin logs l's account in at a member for submission, POP3 or ManageSieve, as a client
+// outside would, and logs out. Errors are as for LoginSMTP.
 func (p *Pool) TryLogin(ctx context.Context, l *proxy.Login) error {
 	protocol := l.Client.Protocol
 	l.Client = outsideClient()
 	l.Client.Protocol = protocol
-	logIn := p.LoginSMTP
-	if p.Protocol == proxy.POP3 {
+	logIn, goodbye := p.LoginSMTP, "QUIT"
+	switch p.Protocol {
+	case proxy.POP3:
 		logIn = p.LoginPOP3
+	case proxy.Sieve:
+		logIn, goodbye = p.LoginSieve, sieveLogout
 	}
 	conn, err := logIn(ctx, l)
 	if err != nil {
 		return err
 	}
 	defer conn.closeWith(ctx)()
-	conn.logout("QUIT")
+	conn.logout(goodbye)
 	return nil
 }
 

@@ -25,7 +25,7 @@ type Identity uint8
 const (
 	Anonymous    Identity = iota // not at all
 	ID                           // IMAP: x-originating-ip and more in ID (RFC 2971), as Dovecot's login_trusted_networks expects
-	XCLIENT                      // submission: Postfix' XCLIENT; the server checks the password
+	XCLIENT                      // submission: Postfix' XCLIENT; ManageSieve: Dovecot's; the server checks the password
 	XCLIENTLogin                 // submission: XCLIENT with LOGIN, once Verify has checked the password
 	ProxyV1                      // a PROXY header of version 1 on each connection
 	ProxyV2                      // version 2, with the client's TLS server name

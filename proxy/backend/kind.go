@@ -13,14 +13,14 @@ type Kind uint8
 const (
 	Guessed   Kind = iota
 	Other          // any other
-	Dovecot        // IMAP, POP3 and submission
-	Cyrus          // IMAP and POP3
+	Dovecot        // IMAP, POP3, submission and ManageSieve
+	Cyrus          // IMAP, POP3 and ManageSieve
 	Courier        // IMAP and POP3
 	Postfix        // submission
 	Exim           // submission
 	Exchange       // Exchange Online, and Exchange Server
 	Gmail          // and Google Workspace
-	Stalwart       // IMAP and submission
+	Stalwart       // IMAP, submission and ManageSieve
 	Popa3d         // POP3
 	SolidPOP3      // POP3
 	Mailutils      // POP3

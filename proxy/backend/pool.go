@@ -36,7 +36,7 @@ const (
 // The exported fields must not change once it is in use.
 type Pool struct {
 	Name     string    // of the backend in the configuration
-	Protocol string    // proxy.IMAP, proxy.POP3 or proxy.Submission
+	Protocol string    // of package proxy
 	Members  []*Server // at least one; addresses differ
 	Balance  Balance
 

@@ -177,6 +177,59 @@ func (s *Server) pop3Verdict(k Kind, r wire.POP3Response) error {
 	return s.refuse(pop3Rows[i].is, err)
 }
 
+// A sieveRow is a row of the table for ManageSieve: what NO with this code and this text means
+// from this kind of server. The first row that matches decides.
+type sieveRow struct {
+	kind Kind   // Guessed: any
+	code string // noCode, or a response code; "": any
+	text string // part of the server's text, in lower case; "": any
+	is   verdict
+}
+
+// RFC 5804 section 1.3 has a code for what is temporary and none for a wrong password.
+var sieveRows = []sieveRow{
+	{code: "TRYLATER", is: unavailable},
+
+	{kind: Dovecot, code: noCode, text: "authentication failed", is: wrong},
+	{kind: Dovecot, code: noCode, text: "authorization failed", is: suspended},
+	{kind: Cyrus, code: noCode, text: "authentication failure", is: wrong}, // the texts of sasl_errstring(3)
+	{kind: Cyrus, code: noCode, text: "account disabled", is: suspended},
+	{kind: Cyrus, code: noCode, text: "passphrase expired", is: suspended},
+	{kind: Stalwart, code: noCode, text: "authentication failed", is: wrong},
+	{is: doubtful}, // REFERRAL, AUTH-TOO-WEAK, ENCRYPT-NEEDED and TRANSITION-NEEDED are about Postern's way to log in
+}
+
+func (row *sieveRow) fits(k Kind, code, text string) bool {
+	if code == "" {
+		code = noCode
+	}
+	return (row.kind == Guessed || row.kind == k) && (row.code == "" || row.code == code) && strings.Contains(text, row.text)
+}
+
+// sieveVerdict reads the answer to credentials. The server's text may contain the
+// credentials, and that of REFERRAL the server's name, so it appears nowhere.
+func (s *Server) sieveVerdict(k Kind, r wire.SieveResponse) error {
+	if r.Name == wire.SieveOK && r.Code != "REFERRAL" {
+		return nil
+	}
+	err := fmt.Errorf("the server answered the login with %s", r.Name)
+	if r.Code != "" {
+		err = fmt.Errorf("%w (%s)", err, shorten(r.Code))
+	}
+	if r.Code == "REFERRAL" {
+		err = fmt.Errorf("%w: the account is on another server: routes has to name its backend", err)
+	}
+	if r.Name != wire.SieveNo {
+		return s.refuse(doubtful, err)
+	}
+	if r.Code == "" && k == Other {
+		err = fmt.Errorf("%w and no code: if that is its answer to a wrong password, backends.%s.sieve.kind has to name the server's software", err, s.Name)
+	}
+	text := strings.ToLower(r.Text)
+	i := slices.IndexFunc(sieveRows, func(row sieveRow) bool { return row.fits(k, r.Code, text) })
+	return s.refuse(sieveRows[i].is, err)
+}
+
 // An smtpRow is a row of the table for submission. The first row that matches
 // decides.
 type smtpRow struct {
