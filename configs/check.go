@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"postern/proxy"
 )
 
 // check checks the values that could be read.
@@ -53,7 +55,7 @@ func (m *mistakes) checkListeners() {
 	names, ports := map[string]string{}, ports{}
 	for i, l := range c.Listeners {
 		key := fmt.Sprintf("listeners[%d]", i)
-		m.checkWord(key+".protocol", l.Protocol, "a protocol", "imap", "pop3", "submission")
+		m.checkWord(key+".protocol", l.Protocol, "a protocol", proxy.Protocols()...)
 		if l.Networks == nil {
 			m.checkPort(key+".address", l.Address, ports)
 		} else {
@@ -138,16 +140,18 @@ func (m *mistakes) checkBackends() {
 	}
 	for name, b := range backends {
 		key := joinKey("backends", name)
-		if b == (Backend{}) && !m.isUnreadable(key+".imap") && !m.isUnreadable(key+".pop3") && !m.isUnreadable(key+".submission") {
-			m.report(key, "has neither imap, pop3 nor submission; give it at least one")
+		unreadable := func(protocol string) bool { return m.isUnreadable(key + "." + protocol) }
+		if b == (Backend{}) && !slices.ContainsFunc(proxy.Protocols(), unreadable) {
+			m.report(key, "has neither imap, pop3, submission nor sieve; give it at least one")
 		}
 		m.checkServer(key+".imap", b.IMAP, IdentityID, IdentityProxyV1, IdentityProxyV2, IdentityNone)
 		m.checkServer(key+".pop3", b.POP3, IdentityProxyV1, IdentityProxyV2, IdentityNone)
 		m.checkServer(key+".submission", b.Submission,
 			IdentityXCLIENT, IdentityXCLIENTLogin, IdentityProxyV1, IdentityProxyV2, IdentityNone)
-		m.checkKind(key+".imap.kind", b.IMAP, IMAPKinds)
-		m.checkKind(key+".pop3.kind", b.POP3, POP3Kinds)
-		m.checkKind(key+".submission.kind", b.Submission, SubmissionKinds)
+		m.checkServer(key+".sieve", b.Sieve, IdentityXCLIENT, IdentityProxyV1, IdentityProxyV2, IdentityNone)
+		for _, protocol := range proxy.Protocols() {
+			m.checkKind(key+"."+protocol+".kind", b.Server(protocol), Kinds(protocol))
+		}
 		if b.Submission != nil && b.Submission.Identity == IdentityXCLIENTLogin && b.IMAP == nil {
 			m.report(key+".submission.identity", "xclient-login needs an imap server in the same backend, which verifies the password")
 		}
@@ -376,6 +380,8 @@ func (m *mistakes) checkRouted(r Route) {
 			}
 		case "submission":
 			part, there = "submission", b.Submission != nil
+		case "sieve":
+			part, there = "sieve", b.Sieve != nil
 		default:
 			continue
 		}
@@ -411,6 +417,7 @@ func (m *mistakes) checkTimeouts() {
 	m.checkDuration("timeouts.imap_idle", t.IMAPIdle, 30*time.Minute, " (RFC 9051 section 5.4)")
 	m.checkDuration("timeouts.pop3_idle", t.POP3Idle, 10*time.Minute, " (RFC 1939 section 3)")
 	m.checkDuration("timeouts.submission_idle", t.SubmissionIdle, time.Second, "")
+	m.checkDuration("timeouts.sieve_idle", t.SieveIdle, 30*time.Minute, " (RFC 5804 section 1.2)")
 	m.checkDuration("timeouts.stall", t.Stall, time.Second, "")
 	m.checkDuration("timeouts.disconnect_spread", t.DisconnectSpread, 0, "")
 	m.checkDuration("timeouts.shutdown", t.Shutdown, 0, "")

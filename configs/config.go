@@ -37,6 +37,7 @@ type Config struct {
 	Guard           Guard              `yaml:"guard"`
 	POP3            POP3               `yaml:"pop3"`
 	Submission      Submission         `yaml:"submission"`
+	Sieve           Sieve              `yaml:"sieve"`
 	State           State              `yaml:"state"`
 	Control         Control            `yaml:"control"`
 	Metrics         Metrics            `yaml:"metrics"`
@@ -51,10 +52,10 @@ type Config struct {
 // A Listener is a port for one protocol.
 type Listener struct {
 	Name     string `yaml:"name"`     // unique; default: the protocol, then protocol-2, ...
-	Protocol string `yaml:"protocol"` // imap, pop3 or submission
+	Protocol string `yaml:"protocol"` // imap, pop3, submission or sieve (ManageSieve)
 	Address  string `yaml:"address"`  // "IP:port" or ":port" for all addresses; port 0: any free one
 
-	TLS       string         `yaml:"tls"`        // implicit (default), starttls, or refuse: to say why nothing works here
+	TLS       string         `yaml:"tls"`        // implicit (default; of sieve starttls), starttls, or refuse: to say why nothing works here
 	ProxyFrom []netip.Prefix `yaml:"proxy_from"` // load balancers, which begin with a PROXY header
 
 	TLSProfile string         `yaml:"tls_profile"` // how old its clients' TLS may be; default: TLS.Profile
@@ -68,12 +69,28 @@ type Backend struct {
 	IMAP       *Server `yaml:"imap"`
 	POP3       *Server `yaml:"pop3"` // an old POP3 server, which answers POP3 clients in the modes passthrough and shadow
 	Submission *Server `yaml:"submission"`
+	Sieve      *Server `yaml:"sieve"` // ManageSieve
+}
+
+// Server returns the part for a protocol of package proxy; nil: it is not there.
+func (b Backend) Server(protocol string) *Server {
+	switch protocol {
+	case proxy.IMAP:
+		return b.IMAP
+	case proxy.POP3:
+		return b.POP3
+	case proxy.Submission:
+		return b.Submission
+	case proxy.Sieve:
+		return b.Sieve
+	}
+	return nil
 }
 
 // A Server is one part of a backend: a server, or several alike.
 type Server struct {
 	Address    string `yaml:"address"`     // "host:port"
-	TLS        string `yaml:"tls"`         // implicit (default), starttls or none
+	TLS        string `yaml:"tls"`         // implicit (default; of sieve starttls), starttls or none
 	CA         string `yaml:"ca"`          // PEM file, relative to the configuration file's folder; "": the system's
 	ServerName string `yaml:"server_name"` // the certificate's name; "": the host of the address
 	Insecure   bool   `yaml:"insecure"`    // TLS none is meant although Address is not loopback
@@ -83,31 +100,34 @@ type Server struct {
 	Identity       string       `yaml:"identity"`        // how the server learns who the client is; see Identities
 	Source         []netip.Addr `yaml:"source"`          // addresses to connect from; none: the system chooses
 	MaxConnections int          `yaml:"max_connections"` // to each address; 0: as many as come
-	Kind           string       `yaml:"kind"`            // its software; "": guessed; see IMAPKinds, POP3Kinds and SubmissionKinds
+	Kind           string       `yaml:"kind"`            // its software; "": guessed; see Kinds
 
 	StableBodies      bool `yaml:"stable_bodies"`       // of imap: the same octets of a message at each time, also by their offset
 	SizesAreEstimates bool `yaml:"sizes_are_estimates"` // of imap: RFC822.SIZE is a guess
 }
 
 // The values of Server.Identity. For IMAP id (default), for submission xclient
-// and xclient-login, for all proxy-v1, proxy-v2 and none (default of pop3 and
-// submission).
+// and xclient-login, for sieve xclient (default), for all proxy-v1, proxy-v2 and none
+// (default of pop3 and submission).
 const (
 	IdentityNone         = "none"
 	IdentityID           = "id"            // IMAP ID, RFC 2971
-	IdentityXCLIENT      = "xclient"       // Postfix; the server verifies the password
+	IdentityXCLIENT      = "xclient"       // Postfix, and ManageSieve of Dovecot; the server verifies the password
 	IdentityXCLIENTLogin = "xclient-login" // the same backend's IMAP server verifies it
 	IdentityProxyV1      = "proxy-v1"      // PROXY protocol
 	IdentityProxyV2      = "proxy-v2"
 )
 
-// IMAPKinds, POP3Kinds and SubmissionKinds are the values of Server.Kind: what answers to
-// credentials mean differs between them.
-var (
-	IMAPKinds       = []string{"dovecot", "cyrus", "courier", "exchange", "gmail", "stalwart", "other"}
-	POP3Kinds       = []string{"dovecot", "cyrus", "courier", "popa3d", "solid-pop3d", "mailutils", "qpopper", "other"}
-	SubmissionKinds = []string{"dovecot", "postfix", "exim", "exchange", "gmail", "stalwart", "other"}
-)
+// Kinds returns the values of Server.Kind for a protocol: what answers to credentials mean
+// differs between them.
+func Kinds(protocol string) []string { return kinds[protocol] }
+
+var kinds = map[string][]string{
+	proxy.IMAP:       {"dovecot", "cyrus", "courier", "exchange", "gmail", "stalwart", "other"},
+	proxy.POP3:       {"dovecot", "cyrus", "courier", "popa3d", "solid-pop3d", "mailutils", "qpopper", "other"},
+	proxy.Submission: {"dovecot", "postfix", "exim", "exchange", "gmail", "stalwart", "other"},
+	proxy.Sieve:      {"dovecot", "cyrus", "stalwart", "other"},
+}
 
 // All returns the addresses of the servers.
 func (s *Server) All() []string {
@@ -179,6 +199,11 @@ type Submission struct {
 	BareNewlines string `yaml:"bare_newlines"` // CR or LF alone: normalize (to CRLF), reject or pass; a NUL is refused but with pass
 }
 
+// Sieve is how ManageSieve looks to clients.
+type Sieve struct {
+	AnnounceImplementation bool `yaml:"announce_implementation"` // the capability IMPLEMENTATION names Postern
+}
+
 // Timeouts says how long Postern waits, and for what.
 type Timeouts struct {
 	Handshake        time.Duration `yaml:"handshake"`         // a client's TLS handshake
@@ -188,6 +213,7 @@ type Timeouts struct {
 	IMAPIdle         time.Duration `yaml:"imap_idle"`         // silence of both sides; at least 30m (RFC 9051 section 5.4)
 	POP3Idle         time.Duration `yaml:"pop3_idle"`         // at least 10m (RFC 1939 section 3)
 	SubmissionIdle   time.Duration `yaml:"submission_idle"`   // RFC 5321 section 4.5.3.2.7 recommends 5m
+	SieveIdle        time.Duration `yaml:"sieve_idle"`        // at least 30m (RFC 5804 section 1.2)
 	Stall            time.Duration `yaml:"stall"`             // a peer that takes no bytes
 	DisconnectSpread time.Duration `yaml:"disconnect_spread"` // clients of a backend that crashed are let go within it
 	Shutdown         time.Duration `yaml:"shutdown"`          // what sessions get to end by themselves; 0: nothing
@@ -258,6 +284,7 @@ func defaults() Config {
 			IMAPIdle:         proxy.DefaultIMAPIdle,
 			POP3Idle:         proxy.DefaultPOP3Idle,
 			SubmissionIdle:   proxy.DefaultSubmissionIdle,
+			SieveIdle:        proxy.DefaultSieveIdle,
 			Stall:            proxy.DefaultStall,
 			DisconnectSpread: 10 * time.Second,
 			Shutdown:         30 * time.Second,
@@ -269,6 +296,7 @@ func defaults() Config {
 			Mode: ModeBridge, UIDL: "dovecot", OnUnreadableRecord: "refuse", Delete: "expunge", Lock: "allow", FirstListings: 8, MarkSeen: true, LearnWait: 40 * time.Second, Shadow: Shadow{Concurrency: 20, PerSecond: 5}, AnnounceImplementation: true,
 		},
 		Submission: Submission{BareNewlines: "normalize"},
+		Sieve:      Sieve{AnnounceImplementation: true},
 		Metrics:    Metrics{Address: "127.0.0.1:9930"},
 		Log:        Log{Format: "auto", Level: slog.LevelInfo},
 		Privacy:    defaultPrivacy(), Retention: Retention{Guard: 30, Ledger: 400, UIDLs: 400},
@@ -283,7 +311,7 @@ func (c *Config) fillIn(machine string) {
 	c.nameListeners()
 	for i := range c.Listeners {
 		l := &c.Listeners[i]
-		l.TLS, l.TLSProfile = cmp.Or(l.TLS, "implicit"), cmp.Or(l.TLSProfile, c.TLS.Profile)
+		l.TLS, l.TLSProfile = cmp.Or(l.TLS, defaultTLS(l.Protocol)), cmp.Or(l.TLSProfile, c.TLS.Profile)
 	}
 	for i := range c.Routes {
 		r := &c.Routes[i]
@@ -300,18 +328,10 @@ func (c *Config) fillIn(machine string) {
 	c.Log.Fail2ban = c.resolvePath(c.Log.Fail2ban)
 	c.fillInGuard()
 	for name, b := range c.Backends {
-		if b.IMAP != nil {
-			b.IMAP.Identity = cmp.Or(b.IMAP.Identity, IdentityID)
-		}
-		for _, s := range []*Server{b.POP3, b.Submission} {
-			if s != nil {
-				s.Identity = cmp.Or(s.Identity, IdentityNone)
-			}
-		}
-		for _, s := range []*Server{b.IMAP, b.POP3, b.Submission} {
-			if s != nil {
+		for _, protocol := range proxy.Protocols() {
+			if s := b.Server(protocol); s != nil {
 				s.CA = c.resolvePath(s.CA)
-				s.fillIn()
+				s.fillIn(protocol)
 			}
 		}
 		if len(c.Backends) == 1 && len(c.Routes) == 0 {
@@ -367,6 +387,17 @@ func (c *Config) resolvePath(path string) string {
 	return filepath.Join(filepath.Dir(c.file), path)
 }
 
-func (s *Server) fillIn() {
-	s.TLS, s.Balance = cmp.Or(s.TLS, "implicit"), cmp.Or(s.Balance, "least")
+func (s *Server) fillIn(protocol string) {
+	s.TLS, s.Balance = cmp.Or(s.TLS, defaultTLS(protocol)), cmp.Or(s.Balance, "least")
+	identity := map[string]string{proxy.IMAP: IdentityID, proxy.Sieve: IdentityXCLIENT}[protocol]
+	s.Identity = cmp.Or(s.Identity, identity, IdentityNone)
+}
+
+// defaultTLS returns how listeners and servers of a protocol get TLS. There is no standard
+// for ManageSieve with TLS from the first octet.
+func defaultTLS(protocol string) string {
+	if protocol == proxy.Sieve {
+		return "starttls"
+	}
+	return "implicit"
 }

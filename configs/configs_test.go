@@ -105,9 +105,10 @@ policy: {file: protocols}
 texts: {wrong: a, throttled: b, unavailable: c, in_use: d, protocol_off: e, pop3_ended: m, suspended: f, unusable: k, plaintext: g, too_many: h, too_many_sessions: l, mailbox_full: i, maintenance: j}
 domains: [{domain: Example.net, texts: {wrong: k}}]
 submission: {bare_newlines: reject}
+sieve: {announce_implementation: false}
 trusted_networks: [10.0.0.40, "::ffff:10.0.0.41", 10.1.0.0/16, 2001:db8::/48, 2001:db8::1]
 timeouts: {handshake: 1s, login: 2s, dial: 3s, backend: 4s, imap_idle: 31m, pop3_idle: 11m,
-  submission_idle: 7s, stall: 8s, disconnect_spread: 9s, shutdown: 0s, upgrade: 10s}
+  submission_idle: 7s, sieve_idle: 32m, stall: 8s, disconnect_spread: 9s, shutdown: 0s, upgrade: 10s}
 limits: {max_connections: 5, network_connections: 6, reserve: 0, network_logins: 7, account_sessions: 8, attempts: 9, attempt_wait: 10s,
   guard_entries: 11, known_networks: 12, listing_memory: 13MiB}
 guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}, known_network: {burst: 5, every: 6s}, account_network: {burst: 7, every: 8s},
@@ -193,7 +194,7 @@ log: {format: json, level: debug, fail2ban: failed}
 		TrustedNetworks: networks,
 		Timeouts: Timeouts{
 			Handshake: 1 * time.Second, Login: 2 * time.Second, Dial: 3 * time.Second, Backend: 4 * time.Second,
-			IMAPIdle: 31 * time.Minute, POP3Idle: 11 * time.Minute, SubmissionIdle: 7 * time.Second,
+			IMAPIdle: 31 * time.Minute, POP3Idle: 11 * time.Minute, SubmissionIdle: 7 * time.Second, SieveIdle: 32 * time.Minute,
 			Stall: 8 * time.Second, DisconnectSpread: 9 * time.Second, Upgrade: 10 * time.Second,
 		},
 		Limits: Limits{
@@ -236,12 +237,12 @@ func TestAMappingWithAllKeysCommentedOutKeepsTheDefaults(t *testing.T) {
 func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 	for _, c := range []struct{ name, old, new, want string }{
 		// What stands where.
-		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
 		{"unknown key, near a known one", "", "trusted-networks: []", `p.yaml:13: trusted-networks: unknown key; is trusted_networks meant?`},
 		{"unknown key in place of a required one", `{protocol: pop3`, `{protcol: pop3`, `p.yaml:4: listeners[1].protcol: unknown key; is protocol meant?`},
 		{"unknown key in a backend", "    imap:", "    iamp:", `p.yaml:11: backends.main.iamp: unknown key; is imap meant?`},
-		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, state, submission, texts, timeouts, tls, trusted_networks`},
-		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
 		{"duplicate key", "", "hostname: mail.example.net", `p.yaml:13: hostname: written twice; the first is in line 1`},
 		{"duplicate backend", "", "  main: {}", `p.yaml:13: backends.main: written twice; the first is in line 10`},
 		{"key that is no word", "", "? [a, b]\n: c", `p.yaml:13: a key is a plain word`},
@@ -252,7 +253,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"value for all", good, "hello", `p.yaml:1: keys with values ("key: value" or {key: value}) is expected here, not a single value`},
 		{"no value", "hostname: mail.example.org", "hostname:", `p.yaml:1: hostname: has no value; give it one or remove the key`},
 		{"anchor", "hostname: mail", "hostname: &name mail", `p.yaml:1: hostname: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign`},
-		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, state, submission, texts, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
+		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
 		{"tag", "hostname: mail", "hostname: !!str mail", `p.yaml:1: hostname: tags (!) are not supported; quote a value that begins with !`},
 		{"too many entries", "", "trusted_networks: [" + strings.Repeat("10.0.0.1,", maxNodes+1) + "]", `p.yaml:13: trusted_networks: too long; Postern reads 10000 entries at most`},
 		{"second document", "", "---\nhostname: x", `p.yaml:13: a second document begins here; one file holds one configuration`},
@@ -352,8 +353,8 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
   - {protocol: pop3, address: ":995"}
   - {protocol: submission, address: ":465"}
 `, "", `p.yaml:2: listeners: none; at least one is needed, such as - {protocol: imap, address: ":993"}`},
-		{"protocol", "protocol: pop3", "protocol: pop3s", `p.yaml:4: listeners[1].protocol: "pop3s" is not a protocol; use imap, pop3 or submission`},
-		{"no protocol", "protocol: pop3, ", "", `p.yaml:4: listeners[1].protocol: missing; use imap, pop3 or submission`},
+		{"protocol", "protocol: pop3", "protocol: pop3s", `p.yaml:4: listeners[1].protocol: "pop3s" is not a protocol; use imap, pop3, submission or sieve`},
+		{"no protocol", "protocol: pop3, ", "", `p.yaml:4: listeners[1].protocol: missing; use imap, pop3, submission or sieve`},
 		{"no address", `, address: ":995"`, "", `p.yaml:4: listeners[1].address: missing; write a port such as ":993" or an IP address and a port such as "192.0.2.1:993"`},
 		{"address without colon", `":995"`, "995", `p.yaml:4: listeners[1].address: "995" lacks a colon; write ":995"`},
 		{"address without port", `":995"`, "192.0.2.1", `p.yaml:4: listeners[1].address: "192.0.2.1" is not an address with a port, such as "192.0.2.1:993"`},
@@ -387,7 +388,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		// Backends and routes.
 		{"no backends", good[strings.Index(good, "backends:"):], "", `p.yaml:1: backends: none; at least one is needed, such as main: {imap: {address: "10.0.0.5:993"}}`},
 		{"backend name", "", "  two words: {}", `p.yaml:13: backends."two words": "two words" is not a name; use letters, digits, - and _`},
-		{"empty backend", "", "  empty: {}\nroutes: [{backend: main}]", `p.yaml:13: backends.empty: has neither imap, pop3 nor submission; give it at least one`},
+		{"empty backend", "", "  empty: {}\nroutes: [{backend: main}]", `p.yaml:13: backends.empty: has neither imap, pop3, submission nor sieve; give it at least one`},
 		{"kind of TLS", "tls: starttls", "tls: ssl", `p.yaml:12: backends.main.submission.tls: "ssl" is not a kind of TLS; use implicit, starttls or none`},
 		{"plain text over a network", "tls: starttls", "tls: none", `p.yaml:12: backends.main.submission.tls: none would send passwords in the clear to "10.0.0.5:587"; use implicit or starttls, or say insecure: true`},
 		{"insecure beside TLS", "tls: starttls", "tls: starttls, insecure: true", `p.yaml:12: backends.main.submission.insecure: allows tls: none and nothing else; remove it, as tls is starttls`},
@@ -501,7 +502,7 @@ log: text
 `)
 	_, err := Load(path)
 	want := strings.NewReplacer("FILE", path, "DIR", dir).Replace(`FILE:1: hostnam: unknown key; is hostname meant?
-FILE:4: listeners[1].protocol: "imaps" is not a protocol; use imap, pop3 or submission
+FILE:4: listeners[1].protocol: "imaps" is not a protocol; use imap, pop3, submission or sieve
 FILE:4: listeners[1].address: "127.0.0.1:993" overlaps listeners[0].address in line 3
 FILE:7: tls.certificates[0].cert: DIR/mail.pem does not exist: put the file there, or write the path of yours
 FILE:8: tls.certificates[0].key: DIR/mail.key does not exist: put the file there, or write the path of yours
@@ -515,7 +516,7 @@ FILE:16: log: keys with values ("key: value" or {key: value}) is expected here, 
 	if !ok || len(errs) == 0 {
 		t.Fatalf("Load returned a %T, want Errors", err)
 	}
-	if got, want := errs[1], (Error{path, 4, 6, "listeners[1].protocol", `"imaps" is not a protocol; use imap, pop3 or submission`}); got != want {
+	if got, want := errs[1], (Error{path, 4, 6, "listeners[1].protocol", `"imaps" is not a protocol; use imap, pop3, submission or sieve`}); got != want {
 		t.Errorf("second mistake is %+v, want %+v", got, want)
 	}
 }
@@ -602,7 +603,7 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 	// What is commented out are the defaults, and means what it says when it
 	// is not.
 	all := strings.NewReplacer(
-		"\n  # - ", "\n  - ", "\n    # submission:", "\n  other:\n    submission:", "\n  # ", "\n  ",
+		"\n  # - ", "\n  - ", "\n    # submission:", "\n  other:\n    submission:", "\n    # sieve:", "\n    sieve:", "\n  # ", "\n  ",
 	).Replace(text)
 	same, err := Load(writeFile(t, dir, "all.yaml", all))
 	if err != nil {
@@ -616,6 +617,9 @@ func TestTheExampleLoadsAndNamesEveryKey(t *testing.T) {
 	}
 	same.TLS.ACME = nil
 	same.Listeners = same.Listeners[:len(cfg.Listeners)]
+	main := same.Backends["main"]
+	main.Sieve = nil
+	same.Backends["main"] = main
 	delete(same.Backends, "other")
 	delete(same.Backends, "farm")
 	delete(same.Backends, "old")

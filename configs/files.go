@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"postern/proxy"
 )
 
 // maxFile bounds, in bytes, the configuration and each file it names.
@@ -17,9 +19,9 @@ func (m *mistakes) checkFiles() {
 	m.checkPolicyFiles()
 	m.checkTLSFiles()
 	for name, b := range m.cfg.Backends {
-		m.checkCA(joinKey("backends", name)+".imap.ca", b.IMAP)
-		m.checkCA(joinKey("backends", name)+".pop3.ca", b.POP3)
-		m.checkCA(joinKey("backends", name)+".submission.ca", b.Submission)
+		for _, protocol := range proxy.Protocols() {
+			m.checkCA(joinKey("backends", name)+"."+protocol+".ca", b.Server(protocol))
+		}
 	}
 }
 

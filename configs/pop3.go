@@ -98,7 +98,7 @@ func (m *mistakes) checkPOP3() {
 		key := fmt.Sprintf("listeners[%d].pop3", i)
 		switch {
 		case !m.cfg.IsSet(key):
-		case l.Protocol == "imap" || l.Protocol == "submission":
+		case l.Protocol == "imap" || l.Protocol == "submission" || l.Protocol == "sieve":
 			m.report(key, "has no meaning for %s; remove it", l.Protocol)
 		case l.POP3 != nil:
 			if m.cfg.IsSet(key + ".mode") {

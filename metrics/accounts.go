@@ -45,7 +45,7 @@ func (accounts) Describe(to chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (counted accounts) Collect(to chan<- prometheus.Metric) {
 	n := counted()
-	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+	for _, protocol := range proxy.Protocols() {
 		to <- prometheus.MustNewConstMetric(accountsSeen, prometheus.GaugeValue, float64(n.Protocols[protocol]), protocol)
 		to <- prometheus.MustNewConstMetric(accountsRefusedPlaintext, prometheus.GaugeValue, float64(n.Plaintext[protocol]), protocol)
 		for _, version := range []string{"1.0", "1.1", "1.2", "1.3", none} {

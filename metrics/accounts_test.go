@@ -23,7 +23,7 @@ func TestAccountsAreCountedByProtocolAndTLS(t *testing.T) {
 			lines++
 		}
 	}
-	if lines != 3+3*5+3+6 {
+	if lines != 4+4*5+4+6 {
 		t.Errorf("there are %d series", lines)
 	}
 	for _, want := range []string{

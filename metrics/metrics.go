@@ -125,6 +125,7 @@ var mechanisms = map[string][]string{
 	proxy.IMAP:       {proxy.ViaPlain, proxy.ViaLogin, proxy.ViaXOAuth2, proxy.ViaOAuthBearer, proxy.ViaLoginCommand, other},
 	proxy.POP3:       {proxy.ViaPlain, proxy.ViaLogin, proxy.ViaXOAuth2, proxy.ViaOAuthBearer, proxy.ViaUserPass, other},
 	proxy.Submission: {proxy.ViaPlain, proxy.ViaLogin, proxy.ViaXOAuth2, proxy.ViaOAuthBearer, other},
+	proxy.Sieve:      {proxy.ViaPlain, proxy.ViaLogin, proxy.ViaXOAuth2, proxy.ViaOAuthBearer, other},
 }
 
 // The buckets of histograms.

@@ -39,7 +39,7 @@ is the oldest that the account used on its last day.`,
 	path := configFlag(cmd)
 	var n stored.AccountFilter
 	flags := cmd.Flags()
-	flags.StringVar(&n.Protocol, "protocol", "", "only this `protocol`: imap, pop3 or submission")
+	flags.StringVar(&n.Protocol, "protocol", "", "only this `protocol`: imap, pop3, submission or sieve")
 	flags.StringSliceVar(&n.TLS, "tls", nil, "only these `versions` of TLS: 1.0, 1.1, 1.2, 1.3 or none")
 	since := flags.String("since", "30d", "seen within so many `days`")
 	asJSON := jsonFlag(cmd)

@@ -248,14 +248,14 @@ routes: [{backend: main}]
 	for _, c := range []struct{ args, want string }{
 		{"sessions --backend mian", `sessions: there is no backend "mian"; there are: main, old`},
 		{"sessions --session X", `sessions: no connection has the session id "X"`},
-		{"sessions --protocol http", `"http" is not a protocol; use imap, pop3 or submission`},
+		{"sessions --protocol http", `"http" is not a protocol; use imap, pop3, submission or sieve`},
 		{"kick --backend mian", `kick: there is no backend "mian"; there are: main, old`},
 		{"kick --session X", `kick: no connection has the session id "X"`},
 		{"drain mian", `drain: there is no backend "mian"; there are: main, old`},
 		{"drain main 192.0.2.1:993", `drain: backend main has no server "192.0.2.1:993"; there are: ` + imap},
 		{"guard explain alice 192.0.2.1 --listener imap", `guard/explain: there is no listener "imap"; there are: pop3`},
 		{"uidl accept mian", `uidl/accept: there is no backend "mian"`},
-		{"account list --protocol http", `"http" is not a protocol; use imap, pop3 or submission`},
+		{"account list --protocol http", `"http" is not a protocol; use imap, pop3, submission or sieve`},
 		{"account list --tls 1.5", `"1.5" is not a version of TLS; use 1.0, 1.1, 1.2, 1.3 or none`},
 	} {
 		if out, ok := do(strings.Fields(c.args)...); ok || !strings.HasPrefix(out, "postern: "+c.want) {

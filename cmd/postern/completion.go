@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"postern/configs"
+	"postern/proxy"
 )
 
 // completeValues makes shells complete the flags and arguments of cmd, and of all commands
@@ -15,7 +16,7 @@ import (
 // are not completed: they belong to no shell's history.
 func completeValues(cmd *cobra.Command) {
 	for flag, complete := range map[string]cobra.CompletionFunc{
-		"protocol": cobra.FixedCompletions(protocolNames, cobra.ShellCompDirectiveNoFileComp),
+		"protocol": cobra.FixedCompletions(proxy.Protocols(), cobra.ShellCompDirectiveNoFileComp),
 		"tls":      cobra.FixedCompletions(tlsVersions, cobra.ShellCompDirectiveNoFileComp),
 		"backend":  completeFromConfig(backendsOf),
 		"listener": completeFromConfig(listenersOf),

@@ -14,14 +14,12 @@ import (
 	"postern/proxy"
 )
 
-var protocolNames = []string{proxy.IMAP, proxy.POP3, proxy.Submission}
-
 // checkProtocol returns an error unless name is a protocol, or "".
 func checkProtocol(name string) error {
-	if name == "" || slices.Contains(protocolNames, name) {
+	if name == "" || slices.Contains(proxy.Protocols(), name) {
 		return nil
 	}
-	return fmt.Errorf("%q is not a protocol; use %s", name, enumerate(protocolNames, "or"))
+	return fmt.Errorf("%q is not a protocol; use %s", name, enumerate(proxy.Protocols(), "or"))
 }
 
 // filterFlags adds the flags of a filter to cmd. The returned function must be called
@@ -34,7 +32,7 @@ func filterFlags(cmd *cobra.Command, path *string) func() (service.SessionFilter
 	flags.StringVar(&f.Account, "account", "", "those of this `account`")
 	flags.StringVar(&address, "address", "", "those from this `address`, or network such as 192.0.2.0/24")
 	flags.StringVar(&f.Backend, "backend", "", "those at this `backend`")
-	flags.StringVar(&f.Protocol, "protocol", "", "those of this `protocol`: imap, pop3 or submission")
+	flags.StringVar(&f.Protocol, "protocol", "", "those of this `protocol`: imap, pop3, submission or sieve")
 	return func() (service.SessionFilter, error) {
 		if err := checkProtocol(f.Protocol); err != nil {
 			return f, err

@@ -74,7 +74,7 @@ func TestSessionsAreListedAndEnded(t *testing.T) {
 
 	for _, c := range []struct{ args, want string }{
 		{"", "postern: missing --session, --account, --address, --backend or --protocol: with none of them this would end all connections\n"},
-		{"--protocol http", "postern: \"http\" is not a protocol; use imap, pop3 or submission\n"},
+		{"--protocol http", "postern: \"http\" is not a protocol; use imap, pop3, submission or sieve\n"},
 		{"--address mx", "postern: \"mx\" is not a network; it is written 10.0.0.0/24 or 2001:db8::/64, a single address 10.0.0.40\n"},
 		{"--account carol", "postern: carol has never logged in here, as far as is stored: is the name right?\nended: 0\n"},
 		{"--account alice --protocol imap", "ended: 0\n"},

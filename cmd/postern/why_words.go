@@ -288,6 +288,8 @@ func protocolName(protocol string) string {
 		return "POP3"
 	case proxy.Submission:
 		return "SMTP submission"
+	case proxy.Sieve:
+		return "ManageSieve"
 	}
 	return protocol
 }

@@ -82,7 +82,7 @@ func (m *Memory) closed(e *proxy.Closed) {
 	case proxy.EndDrain:
 		kind = EndDrain
 	case proxy.EndBackendClosed:
-		if e.Client.Protocol == proxy.IMAP { // so it ends after LOGOUT
+		if e.Client.Protocol == proxy.IMAP || e.Client.Protocol == proxy.Sieve { // so it ends after LOGOUT
 			return
 		}
 		kind = EndBackendClosed

@@ -35,7 +35,7 @@ const MergeFor = time.Hour
 // that differ in nothing but the time.
 type Outcome struct {
 	Kind        Kind
-	Protocol    string    // imap, pop3 or submission
+	Protocol    string    // of package proxy
 	First, Last time.Time // to the second
 	Count       int       // up to 65,535
 	Session     string    // of the last one
@@ -125,7 +125,7 @@ func (m *Memory) outcomes(table byte, records []record) []Outcome {
 	all := make([]Outcome, len(records))
 	for i, r := range records {
 		all[i] = Outcome{
-			Kind: r.kind, Protocol: protocols[r.flags&protocolBits], First: time.Unix(int64(r.first), 0), Last: time.Unix(int64(r.last), 0),
+			Kind: r.kind, Protocol: r.protocol(), First: time.Unix(int64(r.first), 0), Last: time.Unix(int64(r.last), 0),
 			Count: int(r.count), Session: sessionOf(r.session), Network: r.prefix(), Own: r.flags&own != 0, Detail: m.detailsOf(table, r.kind).get(r.detail),
 		}
 	}
@@ -155,19 +155,44 @@ type record struct {
 	flags       uint8
 }
 
-// The flags of a record: two bits of the protocol, and these.
+// The flags of a record: the number of the protocol in protocols, its last two bits in
+// protocolBits and its first one in protocolHigh, and own and ipv6. An upgrade hands the
+// flags over, so they keep their bits.
 const (
 	protocolBits = 1<<2 - 1
 	own          = 1 << 2
 	ipv6         = 1 << 3
+	protocolHigh = 1 << 4
 )
 
-var protocols = [...]string{"", proxy.IMAP, proxy.POP3, proxy.Submission}
+// protocols has a new protocol at the end.
+var protocols = [...]string{"", proxy.IMAP, proxy.POP3, proxy.Submission, proxy.Sieve}
+
+func protocolFlags(protocol string) uint8 {
+	n := uint8(max(0, slices.Index(protocols[:], protocol)))
+	flags := n & protocolBits
+	if n > protocolBits {
+		flags |= protocolHigh
+	}
+	return flags
+}
+
+// protocol returns the protocol of r; "": none.
+func (r *record) protocol() string {
+	n := r.flags & protocolBits
+	if r.flags&protocolHigh != 0 {
+		n += protocolBits + 1
+	}
+	if int(n) >= len(protocols) {
+		return ""
+	}
+	return protocols[n]
+}
 
 // newRecord returns the record of one outcome of a client, at a time.
 func newRecord(k Kind, c *proxy.Client, at time.Time) record {
 	r := record{kind: k, count: 1, first: uint32(at.Unix()), last: uint32(at.Unix()), session: sessionNumber(c.ID)}
-	r.flags = uint8(max(0, slices.Index(protocols[:], c.Protocol)))
+	r.flags = protocolFlags(c.Protocol)
 	n := networkOf(c.Addr.Addr())
 	r.network = networkKey(n)
 	if n.Addr().Is6() {

@@ -22,11 +22,14 @@ func (s *Store) TLS(protocol string, profile proxy.Profile) *tls.Config {
 	})
 }
 
-// alpn returns the protocol's ALPN names, as registered for IMAP and POP3.
+// alpn returns the protocol's ALPN names, as registered for IMAP, POP3 and ManageSieve.
 // Submission has none; these do no harm.
 func alpn(protocol string) []string {
-	if protocol == proxy.Submission {
+	switch protocol {
+	case proxy.Submission:
 		return []string{"smtp", "submission"}
+	case proxy.Sieve:
+		return []string{"managesieve"}
 	}
 	return []string{protocol}
 }

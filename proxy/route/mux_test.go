@@ -271,7 +271,7 @@ func TestProtocolsOfAccountBeforeDomainBeforeAll(t *testing.T) {
 }
 
 func TestProtocolsNameTheLineOfAMistake(t *testing.T) {
-	const words = " is not one of imap, pop3 and submission, with :on or :off behind it, nor pop3:off-after=2027-01-31"
+	const words = " is not one of imap, pop3, submission and sieve, with :on or :off behind it, nor pop3:off-after=2027-01-31"
 	for text, want := range map[string]string{
 		"x":                   "no protocol is named: write pop3:off",
 		"x pop3":              `"pop3"` + words,

@@ -65,8 +65,8 @@ func checkProtocols(rest string) error {
 func checkState(protocol, state string) error {
 	day, dated := strings.CutPrefix(state, stateOffAfter)
 	switch {
-	case !slices.Contains([]string{proxy.IMAP, proxy.POP3, proxy.Submission}, protocol) || !dated && state != stateOn && state != stateOff:
-		return errors.New("is not one of imap, pop3 and submission, with :on or :off behind it, nor pop3:off-after=2027-01-31")
+	case !slices.Contains(proxy.Protocols(), protocol) || !dated && state != stateOn && state != stateOff:
+		return errors.New("is not one of imap, pop3, submission and sieve, with :on or :off behind it, nor pop3:off-after=2027-01-31")
 	case dated && protocol != proxy.POP3:
 		return errors.New("has a last day, which only pop3 can have: write " + protocol + ":off")
 	case dated:

@@ -122,7 +122,7 @@ j pop3:off-after=
 	want := []string{
 		`1: "pop3:off-after=2027-02-30"` + day,
 		`2: "pop3:off-after=31.01.2027"` + day,
-		`3: "pop3:off-after" is not one of imap, pop3 and submission, with :on or :off behind it, nor pop3:off-after=2027-01-31`,
+		`3: "pop3:off-after" is not one of imap, pop3, submission and sieve, with :on or :off behind it, nor pop3:off-after=2027-01-31`,
 		`4: "pop3:off-after=2017-01-31" has a year that is not one of 2025 to 2099`,
 		`5: "imap:off-after=2027-01-31" has a last day, which only pop3 can have: write imap:off`,
 		`6: pop3 is named twice`,

@@ -155,7 +155,7 @@ func (g *generation) addRoute(ctx context.Context, w *Why) {
 			w.Refusing = strings.TrimPrefix(w.Refusing+", "+g.whyRefusing([]poolKey{key}), ", ")
 		}
 	}
-	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+	for _, protocol := range proxy.Protocols() {
 		if r.policy == nil {
 			break
 		}

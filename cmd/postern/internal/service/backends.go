@@ -18,12 +18,12 @@ import (
 )
 
 // backends are the pools, by the names of the configuration.
-type backends struct{ imap, pop3, submission map[string]*backend.Pool }
+type backends struct{ imap, pop3, submission, sieve map[string]*backend.Pool }
 
 // newBackends makes the pools of all backends. The error has a mistake for each
 // file of a CA that cannot be read.
 func (g *generation) newBackends() (backends, error) {
-	b := backends{map[string]*backend.Pool{}, map[string]*backend.Pool{}, map[string]*backend.Pool{}}
+	b := backends{map[string]*backend.Pool{}, map[string]*backend.Pool{}, map[string]*backend.Pool{}, map[string]*backend.Pool{}}
 	var mistakes configs.Errors
 	add := func(name, protocol string, server *configs.Server, pools map[string]*backend.Pool) {
 		if server == nil {
@@ -41,6 +41,7 @@ func (g *generation) newBackends() (backends, error) {
 		add(name, proxy.IMAP, c.IMAP, b.imap)
 		add(name, proxy.POP3, c.POP3, b.pop3)
 		add(name, proxy.Submission, c.Submission, b.submission)
+		add(name, proxy.Sieve, c.Sieve, b.sieve)
 	}
 	if mistakes != nil {
 		return b, mistakes
@@ -70,7 +71,7 @@ func (g *generation) addPool(name, protocol string, server *configs.Server, root
 func (g *generation) poolKey(name, protocol string, roots []byte) poolKey {
 	c := g.cfg.Backends[name]
 	return poolKey{
-		name: name, protocol: protocol, roots: sha256.Sum256(roots), imap: newServerKey(c.IMAP), pop3: newServerKey(c.POP3), submission: newServerKey(c.Submission),
+		name: name, protocol: protocol, roots: sha256.Sum256(roots), server: newServerKey(c.Server(protocol)), imap: newServerKey(c.IMAP),
 		hostname: g.cfg.Hostname, timeouts: g.cfg.Timeouts,
 	}
 }

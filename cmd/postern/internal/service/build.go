@@ -110,6 +110,13 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 			}
 			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: submission, Offer: pool.Offer}
 		}
+	case proxy.Sieve:
+		svc.Idle = cfg.Timeouts.SieveIdle
+		options.Anonymous = !cfg.Sieve.AnnounceImplementation
+		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewSieve(c, options) }
+		for name, pool := range b.sieve {
+			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: &backend.Sieve{Server: pool, Idle: svc.Idle}, Offer: pool.Offer}
+		}
 	}
 	if l.TLS == "refuse" {
 		greet := svc.Dialogue

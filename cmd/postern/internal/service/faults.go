@@ -37,13 +37,7 @@ func (g *generation) adviser(name, protocol, address string) func(*backend.Conne
 }
 
 func serverOf(cfg *configs.Config, name, protocol string) *configs.Server {
-	switch protocol {
-	case proxy.POP3:
-		return cfg.Backends[name].POP3
-	case proxy.Submission:
-		return cfg.Backends[name].Submission
-	}
-	return cfg.Backends[name].IMAP
+	return cfg.Backends[name].Server(protocol)
 }
 
 // A remedy is the key of a server that a fault is about, and what to do.
@@ -58,8 +52,13 @@ func remedyFor(e *backend.ConnectError, protocol, address string, c *configs.Ser
 		name, implicitPort = "a POP3", "995"
 	case proxy.Submission:
 		name, implicitPort = "a submission", "465"
+	case proxy.Sieve:
+		name, implicitPort = "a ManageSieve", ""
 	}
 	tlsPort := fmt.Sprintf("or give the address of its TLS port, usually %s", implicitPort)
+	if implicitPort == "" {
+		tlsPort = "or give the address of its TLS port, if it has one"
+	}
 	if c.TLS != "implicit" {
 		tlsPort += ", with tls: implicit"
 	}
@@ -115,8 +114,12 @@ func remedyFor(e *backend.ConnectError, protocol, address string, c *configs.Ser
 		if c.TLS == "implicit" {
 			return remedy{"address", fmt.Sprintf("see whether this is the port of %s server, which greets first, and whether the server is overloaded", name)}
 		}
-		return remedy{"tls", fmt.Sprintf("a server that begins with TLS at this port, usually %s, waits for Postern: write tls: implicit; "+
-			"so does one that expects a PROXY header (identity: proxy-v2)", implicitPort)}
+		at := "at this port"
+		if implicitPort != "" {
+			at += ", usually " + implicitPort + ","
+		}
+		return remedy{"tls", fmt.Sprintf("a server that begins with TLS %s waits for Postern: write tls: implicit; "+
+			"so does one that expects a PROXY header (identity: proxy-v2)", at)}
 	case backend.OtherProtocol:
 		if e.Speaks == "TLS" {
 			return remedy{"tls", "write tls: implicit"}
@@ -150,6 +153,13 @@ func noMechanism(protocol, mode, tlsPort string) string {
 		}
 		return text
 	}
+	if protocol == proxy.Sieve {
+		const text = "switch PLAIN on there (Dovecot: auth_mechanisms; Cyrus: sasl_mech_list)"
+		if mode == "none" {
+			return text + "; servers offer PLAIN only with TLS: write tls: starttls"
+		}
+		return text
+	}
 	const text = "switch AUTH on there, at a port for submission and not for mail between servers (Postfix: smtpd_sasl_auth_enable = yes)"
 	if mode == "none" {
 		return text + "; many servers offer AUTH only with TLS: write tls: starttls, " + tlsPort
@@ -163,6 +173,8 @@ func speaks(protocol string) string {
 		return "POP3"
 	case proxy.Submission:
 		return "SMTP"
+	case proxy.Sieve:
+		return "ManageSieve"
 	}
 	return "IMAP"
 }

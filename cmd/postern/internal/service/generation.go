@@ -27,11 +27,11 @@ import (
 // A poolKey has the configuration of a pool and of the sessions that use it. A new
 // generation keeps the pool with the same key, and so the health of its servers.
 type poolKey struct {
-	name, protocol         string
-	roots                  [sha256.Size]byte // hash of the CA file; the hash of no octets: the system's CAs
-	imap, pop3, submission serverKey         // a submission pool may verify by the IMAP servers
-	hostname               string
-	timeouts               configs.Timeouts
+	name, protocol string
+	roots          [sha256.Size]byte // hash of the CA file; the hash of no octets: the system's CAs
+	server, imap   serverKey         // of the protocol, and of IMAP: a submission pool may verify by the IMAP servers
+	hostname       string
+	timeouts       configs.Timeouts
 }
 
 // A serverKey is a configs.Server as a comparable value. The zero value stands for nil.
@@ -157,14 +157,10 @@ func (g *generation) listenerLabels() (all []metrics.Listener) {
 // backendLabels returns the labels of the backends in metrics.
 func (g *generation) backendLabels() (all []metrics.Backend) {
 	for name, b := range g.cfg.Backends {
-		if b.IMAP != nil {
-			all = append(all, metrics.Backend{Name: name, Protocol: proxy.IMAP})
-		}
-		if b.POP3 != nil {
-			all = append(all, metrics.Backend{Name: name, Protocol: proxy.POP3})
-		}
-		if b.Submission != nil {
-			all = append(all, metrics.Backend{Name: name, Protocol: proxy.Submission})
+		for _, protocol := range proxy.Protocols() {
+			if b.Server(protocol) != nil {
+				all = append(all, metrics.Backend{Name: name, Protocol: protocol})
+			}
 		}
 	}
 	return all

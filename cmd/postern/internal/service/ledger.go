@@ -54,7 +54,7 @@ func (s *Service) accountsOnPage() (all []page.Accounts) {
 	if c.Since.IsZero() {
 		return nil
 	}
-	for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+	for _, protocol := range proxy.Protocols() {
 		a := page.Accounts{Protocol: protocol, All: c.Protocols[protocol], Refused: c.Plaintext[protocol]}
 		for i, version := range []string{"1.3", "1.2", "1.1", "1.0"} {
 			a.TLS[i] = c.TLS[[2]string{protocol, version}]

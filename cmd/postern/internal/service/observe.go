@@ -46,7 +46,7 @@ func (s *Service) newMetrics() *metrics.Metrics {
 func (s *Service) newPage() *page.Page {
 	hostname, _ := os.Hostname()
 	return page.New(page.Config{
-		Hostname: hostname, Version: ReadVersion().Version, Protocols: []string{proxy.IMAP, proxy.POP3, proxy.Submission},
+		Hostname: hostname, Version: ReadVersion().Version, Protocols: proxy.Protocols(),
 		NotReady: s.notReady, Findings: s.findingsOnPage,
 		Sessions: func() map[string]int {
 			n := make(map[string]int)

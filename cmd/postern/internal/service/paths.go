@@ -10,6 +10,7 @@ import (
 	"postern/cmd/postern/internal/stored"
 	"postern/cmd/postern/internal/unit"
 	"postern/configs"
+	"postern/proxy"
 	"postern/proxy/admin"
 	"postern/proxy/certs"
 	"postern/proxy/state"
@@ -56,14 +57,10 @@ func (c *pathChecker) checkReadable() {
 		read(key+"dir", pair.Dir)
 	}
 	for name, b := range c.cfg.Backends {
-		if b.IMAP != nil {
-			read("backends."+name+".imap.ca", b.IMAP.CA)
-		}
-		if b.POP3 != nil {
-			read("backends."+name+".pop3.ca", b.POP3.CA)
-		}
-		if b.Submission != nil {
-			read("backends."+name+".submission.ca", b.Submission.CA)
+		for _, protocol := range proxy.Protocols() {
+			if server := b.Server(protocol); server != nil {
+				read("backends."+name+"."+protocol+".ca", server.CA)
+			}
 		}
 	}
 	for i, r := range c.cfg.Routes {

@@ -144,7 +144,7 @@ func (g *generation) differences(p *probed) (lines []string) {
 	}
 	if c.Identity == configs.IdentityNone {
 		switch {
-		case p.Protocol == proxy.Submission && offers("XCLIENT"):
+		case (p.Protocol == proxy.Submission || p.Protocol == proxy.Sieve) && offers("XCLIENT"):
 			say("identity", "the server offers XCLIENT to Postern, and identity is none: with identity: xclient it sees the client's address, and not Postern's")
 		case p.Protocol == proxy.IMAP && p.report.Kind == backend.Dovecot && offers("ID"):
 			say("identity", "Dovecot takes the client's address from ID, and identity is none: write identity: id, and set login_trusted_networks there")
@@ -155,6 +155,9 @@ func (g *generation) differences(p *probed) (lines []string) {
 	}
 	if p.Protocol == proxy.POP3 && c.Kind == "" && p.report.Kind == backend.Other && !offers("AUTH-RESP-CODE") {
 		say("kind", "the server does not say by a code which password is wrong, and its software is not known: wrong passwords are told as temporary failures until kind: names it")
+	}
+	if p.Protocol == proxy.Sieve && c.Kind == "" && p.report.Kind == backend.Other {
+		say("kind", "ManageSieve has no code for a wrong password, and the server's software is not known: wrong passwords are told as temporary failures until kind: names it")
 	}
 	startTLS := "STARTTLS"
 	if p.Protocol == proxy.POP3 {
@@ -213,6 +216,13 @@ func (g *generation) tryLogins(ctx context.Context, out io.Writer, o CheckOption
 			return explainLogin(fmt.Errorf("login of %s: %w", login.Account, err))
 		}
 		accepted = append(accepted, "submission (AUTH, then QUIT: no mail was sent)")
+	}
+	if pools.sieve[name] != nil && usable[name+" "+proxy.Sieve] {
+		login.Client.Protocol = proxy.Sieve
+		if err := pools.sieve[name].TryLogin(ctx, login); err != nil {
+			return explainLogin(fmt.Errorf("login of %s: %w", login.Account, err))
+		}
+		accepted = append(accepted, "sieve (AUTHENTICATE, then LOGOUT: no script was read or changed)")
 	}
 	if accepted == nil {
 		return fmt.Errorf("login of %s: not tried, as no server of backend %s can be used", login.Account, name)

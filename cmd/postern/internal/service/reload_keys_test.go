@@ -40,6 +40,7 @@ var reloaded = map[string]string{
 	"timeouts":         "TestAReloadTakesEffect",
 	"pop3":             "TestAReloadTakesEffect",
 	"submission":       "TestAReloadTakesEffect",
+	"sieve":            "TestAReloadTakesEffect",
 
 	"limits.max_connections":     "TestReloadForgetsNothing",
 	"limits.reserve":             "TestReloadForgetsNothing",
@@ -248,6 +249,7 @@ limits: {account_sessions: 7, listing_memory: 64MiB}
 guard: {account_network: {burst: 3, every: 1h}, policy: {url: "http://127.0.0.1:1/"}}
 pop3: {login_delay: 1s}
 submission: {bare_newlines: reject}
+sieve: {announce_implementation: false}
 log: {level: debug}
 privacy: {addresses: prefix}
 retention: {guard: 7d, ledger: 70d, uidls: 60d}
