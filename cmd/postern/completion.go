@@ -21,7 +21,7 @@ func completeValues(cmd *cobra.Command) {
 		"backend":  completeFromConfig(backendsOf),
 		"listener": completeFromConfig(listenersOf),
 
-		"protocols": cobra.FixedCompletions(protocolNames, cobra.ShellCompDirectiveNoFileComp),
+		"protocols": cobra.FixedCompletions(proxy.Protocols(), cobra.ShellCompDirectiveNoFileComp),
 		"length":    cobra.FixedCompletions([]string{"long", "short"}, cobra.ShellCompDirectiveNoFileComp),
 		"name":      cobra.NoFileCompletions, "networks": cobra.NoFileCompletions, "expires": cobra.NoFileCompletions,
 		"account": cobra.NoFileCompletions, "address": cobra.NoFileCompletions, "as": cobra.NoFileCompletions, "domain": cobra.NoFileCompletions,

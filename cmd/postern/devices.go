@@ -11,6 +11,7 @@ import (
 
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
+	"postern/proxy"
 	"postern/proxy/password"
 )
 
@@ -59,7 +60,7 @@ is refused as suspended, and the log names the device.`,
 		}
 		for _, name := range n.Protocols {
 			if name == "" {
-				return fmt.Errorf("%q is not a protocol; use %s", name, enumerate(protocolNames, "or"))
+				return fmt.Errorf("%q is not a protocol; use %s", name, enumerate(proxy.Protocols(), "or"))
 			}
 			if err := checkProtocol(name); err != nil {
 				return err

@@ -43,6 +43,10 @@ func (p *Pool) LoginSieve(ctx context.Context, l *proxy.Login) (*Conn, error) {
 
 // LoginSieve connects and logs l.Account in. Errors and the Secret are as for LoginIMAP.
 func (s *Server) LoginSieve(ctx context.Context, l *proxy.Login) (*Conn, error) {
+	return s.withCredentials(ctx, l, func(l *proxy.Login) (*Conn, error) { return s.loginSieve(ctx, l) })
+}
+
+func (s *Server) loginSieve(ctx context.Context, l *proxy.Login) (*Conn, error) {
 	if err := checkCredentials(l); err != nil {
 		return nil, err
 	}
@@ -222,6 +226,7 @@ func (d *sieve) login(l *proxy.Login, s *Server) error {
 	} else {
 		err = withChallenge(s.sieveVerdict(s.knownKind(d.greetingText), r), d.failure)
 	}
+	err = s.verdictFor(l, err)
 	s.reportLogin(begun, err)
 	return err
 }
