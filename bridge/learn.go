@@ -121,7 +121,7 @@ type learning struct {
 	progress bool  // something was read that the next attempt need not read
 }
 
-// learn makes the record of an account that has none from what the old server shows, or
+// learn makes the record of an account from what the old server shows, or completes it, or
 // waits for the session that does. When learn returns nil, there is a record.
 func (b *Backend) learn(ctx context.Context, l *proxy.Login) error {
 	wait, cancel := context.WithTimeoutCause(ctx, cmp.Or(b.Learner.Wait, learnWait), errLearning)
@@ -203,10 +203,43 @@ func (b *Backend) carry(ctx context.Context, account string, old OldMaildrop, in
 	if err != nil {
 		return err
 	}
-	if _, err = Add(ctx, b.Record, AccountRecord{Account: account, Record: record}); err == nil {
-		b.saveLearnt(ctx, account, nil)
+	if _, err = Learn(ctx, b.Record, account, record); err != nil {
+		return err
 	}
-	return err
+	b.saveLearnt(ctx, account, nil)
+	if b.Cache != nil {
+		return b.Cache.Put(context.WithoutCancel(ctx), servedKey(account), nil)
+	}
+	return nil
+}
+
+// servedKey is the key, in the cache, of the note that the old server has served an account.
+func servedKey(account string) string { return key(account) + "\x00served" }
+
+// ServedByOld notes that the old server serves a session of an account. If the account has
+// a record, its next session with a Learner asks the old server again, before it shows a
+// UIDL: messages may have come that only the old server has shown. The note is in the
+// cache, and is lost with the cache.
+func ServedByOld(ctx context.Context, cache, record Bucket, account string) error {
+	head, err := record.Get(ctx, key(account))
+	if err != nil || head == nil {
+		return err
+	}
+	noted, err := cache.Get(ctx, servedKey(account))
+	if err != nil || noted != nil {
+		return err
+	}
+	return cache.Put(ctx, servedKey(account), []byte{1})
+}
+
+// learnsAgain reports whether the old server has served the account since its record was
+// learnt.
+func (b *Backend) learnsAgain(ctx context.Context, account string) (bool, error) {
+	if b.Learner == nil || b.Cache == nil {
+		return false, nil
+	}
+	noted, err := b.Cache.Get(ctx, servedKey(account))
+	return noted != nil, err
 }
 
 // learntKey is the key, in the cache, of what was read of an old maildrop.

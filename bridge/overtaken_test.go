@@ -2,11 +2,14 @@ package bridge
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"testing"
+	"time"
 
 	"postern/proxy"
 	"postern/proxy/proxytest"
+	"postern/proxy/state"
 )
 
 // A bucketWith calls before, once, before a value is read.
@@ -87,5 +90,60 @@ func TestMailComesWhileUIDLsAreLearnt(t *testing.T) {
 	`)
 	if n := len(recordOf(t, b.Record, "alice").Generations); n != 1 {
 		t.Errorf("%d generations, want 1", n)
+	}
+}
+
+// Criterion: after the old server has served an account again, its next session with the bridge asks it for the unique ids of what came meanwhile; the ids that the bridge has shown stay.
+func TestAnAccountThatWasBackAtTheOldServerIsLearntAgain(t *testing.T) {
+	s, b := serve(t, learnable(1))
+	b.Cache = new(state.Memory)
+	old := proxytest.StartPOP3Server(t)
+	old.SetMaildrop("alice", []proxytest.POP3Message{{UIDL: "one", Raw: learnable(1)}})
+	learnFrom(b, old, nil)
+	deliver := func(i int) {
+		t.Helper()
+		if err := s.Append("alice", []byte(learnable(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(ids ...string) {
+		t.Helper()
+		r := run(t, b)
+		dialogue := "C: UIDL\nS: +OK *\n"
+		for i, id := range ids {
+			dialogue += fmt.Sprintf("S: %d %s\n", i+1, id)
+		}
+		proxytest.Transcript(t, r.conn, dialogue+"S: .\nC: QUIT\nS: +OK *")
+		<-r.done
+		_ = r.session.Close()
+	}
+	if err := ServedByOld(t.Context(), b.Cache, b.Record, "alice"); err != nil { // there is no record, and so no note
+		t.Fatal(err)
+	}
+	want("one")
+	deliver(2)
+	want("one", "0000000200000007")
+	want("one", "0000000200000007")
+	if n := old.Commands("PASS"); n != 1 {
+		t.Errorf("the old server was asked %d times, want once", n)
+	}
+
+	deliver(3)
+	old.SetMaildrop("alice", []proxytest.POP3Message{{UIDL: "one", Raw: learnable(1)}, {UIDL: "two", Raw: learnable(2)}, {UIDL: "three", Raw: learnable(3)}})
+	for range 2 {
+		if err := ServedByOld(t.Context(), b.Cache, b.Record, "alice"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	password := old.Password
+	old.Password = "another"
+	b.Learner.Retry = time.Nanosecond
+	refused(t, b)
+	old.Password = password
+	want("one", "0000000200000007", "three")
+	deliver(4)
+	want("one", "0000000200000007", "three", "0000000400000007")
+	if n := old.Commands("PASS"); n != 3 {
+		t.Errorf("the old server was asked %d times, want 3", n)
 	}
 }

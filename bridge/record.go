@@ -211,6 +211,16 @@ func (p *recordPass) decide(ctx context.Context) error {
 		}
 		return p.newRecord(ctx)
 	}
+	again, err := s.backend.learnsAgain(ctx, s.login.Account)
+	if err != nil {
+		return err
+	}
+	if again {
+		if err := s.backend.learn(ctx, s.login); err != nil {
+			return err
+		}
+		return errConflict
+	}
 	if err := p.catchUp(ctx); err != nil {
 		return err
 	}

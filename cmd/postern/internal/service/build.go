@@ -94,9 +94,9 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		for name := range cfg.Backends {
 			if pool := b.pop3[cfg.OldServer(name)]; pool != nil {
 				old := &backend.POP3{Server: pool, Idle: svc.Idle, Timeout: cfg.Timeouts.Backend, Observer: g.observer}
-				mux.Targets[route.Choice{Backend: name, POP3Mode: route.Passthrough}] = route.Target{Backend: old, Offer: pool.Offer}
+				mux.Targets[route.Choice{Backend: name, POP3Mode: route.Passthrough}] = route.Target{Backend: g.newNoted(old), Offer: pool.Offer}
 				if served := bridges[name]; served != nil && cfg.State.Path != "" {
-					mux.Targets[route.Choice{Backend: name, POP3Mode: route.Shadow}] = route.Target{Backend: g.newShadow(served, b.imap[name], old), Offer: pool.Offer}
+					mux.Targets[route.Choice{Backend: name, POP3Mode: route.Shadow}] = route.Target{Backend: g.newNoted(g.newShadow(served, b.imap[name], old)), Offer: pool.Offer}
 				}
 			}
 		}

@@ -91,6 +91,7 @@ type generation struct {
 	pools      map[poolKey]*backend.Pool
 	routing    *routing
 	bridges    []*bridge.Backend
+	noted      []*noted
 	pop3       pop3Options
 	policy     *authpolicy.Server // nil: none
 	deviceKeys [][]byte           // of device passwords, from state.key_file; nil: there is none

@@ -87,8 +87,38 @@ func (g *generation) newShadow(served *bridge.Backend, pool *backend.Pool, old *
 	}
 }
 
+// A noted is the Backend of an old POP3 server. It notes which accounts the server serves,
+// so that the bridge asks it again for their unique-ids.
+type noted struct {
+	proxy.Backend
+	cache, record bridge.Bucket // nil: nothing is noted
+	observer      proxy.Observer
+}
+
+// newNoted returns b with notes in the storage of g.
+func (g *generation) newNoted(b proxy.Backend) *noted {
+	n := &noted{Backend: b, observer: g.observer}
+	g.noted = append(g.noted, n)
+	return n
+}
+
+// Login implements proxy.Backend. A note that cannot be written does not concern the client.
+func (n *noted) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) {
+	session, err := n.Backend.Login(ctx, l)
+	if err != nil || n.cache == nil || n.record == nil {
+		return session, err
+	}
+	if err := bridge.ServedByOld(ctx, n.cache, n.record, l.Account); err != nil {
+		n.observer.Observe(proxy.MaildropNoticed{Client: l.Client, Account: l.Account, Kind: proxy.NoticeCache, Err: err})
+	}
+	return session, nil
+}
+
 // setStorage gives the bridges of g their stores. g does not serve yet.
 func (g *generation) setStorage(m *stored.Storage) {
+	for _, n := range g.noted {
+		n.cache, n.record = m.Cache, m.Record
+	}
 	for _, b := range g.bridges {
 		b.Cache, b.Record = m.Cache, m.Record
 	}
