@@ -114,7 +114,7 @@ func TestConsoleBlocksOfTheDocumentation(t *testing.T) {
 					continue
 				}
 				if r == nil {
-					r = newReader(t)
+					r = newReader(t, filepath.Base(path) == "retire-pop3.md")
 				}
 				for _, s := range block.steps {
 					r.run(t, block.line, s)
@@ -146,13 +146,23 @@ backends:
   main:
     imap: {address: "%[1]s", tls: none}
     submission: {address: "%[2]s", tls: none}
-pop3: {uidl: dovecot}
+%[5]spop3: {uidl: dovecot%[6]s}
 limits: {max_connections: 1000}
 state: {path: ../state}
 metrics: {address: "127.0.0.1:%[4]d"}
 `
 
-func newReader(t *testing.T) *reader {
+// retiring is more of the backends, and more keys, of a reader with an old POP3 server.
+const retiring = `  old:
+    imap: {address: "%[1]s", tls: none}
+    submission: {address: "%[2]s", tls: none}
+    pop3: {address: "%[3]s", tls: none, kind: courier}
+routes:
+  - {file: moved, backend: main}
+  - {backend: old, pop3_mode: passthrough}
+`
+
+func newReader(t *testing.T, retires bool) *reader {
 	t.Helper()
 	folder, err := os.MkdirTemp("", "docs") // short: it has a socket
 	if err != nil {
@@ -185,13 +195,23 @@ func newReader(t *testing.T) *reader {
 		t.Fatal(err)
 	}
 	pop3, metrics := freePort(t), freePort(t)
-	writeFile(t, filepath.Join(etc, "postern.yaml"), fmt.Sprintf(readersConfiguration, imap, submission, pop3, metrics))
+	more, keys := "", ""
+	if retires {
+		old := proxytest.StartPOP3Server(t)
+		old.Password = "secret of alice@example.org"
+		old.SetMaildrop("alice@example.org", []proxytest.POP3Message{{UIDL: "UID1-1700000000", Raw: "Subject: hello\r\n\r\nhello\r\n"}})
+		more, keys = fmt.Sprintf(retiring, imap, submission, old.Addr), ", old_server: old, learn_from: old"
+		writeFile(t, filepath.Join(etc, "moved"), "")
+	}
+	writeFile(t, filepath.Join(etc, "postern.yaml"), fmt.Sprintf(readersConfiguration, imap, submission, pop3, metrics, more, keys))
+	writeFile(t, filepath.Join(folder, "netrc"), "machine mail.example.org login alice@example.org password \"secret of alice@example.org\"\n")
 	writeFile(t, filepath.Join(folder, "password"), "secret of alice@example.org\n")
 	r := &reader{folder: folder}
 	var there, back []string
 	for paper, here := range map[string]string{
-		"/etc/postern": etc, "/var/lib/postern": filepath.Join(folder, "state"), "/root/password": filepath.Join(folder, "password"),
-		"10.0.0.5:993": imap, "10.0.0.5:587": submission, "127.0.0.1:9930": fmt.Sprintf("127.0.0.1:%d", metrics),
+		"/etc/postern": etc, "/var/lib/postern": filepath.Join(folder, "state"), "/root/password": filepath.Join(folder, "password"), "/root/netrc": filepath.Join(folder, "netrc"),
+		"pop3s://mail.example.org/": fmt.Sprintf("--cacert %s --resolve mail.example.org:%[2]d:127.0.0.1 pop3s://mail.example.org:%[2]d/", ca, pop3),
+		"10.0.0.5:993":              imap, "10.0.0.5:587": submission, "127.0.0.1:9930": fmt.Sprintf("127.0.0.1:%d", metrics),
 	} {
 		there, back = append(there, paper, here), append(back, here, paper)
 	}

@@ -55,9 +55,10 @@ type moving struct {
 
 	// mailbox is held by whoever changes the mailbox, so that nothing is lost between a
 	// copy and the switch: deliveries, expunges, and clients that delete.
-	mailbox sync.Mutex
-	store   *proxytest.Dovecot
-	poll    func() error
+	mailbox  sync.Mutex
+	store    *proxytest.Dovecot
+	pop3Only bool // the new store has a copy of the mailbox, and IMAP clients would be sent there
+	poll     func() error
 
 	mu        sync.Mutex
 	delivered []string        // marks of the messages, in order
@@ -420,9 +421,44 @@ func (m *migration) move(t *testing.T, wave string, to *proxytest.Dovecot, line 
 	}
 	m.reroute(t, wave, line)
 	for _, a := range accounts {
-		a.store = to
+		a.store, a.pop3Only = to, false
 		a.mailbox.Unlock()
 	}
+}
+
+// shadow copies the mailboxes of a wave to the new store, where the bridge compares them
+// with what the old server shows. Mail is delivered to the old one, where IMAP clients do
+// not come any more.
+func (m *migration) shadow(t *testing.T, wave string) {
+	t.Helper()
+	for _, a := range m.of(wave) {
+		a.mailbox.Lock()
+		synchronise(t, a.name, a.store, m.new)
+		a.pop3Only = true
+		a.mailbox.Unlock()
+	}
+	m.reroute(t, wave, "new pop3=shadow")
+}
+
+// wantCompared waits until all accounts of some waves have been compared, and no
+// difference was found.
+func (m *migration) wantCompared(t *testing.T, waves ...string) {
+	t.Helper()
+	results := map[string]string{}
+	within(t, patience, "all are compared", func() bool {
+		for _, l := range m.postern.logged(t, "old server compared with INBOX") {
+			results[l.text("account")] = l.text("result")
+		}
+		for _, wave := range waves {
+			for _, a := range m.of(wave) {
+				if results[a.name] == "" {
+					return false
+				}
+			}
+		}
+		return true
+	})
+	t.Logf("compared: %v", results)
 }
 
 // synchronise makes the mailbox in one store that of the other, as a program does that
@@ -509,6 +545,9 @@ func (m *migration) begin(t *testing.T) {
 func (m *migration) expunge(t *testing.T, a *moving) {
 	a.mailbox.Lock()
 	defer a.mailbox.Unlock()
+	if a.pop3Only {
+		return
+	}
 	a.mu.Lock()
 	id := a.delivered[rand.IntN(len(a.delivered))]
 	a.removed[id] = true // whatever becomes of it now
@@ -691,6 +730,11 @@ func TestMigrationInWaves(t *testing.T) {
 	m.old.Start(t)
 	step("passed through after restarts")
 
+	m.reroute(t, "same", "old pop3=shadow")
+	m.shadow(t, "second")
+	step("in the shadow")
+	m.wantCompared(t, "same", "second")
+
 	m.reroute(t, "same", "old pop3=bridge")
 	step("bridged in the same store")
 	m.move(t, "first", m.new, "new pop3=bridge")
@@ -722,5 +766,74 @@ func TestMigrationInWaves(t *testing.T) {
 	m.command(t, "uidl", "accept", "old")
 	if refused := step("copied back, and accepted late"); refused == 0 || m.brake(t, "old") {
 		t.Errorf("a wave that was not announced, and then accepted: %d polls were refused, brake %v", refused, m.brake(t, "old"))
+	}
+}
+
+// Criterion: An account whose unique ids are learnt, and that goes back to the old server, downloads again what came since, and nothing else; before it moves again, `uidl forget` lets Postern ask the old server once more, and nothing is downloaded twice.
+func TestGoingBackAndForthWithLearntUIDLs(t *testing.T) {
+	for name, test := range map[string]struct {
+		forget      bool
+		again, more int // messages that are downloaded a second time: back at the old server, and at Postern after that
+	}{
+		"forgotten":     {forget: true, again: 2},
+		"not forgotten": {again: 2, more: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			proxytest.Need(t, "dovecot", "/usr/lib/dovecot/imap", "/usr/lib/dovecot/pop3")
+			if os.Getuid() != 0 && os.Getenv("POSTERN_ALL") != "1" {
+				t.Skip("needs root: the mail servers change their user")
+			}
+			t.Parallel()
+			u := user{name: "alice", password: newSecret()}
+			d := proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: map[string]string{u.name: u.password}, POP3: true, Config: quick + "pop3_uidl_format = %g\n"})
+			dir := t.TempDir()
+			routes := file(t, dir, "accounts", u.name+" pop3=passthrough\n")
+			server := func(address string) string {
+				return fmt.Sprintf("{address: %q, ca: %q, server_name: localhost}", address, d.CA)
+			}
+			p := startPostern(t, behind{imap: server(d.IMAPS), pop3: server(d.POP3S)}, fmt.Sprintf(
+				"routes: [{file: %q, backend: main}, {backend: main}]\npop3: {learn_from: main}\nstate: {path: %q}\n", routes, filepath.Join(dir, "state")))
+			front := newSwitchboard(t)
+			front.to(func() (net.Conn, error) { return dialTLS(t, p.pop3, p.ca), nil })
+			client := keepers(t, front.addr, u)[3]
+			delivered := 0
+			deliver := func(n int) {
+				for range n {
+					delivered++
+					d.Deliver(t, u.name, fmt.Appendf(nil, "Message-ID: <%d@example.org>\nSubject: %d\n\nx\n", delivered, delivered))
+				}
+			}
+			again := 0
+			want := func(when string, more int) {
+				t.Helper()
+				again += more
+				client.poll(t)
+				if got := client.poll(t) - delivered; got != again {
+					t.Errorf("%s: %d messages were downloaded twice, want %d", when, got, again)
+				}
+			}
+			command := func(args ...string) string {
+				return run(t, dir, nil, append(append([]string{"postern"}, args...), "--config", filepath.Join(filepath.Dir(p.log), "postern.yaml")))
+			}
+			route := func(mode string) {
+				must(t, os.WriteFile(routes, []byte(u.name+" pop3="+mode+"\n"), 0o600))
+				command("reload")
+			}
+			deliver(3)
+			want("at the old server", 0)
+			route("bridge")
+			want("bridged", 0)
+			deliver(2)
+			want("with new mail", 0)
+			route("passthrough")
+			want("back", test.again)
+			deliver(1)
+			want("with new mail at the old server", 0)
+			if test.forget {
+				command("uidl", "forget", "--yes", u.name)
+			}
+			route("bridge")
+			want("bridged again", test.more)
+		})
 	}
 }
