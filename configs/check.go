@@ -45,6 +45,7 @@ func (m *mistakes) check() {
 	}
 	m.checkWord("log.format", c.Log.Format, "a log format", "auto", "text", "json", "journald")
 	m.checkPrivacy()
+	m.checkPasswords()
 }
 
 func (m *mistakes) checkListeners() {

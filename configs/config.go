@@ -44,6 +44,7 @@ type Config struct {
 	Log             Log                `yaml:"log"`
 	Privacy         Privacy            `yaml:"privacy"`
 	Retention       Retention          `yaml:"retention"`
+	Passwords       Passwords          `yaml:"passwords"`
 
 	file      string
 	positions map[string]position
@@ -300,6 +301,7 @@ func defaults() Config {
 		Metrics:    Metrics{Address: "127.0.0.1:9930"},
 		Log:        Log{Format: "auto", Level: slog.LevelInfo},
 		Privacy:    defaultPrivacy(), Retention: Retention{Guard: 30, Ledger: 400, UIDLs: 400},
+		Passwords: Passwords{Memory: 256 << 20},
 	}
 }
 
@@ -342,6 +344,7 @@ func (c *Config) fillIn(machine string) {
 		c.State.Path = ""
 	}
 	c.State.Path, c.State.KeyFile = c.resolvePath(c.State.Path), c.resolvePath(c.State.KeyFile)
+	c.Passwords.File = c.resolvePath(c.Passwords.File)
 	c.fillInTLS()
 	c.fillInControl()
 	if c.Metrics.Address == "off" {

@@ -121,6 +121,7 @@ control: {socket: run/control.sock, group: mail}
 metrics: {address: "127.0.0.1:1", networks: [10.0.0.0/8], ready_address: ":2"}
 privacy: {addresses: full, users: full}
 retention: {guard: 7d, ledger: 401d, uidls: 31d}
+passwords: {memory: 257MiB}
 log: {format: json, level: debug, fail2ban: failed}
 `))
 	if err != nil {
@@ -219,6 +220,7 @@ log: {format: json, level: debug, fail2ban: failed}
 
 		Metrics: Metrics{Address: "127.0.0.1:1", Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, ReadyAddress: ":2"},
 		Privacy: Privacy{Addresses: "full", Users: "full"}, Retention: Retention{Guard: 7, Ledger: 401, UIDLs: 31},
+		Passwords: Passwords{Memory: 257 << 20},
 
 		Control: Control{Socket: "run/control.sock", Group: "mail"},
 	}
@@ -237,12 +239,12 @@ func TestAMappingWithAllKeysCommentedOutKeepsTheDefaults(t *testing.T) {
 func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 	for _, c := range []struct{ name, old, new, want string }{
 		// What stands where.
-		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, passwords, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
 		{"unknown key, near a known one", "", "trusted-networks: []", `p.yaml:13: trusted-networks: unknown key; is trusted_networks meant?`},
 		{"unknown key in place of a required one", `{protocol: pop3`, `{protcol: pop3`, `p.yaml:4: listeners[1].protcol: unknown key; is protocol meant?`},
 		{"unknown key in a backend", "    imap:", "    iamp:", `p.yaml:11: backends.main.iamp: unknown key; is imap meant?`},
-		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
-		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, passwords, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, passwords, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
 		{"duplicate key", "", "hostname: mail.example.net", `p.yaml:13: hostname: written twice; the first is in line 1`},
 		{"duplicate backend", "", "  main: {}", `p.yaml:13: backends.main: written twice; the first is in line 10`},
 		{"key that is no word", "", "? [a, b]\n: c", `p.yaml:13: a key is a plain word`},
@@ -253,7 +255,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"value for all", good, "hello", `p.yaml:1: keys with values ("key: value" or {key: value}) is expected here, not a single value`},
 		{"no value", "hostname: mail.example.org", "hostname:", `p.yaml:1: hostname: has no value; give it one or remove the key`},
 		{"anchor", "hostname: mail", "hostname: &name mail", `p.yaml:1: hostname: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign`},
-		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
+		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, passwords, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
 		{"tag", "hostname: mail", "hostname: !!str mail", `p.yaml:1: hostname: tags (!) are not supported; quote a value that begins with !`},
 		{"too many entries", "", "trusted_networks: [" + strings.Repeat("10.0.0.1,", maxNodes+1) + "]", `p.yaml:13: trusted_networks: too long; Postern reads 10000 entries at most`},
 		{"second document", "", "---\nhostname: x", `p.yaml:13: a second document begins here; one file holds one configuration`},
@@ -373,6 +375,11 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"retention without unit", "", "retention: {ledger: 400}", `p.yaml:13: retention.ledger: "400" is not a number of days; 30 days are written 30d`},
 		{"retention too short", "", "retention: {uidls: 7d}", `p.yaml:13: retention.uidls: 7d is too short; the least is 30d; clients that return later may download all mail again`},
 		{"retention of the guard", "", "retention: {guard: 0d}", `p.yaml:13: retention.guard: 0d is too short; the least is 1d`},
+		{"passwords that no backend uses", "", "passwords: {file: passwd}", `p.yaml:13: passwords: are used by no backend: all servers get the client's own password, and check it; remove them`},
+		{"passwords of too little memory", "", "passwords: {memory: 64KiB}", `p.yaml:13: passwords.memory: 64KiB is out of range; use 1MiB to 1024GiB`},
+		{"devices without a key", "", "passwords: {devices: true}\nstate: {path: state}", "p.yaml:13: passwords: are used by no backend: all servers get the client's own password, and check it; remove them\np.yaml:13: passwords.devices: needs state.path, where devices are kept, and state.key_file, the key of their hashes"},
+		{"passwords of an unknown backend", "", "passwords: {backend: mian}", "p.yaml:13: passwords: are used by no backend: all servers get the client's own password, and check it; remove them\np.yaml:13: passwords.backend: \"mian\" is not a backend; is main meant?"},
+		{"key file without state", "", "state: {key_file: state.key}", `p.yaml:13: state.key_file: has no meaning without state.path, where what the key is for would be kept; set state.path, or remove the key`},
 		{"retention too long", "", "retention: {ledger: 4000d}", `p.yaml:13: retention.ledger: 4000d is too long; the most is 3650d`},
 		{"ledger shorter than UIDLs", "", "retention: {ledger: 100d}", `p.yaml:13: retention.ledger: 100d is shorter than retention.uidls, 400d: the ledger has the day of the last login`},
 		{"metrics at a listener's address", "", `metrics: {address: "127.0.0.1:465"}`, `p.yaml:13: metrics.address: "127.0.0.1:465" overlaps listeners[2].address in line 5`},

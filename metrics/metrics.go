@@ -106,8 +106,10 @@ type Metrics struct {
 	differences          counter
 	shadowLearnt         counter
 	lookups              counter
+	passwords            counter
 	imapCommands         counter
 	lookupTime           histogram
+	passwordTime         histogram
 	imapCommandTime      histogram
 	stored, logged       counter
 	storedTime           histogram
@@ -285,6 +287,11 @@ func (m *Metrics) backends() {
 	m.lookups = r.counter("route_lookups_total", "Rules asked which backend a login goes to.",
 		label("source", sources...), label("result", proxy.RouteFound, proxy.RouteNone, proxy.RouteError))
 	m.lookupTime = r.histogram("route_lookup_duration_seconds", "Time a rule takes to answer.", latency, label("source", sources...))
+	stores := label("store", proxy.PasswordStores()...)
+	m.passwords = r.counter("password_checks_total",
+		"Questions to a store of passwords that Postern checks itself. A store that says invalid_credentials may be followed by the next one.",
+		stores, label("result", proxy.ResultOK, proxy.ResultWrong, proxy.ResultTemporary, proxy.ResultForbidden, proxy.ResultClientAbort))
+	m.passwordTime = r.histogram("password_check_duration_seconds", "Time that a store of passwords takes, with the wait for the hashes of other logins.", latency, stores)
 	m.loginTime = r.histogram("backend_login_duration_seconds", "Time a backend takes to answer credentials.", latency, server)
 }
 

@@ -99,6 +99,7 @@ func everything(c proxy.Client, text string) []proxy.Event {
 		proxy.UIDLsLearnt{Client: c, Account: text, Backend: text, Err: err},
 		proxy.ShadowCompared{Client: c, Account: text, Backend: text, Result: text, Learnt: 1, Missing: 1, Err: err},
 		proxy.UpdateFailed{Client: c, Stage: text, Err: err},
+		proxy.PasswordChecked{Store: text, Err: err},
 		proxy.Routed{Source: text, Result: text, Err: err},
 		proxy.IMAPCommand{Command: text, Result: text},
 		proxy.StateUsed{Store: text, Operation: text, Err: err},
@@ -497,6 +498,20 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			`route_lookup_duration_seconds_sum{source="hook"} 2`,
 			`route_lookups_total{result="error",source="hook"} 1`,
 			`route_lookups_total{result="none",source="file"} 1`,
+		}},
+		{"passwords of Postern's own", []proxy.Event{
+			proxy.PasswordChecked{Store: proxy.StoreDevices, Err: proxy.NewRefusal(proxy.Wrong, nil)},
+			proxy.PasswordChecked{Store: proxy.StoreFile, Duration: 2 * time.Second},
+			proxy.PasswordChecked{Store: proxy.StoreDevices, Err: proxy.NewRefusal(proxy.Suspended, nil)},
+			proxy.PasswordChecked{Store: proxy.StoreFile, Err: proxy.NewRefusal(proxy.Unavailable, nil)},
+		}, []string{
+			`password_check_duration_seconds_count{store="devices"} 2`,
+			`password_check_duration_seconds_count{store="file"} 2`,
+			`password_check_duration_seconds_sum{store="file"} 2`,
+			`password_checks_total{result="forbidden",store="devices"} 1`,
+			`password_checks_total{result="invalid_credentials",store="devices"} 1`,
+			`password_checks_total{result="ok",store="file"} 1`,
+			`password_checks_total{result="temporary_failure",store="file"} 1`,
 		}},
 		{"the server of a POP3 session", []proxy.Event{
 			proxy.IMAPCommand{Command: "SELECT", Result: proxy.CommandOK, Duration: time.Second},

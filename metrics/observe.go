@@ -75,6 +75,9 @@ func (m *Metrics) Observe(e proxy.Event) {
 		m.learnt.of(e.Backend, result(e.Err == nil)).Inc()
 	case proxy.ShadowCompared:
 		m.shadowed(e)
+	case proxy.PasswordChecked:
+		m.passwords.of(e.Store, proxy.ResultOf(e.Err)).Inc()
+		m.passwordTime.of(e.Store).Observe(e.Duration.Seconds())
 	case proxy.Routed:
 		m.lookups.of(e.Source, e.Result).Inc()
 		m.lookupTime.of(e.Source).Observe(e.Duration.Seconds())

@@ -182,6 +182,16 @@ const (
 	DeniedLimit   = "rate_limited"
 )
 
+// The values of PasswordChecked.Store.
+const (
+	StoreDevices = "devices"
+	StoreFile    = "file"
+	StoreBackend = "backend"
+)
+
+// PasswordStores returns the values of PasswordChecked.Store.
+func PasswordStores() []string { return []string{StoreDevices, StoreFile, StoreBackend} }
+
 // The values of PolicyRequested.Result.
 const (
 	PolicyAllow  = "allow" // of a report: it was accepted
@@ -468,6 +478,13 @@ type (
 		Err      error // with PolicyFailed
 	}
 
+	// PasswordChecked: a store of passwords of Postern's own was asked.
+	PasswordChecked struct {
+		Store    string // Store...
+		Duration time.Duration
+		Err      error // nil: the password was right; a *Refusal; anything else: the client left
+	}
+
 	// Routed: a rule was asked for the backend of a login.
 	Routed struct {
 		Source   string // Route...
@@ -565,6 +582,7 @@ func (Reconnected) event()         {}
 func (UIDLsLearnt) event()         {}
 func (ShadowCompared) event()      {}
 func (UpdateFailed) event()        {}
+func (PasswordChecked) event()     {}
 func (PolicyRequested) event()     {}
 func (Routed) event()              {}
 func (IMAPCommand) event()         {}

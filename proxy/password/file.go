@@ -25,7 +25,7 @@ const (
 	maxMistakes = 20
 )
 
-// A File is a Check by a passwd file: lines as Dovecot's passwd-file and htpasswd have
+// A File is a Check by a passwd file with at least one account: lines as Dovecot's passwd-file and htpasswd have
 // them, of which the account and the hash count:
 //
 //	alice@example.org:{ARGON2ID}$argon2id$v=19$m=65536,t=3,p=1$...
@@ -108,8 +108,11 @@ func parseFile(path string, in io.Reader) (*table, error) {
 	if err := lines.Err(); err != nil {
 		mistakes = append(mistakes, fmt.Errorf("%s:%d: %w", path, n+1, err))
 	}
-	if mistakes != nil {
+	switch {
+	case mistakes != nil:
 		return nil, mistakes
+	case len(t.lines) == 0: // cut off by a full disk, for example: everybody's password would be wrong
+		return nil, fmt.Errorf("%s has no account: write lines account:hash", path)
 	}
 	return t, nil
 }
@@ -150,7 +153,7 @@ func lower(s string) string {
 func (f *File) Check(ctx context.Context, l *proxy.Login) error {
 	t := f.table.Load()
 	secret := l.Secret.Reveal()
-	if len(t.lines) == 0 || len(secret) == 0 || len(secret) > maxPassword {
+	if len(secret) == 0 || len(secret) > maxPassword {
 		return wrong()
 	}
 	account := lower(l.Account)

@@ -50,8 +50,6 @@ func TestLinesOfAPasswdFile(t *testing.T) {
 	for _, account := range []string{"carol@example.org", "dave@example.org", "", "#", "# moved in November"} {
 		expect(t, f, login(account, "secret of alice"), proxy.Wrong, false)
 	}
-	empty, _ := openFile(t, "")
-	expect(t, empty, login("alice@example.org", "secret of alice"), proxy.Wrong, false)
 }
 
 // Criterion: A mistake in the passwd file is reported with its line, and without the hash.
@@ -66,6 +64,12 @@ func TestMistakesOfAPasswdFile(t *testing.T) {
 	for i, line := range []string{":2: the scheme", ":3: a second line", ":4: the line is not", ":5: the line is not", ":6: the line is not", ":7: "} {
 		if text := mistakes[i].Error(); !strings.HasPrefix(text, path+line) || strings.Contains(text, "planted") || strings.Contains(text, quick) {
 			t.Errorf("mistake %d is %q, want %q", i, text, line)
+		}
+	}
+	for _, empty := range []string{"", "\n# nobody\n"} {
+		writeFile(t, path, empty)
+		if _, err := OpenFile(path, new(Slow)); err == nil || !strings.Contains(err.Error(), "has no account") {
+			t.Errorf("OpenFile of a file without accounts = %v", err)
 		}
 	}
 	writeFile(t, path, "alice:"+quick+"\n")
@@ -112,8 +116,13 @@ func TestAChangedFileIsReadAgain(t *testing.T) {
 
 	writeFile(t, path, "bob:"+quick+"\n")
 	until("bob comes, and alice goes", func() bool { return knows("bob") && !knows("alice") })
-	writeFile(t, path, "bob:"+quick+"\ncarol:planted\n")
-	until("the mistake is noticed", func() bool { return f.Stale() != nil })
+	for _, text := range []string{"", "bob:" + quick + "\ncarol:planted\n"} {
+		writeFile(t, path, text)
+		until("the mistake is noticed", func() bool {
+			err := f.Stale()
+			return err != nil && strings.Contains(err.Error(), "no account") == (text == "")
+		})
+	}
 	if !knows("bob") {
 		t.Error("a mistake loses the content of before")
 	}

@@ -9,6 +9,7 @@ package password
 import (
 	"context"
 	"errors"
+	"time"
 
 	"postern/proxy"
 )
@@ -49,6 +50,21 @@ func (c Checks) Check(ctx context.Context, l *proxy.Login) error {
 		return unknown
 	}
 	return wrong
+}
+
+// A Store is a Check that is observed.
+type Store struct {
+	Asked    Check
+	Name     string // a Store... constant of package proxy
+	Observer proxy.Observer
+}
+
+// Check implements Check.
+func (s Store) Check(ctx context.Context, l *proxy.Login) error {
+	begun := time.Now()
+	err := s.Asked.Check(ctx, l)
+	s.Observer.Observe(proxy.PasswordChecked{Store: s.Name, Duration: time.Since(begun), Err: err})
+	return err
 }
 
 // Verify is a Check by a function, such as the login at another backend.

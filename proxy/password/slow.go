@@ -56,6 +56,14 @@ type turn struct {
 
 var errBusy = errors.New("the hashes of other logins were not done in time: give passwords.memory more, or the machine more processors")
 
+// SetLimits sets Memory and Wait, also while hashes run and wait.
+func (s *Slow) SetLimits(memory int64, wait time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Memory, s.Wait = memory, wait
+	s.startNext()
+}
+
 func (s *Slow) limit() int64 {
 	if s.Memory > 0 {
 		return s.Memory
@@ -83,8 +91,8 @@ func (s *Slow) begin(ctx context.Context, memory int64) error {
 	t := &turn{memory: memory, start: make(chan struct{})}
 	s.waiting = append(s.waiting, t)
 	s.startNext()
-	s.mu.Unlock()
 	wait := s.Wait
+	s.mu.Unlock()
 	if wait == 0 {
 		wait = DefaultWait
 	}

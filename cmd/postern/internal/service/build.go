@@ -33,6 +33,9 @@ func build(cfg *configs.Config, s *Service) (*generation, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := g.setPasswords(b); err != nil {
+		return nil, err
+	}
 	if g.routing, err = g.newRouting(); err != nil {
 		return nil, err
 	}

@@ -17,7 +17,6 @@ import (
 	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/certs"
-	"postern/proxy/password"
 	"postern/proxy/proxytest"
 )
 
@@ -31,8 +30,8 @@ func (b ownCredentials) Login(ctx context.Context, l *proxy.Login) (proxy.Sessio
 	return b.Backend.Login(ctx, &own)
 }
 
-// startWithDevices starts a Postern whose accounts log in with device passwords alone.
-func startWithDevices(t *testing.T) (*running, *lockedBuffer) {
+// startWithPasswords starts a Postern that checks the passwords of all accounts itself.
+func startWithPasswords(t *testing.T, p configs.Passwords) (*running, *configs.Config, *lockedBuffer) {
 	t.Helper()
 	dir := t.TempDir()
 	key := filepath.Join(dir, "state.key")
@@ -46,26 +45,30 @@ backends: {main: {imap: {address: %q, tls: none}, submission: {address: %q, tls:
 state: {path: %s, key_file: %s}
 control: {socket: off}
 log: {level: debug}
+guard: {delay: 100ms}
 `, imap, submission, filepath.Join(dir, "state"), key)))
 	if err != nil {
 		t.Fatal(err)
 	}
+	cfg.Passwords = p
 	cert, roots := proxytest.Cert(t, "localhost")
 	store, err := certs.Static(cert)
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := new(lockedBuffer)
-	r := startServiceWith(t, cfg, store, log, func(g *generation) {
-		d := &password.Devices{Bucket: g.Storage.Devices, Keys: g.deviceKeys}
-		for _, l := range g.listeners {
-			for _, svc := range l.services {
-				svc.Backend = &password.Backend{Check: d, Devices: d, Next: ownCredentials{svc.Backend}}
-			}
-		}
-	})
+	r := startServiceWith(t, cfg, store, log, checkOwnPasswords)
 	r.roots = roots
-	return r, log
+	return r, cfg, log
+}
+
+// checkOwnPasswords makes all services of g check the passwords themselves.
+func checkOwnPasswords(g *generation) {
+	for _, l := range g.listeners {
+		for _, svc := range l.services {
+			svc.Backend = g.withPasswords(ownCredentials{svc.Backend}, nil)
+		}
+	}
 }
 
 func one[In, Out any](t *testing.T, r *running, q stored.Question[In, Out], in In) (out Out) {
@@ -118,7 +121,7 @@ func plain(account, secret string) string {
 
 // Criterion: Removing a device ends its sessions within 5 s, leaves other devices alone, and lets a message that comes by DATA end first.
 func TestARemovedDeviceIsLoggedOutAfterItsMessage(t *testing.T) {
-	r, log := startWithDevices(t)
+	r, _, log := startWithPasswords(t, configs.Passwords{Devices: true})
 	phone := one(t, r, stored.AddDevice, stored.NewDevice{Account: "alice", Name: "phone"})
 	copier := one(t, r, stored.AddDevice, stored.NewDevice{Account: "alice", Name: "copier", Protocols: []string{proxy.Submission}})
 
@@ -169,5 +172,70 @@ func TestARemovedDeviceIsLoggedOutAfterItsMessage(t *testing.T) {
 	}
 	if !strings.Contains(text, "device "+copier.ID+": not for imap") || !strings.Contains(text, "reason=suspended") {
 		t.Errorf("the log does not say why the copier was refused:\n%s", text)
+	}
+}
+
+// Criterion: A reload replaces the stores of passwords; a file that another program changes counts without one.
+func TestAReloadReplacesTheStoresOfPasswords(t *testing.T) {
+	const hash = "$6$rounds=1000$E/9dx1OfkQN0nO63$8Vgvf6gp5SXtNcKYXLk6wNQJaVIc4awgaxp.fki/OJ.uR60BkrlE6sS0btHzgHCIMf5Rwm8dmH3W9NimiH6qD0" // of "secret of alice"
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	first, second := write("first", "bob:"+hash+"\n"), write("second", "alice:"+hash+"\n")
+	r, cfg, _ := startWithPasswords(t, configs.Passwords{File: first})
+	try := func(secret, want string) {
+		t.Helper()
+		d := r.dialogue(t, "imap")
+		d.expect("* OK")
+		d.say("a AUTHENTICATE PLAIN "+plain("alice", secret), "a "+want)
+	}
+	apply := func(p configs.Passwords) {
+		t.Helper()
+		next := *cfg
+		next.Passwords = p
+		g, err := build(&next, r.service)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkOwnPasswords(g)
+		done := make(chan error, 1)
+		r.service.changes <- changeRequest{func(ctx context.Context) error { return r.service.apply(ctx, g) }, done}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	try("secret of alice", "NO [AUTHENTICATIONFAILED]")
+	r.service.guard.Unlock("alice") // which remembers the wrong password for 30 s
+	apply(configs.Passwords{File: second, Memory: 64 << 20})
+	try("secret of alice", "OK")
+	if r.service.slow.Memory != 64<<20 {
+		t.Errorf("passwords.memory is %d", r.service.slow.Memory)
+	}
+	apply(configs.Passwords{Backend: "main"}) // the server itself, of another backend in real life
+	try("secret of alice", "OK")
+	try("secret of bob", "NO [AUTHENTICATIONFAILED]")
+	apply(configs.Passwords{Devices: true})
+	try("secret of alice", "NO [AUTHENTICATIONFAILED]")
+
+	broken := write("broken", "alice:plain\n")
+	next := *cfg
+	next.Passwords = configs.Passwords{File: broken}
+	if _, err := build(&next, r.service); err == nil || !strings.Contains(err.Error(), "passwords.file: "+broken+":1: the hash is not one of") {
+		t.Errorf("a file with a mistake: %v", err)
+	}
+	metrics := r.metrics("postern_password_checks_total")
+	for _, line := range []string{`{result="ok",store="file"} 1`, `{result="ok",store="backend"} 1`, `{result="invalid_credentials",store="devices"} 1`} {
+		if !strings.Contains(metrics, line) {
+			t.Errorf("no metric %s in\n%s", line, metrics)
+		}
 	}
 }

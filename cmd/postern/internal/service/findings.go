@@ -88,6 +88,9 @@ func (g *generation) findStaleFiles(all *findingList) {
 	if p := g.routing.policy; p != nil {
 		stale("policy.file", p.Stale())
 	}
+	if f := g.passwords.file; f != nil {
+		stale("passwords.file", f.Stale())
+	}
 }
 
 // firstLine returns the first line of an error with several mistakes.

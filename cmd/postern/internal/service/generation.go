@@ -94,8 +94,9 @@ type generation struct {
 	noted      []*noted
 	pop3       pop3Options
 	policy     *authpolicy.Server // nil: none
-	deviceKeys [][]byte           // of device passwords, from state.key_file; nil: there is none
-	gid        int                // the group that may use the control socket; -1: only Postern's user and root
+	passwords  passwordStores
+	deviceKeys [][]byte // of device passwords, from state.key_file; nil: there is none
+	gid        int      // the group that may use the control socket; -1: only Postern's user and root
 	background []func(context.Context)
 	bindings   atomic.Pointer[[]proxy.Binding] // that are served; nil: not served yet
 }

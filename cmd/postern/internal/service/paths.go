@@ -68,6 +68,7 @@ func (c *pathChecker) checkReadable() {
 	}
 	read("policy.file", c.cfg.Protocols.File)
 	read("state.key_file", c.cfg.State.KeyFile)
+	read("passwords.file", c.cfg.Passwords.File)
 }
 
 // belongsToService reports whether systemd will make dir the service's own at the start.

@@ -74,6 +74,7 @@ var reloaded = map[string]string{
 	"retention.guard":  "TestAReloadTakesEffect",
 	"retention.ledger": "TestAReloadTakesEffect",
 	"retention.uidls":  "TestAReloadTakesEffect",
+	"passwords":        "TestAReloadReplacesTheStoresOfPasswords",
 }
 
 // Criterion: a reload changes every key of the configuration, or is refused because the key needs a restart, and says so.

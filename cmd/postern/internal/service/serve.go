@@ -23,6 +23,7 @@ import (
 	"postern/proxy/certs"
 	"postern/proxy/guard"
 	"postern/proxy/listen"
+	"postern/proxy/password"
 )
 
 // New returns a Service of cfg that serves nothing yet. It opens nothing. store
@@ -47,6 +48,7 @@ func New(cfg *configs.Config, store *certs.Store, log *slog.Logger, level *slog.
 	s.observer = proxy.Observers{s.metrics, s.page, s.audit, &s.ledger, &s.activity, s.outcomes}
 	s.server.Observer = s.observer
 	s.listings = bridge.NewListingMemory(math.MaxInt64, s.observer) // until there is a configuration
+	s.slow = new(password.Slow)
 	s.control = s.newControl()
 	return s
 }

@@ -32,6 +32,7 @@ import (
 	"postern/proxy/certs"
 	"postern/proxy/guard"
 	"postern/proxy/listen"
+	"postern/proxy/password"
 )
 
 // A Service is the part of a running Postern that outlives a configuration: open
@@ -57,6 +58,7 @@ type Service struct {
 	sockets     *listen.Sockets
 	Storage     *stored.Storage
 	listings    *bridge.ListingMemory
+	slow        *password.Slow        // of the hashes of passwords.file
 	Ready       func([]proxy.Binding) // called when the listeners of the first generation are open
 
 	control         *admin.Server
