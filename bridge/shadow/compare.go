@@ -39,6 +39,7 @@ func (c *comparison) finish(ctx context.Context, in *bridge.Reader) error {
 	}
 	if err := in.List(ctx); err != nil {
 		c.backend.Limits.pause()
+		c.save(ctx) // the headers
 		return err
 	}
 	record, err := c.record(ctx)

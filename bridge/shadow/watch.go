@@ -46,14 +46,14 @@ type Watcher struct {
 
 	sums map[int]oldserver.Sum // of whole messages, by number
 
-	wanted func(id string) bool // whether the header is wanted; nil: none is yet
-	bodies map[string]bool      // UIDLs of whose messages the whole is wanted
-	plan   []request            // TOPs to come
-	whole  map[int]bool         // numbers of the messages that TOP was sent for with all lines
-	asked  int                  // TOPs
-	step   int                  // of Ask
-	sent   time.Time            // when Ask was called last; zero: never
-	slow   bool                 // an answer to Ask took longer than slowAnswer
+	wanted func(m oldserver.Message) bool // whether the header is wanted; nil: none is yet
+	bodies map[string]bool                // UIDLs of whose messages the whole is wanted
+	plan   []request                      // TOPs to come
+	whole  map[int]bool                   // numbers of the messages that TOP was sent for with all lines
+	asked  int                            // TOPs
+	step   int                            // of Ask
+	sent   time.Time                      // when Ask was called last; zero: never
+	slow   bool                           // an answer to Ask took longer than slowAnswer
 
 	deleted []int
 	unknown bool // nobody knows what the server has deleted
@@ -88,9 +88,9 @@ func (w *Watcher) want(s accountState) {
 	defer w.mu.Unlock()
 	w.bodies = set(s.Bodies)
 	if some := set(s.Wanted); !s.Compared.IsZero() {
-		w.wanted = func(id string) bool { return some[id] }
+		w.wanted = func(m oldserver.Message) bool { return some[m.UIDL] }
 	} else {
-		w.wanted = func(string) bool { return w.count < sampleFrom }
+		w.wanted = func(m oldserver.Message) bool { return w.count < sampleFrom && !s.headers.Get(m).Known }
 	}
 }
 
@@ -270,7 +270,7 @@ func (w *Watcher) requests() (all []request) {
 		number := i + 1
 		r := request{number, w.bodies[id] || seen[id] > 1}
 		switch {
-		case !uidl.Valid(id) || !w.bodies[id] && !w.wanted(id):
+		case !uidl.Valid(id) || !w.bodies[id] && !w.wanted(oldserver.Message{UIDL: id, Size: w.sizes.values[i]}):
 		case !r.whole && w.headers[number].Known, r.whole && w.sums[number] != oldserver.Sum{}:
 		case !r.whole || w.sizes.values[i] <= maxWhole:
 			all = append(all, r)

@@ -27,8 +27,9 @@ const (
 	// keep mail on the server fetch it by TOP with a huge number.
 	allLines = 10_000
 
-	// askTime is the time before QUIT in which commands of a POP3Watcher are sent.
-	askTime = 50 * time.Millisecond
+	// askTime is the time before QUIT in which commands of a POP3Watcher are sent. With the
+	// answer to the last one QUIT waits for 50 ms, if the server is not slow.
+	askTime = 40 * time.Millisecond
 )
 
 // A POP3Watcher sees what an old POP3 server shows of a maildrop. Its methods are called in
