@@ -167,6 +167,7 @@ func TestFileNamesTheLineOfAMistake(t *testing.T) {
 		"x\n" + strings.Repeat("x", 321):    `:2: "` + strings.Repeat("x", 100) + `": user name of more than 320 octets`,
 		"a new old":                         `:1: there is no backend "new old"; there are: main, new, old`,
 		"a pop3=bridge\nb pop3=passthrough": `:2: backend main cannot answer with pop3=passthrough: it has no pop3 server, and pop3.old_server names none`,
+		"a new pop3=shadow":                 `:1: backend new cannot answer with pop3=shadow: it needs an imap server, a pop3 server (its own or that of pop3.old_server), and state.path`,
 		"a old pop3=bridge":                 `:1: backend old cannot answer with pop3=bridge: it has no imap server`,
 		"a new pop3=passthru":               `:1: pop3=passthru is not known; there are: bridge, passthrough, shadow`,
 		"a new pop3=":                       `:1: pop3= has no value; there are: bridge, passthrough, shadow`,
