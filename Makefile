@@ -41,6 +41,7 @@ proof:
 	POSTERN_BRAKE_WEEKS=1 $(GO) test -count=1 -timeout=0 -run='^TestAWeekOfPolls' ./bridge -v
 	POSTERN_PROOF=1 $(GO) test -count=1 -timeout=0 -run='^TestAnAccountTakesLittleSpace$$' ./metrics/ledger -v
 	POSTERN_ALL=1 POSTERN_CARRY=2000 $(GO) test -count=1 -timeout=0 -run='^TestUIDLsAreCarriedOverFrom' ./cmd/postern -v
+	POSTERN_ALL=1 POSTERN_WAVES=500 $(GO) test -count=1 -timeout=0 -run='^TestMigrationInWaves$$' ./cmd/postern -v
 	$(GO) test -count=1 -timeout=0 -run='^TestNoMessageIsTakenForAnother$$' ./bridge/oldserver -boxes=1000000
 	POSTERN_PROOF=1 $(GO) test -count=1 -timeout=0 -run='^TestProof' ./cmd/postern -v # storms: a quiet machine, please
 	.ci/fuzz $(FUZZTIME)

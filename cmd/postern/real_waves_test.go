@@ -440,25 +440,34 @@ func (m *migration) shadow(t *testing.T, wave string) {
 	m.reroute(t, wave, "new pop3=shadow")
 }
 
-// wantCompared waits until all accounts of some waves have been compared, and no
-// difference was found.
-func (m *migration) wantCompared(t *testing.T, waves ...string) {
+// wantCompared waits until all accounts of some waves have been compared, and are clean. A
+// client that deletes mail at the old server makes a difference to a copy.
+func (m *migration) wantCompared(t *testing.T, limit time.Duration, waves ...string) {
 	t.Helper()
-	results := map[string]string{}
-	within(t, patience, "all are compared", func() bool {
-		for _, l := range m.postern.logged(t, "old server compared with INBOX") {
-			results[l.text("account")] = l.text("result")
+	const line = "old server compared with INBOX"
+	differs := map[string]bool{}
+	within(t, limit, "all are compared", func() bool {
+		compared := map[string]bool{}
+		for _, l := range m.postern.logged(t, line+": clients would notice the difference") {
+			differs[l.text("account")] = true
+		}
+		for _, l := range m.postern.logged(t, line) {
+			if l.text("result") == "clean" {
+				compared[l.text("account")] = true
+			}
 		}
 		for _, wave := range waves {
-			for _, a := range m.of(wave) {
-				if results[a.name] == "" {
-					return false
-				}
+			if slices.ContainsFunc(m.of(wave), func(a *moving) bool { return !compared[a.name] && !differs[a.name] }) {
+				return false
 			}
 		}
 		return true
 	})
-	t.Logf("compared: %v", results)
+	for _, a := range m.accounts {
+		if differs[a.name] && (!a.pop3Only || a.habit == ledger.HabitLeaves) {
+			t.Errorf("shadow finds a difference for %s (wave %s, %s)", a.name, a.wave, a.habit)
+		}
+	}
 }
 
 // synchronise makes the mailbox in one store that of the other, as a program does that
@@ -733,11 +742,16 @@ func TestMigrationInWaves(t *testing.T) {
 	m.reroute(t, "same", "old pop3=shadow")
 	m.shadow(t, "second")
 	step("in the shadow")
-	m.wantCompared(t, "same", "second")
+	m.wantCompared(t, limit, "same", "second")
 
 	m.reroute(t, "same", "old pop3=bridge")
 	step("bridged in the same store")
 	m.move(t, "first", m.new, "new pop3=bridge")
+	if n >= 100 { // while many are learnt; each of those that fail is tried again after 5 minutes
+		m.old.Stop(t)
+		m.old.Start(t)
+		limit += 6 * time.Minute
+	}
 	step("the first wave is copied")
 
 	m.postern.stop(t)
