@@ -8,9 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"postern/proxy"
+	"postern/proxy/proxytest"
 )
 
 // Criterion: In the mode shadow the sessions of the clients themselves - fetchmail, mpop, getmail and one with Thunderbird's rule - compare real old servers - Dovecot with three formats, Courier, Cyrus, popa3d, solid-pop3d, mailutils-pop3d - with INBOX and record their UIDLs; then a line of the routes' file moves the account to the bridge, and the clients fetch nothing again, and the next new message once.
@@ -83,5 +86,73 @@ func TestAccountsMoveFromShadowToTheBridge(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Criterion: kill -9 at any moment of a comparison in the mode shadow loses at most what that session has learnt: the record of unique ids is whole or not there, and later sessions complete it.
+func TestShadowIsKilled(t *testing.T) {
+	const messages = 40
+	s := open(t)
+	u := s.user(t)
+	old := proxytest.StartPOP3Server(t)
+	old.Password, old.Pipelining = u.password, true
+	var maildrop []proxytest.POP3Message
+	for i := range messages {
+		raw := fmt.Sprintf("Message-ID: <%d@example.org>\r\nSubject: %d\r\n\r\nx\r\n", i, i)
+		maildrop = append(maildrop, proxytest.POP3Message{UIDL: fmt.Sprintf("old-%d", i), Raw: raw})
+		s.backend.Deliver(t, u.name, []byte(strings.ReplaceAll(raw, "\r\n", "\n")))
+	}
+	old.SetMaildrop(u.name, maildrop)
+	dir := t.TempDir()
+	wave := file(t, dir, "wave", u.name+" pop3=shadow\n")
+	state := fmt.Sprintf("state: {path: %q}\n", filepath.Join(dir, "state"))
+	commands := s.forCommands(t, dir, state)
+	start := func() *postern {
+		return startPostern(t, behind{
+			imap: fmt.Sprintf("{address: %q, ca: %q, server_name: localhost}", s.backend.IMAPS, s.backend.CA),
+			pop3: fmt.Sprintf("{address: %q, tls: none, kind: other}", old.Addr),
+		}, fmt.Sprintf("routes: [{file: %q, backend: main}, {backend: main}]\n%s", wave, state))
+	}
+	poll := func(p *postern) string {
+		conn := dialTLS(t, p.pop3, p.ca)
+		defer func() { _ = conn.Close() }()
+		c := loginOn(t, conn, u)
+		c.body("LIST")
+		ids := string(c.body("UIDL"))
+		c.command("QUIT")
+		return ids
+	}
+	want, recorded := "", 0
+	for round := range 16 {
+		p := start()
+		want = poll(p)
+		time.Sleep(time.Duration(round) * time.Millisecond)
+		_ = p.cmd.Process.Kill()
+		<-p.done
+		if got := run(t, dir, nil, []string{"postern", "state", "check", "--config", commands}); strings.Contains(got, "damaged") {
+			t.Fatalf("after kill -9: %s", hidden(got))
+		}
+		exported := run(t, dir, nil, []string{"postern", "uidl", "export", "--config", commands})
+		switch n := strings.Count(exported, "old-"); n {
+		case 0:
+		case messages:
+			recorded++
+			run(t, dir, nil, []string{"postern", "uidl", "forget", u.name, "--yes", "--config", commands})
+		default:
+			t.Fatalf("after kill -9 the record has %d of %d unique ids", n, messages)
+		}
+	}
+	t.Logf("recorded before %d of 16 kills", recorded)
+	p := start()
+	within(t, patience, "the account is clean, or was", func() bool {
+		poll(p)
+		return strings.Count(run(t, dir, nil, []string{"postern", "uidl", "export", "--config", commands}), "old-") == messages
+	})
+	p.stop(t)
+	if err := os.WriteFile(wave, []byte(u.name+" pop3=bridge\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := poll(start()); got != want {
+		t.Errorf("the bridge shows %q, the old server %q", got, want)
 	}
 }

@@ -529,7 +529,6 @@ type watcher struct {
 	ask  []string
 	most []int // of Ask
 	seen strings.Builder
-	late time.Duration // of each Ask
 }
 
 func (w *watcher) Response(keyword string, number int, ok bool) io.Writer {
@@ -617,7 +616,9 @@ func TestPOP3WatcherLearnsWhatIsDeleted(t *testing.T) {
 		}
 		proxytest.Transcript(t, s.client, dialogue+client)
 		_ = s.client.Close()
-		<-s.done
+		if err := <-s.done; err != nil && !errors.Is(err, proxy.ErrBackendClosed) {
+			t.Error(err)
+		}
 		if got := w.seen.String(); got != want {
 			t.Errorf("after %q: %s, want %s", answer, got, want)
 		}
@@ -676,7 +677,9 @@ func TestPOP3AsksForFiftyMilliseconds(t *testing.T) {
 			if took := time.Since(begun); took != c.took || asked != c.asked {
 				t.Errorf("%+v: QUIT took %v, and %d were asked", c, took, asked)
 			}
-			<-s.done
+			if err := <-s.done; err != nil {
+				t.Error(err)
+			}
 			if c.pipelining && c.answer == 0 && w.most[len(w.most)-1] != maxPOP3Batch {
 				t.Errorf("at once were asked %v", w.most)
 			}
