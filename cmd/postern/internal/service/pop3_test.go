@@ -140,3 +140,32 @@ func TestABrakeWithoutState(t *testing.T) {
 	}
 	wantAccepted(t, b)
 }
+
+// Criterion: A reload keeps the limits of the comparisons of shadow, with the sessions that count for them, and takes new ones as soon as they are configured.
+func TestTheLimitsOfShadowOutliveAReload(t *testing.T) {
+	config := fmt.Sprintf(`
+listeners: [{protocol: pop3, address: "127.0.0.1:0"}]
+backends: {main: {imap: {address: "127.0.0.1:1", tls: none}, pop3: {address: "127.0.0.1:2", tls: none}}}
+routes: [{backend: main, pop3_mode: shadow}]
+tls: {certificates: [{cert: c, key: k}]}
+state: {path: %q}
+`, filepath.Join(t.TempDir(), "state"))
+	r := startService(t, config)
+	before := r.service.current.Load().pop3.shared["main"].shadow
+	if before.Concurrency != 20 || before.PerSecond != 5 {
+		t.Errorf("%d sessions, %v a second", before.Concurrency, before.PerSecond)
+	}
+	for more, same := range map[string]bool{"pop3: {login_delay: 1s}\n": true, "pop3: {shadow: {concurrency: 3}}\n": false} {
+		cfg, err := configs.Parse("test.yaml", []byte(config+more))
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, err := build(cfg, r.service)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if after := next.pop3.shared["main"].shadow; (after == before) != same || !same && after.Concurrency != 3 {
+			t.Errorf("after %s there are %d sessions, the same limits: %v", more, after.Concurrency, after == before)
+		}
+	}
+}
