@@ -21,7 +21,7 @@ import (
 )
 
 // carryPatience is how long a client may fetch all mail: getmail runs programs for each
-// message, and hangs if one ends before getmail has begun to wait for its end.
+// message.
 const carryPatience = 5 * time.Minute
 
 // An oldPOP3 is an old server that runs, without TLS.
@@ -153,61 +153,19 @@ type keeper struct {
 // listing does not show, as Thunderbird does.
 func keepers(t *testing.T, address string, u user) []keeper {
 	t.Helper()
-	dir := t.TempDir()
-	count := func(pattern string) int { return len(glob(t, pattern)) }
-	mkdir(t, dir, "fetchmail")
-	mkdir(t, dir, "getmail")
-	maildir(t, filepath.Join(dir, "mpop"))
-	fetchmailrc := file(t, dir, "fetchmailrc", `
-poll localhost with protocol POP3 service `+port(t, address)+` uidl:
-  user "`+u.name+`" password "`+u.password+`"
-  sslproto ""
-  keep no rewrite no dropdelivered
-  mda "cat > $(mktemp `+dir+`/fetchmail/XXXXXX)"
-`)
-	mpoprc := file(t, dir, "mpoprc", `
-account default
-host localhost
-port `+port(t, address)+`
-tls off
-user `+u.name+`
-password `+u.password+`
-auth user
-delivery maildir `+dir+`/mpop
-received_header off
-uidls_file `+dir+`/uidls
-`)
-	getmailrc := file(t, dir, "getmailrc", `
-[retriever]
-type = SimplePOP3Retriever
-server = localhost
-port = `+port(t, address)+`
-username = `+u.name+`
-password = `+u.password+`
-[destination]
-type = MDA_external
-path = /bin/sh
-arguments = ("-c", "cat >$(mktemp `+dir+`/getmail/XXXXXX); sleep 0.05")
-allow_root_commands = true
-[options]
-read_all = false
-delivered_to = false
-received = false
-`)
+	program := func(name string, command func(dir string) []string, statuses ...int) keeper {
+		dir := t.TempDir()
+		args := command(dir)
+		return keeper{name, func(t *testing.T) int {
+			runWithin(t, carryPatience, dir, nil, args, statuses...)
+			return len(glob(t, dir+"/new/*"))
+		}}
+	}
 	known, fetched := map[string]bool{}, 0
 	return []keeper{
-		{"fetchmail", func(t *testing.T) int {
-			runWithin(t, carryPatience, dir, nil, []string{"fetchmail", "--nosyslog", "--fetchmailrc", fetchmailrc, "--idfile", dir + "/ids", "--pidfile", dir + "/pid"}, 0, 1)
-			return count(dir + "/fetchmail/*")
-		}},
-		{"mpop", func(t *testing.T) int {
-			runWithin(t, carryPatience, dir, nil, []string{"mpop", "--file", mpoprc, "--keep=on"})
-			return count(dir + "/mpop/new/*")
-		}},
-		{"getmail", func(t *testing.T) int {
-			runWithin(t, carryPatience, dir, nil, []string{"getmail", "--getmaildir=" + dir, "--rcfile=" + getmailrc})
-			return count(dir + "/getmail/*")
-		}},
+		program("fetchmail", func(dir string) []string { return fetchmail(t, dir, address, "", u, "keep") }, 0, 1), // 1: no mail
+		program("mpop", func(dir string) []string { return append(mpop(t, dir, address, "", u, "user"), "--keep=on") }),
+		program("getmail", func(dir string) []string { return getmail(t, dir, address, "", u) }),
 		{"one that forgets", func(t *testing.T) int {
 			conn := dial(t, address)
 			c := loginOn(t, conn, u)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -14,20 +15,13 @@ func TestFetchmailKeepsAndFlushes(t *testing.T) {
 	s := open(t, "fetchmail")
 	u, dir := s.user(t), t.TempDir()
 	s.deliver(t, u, "one", "two")
-	rc := file(t, dir, "fetchmailrc", `
-poll localhost with protocol POP3 service `+port(t, s.pop3)+` uidl:
-  user "`+u.name+`" password "`+u.password+`"
-  ssl sslproto "TLS1.2+" sslcertck sslcertfile "`+s.ca+`"
-  keep no rewrite no dropdelivered
-  mda "cat > $(mktemp `+dir+`/got/XXXXXX)"
-`)
-	mkdir(t, dir, "got")
 	const none = 1 // exit status: no mail
+	command := fetchmail(t, dir, s.pop3, s.ca, u, "keep")
 	fetchmail := func(status int, args ...string) {
 		t.Helper()
-		run(t, dir, nil, append([]string{"fetchmail", "-v", "--nosyslog", "--fetchmailrc", rc, "--idfile", dir + "/ids", "--pidfile", dir + "/pid"}, args...), status)
+		run(t, dir, nil, slices.Concat(command, []string{"-v"}, args), status)
 	}
-	got := func() []string { return sorted(subjects(files(t, dir+"/got/*"))) }
+	got := func() []string { return sorted(subjects(files(t, dir+"/new/*"))) }
 	fetchmail(0)
 	wantSubjects(t, "first", got(), "one", "two")
 	fetchmail(none)
@@ -49,23 +43,8 @@ func TestMpopFetchesNothingTwice(t *testing.T) {
 	for _, auth := range []string{"user", "plain"} {
 		u, dir := s.user(t), t.TempDir()
 		s.deliver(t, u, "one", "two")
-		maildir(t, dir)
-		rc := file(t, dir, "mpoprc", `
-account default
-host localhost
-port `+port(t, s.pop3)+`
-tls on
-tls_starttls off
-tls_trust_file `+s.ca+`
-user `+u.name+`
-password `+u.password+`
-auth `+auth+`
-delivery maildir `+dir+`
-received_header off
-uidls_file `+dir+`/uidls
-`)
 		got := func() []string { return sorted(subjects(files(t, dir+"/new/*"))) }
-		mpop := []string{"mpop", "--file", rc}
+		mpop := mpop(t, dir, s.pop3, s.ca, u, auth)
 		run(t, dir, nil, append(mpop, "--keep=on"))
 		wantSubjects(t, "first", got(), "one", "two")
 		run(t, dir, nil, append(mpop, "--keep=on"))
@@ -84,27 +63,8 @@ func TestGetmailFetchesNothingTwice(t *testing.T) {
 	s := open(t, "getmail")
 	u, dir := s.user(t), t.TempDir()
 	s.deliver(t, u, "one", "two")
-	mkdir(t, dir, "got")
-	rc := file(t, dir, "getmailrc", `
-[retriever]
-type = SimplePOP3SSLRetriever
-server = localhost
-port = `+port(t, s.pop3)+`
-username = `+u.name+`
-password = `+u.password+`
-ca_certs = `+s.ca+`
-[destination]
-type = MDA_external
-path = /bin/sh
-arguments = ("-c", "cat >$(mktemp `+dir+`/got/XXXXXX)")
-allow_root_commands = true
-[options]
-read_all = false
-delivered_to = false
-received = false
-`)
-	got := func() []string { return sorted(subjects(files(t, dir+"/got/*"))) }
-	getmail := []string{"getmail", "--getmaildir=" + dir, "--rcfile=" + rc}
+	got := func() []string { return sorted(subjects(files(t, dir+"/new/*"))) }
+	getmail := getmail(t, dir, s.pop3, s.ca, u)
 	run(t, dir, nil, getmail)
 	wantSubjects(t, "first", got(), "one", "two")
 	run(t, dir, nil, getmail)

@@ -35,54 +35,18 @@ func TestClientsAreToldThatPOP3HasEnded(t *testing.T) {
 		{mover, t.TempDir(), nil, 0, 0, 77},
 		{getter, t.TempDir(), nil, 0, 0, 127},
 	}
+	with := func(u user, password string) user {
+		u.password = password
+		return u
+	}
 	clients[0].command = func(password string) []string {
-		dir := clients[0].dir
-		rc := file(t, dir, "fetchmailrc", `
-poll localhost with protocol POP3 service `+port(t, p.at(t, "pop3"))+` uidl:
-  user "`+fetcher.name+`" password "`+password+`"
-  ssl sslproto "TLS1.2+" sslcertck sslcertfile "`+p.ca+`"
-  keep no rewrite no dropdelivered
-  mda "cat > $(mktemp `+dir+`/new/XXXXXX)"
-`)
-		return []string{"fetchmail", "-v", "--nosyslog", "--fetchmailrc", rc, "--idfile", dir + "/ids", "--pidfile", dir + "/pid"}
+		return append(fetchmail(t, clients[0].dir, p.at(t, "pop3"), p.ca, with(fetcher, password), "keep"), "-v")
 	}
 	clients[1].command = func(password string) []string {
-		dir := clients[1].dir
-		return []string{"mpop", "--keep=on", "--file", file(t, dir, "mpoprc", `
-account default
-host localhost
-port `+port(t, p.at(t, "pop3"))+`
-tls on
-tls_starttls off
-tls_trust_file `+p.ca+`
-user `+mover.name+`
-password `+password+`
-auth user
-delivery maildir `+dir+`
-received_header off
-uidls_file `+dir+`/uidls
-`)}
+		return append(mpop(t, clients[1].dir, p.at(t, "pop3"), p.ca, with(mover, password), "user"), "--keep=on")
 	}
 	clients[2].command = func(password string) []string {
-		dir := clients[2].dir
-		return []string{"getmail", "--getmaildir=" + dir, "--rcfile=" + file(t, dir, "getmailrc", `
-[retriever]
-type = SimplePOP3SSLRetriever
-server = localhost
-port = `+port(t, p.at(t, "pop3"))+`
-username = `+getter.name+`
-password = `+password+`
-ca_certs = `+p.ca+`
-[destination]
-type = MDA_external
-path = /bin/sh
-arguments = ("-c", "cat >$(mktemp `+dir+`/new/XXXXXX)")
-allow_root_commands = true
-[options]
-read_all = false
-delivered_to = false
-received = false
-`)}
+		return getmail(t, clients[2].dir, p.at(t, "pop3"), p.ca, with(getter, password))
 	}
 	got := func(i int) []string { return sorted(subjects(files(t, clients[i].dir+"/new/*"))) }
 	loaded := 0
@@ -93,7 +57,6 @@ received = false
 	}
 
 	for i, c := range clients {
-		maildir(t, c.dir)
 		s.deliver(t, c.u, "one", "two")
 		run(t, c.dir, nil, c.command(c.u.password), c.ok)
 		wantSubjects(t, "on the last day", got(i), "one", "two")

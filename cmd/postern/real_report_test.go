@@ -24,73 +24,29 @@ func TestReportSaysWhatRealClientsDo(t *testing.T) {
 	p := launch(t, []string{"protocol: pop3, name: pop3s", "protocol: pop3, name: pop3-110, tls: starttls"}, []string{
 		"main:", fmt.Sprintf("  imap: {address: %q, tls: none}", s.backend.IMAP),
 	}, fmt.Sprintf("state: {path: %q}\n", state))
-	pop3s := port(t, p.at(t, "pop3s"))
 	keeps, deletes, later, empty := s.user(t), s.user(t), s.user(t), s.user(t)
 	for _, u := range []user{keeps, deletes, later} {
 		s.deliver(t, u, "one", "two")
 	}
 
-	fetchmail := func(u user, port, options string, statuses ...int) {
+	const none, failed = 1, 3 // exit statuses of fetchmail: no mail, login refused
+	fetch := func(args []string, statuses ...int) {
 		t.Helper()
-		dir := t.TempDir()
-		mkdir(t, dir, "got")
-		rc := file(t, dir, "fetchmailrc", `
-poll localhost with protocol POP3 service `+port+` uidl:
-  user "`+u.name+`" password "`+u.password+`"
-  `+options+` no rewrite no dropdelivered
-  mda "cat > $(mktemp `+dir+`/got/XXXXXX)"
-`)
-		run(t, dir, nil, []string{"fetchmail", "--nosyslog", "--fetchmailrc", rc, "--idfile", dir + "/ids", "--pidfile", dir + "/pid"}, statuses...)
+		run(t, t.TempDir(), nil, args, statuses...)
 	}
-	overTLS := `ssl sslproto "TLS1.2+" sslcertck sslcertfile "` + p.ca + `"`
-	const none, failed = 1, 3 // exit statuses: no mail, login refused
-	fetchmail(keeps, pop3s, overTLS+" keep")
-	fetchmail(keeps, port(t, p.at(t, "pop3-110")), `sslproto "" keep`, failed)
-	fetchmail(empty, pop3s, overTLS+" keep", none)
-
-	dir := t.TempDir()
-	maildir(t, dir)
-	run(t, dir, nil, []string{"mpop", "--file", file(t, dir, "mpoprc", `
-account default
-host localhost
-port `+pop3s+`
-tls on
-tls_starttls off
-tls_trust_file `+p.ca+`
-user `+deletes.name+`
-password `+deletes.password+`
-delivery maildir `+dir+`
-uidls_file `+dir+`/uidls
-`), "--keep=off"})
-
-	dir = t.TempDir()
-	mkdir(t, dir, "got")
-	getmail := []string{"getmail", "--getmaildir=" + dir, "--rcfile=" + file(t, dir, "getmailrc", `
-[retriever]
-type = SimplePOP3SSLRetriever
-server = localhost
-port = `+pop3s+`
-username = `+later.name+`
-password = `+later.password+`
-ca_certs = `+p.ca+`
-[destination]
-type = MDA_external
-path = /bin/sh
-arguments = ("-c", "cat >$(mktemp `+dir+`/got/XXXXXX)")
-allow_root_commands = true
-[options]
-read_all = false
-delivered_to = false
-received = false
-`)}
-	run(t, dir, nil, getmail)
+	fetch(fetchmail(t, t.TempDir(), p.at(t, "pop3s"), p.ca, keeps, "keep"))
+	fetch(fetchmail(t, t.TempDir(), p.at(t, "pop3-110"), "", keeps, "keep"), failed)
+	fetch(fetchmail(t, t.TempDir(), p.at(t, "pop3s"), p.ca, empty, "keep"), none)
+	fetch(append(mpop(t, t.TempDir(), p.at(t, "pop3s"), p.ca, deletes, "user"), "--keep=off"))
+	getmail := getmail(t, t.TempDir(), p.at(t, "pop3s"), p.ca, later)
+	fetch(getmail)
 	s.deliver(t, later, "three")
-	run(t, dir, nil, append(getmail, "--delete"))
+	fetch(append(getmail, "--delete"))
 
 	config := filepath.Join(filepath.Dir(p.log), "postern.yaml")
 	report := ""
 	within(t, patience, "all sessions have ended", func() bool {
-		report = run(t, dir, nil, []string{"postern", "report", "pop3", "--config", config})
+		report = run(t, state, nil, []string{"postern", "report", "pop3", "--config", config})
 		return strings.Contains(report, "messages: 7, ")
 	})
 	for u, want := range map[user]string{

@@ -231,9 +231,10 @@ func okay(c *textproto.Conn, command string) error {
 	return nil
 }
 
-// program returns the poll of a real client that puts each message into a file in dir.
-func (m *migration) program(a *moving, dir string, args ...string) func() error {
-	return func() error {
+// program makes the client of a a real one, which puts each message into a file of dir/new.
+func (m *migration) program(a *moving, dir string, args []string) {
+	a.program = true
+	a.poll = func() error {
 		cmd := exec.Command("timeout", append([]string{"60"}, args...)...)
 		cmd.Dir, cmd.Env = dir, []string{"HOME=" + dir, "PATH=/usr/bin:/bin", "LC_ALL=C"}
 		err := cmd.Run()
@@ -253,41 +254,6 @@ func (m *migration) program(a *moving, dir string, args ...string) func() error 
 		}
 		return nil
 	}
-}
-
-// fetchmail returns a poll of fetchmail, which leaves mail on the server.
-func (m *migration) fetchmail(t *testing.T, a *moving) func() error {
-	dir := t.TempDir()
-	maildir(t, dir)
-	rc := file(t, dir, "fetchmailrc", `
-poll localhost with protocol POP3 service `+port(t, m.pop3)+` timeout 60 uidl:
-  user "`+a.name+`" password "`+a.password+`"
-  ssl sslproto "TLS1.2+" sslcertck sslcertfile "`+m.ca+`"
-  keep no rewrite no dropdelivered
-  mda "cat > $(mktemp `+dir+`/new/XXXXXX)"
-`)
-	return m.program(a, dir, "fetchmail", "--nosyslog", "--fetchmailrc", rc, "--idfile", dir+"/ids", "--pidfile", dir+"/pid")
-}
-
-// mpop returns a poll of mpop, which leaves mail on the server.
-func (m *migration) mpop(t *testing.T, a *moving) func() error {
-	dir := t.TempDir()
-	maildir(t, dir)
-	rc := file(t, dir, "mpoprc", `
-account default
-host localhost
-port `+port(t, m.pop3)+`
-tls on
-tls_starttls off
-tls_trust_file `+m.ca+`
-timeout 60
-user `+a.name+`
-password `+a.password+`
-delivery maildir `+dir+`
-received_header off
-uidls_file `+dir+`/uidls
-`)
-	return m.program(a, dir, "mpop", "--quiet", "--file", rc, "--keep=on")
 }
 
 // newMigration starts the servers and a Postern with all accounts at the old server. Seven
@@ -344,9 +310,11 @@ log: {format: json}
 		a.poll = p.poll
 		switch i {
 		case 0, 3:
-			a.program, a.poll = true, m.fetchmail(t, a)
+			dir := t.TempDir()
+			m.program(a, dir, fetchmail(t, dir, m.pop3, m.ca, a.user, "keep"))
 		case 1, 4:
-			a.program, a.poll = true, m.mpop(t, a)
+			dir := t.TempDir()
+			m.program(a, dir, append(mpop(t, dir, m.pop3, m.ca, a.user, "user"), "--quiet", "--keep=on"))
 		case 5, 8:
 			a.habit, p.stays = ledger.HabitDeletes, 0
 		case 6, 13, 14:
