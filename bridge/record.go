@@ -84,7 +84,7 @@ func (s *session) identify(ctx context.Context, known snapshot, v inbox.View, li
 			break
 		}
 	}
-	if err != nil {
+	if _, refused := errors.AsType[*proxy.Refusal](err); err != nil && !refused { // a refusal is that of the old server
 		s.notice(proxy.NoticeRecord, len(listed.messages), err)
 	}
 	return err

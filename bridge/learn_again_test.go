@@ -147,3 +147,22 @@ func TestAnAccountThatWasBackAtTheOldServerIsLearntAgain(t *testing.T) {
 		t.Errorf("the old server was asked %d times, want 3", n)
 	}
 }
+
+// Criterion: while the old server cannot be asked, nobody is told that the record is at fault.
+func TestALearningThatFailsIsNoFaultOfTheRecord(t *testing.T) {
+	_, b := serve(t, learnable(1))
+	learnFrom(b, &proxytest.POP3Server{Addr: "127.0.0.1:1"}, nil)
+	learnt := 0
+	b.Observer = observerFunc(func(e proxy.Event) {
+		switch e := e.(type) {
+		case proxy.MaildropNoticed:
+			t.Errorf("notice %s: %v", e.Kind, e.Err)
+		case proxy.UIDLsLearnt:
+			learnt++
+		}
+	})
+	refused(t, b)
+	if learnt != 1 {
+		t.Errorf("%d events about learning, want one", learnt)
+	}
+}
