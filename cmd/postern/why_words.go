@@ -44,8 +44,8 @@ var whyWords = map[outcomes.Kind]outcomeWords{
 		"set up the account with IMAP in the mail program (docs/support.md says how to tell the user), or give it a later day in policy.file.",
 	},
 	outcomes.Kind(proxy.Suspended): {
-		"The mail server said that the account is suspended or expired.",
-		"look at the account at the mail server.",
+		"The mail server said that the account is suspended or expired, or the password of a device is not for this protocol, network or day.",
+		"look at the account at the mail server; the detail names a device, and postern password list its limits.",
 	},
 	outcomes.Kind(proxy.Unusable): {
 		"The password was right, but the mailbox lacks what %s needs.",

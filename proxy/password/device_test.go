@@ -394,3 +394,40 @@ func BenchmarkDeviceCheck(b *testing.B) {
 		}
 	}
 }
+
+func FuzzNormalize(f *testing.F) {
+	f.Add("kkm62-x7rq3-nna6q-bdwys-68df13")
+	f.Add("KKM62 X7RQ3 NNA6Q OIl")
+	f.Fuzz(func(t *testing.T, typed string) {
+		var out, again [Long]byte
+		n, ok := normalize(&out, []byte(typed))
+		if !ok {
+			return
+		}
+		if n != Long && n != Short || strings.Trim(string(out[:n]), alphabet) != "" {
+			t.Fatalf("normalize(%q) = %q", typed, out[:n])
+		}
+		if m, ok := normalize(&again, grouped(out[:n])); !ok || string(again[:m]) != string(out[:n]) {
+			t.Errorf("%q is read as %q", grouped(out[:n]), again[:m])
+		}
+	})
+}
+
+func FuzzParseDevice(f *testing.F) {
+	f.Add(storedDevice{
+		ID: "k3v7q2mx", Name: "copier, 3rd floor", Made: "2026-11-29", Protocols: []string{"imap", "pop3"},
+		Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")}, Expires: "2027-12-31",
+		LastUsed: "2026-11-30", KeyMark: "01234567",
+	}.encode())
+	f.Add([]byte("2\tof a newer Postern"))
+	f.Fuzz(func(t *testing.T, value []byte) {
+		s, err := parseDevice(value)
+		if err != nil {
+			return
+		}
+		again, err := parseDevice(s.encode())
+		if err != nil || !slices.Equal(again.Protocols, s.Protocols) || !slices.Equal(again.Networks, s.Networks) || again.Name != s.Name || again.KeyMark != s.KeyMark {
+			t.Errorf("%+v is read back as %+v, %v", s, again, err)
+		}
+	})
+}

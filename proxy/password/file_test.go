@@ -157,3 +157,18 @@ func (s *safeBuffer) String() string {
 	defer s.mu.Unlock()
 	return s.b.String()
 }
+
+func FuzzPasswdFile(f *testing.F) {
+	f.Add("alice:" + quick + "\n# comment\nbob@example.org:{BLF-CRYPT}" + writtenByTools[4] + ":1000::\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		table, err := parseFile("passwd", strings.NewReader(text))
+		if err != nil {
+			return
+		}
+		for account, at := range table.accounts {
+			if account == "" || account != lower(account) || at >= len(table.lines) || table.lines[at].hash == nil {
+				t.Errorf("account %q has line %d of %d", account, at, len(table.lines))
+			}
+		}
+	})
+}

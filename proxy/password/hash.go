@@ -95,7 +95,7 @@ func parseArgon2id(text string) (hashed, error) {
 	}
 	var threads uint32
 	if n, err := fmt.Sscanf(parts[3], "m=%d,t=%d,p=%d", &h.kib, &h.time, &threads); err != nil || n != 3 {
-		return nil, errors.New("the parameters of the argon2id hash are not m=...,t=...,p=...")
+		return nil, errors.New("the parameters of the argon2id hash are not three numbers such as m=65536,t=3,p=1")
 	}
 	if h.kib < 8 || h.kib > maxMemory || h.time < 1 || h.time > maxTime || threads < 1 || threads > maxThreads {
 		return nil, fmt.Errorf("the argon2id hash needs more than a login may: m is 8 to %d, t 1 to %d, p 1 to %d", maxMemory, maxTime, maxThreads)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -70,8 +71,8 @@ func decodeCrypt(text string) (sum [sha512.Size]byte, ok bool) {
 			}
 			bits = bits<<6 | v
 		}
-		for i := len(octets) - 1; i >= 0; i-- {
-			sum[octets[i]] = byte(bits)
+		for _, at := range slices.Backward(octets) {
+			sum[at] = byte(bits)
 			bits >>= 8
 		}
 		return bits == 0

@@ -17,23 +17,23 @@ func (g *generation) setKeys() (err error) {
 	return nil
 }
 
-// checkKeys returns an error if no device password was made with a key of state.key_file: it
-// is another file than before, and every right password would be called wrong. A state that
-// cannot be read says nothing about the keys.
+// foreignKeys is what to know about device passwords of a key that state.key_file does not have.
+const foreignKeys = "device passwords that do not work, because state.key_file does not have the key that they were made with: %d; " +
+	"postern password list shows them with the key -: put that key into the second line of the file, or make them anew"
+
+// checkKeys returns an error if state.key_file is another one than that of the device
+// passwords.
 func (g *generation) checkKeys(ctx context.Context) error {
 	if g.deviceKeys == nil || g.Storage.Devices == nil {
 		return nil
 	}
-	fit, foreign, err := stored.CountDevices(ctx, g.Storage.Devices, g.deviceKeys)
-	switch {
-	case err != nil:
-		g.log.Warn("it is not known whether state.key_file has the key of the device passwords", "err", err)
-	case foreign == 0:
-	case fit == 0:
-		return configs.Errors{g.cfg.Errorf("state.key_file", "the state has %d device passwords, and none was made with a key of this file: put the key of before into it, as the only line or behind the new one", foreign)}
-	default:
-		g.log.Warn("device passwords do not work, because state.key_file does not have the key that they were made with", "devices", foreign,
-			"remedy", "postern password list shows them with the key -; put that key into the second line, or make the passwords anew")
+	foreign, err := stored.CheckDeviceKeys(ctx, g.Storage.Devices, g.deviceKeys)
+	if err != nil {
+		return configs.Errors{g.cfg.Errorf("state.key_file", "%v", err)}
+	}
+	if foreign > 0 {
+		w := g.cfg.Errorf("state.key_file", foreignKeys, foreign)
+		g.log.Warn("configuration warning", "file", w.File, "line", w.Line, "key", w.Key, "warning", w.Text)
 	}
 	return nil
 }

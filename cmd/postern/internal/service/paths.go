@@ -1,6 +1,7 @@
 package service
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -89,6 +90,11 @@ func (c *pathChecker) checkState() {
 	if err := c.unit.CheckWriteIn(dir); err != nil {
 		c.mistake(key, err)
 		return
+	}
+	foreign, err := stored.CheckDeviceKeysOf(context.Background(), c.cfg)
+	c.mistake("state.key_file", err)
+	if err == nil && foreign > 0 {
+		c.warnings = append(c.warnings, c.cfg.Errorf("state.key_file", foreignKeys, foreign))
 	}
 	warning, err := stored.CheckStart(dir)
 	c.mistake(key, err)

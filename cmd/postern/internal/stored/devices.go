@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"path/filepath"
 
 	"postern/configs"
 	"postern/proxy/admin"
@@ -40,9 +41,39 @@ func (m *Storage) deviceStore() (*password.Devices, error) {
 	return d, err
 }
 
-// CountDevices returns the number of device passwords that were made with one of the keys,
+// CheckDeviceKeys returns an error if there are device passwords, and none was made with one
+// of the keys: they are those of another file than before, and every right password would be
+// called wrong. Otherwise it returns the number of those that were made with another key, which
+// do not work. A state that cannot be read says nothing about the keys.
+func CheckDeviceKeys(ctx context.Context, devices password.Bucket, keys [][]byte) (foreign int, err error) {
+	fit, foreign, err := countDevices(ctx, devices, keys)
+	switch {
+	case err != nil:
+		return 0, nil
+	case fit == 0 && foreign > 0:
+		return foreign, fmt.Errorf("the state has %d device passwords, and none was made with a key of this file: put the key of before into it, as the only line or behind the new one", foreign)
+	}
+	return foreign, nil
+}
+
+// CheckDeviceKeysOf is CheckDeviceKeys for the files of a configuration, while no Postern
+// has them open. It changes nothing.
+func CheckDeviceKeysOf(ctx context.Context, cfg *configs.Config) (foreign int, err error) {
+	keys, err := ReadDeviceKeys(cfg)
+	if err != nil || keys == nil {
+		return 0, nil // configs or the start reports the error
+	}
+	record, err := openToStart(filepath.Join(cfg.State.Path, RecordFile))
+	if err != nil || record == nil {
+		return 0, nil // CheckStart reports the error
+	}
+	defer func() { _ = record.Close() }()
+	return CheckDeviceKeys(ctx, record.Bucket(DeviceBucket), keys)
+}
+
+// countDevices returns the number of device passwords that were made with one of the keys,
 // and of all others.
-func CountDevices(ctx context.Context, devices password.Bucket, keys [][]byte) (fit, foreign int, err error) {
+func countDevices(ctx context.Context, devices password.Bucket, keys [][]byte) (fit, foreign int, err error) {
 	err = (&password.Devices{Bucket: devices, Keys: keys}).List(ctx, "", func(d password.Device) error {
 		if d.Key > 0 {
 			fit++
