@@ -27,7 +27,7 @@ func (s *Server) attempt(c *conn, d Dialogue) (welcome string, err error) {
 			e.Err = NewRefusal(Internal, nil)
 		}
 		if l != nil {
-			e.Account = l.Account
+			e.Account, e.Device = l.Account, l.Device
 			if e.Err != nil {
 				l.Secret.Clear()
 			}

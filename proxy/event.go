@@ -299,6 +299,7 @@ type (
 		Account  string            // empty when User could not be rewritten
 		ID       map[string]string // IMAP ID
 		Backend  string            // empty: no backend has accepted the password
+		Device   string            // Login.Device
 		Duration time.Duration
 		Err      error // nil: logged in; a *Refusal; anything else: the client left
 

@@ -205,7 +205,7 @@ func events() []proxy.Event {
 		proxy.Handshake{Client: c, Result: proxy.HandshakeError, Reason: proxy.NoVersion, Hello: hello, Err: err},
 		proxy.Handshake{Client: c, Result: proxy.HandshakeSilent, Err: err},
 		proxy.CertificateRejected{Client: c, Alert: "unknown_ca"},
-		proxy.Attempt{Client: c, Account: "alice", Backend: "main", ID: map[string]string{"name": "x"}, Delay: time.Second, Decision: decision},
+		proxy.Attempt{Client: c, Account: "alice", Backend: "main", Device: "fe3x9w05", ID: map[string]string{"name": "x"}, Delay: time.Second, Decision: decision},
 		proxy.Attempt{Client: c, User: "bob", Account: "bob", Decision: decision, Err: &proxy.Refusal{Reason: proxy.Wrong, Doubtful: true}},
 		proxy.Attempt{Client: c, Err: err},
 		proxy.Closed{Client: c, Account: "alice", End: proxy.EndError, Err: err},

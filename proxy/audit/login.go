@@ -34,6 +34,9 @@ func (l *Log) attempt(e proxy.Attempt) {
 	if e.Backend != "" {
 		fields = append(fields, "backend", e.Backend)
 	}
+	if e.Device != "" {
+		fields = append(fields, "device", e.Device)
+	}
 	if len(e.ID) > 0 {
 		fields = append(fields, "client_id", idOf(e.ID))
 	}

@@ -47,6 +47,7 @@ type Session struct {
 	Client   netip.AddrPort `json:"client"`
 	TLS      string         `json:"tls,omitempty"`
 	Backend  string         `json:"backend,omitempty"`
+	Device   string         `json:"device,omitempty"` // whose password of postern password was used
 	Since    time.Time      `json:"since"`
 	Received int64          `json:"received"`          // octets from the client
 	Sent     int64          `json:"sent"`              // octets to the client
@@ -127,7 +128,7 @@ func (s *Service) eachSession(ctx context.Context, f SessionFilter, each func(Se
 	for _, i := range all {
 		l := Session{
 			ID: i.Client.ID, Protocol: i.Client.Protocol, Listener: i.Client.Service, State: i.Step.String(), Account: i.Account,
-			Client: i.Client.Addr, Backend: i.Backend, Since: i.Since, Received: i.Received, Sent: i.Sent,
+			Client: i.Client.Addr, Backend: i.Backend, Device: i.Device, Since: i.Since, Received: i.Received, Sent: i.Sent,
 		}
 		if i.Client.TLS != nil {
 			l.TLS = tls.VersionName(i.Client.TLS.Version)

@@ -153,6 +153,13 @@ func TestARemovedDeviceIsLoggedOutAfterItsMessage(t *testing.T) {
 			}
 		}()
 	}
+	devices := map[string]int{}
+	if err := r.service.listSessions(t.Context(), SessionFilter{Account: "alice"}, func(s Session) error { devices[s.Device]++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if devices[phone.ID] != 2 || devices[copier.ID] != 1 {
+		t.Errorf("sessions by device: %v", devices)
+	}
 	if removed := one(t, r, stored.RemoveDevice, stored.DeviceName{Account: "alice", ID: phone.ID}); removed.Ended != 2 {
 		t.Errorf("sessions ended: %d, want 2", removed.Ended)
 	}
@@ -169,6 +176,9 @@ func TestARemovedDeviceIsLoggedOutAfterItsMessage(t *testing.T) {
 		if strings.Contains(strings.ToLower(text), secret) {
 			t.Error("the log has a password")
 		}
+	}
+	if !strings.Contains(text, "device="+phone.ID) {
+		t.Error("the line of the login does not name the device")
 	}
 	if !strings.Contains(text, "device "+copier.ID+": not for imap") || !strings.Contains(text, "reason=suspended") {
 		t.Errorf("the log does not say why the copier was refused:\n%s", text)
