@@ -153,8 +153,8 @@ func (c *comparison) learn(ctx context.Context, p *pairing) (*uidl.Record, error
 	if err != nil {
 		return nil, err
 	}
-	// Not that of INBOX: what came while the session was open is shown by the next one.
-	fresh.Current().UIDNext = p.lastFound() + 1
+	// Not that of INBOX: a later session may show what this one has not, or prove it.
+	fresh.Current().UIDNext = p.firstOther()
 	if c.event.Learnt, err = bridge.Learn(ctx, c.backend.Bridge.Record, c.login.Account, fresh); err != nil {
 		return nil, err
 	}
@@ -229,8 +229,10 @@ func (c *comparison) countExtra(p *pairing, lastNew int) {
 			unclear++
 		}
 	}
-	e.Extra = max(0, extra-e.Unproven) // some of them may be the old messages that could not be matched
-	e.Unproven += unclear
+	// Some of them may be the old messages that could not be matched.
+	same := min(unclear, e.Unproven)
+	e.Extra = max(0, extra-(e.Unproven-same))
+	e.Unproven += unclear - same
 	s.UIDValidity, s.UIDNext = p.in.UIDValidity, p.in.UIDNext
 	if n := len(p.in.UIDs); s.UIDNext == 0 && n > 0 {
 		s.UIDNext = p.in.UIDs[n-1] + 1
@@ -426,12 +428,17 @@ func (p *pairing) others(pairs []oldserver.Pair) (old, new []int) {
 	return old, new
 }
 
-// lastFound returns the highest UID that was found; 0: none.
-func (p *pairing) lastFound() (uid uint32) {
-	if n := len(p.result.Pairs); n > 0 {
-		uid = p.in.UIDs[p.result.Pairs[n-1].New]
+// firstOther returns the lowest UID of INBOX, or behind it, that was not found.
+func (p *pairing) firstOther() uint32 {
+	for j, uid := range p.in.UIDs {
+		if j >= len(p.result.Pairs) || p.result.Pairs[j].New != j {
+			return uid
+		}
 	}
-	return uid
+	if n := len(p.in.UIDs); n > 0 {
+		return p.in.UIDs[n-1] + 1
+	}
+	return 1
 }
 
 // otherUIDLs returns how many messages the bridge would show with another UIDL.

@@ -405,3 +405,43 @@ func TestMovingBack(t *testing.T) {
 	}
 	t.Error("the same UIDLs are not clean")
 }
+
+// Criterion: A message that comes to a store that both servers have, after the old one has counted its messages, is no difference, and is recorded with the UIDL of the old server at the next session.
+func TestAMessageComesDuringTheSession(t *testing.T) {
+	p := start(t, 1, 2, 3)
+	p.old.SetMaildrop("alice", mail(1, 2))
+	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowUnproven, Messages: 2, Found: 2, Unproven: 1, Learnt: 2})
+	p.old.SetMaildrop("alice", mail(1, 2, 3))
+	p.deliver(t, 4)
+	p.want(t, clean(3, 1), "LIST", "UIDL", "RETR 3", "QUIT")
+	p.old.SetMaildrop("alice", mail(1, 2, 3, 4))
+	p.want(t, clean(4, 1), "LIST", "UIDL", "RETR 4", "QUIT")
+	p.bridged(t, "1 old-1", "2 old-2", "3 old-3", "4 old-4")
+}
+
+// Criterion: The copy is made anew, so that INBOX has another UIDVALIDITY: the next session records the UIDLs of the old server for it.
+func TestACopyIsMadeAnew(t *testing.T) {
+	p := start(t, 1, 2)
+	p.old.SetMaildrop("alice", mail(1, 2))
+	p.want(t, clean(2, 2))
+	if err := p.imap.Renew("alice"); err != nil {
+		t.Fatal(err)
+	}
+	p.deliver(t, 2, 1)
+	p.forgetClean(t)
+	again := clean(2, 2)
+	again.Order = 1
+	p.want(t, again)
+	p.bridged(t, "1 old-2", "2 old-1")
+}
+
+// Criterion: A server without TOP proves what clients retrieve; the rest stays unproven, and is recorded as nothing else.
+func TestAServerWithoutTOP(t *testing.T) {
+	p := start(t, 1, 2, 3)
+	p.old.NoTop = true
+	p.old.SetMaildrop("alice", mail(1, 2, 3))
+	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowUnproven, Messages: 3, Found: 2, Unproven: 1, Learnt: 2}, "LIST", "UIDL", "RETR 1", "RETR 3", "QUIT")
+	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowUnproven, Messages: 3, Found: 2, Unproven: 1})
+	p.want(t, clean(3, 1), "LIST", "UIDL", "RETR 2", "QUIT")
+	p.bridged(t, "1 old-1", "2 old-2", "3 old-3")
+}

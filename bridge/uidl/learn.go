@@ -26,7 +26,10 @@ func (r *Record) Learn(fresh *Record, today Day) (n int, changed bool) {
 	if last := len(to.Entries); next == 0 && last > 0 {
 		next = to.Entries[last-1].UID + 1
 	}
-	entries = slices.DeleteFunc(entries, func(e Entry) bool { return e.UID < next || !r.mayLearn(e, names) })
+	entries = slices.DeleteFunc(entries, func(e Entry) bool {
+		known := to.Find(e.UID)
+		return e.UID < next || known != nil && (known.UIDL != "" || known.Header == e.Header) || !r.mayLearn(e, names)
+	})
 	for i := range entries {
 		if e := &entries[i]; string(to.compute(nil, e.UID)) == e.UIDL {
 			e.UIDL = "" // the eras compute it
