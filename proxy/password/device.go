@@ -91,7 +91,7 @@ func parseDevice(value []byte) (s storedDevice, err error) {
 	return s, nil
 }
 
-var errDamaged = errors.New("a device in the state is damaged, or of a newer Postern")
+var errDamaged = errors.New("the record is damaged, or of a newer Postern")
 
 // A Bucket has the devices, by account and hash. Its methods are those of state.Bucket.
 type Bucket interface {
@@ -290,39 +290,48 @@ var errRemoved = errors.New("the device was removed")
 
 // stands returns nil if the device of a session is there still, and may be used there.
 func (d *Devices) stands(ctx context.Context, l deviceLogin) error {
-	there := false
-	err := d.scan(ctx, l.Account, func(_ string, s storedDevice) error {
-		if s.ID != l.Device {
-			return nil
+	var found *storedDevice
+	err := d.scan(ctx, prefix(l.Account), func(_, _ string, s storedDevice) error {
+		if s.ID == l.Device {
+			found = &s
 		}
-		there = true
-		return s.limit(l.Client, d.today())
+		return nil
 	})
-	switch _, refused := errors.AsType[*proxy.Refusal](err); {
-	case refused:
-		return err
+	switch {
+	case found != nil:
+		return found.limit(l.Client, d.today())
 	case err != nil:
 		return unreadable(ctx, err)
-	case !there:
-		return proxy.NewRefusal(proxy.Wrong, errRemoved)
 	}
-	return nil
+	return proxy.NewRefusal(proxy.Wrong, errRemoved)
 }
 
-func (d *Devices) scan(ctx context.Context, account string, each func(at string, s storedDevice) error) error {
-	return d.Bucket.Scan(ctx, prefix(account), func(at string, value []byte) error {
+// scan calls each for the devices whose keys in the bucket begin with from. Those that cannot
+// be read are left out, and are an error at the end.
+func (d *Devices) scan(ctx context.Context, from string, each func(account, at string, s storedDevice) error) error {
+	var damaged error
+	n := 0
+	err := d.Bucket.Scan(ctx, from, func(at string, value []byte) error {
+		account, _, _ := strings.Cut(at, "\x00")
 		s, err := parseDevice(value)
-		if err != nil {
-			return err
+		if err == nil {
+			return each(account, at, s)
 		}
-		return each(at, s)
+		if n++; damaged == nil {
+			damaged = fmt.Errorf("a device of %s: %w (postern account forget removes all that is stored of the account)", account, err)
+		}
+		return nil
 	})
+	if err == nil && n > 1 {
+		return fmt.Errorf("%w; and %d more", damaged, n-1)
+	}
+	return errors.Join(err, damaged)
 }
 
 // List calls each for the devices of an account in the order of their IDs, or of all
-// accounts if account is "".
+// accounts if account is "". Devices that cannot be read are an error at the end.
 func (d *Devices) List(ctx context.Context, account string, each func(Device) error) error {
-	var all []Device
+	var all []Device // of one account
 	flush := func() error {
 		slices.SortFunc(all, func(a, b Device) int { return strings.Compare(a.ID, b.ID) })
 		for _, one := range all {
@@ -337,24 +346,20 @@ func (d *Devices) List(ctx context.Context, account string, each func(Device) er
 	if account != "" {
 		from = prefix(account)
 	}
-	err := d.Bucket.Scan(ctx, from, func(at string, value []byte) error {
-		account, _, _ := strings.Cut(at, "\x00")
-		s, err := parseDevice(value)
-		if err != nil {
-			return fmt.Errorf("of %s: %w", account, err)
-		}
+	var callerErr error
+	err := d.scan(ctx, from, func(account, _ string, s storedDevice) error {
 		if len(all) > 0 && all[0].Account != account {
-			if err := flush(); err != nil {
-				return err
+			if callerErr = flush(); callerErr != nil {
+				return callerErr
 			}
 		}
 		all = append(all, d.device(account, s))
 		return nil
 	})
-	if err != nil {
-		return err
+	if callerErr != nil {
+		return callerErr
 	}
-	return flush()
+	return errors.Join(flush(), err)
 }
 
 func (d *Devices) device(account string, s storedDevice) Device {
@@ -373,7 +378,7 @@ func (d *Devices) Add(ctx context.Context, wanted Device, length int) (Device, *
 		return Device{}, nil, err
 	}
 	n := 0
-	if err := d.scan(ctx, wanted.Account, func(string, storedDevice) error { n++; return nil }); err != nil {
+	if err := d.scan(ctx, prefix(wanted.Account), func(string, string, storedDevice) error { n++; return nil }); err != nil {
 		return Device{}, nil, err
 	}
 	if n >= MaxDevices {
@@ -429,13 +434,13 @@ var ErrNoDevice = errors.New("there is no such device")
 func (d *Devices) Remove(ctx context.Context, account, id string) (Device, error) {
 	var found Device
 	at := ""
-	err := d.scan(ctx, account, func(where string, s storedDevice) error {
+	err := d.scan(ctx, prefix(account), func(_, where string, s storedDevice) error {
 		if s.ID == id {
 			at, found = where, d.device(account, s)
 		}
 		return nil
 	})
-	if err != nil {
+	if at == "" && err != nil {
 		return Device{}, err
 	}
 	if at == "" {

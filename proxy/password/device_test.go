@@ -300,6 +300,38 @@ func TestARemovedDeviceStaysRemoved(t *testing.T) {
 	expect(t, d, login("alice", other), proxy.Wrong, false)
 }
 
+// Criterion: A damaged record of one device leaves the others of the account, and of other accounts, as they are.
+func TestADamagedDeviceHarmsNoOther(t *testing.T) {
+	store := new(state.Memory)
+	d := &Devices{Bucket: store, Keys: [][]byte{presentKey}}
+	made, text := add(t, d, Device{Account: "alice"}, Long)
+	add(t, d, Device{Account: "bob"}, Long)
+	for _, damaged := range []string{"alice\x000", "alice\x00z", "bob\x00z"} {
+		if err := store.Put(t.Context(), damaged, []byte("damaged")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l := login("alice", text)
+	expect(t, d, l, 0, false)
+	if err := d.stands(t.Context(), deviceLogin{"alice", l.Device, l.Client}); err != nil {
+		t.Errorf("stands = %v", err)
+	}
+	if err := d.stands(t.Context(), deviceLogin{"alice", "gone", l.Client}); proxy.ReasonOf(err) != proxy.Unavailable {
+		t.Errorf("stands of a device that may be the damaged one = %v, want a temporary refusal", err)
+	}
+	n := 0
+	err := d.List(t.Context(), "", func(Device) error { n++; return nil })
+	if n != 2 || err == nil || !strings.Contains(err.Error(), "a device of alice: the record is damaged") || !strings.Contains(err.Error(), "and 2 more") {
+		t.Errorf("List shows %d, %v", n, err)
+	}
+	if _, err := d.Remove(t.Context(), "alice", made.ID); err != nil {
+		t.Errorf("Remove = %v", err)
+	}
+	if n, err := d.Forget(t.Context(), "alice"); n != 2 || err != nil {
+		t.Errorf("Forget = %d, %v", n, err)
+	}
+}
+
 func TestWhatANewDeviceMayBe(t *testing.T) {
 	d := &Devices{Bucket: new(state.Memory), Keys: [][]byte{presentKey}}
 	for name, wanted := range map[string]Device{
