@@ -125,6 +125,11 @@ func Learn(ctx context.Context, bucket Bucket, account string, fresh *uidl.Recor
 	return n, err
 }
 
+// HeadersKey returns the key under which the headers of an account's old maildrop are kept
+// in the cache, as encoded by oldserver.Headers: a Learner and package shadow read none
+// that the other has read.
+func HeadersKey(account string) string { return learntKey(account) }
+
 // ShadowKey returns the key under which package shadow keeps what it knows of an account
 // in the cache.
 func ShadowKey(account string) string { return key(account) + "\x00shadow" }

@@ -92,7 +92,11 @@ func (s *shadowed) Open(ctx context.Context) (welcome string, err error) {
 		event: proxy.ShadowCompared{Client: s.login.Client, Account: s.login.Account, Backend: s.backend.Bridge.Name},
 	}
 	s.watcher.begin(s.totals().Messages)
-	if err := s.backend.Limits.enter(); err != nil {
+	switch err := s.backend.Limits.enter(s.login.Account); {
+	case errors.Is(err, errRunning): // that comparison says what there is to say
+		s.watcher.stop()
+		return welcome, nil
+	case err != nil:
 		c.skip(err)
 		return welcome, nil
 	}
@@ -170,7 +174,7 @@ func (c *comparison) observe(e proxy.Event) {
 // run runs in a goroutine of its own, which ends soon after the session. A panic does not
 // touch the session.
 func (c *comparison) run(ctx context.Context) {
-	defer c.backend.Limits.leave()
+	defer c.backend.Limits.leave(c.login.Account)
 	defer c.watcher.stop()
 	defer c.login.Secret.Clear()
 	defer func() {
@@ -256,7 +260,7 @@ type Limits struct {
 	PerSecond   float64 // logins to the IMAP server
 
 	mu      sync.Mutex
-	running int
+	running map[string]bool // by account
 	tokens  float64
 	filled  time.Time // when tokens was right
 	paused  time.Time // until then nothing is begun
@@ -264,28 +268,34 @@ type Limits struct {
 }
 
 var (
-	errBusy   = errors.New("pop3.shadow.concurrency comparisons are running")
-	errRate   = errors.New("there are more than pop3.shadow.per_second comparisons")
-	errPaused = errors.New("the IMAP server was slow, or has failed, within the last minute")
+	errRunning = errors.New("another session of the account is compared")
+	errBusy    = errors.New("pop3.shadow.concurrency comparisons are running")
+	errRate    = errors.New("there are more than pop3.shadow.per_second comparisons")
+	errPaused  = errors.New("the IMAP server was slow, or has failed, within the last minute")
 )
 
-// enter takes a place for a session, until leave.
-func (l *Limits) enter() error {
+// enter takes a place for a session of an account, until leave.
+func (l *Limits) enter(account string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
+	case l.running[account]:
+		return errRunning
 	case time.Now().Before(l.paused):
 		return errPaused
-	case l.running >= l.Concurrency:
+	case len(l.running) >= l.Concurrency:
 		return errBusy
 	}
-	l.running++
+	if l.running == nil {
+		l.running = make(map[string]bool)
+	}
+	l.running[account] = true
 	return nil
 }
 
-func (l *Limits) leave() {
+func (l *Limits) leave(account string) {
 	l.mu.Lock()
-	l.running--
+	delete(l.running, account)
 	l.mu.Unlock()
 }
 

@@ -121,6 +121,7 @@ func (p *pair) session(t testing.TB, commands ...string) {
 }
 
 func (p *pair) try(t testing.TB, commands ...string) error {
+	p.awaitEnd()
 	client, server := proxytest.Pipe(t)
 	login := &proxy.Login{Client: proxy.Client{ID: "ID42"}, Account: "alice", Mechanism: "PLAIN", Secret: proxy.NewSecret([]byte("secret"))}
 	session, err := p.backend.Login(t.Context(), login)
@@ -444,4 +445,13 @@ func TestAServerWithoutTOP(t *testing.T) {
 	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowUnproven, Messages: 3, Found: 2, Unproven: 1})
 	p.want(t, clean(3, 1), "LIST", "UIDL", "RETR 2", "QUIT")
 	p.bridged(t, "1 old-1", "2 old-2", "3 old-3")
+}
+
+// Criterion: A message that is copied to INBOX after the last session in shadow has, in the bridge, the UIDL that the old server has shown.
+func TestALateCopyComesToTheBridge(t *testing.T) {
+	p := start(t, 1, 2)
+	p.old.SetMaildrop("alice", mail(1, 2, 3))
+	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowClean, Messages: 3, Found: 2, Late: 1, Learnt: 2})
+	p.deliver(t, 4, 3)
+	p.bridged(t, "1 old-1", "2 old-2", "3 0000000300000007", "4 old-3")
 }

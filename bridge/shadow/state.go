@@ -1,6 +1,7 @@
 package shadow
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"time"
@@ -28,8 +29,8 @@ type accountState struct {
 
 	Sums map[string][]byte // hashes of such messages, by UIDL
 
-	Encoded []byte             // headers
 	headers *oldserver.Headers // not nil after load
+	encoded []byte             // headers, as they are in the cache
 }
 
 // due reports whether an account with so many messages is to be compared.
@@ -46,18 +47,21 @@ func (s *accountState) due(messages int, now time.Time) bool {
 // load returns the state of the account. A state that cannot be read is that of an account
 // which was never compared.
 func (c *comparison) load(ctx context.Context) (s accountState) {
-	if cache := c.backend.Bridge.Cache; cache != nil {
-		if value, err := cache.Get(ctx, bridge.ShadowKey(c.login.Account)); err == nil && value != nil {
-			if json.Unmarshal(value, &s) != nil {
-				s = accountState{}
-			}
+	s.headers = new(oldserver.Headers)
+	cache := c.backend.Bridge.Cache
+	if cache == nil {
+		return s
+	}
+	if value, err := cache.Get(ctx, bridge.ShadowKey(c.login.Account)); err == nil && value != nil {
+		if json.Unmarshal(value, &s) != nil {
+			s = accountState{headers: s.headers}
 		}
 	}
-	headers, err := oldserver.DecodeHeaders(s.Encoded)
-	if err != nil {
-		headers = new(oldserver.Headers)
+	if value, err := cache.Get(ctx, bridge.HeadersKey(c.login.Account)); err == nil && value != nil {
+		if headers, err := oldserver.DecodeHeaders(value); err == nil {
+			s.headers, s.encoded = headers, value
+		}
 	}
-	s.headers, s.Encoded = headers, nil
 	return s
 }
 
@@ -67,7 +71,9 @@ func (c *comparison) save(ctx context.Context) {
 	if cache == nil {
 		return
 	}
-	c.state.Encoded = c.state.headers.Encode()
+	if value := c.state.headers.Encode(); !bytes.Equal(value, c.state.encoded) {
+		_ = cache.Put(ctx, bridge.HeadersKey(c.login.Account), value)
+	}
 	if value, err := json.Marshal(c.state); err == nil {
 		_ = cache.Put(ctx, bridge.ShadowKey(c.login.Account), value)
 	}

@@ -156,3 +156,53 @@ func TestShadowIsKilled(t *testing.T) {
 		t.Errorf("the bridge shows %q, the old server %q", got, want)
 	}
 }
+
+// Criterion: An account that moves from shadow to the bridge with `pop3.learn_from` is asked for at the old server once more, and no header that shadow has read is read again.
+func TestLearningAfterShadowReadsNoHeaderTwice(t *testing.T) {
+	const messages = 30
+	s := open(t)
+	u := s.user(t)
+	old := proxytest.StartPOP3Server(t)
+	old.Password, old.Pipelining = u.password, true
+	var maildrop []proxytest.POP3Message
+	for i := range messages {
+		raw := fmt.Sprintf("Message-ID: <%d@example.org>\r\n\r\nx\r\n", i)
+		maildrop = append(maildrop, proxytest.POP3Message{UIDL: fmt.Sprintf("old-%d", i), Raw: raw})
+		s.backend.Deliver(t, u.name, []byte(strings.ReplaceAll(raw, "\r\n", "\n")))
+	}
+	old.SetMaildrop(u.name, maildrop)
+	dir := t.TempDir()
+	wave := file(t, dir, "wave", u.name+" pop3=shadow\n")
+	p := startPostern(t, behind{
+		imap: fmt.Sprintf("{address: %q, ca: %q, server_name: localhost}", s.backend.IMAPS, s.backend.CA),
+		pop3: fmt.Sprintf("{address: %q, tls: none, kind: other}", old.Addr),
+	}, fmt.Sprintf("routes: [{file: %q, backend: main}, {backend: main}]\nstate: {path: %q}\npop3: {learn_from: main}\n", wave, filepath.Join(dir, "state")))
+	poll := func() string {
+		conn := dialTLS(t, p.pop3, p.ca)
+		defer func() { _ = conn.Close() }()
+		c := loginOn(t, conn, u)
+		c.body("LIST")
+		ids := string(c.body("UIDL"))
+		c.command("QUIT")
+		_, _ = io.Copy(io.Discard, conn)
+		return ids
+	}
+	want := poll()
+	within(t, patience, "the account is clean", func() bool {
+		poll()
+		return slices.ContainsFunc(p.logged(t, "old server compared with INBOX"), func(l line) bool { return l.text("result") == proxy.ShadowClean })
+	})
+	top := old.Commands("TOP")
+	if err := os.WriteFile(wave, []byte(u.name+" pop3=bridge\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	within(t, patience, "the unique ids are learnt", func() bool {
+		if got := poll(); got != want {
+			t.Fatalf("UIDL is %q, want %q", got, want)
+		}
+		return len(p.logged(t, "unique ids of the old server learnt")) > 0
+	})
+	if n := old.Commands("TOP"); n != top || top != messages {
+		t.Errorf("TOP came %d times in shadow, and %d times then, want %d and 0", top, n-top, messages)
+	}
+}
