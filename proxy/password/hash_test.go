@@ -142,3 +142,23 @@ func argonSum(t testing.TB, password, salt string, kib uint32) string {
 	t.Helper()
 	return base64.RawStdEncoding.EncodeToString(argon2.IDKey([]byte(password), []byte(salt), 1, kib, 1, 32))
 }
+
+// BenchmarkVerify is a right password in each kind of hash, as doveadm pw makes it by
+// default.
+func BenchmarkVerify(b *testing.B) {
+	for name, hash := range map[string]string{
+		"sha512-crypt": writtenByTools[0], "argon2id-64MiB-t3": writtenByTools[1], "bcrypt-5": writtenByTools[2],
+	} {
+		b.Run(name, func(b *testing.B) {
+			h, err := parseHash(hash)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				if !h.verify([]byte("secret of alice")) {
+					b.Fatal("wrong")
+				}
+			}
+		})
+	}
+}
