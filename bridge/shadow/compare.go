@@ -62,7 +62,7 @@ func (c *comparison) finish(ctx context.Context, in *bridge.Reader) error {
 		return err
 	}
 	c.count(&p)
-	if c.event.Result != proxy.ShadowNotCopied && len(shown) > 0 {
+	if c.event.Found > 0 { // else a record would only say that there is none
 		if record, err = c.learn(ctx, &p); err != nil {
 			return err
 		}
@@ -336,8 +336,12 @@ func (p *pairing) headersOf(old, some []int) ([]oldserver.Header, error) {
 	var err error
 	for k, i := range places(old, some) {
 		m := p.shown[i]
-		if all[k] = p.header(m); !all[k].Known && !p.watcher.refused[m.Number] && uidl.Valid(m.UIDL) {
-			p.wanted, err = append(p.wanted, m.UIDL), errWanted
+		if all[k] = p.header(m); all[k].Known || !uidl.Valid(m.UIDL) {
+			continue
+		}
+		p.wanted = append(p.wanted, m.UIDL)
+		if !p.watcher.refuses(m.Number) {
+			err = errWanted
 		}
 	}
 	return all, err
@@ -361,8 +365,12 @@ func (p *pairing) contentsOf(old, some []int) ([]oldserver.Sum, error) {
 		if all[k] = p.watcher.sums[m.Number]; all[k] != (oldserver.Sum{}) {
 			continue
 		}
-		if copy(all[k][:], p.known[m.UIDL]) == 0 && !p.watcher.refused[m.Number] && m.Size <= maxWhole {
-			p.bodies, err = append(p.bodies, m.UIDL), errWanted
+		if copy(all[k][:], p.known[m.UIDL]) > 0 || m.Size > maxWhole {
+			continue
+		}
+		p.bodies = append(p.bodies, m.UIDL)
+		if !p.watcher.refuses(m.Number) {
+			err = errWanted
 		}
 	}
 	return all, err

@@ -41,7 +41,7 @@ const (
 	slowLogin = 2 * time.Second
 	pauseTime = time.Minute
 	// spareTime is how long the old server is asked for no header after a late answer.
-	spareTime = 10 * time.Minute
+	spareTime = time.Minute
 )
 
 // An Old logs l in to the old POP3 server for a session that w watches, and clears the

@@ -436,15 +436,31 @@ func TestACopyIsMadeAnew(t *testing.T) {
 	p.bridged(t, "1 old-2", "2 old-1")
 }
 
-// Criterion: A server without TOP proves what clients retrieve; the rest stays unproven, and is recorded as nothing else.
+// Criterion: A server without TOP proves what clients retrieve; the rest stays unproven, and is recorded when it is proven.
 func TestAServerWithoutTOP(t *testing.T) {
-	p := start(t, 1, 2, 3)
-	p.old.NoTop = true
-	p.old.SetMaildrop("alice", mail(1, 2, 3))
-	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowUnproven, Messages: 3, Found: 2, Unproven: 1, Learnt: 2}, "LIST", "UIDL", "RETR 1", "RETR 3", "QUIT")
-	p.want(t, proxy.ShadowCompared{Result: proxy.ShadowUnproven, Messages: 3, Found: 2, Unproven: 1})
-	p.want(t, clean(3, 1), "LIST", "UIDL", "RETR 2", "QUIT")
-	p.bridged(t, "1 old-1", "2 old-2", "3 old-3")
+	for _, more := range []int{0, 50} { // messages that are never retrieved
+		p := start(t, 1, 2, 3)
+		p.old.NoTop = true
+		maildrop := mail(1, 2, 3)
+		for i := range more {
+			maildrop = append(maildrop, mail(100+i)...)
+			p.deliver(t, 100+i)
+		}
+		p.old.SetMaildrop("alice", maildrop)
+		n := 3 + more
+		p.want(t, proxy.ShadowCompared{Result: proxy.ShadowUnproven, Messages: n, Unproven: n})
+		p.notRecorded(t)
+		p.want(t, proxy.ShadowCompared{Result: proxy.ShadowUnproven, Messages: n, Found: 2, Unproven: 1 + more, Learnt: 2}, "LIST", "UIDL", "RETR 1", "RETR 3", "QUIT")
+		p.want(t, proxy.ShadowCompared{Result: proxy.ShadowUnproven, Messages: n, Found: 2, Unproven: 1 + more})
+		last := proxy.ShadowCompared{Result: proxy.ShadowUnproven, Messages: n, Found: 3, Unproven: more, Learnt: 1}
+		if more == 0 {
+			last.Result = proxy.ShadowClean
+			p.want(t, last, "LIST", "UIDL", "RETR 2", "QUIT")
+			p.bridged(t, "1 old-1", "2 old-2", "3 old-3")
+		} else {
+			p.want(t, last, "LIST", "UIDL", "RETR 2", "QUIT")
+		}
+	}
 }
 
 // Criterion: A message that is copied to INBOX after the last session in shadow has, in the bridge, the UIDL that the old server has shown.

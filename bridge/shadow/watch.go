@@ -151,6 +151,12 @@ func (w *Watcher) Response(keyword string, number int, ok bool) io.Writer {
 	return nil
 }
 
+// refuses reports whether the server has refused TOP for a message, or for all that it was
+// sent for: some servers do not have it.
+func (w *Watcher) refuses(number int) bool {
+	return w.refused[number] || len(w.refused) >= maxRefused && len(w.refused) >= w.asked
+}
+
 func (w *Watcher) addMessage(number int, m *message) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
