@@ -515,11 +515,11 @@ func (m *migration) begin(t *testing.T) {
 	}
 	one := func() *moving { return m.accounts[rand.IntN(len(m.accounts))] }
 	repeat(100*time.Millisecond, func() { one().deliver(t) })
-	repeat(500*time.Millisecond, func() { m.expunge(t, one()) })
+	repeat(500*time.Millisecond, func() { m.expunge(one()) })
 }
 
 // expunge expunges one of the messages of an account by IMAP, through Postern.
-func (m *migration) expunge(t *testing.T, a *moving) {
+func (m *migration) expunge(a *moving) {
 	a.mailbox.Lock()
 	defer a.mailbox.Unlock()
 	if a.pop3Only {
