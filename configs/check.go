@@ -24,6 +24,7 @@ func (m *mistakes) check() {
 	m.checkListeners()
 	m.checkTLS()
 	m.checkBackends()
+	m.checkProviders()
 	m.checkRoutes()
 	m.checkAccounts()
 	m.checkTexts()
@@ -142,7 +143,7 @@ func (m *mistakes) checkBackends() {
 	for name, b := range backends {
 		key := joinKey("backends", name)
 		unreadable := func(protocol string) bool { return m.isUnreadable(key + "." + protocol) }
-		if b == (Backend{}) && !slices.ContainsFunc(proxy.Protocols(), unreadable) {
+		if !slices.ContainsFunc(proxy.Protocols(), func(protocol string) bool { return b.Server(protocol) != nil }) && !slices.ContainsFunc(proxy.Protocols(), unreadable) {
 			m.report(key, "has neither imap, pop3, submission nor sieve; give it at least one")
 		}
 		m.checkServer(key+".imap", b.IMAP, IdentityID, IdentityProxyV1, IdentityProxyV2, IdentityNone)

@@ -22,29 +22,30 @@ import (
 // values in range, names resolved. The field tags are the keys of the file.
 type Config struct {
 	// Hostname is said in greetings and EHLO. Default: the machine's name.
-	Hostname        string             `yaml:"hostname"`
-	Listeners       []Listener         `yaml:"listeners"`
-	TLS             TLS                `yaml:"tls"`
-	Backends        map[string]Backend `yaml:"backends"`
-	Routes          []Route            `yaml:"routes"` // first match wins
-	Accounts        Accounts           `yaml:"accounts"`
-	Protocols       Protocols          `yaml:"policy"`
-	Texts           Texts              `yaml:"texts"`
-	Domains         []Domain           `yaml:"domains"`
-	TrustedNetworks []netip.Prefix     `yaml:"trusted_networks"` // masked, IPv4 never as ::ffff:
-	Timeouts        Timeouts           `yaml:"timeouts"`
-	Limits          Limits             `yaml:"limits"`
-	Guard           Guard              `yaml:"guard"`
-	POP3            POP3               `yaml:"pop3"`
-	Submission      Submission         `yaml:"submission"`
-	Sieve           Sieve              `yaml:"sieve"`
-	State           State              `yaml:"state"`
-	Control         Control            `yaml:"control"`
-	Metrics         Metrics            `yaml:"metrics"`
-	Log             Log                `yaml:"log"`
-	Privacy         Privacy            `yaml:"privacy"`
-	Retention       Retention          `yaml:"retention"`
-	Passwords       Passwords          `yaml:"passwords"`
+	Hostname        string              `yaml:"hostname"`
+	Listeners       []Listener          `yaml:"listeners"`
+	TLS             TLS                 `yaml:"tls"`
+	Backends        map[string]Backend  `yaml:"backends"`
+	Providers       map[string]Provider `yaml:"providers"`
+	Routes          []Route             `yaml:"routes"` // first match wins
+	Accounts        Accounts            `yaml:"accounts"`
+	Protocols       Protocols           `yaml:"policy"`
+	Texts           Texts               `yaml:"texts"`
+	Domains         []Domain            `yaml:"domains"`
+	TrustedNetworks []netip.Prefix      `yaml:"trusted_networks"` // masked, IPv4 never as ::ffff:
+	Timeouts        Timeouts            `yaml:"timeouts"`
+	Limits          Limits              `yaml:"limits"`
+	Guard           Guard               `yaml:"guard"`
+	POP3            POP3                `yaml:"pop3"`
+	Submission      Submission          `yaml:"submission"`
+	Sieve           Sieve               `yaml:"sieve"`
+	State           State               `yaml:"state"`
+	Control         Control             `yaml:"control"`
+	Metrics         Metrics             `yaml:"metrics"`
+	Log             Log                 `yaml:"log"`
+	Privacy         Privacy             `yaml:"privacy"`
+	Retention       Retention           `yaml:"retention"`
+	Passwords       Passwords           `yaml:"passwords"`
 
 	file      string
 	positions map[string]position
@@ -71,6 +72,9 @@ type Backend struct {
 	POP3       *Server `yaml:"pop3"` // an old POP3 server, which answers POP3 clients in the modes passthrough and shadow
 	Submission *Server `yaml:"submission"`
 	Sieve      *Server `yaml:"sieve"` // ManageSieve
+
+	Token     string `yaml:"token"`      // the provider with whose tokens Postern logs in; "": with the client's password
+	NamesFile string `yaml:"names_file"` // with Token: accounts whose mailbox there has another name; "": none
 }
 
 // Server returns the part for a protocol of package proxy; nil: it is not there.
@@ -329,6 +333,7 @@ func (c *Config) fillIn(machine string) {
 	c.Protocols.File = c.resolvePath(c.Protocols.File)
 	c.Log.Fail2ban = c.resolvePath(c.Log.Fail2ban)
 	c.fillInGuard()
+	c.fillInProviders()
 	for name, b := range c.Backends {
 		for _, protocol := range proxy.Protocols() {
 			if s := b.Server(protocol); s != nil {

@@ -239,12 +239,12 @@ func TestAMappingWithAllKeysCommentedOutKeepsTheDefaults(t *testing.T) {
 func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 	for _, c := range []struct{ name, old, new, want string }{
 		// What stands where.
-		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, passwords, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"unknown key", "", "acme: {}", `p.yaml:13: acme: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, passwords, policy, pop3, privacy, providers, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
 		{"unknown key, near a known one", "", "trusted-networks: []", `p.yaml:13: trusted-networks: unknown key; is trusted_networks meant?`},
 		{"unknown key in place of a required one", `{protocol: pop3`, `{protcol: pop3`, `p.yaml:4: listeners[1].protcol: unknown key; is protocol meant?`},
 		{"unknown key in a backend", "    imap:", "    iamp:", `p.yaml:11: backends.main.iamp: unknown key; is imap meant?`},
-		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, passwords, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
-		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, passwords, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"unknown key that injects", "", `"a\nb.yaml:1: c": d`, `p.yaml:13: "a\nb.yaml:1: c": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, passwords, policy, pop3, privacy, providers, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
+		{"merge key", "", "<<: {log: {}}", `p.yaml:13: "<<": unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, passwords, policy, pop3, privacy, providers, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks`},
 		{"duplicate key", "", "hostname: mail.example.net", `p.yaml:13: hostname: written twice; the first is in line 1`},
 		{"duplicate backend", "", "  main: {}", `p.yaml:13: backends.main: written twice; the first is in line 10`},
 		{"key that is no word", "", "? [a, b]\n: c", `p.yaml:13: a key is a plain word`},
@@ -255,7 +255,7 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"value for all", good, "hello", `p.yaml:1: keys with values ("key: value" or {key: value}) is expected here, not a single value`},
 		{"no value", "hostname: mail.example.org", "hostname:", `p.yaml:1: hostname: has no value; give it one or remove the key`},
 		{"anchor", "hostname: mail", "hostname: &name mail", `p.yaml:1: hostname: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign`},
-		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, passwords, policy, pop3, privacy, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
+		{"alias", "", "x: &x {}\nlog: *x", "p.yaml:13: x: unknown key; known here: accounts, backends, control, domains, guard, hostname, limits, listeners, log, metrics, passwords, policy, pop3, privacy, providers, retention, routes, sieve, state, submission, texts, timeouts, tls, trusted_networks\np.yaml:14: log: anchors (&) and aliases (*) are not supported; write the value out, and quote one that begins with such a sign"},
 		{"tag", "hostname: mail", "hostname: !!str mail", `p.yaml:1: hostname: tags (!) are not supported; quote a value that begins with !`},
 		{"too many entries", "", "trusted_networks: [" + strings.Repeat("10.0.0.1,", maxNodes+1) + "]", `p.yaml:13: trusted_networks: too long; Postern reads 10000 entries at most`},
 		{"second document", "", "---\nhostname: x", `p.yaml:13: a second document begins here; one file holds one configuration`},

@@ -18,6 +18,7 @@ const maxFile = 1 << 20
 func (m *mistakes) checkFiles() {
 	m.checkPolicyFiles()
 	m.checkTLSFiles()
+	m.checkProviderFiles()
 	for name, b := range m.cfg.Backends {
 		for _, protocol := range proxy.Protocols() {
 			m.checkCA(joinKey("backends", name)+"."+protocol+".ca", b.Server(protocol))

@@ -29,11 +29,19 @@ func (m *mistakes) checkPasswords() {
 	switch b, known := c.Backends[p.Backend]; {
 	case !known:
 		m.unknownBackend(key+".backend", p.Backend)
+	case b.Token != "":
+		m.report(key+".backend", "backend %s takes tokens, and no passwords; write the name of another backend", p.Backend)
 	case b.IMAP == nil:
 		m.report(key+".backend", "backend %s has no imap server, which would check passwords", p.Backend)
 	}
 }
 
-// usesTokens reports whether Postern logs in to a backend with tokens: no backend can be
-// configured so yet.
-func (*Config) usesTokens() bool { return false }
+// usesTokens reports whether Postern logs in to a backend with tokens.
+func (c *Config) usesTokens() bool {
+	for _, b := range c.Backends {
+		if b.Token != "" {
+			return true
+		}
+	}
+	return false
+}

@@ -54,7 +54,7 @@ func (c *Config) POP3Modes(backend string) (modes []string) {
 	if old {
 		modes = append(modes, ModePassthrough)
 	}
-	if imap && old && c.State.Path != "" {
+	if imap && old && c.State.Path != "" && b.Token == "" { // both servers get the client's password
 		modes = append(modes, ModeShadow)
 	}
 	return modes

@@ -15,13 +15,11 @@ import (
 	"postern/proxy/password"
 )
 
-// passwordCommand is hidden until a backend can use the passwords.
 func passwordCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:    "password",
-		Short:  "Make, list and remove passwords of devices",
-		Args:   cobra.NoArgs,
-		Hidden: true,
+		Use:   "password",
+		Short: "Make, list and remove passwords of devices",
+		Args:  cobra.NoArgs,
 	}
 	cmd.AddCommand(addPasswordCommand(), listPasswordsCommand(), removePasswordCommand())
 	return cmd

@@ -74,7 +74,6 @@ func TestEveryGrantAtAnAuthorizationServer(t *testing.T) {
 	})
 	provide := func(g Grant) *Provider {
 		p := &Provider{Name: "test", TokenURL: o.TokenURL, Grant: g, Domains: []string{"example.org"}, Slots: 1, Transport: NewTransport(nil)}
-		t.Cleanup(p.Close)
 		return p
 	}
 	for name, g := range map[string]Grant{

@@ -70,9 +70,6 @@ type Provider struct {
 	forced  map[string]time.Time // by mailbox
 	fault   *Fault               // of the configuration, for every mailbox
 	retryAt time.Time            // after fault
-	closed  bool
-	flights sync.WaitGroup
-	cancels map[*flight]context.CancelFunc
 }
 
 // An entry is a token: of a slot, or of a mailbox. Provider.mu guards it.
@@ -89,8 +86,8 @@ type entry struct {
 	err       error // of the last request; nil: it succeeded
 }
 
-// A flight is a request for a token. It goes on when the logins that wait for it have
-// ended.
+// A flight is a request for a token. It ends within requestTimeout, and goes on when the
+// logins that wait for it have ended.
 type flight struct {
 	done chan struct{} // closed at the end
 }
@@ -165,9 +162,6 @@ func (p *Provider) use(e *entry, subject string, force, waited bool) (*proxy.Sec
 		if blocked != nil {
 			return nil, nil, blocked
 		}
-		if p.closed {
-			return nil, nil, p.fail(Temporary, "Postern stops, or has another configuration")
-		}
 		p.start(e, subject)
 	}
 	return nil, e.flight, nil
@@ -241,30 +235,28 @@ func (p *Provider) prune() {
 
 func (p *Provider) init() {
 	p.once.Do(func() {
-		p.entries, p.forced, p.cancels = map[string]*entry{}, map[string]time.Time{}, map[*flight]context.CancelFunc{}
+		p.entries, p.forced = map[string]*entry{}, map[string]time.Time{}
 		p.requests = make(chan struct{}, mostRequests)
 	})
 }
 
 // start requests a token for e unless a request is under way. Provider.mu is locked.
 func (p *Provider) start(e *entry, subject string) {
-	if e.flight != nil || p.closed {
+	if e.flight != nil {
 		return
 	}
 	f := &flight{done: make(chan struct{})}
 	e.flight = f
-	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
-	p.cancels[f] = cancel
-	p.flights.Go(func() {
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 		defer cancel()
 		a, err := p.request(ctx, subject)
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.record(e, a, err)
 		e.flight = nil
-		delete(p.cancels, f)
 		close(f.done)
-	})
+	}()
 }
 
 // request asks the authorization server, one of mostRequests at once.
@@ -312,23 +304,4 @@ func (p *Provider) record(e *entry, a answer, err error) {
 		backoff = longestBackoff
 	}
 	e.retryAt = now.Add(backoff)
-}
-
-// Close ends the requests under way and waits for their end. Tokens are no longer handed
-// out.
-func (p *Provider) Close() {
-	p.init()
-	p.mu.Lock()
-	p.closed = true
-	for _, cancel := range p.cancels {
-		cancel()
-	}
-	p.mu.Unlock()
-	p.flights.Wait()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, e := range p.entries {
-		e.secret.Clear()
-		e.secret = nil
-	}
 }

@@ -111,7 +111,6 @@ func TestOneRequestForManyLogins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &endpoint{latency: 3 * time.Second}
 		p := newProvider(t, e, 1)
-		defer p.Close()
 		leaving, leave := context.WithCancel(t.Context())
 		var logins sync.WaitGroup
 		logins.Go(func() {
@@ -140,7 +139,6 @@ func TestATokenIsReplacedBeforeItEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &endpoint{latency: 3 * time.Second}
 		p := newProvider(t, e, 1)
-		defer p.Close()
 		take(t, p, "a@example.org", false)
 		begun := time.Now()
 		for time.Since(begun) < 6*time.Hour {
@@ -188,7 +186,6 @@ func TestATokenOutlivesItsEndpoint(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				e := &endpoint{}
 				p := newProvider(t, e, 1)
-				defer p.Close()
 				take(t, p, "a@example.org", false)
 				e.fail(fault)
 				if fault == nil {
@@ -223,7 +220,6 @@ func TestRetryAfterIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &endpoint{fault: refuse(429, "60", `{"error":"slow_down"}`)}
 		p := newProvider(t, e, 1)
-		defer p.Close()
 		for range 59 {
 			if got := take(t, p, "a@example.org", false); !strings.Contains(got, "429 slow_down") {
 				t.Fatal(got)
@@ -246,7 +242,6 @@ func TestAFaultOfTheConfigurationIsTheProviders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &endpoint{fault: refuse(401, "", `{"error":"invalid_client","error_codes":[7000222]}`)}
 		p := newProvider(t, e, 8)
-		defer p.Close()
 		for i := range 100 {
 			if got := take(t, p, fmt.Sprintf("u%d@example.org", i), false); !strings.Contains(got, "AADSTS7000222; the secret has expired") {
 				t.Fatal(got)
@@ -268,7 +263,6 @@ func TestForcedRequestsAreFew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &endpoint{latency: time.Second}
 		p := newProvider(t, e, 1)
-		defer p.Close()
 		take(t, p, "a@example.org", false)
 		time.Sleep(20 * time.Minute)
 		var logins sync.WaitGroup
@@ -310,7 +304,6 @@ func TestSlotsHaveDifferentAges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &endpoint{}
 		p := newProvider(t, e, 0)
-		defer p.Close()
 		begun, minutes := time.Now(), map[int]int{}
 		for time.Since(begun) < 5*time.Hour {
 			before := e.count()
@@ -340,7 +333,6 @@ func TestSlotsHaveDifferentAges(t *testing.T) {
 func TestNoTokenOutsideTheDomains(t *testing.T) {
 	e := &endpoint{}
 	p := newProvider(t, e, 1)
-	defer p.Close()
 	for _, mailbox := range []string{"a@example.com", "a@sub.example.org", "a", "@example.org", "a@example.org@example.com", ""} {
 		if _, err := p.Token(t.Context(), mailbox, false); err == nil || p.Serves(mailbox) {
 			t.Errorf("%q gets a token", mailbox)
@@ -364,7 +356,6 @@ func TestLivesOfTokens(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t, &endpoint{life: "5"}, 1)
-		defer p.Close()
 		first := take(t, p, "a@example.org", false)
 		time.Sleep(6 * time.Second)
 		if second := take(t, p, "a@example.org", false); first != "token1" || second != "token2" {
@@ -377,7 +368,6 @@ func TestATokenThatHasEndedOnArrivalIsNoLoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &endpoint{life: "1e-9"}
 		p := newProvider(t, e, 1)
-		defer p.Close()
 		p.init()
 		if got := take(t, p, "a@example.org", false); e.count() != 1 {
 			t.Errorf("%s, %d requests", got, e.count())
@@ -424,7 +414,7 @@ func TestNamesOfMailboxes(t *testing.T) {
 		}
 	}
 	write("# comment\n\nscanner@example.org shared@example.net\nanna@example.org imap=shared@example.net submission=anna@example.net\n")
-	names, err := ReadNames(path)
+	names, _, err := ReadNames(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -439,7 +429,7 @@ func TestNamesOfMailboxes(t *testing.T) {
 		}
 	}
 	write("a@b\nb@b x\nc@b pop3=x@y\nd@b x@y z@y\ne@b x@y\ne@b x@y\n")
-	_, err = ReadNames(path)
+	_, _, err = ReadNames(path)
 	for _, line := range []string{"line 1:", "line 2:", "line 3:", "line 4:", "line 6:"} {
 		if err == nil || !strings.Contains(err.Error(), line) {
 			t.Errorf("%v, want %s", err, line)

@@ -52,12 +52,12 @@ func (n Names) mailbox(account, protocol string) string {
 //	anna@example.org     imap=shared@example.net submission=anna@example.net
 //
 // Empty lines and lines that begin with # are ignored. The error names each wrong line.
-func ReadNames(path string) (Names, error) {
-	octets, err := readFile(path)
-	if err != nil {
-		return nil, err
+// The octets are those of the file.
+func ReadNames(path string) (names Names, octets []byte, err error) {
+	if octets, err = readFile(path); err != nil {
+		return nil, nil, err
 	}
-	names := Names{}
+	names = Names{}
 	var mistakes []error
 	lines := bufio.NewScanner(bytes.NewReader(octets))
 	for number := 1; lines.Scan(); number++ {
@@ -72,7 +72,7 @@ func ReadNames(path string) (Names, error) {
 	if err := lines.Err(); err != nil {
 		mistakes = append(mistakes, err)
 	}
-	return names, errors.Join(mistakes...)
+	return names, octets, errors.Join(mistakes...)
 }
 
 // add adds a line. It returns what is wrong with the line, or "".

@@ -71,7 +71,8 @@ func (g *generation) addPool(name, protocol string, server *configs.Server, root
 func (g *generation) poolKey(name, protocol string, roots []byte) poolKey {
 	c := g.cfg.Backends[name]
 	return poolKey{
-		name: name, protocol: protocol, roots: sha256.Sum256(roots), server: newServerKey(c.Server(protocol)), imap: newServerKey(c.IMAP),
+		source: g.source(name),
+		name:   name, protocol: protocol, roots: sha256.Sum256(roots), server: newServerKey(c.Server(protocol)), imap: newServerKey(c.IMAP),
 		hostname: g.cfg.Hostname, timeouts: g.cfg.Timeouts,
 	}
 }
@@ -101,6 +102,11 @@ func (g *generation) newPool(name, protocol string, c *configs.Server, roots []b
 			Hostname: g.cfg.Hostname, Source: c.Source, Kind: kind, Identity: identities[c.Identity], Identified: identified, Observer: g.observer,
 			Advise: g.adviser(name, protocol, address),
 		})
+	}
+	if source := g.source(name); source != nil {
+		for _, s := range pool.Members {
+			s.Credentials = source
+		}
 	}
 	return pool
 }

@@ -29,6 +29,9 @@ func build(cfg *configs.Config, s *Service) (*generation, error) {
 	if err := g.setPolicyServer(); err != nil {
 		return nil, err
 	}
+	if err := g.setSources(); err != nil {
+		return nil, err
+	}
 	b, err := g.newBackends()
 	if err != nil {
 		return nil, err
@@ -79,7 +82,7 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		svc.Idle = cfg.Timeouts.IMAPIdle
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewIMAP(c, options) }
 		for name, pool := range b.imap {
-			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: &backend.IMAP{Server: pool, Idle: svc.Idle, Spread: cfg.Timeouts.DisconnectSpread}, Offer: pool.Offer}
+			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: g.withToken(name, &backend.IMAP{Server: pool, Idle: svc.Idle, Spread: cfg.Timeouts.DisconnectSpread}), Offer: pool.Offer}
 		}
 	case proxy.POP3:
 		svc.Idle = cfg.Timeouts.POP3Idle
@@ -91,14 +94,14 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		for name, pool := range b.imap {
 			served := g.newBridge(name, pool, c)
 			served.Learner, bridges[name] = learner, served
-			mux.Targets[route.Choice{Backend: name, POP3Mode: route.Bridge}] = route.Target{Backend: served, Offer: pool.Offer}
+			mux.Targets[route.Choice{Backend: name, POP3Mode: route.Bridge}] = route.Target{Backend: g.withToken(name, served), Offer: pool.Offer}
 			options.Capabilities = served.Capabilities() // the same for all bridges of the listener
 		}
 		for name := range cfg.Backends {
 			if pool := b.pop3[cfg.OldServer(name)]; pool != nil {
 				old := &backend.POP3{Server: pool, Idle: svc.Idle, Timeout: cfg.Timeouts.Backend, Observer: g.observer}
 				mux.Targets[route.Choice{Backend: name, POP3Mode: route.Passthrough}] = route.Target{Backend: g.newNoted(old), Offer: pool.Offer}
-				if served := bridges[name]; served != nil && cfg.State.Path != "" {
+				if served := bridges[name]; served != nil && cfg.State.Path != "" && g.source(name) == nil {
 					mux.Targets[route.Choice{Backend: name, POP3Mode: route.Shadow}] = route.Target{Backend: g.newNoted(g.newShadow(served, b.imap[name], old)), Offer: pool.Offer}
 				}
 			}
@@ -111,14 +114,14 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 			submission := &backend.Submission{
 				Server: pool, Idle: svc.Idle, Hostname: cfg.Hostname, Newlines: newlines[cfg.Submission.BareNewlines],
 			}
-			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: submission, Offer: pool.Offer}
+			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: g.withToken(name, submission), Offer: pool.Offer}
 		}
 	case proxy.Sieve:
 		svc.Idle = cfg.Timeouts.SieveIdle
 		options.Anonymous = !cfg.Sieve.AnnounceImplementation
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewSieve(c, options) }
 		for name, pool := range b.sieve {
-			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: &backend.Sieve{Server: pool, Idle: svc.Idle}, Offer: pool.Offer}
+			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: g.withToken(name, &backend.Sieve{Server: pool, Idle: svc.Idle}), Offer: pool.Offer}
 		}
 	}
 	if l.TLS == "refuse" {

@@ -22,6 +22,7 @@ import (
 	"postern/proxy/backend"
 	"postern/proxy/listen"
 	"postern/proxy/route"
+	"postern/proxy/token"
 )
 
 // A poolKey has the configuration of a pool and of the sessions that use it. A new
@@ -32,6 +33,7 @@ type poolKey struct {
 	server, imap   serverKey         // of the protocol, and of IMAP: a submission pool may verify by the IMAP servers
 	hostname       string
 	timeouts       configs.Timeouts
+	source         *token.Source // nil: the client's own passwords
 }
 
 // A serverKey is a configs.Server as a comparable value. The zero value stands for nil.
@@ -89,6 +91,8 @@ type generation struct {
 	cfg        *configs.Config
 	listeners  []listenerSpec
 	pools      map[poolKey]*backend.Pool
+	sources    map[string]source // of tokens, by backend
+	providers  map[string]provider
 	routing    *routing
 	bridges    []*bridge.Backend
 	noted      []*noted

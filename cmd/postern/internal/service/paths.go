@@ -64,6 +64,19 @@ func (c *pathChecker) checkReadable() {
 			}
 		}
 	}
+	for name, b := range c.cfg.Backends {
+		read("backends."+name+".names_file", b.NamesFile)
+	}
+	for name, p := range c.cfg.Providers {
+		key := "providers." + name + "."
+		read(key+"ca", p.CA)
+		read(key+"client_secret_file", p.ClientSecretFile)
+		read(key+"key_file", p.KeyFile)
+		if p.Certificate != nil {
+			read(key+"certificate.cert", p.Certificate.Cert)
+			read(key+"certificate.key", p.Certificate.Key)
+		}
+	}
 	for i, r := range c.cfg.Routes {
 		read(fmt.Sprintf("routes[%d].file", i), r.File)
 	}

@@ -65,6 +65,9 @@ func (g *generation) newBridge(name string, pool *backend.Pool, c configs.POP3) 
 		KeepUnseen: !c.MarkSeen, ExpireNever: c.Expire == "never", UTF8: c.UTF8, Anonymous: !c.AnnounceImplementation, Last: c.EnableLast,
 		StableBodies: server.StableBodies, Estimates: server.SizesAreEstimates,
 		LogIn: func(ctx context.Context, l *proxy.Login) (net.Conn, string, error) {
+			if err := g.stands(ctx, l); err != nil {
+				return nil, "", err
+			}
 			conn, capabilities, err := pool.LoginIMAP(ctx, l)
 			if err != nil {
 				return nil, "", err // not conn: a nil *Conn is no nil net.Conn

@@ -31,6 +31,7 @@ var reloaded = map[string]string{
 	"listeners":        "TestReloadBreaksNoSession",
 	"tls":              "TestConfigureReplacesSources",
 	"backends":         "TestAReloadTakesEffect",
+	"providers":        "TestAReloadKeepsTokens",
 	"routes":           "TestAReloadTakesEffect",
 	"accounts":         "TestAReloadTakesEffect",
 	"policy":           "TestAReloadTakesEffect",

@@ -1,0 +1,159 @@
+package service
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"maps"
+	"reflect"
+	"slices"
+
+	"postern/configs"
+	"postern/proxy"
+	"postern/proxy/token"
+)
+
+// A provider is a token.Provider and what it was made of. A new generation keeps it, and so
+// its tokens, if that is the same.
+type provider struct {
+	*token.Provider
+	config configs.Provider
+	ca     [sha256.Size]byte // hash of its ca file
+}
+
+// A source is a token.Source and what it was made of.
+type source struct {
+	*token.Source
+	names [sha256.Size]byte // hash of its names_file
+}
+
+// source returns the tokens for a backend; nil: the backend takes passwords.
+func (g *generation) source(backend string) *token.Source { return g.sources[backend].Source }
+
+// setSources makes the providers of tokens, and their tokens for each backend. The error has
+// a mistake for each file that cannot be used.
+func (g *generation) setSources() error {
+	g.providers, g.sources = map[string]provider{}, map[string]source{}
+	var mistakes configs.Errors
+	for _, name := range slices.Sorted(maps.Keys(g.cfg.Providers)) {
+		p, wrong := g.newProvider(name, g.cfg.Providers[name])
+		mistakes = append(mistakes, wrong...)
+		g.providers[name] = p
+	}
+	for _, name := range slices.Sorted(maps.Keys(g.cfg.Backends)) {
+		b := g.cfg.Backends[name]
+		if b.Token == "" {
+			continue
+		}
+		s, err := g.newSource(name, b)
+		if err != nil {
+			mistakes = append(mistakes, g.cfg.Errorf("backends."+name+".names_file", "%s", configs.Unreadable(b.NamesFile, err)))
+		}
+		g.sources[name] = s
+	}
+	if mistakes != nil {
+		return mistakes
+	}
+	return nil
+}
+
+func (g *generation) newProvider(name string, c configs.Provider) (p provider, mistakes configs.Errors) {
+	key := "providers." + name + "."
+	fail := func(at string, err error) { mistakes = append(mistakes, g.cfg.Errorf(key+at, "%v", err)) }
+	grant, at, err := newGrant(c)
+	if err != nil {
+		fail(at, err)
+	}
+	ca, err := ReadCA(c.CA)
+	if err != nil {
+		fail("ca", err)
+	}
+	p = provider{config: c, ca: sha256.Sum256(ca)}
+	if before := g.current.Load(); before != nil {
+		if last := before.providers[name]; last.Provider != nil && last.ca == p.ca && reflect.DeepEqual(last.config, c) {
+			return last, mistakes
+		}
+	}
+	var roots *x509.CertPool // nil: the system's
+	if ca != nil {
+		roots = x509.NewCertPool()
+		roots.AppendCertsFromPEM(ca)
+	}
+	p.Provider = &token.Provider{
+		Name: name, TokenURL: TokenURL(c), Grant: grant, Domains: c.Domains, Transport: token.NewTransport(roots), Observer: g.observer,
+	}
+	return p, mistakes
+}
+
+// TokenURL returns the token endpoint of a provider.
+func TokenURL(c configs.Provider) string {
+	switch {
+	case c.TokenURL != "":
+		return c.TokenURL
+	case c.Kind == configs.ProviderMicrosoft:
+		return token.MicrosoftTokenURL(c.Tenant)
+	}
+	return token.GoogleTokenURL
+}
+
+// newGrant returns the grant of a provider. An error is about the file at the key at.
+func newGrant(c configs.Provider) (g token.Grant, at string, err error) {
+	scope := c.Scope
+	if c.Kind == configs.ProviderGoogle {
+		if scope == "" {
+			scope = token.GoogleScope
+		}
+		_, _, _, err = token.ReadServiceAccount(c.KeyFile)
+		return &token.ServiceAccount{KeyFile: c.KeyFile, Scope: scope}, "key_file", err
+	}
+	if scope == "" {
+		scope = token.MicrosoftScope // of oauth, the configuration has one
+	}
+	client := &token.ClientCredentials{ClientID: c.ClientID, Scope: scope, SecretFile: c.ClientSecretFile}
+	if c.Certificate == nil {
+		_, err = token.ReadSecret(c.ClientSecretFile)
+		return client, "client_secret_file", err
+	}
+	client.CertFile, client.KeyFile = c.Certificate.Cert, c.Certificate.Key
+	_, err = token.ReadCertificate(client.CertFile, client.KeyFile)
+	return client, "certificate", err
+}
+
+// newSource returns the tokens for the backend name: those of the generation before, if
+// nothing has changed.
+func (g *generation) newSource(name string, b configs.Backend) (source, error) {
+	var names token.Names
+	var octets []byte
+	if b.NamesFile != "" {
+		var err error
+		if names, octets, err = token.ReadNames(b.NamesFile); err != nil {
+			return source{}, err
+		}
+	}
+	s := source{Source: &token.Source{Provider: g.providers[b.Token].Provider, Names: names}, names: sha256.Sum256(octets)}
+	if before := g.current.Load(); before != nil {
+		if last := before.sources[name]; last.Source != nil && last.Provider == s.Provider && bytes.Equal(last.names[:], s.names[:]) {
+			return last, nil
+		}
+	}
+	return s, nil
+}
+
+// withToken returns b, behind a check of the client's password if Postern logs in to the
+// backend name with tokens.
+func (g *generation) withToken(name string, b proxy.Backend) proxy.Backend {
+	if s := g.source(name); s != nil {
+		return g.withPasswords(b, s.Serves)
+	}
+	return b
+}
+
+// stands returns nil if a login may connect to its backend, for the first time or again:
+// its device was not removed meanwhile, and has not expired.
+func (g *generation) stands(ctx context.Context, l *proxy.Login) error {
+	if !l.Verified {
+		return nil
+	}
+	return g.withPasswords(nil, nil).Stands(ctx, l)
+}
