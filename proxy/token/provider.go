@@ -122,6 +122,9 @@ func (p *Provider) Token(ctx context.Context, mailbox string, force bool) (*prox
 	for waited := false; ; waited = true {
 		//nolint:contextcheck // A request goes on when the login that has started it ends.
 		secret, flight, err := p.use(e, subject, force, waited)
+		if force && flight == nil && (err != nil || !waited) {
+			delete(p.forced, mailbox) // no token was requested, or none came
+		}
 		p.mu.Unlock()
 		if flight == nil {
 			return secret, err

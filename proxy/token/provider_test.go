@@ -296,6 +296,11 @@ func TestForcedRequestsAreFew(t *testing.T) {
 		if got := take(t, p, "u2@example.org", false); got != "token3" {
 			t.Errorf("the refused token is gone: %s", got)
 		}
+		e.fail(nil)
+		time.Sleep(firstBackoff)
+		if got := take(t, p, "u1@example.org", true); got != "token5" {
+			t.Errorf("forced once the endpoint is back: %s", got)
+		}
 	})
 }
 
