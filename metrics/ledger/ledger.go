@@ -55,23 +55,38 @@ type Entry struct {
 	Plaintext      string `json:"plaintext,omitempty"`       // day of the last login that was refused because it came without TLS
 	PlaintextTries int64  `json:"plaintext_tries,omitempty"` // number of them
 
-	Sessions *Sessions `json:"sessions,omitempty"` // nil: no POP3 session has ended yet
+	Sessions  *Sessions  `json:"sessions,omitempty"`  // nil: no POP3 session has ended yet
+	Migration *Migration `json:"migration,omitempty"` // nil: nothing is known
 }
 
 // Sessions is what the POP3 sessions of an account have done that ended on the day of Since
 // or later.
 type Sessions struct {
 	Since    string `json:"since"`
-	Ended    int64  `json:"ended"`    // number of sessions
-	Messages int64  `json:"messages"` // downloaded
-	Octets   int64  `json:"octets"`   // of the downloaded messages
-	Deleted  int64  `json:"deleted"`  // messages
-	Habit    string `json:"habit"`    // Habit...
+	Ended    int64  `json:"ended"`          // number of sessions
+	Messages int64  `json:"messages"`       // downloaded
+	Octets   int64  `json:"octets"`         // of the downloaded messages
+	Deleted  int64  `json:"deleted"`        // messages
+	Habit    string `json:"habit"`          // Habit...
+	Left     *int   `json:"left,omitempty"` // messages in the maildrop after the last session; nil: not known
 }
 
 // Seen returns the day of the last login or of the last one that was refused because it
 // came without TLS.
 func (e Entry) Seen() string { return max(e.Last, e.Plaintext) }
+
+// recorded returns the day of the last thing that is recorded.
+func (e Entry) recorded() string {
+	day := e.Seen()
+	if m := e.Migration; m != nil {
+		for _, at := range []time.Time{m.Since, m.Learnt.At, m.Compare.At, m.Shadow.At, m.Failed.At} {
+			if !at.IsZero() {
+				day = max(day, Day(at))
+			}
+		}
+	}
+	return day
+}
 
 // A Ledger is a proxy.Observer. It must be made by New.
 type Ledger struct {
@@ -79,6 +94,10 @@ type Ledger struct {
 	// is a ledger; nil: none. Refused logins of other accounts are not recorded: clients
 	// choose their names.
 	KnownElsewhere func(account string) bool
+	// Off reports whether POP3 is switched off for an account; nil: for none.
+	Off func(account string) bool
+	// Days stores the days that are observed; nil: they are not stored.
+	Days Store
 
 	store Store
 	log   *slog.Logger
@@ -88,6 +107,7 @@ type Ledger struct {
 	pending map[id]pending
 	counts  Counts
 	known   knownNames
+	noted   time.Time // the end of the time that is noted in Days; zero: Run has not begun
 }
 
 type id struct{ account, protocol string }
@@ -114,6 +134,7 @@ type Counts struct {
 	TLS       map[[2]string]int // by protocol and Entry.TLS
 	Habits    map[string]int    // of POP3, by Sessions.Habit
 	Plaintext map[string]int    // that were refused without TLS, by protocol
+	Stages    map[string]int    // that have ever used POP3, by stage
 	Since     time.Time         // when they were counted; zero: not yet
 }
 
@@ -143,7 +164,12 @@ func (l *Ledger) Observe(e proxy.Event) {
 		s := Session{e.Totals, e.End == proxy.EndClientQuit}
 		end := pending{skippable: s.skippable()}
 		end.End(l.now(), s)
+		end.Migration = s.migration(l.now(), e.Backend)
 		l.add(id{e.Account, e.Client.Protocol}, end, false)
+	case proxy.UIDLsLearnt:
+		l.addMigration(e.Account, learnt(l.now(), e))
+	case proxy.ShadowCompared:
+		l.addMigration(e.Account, shadowed(l.now(), e))
 	case proxy.Attempt:
 		if proxy.ReasonOf(e.Err) != proxy.Plaintext || e.Account == "" ||
 			!l.Known(e.Account) && (l.KnownElsewhere == nil || !l.KnownElsewhere(e.Account)) {
@@ -152,6 +178,12 @@ func (l *Ledger) Observe(e proxy.Event) {
 		var refused Usage
 		refused.RefusePlaintext(l.now())
 		l.add(id{e.Account, e.Client.Protocol}, pending{Usage: refused}, false)
+	}
+}
+
+func (l *Ledger) addMigration(account string, m Migration) {
+	if account != "" && m != (Migration{}) {
+		l.add(id{account, proxy.POP3}, pending{Usage: Usage{Migration: m}}, false)
 	}
 }
 
@@ -170,13 +202,14 @@ func (l *Ledger) add(who id, some pending, login bool) {
 	l.pending[who] = p
 }
 
-// Run writes every minute and counts accounts every hour, until ctx ends. Then it
-// writes once more.
+// Run writes every minute, and counts accounts and notes the day every hour, until ctx ends.
+// Then it writes and notes once more.
 func (l *Ledger) Run(ctx context.Context) {
 	write, count := time.NewTicker(writeEvery), time.NewTicker(countEvery)
 	defer write.Stop()
 	defer count.Stop()
 	l.logCount(ctx)
+	defer l.logObserved(context.WithoutCancel(ctx))
 	for {
 		select {
 		case <-write.C:
@@ -197,10 +230,18 @@ func (l *Ledger) logWrite(ctx context.Context) {
 	}
 }
 
-// logCount counts, and logs a failure.
+// logCount counts and notes the day, and logs a failure.
 func (l *Ledger) logCount(ctx context.Context) {
 	if err := l.count(ctx); err != nil && ctx.Err() == nil {
 		l.log.Warn("ledger count failed", "err", err)
+	}
+	l.logObserved(ctx)
+}
+
+// logObserved notes the day, and logs a failure.
+func (l *Ledger) logObserved(ctx context.Context) {
+	if err := l.observed(ctx); err != nil && ctx.Err() == nil {
+		l.log.Warn("ledger has not noted the day", "err", err)
 	}
 }
 
@@ -280,19 +321,19 @@ func Forget(ctx context.Context, store Store, account string) (int, error) {
 	return remove(ctx, store, account, func(Entry) bool { return true })
 }
 
-// Expire removes the entries that were last seen before the day of before, and
+// Expire removes the entries of which nothing is recorded on the day of before or later, and
 // returns the accounts that have no entry any more.
 func Expire(ctx context.Context, store Store, before time.Time) (gone []string, err error) {
 	day := Day(before)
 	left := make(map[string]bool)
 	err = Entries(ctx, store, "", func(e Entry) error {
-		left[e.Account] = left[e.Account] || e.Seen() >= day
+		left[e.Account] = left[e.Account] || e.recorded() >= day
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	if _, err := remove(ctx, store, "", func(e Entry) bool { return e.Seen() < day }); err != nil {
+	if _, err := remove(ctx, store, "", func(e Entry) bool { return e.recorded() < day }); err != nil {
 		return nil, err
 	}
 	for account, some := range left {
@@ -363,11 +404,17 @@ func (c *Counts) add(e Entry, day string) {
 func (l *Ledger) count(ctx context.Context) error {
 	now := l.now()
 	day := Day(now.AddDate(0, 0, -30))
-	c := Counts{Protocols: make(map[string]int), TLS: make(map[[2]string]int), Habits: make(map[string]int), Plaintext: make(map[string]int), Since: now}
+	c := Counts{Protocols: make(map[string]int), TLS: make(map[[2]string]int), Habits: make(map[string]int), Plaintext: make(map[string]int), Stages: make(map[string]int), Since: now}
+	conditions := Conditions{Now: now, Since: day, Off: l.Off}
 	all := newKnownNames()
 	err := Entries(ctx, l.store, "", func(e Entry) error {
 		all.add(e.Account)
 		c.add(e, day)
+		if e.Protocol == proxy.POP3 {
+			if stage := conditions.Stage(e); stage != "" {
+				c.Stages[stage]++
+			}
+		}
 		return nil
 	})
 	if err != nil {

@@ -40,6 +40,8 @@ type Usage struct {
 	Left          uint32 // messages in the maildrop after the last one, plus 1; 0: not known
 	Skipped       uint8  // sessions without a download although messages were new, since the last download
 	Recent        uint64 // what the last 16 sessions say about habits, 4 bits each
+
+	Migration Migration // of POP3
 }
 
 // VersionUnknown is the version of TLS of a login that had TLS, of a version that is not
@@ -48,6 +50,7 @@ const VersionUnknown = 1
 
 const (
 	usageVersion = 1  // the first octet of a stored Usage; JSON, the form before, begins with '{'
+	migrating    = 2  // the first octet of a stored Usage with a Migration
 	networkDays  = 30 // the length of a period of Usage.Networks
 	countedDays  = 30 // for Entry.Days
 )
@@ -126,6 +129,7 @@ func number(n int) uint32 { return uint32(max(0, min(n, math.MaxInt32))) }
 
 // merge adds what came later.
 func (u *Usage) merge(later Usage) {
+	u.Migration.merge(later.Migration)
 	if later.Last != 0 {
 		u.mergeLogins(later)
 	}
@@ -214,6 +218,14 @@ func (u *Usage) Entry(account, protocol string) Entry {
 			Since: u.SessionsSince.String(), Ended: int64(u.Sessions), Messages: int64(u.Messages), Octets: int64(u.Octets),
 			Deleted: int64(u.Deleted), Habit: u.habit(),
 		}
+		if u.Left > 0 {
+			left := int(u.Left - 1)
+			e.Sessions.Left = &left
+		}
+	}
+	if u.Migration != (Migration{}) {
+		m := u.Migration
+		e.Migration = &m
 	}
 	return e
 }
@@ -233,7 +245,7 @@ var errUsage = errors.New("not an entry of the ledger")
 // encode returns u in the form in which it is stored: an octet with the version, then
 // numbers of variable length. Days are counted from the one before.
 func (u *Usage) encode() []byte {
-	b := append(make([]byte, 0, 64), usageVersion)
+	b := append(make([]byte, 0, 128), usageVersion)
 	for _, n := range [usageNumbers]uint64{
 		uint64(u.First), uint64(u.Last - u.First), uint64(u.Logins), uint64(u.TLS), uint64(u.Days),
 		u.Networks[0], u.Networks[1], uint64(u.NetworksSince - u.First), uint64(u.Plaintext), uint64(u.PlaintextTries),
@@ -242,7 +254,13 @@ func (u *Usage) encode() []byte {
 	} {
 		b = binary.AppendUvarint(b, n)
 	}
-	return b
+	if u.Migration == (Migration{}) {
+		return b
+	}
+	b[0] = migrating
+	c := coder{b: b}
+	c.migration(&u.Migration)
+	return c.b
 }
 
 const usageNumbers = 18
@@ -252,9 +270,10 @@ func (u *Usage) decode(stored []byte) error {
 	if bytes.HasPrefix(stored, []byte("{")) {
 		return u.decodeJSON(stored)
 	}
-	if len(stored) == 0 || stored[0] != usageVersion {
+	if len(stored) == 0 || stored[0] != usageVersion && stored[0] != migrating {
 		return errUsage
 	}
+	version := stored[0]
 	stored = stored[1:]
 	var n [usageNumbers]uint64
 	for i := range n {
@@ -264,6 +283,14 @@ func (u *Usage) decode(stored []byte) error {
 		}
 		stored = stored[size:]
 	}
+	var m Migration
+	if version == migrating {
+		c := coder{b: stored, reading: true}
+		if c.migration(&m); c.wrong || m == (Migration{}) {
+			return errUsage
+		}
+		stored = c.b
+	}
 	if len(stored) > 0 {
 		return errUsage
 	}
@@ -271,7 +298,7 @@ func (u *Usage) decode(stored []byte) error {
 		First: day(n[0]), Last: day(n[0] + n[1]), Logins: uint32(n[2]), TLS: uint16(n[3]), Days: uint32(n[4]),
 		Networks: [2]uint64{n[5], n[6]}, NetworksSince: day(n[0] + n[7]), Plaintext: day(n[8]), PlaintextTries: uint32(n[9]),
 		SessionsSince: day(n[10]), Sessions: uint32(n[11]), Messages: uint32(n[12]), Octets: n[13], Deleted: uint32(n[14]), Left: uint32(n[15]),
-		Skipped: uint8(n[16]), Recent: n[17],
+		Skipped: uint8(n[16]), Recent: n[17], Migration: m,
 	}
 	return nil
 }

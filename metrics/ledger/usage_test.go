@@ -93,7 +93,8 @@ func repeat(c proxy.Closed, n int) (all []proxy.Closed) {
 
 func TestTheEndsOfSessionsAreSummed(t *testing.T) {
 	got := habitOf(t, func(*Ledger) {}, closed(5, 2, 2, 0), closed(7, 2, 0, 3))
-	want := &Sessions{Since: "2026-11-20", Ended: 2, Messages: 4, Octets: 4000, Deleted: 3, Habit: HabitLater}
+	left := 4
+	want := &Sessions{Since: "2026-11-20", Ended: 2, Messages: 4, Octets: 4000, Deleted: 3, Habit: HabitLater, Left: &left}
 	if !reflect.DeepEqual(got.Sessions, want) || got.Logins != 0 || got.Seen() != "" || got.TLS != "" {
 		t.Errorf("got %+v, %+v", got, got.Sessions)
 	}
@@ -246,6 +247,8 @@ func TestAUsageIsReadAsItWasWritten(t *testing.T) {
 		},
 		{First: 1, Last: 1, TLS: tls.VersionTLS13},
 		{First: 1, Last: 1, TLS: VersionUnknown},
+		{Migration: Migration{Mode: proxy.ModeBridge, Since: noon}},
+		{First: 20000, Last: 20400, Migration: full},
 	} {
 		var got Usage
 		if err := got.decode(want.encode()); err != nil || got != want {
@@ -258,6 +261,12 @@ func FuzzUsage(f *testing.F) {
 	f.Add([]byte(`{"account":"alice","protocol":"pop3","first":"2025-01-02","last":"2026-11-18","logins":41,"tls":"1.2"}`))
 	full := Usage{First: 20000, Last: 20400, Logins: 7, TLS: tls.VersionTLS12, Days: 5, Networks: [2]uint64{8, 1 << 63}, NetworksSince: 20399, SessionsSince: 20390, Sessions: 3, Recent: 0x123}
 	f.Add(full.encode())
+	migrating := full
+	migrating.Migration = Migration{
+		Backend: "main", Mode: proxy.ModeShadow, Since: noon, Shadow: Compared{At: noon, Result: proxy.ShadowDiffers, Messages: 7, Missing: 2},
+		Failed: Failure{noon, StepLearn, "connection refused"}, KeptOld: 3,
+	}
+	f.Add(migrating.encode())
 	f.Fuzz(func(t *testing.T, stored []byte) {
 		var u, again Usage
 		if u.decode(stored) != nil {
