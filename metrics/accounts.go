@@ -13,10 +13,14 @@ type Accounts struct {
 	TLS       map[[2]string]int // by protocol and the oldest version of their last day: 1.0, ..., none
 	Habits    map[string]int    // of POP3, by one of Habits
 	Plaintext map[string]int    // of which a login without TLS was refused within that time, by protocol
+	Stages    map[string]int    // that have ever used POP3, by one of Stages
 }
 
 // Habits are the keys of Accounts.Habits: those of the ledger.
 var Habits = [...]string{"leaves", "deletes_later", "mixed", "deletes_all", "downloads_nothing", "unknown"}
+
+// Stages are the keys of Accounts.Stages: those of the ledger.
+var Stages = [...]string{"gone", "bridged", "learnt", "shadow", "passthrough", "unknown"}
 
 // accounts is a prometheus.Collector.
 type accounts func() Accounts
@@ -32,6 +36,9 @@ var (
 		[]string{"habit"}, nil)
 	accountsRefusedPlaintext = prometheus.NewDesc(prefix+"_accounts_refused_plaintext",
 		"Known accounts of which a login was refused within the last 30 days because it came without TLS.", []string{"protocol"}, nil)
+	pop3Accounts = prometheus.NewDesc(prefix+"_pop3_accounts",
+		"Accounts that have used POP3, by how far they are on the way from an old POP3 server; gone: not within the last 30 days, or switched off. Counted once an hour.",
+		[]string{"stage"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -40,6 +47,7 @@ func (accounts) Describe(to chan<- *prometheus.Desc) {
 	to <- accountsSeenByTLS
 	to <- accountsSeenByHabit
 	to <- accountsRefusedPlaintext
+	to <- pop3Accounts
 }
 
 // Collect implements prometheus.Collector.
@@ -55,5 +63,8 @@ func (counted accounts) Collect(to chan<- prometheus.Metric) {
 	}
 	for _, habit := range Habits {
 		to <- prometheus.MustNewConstMetric(accountsSeenByHabit, prometheus.GaugeValue, float64(n.Habits[habit]), habit)
+	}
+	for _, stage := range Stages {
+		to <- prometheus.MustNewConstMetric(pop3Accounts, prometheus.GaugeValue, float64(n.Stages[stage]), stage)
 	}
 }

@@ -166,8 +166,32 @@ func showUsage(out io.Writer, e ledger.Entry) {
 		_, _ = fmt.Fprintf(out, "%s sessions\t%d since %s, messages downloaded: %d, bytes: %d, deleted: %d, habit: %s\n",
 			e.Protocol, s.Ended, s.Since, s.Messages, s.Octets, s.Deleted, ledger.HabitWords(s.Habit))
 	}
+	if m := e.Migration; m != nil {
+		showMigration(out, e.Protocol, m)
+	}
 	if e.Plaintext != "" {
 		_, _ = fmt.Fprintf(out, "%s without TLS\trefused %d times, last %s\n", e.Protocol, e.PlaintextTries, e.Plaintext)
+	}
+}
+
+// showMigration prints what is known of an account's way from an old POP3 server.
+func showMigration(out io.Writer, protocol string, m *ledger.Migration) {
+	if m.Mode != "" {
+		_, _ = fmt.Fprintf(out, "%s served by\t%s since %s, backend %s\n", protocol, m.Mode, date(m.Since), orDash(m.Backend))
+	}
+	if l := m.Learnt; !l.At.IsZero() {
+		_, _ = fmt.Fprintf(out, "%s unique ids learnt\t%d of %d on %s (%s)\n", protocol, l.Found, l.Messages, date(l.At), l.By)
+	}
+	for _, c := range []struct {
+		what string
+		ledger.Compared
+	}{{"compared", m.Compare}, {"compared after a session", m.Shadow}} {
+		if !c.At.IsZero() {
+			_, _ = fmt.Fprintf(out, "%s %s\t%s on %s, messages on the old server: %d\n", protocol, c.what, c.Result, date(c.At), c.Messages)
+		}
+	}
+	if f := m.Failed; !f.At.IsZero() {
+		_, _ = fmt.Fprintf(out, "%s %s failed\t%s: %s\n", protocol, f.Step, date(f.At), f.Text)
 	}
 }
 

@@ -32,7 +32,7 @@ func reportCommand() *cobra.Command {
 
 func reportPOP3Command() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "pop3 [--from LOG...]",
+		Use:   "pop3 [--from LOG... | --ready | --back]",
 		Short: "Report who uses POP3, how often, with which TLS, and what the clients do with the mail",
 		Long: `Report who uses POP3: for each account when it first and last logged in, for how
 many days it has been quiet, the oldest version of TLS on its last day, the number
@@ -50,8 +50,22 @@ and whose sessions did not end by QUIT.
 --from reports on the logs of the POP3 server that Postern is to replace: Dovecot's,
 Courier's or Cyrus', also compressed by gzip. Nothing of them is stored. TLS "yes" is
 TLS of a version that the log does not have. Courier logs no messages and no
-deletions, Cyrus no bytes, and all three count only what RETR has downloaded.`,
+deletions, Cyrus no bytes, and all three count only what RETR has downloaded.
+
+--ready states whether the old POP3 server can be switched off now: which accounts
+have used POP3 within --days, what is known of each (Postern serves it already, its
+unique ids are learnt, a comparison was equal or clean), and which stand against it,
+why, and what would happen to them. An observation shorter than --days, days on
+which Postern was down, routes to the old server, pop3.learn_from and a brake that is
+on stand against it, too. The exit status is 0 if nothing stands against it, 2 if
+something does, and 1 if that could not be computed.
+
+--back states which of the accounts that Postern serves could move back to the old
+server: those that a comparison of the last day found equal, without a message
+downloaded or deleted since, and those of which a comparison has shown that both
+have the same store. The exit status is 0 if all could, 2 if not, and 1 as above.`,
 		Example: `  postern report pop3 --since 90d --csv >pop3.csv
+  postern report pop3 --ready --days 30
   postern report pop3 --since 90d --from /var/log/mail.log*`,
 		Args: cobra.ArbitraryArgs,
 	}
@@ -65,9 +79,12 @@ deletions, Cyrus no bytes, and all three count only what RETR has downloaded.`,
 	domain := flags.String("domain", "", "only accounts of this `domain`")
 	asCSV := flags.Bool("csv", false, "comma-separated values, with a header")
 	totals := flags.Bool("totals", false, "only the totals")
+	ready := new(readyReport)
+	ready.flags(cmd)
 	asJSON := jsonFlag(cmd)
 	from := flags.StringArray("from", nil, "report on a `log` of the old POP3 server instead, and on those that are arguments; -: standard input")
 	zone := flags.String("zone", "Local", "the time `zone` of timestamps that have none, such as Europe/Berlin")
+	ready.exclude(cmd)
 	cmd.MarkFlagsMutuallyExclusive("csv", "json")
 	cmd.MarkFlagsMutuallyExclusive("csv", "totals")
 	cmd.RunE = func(cmd *cobra.Command, logs []string) error {
@@ -102,6 +119,13 @@ deletions, Cyrus no bytes, and all three count only what RETR has downloaded.`,
 		}
 		if *domain != "" {
 			f.Domain = domainNamed(cfg, strings.TrimPrefix(*domain, "@"))
+		}
+		if ready.ready || ready.back {
+			ready.json = *asJSON
+			return ready.run(cmd, cfg, f.Domain)
+		}
+		if flags.Changed("days") || ready.backend != "" || ready.all {
+			return errors.New("--days, --backend and --all need --ready or --back")
 		}
 		r := newUsageReport(cmd.OutOrStdout(), now, f.Since, usageOptions{json: *asJSON, csv: *asCSV, totals: *totals, log: *from != nil})
 		if *from != nil {

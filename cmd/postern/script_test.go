@@ -20,9 +20,11 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"postern/bridge/oldserver"
+	"postern/metrics/ledger"
 	"postern/proxy"
 	"postern/proxy/memserver"
 	"postern/proxy/proxytest"
+	"postern/proxy/state"
 )
 
 func TestMain(m *testing.M) {
@@ -45,6 +47,7 @@ func TestMain(m *testing.M) {
 //	uidls USER FILE     log in by POP3 at $FREE, as soon as somebody serves there,
 //	                    and write the unique ids to a file
 //	pair KIND CERT KEY  write a certificate with one fault, and its key (script_certs_test.go)
+//	observed DIR N [DAY] write into the state that the last N days were observed, but not that of DAY days ago
 //	guess USER PASSWORD  log in likewise with another password, which must fail
 func TestScripts(t *testing.T) {
 	held, err := net.Listen("tcp", "127.0.0.1:0")
@@ -77,7 +80,8 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("%s has logged in", args[0])
 				}
 			},
-			"pair": writeFaultyPair,
+			"observed": writeObservedDays,
+			"pair":     writeFaultyPair,
 			"expand": func(ts *testscript.TestScript, _ bool, args []string) { // $VARIABLES in files
 				for _, name := range args {
 					ts.Check(os.WriteFile(ts.MkAbs(name), []byte(os.Expand(ts.ReadFile(name), ts.Getenv)), 0o600))
@@ -113,6 +117,24 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 	})
+}
+
+// writeObservedDays writes days that a ledger has observed.
+func writeObservedDays(ts *testscript.TestScript, _ bool, args []string) {
+	store, err := state.Open(filepath.Join(ts.MkAbs(args[0]), "record.db"), state.Options{})
+	ts.Check(err)
+	defer func() { ts.Check(store.Close()) }()
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	var days []string
+	for i := range n {
+		if len(args) == 2 || args[2] != strconv.Itoa(i+1) {
+			days = append(days, ledger.Day(time.Now().AddDate(0, 0, -i-1)))
+		}
+	}
+	ts.Check(store.Bucket("days").UpdateAll(context.Background(), days, func(string, []byte) ([]byte, error) {
+		return []byte(`{"seconds":86400}`), nil
+	}))
 }
 
 // mailForScripts returns the address of an IMAP server without TLS.

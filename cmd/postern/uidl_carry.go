@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,6 +19,7 @@ import (
 	"postern/cmd/postern/internal/service"
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
+	"postern/metrics/ledger"
 )
 
 // A carried is the outcome of an account whose UIDLs were to be carried over.
@@ -35,6 +37,16 @@ func (c *carried) recordable(record *uidl.Record) bool {
 	c.NoIDs = record == nil
 	c.NoneFound = c.Old > 0 && c.Found() == 0
 	return !c.NoIDs && !c.NoneFound
+}
+
+// record records the UIDLs of an account that has no record yet, and notes how they were
+// carried over.
+func (c *carried) record(ctx context.Context, cfg *configs.Config, account string, record *uidl.Record, by string) (err error) {
+	c.Recorded, err = stored.AddUIDLs.One(ctx, cfg, stored.NewRecord{
+		AccountRecord: bridge.AccountRecord{Account: account, Record: record},
+		Learnt:        ledger.Learnt{At: time.Now(), By: by, Messages: c.Old, Found: c.Found()},
+	})
+	return err
 }
 
 // importName is the command in journals.
@@ -77,7 +89,7 @@ func (c *crawler) importAll(cmd *cobra.Command, path string, dry bool) error {
 		if dry {
 			return result, nil
 		}
-		result.Recorded, err = stored.AddUIDLs.One(ctx, cfg, stored.NewRecord{AccountRecord: bridge.AccountRecord{Account: mailbox.Account, Record: record}})
+		err = result.record(ctx, cfg, mailbox.Account, record, ledger.ByOld)
 		return result, err
 	}, path)
 }

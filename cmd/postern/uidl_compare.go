@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,6 +16,8 @@ import (
 	"postern/cmd/postern/internal/crawl"
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
+	"postern/metrics/ledger"
+	"postern/proxy"
 )
 
 func compareCommand() *cobra.Command {
@@ -73,7 +76,34 @@ func (c *crawler) compare(ctx context.Context, cfg *configs.Config, a crawl.Acco
 		return result, fmt.Errorf("own session: %w", err)
 	}
 	defer shown.Abandon()
-	return oldserver.Compare(ctx, old, shown, bodies)
+	result, err = oldserver.Compare(ctx, old, shown, bodies)
+	if err != nil || cfg.State.Path == "" {
+		return result, err
+	}
+	// Without it report pop3 --ready does not know of the comparison.
+	err = stored.NoteCompared.Ask(ctx, cfg, outcomeOf(mailbox.Account, result, record != nil), func(struct{}) error { return nil })
+	if errors.Is(err, stored.ErrNeverRan) {
+		err = nil // there is no ledger yet
+	}
+	return result, err
+}
+
+// outcomeOf returns what is noted of a comparison. recorded says whether the account has a
+// record of unique ids.
+func outcomeOf(account string, c oldserver.Comparison, recorded bool) stored.Outcome {
+	n := func(f oldserver.Finding) int { return c.Findings[f] }
+	o := stored.Outcome{Account: account, Compare: ledger.Compared{
+		At: time.Now(), Result: proxy.ShadowDiffers, Recorded: recorded, Messages: c.Old, Missing: n(oldserver.NotHere), Extra: n(oldserver.Later),
+		UIDLs: n(oldserver.OtherUIDL) + n(oldserver.OtherMessage) + n(oldserver.OtherContent), Unproven: n(oldserver.NotCompared),
+		Sizes: n(oldserver.OtherSize), Order: n(oldserver.Moved),
+	}}
+	switch {
+	case c.Equal():
+		o.Compare.Result = proxy.ShadowClean
+	case c.Old > 0 && o.Compare.Missing == c.Old:
+		o.Compare.Result = proxy.ShadowNotCopied
+	}
+	return o
 }
 
 // comparisons is the summary of a compare.

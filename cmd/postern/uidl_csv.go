@@ -10,12 +10,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"postern/bridge"
 	"postern/bridge/oldserver"
 	"postern/cmd/postern/internal/crawl"
 	"postern/cmd/postern/internal/service"
-	"postern/cmd/postern/internal/stored"
 	"postern/configs"
+	"postern/metrics/ledger"
 )
 
 // maxCSV bounds the octets of a list of messages.
@@ -60,7 +59,7 @@ func (c *crawler) importCSV(cmd *cobra.Command, file, path string, dry bool) err
 		if result.Report = report; !result.recordable(record) || dry {
 			return result, nil
 		}
-		result.Recorded, err = stored.AddUIDLs.One(ctx, cfg, stored.NewRecord{AccountRecord: bridge.AccountRecord{Account: mailbox.Account, Record: record}})
+		err = result.record(ctx, cfg, mailbox.Account, record, ledger.ByCSV)
 		return result, err
 	})
 }

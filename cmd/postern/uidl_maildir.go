@@ -12,13 +12,13 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"postern/bridge"
 	"postern/bridge/oldserver"
 	"postern/bridge/uidl"
 	"postern/cmd/postern/internal/crawl"
 	"postern/cmd/postern/internal/service"
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
+	"postern/metrics/ledger"
 )
 
 // A maildirs flag names the maildirs of accounts.
@@ -116,7 +116,7 @@ func (c *crawler) importMaildirs(cmd *cobra.Command, m *maildirs, path string, d
 		if result.Report = report; !result.recordable(record) || dry {
 			return result, nil
 		}
-		result.Recorded, err = stored.AddUIDLs.One(ctx, cfg, stored.NewRecord{AccountRecord: bridge.AccountRecord{Account: account, Record: record}})
+		err = result.record(ctx, cfg, account, record, ledger.ByMaildir)
 		return result, err
 	})
 }

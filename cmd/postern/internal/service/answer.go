@@ -25,6 +25,7 @@ func (s *Service) newControl() *admin.Server {
 	stored.ExportUIDLs.Register(c, s.Storage)
 	stored.ImportUIDLs.Register(c, s.Storage)
 	stored.AddUIDLs.Register(c, s.Storage)
+	stored.NoteCompared.Register(c, s.Storage)
 	stored.ReadUIDLs.Register(c, s.Storage)
 	stored.AcceptChanges.Register(c, s.Storage)
 	stored.UIDLHistory.Register(c, s.Storage)

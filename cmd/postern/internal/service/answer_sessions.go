@@ -33,6 +33,7 @@ func (s *Service) answerSessions(c *admin.Server) {
 	stored.CheckState.Register(c, s.Storage)
 	stored.ListAccounts.Register(c, s.Storage)
 	stored.ReportUsage.Register(c, s.Storage)
+	stored.ReportSurroundings.Register(c, s.Storage)
 	stored.ExportAccount.Register(c, s.Storage)
 	stored.ForgetAccount.Register(c, s.Storage)
 }

@@ -24,7 +24,7 @@ func (s *Service) openLedger(ctx context.Context) {
 	}
 	s.pseudonyms = logs.NewPseudonyms(key)
 	l := ledger.New(s.Storage.Ledger(), s.log, nil)
-	l.KnownElsewhere = s.known
+	l.KnownElsewhere, l.Off, l.Days = s.known, s.pop3Off, s.Storage.Days()
 	if err := l.Load(ctx); err != nil {
 		s.log.Warn("the log has hashes in place of accounts that have not logged in since the start", "err", err)
 	}
@@ -41,7 +41,7 @@ func (s *Service) accountGauges() metrics.Accounts {
 		return metrics.Accounts{}
 	}
 	c := l.Counts()
-	return metrics.Accounts{Protocols: c.Protocols, TLS: c.TLS, Habits: c.Habits, Plaintext: c.Plaintext}
+	return metrics.Accounts{Protocols: c.Protocols, TLS: c.TLS, Habits: c.Habits, Plaintext: c.Plaintext, Stages: c.Stages}
 }
 
 // accountsOnPage returns the figures of the ledger for the status page.

@@ -13,3 +13,9 @@ func TestHabitsOfMetricsAreThoseOfTheLedger(t *testing.T) {
 		t.Errorf("metrics have the habits %q, the ledger has %q", got, want)
 	}
 }
+
+func TestStagesOfMetricsAreThoseOfTheLedger(t *testing.T) {
+	if got, want := metrics.Stages[:], ledger.Stages(); !slices.Equal(got, want) {
+		t.Errorf("metrics have the stages %q, the ledger has %q", got, want)
+	}
+}

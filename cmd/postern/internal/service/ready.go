@@ -115,15 +115,18 @@ func (g *generation) served() map[string][]poolKey {
 	return served
 }
 
+// mayServe reports whether POP3 logins at l may go to a backend in a mode.
+func (g *generation) mayServe(l configs.Listener, backend, mode string) bool {
+	return g.routing.rules.MayReturn(route.Choice{Backend: backend, POP3Mode: mode}) ||
+		mode == g.cfg.POP3.At(l).Mode && g.routing.rules.MayReturn(route.Choice{Backend: backend})
+}
+
 // serves reports whether logins at l may go to the pool of key.
 func (g *generation) serves(key poolKey, l configs.Listener) bool {
 	if l.Protocol != proxy.POP3 {
 		return key.protocol == l.Protocol && g.routing.rules.MayReturnBackend(key.name)
 	}
-	may := func(backend, mode string) bool {
-		return g.routing.rules.MayReturn(route.Choice{Backend: backend, POP3Mode: mode}) ||
-			mode == g.cfg.POP3.At(l).Mode && g.routing.rules.MayReturn(route.Choice{Backend: backend})
-	}
+	may := func(backend, mode string) bool { return g.mayServe(l, backend, mode) }
 	switch key.protocol {
 	case proxy.IMAP:
 		return may(key.name, route.Bridge)

@@ -48,13 +48,14 @@ type Files struct {
 	devices         bridge.Bucket // device passwords
 	listings, uidls bridge.Bucket // the listings of mailboxes, and the record of UIDLs
 	ledger          bridge.Bucket // the ledger of logins
+	days            bridge.Bucket // the days that the ledger has observed
 	notes           *state.Bucket
 }
 
 func newFiles(record, cache *state.Bolt) *Files {
 	return &Files{
 		Record: record, Cache: cache, listings: cache.Bucket(ListingsBucket), uidls: record.Bucket(UIDLBucket),
-		ledger: record.Bucket("ledger"), notes: record.Bucket("notes"), devices: record.Bucket(DeviceBucket),
+		ledger: record.Bucket("ledger"), days: record.Bucket("days"), notes: record.Bucket("notes"), devices: record.Bucket(DeviceBucket),
 	}
 }
 

@@ -3,8 +3,10 @@ package stored
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 
+	"postern/bridge"
 	"postern/metrics/ledger"
 	"postern/proxy/admin"
 )
@@ -42,4 +44,34 @@ var ReportUsage = Question[UsageFilter, ledger.Entry]{"report", func(ctx context
 		}
 		return each(e)
 	})
+}}
+
+// Surroundings are what a statement about all accounts depends on beside the accounts.
+type Surroundings struct {
+	Days   []ledger.Observed `json:"days"`             // that were observed
+	Brakes []string          `json:"brakes,omitempty"` // backends whose brake is on, or cannot be read
+}
+
+// ReportSurroundings answers with the Surroundings of the days since its argument.
+var ReportSurroundings = Question[string, Surroundings]{"report/surroundings", func(ctx context.Context, m *Storage, since string, each func(Surroundings) error) error {
+	a, err := m.open(ctx)
+	if err != nil {
+		return err
+	}
+	var s Surroundings
+	if s.Days, err = ledger.ObservedDays(ctx, a.days, since); err != nil {
+		return err
+	}
+	err = a.Record.Bucket(BrakeBucket).Scan(ctx, "", func(backend string, _ []byte) error {
+		s.Brakes = append(s.Brakes, backend)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.Brakes = slices.DeleteFunc(s.Brakes, func(backend string) bool {
+		b := bridge.NewBrake(backend, nil)
+		return b.Open(ctx, a.Record.Bucket(BrakeBucket)) == nil && !b.Status().Braked()
+	})
+	return each(s)
 }}

@@ -57,6 +57,12 @@ func (m *Storage) Retire(ctx context.Context, r configs.Retention, now time.Time
 	if err := a.erase(ctx, pop3); err != nil {
 		return nil, nil, err
 	}
+	if len(pop3) > 0 {
+		err := ledger.Disprove(ctx, a.ledger, func(account string) bool { _, gone := slices.BinarySearch(pop3, account); return gone })
+		if err != nil {
+			return nil, nil, err
+		}
+	}
 	all, err = ledger.Expire(ctx, a.ledger, r.Ledger.Before(now))
 	return pop3, all, err
 }

@@ -214,20 +214,30 @@ func (m *Storage) Broken() error {
 	return nil
 }
 
-// A ledgerStore is the ledger's bucket in the files that are open.
-type ledgerStore struct{ *Storage }
+// A ledgerStore is a bucket of the ledger in the files that are open.
+type ledgerStore struct {
+	storage *Storage
+	of      func(*Files) bridge.Bucket
+}
 
 // Ledger returns the store of the ledger.
-func (m *Storage) Ledger() ledger.Store { return ledgerStore{m} }
+func (m *Storage) Ledger() ledger.Store {
+	return ledgerStore{m, func(a *Files) bridge.Bucket { return a.ledger }}
+}
+
+// Days returns the store of the days that the ledger has observed.
+func (m *Storage) Days() ledger.Store {
+	return ledgerStore{m, func(a *Files) bridge.Bucket { return a.days }}
+}
 
 // UpdateAll implements ledger.Store.
 func (s ledgerStore) UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error {
-	return s.Files.ledger.UpdateAll(ctx, keys, change)
+	return s.of(s.storage.Files).UpdateAll(ctx, keys, change)
 }
 
 // Scan implements ledger.Store.
 func (s ledgerStore) Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error {
-	return s.Files.ledger.Scan(ctx, prefix, each)
+	return s.of(s.storage.Files).Scan(ctx, prefix, each)
 }
 
 // open returns the files, after the running Postern has written all data.

@@ -10,6 +10,7 @@ import (
 
 	"postern/bridge"
 	"postern/bridge/uidl"
+	"postern/metrics/ledger"
 	"postern/proxy/admin"
 )
 
@@ -62,6 +63,9 @@ var ForgetUIDLs = Question[Selection, int]{"uidl/forget", func(ctx context.Conte
 	if err != nil {
 		return err
 	}
+	if err := m.disprove(ctx, s.match); err != nil {
+		return err
+	}
 	return each(n + lost)
 }}
 
@@ -95,11 +99,54 @@ var ImportUIDLs = Question[[]bridge.AccountRecord, int]{"uidl/import", func(ctx 
 	if err := m.Files.recount(ctx); err != nil {
 		return err
 	}
+	for _, r := range all {
+		if err := m.noteLearnt(ctx, r, ledger.ByExport); err != nil {
+			return err
+		}
+	}
 	return each(len(all))
 }}
 
+// noteLearnt notes that a record was added.
+func (m *Storage) noteLearnt(ctx context.Context, r bridge.AccountRecord, by string) error {
+	n := 0
+	for _, g := range r.Record.Generations[:min(1, len(r.Record.Generations))] {
+		c := g.Counts()
+		n = c.Entries - c.Vanished
+	}
+	return m.note(ctx, r.Account, ledger.Migration{Learnt: ledger.Learnt{At: time.Now(), By: by, Messages: n, Found: n}})
+}
+
+// note adds what is known of an account's way from an old POP3 server to the ledger.
+// Without files there is none.
+func (m *Storage) note(ctx context.Context, account string, known ledger.Migration) error {
+	if m.Files == nil {
+		return nil
+	}
+	a, err := m.open(ctx)
+	if err != nil {
+		return err
+	}
+	return ledger.Note(ctx, a.ledger, account, known)
+}
+
+// disprove removes from the ledger what was learnt and compared of accounts.
+func (m *Storage) disprove(ctx context.Context, match func(account string) bool) error {
+	if m.Files == nil {
+		return nil
+	}
+	a, err := m.open(ctx)
+	if err != nil {
+		return err
+	}
+	return ledger.Disprove(ctx, a.ledger, match)
+}
+
 // A NewRecord is the record of an account that shall have none yet.
-type NewRecord struct{ bridge.AccountRecord }
+type NewRecord struct {
+	bridge.AccountRecord
+	Learnt ledger.Learnt `json:"learnt,omitzero"` // how the record was made
+}
 
 // LogValue implements slog.LogValuer.
 func (r NewRecord) LogValue() slog.Value { return admin.Arguments("account", r.Account) }
@@ -114,7 +161,26 @@ var AddUIDLs = Question[NewRecord, bool]{"uidl/add", func(ctx context.Context, m
 	if err != nil {
 		return err
 	}
+	if added && !r.Learnt.At.IsZero() {
+		if err := m.note(ctx, r.Account, ledger.Migration{Learnt: r.Learnt}); err != nil {
+			return err
+		}
+	}
 	return each(added)
+}}
+
+// An Outcome is that of a comparison of an account.
+type Outcome struct {
+	Account string          `json:"account"`
+	Compare ledger.Compared `json:"compared"`
+}
+
+// LogValue implements slog.LogValuer.
+func (o Outcome) LogValue() slog.Value { return admin.Arguments("account", o.Account) }
+
+// NoteCompared notes the outcome of a comparison, and answers nothing.
+var NoteCompared = Question[Outcome, struct{}]{"uidl/compared", func(ctx context.Context, m *Storage, o Outcome, _ func(struct{}) error) error {
+	return m.note(ctx, o.Account, ledger.Migration{Compare: o.Compare})
 }}
 
 // ReadUIDLs answers with the record of an account, if there is one.
@@ -184,6 +250,9 @@ var UndoUIDLs = Question[AccountName, int]{"uidl/undo", func(ctx context.Context
 	}
 	n, err := bridge.Undo(ctx, m.Record, account)
 	if err != nil {
+		return err
+	}
+	if err := m.disprove(ctx, func(some string) bool { return some == account }); err != nil {
 		return err
 	}
 	return each(n)
