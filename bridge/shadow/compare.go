@@ -22,8 +22,30 @@ var errUnread = errors.New("the IMAP server does not give the headers of all mes
 
 var errNoSizes = errors.New("the session has shown unique ids without sizes")
 
-// finish compares INBOX with what the session has shown, and fills in the event.
-func (c *comparison) finish(ctx context.Context, in *bridge.Reader) error {
+// gather keeps the headers that the session has brought.
+func (c *comparison) gather(ctx context.Context) error {
+	shown, compares, err := c.shown()
+	if err != nil {
+		return err
+	}
+	c.event.Result, c.event.Messages, c.event.Unproven = proxy.ShadowUnproven, len(shown), len(shown)
+	if !compares {
+		return nil
+	}
+	wanted, left := set(c.state.Wanted), []string(nil)
+	for _, m := range shown {
+		if wanted[m.UIDL] && !c.state.headers.Get(m).Known {
+			left = append(left, m.UIDL)
+		}
+	}
+	c.state.Stalled = len(left) >= len(c.state.Wanted)
+	c.state.Wanted, c.state.Messages = left, len(shown)
+	c.save(ctx)
+	return nil
+}
+
+// compare compares INBOX with what the session has shown, and fills in the event.
+func (c *comparison) compare(ctx context.Context, in *bridge.Reader) error {
 	shown, compares, err := c.shown()
 	if err != nil {
 		return err
@@ -51,6 +73,7 @@ func (c *comparison) finish(ctx context.Context, in *bridge.Reader) error {
 		in: oldserver.Inbox{UIDValidity: in.UIDValidity, UIDNext: in.UIDNext, UIDs: in.UIDs, Side: oldserver.NewSide(in.Sizes, in.Headers, in.Contents)},
 	}
 	err = p.match(ctx)
+	c.state.Stalled = false
 	c.state.Wanted, c.state.Bodies = p.wanted[:min(len(p.wanted), maxWanted)], p.bodies[:min(len(p.bodies), maxWanted)]
 	switch {
 	case errors.Is(err, errWanted):

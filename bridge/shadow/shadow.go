@@ -187,6 +187,12 @@ func (c *comparison) run(ctx context.Context) {
 	if !c.state.due(c.watcher.count, time.Now()) {
 		return
 	}
+	if c.state.gathers() {
+		c.login.Secret.Clear()
+		c.want()
+		c.afterSession(ctx, c.gather)
+		return
+	}
 	if c.backend.Healthy != nil && !c.backend.Healthy() {
 		c.skip(errUnhealthy)
 		return
@@ -195,15 +201,25 @@ func (c *comparison) run(ctx context.Context) {
 		c.skip(err)
 		return
 	}
-	if c.backend.Limits.mayAsk() {
-		c.watcher.want(c.state)
-	}
+	c.want()
 	in, err := c.logIn(ctx)
 	if err != nil {
 		c.fail(err)
 		return
 	}
 	defer func() { _ = in.Close() }()
+	c.afterSession(ctx, func(ctx context.Context) error { return c.compare(ctx, in) })
+}
+
+// want lets the session ask for what is wanted, if the old server is not slow.
+func (c *comparison) want() {
+	if c.backend.Limits.mayAsk() {
+		c.watcher.want(c.state)
+	}
+}
+
+// afterSession does what fills in the event when the session has ended, and reports it.
+func (c *comparison) afterSession(ctx context.Context, do func(context.Context) error) {
 	timer := time.NewTimer(sessionTime)
 	defer timer.Stop()
 	select {
@@ -218,7 +234,7 @@ func (c *comparison) run(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, compareTime)
 	defer cancel()
-	if err := c.finish(ctx, in); err != nil {
+	if err := do(ctx); err != nil {
 		c.fail(err)
 		return
 	}

@@ -471,3 +471,31 @@ func TestALateCopyComesToTheBridge(t *testing.T) {
 	p.deliver(t, 4, 3)
 	p.bridged(t, "1 old-1", "2 old-2", "3 0000000300000007", "4 old-3")
 }
+
+// Criterion: The headers of a large maildrop are gathered by many sessions; the IMAP server is asked again when they are there.
+func TestALargeMaildropIsGathered(t *testing.T) {
+	var numbers []int
+	for i := range 1500 {
+		numbers = append(numbers, i+1)
+	}
+	p := start(t, numbers...)
+	p.old.Pipelining = true
+	p.old.SetMaildrop("alice", mail(numbers...))
+	sessions, begun := 1, time.Now()
+	for ; ; sessions++ {
+		p.session(t, poll...)
+		e := p.next(t)
+		if e.Result == proxy.ShadowClean {
+			break
+		}
+		if e.Result != proxy.ShadowUnproven || e.Messages != 1500 || e.Unproven != 1500 || time.Since(begun) > 3*time.Minute {
+			t.Fatalf("after %d sessions: %+v", sessions, e)
+		}
+	}
+	if n := p.old.Commands("TOP"); n != 1500 {
+		t.Errorf("TOP came %d times", n)
+	}
+	if n := len(p.logins); n > sessions-4 || sessions < 8 {
+		t.Errorf("%d logins to the IMAP server in %d sessions", n, sessions)
+	}
+}

@@ -26,6 +26,7 @@ type accountState struct {
 	LateSince   time.Time // when it was late first
 	Wanted      []string  // UIDLs of the messages whose headers are wanted
 	Bodies      []string  // UIDLs of the messages of which the whole is wanted
+	Stalled     bool      // the last session brought none of them
 
 	Sums map[string][]byte // hashes of such messages, by UIDL
 
@@ -43,6 +44,10 @@ func (s *accountState) due(messages int, now time.Time) bool {
 	}
 	return !s.Clean || now.Sub(s.Compared) >= again
 }
+
+// gathers reports whether the next session can only bring more headers: they are too many
+// for one session, and INBOX need not be looked at before.
+func (s *accountState) gathers() bool { return len(s.Wanted) > 2*maxAsked && !s.Stalled }
 
 // load returns the state of the account. A state that cannot be read is that of an account
 // which was never compared.
