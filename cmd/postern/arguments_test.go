@@ -52,6 +52,7 @@ accounts: {default_domain: example.org}
 		{"uidl detect", "", ""},
 		{"uidl compare", "", ""},
 		{"uidl import", "", ""},
+		{"provider check", "", ""},
 	}
 	tested := map[string]bool{}
 	for _, c := range tests {

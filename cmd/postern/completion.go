@@ -55,6 +55,8 @@ func completeArgument(cmd *cobra.Command, args []string, begun string) ([]string
 	switch names[len(args)] {
 	case "FILE", "FILE|-", "FOLDER":
 		return nil, cobra.ShellCompDirectiveDefault
+	case "PROVIDER":
+		return completeFromConfig(providersOf)(cmd, args, begun)
 	case "BACKEND":
 		return completeFromConfig(backendsOf)(cmd, args, begun)
 	case "ADDRESS":
@@ -98,3 +100,5 @@ func serversOf(cfg *configs.Config, backend string) (addresses []string) {
 	}
 	return addresses
 }
+
+func providersOf(cfg *configs.Config) []string { return slices.Sorted(maps.Keys(cfg.Providers)) }

@@ -63,7 +63,7 @@ only IMAP.`,
 	root.AddCommand(
 		runCommand(), reloadCommand(), upgradeCommand(), checkCommand(), demoCommand(),
 		statusCommand(), sessionsCommand(), kickCommand(), drainCommand(), logLevelCommand(), healthCommand(),
-		accountCommand(), whyCommand(), reportCommand(), guardCommand(), passwordCommand(), certsCommand(), uidlCommand(), stateCommand(),
+		accountCommand(), whyCommand(), reportCommand(), guardCommand(), passwordCommand(), providerCommand(), certsCommand(), uidlCommand(), stateCommand(),
 		versionCommand(), manCommand(),
 	)
 	nameArguments(root)

@@ -150,6 +150,42 @@ func TestPasswordsInFrontOfServersThatTakeTokens(t *testing.T) {
 	}
 }
 
+// Criterion: postern provider check tells apart that there is no token, that the mail server refuses the token, and that all is right; it shows no secret.
+func TestProviderCheckSaysWhatIsWrong(t *testing.T) {
+	proxytest.Need(t, "dovecot")
+	t.Parallel()
+	s := openTokenStage(t)
+	check := func(status int, args ...string) string {
+		t.Helper()
+		return run(t, t.TempDir(), nil, append([]string{"postern", "provider", "check", "own", "--config", s.config}, args...), status)
+	}
+	want := func(out string, lines ...string) {
+		t.Helper()
+		for _, line := range lines {
+			if !strings.Contains(out, line) {
+				t.Errorf("no %q in\n%s", line, hidden(out))
+			}
+		}
+		if leaked(out) > 0 {
+			t.Error("the output has a secret")
+		}
+	}
+	want(run(t, t.TempDir(), nil, []string{"postern", "provider", "list", "--config", s.config}), "PROVIDER", "own", s.oauth.TokenURL, "example.org", "main")
+	want(check(0), "token: ok, from "+s.oauth.TokenURL)
+	want(check(0, "scanner@example.org"), "backend main, imap as shared@example.org: ok", "backend main, submission as "+anna+": ok")
+	want(check(1, "eve@example.com"), "token: no: providers.own.domains does not have the domain of eve@example.com")
+	want(check(1, "nobody"), "token: no: providers.own.domains does not have the domain of nobody")
+	s.oauth.BreakIntrospection(true)
+	want(check(1, anna), "token: ok", "backend main, imap as "+anna+": the login is refused: unavailable: ")
+	s.oauth.BreakIntrospection(false)
+	s.oauth.Fail(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = fmt.Fprint(w, `{"error":"invalid_client","error_codes":[7000222]}`)
+	})
+	want(check(1, anna), "token: no: provider own: the token endpoint answered 401 invalid_client AADSTS7000222; the secret has expired")
+}
+
 // waitFor waits until done reports true.
 func waitFor(t *testing.T, what string, done func() bool) {
 	t.Helper()

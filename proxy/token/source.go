@@ -23,7 +23,7 @@ type Source struct {
 // Credentials returns the mailbox of account at servers of a protocol, and a token for
 // it. Errors are as for Provider.Token.
 func (s *Source) Credentials(ctx context.Context, account, protocol string, force bool) (user string, token *proxy.Secret, err error) {
-	user = s.Names.mailbox(account, protocol)
+	user = s.Mailbox(account, protocol)
 	token, err = s.Provider.Token(ctx, user, force)
 	return user, token, err
 }
@@ -32,9 +32,12 @@ func (s *Source) Credentials(ctx context.Context, account, protocol string, forc
 // some protocol, is one of the Provider's.
 func (s *Source) Serves(account string) bool {
 	return slices.ContainsFunc([]string{proxy.IMAP, proxy.Submission}, func(protocol string) bool {
-		return s.Provider.Serves(s.Names.mailbox(account, protocol))
+		return s.Provider.Serves(s.Mailbox(account, protocol))
 	})
 }
+
+// Mailbox returns the mailbox of account at servers of a protocol.
+func (s *Source) Mailbox(account, protocol string) string { return s.Names.mailbox(account, protocol) }
 
 // Names are the mailboxes of accounts whose mailbox has another name: by account, then by
 // protocol; "" stands for the protocols that have no name of their own.

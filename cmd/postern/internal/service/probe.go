@@ -195,6 +195,9 @@ func (g *generation) tryLogins(ctx context.Context, out io.Writer, o CheckOption
 	if err != nil {
 		return err
 	}
+	if token := g.cfg.Backends[name].Token; token != "" {
+		return fmt.Errorf("login of %s: not tried, as backend %s takes tokens: postern provider check %s %s tries them", login.Account, name, token, login.Account)
+	}
 	old := g.cfg.OldServer(name)
 	var accepted []string
 	if pools.imap[name] != nil && usable[name+" "+proxy.IMAP] {
