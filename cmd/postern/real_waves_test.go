@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,6 +44,7 @@ type migration struct {
 
 	postern *postern
 	polls   sync.RWMutex // held for reading in each poll
+	over    bool         // the old POP3 server is not in the configuration any more
 }
 
 // A moving is an account that moves.
@@ -50,6 +52,7 @@ type moving struct {
 	user
 	wave    string
 	line    string // of the routes' file, behind the name
+	moved   bool   // line was another one before
 	habit   string // of its client, as report pop3 calls it
 	program bool   // the client is a real one
 
@@ -348,7 +351,7 @@ func (m *migration) start(t *testing.T) {
 func (m *migration) reroute(t *testing.T, wave, line string) {
 	t.Helper()
 	for _, a := range m.of(wave) {
-		a.line = line
+		a.line, a.moved = line, true
 	}
 	m.writeRoutes(t)
 	m.command(t, "reload")
@@ -622,6 +625,50 @@ func (m *migration) settle(t *testing.T, step string, limit time.Duration) (refu
 	return refused
 }
 
+// judge adds to wrong what postern report pop3 --ready says and is not so. An account that
+// the bridge serves does not stand against switching the old server off. One that has not
+// moved yet does, unless it keeps no mail there.
+func (m *migration) judge(t *testing.T, wrong map[string]string) {
+	t.Helper()
+	args := []string{"postern", "report", "pop3", "--ready", "--days", "0", "--all", "--json", "--config", m.config}
+	const safe, notSafe = 0, int(notReady) // exit statuses
+	status := notSafe
+	if m.over {
+		status = safe
+	}
+	var s statement
+	if err := json.Unmarshal([]byte(run(t, m.dir, nil, args, status)), &s); err != nil {
+		t.Fatal(err)
+	}
+	against, bridged := map[string]string{}, 0
+	for _, a := range s.Against {
+		against[a.Account] = a.Reason
+	}
+	for _, a := range m.accounts {
+		why := against[a.name]
+		switch {
+		case strings.HasSuffix(a.line, "pop3=bridge"):
+			if bridged++; why != "" {
+				wrong[a.name] = "stands against it: " + why
+			}
+		case why == "" && !a.moved && a.habit != ledger.HabitDeletes:
+			wrong[a.name] = "does not stand against it"
+		}
+	}
+	if s.Ready != m.over || s.Active != len(m.accounts) || s.Classes[ledger.Bridged] != bridged {
+		wrong["all"] = fmt.Sprintf("ready %v, of %d accounts %v, want %d bridged; reasons %v", s.Ready, s.Active, s.Classes, bridged, s.Reasons)
+	}
+}
+
+// end removes the old POP3 server from the configuration.
+func (m *migration) end(t *testing.T) {
+	t.Helper()
+	config := regexp.MustCompile(`(?m)^( {4})?pop3: .*\n`).ReplaceAllString(content(t, m.config), "")
+	must(t, os.WriteFile(m.config, []byte(config), 0o600))
+	m.command(t, "reload")
+	m.over = true
+}
+
 // wantReport compares what postern report pop3 says with the truth, while no client polls.
 func (m *migration) wantReport(t *testing.T, step string) {
 	t.Helper()
@@ -656,6 +703,7 @@ func (m *migration) wantReport(t *testing.T, step string) {
 		if len(entries) != len(m.accounts) {
 			wrong["all"] = fmt.Sprintf("%d accounts, want %d", len(entries), len(m.accounts))
 		}
+		m.judge(t, wrong)
 		return len(wrong) == 0
 	}
 	for deadline := time.Now().Add(patience / 3); !right() && time.Now().Before(deadline); { // sessions end a moment after QUIT
@@ -679,7 +727,7 @@ func (m *migration) brake(t *testing.T, backend string) bool {
 	return values[`postern_pop3_brake{backend="`+backend+`"}`] == "1"
 }
 
-// Criterion: While accounts move in waves from an old POP3 server to Postern - passed through, bridged in the same store, copied to another one, back and forth - with Postern and both servers restarted in between, clients that poll all the time (fetchmail, mpop, scripts) download each message once, and miss none; report pop3 is right at each step.
+// Criterion: While accounts move in waves from an old POP3 server to Postern - passed through, bridged in the same store, copied to another one, back and forth - with Postern and both servers restarted in between, clients that poll all the time (fetchmail, mpop, scripts) download each message once, and miss none; report pop3 and report pop3 --ready are right at each step; a wave that was announced does not put the brake on, and one that was not does, at the price of refused polls alone.
 func TestMigrationInWaves(t *testing.T) {
 	proxytest.Need(t, "fetchmail", "mpop", "dovecot", "/usr/lib/dovecot/imap", "/usr/lib/dovecot/pop3")
 	if os.Getuid() != 0 && os.Getenv("POSTERN_ALL") != "1" {
@@ -751,6 +799,8 @@ func TestMigrationInWaves(t *testing.T) {
 	if refused := step("copied back, and accepted late"); refused == 0 || m.brake(t, "old") {
 		t.Errorf("a wave that was not announced, and then accepted: %d polls were refused, brake %v", refused, m.brake(t, "old"))
 	}
+	m.end(t)
+	step("without the old POP3 server")
 }
 
 // Criterion: An account whose unique ids are learnt, and that goes back to the old server, downloads again what came since, and nothing else; before it moves again, `uidl forget` lets Postern ask the old server once more, and nothing is downloaded twice.
