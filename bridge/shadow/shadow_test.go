@@ -59,7 +59,7 @@ func mail(numbers ...int) (all []proxytest.POP3Message) {
 func start(t testing.TB, numbers ...int) *pair {
 	t.Helper()
 	p := &pair{
-		old: proxytest.StartPOP3Server(t), compared: make(chan proxy.ShadowCompared, 100), logins: make(chan *proxy.Secret, 100),
+		old: proxytest.StartPOP3Server(t), compared: make(chan proxy.ShadowCompared, 100), logins: make(chan *proxy.Secret, 10_000),
 		imap: memserver.New(memserver.Options{Accounts: []memserver.Account{{User: "alice", Password: "secret"}}, UIDValidity: 7}),
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

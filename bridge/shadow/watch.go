@@ -307,14 +307,15 @@ func (w *Watcher) Quit(ok bool, deleted []int) {
 
 // lines gives each line of a listing, without CRLF and with its number, to each.
 type lines struct {
-	each func(number int, text string)
-	line []byte
+	each  func(number int, text string)
+	line  []byte
+	ended bool // the "." has come
 }
 
 // Write implements io.Writer. It never fails.
 func (l *lines) Write(p []byte) (int, error) {
 	n := len(p)
-	for len(p) > 0 {
+	for len(p) > 0 && !l.ended {
 		part, rest, ended := bytes.Cut(p, []byte("\n"))
 		p = rest
 		if len(l.line)+len(part) <= maxLine {
@@ -325,7 +326,7 @@ func (l *lines) Write(p []byte) (int, error) {
 		}
 		text := string(bytes.TrimSuffix(l.line, []byte("\r")))
 		l.line = l.line[:0]
-		if text == "." {
+		if l.ended = text == "."; l.ended {
 			break
 		}
 		word, text, _ := strings.Cut(strings.TrimPrefix(text, "."), " ")

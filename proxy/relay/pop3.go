@@ -30,6 +30,7 @@ const (
 	// askTime is the time before QUIT in which commands of a POP3Watcher are sent. With the
 	// answer to the last one QUIT waits for 50 ms, if the server is not slow.
 	askTime = 40 * time.Millisecond
+	maxAsk  = 4 << 20 // octets of the response to such a command
 )
 
 // A POP3Watcher sees what an old POP3 server shows of a maildrop. Its methods are called in
@@ -364,6 +365,7 @@ var (
 	errBadPOP3    = errors.New("too many bad commands")
 	errNoResponse = errors.New("neither +OK nor -ERR")
 	errUnasked    = errors.New("the server sent what was not asked for")
+	errAsked      = errors.New("the answer to a command before QUIT has no end")
 )
 
 // pass passes the response to r on.
@@ -533,8 +535,10 @@ func (s *POP3) ask() {
 	}
 }
 
-// askAll sends commands and reads the responses, which the client does not get.
+// askAll sends commands and reads the responses, which the client does not get. They must
+// not be endless: the client waits for the answer to QUIT.
 func (s *POP3) askAll(commands []string) error {
+	end := time.Now().Add(s.timeout())
 	if err := s.send(strings.Join(commands, "\r\n") + "\r\n"); err != nil {
 		return err
 	}
@@ -552,7 +556,11 @@ func (s *POP3) askAll(commands []string) error {
 		if !ok {
 			continue
 		}
+		octets := 0
 		_, err = s.readLines(func(some []byte) error {
+			if octets += len(some); octets > maxAsk || time.Now().After(end) {
+				return errAsked
+			}
 			if lines != nil {
 				_, _ = lines.Write(some)
 			}

@@ -686,3 +686,36 @@ func TestPOP3AsksForFiftyMilliseconds(t *testing.T) {
 		})
 	}
 }
+
+// Criterion: an answer without an end to what a watcher asks does not keep the client waiting for ever.
+func TestPOP3AnswerBeforeQuitIsBounded(t *testing.T) {
+	for name, drip := range map[string]time.Duration{"much": 0, "slowly": 30 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			client, near := net.Pipe()
+			back, server := net.Pipe()
+			s := &pop3Fixture{client: client, server: server, done: make(chan error, 1)}
+			s.session = &POP3{BackendName: "old", Conn: upstream{back}, Watcher: &watcher{ask: []string{"TOP 1 0"}}, marks: map[int]pop3Mark{}}
+			s.run(t.Context(), near)
+			go func() {
+				in := bufio.NewReader(server)
+				_, _ = in.ReadString('\n')
+				_, _ = io.WriteString(server, "+OK\r\n")
+				for {
+					if _, err := io.WriteString(server, strings.Repeat("x", 1000)+"\r\n"); err != nil {
+						return
+					}
+					time.Sleep(drip)
+				}
+			}()
+			begun := time.Now()
+			go func() { _, _ = io.WriteString(client, "QUIT\r\n") }()
+			if b, _ := io.ReadAll(client); !strings.HasPrefix(string(b), "-ERR [SYS/TEMP]") || time.Since(begun) > 3*time.Minute {
+				t.Errorf("%s: after %v QUIT is answered with %q", name, time.Since(begun), b)
+			}
+			if err := <-s.done; !errors.Is(err, proxy.ErrBackendClosed) {
+				t.Errorf("%s: Run = %v", name, err)
+			}
+			_ = server.Close()
+		})
+	}
+}
