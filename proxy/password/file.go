@@ -148,6 +148,12 @@ func lower(s string) string {
 	}, []byte(s)))
 }
 
+// Known reports whether the file has a line of account.
+func (f *File) Known(account string) bool {
+	_, known := f.table.Load().accounts[lower(account)]
+	return known
+}
+
 // Check implements Check. An account without a line costs what the line of some account
 // costs, always the same one: time does not tell which accounts the file has.
 func (f *File) Check(ctx context.Context, l *proxy.Login) error {

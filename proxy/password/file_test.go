@@ -47,6 +47,9 @@ func TestLinesOfAPasswdFile(t *testing.T) {
 			expect(t, f, login(account, secret), proxy.Wrong, false)
 		}
 	}
+	if !f.Known("ALICE@example.org") || f.Known("dave@example.org") {
+		t.Error("it is not known who has a line")
+	}
 	for _, account := range []string{"carol@example.org", "dave@example.org", "", "#", "# moved in November"} {
 		expect(t, f, login(account, "secret of alice"), proxy.Wrong, false)
 	}

@@ -224,6 +224,9 @@ func TestAReloadReplacesTheStoresOfPasswords(t *testing.T) {
 		}
 	}
 	try("secret of alice", "NO [AUTHENTICATIONFAILED]")
+	if !r.service.known("bob") || r.service.known("alice") {
+		t.Error("the log may not name whom the file has")
+	}
 	r.service.guard.Unlock("alice") // which remembers the wrong password for 30 s
 	apply(configs.Passwords{File: second, Memory: 64 << 20})
 	try("secret of alice", "OK")

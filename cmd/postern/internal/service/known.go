@@ -4,7 +4,7 @@ package service
 // current configuration: then its name is no password in the wrong field, and may be
 // written to the log. What cannot be read is not known.
 func (s *Service) known(account string) bool {
-	if g := s.current.Load(); g != nil && g.routing.known(account) {
+	if g := s.current.Load(); g != nil && (g.routing.known(account) || g.passwords.file != nil && g.passwords.file.Known(account)) {
 		return true
 	}
 	if l := s.ledger.Load(); l != nil && l.Known(account) {
