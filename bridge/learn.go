@@ -27,10 +27,6 @@ const (
 	learnRetry, maxFailures = 4 * time.Minute, 10_000
 )
 
-// ErrNotCopied is in the tree of an error about an INBOX that has none of the messages of
-// the old maildrop.
-var ErrNotCopied = errors.New("the mail is not copied yet")
-
 var (
 	errLearning   = errors.New("the unique ids of the old server are still being read")
 	errLearnQueue = errors.New("the unique ids of many accounts are being read from the old server")
@@ -107,8 +103,8 @@ func (r *Learner) end(account string, job *learning, err error) {
 type OldMaildrop interface {
 	// Carry lists in, and makes the record of an INBOX in which messages have the UIDLs of
 	// the old maildrop. It says how many messages that has, and how many of them were found.
-	// If none of them was, the error has ErrNotCopied. kept is what an earlier Carry has
-	// saved last; nil: nothing.
+	// If there are messages and none of them was found, that is an error. kept is what an
+	// earlier Carry has saved last; nil: nothing.
 	Carry(ctx context.Context, in *Reader, f uidl.Format, kept []byte, save func([]byte)) (r *uidl.Record, old, found int, err error)
 	// Close ends the session. Nothing was deleted.
 	Close() error

@@ -29,7 +29,7 @@ type slowPOP3 struct {
 
 	mu     sync.Mutex
 	logins int
-	tops   map[string]int // by UIDL
+	tops   map[string]int // that were answered, by UIDL
 	dele   int            // commands that may change something
 	conns  []net.Conn
 }
@@ -67,18 +67,30 @@ func (s *slowPOP3) serve(conn net.Conn) {
 		defer time.AfterFunc(s.life, func() { _ = conn.Close() }).Stop()
 	}
 	in, out := bufio.NewReader(conn), bufio.NewWriter(conn)
-	reply := "+OK old server\r\n"
+	reply, line := "+OK old server\r\n", ""
 	for reply != "" {
 		_, _ = out.WriteString(reply)
 		if out.Flush() != nil {
 			return
 		}
-		line, err := in.ReadString('\n')
+		s.answered(line)
+		var err error
+		line, err = in.ReadString('\n')
 		if err != nil || in.Buffered() > 0 { // no PIPELINING
 			return
 		}
 		time.Sleep(s.rtt)
 		reply = s.answer(strings.TrimRight(line, "\r\n"))
+	}
+}
+
+// answered counts a TOP whose answer has gone to the client.
+func (s *slowPOP3) answered(line string) {
+	var n, lines int
+	if _, err := fmt.Sscanf(line, "TOP %d %d", &n, &lines); err == nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.tops[oldUIDL(n-1)]++
 	}
 }
 
@@ -118,7 +130,6 @@ func (s *slowPOP3) answer(line string) string {
 	case "TOP":
 		var n, lines int
 		_, _ = fmt.Sscanf(line, "TOP %d %d", &n, &lines)
-		s.tops[oldUIDL(n-1)]++
 		return fmt.Sprintf("+OK\r\nMessage-ID: <%d@x>\r\nStatus: RO\r\n\r\n.\r\n", n-1) // as the model shows it
 	case "USER", "NOOP", "RSET":
 	case "QUIT":

@@ -39,8 +39,8 @@ func (m oldMaildrop) Carry(ctx context.Context, in *Reader, f uidl.Format, kept 
 	record, report, err := oldserver.Carry(ctx, m.Maildrop, oldserver.Inbox{
 		UIDValidity: in.UIDValidity, UIDNext: in.UIDNext, UIDs: in.UIDs, Side: oldserver.NewSide(in.Sizes, in.Headers, in.Contents),
 	}, f, 0)
-	if err == nil && report.NotCopied() {
-		err = ErrNotCopied
+	if err == nil {
+		err = report.Copied()
 	}
 	if err != nil && headers.Len() != known {
 		save(headers.Encode())

@@ -2,6 +2,8 @@ package oldserver
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"slices"
 	"time"
@@ -111,12 +113,19 @@ type Example struct {
 // Found returns the number of messages that keep their unique id.
 func (r *Report) Found() int { return r.ByOrder + r.ByHeader + r.ByContent + r.ByFile }
 
-// NotCopied reports whether none of the messages of the old maildrop, of which there are
-// some, was found: most often INBOX is not mounted, or is to be copied yet. Then nothing
-// that follows is worth to be recorded.
-func (r *Report) NotCopied() bool {
+// ErrNotCopied is in the tree of an error about an INBOX that has none of the messages of
+// the old maildrop.
+var ErrNotCopied = errors.New("the mail is not copied yet")
+
+// Copied returns an error if none of the messages of the old maildrop, of which there are
+// some, was found: most often INBOX is not mounted, or the mail is copied later. A record
+// would say of each message that it is gone.
+func (r *Report) Copied() error {
 	unusable := r.Left[NoUIDL] + r.Left[InvalidUIDL] + r.Left[SharedUIDL] // were found
-	return r.Old > 0 && r.Found()+unusable == 0
+	if r.Old == 0 || r.Found()+unusable > 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: INBOX has %d messages, and none of the %d of the old server", ErrNotCopied, r.New, r.Old)
 }
 
 func (r *Report) leave(m Message, why Reason) {

@@ -57,8 +57,9 @@ func importName(dry bool) string {
 	return "uidl import"
 }
 
-// importAll carries over the UIDLs of all accounts.
-func (c *crawler) importAll(cmd *cobra.Command, path string, dry bool) error {
+// importAll carries over the UIDLs of all accounts. An account of which no message is found
+// fails, and is tried again by --resume, unless noneFound is set.
+func (c *crawler) importAll(cmd *cobra.Command, path string, dry, noneFound bool) error {
 	if c.user == "" && c.list == "" {
 		return errors.New("--old needs --user or --list")
 	}
@@ -85,6 +86,9 @@ func (c *crawler) importAll(cmd *cobra.Command, path string, dry bool) error {
 		}
 		if result.Report = report; report.Constant {
 			offset.Store(report.Offset)
+		}
+		if err := report.Copied(); err != nil && !noneFound {
+			return result, err
 		}
 		if dry {
 			return result, nil

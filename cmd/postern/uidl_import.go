@@ -23,8 +23,9 @@ func importCommand() *cobra.Command {
 		Long: `With --old, ask the old POP3 server for the unique ids of one account or many, find
 the same messages behind Postern, and record which id each has: clients then see
 the ids that they know. Headers prove which message is which; a message that is
-not found again for certain gets a new id, and is counted. Nothing is changed
-on either server; the old one gets neither RETR nor DELE.
+not found again for certain gets a new id, and is counted. An account of which no
+message at all is found, although it has some, fails: its mail is not copied yet. Nothing
+is changed on either server; the old one gets neither RETR nor DELE.
 
 With --maildir, read the ids in a maildir that was the old server's, and is now the
 new server's: from Courier's courierpop3dsizelist, those that Dovecot has saved
@@ -55,6 +56,7 @@ With --old, --maildir and --csv, the exit status is 0 if all unique ids are carr
 	m := new(maildirs)
 	m.flags(cmd)
 	dry := cmd.Flags().Bool("dry-run", false, "record nothing, and show what would be; not for standard input")
+	noneFound := cmd.Flags().Bool("none-found", false, "with --old, also record accounts of which no message is found: the old mail stays behind, and all mail here is new to clients")
 	file := cmd.Flags().String("csv", "", "a `file` with unique id, size and Message-ID of each message of one account")
 	cmd.MarkFlagsMutuallyExclusive("old", "maildir", "csv")
 	cmd.MarkFlagsMutuallyExclusive("maildir", "master")
@@ -64,8 +66,10 @@ With --old, --maildir and --csv, the exit status is 0 if all unique ids are carr
 		switch {
 		case m.ids != "" && m.path == "":
 			return errors.New("--ids needs --maildir")
+		case *noneFound && c.old.address == "":
+			return errors.New("--none-found needs --old")
 		case c.old.address != "":
-			return c.importAll(cmd, *path, *dry)
+			return c.importAll(cmd, *path, *dry, *noneFound)
 		case m.path != "":
 			return c.importMaildirs(cmd, m, *path, *dry)
 		case *file != "":

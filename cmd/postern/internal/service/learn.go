@@ -2,7 +2,6 @@ package service
 
 import (
 	"context"
-	"fmt"
 
 	"postern/bridge"
 	"postern/bridge/oldserver"
@@ -66,8 +65,8 @@ func (o *oldMaildrop) Carry(ctx context.Context, in *bridge.Reader, f uidl.Forma
 		return nil, 0, 0, err
 	}
 	record, report, err := oldserver.Carry(ctx, o.session, InboxOf(in), f, 0)
-	if err == nil && report.NotCopied() {
-		err = fmt.Errorf("%w: INBOX has %d messages, and none of the %d of the old server", bridge.ErrNotCopied, report.New, report.Old)
+	if err == nil {
+		err = report.Copied()
 	}
 	if err != nil && headers.Len() != known {
 		save(headers.Encode())
