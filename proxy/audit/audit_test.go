@@ -260,3 +260,27 @@ func TestAForgottenAccountIsNotKnown(t *testing.T) {
 		t.Errorf("wrote %s", out)
 	}
 }
+
+// Comparisons that were not begun are no trouble, and one line a minute is enough.
+func TestAuditSaysWhatShadowHasFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, out := newLog()
+		for range 3 {
+			a.Observe(proxy.ShadowCompared{Client: visitor, Account: "alice", Backend: "main", Result: proxy.ShadowSkipped, Err: errors.New("busy")})
+			a.Observe(proxy.ShadowCompared{Client: visitor, Account: "alice", Backend: "main", Result: proxy.ShadowFailed, Err: errors.New("no")})
+		}
+		a.Observe(proxy.ShadowCompared{Client: visitor, Account: "alice", Backend: "main", Result: proxy.ShadowClean, Messages: 2, Found: 2, Learnt: 2})
+		a.Observe(proxy.ShadowCompared{Client: visitor, Account: "alice", Backend: "main", Result: proxy.ShadowDiffers, Messages: 2, Found: 1, Missing: 1})
+		var got []string
+		for line := range strings.Lines(out.String()) {
+			_, line, _ = strings.Cut(line, "level=")
+			level, _, _ := strings.Cut(line, " ")
+			_, result, _ := strings.Cut(line, "result=")
+			result, _, _ = strings.Cut(result, " ")
+			got = append(got, level+" "+result)
+		}
+		if want := []string{"INFO skipped", "WARN error", "INFO clean", "WARN differs"}; !slices.Equal(got, want) {
+			t.Errorf("wrote %q, want %q:\n%s", got, want, out)
+		}
+	})
+}

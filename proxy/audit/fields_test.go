@@ -224,6 +224,7 @@ func events() []proxy.Event {
 		proxy.ShadowCompared{Client: c, Account: "alice", Backend: "main", Result: proxy.ShadowClean, Messages: 2, Found: 2},
 		proxy.ShadowCompared{Client: c, Account: "alice", Backend: "main", Result: proxy.ShadowDiffers, Messages: 2, Found: 1, Missing: 1},
 		proxy.ShadowCompared{Client: c, Account: "alice", Backend: "main", Result: proxy.ShadowFailed, Err: err},
+		proxy.ShadowCompared{Client: c, Account: "alice", Backend: "main", Result: proxy.ShadowSkipped, Err: err},
 		proxy.UpdateFailed{Client: c, Stage: proxy.StageSeen, Err: err},
 		proxy.UpdateFailed{Client: c, Stage: proxy.StageStore, Err: err},
 		proxy.PolicyRequested{Command: "allow", Result: proxy.PolicyFailed, Err: err},

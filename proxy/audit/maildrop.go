@@ -106,7 +106,11 @@ func (l *Log) shadowCompared(e proxy.ShadowCompared) {
 			return
 		}
 		fields = append(fields, more...)
-		l.log.Warn("old server not compared with INBOX", append(fields, "err", e.Err)...)
+		level := slog.LevelWarn
+		if e.Result == proxy.ShadowSkipped { // as configured, or another line says why
+			level = slog.LevelInfo
+		}
+		l.log.Log(context.Background(), level, "old server not compared with INBOX", append(fields, "err", e.Err)...)
 		return
 	}
 	fields = append(fields, "messages", e.Messages, "found", e.Found, "late", e.Late, "unproven", e.Unproven, "learnt", e.Learnt,
