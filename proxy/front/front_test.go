@@ -378,6 +378,9 @@ func runDialogue(t *testing.T, protocol string, config *tls.Config, in []byte) {
 		if protocol == proxy.IMAP {
 			_, text, _ = strings.Cut(text, " ") // the tag
 		}
+		if protocol == proxy.Sieve && strings.HasPrefix(text, "OK (TAG ") { // NOOP
+			continue
+		}
 		if strings.Contains(text, canary) || strings.Contains(text, "Y2FuYXJ5") {
 			t.Fatalf("an answer repeats what the client said: %q", line)
 		}

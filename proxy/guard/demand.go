@@ -16,9 +16,19 @@ type subject struct {
 	trusted bool
 	account key
 	token   bool // a bearer token that cannot be a password
+	sieve   bool // of ManageSieve
 }
 
 func (s *subject) pair() key { return s.account.with(s.from.network) }
+
+// sessionsOf returns the key by which sessions are counted. Those of ManageSieve count apart:
+// clients open one for each script, beside those of IMAP.
+func (s *subject) sessionsOf(sec secret) key {
+	if s.sieve {
+		return s.pair().with(key(sipHash(sec, ofSieve, "")))
+	}
+	return s.pair()
+}
 
 // A demand is everything an attempt requires, except a slot at the backends.
 type demand struct {

@@ -57,6 +57,7 @@ func (g *Guard) Explain(service, account string, addr netip.Addr) Explanation {
 	e.Buckets = append(e.Buckets, State{
 		Bucket: Attempts, Running: g.slots.inUse, AtOnce: g.slotLimits().of(d.tier.slotKind()), Waiting: g.slots.waiting(),
 	})
+	// Those of ManageSieve are counted apart and not shown.
 	e.Buckets = append(e.Buckets, State{Bucket: Sessions, Running: int(g.sessions[d.pair()]), AtOnce: d.limits.Sessions})
 	if !d.trusted {
 		count := g.conns.counts[from.network]

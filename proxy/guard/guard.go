@@ -45,7 +45,7 @@ type Guard struct {
 	known        *knownNetworks
 	inFlight     inFlightTable
 	slots        slotQueue
-	sessions     map[key]int32         // by pair
+	sessions     map[key]int32         // by subject.sessionsOf
 	unlocked     map[key]time.Duration // when accounts were unlocked, for answerFor
 	refused      refusedTable
 	conns        connTable

@@ -783,6 +783,7 @@ func TestOnlyWrongAndThrottledAreDelayed(t *testing.T) {
 }
 
 // Criterion: 50 sessions of one account from one network are open at once and no more, also when all begin in one instant; one that ends makes room.
+// Criterion: Sessions of ManageSieve are counted apart from those of IMAP: clients open one for each script.
 func TestSessionsOfAnAccount(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -821,6 +822,20 @@ func TestSessionsOfAnAccount(t *testing.T) {
 		}
 		if err := try("198.51.100.1"); err != nil {
 			t.Errorf("a session from another network: %v", err)
+		}
+		var filters []*permit
+		for i := range 51 {
+			p, l := mustAdmit(t, g, "192.0.2.1"), loginWith("info", "right")
+			l.Client.Protocol = proxy.Sieve
+			err := p.Try(t.Context(), l)
+			p.Settle(err)
+			if (err == nil) != (i < 50) {
+				t.Errorf("session %d of ManageSieve: %v", i, err)
+			}
+			filters = append(filters, p)
+		}
+		for _, p := range filters {
+			p.Leave()
 		}
 		for _, p := range permits {
 			p.Leave()

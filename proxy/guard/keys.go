@@ -27,6 +27,7 @@ const (
 	ofNetwork
 	ofPassword
 	ofBucket
+	ofSieve
 )
 
 // A secret is the key of the hashes. The snapshot has it, because the hashes in the

@@ -97,7 +97,7 @@ func (p *permit) Try(ctx context.Context, l *proxy.Login) error {
 func (p *permit) subject(l *proxy.Login) subject {
 	return subject{
 		limits: p.limits, from: p.from, trusted: p.trusted, account: p.guard.secret.account(l.Account),
-		token: wire.IsToken(l.Mechanism, l.Secret.Reveal()),
+		token: wire.IsToken(l.Mechanism, l.Secret.Reveal()), sieve: l.Client.Protocol == proxy.Sieve,
 	}
 }
 
@@ -176,7 +176,7 @@ func (p *permit) decide(s subject) (blocking *requirement, rejected rejection) {
 		retry := scarcest.rate.next(g.fullAt(d, scarcest), g.now)
 		return nil, rejection{proxy.Throttled, scarcest.bucket, retry}
 	}
-	if g.sessions[s.pair()] >= int32(p.limits.Sessions) {
+	if g.sessions[s.sessionsOf(g.secret)] >= int32(p.limits.Sessions) {
 		return nil, rejection{reason: proxy.TooManySessions, bucket: Sessions}
 	}
 	repeat, answer := g.wasWrong(d, p.tag)
@@ -206,7 +206,7 @@ func (p *permit) decide(s subject) (blocking *requirement, rejected rejection) {
 // attempt is charged only if the backend calls the password wrong after all.
 func (p *permit) passUnreserved(s subject) rejection {
 	g := p.guard
-	if g.sessions[s.pair()] >= int32(p.limits.Sessions) {
+	if g.sessions[s.sessionsOf(g.secret)] >= int32(p.limits.Sessions) {
 		return rejection{reason: proxy.TooManySessions, bucket: Sessions}
 	}
 	g.demand(&p.demand, s)
@@ -341,7 +341,7 @@ func jitter(d time.Duration) time.Duration {
 }
 
 func (p *permit) startSession() {
-	p.session = p.demand.pair()
+	p.session = p.demand.sessionsOf(p.guard.secret)
 	p.guard.sessions[p.session]++
 }
 

@@ -124,11 +124,15 @@ func (s *Scanner) sieveCode() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for !s.Next(')') {
+	for depth := 1; depth > 0; {
 		switch {
+		case s.Next(')'):
+			depth--
+		case s.Next('('): // of an extension
+			depth++
 		case s.stringNext():
 			_, err = s.String()
-		case s.Next(' ') || s.Next('('): // a code of an extension
+		case s.Next(' '):
 		default:
 			_, err = s.Atom()
 		}
