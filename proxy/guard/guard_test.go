@@ -295,6 +295,17 @@ func TestOnlyWrongIsCharged(t *testing.T) {
 	}
 }
 
+// Criterion: A right device password from a network that it is not for costs no guess, a thousand times, and makes that network not known-good.
+func TestARightPasswordInTheWrongPlaceTeachesNothing(t *testing.T) {
+	t.Parallel()
+	s, _ := newServer(t, Config{})
+	s.answer = &proxy.Refusal{Reason: proxy.Suspended, Verified: true}
+	wantChecked(t, "right, and not from there", s.guesses(1000, "192.0.2.1", "alice"), 1000)
+	if n := s.Stats().Entries; n != 0 || s.known.len() != 0 {
+		t.Errorf("%d debts, and %d networks are known-good", n, s.known.len())
+	}
+}
+
 // Criterion: A device with last year's password costs its office nothing, and asks the backend twice a minute at most.
 func TestStaleDeviceCostsNothing(t *testing.T) {
 	t.Parallel()

@@ -27,6 +27,8 @@ func outcomeOf(err error) outcome {
 	switch r := refusal(err); {
 	case r == nil:
 		return untried
+	case r.Verified && r.Reason == proxy.Suspended:
+		return untried // a right password in the wrong place costs nothing, and makes no network known-good
 	case r.Verified:
 		return right
 	case r.Doubtful:
