@@ -89,8 +89,22 @@ func (l *Ledger) observed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	history, err := ObservedDays(ctx, l.Days, Day(now.AddDate(0, 0, 1-HistoryDays)))
+	if err != nil {
+		return err
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.noted = now
+	l.noted, l.history = now, history
 	return nil
+}
+
+// HistoryDays is how many days History returns at most.
+const HistoryDays = 90
+
+// History returns the last observed days, as of the last hour.
+func (l *Ledger) History() []Observed {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.history
 }

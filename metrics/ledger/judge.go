@@ -243,7 +243,7 @@ func (e Entry) left() *int {
 // effect says what happens to an account that c.against has judged.
 func (c Conditions) effect(m *Migration, j Judgement) string {
 	var all []string
-	if c.Learn && m.Learnt.At.IsZero() && m.Mode != proxy.ModeBridge {
+	if c.Learn && m.Mode != proxy.ModeBridge { // it is asked before the account is served
 		all = append(all, "gets [SYS/TEMP] until pop3.learn_from is removed")
 	}
 	switch {

@@ -108,6 +108,7 @@ type Ledger struct {
 	counts  Counts
 	known   knownNames
 	noted   time.Time // the end of the time that is noted in Days; zero: Run has not begun
+	history []Observed
 }
 
 type id struct{ account, protocol string }

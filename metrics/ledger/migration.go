@@ -77,6 +77,10 @@ const (
 	StepCompare = "compare"
 )
 
+// shadowFirst is how long before the end of a session is recorded the comparison of that
+// session may be: both are recorded at about the same time, in any order.
+const shadowFirst = 2 * time.Second
+
 // maxFailure bounds Failure.Text, and maxBackend Migration.Backend.
 const maxFailure, maxBackend = 160, 64
 
@@ -120,6 +124,9 @@ func (s Session) migration(at time.Time, backend string) Migration {
 func (m *Migration) merge(later Migration) {
 	if later.Backend != "" {
 		m.Backend = later.Backend
+	}
+	if since := later.Since.Sub(m.Shadow.At); later.Mode == proxy.ModeShadow && since >= 0 && since < shadowFirst {
+		later.KeptOld = 0
 	}
 	if later.Mode != "" {
 		if later.Mode != m.Mode {

@@ -21,6 +21,7 @@ const (
 // ten thousand logins, a hundred wrong passwords would be invisible.
 type chart struct {
 	Title, Label string
+	Caption      string // what a bar counts
 	Max          string // at the top of the scale
 	Half         string
 	Empty        bool
@@ -61,7 +62,7 @@ func newChart(title string, slots []slot, now time.Time, of ...proxy.Outcome) ch
 	}
 	top := scaleMax(most)
 	c := chart{
-		Title: title, Max: count(top), Half: count(top / 2), Empty: all == 0,
+		Title: title, Caption: title + " per 15 minutes", Max: count(top), Half: count(top / 2), Empty: all == 0,
 		Label: fmt.Sprintf("%s in the last 24 hours: %s, at most %s in 15 minutes", title, count(all), count(most)),
 	}
 	for _, o := range of {

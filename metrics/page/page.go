@@ -31,6 +31,7 @@ type Config struct {
 	Backends     func() []Backend
 	Certificates func() []Certificate
 	Accounts     func() []Accounts // empty: not counted yet
+	Stages       func() []Stages   // of the days on which they were counted
 	Guard        func() Guard
 	Now          func() time.Time // nil: time.Now
 }
@@ -194,6 +195,7 @@ type content struct {
 	MoreCertificates  int
 	CertificatesAsked bool
 	Accounts          []Accounts
+	Stages            *chart
 	Guard             *Guard
 }
 
@@ -260,6 +262,9 @@ func (p *Page) content() *content {
 	}
 	if p.config.Accounts != nil {
 		c.Accounts = p.config.Accounts()
+	}
+	if p.config.Stages != nil {
+		c.Stages = newStageChart(p.config.Stages(), now)
 	}
 	if p.config.Guard != nil {
 		g := p.config.Guard()

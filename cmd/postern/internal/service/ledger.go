@@ -71,6 +71,18 @@ func (s *Service) accountsOnPage() (all []page.Accounts) {
 	return all
 }
 
+// stagesOnPage returns the stages of each observed day for the status page.
+func (s *Service) stagesOnPage() (all []page.Stages) {
+	l := s.ledger.Load()
+	if l == nil {
+		return nil
+	}
+	for _, o := range l.History() {
+		all = append(all, page.Stages{Day: o.Day, Accounts: o.Stages})
+	}
+	return all
+}
+
 // A ledgerObserver passes events to a ledger, which is set after the state is open.
 type ledgerObserver struct{ atomic.Pointer[ledger.Ledger] }
 

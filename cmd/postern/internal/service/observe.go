@@ -58,7 +58,7 @@ func (s *Service) newPage() *page.Page {
 			return n
 		},
 		Guard:    s.guardOnPage,
-		Accounts: s.accountsOnPage,
+		Accounts: s.accountsOnPage, Stages: s.stagesOnPage,
 		Backends: s.backendsOnPage,
 		Certificates: func() (all []page.Certificate) {
 			for _, v := range s.store.Expiry() {

@@ -62,7 +62,7 @@ func FindUsesOfOldServer(cfg *configs.Config) (u UsesOfOldServer, err error) {
 	}
 	if cfg.POP3.LearnFrom != "" {
 		u.Learn = true
-		u.Ways = append(u.Ways, fmt.Sprintf("pop3.learn_from is %s: an account without recorded unique ids would get [SYS/TEMP]; remove the key before the old server is switched off", cfg.POP3.LearnFrom))
+		u.Ways = append(u.Ways, fmt.Sprintf("pop3.learn_from is %s: an account without recorded unique ids, or that the old server served last, would get [SYS/TEMP]; remove the key before the old server is switched off", cfg.POP3.LearnFrom))
 	}
 	return u, nil
 }
