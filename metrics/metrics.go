@@ -107,6 +107,8 @@ type Metrics struct {
 	shadowLearnt         counter
 	lookups              counter
 	passwords            counter
+	tokens               counter
+	tokenTime            histogram
 	imapCommands         counter
 	lookupTime           histogram
 	passwordTime         histogram
@@ -292,6 +294,11 @@ func (m *Metrics) backends() {
 		"Questions to a store of passwords that Postern checks itself. A store that says invalid_credentials may be followed by the next one.",
 		stores, label("result", proxy.ResultOK, proxy.ResultWrong, proxy.ResultTemporary, proxy.ResultForbidden, proxy.ResultClientAbort))
 	m.passwordTime = r.histogram("password_check_duration_seconds", "Time that a store of passwords takes, with the wait for the hashes of other logins.", latency, stores)
+	kinds := label("kind", "microsoft", "google", "oauth")
+	m.tokens = r.counter("token_requests_total",
+		"Requests to authorization servers for tokens, by the kind of the provider. With account there is no token for one mailbox, with configuration for none.",
+		kinds, label("result", proxy.TokenResults()...))
+	m.tokenTime = r.histogram("token_request_duration_seconds", "Time an authorization server takes to answer.", latency, kinds)
 	m.loginTime = r.histogram("backend_login_duration_seconds", "Time a backend takes to answer credentials.", latency, server)
 }
 

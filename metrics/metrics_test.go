@@ -100,6 +100,7 @@ func everything(c proxy.Client, text string) []proxy.Event {
 		proxy.ShadowCompared{Client: c, Account: text, Backend: text, Result: text, Learnt: 1, Missing: 1, Err: err},
 		proxy.UpdateFailed{Client: c, Stage: text, Err: err},
 		proxy.PasswordChecked{Store: text, Err: err},
+		proxy.TokenRequested{Provider: text, Kind: text, Result: text, Err: err},
 		proxy.Routed{Source: text, Result: text, Err: err},
 		proxy.IMAPCommand{Command: text, Result: text},
 		proxy.StateUsed{Store: text, Operation: text, Err: err},
@@ -512,6 +513,15 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			`password_checks_total{result="invalid_credentials",store="devices"} 1`,
 			`password_checks_total{result="ok",store="file"} 1`,
 			`password_checks_total{result="temporary_failure",store="file"} 1`,
+		}},
+		{"tokens", []proxy.Event{
+			proxy.TokenRequested{Provider: "contoso", Kind: "microsoft", Result: proxy.TokenOK, Duration: 2 * time.Second},
+			proxy.TokenRequested{Provider: "contoso", Kind: "microsoft", Result: proxy.TokenConfiguration, Err: io.EOF},
+		}, []string{
+			`token_request_duration_seconds_count{kind="microsoft"} 2`,
+			`token_request_duration_seconds_sum{kind="microsoft"} 2`,
+			`token_requests_total{kind="microsoft",result="configuration"} 1`,
+			`token_requests_total{kind="microsoft",result="ok"} 1`,
 		}},
 		{"the server of a POP3 session", []proxy.Event{
 			proxy.IMAPCommand{Command: "SELECT", Result: proxy.CommandOK, Duration: time.Second},

@@ -192,6 +192,19 @@ const (
 // PasswordStores returns the values of PasswordChecked.Store.
 func PasswordStores() []string { return []string{StoreDevices, StoreFile, StoreBackend} }
 
+// The values of TokenRequested.Result.
+const (
+	TokenOK            = "ok"
+	TokenTemporary     = "temporary"     // the authorization server is away or throttles
+	TokenAccount       = "account"       // there is no token for this mailbox
+	TokenConfiguration = "configuration" // there is no token for any mailbox
+)
+
+// TokenResults returns the values of TokenRequested.Result.
+func TokenResults() []string {
+	return []string{TokenOK, TokenTemporary, TokenAccount, TokenConfiguration}
+}
+
 // The values of PolicyRequested.Result.
 const (
 	PolicyAllow  = "allow" // of a report: it was accepted
@@ -486,6 +499,15 @@ type (
 		Err      error // nil: the password was right; a *Refusal; anything else: the client left
 	}
 
+	// TokenRequested: an authorization server was asked for a token.
+	TokenRequested struct {
+		Provider string // its name in the configuration
+		Kind     string // likewise
+		Result   string // Token...
+		Duration time.Duration
+		Err      error // nil: a token came
+	}
+
 	// Routed: a rule was asked for the backend of a login.
 	Routed struct {
 		Source   string // Route...
@@ -584,6 +606,7 @@ func (UIDLsLearnt) event()         {}
 func (ShadowCompared) event()      {}
 func (UpdateFailed) event()        {}
 func (PasswordChecked) event()     {}
+func (TokenRequested) event()      {}
 func (PolicyRequested) event()     {}
 func (Routed) event()              {}
 func (IMAPCommand) event()         {}

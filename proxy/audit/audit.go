@@ -116,6 +116,10 @@ func (l *Log) Observe(e proxy.Event) {
 		if more, ok := l.due(e.Err != nil, "policy", e.Command); ok {
 			l.log.Warn("policy server request failed", append(more, "command", e.Command, "err", e.Err)...)
 		}
+	case proxy.TokenRequested:
+		if more, ok := l.due(e.Err != nil, "token", e.Provider, e.Result); ok {
+			l.log.Warn("provider gives no token", append(more, "provider", e.Provider, "result", e.Result, "err", e.Err)...)
+		}
 	case proxy.UpdateFailed:
 		l.updateFailed(e)
 	case proxy.Panicked:

@@ -228,6 +228,7 @@ func events() []proxy.Event {
 		proxy.UpdateFailed{Client: c, Stage: proxy.StageSeen, Err: err},
 		proxy.UpdateFailed{Client: c, Stage: proxy.StageStore, Err: err},
 		proxy.PolicyRequested{Command: "allow", Result: proxy.PolicyFailed, Err: err},
+		proxy.TokenRequested{Provider: "contoso", Kind: "microsoft", Result: proxy.TokenTemporary, Err: err},
 		proxy.PasswordChecked{}, proxy.Routed{}, proxy.IMAPCommand{}, proxy.StateUsed{},
 		proxy.CertificateObtained{}, proxy.CertificateFailed{}, proxy.CertificateDenied{},
 		proxy.Panicked{Client: c, Value: "v", Stack: []byte("s")},

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"postern/proxy"
 )
 
 // A Class is what a Fault is about.
@@ -19,9 +21,9 @@ const (
 	Configuration              // the application or its key: there is no token for any mailbox
 )
 
-// String returns the class as operators see it.
+// String returns the class as the Result of proxy.TokenRequested.
 func (c Class) String() string {
-	return [...]string{Temporary: "temporary", Account: "account", Configuration: "configuration"}[c]
+	return [...]string{Temporary: proxy.TokenTemporary, Account: proxy.TokenAccount, Configuration: proxy.TokenConfiguration}[c]
 }
 
 // A Fault is why there is no token.

@@ -55,12 +55,13 @@ const (
 // change once it is in use. It must not be copied.
 type Provider struct {
 	Name      string // in the configuration
+	Kind      string // likewise
 	TokenURL  string
 	Grant     Grant
 	Domains   []string          // of mailboxes, in lower case; there is no token for any other
 	Slots     int               // tokens of an application, by the hash of the mailbox: at most MaxSlots; 0: MaxSlots
 	Transport http.RoundTripper // see NewTransport
-	Observer  proxy.Observer    // of panics; nil: none
+	Observer  proxy.Observer    // nil: none
 
 	once     sync.Once
 	requests chan struct{} // has a value for each request under way
@@ -253,7 +254,9 @@ func (p *Provider) start(e *entry, subject string) {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 		defer cancel()
+		begun := time.Now()
 		a, err := p.request(ctx, subject)
+		p.report(begun, err)
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.record(e, a, err)
@@ -279,6 +282,18 @@ func (p *Provider) request(ctx context.Context, subject string) (a answer, err e
 		return answer{}, p.fail(Temporary, fmt.Sprintf("%d requests for tokens are under way, and none has ended within %v", mostRequests, requestTimeout))
 	}
 	return p.ask(ctx, subject)
+}
+
+// report emits the result of a request.
+func (p *Provider) report(begun time.Time, err error) {
+	if p.Observer == nil {
+		return
+	}
+	e := proxy.TokenRequested{Provider: p.Name, Kind: p.Kind, Result: proxy.TokenOK, Duration: time.Since(begun), Err: err}
+	if fault, ok := errors.AsType[*Fault](err); ok {
+		e.Result = fault.Class.String()
+	}
+	p.Observer.Observe(e)
 }
 
 // record puts the answer to a request into e.

@@ -81,7 +81,7 @@ func (g *generation) newProvider(name string, c configs.Provider) (p provider, m
 		roots.AppendCertsFromPEM(ca)
 	}
 	p.Provider = &token.Provider{
-		Name: name, TokenURL: TokenURL(c), Grant: grant, Domains: c.Domains, Transport: token.NewTransport(roots), Observer: g.observer,
+		Name: name, Kind: c.Kind, TokenURL: TokenURL(c), Grant: grant, Domains: c.Domains, Transport: token.NewTransport(roots), Observer: g.observer,
 	}
 	return p, mistakes
 }
