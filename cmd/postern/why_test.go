@@ -21,7 +21,7 @@ func TestEachOutcomeHasWords(t *testing.T) {
 			t.Errorf("%v has no words", k)
 		}
 		for _, detail := range details {
-			for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission, ""} {
+			for _, protocol := range append(proxy.Protocols(), "") {
 				o := service.WhyOutcome{Outcome: k, Protocol: protocol, Detail: detail}
 				text, advice := wordsOf(o, "alice@example.org")
 				if !strings.HasSuffix(text, ".") || strings.Contains(text+advice, "%") || (advice == "") != (k == outcomes.Login) {

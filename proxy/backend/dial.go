@@ -111,7 +111,7 @@ type Server struct {
 
 	Kind     Kind // what answers to credentials mean; Guessed: as greeting and ID suggest
 	Identity Identity
-	Verify   func(context.Context, *proxy.Login) error // for XCLIENTLogin: whether the credentials are right, with the errors of LoginIMAP
+	Verify   func(context.Context, *proxy.Login) error // for XCLIENTLogin, and for ManageSieve of Cyrus: whether the credentials are right, with the errors of LoginIMAP
 	// Credentials log in for clients whose password Postern has checked (Login.Verified);
 	// then the server takes no other passwords. nil: the server gets the client's own.
 	Credentials Credentials

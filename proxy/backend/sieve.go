@@ -62,7 +62,7 @@ func (s *Server) loginSieve(ctx context.Context, l *proxy.Login) (*Conn, error) 
 		return nil, s.unsent(err)
 	}
 	defer conn.closeWith(ctx)()
-	if err := d.login(l, s); err != nil {
+	if err := d.login(ctx, l, s); err != nil {
 		conn.logout(sieveLogout)
 		return nil, clearDoubt(ctx, err)
 	}
@@ -203,7 +203,7 @@ func (d *sieve) report(c *Conn, s *Server) Report {
 }
 
 // login sends the credentials.
-func (d *sieve) login(l *proxy.Login, s *Server) error {
+func (d *sieve) login(ctx context.Context, l *proxy.Login, s *Server) error {
 	offered := d.mechanisms()
 	mechanism := chooseMechanism(l, func(name string) bool {
 		for _, m := range offered {
@@ -228,6 +228,22 @@ func (d *sieve) login(l *proxy.Login, s *Server) error {
 	}
 	err = s.verdictFor(l, err)
 	s.reportLogin(begun, err)
+	if err != nil && r.Name == wire.SieveNo && r.Code == "" && s.knownKind(d.greetingText) == Cyrus {
+		return s.askIMAP(ctx, l, err)
+	}
+	return err
+}
+
+// askIMAP returns what the IMAP server of the backend says of a password that Cyrus has refused
+// with err: timsieved has the same words for a wrong password and for a failure of
+// saslauthd.
+func (s *Server) askIMAP(ctx context.Context, l *proxy.Login, err error) error {
+	if r, ok := errors.AsType[*proxy.Refusal](err); !ok || !r.Doubtful || s.Verify == nil {
+		return err
+	}
+	if verdict := s.Verify(ctx, l); proxy.ReasonOf(verdict) == proxy.Wrong {
+		return verdict
+	}
 	return err
 }
 

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"slices"
@@ -173,6 +174,32 @@ func TestLoginSieveDistinguishesWrongFromUnavailable(t *testing.T) {
 			t.Errorf("%s: the error names the server of the referral: %v", test.answer, err)
 		}
 	}
+}
+
+// Criterion: Cyrus' timsieved has the same answer to a wrong password and to a failure of saslauthd; what the backend's IMAP server says decides, and without one it is temporary.
+func TestLoginSieveAsksIMAPWhatCyrusMeans(t *testing.T) {
+	for _, test := range []struct {
+		verdict error
+		reason  proxy.Reason
+	}{
+		{proxy.NewRefusal(proxy.Wrong, nil), proxy.Wrong},
+		{&proxy.Refusal{Reason: proxy.Unavailable, Doubtful: true}, proxy.Unavailable},
+		{nil, proxy.Unavailable},
+	} {
+		s, _ := startServer(t, proxy.Sieve, None, greetingSieve+plainSieve+"S: NO \"Authentication Error\"\nC: LOGOUT\nS: <EOF>")
+		s.Kind = Cyrus
+		s.Verify = func(context.Context, *proxy.Login) error { return test.verdict }
+		_, err := s.LoginSieve(t.Context(), testLogin(account, password))
+		checkRefusal(t, err, test.reason)
+	}
+	s, _ := startServer(t, proxy.Sieve, None, greetingSieve+plainSieve+"S: NO (TRYLATER) \"x\"\nC: LOGOUT\nS: <EOF>")
+	s.Kind = Cyrus
+	s.Verify = func(context.Context, *proxy.Login) error {
+		t.Error("IMAP was asked about an answer that says what it means")
+		return nil
+	}
+	_, err := s.LoginSieve(t.Context(), testLogin(account, password))
+	checkRefusal(t, err, proxy.Unavailable)
 }
 
 // Criterion: A token of more than 1,024 octets goes to a ManageSieve server as a literal with a plus, and the failure challenge is answered with a string.

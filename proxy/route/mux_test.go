@@ -256,7 +256,7 @@ func TestProtocolsOfAccountBeforeDomainBeforeAll(t *testing.T) {
 		{"bob@example.net", "pop3"},
 	} {
 		var off []string
-		for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+		for _, protocol := range proxy.Protocols() {
 			if isOff, _ := p.Off(test.account, protocol, time.Now()); isOff {
 				off = append(off, protocol)
 			}

@@ -40,6 +40,13 @@ var advice = []struct {
 		{"MAXPERIP=10000    # in imapd: sessions from one address; Debian sets 20", nil},
 		{"MAXDAEMONS=10000  # in all; Debian sets 40", nil},
 	}},
+	{"Dovecot", proxy.Sieve, "Dovecot", []setting{
+		{"login_trusted_networks = ADDRESS    # lets Postern use XCLIENT for the client's address", offersXCLIENT},
+		{"service managesieve-login { client_limit = 10000 }   # with service_count = 0; the default ends at 100 processes", nil},
+	}},
+	{"Cyrus", proxy.Sieve, "Cyrus IMAP", []setting{
+		{"maxlogins_per_host: 0    # in imapd.conf: Postern is one host", nil},
+	}},
 	{"Postfix", proxy.Submission, "Postfix", []setting{
 		{"smtpd_authorized_xclient_hosts = ADDRESS            # for identity: xclient", offersXCLIENT},
 		// Who may use XCLIENT is exempt from these limits.

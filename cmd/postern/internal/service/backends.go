@@ -51,13 +51,13 @@ func (g *generation) newBackends() (backends, error) {
 
 // addPool returns the pool of a backend's servers of a protocol: the pool of the current
 // generation, if its configuration is the same. imap is the backend's IMAP pool, which may
-// verify passwords for a submission pool; nil: there is none.
+// verify passwords for a pool of submission or ManageSieve; nil: there is none.
 func (g *generation) addPool(name, protocol string, server *configs.Server, roots []byte, imap *backend.Pool) *backend.Pool {
 	key := g.poolKey(name, protocol, roots)
 	pool := g.pool(key)
 	if pool == nil {
 		pool = g.newPool(name, protocol, server, roots)
-		if imap != nil && protocol == proxy.Submission {
+		if imap != nil && (protocol == proxy.Submission || protocol == proxy.Sieve) {
 			for _, s := range pool.Members {
 				s.Verify = backend.Verify(imap)
 			}

@@ -30,7 +30,7 @@ import (
 type poolKey struct {
 	name, protocol string
 	roots          [sha256.Size]byte // hash of the CA file; the hash of no octets: the system's CAs
-	server, imap   serverKey         // of the protocol, and of IMAP: a submission pool may verify by the IMAP servers
+	server, imap   serverKey         // of the protocol, and of IMAP: pools of submission and ManageSieve may verify by the IMAP servers
 	hostname       string
 	timeouts       configs.Timeouts
 	source         *token.Source // nil: the client's own passwords
