@@ -36,7 +36,7 @@ const (
 )
 
 // Classes returns the classes, first those against which nothing stands.
-func Classes() (for_, against []Class) {
+func Classes() (fine, against []Class) {
 	return []Class{Bridged, Clean, Equal, Computed, Taken, KeepsNone, NoUIDLs, Off},
 		[]Class{NotKnown, NotLearnt, Differs, NotCopied, NotCompared, Changed, TooOld}
 }
@@ -191,7 +191,7 @@ func (c Conditions) against(e Entry, m *Migration) Judgement {
 		again := add(n, m.KeptOld)
 		return Judgement{Class: NotLearnt, Reason: fmt.Sprintf("%d of %d unique ids were learnt on %s", m.Learnt.Found, m.Learnt.Messages, Day(last)), Again: &again}
 	}
-	return Judgement{Class: Changed, Reason: fmt.Sprintf("its clients downloaded %d messages from the old server since unique ids were learnt on %s", m.KeptOld, Day(last)), Again: &m.KeptOld}
+	return Judgement{Class: Changed, Reason: fmt.Sprintf("its clients downloaded %s from the old server since unique ids were learnt on %s", messages(m.KeptOld), Day(last)), Again: &m.KeptOld}
 }
 
 // differs returns what a comparison says against an account.
@@ -205,13 +205,13 @@ func (c Conditions) differs(e Entry, m *Migration, d Compared, how string) Judge
 		return Judgement{Class: Differs, Reason: fmt.Sprintf("differences on %s, %s: %s", day, how, d.differences()), Again: &again, Missing: d.Missing}
 	case d.Unproven > 0 || d.Result == proxy.ShadowUnproven:
 		again := add(d.Unproven, m.KeptOld)
-		return Judgement{Class: NotCompared, Reason: fmt.Sprintf("%d messages could not be matched yet on %s, %s", d.Unproven, day, how), Again: &again}
+		return Judgement{Class: NotCompared, Reason: fmt.Sprintf("%s could not be matched yet on %s, %s", messages(d.Unproven), day, how), Again: &again}
 	case d.Late > 0:
 		return Judgement{Class: NotCopied, Reason: fmt.Sprintf("the newest %d messages were not in INBOX yet on %s, %s", d.Late, day, how), Missing: d.Late}
 	case !c.fresh(d.At):
 		return Judgement{Class: TooOld, Reason: fmt.Sprintf("compared on %s, %s", day, how), Again: e.left()}
 	}
-	return Judgement{Class: Changed, Reason: fmt.Sprintf("its clients downloaded %d messages from the old server since the comparison of %s", m.KeptOld, day), Again: &m.KeptOld}
+	return Judgement{Class: Changed, Reason: fmt.Sprintf("its clients downloaded %s from the old server since the comparison of %s", messages(m.KeptOld), day), Again: &m.KeptOld}
 }
 
 // differences lists the differences that are not zero.
@@ -248,17 +248,32 @@ func (c Conditions) effect(m *Migration, j Judgement) string {
 	}
 	switch {
 	case j.Again != nil && *j.Again > 0:
-		all = append(all, fmt.Sprintf("may download %d messages again", *j.Again))
+		all = append(all, fmt.Sprintf("may download %s again", messages(*j.Again)))
 	case j.Again == nil && j.Missing == 0:
 		all = append(all, "may download all its messages again")
 	}
 	if j.Missing > 0 {
-		all = append(all, fmt.Sprintf("no longer reaches %d messages that only the old server has", j.Missing))
+		all = append(all, fmt.Sprintf("no longer reaches %s that only the old server has", messages(j.Missing)))
 	}
 	if all == nil {
 		return "may miss or download again messages that came since"
 	}
 	return strings.Join(all, "; ")
+}
+
+// messages returns a number of messages in words.
+func messages(n int) string {
+	if n == 1 {
+		return "1 message"
+	}
+	return fmt.Sprintf("%d messages", n)
+}
+
+func were(n int) string {
+	if n == 1 {
+		return "1 message was"
+	}
+	return messages(n) + " were"
 }
 
 // freshForBack is how old a comparison may be for an account to move back: messages that
@@ -278,9 +293,9 @@ func (c Conditions) MovesBack(e Entry) (safe bool, why string) {
 	case !m.Compare.clean() || m.Compare.At.Before(m.last()):
 		return false, "not compared equal since the move"
 	case m.Compare.Extra > 0:
-		return false, fmt.Sprintf("%d messages were only in INBOX on %s", m.Compare.Extra, Day(m.Compare.At))
+		return false, fmt.Sprintf("%s only in INBOX on %s", were(m.Compare.Extra), Day(m.Compare.At))
 	case m.KeptNew > 0 || m.DeletedNew > 0:
-		return false, fmt.Sprintf("%d messages downloaded and %d deleted since the comparison of %s", m.KeptNew, m.DeletedNew, Day(m.Compare.At))
+		return false, fmt.Sprintf("%s downloaded and %d deleted since the comparison of %s", messages(m.KeptNew), m.DeletedNew, Day(m.Compare.At))
 	case c.Now.Sub(m.Compare.At) > freshForBack:
 		return false, fmt.Sprintf("the comparison of %s is older than a day", Day(m.Compare.At))
 	}

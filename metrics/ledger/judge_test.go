@@ -13,13 +13,11 @@ import (
 	"postern/proxy/state"
 )
 
-func ptr(n int) *int { return &n }
-
 // Criterion: an account counts as safe only by a fact with a date within the period, and of every other the report says why, and what would happen to it.
 func TestEveryClassOfAccounts(t *testing.T) {
 	now := noon
 	yesterday, long := now.AddDate(0, 0, -1), now.AddDate(0, 0, -40)
-	usual := &Sessions{Habit: HabitLeaves, Left: ptr(7)}
+	usual := &Sessions{Habit: HabitLeaves, Left: new(7)}
 	passthrough := func(m Migration) *Migration { m.Mode, m.Since = proxy.ModePassthrough, yesterday; return &m }
 	clean := Compared{At: yesterday, Result: proxy.ShadowClean, Messages: 7}
 	with := func(c Compared, change func(*Compared)) Compared { change(&c); return c }
@@ -39,18 +37,18 @@ func TestEveryClassOfAccounts(t *testing.T) {
 		{name: "compared, with a record", entry: Entry{Migration: passthrough(Migration{Compare: with(clean, func(c *Compared) { c.Recorded = true })})}, want: Equal},
 		{name: "compared, computed, and new mail", entry: Entry{Migration: passthrough(Migration{Compare: clean, KeptOld: 3})}, want: Computed},
 		{name: "learnt", entry: Entry{Migration: passthrough(Migration{Learnt: Learnt{yesterday, BySession, 7, 7}})}, want: Taken},
-		{name: "keeps nothing", entry: Entry{Sessions: &Sessions{Habit: HabitDeletes, Left: ptr(0)}, Migration: passthrough(Migration{})}, want: KeepsNone},
+		{name: "keeps nothing", entry: Entry{Sessions: &Sessions{Habit: HabitDeletes, Left: new(0)}, Migration: passthrough(Migration{})}, want: KeepsNone},
 		{name: "failed long before it was learnt", entry: Entry{Migration: passthrough(Migration{Learnt: Learnt{now, BySession, 7, 7}, Failed: Failure{yesterday, StepLearn, "x"}})}, want: Taken},
 
 		{name: "nothing known", entry: Entry{}, want: NotKnown, reason: "no POP3 session has ended", effect: "gets [SYS/TEMP] until pop3.learn_from is removed; may download all its messages again"},
 		{name: "never learnt", entry: Entry{Sessions: usual, Migration: passthrough(Migration{})}, want: NotKnown, reason: "never learnt, never compared", effect: "may download 7 messages again", notLearn: true},
-		{name: "deletes, and left some", entry: Entry{Sessions: &Sessions{Habit: HabitDeletes, Left: ptr(2)}, Migration: passthrough(Migration{})}, want: NotKnown, reason: "never", effect: "download 2 messages again"},
-		{name: "empty, and leaves", entry: Entry{Sessions: &Sessions{Habit: HabitLeaves, Left: ptr(0)}, Migration: passthrough(Migration{})}, want: NotKnown, reason: "never", effect: "may miss or download again messages that came since", notLearn: true},
+		{name: "deletes, and left some", entry: Entry{Sessions: &Sessions{Habit: HabitDeletes, Left: new(2)}, Migration: passthrough(Migration{})}, want: NotKnown, reason: "never", effect: "download 2 messages again"},
+		{name: "empty, and leaves", entry: Entry{Sessions: &Sessions{Habit: HabitLeaves, Left: new(0)}, Migration: passthrough(Migration{})}, want: NotKnown, reason: "never", effect: "may miss or download again messages that came since", notLearn: true},
 		{name: "failed", entry: Entry{Sessions: usual, Migration: passthrough(Migration{Failed: refused})}, want: NotLearnt, reason: "learning the unique ids failed on 2026-11-20: connection refused", effect: "gets [SYS/TEMP] until"},
 		{name: "failed since it was learnt", entry: Entry{Migration: &Migration{Mode: proxy.ModeBridge, Learnt: Learnt{yesterday, BySession, 7, 7}, Failed: refused}}, want: NotLearnt, reason: "connection refused", effect: "all its messages again"},
 		{name: "not all found", entry: Entry{Migration: passthrough(Migration{Learnt: Learnt{yesterday, ByOld, 7, 5}, KeptOld: 1})}, want: NotLearnt, reason: "5 of 7 unique ids were learnt on 2026-11-19", effect: "may download 3 messages again"},
 		{name: "differs", entry: Entry{Migration: passthrough(Migration{Shadow: with(clean, func(c *Compared) { c.Result, c.Missing, c.UIDLs, c.Order = proxy.ShadowDiffers, 2, 1, 4 })})},
-			want: Differs, reason: "differences on 2026-11-19, after a session: 2 not in INBOX, 1 with another unique id, 4 in another place", effect: "may download 1 messages again; no longer reaches 2 messages that only the old server has"},
+			want: Differs, reason: "differences on 2026-11-19, after a session: 2 not in INBOX, 1 with another unique id, 4 in another place", effect: "may download 1 message again; no longer reaches 2 messages that only the old server has"},
 		{name: "clean before it differs", entry: Entry{Migration: passthrough(Migration{Shadow: clean, Compare: Compared{At: now, Result: proxy.ShadowDiffers, UIDLs: 3}})}, want: Differs, reason: "by uidl compare: 3 with another", effect: "download 3"},
 		{name: "learnt, then not copied", entry: Entry{Migration: passthrough(Migration{Learnt: Learnt{yesterday, BySession, 7, 7}, Shadow: Compared{At: now, Result: proxy.ShadowNotCopied, Messages: 9}})},
 			want: NotCopied, reason: "INBOX had none of the 9 messages", effect: "no longer reaches 9 messages"},
@@ -106,9 +104,9 @@ func TestMovingBack(t *testing.T) {
 		"learnt only":       {Migration{Learnt: Learnt{At: hour}}, false, "not compared"},
 		"equal":             {Migration{Compare: equal}, true, "compared equal on 2026-11-20 11:00"},
 		"equal, before":     {Migration{Compare: equal, Learnt: Learnt{At: noon}}, false, "not compared equal since"},
-		"equal, downloaded": {Migration{Compare: equal, KeptNew: 1}, false, "1 messages downloaded and 0 deleted"},
+		"equal, downloaded": {Migration{Compare: equal, KeptNew: 1}, false, "1 message downloaded and 0 deleted"},
 		"equal, deleted":    {Migration{Compare: equal, DeletedNew: 2}, false, "0 messages downloaded and 2 deleted"},
-		"equal, more here":  {Migration{Compare: Compared{At: hour, Result: proxy.ShadowClean, Extra: 1}}, false, "1 messages were only in INBOX"},
+		"equal, more here":  {Migration{Compare: Compared{At: hour, Result: proxy.ShadowClean, Extra: 1}}, false, "1 message was only in INBOX"},
 		"equal, yesterday":  {Migration{Compare: Compared{At: hour.AddDate(0, 0, -1), Result: proxy.ShadowClean}}, false, "older than a day"},
 		"differs":           {Migration{Compare: Compared{At: hour, Result: proxy.ShadowDiffers, UIDLs: 1}}, false, "not compared equal"},
 		"same store":        {Migration{Compare: equal, Stores: hour, KeptNew: 5, DeletedNew: 2}, true, "same store"},
