@@ -14,7 +14,7 @@ import (
 // warnings returns notes about settings that are valid and may not be intended, in the
 // order of the file. u is the unit under which the service will run; nil: not known.
 func (g *generation) warnings(u *unit.Unit) configs.Errors {
-	var all configs.Errors
+	all := g.cfg.ProviderWarnings(time.Now())
 	add := func(key, format string, args ...any) { all = append(all, g.cfg.Errorf(key, format, args...)) }
 	for i, l := range g.cfg.Listeners {
 		if l.TLS != "refuse" && l.TLSProfile == proxy.Legacy.String() {
