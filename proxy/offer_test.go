@@ -30,6 +30,7 @@ func TestIntersectKeepsWhatAllHave(t *testing.T) {
 		want   string
 	}{
 		{"PLAIN:DSN, SIZE 10", "PLAIN:DSN,SIZE 10"},
+		{"PLAIN:SIEVE fileinto vacation, MAXREDIRECTS 4\nPLAIN:SIEVE vacation regex, MAXREDIRECTS 0", "PLAIN:SIEVE vacation,MAXREDIRECTS 0"},
 		{"PLAIN,XOAUTH2:DSN,CHUNKING\nXOAUTH2,PLAIN:chunking", "PLAIN,XOAUTH2:CHUNKING"},
 		{"PLAIN,LOGIN:DSN\nPLAIN:8BITMIME", "PLAIN:"},
 		{"PLAIN:SIZE 10\nPLAIN:size 9\nPLAIN:SIZE 11", "PLAIN:SIZE 9"},

@@ -20,7 +20,7 @@ routes: [{backend: main}]
 	}
 	const files, noFiles = ":0", ":4"
 	for _, c := range []struct{ line, want string }{
-		{"sessions --protocol|", "imap pop3 submission " + noFiles},
+		{"sessions --protocol|", "imap pop3 submission sieve " + noFiles},
 		{"kick --backend|", "main other " + noFiles},
 		{"kick --account|", noFiles},
 		{"account list --tls|", "1.0 1.1 1.2 1.3 none " + noFiles},
