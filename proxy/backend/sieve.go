@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -206,12 +207,7 @@ func (d *sieve) report(c *Conn, s *Server) Report {
 func (d *sieve) login(ctx context.Context, l *proxy.Login, s *Server) error {
 	offered := d.mechanisms()
 	mechanism := chooseMechanism(l, func(name string) bool {
-		for _, m := range offered {
-			if m == name {
-				return true
-			}
-		}
-		return false
+		return slices.Contains(offered, name)
 	})
 	if mechanism == "" {
 		return s.unsent(s.advised(&ConnectError{Fault: NoMechanism, Text: "the server offers no SASL mechanism for such credentials on this connection"}))
@@ -287,16 +283,16 @@ func (d *sieve) sendXCLIENT(l *proxy.Login, s *Server) error {
 		return nil
 	}
 	const hops = 5 // proxies until a loop is assumed: Dovecot's number
-	line := "XCLIENT"
+	words := []string{"XCLIENT"}
 	for _, a := range [][2]string{
 		{attributeAddr, addrString(l.Client.Addr)}, {"PORT", portString(l.Client.Addr)},
 		{"SESSION", l.Client.ID}, {"TTL", strconv.Itoa(hops)},
 	} {
 		if attributes == "" || hasWord(attributes, a[0]) {
-			line += " " + a[0] + "=" + a[1]
+			words = append(words, a[0]+"="+a[1])
 		}
 	}
-	if err := d.command(line); err != nil {
+	if err := d.command(strings.Join(words, " ")); err != nil {
 		return fmt.Errorf("XCLIENT: %w", err)
 	}
 	return nil
