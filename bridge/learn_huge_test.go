@@ -184,8 +184,11 @@ func TestLearnFromAHugeOldServer(t *testing.T) {
 				cache, record := &memory{}, &memory{}
 				b := &Backend{LogIn: m.dial(t), Cache: cache, Record: record}
 				learnSlowly(b, old)
+				var mu sync.Mutex // of cache, record and b
 				if test.kill > 0 {
 					time.AfterFunc(test.kill, func() {
+						mu.Lock()
+						defer mu.Unlock()
 						if len(record.values) > 0 {
 							t.Error("something is recorded before all is learnt")
 						}
@@ -200,7 +203,10 @@ func TestLearnFromAHugeOldServer(t *testing.T) {
 				for began := time.Now(); ; time.Sleep(time.Until(began.Add(time.Duration(refused) * 5 * time.Minute))) {
 					polled := time.Now()
 					var err error
-					ids, err = learntBy(t, b)
+					mu.Lock()
+					now := b
+					mu.Unlock()
+					ids, err = learntBy(t, now)
 					if time.Since(polled) > time.Minute {
 						t.Errorf("the client waits %v", time.Since(polled))
 					}
@@ -210,7 +216,10 @@ func TestLearnFromAHugeOldServer(t *testing.T) {
 					if refused++; proxy.ReasonOf(err) != proxy.Unavailable || refused > 10 {
 						t.Fatalf("after %d polls: %v", refused, err)
 					}
-					if len(record.values) > 0 {
+					mu.Lock()
+					recorded := len(record.values)
+					mu.Unlock()
+					if recorded > 0 {
 						t.Errorf("poll %d is refused, and something is recorded", refused)
 					}
 				}

@@ -307,7 +307,7 @@ backends:
 routes:
   - {file: %[10]q, backend: new}
   - {backend: new}
-pop3: {old_server: old, learn_from: old}
+pop3: {old_server: old, learn_from: old, shadow: {per_second: 50}}
 state: {path: %[11]q}
 trusted_networks: [127.0.0.0/8]
 metrics: {address: "127.0.0.1:0"}
