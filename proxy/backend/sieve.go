@@ -206,9 +206,7 @@ func (d *sieve) report(c *Conn, s *Server) Report {
 // login sends the credentials.
 func (d *sieve) login(ctx context.Context, l *proxy.Login, s *Server) error {
 	offered := d.mechanisms()
-	mechanism := chooseMechanism(l, func(name string) bool {
-		return slices.Contains(offered, name)
-	})
+	mechanism := chooseMechanism(l, func(name string) bool { return slices.Contains(offered, name) })
 	if mechanism == "" {
 		return s.unsent(s.advised(&ConnectError{Fault: NoMechanism, Text: "the server offers no SASL mechanism for such credentials on this connection"}))
 	}
