@@ -629,3 +629,53 @@ func TestSieveAndIMAPShareTheGuard(t *testing.T) {
 		return values[`postern_auth_attempts_total{mechanism="plain",protocol="sieve",result="invalid_credentials"}`] == "2"
 	})
 }
+
+// Criterion: What no client of ManageSieve sends before login - huge literals, strings without end, bare CR and LF, NUL, commands ahead of the handshake - is refused or ends the connection, reaches no server, and the next client is served.
+func TestSieveRefusesHostileOctets(t *testing.T) {
+	t.Parallel()
+	users, passwords := people("alice")
+	d, server := sieveDovecot(t, passwords)
+	p := behindSieve(t, server, "")
+	plain := plainOf(users[0], users[0].password)
+	for _, secured := range []bool{false, true} {
+		for name, say := range map[string]string{
+			"a literal of 4 GiB":          "AUTHENTICATE \"PLAIN\" {4294967295+}\r\n",
+			"a literal of 2 MB":           "AUTHENTICATE \"PLAIN\" {2000000+}\r\n" + strings.Repeat("x", 1<<20),
+			"a literal that overflows":    "AUTHENTICATE \"PLAIN\" {99999999999999999999+}\r\n",
+			"a literal that waits":        "AUTHENTICATE \"PLAIN\" {28}\r\n",
+			"an empty literal":            "AUTHENTICATE \"PLAIN\" {0+}\r\n\r\n",
+			"many literals":               "NOOP" + strings.Repeat(" {0+}\r\n", 1000) + "\r\n",
+			"a string without end":        "AUTHENTICATE \"PLAIN\" \"" + strings.Repeat("A", 1<<20),
+			"NUL":                         "AUTHENTICATE \"PLAIN\" \"\x00\"\r\n",
+			"bare CR":                     "NOOP\rCAPABILITY\r\n",
+			"no base64":                   "AUTHENTICATE \"PLAIN\" \"!!!!\"\r\n",
+			"a name with a new line":      "AUTHENTICATE \"PLAIN\" \"" + base64Of("\x00al\r\nLOGOUT\r\nice\x00x") + "\"\r\n",
+			"a name with a quotation":     "AUTHENTICATE \"PLAIN\" \"" + base64Of("\x00al\"{9+}ice\x00x") + "\"\r\n",
+			"a mechanism with a new line": "AUTHENTICATE {7+}\r\nPLAIN\r\n \"\"\r\n",
+			"HTTP":                        "POST / HTTP/1.1\r\nHost: x\r\n\r\n",
+		} {
+			c := newSieveConn(t, dial(t, p.at(t, "sieve")))
+			c.wants("", "OK")
+			if secured {
+				c = c.secure(p)
+				c.wants("", "OK")
+			}
+			_, _ = io.WriteString(c.conn, say) // which Postern may not wait for
+			if end, _, err := c.read(); err == nil && !strings.HasPrefix(end, "NO") && !strings.HasPrefix(end, "BYE") {
+				t.Errorf("%s, under TLS %v: %q", name, secured, end)
+			}
+			_ = c.conn.Close()
+		}
+	}
+	c := newSieveConn(t, dial(t, p.at(t, "sieve")))
+	c.wants("", "OK")
+	c.send("STARTTLS\r\n" + plain + "\r\n")
+	c.wants("", "OK") // of STARTTLS; what came behind it is no TLS
+	if end, _, err := c.read(); err == nil {
+		t.Errorf("a command ahead of the handshake: %q", end)
+	}
+	loginSieve(t, p, users[0]).wants("LISTSCRIPTS", "OK")
+	if log, err := os.ReadFile(d.Log); err != nil || strings.Count(string(log), "managesieve-login: Info: Login:") != 1 {
+		t.Errorf("%v: Dovecot has other logins than the one at the end:\n%s", err, log)
+	}
+}
