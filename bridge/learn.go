@@ -135,7 +135,7 @@ func (b *Backend) learn(ctx context.Context, l *proxy.Login) error {
 		return context.Cause(ctx)
 	}
 	if err != nil {
-		return proxy.NewRefusal(proxy.Unavailable, fmt.Errorf("learn the unique ids of the old server: %w", err))
+		return &proxy.Refusal{Reason: proxy.Unavailable, Verified: true, Err: fmt.Errorf("learn the unique ids of the old server: %w", err)}
 	}
 	return nil
 }

@@ -25,7 +25,7 @@ type slowPOP3 struct {
 	life   time.Duration // of a session; 0: for ever
 	inUse  int           // the login that gets [IN-USE]; 0: none
 	sizes  []int64
-	faults func(command string) (fault string) // "-ERR...": said instead of the answer; "gone": nothing more; "": none
+	faults func(line string) (fault string) // what is said instead of the answer to line, "" for the greeting; faultSilent; what ends in faultGone; "": none
 
 	mu     sync.Mutex
 	logins int
@@ -67,10 +67,15 @@ func (s *slowPOP3) serve(conn net.Conn) {
 		defer time.AfterFunc(s.life, func() { _ = conn.Close() }).Stop()
 	}
 	in, out := bufio.NewReader(conn), bufio.NewWriter(conn)
-	reply, line := "+OK old server\r\n", ""
-	for reply != "" {
+	reply, line := s.answer(""), ""
+	for gone := false; !gone; {
+		if reply == faultSilent {
+			_, _ = in.ReadString('\n') // until the client closes
+			return
+		}
+		reply, gone = strings.CutSuffix(reply, faultGone)
 		_, _ = out.WriteString(reply)
-		if out.Flush() != nil {
+		if out.Flush() != nil || gone {
 			return
 		}
 		s.answered(line)
@@ -94,20 +99,22 @@ func (s *slowPOP3) answered(line string) {
 	}
 }
 
-// answer returns the answer to a command, or "" for none.
+// Faults of a slowPOP3: the connection goes, also within an answer; nothing more comes.
+const faultGone, faultSilent = "gone", "silent"
+
+// answer returns the answer to a command or, to "", the greeting.
 func (s *slowPOP3) answer(line string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	word, _, _ := strings.Cut(line, " ")
 	if s.faults != nil {
-		switch fault := s.faults(line); {
-		case fault == "gone":
-			return ""
-		case fault != "":
+		if fault := s.faults(line); fault != "" {
 			return fault
 		}
 	}
 	switch word {
+	case "":
+		return "+OK old server\r\n"
 	case "CAPA":
 		return "+OK\r\nTOP\r\nUIDL\r\nUSER\r\n.\r\n"
 	case "PASS":
@@ -146,7 +153,7 @@ func oldUIDL(i int) string { return fmt.Sprintf("UID%d-1700000000", i+1) }
 
 // learnSlowly makes b learn UIDLs from s.
 func learnSlowly(b *Backend, s *slowPOP3) {
-	server := &oldserver.Server{Dial: s.dial}
+	server := &oldserver.Server{Dial: s.dial, Timeout: 30 * time.Second}
 	b.Learner = &Learner{LogIn: func(ctx context.Context, l *proxy.Login) (OldMaildrop, error) {
 		d, err := server.Open(context.WithoutCancel(ctx), l.Account, l.Secret)
 		if err != nil {

@@ -94,7 +94,8 @@ func (*sizeRows) Expunged() {}
 
 // Headers fetches the headers of messages by their index, in the order of the server.
 // Each is written to the writer that begin returns, and end is called with its index when
-// it is whole. Messages that the server does not send are left out.
+// it is whole. Messages that the server does not send are left out, unless it says that the
+// reason is temporary: that is an error.
 func (r *Reader) Headers(ctx context.Context, indexes []int, begin func() io.Writer, end func(i int)) error {
 	return r.each(ctx, r.inbox.Headers, indexes, begin, end)
 }
@@ -117,7 +118,7 @@ func (r *Reader) each(ctx context.Context, f fetch, indexes []int, begin func() 
 				end(i)
 			}
 		})
-		if err != nil && !inbox.Refused(err) {
+		if err != nil && (!inbox.Refused(err) || inbox.RefusedForNow(err)) {
 			return err
 		}
 	}

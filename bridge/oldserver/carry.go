@@ -97,6 +97,7 @@ type Report struct {
 	Left      map[Reason]int `json:"left,omitempty"`
 	Examples  []Example      `json:"examples,omitempty"` // up to 20 of Left
 	Disagreed bool           `json:"disagreed,omitempty"`
+	Unread    int            `json:"unread,omitempty"`    // messages of INBOX whose headers the server did not give
 	Reordered int            `json:"reordered,omitempty"` // messages that INBOX has in another place of the order
 	Offset    int64          `json:"offset,omitempty"`
 	Constant  bool           `json:"-"`             // Offset is that of all messages
@@ -117,10 +118,22 @@ func (r *Report) Found() int { return r.ByOrder + r.ByHeader + r.ByContent + r.B
 // the old maildrop.
 var ErrNotCopied = errors.New("the mail is not copied yet")
 
+// maxUnread bounds the messages of a side whose headers are not given, of which clients may
+// see new UIDLs: single messages are damaged. Of more than these, or one of ten, the server is
+// in trouble, and answers later.
+const maxUnread = 20
+
 // Copied returns an error if none of the messages of the old maildrop, of which there are
 // some, was found: most often INBOX is not mounted, or the mail is copied later. A record
-// would say of each message that it is gone.
+// would say of each message that it is gone. Headers that a server did not give, if they are more
+// than 20 or one of ten, are an error, too.
 func (r *Report) Copied() error {
+	if n := r.Left[Unread]; n > max(1, min(maxUnread, r.Old/10)) {
+		return fmt.Errorf("%w: it does not give the headers (TOP) of %d of %d messages", ErrAnswer, n, r.Old)
+	}
+	if n := r.Unread; n > max(1, min(maxUnread, r.New/10)) && r.Left[Missing] > 0 {
+		return fmt.Errorf("the IMAP server does not give the headers of %d of %d messages: try again later", n, r.New)
+	}
 	unusable := r.Left[NoUIDL] + r.Left[InvalidUIDL] + r.Left[SharedUIDL] // were found
 	if r.Old == 0 || r.Found()+unusable > 0 {
 		return nil
@@ -176,7 +189,7 @@ func (d *Maildrop) meanwhile(s Side) Side {
 // old ones.
 func NewRecord(messages []Message, matching Matching, in Inbox, f uidl.Format) (*uidl.Record, Report, error) {
 	report := Report{
-		Old: len(messages), New: len(in.UIDs), Disagreed: matching.Disagreed, Offset: matching.Offset, Constant: matching.Constant,
+		Old: len(messages), New: len(in.UIDs), Unread: matching.Unread, Disagreed: matching.Disagreed, Offset: matching.Offset, Constant: matching.Constant,
 	}
 	left, shared := matching.Left, sharedUIDLs(messages)
 	copies := exactCopies(messages, shared, matching.Pairs)

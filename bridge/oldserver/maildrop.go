@@ -75,6 +75,15 @@ func (r *Refusal) Code() string {
 	return response.Code
 }
 
+// temporary reports whether the code says that the same command succeeds later.
+func (r *Refusal) temporary() bool {
+	switch strings.ToUpper(r.Code()) {
+	case "SYS/TEMP", "IN-USE", "LOGIN-DELAY":
+		return true
+	}
+	return false
+}
+
 // A Server is the POP3 server that Postern replaces.
 type Server struct {
 	// Dial connects. The connection is TLS, unless StartTLS is set or the server is on
@@ -478,7 +487,7 @@ func (d *Maildrop) Contents(ctx context.Context, indexes []int) ([]Sum, error) {
 }
 
 // top sends TOP for messages and calls read for the message of each +OK. A message that
-// the server refuses is left out.
+// the server refuses is left out, unless the code says that the refusal is temporary: that is an error.
 func (d *Maildrop) top(ctx context.Context, indexes []int, lines int, read func(k int, body io.Reader) error) error {
 	most := 1
 	if d.pipelined {
@@ -523,7 +532,7 @@ func (d *Maildrop) top(ctx context.Context, indexes []int, lines int, read func(
 
 func (d *Maildrop) readTop(i, k int, read func(k int, body io.Reader) error) error {
 	_, err := d.reply("TOP")
-	if refusal := (*Refusal)(nil); errors.As(err, &refusal) {
+	if refusal := (*Refusal)(nil); errors.As(err, &refusal) && !refusal.temporary() {
 		return nil
 	}
 	if err != nil {

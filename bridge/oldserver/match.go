@@ -74,6 +74,7 @@ type Matching struct {
 	Pairs     []Pair         // ascending by New
 	Left      map[int]Reason // by index of the old message
 	Headers   map[int]Header // of old messages, as far as they were read
+	Unread    int            // messages of the new side whose header was requested and not given
 	Disagreed bool           // sizes and order proposed a message that the headers disproved
 
 	// Offset is by how many octets a message is larger on the new side, if Constant.
@@ -114,6 +115,11 @@ func Match(ctx context.Context, before, after Side, o Options) (Matching, error)
 		}
 	}
 	m.result.Headers = m.old.headers
+	for _, h := range m.new.headers {
+		if !h.Known {
+			m.result.Unread++
+		}
+	}
 	slices.SortFunc(m.result.Pairs, func(a, b Pair) int { return a.New - b.New })
 	return m.result, nil
 }
