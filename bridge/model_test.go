@@ -206,10 +206,10 @@ func (m *model) fetch(out *bufio.Writer, args string) string {
 		if m.within != nil {
 			m.within(sent, mail.uid)
 		}
-		if m.slow > 0 { // others are served meanwhile
+		if slow := m.slow; slow > 0 { // others are served meanwhile
 			m.mu.Unlock()
 			_ = out.Flush()
-			time.Sleep(m.slow)
+			time.Sleep(slow)
 			m.mu.Lock()
 		}
 		if m.cut != nil && m.cut(mail.uid) {
