@@ -207,7 +207,7 @@ func TestComparisonsAreLimited(t *testing.T) {
 		l := &Limits{Concurrency: 20, PerSecond: 5}
 		taken := 0
 		for range 100 {
-			if l.take() == nil {
+			if l.take(true) == nil {
 				taken++
 			}
 			time.Sleep(100 * time.Millisecond)
@@ -230,6 +230,36 @@ func TestComparisonsAreLimited(t *testing.T) {
 		time.Sleep(spareTime)
 		if !l.mayAsk() {
 			t.Error("the old server is never asked again")
+		}
+	})
+}
+
+// Criterion: Where there are more sessions than pop3.shadow.per_second, accounts that were never compared go before those that were.
+func TestAccountsThatWereNeverComparedGoFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &Limits{Concurrency: 20, PerSecond: 5}
+		allowed := map[bool]int{}
+		poll := func(first bool) {
+			if l.take(first) == nil {
+				allowed[first]++
+			}
+		}
+		for range 1000 { // 10 seconds: 200 polls a second, of which one in ten is a first one
+			for i := range 2 {
+				poll(i == 1 && time.Now().UnixMilli()%50 == 0)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if allowed[true] < 50 || allowed[true]+allowed[false] > 55 {
+			t.Errorf("%d of accounts that were never compared, and %d others", allowed[true], allowed[false])
+		}
+		clear(allowed)
+		for range 1000 {
+			poll(false)
+			time.Sleep(10 * time.Millisecond)
+		}
+		if allowed[false] < 48 {
+			t.Errorf("alone, %d others in 10 seconds", allowed[false])
 		}
 	})
 }

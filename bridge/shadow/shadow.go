@@ -197,7 +197,7 @@ func (c *comparison) run(ctx context.Context) {
 		c.skip(errUnhealthy)
 		return
 	}
-	if err := c.backend.Limits.take(); err != nil {
+	if err := c.backend.Limits.take(c.state.Compared.IsZero()); err != nil {
 		c.skip(err)
 		return
 	}
@@ -315,8 +315,10 @@ func (l *Limits) leave(account string) {
 	l.mu.Unlock()
 }
 
-// take allows a login to the IMAP server: PerSecond, and as many at once.
-func (l *Limits) take() error {
+// take allows a login to the IMAP server: PerSecond, and as many at once. Accounts that
+// were never compared go first: the others leave them half of what has gathered, so that
+// accounts which are compared again and again do not crowd out the rest.
+func (l *Limits) take(first bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
@@ -326,7 +328,11 @@ func (l *Limits) take() error {
 		l.tokens = min(l.PerSecond, l.tokens+l.PerSecond*now.Sub(l.filled).Seconds())
 	}
 	l.tokens, l.filled = max(l.tokens, 0), now
-	if l.tokens < 1 {
+	least := 1.0
+	if !first {
+		least = min(l.PerSecond, 1+l.PerSecond/2)
+	}
+	if l.tokens < max(least, 1) {
 		return errRate
 	}
 	l.tokens--
