@@ -82,6 +82,9 @@ func (r *readyReport) run(cmd *cobra.Command, cfg *configs.Config, domain string
 	if r.days < 0 || r.days > maxDays {
 		return fmt.Errorf("--days: %d is not one of 0 to %d", r.days, maxDays)
 	}
+	if kept := int(cfg.Retention.Ledger); r.days > kept {
+		return fmt.Errorf("--days: accounts that were quiet for longer than retention.ledger, %d days, are forgotten; give no more days, or make retention.ledger longer and wait", kept)
+	}
 	if _, ok := cfg.Backends[r.backend]; r.backend != "" && !ok {
 		return fmt.Errorf("--backend: there is no backend %q", r.backend)
 	}
@@ -116,6 +119,9 @@ func (r *readyReport) run(cmd *cobra.Command, cfg *configs.Config, domain string
 	s.Backend = r.backend
 	s.Reasons = append(s.Reasons, uses.Ways...)
 	s.Reasons = append(s.Reasons, unobserved(around.Days, now, r.days)...)
+	if s.Active+s.Quiet == 0 {
+		s.Reasons = append(s.Reasons, "Postern knows of no account that has used POP3: absence proves nothing; lead the POP3 clients of the old server through Postern")
+	}
 	for _, backend := range around.Brakes {
 		if _, ok := cfg.Backends[backend]; ok {
 			s.Reasons = append(s.Reasons, fmt.Sprintf("the brake of backend %s is on: postern status says why", backend))

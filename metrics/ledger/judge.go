@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,7 +31,7 @@ const (
 	Differs     Class = "differs"      // clients would notice a difference
 	NotCopied   Class = "not_copied"   // messages are on the old server alone
 	NotCompared Class = "not_compared" // a comparison was not completed
-	Changed     Class = "changed"      // clients have downloaded from the old server since the last fact
+	Changed     Class = "changed"      // clients have downloaded from the old server, or deleted there, since the last fact
 	TooOld      Class = "too_old"      // the last fact is older than the period
 	NotKnown    Class = "not_known"    // there is no fact
 )
@@ -69,7 +70,7 @@ func (c Class) Words() string {
 	case NotCompared:
 		return "comparison not completed"
 	case Changed:
-		return "messages downloaded from the old server since"
+		return "messages downloaded from the old server, or deleted there, since"
 	case TooOld:
 		return "learnt or compared too long ago"
 	}
@@ -110,6 +111,7 @@ func (c Conditions) Judge(e Entry) Judgement {
 	if m == nil {
 		m = &Migration{}
 	}
+	m = m.until(c.Now)
 	if m.Mode == proxy.ModeBridge && m.Failed.At.IsZero() {
 		return Judgement{Class: Bridged}
 	}
@@ -122,16 +124,34 @@ func (c Conditions) Judge(e Entry) Judgement {
 	return j
 }
 
+// until returns m without facts that are later than now: the clock was wrong, and a fact with a
+// wrong date would outweigh those that come after it.
+func (m *Migration) until(now time.Time) *Migration {
+	known := *m
+	if known.Learnt.At.After(now) {
+		known.Learnt = Learnt{}
+	}
+	if known.Stores.After(now) {
+		known.Stores = time.Time{}
+	}
+	for _, d := range []*Compared{&known.Compare, &known.Shadow} {
+		if d.At.After(now) {
+			*d = Compared{}
+		}
+	}
+	return &known
+}
+
 // fine returns the class of an account against which nothing stands.
 func (c Conditions) fine(e Entry, m *Migration) (Class, bool) {
 	last := m.last()
 	if m.Failed.At.IsZero() || last.After(m.Failed.At) {
 		switch {
-		case m.Shadow.Result == proxy.ShadowNoUIDLs && c.fresh(m.Shadow.At) && m.Shadow.At.Equal(last):
+		case m.Shadow.Result == proxy.ShadowNoUIDLs && !e.leaves() && c.fresh(m.Shadow.At) && m.Shadow.At.Equal(last):
 			return NoUIDLs, true
 		case m.Compare.clean() && !m.Compare.Recorded && c.fresh(m.Compare.At) && m.Compare.At.Equal(last):
 			return Computed, true // messages that came since have unique-ids of the same format
-		case m.KeptOld > 0:
+		case m.KeptOld > 0 || m.DeletedOld > 0 && !c.fresh(m.Stores): // a copy still has what was deleted
 		case m.Shadow.clean() && c.fresh(m.Shadow.At) && m.Shadow.At.Equal(last):
 			return Clean, true
 		case m.Compare.clean() && c.fresh(m.Compare.At) && m.Compare.At.Equal(last):
@@ -140,11 +160,21 @@ func (c Conditions) fine(e Entry, m *Migration) (Class, bool) {
 			return Taken, true
 		}
 	}
-	// An empty maildrop has nothing to download again, whatever is known.
-	if s := e.Sessions; m.Mode != "" && s != nil && s.Habit == HabitDeletes && s.Left != nil && *s.Left == 0 {
+	// An empty maildrop has nothing to download again, unless INBOX is known to have other messages.
+	if s := e.Sessions; m.Mode != "" && s != nil && s.Habit == HabitDeletes && s.Left != nil && *s.Left == 0 && !m.differed(last) {
 		return KeepsNone, true
 	}
 	return "", false
+}
+
+// leaves reports whether clients leave mail on the server.
+func (e Entry) leaves() bool {
+	return e.Sessions != nil && slices.Contains([]string{HabitLeaves, HabitLater, HabitMixed}, e.Sessions.Habit)
+}
+
+// differed reports whether the last fact is a comparison that has found a difference.
+func (m *Migration) differed(last time.Time) bool {
+	return m.Shadow.Result == proxy.ShadowDiffers && m.Shadow.At.Equal(last) || m.Compare.Result == proxy.ShadowDiffers && m.Compare.At.Equal(last)
 }
 
 // clean reports whether clients would notice nothing, and all messages are in INBOX.
@@ -191,7 +221,7 @@ func (c Conditions) against(e Entry, m *Migration) Judgement {
 		again := add(n, m.KeptOld)
 		return Judgement{Class: NotLearnt, Reason: fmt.Sprintf("%d of %d unique ids were learnt on %s", m.Learnt.Found, m.Learnt.Messages, Day(last)), Again: &again}
 	}
-	return Judgement{Class: Changed, Reason: fmt.Sprintf("its clients downloaded %s from the old server since unique ids were learnt on %s", messages(m.KeptOld), Day(last)), Again: &m.KeptOld}
+	return m.changed("since unique ids were learnt on " + Day(last))
 }
 
 // differs returns what a comparison says against an account.
@@ -200,6 +230,8 @@ func (c Conditions) differs(e Entry, m *Migration, d Compared, how string) Judge
 	switch {
 	case d.Result == proxy.ShadowNotCopied:
 		return Judgement{Class: NotCopied, Reason: fmt.Sprintf("INBOX had none of the %d messages on %s, %s", d.Messages, day, how), Missing: d.Messages}
+	case d.Result == proxy.ShadowNoUIDLs && e.leaves():
+		return Judgement{Class: NotCompared, Reason: fmt.Sprintf("a client did not ask for unique ids on %s, and mail is left on the old server: another client may keep them", day), Again: e.left()}
 	case d.Missing > 0 || d.UIDLs > 0 || d.Result == proxy.ShadowDiffers:
 		again := add(add(d.UIDLs, d.Extra), m.KeptOld)
 		return Judgement{Class: Differs, Reason: fmt.Sprintf("differences on %s, %s: %s", day, how, d.differences()), Again: &again, Missing: d.Missing}
@@ -211,7 +243,20 @@ func (c Conditions) differs(e Entry, m *Migration, d Compared, how string) Judge
 	case !c.fresh(d.At):
 		return Judgement{Class: TooOld, Reason: fmt.Sprintf("compared on %s, %s", day, how), Again: e.left()}
 	}
-	return Judgement{Class: Changed, Reason: fmt.Sprintf("its clients downloaded %s from the old server since the comparison of %s", messages(m.KeptOld), day), Again: &m.KeptOld}
+	return m.changed("since the comparison of " + day)
+}
+
+// changed returns what stands against an account whose clients have used the old server since the last fact.
+func (m *Migration) changed(since string) Judgement {
+	did := "downloaded " + messages(m.KeptOld) + " from the old server"
+	switch {
+	case m.KeptOld == 0:
+		did = "deleted " + messages(m.DeletedOld) + " on the old server, which INBOX may still have,"
+	case m.DeletedOld > 0:
+		did += fmt.Sprintf(" and deleted %d there", m.DeletedOld)
+	}
+	again := add(m.KeptOld, m.DeletedOld)
+	return Judgement{Class: Changed, Reason: "its clients " + did + " " + since, Again: &again}
 }
 
 // differences lists the differences that are not zero.
@@ -287,6 +332,7 @@ func (c Conditions) MovesBack(e Entry) (safe bool, why string) {
 	if m == nil {
 		m = &Migration{}
 	}
+	m = m.until(c.Now)
 	switch {
 	case !m.Stores.IsZero() && c.fresh(m.Stores):
 		return true, fmt.Sprintf("same store: on %s the old server no longer had what Postern had deleted", Day(m.Stores))

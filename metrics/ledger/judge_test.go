@@ -57,6 +57,15 @@ func TestEveryClassOfAccounts(t *testing.T) {
 		{name: "comparison failed", entry: Entry{Sessions: usual, Migration: passthrough(Migration{Shadow: clean, Failed: Failure{now, StepCompare, "EOF"}})}, want: NotCompared, reason: "the comparison after a session failed on 2026-11-20: EOF", effect: "download 7"},
 		{name: "learnt, and new mail", entry: Entry{Migration: passthrough(Migration{Learnt: Learnt{yesterday, ByOld, 7, 7}, KeptOld: 3})}, want: Changed, reason: "downloaded 3 messages from the old server since unique ids were learnt on 2026-11-19", effect: "download 3"},
 		{name: "compared, and new mail", entry: Entry{Migration: passthrough(Migration{Compare: with(clean, func(c *Compared) { c.Recorded = true }), KeptOld: 3})}, want: Changed, reason: "since the comparison of 2026-11-19", effect: "download 3"},
+		{name: "keeps nothing, and INBOX has a copy", entry: Entry{Sessions: &Sessions{Habit: HabitDeletes, Left: new(0)}, Migration: passthrough(Migration{Shadow: with(clean, func(c *Compared) { c.Result, c.Extra = proxy.ShadowDiffers, 6 })})},
+			want: Differs, reason: "6 only in INBOX", effect: "download 6"},
+		{name: "no UIDL, and another client", entry: Entry{Sessions: usual, Migration: passthrough(Migration{Shadow: with(clean, func(c *Compared) { c.Result = proxy.ShadowNoUIDLs })})}, want: NotCompared, reason: "another client may keep them", effect: "download 7"},
+		{name: "learnt, and deleted", entry: Entry{Sessions: usual, Migration: passthrough(Migration{Learnt: Learnt{yesterday, ByOld, 7, 7}, DeletedOld: 2})}, want: Changed, reason: "deleted 2 messages on the old server, which INBOX may still have, since", effect: "download 2"},
+		{name: "compared, new mail and deleted", entry: Entry{Migration: passthrough(Migration{Compare: with(clean, func(c *Compared) { c.Recorded = true }), KeptOld: 1, DeletedOld: 2})}, want: Changed, reason: "downloaded 1 message from the old server and deleted 2 there since the comparison", effect: "download 3"},
+		{name: "learnt, and deleted in the same store", entry: Entry{Migration: passthrough(Migration{Learnt: Learnt{yesterday, ByOld, 7, 7}, DeletedOld: 2, Stores: yesterday})}, want: Taken},
+		{name: "learnt when the clock was wrong", entry: Entry{Migration: passthrough(Migration{Learnt: Learnt{now.AddDate(1, 0, 0), BySession, 7, 7}, Shadow: with(clean, func(c *Compared) { c.Result, c.UIDLs = proxy.ShadowDiffers, 3 })})},
+			want: Differs, reason: "3 with another unique id", effect: "download 3"},
+		{name: "compared when the clock was wrong", entry: Entry{Sessions: usual, Migration: passthrough(Migration{Shadow: with(clean, func(c *Compared) { c.At = now.AddDate(1, 0, 0) })})}, want: NotKnown, reason: "never learnt, never compared", effect: "download 7"},
 		{name: "compared long ago", entry: Entry{Sessions: usual, Migration: passthrough(Migration{Compare: with(clean, func(c *Compared) { c.At = long })})}, want: TooOld, reason: "compared on 2026-10-11", effect: "download 7"},
 		{name: "learnt long ago", entry: Entry{Sessions: usual, Migration: passthrough(Migration{Learnt: Learnt{long, ByOld, 7, 7}})}, want: TooOld, reason: "learnt on 2026-10-11", effect: "download 7"},
 	} {
@@ -100,17 +109,18 @@ func TestMovingBack(t *testing.T) {
 		safe bool
 		why  string
 	}{
-		"never compared":    {Migration{}, false, "not compared"},
-		"learnt only":       {Migration{Learnt: Learnt{At: hour}}, false, "not compared"},
-		"equal":             {Migration{Compare: equal}, true, "compared equal on 2026-11-20 11:00"},
-		"equal, before":     {Migration{Compare: equal, Learnt: Learnt{At: noon}}, false, "not compared equal since"},
-		"equal, downloaded": {Migration{Compare: equal, KeptNew: 1}, false, "1 message downloaded and 0 deleted"},
-		"equal, deleted":    {Migration{Compare: equal, DeletedNew: 2}, false, "0 messages downloaded and 2 deleted"},
-		"equal, more here":  {Migration{Compare: Compared{At: hour, Result: proxy.ShadowClean, Extra: 1}}, false, "1 message was only in INBOX"},
-		"equal, yesterday":  {Migration{Compare: Compared{At: hour.AddDate(0, 0, -1), Result: proxy.ShadowClean}}, false, "older than a day"},
-		"differs":           {Migration{Compare: Compared{At: hour, Result: proxy.ShadowDiffers, UIDLs: 1}}, false, "not compared equal"},
-		"same store":        {Migration{Compare: equal, Stores: hour, KeptNew: 5, DeletedNew: 2}, true, "same store"},
-		"same store, once":  {Migration{Stores: noon.AddDate(0, 0, -60)}, false, "not compared"},
+		"never compared":     {Migration{}, false, "not compared"},
+		"learnt only":        {Migration{Learnt: Learnt{At: hour}}, false, "not compared"},
+		"equal":              {Migration{Compare: equal}, true, "compared equal on 2026-11-20 11:00"},
+		"equal, before":      {Migration{Compare: equal, Learnt: Learnt{At: noon}}, false, "not compared equal since"},
+		"equal, downloaded":  {Migration{Compare: equal, KeptNew: 1}, false, "1 message downloaded and 0 deleted"},
+		"equal, deleted":     {Migration{Compare: equal, DeletedNew: 2}, false, "0 messages downloaded and 2 deleted"},
+		"equal, more here":   {Migration{Compare: Compared{At: hour, Result: proxy.ShadowClean, Extra: 1}}, false, "1 message was only in INBOX"},
+		"equal, yesterday":   {Migration{Compare: Compared{At: hour.AddDate(0, 0, -1), Result: proxy.ShadowClean}}, false, "older than a day"},
+		"differs":            {Migration{Compare: Compared{At: hour, Result: proxy.ShadowDiffers, UIDLs: 1}}, false, "not compared equal"},
+		"same store":         {Migration{Compare: equal, Stores: hour, KeptNew: 5, DeletedNew: 2}, true, "same store"},
+		"equal, wrong clock": {Migration{Compare: Compared{At: noon.AddDate(1, 0, 0), Result: proxy.ShadowClean}}, false, "not compared"},
+		"same store, once":   {Migration{Stores: noon.AddDate(0, 0, -60)}, false, "not compared"},
 	} {
 		safe, why := c.MovesBack(Entry{Migration: &m.Migration})
 		if safe != m.safe || !strings.Contains(why, m.why) {

@@ -27,6 +27,7 @@ type Migration struct {
 
 	// What clients have done since the last of Learnt, Compare and Shadow, in messages.
 	KeptOld    int `json:"kept_old,omitempty"`    // downloaded from the old server and left there
+	DeletedOld int `json:"deleted_old,omitempty"` // deleted on the old server
 	KeptNew    int `json:"kept_new,omitempty"`    // downloaded from the bridge and left there
 	DeletedNew int `json:"deleted_new,omitempty"` // deleted by the bridge
 }
@@ -115,7 +116,7 @@ func (s Session) migration(at time.Time, backend string) Migration {
 	case proxy.ModeBridge:
 		m.KeptNew, m.DeletedNew = max(0, s.Kept), max(0, s.Deleted)
 	default:
-		m.KeptOld = max(0, s.Kept)
+		m.KeptOld, m.DeletedOld = max(0, s.Kept), max(0, s.Deleted)
 	}
 	return m
 }
@@ -125,8 +126,11 @@ func (m *Migration) merge(later Migration) {
 	if later.Backend != "" {
 		m.Backend = later.Backend
 	}
-	if since := later.Since.Sub(m.Shadow.At); later.Mode == proxy.ModeShadow && since >= 0 && since < shadowFirst {
-		later.KeptOld = 0
+	if later.Shadow.Result == proxy.ShadowNoUIDLs && m.proven() {
+		later.Shadow = Compared{} // a client that asks for none says nothing of another one's
+	}
+	if since := later.Since.Sub(m.Shadow.At); later.Mode == proxy.ModeShadow && since >= 0 && since < shadowFirst && m.Shadow.Result != proxy.ShadowNoUIDLs {
+		later.KeptOld, later.DeletedOld = 0, 0
 	}
 	if later.Mode != "" {
 		if later.Mode != m.Mode {
@@ -143,7 +147,7 @@ func (m *Migration) merge(later Migration) {
 		m.Stores = later.Stores
 	}
 	if later.learns() {
-		m.KeptOld, m.KeptNew, m.DeletedNew = 0, 0, 0
+		m.KeptOld, m.DeletedOld, m.KeptNew, m.DeletedNew = 0, 0, 0, 0
 	}
 	if !later.Learnt.At.IsZero() {
 		m.Learnt, m.Failed = later.Learnt, Failure{}
@@ -158,12 +162,17 @@ func (m *Migration) merge(later Migration) {
 		m.Failed = later.Failed
 	}
 	m.KeptOld, m.KeptNew = add(m.KeptOld, later.KeptOld), add(m.KeptNew, later.KeptNew)
-	m.DeletedNew = add(m.DeletedNew, later.DeletedNew)
+	m.DeletedOld, m.DeletedNew = add(m.DeletedOld, later.DeletedOld), add(m.DeletedNew, later.DeletedNew)
+}
+
+// proven reports whether m has a fact that says something of unique-ids, or a failure to get one.
+func (m *Migration) proven() bool {
+	return m.learns() || !m.Failed.At.IsZero()
 }
 
 // learns reports whether m has a fact after which messages are counted anew.
 func (m *Migration) learns() bool {
-	return !m.Learnt.At.IsZero() || !m.Compare.At.IsZero() || !m.Shadow.At.IsZero()
+	return !m.Learnt.At.IsZero() || !m.Compare.At.IsZero() || !m.Shadow.At.IsZero() && m.Shadow.Result != proxy.ShadowNoUIDLs
 }
 
 func add(a, b int) int { return min(a+b, math.MaxInt32) }
@@ -321,6 +330,9 @@ func (c *coder) migration(m *Migration) {
 	c.count(&m.KeptOld)
 	c.count(&m.KeptNew)
 	c.count(&m.DeletedNew)
+	if m.DeletedOld > 0 || len(c.b) > 0 && c.reading { // an entry without it ends here
+		c.count(&m.DeletedOld)
+	}
 }
 
 // Note adds what is known of an account to its entry of POP3. A running Ledger must have

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,7 +22,7 @@ var full = Migration{
 	Compare: Compared{noon.Add(2 * time.Second), proxy.ShadowClean, true, 1, 2, 3, 4, 5, 6, 7, 8},
 	Shadow:  Compared{noon.Add(3 * time.Second), proxy.ShadowNotCopied, false, 8, 7, 6, 5, 4, 3, 2, 1<<31 - 1},
 	Failed:  Failure{noon.Add(4 * time.Second), StepCompare, strings.Repeat("x", maxFailure)},
-	Stores:  noon.Add(5 * time.Second), KeptOld: 1, KeptNew: 2, DeletedNew: 1<<31 - 1,
+	Stores:  noon.Add(5 * time.Second), KeptOld: 1, DeletedOld: 3, KeptNew: 2, DeletedNew: 1<<31 - 1,
 }
 
 // migrationOf returns what a ledger has of alice after events, an hour apart, each written
@@ -56,6 +57,44 @@ func migrationOf(t *testing.T, atOnce bool, events ...any) Migration {
 func in(mode string, c proxy.Closed) proxy.Closed {
 	c.Totals.Mode, c.Backend = mode, "main"
 	return c
+}
+
+// Criterion: a client that asks for no unique ids takes back nothing that a comparison has found for another client of the account.
+func TestAClientWithoutUIDLsSaysNothingOfOthers(t *testing.T) {
+	alice := proxy.Client{Protocol: proxy.POP3}
+	compared := func(result string) proxy.ShadowCompared {
+		return proxy.ShadowCompared{Client: alice, Account: "alice", Result: result, Messages: 7, UIDLs: 3}
+	}
+	for _, before := range []proxy.Event{
+		compared(proxy.ShadowDiffers), compared(proxy.ShadowNotCopied), compared(proxy.ShadowUnproven),
+		proxy.ShadowCompared{Client: alice, Account: "alice", Result: proxy.ShadowFailed, Err: errors.New("EOF")},
+		proxy.UIDLsLearnt{Client: alice, Account: "alice", Err: errors.New("connection refused")},
+	} {
+		for _, atOnce := range []bool{true, false} {
+			want := migrationOf(t, atOnce, before, in(proxy.ModeShadow, closed(7, 2, 2, 1)))
+			got := migrationOf(t, atOnce, before, in(proxy.ModeShadow, closed(7, 2, 2, 1)), compared(proxy.ShadowNoUIDLs))
+			if got != want {
+				t.Errorf("%+v, at once %v:\n got %+v\nwant %+v", before, atOnce, got, want)
+			}
+		}
+	}
+}
+
+// An entry that an earlier version has written has no DeletedOld.
+func TestAnEntryWithoutDeletedOldIsRead(t *testing.T) {
+	want := full
+	want.DeletedOld = 0
+	u := Usage{Migration: want}
+	c := coder{}
+	c.migration(&want)
+	stored := u.encode()
+	if !bytes.HasSuffix(stored, c.b) || c.b[len(c.b)-1] != 7 { // the last octet of DeletedNew
+		t.Fatalf("%x does not end with DeletedNew", stored)
+	}
+	var got Usage
+	if err := got.decode(stored); err != nil || got.Migration != want {
+		t.Errorf("got %+v, %v", got.Migration, err)
+	}
 }
 
 // Criterion: what served an account and since when, what was learnt and what a comparison found is recorded with its time; a later failure
