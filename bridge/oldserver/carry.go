@@ -126,13 +126,17 @@ const maxUnread = 20
 // Copied returns an error if none of the messages of the old maildrop, of which there are
 // some, was found: most often INBOX is not mounted, or the mail is copied later. A record
 // would say of each message that it is gone. Headers that a server did not give, if they are more
-// than 20 or one of ten, are an error, too.
+// than 20 or one of ten, are an error, too. So it is if messages were found, and all that have a
+// usable UIDL share it with others: most often that is a passing fault of the old server.
 func (r *Report) Copied() error {
 	if n := r.Left[Unread]; n > max(1, min(maxUnread, r.Old/10)) {
 		return fmt.Errorf("%w: it does not give the headers (TOP) of %d of %d messages", ErrAnswer, n, r.Old)
 	}
 	if n := r.Unread; n > max(1, min(maxUnread, r.New/10)) && r.Left[Missing] > 0 {
 		return fmt.Errorf("the IMAP server does not give the headers of %d of %d messages: try again later", n, r.New)
+	}
+	if n := r.Left[SharedUIDL]; n > 0 && r.Found() == 0 {
+		return fmt.Errorf("the old server shows one unique id for different messages, %d of %d, and none that can be carried over: repair it, or record the account by postern uidl import --old with --none-found", n, r.Old)
 	}
 	unusable := r.Left[NoUIDL] + r.Left[InvalidUIDL] + r.Left[SharedUIDL] // were found
 	if r.Old == 0 || r.Found()+unusable > 0 {

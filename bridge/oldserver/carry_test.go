@@ -166,6 +166,25 @@ func TestUIDLsThatAreNotCarriedOver(t *testing.T) {
 	}
 }
 
+// Criterion: an old server that shows the same unique id for all messages is at fault, and nothing is recorded of its answer.
+func TestOneUIDLForAllMessagesIsAFault(t *testing.T) {
+	old := []proxytest.POP3Message{{UIDL: "same", Raw: mail(1)}, {UIDL: "same", Raw: mail(2)}, {UIDL: "same", Raw: mail(3)}}
+	in := inbox([]string{mail(1), mail(2), mail(3)})
+	if _, report := carry(t, old, in); report.Copied() == nil || errors.Is(report.Copied(), oldserver.ErrNotCopied) {
+		t.Errorf("%v: %+v", report.Copied(), report)
+	}
+	old[0].UIDL = "own"
+	if _, report := carry(t, old, in); report.Copied() != nil || report.Found() != 1 {
+		t.Errorf("%v: %+v", report.Copied(), report)
+	}
+	for i := range old {
+		old[i] = proxytest.POP3Message{UIDL: "copies", Raw: mail(1)}
+	}
+	if _, report := carry(t, old, inbox([]string{mail(1), mail(1), mail(1)})); report.Copied() != nil || report.Found() != 3 {
+		t.Errorf("copies: %v: %+v", report.Copied(), report)
+	}
+}
+
 // long returns a message whose header is too long to have a hash.
 func long(i int) string {
 	return "Received: by mx.example.org\r\nX-Long: " + strings.Repeat("x", 1<<20) + "\r\n" + mail(i)
