@@ -69,6 +69,7 @@ type statement struct {
 	Time    time.Time            `json:"time"`
 	Since   string               `json:"since"` // a day
 	Backend string               `json:"backend,omitempty"`
+	Domain  string               `json:"domain,omitempty"` // of the accounts
 	Reasons []string             `json:"reasons"`
 	Active  int                  `json:"active"`           // accounts that used POP3 since then
 	Quiet   int                  `json:"quiet"`            // other known accounts: they have used POP3 before, or their unique ids are recorded
@@ -116,7 +117,7 @@ func (r *readyReport) run(cmd *cobra.Command, cfg *configs.Config, domain string
 		return err
 	}
 	s := judgeAll(c, entries)
-	s.Backend = r.backend
+	s.Backend, s.Domain = r.backend, domain
 	s.Reasons = append(s.Reasons, uses.Ways...)
 	s.Reasons = append(s.Reasons, unobserved(around.Days, now, r.days)...)
 	if s.Active+s.Quiet == 0 {
@@ -204,14 +205,21 @@ func unobserved(days []ledger.Observed, now time.Time, n int) (reasons []string)
 
 // conclude sets the verdict.
 func (s *statement) conclude() {
+	accounts := "accounts"
+	if s.Backend != "" {
+		accounts += " of backend " + s.Backend
+	}
+	if s.Domain != "" {
+		accounts += " of " + s.Domain
+	}
 	s.Ready = len(s.Reasons) == 0 && len(s.Against) == 0
 	if s.Ready {
-		s.Verdict = fmt.Sprintf("safe to switch off: nothing stands against it for the %d accounts that used POP3 since %s", s.Active, s.Since)
+		s.Verdict = fmt.Sprintf("safe to switch off: nothing stands against it for the %d %s that used POP3 since %s", s.Active, accounts, s.Since)
 		return
 	}
 	var against []string
 	if n := len(s.Against); n > 0 {
-		against = append(against, fmt.Sprintf("%d of %d accounts that used POP3 since %s", n, s.Active, s.Since))
+		against = append(against, fmt.Sprintf("%d of %d %s that used POP3 since %s", n, s.Active, accounts, s.Since))
 	}
 	switch n := len(s.Reasons); n {
 	case 0:
