@@ -136,7 +136,7 @@ func (r *Report) Copied() error {
 		return fmt.Errorf("the IMAP server does not give the headers of %d of %d messages: try again later", n, r.New)
 	}
 	if n := r.Left[SharedUIDL]; n > 0 && r.Found() == 0 {
-		return fmt.Errorf("the old server shows one unique id for different messages, %d of %d, and none that can be carried over: repair it, or record the account by postern uidl import --old with --none-found", n, r.Old)
+		return fmt.Errorf("the old server shows one unique id for different messages, %d of %d: repair it, or record the account by postern uidl import --old with --none-found", n, r.Old)
 	}
 	unusable := r.Left[NoUIDL] + r.Left[InvalidUIDL] + r.Left[SharedUIDL] // were found
 	if r.Old == 0 || r.Found()+unusable > 0 {
