@@ -3,6 +3,7 @@
 package acmetest
 
 import (
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -37,7 +38,21 @@ func TestMain(m *testing.M) {
 			log.Fatal(err)
 		}
 	}
+	rand.Reader = longSerials{rand.Reader}
 	os.Exit(m.Run())
+}
+
+// longSerials sets the second bit of numbers of 8 octets, which are pebble's serial numbers.
+// The order of a shorter one whose first octet is above 7F is not found by pebble: the
+// identifier of RFC 9773 section 4.1 begins with an octet of zero, the order's key does not.
+type longSerials struct{ io.Reader }
+
+func (r longSerials) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if len(p) == 8 && n == 8 {
+		p[0] |= 0x40
+	}
+	return n, err
 }
 
 // The shared key of updates to the DNS (RFC 8945).
