@@ -30,7 +30,7 @@ func (g *generation) warnings(u *unit.Unit) configs.Errors {
 			"for the service it is LimitNOFILE in the unit): raise that, or lower this", g.cfg.Limits.MaxConnections, needed, allowed)
 	}
 	if slices.ContainsFunc(g.cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == "pop3" && l.TLS != "refuse" }) {
-		if !g.cfg.IsSet("pop3.uidl") {
+		if !g.cfg.IsSet("pop3.uidl") && g.cfg.POP3.LearnFrom == "" {
 			add("pop3.uidl", "not set, so the format is dovecot: unless the old POP3 server used that, clients will fetch all their mail again; "+
 				"`postern uidl detect` finds out, and uidl: dovecot confirms it")
 		}
