@@ -4,8 +4,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -206,6 +208,7 @@ func TestAReloadTakesEffect(t *testing.T) {
 	cert, key, _ := proxytest.CertFiles(t)
 	before, _ := inMemory(t, "before", "alice")
 	after, _ := inMemory(t, "after", "alice@example.org", "bob@example.org")
+	sieve := greetingServer(t, "\"IMPLEMENTATION\" \"Dovecot\"\r\n\"SASL\" \"PLAIN\"\r\n\"SIEVE\" \"fileinto\"\r\n\"VERSION\" \"1.0\"\r\nOK\r\n")
 	dir := t.TempDir()
 	path, address := filepath.Join(dir, "postern.yaml"), proxytest.FreeAddress(t)
 	write := func(name, text string) string {
@@ -215,8 +218,8 @@ func TestAReloadTakesEffect(t *testing.T) {
 		}
 		return filepath.Join(dir, name)
 	}
-	common := fmt.Sprintf("listeners: [{protocol: pop3, address: %q}]\ntls: {certificates: [{cert: %q, key: %q}]}\ncontrol: {socket: off}\nmetrics: {address: %q", address, cert, key, proxytest.FreeAddress(t))
-	write("postern.yaml", common+fmt.Sprintf("}\nhostname: one.example.org\nbackends: {main: {imap: {address: %q, tls: none}}}\ntexts: {wrong: Ask one}\n", before))
+	common := fmt.Sprintf("listeners: [{protocol: pop3, address: %q}, {protocol: sieve, address: %q}]\ntls: {certificates: [{cert: %q, key: %q}]}\ncontrol: {socket: off}\nmetrics: {address: %q", address, proxytest.FreeAddress(t), cert, key, proxytest.FreeAddress(t))
+	write("postern.yaml", common+fmt.Sprintf("}\nhostname: one.example.org\nbackends: {main: {imap: {address: %q, tls: none}, sieve: {address: %q, tls: none}}}\ntexts: {wrong: Ask one}\n", before, sieve))
 	cfg, err := configs.Load(path)
 	if err != nil {
 		t.Fatal(err)
@@ -236,10 +239,12 @@ func TestAReloadTakesEffect(t *testing.T) {
 	login("alice", "secret of alice", "+OK *")
 	login("alice", "wrong", "-ERR \\[AUTH] *Ask one*")
 
+	proxytest.Transcript(t, r.dial(t, "sieve"), `S: "IMPLEMENTATION" "Postern"`)
+
 	policy := write("policy", "bob@example.org pop3:off\n")
 	write("postern.yaml", common+fmt.Sprintf(`, networks: [192.0.2.0/24]}
 hostname: two.example.org
-backends: {main: {imap: {address: %q, tls: none}}, other: {imap: {address: %q, tls: none}}}
+backends: {main: {imap: {address: %q, tls: none}, sieve: {address: %q, tls: none}}, other: {imap: {address: %q, tls: none}, sieve: {address: %q, tls: none}}}
 routes: [{domain: example.org, backend: other}, {backend: main}]
 accounts: {default_domain: example.org}
 policy: {file: %q}
@@ -255,7 +260,7 @@ sieve: {announce_implementation: false}
 log: {level: debug}
 privacy: {addresses: prefix}
 retention: {guard: 7d, ledger: 70d, uidls: 60d}
-`, before, after, policy))
+`, before, sieve, after, sieve, policy))
 	done := make(chan error, 1)
 	s.changes <- changeRequest{s.reload, done}
 	if err := <-done; err != nil {
@@ -264,6 +269,8 @@ retention: {guard: 7d, ledger: 70d, uidls: 60d}
 	login("bob", "secret of bob@example.org", "-ERR *")
 	login("alice", "secret of alice@example.org", "+OK *")
 	login("alice", "wrong", "-ERR \\[AUTH] *Ask example.org*")
+
+	proxytest.Transcript(t, r.dial(t, "sieve"), `S: "IMPLEMENTATION" ""`)
 
 	g := s.current.Load()
 	e := s.guard.Explain("pop3", "carol", netip.MustParseAddr("198.51.100.1"))
@@ -285,4 +292,28 @@ retention: {guard: 7d, ledger: 70d, uidls: 60d}
 			t.Errorf("%s is as before", what)
 		}
 	}
+}
+
+// greetingServer starts a server that greets and answers nothing, and returns its address.
+func greetingServer(t *testing.T, greeting string) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_, _ = io.WriteString(c, greeting)
+				_, _ = io.Copy(io.Discard, c)
+				_ = c.Close()
+			}()
+		}
+	}()
+	return ln.Addr().String()
 }
