@@ -34,6 +34,7 @@ func explainCommand() *cobra.Command {
 which budget is how full. Without an address: what each network would get that logins
 of the account came from, as far as the running Postern remembers them. Only the limits
 of the guard are explained: whether the password is right, the backend says.
+Sessions of ManageSieve count apart: they have a row, sessions (sieve), while there are some.
 account_hash is what the log has in place of the name while nobody has logged in
 with it.`,
 	}
@@ -96,6 +97,7 @@ type budgetLine struct {
 	Running int       `json:"running"`
 	AtOnce  int       `json:"at_once"`
 	Waiting int       `json:"waiting"`
+	Sieve   bool      `json:"sieve,omitempty"` // of sessions: those of ManageSieve
 }
 
 func newExplainedLine(e service.Explained, now time.Time) explainedLine {
@@ -106,8 +108,8 @@ func newExplainedLine(e service.Explained, now time.Time) explainedLine {
 	l.Network, l.Tier, l.Trusted, l.Learning, l.Shared = e.Network, e.Tier.String(), e.Trusted, e.Learning, e.Shared
 	l.Last, l.Remembered, l.verdict = e.Last, e.Wrong, verdictOf(e.Explanation, now)
 	for _, b := range e.Buckets {
-		l.Budgets = append(l.Budgets, budgetLine{b.Bucket.String(), b.Tokens, b.Burst, b.Every.Seconds(), b.Next, b.Running, b.AtOnce, b.Waiting})
-		if b.Bucket == e.Refused {
+		l.Budgets = append(l.Budgets, budgetLine{b.Bucket.String(), b.Tokens, b.Burst, b.Every.Seconds(), b.Next, b.Running, b.AtOnce, b.Waiting, b.Sieve})
+		if b.Bucket == e.Refused && !b.Sieve {
 			l.Refused, l.Until = e.Refused.String(), b.Next
 		}
 	}
@@ -143,7 +145,11 @@ func explain(to io.Writer, e service.Explained, now time.Time) error {
 	fmt.Fprintf(w, "a login now\t%s\n\n", verdictOf(e.Explanation, now))
 	fmt.Fprintf(w, "BUDGET\tLEFT\tOF\tONE MORE EVERY\tNEXT\tIN PROGRESS\n")
 	for _, b := range e.Buckets {
-		fmt.Fprintf(w, "%s\t%s\n", b.Bucket, strings.Join(columns(b, now), "\t"))
+		name := b.Bucket.String()
+		if b.Sieve {
+			name += " (sieve)"
+		}
+		fmt.Fprintf(w, "%s\t%s\n", name, strings.Join(columns(b, now), "\t"))
 	}
 	return w.Flush()
 }

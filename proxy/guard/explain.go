@@ -29,6 +29,7 @@ type State struct {
 	Running int           // attempts, sessions or connections at present
 	AtOnce  int           // limit of Running; 0: unlimited
 	Waiting int           // of Attempts: attempts that wait for a slot
+	Sieve   bool          // of Sessions: those of ManageSieve, which count apart and refuse ManageSieve alone
 }
 
 // Explain returns how the guard would decide about an attempt at account, as rewritten,
@@ -57,7 +58,6 @@ func (g *Guard) Explain(service, account string, addr netip.Addr) Explanation {
 	e.Buckets = append(e.Buckets, State{
 		Bucket: Attempts, Running: g.slots.inUse, AtOnce: g.slotLimits().of(d.tier.slotKind()), Waiting: g.slots.waiting(),
 	})
-	// Those of ManageSieve are counted apart and not shown.
 	e.Buckets = append(e.Buckets, State{Bucket: Sessions, Running: int(g.sessions[d.pair()]), AtOnce: d.limits.Sessions})
 	if !d.trusted {
 		count := g.conns.counts[from.network]
@@ -71,6 +71,10 @@ func (g *Guard) Explain(service, account string, addr netip.Addr) Explanation {
 			e.Refused = s.Bucket
 			break
 		}
+	}
+	d.sieve = true
+	if n := g.sessions[d.sessionsOf(g.secret)]; n > 0 {
+		e.Buckets = append(e.Buckets, State{Bucket: Sessions, Sieve: true, Running: int(n), AtOnce: d.limits.Sessions})
 	}
 	return e
 }

@@ -25,15 +25,15 @@ func TestExplain(t *testing.T) {
 	}
 	next := at.now.Add(30 * time.Minute)
 	for _, want := range []State{
-		{Pair, 5, 30 * time.Minute, 0, next, 0, 1, 0},
-		{Network, 20, 30 * time.Minute, 15, time.Time{}, 0, 8, 0},
-		{Account, 8, time.Hour, 6, time.Time{}, 0, 0, 0}, // used: fresh has 5
-		{Network24, 60, 10 * time.Minute, 55, time.Time{}, 0, 0, 0},
-		{Strangers, 0, 0, 0, time.Time{}, 0, 4, 0},
-		{Attempts, 0, 0, 0, time.Time{}, 0, 768, 0},
-		{Sessions, 0, 0, 0, time.Time{}, 0, 50, 0},
-		{Connections, 0, 0, 0, time.Time{}, 0, 200, 0},
-		{Logins, 0, 0, 0, time.Time{}, 0, 40, 0},
+		{Pair, 5, 30 * time.Minute, 0, next, 0, 1, 0, false},
+		{Network, 20, 30 * time.Minute, 15, time.Time{}, 0, 8, 0, false},
+		{Account, 8, time.Hour, 6, time.Time{}, 0, 0, 0, false}, // used: fresh has 5
+		{Network24, 60, 10 * time.Minute, 55, time.Time{}, 0, 0, 0, false},
+		{Strangers, 0, 0, 0, time.Time{}, 0, 4, 0, false},
+		{Attempts, 0, 0, 0, time.Time{}, 0, 768, 0, false},
+		{Sessions, 0, 0, 0, time.Time{}, 0, 50, 0, false},
+		{Connections, 0, 0, 0, time.Time{}, 0, 200, 0, false},
+		{Logins, 0, 0, 0, time.Time{}, 0, 40, 0, false},
 	} {
 		if got[want.Bucket] != want {
 			t.Errorf("%v: %+v, want %+v", want.Bucket, got[want.Bucket], want)

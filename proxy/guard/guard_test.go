@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -844,6 +845,15 @@ func TestSessionsOfAnAccount(t *testing.T) {
 				t.Errorf("session %d of ManageSieve: %v", i, err)
 			}
 			filters = append(filters, p)
+		}
+		var shown []State
+		for _, b := range g.Explain("", "info", netip.MustParseAddr("192.0.2.1")).Buckets {
+			if b.Bucket == Sessions {
+				shown = append(shown, b)
+			}
+		}
+		if want := []State{{Bucket: Sessions, Running: 50, AtOnce: 50}, {Bucket: Sessions, Sieve: true, Running: 50, AtOnce: 50}}; !slices.Equal(shown, want) {
+			t.Errorf("explained as %+v, want %+v", shown, want)
 		}
 		for _, p := range filters {
 			p.Leave()
