@@ -159,7 +159,7 @@ func TestFail2banReadsTheFailures(t *testing.T) {
 	a.Failures = &failures
 	wrong := proxy.NewRefusal(proxy.Wrong, nil)
 	var want []string
-	for i, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+	for i, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission, proxy.Sieve} {
 		for j, e := range []proxy.Attempt{
 			{Account: "alice", Err: wrong, Via: proxy.ViaPlain, Duration: 2 * time.Second}, // these two
 			{Account: "bob", User: "bob", Err: wrong, Via: proxy.ViaOAuthBearer},

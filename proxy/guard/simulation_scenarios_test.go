@@ -138,7 +138,7 @@ func (g group) with(variants ...variant) group {
 // allVariants returns each protocol with each mechanism and each answer.
 func allVariants() (all []variant) {
 	for _, answer := range append(doubtfulAnswers, nil) {
-		for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission} {
+		for _, protocol := range []string{proxy.IMAP, proxy.POP3, proxy.Submission, proxy.Sieve} {
 			for _, mechanism := range []string{wire.MechanismPlain, wire.MechanismXOAuth2, wire.MechanismOAuthBearer} {
 				all = append(all, variant{protocol, mechanism, answer})
 			}
