@@ -1,4 +1,4 @@
-// Postern is a TLS proxy for IMAP, POP3 and submission in front of existing mail
+// Postern is a TLS proxy for IMAP, POP3, submission and ManageSieve in front of existing mail
 // servers. It speaks POP3 to clients while the backend speaks IMAP.
 //
 // This package is the command line, one file a subcommand. The commands call
@@ -51,11 +51,11 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "postern",
-		Short: "A TLS proxy for IMAP, POP3 and submission in front of existing mail servers",
+		Short: "A TLS proxy for IMAP, POP3, submission and ManageSieve in front of existing mail servers",
 		Long: `Postern is a TLS proxy in front of existing mail servers. It terminates TLS on
-993 (IMAP), 995 (POP3) and 465 (submission), refuses passwords in the clear, limits
-login guessing, and speaks POP3 to clients while the backend speaks
-only IMAP.`,
+993 (IMAP), 995 (POP3), 465 (submission) and 4190 (ManageSieve), refuses passwords
+in the clear, limits login guessing, and speaks POP3 to clients while the backend
+speaks only IMAP.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}

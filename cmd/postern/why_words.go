@@ -53,7 +53,7 @@ var whyWords = map[outcomes.Kind]outcomeWords{
 	},
 	outcomes.Kind(proxy.Plaintext): {
 		"The mail program tried to log in without encryption, which is refused.",
-		"set the mail program to SSL/TLS (IMAP 993, POP3 995, sending mail 465). Then change the password: it may have been sent in the clear.",
+		"set the mail program to SSL/TLS (IMAP 993, POP3 995, sending mail 465), or to STARTTLS (filters 4190). Then change the password: it may have been sent in the clear.",
 	},
 	outcomes.Kind(proxy.Throttled): {
 		"The password was not checked: %s.",
@@ -122,7 +122,7 @@ var whyWords = map[outcomes.Kind]outcomeWords{
 	},
 	outcomes.TLSProtocol: {
 		"The program wanted another service than %s at this port.",
-		"compare server and port in the mail program: IMAP 993, POP3 995, sending mail 465.",
+		"compare server and port in the mail program: IMAP 993, POP3 995, sending mail 465, filters (ManageSieve) 4190.",
 	},
 	outcomes.TLSCertificate: {
 		"There is no certificate for the server name that the mail program uses.",
@@ -146,11 +146,11 @@ var whyWords = map[outcomes.Kind]outcomeWords{
 	},
 	outcomes.NoTLS: {
 		"The mail program did not encrypt the connection, and no password was accepted.",
-		"set the mail program to SSL/TLS (not STARTTLS, not \"none\"): IMAP 993, POP3 995, sending mail 465.",
+		"set the mail program to SSL/TLS (not STARTTLS, not \"none\"): IMAP 993, POP3 995, sending mail 465. Filters (ManageSieve): STARTTLS, port 4190.",
 	},
 	outcomes.EarlyTLS: {
 		"The mail program began with SSL/TLS at a port where STARTTLS comes first.",
-		"set the mail program to STARTTLS for this port, or to a port for SSL/TLS: IMAP 993, POP3 995, sending mail 465.",
+		"set the mail program to STARTTLS for this port (filters: 4190), or to a port for SSL/TLS: IMAP 993, POP3 995, sending mail 465.",
 	},
 	outcomes.Rejected: {
 		"The connection was refused: too many connections at once, from this network or in all.",
