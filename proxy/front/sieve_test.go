@@ -1,9 +1,13 @@
 package front
 
 import (
+	"io"
+	"net"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"postern/proxy"
 	"postern/proxy/proxytest"
@@ -302,3 +306,73 @@ func FuzzSieve(f *testing.F) {
 		"AUTHENTICATE {5+}\r\nPLAIN {28+}\r\nAGNhbmFyeQBjYW5hcnktYmlyZA==\r\nPUTSCRIPT \"x\" {3+}\r\nabc\r\n",
 		"AUTHENTICATE \"XOAUTH2\" \"dXNlcj1jYW5hcnkBYXV0aD1CZWFyZXIgY2FuYXJ5LWJpcmQBAQ==\"\r\n\"\"\r\nSTARTTLS\r\n\x16\x03\x01\x00\x05\x01")
 }
+
+// Criterion: A ManageSieve client that sends an octet a second, or announces a literal and sends nothing, is ended by timeouts.login.
+func TestASlowSieveClientIsEndedByTheLoginTimeout(t *testing.T) {
+	command := `AUTHENTICATE "PLAIN" {` + strconv.Itoa(maxResponse-100) + "+}\r\n"
+	for name, test := range map[string]struct {
+		begin string
+		drip  bool
+	}{
+		"an octet of a line a second":    {"", true},
+		"an octet of a literal a second": {command, true},
+		"a literal that does not come":   {command, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client, server := net.Pipe()
+				ends := make(chan proxy.Closed, 1)
+				o := options
+				o.Offer = func() proxy.Offer { return sieveOffer }
+				s := &proxy.Server{Guard: allowGuard{}, Observer: &recorder{ends: ends}}
+				ln := &pipeListener{conns: make(chan net.Conn, 1), closed: make(chan struct{})}
+				ln.conns <- server
+				if err := s.Apply([]proxy.Binding{{Listener: ln, Service: &proxy.Service{
+					Name: proxy.Sieve, Protocol: proxy.Sieve, StartTLS: true, Backend: &fakeBackend{},
+					Account:  func(user string) (string, error) { return user, nil },
+					Dialogue: func(c *proxy.Conn) proxy.Dialogue { return NewSieve(withTLS(c), o) },
+				}}}); err != nil {
+					t.Fatal(err)
+				}
+				begun := time.Now()
+				proxytest.Transcript(t, client, greetingSieve)
+				go func() { _, _ = io.Copy(io.Discard, client) }()
+				_, _ = io.WriteString(client, test.begin)
+				for sent := 0; test.drip && sent < 1000; sent++ {
+					if _, err := io.WriteString(client, "x"); err != nil {
+						break
+					}
+					time.Sleep(time.Second)
+				}
+				end := <-ends
+				if got := time.Since(begun); got < proxy.DefaultLogin || got > proxy.DefaultLogin+2*time.Second {
+					t.Errorf("ended after %v, want %v", got, proxy.DefaultLogin)
+				}
+				if got := proxy.ReasonOf(end.Err); got != proxy.TimedOut {
+					t.Errorf("ended with %v, want %v", got, proxy.TimedOut)
+				}
+				if err := s.Shutdown(t.Context(), 0); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// A pipeListener accepts what is sent to conns.
+type pipeListener struct {
+	conns  chan net.Conn
+	closed chan struct{}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error   { close(l.closed); return nil }
+func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
