@@ -179,6 +179,7 @@ var withoutJSON = map[string]string{
 	"state restore":   "its exit status is the answer",
 	"certs obtain":    "its exit status is the answer",
 	"man":             "it writes files",
+	"provider check":  "its exit status is the answer",
 	"help":            "it prints help",
 	"completion bash": "it prints a script", "completion fish": "it prints a script", "completion powershell": "it prints a script", "completion zsh": "it prints a script",
 }

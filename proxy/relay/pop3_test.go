@@ -696,7 +696,8 @@ func TestPOP3AnswerBeforeQuitIsBounded(t *testing.T) {
 			s := &pop3Fixture{client: client, server: server, done: make(chan error, 1)}
 			s.session = &POP3{BackendName: "old", Conn: upstream{back}, Watcher: &watcher{ask: []string{"TOP 1 0"}}, marks: map[int]pop3Mark{}}
 			s.run(t.Context(), near)
-			go func() {
+			var serving sync.WaitGroup
+			serving.Go(func() {
 				in := bufio.NewReader(server)
 				_, _ = in.ReadString('\n')
 				_, _ = io.WriteString(server, "+OK\r\n")
@@ -706,7 +707,7 @@ func TestPOP3AnswerBeforeQuitIsBounded(t *testing.T) {
 					}
 					time.Sleep(drip)
 				}
-			}()
+			})
 			begun := time.Now()
 			go func() { _, _ = io.WriteString(client, "QUIT\r\n") }()
 			if b, _ := io.ReadAll(client); !strings.HasPrefix(string(b), "-ERR [SYS/TEMP]") || time.Since(begun) > 3*time.Minute {
@@ -716,6 +717,7 @@ func TestPOP3AnswerBeforeQuitIsBounded(t *testing.T) {
 				t.Errorf("%s: Run = %v", name, err)
 			}
 			_ = server.Close()
+			serving.Wait()
 		})
 	}
 }

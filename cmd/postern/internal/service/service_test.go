@@ -62,6 +62,9 @@ func startService(t *testing.T, config string) *running {
 // changes the generation before it is served.
 func startServiceWith(t *testing.T, cfg *configs.Config, store *certs.Store, log io.Writer, edit ...func(*generation)) *running {
 	t.Helper()
+	if !cfg.IsSet("metrics.address") {
+		cfg.Metrics.Address = "" // the default is another Postern's, if one runs here
+	}
 	level := new(slog.LevelVar)
 	s := New(cfg, store, logs.New(log, cfg.Log.Format, level), level)
 	if err := s.Storage.Open(t.Context(), cfg); err != nil {
@@ -93,6 +96,7 @@ func startServiceWith(t *testing.T, cfg *configs.Config, store *certs.Store, log
 			r.addresses[b.Service.Name] = b.Addr().String()
 		}
 	case err := <-done:
+		done <- nil // for the cleanup
 		t.Fatalf("serve: %v", err)
 	case <-time.After(20 * time.Second):
 		t.Fatal("not ready")
