@@ -34,7 +34,8 @@ func explainCommand() *cobra.Command {
 which budget is how full. Without an address: what each network would get that logins
 of the account came from, as far as the running Postern remembers them. Only the limits
 of the guard are explained: whether the password is right, the backend says.
-Sessions of ManageSieve count apart: they have a row, sessions (sieve), while there are some.
+Sessions of ManageSieve count apart: they have a row, sessions (sieve), while there
+are some.
 account_hash is what the log has in place of the name while nobody has logged in
 with it.`,
 	}
