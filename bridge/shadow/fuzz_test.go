@@ -2,6 +2,7 @@ package shadow
 
 import (
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -9,7 +10,7 @@ import (
 func FuzzWatcher(f *testing.F) {
 	for _, text := range []string{
 		"1 a\r\n2 b\r\n.\r\n", "1 10\r\n2 20 more\r\n.\r\n", "9 x\r\n.\r\n", "1\r\n", "..1 a\r\n", "1 a\n1 b\n.\n",
-		"Message-ID: <1@example.org>\r\n.. dot\r\n\r\n..\r\n.x\r\n.\r\nbehind", ".\r\n", "a: b\r\n.\n",
+		"Message-ID: <1@example.org>\r\n.. dot\r\n\r\n..\r\n.x\r\n.\r\nbehind", ".\r\n", "a: b\r\n.\n", "1 a" + strings.Repeat("x", maxLine) + "\r\n.\r\n",
 	} {
 		f.Add(text, 1)
 		f.Add(text, 5)

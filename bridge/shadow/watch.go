@@ -318,13 +318,14 @@ func (l *lines) Write(p []byte) (int, error) {
 	for len(p) > 0 && !l.ended {
 		part, rest, ended := bytes.Cut(p, []byte("\n"))
 		p = rest
-		if len(l.line)+len(part) <= maxLine {
-			l.line = append(l.line, part...)
-		}
+		l.line = append(l.line, part[:min(len(part), maxLine+1-len(l.line))]...)
 		if !ended {
 			break
 		}
 		text := string(bytes.TrimSuffix(l.line, []byte("\r")))
+		if len(l.line) > maxLine {
+			text = "" // it says nothing
+		}
 		l.line = l.line[:0]
 		if l.ended = text == "."; l.ended {
 			break
