@@ -307,7 +307,7 @@ func TestCompareOfContents(t *testing.T) {
 // Criterion: 50,000 messages are listed within 10 s at a round-trip time of 20 ms, from a server that takes one command at a time.
 func TestALargeOldMaildrop(t *testing.T) {
 	s := proxytest.StartPOP3Server(t)
-	s.RTT = 20 * time.Millisecond
+	s.SetRTT(20 * time.Millisecond)
 	var old []proxytest.POP3Message
 	var messages []string
 	r := rand.New(rand.NewPCG(3, 4))
@@ -328,7 +328,7 @@ func TestALargeOldMaildrop(t *testing.T) {
 	for i := range in.Side.Sizes {
 		in.Side.Sizes[i] = 1000 + int64(i)
 	}
-	s.RTT = 0
+	s.SetRTT(0)
 	_, report, err := oldserver.Carry(t.Context(), d, in, uidl.Dovecot, 0)
 	if err != nil || report.Found() != 50_000 || s.Commands("TOP") > 50_000/50+1 {
 		t.Errorf("%+v, %v; TOP: %d", report, err, s.Commands("TOP"))

@@ -37,7 +37,7 @@ func BenchmarkSession(b *testing.B) {
 	for i := range ways {
 		w := &ways[i]
 		w.pair = start(b, numbers...)
-		w.pair.old.RTT = time.Millisecond
+		w.pair.old.SetRTT(time.Millisecond)
 		w.pair.old.SetMaildrop("alice", mail(numbers...))
 		w.pair.compared, w.pair.logins = make(chan proxy.ShadowCompared, 1<<20), make(chan *proxy.Secret, 1<<20)
 		bridge := w.pair.backend.Bridge

@@ -33,7 +33,8 @@ func TestLearningIsKilled(t *testing.T) {
 	s := open(t)
 	u := s.user(t)
 	old := proxytest.StartPOP3Server(t)
-	old.Password, old.RTT = u.password, rtt
+	old.Password = u.password
+	old.SetRTT(rtt)
 	var maildrop []proxytest.POP3Message
 	for i := range messages {
 		raw := fmt.Sprintf("Message-ID: <%d@example.org>\r\n\r\nx\r\n", i)
@@ -84,7 +85,7 @@ func TestLearningIsKilled(t *testing.T) {
 		t.Errorf("%d headers are read again", n)
 	}
 
-	old.RTT = 0
+	old.SetRTT(0)
 	compare := []string{
 		"postern", "uidl", "compare", "--old", old.Addr, "--tls", "none", "--user", u.name,
 		"--password-file", file(t, dir, "password", u.password+"\n"), "--config", commands,

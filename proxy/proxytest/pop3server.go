@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -27,8 +28,8 @@ type POP3Server struct {
 	Password   string // of all users
 	Pipelining bool   // CAPA has PIPELINING; else a command that comes before the answer to the one before ends the session
 	NoTop      bool   // TOP is refused
-	RTT        time.Duration
 
+	rtt       atomic.Int64 // nanoseconds before each answer
 	mu        sync.Mutex
 	maildrops map[string][]POP3Message
 	commands  map[string]int
@@ -83,6 +84,9 @@ func (s *POP3Server) Commands(name string) int {
 	return s.commands[name]
 }
 
+// SetRTT sets the time before each answer, also of sessions that are open.
+func (s *POP3Server) SetRTT(d time.Duration) { s.rtt.Store(int64(d)) }
+
 func (s *POP3Server) serve(conn net.Conn) {
 	in, out := bufio.NewReader(conn), bufio.NewWriter(conn)
 	_, _ = out.WriteString("+OK old server\r\n")
@@ -90,7 +94,7 @@ func (s *POP3Server) serve(conn net.Conn) {
 	deleted := make(map[int]bool)
 	for {
 		if in.Buffered() == 0 {
-			time.Sleep(s.RTT)
+			time.Sleep(time.Duration(s.rtt.Load()))
 			if out.Flush() != nil {
 				return
 			}
