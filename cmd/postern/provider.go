@@ -1,12 +1,9 @@
 package main
 
 import (
-	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -40,17 +37,15 @@ func listProvidersCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	path := configFlag(cmd)
-	asJSON := cmd.Flags().Bool("json", false, "one JSON object a line")
+	asJSON := jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, err := configs.Read(*path)
 		if err != nil {
 			return err
 		}
-		lines := json.NewEncoder(cmd.OutOrStdout())
-		t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		if !*asJSON {
-			fmt.Fprintln(t, "PROVIDER\tKIND\tTOKEN ENDPOINT\tDOMAINS\tBACKENDS")
-		}
+		p := newPrinter(cmd.OutOrStdout(), *asJSON, "PROVIDER\tKIND\tTOKEN ENDPOINT\tDOMAINS\tBACKENDS", func(e providerEntry) []any {
+			return []any{e.Name, e.Kind, e.TokenURL, strings.Join(e.Domains, " "), strings.Join(e.Backends, " ")}
+		})
 		for _, name := range slices.Sorted(maps.Keys(cfg.Providers)) {
 			c := cfg.Providers[name]
 			e := providerEntry{Name: name, Kind: c.Kind, TokenURL: service.TokenURL(c), Domains: c.Domains}
@@ -59,15 +54,11 @@ func listProvidersCommand() *cobra.Command {
 					e.Backends = append(e.Backends, backend)
 				}
 			}
-			if *asJSON {
-				if err := lines.Encode(e); err != nil {
-					return err
-				}
-				continue
+			if err := p.print(e); err != nil {
+				return p.end(err)
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", e.Name, e.Kind, e.TokenURL, strings.Join(e.Domains, " "), strings.Join(e.Backends, " "))
 		}
-		return t.Flush()
+		return p.end(nil)
 	}
 	return cmd
 }

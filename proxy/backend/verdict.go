@@ -123,16 +123,16 @@ func (s *Server) imapVerdict(k Kind, r wire.Response) error {
 	return s.refuse(imapRows[i].is, err)
 }
 
-// A pop3Row is a row of the table for POP3: what -ERR with this code and this text means
-// from this kind of server. The first row that matches decides.
-type pop3Row struct {
+// A textRow is a row of the tables for POP3 and ManageSieve: what -ERR or NO with this code
+// and this text means from this kind of server. The first row that matches decides.
+type textRow struct {
 	kind Kind   // Guessed: any
 	code string // noCode, or a response code; "": any
 	text string // part of the server's text, in lower case; "": any
 	is   verdict
 }
 
-var pop3Rows = []pop3Row{
+var pop3Rows = []textRow{
 	// RFC 2449 section 8.1, RFC 3206 sections 4 and 5.
 	{code: "AUTH", is: wrong},
 	{code: "SYS/TEMP", is: unavailable},
@@ -149,7 +149,7 @@ var pop3Rows = []pop3Row{
 	{is: doubtful},
 }
 
-func (row *pop3Row) fits(k Kind, code, text string) bool {
+func (row *textRow) fits(k Kind, code, text string) bool {
 	if code == "" {
 		code = noCode
 	}
@@ -173,21 +173,12 @@ func (s *Server) pop3Verdict(k Kind, r wire.POP3Response) error {
 		err = fmt.Errorf("%w and no code: if that is its answer to a wrong password, backends.%s.pop3.kind has to name the server's software", err, s.Name)
 	}
 	text := strings.ToLower(r.Text)
-	i := slices.IndexFunc(pop3Rows, func(row pop3Row) bool { return row.fits(k, r.Code, text) })
+	i := slices.IndexFunc(pop3Rows, func(row textRow) bool { return row.fits(k, r.Code, text) })
 	return s.refuse(pop3Rows[i].is, err)
 }
 
-// A sieveRow is a row of the table for ManageSieve: what NO with this code and this text means
-// from this kind of server. The first row that matches decides.
-type sieveRow struct {
-	kind Kind   // Guessed: any
-	code string // noCode, or a response code; "": any
-	text string // part of the server's text, in lower case; "": any
-	is   verdict
-}
-
 // RFC 5804 section 1.3 has a code for what is temporary and none for a wrong password.
-var sieveRows = []sieveRow{
+var sieveRows = []textRow{
 	{code: "TRYLATER", is: unavailable},
 
 	{kind: Dovecot, code: noCode, text: "authentication failed", is: wrong},
@@ -197,13 +188,6 @@ var sieveRows = []sieveRow{
 	{kind: Cyrus, code: noCode, text: "passphrase expired", is: suspended},
 	{kind: Stalwart, code: noCode, text: "authentication failed", is: wrong},
 	{is: doubtful}, // REFERRAL, AUTH-TOO-WEAK, ENCRYPT-NEEDED and TRANSITION-NEEDED are about Postern's way to log in
-}
-
-func (row *sieveRow) fits(k Kind, code, text string) bool {
-	if code == "" {
-		code = noCode
-	}
-	return (row.kind == Guessed || row.kind == k) && (row.code == "" || row.code == code) && strings.Contains(text, row.text)
 }
 
 // sieveVerdict reads the answer to credentials. The server's text may contain the
@@ -226,7 +210,7 @@ func (s *Server) sieveVerdict(k Kind, r wire.SieveResponse) error {
 		err = fmt.Errorf("%w and no code: if that is its answer to a wrong password, backends.%s.sieve.kind has to name the server's software", err, s.Name)
 	}
 	text := strings.ToLower(r.Text)
-	i := slices.IndexFunc(sieveRows, func(row sieveRow) bool { return row.fits(k, r.Code, text) })
+	i := slices.IndexFunc(sieveRows, func(row textRow) bool { return row.fits(k, r.Code, text) })
 	return s.refuse(sieveRows[i].is, err)
 }
 
