@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"slices"
@@ -48,7 +49,19 @@ func (s *slowPOP3) dial(context.Context) (net.Conn, error) {
 	defer s.mu.Unlock()
 	s.conns = append(s.conns, near, far)
 	go s.serve(far)
-	return near, nil
+	return tcpDeadlines{near}, nil
+}
+
+// tcpDeadlines is a pipe whose deadline can be set after the other end was closed, as that of
+// a TCP connection: what has come until then can still be read.
+type tcpDeadlines struct{ net.Conn }
+
+// SetDeadline implements net.Conn.
+func (c tcpDeadlines) SetDeadline(t time.Time) error {
+	if err := c.Conn.SetDeadline(t); !errors.Is(err, io.ErrClosedPipe) {
+		return err
+	}
+	return nil
 }
 
 // closeAll ends all sessions, as a process that is killed does.
