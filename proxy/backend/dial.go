@@ -55,7 +55,8 @@
 //
 // When Postern has checked the password and logs in with a token of its own, no
 // answer is about the client. Wrong and Suspended become Unavailable, nothing is
-// doubtful, and every Refusal is Verified: see credentials.go.
+// doubtful, and every Refusal is Verified: see credentials.go. Exchange says OK to tokens
+// for mailboxes that it then does not open: mailbox.go asks it for INBOX first.
 package backend
 
 import (
@@ -122,6 +123,7 @@ type Server struct {
 	report     atomic.Pointer[Report] // the last successful one
 
 	identityRefused atomic.Bool // at the last login
+	opened          openedMailboxes
 }
 
 func (s *Server) replyTimeout() time.Duration {

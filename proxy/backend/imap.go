@@ -55,7 +55,10 @@ func (s *Server) loginIMAP(ctx context.Context, l *proxy.Login) (conn *Conn, cap
 		return nil, "", s.unsent(err)
 	}
 	defer conn.closeWith(ctx)()
-	if capabilities, err = d.login(l, s); err != nil {
+	if capabilities, err = d.login(l, s); err == nil {
+		err = d.checkMailbox(l, s)
+	}
+	if err != nil {
 		conn.logout(d.nextTag() + " LOGOUT")
 		return nil, "", clearDoubt(ctx, d.withAlert(err, l, s))
 	}
