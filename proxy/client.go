@@ -45,6 +45,7 @@ type Conn struct {
 	busy           atomic.Bool
 
 	mu       sync.Mutex
+	whenIdle func() // see WhenIdle; nil: none
 	deadline time.Time
 	cause    error // once set, every read fails with it
 }
@@ -139,7 +140,31 @@ func (c *Conn) Received() int64 { return c.received.Load() }
 func (c *Conn) Sent() int64 { return c.sent.Load() }
 
 // SetBusy marks the session as one that should not be ended now: SessionInfo.Busy.
-func (c *Conn) SetBusy(busy bool) { c.busy.Store(busy) }
+func (c *Conn) SetBusy(busy bool) {
+	c.mu.Lock()
+	c.busy.Store(busy)
+	var f func()
+	if !busy {
+		f, c.whenIdle = c.whenIdle, nil
+	}
+	c.mu.Unlock()
+	if f != nil {
+		f()
+	}
+}
+
+// WhenIdle calls f at once, or after the message that makes the session busy.
+func (c *Conn) WhenIdle(f func()) {
+	c.mu.Lock()
+	busy := c.busy.Load()
+	if busy {
+		c.whenIdle = f
+	}
+	c.mu.Unlock()
+	if !busy {
+		f()
+	}
+}
 
 // Busy returns what SetBusy has set.
 func (c *Conn) Busy() bool { return c.busy.Load() }

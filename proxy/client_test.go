@@ -212,3 +212,25 @@ func FuzzConn(f *testing.F) {
 		}
 	})
 }
+
+func TestWhatWaitsForTheEndOfAMessageIsCalledOnce(t *testing.T) {
+	a, _ := net.Pipe()
+	c := NewConn(a, Client{}, nil, 0)
+	calls := 0
+	f := func() { calls++ }
+	c.SetBusy(true)
+	c.WhenIdle(f)
+	if calls != 0 {
+		t.Error("called within the message")
+	}
+	c.SetBusy(false)
+	c.SetBusy(true)
+	c.SetBusy(false)
+	if calls != 1 {
+		t.Errorf("called %d times after the message, want once", calls)
+	}
+	c.WhenIdle(f)
+	if calls != 2 {
+		t.Error("not called while no message is under way")
+	}
+}

@@ -332,7 +332,7 @@ type SessionInfo struct {
 	Account        string // empty: not logged in
 	Backend        string
 	Device         string // Login.Device, from the login at the backend on, before the session is open
-	Busy           bool   // a message of DATA is under way: the client would send all of it again
+	Busy           bool   // a message of DATA or BDAT is under way: the client would send all of it again
 	Since          time.Time
 	Step           Step
 	Received, Sent int64
@@ -354,13 +354,30 @@ func (s *Server) Kick(match func(SessionInfo) bool) int {
 	return s.kick(NewRefusal(Kicked, nil), func(c *conn) bool { return match(c.info()) })
 }
 
+// KickAfterMessage is Kick, but a connection that is busy with a message ends after that
+// message, or after patience.
+func (s *Server) KickAfterMessage(patience time.Duration, match func(SessionInfo) bool) int {
+	cause := NewRefusal(Kicked, nil)
+	return s.endEach(func(c *conn) bool { return match(c.info()) }, func(c *conn) {
+		c.WhenIdle(func() { c.cancel(cause) })
+		if c.ctx.Err() == nil {
+			time.AfterFunc(patience, func() { c.cancel(cause) })
+		}
+	})
+}
+
 // kick ends the connections that match for cause.
-func (s *Server) kick(cause *Refusal, match func(*conn) bool) (n int) {
+func (s *Server) kick(cause *Refusal, match func(*conn) bool) int {
+	return s.endEach(match, func(c *conn) { c.cancel(cause) })
+}
+
+// endEach calls end for the connections that match, and returns their number.
+func (s *Server) endEach(match func(*conn) bool, end func(*conn)) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
 		if c.ctx.Err() == nil && match(c) { // it is not ending already
-			c.cancel(cause)
+			end(c)
 			n++
 		}
 	}

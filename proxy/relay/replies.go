@@ -224,9 +224,6 @@ func (q *replyQueue) deliver(r wire.Reply) error {
 	}
 	what := q.waiting[0].what
 	q.recordLocked(what, r)
-	if what == replyToMessage {
-		q.client.SetBusy(false)
-	}
 	q.waiting = slices.Delete(q.waiting, 0, 1)
 	for len(q.waiting) > 0 && q.waiting[0].local != "" {
 		q.appendLocked(q.waiting[0].local)
@@ -235,11 +232,14 @@ func (q *replyQueue) deliver(r wire.Reply) error {
 	q.setDeadlinesLocked()
 	q.changed.Broadcast()
 	// Replies that were read together are written together: at most wire.MaxReply octets.
-	if len(q.waiting) > 0 && q.replies.HasReply() {
+	if len(q.waiting) > 0 && q.replies.HasReply() && what != replyToMessage {
 		return nil
 	}
 	if err := q.writeLocked(); err != nil {
 		return err
+	}
+	if what == replyToMessage || !q.inTransaction {
+		q.client.SetBusy(false) // once the client has the reply: the session may end here
 	}
 	if q.quit {
 		return errQuit

@@ -365,10 +365,12 @@ func (c *commands) bdat(args []byte) error {
 		}
 		return c.refuse("503 5.5.1 Bad sequence of commands")
 	case c.newlines == Pass:
+		c.in.client.SetBusy(true)
 		return c.passChunk(size, last)
 	case c.chunkOf != transaction:
 		c.chunk, c.chunkOf = body{as: c.newlines}, transaction
 	}
+	c.in.client.SetBusy(true)
 	return c.rewriteChunk(size, last)
 }
 

@@ -139,7 +139,7 @@ func TestSubmissionCarriesMessages(t *testing.T) {
 // unknown are refused and reach no server.
 // A session that is ended within a message makes the client send all of it again: who
 // removes a device waits for the end of the message.
-func TestASubmissionIsBusyFromTheReplyToDATAToThatToTheMessage(t *testing.T) {
+func TestASubmissionIsBusyWhileAMessageIsUnderWay(t *testing.T) {
 	s := startSubmission(t, t.Context(), announced)
 	client, server := bufio.NewReader(s.client), bufio.NewReader(s.server)
 	line := func(in *bufio.Reader, want string) {
@@ -157,12 +157,26 @@ func TestASubmissionIsBusyFromTheReplyToDATAToThatToTheMessage(t *testing.T) {
 		{".", "250 queued", false},
 		{"DATA", "354 go on", true},
 		{".", "554 spam", false},
+		{"MAIL FROM:<a>", "250 sender", false},
+		{"RCPT TO:<b>", "250 recipient", false},
+		{"BDAT 2\r\n", "250 2 octets", true},
+		{"NOOP", "250 still here", true},
+		{"BDAT 2 LAST\r\n", "250 queued", false},
+		{"MAIL FROM:<a>", "250 sender", false},
+		{"RCPT TO:<b>", "250 recipient", false},
+		{"BDAT 2\r\n", "250 2 octets", true},
+		{"RSET", "250 forgotten", false},
+		{"MAIL FROM:<a>", "250 sender", false},
+		{"RCPT TO:<b>", "250 recipient", false},
+		{"BDAT 2\r\n", "452 full", false},
 	} {
 		_, _ = io.WriteString(s.client, step.command+"\r\n")
-		line(server, step.command)
+		for part := range strings.SplitSeq(step.command, "\r\n") {
+			line(server, part)
+		}
 		_, _ = io.WriteString(s.server, step.reply+"\r\n")
 		line(client, step.reply)
-		for range 1000 { // the reply to DATA is passed on a moment before
+		for range 1000 { // the reply is passed on a moment before
 			if s.conn.Busy() == step.busy {
 				break
 			}
@@ -172,7 +186,7 @@ func TestASubmissionIsBusyFromTheReplyToDATAToThatToTheMessage(t *testing.T) {
 			t.Errorf("after %s and %s: Busy = %v", step.command, step.reply, !step.busy)
 		}
 	}
-	s.waitEnd(t, proxy.ErrClientClosed, 1)
+	s.waitEnd(t, proxy.ErrClientClosed, 2)
 }
 
 func TestSubmissionForwardsNoUnknownCommand(t *testing.T) {

@@ -63,7 +63,6 @@ type SessionFilter struct {
 	Backend  string       `json:"backend,omitempty"`
 	Protocol string       `json:"protocol,omitempty"`
 	Device   string       `json:"device,omitempty"` // sessions of a device, also those that are not open yet
-	Idle     bool         `json:"idle,omitempty"`   // no session in which a message is under way
 }
 
 // LogValue implements slog.LogValuer.
@@ -79,7 +78,7 @@ func (f SessionFilter) matches(i proxy.SessionInfo) bool {
 	same := func(want, got string) bool { return want == "" || want == got }
 	opening := f.Device != "" && i.Account == ""
 	return same(f.Session, i.Client.ID) && (opening || same(f.Account, i.Account)) && same(f.Backend, i.Backend) &&
-		same(f.Protocol, i.Client.Protocol) && same(f.Device, i.Device) && !(f.Idle && i.Busy) &&
+		same(f.Protocol, i.Client.Protocol) && same(f.Device, i.Device) &&
 		(!f.Network.IsValid() || f.Network.Contains(i.Client.Addr.Addr().WithZone("")))
 }
 
@@ -158,9 +157,15 @@ func (s *Service) kick(ctx context.Context, f SessionFilter) (int, error) {
 }
 
 // endSessions ends the connections that match f, also those of the processes before an
-// upgrade, and returns their number. After an error there may be more.
+// upgrade, and returns their number. Those of a device end after the message that they are
+// sending. After an error there may be more.
 func (s *Service) endSessions(ctx context.Context, f SessionFilter) (int, error) {
-	n := s.server.Kick(f.matches)
+	var n int
+	if f.Device != "" {
+		n = s.server.KickAfterMessage(messageTime, f.matches)
+	} else {
+		n = s.server.Kick(f.matches)
+	}
 	before, err := s.askPredecessor(ctx, true, f)
 	return n + before.Kicked, err
 }

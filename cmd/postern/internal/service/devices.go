@@ -50,38 +50,7 @@ func (s *Service) answerDevices(c *admin.Server) {
 const messageTime = 5 * time.Minute
 
 // endDevice ends the sessions of a device that was removed, and returns their number. A
-// session that is sending a message ends after it, but for those of a process before an
-// upgrade.
+// session that is sending a message ends after it.
 func (s *Service) endDevice(ctx context.Context, account, device string) (int, error) {
-	all := SessionFilter{Account: account, Device: device}
-	idle := all
-	idle.Idle = true
-	busy := 0
-	for _, i := range s.server.Sessions() {
-		if i.Busy && all.matches(i) {
-			busy++
-		}
-	}
-	n := s.server.Kick(idle.matches)
-	if busy > 0 {
-		s.wg.Go(func() { s.endBusy(all, idle) })
-	}
-	before, err := s.askPredecessor(ctx, true, all)
-	return n + busy + before.Kicked, err
-}
-
-// endBusy ends sessions of all when they become idle, or messageTime is over.
-func (s *Service) endBusy(all, idle SessionFilter) {
-	const look = 100 * time.Millisecond
-	for begun := time.Now(); time.Since(begun) < messageTime && !s.draining.Load(); time.Sleep(look) {
-		s.server.Kick(idle.matches)
-		left := false
-		for _, i := range s.server.Sessions() {
-			left = left || all.matches(i)
-		}
-		if !left {
-			return
-		}
-	}
-	s.server.Kick(all.matches)
+	return s.endSessions(ctx, SessionFilter{Account: account, Device: device})
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -119,7 +120,7 @@ func plain(account, secret string) string {
 	return base64.StdEncoding.EncodeToString([]byte("\x00" + account + "\x00" + secret))
 }
 
-// Criterion: Removing a device ends its sessions within 5 s, leaves other devices alone, and lets a message that comes by DATA end first.
+// Criterion: Removing a device ends its sessions within 5 s, leaves other devices alone, and lets a message that comes by DATA or BDAT end first, and no second one; so does the process before an upgrade.
 func TestARemovedDeviceIsLoggedOutAfterItsMessage(t *testing.T) {
 	r, _, log := startWithPasswords(t, configs.Passwords{Devices: true})
 	phone := one(t, r, stored.AddDevice, stored.NewDevice{Account: "alice", Name: "phone"})
@@ -131,42 +132,62 @@ func TestARemovedDeviceIsLoggedOutAfterItsMessage(t *testing.T) {
 	imap.say("b AUTHENTICATE PLAIN "+plain("alice", copier.Password), "b NO") // right, and not for imap
 	imap.say("c LOGIN alice "+strings.ToUpper(phone.Password), "c OK")
 	imap.say("d SELECT INBOX", "d OK")
-	for _, device := range []string{phone.Password, copier.Password} {
-		other := r.dialogue(t, "submission")
-		other.expect("220")
-		other.say("EHLO client.example", "250 ")
-		other.say("AUTH PLAIN "+plain("alice", device), "235")
-		other.say("MAIL FROM:<alice@example.org>", "250")
-		other.say("RCPT TO:<alice@example.org>", "250")
-		other.say("DATA", "354")
-		defer func() {
-			if device == copier.Password { // it was left alone
-				other.say("Subject: one\r\n\r\nhello\r\n.", "250")
-				other.say("NOOP", "250")
-				return
-			}
-			other.say("Subject: one\r\n\r\nhello\r\n.", "250")
-			begun := time.Now()
-			other.expect("421")
-			if took := time.Since(begun); took > 5*time.Second {
-				t.Errorf("the session of the removed device has ended after %v", took)
-			}
-		}()
+	type sending struct {
+		*deviceDialogue
+		rest string // of the message
 	}
+	send := func(device, begin, reply, rest string) sending {
+		t.Helper()
+		s := r.dialogue(t, "submission")
+		s.expect("220")
+		s.say("EHLO client.example", "250 ")
+		s.say("AUTH PLAIN "+plain("alice", device), "235")
+		s.say("MAIL FROM:<alice@example.org>", "250")
+		s.say("RCPT TO:<alice@example.org>", "250")
+		s.say(begin, reply)
+		return sending{s, rest}
+	}
+	const next = "\r\nMAIL FROM:<alice@example.org>" // a second message, before the reply to the first one
+	ended := []sending{
+		send(phone.Password, "DATA", "354", "Subject: one\r\n\r\nhello\r\n."),
+		send(phone.Password, "BDAT 16\r\nSubject: two\r\n", "250", "BDAT 2 LAST\r\n"+next),
+	}
+	left := send(copier.Password, "DATA", "354", "Subject: three\r\n\r\nhello\r\n.")
 	devices := map[string]int{}
 	if err := r.service.listSessions(t.Context(), SessionFilter{Account: "alice"}, func(s Session) error { devices[s.Device]++; return nil }); err != nil {
 		t.Fatal(err)
 	}
-	if devices[phone.ID] != 2 || devices[copier.ID] != 1 {
+	if devices[phone.ID] != 3 || devices[copier.ID] != 1 {
 		t.Errorf("sessions by device: %v", devices)
 	}
-	if removed := one(t, r, stored.RemoveDevice, stored.DeviceName{Account: "alice", ID: phone.ID}); removed.Ended != 2 {
-		t.Errorf("sessions ended: %d, want 2", removed.Ended)
+	if removed := one(t, r, stored.RemoveDevice, stored.DeviceName{Account: "alice", ID: phone.ID}); removed.Ended != 3 {
+		t.Errorf("sessions ended: %d, want 3", removed.Ended)
 	}
 	_ = imap.conn.SetDeadline(time.Now().Add(5 * time.Second))
 	if rest, err := io.ReadAll(imap.in); err != nil { // with a BYE, unless the server has sent something a moment before
 		t.Errorf("the IMAP session goes on: %q, %v", rest, err)
 	}
+	time.Sleep(200 * time.Millisecond) // both messages go on
+	for _, s := range ended {
+		s.say(s.rest, "250")
+		begun := time.Now()
+		s.expect("421")
+		if took := time.Since(begun); took > 5*time.Second {
+			t.Errorf("the session of the removed device has ended after %v", took)
+		}
+	}
+	left.say(left.rest, "250")
+	left.say("NOOP", "250")
+
+	// The process before an upgrade gets the same request from the next one.
+	busy := send(copier.Password, "BDAT 18\r\nSubject: four\r\n\r\n", "250", "BDAT 2 LAST\r\n")
+	if n, err := r.endAsPredecessor(t, peerRequest{Kick: true, Filter: SessionFilter{Account: "alice", Device: copier.ID}}); n != 2 || err != "" {
+		t.Errorf("the process before: %d sessions, %s, want 2", n, err)
+	}
+	left.expect("421")
+	busy.say(busy.rest, "250")
+	busy.expect("421")
+
 	again := r.dialogue(t, "imap")
 	again.expect("* OK")
 	again.say("a AUTHENTICATE PLAIN "+plain("alice", phone.Password), "a NO [AUTHENTICATIONFAILED]")
@@ -183,6 +204,19 @@ func TestARemovedDeviceIsLoggedOutAfterItsMessage(t *testing.T) {
 	if !strings.Contains(text, "device "+copier.ID+": not for imap") || !strings.Contains(text, "reason=suspended") {
 		t.Errorf("the log does not say why the copier was refused:\n%s", text)
 	}
+}
+
+// endAsPredecessor lets r answer a request of a successor.
+func (r *running) endAsPredecessor(t *testing.T, request peerRequest) (ended int, text string) {
+	t.Helper()
+	here, there := net.Pipe()
+	defer func() { _ = there.Close() }()
+	go r.service.answerSuccessor(&successor{Peer: &Peer{conn: here}}, &request)
+	var m message
+	if err := json.NewDecoder(there).Decode(&m); err != nil || m.Answer == nil {
+		t.Fatalf("no answer: %v", err)
+	}
+	return m.Answer.Kicked, m.Answer.Error
 }
 
 // Criterion: A reload replaces the stores of passwords; a file that another program changes counts without one.
