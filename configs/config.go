@@ -74,7 +74,7 @@ type Backend struct {
 	Sieve      *Server `yaml:"sieve"` // ManageSieve
 
 	Token     string `yaml:"token"`      // the provider with whose tokens Postern logs in; "": with the client's password
-	NamesFile string `yaml:"names_file"` // with Token: accounts whose mailbox there has another name; "": none
+	NamesFile string `yaml:"names_file"` // with Token: accounts whose mailbox there has another name; read again when it changes; "": none
 }
 
 // Server returns the part for a protocol of package proxy; nil: it is not there.

@@ -56,6 +56,7 @@ type Login struct {
 	Secret    *Secret
 	Verified  bool   // Postern has checked the password itself: it is not for the backend, which has Credentials for this login
 	Device    string // the ID of the device password that the Secret was; empty: none of package password
+	Mailbox   string // that the backend's Credentials have opened for this login; empty: none yet
 	Hello     Hello
 	Offer     Offer // as announced on this connection
 

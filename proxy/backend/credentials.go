@@ -47,6 +47,10 @@ func (s *Server) logInWithToken(ctx context.Context, l *proxy.Login, force bool,
 		return nil, verified(s.unavailable(&credentialsError{err}))
 	}
 	defer token.Clear()
+	if l.Mailbox != "" && l.Mailbox != user { // a session that connects again would go on in other mail
+		return nil, verified(s.unavailable(errors.New("the account has another mailbox there now, which a new login opens")))
+	}
+	l.Mailbox = user
 	own := *l
 	own.User, own.Account = l.Account, user // both names are redacted in alerts
 	own.Mechanism, own.Secret = wire.MechanismXOAuth2, token

@@ -193,6 +193,30 @@ func TestATokenIsForTheNameAtTheBackend(t *testing.T) {
 	}
 }
 
+// Criterion: A session that connects to its backend again after its account has got another mailbox ends; it never goes on in other mail.
+func TestASessionStaysInItsMailbox(t *testing.T) {
+	const greeting = "S: * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2] hi\n"
+	s, _ := startServer(t, proxy.IMAP, Implicit, greeting+"C: P1 AUTHENTICATE XOAUTH2 "+bearer("shared@example.net", "token1")+"\nS: P1 OK [CAPABILITY IMAP4rev1] in",
+		greeting+"C: P1 AUTHENTICATE XOAUTH2 "+bearer("other@example.net", "token3")+"\nS: P1 OK [CAPABILITY IMAP4rev1] in")
+	c := &tokens{user: "shared@example.net"}
+	s.Credentials = c
+	session := checkedLogin()
+	if err := loginTo(t, s, session); err != nil {
+		t.Fatal(err)
+	}
+	c.user = "other@example.net"
+	err := loginTo(t, s, session)
+	if checkRefusal(t, err, proxy.Unavailable); !strings.Contains(err.Error(), "the account has another mailbox there now") || strings.Contains(err.Error(), "example.net") {
+		t.Errorf("%v", err)
+	}
+	if got := c.given[1].Reveal(); len(got) != 0 {
+		t.Error("the token that was not used is not cleared")
+	}
+	if err := loginTo(t, s, checkedLogin()); err != nil {
+		t.Errorf("a new login: %v", err)
+	}
+}
+
 // Criterion: No token is asked for when nothing has checked the client's password, and a client's own token is passed on.
 func TestNoTokenForAPasswordThatNobodyHasChecked(t *testing.T) {
 	s, seen := startServer(t, proxy.IMAP, Implicit)

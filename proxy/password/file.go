@@ -10,10 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"sync/atomic"
-	"time"
 
 	"postern/proxy"
 )
@@ -33,11 +31,9 @@ const (
 //
 // The file is read again when it changes.
 type File struct {
-	path  string
+	proxy.WatchedFile
 	slow  *Slow
 	table atomic.Pointer[table]
-	read  os.FileInfo // state of the file when it was read, or found to be invalid
-	wrong atomic.Pointer[error]
 }
 
 // A table has the lines of a file.
@@ -60,33 +56,25 @@ func (m Mistakes) Error() string { return errors.Join(m...).Error() }
 // OpenFile reads the file at path. Its hashes run under slow, which all Files share. The
 // error of a file with mistakes is a Mistakes. No error contains a hash.
 func OpenFile(path string, slow *Slow) (*File, error) {
-	f := &File{path: path, slow: slow}
-	return f, f.load()
+	f := &File{slow: slow}
+	f.Path, f.Parse = path, f.parse
+	return f, f.Load()
 }
 
-// load reads the file. After an error the table stays.
-func (f *File) load() error {
-	file, err := os.Open(f.path)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = file.Close() }()
-	if f.read, err = file.Stat(); err != nil {
-		return err
-	}
+func (f *File) parse(file *os.File, info os.FileInfo) (entries int, err error) {
 	const others = 0o007
-	switch mode := f.read.Mode(); {
-	case !mode.IsRegular() || f.read.Size() > maxFile:
-		return fmt.Errorf("%s: not a regular file of at most %d MiB", f.path, maxFile>>20)
+	switch mode := info.Mode(); {
+	case !mode.IsRegular() || info.Size() > maxFile:
+		return 0, fmt.Errorf("%s: not a regular file of at most %d MiB", f.Path, maxFile>>20)
 	case mode.Perm()&others != 0:
-		return fmt.Errorf("%s has mode %04o, and its hashes are for Postern alone: chmod o= %[1]s", f.path, mode.Perm())
+		return 0, fmt.Errorf("%s has mode %04o, and its hashes are for Postern alone: chmod o= %[1]s", f.Path, mode.Perm())
 	}
-	t, err := parseFile(f.path, io.LimitReader(file, maxFile))
+	t, err := parseFile(f.Path, io.LimitReader(file, maxFile))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	f.table.Store(t)
-	return nil
+	return len(t.lines), nil
 }
 
 func parseFile(path string, in io.Reader) (*table, error) {
@@ -183,61 +171,4 @@ func (s *Slow) pick(account string, n int) int {
 	h.Write([]byte("pick "))
 	h.Write([]byte(account))
 	return int(binary.BigEndian.Uint64(h.Sum(nil)) % uint64(n))
-}
-
-// Watch looks at the file in intervals of every until ctx ends, and reads it again when
-// it has changed and was the same in two looks. A file that cannot be read, or has a
-// mistake, changes nothing.
-func (f *File) Watch(ctx context.Context, every time.Duration, log *slog.Logger) {
-	look := time.NewTicker(every)
-	defer look.Stop()
-	last := f.read
-	var invalid error // of the content that was read last
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-look.C:
-		}
-		now, err := os.Stat(f.path)
-		switch {
-		case err != nil:
-			last = nil
-			f.setStale(err, log)
-		case !same(now, last):
-			last = now
-		case same(now, f.read):
-			f.setStale(invalid, log) // the file may have been away
-		default:
-			if invalid = f.load(); invalid == nil {
-				log.Info("file loaded", "file", f.path, "entries", len(f.table.Load().lines))
-			}
-			f.setStale(invalid, log)
-		}
-	}
-}
-
-// setStale keeps why the file is not loaded, and logs it once.
-func (f *File) setStale(err error, log *slog.Logger) {
-	if err == nil {
-		f.wrong.Store(nil)
-		return
-	}
-	if before := f.Stale(); before == nil || before.Error() != err.Error() {
-		log.Warn("file not loaded: its previous content stays in use", "file", f.path, "err", err)
-	}
-	f.wrong.Store(&err)
-}
-
-// Stale returns why Watch has not loaded the file as it is now; nil: it has.
-func (f *File) Stale() error {
-	if err := f.wrong.Load(); err != nil {
-		return *err
-	}
-	return nil
-}
-
-// same reports whether two states of a file are the same.
-func same(a, b os.FileInfo) bool {
-	return a != nil && b != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime()) && a.Mode() == b.Mode()
 }

@@ -107,11 +107,11 @@ func (c Choice) or(otherwise Choice) Choice {
 // again when it has changed and was the same in two looks. A file that cannot be
 // read, or has a mistake, changes nothing.
 func (f *File) Watch(ctx context.Context, every time.Duration, log *slog.Logger) {
-	f.lines.watch(ctx, every, log)
+	f.lines.Watch(ctx, every, log)
 }
 
 // Stale returns why Watch has not loaded the file as it is now; nil: it has.
-func (f *File) Stale() error { return f.lines.stale() }
+func (f *File) Stale() error { return f.lines.Stale() }
 
 // Route implements Rule.
 func (f *File) Route(_ context.Context, l *proxy.Login) (Choice, error) {
@@ -158,33 +158,15 @@ const maxFile = 512 << 20
 
 // lines are the entries of a file that is read again when it changes.
 type lines struct {
-	path  string
+	proxy.WatchedFile
 	check func(rest string) error // checks what follows a key
 	table atomic.Pointer[table]
-	read  os.FileInfo // state of the file when it was read, or found to be invalid
-	wrong atomic.Pointer[error]
-}
-
-func (l *lines) setStale(err error) {
-	if err == nil {
-		l.wrong.Store(nil)
-	} else {
-		l.wrong.Store(&err)
-	}
-}
-
-// stale returns why the file as it is now was not loaded: the table is that of a file
-// before. nil: the table is that of the file.
-func (l *lines) stale() error {
-	if err := l.wrong.Load(); err != nil {
-		return *err
-	}
-	return nil
 }
 
 func openLines(path string, check func(rest string) error) (*lines, error) {
-	l := &lines{path: path, check: check}
-	return l, l.load()
+	l := &lines{check: check}
+	l.Path, l.Parse = path, l.parse
+	return l, l.Load()
 }
 
 func (l *lines) known(account string) bool {
@@ -201,29 +183,20 @@ func (l *lines) knownDomain(domain string) bool {
 	return ok
 }
 
-// load reads the file. After an error the table stays.
-func (l *lines) load() error {
-	file, err := os.Open(l.path)
-	if err != nil {
-		return err
+func (l *lines) parse(file *os.File, info os.FileInfo) (entries int, err error) {
+	if !info.Mode().IsRegular() || info.Size() > maxFile {
+		return 0, fmt.Errorf("%s: not a regular file of at most %d MiB", l.Path, maxFile>>20)
 	}
-	defer func() { _ = file.Close() }()
-	if l.read, err = file.Stat(); err != nil {
-		return err
-	}
-	if !l.read.Mode().IsRegular() || l.read.Size() > maxFile {
-		return fmt.Errorf("%s: not a regular file of at most %d MiB", l.path, maxFile>>20)
-	}
-	text := make([]byte, l.read.Size())
+	text := make([]byte, info.Size())
 	if _, err := io.ReadFull(file, text); err != nil {
-		return fmt.Errorf("read %s: %w", l.path, err)
+		return 0, fmt.Errorf("read %s: %w", l.Path, err)
 	}
-	t, wrong := parse(l.path, text, l.check)
+	t, wrong := parse(l.Path, text, l.check)
 	if wrong != nil {
-		return wrong
+		return 0, wrong
 	}
 	l.table.Store(t)
-	return nil
+	return t.entries, nil
 }
 
 // Mistakes are the errors of the lines of a file, each as file:line: text: the first
@@ -260,52 +233,6 @@ func listed(names []string) string {
 		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
 	}
 	return strings.Join(names, ", ")
-}
-
-// watch reads a changed file only when it was the same in two looks: it may be
-// written at the moment.
-func (l *lines) watch(ctx context.Context, every time.Duration, log *slog.Logger) {
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	last, lastWarning := l.read, ""
-	var invalid error // of the content that was read last
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		now, err := os.Stat(l.path)
-		switch {
-		case err != nil:
-			last = nil
-		case !sameFile(now, last):
-			last = now
-			continue
-		case sameFile(now, l.read):
-			if l.setStale(invalid); invalid == nil { // it may have been away
-				lastWarning = ""
-			}
-			continue
-		default:
-			err = l.load()
-			invalid = err
-		}
-		l.setStale(err)
-		if err == nil {
-			lastWarning = ""
-			log.Info("file loaded", "file", l.path, "entries", l.table.Load().entries)
-		} else if text := err.Error(); text != lastWarning { // once
-			lastWarning = text
-			log.Warn("file not loaded: its previous content stays in use", "file", l.path, "err", err)
-		}
-	}
-}
-
-// sameFile reports whether a and b describe the same content, as far as this is
-// known without reading it.
-func sameFile(a, b os.FileInfo) bool {
-	return a != nil && b != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
 // A table finds lines of a text by their keys. It is the text itself, with the

@@ -91,11 +91,11 @@ func checkLastDay(day string) error {
 
 // Watch is like File.Watch.
 func (p *Protocols) Watch(ctx context.Context, every time.Duration, log *slog.Logger) {
-	p.lines.watch(ctx, every, log)
+	p.lines.Watch(ctx, every, log)
 }
 
 // Stale is like File.Stale.
-func (p *Protocols) Stale() error { return p.lines.stale() }
+func (p *Protocols) Stale() error { return p.lines.Stale() }
 
 // Off reports whether account may not use protocol at the time now, and the last day of
 // service (2027-01-31), past or to come, if the file has one. The day ends at midnight of

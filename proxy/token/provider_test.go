@@ -13,8 +13,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"postern/proxy"
 )
 
 const planted = "pl4nted-secret"
@@ -407,37 +405,6 @@ func TestClassesOfErrors(t *testing.T) {
 		_, err := p.parse(resp, []byte(test.body))
 		if fault, ok := errors.AsType[*Fault](err); !ok || fault.Class != test.want {
 			t.Errorf("%d %s: %v, want %v", test.status, test.body, err, test.want)
-		}
-	}
-}
-
-func TestNamesOfMailboxes(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "names")
-	write := func(text string) {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("# comment\n\nscanner@example.org shared@example.net\nanna@example.org imap=shared@example.net submission=anna@example.net\n")
-	names, _, err := ReadNames(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, test := range []struct{ account, protocol, want string }{
-		{"scanner@example.org", proxy.IMAP, "shared@example.net"},
-		{"anna@example.org", proxy.IMAP, "shared@example.net"},
-		{"anna@example.org", proxy.Submission, "anna@example.net"},
-		{"bob@example.org", proxy.IMAP, "bob@example.org"},
-	} {
-		if got := names.mailbox(test.account, test.protocol); got != test.want {
-			t.Errorf("%s, %s: %s, want %s", test.account, test.protocol, got, test.want)
-		}
-	}
-	write("a@b\nb@b x\nc@b pop3=x@y\nd@b x@y z@y\ne@b x@y\ne@b x@y\n")
-	_, _, err = ReadNames(path)
-	for _, line := range []string{"line 1:", "line 2:", "line 3:", "line 4:", "line 6:"} {
-		if err == nil || !strings.Contains(err.Error(), line) {
-			t.Errorf("%v, want %s", err, line)
 		}
 	}
 }

@@ -91,6 +91,11 @@ func (g *generation) findStaleFiles(all *findingList) {
 	if f := g.passwords.file; f != nil {
 		stale("passwords.file", f.Stale())
 	}
+	for _, name := range slices.Sorted(maps.Keys(g.sources)) {
+		if names := g.sources[name].Names; names != nil {
+			stale("backends."+name+".names_file", names.Stale())
+		}
+	}
 }
 
 // firstLine returns the first line of an error with several mistakes.

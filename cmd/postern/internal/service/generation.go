@@ -91,7 +91,7 @@ type generation struct {
 	cfg        *configs.Config
 	listeners  []listenerSpec
 	pools      map[poolKey]*backend.Pool
-	sources    map[string]source // of tokens, by backend
+	sources    map[string]*token.Source // of tokens, by backend
 	providers  map[string]provider
 	routing    *routing
 	bridges    []*bridge.Backend

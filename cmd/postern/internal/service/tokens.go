@@ -1,7 +1,6 @@
 package service
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -22,19 +21,13 @@ type provider struct {
 	ca     [sha256.Size]byte // hash of its ca file
 }
 
-// A source is a token.Source and what it was made of.
-type source struct {
-	*token.Source
-	names [sha256.Size]byte // hash of its names_file
-}
-
 // source returns the tokens for a backend; nil: the backend takes passwords.
-func (g *generation) source(backend string) *token.Source { return g.sources[backend].Source }
+func (g *generation) source(backend string) *token.Source { return g.sources[backend] }
 
 // setSources makes the providers of tokens, and their tokens for each backend. The error has
 // a mistake for each file that cannot be used.
 func (g *generation) setSources() error {
-	g.providers, g.sources = map[string]provider{}, map[string]source{}
+	g.providers, g.sources = map[string]provider{}, map[string]*token.Source{}
 	var mistakes configs.Errors
 	for _, name := range slices.Sorted(maps.Keys(g.cfg.Providers)) {
 		p, wrong := g.newProvider(name, g.cfg.Providers[name])
@@ -121,23 +114,30 @@ func newGrant(c configs.Provider) (g token.Grant, at string, err error) {
 }
 
 // newSource returns the tokens for the backend name: those of the generation before, if
-// nothing has changed.
-func (g *generation) newSource(name string, b configs.Backend) (source, error) {
-	var names token.Names
-	var octets []byte
+// nothing has changed. A change of names_file counts within two looks, as that of a passwd
+// file does.
+func (g *generation) newSource(name string, b configs.Backend) (*token.Source, error) {
+	s := &token.Source{Provider: g.providers[b.Token].Provider}
 	if b.NamesFile != "" {
 		var err error
-		if names, octets, err = token.ReadNames(b.NamesFile); err != nil {
-			return source{}, err
+		if s.Names, err = token.OpenNames(b.NamesFile); err != nil {
+			return s, err
 		}
 	}
-	s := source{Source: &token.Source{Provider: g.providers[b.Token].Provider, Names: names}, names: sha256.Sum256(octets)}
 	if before := g.current.Load(); before != nil {
-		if last := before.sources[name]; last.Source != nil && last.Provider == s.Provider && bytes.Equal(last.names[:], s.names[:]) {
-			return last, nil
+		if last := before.sources[name]; last != nil && last.Provider == s.Provider && samePath(last.Names, s.Names) && last.Names.Equal(s.Names) {
+			s = last
 		}
+	}
+	if names := s.Names; names != nil {
+		g.background = append(g.background, func(ctx context.Context) { names.Watch(ctx, watchEvery/2, g.log) })
 	}
 	return s, nil
+}
+
+// samePath reports whether a and b are of the same file.
+func samePath(a, b *token.Names) bool {
+	return a == nil && b == nil || a != nil && b != nil && a.Path == b.Path
 }
 
 // withToken returns b, behind a check of the client's password if Postern logs in to the

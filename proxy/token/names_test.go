@@ -1,0 +1,133 @@
+package token
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"postern/proxy"
+)
+
+// writeNames writes a file as an editor does that makes a new one.
+func writeNames(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path+".new", []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNamesOfMailboxes(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "names")
+	writeNames(t, path, "# comment\n\nScanner@example.org shared@example.net\nanna@example.org imap=shared@example.net submission=anna@example.net\n")
+	names, err := OpenNames(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ account, protocol, want string }{
+		{"scanner@example.org", proxy.IMAP, "shared@example.net"},
+		{"SCANNER@example.org", proxy.Submission, "shared@example.net"},
+		{"anna@example.org", proxy.IMAP, "shared@example.net"},
+		{"anna@example.org", proxy.Sieve, "shared@example.net"},
+		{"anna@example.org", proxy.Submission, "anna@example.net"},
+		{"bob@example.org", proxy.IMAP, "bob@example.org"},
+	} {
+		if got := names.mailbox(test.account, test.protocol); got != test.want {
+			t.Errorf("%s, %s: %s, want %s", test.account, test.protocol, got, test.want)
+		}
+	}
+	if got := (*Names)(nil).mailbox("bob@example.org", proxy.IMAP); got != "bob@example.org" {
+		t.Errorf("without a file: %s", got)
+	}
+	writeNames(t, path, "a@b\nb@b x\nc@b pop3=x@y\nd@b x@y z@y\ne@b x@y\nE@b x@y\n")
+	_, err = OpenNames(path)
+	for _, line := range []string{"line 1:", "line 2:", "line 3:", "line 4:", "line 6:"} {
+		if err == nil || !strings.Contains(err.Error(), line) {
+			t.Errorf("%v, want %s", err, line)
+		}
+	}
+	writeNames(t, path, strings.Repeat("wrong\n", 1000))
+	if _, err := OpenNames(path); err == nil || strings.Count(err.Error(), "\n") != maxMistakes-1 {
+		t.Errorf("%v, want %d lines", err, maxMistakes)
+	}
+	for _, empty := range []string{"", "# nobody\n"} {
+		writeNames(t, path, empty)
+		if _, err := OpenNames(path); err == nil || !strings.Contains(err.Error(), "has no account") {
+			t.Errorf("%q: %v", empty, err)
+		}
+	}
+	if _, err := OpenNames(t.TempDir()); err == nil {
+		t.Error("a folder is read")
+	}
+}
+
+// Criterion: A change of names_file counts within 2 s; a file that is broken, emptied or away changes nothing, is logged once and is shown until it is mended.
+func TestNamesAreReadAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "names")
+	writeNames(t, path, "scanner@example.org shared@example.org\n")
+	names, err := OpenNames(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		ctx, cancel := context.WithCancel(t.Context())
+		go names.Watch(ctx, time.Second, slog.New(slog.NewTextHandler(&log, nil)))
+		step := func(what, mailbox string, stale bool, lines int) {
+			t.Helper()
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if got := names.mailbox("scanner@example.org", proxy.IMAP); got != mailbox {
+				t.Errorf("%s: %s, want %s", what, got, mailbox)
+			}
+			if (names.Stale() != nil) != stale {
+				t.Errorf("%s: stale is %v", what, names.Stale())
+			}
+			if got := strings.Count(log.String(), "\n"); got != lines {
+				t.Errorf("%s: %d lines in the log, want %d:\n%s", what, got, lines, log.String())
+			}
+			log.Reset()
+		}
+		time.Sleep(time.Millisecond) // between two looks
+		step("unchanged", "shared@example.org", false, 0)
+		writeNames(t, path, "scanner@example.org other@example.org\n")
+		step("changed", "other@example.org", false, 1)
+		writeNames(t, path, "scanner@example.org\n")
+		step("broken", "other@example.org", true, 1)
+		step("broken still", "other@example.org", true, 0)
+		writeNames(t, path, "")
+		step("emptied", "other@example.org", true, 1)
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		step("away", "other@example.org", true, 1)
+		writeNames(t, path, "scanner@example.org third@example.org\n")
+		step("mended", "third@example.org", false, 1)
+		cancel()
+		synctest.Wait()
+	})
+}
+
+func TestEqualNames(t *testing.T) {
+	open := func(text string) *Names {
+		path := filepath.Join(t.TempDir(), "names")
+		writeNames(t, path, text)
+		n, err := OpenNames(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	a, same, other := open("a@b x@y\n"), open("# a\na@b x@y\n"), open("a@b imap=x@y\n")
+	if !a.Equal(a) || !a.Equal(same) || a.Equal(other) || a.Equal(nil) || (*Names)(nil).Equal(a) || !(*Names)(nil).Equal(nil) {
+		t.Error("Equal is wrong")
+	}
+}
