@@ -130,6 +130,15 @@ func containsSecret(text string, l *proxy.Login) bool {
 	return false
 }
 
+// withoutSecret returns a response code that no table of verdicts has. The error of the
+// verdict shows the code, in which a server may repeat the credentials.
+func withoutSecret(code string, l *proxy.Login) string {
+	if code != "" && containsSecret(code, l) {
+		return redacted
+	}
+	return code
+}
+
 // squash returns b as printable shows it, in lower case and without spaces.
 func squash(b []byte) []byte {
 	squashed := make([]byte, 0, len(b))

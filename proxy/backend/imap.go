@@ -218,6 +218,9 @@ func (d *imap) authenticate(mechanism string, l *proxy.Login, s *Server) error {
 	if err != nil {
 		return s.unanswered(fmt.Errorf("login: %w", err))
 	}
+	if r.Name != "OK" && !slices.ContainsFunc(imapRows, func(row imapRow) bool { return row.code == r.CodeName() }) {
+		r.Code = withoutSecret(r.Code, l)
+	}
 	return withChallenge(s.imapVerdict(s.knownKind(d.greetingText, d.idResponse), r), d.failure)
 }
 

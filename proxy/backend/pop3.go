@@ -216,6 +216,9 @@ func (d *pop3) login(l *proxy.Login, s *Server) error {
 	} else if err != nil {
 		err = s.unanswered(fmt.Errorf("login: %w", err))
 	} else {
+		if !slices.ContainsFunc(pop3Rows, func(row textRow) bool { return row.code == r.Code }) {
+			r.Code = withoutSecret(r.Code, l)
+		}
 		err = withChallenge(s.pop3Verdict(s.knownKind(d.software()...), r), d.failure)
 	}
 	err = s.verdictFor(l, err)

@@ -218,6 +218,9 @@ func (d *sieve) login(ctx context.Context, l *proxy.Login, s *Server) error {
 	if err != nil {
 		err = s.unanswered(fmt.Errorf("login: %w", err))
 	} else {
+		if !slices.ContainsFunc(sieveRows, func(row textRow) bool { return row.code == r.Code }) {
+			r.Code = withoutSecret(r.Code, l)
+		}
 		err = withChallenge(s.sieveVerdict(s.knownKind(d.greetingText), r), d.failure)
 	}
 	err = s.verdictFor(l, err)
