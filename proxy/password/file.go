@@ -31,6 +31,8 @@ const (
 //
 // The file is read again when it changes.
 type File struct {
+	CaseCounts bool // case of account names, as it does in all of Postern then; it must not change once the File is in use
+
 	proxy.WatchedFile
 	slow  *Slow
 	table atomic.Pointer[table]
@@ -43,8 +45,9 @@ type table struct {
 }
 
 type line struct {
-	text string // of the hash
-	hash hashed
+	account string // as it is written
+	text    string // of the hash
+	hash    hashed
 }
 
 // Mistakes are the errors of the lines of a file, each as file:line: text.
@@ -121,12 +124,11 @@ func (t *table) add(text string) error {
 		return err
 	}
 	t.accounts[name] = len(t.lines)
-	t.lines = append(t.lines, line{string(hash), h})
+	t.lines = append(t.lines, line{string(account), string(hash), h})
 	return nil
 }
 
-// lower returns s with letters of ASCII in lower case: case does not count, as in files of
-// routes.
+// lower returns s with letters of ASCII in lower case.
 func lower(s string) string {
 	return string(bytes.Map(func(r rune) rune {
 		if 'A' <= r && r <= 'Z' {
@@ -138,8 +140,15 @@ func lower(s string) string {
 
 // Known reports whether the file has a line of account.
 func (f *File) Known(account string) bool {
-	_, known := f.table.Load().accounts[lower(account)]
+	_, known := f.find(f.table.Load(), account)
 	return known
+}
+
+// find returns the index of account in t.lines. Where case counts for the guard, a second
+// spelling of an account would be a second budget of guesses.
+func (f *File) find(t *table, account string) (at int, known bool) {
+	at, known = t.accounts[lower(account)]
+	return at, known && (!f.CaseCounts || t.lines[at].account == account)
 }
 
 // Check implements Check. An account without a line costs what the line of some account
@@ -151,7 +160,7 @@ func (f *File) Check(ctx context.Context, l *proxy.Login) error {
 		return wrong()
 	}
 	account := lower(l.Account)
-	at, known := t.accounts[account]
+	at, known := f.find(t, l.Account)
 	if !known {
 		at = f.slow.pick(account, len(t.lines))
 	}

@@ -97,7 +97,7 @@ type flight struct {
 // Domains.
 func (p *Provider) Serves(mailbox string) bool {
 	at := strings.LastIndexByte(mailbox, '@')
-	domain := strings.ToLower(mailbox[at+1:])
+	domain := lower(mailbox[at+1:])
 	for _, d := range p.Domains {
 		if at > 0 && d == domain {
 			return true
@@ -205,7 +205,7 @@ func (p *Provider) mayForce(mailbox string) bool {
 // entryFor returns the entry that has the token for mailbox, and the subject of requests
 // for it.
 func (p *Provider) entryFor(mailbox string) (*entry, string) {
-	key, share := strings.ToLower(mailbox), 1.0
+	key, share := lower(mailbox), 1.0
 	subject := mailbox
 	if !p.Grant.perMailbox() {
 		slots := min(cmp.Or(p.Slots, MaxSlots), MaxSlots)

@@ -71,15 +71,18 @@ func startWithTokens(t *testing.T, names, more string) *tokenHouse {
 	} {
 		file(t, h.dir, name, content)
 	}
+	if names != "" {
+		names = "names_file: names, "
+	}
 	cfg, err := configs.Parse(filepath.Join(h.dir, "test.yaml"), []byte(baseConfig+fmt.Sprintf(`
 listeners: [{protocol: imap, address: "127.0.0.1:0"}, {protocol: pop3, address: "127.0.0.1:0"}, {protocol: submission, address: "127.0.0.1:0"}]
-backends: {main: {token: own, names_file: names, imap: {address: %q, tls: none}, submission: {address: %q, tls: none}}}
+backends: {main: {token: own, %simap: {address: %q, tls: none}, submission: {address: %q, tls: none}}}
 providers: {own: {kind: oauth, token_url: %q, scope: mail, client_id: copier, client_secret_file: secret, domains: [example.org]}}
 passwords: {devices: true, file: passwd}
 state: {path: %q, key_file: state.key}
 control: {socket: off}
 log: {level: debug, fail2ban: %q}
-`, h.behind.IMAP, h.behind.Submission, h.oauth.TokenURL, filepath.Join(h.dir, "state"), filepath.Join(h.dir, "failed.log"))+more))
+`, names, h.behind.IMAP, h.behind.Submission, h.oauth.TokenURL, filepath.Join(h.dir, "state"), filepath.Join(h.dir, "failed.log"))+more))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -415,4 +418,18 @@ func TestTokensAreNowhere(t *testing.T) {
 		return err
 	})
 	collect(err)
+}
+
+// Criterion: With accounts.lowercase: false, another spelling of an account of the passwd file is another account, to the guard and to the file: it is no second budget of guesses.
+func TestSpellingsAreNoMoreGuesses(t *testing.T) {
+	for more, want := range map[string]bool{"": true, "accounts: {lowercase: false}\n": false} {
+		t.Run(more, func(t *testing.T) {
+			h := startWithTokens(t, "", "guard: {delay: 100ms}\n"+more)
+			for account, right := range map[string]bool{"anna@example.org": true, "Anna@Example.org": want, "ANNA@example.org": want} {
+				if answer := h.attempt(t, "127.0.0.1", "imap", ways(account, "secret of alice")["imap AUTHENTICATE"]); loggedIn(answer) != right {
+					t.Errorf("%s: %q", account, answer)
+				}
+			}
+		})
+	}
 }

@@ -33,6 +33,7 @@ func (g *generation) setPasswords(b backends) error {
 		if err != nil {
 			return passwordMistakes(g.cfg, c.File, err)
 		}
+		file.CaseCounts = !g.cfg.Accounts.Lowercase
 		g.passwords.file = file
 		add(proxy.StoreFile, file)
 		// A change counts within two looks.
