@@ -32,7 +32,7 @@ func (s *Server) withCredentials(ctx context.Context, l *proxy.Login, logIn func
 		return nil, s.refuse(doubtful, errors.New("the backend takes tokens, and nothing has checked the client's password"))
 	}
 	conn, err := s.logInWithToken(ctx, l, false, logIn)
-	if errors.Is(err, errTokenRefused) && ctx.Err() == nil {
+	if errors.Is(err, ErrTokenRefused) && ctx.Err() == nil {
 		again, secondErr := s.logInWithToken(ctx, l, true, logIn)
 		if _, ok := errors.AsType[*credentialsError](secondErr); !ok {
 			return again, secondErr
@@ -58,9 +58,6 @@ func (s *Server) logInWithToken(ctx context.Context, l *proxy.Login, force bool,
 	return conn, verified(err)
 }
 
-// errTokenRefused is why another token may help.
-var errTokenRefused = errors.New("the server refuses the token, or the application that it is for: postern provider check says which")
-
 // A credentialsError is why there is no token.
 type credentialsError struct{ err error }
 
@@ -74,8 +71,8 @@ func (s *Server) verdictFor(l *proxy.Login, err error) error {
 	if !ok || !l.Verified || !carriesToken(l.Mechanism) {
 		return err
 	}
-	if r.Reason == proxy.Wrong && !errors.Is(r.Err, errExchangePolicy) {
-		r.Err = fmt.Errorf("%w: %w", r.Err, errTokenRefused)
+	if r.Reason == proxy.Wrong && !errors.Is(r.Err, ErrPolicy) {
+		r.Err = fmt.Errorf("%w: %w", r.Err, ErrTokenRefused)
 	}
 	if !r.Reason.Temporary() {
 		r.Reason = proxy.Unavailable

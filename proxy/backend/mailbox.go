@@ -1,20 +1,12 @@
 package backend
 
 import (
-	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
 	"postern/proxy"
 )
-
-// ErrNoMailbox is why a login with a token is refused that the server has accepted:
-// Exchange Online says OK to AUTHENTICATE, and BAD to every command after it, when the
-// application may not open the mailbox, when IMAP is off for it, and when it throttles.
-var ErrNoMailbox = errors.New("the server accepts the token, and does not open the mailbox: the application has no permission for it, IMAP is off for it, or the server throttles; " +
-	"postern provider check says what mends it")
 
 // The limits of openedMailboxes.
 const (
@@ -49,8 +41,8 @@ func (o *openedMailboxes) add(mailbox string) {
 }
 
 // checkMailbox asks Exchange for the state of INBOX, if l is an IMAP client's and Postern
-// has logged in with a token of its own: without an answer the client would be told that
-// it is logged in, and then BAD to everything. STATUS opens INBOX and leaves no mailbox
+// has logged in with a token of its own: for a mailbox that it does not open (ErrNoMailbox),
+// the client would be told that it is logged in, and then BAD to everything. STATUS opens INBOX and leaves no mailbox
 // selected (RFC 9051 section 6.3.11), so the client's session begins as it would without
 // it. Only a mailbox that was opened is remembered.
 func (d *imap) checkMailbox(l *proxy.Login, s *Server) error {
@@ -68,10 +60,8 @@ func (d *imap) checkMailbox(l *proxy.Login, s *Server) error {
 	case r.Name == "OK":
 		s.opened.add(l.Account)
 		return nil
-	case strings.Contains(strings.ToLower(r.Text), "throttle"):
-		err = fmt.Errorf("the server answered STATUS with %s: it throttles the mailbox", r.Name)
 	default:
-		err = fmt.Errorf("the server answered STATUS with %s: %w", r.Name, ErrNoMailbox)
+		err = withCause(fmt.Errorf("the server answered STATUS with %s", r.Name), r.Text)
 	}
 	err = verified(s.unavailable(err))
 	s.reportLogin(begun, err)

@@ -42,7 +42,7 @@ func TestAMailboxThatDoesNotOpenIsNoLogin(t *testing.T) {
 	for _, test := range []struct{ name, script, why string }{
 		{"not connected", "C: P4 STATUS INBOX (UIDVALIDITY)\nS: P4 BAD User is authenticated but not connected.\nC: P5 LOGOUT\nS: * BYE Connection closed. 14\nS: <EOF>", "STATUS with BAD: " + ErrNoMailbox.Error()},
 		{"no", "C: P4 STATUS INBOX (UIDVALIDITY)\nS: P4 NO Server Unavailable. 15\nC: P5 LOGOUT\nS: <EOF>", "STATUS with NO"},
-		{"throttled", "C: P4 STATUS INBOX (UIDVALIDITY)\nS: P4 BAD Request is throttled. Suggested Backoff Time: 299931 milliseconds\nC: P5 LOGOUT\nS: <EOF>", "it throttles the mailbox"},
+		{"throttled", "C: P4 STATUS INBOX (UIDVALIDITY)\nS: P4 BAD Request is throttled. Suggested Backoff Time: 299931 milliseconds\nC: P5 LOGOUT\nS: <EOF>", ErrThrottled.Error()},
 		{"bye", "C: P4 STATUS INBOX (UIDVALIDITY)\nS: * BYE Connection closed. 14\nS: <EOF>", "STATUS: the server said BYE"},
 		{"gone", "C: P4 STATUS INBOX (UIDVALIDITY)\nS: <EOF>", "STATUS: EOF"},
 		{"half a line", "C: P4 STATUS INBOX (UIDVALIDITY)\nS- P4 O\nS: <EOF>", "STATUS: "},

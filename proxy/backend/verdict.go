@@ -115,6 +115,7 @@ func (s *Server) imapVerdict(k Kind, r wire.Response) error {
 	if code == "PRIVACYREQUIRED" {
 		err = fmt.Errorf("%w: use TLS, or let it trust Postern's address", err)
 	}
+	err = withCause(err, r.Text)
 	if r.Name != "NO" {
 		return s.refuse(doubtful, err)
 	}
@@ -267,17 +268,12 @@ func (s *Server) smtpVerdict(k Kind, r wire.Reply) error {
 	status, text := enhancedStatus(r), strings.ToLower(strings.Join(r.Lines(), " "))
 	i := slices.IndexFunc(smtpRows, func(row smtpRow) bool { return row.fits(k, r.Code, status, text) })
 	err := fmt.Errorf("the server answered the login with %d %s", r.Code, status)
-	if status == exchangePolicy {
-		err = fmt.Errorf("%w: %w", err, errExchangePolicy)
-	}
-	return s.refuse(smtpRows[i].is, err)
+	return s.refuse(smtpRows[i].is, withCause(err, text))
 }
 
 // exchangePolicy is the status with which Exchange Online refuses a login because of a
 // setting of the mailbox or of the tenant.
 const exchangePolicy = "5.7.139"
-
-var errExchangePolicy = errors.New("a setting of the mailbox or the tenant forbids it; for SMTP AUTH: Set-CASMailbox MAILBOX -SmtpClientAuthenticationDisabled $false")
 
 // enhancedStatus returns the enhanced status code (RFC 3463) of a reply, or "".
 func enhancedStatus(r wire.Reply) string {
