@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/x509"
 	"encoding/pem"
@@ -9,6 +10,7 @@ import (
 	"maps"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -265,8 +267,11 @@ func (m *mistakes) checkPrivate(key, path string) {
 	}
 }
 
-// ProviderWarnings returns warnings about what authenticates at a provider and ends within
-// 30 days of now.
+// secretID is the form of the id that Entra shows beside a secret's value. No value has it.
+var secretID = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+
+// ProviderWarnings returns warnings about what authenticates at a provider: it ends within
+// 30 days of now, or cannot be what the provider wants.
 func (c *Config) ProviderWarnings(now time.Time) (warnings Errors) {
 	for _, name := range slices.Sorted(maps.Keys(c.Providers)) {
 		p, key := c.Providers[name], joinKey("providers", name)
@@ -275,6 +280,9 @@ func (c *Config) ProviderWarnings(now time.Time) (warnings Errors) {
 		if p.Certificate != nil {
 			end, known = certificateEnd(p.Certificate.Cert)
 			what = key + ".certificate.cert"
+		}
+		if secret, err := readFile(p.ClientSecretFile); err == nil && p.Kind == ProviderMicrosoft && secretID.Match(bytes.TrimSpace(secret)) {
+			warnings = append(warnings, c.Errorf(key+".client_secret_file", "has the form of a secret's id: Entra wants the secret's value, which is shown once, when the secret is made"))
 		}
 		const ahead = 30 * 24 * time.Hour
 		switch left := end.Sub(now); {

@@ -150,7 +150,7 @@ func TestPasswordsInFrontOfServersThatTakeTokens(t *testing.T) {
 	}
 }
 
-// Criterion: postern provider check tells apart that there is no token, that the mail server refuses the token, and that all is right; it shows no secret.
+// Criterion: postern provider check and check --probe tell apart that there is no token, that the mail server refuses the token, and that all is right; they show no secret.
 func TestProviderCheckSaysWhatIsWrong(t *testing.T) {
 	proxytest.Need(t, "dovecot")
 	t.Parallel()
@@ -175,7 +175,14 @@ func TestProviderCheckSaysWhatIsWrong(t *testing.T) {
 	want(check(0, "scanner@example.org"), "backend main, imap as shared@example.org: ok", "backend main, submission as "+anna+": ok")
 	want(check(1, "eve@example.com"), "token: no: providers.own.domains does not have the domain of eve@example.com")
 	want(check(1, "nobody"), "token: no: providers.own.domains does not have the domain of nobody")
+	probe := func(status int, args ...string) string {
+		t.Helper()
+		return run(t, t.TempDir(), nil, append([]string{"postern", "check", "--probe", "--config", s.config}, args...), status)
+	}
+	want(probe(0), "provider own, oauth at "+s.oauth.TokenURL, "token: ok, from "+s.oauth.TokenURL, " is valid")
+	want(probe(0, "--user", "scanner@example.org"), "backend main, imap as shared@example.org: ok", "backend main, submission as "+anna+": ok")
 	s.oauth.BreakIntrospection(true)
+	want(probe(1, "--user", anna), "the login is refused: unavailable: ", "login of "+anna+" on backend main: not right, as reported above")
 	want(check(1, anna), "token: ok", "backend main, imap as "+anna+": the login is refused: unavailable: ")
 	s.oauth.BreakIntrospection(false)
 	s.oauth.Fail(func(w http.ResponseWriter, _ *http.Request) {
@@ -184,6 +191,7 @@ func TestProviderCheckSaysWhatIsWrong(t *testing.T) {
 		_, _ = fmt.Fprint(w, `{"error":"invalid_client","error_codes":[7000222]}`)
 	})
 	want(check(1, anna), "token: no: provider own: the token endpoint answered 401 invalid_client AADSTS7000222; the secret has expired")
+	want(probe(1), "AADSTS7000222; the secret has expired", "providers.own: gives no token, as reported above", "1 of the probes failed")
 }
 
 // waitFor waits until done reports true.

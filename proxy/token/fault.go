@@ -73,36 +73,60 @@ func (r *refusal) codes() []int {
 	return all[:min(len(all), most)]
 }
 
-// An advisory is a known error. Codes of Microsoft are no stable interface: they give
-// advice, and the class only where the name alone would give a wrong one.
+// An advisory is a known error. Codes of Microsoft are no stable interface, and neither are
+// texts of Google: they give advice, and the class only where the name alone would give a
+// wrong one. CLIENT_ID stands for that of the application.
 type advisory struct {
 	code   int    // of Microsoft Entra; 0: any
 	name   string // of RFC 6749; "": any
+	text   string // part of the description, in lower case; "": any
 	class  Class
 	advice string
 }
 
+const (
+	secretIDAdvice = "client_secret_file has the secret's id: Entra wants what the column Value shows when the secret is made"
+	clockAdvice    = "this machine's clock is wrong: timedatectl says whether it is synchronized"
+)
+
 var advisories = []advisory{
-	{50196, "", Temporary, "Entra says that the application asks in a loop"},
-	{7000215, "", Configuration, "the secret is wrong: client_secret_file must have the secret's value, not its id"},
-	{7000222, "", Configuration, "the secret has expired: make a new one in Entra and write it to client_secret_file"},
-	{700027, "", Configuration, "Entra does not know the certificate: upload it to the application, or its time is over"},
-	{700016, "", Configuration, "Entra does not know the application in this tenant: compare client_id and tenant"},
-	{90002, "", Configuration, "Entra does not know the tenant"},
-	{65001, "", Configuration, "an administrator has to consent to the application's permissions"},
-	{0, "temporarily_unavailable", Temporary, ""},
-	{0, "server_error", Temporary, ""},
-	{0, "slow_down", Temporary, ""},
-	{0, "unauthorized_client", Configuration, "the client id is not authorized for this grant and scope; Google: enter it under domain-wide delegation in the admin console"},
-	{0, "deleted_client", Configuration, "the application was deleted"},
-	{0, "invalid_client", Configuration, "the client id, or its secret or certificate, is wrong"},
-	{0, "invalid_scope", Configuration, "the scope is wrong"},
-	{0, "unsupported_grant_type", Configuration, "token_url does not know this grant"},
-	{0, "invalid_request", Configuration, ""},
-	{0, "invalid_grant", Account, "the server gives no token for this mailbox; Google: does the user exist, and is this machine's clock right?"},
+	{code: 50196, class: Temporary, advice: "Entra says that the application asks in a loop"},
+	{code: 7000215, class: Configuration, advice: "the secret is wrong: make a new one in Entra (App registrations, CLIENT_ID, Certificates & secrets), and write its value, not its id, to client_secret_file"},
+	{code: 7000222, class: Configuration, advice: "the secret has expired: make a new one in Entra (App registrations, CLIENT_ID, Certificates & secrets), and write its value to client_secret_file"},
+	{code: 700024, class: Configuration, advice: clockAdvice},
+	{code: 700027, class: Configuration, advice: "Entra does not know the certificate, or its time is over: upload it in Entra (App registrations, CLIENT_ID, Certificates & secrets, Certificates)"},
+	{code: 700016, class: Configuration, advice: "Entra does not know the application in this tenant: compare client_id with the Application (client) ID, and tenant with the Directory (tenant) ID"},
+	{code: 90002, class: Configuration, advice: "Entra does not know the tenant: write the Directory (tenant) ID as tenant"},
+	{code: 900023, class: Configuration, advice: "Entra does not know the tenant: write the Directory (tenant) ID as tenant"},
+	{code: 65001, class: Configuration, advice: consentAdvice},
+	{code: 7000229, class: Configuration, advice: consentAdvice},
+	{code: 7000112, class: Configuration, advice: "the application is disabled: enable it in Entra (Enterprise applications, Properties)"},
+	{code: 53003, class: Configuration, advice: "a policy of conditional access blocks the application: the service principal sign-ins in Entra name it"},
+	{name: "temporarily_unavailable", class: Temporary},
+	{name: "server_error", class: Temporary},
+	{name: "slow_down", class: Temporary},
+	{name: "unauthorized_client", class: Configuration, advice: "the client id is not authorized for this grant and scope; Google: " + DelegationAdvice},
+	{name: "access_denied", text: "not authorized", class: Configuration, advice: DelegationAdvice},
+	{name: "deleted_client", class: Configuration, advice: "the application was deleted"},
+	{name: "disabled_client", class: Configuration, advice: "the application is disabled"},
+	{name: "invalid_client", class: Configuration, advice: "the client id, or its secret or certificate, is wrong"},
+	{name: "invalid_scope", class: Configuration, advice: "the scope is wrong"},
+	{name: "unsupported_grant_type", class: Configuration, advice: "token_url does not know this grant"},
+	{name: "invalid_request", class: Configuration},
+	{name: "invalid_grant", text: "invalid jwt signature", class: Configuration, advice: "Google does not know the key in key_file: make a new one (console.cloud.google.com, IAM & Admin, Service Accounts, Keys)"},
+	{name: "invalid_grant", text: "reasonable timeframe", class: Configuration, advice: clockAdvice},
+	{name: "invalid_grant", text: "account not found", class: Configuration, advice: "Google does not know the service account in key_file: it was deleted"},
+	{name: "invalid_grant", text: "invalid email or user id", class: Account, advice: "the Workspace has no such user, or the user is suspended"},
+	{name: "invalid_grant", class: Account, advice: "the server gives no token for this mailbox: does the user exist, and is this machine's clock right?"},
 }
 
-// fault returns the Fault for an error response with an HTTP status.
+const consentAdvice = "an administrator has to consent to the application's permissions: https://login.microsoftonline.com/organizations/adminconsent?client_id=CLIENT_ID"
+
+// DelegationAdvice says where Google's administrators delegate a scope.
+const DelegationAdvice = "enter the service account's client id with the scope https://mail.google.com/ in the admin console " +
+	"(admin.google.com, Security, Access and data control, API controls, Manage Domain Wide Delegation)"
+
+// refused returns the Fault for an error response with an HTTP status.
 func (p *Provider) refused(status int, r refusal, retryAfter time.Duration) *Fault {
 	name := "an error without a valid name"
 	if errorName.MatchString(r.Error) {
@@ -117,9 +141,10 @@ func (p *Provider) refused(status int, r refusal, retryAfter time.Duration) *Fau
 	if status >= 500 || status == 429 || status == 408 {
 		return f
 	}
+	description := strings.ToLower(r.Description)
 	for _, a := range advisories {
-		if (a.code == 0 || slices.Contains(codes, a.code)) && (a.name == "" || a.name == strings.ToLower(r.Error)) {
-			f.Class, f.Advice = a.class, a.advice
+		if (a.code == 0 || slices.Contains(codes, a.code)) && (a.name == "" || a.name == strings.ToLower(r.Error)) && strings.Contains(description, a.text) {
+			f.Class, f.Advice = a.class, p.Grant.fill(a)
 			break
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 	"unicode/utf8"
 )
@@ -27,6 +28,10 @@ type Grant interface {
 	form(tokenURL, subject string, now time.Time) (url.Values, error)
 	// perMailbox reports whether a token is for one mailbox.
 	perMailbox() bool
+	// signs reports whether a request has an assertion, which has times in it.
+	signs() bool
+	// fill returns the advice of an advisory for this grant.
+	fill(advisory) string
 }
 
 // ClientCredentials are the grant of RFC 6749 section 4.4: the token is the application's.
@@ -55,6 +60,17 @@ const (
 )
 
 func (g *ClientCredentials) perMailbox() bool { return false }
+
+func (g *ClientCredentials) signs() bool { return g.SecretFile == "" }
+
+func (g *ClientCredentials) fill(a advisory) string {
+	if a.code == 7000215 && g.SecretFile != "" {
+		if secret, err := ReadSecret(g.SecretFile); err == nil && guid.MatchString(secret) {
+			return secretIDAdvice
+		}
+	}
+	return strings.ReplaceAll(a.advice, "CLIENT_ID", g.ClientID)
+}
 
 func (g *ClientCredentials) form(tokenURL, _ string, now time.Time) (url.Values, error) {
 	form := url.Values{"grant_type": {"client_credentials"}, "client_id": {g.ClientID}, "scope": {g.Scope}}
@@ -95,6 +111,10 @@ type ServiceAccount struct {
 }
 
 func (g *ServiceAccount) perMailbox() bool { return true }
+
+func (g *ServiceAccount) signs() bool { return true }
+
+func (g *ServiceAccount) fill(a advisory) string { return a.advice }
 
 func (g *ServiceAccount) form(tokenURL, subject string, now time.Time) (url.Values, error) {
 	email, id, key, err := ReadServiceAccount(g.KeyFile)

@@ -98,7 +98,11 @@ func (p *Provider) parse(resp *http.Response, body []byte) (answer, error) {
 			}
 			return answer{}, f
 		}
-		return answer{}, p.refused(resp.StatusCode, r, wait)
+		f := p.refused(resp.StatusCode, r, wait)
+		if skew := clockDifference(resp.Header.Get("Date"), time.Now()); f.Class != Temporary && p.Grant.signs() && skew.Abs() > clockSkew {
+			f.Advice = strings.TrimPrefix(fmt.Sprintf("%s; %s: it differs from the token endpoint's by %v", strings.TrimSuffix(f.Advice, clockAdvice), clockAdvice, skew.Abs()), "; ")
+		}
+		return answer{}, f
 	}
 	var good struct {
 		Token string      `json:"access_token"`
@@ -121,6 +125,16 @@ func (p *Provider) parse(resp *http.Response, body []byte) (answer, error) {
 		life = time.Duration(min(seconds, mostLife.Seconds()) * float64(time.Second))
 	}
 	return answer{token: proxy.NewSecret([]byte(good.Token)), life: life}, nil
+}
+
+// clockDifference returns how much the server's clock is ahead of now by the header Date;
+// 0: not known.
+func clockDifference(date string, now time.Time) time.Duration {
+	at, err := http.ParseTime(date)
+	if err != nil {
+		return 0
+	}
+	return at.Sub(now).Round(time.Second)
 }
 
 // retryAfter returns the value of the header Retry-After: RFC 9110 section 10.2.3.

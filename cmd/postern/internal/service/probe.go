@@ -77,6 +77,7 @@ func (g *generation) probe(ctx context.Context, out io.Writer, o CheckOptions) e
 			}
 		}
 	}
+	errs = append(errs, g.tryProviders(ctx, out)...)
 	if o.User != "" {
 		if err := g.tryLogins(ctx, out, o, usable); err != nil {
 			errs = append(errs, err)
@@ -84,6 +85,23 @@ func (g *generation) probe(ctx context.Context, out io.Writer, o CheckOptions) e
 	}
 	if errs == nil {
 		return nil
+	}
+	return errs
+}
+
+// tryProviders gets a token of each provider whose tokens are for no single mailbox.
+func (g *generation) tryProviders(ctx context.Context, out io.Writer) (errs ProbeErrors) {
+	for _, name := range slices.Sorted(maps.Keys(g.cfg.Providers)) {
+		c := g.cfg.Providers[name]
+		_, _ = fmt.Fprintf(out, "provider %s, %s at %s\n", name, c.Kind, TokenURL(c))
+		if c.Kind == configs.ProviderGoogle {
+			_, _ = fmt.Fprintf(out, "  not tried: Google gives a token for a mailbox: postern provider check %s MAILBOX\n", name)
+			continue
+		}
+		check := &tokenCheck{out: out, config: c, provider: g.providers[name].Provider}
+		if !check.token(ctx, "postmaster@"+c.Domains[0]) {
+			errs = append(errs, g.cfg.Errorf("providers."+name, "gives no token, as reported above"))
+		}
 	}
 	return errs
 }
@@ -178,26 +196,31 @@ func isLoopback(address string) bool {
 	return strings.EqualFold(host, "localhost") // RFC 6761 section 6.3
 }
 
-// tryLogins logs o.User in once at each protocol of the user's backend, and looks at the
-// INBOX for POP3. A wrong password is not tried twice. usable has the names and protocols
+// tryLogins logs o.User in once at each protocol of the user's backend, with a token if the
+// backend takes tokens, and looks at the INBOX for POP3. A wrong password is not tried twice. usable has the names and protocols
 // of backends with a server that answers.
 func (g *generation) tryLogins(ctx context.Context, out io.Writer, o CheckOptions, usable map[string]bool) error {
+	pools, err := g.newBackends()
+	if err != nil {
+		return err
+	}
+	name, login, err := g.route(ctx, o.User, nil)
+	if err != nil {
+		return err
+	}
+	if g.cfg.Backends[name].Token != "" {
+		login.Verified = true // no password is asked for: Postern checks those of clients itself
+		if !g.checkLogins(ctx, out, name, pools, login) {
+			return fmt.Errorf("login of %s on backend %s: not right, as reported above", login.Account, name)
+		}
+		return nil
+	}
 	secret, err := o.Password()
 	if err != nil {
 		return err
 	}
 	defer secret.Clear()
-	pools, err := g.newBackends()
-	if err != nil {
-		return err
-	}
-	name, login, err := g.route(ctx, o.User, secret)
-	if err != nil {
-		return err
-	}
-	if token := g.cfg.Backends[name].Token; token != "" {
-		return fmt.Errorf("login of %s: not tried, as backend %s takes tokens: postern provider check %s %s tries them", login.Account, name, token, login.Account)
-	}
+	login.Secret = secret
 	old := g.cfg.OldServer(name)
 	var accepted []string
 	if pools.imap[name] != nil && usable[name+" "+proxy.IMAP] {

@@ -7,11 +7,15 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"postern/configs"
 	"postern/proxy"
+	"postern/proxy/backend"
+	"postern/proxy/certs"
 	"postern/proxy/token"
 	"postern/proxy/wire"
 )
@@ -24,10 +28,14 @@ func CheckProvider(ctx context.Context, path, name, account string, out io.Write
 	if err != nil {
 		return false, err
 	}
-	c, known := cfg.Providers[name]
-	if !known {
+	if _, known := cfg.Providers[name]; !known {
 		return false, fmt.Errorf("there is no provider %s; those of %s: %v", name, path, slices.Sorted(maps.Keys(cfg.Providers)))
 	}
+	return checkProvider(ctx, cfg, store, name, account, out)
+}
+
+func checkProvider(ctx context.Context, cfg *configs.Config, store *certs.Store, name, account string, out io.Writer) (bool, error) {
+	c := cfg.Providers[name]
 	g, err := build(cfg, New(cfg, store, slog.New(slog.DiscardHandler), nil))
 	if err != nil {
 		return false, err
@@ -39,7 +47,8 @@ func CheckProvider(ctx context.Context, path, name, account string, out io.Write
 		if c.Kind == configs.ProviderGoogle {
 			return false, errors.New("google gives a token for a mailbox: write an account behind the provider")
 		}
-		return checkToken(ctx, out, g.providers[name].Provider, "postmaster@"+c.Domains[0]), nil
+		check := &tokenCheck{out: out, config: c, provider: g.providers[name].Provider}
+		return check.token(ctx, "postmaster@"+c.Domains[0]), nil
 	}
 	r, mistakes := NewAccounts(cfg)
 	if mistakes != nil {
@@ -54,52 +63,88 @@ func CheckProvider(ctx context.Context, path, name, account string, out io.Write
 		return false, err
 	}
 	right := true
-	for _, backend := range slices.Sorted(maps.Keys(cfg.Backends)) {
-		if cfg.Backends[backend].Token == name {
-			right = g.checkLogins(ctx, out, backend, pools, c.Kind, login) && right
+	for _, takes := range slices.Sorted(maps.Keys(cfg.Backends)) {
+		if cfg.Backends[takes].Token == name {
+			right = g.checkLogins(ctx, out, takes, pools, login) && right
 		}
 	}
 	return right, nil
 }
 
-// checkToken gets a token for a mailbox, and forgets it.
-func checkToken(ctx context.Context, out io.Writer, p *token.Provider, mailbox string) bool {
+// A tokenCheck tries the tokens of a provider, and writes what it finds to out.
+type tokenCheck struct {
+	out      io.Writer
+	config   configs.Provider
+	provider *token.Provider
+	claims   token.Claims // of the last token, if it is one of Entra's
+}
+
+func (c *tokenCheck) printf(format string, args ...any) { _, _ = fmt.Fprintf(c.out, format, args...) }
+
+// token gets a token for a mailbox, and forgets it.
+func (c *tokenCheck) token(ctx context.Context, mailbox string) bool {
 	begun := time.Now()
-	secret, err := p.Token(ctx, mailbox, false)
-	secret.Clear()
+	secret, err := c.provider.Token(ctx, mailbox, false)
+	defer secret.Clear()
 	if err != nil {
-		_, _ = fmt.Fprintf(out, "token: no: %v\n", err)
+		c.printf("token: no: %v\n", err)
 		return false
 	}
-	_, _ = fmt.Fprintf(out, "token: ok, from %s in %v\n", p.TokenURL, time.Since(begun).Round(time.Millisecond))
+	c.printf("token: ok, from %s in %v\n", c.provider.TokenURL, time.Since(begun).Round(time.Millisecond))
+	claims, ok := token.ReadClaims(secret)
+	if !ok || c.config.Kind != configs.ProviderMicrosoft {
+		return true
+	}
+	c.claims = claims
+	c.printf("  of the application %s; object id of the enterprise application: %s\n", claims.Application, claims.ObjectID)
+	if !c.mayIMAP() {
+		c.printf("  warning: without the permission IMAP.AccessAsApp, IMAP and POP3 are refused: %s\n", c.consent())
+	}
+	if slices.Contains(claims.Permissions, "SMTP.SendAsApp") {
+		c.printf("  note: with the permission SMTP.SendAsApp from Entra, no management scope limits who the application sends as\n")
+	}
 	return true
+}
+
+// mayIMAP reports whether the last token has the permission for IMAP, or does not say.
+func (c *tokenCheck) mayIMAP() bool {
+	return c.claims.Application == "" || slices.Contains(c.claims.Permissions, "IMAP.AccessAsApp")
+}
+
+// consent returns what gives the application its permissions.
+func (c *tokenCheck) consent() string {
+	return fmt.Sprintf("add it in Entra (App registrations, %s, API permissions, APIs my organization uses, Office 365 Exchange Online, Application permissions), "+
+		"then consent: https://login.microsoftonline.com/%s/adminconsent?client_id=%s", c.config.ClientID, url.PathEscape(c.config.Tenant), url.QueryEscape(c.config.ClientID))
 }
 
 // checkLogins logs l in at each server of a backend. At IMAP it opens INBOX. No mail is sent
 // or changed.
-func (g *generation) checkLogins(ctx context.Context, out io.Writer, name string, pools backends, kind string, l *proxy.Login) bool {
+func (g *generation) checkLogins(ctx context.Context, out io.Writer, name string, pools backends, l *proxy.Login) bool {
 	source, right := g.source(name), true
-	if !source.Serves(l.Account) || !checkToken(ctx, out, source.Provider, source.Mailbox(l.Account, proxy.IMAP)) {
-		if !source.Serves(l.Account) {
-			_, _ = fmt.Fprintf(out, "token: no: providers.%s.domains does not have the domain of %s\n", source.Provider.Name, source.Mailbox(l.Account, proxy.IMAP))
-		}
+	check := &tokenCheck{out: out, config: g.cfg.Providers[source.Provider.Name], provider: source.Provider}
+	if !source.Serves(l.Account) {
+		check.printf("token: no: providers.%s.domains does not have the domain of %s\n", source.Provider.Name, source.Mailbox(l.Account, proxy.IMAP))
 		return false
 	}
 	report := func(protocol string, err error) {
 		mailbox := source.Mailbox(l.Account, protocol)
-		switch refusal, refused := errors.AsType[*proxy.Refusal](err); {
+		_, refused := errors.AsType[*proxy.Refusal](err)
+		switch {
 		case err == nil:
-			_, _ = fmt.Fprintf(out, "backend %s, %s as %s: ok\n", name, protocol, mailbox)
+			check.printf("backend %s, %s as %s: ok\n", name, protocol, mailbox)
 			return
-		case refused:
-			_, _ = fmt.Fprintf(out, "backend %s, %s as %s: the login is refused: %v\n", name, protocol, mailbox, refusal)
+		case refused && !errors.Is(err, backend.ErrNoMailbox):
+			check.printf("backend %s, %s as %s: the login is refused: %v\n", name, protocol, mailbox, err)
 		default:
-			_, _ = fmt.Fprintf(out, "backend %s, %s as %s: the login is accepted, and INBOX cannot be opened: %v\n", name, protocol, mailbox, err)
+			check.printf("backend %s, %s as %s: the login is accepted, and INBOX cannot be opened: %v\n", name, protocol, mailbox, err)
 		}
 		right = false
-		for _, line := range remedies(kind, protocol, mailbox) {
-			_, _ = fmt.Fprintf(out, "  %s\n", line)
+		for _, line := range check.remedies(protocol, mailbox, err) {
+			check.printf("  %s\n", line)
 		}
+	}
+	if !check.token(ctx, source.Mailbox(l.Account, proxy.IMAP)) {
+		return false
 	}
 	if pool := pools.imap[name]; pool != nil {
 		own := *l
@@ -107,35 +152,86 @@ func (g *generation) checkLogins(ctx context.Context, out io.Writer, name string
 		_, err := g.newBridge(name, pool, g.cfg.POP3).Inspect(ctx, &own)
 		report(proxy.IMAP, err)
 	}
-	if pool := pools.submission[name]; pool != nil {
-		own := *l
-		own.Client.Protocol = proxy.Submission
-		report(proxy.Submission, pool.TryLogin(ctx, &own))
-	}
-	if pool := pools.sieve[name]; pool != nil {
-		own := *l
-		own.Client.Protocol = proxy.Sieve
-		report(proxy.Sieve, pool.TryLogin(ctx, &own))
+	for _, pool := range []*backend.Pool{pools.submission[name], pools.sieve[name]} {
+		if pool != nil {
+			own := *l
+			own.Client.Protocol = pool.Protocol
+			report(pool.Protocol, pool.TryLogin(ctx, &own))
+		}
 	}
 	return right
 }
 
-// remedies returns what most often mends a login that a provider's mail server refuses.
-func remedies(kind, protocol, mailbox string) []string {
-	switch {
-	case kind == configs.ProviderMicrosoft && protocol == proxy.Submission:
-		return []string{
-			"is SMTP AUTH on? Set-CASMailbox " + mailbox + " -SmtpClientAuthenticationDisabled $false",
-			`may the application send? New-ManagementRoleAssignment -Role "Application SMTP.SendAsApp" -App OBJECT_ID -CustomResourceScope SCOPE`,
-		}
-	case kind == configs.ProviderMicrosoft:
-		return []string{
-			"may the application open the mailbox? Add-MailboxPermission -Identity " + mailbox + " -User OBJECT_ID -AccessRights FullAccess",
-			"is IMAP on? Set-CASMailbox " + mailbox + " -ImapEnabled $true",
-			"is the application known to Exchange? New-ServicePrincipal -AppId CLIENT_ID -ObjectId OBJECT_ID, with the object id of the enterprise application",
-		}
-	case kind == configs.ProviderGoogle:
-		return []string{"is IMAP on for the user, and is the scope https://mail.google.com/ delegated to the service account in the admin console?"}
+// remedies returns what mends a login that the provider's mail server refuses with err.
+func (c *tokenCheck) remedies(protocol, mailbox string, err error) []string {
+	switch c.config.Kind {
+	case configs.ProviderMicrosoft:
+		return c.microsoftRemedies(protocol, powerShell(mailbox), err)
+	case configs.ProviderGoogle:
+		return googleRemedies(err)
 	}
 	return nil
+}
+
+func (c *tokenCheck) microsoftRemedies(protocol, mailbox string, err error) []string {
+	object := "OBJECT_ID"
+	known := "the application has to be known to Exchange (object id of the enterprise application): "
+	if c.claims.ObjectID != "" {
+		object, known = c.claims.ObjectID, "the application has to be known to Exchange: "
+	}
+	known += fmt.Sprintf("New-ServicePrincipal -AppId %s -ObjectId %s", powerShell(c.config.ClientID), object)
+	fullAccess := fmt.Sprintf("the application may open the mailbox after: Add-MailboxPermission -Identity %s -User %s -AccessRights FullAccess", mailbox, object)
+	imapOn := fmt.Sprintf("IMAP has to be on: Set-CASMailbox -Identity %s -ImapEnabled $true", mailbox)
+	smtpOn := fmt.Sprintf("SMTP AUTH has to be on for the mailbox: Set-CASMailbox -Identity %s -SmtpClientAuthenticationDisabled $false", mailbox)
+	switch {
+	case errors.Is(err, backend.ErrTenantSMTPOff):
+		return []string{smtpOn, "or for all of the tenant: Set-TransportConfig -SmtpClientAuthenticationDisabled $false"}
+	case errors.Is(err, backend.ErrSMTPOff):
+		return []string{smtpOn}
+	case errors.Is(err, backend.ErrPolicy):
+		return []string{"security defaults, conditional access or an authentication policy: the service principal sign-ins in Entra (Monitoring, Sign-in logs) name it", smtpOn}
+	case errors.Is(err, backend.ErrThrottled) && protocol == proxy.Submission:
+		return []string{"wait a few minutes: Exchange takes 3 connections at a time and 30 messages a minute for a mailbox"}
+	case errors.Is(err, backend.ErrThrottled):
+		return []string{"wait a few minutes: nothing is to be mended if it then passes"}
+	case errors.Is(err, backend.ErrNoMailbox):
+		return []string{fullAccess, imapOn, "both can take an hour to count; Exchange also answers so while it throttles"}
+	case errors.Is(err, backend.ErrTokenRefused) && protocol == proxy.Submission:
+		return []string{
+			known,
+			fmt.Sprintf(`the application may send after: New-ManagementRoleAssignment -Role "Application SMTP.SendAsApp" -App %s -CustomResourceScope SCOPE`, object),
+			fmt.Sprintf("whether the mailbox is in the scope: Test-ServicePrincipalAuthorization -Identity %s -Resource %s", object, mailbox),
+		}
+	case errors.Is(err, backend.ErrTokenRefused) && !c.mayIMAP():
+		return []string{"the permission IMAP.AccessAsApp is missing: " + c.consent()}
+	case errors.Is(err, backend.ErrTokenRefused):
+		return []string{known, fmt.Sprintf("the mailbox has to exist: Get-EXOMailbox -Identity %s", mailbox), fullAccess}
+	}
+	return nil
+}
+
+func googleRemedies(err error) []string {
+	const console = "admin.google.com, Apps, Google Workspace, Gmail, "
+	switch {
+	case errors.Is(err, backend.ErrThrottled):
+		return []string{"Gmail takes 15 connections at a time for a user, and gives 2,500 MB a day by IMAP: wait, or let fewer programs poll"}
+	case errors.Is(err, backend.ErrWebLogin):
+		return []string{"log in as the user at https://mail.google.com once, and answer what Google asks"}
+	case errors.Is(err, backend.ErrIMAPOff):
+		return []string{"switch IMAP on: " + console + "End User Access, POP and IMAP access"}
+	case errors.Is(err, backend.ErrTokenRefused):
+		return []string{token.DelegationAdvice, "Gmail has to be on for the user: " + console + "Service status"}
+	}
+	return nil
+}
+
+// powerShell returns s as an argument of a command of PowerShell.
+func powerShell(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("@._-", r)
+	}
+	if s != "" && !strings.HasPrefix(s, "-") && !strings.HasPrefix(s, "@") && !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(visible(s), "'", "''") + "'"
 }
