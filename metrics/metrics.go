@@ -235,7 +235,7 @@ func (m *Metrics) clients() {
 		protocol, label("result", timedResults[:]...))
 	m.active = r.gauge("sessions_active", "Authenticated sessions.", protocol)
 	m.sessions = r.counter("sessions_total", "Authenticated sessions ended, by cause.", protocol, label("end",
-		proxy.EndClientQuit, proxy.EndClientAbort, proxy.EndBackendClosed, proxy.EndIdleTimeout, proxy.EndDrain, proxy.EndKicked,
+		proxy.EndClientQuit, proxy.EndClientAbort, proxy.EndBackendClosed, proxy.EndIdleTimeout, proxy.EndToken, proxy.EndDrain, proxy.EndKicked,
 		proxy.EndRefused, proxy.EndForbiddenCommand, proxy.EndError))
 }
 

@@ -100,6 +100,7 @@ const (
 	EndClientAbort      = "client_abort"   // the client closed without QUIT or LOGOUT, where Postern reads commands
 	EndBackendClosed    = "backend_closed" // the backend closed first, as it does after an IMAP LOGOUT
 	EndIdleTimeout      = "idle_timeout"
+	EndToken            = "token" // Postern ended it before the backend would, with the token that Postern has logged in with
 	EndDrain            = "drain" // shutdown
 	EndKicked           = "kicked"
 	EndRefused          = "refused"           // before login, with a refusal

@@ -25,6 +25,7 @@ type Conn struct {
 	release             func()        // called by Close, possibly more than once; nil: not called
 	watchedCapabilities string        // IMAP: the capabilities after login if UNAUTHENTICATE is one of them, else empty
 	alert               string        // IMAP: what the user must be shown
+	until               time.Time     // when a session should end, before the server ends it; zero: never
 	pipelining          bool          // POP3: CAPA has PIPELINING, RFC 2449 section 6.6
 	lacks               []string      // submission: EHLO keywords that the client was offered and that the server does not offer it
 }

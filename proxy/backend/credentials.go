@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"postern/proxy"
 	"postern/proxy/wire"
@@ -14,8 +15,10 @@ type Credentials interface {
 	// Credentials returns the name and the token for account at a server of a protocol.
 	// They are for one connection; the caller clears the token. force means that the
 	// server has refused the token that was returned last: Credentials returns another
-	// one, or an error if another one was asked for a moment ago.
-	Credentials(ctx context.Context, account, protocol string, force bool) (user string, token *proxy.Secret, err error)
+	// one, or an error if another one was asked for a moment ago. until is when a session
+	// that begins now should end, because the server ends it a little later, with the
+	// token; zero: the server does not.
+	Credentials(ctx context.Context, account, protocol string, force bool) (user string, token *proxy.Secret, until time.Time, err error)
 }
 
 // withCredentials calls logIn with l, or with a copy of l that has a token of
@@ -42,7 +45,7 @@ func (s *Server) withCredentials(ctx context.Context, l *proxy.Login, logIn func
 }
 
 func (s *Server) logInWithToken(ctx context.Context, l *proxy.Login, force bool, logIn func(*proxy.Login) (*Conn, error)) (*Conn, error) {
-	user, token, err := s.Credentials.Credentials(ctx, l.Account, s.Protocol, force)
+	user, token, until, err := s.Credentials.Credentials(ctx, l.Account, s.Protocol, force)
 	if err != nil {
 		return nil, verified(s.unavailable(&credentialsError{err}))
 	}
@@ -55,7 +58,11 @@ func (s *Server) logInWithToken(ctx context.Context, l *proxy.Login, force bool,
 	own.User, own.Account = l.Account, user // both names are redacted in alerts
 	own.Mechanism, own.Secret = wire.MechanismXOAuth2, token
 	conn, err := logIn(&own)
-	return conn, verified(err)
+	if err != nil {
+		return nil, verified(err)
+	}
+	conn.until = until
+	return conn, nil
 }
 
 // A credentialsError is why there is no token.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"postern/proxy"
 )
@@ -15,17 +16,18 @@ import (
 type tokens struct {
 	err, forced error
 	user        string
+	until       time.Time
 	asked       []string
 	given       []*proxy.Secret
 }
 
-func (c *tokens) Credentials(_ context.Context, account, protocol string, force bool) (string, *proxy.Secret, error) {
+func (c *tokens) Credentials(_ context.Context, account, protocol string, force bool) (string, *proxy.Secret, time.Time, error) {
 	c.asked = append(c.asked, fmt.Sprintf("%s %s %v", account, protocol, force))
 	if c.err != nil {
-		return "", nil, c.err
+		return "", nil, c.until, c.err
 	}
 	if force && c.forced != nil {
-		return "", nil, c.forced
+		return "", nil, c.until, c.forced
 	}
 	token := proxy.NewSecret(fmt.Appendf(nil, "token%d", len(c.given)+1))
 	c.given = append(c.given, token)
@@ -33,7 +35,7 @@ func (c *tokens) Credentials(_ context.Context, account, protocol string, force 
 	if c.user != "" {
 		user = c.user
 	}
-	return user, token, nil
+	return user, token, c.until, nil
 }
 
 func bearer(user, token string) string {

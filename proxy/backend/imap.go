@@ -30,7 +30,7 @@ func (b *IMAP) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error)
 	l.Secret.Clear()
 	return &relay.IMAP{
 		BackendName: b.Server.name(), Conn: conn, Capabilities: capabilities, Alert: conn.alert, Idle: b.Idle, DisconnectSpread: b.Spread,
-		Watched: conn.watchedCapabilities,
+		Watched: conn.watchedCapabilities, Until: conn.until,
 	}, nil
 }
 

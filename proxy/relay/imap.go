@@ -24,6 +24,7 @@ type IMAP struct {
 	Idle             time.Duration // without octets in either direction; 0: proxy.DefaultIMAPIdle
 	Watched          string        // the server's own capabilities if commands are to be watched; empty: they are not
 	DisconnectSpread time.Duration // within which clients are closed when the server crashes; 0: at once
+	Until            time.Time     // the session ends then or later, as soon as no command is under way: the server would end it with its token; zero: never
 }
 
 // Open implements proxy.Session. Clients learn the server's capabilities from the
@@ -48,7 +49,7 @@ func (s *IMAP) Run(ctx context.Context, client *proxy.Conn) error {
 	if s.Watched != "" {
 		w = newWatch(s.Watched)
 	}
-	return splice(ctx, client, s.Conn, idle, s.DisconnectSpread, imapSyntax, w)
+	return splice(ctx, client, s.Conn, lifetime{idle, s.DisconnectSpread, s.Until}, imapSyntax, w)
 }
 
 // imapSyntax: an untagged response, a continuation request, or a tagged response may be
@@ -56,6 +57,7 @@ func (s *IMAP) Run(ctx context.Context, client *proxy.Conn) error {
 var imapSyntax = syntax{
 	response: regexp.MustCompile(`^(\* ([0-9]+ )?[A-Z]+( [^{]*)?|\+( [^{]*)?|[^ {]+ (OK|NO|BAD)( .*)?)\r\n$`),
 	bye:      func(text string) string { return "* BYE " + text + "\r\n" },
+	byeWord:  "* BYE", afterQuit: true, // RFC 3501 section 6.1.3
 }
 
 // Close implements proxy.Session.

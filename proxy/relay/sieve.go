@@ -29,7 +29,7 @@ func (s *Sieve) Run(ctx context.Context, client *proxy.Conn) error {
 	if idle == 0 {
 		idle = proxy.DefaultSieveIdle
 	}
-	return splice(ctx, client, s.Conn, idle, 0, sieveSyntax, &sieveWatch{})
+	return splice(ctx, client, s.Conn, lifetime{idle: idle}, sieveSyntax, &sieveWatch{})
 }
 
 // sieveSyntax: RFC 5804 section 1.2. A text in a literal ends otherwise.
@@ -38,6 +38,7 @@ var sieveSyntax = syntax{
 	bye: func(text string) string {
 		return string(append(wire.AppendSieveString([]byte("BYE "), []byte(text)), "\r\n"...))
 	},
+	byeWord: "BYE",
 }
 
 // Close implements proxy.Session.

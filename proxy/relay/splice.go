@@ -25,15 +25,14 @@ const (
 
 // splice copies octets in both directions until both have ended: a client may
 // close its direction and still wait for an answer. The error says which side
-// ended first, or why Postern ended the session. A session is idle when nothing
-// moves in either direction. When the backend crashes, the client is closed at a
-// random time within spread. A watch may be nil; it can end the session, too.
-func splice(ctx context.Context, client *proxy.Conn, backend Upstream, idle, spread time.Duration, p syntax, w watch) error {
+// ended first, or why Postern ended the session. A watch may be nil; it can end the
+// session, too.
+func splice(ctx context.Context, client *proxy.Conn, backend Upstream, l lifetime, p syntax, w watch) error {
 	s := &spliceConn{
-		stopCause: func() error { return context.Cause(ctx) }, client: client, backend: backend, spread: spread, syntax: p, watch: w, started: time.Now(),
+		stopCause: func() error { return context.Cause(ctx) }, client: client, backend: backend, lifetime: l, syntax: p, watch: w, started: time.Now(),
 		backendDone: make(chan struct{}), clientDone: make(chan struct{}),
 	}
-	s.startIdleTimer(idle)
+	s.startTimer()
 	defer context.AfterFunc(ctx, func() { s.stop(context.Cause(ctx)) })()
 
 	wait := goRecover(func() { defer close(s.clientDone); s.copyUp() }, func() { s.stop(errPanic) })
@@ -52,10 +51,19 @@ func splice(ctx context.Context, client *proxy.Conn, backend Upstream, idle, spr
 	return s.cause
 }
 
+// A lifetime is when splice ends a session.
+type lifetime struct {
+	idle   time.Duration // when nothing has moved in either direction for so long
+	spread time.Duration // when the backend has crashed: at a random time within it; 0: at once
+	until  time.Time     // from then on, as soon as the client waits for nothing; zero: never
+}
+
 // A syntax is what splice knows of a protocol, to say goodbye.
 type syntax struct {
-	response *regexp.Regexp           // the last line, with CRLF, of a response that another one may follow
-	bye      func(text string) string // a response that ends the session, with CRLF
+	response  *regexp.Regexp           // the last line, with CRLF, of a response that another one may follow
+	bye       func(text string) string // a response that ends the session, with CRLF
+	byeWord   string                   // which bye begins with
+	afterQuit bool                     // the server sends byeWord, too, after the client's last command
 }
 
 // A watch follows the octets of a session in both directions. It can end the session with
@@ -72,11 +80,12 @@ type spliceConn struct {
 	stopCause    func() error // why Postern ends the session; nil: it does not
 	client       *proxy.Conn
 	backend      Upstream
-	spread       time.Duration
+	lifetime     lifetime
 	syntax       syntax
 	watch        watch // nil: none
 	started      time.Time
 	lastActivity atomic.Int64 // time since started at which octets moved last
+	clientLast   atomic.Bool  // they were the client's
 	tail         tailBuffer
 	backendDone  chan struct{} // closed when the backend sends nothing more
 	clientDone   chan struct{} // closed when the client sends nothing more
@@ -85,6 +94,7 @@ type spliceConn struct {
 	ended   bool
 	cause   error // the first
 	stopped bool
+	saidBYE bool
 	timer   *time.Timer
 }
 
@@ -132,21 +142,40 @@ func (s *spliceConn) copyDown() {
 	case err.write != nil:
 		s.stop(fmt.Errorf("%w: %w", proxy.ErrClientClosed, err.write))
 	default:
-		s.setCause(proxy.ErrBackendClosed)
-		if !errors.Is(err.read, io.EOF) {
-			s.delayReconnect()
-		}
+		s.serverEnded(errors.Is(err.read, io.EOF))
 		_ = s.client.CloseWrite()
+	}
+}
+
+// serverEnded says goodbye to the client in the server's place, if the server has closed
+// the connection without it. orderly is false after a crash.
+func (s *spliceConn) serverEnded(orderly bool) {
+	quiet := quietTime
+	if s.syntax.afterQuit {
+		quiet = 0 // nothing more comes: the end of a response is its end
+	}
+	bare := s.tail.atLineEnd(s.syntax.response, quiet, time.Now()) && !s.tail.hasLine(s.syntax.byeWord)
+	first := s.setCause(proxy.ErrBackendClosed)
+	if !orderly {
+		s.delayReconnect()
+	}
+	if !first || !bare {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.stopped {
+		s.writeBYE("The mail server has closed the connection: log in again")
 	}
 }
 
 // delayReconnect keeps the client of a crashed backend connected for a random
 // time, so that thousands of clients do not reconnect in the same moment.
 func (s *spliceConn) delayReconnect() {
-	if s.spread <= 0 {
+	if s.lifetime.spread <= 0 {
 		return
 	}
-	end := time.NewTimer(rand.N(s.spread))
+	end := time.NewTimer(rand.N(s.lifetime.spread))
 	defer end.Stop()
 	select {
 	case <-end.C:
@@ -154,13 +183,15 @@ func (s *spliceConn) delayReconnect() {
 	}
 }
 
-// setCause keeps the first cause.
-func (s *spliceConn) setCause(cause error) {
+// setCause keeps the first cause, and reports whether cause is the first.
+func (s *spliceConn) setCause(cause error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.ended {
-		s.ended, s.cause = true, cause
+	if s.ended {
+		return false
 	}
+	s.ended, s.cause = true, cause
+	return true
 }
 
 // stop ends both directions at once. The copying goroutine could reset a
@@ -181,22 +212,54 @@ func (s *spliceConn) stop(cause error) {
 	}
 }
 
-// startIdleTimer stops the session when nothing has moved for idle.
-func (s *spliceConn) startIdleTimer(idle time.Duration) {
+// startTimer starts the timer that ends the session at the end of its lifetime.
+func (s *spliceConn) startTimer() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.timer = time.AfterFunc(idle, func() {
-		silent := time.Since(s.started) - time.Duration(s.lastActivity.Load())
-		if silent >= idle {
+	s.timer = time.AfterFunc(s.timeLeft(time.Now()), func() {
+		now := time.Now()
+		switch silent := s.silence(now); {
+		case silent >= s.lifetime.idle:
 			s.stop(proxy.ErrIdleTimeout)
+			return
+		case s.over(now) && silent >= quietTime && s.clientWaitsForNothing(now):
+			s.stop(proxy.ErrTokenEnds)
 			return
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if !s.stopped {
-			s.timer.Reset(idle - silent)
+			s.timer.Reset(s.timeLeft(now))
 		}
 	})
+}
+
+// silence returns for how long nothing has moved.
+func (s *spliceConn) silence(now time.Time) time.Duration {
+	return now.Sub(s.started) - time.Duration(s.lastActivity.Load())
+}
+
+// over reports whether the session should end as soon as the client waits for nothing.
+func (s *spliceConn) over(now time.Time) bool {
+	return !s.lifetime.until.IsZero() && !now.Before(s.lifetime.until)
+}
+
+// timeLeft returns after what time the timer has to look at the session.
+func (s *spliceConn) timeLeft(now time.Time) time.Duration {
+	left := s.lifetime.idle - s.silence(now)
+	switch {
+	case s.over(now):
+		left = min(left, quietTime)
+	case !s.lifetime.until.IsZero():
+		left = min(left, s.lifetime.until.Sub(now))
+	}
+	return left
+}
+
+// clientWaitsForNothing reports whether the last octets were the end of a response: no
+// command is under way but IDLE, whose continuation has come.
+func (s *spliceConn) clientWaitsForNothing(now time.Time) bool {
+	return !s.clientLast.Load() && s.tail.atLineEnd(s.syntax.response, quietTime, now)
 }
 
 // A source is what copy reads from.
@@ -237,7 +300,7 @@ func (s *spliceConn) copyReadyOnce(dst io.Writer, raw syscall.RawConn) (err copy
 		defer buffers.Put(b)
 	}
 	if n > 0 {
-		s.lastActivity.Store(int64(time.Since(s.started)))
+		s.moved(false)
 		_, err.write = s.writeReply(dst, b[:n])
 	}
 	err.read = readErr
@@ -264,12 +327,18 @@ func (s *spliceConn) copyBurst(dst io.Writer, src source) copyError {
 func (s *spliceConn) copyOnce(dst io.Writer, src source, b []byte) (n int, err copyError) {
 	n, err.read = src.Read(b)
 	if n > 0 {
-		s.lastActivity.Store(int64(time.Since(s.started)))
+		s.moved(src == source(s.client))
 		if _, err.write = dst.Write(b[:n]); err.write != nil {
 			return n, err
 		}
 	}
 	return n, err
+}
+
+// moved records that octets have come from one side.
+func (s *spliceConn) moved(fromClient bool) {
+	s.lastActivity.Store(int64(time.Since(s.started)))
+	s.clientLast.Store(fromClient)
 }
 
 // A replyWriter is the client as the writer for the server's octets.
@@ -292,16 +361,25 @@ func (s *spliceConn) writeReply(client io.Writer, b []byte) (int, error) {
 // response can be inserted now.
 func (s *spliceConn) sendBYE() {
 	cause := s.stopCause()
-	text := proxy.Goodbye(proxy.ReasonOf(cause))
 	switch {
 	case isForbidden(s.cause):
-		if !s.watch.betweenResponses() {
-			return
+		if s.watch.betweenResponses() {
+			s.writeBYE("This command is not permitted here")
 		}
-		text = "This command is not permitted here"
-	case cause == nil || !s.tail.atLineEnd(s.syntax.response, time.Now()):
+	case !s.tail.atLineEnd(s.syntax.response, quietTime, time.Now()):
+	case cause != nil:
+		s.writeBYE(proxy.Goodbye(proxy.ReasonOf(cause)))
+	case errors.Is(s.cause, proxy.ErrTokenEnds):
+		s.writeBYE("This session has lasted for as long as it may: log in again")
+	}
+}
+
+// writeBYE writes a response that ends the session, the only one.
+func (s *spliceConn) writeBYE(text string) {
+	if s.saidBYE {
 		return
 	}
+	s.saidBYE = true
 	_ = s.client.SetWriteDeadline(time.Now().Add(byeTime))
 	_, _ = io.WriteString(s.client, s.syntax.bye(s.client.Client.WithSessionID(text)))
 }

@@ -58,7 +58,10 @@ func startSpliceWith(t *testing.T, ctx context.Context, secure bool, backend Ups
 }
 
 func (s *spliceFixture) run(ctx context.Context, backend Upstream) {
-	session := &IMAP{BackendName: "main", Conn: backend}
+	s.runSession(ctx, &IMAP{BackendName: "main", Conn: backend})
+}
+
+func (s *spliceFixture) runSession(ctx context.Context, session proxy.Session) {
 	go func() {
 		err := session.Run(ctx, s.conn)
 		_ = session.Close()
@@ -259,6 +262,22 @@ func syntheticSpliceWith(ctx context.Context, c proxy.Client) *spliceFixture {
 	backend, server := net.Pipe()
 	s := &spliceFixture{client: client, server: server, conn: proxy.NewConn(near, c, nil, 5*time.Minute), done: make(chan error, 1)}
 	s.run(ctx, upstream{backend})
+	return s
+}
+
+// syntheticSession runs session, of which the connection is missing, between two pipes in
+// fake time.
+func syntheticSession(session proxy.Session) *spliceFixture {
+	client, near := net.Pipe()
+	backend, server := net.Pipe()
+	s := &spliceFixture{client: client, server: server, conn: proxy.NewConn(near, proxy.Client{ID: "7"}, nil, 5*time.Minute), done: make(chan error, 1)}
+	switch session := session.(type) {
+	case *IMAP:
+		session.Conn = upstream{backend}
+	case *Sieve:
+		session.Conn = upstream{backend}
+	}
+	s.runSession(context.Background(), session)
 	return s
 }
 

@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"regexp"
+	"strings"
 	"sync"
 	"time"
 )
@@ -43,14 +44,31 @@ func (t *tailBuffer) endWrite(b []byte) {
 	t.n = keep + copy(t.buf[keep:], b)
 }
 
-// atLineEnd reports whether the client seems to have complete responses only,
-// judged by the last line and by the silence since. Within a literal, or with
-// COMPRESS (RFC 4978), the end looks different. response is that of a syntax.
-func (t *tailBuffer) atLineEnd(response *regexp.Regexp, now time.Time) bool {
+// hasLine reports whether one of the last lines begins with word.
+func (t *tailBuffer) hasLine(word string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.writing || t.n == 0 || now.Sub(t.lastWrite) < quietTime {
+	for line := range bytes.Lines(t.buf[:t.n]) {
+		if len(line) >= len(word) && strings.EqualFold(string(line[:len(word)]), word) {
+			return true
+		}
+	}
+	return false
+}
+
+// atLineEnd reports whether the client seems to have complete responses only,
+// judged by the last line and by the silence since, which must be quiet or longer.
+// Within a literal, or with COMPRESS (RFC 4978), the end looks different. response is
+// that of a syntax. Before the session's first octets the client has the response to
+// its login.
+func (t *tailBuffer) atLineEnd(response *regexp.Regexp, quiet time.Duration, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.writing || now.Sub(t.lastWrite) < quiet {
 		return false
+	}
+	if t.n == 0 {
+		return true
 	}
 	line := t.buf[:t.n]
 	if i := bytes.LastIndexByte(bytes.TrimSuffix(line, []byte("\r\n")), '\n'); i >= 0 {

@@ -91,7 +91,7 @@ func TestEveryGrantAtAnAuthorizationServer(t *testing.T) {
 	p := provide(&ServiceAccount{KeyFile: serviceAccount(t, "sa@example", pkcs8), Scope: GoogleScope})
 	before := len(o.Requests())
 	for _, mailbox := range []string{"anna@example.org", "bob@example.org", "anna@example.org"} {
-		token, err := p.Token(t.Context(), mailbox, false)
+		token, _, err := p.Token(t.Context(), mailbox, false)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -61,7 +61,9 @@ type Provider struct {
 	Domains   []string          // of mailboxes, in lower case; there is no token for any other
 	Slots     int               // tokens of an application, by the hash of the mailbox: at most MaxSlots; 0: MaxSlots
 	Transport http.RoundTripper // see NewTransport
-	Observer  proxy.Observer    // nil: none
+	// EndsSessions says that mail servers end a session with its token.
+	EndsSessions bool
+	Observer     proxy.Observer // nil: none
 
 	once     sync.Once
 	requests chan struct{} // has a value for each request under way
@@ -106,18 +108,18 @@ func (p *Provider) Serves(mailbox string) bool {
 	return false
 }
 
-// Token returns a token for mailbox, which the caller clears. force means that the mail
-// server has refused the last one: then Token returns another one, at most once a minute
-// for a mailbox. An error is a *Fault, or that of ctx.
-func (p *Provider) Token(ctx context.Context, mailbox string, force bool) (*proxy.Secret, error) {
+// Token returns a token for mailbox, which the caller clears, and its end. force means
+// that the mail server has refused the last one: then Token returns another one, at most
+// once a minute for a mailbox. An error is a *Fault, or that of ctx.
+func (p *Provider) Token(ctx context.Context, mailbox string, force bool) (token *proxy.Secret, ends time.Time, err error) {
 	if !p.Serves(mailbox) {
-		return nil, p.fail(Account, fmt.Sprintf("providers.%s.domains does not have the domain of the mailbox", p.Name))
+		return nil, ends, p.fail(Account, fmt.Sprintf("providers.%s.domains does not have the domain of the mailbox", p.Name))
 	}
 	p.init()
 	p.mu.Lock()
 	if force && !p.mayForce(mailbox) {
 		p.mu.Unlock()
-		return nil, p.fail(Temporary, "the server has refused the last token, too, within a minute")
+		return nil, ends, p.fail(Temporary, "the server has refused the last token, too, within a minute")
 	}
 	e, subject := p.entryFor(mailbox)
 	for waited := false; ; waited = true {
@@ -126,13 +128,14 @@ func (p *Provider) Token(ctx context.Context, mailbox string, force bool) (*prox
 		if force && flight == nil && (err != nil || !waited) {
 			delete(p.forced, mailbox) // no token was requested, or none came
 		}
+		ends = e.expires
 		p.mu.Unlock()
 		if flight == nil {
-			return secret, err
+			return secret, ends, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return nil, ends, context.Cause(ctx)
 		case <-flight.done:
 		}
 		p.mu.Lock()

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"postern/proxy"
 )
 
 const planted = "pl4nted-secret"
@@ -93,7 +95,7 @@ func newProvider(t *testing.T, e *endpoint, slots int) *Provider {
 
 func take(t *testing.T, p *Provider, mailbox string, force bool) string {
 	t.Helper()
-	secret, err := p.Token(t.Context(), mailbox, force)
+	secret, _, err := p.Token(t.Context(), mailbox, force)
 	if err != nil {
 		if strings.Contains(err.Error(), planted) {
 			t.Errorf("the error shows the secret: %v", err)
@@ -112,7 +114,7 @@ func TestOneRequestForManyLogins(t *testing.T) {
 		leaving, leave := context.WithCancel(t.Context())
 		var logins sync.WaitGroup
 		logins.Go(func() {
-			if _, err := p.Token(leaving, "first@example.org", false); !errors.Is(err, context.Canceled) {
+			if _, _, err := p.Token(leaving, "first@example.org", false); !errors.Is(err, context.Canceled) {
 				t.Errorf("the client that leaves: %v", err)
 			}
 		})
@@ -332,12 +334,58 @@ func TestSlotsHaveDifferentAges(t *testing.T) {
 	})
 }
 
+// Criterion: Of 8,000 IDLE sessions of one tenant that begin together, at most 1/8 (and 10 %) end in any minute, from the first hour on; none goes on until its token ends.
+func TestSessionsOfOneTenantDoNotEndTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const sessions, most = 8000, 8000 / 8 * 11 / 10
+		p := newProvider(t, &endpoint{latency: 100 * time.Millisecond}, 0)
+		p.EndsSessions = true
+		s := &Source{Provider: p}
+		begun := time.Now()
+		until, ends := make([]time.Time, sessions), make(map[int]int)
+		logIn := func(i int) {
+			mailbox := fmt.Sprintf("u%d@example.org", i)
+			_, token, end, err := s.Credentials(t.Context(), mailbox, proxy.IMAP, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			token.Clear()
+			e, _ := p.entryFor(mailbox)
+			if lasts, left := time.Until(end), e.expires.Sub(end); lasts < 6*time.Minute || left <= 0 {
+				t.Fatalf("a session ends %v after its beginning, and %v before its token", lasts, left)
+			}
+			until[i] = end
+		}
+		for i := range until {
+			logIn(i)
+		}
+		for time.Since(begun) < 8*time.Hour { // each logs in again at once
+			time.Sleep(time.Second)
+			now := time.Now()
+			for i := range until {
+				if !now.Before(until[i]) {
+					ends[int(now.Sub(begun).Minutes())]++
+					logIn(i)
+				}
+			}
+		}
+		worst, total := 0, 0
+		for _, n := range ends {
+			worst, total = max(worst, n), total+n
+		}
+		if worst > most {
+			t.Errorf("%d of %d sessions have ended within a minute, want at most %d", worst, sessions, most)
+		}
+		t.Logf("worst minute: %d of %d; %.1f ends of a session in an hour", worst, sessions, float64(total)/sessions/8)
+	})
+}
+
 // Criterion: There is no token for a mailbox outside the provider's domains, and the token endpoint is not asked.
 func TestNoTokenOutsideTheDomains(t *testing.T) {
 	e := &endpoint{}
 	p := newProvider(t, e, 1)
 	for _, mailbox := range []string{"a@example.com", "a@sub.example.org", "a", "@example.org", "a@example.org@example.com", ""} {
-		if _, err := p.Token(t.Context(), mailbox, false); err == nil || p.Serves(mailbox) {
+		if _, _, err := p.Token(t.Context(), mailbox, false); err == nil || p.Serves(mailbox) {
 			t.Errorf("%q gets a token", mailbox)
 		}
 	}

@@ -84,7 +84,7 @@ func (c *tokenCheck) printf(format string, args ...any) { _, _ = fmt.Fprintf(c.o
 // token gets a token for a mailbox, and forgets it.
 func (c *tokenCheck) token(ctx context.Context, mailbox string) bool {
 	begun := time.Now()
-	secret, err := c.provider.Token(ctx, mailbox, false)
+	secret, _, err := c.provider.Token(ctx, mailbox, false)
 	defer secret.Clear()
 	if err != nil {
 		c.printf("token: no: %v\n", err)

@@ -75,6 +75,7 @@ func (g *generation) newProvider(name string, c configs.Provider) (p provider, m
 	}
 	p.Provider = &token.Provider{
 		Name: name, Kind: c.Kind, TokenURL: TokenURL(c), Grant: grant, Domains: c.Domains, Transport: token.NewTransport(roots), Observer: g.observer,
+		EndsSessions: c.Kind != configs.ProviderOAuth,
 	}
 	return p, mistakes
 }

@@ -52,7 +52,7 @@ func TestAReloadKeepsTokens(t *testing.T) {
 	}
 	take := func(g *generation) string {
 		t.Helper()
-		user, token, err := g.source("main").Credentials(t.Context(), "scanner@example.org", "imap", false)
+		user, token, _, err := g.source("main").Credentials(t.Context(), "scanner@example.org", "imap", false)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -21,7 +21,7 @@ func TestEveryWordOfTheLogIsExplained(t *testing.T) {
 		proxy.HandshakeOK, proxy.HandshakeTimeout, proxy.HandshakeSilent, proxy.HandshakeClientAbort, proxy.HandshakeBadProtocol,
 		proxy.HandshakeEarly, proxy.HandshakeChallenge, proxy.HandshakeError,
 		proxy.NoVersion, proxy.NoCipher, proxy.NoProtocol, proxy.NoCertificate, proxy.NoOther,
-		proxy.EndClientQuit, proxy.EndClientAbort, proxy.EndBackendClosed, proxy.EndIdleTimeout, proxy.EndDrain, proxy.EndKicked, proxy.EndRefused, proxy.EndError,
+		proxy.EndClientQuit, proxy.EndClientAbort, proxy.EndBackendClosed, proxy.EndIdleTimeout, proxy.EndToken, proxy.EndDrain, proxy.EndKicked, proxy.EndRefused, proxy.EndError,
 		proxy.StageSeen, proxy.StageStore, proxy.StageExpunge,
 		proxy.LostClosed, proxy.LostBye, proxy.LostSilent,
 		proxy.ReconnectOK, proxy.ReconnectFailed, proxy.ReconnectRenumbered,
