@@ -232,7 +232,7 @@ type POP3 struct {
 	LearnFrom              string `yaml:"learn_from"`              // the backend whose pop3 server is asked for an account's unique ids at its first session; "": none
 	UIDL                   string `yaml:"uidl"`                    // the form of unique ids: a name, or Dovecot's pop3_uidl_format
 	OnUnreadableRecord     string `yaml:"on_unreadable_record"`    // refuse (as temporary) or recompute (clients may fetch all again)
-	Delete                 string `yaml:"delete"`                  // what DELE means: expunge, isolate, trash, hide or keep
+	Delete                 string `yaml:"delete"`                  // what DELE means: expunge, isolate, trash (default at Gmail), hide or keep
 	Lock                   string `yaml:"lock"`                    // a second session: allow, wait, refuse or takeover
 	FirstListings          int    `yaml:"first_listings"`          // listings of a backend with more than 1,000 messages that are not in the cache, at once
 	MarkSeen               bool   `yaml:"mark_seen"`               // what was retrieved becomes \Seen

@@ -35,6 +35,17 @@ func (p POP3) At(l Listener) POP3 {
 	return p
 }
 
+// POP3For returns the values of POP3 for sessions of a listener at a backend. Gmail keeps
+// what is expunged from INBOX: where the file has no word for DELE, that is trash there.
+func (c *Config) POP3For(l Listener, backend string) POP3 {
+	p := c.POP3.At(l)
+	own := l.POP3 != nil && l.POP3.Delete != ""
+	if c.Providers[c.Backends[backend].Token].Kind == ProviderGoogle && !own && !c.IsSet("pop3.delete") {
+		p.Delete = "trash"
+	}
+	return p
+}
+
 // OldServer returns the name of the backend whose pop3 server is the old one of a backend:
 // its own, or pop3.old_server; "": there is none.
 func (c *Config) OldServer(backend string) string {

@@ -116,7 +116,7 @@ func (m *mistakes) checkProviders() {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(m.cfg.Backends)) {
-		m.checkToken(joinKey("backends", name), m.cfg.Backends[name])
+		m.checkToken(name, m.cfg.Backends[name])
 	}
 }
 
@@ -203,7 +203,8 @@ func (m *mistakes) checkTokenURL(key string, p Provider) {
 }
 
 // checkToken checks a backend that takes tokens.
-func (m *mistakes) checkToken(key string, b Backend) {
+func (m *mistakes) checkToken(name string, b Backend) {
+	key := joinKey("backends", name)
 	if b.Token == "" {
 		if b.NamesFile != "" {
 			m.report(key+".names_file", "belongs to a backend with token; remove it")
@@ -237,8 +238,8 @@ func (m *mistakes) checkToken(key string, b Backend) {
 		return
 	}
 	for i, l := range m.cfg.Listeners {
-		if mode := m.cfg.POP3.At(l).Delete; l.Protocol == "pop3" && l.TLS != "refuse" && (mode == "expunge" || mode == "isolate") {
-			m.report(fmt.Sprintf("listeners[%d]", i), "with pop3.delete: %s, Gmail keeps each message that a client deletes in All Mail; write pop3.delete: trash, or hide or keep", mode)
+		if mode := m.cfg.POP3For(l, name).Delete; l.Protocol == "pop3" && l.TLS != "refuse" && (mode == "expunge" || mode == "isolate") {
+			m.report(fmt.Sprintf("listeners[%d]", i), "with pop3.delete: %s, Gmail keeps each message that a client deletes in All Mail; write trash, which is the default there, or hide or keep", mode)
 			break
 		}
 	}

@@ -19,12 +19,14 @@ import (
 type TokenServers struct {
 	IMAP, Submission string // host:port, without TLS
 
-	oauth            *OAuth
-	imap, submission string
-	password         func(user string) string
+	oauth      *OAuth
+	submission string
+	password   func(user string) string
 
 	mu     sync.Mutex
+	imap   string
 	logins []string
+	sent   bytes.Buffer
 	refuse func(protocol, message string) string
 }
 
@@ -66,6 +68,29 @@ func (s *TokenServers) Logins() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]string(nil), s.logins...)
+}
+
+// SetIMAP puts another IMAP server behind, for sessions that begin from now on.
+func (s *TokenServers) SetIMAP(address string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.imap = address
+}
+
+// Sent returns the first MiB of what clients have sent after their logins.
+func (s *TokenServers) Sent() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sent.String()
+}
+
+// Write implements io.Writer, for handOver.
+func (s *TokenServers) Write(p []byte) (int, error) {
+	const most = 1 << 20
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sent.Write(p[:min(len(p), most-s.sent.Len())])
+	return len(p), nil
 }
 
 // Refuse lets answer write the lines with which a login is refused, each with its line
@@ -131,7 +156,10 @@ func (s *TokenServers) serveIMAP(c net.Conn, in *bufio.Reader) error {
 			_, _ = io.WriteString(c, strings.ReplaceAll(refusal, "TAG ", tag+" "))
 			continue
 		}
-		return s.handOver(c, in, s.imap, tag+" OK in\r\n", "", fmt.Sprintf("x LOGIN %q %q\r\n", user, s.password(user)), "x OK")
+		s.mu.Lock()
+		server := s.imap
+		s.mu.Unlock()
+		return s.handOver(c, in, server, tag+" OK in\r\n", "", fmt.Sprintf("x LOGIN %q %q\r\n", user, s.password(user)), "x OK")
 	}
 }
 
@@ -200,7 +228,7 @@ func (s *TokenServers) handOver(c net.Conn, in *bufio.Reader, address, done, bef
 	}
 	_, _ = io.WriteString(c, done)
 	go func() {
-		_, _ = io.Copy(server, in)
+		_, _ = io.Copy(server, io.TeeReader(in, s))
 		_ = server.Close()
 	}()
 	_, err = io.Copy(c, from)

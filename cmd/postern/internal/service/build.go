@@ -92,7 +92,7 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		learner := g.learner(b)
 		bridges := map[string]*bridge.Backend{}
 		for name, pool := range b.imap {
-			served := g.newBridge(name, pool, c)
+			served := g.newBridge(name, pool, cfg.POP3For(l, name))
 			served.Learner, bridges[name] = learner, served
 			mux.Targets[route.Choice{Backend: name, POP3Mode: route.Bridge}] = route.Target{Backend: g.withToken(name, served), Offer: pool.Offer}
 			options.Capabilities = served.Capabilities() // the same for all bridges of the listener

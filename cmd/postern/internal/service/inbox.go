@@ -66,7 +66,7 @@ func (g *generation) inspectINBOX(ctx context.Context, out io.Writer, user strin
 	if err != nil {
 		return fmt.Errorf("INBOX of %s on backend %s: %w", login.Account, b.Name, err)
 	}
-	lacks := missingFeatures(traits, g.cfg)
+	lacks := missingFeatures(traits, g.cfg, b.Name)
 	_, _ = fmt.Fprintf(out, "INBOX of %s on backend %s:\n", login.Account, b.Name)
 	if len(lacks) == 0 {
 		_, _ = io.WriteString(out, "  nothing is missing that POP3 could use\n")
@@ -82,12 +82,12 @@ func (g *generation) inspectINBOX(ctx context.Context, out io.Writer, user strin
 }
 
 // missingFeatures returns a line for each feature that POP3 misses in an INBOX with
-// traits t.
-func missingFeatures(t bridge.Traits, cfg *configs.Config) (lines []string) {
+// traits t on a backend.
+func missingFeatures(t bridge.Traits, cfg *configs.Config, backend string) (lines []string) {
 	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	deletes := func(words ...string) bool {
 		return slices.ContainsFunc(cfg.Listeners, func(l configs.Listener) bool {
-			return l.Protocol == proxy.POP3 && slices.Contains(words, cfg.POP3.At(l).Delete)
+			return l.Protocol == proxy.POP3 && slices.Contains(words, cfg.POP3For(l, backend).Delete)
 		})
 	}
 	if t.ReadOnly {

@@ -51,7 +51,7 @@ backends: {main: {imap: {address: "10.0.0.5:993"}}}
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := missingFeatures(test.traits, cfg)
+		got := missingFeatures(test.traits, cfg, "main")
 		if !slices.EqualFunc(got, test.want, strings.Contains) {
 			t.Errorf("%s, %+v:\n%s\nwant %q", test.pop3, test.traits, strings.Join(got, "\n"), test.want)
 		}
