@@ -41,10 +41,22 @@ const (
 	ProviderOAuth     = "oauth"
 )
 
-// SecretExpires returns the day of ClientSecretExpires, and false if there is none.
-func (p *Provider) SecretExpires() (time.Time, bool) {
+// secretExpires returns the day of ClientSecretExpires, and false if there is none.
+func (p *Provider) secretExpires() (time.Time, bool) {
 	day, err := time.Parse(time.DateOnly, p.ClientSecretExpires)
 	return day, err == nil
+}
+
+// CredentialEnd returns when what authenticates at the provider ends, and the key of the
+// provider that says so: the certificate, whose file is read, or the secret. known is false
+// if that is not known, as of keys of Google.
+func (p *Provider) CredentialEnd() (end time.Time, key string, known bool) {
+	if p.Certificate != nil {
+		end, known = certificateEnd(p.Certificate.Cert)
+		return end, "certificate.cert", known
+	}
+	end, known = p.secretExpires()
+	return end, "client_secret_expires", known
 }
 
 // presets are the servers of a kind of provider.
@@ -177,7 +189,7 @@ func (m *mistakes) checkClient(key string, p Provider) {
 	if p.ClientSecretExpires == "" {
 		return
 	}
-	if _, ok := p.SecretExpires(); !ok {
+	if _, ok := p.secretExpires(); !ok {
 		m.report(key+".client_secret_expires", "%s is no day such as 2027-01-31", quote(p.ClientSecretExpires))
 	} else if p.Certificate != nil {
 		m.report(key+".client_secret_expires", "belongs to client_secret_file; remove it: the certificate has its own end")
@@ -268,30 +280,29 @@ func (m *mistakes) checkPrivate(key, path string) {
 	}
 }
 
+// CredentialWarning is how long before its end what authenticates at a provider is a
+// warning.
+const CredentialWarning = 30 * 24 * time.Hour
+
 // secretID is the form of the id that Entra shows beside a secret's value. No value has it.
 var secretID = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
 
 // ProviderWarnings returns warnings about what authenticates at a provider: it ends within
-// 30 days of now, or cannot be what the provider wants.
+// CredentialWarning of now, or cannot be what the provider wants.
 func (c *Config) ProviderWarnings(now time.Time) (warnings Errors) {
 	for _, name := range slices.Sorted(maps.Keys(c.Providers)) {
-		p, key := c.Providers[name], joinKey("providers", name)
-		end, known := p.SecretExpires()
-		what := key + ".client_secret_expires"
-		if p.Certificate != nil {
-			end, known = certificateEnd(p.Certificate.Cert)
-			what = key + ".certificate.cert"
-		}
+		p := c.Providers[name]
+		end, key, known := p.CredentialEnd()
+		key = joinKey("providers", name) + "." + key
 		if secret, err := readFile(p.ClientSecretFile); err == nil && p.Kind == ProviderMicrosoft && secretID.Match(bytes.TrimSpace(secret)) {
-			warnings = append(warnings, c.Errorf(key+".client_secret_file", "has the form of a secret's id: Entra wants the secret's value, which is shown once, when the secret is made"))
+			warnings = append(warnings, c.Errorf(joinKey("providers", name)+".client_secret_file", "has the form of a secret's id: Entra wants the secret's value, which is shown once, when the secret is made"))
 		}
-		const ahead = 30 * 24 * time.Hour
 		switch left := end.Sub(now); {
-		case !known || left > ahead:
+		case !known || left > CredentialWarning:
 		case left <= 0:
-			warnings = append(warnings, c.Errorf(what, "has ended on %s: the provider gives no tokens any more", end.Format(time.DateOnly)))
+			warnings = append(warnings, c.Errorf(key, "has ended on %s: the provider gives no tokens any more", end.Format(time.DateOnly)))
 		default:
-			warnings = append(warnings, c.Errorf(what, "ends on %s, in %d days: make a new one, and write it here", end.Format(time.DateOnly), int(left/(24*time.Hour))))
+			warnings = append(warnings, c.Errorf(key, "ends on %s, in %d days: make a new one, and write it here", end.Format(time.DateOnly), int(left/(24*time.Hour))))
 		}
 	}
 	return warnings

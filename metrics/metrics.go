@@ -28,13 +28,19 @@ type Listener struct{ Name, Protocol string }
 // A Backend is the Backend and Protocol of the events of a server behind Postern.
 type Backend struct{ Name, Protocol string }
 
-// Config names the values of labels and the functions of gauges. Events of other
-// listeners and backends are counted as "other". Functions are called at each
-// scrape.
-type Config struct {
-	Version   string
+// Labels are the values of labels that a configuration names. Events of other listeners,
+// backends and providers are counted as "other".
+type Labels struct {
 	Listeners []Listener
 	Backends  []Backend
+	Providers []string // of tokens
+}
+
+// Config names the values of labels and the functions of gauges. Functions are called at
+// each scrape.
+type Config struct {
+	Version string
+	Labels
 
 	Decisions    Decisions
 	Stores       []string                                       // the values of StateUsed.Store
@@ -42,6 +48,9 @@ type Config struct {
 	State        func() State                                   // nil: nothing is stored
 	Accounts     func() Accounts                                // nil: not shown
 	Policy       func() Policy                                  // nil: not shown
+	Tokens       func() []Provider                              // nil: not shown
+	Passwords    func() Passwords                               // nil: not shown
+	Stale        func() map[string]bool                         // by key of the configuration: whether a file has changed and was not loaded; nil: not shown
 	Guard        func() Guard                                   // nil: not shown
 	Listings     func() int64                                   // octets of the listings of POP3 sessions; nil: not shown
 	Certificates func() []Certificate                           // nil: none
@@ -147,7 +156,7 @@ func New(c Config) *Metrics {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	m := &Metrics{config: c, registry: registry{Registry: prometheus.NewRegistry()}, labels: newLabels()}
-	m.labels.add(c.Listeners, c.Backends)
+	m.labels.add(c.Labels)
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
@@ -163,22 +172,22 @@ func New(c Config) *Metrics {
 // labels are the dimensions whose values come from the configuration.
 type labels struct {
 	listener, served, protocol, via *dimension
-	backend, server                 *dimension
+	backend, server, provider       *dimension
 }
 
 // newLabels returns labels without values.
 func newLabels() labels {
 	return labels{
-		listener: label("listener"), protocol: label("protocol"), backend: label("backend"),
+		listener: label("listener"), protocol: label("protocol"), backend: label("backend"), provider: label("provider"),
 		served: &dimension{labels: []string{"listener", "protocol"}},
 		via:    &dimension{labels: []string{"protocol", "mechanism"}},
 		server: &dimension{labels: []string{"backend", "protocol"}},
 	}
 }
 
-// add adds the values of listeners and backends.
-func (l *labels) add(listeners []Listener, backends []Backend) {
-	for _, s := range listeners {
+// add adds values.
+func (l *labels) add(more Labels) {
+	for _, s := range more.Listeners {
 		l.listener.add(s.Name)
 		l.served.add(s.Name, s.Protocol)
 		l.protocol.add(s.Protocol)
@@ -186,18 +195,20 @@ func (l *labels) add(listeners []Listener, backends []Backend) {
 			l.via.add(s.Protocol, mechanism)
 		}
 	}
-	for _, b := range backends {
+	for _, b := range more.Backends {
 		l.backend.add(b.Name)
 		l.server.add(b.Name, b.Protocol)
 	}
+	for _, name := range more.Providers {
+		l.provider.add(name)
+	}
 }
 
-// AddLabels adds the listeners and backends of a new configuration. The series of
-// those that are gone stay.
-func (m *Metrics) AddLabels(listeners []Listener, backends []Backend) {
+// AddLabels adds the values of a new configuration. The series of those that are gone stay.
+func (m *Metrics) AddLabels(more Labels) {
 	m.growing.Lock()
 	defer m.growing.Unlock()
-	m.labels.add(listeners, backends)
+	m.labels.add(more)
 	for _, f := range m.registry.families {
 		f.grow()
 	}
@@ -294,11 +305,10 @@ func (m *Metrics) backends() {
 		"Questions to a store of passwords that Postern checks itself. A store that says invalid_credentials may be followed by the next one.",
 		stores, label("result", proxy.ResultOK, proxy.ResultWrong, proxy.ResultTemporary, proxy.ResultForbidden, proxy.ResultClientAbort))
 	m.passwordTime = r.histogram("password_check_duration_seconds", "Time that a store of passwords takes, with the wait for the hashes of other logins.", latency, stores)
-	kinds := label("kind", "microsoft", "google", "oauth")
 	m.tokens = r.counter("token_requests_total",
-		"Requests to authorization servers for tokens, by the kind of the provider. With account there is no token for one mailbox, with configuration for none.",
-		kinds, label("result", proxy.TokenResults()...))
-	m.tokenTime = r.histogram("token_request_duration_seconds", "Time an authorization server takes to answer.", latency, kinds)
+		"Requests to authorization servers for tokens, by provider. With account there is no token for one mailbox, with configuration for none.",
+		m.labels.provider, label("result", proxy.TokenResults()...))
+	m.tokenTime = r.histogram("token_request_duration_seconds", "Time an authorization server takes to answer.", latency, m.labels.provider)
 	m.loginTime = r.histogram("backend_login_duration_seconds", "Time a backend takes to answer credentials.", latency, server)
 }
 
@@ -396,6 +406,15 @@ func (m *Metrics) process() {
 	}
 	if m.config.Policy != nil {
 		r.MustRegister(policyLines(m.config.Policy))
+	}
+	if m.config.Tokens != nil {
+		r.MustRegister(providers(m.config.Tokens))
+	}
+	if m.config.Passwords != nil {
+		r.MustRegister(passwords(m.config.Passwords))
+	}
+	if m.config.Stale != nil {
+		r.MustRegister(staleFiles(m.config.Stale))
 	}
 	if m.config.Pools != nil {
 		r.MustRegister(pools(m.config.Pools))

@@ -27,9 +27,12 @@ import (
 
 func config() Config {
 	return Config{
-		Version:   "1.2.3",
-		Listeners: []Listener{{"imaps", proxy.IMAP}, {"pop3s", proxy.POP3}, {"submissions", proxy.Submission}, {"imaps-2", proxy.IMAP}},
-		Backends:  []Backend{{"main", proxy.IMAP}, {"main", proxy.Submission}, {"old", proxy.IMAP}},
+		Version: "1.2.3",
+		Labels: Labels{
+			Listeners: []Listener{{"imaps", proxy.IMAP}, {"pop3s", proxy.POP3}, {"submissions", proxy.Submission}, {"imaps-2", proxy.IMAP}},
+			Backends:  []Backend{{"main", proxy.IMAP}, {"main", proxy.Submission}, {"old", proxy.IMAP}},
+			Providers: []string{"contoso"},
+		},
 
 		Decisions: Decisions{Tiers: []string{"known", "stranger"}, Buckets: []string{"pair", "network"}},
 		Guard:     func() Guard { return Guard{} },
@@ -518,10 +521,10 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			proxy.TokenRequested{Provider: "contoso", Kind: "microsoft", Result: proxy.TokenOK, Duration: 2 * time.Second},
 			proxy.TokenRequested{Provider: "contoso", Kind: "microsoft", Result: proxy.TokenConfiguration, Err: io.EOF},
 		}, []string{
-			`token_request_duration_seconds_count{kind="microsoft"} 2`,
-			`token_request_duration_seconds_sum{kind="microsoft"} 2`,
-			`token_requests_total{kind="microsoft",result="configuration"} 1`,
-			`token_requests_total{kind="microsoft",result="ok"} 1`,
+			`token_request_duration_seconds_count{provider="contoso"} 2`,
+			`token_request_duration_seconds_sum{provider="contoso"} 2`,
+			`token_requests_total{provider="contoso",result="configuration"} 1`,
+			`token_requests_total{provider="contoso",result="ok"} 1`,
 		}},
 		{"the server of a POP3 session", []proxy.Event{
 			proxy.IMAPCommand{Command: "SELECT", Result: proxy.CommandOK, Duration: time.Second},
@@ -847,10 +850,10 @@ func BenchmarkPOP3Command(b *testing.B) {
 }
 
 func TestANewConfigurationBringsItsSeries(t *testing.T) {
-	m := New(Config{Listeners: []Listener{{"imap", proxy.IMAP}}, Backends: []Backend{{"main", proxy.IMAP}}})
+	m := New(Config{Labels: Labels{Listeners: []Listener{{"imap", proxy.IMAP}}, Backends: []Backend{{"main", proxy.IMAP}}}})
 	client := proxy.Client{Service: "imap", Protocol: proxy.IMAP}
 	m.Observe(proxy.Accepted{Client: client})
-	m.AddLabels([]Listener{{"imap", proxy.IMAP}, {"pop3", proxy.POP3}}, []Backend{{"new", proxy.IMAP}})
+	m.AddLabels(Labels{Listeners: []Listener{{"imap", proxy.IMAP}, {"pop3", proxy.POP3}}, Backends: []Backend{{"new", proxy.IMAP}}, Providers: []string{"school"}})
 	m.Observe(proxy.Accepted{Client: client})
 	all := scrape(t, m)
 	for series, want := range map[string]string{
@@ -858,6 +861,7 @@ func TestANewConfigurationBringsItsSeries(t *testing.T) {
 		`postern_connections_accepted_total{listener="pop3",protocol="pop3"}`: "0",
 		`postern_backend_dials_total{backend="new",result="ok"}`:              "0",
 		`postern_backend_dials_total{backend="main",result="ok"}`:             "0",
+		`postern_token_requests_total{provider="school",result="ok"}`:         "0",
 	} {
 		if all[series] != want {
 			t.Errorf("%s is %q, want %s", series, all[series], want)

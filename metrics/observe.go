@@ -79,8 +79,8 @@ func (m *Metrics) Observe(e proxy.Event) {
 		m.passwords.of(e.Store, proxy.ResultOf(e.Err)).Inc()
 		m.passwordTime.of(e.Store).Observe(e.Duration.Seconds())
 	case proxy.TokenRequested:
-		m.tokens.of(e.Kind, e.Result).Inc()
-		m.tokenTime.of(e.Kind).Observe(e.Duration.Seconds())
+		m.tokens.of(e.Provider, e.Result).Inc()
+		m.tokenTime.of(e.Provider).Observe(e.Duration.Seconds())
 	case proxy.Routed:
 		m.lookups.of(e.Source, e.Result).Inc()
 		m.lookupTime.of(e.Source).Observe(e.Duration.Seconds())

@@ -19,7 +19,7 @@ import (
 type exported map[string]map[string][]string
 
 // fromTheConfiguration are the labels of which a query must not know a value.
-var fromTheConfiguration = []string{"listener", "backend", "name"}
+var fromTheConfiguration = []string{"listener", "backend", "name", "provider", "key"}
 
 func scraped(t *testing.T) exported {
 	t.Helper()
@@ -44,6 +44,13 @@ func complete() *Metrics {
 	c.Decisions = Decisions{Tiers: []string{"known"}, Buckets: []string{"pair"}}
 	c.Pools = func() []Pool { return []Pool{{Backend: Backend{"main", proxy.IMAP}, PortLimit: 28232}} }
 	c.Listings = func() int64 { return 0 }
+	c.Tokens = func() []Provider {
+		return []Provider{{Name: "contoso", Known: true, Last: time.Now(), NotAfter: time.Now()}}
+	}
+	c.Passwords = func() Passwords {
+		return Passwords{Devices: map[string]int{"ok": 1, "expired": 0, "foreign_key": 0, "damaged": 0}, Hashes: true}
+	}
+	c.Stale = func() map[string]bool { return map[string]bool{"policy.file": false} }
 	m := New(c)
 	for _, e := range everything(client("imaps", proxy.IMAP), "text") {
 		m.Observe(e)

@@ -24,8 +24,8 @@ func statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show the state of the running Postern, and first what needs attention",
 		Long: `Show the state of the running Postern on one screen: first what needs attention,
-each with the next step, then listeners, backends, certificates, the last reload,
-the login guard, files and descriptors. P50 and P95 are the times in which a backend
+each with the next step, then listeners, backends, providers of tokens, device
+passwords, certificates, the last reload, the login guard, files and descriptors. P50 and P95 are the times in which a backend
 accepted half, and 95 of 100, of the logins of the last 15 minutes.
 
 The exit status is 0 if nothing needs attention, 2 if something is critical or a
@@ -71,6 +71,12 @@ func printStatus(out io.Writer, s service.Status) error {
 	w.listeners(s.Listeners)
 	w.servers(s)
 	w.line("")
+	for i, line := range providerLines(s) {
+		w.field([]string{"providers", ""}[min(i, 1)], line)
+	}
+	for i, line := range passwordLines(s.Passwords) {
+		w.field([]string{"passwords", ""}[min(i, 1)], line)
+	}
 	w.field("certificates", certificateLine(s))
 	w.field("reload", reloadLine(s.Reload))
 	for i, line := range guardLines(s.Guard, s.At) {
@@ -236,6 +242,53 @@ func counted(n int, one, many string) string {
 		return "1 " + one
 	}
 	return fmt.Sprintf("%d %s", n, many)
+}
+
+// providerLines are the providers of tokens, each with its state, its tokens, and the end of
+// what authenticates Postern there.
+func providerLines(s service.Status) (lines []string) {
+	for i, p := range s.Providers {
+		if i == mostRows {
+			return append(lines, fmt.Sprintf("... and %d more: postern provider list", len(s.Providers)-i))
+		}
+		line := p.Name + ": " + p.State
+		if !p.Since.IsZero() {
+			line += " for " + service.Span(s.At.Sub(p.Since))
+		}
+		line += ", " + counted(p.Tokens, "valid token", "valid tokens")
+		if !p.Last.IsZero() {
+			line += ", the last came " + service.Span(s.At.Sub(p.Last)) + " ago"
+		}
+		if !p.NotAfter.IsZero() {
+			line += "; credential ends " + p.NotAfter.UTC().Format(time.DateOnly)
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// passwordLines are the numbers of device passwords, and what slow hashes take. p nil:
+// Postern checks no passwords.
+func passwordLines(p *service.PasswordStatus) (lines []string) {
+	if p == nil {
+		return nil
+	}
+	if p.Devices > 0 || p.Hashes == nil {
+		line := fmt.Sprintf("devices: %d of %s", p.Devices, counted(p.Accounts, "account", "accounts"))
+		for _, other := range []struct {
+			n    int
+			what string
+		}{{p.Expired, "past their last day"}, {p.Foreign, "of a key that is not in state.key_file"}, {p.Damaged, "that cannot be read"}} {
+			if other.n > 0 {
+				line += fmt.Sprintf("; %d %s", other.n, other.what)
+			}
+		}
+		lines = append(lines, line)
+	}
+	if h := p.Hashes; h != nil {
+		lines = append(lines, fmt.Sprintf("slow hashes: %d running, %d waiting, %s of %s", h.Running, h.Waiting, fileSize(h.Memory), fileSize(h.Limit)))
+	}
+	return lines
 }
 
 func certificateLine(s service.Status) string {

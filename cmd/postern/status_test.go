@@ -43,6 +43,12 @@ func badDay() service.Status {
 			server("main", "submission", "10.0.0.5:587", "down", 4*time.Minute+3*time.Second),
 			server("new", "imap", "10.0.0.7:993", "unknown", 0),
 		},
+		Providers: []service.ProviderStatus{
+			{Name: "contoso", Kind: "microsoft", State: "up", Tokens: 8, Last: now.Add(-40 * time.Minute), NotAfter: now.AddDate(0, 0, 400)},
+			{Name: "school", Kind: "google", State: "misconfigured", Since: now.Add(-3 * time.Minute), Error: "401"},
+			{Name: "new", Kind: "oauth", State: "not asked yet"},
+		},
+		Passwords: &service.PasswordStatus{Devices: 1204, Accounts: 977, Expired: 31, Foreign: 1, Damaged: 2, Hashes: &service.HashStatus{Running: 2, Waiting: 14, Memory: 128 << 20, Limit: 256 << 20}},
 		Certificates: []service.CertificateStatus{
 			{Name: "mail.example.org", Source: "file", NotAfter: now.Add(48 * time.Hour)}, {Name: "*", Source: "folder", NotAfter: now.Add(72 * time.Hour)},
 		},
@@ -90,6 +96,13 @@ new      imap        10.0.0.7:993  unknown    9123         -     -
 main     imap        10.0.0.6:993  drained    9123         -     -
 main     imap        10.0.0.5:993  up 3h12m   9123         12ms  1204ms
 
+providers     contoso: up, 8 valid tokens, the last came 40 minutes ago;
+              credential ends 2028-01-02
+              school: misconfigured for 3 minutes, 0 valid tokens
+              new: not asked yet, 0 valid tokens
+passwords     devices: 1204 of 977 accounts; 31 past their last day; 1 of a key
+              that is not in state.key_file; 2 that cannot be read
+              slow hashes: 2 running, 14 waiting, 128.0 MiB of 256.0 MiB
 certificates  2 names, the first ends in 2 days: mail.example.org, 2026-11-30
               21:14:00Z (file)
 reload        2026-11-28 20:14:00Z: loaded, changed: backends, limits

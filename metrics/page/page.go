@@ -29,6 +29,8 @@ type Config struct {
 	Findings     func() []Finding // what needs attention, the most urgent first
 	Sessions     func() map[string]int
 	Backends     func() []Backend
+	Providers    func() []Provider // empty: no backend takes tokens
+	Passwords    func() *Passwords // nil: Postern checks none
 	Certificates func() []Certificate
 	Accounts     func() []Accounts // empty: not counted yet
 	Stages       func() []Stages   // of the days on which they were counted
@@ -58,6 +60,26 @@ type Backend struct {
 	Braked          bool   // POP3 accounts whose mailbox looks different are refused
 	BrakedSince     time.Time
 	Accepted        time.Time // until when mailboxes may look different; zero: they may not
+}
+
+// A Provider is the state of an authorization server that gives tokens.
+type Provider struct {
+	Name, Kind string
+	State      string    // in words
+	Class      string    // of the colour of State: bad, warn or ""
+	Since      time.Time // of a State that is bad or warn
+	Error      string    // of the last request, if no token came
+	Tokens     int       // that are valid now
+	Last       time.Time // when a token came last; zero: none came yet
+	NotAfter   time.Time // until when the certificate or the secret is valid; zero: not known
+	EndsSoon   bool      // NotAfter needs attention
+}
+
+// Passwords counts the device passwords.
+type Passwords struct {
+	Devices, Accounts int
+	Broken            int // of Devices: they cannot be read, or state.key_file does not have their key
+	Expired           int // of Devices
 }
 
 // Accounts counts the accounts that have logged in by a protocol within 30 days.
@@ -191,6 +213,9 @@ type content struct {
 	Attempts          int
 	Charts            []chart
 	Backends          []Backend
+	Providers         []Provider
+	MoreProviders     int
+	Passwords         *Passwords
 	Certificates      []Certificate
 	MoreCertificates  int
 	CertificatesAsked bool
@@ -211,8 +236,8 @@ type total struct {
 	Share             float64
 }
 
-// maxRows is how many findings and certificates are listed: the most urgent, those that
-// end first.
+// maxRows is how many findings, providers and certificates are listed: the most urgent,
+// those that end first.
 const maxRows = 12
 
 // content collects what the response shows.
@@ -250,6 +275,16 @@ func (p *Page) content() *content {
 	if p.config.Backends != nil {
 		c.Backends = p.config.Backends()
 	}
+	if p.config.Providers != nil {
+		c.Providers = p.config.Providers()
+		slices.SortStableFunc(c.Providers, func(a, b Provider) int { return providerRank(a) - providerRank(b) })
+		if more := len(c.Providers) - maxRows; more > 0 {
+			c.Providers, c.MoreProviders = c.Providers[:maxRows], more
+		}
+	}
+	if p.config.Passwords != nil {
+		c.Passwords = p.config.Passwords()
+	}
 	if p.config.Certificates != nil {
 		c.CertificatesAsked = true
 		c.Certificates = p.config.Certificates()
@@ -271,6 +306,17 @@ func (p *Page) content() *content {
 		c.Guard = &g
 	}
 	return c
+}
+
+// providerRank orders providers: those that need attention come first.
+func providerRank(p Provider) int {
+	switch {
+	case p.Class == "bad":
+		return 0
+	case p.Class != "" || p.EndsSoon:
+		return 1
+	}
+	return 2
 }
 
 // sum adds up the slots of the day.

@@ -41,6 +41,14 @@ func busy() *Page {
 				{Name: "old", Protocol: proxy.IMAP, Members: 1, Up: 0, Drained: 1},
 			}
 		},
+		Providers: func() []Provider {
+			return []Provider{
+				{Name: "contoso", Kind: "microsoft", State: "up", Tokens: 8, Last: noon.Add(-40 * time.Minute), NotAfter: noon.AddDate(0, 0, 10), EndsSoon: true},
+				{Name: "school", Kind: "google", State: "misconfigured", Class: "bad", Since: noon.Add(-3 * time.Minute), Error: "the token endpoint answered 401 invalid_client <b>; the client id is wrong"},
+				{Name: "new", Kind: "oauth", State: "not asked yet"},
+			}
+		},
+		Passwords: func() *Passwords { return &Passwords{Devices: 1204, Accounts: 977, Broken: 2, Expired: 31} },
 		Findings: func() []Finding {
 			return []Finding{
 				{Severity: "critical", Class: "bad", Text: "backend old accepts no imap logins: it is drained", Next: "postern drain old --undo"},
@@ -207,6 +215,35 @@ func TestScaleIsEasyToRead(t *testing.T) {
 	}
 }
 
+// Criterion: The status page shows each provider of tokens with its state, its last token and the end of its certificate or secret, and the numbers of device passwords.
+func TestPageShowsProvidersAndDevices(t *testing.T) {
+	_, html := body(t, busy())
+	for _, want := range []string{
+		`<td>up<br><span class="quiet">valid tokens: 8, the last came 40 minutes ago</span></td><td class="warn"><time datetime="2026-12-02T12:07:00Z">in 10 days</time></td>`,
+		`<td><strong class="bad">misconfigured</strong> for 3 minutes<br><span class="quiet">the token endpoint answered 401 invalid_client &lt;b&gt;; the client id is wrong; valid tokens: 0</span></td><td>not known</td>`,
+		`<td>not asked yet<br><span class="quiet">valid tokens: 0</span></td>`,
+		"<div><dt>device passwords</dt><dd>1\u202f204</dd></div>", `<div><dt>accounts with devices</dt><dd>977</dd></div>`,
+		`<div><dt>past their last day</dt><dd>31</dd></div>`, `<div><dt>that do not work</dt><dd class="bad">2</dd></div>`,
+	} {
+		if !strings.Contains(html, want) {
+			t.Errorf("the page has no %s", want)
+		}
+	}
+	many := New(Config{Providers: func() (all []Provider) {
+		for i := range 20 {
+			all = append(all, Provider{Name: fmt.Sprint("tenant", i), State: "up"})
+		}
+		return append(all, Provider{Name: "last", State: "down", Class: "warn"})
+	}})
+	if _, html = body(t, many); !strings.Contains(html, `<th scope="row">last`) || strings.Contains(html, "tenant11") || !strings.Contains(html, "And 9 more: postern provider list.") {
+		t.Error("of many providers those that need attention are not shown first, and the others counted")
+	}
+	_, html = body(t, fresh())
+	if strings.Contains(html, "Providers") || strings.Contains(html, "devices") {
+		t.Error("the page shows providers or devices where there are none")
+	}
+}
+
 // Criterion: A real browser shows the status page, on a desk and on a phone, in the dark as well, without an error.
 func TestBrowserShowsThePage(t *testing.T) {
 	chromium, err := exec.LookPath("chromium")
@@ -246,6 +283,11 @@ func TestBrowserShowsThePage(t *testing.T) {
 		dom := browse(t, chromium, "--dump-dom", server.URL)
 		if !strings.Contains(dom, "Sessions now") {
 			t.Errorf("%s: the browser has\n%s", name, dom)
+		}
+		for _, words := range []string{"Providers of tokens", "misconfigured", "Passwords of devices"} {
+			if strings.Contains(dom, words) != (name == "busy") {
+				t.Errorf("%s: %q is shown: %v", name, words, name != "busy")
+			}
 		}
 	}
 }

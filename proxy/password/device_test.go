@@ -332,6 +332,31 @@ func TestADamagedDeviceHarmsNoOther(t *testing.T) {
 	}
 }
 
+// Criterion: Device passwords are counted by state, so that an operator sees those that do not work.
+func TestDevicesAreCounted(t *testing.T) {
+	store := new(state.Memory)
+	before := &Devices{Bucket: store, Keys: [][]byte{formerKey}}
+	add(t, before, Device{Account: "carol"}, Long)
+	d := &Devices{Bucket: store, Keys: [][]byte{presentKey}}
+	add(t, d, Device{Account: "alice"}, Long)
+	add(t, d, Device{Account: "alice", Expires: d.today()}, Long)
+	add(t, d, Device{Account: "bob"}, Long)
+	if err := store.Put(t.Context(), "dave\x00z", []byte("damaged")); err != nil {
+		t.Fatal(err)
+	}
+	count := func(d *Devices, want Counts) {
+		t.Helper()
+		if got, err := d.Count(t.Context()); got != want || err != nil {
+			t.Errorf("Count = %+v, %v, want %+v", got, err, want)
+		}
+	}
+	count(d, Counts{Accounts: 4, Working: 3, Foreign: 1, Damaged: 1})
+	count(&Devices{Bucket: store, Keys: [][]byte{presentKey, formerKey}}, Counts{Accounts: 4, Working: 4, Damaged: 1})
+	d.Now = func() time.Time { return time.Now().AddDate(0, 0, 2) }
+	count(d, Counts{Accounts: 4, Working: 2, Expired: 1, Foreign: 1, Damaged: 1})
+	count(&Devices{Bucket: new(state.Memory)}, Counts{})
+}
+
 func TestWhatANewDeviceMayBe(t *testing.T) {
 	d := &Devices{Bucket: new(state.Memory), Keys: [][]byte{presentKey}}
 	for name, wanted := range map[string]Device{

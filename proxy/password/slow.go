@@ -64,6 +64,20 @@ func (s *Slow) SetLimits(memory int64, wait time.Duration) {
 	s.startNext()
 }
 
+// A Load is what slow hashes take now.
+type Load struct {
+	Running, Waiting int
+	Memory           int64 // octets, with the memory that is not freed yet
+	Limit            int64
+}
+
+// Load returns what slow hashes take now.
+func (s *Slow) Load() Load {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Load{Running: s.running, Waiting: len(s.waiting), Memory: s.used + s.garbage, Limit: s.limit()}
+}
+
 func (s *Slow) limit() int64 {
 	if s.Memory > 0 {
 		return s.Memory

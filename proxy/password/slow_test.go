@@ -214,3 +214,23 @@ func TestAThousandArgon2idLoginsStayWithinTheMemory(t *testing.T) {
 		t.Errorf("the heap had %d MiB more, want at most %d", (peak-before)>>20, (limit+rest)>>20)
 	}
 }
+
+func TestLoadOfSlowHashes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const mib = 1 << 20
+		s := &Slow{Memory: 100 * mib, Wait: time.Minute, parallel: 4}
+		h := newSleeper(time.Second, 64*mib)
+		for i := range 3 {
+			go func() { _, _ = s.verify(t.Context(), h, fmt.Sprint("user", i), "hash", []byte("right")) }()
+		}
+		synctest.Wait()
+		if got, want := s.Load(), (Load{Running: 1, Waiting: 2, Memory: 64 * mib, Limit: 100 * mib}); got != want {
+			t.Errorf("Load = %+v, want %+v", got, want)
+		}
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if got := s.Load(); got.Running != 0 || got.Waiting != 0 {
+			t.Errorf("afterwards Load = %+v", got)
+		}
+	})
+}

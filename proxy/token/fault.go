@@ -36,12 +36,14 @@ type Fault struct {
 }
 
 // Error returns the provider, what happened and what can be done.
-func (f *Fault) Error() string {
-	text := fmt.Sprintf("provider %s: %s", f.Provider, f.Text)
-	if f.Advice != "" {
-		text += "; " + f.Advice
+func (f *Fault) Error() string { return fmt.Sprintf("provider %s: %s", f.Provider, f.Reason()) }
+
+// Reason returns what happened and what can be done.
+func (f *Fault) Reason() string {
+	if f.Advice == "" {
+		return f.Text
 	}
-	return text
+	return f.Text + "; " + f.Advice
 }
 
 func (p *Provider) fail(class Class, text string) *Fault {

@@ -73,6 +73,10 @@ type Provider struct {
 	forced  map[string]time.Time // by mailbox
 	fault   *Fault               // of the configuration, for every mailbox
 	retryAt time.Time            // after fault
+
+	status        Status // without Tokens
+	failed        *entry // whose request was the last to fail; nil: none, since a token came
+	failedSubject string // of failed
 }
 
 // An entry is a token: of a slot, or of a mailbox. Provider.mu guards it.
@@ -262,7 +266,7 @@ func (p *Provider) start(e *entry, subject string) {
 		p.report(begun, err)
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.record(e, a, err)
+		p.record(e, subject, a, err)
 		e.flight = nil
 		close(f.done)
 	}()
@@ -299,10 +303,12 @@ func (p *Provider) report(begun time.Time, err error) {
 	p.Observer.Observe(e)
 }
 
-// record puts the answer to a request into e.
-func (p *Provider) record(e *entry, a answer, err error) {
+// record puts the answer to a request into e. subject is that of the request.
+func (p *Provider) record(e *entry, subject string, a answer, err error) {
 	now := time.Now()
 	e.err = err
+	fault, _ := errors.AsType[*Fault](err)
+	p.note(e, subject, fault)
 	if err == nil {
 		e.secret.Clear()
 		e.secret, e.issued, e.expires = a.token, now, now.Add(a.life)
@@ -314,7 +320,7 @@ func (p *Provider) record(e *entry, a answer, err error) {
 	}
 	backoff := min(firstBackoff<<min(e.failures, 16), longestBackoff)
 	e.failures++
-	switch fault, _ := errors.AsType[*Fault](err); {
+	switch {
 	case fault == nil:
 	case fault.RetryAfter > 0:
 		backoff = min(fault.RetryAfter, longestRetry)

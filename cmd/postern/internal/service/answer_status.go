@@ -33,7 +33,9 @@ type Status struct {
 
 	Findings     []Finding           `json:"findings"` // the most urgent first
 	Listeners    []ListenerStatus    `json:"listeners"`
-	Backends     []ServerStatus      `json:"backends"` // by backend and protocol
+	Backends     []ServerStatus      `json:"backends"`            // by backend and protocol
+	Providers    []ProviderStatus    `json:"providers,omitempty"` // of tokens
+	Passwords    *PasswordStatus     `json:"passwords,omitempty"` // that Postern checks itself
 	Certificates []CertificateStatus `json:"certificates"`
 	Reload       *Reload             `json:"reload,omitempty"` // the last one since the start
 	Guard        GuardStatus         `json:"guard"`
@@ -123,6 +125,9 @@ func (s Status) NeedsAttention() bool {
 // status returns the state of this Postern.
 func (s *Service) status(ctx context.Context, _ struct{}) (Status, error) {
 	v, hostname := ReadVersion(), ""
+	if g := s.current.Load(); g != nil {
+		g.countDevices(ctx)
+	}
 	st := Status{
 		At: time.Now(), Version: v.Version, Revision: v.Revision, PID: os.Getpid(), Started: s.started,
 		Drained: s.drained.Load(), Findings: s.findings(), Reload: s.lastReload.Load(), Guard: s.guardStatus(),
@@ -132,6 +137,7 @@ func (s *Service) status(ctx context.Context, _ struct{}) (Status, error) {
 	if g := s.current.Load(); g != nil {
 		hostname = g.cfg.Hostname
 		st.Listeners, st.Backends, st.State = g.listenerStatus(), g.serverStatus(), g.fileStatus()
+		st.Providers, st.Passwords = g.providerStatus(), g.passwordStatus()
 	}
 	st.Hostname = hostname
 	if at := s.Storage.BackedUp.Load(); at != nil {

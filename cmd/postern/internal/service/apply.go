@@ -70,7 +70,7 @@ func (s *Service) commit(ctx context.Context, g *generation, o *opening) (before
 	g.bindings.Store(&o.bindings)
 	g.setStorage(s.Storage)
 	s.redaction.Store(&logs.Redaction{Privacy: g.cfg.Privacy, Names: s.pseudonyms}) // before anything of g is logged
-	s.metrics.AddLabels(g.listenerLabels(), g.backendLabels())
+	s.metrics.AddLabels(g.labels())
 	g.openBrakes(ctx, s.Storage)
 	s.slow.SetLimits(int64(g.cfg.Passwords.Memory), g.cfg.Limits.AttemptWait)
 	s.listings.SetLimit(int64(g.cfg.Limits.ListingMemory))

@@ -52,6 +52,8 @@ func (s *Service) findings() []Finding {
 	s.findDescriptors(g, &all)
 	if g != nil {
 		g.findBackends(now, &all)
+		g.findProviders(now, &all)
+		g.findDevices(&all)
 		g.findStaleFiles(&all)
 		g.findEndOfPOP3(now, &all)
 	}
@@ -73,27 +75,38 @@ func (s *Service) findings() []Finding {
 	return all
 }
 
-// findStaleFiles finds files of accounts that have changed and could not be loaded.
-func (g *generation) findStaleFiles(all *findingList) {
-	stale := func(key string, err error) {
-		if err != nil {
-			all.add(Warning, key+" has changed and was not loaded: its content before is in use", err.Error(), "correct the file (postern check has all mistakes); it is read again by itself")
-		}
-	}
+// An accountFile is a file of accounts that is read again when it changes.
+type accountFile struct {
+	key   string // in the configuration
+	stale error  // why it was not loaded since it has changed; nil: it was
+}
+
+// accountFiles returns the files of accounts.
+func (g *generation) accountFiles() (all []accountFile) {
 	for i, rule := range g.routing.rules {
 		if f, ok := rule.(*route.File); ok {
-			stale(fmt.Sprintf("routes[%d].file", i), f.Stale())
+			all = append(all, accountFile{fmt.Sprintf("routes[%d].file", i), f.Stale()})
 		}
 	}
 	if p := g.routing.policy; p != nil {
-		stale("policy.file", p.Stale())
+		all = append(all, accountFile{"policy.file", p.Stale()})
 	}
 	if f := g.passwords.file; f != nil {
-		stale("passwords.file", f.Stale())
+		all = append(all, accountFile{"passwords.file", f.Stale()})
 	}
 	for _, name := range slices.Sorted(maps.Keys(g.sources)) {
 		if names := g.sources[name].Names; names != nil {
-			stale("backends."+name+".names_file", names.Stale())
+			all = append(all, accountFile{"backends." + name + ".names_file", names.Stale()})
+		}
+	}
+	return all
+}
+
+// findStaleFiles finds files of accounts that have changed and could not be loaded.
+func (g *generation) findStaleFiles(all *findingList) {
+	for _, f := range g.accountFiles() {
+		if f.stale != nil {
+			all.add(Warning, f.key+" has changed and was not loaded: its content before is in use", f.stale.Error(), "correct the file (postern check has all mistakes); it is read again by itself")
 		}
 	}
 }

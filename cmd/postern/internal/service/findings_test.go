@@ -3,7 +3,9 @@ package service
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -15,7 +17,10 @@ import (
 	"postern/configs"
 	"postern/proxy"
 	"postern/proxy/certs"
+	"postern/proxy/password"
+	"postern/proxy/proxytest"
 	"postern/proxy/route"
+	"postern/proxy/token"
 )
 
 // Criterion: what needs attention is the same for postern status, the status page and /readyz, and each fault names the next step.
@@ -71,6 +76,28 @@ func TestEachFaultIsFoundWithItsNextStep(t *testing.T) {
 			within(t, 10*time.Second, "the file is found to be wrong", func() bool { return policy.Stale() != nil })
 			s.current.Load().routing.policy = policy
 		}, Warning, "policy.file has changed and was not loaded: its content before is in use", `policy:1: "pop3:of" is not one of`, "postern check"},
+		"a stale names_file": {func(s *Service) {
+			p := filepath.Join(t.TempDir(), "names")
+			if err := os.WriteFile(p, []byte("a@b x@y\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			names, err := token.OpenNames(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(p, []byte("a@b\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			go names.Watch(t.Context(), time.Millisecond, slog.New(slog.DiscardHandler))
+			within(t, 10*time.Second, "the file is found to be wrong", func() bool { return names.Stale() != nil })
+			s.current.Load().sources = map[string]*token.Source{"m365": {Names: names}}
+		}, Warning, "backends.m365.names_file has changed and was not loaded: its content before is in use", "line 1: there is no mailbox", "postern check"},
+		"device passwords that cannot be read": {func(s *Service) {
+			s.current.Load().devices.Store(&password.Counts{Accounts: 1, Damaged: 2})
+		}, Warning, "device passwords that cannot be read: 2", "", "postern password list"},
+		"device passwords of another key": {func(s *Service) {
+			s.current.Load().devices.Store(&password.Counts{Accounts: 1, Foreign: 3})
+		}, Warning, "state.key_file does not have their key: 3", "", "postern password list"},
 		"POP3 ends": {func(s *Service) {
 			day := func(n int) string { return now.AddDate(0, 0, n).Format(time.DateOnly) }
 			s.current.Load().routing.policy = policyOf(t, "a pop3:off-after="+day(-1)+"\nb pop3:off-after="+day(15)+"\nc pop3:off-after="+day(14)+
@@ -153,4 +180,82 @@ func TestPercentilesAreOfTheLastLogins(t *testing.T) {
 			t.Errorf("later: %d, %v", n, p95)
 		}
 	})
+}
+
+// Criterion: A provider that refuses the application, or gives no tokens, and a certificate or secret that ends within 30 days are what needs attention, each with its next step; no load balancer is told so, as another Postern would see the same.
+func TestProvidersNeedAttention(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("secret", "s3cret")
+	write("names", "scanner@example.org shared@example.org\n")
+	write("state.key", "dGhlIGtleSBvZiBhIHRlc3QgaGFzIDMyIG9jdGV0cyE=")
+	o := proxytest.StartOAuth(t, map[string]proxytest.OAuthClient{"copier": {Secret: "s3cret"}})
+	cert, err := certs.SelfSigned("mail.example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := certs.Static(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := New(tokenConfig(t, dir, o.TokenURL, "example.org"), store, slog.New(slog.DiscardHandler), nil)
+	g, err := build(tokenConfig(t, dir, o.TokenURL, "example.org"), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.current.Store(g)
+	expect := func(what, severity, text, detail, next string) {
+		t.Helper()
+		var all findingList
+		g.findProviders(time.Now(), &all)
+		if severity == "" {
+			if len(all) > 0 {
+				t.Errorf("%s: %+v", what, all)
+			}
+			return
+		}
+		if len(all) != 1 || all[0].Severity != severity || !strings.Contains(all[0].Text, text) || !strings.Contains(all[0].Detail, detail) || !strings.Contains(all[0].Next, next) {
+			t.Errorf("%s: found is %+v, want %s %q %q %q", what, all, severity, text, detail, next)
+		}
+		if err := s.degraded(); err != nil && strings.Contains(err.Error(), "own") {
+			t.Errorf("%s: /readyz says %v", what, err)
+		}
+	}
+	ask := func(account string) {
+		_, secret, _ := g.source("main").Credentials(t.Context(), account, proxy.IMAP, false)
+		secret.Clear()
+	}
+	if expect("not asked", "", "", "", ""); g.providerStatus()[0].State != providerUnknown {
+		t.Errorf("%+v", g.providerStatus())
+	}
+	o.Fail(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "away", http.StatusBadGateway) })
+	ask("scanner@example.org")
+	expect("away", Critical, "provider own gives no tokens; logins at its backends are refused temporarily", "the token endpoint answered 502", "postern provider check own")
+	o.Fail(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = io.WriteString(w, `{"error":"invalid_client"}`)
+	})
+	time.Sleep(1100 * time.Millisecond) // a failure is shared for a second
+	ask("scanner@example.org")
+	expect("misconfigured", Critical, "provider own refuses Postern's application", "401 invalid_client; the client id, or its secret", "postern provider check own")
+
+	for left, want := range map[time.Duration]string{31 * 24 * time.Hour: "", 10*24*time.Hour + time.Hour: Warning, -time.Hour: Critical} {
+		p := g.cfg.Providers["own"]
+		p.ClientSecretExpires = "2027-01-31"
+		g.cfg.Providers["own"] = p
+		var all findingList
+		g.providers = map[string]provider{"own": {Provider: &token.Provider{}, config: p}}
+		end, _, _ := p.CredentialEnd()
+		g.findProviders(end.Add(-left), &all)
+		switch {
+		case want == "" && len(all) == 0:
+		case len(all) != 1 || all[0].Severity != want || !strings.Contains(all[0].Text, "the secret of provider own") || !strings.Contains(all[0].Next, "providers.own (docs/oauth.md), with its last day"):
+			t.Errorf("%v left: %+v, want %s", left, all, want)
+		}
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -21,6 +22,7 @@ import (
 	"postern/proxy/authpolicy"
 	"postern/proxy/backend"
 	"postern/proxy/listen"
+	"postern/proxy/password"
 	"postern/proxy/route"
 	"postern/proxy/token"
 )
@@ -99,8 +101,9 @@ type generation struct {
 	pop3       pop3Options
 	policy     *authpolicy.Server // nil: none
 	passwords  passwordStores
-	deviceKeys [][]byte // of device passwords, from state.key_file; nil: there is none
-	gid        int      // the group that may use the control socket; -1: only Postern's user and root
+	devices    atomic.Pointer[password.Counts] // of device passwords, as counted last; nil: not known
+	deviceKeys [][]byte                        // of device passwords, from state.key_file; nil: there is none
+	gid        int                             // the group that may use the control socket; -1: only Postern's user and root
 	background []func(context.Context)
 	bindings   atomic.Pointer[[]proxy.Binding] // that are served; nil: not served yet
 }
@@ -152,23 +155,19 @@ func (g *generation) endpoints() []httpEndpoint {
 	return append(all, challenge)
 }
 
-// listenerLabels returns the labels of the listeners in metrics.
-func (g *generation) listenerLabels() (all []metrics.Listener) {
+// labels returns the labels in metrics.
+func (g *generation) labels() (all metrics.Labels) {
 	for _, l := range g.cfg.Listeners {
-		all = append(all, metrics.Listener{Name: l.Name, Protocol: l.Protocol})
+		all.Listeners = append(all.Listeners, metrics.Listener{Name: l.Name, Protocol: l.Protocol})
 	}
-	return all
-}
-
-// backendLabels returns the labels of the backends in metrics.
-func (g *generation) backendLabels() (all []metrics.Backend) {
 	for name, b := range g.cfg.Backends {
 		for _, protocol := range proxy.Protocols() {
 			if b.Server(protocol) != nil {
-				all = append(all, metrics.Backend{Name: name, Protocol: protocol})
+				all.Backends = append(all.Backends, metrics.Backend{Name: name, Protocol: protocol})
 			}
 		}
 	}
+	all.Providers = slices.Sorted(maps.Keys(g.cfg.Providers))
 	return all
 }
 

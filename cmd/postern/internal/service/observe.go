@@ -31,6 +31,9 @@ func (s *Service) newMetrics() *metrics.Metrics {
 		State:        s.stateGauges,
 		Accounts:     s.accountGauges,
 		Policy:       s.policyGauges,
+		Tokens:       s.providerGauges,
+		Passwords:    s.passwordGauges,
+		Stale:        s.staleGauges,
 		Listings:     func() int64 { return s.listings.Reserved() },
 		Draining:     s.draining.Load,
 		Drained:      s.drained.Load,
@@ -59,7 +62,7 @@ func (s *Service) newPage() *page.Page {
 		},
 		Guard:    s.guardOnPage,
 		Accounts: s.accountsOnPage, Stages: s.stagesOnPage,
-		Backends: s.backendsOnPage,
+		Backends: s.backendsOnPage, Providers: s.providersOnPage, Passwords: s.passwordsOnPage,
 		Certificates: func() (all []page.Certificate) {
 			for _, v := range s.store.Expiry() {
 				all = append(all, page.Certificate{

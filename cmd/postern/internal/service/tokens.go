@@ -45,6 +45,7 @@ func (g *generation) setSources() error {
 		}
 		g.sources[name] = s
 	}
+	g.background = append(g.background, g.watchCredentials)
 	if mistakes != nil {
 		return mistakes
 	}

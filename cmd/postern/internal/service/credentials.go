@@ -1,0 +1,256 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"postern/configs"
+	"postern/metrics"
+	"postern/metrics/page"
+)
+
+// The states of a provider of tokens. A provider is asked when a login needs a token.
+const (
+	providerUnknown       = "not asked yet"
+	providerUp            = "up"
+	providerDown          = "down"
+	providerMisconfigured = "misconfigured" // it refuses the application or its key
+)
+
+// A ProviderStatus is the state of a provider of tokens.
+type ProviderStatus struct {
+	Name     string    `json:"name"`
+	Kind     string    `json:"kind"`
+	State    string    `json:"state"`           // up, down, misconfigured, not asked yet
+	Since    time.Time `json:"since,omitzero"`  // of down and misconfigured: when the first request failed
+	Error    string    `json:"error,omitempty"` // likewise: of the last request
+	Tokens   int       `json:"tokens"`          // that are valid now
+	Last     time.Time `json:"last_token,omitzero"`
+	NotAfter time.Time `json:"not_after,omitzero"` // of what authenticates Postern there; zero: not known
+}
+
+// A PasswordStatus counts the device passwords, and what slow hashes take.
+type PasswordStatus struct {
+	Devices  int `json:"devices"`
+	Accounts int `json:"accounts"`    // that have devices
+	Expired  int `json:"expired"`     // of Devices: their last day is over
+	Foreign  int `json:"foreign_key"` // of Devices: no key of state.key_file made them
+	Damaged  int `json:"damaged"`     // of Devices: they cannot be read
+
+	Hashes *HashStatus `json:"hashes,omitempty"` // nil: there is no passwords.file
+}
+
+// A HashStatus is what the slow hashes of passwords.file take now.
+type HashStatus struct {
+	Running int   `json:"running"`
+	Waiting int   `json:"waiting"` // logins
+	Memory  int64 `json:"memory"`  // octets
+	Limit   int64 `json:"limit"`
+}
+
+// countEvery is how often all device passwords are counted for metrics and the status page.
+const countEvery = 5 * time.Minute
+
+// retryEvery is how often a provider that gave no token is asked again, at most, while no
+// login does.
+const retryEvery = 30 * time.Second
+
+// watchCredentials keeps the state of providers and device passwords true while nobody logs
+// in.
+func (g *generation) watchCredentials(ctx context.Context) {
+	retry, count := time.NewTicker(retryEvery), time.NewTicker(countEvery)
+	defer retry.Stop()
+	defer count.Stop()
+	g.countDevices(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-retry.C:
+			for _, p := range g.providers {
+				p.Retry()
+			}
+		case <-count.C:
+			g.countDevices(ctx)
+		}
+	}
+}
+
+// countDevices counts the device passwords. If they cannot be read, their number is not
+// known.
+func (g *generation) countDevices(ctx context.Context) {
+	if g.passwords.devices == nil || g.Storage.Devices == nil {
+		return
+	}
+	c, err := g.passwords.devices.Count(ctx)
+	if err != nil {
+		g.devices.Store(nil)
+		return
+	}
+	g.devices.Store(&c)
+}
+
+// providerStatus returns the state of the providers of tokens.
+func (g *generation) providerStatus() (all []ProviderStatus) {
+	for _, name := range slices.Sorted(maps.Keys(g.providers)) {
+		p := g.providers[name]
+		s := p.Status()
+		v := ProviderStatus{Name: name, Kind: p.config.Kind, State: providerUp, Since: s.Since, Tokens: s.Tokens, Last: s.Last}
+		switch {
+		case !s.Known():
+			v.State = providerUnknown
+		case s.Misconfigured():
+			v.State = providerMisconfigured
+		case s.Fault != nil:
+			v.State = providerDown
+		}
+		if s.Fault != nil {
+			v.Error = s.Fault.Reason()
+		}
+		v.NotAfter, _, _ = p.config.CredentialEnd()
+		all = append(all, v)
+	}
+	return all
+}
+
+// passwordStatus returns the state of the passwords that Postern checks; nil: none.
+func (g *generation) passwordStatus() *PasswordStatus {
+	counted := g.devices.Load()
+	if counted == nil && g.passwords.file == nil {
+		return nil
+	}
+	v := &PasswordStatus{}
+	if counted != nil {
+		*v = PasswordStatus{Devices: counted.Devices(), Accounts: counted.Accounts, Expired: counted.Expired, Foreign: counted.Foreign, Damaged: counted.Damaged}
+	}
+	if g.passwords.file != nil {
+		l := g.slow.Load()
+		v.Hashes = &HashStatus{l.Running, l.Waiting, l.Memory, l.Limit}
+	}
+	return v
+}
+
+// findProviders finds providers that give no tokens, and what authenticates there and ends
+// soon. Another Postern would see the same.
+func (g *generation) findProviders(now time.Time, all *findingList) {
+	add := func(severity, text, detail, next string) {
+		*all = append(*all, Finding{Severity: severity, Text: text, Detail: detail, Next: next, everywhere: true})
+	}
+	for _, p := range g.providerStatus() {
+		detail := fmt.Sprintf("for %s: %s", Span(now.Sub(p.Since)), p.Error)
+		check := "postern provider check " + p.Name
+		switch p.State {
+		case providerMisconfigured:
+			add(Critical, fmt.Sprintf("provider %s refuses Postern's application: there is no new token for any mailbox", p.Name), detail, check)
+		case providerDown:
+			severity, left := Warning, fmt.Sprintf("tokens that are still valid: %d", p.Tokens)
+			if p.Tokens == 0 {
+				severity, left = Critical, "logins at its backends are refused temporarily"
+			}
+			add(severity, fmt.Sprintf("provider %s gives no tokens; %s", p.Name, left), detail, check)
+		}
+		c := g.cfg.Providers[p.Name]
+		end, key, known := c.CredentialEnd()
+		what := map[bool]string{true: "certificate", false: "secret"}[c.Certificate != nil]
+		next := fmt.Sprintf("make a new one, add it at the provider, and write it to the file of providers.%s (docs/oauth.md)", p.Name)
+		if key == "client_secret_expires" {
+			next += ", with its last day"
+		}
+		switch left := end.Sub(now); {
+		case !known || left > configs.CredentialWarning:
+		case left <= 0:
+			add(Critical, fmt.Sprintf("the %s of provider %s has ended: there are no new tokens", what, p.Name), "on "+end.UTC().Format(dateTime), next)
+		default:
+			add(Warning, fmt.Sprintf("the %s of provider %s ends in %s", what, p.Name, Span(left)), "on "+end.UTC().Format(dateTime), next)
+		}
+	}
+}
+
+// findDevices finds device passwords that do not work.
+func (g *generation) findDevices(all *findingList) {
+	c := g.devices.Load()
+	if c == nil {
+		return
+	}
+	if c.Damaged > 0 {
+		all.add(Warning, fmt.Sprintf("device passwords that cannot be read: %d; their logins are refused temporarily", c.Damaged), "", "postern password list names the accounts")
+	}
+	if c.Foreign > 0 {
+		all.add(Warning, fmt.Sprintf("device passwords that do not work, because state.key_file does not have their key: %d", c.Foreign), "",
+			"postern password list shows them with the key -: put that key into the second line of the file, or make them anew")
+	}
+}
+
+// providerGauges returns the state of the providers for metrics.
+func (s *Service) providerGauges() (all []metrics.Provider) {
+	g := s.current.Load()
+	if g == nil {
+		return nil
+	}
+	for _, p := range g.providerStatus() {
+		all = append(all, metrics.Provider{
+			Name: p.Name, Known: p.State != providerUnknown, Up: p.State == providerUp, Misconfigured: p.State == providerMisconfigured,
+			Tokens: p.Tokens, Last: p.Last, NotAfter: p.NotAfter,
+		})
+	}
+	return all
+}
+
+// passwordGauges returns the state of the passwords for metrics.
+func (s *Service) passwordGauges() (m metrics.Passwords) {
+	g := s.current.Load()
+	if g == nil {
+		return m
+	}
+	if c := g.devices.Load(); c != nil {
+		m.Devices = map[string]int{"ok": c.Working, "expired": c.Expired, "foreign_key": c.Foreign, "damaged": c.Damaged}
+		m.Accounts = c.Accounts
+	}
+	if g.passwords.file != nil {
+		l := g.slow.Load()
+		m.Hashes, m.Running, m.Waiting, m.Memory, m.Limit = true, l.Running, l.Waiting, l.Memory, l.Limit
+	}
+	return m
+}
+
+// staleGauges returns for metrics which files of accounts were not loaded.
+func (s *Service) staleGauges() map[string]bool {
+	all := map[string]bool{}
+	if g := s.current.Load(); g != nil {
+		for _, f := range g.accountFiles() {
+			all[f.key] = f.stale != nil
+		}
+	}
+	return all
+}
+
+// providersOnPage returns the providers for the status page.
+func (s *Service) providersOnPage() (all []page.Provider) {
+	g := s.current.Load()
+	if g == nil {
+		return nil
+	}
+	for _, p := range g.providerStatus() {
+		v := page.Provider{Name: p.Name, Kind: p.Kind, State: p.State, Since: p.Since, Error: p.Error, Tokens: p.Tokens, Last: p.Last, NotAfter: p.NotAfter}
+		v.Class = map[string]string{providerMisconfigured: "bad", providerDown: "warn"}[p.State]
+		v.EndsSoon = !p.NotAfter.IsZero() && time.Until(p.NotAfter) < configs.CredentialWarning
+		all = append(all, v)
+	}
+	return all
+}
+
+// passwordsOnPage returns the passwords for the status page; nil: Postern checks none.
+func (s *Service) passwordsOnPage() *page.Passwords {
+	g := s.current.Load()
+	if g == nil {
+		return nil
+	}
+	c := g.devices.Load()
+	if c == nil {
+		return nil
+	}
+	return &page.Passwords{Devices: c.Devices(), Accounts: c.Accounts, Broken: c.Foreign + c.Damaged, Expired: c.Expired}
+}

@@ -1,0 +1,84 @@
+package token
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// Criterion: A provider that gives no tokens is known to be down, or misconfigured, since its first failure, also while nobody logs in: it is asked again by itself, and the first good answer ends that. Before the first request nothing is claimed.
+func TestStatusOfAProvider(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &endpoint{}
+		p := newProvider(t, e, 1)
+		expect := func(what string, down, misconfigured bool, since time.Duration, tokens int) {
+			t.Helper()
+			synctest.Wait()
+			s := p.Status()
+			if (s.Fault != nil) != down || s.Misconfigured() != misconfigured || s.Tokens != tokens || down && time.Since(s.Since) != since {
+				t.Errorf("%s: %+v, since %v; want down %v, misconfigured %v, since %v, %d tokens", what, s, time.Since(s.Since), down, misconfigured, since, tokens)
+			}
+		}
+		p.Retry()
+		if expect("before the first request", false, false, 0, 0); p.Status().Known() {
+			t.Error("a provider that nobody has asked is known")
+		}
+		take(t, p, "a@example.org", false)
+		if expect("a token came", false, false, 0, 1); !p.Status().Known() || !p.Status().Last.Equal(time.Now()) {
+			t.Errorf("%+v", p.Status())
+		}
+
+		e.fail(refuse(503, "", "{}"))
+		time.Sleep(55 * time.Minute)
+		take(t, p, "a@example.org", false) // an old token, and a request behind it
+		expect("away, with a token", true, false, 0, 1)
+		for range 20 { // nobody logs in
+			time.Sleep(30 * time.Second)
+			p.Retry()
+		}
+		expect("away for 10 minutes", true, false, 10*time.Minute, 0)
+		if n := e.count(); n < 5 || n > 12 {
+			t.Errorf("%d requests in ten minutes", n)
+		}
+		e.fail(refuse(401, "", `{"error":"invalid_client"}`))
+		time.Sleep(5 * time.Minute)
+		p.Retry()
+		expect("misconfigured", true, true, 15*time.Minute, 0)
+		before := e.count()
+		time.Sleep(30 * time.Second)
+		p.Retry()
+		if synctest.Wait(); e.count() != before {
+			t.Error("a provider that refuses the application is asked twice within a minute")
+		}
+		e.fail(nil)
+		time.Sleep(time.Minute)
+		p.Retry()
+		expect("mended", false, false, 0, 1)
+		before = e.count()
+		time.Sleep(10 * time.Minute)
+		p.Retry()
+		if synctest.Wait(); e.count() != before {
+			t.Error("a provider that answers is asked without need")
+		}
+	})
+}
+
+// Criterion: That there is no token for one mailbox does not make a provider down, and does not make one well that refuses the application.
+func TestOneMailboxIsNoStateOfAProvider(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProvider(t, &endpoint{}, 1)
+		e := &entry{}
+		account, temporary, configuration := p.fail(Account, "x"), p.fail(Temporary, "y"), p.fail(Configuration, "z")
+		for _, step := range []struct {
+			fault *Fault
+			want  *Fault
+		}{
+			{account, nil}, {temporary, temporary}, {account, nil}, {configuration, configuration}, {account, configuration}, {nil, nil},
+		} {
+			p.note(e, "", step.fault)
+			if got := p.Status().Fault; got != step.want {
+				t.Errorf("after %v: %v, want %v", step.fault, got, step.want)
+			}
+		}
+	})
+}
