@@ -226,7 +226,7 @@ func TestProvidersNeedAttention(t *testing.T) {
 		}
 	}
 	ask := func(account string) {
-		_, secret, _ := g.source("main").Credentials(t.Context(), account, proxy.IMAP, false)
+		_, secret, _, _ := g.source("main").Credentials(t.Context(), account, proxy.IMAP, false)
 		secret.Clear()
 	}
 	if expect("not asked", "", "", "", ""); g.providerStatus()[0].State != providerUnknown {
