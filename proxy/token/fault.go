@@ -57,8 +57,9 @@ type refusal struct {
 	Codes       []int  `json:"error_codes"`
 }
 
-// errorName is what RFC 6749 section 5.2 lets an error be, and shorter.
-var errorName = regexp.MustCompile(`^[a-z0-9_.-]{1,64}$`)
+// errorName is what the errors of RFC 6749 section 5.2 look like. What else it lets an error
+// be may be a secret.
+var errorName = regexp.MustCompile(`^[a-z_]{1,64}$`)
 
 // entraCode is a number of Microsoft Entra in a description.
 var entraCode = regexp.MustCompile(`AADSTS([0-9]{4,8})\b`)

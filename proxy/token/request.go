@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -73,16 +74,24 @@ func (p *Provider) ask(ctx context.Context, subject string) (answer, error) {
 	return p.parse(resp, body)
 }
 
-// bare returns err without the URL, which is in the configuration.
+// bare returns the text of err, of a connection or of TLS. Errors about HTTP repeat what the
+// server has sent, which may be the request: they are not shown.
 func bare(err error) string {
-	if e, ok := errors.AsType[*url.Error](err); ok {
-		err = e.Err
-	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Sprintf("no answer within %v", requestTimeout)
 	}
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		err = e.Err
+	}
 	const most = 300 // an error of a certificate may have as many names as the server likes
-	return wire.Excerpt(err.Error(), most)
+	text := err.Error()
+	_, network := errors.AsType[net.Error](err)
+	_, certificate := errors.AsType[*tls.CertificateVerificationError](err)
+	switch {
+	case network, certificate, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), strings.HasPrefix(text, "tls: "):
+		return wire.Excerpt(text, most)
+	}
+	return "the answer is not valid HTTP"
 }
 
 func (p *Provider) parse(resp *http.Response, body []byte) (answer, error) {
