@@ -47,7 +47,11 @@ func (s *Server) newSession(*imapserver.Conn) (imapserver.Session, *imapserver.G
 	if !s.conns.begin() {
 		return nil, nil, &imap.Error{Type: imap.StatusResponseTypeBye, Text: "Closing"}
 	}
-	return &session{server: s}, nil, nil
+	plain := &session{server: s}
+	if s.token != nil {
+		return &tokenSession{plain}, nil, nil
+	}
+	return plain, nil, nil
 }
 
 func errNo(code imap.ResponseCode, format string, args ...any) error {

@@ -40,6 +40,9 @@ type Options struct {
 	// Accepted is called for each message that SMTP has accepted, before it is
 	// delivered and answered; nil: it is not called. It must not keep raw.
 	Accepted func(from string, to []string, raw []byte)
+	// TakesToken reports whether a bearer token lets a user in. If it is set, both servers
+	// take tokens alone, by XOAUTH2, and refuse every password. nil: they take passwords.
+	TakesToken func(user, token string) bool
 	// Log gets internal errors; nil: they are dropped.
 	Log *slog.Logger
 }
@@ -49,6 +52,7 @@ type Options struct {
 type Server struct {
 	users    map[string]*user
 	accepted func(from string, to []string, raw []byte)
+	token    func(user, token string) bool // nil: passwords are taken
 	imap     *imapserver.Server
 	smtp     *smtp.Server
 	conns    tracker
@@ -61,7 +65,7 @@ func New(o Options) *Server {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{users: make(map[string]*user), accepted: o.Accepted}
+	s := &Server{users: make(map[string]*user), accepted: o.Accepted, token: o.TakesToken}
 	s.conns.init()
 	for _, a := range o.Accounts {
 		s.users[a.User] = newUser(a.Password, max(o.UIDValidity, 1))
@@ -141,7 +145,7 @@ func (s *Server) Renew(name string) error {
 // verify reports whether the password is that of the account.
 func (s *Server) verify(name, password string) bool {
 	u, ok := s.users[name]
-	return ok && subtle.ConstantTimeCompare([]byte(u.password), []byte(password)) == 1
+	return ok && s.token == nil && subtle.ConstantTimeCompare([]byte(u.password), []byte(password)) == 1
 }
 
 // recipient returns the account that an address belongs to.

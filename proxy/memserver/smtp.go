@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"slices"
 	"time"
 
 	"github.com/emersion/go-sasl"
@@ -51,19 +52,33 @@ type submission struct {
 }
 
 // AuthMechanisms is part of smtp.AuthSession.
-func (s *submission) AuthMechanisms() []string { return []string{sasl.Plain, sasl.Login} }
+func (s *submission) AuthMechanisms() []string {
+	if s.server.token != nil {
+		return []string{xoauth2}
+	}
+	return []string{sasl.Plain, sasl.Login}
+}
 
 // Auth is part of smtp.AuthSession.
 func (s *submission) Auth(mechanism string) (sasl.Server, error) {
-	switch mechanism {
-	case sasl.Plain:
+	switch {
+	case !slices.Contains(s.AuthMechanisms(), mechanism):
+	case mechanism == xoauth2:
+		return &xoauth2Server{login: func(user, token string) error {
+			if !s.server.verifyToken(user, token) {
+				return smtp.ErrAuthFailed
+			}
+			s.user = user
+			return nil
+		}}, nil
+	case mechanism == sasl.Plain:
 		return sasl.NewPlainServer(func(identity, user, password string) error {
 			if identity != "" && identity != user {
 				return smtp.ErrAuthFailed
 			}
 			return s.login(user, password)
 		}), nil
-	case sasl.Login:
+	case mechanism == sasl.Login:
 		return &loginServer{login: s.login}, nil
 	}
 	return nil, smtp.ErrAuthUnknownMechanism
