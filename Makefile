@@ -11,7 +11,7 @@ SEEDS    ?= 1000000
 
 PROOFS   := ^TestAServerThatMisbehavesLosesNothing$$|^TestLibertiesOfGrammarChangeNothing$$
 
-.PHONY: all build test test-all test-acme proof lint fmt fuzz bench criteria reference simulation package container
+.PHONY: all build test test-all test-acme test-oidc proof lint fmt fuzz bench criteria reference simulation package container
 all: build lint test
 
 build:
@@ -21,7 +21,7 @@ build:
 # what still is fails its test. The race detector needs cgo and a C compiler.
 test:
 	.ci/packages
-	$(MAKE) --output-sync=line -j2 test-all test-acme
+	$(MAKE) --output-sync=line -j2 test-all test-acme test-oidc
 
 test-all:
 	.ci/fuzz 1s
@@ -31,6 +31,9 @@ test-all:
 
 test-acme: # against a CA; most of the time it waits for certificates to grow old
 	cd proxy/certs/acmetest && $(GO) test -race -timeout 10m ./...
+
+test-oidc: # against an authorization server of other authors
+	cd proxy/token/oidctest && $(GO) test -race -timeout 5m ./...
 
 # What takes longer than make test bears: the same tests with more seeds, on all
 # cores. A seed that fails is named, and runs alone with its dialogue by
@@ -50,6 +53,7 @@ lint:
 	$(LINT) run
 	$(GO) mod tidy -diff
 	cd proxy/certs/acmetest && $(GO) mod tidy -diff && $(GO) vet ./...
+	cd proxy/token/oidctest && $(GO) mod tidy -diff && $(GO) vet ./...
 	deps=$$($(GO) list -deps ./cmd/postern); ! grep -xE 'testing(/.*)?|postern/proxy/proxytest' <<<"$$deps"
 	.ci/criteria | diff -u docs/criteria.md - || { echo "docs/criteria.md is old: run 'make criteria'"; exit 1; }
 	$(GO) test -run='^TestSimulation$$' ./proxy/guard # docs/guard.md; without the race detector: see simulation_race_test.go
