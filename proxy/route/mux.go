@@ -206,7 +206,7 @@ func (m *Mux) Login(ctx context.Context, l *proxy.Login) (proxy.Session, error) 
 	if m.Protocols == nil {
 		return session, nil
 	}
-	if err := m.Protocols.refusal(l.Account, l.Client.Protocol); err != nil {
+	if err := m.Protocols.Refusal(l.Account, l.Client.Protocol); err != nil {
 		_ = session.Close()
 		return nil, err
 	}

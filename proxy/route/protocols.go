@@ -120,9 +120,9 @@ func (p *Protocols) Off(account, protocol string, now time.Time) (off bool, last
 // instants: there are zones in which some midnights do not exist.
 func ended(day string, now time.Time) bool { return now.Format(time.DateOnly) > day }
 
-// refusal returns why account may not use protocol now, or nil. The password must be known
+// Refusal returns why account may not use protocol now, or nil. The password must be known
 // to be right.
-func (p *Protocols) refusal(account, protocol string) error {
+func (p *Protocols) Refusal(account, protocol string) error {
 	switch off, lastDay := p.Off(account, protocol, time.Now()); {
 	case off && lastDay != "":
 		return &proxy.Refusal{

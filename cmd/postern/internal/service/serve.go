@@ -135,6 +135,7 @@ func (s *Service) start(ctx context.Context, g *generation) error {
 	}
 	s.wg.Go(func() { s.store.Run(ctx) })
 	s.wg.Go(func() { s.store.Watch(ctx, watchEvery, s.log) })
+	s.wg.Go(func() { s.watchDevices(ctx) })
 	s.startWriters(ctx)
 	return nil
 }

@@ -58,7 +58,8 @@ type Service struct {
 	sockets     *listen.Sockets
 	Storage     *stored.Storage
 	listings    *bridge.ListingMemory
-	slow        *password.Slow        // of the hashes of passwords.file
+	slow        *password.Slow // of the hashes of passwords.file
+	standing    standing
 	Ready       func([]proxy.Binding) // called when the listeners of the first generation are open
 
 	control         *admin.Server

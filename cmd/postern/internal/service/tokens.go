@@ -150,12 +150,3 @@ func (g *generation) withToken(name string, b proxy.Backend) proxy.Backend {
 	}
 	return b
 }
-
-// stands returns nil if a login may connect to its backend, for the first time or again:
-// its device was not removed meanwhile, and has not expired.
-func (g *generation) stands(ctx context.Context, l *proxy.Login) error {
-	if !l.Verified {
-		return nil
-	}
-	return g.withPasswords(nil, nil).Stands(ctx, l)
-}
