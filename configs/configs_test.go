@@ -127,6 +127,7 @@ log: {format: json, level: debug, fail2ban: failed}
 	if err != nil {
 		t.Fatal(err)
 	}
+	checkPrinted(t, got)
 	got.positions = nil
 	var networks []netip.Prefix
 	for _, s := range []string{"10.0.0.40/32", "10.0.0.41/32", "10.1.0.0/16", "2001:db8::/48", "2001:db8::1/128"} {

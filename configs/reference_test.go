@@ -115,6 +115,7 @@ const preface = `# Configuration
 
 Made by ` + "`make reference`" + ` from [configs/postern.yaml](../configs/postern.yaml), which shows all this as a file, and from the types
 that it is read into. Unknown keys are mistakes. ` + "`postern check`" + ` names all mistakes at once, each with file, line and key.
+` + "`postern check --print`" + ` prints a configuration with all defaults and presets, and says where each value comes from.
 
 A duration is written 10s, 35m or 1h30m; a size 256MiB; a network 192.0.2.0/24, or as a single address. Paths are relative to the folder of
 the file. NAME is a name of your own, [] an entry of a list. "–" has no default: it is needed, or means nothing alone.

@@ -12,6 +12,7 @@ import (
 
 	"postern/cmd/postern/internal/service"
 	"postern/cmd/postern/internal/unit"
+	"postern/configs"
 	"postern/proxy"
 )
 
@@ -24,7 +25,9 @@ func checkCommand() *cobra.Command {
 		Short: "Report all mistakes in a configuration, without starting",
 		Long: `Print all that is wrong with a configuration, each with file, line and key, and
 what is valid and may not be intended, as a warning. Nothing is opened, made or
-changed. Mistakes are exit status 1, warnings are not.
+changed. Mistakes are exit status 1, warnings are not. --print prints the
+configuration instead, with the value of each key that has one and where it comes from:
+a default, or what the kind of a provider presets.
 
 Root also tries the files as the service's user. If the unit of systemd is
 installed for this configuration, its user and the paths that it lets the service
@@ -39,11 +42,22 @@ write count.`,
 	as := flags.String("as", "", "when run by root: look also as this `user`; default: that of the unit, else postern")
 	open := flags.Bool("open", false, "try to open the ports that nobody has")
 	asJSON := flags.Bool("json", false, "the result as one JSON object; what else is printed goes to standard error")
+	shown := flags.Bool("print", false, "print the configuration with all defaults and presets, and check no files")
 	byUnit := flags.Bool("unit", false, "judge paths by the unit that is installed")
 	_ = flags.MarkHidden("unit") // for checkAs
+	for _, other := range []string{"probe", "open", "json"} {
+		cmd.MarkFlagsMutuallyExclusive("print", other)
+	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *user != "" && !*probe {
 			return errors.New("--user needs --probe")
+		}
+		if *shown {
+			cfg, err := configs.Read(*path)
+			if err != nil {
+				return err
+			}
+			return cfg.Print(cmd.OutOrStdout())
 		}
 		installed, err := unitFor(*path)
 		if err != nil {

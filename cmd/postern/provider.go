@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -9,6 +11,7 @@ import (
 
 	"postern/cmd/postern/internal/service"
 	"postern/configs"
+	"postern/proxy/admin"
 )
 
 func providerCommand() *cobra.Command {
@@ -21,20 +24,23 @@ func providerCommand() *cobra.Command {
 	return cmd
 }
 
-// A providerEntry is a provider of the configuration, without anything secret.
+// A providerEntry is a provider of the configuration with its state, without anything
+// secret.
 type providerEntry struct {
-	Name     string   `json:"name"`
-	Kind     string   `json:"kind"`
-	TokenURL string   `json:"token_url"`
-	Domains  []string `json:"domains"`
-	Backends []string `json:"backends"`
+	service.ProviderStatus          // the State is "" if no Postern is running
+	TokenURL               string   `json:"token_url"`
+	Domains                []string `json:"domains"`
+	Backends               []string `json:"backends"`
 }
 
 func listProvidersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List the providers of tokens, and the backends that take them",
-		Args:  cobra.NoArgs,
+		Short: "List the providers of tokens, their state, and the backends that take the tokens",
+		Long: `List the providers of tokens, their state in the running Postern, and the backends
+that take the tokens. CREDENTIAL ENDS is the end of the certificate, or of the secret as
+client_secret_expires says. Without a running Postern there is no state.`,
+		Args: cobra.NoArgs,
 	}
 	path := configFlag(cmd)
 	asJSON := jsonFlag(cmd)
@@ -43,12 +49,18 @@ func listProvidersCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		p := newPrinter(cmd.OutOrStdout(), *asJSON, "PROVIDER\tKIND\tTOKEN ENDPOINT\tDOMAINS\tBACKENDS", func(e providerEntry) []any {
-			return []any{e.Name, e.Kind, e.TokenURL, strings.Join(e.Domains, " "), strings.Join(e.Backends, " ")}
+		running, err := runningProviders(cmd.Context(), cfg)
+		if err != nil {
+			return err
+		}
+		p := newPrinter(cmd.OutOrStdout(), *asJSON, "PROVIDER\tKIND\tSTATE\tLAST TOKEN\tCREDENTIAL ENDS\tTOKEN ENDPOINT\tDOMAINS\tBACKENDS", func(e providerEntry) []any {
+			return []any{e.Name, e.Kind, orDash(e.State), date(e.Last), date(e.NotAfter), e.TokenURL, strings.Join(e.Domains, " "), strings.Join(e.Backends, " ")}
 		})
 		for _, name := range slices.Sorted(maps.Keys(cfg.Providers)) {
 			c := cfg.Providers[name]
-			e := providerEntry{Name: name, Kind: c.Kind, TokenURL: service.TokenURL(c), Domains: c.Domains}
+			e := providerEntry{ProviderStatus: running[name], TokenURL: service.TokenURL(c), Domains: c.Domains}
+			e.Name, e.Kind = name, c.Kind
+			e.NotAfter, _, _ = c.CredentialEnd()
 			for _, backend := range slices.Sorted(maps.Keys(cfg.Backends)) {
 				if cfg.Backends[backend].Token == name {
 					e.Backends = append(e.Backends, backend)
@@ -61,6 +73,24 @@ func listProvidersCommand() *cobra.Command {
 		return p.end(nil)
 	}
 	return cmd
+}
+
+// runningProviders returns the providers of the running Postern by name; none runs: nil.
+func runningProviders(ctx context.Context, cfg *configs.Config) (map[string]service.ProviderStatus, error) {
+	if cfg.Control.Socket == "" || len(cfg.Providers) == 0 {
+		return nil, nil
+	}
+	all := map[string]service.ProviderStatus{}
+	err := admin.CallEach(ctx, cfg.Control.Socket, service.AskStatus, struct{}{}, func(s service.Status) error {
+		for _, p := range s.Providers {
+			all[p.Name] = p
+		}
+		return nil
+	})
+	if errors.Is(err, admin.ErrNotRunning) {
+		return nil, nil
+	}
+	return all, err
 }
 
 func checkProviderCommand() *cobra.Command {
