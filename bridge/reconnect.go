@@ -46,6 +46,7 @@ func (s *session) reconnect(ctx context.Context) error {
 
 // connect does the work of reconnect after the old connection is closed.
 func (s *session) connect(ctx context.Context) error {
+	s.login.Again = true
 	conn, capabilities, err := s.backend.LogIn(ctx, s.login)
 	if ctx.Err() != nil {
 		if err == nil {

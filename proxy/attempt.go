@@ -109,11 +109,11 @@ func (s *Server) verify(c *conn, l *Login, e *Attempt) (err error) {
 	}()
 	l.Watch = c.Watch
 	err = c.permit.Try(c.ctx, l)
-	l.Watch = nil
 	if err == nil {
 		err = NewRefusal(Internal, nil)
 		err = c.logIn(l)
 	}
+	l.Watch = nil // sessions keep l
 	settled = true
 	delay := c.permit.Settle(err)
 	if p, ok := c.permit.(DecisionReporter); ok {

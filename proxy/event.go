@@ -206,6 +206,19 @@ func TokenResults() []string {
 	return []string{TokenOK, TokenTemporary, TokenAccount, TokenConfiguration}
 }
 
+// The values of AccountQueued.Result.
+const (
+	QueueOK        = "ok"           // the login has waited, and goes on
+	QueueFull      = "full"         // all connections of the account were in use for too long, or too many logins wait
+	QueueThrottled = "throttled"    // the server wants no login of the account now
+	QueueAbandoned = "client_abort" // the client has left, or the operator has ended the wait
+)
+
+// QueueResults returns the values of AccountQueued.Result.
+func QueueResults() []string {
+	return []string{QueueOK, QueueFull, QueueThrottled, QueueAbandoned}
+}
+
 // The values of PolicyRequested.Result.
 const (
 	PolicyAllow  = "allow" // of a report: it was accepted
@@ -354,6 +367,26 @@ type (
 		Backend, Protocol string
 		Duration          time.Duration
 		Err               error // nil, a *Refusal
+	}
+
+	// AccountQueued: a login has waited for one of the connections that its account may
+	// have to a backend, or was refused because there was none. A login that finds one at
+	// once emits nothing.
+	AccountQueued struct {
+		Client            Client
+		Account           string
+		Backend, Protocol string
+		Result            string        // Queue...
+		Duration          time.Duration // of the wait
+		Err               error         // with QueueFull and QueueThrottled
+	}
+
+	// AccountThrottled: a backend wants no login of an account for Backoff.
+	AccountThrottled struct {
+		Client            Client
+		Account           string
+		Backend, Protocol string
+		Backoff           time.Duration
 	}
 
 	// Probed: a backend was asked what it offers.
@@ -593,6 +626,8 @@ func (Opened) event()              {}
 func (Closed) event()              {}
 func (Dialed) event()              {}
 func (BackendLogin) event()        {}
+func (AccountQueued) event()       {}
+func (AccountThrottled) event()    {}
 func (Probed) event()              {}
 func (Identified) event()          {}
 func (MaildropOpened) event()      {}

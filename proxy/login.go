@@ -60,8 +60,12 @@ type Login struct {
 	Hello     Hello
 	Offer     Offer // as announced on this connection
 
-	// Watch is Conn.Watch of the client, during Permit.Try. A Permit that lets the
-	// client wait calls it to notice that the client leaves. nil: not available.
+	// Again is true when a session logs in once more, because it has lost its connection
+	// to the backend: such a login is the first of those that wait.
+	Again bool
+
+	// Watch is Conn.Watch of the client, during Permit.Try and Backend.Login. Whatever lets
+	// the client wait there calls it to notice that the client leaves. nil: not available.
 	Watch func(context.Context) (context.Context, func()) `json:"-"`
 }
 

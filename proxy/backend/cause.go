@@ -11,6 +11,8 @@ import (
 var (
 	ErrTokenRefused  = errors.New("the server refuses the token, or the application that it is for: postern provider check says which")
 	ErrThrottled     = errors.New("the server throttles the mailbox, or the mailbox has too many connections")
+	errFull          = fmt.Errorf("%w: lower account_connections, or end other programs that use the mailbox", ErrThrottled)
+	errNoUser        = errors.New("the service account may not open the mailbox: look at its domain-wide delegation, and whether there is such a user")
 	ErrWebLogin      = errors.New("the user has to log in in a web browser first")
 	ErrIMAPOff       = errors.New("IMAP is off for the mailbox or the domain")
 	ErrPolicy        = errors.New("a setting of the mailbox or the tenant forbids it")
@@ -34,24 +36,26 @@ var causes = []struct {
 	{"authenticated but not connected", ErrNoMailbox},
 	{"throttle", ErrThrottled},
 	{"server unavailable. 1", ErrThrottled}, // of Exchange, with a number
-	{"concurrent connections limit exceeded", ErrThrottled},
-	{"sender thread limit exceeded", ErrThrottled},
-	{"too many simultaneous connections", ErrThrottled},
+	{"concurrent connections limit exceeded", errFull},
+	{"sender thread limit exceeded", errFull},
+	{"too many simultaneous connections", errFull},
 	{"exceeded command or bandwidth limits", ErrThrottled},
 	{"log in via your web browser", ErrWebLogin},
 	{"web login required", ErrWebLogin},
+	{"lookup failed", errNoUser},
 	{"imap access is disabled", ErrIMAPOff},
 	{"not enabled for imap use", ErrIMAPOff},
 }
 
-// withCause adds to err the cause that a server's text names, if it names one. The text
-// itself may contain the credentials.
+// withCause adds to err the cause that a server's text names, and the backoff that it
+// suggests, if it does. The text itself may contain the credentials.
 func withCause(err error, text string) error {
 	text = strings.ToLower(text)
 	for _, c := range causes {
 		if strings.Contains(text, c.text) {
-			return fmt.Errorf("%w: %w", err, c.err)
+			err = fmt.Errorf("%w: %w", err, c.err)
+			break
 		}
 	}
-	return err
+	return withBackoff(err, text)
 }

@@ -23,6 +23,7 @@ type Conn struct {
 	replies             *wire.ReplyReader
 	timeout             time.Duration // for each answer
 	release             func()        // called by Close, possibly more than once; nil: not called
+	place               place         // among the connections of the account
 	watchedCapabilities string        // IMAP: the capabilities after login if UNAUTHENTICATE is one of them, else empty
 	alert               string        // IMAP: what the user must be shown
 	until               time.Time     // when a session should end, before the server ends it; zero: never
@@ -36,10 +37,15 @@ func (c *Conn) Read(p []byte) (int, error) { return c.replies.Read(p) }
 // Close implements net.Conn.
 func (c *Conn) Close() error {
 	if c.release != nil {
-		c.release()
+		defer c.release() // the server is told first: it counts the connections of the account, too
 	}
 	return c.Conn.Close()
 }
+
+// CommandRefused records what the text of a command's refusal says of the account: the
+// server may want no login of it for some time. The relay of IMAP does not read answers,
+// and calls nothing.
+func (c *Conn) CommandRefused(text string) { c.place.backOff(suggestedBackoff(text)) }
 
 // Unauthenticates reports whether the IMAP server offers UNAUTHENTICATE, RFC 8437,
 // to the user that is logged in.

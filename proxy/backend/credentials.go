@@ -78,7 +78,9 @@ func (s *Server) verdictFor(l *proxy.Login, err error) error {
 	if !ok || !l.Verified || !carriesToken(l.Mechanism) {
 		return err
 	}
-	if r.Reason == proxy.Wrong && !errors.Is(r.Err, ErrPolicy) {
+	// A challenge says that the token is refused, whatever the words after it are: RFC 7628
+	// section 3.2.2.
+	if refused := r.Reason == proxy.Wrong || r.Challenge != nil && r.Doubtful; refused && !errors.Is(r.Err, ErrPolicy) {
 		r.Err = fmt.Errorf("%w: %w", r.Err, ErrTokenRefused)
 	}
 	if !r.Reason.Temporary() {

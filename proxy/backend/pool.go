@@ -46,6 +46,10 @@ type Pool struct {
 	CheckResources func() error   // returns why this machine can open no connection now; nil: not called
 	Observer       proxy.Observer // nil: none
 
+	Accounts     *Accounts                   // nil: connections of accounts are not counted
+	AccountLimit AccountLimit                // with Accounts
+	Mailbox      func(account string) string // the name of an account at the servers; nil: the account
+
 	once      sync.Once
 	members   []*member
 	mu        sync.Mutex // guards the fields of members that change
@@ -109,21 +113,41 @@ func (p *Pool) LoginSMTP(ctx context.Context, l *proxy.Login) (*Conn, error) {
 	return p.login(ctx, l, func(s *Server) (*Conn, error) { return s.LoginSMTP(ctx, l) })
 }
 
-// login tries each member at most once.
-func (p *Pool) login(ctx context.Context, l *proxy.Login, try func(*Server) (*Conn, error)) (*Conn, error) {
-	retryTime := p.RetryTime
-	if retryTime == 0 {
-		retryTime = defaultRetryTime
-	}
+// login logs l in, once the account may have another connection.
+func (p *Pool) login(ctx context.Context, l *proxy.Login, try func(*Server) (*Conn, error)) (conn *Conn, err error) {
 	if p.CheckResources != nil {
 		if err := p.CheckResources(); err != nil {
 			return nil, p.unavailable(err)
 		}
 	}
+	at, err := p.enter(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if conn == nil { // also after a panic
+			at.leave()
+		}
+	}()
+	if conn, err = p.tryMembers(ctx, l.Account, try); err != nil {
+		at.noteThrottling(l, err)
+		return nil, err
+	}
+	release := conn.release
+	conn.release, conn.place = sync.OnceFunc(func() { release(); at.leave() }), at
+	return conn, nil
+}
+
+// tryMembers tries each member at most once.
+func (p *Pool) tryMembers(ctx context.Context, account string, try func(*Server) (*Conn, error)) (*Conn, error) {
+	retryTime := p.RetryTime
+	if retryTime == 0 {
+		retryTime = defaultRetryTime
+	}
 	var tried []*member
 	var lastErr error
 	for begun := time.Now(); len(tried) == 0 || time.Since(begun) < retryTime; {
-		m, err := p.acquire(l.Account, tried)
+		m, err := p.acquire(account, tried)
 		if err != nil && lastErr == nil {
 			return nil, p.unavailable(err)
 		}
@@ -150,7 +174,7 @@ func (p *Pool) attempt(m *member, try func(*Server) (*Conn, error)) (conn *Conn,
 		return nil, err
 	}
 	p.recordResult(m, nil)
-	conn.release = sync.OnceFunc(func() { p.release(m) })
+	conn.release = func() { p.release(m) }
 	return conn, nil
 }
 

@@ -115,7 +115,7 @@ func (s *Server) imapVerdict(k Kind, r wire.Response) error {
 	if code == "PRIVACYREQUIRED" {
 		err = fmt.Errorf("%w: use TLS, or let it trust Postern's address", err)
 	}
-	err = withCause(err, r.Text)
+	err = withCause(err, r.Code+" "+r.Text)
 	if r.Name != "NO" {
 		return s.refuse(doubtful, err)
 	}
