@@ -110,6 +110,9 @@ func TestRefusedReloginIsTemporary(t *testing.T) {
 			if string(l.Secret.Reveal()) != "secret" {
 				t.Error("not the session's secret")
 			}
+			if !l.Again {
+				t.Error("a session that was there is queued behind new ones")
+			}
 			return nil, "", proxy.NewRefusal(proxy.Wrong, errors.New("no"))
 		}
 		return first(ctx, l)

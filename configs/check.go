@@ -154,10 +154,25 @@ func (m *mistakes) checkBackends() {
 		for _, protocol := range proxy.Protocols() {
 			m.checkKind(key+"."+protocol+".kind", b.Server(protocol), Kinds(protocol))
 		}
+		m.checkAccountConnections(key, b)
 		if b.Submission != nil && b.Submission.Identity == IdentityXCLIENTLogin && b.IMAP == nil {
 			m.report(key+".submission.identity", "xclient-login needs an imap server in the same backend, which verifies the password")
 		}
 	}
+}
+
+// checkAccountConnections checks the limits of connections of an account.
+func (m *mistakes) checkAccountConnections(key string, b Backend) {
+	const million = 1_000_000
+	for _, protocol := range proxy.Protocols() {
+		switch at, n := key+".account_connections."+protocol, b.AccountConnections.Of(protocol); {
+		case n < 0 || n > million:
+			m.report(at, "%d is out of range; use 1 to %d, or 0 for no limit", n, million)
+		case n > 0 && b.Server(protocol) == nil && !m.isUnreadable(key+"."+protocol):
+			m.report(at, "the backend has no %s; remove it", protocol)
+		}
+	}
+	m.checkSpan(key+".account_wait", b.AccountWait, 0, time.Minute)
 }
 
 func (m *mistakes) checkServer(key string, s *Server, identities ...string) {

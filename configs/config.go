@@ -75,7 +75,37 @@ type Backend struct {
 
 	Token     string `yaml:"token"`      // the provider with whose tokens Postern logs in; "": with the client's password
 	NamesFile string `yaml:"names_file"` // with Token: accounts whose mailbox there has another name; read again when it changes; "": none
+
+	AccountConnections AccountConnections `yaml:"account_connections"`
+	AccountWait        time.Duration      `yaml:"account_wait"` // how long a login waits for another connection of its account to end; 0s: it is refused at once
 }
+
+// AccountConnections are the connections that an account may have to a backend at a time:
+// those to all servers of a protocol together. 0: no limit.
+type AccountConnections struct {
+	IMAP       int `yaml:"imap"`       // of an account at a time, with those of POP3 clients, for whom one is kept; 0: no limit
+	POP3       int `yaml:"pop3"`       // likewise, to an old POP3 server; 0: no limit
+	Submission int `yaml:"submission"` // likewise; 0: no limit
+	Sieve      int `yaml:"sieve"`      // likewise; 0: no limit
+}
+
+// Of returns the limit for a protocol of package proxy.
+func (a AccountConnections) Of(protocol string) int {
+	switch protocol {
+	case proxy.IMAP:
+		return a.IMAP
+	case proxy.POP3:
+		return a.POP3
+	case proxy.Submission:
+		return a.Submission
+	case proxy.Sieve:
+		return a.Sieve
+	}
+	return 0
+}
+
+// defaultAccountWait leaves mail programs, which wait for 30 s and more, time for the login.
+const defaultAccountWait = 10 * time.Second
 
 // Server returns the part for a protocol of package proxy; nil: it is not there.
 func (b Backend) Server(protocol string) *Server {
@@ -340,6 +370,10 @@ func (c *Config) fillIn(machine string) {
 				s.CA = c.resolvePath(s.CA)
 				s.fillIn(protocol)
 			}
+		}
+		if !c.IsSet(joinKey("backends", name) + ".account_wait") {
+			b.AccountWait = defaultAccountWait
+			c.Backends[name] = b
 		}
 		if len(c.Backends) == 1 && len(c.Routes) == 0 {
 			c.Routes = []Route{{Backend: name}}

@@ -56,6 +56,8 @@ func TestDefaultsFillWhatTheFileLeavesOut(t *testing.T) {
 	want.Backends = map[string]Backend{"main": {
 		IMAP:       &Server{Address: "10.0.0.5:993", TLS: "implicit", Balance: "least", Identity: "id"},
 		Submission: &Server{Address: "10.0.0.5:587", TLS: "starttls", Balance: "least", Identity: "none"},
+
+		AccountWait: 10 * time.Second,
 	}}
 	want.Routes = []Route{{Backend: "main"}}
 	if !reflect.DeepEqual(got, &want) {
@@ -90,7 +92,7 @@ tls:
     on_demand: {names_file: names, prefixes: [mail], ask: "http://127.0.0.1:1/", per_hour: 5, addresses: [192.0.2.1]}
   profile: compatible
 backends:
-  old: {imap: {address: "localhost:143", tls: none}, pop3: {address: "localhost:110", tls: none, kind: popa3d}}
+  old: {imap: {address: "localhost:143", tls: none}, pop3: {address: "localhost:110", tls: none, kind: popa3d}, account_connections: {imap: 10, pop3: 3}, account_wait: 5s}
   new:
     imap: {address: "mx.internal:143", tls: starttls, ca: ca.pem, server_name: mx.example.org, kind: cyrus, stable_bodies: true, sizes_are_estimates: true}
     submission: {addresses: ["10.0.0.6:25", "10.0.0.7:25"], tls: none, insecure: true, balance: hash,
@@ -163,8 +165,9 @@ log: {format: json, level: debug, fail2ban: failed}
 		},
 		Backends: map[string]Backend{
 			"old": {
-				IMAP: &Server{Address: "localhost:143", TLS: "none", Balance: "least", Identity: "id"},
-				POP3: &Server{Address: "localhost:110", TLS: "none", Balance: "least", Identity: "none", Kind: "popa3d"},
+				IMAP:               &Server{Address: "localhost:143", TLS: "none", Balance: "least", Identity: "id"},
+				POP3:               &Server{Address: "localhost:110", TLS: "none", Balance: "least", Identity: "none", Kind: "popa3d"},
+				AccountConnections: AccountConnections{IMAP: 10, POP3: 3}, AccountWait: 5 * time.Second,
 			},
 			"new": {
 				IMAP: &Server{
@@ -175,6 +178,7 @@ log: {format: json, level: debug, fail2ban: failed}
 					Addresses: []string{"10.0.0.6:25", "10.0.0.7:25"}, TLS: "none", Insecure: true, Balance: "hash",
 					Identity: "xclient-login", Source: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.IPv6Loopback()}, MaxConnections: 9, Kind: "other",
 				},
+				AccountWait: 10 * time.Second,
 			},
 		},
 		Routes: []Route{
@@ -397,6 +401,10 @@ func TestEachMistakeIsNamedWithItsLineAndKey(t *testing.T) {
 		{"no backends", good[strings.Index(good, "backends:"):], "", `p.yaml:1: backends: none; at least one is needed, such as main: {imap: {address: "10.0.0.5:993"}}`},
 		{"backend name", "", "  two words: {}", `p.yaml:13: backends."two words": "two words" is not a name; use letters, digits, - and _`},
 		{"empty backend", "", "  empty: {}\nroutes: [{backend: main}]", `p.yaml:13: backends.empty: has neither imap, pop3, submission nor sieve; give it at least one`},
+		{"connections of an account", "", "    account_connections: {imap: -1, submission: 1000001, sieve: 3}\n    account_wait: 2m", `p.yaml:13: backends.main.account_connections.imap: -1 is out of range; use 1 to 1000000, or 0 for no limit
+p.yaml:13: backends.main.account_connections.submission: 1000001 is out of range; use 1 to 1000000, or 0 for no limit
+p.yaml:13: backends.main.account_connections.sieve: the backend has no sieve; remove it
+p.yaml:14: backends.main.account_wait: 2m is too long; the most is 1m`},
 		{"kind of TLS", "tls: starttls", "tls: ssl", `p.yaml:12: backends.main.submission.tls: "ssl" is not a kind of TLS; use implicit, starttls or none`},
 		{"plain text over a network", "tls: starttls", "tls: none", `p.yaml:12: backends.main.submission.tls: none would send passwords in the clear to "10.0.0.5:587"; use implicit or starttls, or say insecure: true`},
 		{"insecure beside TLS", "tls: starttls", "tls: starttls, insecure: true", `p.yaml:12: backends.main.submission.insecure: allows tls: none and nothing else; remove it, as tls is starttls`},

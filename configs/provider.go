@@ -59,15 +59,21 @@ func (p *Provider) CredentialEnd() (end time.Time, key string, known bool) {
 	return end, "client_secret_expires", known
 }
 
-// presets are the servers of a kind of provider.
-var presets = map[string]struct{ imap, submission Server }{
+// presets are the servers of a kind of provider, and how many connections of an account
+// they allow.
+var presets = map[string]struct {
+	imap, submission Server
+	connections      AccountConnections
+}{
 	ProviderMicrosoft: {
 		Server{Address: "outlook.office365.com:993", Kind: "exchange", Identity: IdentityNone, SizesAreEstimates: true},
 		Server{Address: "smtp.office365.com:587", TLS: "starttls", Kind: "exchange", Identity: IdentityNone},
+		AccountConnections{Submission: 3},
 	},
 	ProviderGoogle: {
 		Server{Address: "imap.gmail.com:993", Kind: "gmail", Identity: IdentityNone},
 		Server{Address: "smtp.gmail.com:465", Kind: "gmail", Identity: IdentityNone},
+		AccountConnections{IMAP: 15},
 	},
 }
 
@@ -95,6 +101,7 @@ func (c *Config) fillInProviders() {
 		if ok {
 			c.preset(key+".imap", b.IMAP, preset.imap)
 			c.preset(key+".submission", b.Submission, preset.submission)
+			c.presetConnections(key+".account_connections", &b, preset.connections)
 		}
 		c.Backends[name] = b
 	}
@@ -113,6 +120,16 @@ func (c *Config) preset(key string, s *Server, preset Server) {
 	if s.Address == "" && s.Addresses == nil {
 		s.Address = preset.Address
 		s.TLS = cmp.Or(s.TLS, preset.TLS)
+	}
+}
+
+// presetConnections sets the limits that the file says nothing of.
+func (c *Config) presetConnections(key string, b *Backend, preset AccountConnections) {
+	if b.IMAP != nil && !c.IsSet(key+".imap") {
+		b.AccountConnections.IMAP = preset.IMAP
+	}
+	if b.Submission != nil && !c.IsSet(key+".submission") {
+		b.AccountConnections.Submission = preset.Submission
 	}
 }
 

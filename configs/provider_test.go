@@ -48,7 +48,20 @@ func TestAProviderPresetsItsServers(t *testing.T) {
 	if m.Submission.Address != "smtp.office365.com:587" || m.Submission.TLS != "starttls" || m.NamesFile != "/etc/postern/names" {
 		t.Errorf("m365: %+v, %s", m.Submission, m.NamesFile)
 	}
+	if got, want := m.AccountConnections, (AccountConnections{Submission: 3}); got != want {
+		t.Errorf("m365: account_connections %+v, want %+v", got, want)
+	}
 	g := cfg.Backends["gmail"]
+	if got, want := g.AccountConnections, (AccountConnections{IMAP: 15}); got != want {
+		t.Errorf("gmail: account_connections %+v, want %+v", got, want)
+	}
+	cfg, err = Parse("/etc/postern/postern.yaml", []byte(withTokens(t, "m365: {token: contoso,", "m365: {account_connections: {imap: 9, submission: 0}, token: contoso,")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := cfg.Backends["m365"].AccountConnections, (AccountConnections{IMAP: 9}); got != want {
+		t.Errorf("m365: account_connections %+v, want the configured %+v", got, want)
+	}
 	if g.IMAP.Address != "192.0.2.1:993" || g.IMAP.Identity != IdentityID || g.IMAP.Kind != "gmail" || g.IMAP.TLS != "starttls" || g.Submission != nil {
 		t.Errorf("gmail: %+v, %+v", g.IMAP, g.Submission)
 	}

@@ -118,6 +118,9 @@ type Metrics struct {
 	passwords            counter
 	tokens               counter
 	tokenTime            histogram
+	queueTime            histogram
+	queued               counter
+	throttled            counter
 	imapCommands         counter
 	lookupTime           histogram
 	passwordTime         histogram
@@ -309,6 +312,13 @@ func (m *Metrics) backends() {
 		"Requests to authorization servers for tokens, by provider. With account there is no token for one mailbox, with configuration for none.",
 		m.labels.provider, label("result", proxy.TokenResults()...))
 	m.tokenTime = r.histogram("token_request_duration_seconds", "Time an authorization server takes to answer.", latency, m.labels.provider)
+	m.queueTime = r.histogram("account_queue_seconds",
+		"Time that logins waited for a connection of their account to the backend, or until they were refused: backends.X.account_connections. A login that need not wait is not counted.",
+		waits, server)
+	m.queued = r.counter("account_queue_logins_total",
+		"Logins that waited for a connection of their account to the backend, by what came of it: full was refused, throttled too, because the server wanted no login of the account.",
+		server, label("result", proxy.QueueResults()...))
+	m.throttled = r.counter("account_throttles_total", "Answers of the backend that it wants no login of an account for some time.", server)
 	m.loginTime = r.histogram("backend_login_duration_seconds", "Time a backend takes to answer credentials.", latency, server)
 }
 

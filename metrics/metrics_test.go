@@ -90,6 +90,8 @@ func everything(c proxy.Client, text string) []proxy.Event {
 		proxy.Dialed{Backend: text, Protocol: text, Result: text, Err: err},
 		proxy.BackendLogin{Backend: text, Protocol: text, Err: err},
 		proxy.AcceptFailed{Service: text, Err: err},
+		proxy.AccountQueued{Client: c, Account: text, Backend: text, Protocol: text, Result: text, Err: err},
+		proxy.AccountThrottled{Client: c, Account: text, Backend: text, Protocol: text},
 		proxy.Probed{Backend: text, Protocol: text, Err: err},
 		proxy.MaildropOpened{Client: c, Source: text},
 		proxy.POP3Command{Command: text},
@@ -526,6 +528,19 @@ func TestEventsMoveTheirCounters(t *testing.T) {
 			`token_requests_total{provider="contoso",result="configuration"} 1`,
 			`token_requests_total{provider="contoso",result="ok"} 1`,
 		}},
+		{"connections of accounts", []proxy.Event{
+			proxy.AccountQueued{Backend: "main", Protocol: proxy.Submission, Result: proxy.QueueOK, Duration: 4 * time.Second},
+			proxy.AccountQueued{Backend: "main", Protocol: proxy.Submission, Result: proxy.QueueFull, Duration: 10 * time.Second, Err: io.EOF},
+			proxy.AccountQueued{Backend: "main", Protocol: proxy.Submission, Result: proxy.QueueThrottled, Err: io.EOF},
+			proxy.AccountThrottled{Backend: "main", Protocol: proxy.Submission, Backoff: time.Minute},
+		}, []string{
+			`account_queue_logins_total{backend="main",protocol="submission",result="full"} 1`,
+			`account_queue_logins_total{backend="main",protocol="submission",result="ok"} 1`,
+			`account_queue_logins_total{backend="main",protocol="submission",result="throttled"} 1`,
+			`account_queue_seconds_count{backend="main",protocol="submission"} 2`,
+			`account_queue_seconds_sum{backend="main",protocol="submission"} 14`,
+			`account_throttles_total{backend="main",protocol="submission"} 1`,
+		}},
 		{"the server of a POP3 session", []proxy.Event{
 			proxy.IMAPCommand{Command: "SELECT", Result: proxy.CommandOK, Duration: time.Second},
 			proxy.IMAPCommand{Command: proxy.CommandBody, Result: proxy.CommandLost},
@@ -679,9 +694,12 @@ func TestNothingFromOutsideBecomesASeries(t *testing.T) {
 func TestPoolsAreAskedAtEachScrape(t *testing.T) {
 	c := config()
 	c.Pools = func() []Pool {
-		return []Pool{{Backend{"main", proxy.IMAP}, 7, 5, 28232, 2}, {Backend{"main", proxy.Submission}, 1, 1, 0, 0}}
+		return []Pool{{Backend{"main", proxy.IMAP}, 7, 5, 28232, 2, 0}, {Backend{"main", proxy.Submission}, 1, 1, 0, 0, 4}}
 	}
 	s := scrape(t, New(c))
+	if got := s[`postern_account_queue_waiting{backend="main",protocol="submission"}`]; got != "4" {
+		t.Errorf("%s logins wait, want 4", got)
+	}
 	for series, want := range map[string]string{
 		`connections_open{backend="main",protocol="imap"}`:         "7",
 		`source_ports_used{backend="main",protocol="imap"}`:        "5",

@@ -44,6 +44,13 @@ func (m *Metrics) Observe(e proxy.Event) {
 		if reason := proxy.ReasonOf(e.Err); reason.Temporary() && reason != 0 && !errors.Is(e.Err, net.ErrClosed) {
 			m.failures.of(e.Backend, e.Protocol, reason.String()).Inc()
 		}
+	case proxy.AccountQueued:
+		m.queued.of(e.Backend, e.Protocol, e.Result).Inc()
+		if e.Result != proxy.QueueThrottled {
+			m.queueTime.of(e.Backend, e.Protocol).Observe(e.Duration.Seconds())
+		}
+	case proxy.AccountThrottled:
+		m.throttled.of(e.Backend, e.Protocol).Inc()
 	case proxy.Probed:
 		m.up.of(e.Backend, e.Protocol).Set(number(e.Up))
 	case proxy.Identified:

@@ -10,6 +10,7 @@ type Pool struct {
 	Ports       int // connections to the address that has the most
 	PortLimit   int // of connections to one address; 0: unknown
 	Drained     int // addresses that get no new logins
+	Waiting     int // logins that wait for a connection of their account
 }
 
 // pools is a prometheus.Collector. Each Backend has at most one Pool.
@@ -25,6 +26,8 @@ var (
 	poolPortLimit = prometheus.NewDesc(prefix+"_backend_source_ports_limit",
 		"Local ports that connections to one address of the backend can have: net.ipv4.ip_local_port_range, for each source address.",
 		serverLabels, nil)
+	poolWaiting = prometheus.NewDesc(prefix+"_account_queue_waiting",
+		"Logins that wait because their account has all connections to the backend that it may have: backends.X.account_connections.", serverLabels, nil)
 	poolDrained = prometheus.NewDesc(prefix+"_backend_servers_drained",
 		"Servers of the backend that get no new logins: postern drain.", serverLabels, nil)
 )
@@ -35,6 +38,7 @@ func (pools) Describe(to chan<- *prometheus.Desc) {
 	to <- poolPorts
 	to <- poolPortLimit
 	to <- poolDrained
+	to <- poolWaiting
 }
 
 // Collect implements prometheus.Collector.
@@ -46,6 +50,7 @@ func (list pools) Collect(to chan<- prometheus.Metric) {
 		show(poolConnections, p.Connections)
 		show(poolPorts, p.Ports)
 		show(poolDrained, p.Drained)
+		show(poolWaiting, p.Waiting)
 		if p.PortLimit > 0 {
 			show(poolPortLimit, p.PortLimit)
 		}

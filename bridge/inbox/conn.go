@@ -41,9 +41,16 @@ type link struct {
 	detached bool
 }
 
+// A refusalReader is a connection that gets the texts of commands that the server has
+// refused: the server may say for how long it wants no login of the account.
+type refusalReader interface{ CommandRefused(text string) }
+
 func newLink(conn net.Conn, timeout time.Duration) *link {
 	l := &link{Conn: conn, timeout: timeout}
 	l.responses = newResponses(source{l})
+	if c, ok := conn.(refusalReader); ok {
+		l.responses.refused = c.CommandRefused
+	}
 	return l
 }
 
@@ -141,6 +148,13 @@ type unreadConn struct {
 
 // Read implements net.Conn.
 func (c *unreadConn) Read(p []byte) (int, error) { return c.r.Read(p) }
+
+// CommandRefused implements refusalReader.
+func (c *unreadConn) CommandRefused(text string) {
+	if r, ok := c.Conn.(refusalReader); ok {
+		r.CommandRefused(text)
+	}
+}
 
 // A clientConn is the link as one imapclient gets it: behind a greeting of our
 // own, and readable only while a command of imapclient is not answered. Between

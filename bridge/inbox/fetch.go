@@ -224,6 +224,9 @@ func (in *Inbox) read() (_ *FetchResponse, _ completion, err error) {
 		return nil, completion{}, err
 	}
 	if tag, ok, status := parseTagged(line); ok {
+		if refusal, refused := errors.AsType[*imap.Error](status); refused {
+			in.link.responses.reportRefusal([]byte(refusal.Text))
+		}
 		return nil, completion{tag, status}, nil
 	}
 	r, ok := in.parseFetch(line)

@@ -268,6 +268,65 @@ func TestADetachedConnectionKeepsUnreadOctets(t *testing.T) {
 	wg.Wait()
 }
 
+// A throttledConn records the texts of refusals.
+type throttledConn struct {
+	net.Conn
+	texts []string
+}
+
+func (c *throttledConn) CommandRefused(text string) { c.texts = append(c.texts, strings.TrimSpace(text)) }
+
+// Criterion: What a server says when it refuses a command of a POP3 session reaches the connection: it may be that it wants no login of the account for some time.
+func TestTheConnectionGetsTheTextsOfRefusals(t *testing.T) {
+	near, far := proxytest.Pipe(t)
+	proxytest.ServeTranscript(t, far, `
+		C: T1 SELECT INBOX
+		S: T1 BAD Request is throttled. Suggested Backoff Time: 2000 milliseconds
+		C: F1 UID FETCH 11 (UID BODY.PEEK[])
+		S: F1 NO [THROTTLED] Suggested Backoff Time: 3000 milliseconds
+		C: T2 UID SEARCH ALL
+		S: * SEARCH
+		S: T2 OK Suggested Backoff Time: 4000 milliseconds
+		S: * NO Suggested Backoff Time: 5000 milliseconds
+		C: T1 UID SEARCH ALL
+		S: T1 NO no more
+		C: Q LOGOUT
+		S: Q OK x
+	`)
+	conn := &throttledConn{Conn: near}
+	in := New(conn, "IMAP4rev1", Options{Timeout: time.Minute})
+	if err := in.Select(t.Context()); !Refused(err) {
+		t.Errorf("Select = %v", err)
+	}
+	tag, err := in.Fetch(Body, Request{UID: 11})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Await(t.Context(), 11, tag); !Refused(err) {
+		t.Errorf("Await = %v", err)
+	}
+	if _, err := in.Search(t.Context()); err != nil {
+		t.Error(err)
+	}
+	detached, err := in.Detach()
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := New(&unreadConn{Conn: detached, r: detached}, "IMAP4rev1", Options{Timeout: time.Minute})
+	if _, err := next.Search(t.Context()); !Refused(err) {
+		t.Errorf("Search = %v", err)
+	}
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
+	want := []string{
+		"Request is throttled. Suggested Backoff Time: 2000 milliseconds", "[THROTTLED] Suggested Backoff Time: 3000 milliseconds", "no more",
+	}
+	if !slices.Equal(conn.texts, want) {
+		t.Errorf("texts %q, want %q", conn.texts, want)
+	}
+}
+
 func TestADeadConnectionIsNotDetached(t *testing.T) {
 	near, far := net.Pipe()
 	_ = far.Close()

@@ -46,6 +46,7 @@ type responses struct {
 	passed  bool          // the last Read has returned the end of a tagged line
 	tag     string        // of that line
 	status  string        // OK, NO, BAD
+	refused func(string)  // gets the text of each command that the server has refused; nil: nothing does
 
 	rows    atomic.Pointer[Rows]   // takes sizes, up to the next tagged response; nil: no Sizes runs
 	result  atomic.Pointer[result] // takes what SEARCH finds; nil: no search runs
@@ -134,9 +135,19 @@ func (r *responses) take(line []byte) error {
 	r.rows.Store(nil) // Sizes waits for this tag
 	r.tag, r.status = tag, status
 	code, human := cutCode(rest)
+	if status != "OK" {
+		r.reportRefusal(human)
+	}
 	r.mailbox.takeCode(code)
 	r.pending = r.tagged(code, human, line[len(text):])
 	return nil
+}
+
+// reportRefusal passes the text of a NO or BAD on.
+func (r *responses) reportRefusal(text []byte) {
+	if r.refused != nil {
+		r.refused(string(text[:min(len(text), maxText)]))
+	}
 }
 
 // tagged returns a tagged line that imapclient can parse. Of the response code of a

@@ -64,8 +64,8 @@ var whyWords = map[outcomes.Kind]outcomeWords{
 		"nothing at the mail program: it tries again. If it goes on: limits.max_connections, limits.network_connections in the configuration.",
 	},
 	outcomes.Kind(proxy.TooManySessions): {
-		"The login was refused: the account has too many sessions from this network at once.",
-		"close mail programs that are not needed, or raise limits.account_sessions. postern sessions --account %s lists them.",
+		"The login was refused: the account has too many sessions at once, from this network or at its mail server (account_connections).",
+		"close mail programs that are not needed, or raise limits.account_sessions or backends.X.account_connections. postern sessions --account %s lists them.",
 	},
 	outcomes.Kind(proxy.Unavailable): {
 		"The login was refused temporarily: the mail server was away, or could not say whether the password is right.",

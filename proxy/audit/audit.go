@@ -89,6 +89,11 @@ func (l *Log) Observe(e proxy.Event) {
 		if more, ok := l.due(proxy.ReasonOf(e.Err) == proxy.Unavailable, e.Backend, e.Protocol, "login"); ok {
 			l.log.Warn("backend could not log in", append(more, "backend", e.Backend, "protocol", e.Protocol, "err", e.Err)...)
 		}
+	case proxy.AccountQueued:
+		l.queued(e)
+	case proxy.AccountThrottled:
+		l.log.Warn("backend throttles an account: it gets no login of the account for retry_after",
+			l.clientFields(e.Client, "account", printable(e.Account), "backend", e.Backend, "protocol", e.Protocol, "retry_after", e.Backoff.Round(time.Second).String())...)
 	case proxy.Probed:
 		l.probed(e)
 	case proxy.Identified:

@@ -2,6 +2,21 @@ package audit
 
 import "postern/proxy"
 
+// queued writes that accounts have too many connections to a backend. The line about the
+// login names the account.
+func (l *Log) queued(e proxy.AccountQueued) {
+	switch e.Result {
+	case proxy.QueueFull:
+		if more, ok := l.due(true, e.Backend, e.Protocol, "account queue"); ok {
+			l.log.Warn("logins refused: their accounts have all connections to the backend that they may have (too_many_sessions)",
+				l.clientFields(e.Client, append(more, "backend", e.Backend, "protocol", e.Protocol, "err", e.Err)...)...)
+		}
+	case proxy.QueueOK:
+		l.log.Debug("login has waited for a connection of its account",
+			l.clientFields(e.Client, "backend", e.Backend, "protocol", e.Protocol, "duration", round(e.Duration))...)
+	}
+}
+
 func (l *Log) probed(e proxy.Probed) {
 	key := e.Backend + " " + e.Protocol
 	l.mu.Lock()

@@ -206,8 +206,11 @@ func (p *Pool) enter(ctx context.Context, l *proxy.Login) (place, error) {
 		return place{}, nil
 	}
 	at := place{pool: p, client: l.Client, account: l.Account, name: l.Account, own: l.Client.Protocol == p.Protocol}
-	if p.Mailbox != nil {
-		at.name = p.Mailbox(l.Account)
+	if p.Mailbox != nil && l.Verified { // a client's own token is for the account itself
+		if l.Mailbox == "" {
+			l.Mailbox = p.Mailbox(l.Account)
+		}
+		at.name = l.Mailbox
 	}
 	at.name = strings.ToLower(at.name)
 	if err := at.throttled(l); err != nil {

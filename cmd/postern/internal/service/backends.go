@@ -23,6 +23,10 @@ type backends struct{ imap, pop3, submission, sieve map[string]*backend.Pool }
 // newBackends makes the pools of all backends. The error has a mistake for each
 // file of a CA that cannot be read.
 func (g *generation) newBackends() (backends, error) {
+	g.accounts = map[accountsKey]*backend.Accounts{}
+	if before := g.current.Load(); before != nil {
+		maps.Copy(g.accounts, before.accounts)
+	}
 	b := backends{map[string]*backend.Pool{}, map[string]*backend.Pool{}, map[string]*backend.Pool{}, map[string]*backend.Pool{}}
 	var mistakes configs.Errors
 	add := func(name, protocol string, server *configs.Server, pools map[string]*backend.Pool) {
@@ -73,8 +77,31 @@ func (g *generation) poolKey(name, protocol string, roots []byte) poolKey {
 	return poolKey{
 		source: g.source(name),
 		name:   name, protocol: protocol, roots: sha256.Sum256(roots), server: newServerKey(c.Server(protocol)), imap: newServerKey(c.IMAP),
-		hostname: g.cfg.Hostname, timeouts: g.cfg.Timeouts,
+		hostname: g.cfg.Hostname, timeouts: g.cfg.Timeouts, accounts: g.accountLimit(name, protocol),
 	}
+}
+
+// accountLimit returns the limit of an account's connections to a backend. One connection
+// to an IMAP server is kept for POP3 clients, which the bridge serves from there, and for
+// the IMAP logins that check the passwords of submission.
+func (g *generation) accountLimit(name, protocol string) backend.AccountLimit {
+	c := g.cfg.Backends[name]
+	limit := backend.AccountLimit{Connections: c.AccountConnections.Of(protocol), Wait: c.AccountWait}
+	pop3 := slices.ContainsFunc(g.cfg.Listeners, func(l configs.Listener) bool { return l.Protocol == proxy.POP3 && l.TLS != "refuse" })
+	verifies := c.Submission != nil && c.Submission.Identity == configs.IdentityXCLIENTLogin
+	if protocol == proxy.IMAP && limit.Connections > 1 && (pop3 || verifies) {
+		limit.Kept = 1
+	}
+	return limit
+}
+
+// accountsOf returns the count of connections that all generations share.
+func (g *generation) accountsOf(name, protocol string) *backend.Accounts {
+	key := accountsKey{name, protocol}
+	if g.accounts[key] == nil {
+		g.accounts[key] = new(backend.Accounts)
+	}
+	return g.accounts[key]
 }
 
 var (
@@ -92,6 +119,7 @@ func (g *generation) newPool(name, protocol string, c *configs.Server, roots []b
 	pool := &backend.Pool{
 		Name: name, Protocol: protocol, Balance: balances[c.Balance], MaxConnections: c.MaxConnections,
 		RetryTime: g.cfg.Timeouts.Backend, Observer: g.observer, CheckResources: listen.CheckDescriptors,
+		Accounts: g.accountsOf(name, protocol), AccountLimit: g.accountLimit(name, protocol),
 	}
 	identified := func(ok bool) { g.observer.Observe(proxy.Identified{Backend: name, Protocol: protocol, OK: ok}) }
 	kind, _ := backend.ParseKind(c.Kind) // configs has checked c.Kind
@@ -107,6 +135,7 @@ func (g *generation) newPool(name, protocol string, c *configs.Server, roots []b
 		for _, s := range pool.Members {
 			s.Credentials = source
 		}
+		pool.Mailbox = func(account string) string { return source.Mailbox(account, protocol) }
 	}
 	return pool
 }

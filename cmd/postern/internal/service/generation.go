@@ -36,7 +36,11 @@ type poolKey struct {
 	hostname       string
 	timeouts       configs.Timeouts
 	source         *token.Source // nil: the client's own passwords
+	accounts       backend.AccountLimit
 }
+
+// An accountsKey names a backend and a protocol, whose connections are counted by account.
+type accountsKey struct{ backend, protocol string }
 
 // A serverKey is a configs.Server as a comparable value. The zero value stands for nil.
 type serverKey struct {
@@ -93,7 +97,8 @@ type generation struct {
 	cfg        *configs.Config
 	listeners  []listenerSpec
 	pools      map[poolKey]*backend.Pool
-	sources    map[string]*token.Source // of tokens, by backend
+	accounts   map[accountsKey]*backend.Accounts // also of backends that earlier generations had: their sessions may be open
+	sources    map[string]*token.Source          // of tokens, by backend
 	providers  map[string]provider
 	routing    *routing
 	bridges    []*bridge.Backend

@@ -123,6 +123,7 @@ func (s *Service) poolGauges() (all []metrics.Pool) {
 	for key, pool := range g.pools {
 		p := metrics.Pool{Backend: metrics.Backend{Name: key.name, Protocol: key.protocol}}
 		p.PortLimit = ports * max(1, len(pool.Members[0].Source)) // Source is the same for all members
+		p.Waiting = pool.Accounts.Waiting()
 		for _, m := range pool.Status() {
 			p.Connections += m.Connections
 			p.Ports = max(p.Ports, m.Connections)
