@@ -124,27 +124,45 @@ func (b *body) clean(in []byte) (n int, end bool) {
 	if b.state != lineStart && b.state != inLine {
 		return 0, false
 	}
-	for n < len(in) {
-		rest := in[n:]
-		dotted := b.dots && b.state == lineStart && rest[0] == '.'
-		i := bytes.IndexByte(rest, '\n')
-		if i < 0 {
-			if dotted || bytes.IndexByte(rest, '\r') >= 0 {
-				return n, false
-			}
-			b.state = inLine
-			return len(in), false
-		}
-		if i == 0 || bytes.IndexByte(rest[:i], '\r') != i-1 {
-			return n, false
-		}
-		n += i + 1
-		b.state = lineStart
-		if dotted && i == 2 {
-			return n, true
-		}
+	n, end, ok := b.lines(in, true)
+	if !ok {
+		n, end, ok = b.lines(in, false)
 	}
-	return n, false
+	if !ok { // octet by octet
+		return 0, false
+	}
+	return n, end
+}
+
+// lines is clean for octets without bare CR; ok is false if there is one. The lines of
+// an encoded attachment are equally long, so with guess the end of a line is looked for
+// first where it is then. That may jump over a line end; ok is false then, too.
+func (b *body) lines(in []byte, guess bool) (n int, end, ok bool) {
+	begun, count, length := b.state, 0, 0
+	for n < len(in) && !end {
+		dotted := b.dots && b.state == lineStart && in[n] == '.'
+		next := n + length
+		if !guess || dotted || length < 2 || next > len(in) || in[next-2] != '\r' || in[next-1] != '\n' {
+			i := bytes.IndexByte(in[n:], '\n')
+			if i < 0 && !dotted && in[len(in)-1] != '\r' {
+				b.state, n = inLine, len(in)
+				break
+			}
+			if i < 1 || in[n+i-1] != '\r' {
+				break
+			}
+			length = i + 1
+			next = n + length
+		}
+		end = dotted && length == len(".\r\n")
+		b.state, n = lineStart, next
+		count++
+	}
+	if bytes.Count(in[:n], []byte{'\r'}) != count || guess && bytes.Count(in[:n], []byte{'\n'}) != count {
+		b.state = begun
+		return 0, false, false
+	}
+	return n, end, true
 }
 
 // dotThenCR is the state after a CR that follows a dot.

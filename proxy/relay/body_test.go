@@ -44,7 +44,12 @@ func TestBodyNormalizesLineEnds(t *testing.T) {
 		"\x00\xff\r\n.\r\n":                            "\x00\xff\r\n.\r\n",
 		"no line end until\r\n.\r\n":                   "no line end until\r\n.\r\n",
 		"a.\r\n.\r\n":                                  "a.\r\n.\r\n",
-		"a\r\n.\r\n.\r\nQUIT\r\n":                      "a\r\n.\r\n", // what follows are commands
+		"1234\r\na\r\nb\r\n1234\r\n.\r\n":              "1234\r\na\r\nb\r\n1234\r\n.\r\n", // two lines as long as one
+		"1234\r\n.\n\n\r\n1234\r\n.\r\n":               "1234\r\n..\r\n\r\n\r\n1234\r\n.\r\n",
+		"1234\r\na\nb\n\r\n1234\r\n.\r\n":              "1234\r\na\r\nb\r\n\r\n1234\r\n.\r\n",
+		"1234\r\nab\rc\r\n1234\r\n.\r\n":               "1234\r\nab\r\nc\r\n1234\r\n.\r\n",
+		"12345678\r\nab\r\n.\r\nc\r\nmore":             "12345678\r\nab\r\n.\r\n", // an end within the length of a line
+		"a\r\n.\r\n.\r\nQUIT\r\n":                      "a\r\n.\r\n",              // what follows are commands
 		strings.Repeat("x", 5000) + "\n.\r\n\r\n.\r\n": strings.Repeat("x", 5000) + "\r\n..\r\n\r\n.\r\n",
 	} {
 		for size := 1; size <= len(in); size++ {
@@ -126,6 +131,9 @@ func FuzzBody(f *testing.F) {
 	for _, vector := range smuggling {
 		f.Add("a"+vector+"b", uint8(3))
 	}
+	for _, vector := range smuggling { // in place of a line, so that the next line ends where it is looked for
+		f.Add("1234567890\r\n"+("abcdefghij" + vector + "\r\n")[len(vector):], uint8(99))
+	}
 	f.Fuzz(func(t *testing.T, in string, size uint8) {
 		in += "\r\n.\r\nQUIT"
 		checkBody(t, in, int(size)+1)
@@ -141,7 +149,10 @@ func FuzzBody(f *testing.F) {
 }
 
 func BenchmarkBody(b *testing.B) {
-	for name, line := range map[string]string{"CRLF": strings.Repeat("x", 76) + "\r\n", "LF": strings.Repeat("x", 76) + "\n"} {
+	for name, line := range map[string]string{
+		"CRLF": strings.Repeat("x", 76) + "\r\n", "LF": strings.Repeat("x", 76) + "\n",
+		"text": "A line of text,\r\nand a line that is longer,\r\n\r\nand one more.\r\n",
+	} {
 		b.Run(name, func(b *testing.B) {
 			in := []byte(strings.Repeat(line, 16<<10/len(line)))
 			dst := make([]byte, bufferSize)
