@@ -53,7 +53,7 @@ type Conn struct {
 // NewConn returns the Conn of a client that is connected by raw. Writes that
 // make no progress for stall end with a timeout; 0 is no limit.
 func NewConn(raw net.Conn, client Client, config *tls.Config, stall time.Duration) *Conn {
-	t := &transport{Conn: raw}
+	t := &transport{Socket: NewSocket(raw)}
 	t.stall.Store(int64(stall))
 	return &Conn{Conn: t, Client: client, transport: t, tls: config}
 }
@@ -121,6 +121,26 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 	c.buf = nil // callers of Read have a buffer of their own
 	return c.read(p)
+}
+
+// ReadAvailable reads what the client has sent already, and does not wait. Under TLS,
+// Read returns one record, and ReadAvailable as many whole ones as have come and as p
+// can hold. 0: nothing has come, or the next Read returns why.
+func (c *Conn) ReadAvailable(p []byte) (n int) {
+	if c.Buffered() > 0 {
+		return 0
+	}
+	c.transport.noWait, c.transport.drained = true, false
+	defer func() { c.transport.noWait = false }()
+	for n < len(p) {
+		k, err := c.Conn.Read(p[n:])
+		n += k
+		if err != nil {
+			break
+		}
+	}
+	c.received.Add(int64(n))
+	return n
 }
 
 // Write implements io.Writer.

@@ -4,15 +4,16 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"io"
-	"net"
 	"sync/atomic"
 	"time"
 )
 
 // A transport is the network connection under TLS, or alone before it.
 type transport struct {
-	net.Conn
+	Socket
 	early    []byte       // read before the handshake began; the next Reads return it
+	noWait   bool         // Read does not wait, and after it had less than it has room for it does not ask again
+	drained  bool         // with noWait: that was so
 	stall    atomic.Int64 // nanoseconds that one Write may wait for the peer; 0: for ever
 	received atomic.Int64 // octets on the wire
 	handshakeState
@@ -26,9 +27,21 @@ func (t *transport) Read(p []byte) (int, error) {
 		t.recordTail(p[:n])
 		return n, nil
 	}
-	n, err := t.Conn.Read(p)
+	n, err := t.readSocket(p)
 	t.received.Add(int64(n))
 	t.recordTail(p[:n])
+	return n, err
+}
+
+func (t *transport) readSocket(p []byte) (n int, err error) {
+	switch {
+	case !t.noWait:
+		return t.Socket.Read(p)
+	case t.drained:
+		return 0, errNoInput
+	}
+	n, err = t.ReadNoWait(p)
+	t.drained = n < len(p)
 	return n, err
 }
 
@@ -42,18 +55,8 @@ func (t *transport) Write(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	return t.Conn.Write(p)
+	return t.Socket.Write(p)
 }
-
-// CloseWrite sends FIN. It does nothing on a connection that has no half-close.
-func (t *transport) CloseWrite() error {
-	if c, ok := t.Conn.(closeWriter); ok {
-		return c.CloseWrite()
-	}
-	return nil
-}
-
-type closeWriter interface{ CloseWrite() error }
 
 const (
 	lingerTime = time.Second
@@ -67,9 +70,9 @@ func (t *transport) limitLastWrites() { t.stall.Store(int64(lingerTime)) }
 // with unread input in the socket's buffer would send RST, and RST discards what
 // the peer has not read yet.
 func (t *transport) linger() {
-	if c, ok := t.Conn.(closeWriter); ok && c.CloseWrite() == nil {
+	if _, ok := t.Conn.(closeWriter); ok && t.CloseWrite() == nil {
 		_ = t.SetReadDeadline(time.Now().Add(lingerTime))
-		_, _ = io.CopyN(io.Discard, t.Conn, lingerMax)
+		_, _ = io.CopyN(io.Discard, t.Socket, lingerMax)
 	}
 	_ = t.Close()
 }

@@ -58,7 +58,7 @@ func (c *Conn) CloseWrite() error {
 			return err
 		}
 	}
-	if t, ok := c.tcp.(*net.TCPConn); ok {
+	if t, ok := c.tcp.(proxy.Socket); ok {
 		return t.CloseWrite()
 	}
 	return nil
@@ -67,7 +67,7 @@ func (c *Conn) CloseWrite() error {
 // SyscallConn returns the descriptor if reading it gives everything that Read
 // would: there is no TLS, and nothing was read ahead.
 func (c *Conn) SyscallConn() (syscall.RawConn, error) {
-	t, ok := c.Conn.(*net.TCPConn)
+	t, ok := c.Conn.(proxy.Socket)
 	if !ok || c.replies.Buffered() > 0 {
 		return nil, errors.ErrUnsupported
 	}

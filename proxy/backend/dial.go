@@ -177,7 +177,7 @@ func (s *Server) dial(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, dialError(withAdvice(err), s.Address)
 	}
-	return conn, nil
+	return proxy.NewSocket(conn), nil
 }
 
 // withAdvice adds to an error of this machine what the operator can do about it.

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"bytes"
-	"syscall"
 
 	"postern/proxy"
 )
@@ -11,7 +10,8 @@ const (
 	maxCommand = 2048      // octets of a line; RFC 5321 section 4.5.3.1.4 wants 512, extensions more
 	minInput   = 512       // octets; most commands are shorter
 	maxSkip    = 256 << 10 // octets of one line that are read only to find its end
-	maxRecord  = 16 << 10  // octets of a record of TLS, RFC 8446 section 5.1
+
+	maxGathered = 32 << 10 // octets that are read before they are written; more would leave the core's cache
 )
 
 // An input reads from a client: lines, and messages between them. Both use one
@@ -19,7 +19,6 @@ const (
 // nothing the buffer is small.
 type input struct {
 	client *proxy.Conn
-	raw    syscall.RawConn // the client's descriptor; nil: none
 	small  []byte
 	large  *[bufferSize]byte // nil: not in use
 	buf    []byte            // small or large
@@ -61,18 +60,16 @@ func (i *input) line() ([]byte, error) {
 	}
 }
 
-// fillLarge reads into the large buffer, which must not be full: once, and then
-// as long as more can be read without waiting. TLS returns one record at a time,
-// and a write for each record would cost more than the record.
+// fillLarge reads into the large buffer, which must not be full, and then what
+// has come already. TLS returns one record at a time, and a write for each record
+// would cost more than the record.
 func (i *input) fillLarge() error {
 	i.enlarge()
 	if err := i.fill(); err != nil {
 		return err
 	}
-	for len(i.buf)-i.w >= maxRecord && i.raw != nil && readable(i.raw) {
-		if i.fill() != nil {
-			break // the next read returns the same error
-		}
+	if more := maxGathered - len(i.ahead()); more > 0 {
+		i.w += i.client.ReadAvailable(i.buf[i.w:min(len(i.buf), i.w+more)])
 	}
 	return nil
 }

@@ -12,5 +12,3 @@ import (
 func rawConn(net.Conn) syscall.RawConn { return nil }
 
 func readReady(syscall.RawConn) (*[bufferSize]byte, int, error) { return nil, 0, errors.ErrUnsupported }
-
-func readable(syscall.RawConn) bool { return false }

@@ -3,10 +3,11 @@
 package relay
 
 import (
-	"errors"
 	"io"
 	"net"
 	"syscall"
+
+	"postern/proxy"
 )
 
 // rawConn returns the descriptor of conn, or nil if conn has none to give.
@@ -25,14 +26,13 @@ func rawConn(conn net.Conn) syscall.RawConn {
 // readReady waits until there is something to read, and only then takes a buffer.
 // If b is not nil the caller must give it back.
 func readReady(raw syscall.RawConn) (b *[bufferSize]byte, n int, err error) {
+	errno := syscall.EINTR
 	waitErr := raw.Read(func(fd uintptr) bool {
 		b = buffers.Get().(*[bufferSize]byte)
-		for {
-			if n, err = syscall.Read(int(fd), b[:]); !errors.Is(err, syscall.EINTR) {
-				break
-			}
+		for errno = syscall.EINTR; errno == syscall.EINTR; {
+			n, errno = proxy.ReadDescriptor(fd, b[:])
 		}
-		if !errors.Is(err, syscall.EAGAIN) {
+		if errno != syscall.EAGAIN {
 			return true
 		}
 		buffers.Put(b)
@@ -42,18 +42,10 @@ func readReady(raw syscall.RawConn) (b *[bufferSize]byte, n int, err error) {
 	switch {
 	case waitErr != nil:
 		return nil, 0, waitErr
-	case err == nil && n == 0:
-		err = io.EOF
+	case errno != 0:
+		return b, 0, errno
+	case n == 0:
+		return b, 0, io.EOF
 	}
-	return b, max(n, 0), err
-}
-
-// readable reports whether a read would return at once, be it with an end.
-func readable(raw syscall.RawConn) bool {
-	var err error
-	controlErr := raw.Control(func(fd uintptr) {
-		var b [1]byte
-		_, _, err = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-	})
-	return controlErr == nil && err == nil
+	return b, n, nil
 }

@@ -56,7 +56,7 @@ func (s *Submission) Run(ctx context.Context, client *proxy.Conn) error {
 	extensions := without(s.Extensions, s.Lacks)
 	q := newReplyQueue(client, s.Conn, s.Hostname, extensions, s.Idle)
 	c := &commands{
-		in: input{client: client, raw: rawConn(client)}, queue: q, server: s.Conn,
+		in: input{client: client}, queue: q, server: s.Conn,
 		chunking: announces(s.Extensions, "CHUNKING") && !slices.Contains(s.Lacks, "CHUNKING"), newlines: s.Newlines,
 		lacks: s.Lacks, extensions: extensions,
 	}
