@@ -102,7 +102,8 @@ func listPasswordsCommand() *cobra.Command {
 		Short: "List the devices that have a password",
 		Long: `List the devices of an account, or of all accounts, that have a password. KEY is the
 line of state.key_file with whose key the password was made; - means that the file
-does not have that key any more: the password does not work.`,
+does not have that key any more: the password does not work. A record that cannot be
+read has an id that begins with damaged-, by which it can be removed.`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	path := configFlag(cmd)
@@ -122,6 +123,9 @@ does not have that key any more: the password does not work.`,
 			key := "-"
 			if d.Key > 0 {
 				key = fmt.Sprint(d.Key)
+			}
+			if d.Damaged {
+				d.Name, d.Made = "(the record cannot be read)", "-"
 			}
 			return []any{
 				d.Account, d.ID, d.Name, d.Made, orDash(d.LastUsed), orDash(strings.Join(d.Protocols, ",")), orDash(joinNetworks(d.Networks)),
@@ -167,6 +171,10 @@ the latest. Other devices of the account are left alone.`,
 		}
 		if *asJSON {
 			_ = json.NewEncoder(cmd.OutOrStdout()).Encode(removed)
+			return err
+		}
+		if removed.Damaged {
+			_, _ = fmt.Fprintf(cmd.OutOrStdout(), "removed: %s of %s; sessions of the device end within a minute\n", removed.ID, removed.Account)
 			return err
 		}
 		_, _ = fmt.Fprintf(cmd.OutOrStdout(), "removed: %s (%s) of %s; sessions ended: %d\n", removed.ID, removed.Name, removed.Account, removed.Ended)

@@ -1,6 +1,7 @@
 package password
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -42,7 +43,8 @@ type Device struct {
 	Networks  []netip.Prefix `json:"networks,omitempty"`
 	Expires   string         `json:"expires,omitempty"` // the last day; "": it does not expire
 	LastUsed  string         `json:"last_used,omitempty"`
-	Key       int            `json:"key_line"` // of state.key_file, with whose key it was made; 0: that key is not there, and the password does not work
+	Key       int            `json:"key_line"`          // of state.key_file, with whose key it was made; 0: that key is not there, and the password does not work
+	Damaged   bool           `json:"damaged,omitempty"` // its record cannot be read: the ID is Postern's own, and nothing else is known
 }
 
 // A storedDevice is what the bucket has of a Device. Its account and its hash are the key
@@ -91,7 +93,13 @@ func parseDevice(value []byte) (s storedDevice, err error) {
 	return s, nil
 }
 
-var errDamaged = errors.New("the record is damaged, or of a newer Postern")
+var errDamaged = errors.New("the record is damaged, or of a newer Postern: postern password list shows it")
+
+// damagedID is the ID of a device whose record at a key of the bucket cannot be read.
+func damagedID(at string) string {
+	sum := sha256.Sum256([]byte(at))
+	return "damaged-" + hex.EncodeToString(sum[:4])
+}
 
 // A Bucket has the devices, by account and hash. Its methods are those of state.Bucket.
 type Bucket interface {
@@ -291,8 +299,11 @@ var errRemoved = errors.New("the device was removed")
 // stands returns nil if the device of a session is there still, and may be used there.
 func (d *Devices) stands(ctx context.Context, l deviceLogin) error {
 	var found *storedDevice
-	err := d.scan(ctx, prefix(l.Account), func(_, _ string, s storedDevice) error {
-		if s.ID == l.Device {
+	var damaged error // of a device that may be the one
+	err := d.scan(ctx, prefix(l.Account), func(_, _ string, s storedDevice, err error) error {
+		if err != nil {
+			damaged = err
+		} else if s.ID == l.Device {
 			found = &s
 		}
 		return nil
@@ -300,36 +311,24 @@ func (d *Devices) stands(ctx context.Context, l deviceLogin) error {
 	switch {
 	case found != nil:
 		return found.limit(l.Client, d.today())
-	case err != nil:
-		return unreadable(ctx, err)
+	case err != nil || damaged != nil:
+		return unreadable(ctx, cmp.Or(err, damaged))
 	}
 	return proxy.NewRefusal(proxy.Wrong, errRemoved)
 }
 
-// scan calls each for the devices whose keys in the bucket begin with from. Those that cannot
-// be read are left out, and are an error at the end.
-func (d *Devices) scan(ctx context.Context, from string, each func(account, at string, s storedDevice) error) error {
-	var damaged error
-	n := 0
-	err := d.Bucket.Scan(ctx, from, func(at string, value []byte) error {
+// scan calls each for the devices whose keys in the bucket begin with from; with an error for
+// those whose record cannot be read.
+func (d *Devices) scan(ctx context.Context, from string, each func(account, at string, s storedDevice, damaged error) error) error {
+	return d.Bucket.Scan(ctx, from, func(at string, value []byte) error {
 		account, _, _ := strings.Cut(at, "\x00")
 		s, err := parseDevice(value)
-		if err == nil {
-			return each(account, at, s)
-		}
-		if n++; damaged == nil {
-			damaged = fmt.Errorf("a device of %s: %w (postern account forget removes all that is stored of the account)", account, err)
-		}
-		return nil
+		return each(account, at, s, err)
 	})
-	if err == nil && n > 1 {
-		return fmt.Errorf("%w; and %d more", damaged, n-1)
-	}
-	return errors.Join(err, damaged)
 }
 
 // List calls each for the devices of an account in the order of their IDs, or of all
-// accounts if account is "". Devices that cannot be read are an error at the end.
+// accounts if account is "".
 func (d *Devices) List(ctx context.Context, account string, each func(Device) error) error {
 	var all []Device // of one account
 	flush := func() error {
@@ -346,25 +345,31 @@ func (d *Devices) List(ctx context.Context, account string, each func(Device) er
 	if account != "" {
 		from = prefix(account)
 	}
-	var callerErr error
-	err := d.scan(ctx, from, func(account, _ string, s storedDevice) error {
+	err := d.scan(ctx, from, func(account, at string, s storedDevice, damaged error) error {
 		if len(all) > 0 && all[0].Account != account {
-			if callerErr = flush(); callerErr != nil {
-				return callerErr
+			if err := flush(); err != nil {
+				return err
 			}
 		}
-		all = append(all, d.device(account, s))
+		if damaged != nil {
+			all = append(all, Device{Account: account, ID: damagedID(at), Damaged: true})
+		} else {
+			all = append(all, d.device(account, s))
+		}
 		return nil
 	})
-	if callerErr != nil {
-		return callerErr
+	if err != nil {
+		return err
 	}
-	return errors.Join(flush(), err)
+	return flush()
 }
 
 func (d *Devices) device(account string, s storedDevice) Device {
 	line := slices.IndexFunc(d.Keys, func(key []byte) bool { return keyMark(key) == s.KeyMark }) + 1
-	return Device{account, s.ID, s.Name, s.Made, s.Protocols, s.Networks, s.Expires, s.LastUsed, line}
+	return Device{
+		Account: account, ID: s.ID, Name: s.Name, Made: s.Made, Protocols: s.Protocols, Networks: s.Networks, Expires: s.Expires,
+		LastUsed: s.LastUsed, Key: line,
+	}
 }
 
 // Add makes a password for a device of an account, of Long or Short characters, and
@@ -378,7 +383,8 @@ func (d *Devices) Add(ctx context.Context, wanted Device, length int) (Device, *
 		return Device{}, nil, err
 	}
 	n := 0
-	if err := d.scan(ctx, prefix(wanted.Account), func(string, string, storedDevice) error { n++; return nil }); err != nil {
+	count := func(string, string, storedDevice, error) error { n++; return nil } // a damaged one counts as well
+	if err := d.scan(ctx, prefix(wanted.Account), count); err != nil {
 		return Device{}, nil, err
 	}
 	if n >= MaxDevices {
@@ -430,20 +436,24 @@ func (d Device) check(today string) error {
 // ErrNoDevice is wrapped by the error of Remove if there is no such device.
 var ErrNoDevice = errors.New("there is no such device")
 
-// Remove removes the device of an account that has the ID.
+// Remove removes the device of an account that has the ID, which may be one that cannot be
+// read.
 func (d *Devices) Remove(ctx context.Context, account, id string) (Device, error) {
 	var found Device
 	at := ""
-	err := d.scan(ctx, prefix(account), func(_, where string, s storedDevice) error {
-		if s.ID == id {
+	err := d.scan(ctx, prefix(account), func(_, where string, s storedDevice, damaged error) error {
+		switch {
+		case damaged == nil && s.ID == id:
 			at, found = where, d.device(account, s)
+		case damaged != nil && damagedID(where) == id:
+			at, found = where, Device{Account: account, ID: id, Damaged: true}
 		}
 		return nil
 	})
-	if at == "" && err != nil {
+	switch {
+	case err != nil:
 		return Device{}, err
-	}
-	if at == "" {
+	case at == "":
 		return Device{}, fmt.Errorf("%w of %s: postern password list %s has their ids", ErrNoDevice, account, account) // id may be a password
 	}
 	return found, d.Bucket.Update(ctx, at, func([]byte) ([]byte, error) { return nil, nil })

@@ -75,9 +75,11 @@ func CheckDeviceKeysOf(ctx context.Context, cfg *configs.Config) (foreign int, e
 // and of all others.
 func countDevices(ctx context.Context, devices password.Bucket, keys [][]byte) (fit, foreign int, err error) {
 	err = (&password.Devices{Bucket: devices, Keys: keys}).List(ctx, "", func(d password.Device) error {
-		if d.Key > 0 {
+		switch {
+		case d.Damaged: // it says nothing about the keys
+		case d.Key > 0:
 			fit++
-		} else {
+		default:
 			foreign++
 		}
 		return nil
