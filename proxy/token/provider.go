@@ -324,6 +324,9 @@ func (p *Provider) record(e *entry, subject string, a answer, err error) {
 	case fault == nil:
 	case fault.RetryAfter > 0:
 		backoff = min(fault.RetryAfter, longestRetry)
+		if fault.Class != Account { // the server asks the application to wait
+			p.fault, p.retryAt = fault, now.Add(backoff)
+		}
 	case fault.Class == Configuration:
 		backoff = faultInterval
 		p.fault, p.retryAt = fault, now.Add(backoff)

@@ -2,10 +2,13 @@ package token
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -215,26 +218,55 @@ func TestATokenOutlivesItsEndpoint(t *testing.T) {
 	}
 }
 
-// Criterion: Retry-After is kept.
+// Criterion: Retry-After is kept, by all slots of the application, whether it is seconds or a date, for an hour at most; without a valid one the requests are a growing time apart.
 func TestRetryAfterIsKept(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		e := &endpoint{fault: refuse(429, "60", `{"error":"slow_down"}`)}
-		p := newProvider(t, e, 1)
-		for range 59 {
-			if got := take(t, p, "a@example.org", false); !strings.Contains(got, "429 slow_down") {
-				t.Fatal(got)
-			}
-			time.Sleep(time.Second)
-		}
-		if n := e.count(); n != 1 {
-			t.Errorf("%d requests within 59 s, want 1", n)
-		}
-		e.fail(nil)
-		time.Sleep(2 * time.Second)
-		if got := take(t, p, "a@example.org", false); got != "token2" {
-			t.Errorf("after it: %s", got)
-		}
-	})
+	for _, test := range []struct {
+		value string // "date": in the form of a date in two minutes
+		want  time.Duration
+	}{
+		{"60", time.Minute},
+		{"date", 2 * time.Minute},
+		{"31536000", time.Hour},             // a year
+		{"99999999999999999999", time.Hour}, // more than a number
+		{"Fri, 31 Dec 9999 23:59:59 GMT", time.Hour},
+		{"0", firstBackoff},
+		{"-1", firstBackoff},
+		{"soon", firstBackoff},
+		{"Sat, 01 Jan 2000 00:00:00 GMT", firstBackoff}, // past
+		{"", firstBackoff},
+	} {
+		t.Run(test.value, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				value := test.value
+				if value == "date" {
+					value = time.Now().Add(test.want).UTC().Format(http.TimeFormat)
+				}
+				e := &endpoint{fault: refuse(429, value, `{"error":"slow_down"}`)}
+				p := newProvider(t, e, 8)
+				all := func(want string) {
+					t.Helper()
+					for i := range 50 {
+						if test.want == firstBackoff && i > 0 {
+							break // the others have a backoff of their own
+						}
+						if got := take(t, p, fmt.Sprintf("u%d@example.org", i), false); !strings.Contains(got, want) {
+							t.Fatalf("%s, want %s", got, want)
+						}
+					}
+				}
+				begun := time.Now()
+				for time.Since(begun) < test.want {
+					all("429 slow_down")
+					time.Sleep(test.want/10 + 1)
+				}
+				if n := e.count(); n != 1 {
+					t.Errorf("%d requests within %v, want 1", n, test.want)
+				}
+				e.fail(nil)
+				all("token")
+			})
+		})
+	}
 }
 
 // Criterion: A fault of the application is one of the provider and not of its accounts: one request a minute for all of them, with what mends it; a new secret in the file counts without a restart.
@@ -430,34 +462,137 @@ func TestATokenThatHasEndedOnArrivalIsNoLoop(t *testing.T) {
 	})
 }
 
+// Criterion: Every fault of a token endpoint has its class, over a connection as it is: refused, no TLS, a certificate of a stranger, silence, half an answer, redirects, HTML, errors of OAuth, and 200 with a token that is none.
 func TestClassesOfErrors(t *testing.T) {
+	json := func(status int, body string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(status)
+			_, _ = io.WriteString(w, body)
+		}
+	}
+	good := func(more string) http.HandlerFunc { return json(200, `{"access_token":"token"`+more+`}`) }
+	hijack := func(answer string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, _ = io.WriteString(conn, answer)
+			_ = conn.Close()
+		}
+	}
+	const temporary, account, configuration, fine = Temporary, Account, Configuration, Class(99)
 	for _, test := range []struct {
-		status     int
-		body       string
+		name       string
+		answer     http.HandlerFunc
 		perMailbox bool
 		want       Class
 	}{
-		{400, `{"error":"invalid_grant"}`, true, Account},
-		{400, `{"error":"invalid_grant"}`, false, Configuration},
-		{401, `{"error":"unauthorized_client"}`, true, Configuration},
-		{400, `{"error":"deleted_client"}`, true, Configuration},
-		{400, `{"error":"invalid_client","error_description":"AADSTS700016: no"}`, false, Configuration},
-		{400, `{"error":"invalid_scope"}`, false, Configuration},
-		{400, `{"error":"never heard of"}`, false, Temporary},
-		{400, `{"error":"Access_Denied"}`, false, Temporary},
-		{429, `{"error":"invalid_client"}`, false, Temporary},
-		{503, `{"error":"invalid_client"}`, false, Temporary},
-		{404, `{}`, false, Temporary},
+		{"invalid_grant of a mailbox", json(400, `{"error":"invalid_grant"}`), true, account},
+		{"invalid_grant of an application", json(400, `{"error":"invalid_grant"}`), false, configuration},
+		{"unauthorized_client", json(401, `{"error":"unauthorized_client"}`), true, configuration},
+		{"deleted_client", json(400, `{"error":"deleted_client"}`), true, configuration},
+		{"AADSTS700016", json(400, `{"error":"invalid_client","error_description":"AADSTS700016: no"}`), false, configuration},
+		{"AADSTS50196", json(400, `{"error":"invalid_grant","error_codes":[50196]}`), true, temporary},
+		{"invalid_scope", json(400, `{"error":"invalid_scope"}`), false, configuration},
+		{"an unknown error", json(400, `{"error":"never heard of"}`), false, temporary},
+		{"an error in upper case", json(400, `{"error":"Access_Denied"}`), false, temporary},
+		{"an error that is no text", json(400, `{"error":5}`), false, temporary},
+		{"429", json(429, `{"error":"invalid_client"}`), false, temporary},
+		{"408", json(408, `{"error":"invalid_client"}`), false, temporary},
+		{"500", json(500, `{"error":"invalid_client"}`), false, temporary},
+		{"503", json(503, `{"error":"invalid_client"}`), false, temporary},
+		{"404", json(404, `{}`), false, temporary},
+		{"204", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }, false, temporary},
+		{"a redirect", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		}, false, temporary},
+		{"HTML with 200", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }, false, temporary},
+		{"HTML with 403", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", 403) }, false, temporary},
+		{"not HTTP", hijack("* OK IMAP4rev1\r\n"), false, temporary},
+		{"closed", hijack(""), false, temporary},
+		{"half a header", hijack("HTTP/1.1 200 OK\r\nContent-Ty"), false, temporary},
+		{"half a body", hijack("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{\"access_token\":\"token\"}"), false, temporary},
+		{"a header without end", hijack("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20)), false, temporary},
+		{"half an object", json(200, `{"access_token":"token"`), false, temporary},
+		{"two objects", json(200, `{"access_token":"token"}{}`), false, temporary},
+		{"no token", json(200, `{"token_type":"Bearer"}`), false, temporary},
+		{"an empty token", json(200, `{"access_token":""}`), false, temporary},
+		{"a token that is a number", json(200, `{"access_token":5}`), false, temporary},
+		{"a token with a line end", json(200, `{"access_token":"a\r\nb"}`), false, temporary},
+		{"a token with the separator of XOAUTH2", json(200, `{"access_token":"a\u0001b"}`), false, temporary},
+		{"a token with a space", json(200, `{"access_token":"a b"}`), false, temporary},
+		{"a token that is not ASCII", json(200, `{"access_token":"ä"}`), false, temporary},
+		{"a token of 1 MiB", json(200, `{"access_token":"`+strings.Repeat("x", 1<<20)+`"}`), false, temporary},
+		{"a token of 17 KiB", json(200, `{"access_token":"`+strings.Repeat("x", 17<<10)+`"}`), false, temporary},
+		{"another type of token", good(`,"token_type":"mac"`), false, configuration},
+		{"a type in lower case", good(`,"token_type":"bearer"`), false, fine},
+		{"no type", good(``), false, fine},
+		{"expires_in 0", good(`,"expires_in":0`), false, fine},
+		{"expires_in negative", good(`,"expires_in":-3600`), false, fine},
+		{"expires_in 1e18", good(`,"expires_in":1e18`), false, fine},
+		{"expires_in beyond numbers", good(`,"expires_in":1e999`), false, fine},
+		{"expires_in as a string", good(`,"expires_in":"3600"`), false, fine},
+		{"expires_in no number", good(`,"expires_in":"soon"`), false, temporary},
 	} {
-		p := &Provider{Name: "x", Grant: &ClientCredentials{}}
-		if test.perMailbox {
-			p.Grant = &ServiceAccount{}
-		}
-		resp, _ := response(test.status, "", test.body)
-		_, err := p.parse(resp, []byte(test.body))
-		if fault, ok := errors.AsType[*Fault](err); !ok || fault.Class != test.want {
-			t.Errorf("%d %s: %v, want %v", test.status, test.body, err, test.want)
-		}
+		t.Run(test.name, func(t *testing.T) {
+			server := httptest.NewTLSServer(test.answer)
+			defer server.Close()
+			p := newProvider(t, nil, 1)
+			p.TokenURL = server.URL
+			roots := x509.NewCertPool()
+			roots.AddCert(server.Certificate())
+			p.Transport = NewTransport(roots)
+			if test.perMailbox {
+				p.Grant = anyMailbox{p.Grant}
+			}
+			checkClass(t, p, test.want, fine)
+		})
+	}
+	t.Run("refused", func(t *testing.T) {
+		p := newProvider(t, nil, 1)
+		server := httptest.NewTLSServer(http.NotFoundHandler())
+		p.TokenURL, p.Transport = server.URL, NewTransport(nil)
+		server.Close()
+		checkClass(t, p, Temporary, fine)
+	})
+	t.Run("a certificate of a stranger", func(t *testing.T) {
+		p := newProvider(t, nil, 1)
+		server := httptest.NewUnstartedServer(good(""))
+		server.Config.ErrorLog = log.New(io.Discard, "", 0)
+		server.StartTLS()
+		defer server.Close()
+		p.TokenURL, p.Transport = server.URL, NewTransport(nil)
+		checkClass(t, p, Temporary, fine)
+	})
+	t.Run("no TLS", func(t *testing.T) {
+		p := newProvider(t, nil, 1)
+		server := httptest.NewServer(good(""))
+		defer server.Close()
+		p.TokenURL, p.Transport = strings.Replace(server.URL, "http:", "https:", 1), NewTransport(nil)
+		checkClass(t, p, Temporary, fine)
+	})
+}
+
+// anyMailbox is a Grant whose tokens are of one mailbox each.
+type anyMailbox struct{ Grant }
+
+func (anyMailbox) perMailbox() bool { return true }
+
+// checkClass asks p's token endpoint. The Class fine means a token.
+func checkClass(t *testing.T, p *Provider, want, fine Class) {
+	t.Helper()
+	a, err := p.ask(t.Context(), "a@example.org")
+	fault, ok := errors.AsType[*Fault](err)
+	switch {
+	case want == fine && (err != nil || string(a.token.Reveal()) != "token" || a.life <= 0 || a.life > mostLife):
+		t.Errorf("%v, a life of %v", err, a.life)
+	case want != fine && (!ok || fault.Class != want):
+		t.Errorf("%v, want %v", err, want)
+	case err != nil && (strings.Contains(err.Error(), planted) || len(err.Error()) > 500):
+		t.Errorf("the error has the secret, or %d octets", len(err.Error()))
 	}
 }
 

@@ -148,7 +148,8 @@ func clockDifference(date string, now time.Time) time.Duration {
 
 // retryAfter returns the value of the header Retry-After: RFC 9110 section 10.2.3.
 func retryAfter(value string, now time.Time) time.Duration {
-	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
+	seconds, err := strconv.ParseUint(value, 10, 31)
+	if err == nil || errors.Is(err, strconv.ErrRange) { // then it is the largest number
 		return time.Duration(seconds) * time.Second
 	}
 	if at, err := http.ParseTime(value); err == nil {
