@@ -11,7 +11,7 @@ SEEDS    ?= 1000000
 
 PROOFS   := ^TestAServerThatMisbehavesLosesNothing$$|^TestLibertiesOfGrammarChangeNothing$$
 
-.PHONY: all build test test-all test-acme test-oidc proof lint fmt fuzz bench criteria reference simulation package container
+.PHONY: all build test test-all test-acme test-oidc proof lint fmt fuzz bench bench-peers criteria reference simulation package container
 all: build lint test
 
 build:
@@ -53,6 +53,7 @@ lint:
 	$(LINT) run
 	$(GO) mod tidy -diff
 	cd proxy/certs/acmetest && $(GO) mod tidy -diff && $(GO) vet ./...
+	cd bench/mailload && $(GO) vet . && $(GO) test .
 	cd proxy/token/oidctest && $(GO) mod tidy -diff && $(GO) vet ./...
 	deps=$$($(GO) list -deps ./cmd/postern); ! grep -xE 'testing(/.*)?|postern/proxy/proxytest' <<<"$$deps"
 	.ci/criteria | diff -u docs/criteria.md - || { echo "docs/criteria.md is old: run 'make criteria'"; exit 1; }
@@ -66,6 +67,9 @@ fuzz:
 
 bench:
 	$(GO) test -run='^$$' -bench='$(BENCH)' -benchmem ./...
+
+bench-peers: # as root, ten minutes: docs/performance.md
+	bench/peers
 
 criteria:
 	new=$$(.ci/criteria); printf '%s\n' "$$new" >docs/criteria.md

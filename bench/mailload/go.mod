@@ -1,0 +1,3 @@
+module postern/bench/mailload
+
+go 1.26
