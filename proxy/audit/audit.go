@@ -48,7 +48,7 @@ type Log struct {
 	seen map[NameHash]struct{} // hashes of accounts that have logged in
 
 	written map[string]occurrence // trouble, by its words
-	down    map[string]bool       // backends whose last probe failed
+	down    map[string]bool       // backends whose last probe failed, and providers that gave no token to anybody
 
 	handshakes quota // of lines about failed handshakes: any client can cause one
 }
@@ -124,6 +124,9 @@ func (l *Log) Observe(e proxy.Event) {
 	case proxy.TokenRequested:
 		if more, ok := l.due(e.Err != nil, "token", e.Provider, e.Result); ok {
 			l.log.Warn("provider gives no token", append(more, "provider", e.Provider, "result", e.Result, "err", e.Err)...)
+		}
+		if l.tokensAgain(e) {
+			l.log.Info("provider gives tokens again", "provider", e.Provider)
 		}
 	case proxy.UpdateFailed:
 		l.updateFailed(e)

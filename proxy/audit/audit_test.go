@@ -120,6 +120,36 @@ func TestAuditSaysWhenABackendChanges(t *testing.T) {
 	}
 }
 
+// Criterion: The log says when a provider of tokens gives none, and when it gives them again; that there is none for one mailbox is no end of that.
+func TestAuditSaysWhenAProviderChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, out := newLog()
+		for _, result := range []string{
+			proxy.TokenOK, proxy.TokenAccount, proxy.TokenOK, proxy.TokenTemporary, proxy.TokenConfiguration, proxy.TokenAccount, proxy.TokenOK, proxy.TokenOK,
+		} {
+			e := proxy.TokenRequested{Provider: "contoso", Result: result}
+			if result != proxy.TokenOK {
+				e.Err = errors.New(result)
+			}
+			a.Observe(e)
+			time.Sleep(time.Minute)
+		}
+		var got []string
+		for line := range strings.Lines(out.String()) {
+			_, text, _ := strings.Cut(strings.TrimSpace(line), "msg=")
+			got = append(got, text)
+		}
+		none := `"provider gives no token" provider=contoso result=`
+		want := []string{
+			none + "account err=account", none + "temporary err=temporary", none + "configuration err=configuration",
+			none + "account err=account", `"provider gives tokens again" provider=contoso`,
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("the log has\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	})
+}
+
 func TestAuditKeepsALineOneLine(t *testing.T) {
 	a, out := newLog()
 	a.Known = func(string) bool { return true }

@@ -32,3 +32,19 @@ func (l *Log) probed(e proxy.Probed) {
 		l.log.Warn("backend is down", "backend", e.Backend, "protocol", e.Protocol, "err", e.Err)
 	}
 }
+
+// tokensAgain reports whether e is the first token of a provider that had none for anybody.
+func (l *Log) tokensAgain(e proxy.TokenRequested) bool {
+	key := "token " + e.Provider
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.down[key]
+	switch e.Result {
+	case proxy.TokenOK:
+		delete(l.down, key)
+		return was
+	case proxy.TokenTemporary, proxy.TokenConfiguration:
+		l.down[key] = true
+	}
+	return false
+}

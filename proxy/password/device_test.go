@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -476,6 +477,39 @@ func BenchmarkDeviceCheck(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// BenchmarkDevicesOfAnAccount reports what a device takes in the file, and how long it takes to count all.
+func BenchmarkDevicesOfAnAccount(b *testing.B) {
+	const devices = 20_000
+	path := filepath.Join(b.TempDir(), "record.db")
+	store, err := state.Open(path, state.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = store.Close() })
+	d := &Devices{Bucket: store.Bucket("devices"), Keys: [][]byte{presentKey}}
+	var adding sync.WaitGroup
+	for from := range 100 {
+		adding.Go(func() {
+			for i := from; i < devices; i += 100 {
+				add(b, d, Device{Account: fmt.Sprintf("user%05d@mail.customer.example", i), Name: "copier, 3rd floor", Protocols: []string{"submission"}}, Long)
+			}
+		})
+	}
+	adding.Wait()
+	octets := 0
+	err = d.Bucket.Scan(b.Context(), "", func(key string, value []byte) error { octets += len(key) + len(value); return nil })
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if c, err := d.Count(b.Context()); err != nil || c.Working != devices {
+			b.Fatal(c, err)
+		}
+	}
+	b.ReportMetric(float64(octets)/devices, "B/device")
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/devices, "µs/device")
 }
 
 func FuzzNormalize(f *testing.F) {

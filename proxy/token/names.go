@@ -30,6 +30,9 @@ type Names struct {
 // mailboxes are those of an account. "" stands for none.
 type mailboxes struct{ all, imap, submission string }
 
+// mostNames is the largest file, in octets.
+const mostNames = 64 << 20
+
 // maxMistakes is how many wrong lines of a file are named.
 const maxMistakes = 20
 
@@ -61,12 +64,12 @@ func (n *Names) mailbox(account, protocol string) string {
 }
 
 func (n *Names) parse(file *os.File, info os.FileInfo) (entries int, err error) {
-	if !info.Mode().IsRegular() || info.Size() > mostFile {
-		return 0, fmt.Errorf("not a regular file of at most %d MiB", mostFile>>20)
+	if !info.Mode().IsRegular() || info.Size() > mostNames {
+		return 0, fmt.Errorf("not a regular file of at most %d MiB", mostNames>>20)
 	}
 	table := map[string]mailboxes{}
 	var mistakes []error
-	lines := bufio.NewScanner(io.LimitReader(file, mostFile))
+	lines := bufio.NewScanner(io.LimitReader(file, mostNames))
 	for number := 1; lines.Scan() && len(mistakes) < maxMistakes; number++ {
 		fields := strings.Fields(lines.Text())
 		if len(fields) == 0 || strings.HasPrefix(fields[0], "#") {

@@ -3,9 +3,11 @@ package token
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -129,5 +131,33 @@ func TestEqualNames(t *testing.T) {
 	a, same, other := open("a@b x@y\n"), open("# a\na@b x@y\n"), open("a@b imap=x@y\n")
 	if !a.Equal(a) || !a.Equal(same) || a.Equal(other) || a.Equal(nil) || (*Names)(nil).Equal(a) || !(*Names)(nil).Equal(nil) {
 		t.Error("Equal is wrong")
+	}
+}
+
+// BenchmarkNamesMemory reports what a line of names_file takes.
+func BenchmarkNamesMemory(b *testing.B) {
+	const lines = 50_000
+	path := filepath.Join(b.TempDir(), "names")
+	var text bytes.Buffer
+	for i := range lines {
+		fmt.Fprintf(&text, "user%05d@mail.customer.example imap=shared%05d@customer.example submission=user%05d@customer.example\n", i, i, i)
+	}
+	if err := os.WriteFile(path, text.Bytes(), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	for b.Loop() {
+		before := heap()
+		names, err := OpenNames(path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(heap()-before)/lines, "B/line")
+		runtime.KeepAlive(names)
 	}
 }

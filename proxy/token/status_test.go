@@ -1,9 +1,14 @@
 package token
 
 import (
+	"bytes"
+	"fmt"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"postern/proxy"
 )
 
 // Criterion: A provider that gives no tokens is known to be down, or misconfigured, since its first failure, also while nobody logs in: it is asked again by itself, and the first good answer ends that. Before the first request nothing is claimed.
@@ -81,4 +86,27 @@ func TestOneMailboxIsNoStateOfAProvider(t *testing.T) {
 			}
 		}
 	})
+}
+
+// BenchmarkTokenMemory reports what the token of one mailbox takes, as Google gives them.
+func BenchmarkTokenMemory(b *testing.B) {
+	const mailboxes, octets = 20_000, 1500
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	text := bytes.Repeat([]byte("x"), octets)
+	for b.Loop() {
+		before := heap()
+		p := &Provider{Grant: &ServiceAccount{}}
+		p.init()
+		for i := range mailboxes {
+			e, _ := p.entryFor(fmt.Sprintf("user%05d@mail.customer.example", i))
+			p.record(e, "", answer{token: proxy.NewSecret(text), life: time.Hour}, nil)
+		}
+		b.ReportMetric(float64(heap()-before)/mailboxes, "B/mailbox")
+		runtime.KeepAlive(p)
+	}
 }
