@@ -31,7 +31,8 @@ type TokenServers struct {
 }
 
 // StartTokenServers starts the servers in front of an IMAP and a submission server, both
-// without TLS. They live as long as the test.
+// without TLS. They live as long as the test. o nil: they take the passwords, by PLAIN, to
+// compare with.
 func StartTokenServers(t testing.TB, o *OAuth, imap, submission string, password func(user string) string) *TokenServers {
 	t.Helper()
 	s := &TokenServers{oauth: o, imap: imap, submission: submission, password: password}
@@ -102,15 +103,37 @@ func (s *TokenServers) Refuse(answer func(protocol, message string) string) {
 	s.refuse = answer
 }
 
-// verdict returns the user whom a message of XOAUTH2 logs in, or the lines that refuse it.
-func (s *TokenServers) verdict(protocol, message, no string) (user, refusal string) {
+// mechanism is the only one that the servers take.
+func (s *TokenServers) mechanism() string {
+	if s.oauth == nil {
+		return "PLAIN"
+	}
+	return "XOAUTH2"
+}
+
+// credentials returns what a message of the mechanism has.
+func (s *TokenServers) credentials(message string) (user, secret string, ok bool) {
 	octets, _ := base64.StdEncoding.DecodeString(message)
+	if s.oauth == nil {
+		fields := bytes.Split(octets, []byte{0})
+		if len(fields) != 3 {
+			return "", "", false
+		}
+		return string(fields[1]), string(fields[2]), true
+	}
 	fields := bytes.Split(octets, []byte{1})
 	if len(fields) != 4 {
+		return "", "", false
+	}
+	return strings.TrimPrefix(string(fields[0]), "user="), strings.TrimPrefix(string(fields[1]), "auth=Bearer "), true
+}
+
+// verdict returns the user whom a message logs in, or the lines that refuse it.
+func (s *TokenServers) verdict(protocol, message, no string) (user, refusal string) {
+	user, secret, ok := s.credentials(message)
+	if !ok {
 		return "", no
 	}
-	user = strings.TrimPrefix(string(fields[0]), "user=")
-	token := strings.TrimPrefix(string(fields[1]), "auth=Bearer ")
 	s.mu.Lock()
 	s.logins = append(s.logins, protocol+" "+user)
 	answer := s.refuse
@@ -120,7 +143,7 @@ func (s *TokenServers) verdict(protocol, message, no string) (user, refusal stri
 			return user, lines
 		}
 	}
-	if !s.oauth.lets(user, token) {
+	if s.oauth == nil && secret != s.password(user) || s.oauth != nil && !s.oauth.lets(user, secret) {
 		return user, no
 	}
 	return user, ""
@@ -135,20 +158,24 @@ func (o *OAuth) lets(user, token string) bool {
 }
 
 func (s *TokenServers) serveIMAP(c net.Conn, in *bufio.Reader) error {
-	_, _ = io.WriteString(c, "* OK [CAPABILITY IMAP4rev1 SASL-IR LOGINDISABLED AUTH=XOAUTH2] ready\r\n")
+	disabled := " LOGINDISABLED"
+	if s.oauth == nil {
+		disabled = ""
+	}
+	_, _ = fmt.Fprintf(c, "* OK [CAPABILITY IMAP4rev1 SASL-IR%s AUTH=%s] ready\r\n", disabled, s.mechanism())
 	for {
 		line, err := in.ReadString('\n')
 		if err != nil {
 			return err
 		}
 		tag, command, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " ")
-		message, ok := strings.CutPrefix(command, "AUTHENTICATE XOAUTH2 ")
+		message, ok := strings.CutPrefix(command, "AUTHENTICATE "+s.mechanism()+" ")
 		if !ok {
 			if strings.EqualFold(command, "LOGOUT") {
 				_, err := fmt.Fprintf(c, "* BYE\r\n%s OK\r\n", tag)
 				return err
 			}
-			_, _ = fmt.Fprintf(c, "%s BAD only tokens\r\n", tag)
+			_, _ = fmt.Fprintf(c, "%s BAD only AUTHENTICATE\r\n", tag)
 			continue
 		}
 		user, refusal := s.verdict("imap", message, tag+" NO [AUTHENTICATIONFAILED] no\r\n")
@@ -175,9 +202,9 @@ func (s *TokenServers) serveSubmission(c net.Conn, in *bufio.Reader) error {
 			_, err := io.WriteString(c, "221 bye\r\n")
 			return err
 		}
-		message, ok := strings.CutPrefix(command, "AUTH XOAUTH2")
+		message, ok := strings.CutPrefix(command, "AUTH "+s.mechanism())
 		if !ok {
-			_, _ = io.WriteString(c, "250-tokens\r\n250-SIZE 1000000\r\n250 AUTH XOAUTH2\r\n")
+			_, _ = fmt.Fprintf(c, "250-tokens\r\n250-SIZE 1000000\r\n250 AUTH %s\r\n", s.mechanism())
 			continue
 		}
 		if message = strings.TrimSpace(message); message == "" {
