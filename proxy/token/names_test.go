@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -71,6 +72,27 @@ func TestNamesOfMailboxes(t *testing.T) {
 	}
 }
 
+// A lockedBuffer is a log that a test reads while others write.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+// take returns what was written since the last call.
+func (l *lockedBuffer) take() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	text := l.b.String()
+	l.b.Reset()
+	return text
+}
+
 // Criterion: A change of names_file counts within 2 s; a file that is broken, emptied or away changes nothing, is logged once and is shown until it is mended.
 func TestNamesAreReadAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "names")
@@ -80,7 +102,7 @@ func TestNamesAreReadAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
+		var log lockedBuffer
 		ctx, cancel := context.WithCancel(t.Context())
 		go names.Watch(ctx, time.Second, slog.New(slog.NewTextHandler(&log, nil)))
 		step := func(what, mailbox string, stale bool, lines int) {
@@ -93,10 +115,10 @@ func TestNamesAreReadAgain(t *testing.T) {
 			if (names.Stale() != nil) != stale {
 				t.Errorf("%s: stale is %v", what, names.Stale())
 			}
-			if got := strings.Count(log.String(), "\n"); got != lines {
-				t.Errorf("%s: %d lines in the log, want %d:\n%s", what, got, lines, log.String())
+			text := log.take()
+			if got := strings.Count(text, "\n"); got != lines {
+				t.Errorf("%s: %d lines in the log, want %d:\n%s", what, got, lines, text)
 			}
-			log.Reset()
 		}
 		time.Sleep(time.Millisecond) // between two looks
 		step("unchanged", "shared@example.org", false, 0)

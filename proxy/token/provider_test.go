@@ -374,7 +374,7 @@ func TestSessionsOfOneTenantDoNotEndTogether(t *testing.T) {
 		p.EndsSessions = true
 		s := &Source{Provider: p}
 		begun := time.Now()
-		until, ends := make([]time.Time, sessions), make(map[int]int)
+		due, ends := make(map[int][]int), make(map[int]int) // sessions that end in a second, and how many in a minute
 		logIn := func(i int) {
 			mailbox := fmt.Sprintf("u%d@example.org", i)
 			_, token, end, err := s.Credentials(t.Context(), mailbox, proxy.IMAP, false)
@@ -382,24 +382,26 @@ func TestSessionsOfOneTenantDoNotEndTogether(t *testing.T) {
 				t.Fatal(err)
 			}
 			token.Clear()
+			p.mu.Lock()
 			e, _ := p.entryFor(mailbox)
-			if lasts, left := time.Until(end), e.expires.Sub(end); lasts < 6*time.Minute || left <= 0 {
+			lasts, left := time.Until(end), e.expires.Sub(end)
+			p.mu.Unlock()
+			if lasts < 6*time.Minute || left <= 0 {
 				t.Fatalf("a session ends %v after its beginning, and %v before its token", lasts, left)
 			}
-			until[i] = end
+			second := int(end.Sub(begun).Seconds()) + 1
+			due[second] = append(due[second], i)
 		}
-		for i := range until {
+		for i := range sessions {
 			logIn(i)
 		}
-		for time.Since(begun) < 8*time.Hour { // each logs in again at once
-			time.Sleep(time.Second)
-			now := time.Now()
-			for i := range until {
-				if !now.Before(until[i]) {
-					ends[int(now.Sub(begun).Minutes())]++
-					logIn(i)
-				}
+		for second := range 8 * 60 * 60 { // each logs in again at once
+			time.Sleep(time.Until(begun.Add(time.Duration(second) * time.Second)))
+			for _, i := range due[second] {
+				ends[second/60]++
+				logIn(i)
 			}
+			delete(due, second)
 		}
 		worst, total := 0, 0
 		for _, n := range ends {
@@ -510,7 +512,7 @@ func TestClassesOfErrors(t *testing.T) {
 			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
 		}, false, temporary},
 		{"HTML with 200", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }, false, temporary},
-		{"HTML with 403", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", 403) }, false, temporary},
+		{"HTML with 403", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", http.StatusForbidden) }, false, temporary},
 		{"not HTTP", hijack("* OK IMAP4rev1\r\n"), false, temporary},
 		{"closed", hijack(""), false, temporary},
 		{"half a header", hijack("HTTP/1.1 200 OK\r\nContent-Ty"), false, temporary},
