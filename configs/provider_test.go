@@ -126,6 +126,26 @@ func TestTheFilesOfProvidersAreChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	contoso := cfg.Providers["contoso"]
+	end, key, known := contoso.CredentialEnd()
+	if !known || key != "certificate.cert" {
+		t.Fatalf("the end of the certificate: %v, %s, %v", end, key, known)
+	}
+	for left, want := range map[time.Duration]string{31 * 24 * time.Hour: "", 30 * 24 * time.Hour: "in 30 days: make a new one", 0: "has ended on"} {
+		got := ""
+		for _, w := range cfg.ProviderWarnings(end.Add(-left)) {
+			if w.Key == "providers.contoso.certificate.cert" {
+				got = w.Text
+			}
+		}
+		if (want == "") != (got == "") || !strings.Contains(got, want) {
+			t.Errorf("%v before the certificate ends: %q, want %q", left, got, want)
+		}
+	}
+	school := cfg.Providers["school"]
+	if _, _, known := school.CredentialEnd(); known {
+		t.Error("a key of Google has an end")
+	}
 	for day, want := range map[string]string{"2026-12-31": "", "2027-01-05": "ends on 2027-01-31, in 26 days", "2027-02-01": "has ended on 2027-01-31"} {
 		now, _ := time.Parse(time.DateOnly, day)
 		var got []string

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -21,5 +22,12 @@ func TestDamagedRecordsAreNamed(t *testing.T) {
 	out, ok := do("state", "check")
 	if ok || !strings.Contains(out, "record.db: bob: record of unique-ids is damaged") || strings.Contains(out, "alice") {
 		t.Errorf("of what is damaged it says\n%s", out)
+	}
+	if err := r.storage.Devices.Update(t.Context(), "alice\x00z", func([]byte) ([]byte, error) { return []byte("damaged"), nil }); err != nil {
+		t.Fatal(err)
+	}
+	if out, ok := do("state", "check"); ok || !strings.Contains(out, "bob: record of unique-ids is damaged") ||
+		!regexp.MustCompile(`record.db: alice: device (damaged-[0-9a-f]{8}) cannot be read: postern password remove alice damaged-`).MatchString(out) {
+		t.Errorf("of a damaged device it says\n%s", out)
 	}
 }

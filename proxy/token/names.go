@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"postern/proxy"
+	"postern/proxy/wire"
 )
 
 // Names are the mailboxes of accounts whose mailbox has another name: a file that is read
@@ -24,7 +25,8 @@ import (
 // ManageSieve has the name of IMAP. Empty lines and lines that begin with # are ignored.
 type Names struct {
 	proxy.WatchedFile
-	table atomic.Pointer[map[string]mailboxes] // by account
+	serves func(mailbox string) bool
+	table  atomic.Pointer[map[string]mailboxes] // by account
 }
 
 // mailboxes are those of an account. "" stands for none.
@@ -33,12 +35,15 @@ type mailboxes struct{ all, imap, submission string }
 // mostNames is the largest file, in octets.
 const mostNames = 64 << 20
 
+const mostShown = 100 // octets of a mailbox in an error
+
 // maxMistakes is how many wrong lines of a file are named.
 const maxMistakes = 20
 
-// OpenNames reads the file at path. The error names each wrong line.
-func OpenNames(path string) (*Names, error) {
-	n := &Names{}
+// OpenNames reads the file at path. serves reports whether there are tokens for a mailbox:
+// another one is a mistake. The error names each wrong line.
+func OpenNames(path string, serves func(mailbox string) bool) (*Names, error) {
+	n := &Names{serves: serves}
 	n.Path, n.Parse = path, n.parse
 	return n, n.Load()
 }
@@ -77,7 +82,7 @@ func (n *Names) parse(file *os.File, info os.FileInfo) (entries int, err error) 
 		}
 		account := lower(fields[0])
 		_, twice := table[account]
-		m, why := parseMailboxes(fields[1:])
+		m, why := n.parseMailboxes(fields[1:])
 		if twice {
 			why = "the account stands in an earlier line as well"
 		}
@@ -101,7 +106,7 @@ func (n *Names) parse(file *os.File, info os.FileInfo) (entries int, err error) 
 
 // parseMailboxes reads the fields behind an account. It returns what is wrong with them,
 // or "".
-func parseMailboxes(fields []string) (m mailboxes, wrong string) {
+func (n *Names) parseMailboxes(fields []string) (m mailboxes, wrong string) {
 	if len(fields) == 0 {
 		return m, "there is no mailbox: write an account and its mailbox"
 	}
@@ -118,6 +123,8 @@ func parseMailboxes(fields []string) (m mailboxes, wrong string) {
 			return m, "a mailbox is an address, such as shared@example.net"
 		case *place != "":
 			return m, "two mailboxes for the same protocol"
+		case !n.serves(mailbox):
+			return m, "the provider's domains do not have that of " + wire.Excerpt(mailbox, mostShown)
 		}
 		*place = mailbox
 	}

@@ -17,6 +17,8 @@ import (
 	"postern/proxy"
 )
 
+func servesAll(string) bool { return true }
+
 // writeNames writes a file as an editor does that makes a new one.
 func writeNames(t *testing.T, path, text string) {
 	t.Helper()
@@ -31,7 +33,7 @@ func writeNames(t *testing.T, path, text string) {
 func TestNamesOfMailboxes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "names")
 	writeNames(t, path, "# comment\n\nScanner@example.org shared@example.net\nanna@example.org imap=shared@example.net submission=anna@example.net\n")
-	names, err := OpenNames(path)
+	names, err := OpenNames(path, servesAll)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,23 +53,28 @@ func TestNamesOfMailboxes(t *testing.T) {
 		t.Errorf("without a file: %s", got)
 	}
 	writeNames(t, path, "a@b\nb@b x\nc@b pop3=x@y\nd@b x@y z@y\ne@b x@y\nE@b x@y\n")
-	_, err = OpenNames(path)
+	_, err = OpenNames(path, servesAll)
 	for _, line := range []string{"line 1:", "line 2:", "line 3:", "line 4:", "line 6:"} {
 		if err == nil || !strings.Contains(err.Error(), line) {
 			t.Errorf("%v, want %s", err, line)
 		}
 	}
+	p := &Provider{Domains: []string{"example.org"}}
+	writeNames(t, path, "a@b.example x@example.org\na@c.example imap=x@EXAMPLE.org submission=x@example.net\n")
+	if _, err = OpenNames(path, p.Serves); err == nil || err.Error() != "line 2: the provider's domains do not have that of x@example.net" {
+		t.Errorf("a mailbox without tokens: %v", err)
+	}
 	writeNames(t, path, strings.Repeat("wrong\n", 1000))
-	if _, err := OpenNames(path); err == nil || strings.Count(err.Error(), "\n") != maxMistakes-1 {
+	if _, err := OpenNames(path, servesAll); err == nil || strings.Count(err.Error(), "\n") != maxMistakes-1 {
 		t.Errorf("%v, want %d lines", err, maxMistakes)
 	}
 	for _, empty := range []string{"", "# nobody\n"} {
 		writeNames(t, path, empty)
-		if _, err := OpenNames(path); err == nil || !strings.Contains(err.Error(), "has no account") {
+		if _, err := OpenNames(path, servesAll); err == nil || !strings.Contains(err.Error(), "has no account") {
 			t.Errorf("%q: %v", empty, err)
 		}
 	}
-	if _, err := OpenNames(t.TempDir()); err == nil {
+	if _, err := OpenNames(t.TempDir(), servesAll); err == nil {
 		t.Error("a folder is read")
 	}
 }
@@ -97,7 +104,7 @@ func (l *lockedBuffer) take() string {
 func TestNamesAreReadAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "names")
 	writeNames(t, path, "scanner@example.org shared@example.org\n")
-	names, err := OpenNames(path)
+	names, err := OpenNames(path, servesAll)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +151,7 @@ func TestEqualNames(t *testing.T) {
 	open := func(text string) *Names {
 		path := filepath.Join(t.TempDir(), "names")
 		writeNames(t, path, text)
-		n, err := OpenNames(path)
+		n, err := OpenNames(path, servesAll)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -175,7 +182,7 @@ func BenchmarkNamesMemory(b *testing.B) {
 	}
 	for b.Loop() {
 		before := heap()
-		names, err := OpenNames(path)
+		names, err := OpenNames(path, servesAll)
 		if err != nil {
 			b.Fatal(err)
 		}

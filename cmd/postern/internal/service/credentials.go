@@ -176,7 +176,7 @@ func (g *generation) findDevices(all *findingList) {
 		return
 	}
 	if c.Damaged > 0 {
-		all.add(Warning, fmt.Sprintf("device passwords that cannot be read: %d; their logins are refused temporarily", c.Damaged), "", "postern password list names the accounts")
+		all.add(Warning, fmt.Sprintf("device passwords that cannot be read: %d; their logins are refused temporarily", c.Damaged), "", "postern password list shows their ids; postern password remove, then make the passwords anew")
 	}
 	if c.Foreign > 0 {
 		all.add(Warning, fmt.Sprintf("device passwords that do not work, because state.key_file does not have their key: %d", c.Foreign), "",

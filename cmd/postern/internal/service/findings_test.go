@@ -81,7 +81,7 @@ func TestEachFaultIsFoundWithItsNextStep(t *testing.T) {
 			if err := os.WriteFile(p, []byte("a@b x@y\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			names, err := token.OpenNames(p)
+			names, err := token.OpenNames(p, func(string) bool { return true })
 			if err != nil {
 				t.Fatal(err)
 			}

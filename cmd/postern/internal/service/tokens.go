@@ -122,7 +122,7 @@ func (g *generation) newSource(name string, b configs.Backend) (*token.Source, e
 	s := &token.Source{Provider: g.providers[b.Token].Provider}
 	if b.NamesFile != "" {
 		var err error
-		if s.Names, err = token.OpenNames(b.NamesFile); err != nil {
+		if s.Names, err = token.OpenNames(b.NamesFile, s.Provider.Serves); err != nil {
 			return s, err
 		}
 	}

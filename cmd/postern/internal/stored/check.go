@@ -10,6 +10,7 @@ import (
 
 	"postern/bridge"
 	"postern/configs"
+	"postern/proxy/password"
 	"postern/proxy/state"
 )
 
@@ -59,14 +60,24 @@ var CheckState = Question[struct{}, FileReport]{"state/check", func(ctx context.
 	return nil
 }}
 
-// checkRecords reads the record of each account.
+// checkRecords reads the record of each account, and all device passwords.
 func (c *FileReport) checkRecords(ctx context.Context, a *Files) (err error) {
 	var damaged []error
 	c.Records, damaged, err = bridge.Check(ctx, a.uidls)
 	for _, d := range damaged[:min(len(damaged), maxDamage)] {
 		c.Damaged = append(c.Damaged, d.Error())
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	devices := &password.Devices{Bucket: a.devices}
+	return devices.List(ctx, "", func(d password.Device) error {
+		c.Records++
+		if d.Damaged && len(c.Damaged) < maxDamage {
+			c.Damaged = append(c.Damaged, fmt.Sprintf("%s: device %s cannot be read: postern password remove %s %s, then make the password anew", d.Account, d.ID, d.Account, d.ID))
+		}
+		return nil
+	})
 }
 
 // CheckFiles calls each with a report of each file of the state: that of the running
