@@ -23,7 +23,7 @@ var (
 	ErrBackendClosed = errors.New("backend closed the connection")  // before the client did
 	ErrIdleTimeout   = errors.New("client was silent for too long") // after login
 	ErrForbidden     = errors.New("command that is not permitted")  // it would hide the session: IMAP UNAUTHENTICATE, COMPRESS
-	ErrTokenEnds     = errors.New("session before its token ends")  // Postern's own, at the backend: the client logs in again
+	ErrTokenEnds     = errors.New("session ends before its token")  // that of Postern, with which the backend would end it: the client logs in again
 	errTooSlow       = errors.New("client did not log in in time")  // before login
 	ErrProxyHeader   = errors.New("bad or missing PROXY header")    // before the guard is asked
 	ErrEarlyTLS      = errors.New("client began TLS unasked")       // where STARTTLS has to come first

@@ -57,7 +57,7 @@ func (s *IMAP) Run(ctx context.Context, client *proxy.Conn) error {
 var imapSyntax = syntax{
 	response: regexp.MustCompile(`^(\* ([0-9]+ )?[A-Z]+( [^{]*)?|\+( [^{]*)?|[^ {]+ (OK|NO|BAD)( .*)?)\r\n$`),
 	bye:      func(text string) string { return "* BYE " + text + "\r\n" },
-	byeWord:  "* BYE", afterQuit: true, // RFC 3501 section 6.1.3
+	byeWord:  "* BYE", byeAtEnd: true, // RFC 3501 section 6.1.3
 }
 
 // Close implements proxy.Session.

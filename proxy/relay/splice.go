@@ -60,10 +60,10 @@ type lifetime struct {
 
 // A syntax is what splice knows of a protocol, to say goodbye.
 type syntax struct {
-	response  *regexp.Regexp           // the last line, with CRLF, of a response that another one may follow
-	bye       func(text string) string // a response that ends the session, with CRLF
-	byeWord   string                   // which bye begins with
-	afterQuit bool                     // the server sends byeWord, too, after the client's last command
+	response *regexp.Regexp           // the last line, with CRLF, of a response that another one may follow
+	bye      func(text string) string // a response that ends the session, with CRLF
+	byeWord  string                   // which bye begins with
+	byeAtEnd bool                     // a server that ends the session as the client asked for sends bye as well
 }
 
 // A watch follows the octets of a session in both directions. It can end the session with
@@ -151,7 +151,7 @@ func (s *spliceConn) copyDown() {
 // the connection without it. orderly is false after a crash.
 func (s *spliceConn) serverEnded(orderly bool) {
 	quiet := quietTime
-	if s.syntax.afterQuit {
+	if s.syntax.byeAtEnd {
 		quiet = 0 // nothing more comes: the end of a response is its end
 	}
 	bare := s.tail.atLineEnd(s.syntax.response, quiet, time.Now()) && !s.tail.hasLine(s.syntax.byeWord)
