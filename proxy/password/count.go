@@ -30,7 +30,7 @@ func (d *Devices) Count(ctx context.Context) (c Counts, err error) {
 			last = account
 			c.Accounts++
 		}
-		switch s, err := parseDevice(value); {
+		switch s, err := d.open(at, value); {
 		case err != nil:
 			c.Damaged++
 		case !marks[s.KeyMark]:

@@ -1,6 +1,7 @@
 package password
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/hmac"
@@ -54,21 +55,58 @@ type storedDevice struct {
 	Protocols                  []string
 	Networks                   []netip.Prefix
 	Expires, LastUsed, KeyMark string
+
+	signed []byte // the fields as they were read
+	seal   string // of them
 }
 
 // The value of a device is fields with a tab between them: it is read at each login, and
-// encoding/json would take as long as all the rest.
-const deviceVersion, deviceFields = "1", 9
+// encoding/json would take as long as all the rest. The last one is a seal of the others: who
+// can write to the store, and has no key, cannot lift the limits of a device.
+const deviceVersion, deviceFields = "2", 10
 
-// encode returns the value of s in the bucket.
-func (s storedDevice) encode() []byte {
+// encode returns the value of s in the bucket, at a key there.
+func (s storedDevice) encode(key []byte, at string) []byte {
 	networks := make([]string, len(s.Networks))
 	for i, p := range s.Networks {
 		networks[i] = p.String()
 	}
-	return []byte(strings.Join([]string{
+	fields := []byte(strings.Join([]string{
 		deviceVersion, s.ID, s.Name, s.Made, strings.Join(s.Protocols, " "), strings.Join(networks, " "), s.Expires, s.LastUsed, s.KeyMark,
 	}, "\t"))
+	seal := sealOf(key, at, fields)
+	return append(append(fields, '\t'), seal...)
+}
+
+// sealOf returns the seal of the fields of the device at a key in the bucket.
+func sealOf(key []byte, at string, fields []byte) string {
+	h := hmac.New(sha256.New, key)
+	h.Write([]byte("seal of "))
+	h.Write([]byte(at))
+	h.Write([]byte{0})
+	h.Write(fields)
+	const octets = 16
+	var sum [sha256.Size]byte
+	return hex.EncodeToString(h.Sum(sum[:0])[:octets])
+}
+
+// sealedBy reports whether s was stored at a key in the bucket by who has key.
+func (s storedDevice) sealedBy(key []byte, at string) bool {
+	return hmac.Equal([]byte(s.seal), []byte(sealOf(key, at, s.signed)))
+}
+
+// open returns the device at a key in the bucket. Of a key that is not in Keys, the seal
+// cannot be checked, and the password does not work.
+func (d *Devices) open(at string, value []byte) (s storedDevice, err error) {
+	if s, err = parseDevice(value); err != nil {
+		return s, err
+	}
+	for _, key := range d.Keys {
+		if keyMark(key) == s.KeyMark && !s.sealedBy(key, at) {
+			return s, errDamaged
+		}
+	}
+	return s, nil
 }
 
 func parseDevice(value []byte) (s storedDevice, err error) {
@@ -76,7 +114,8 @@ func parseDevice(value []byte) (s storedDevice, err error) {
 	if len(f) != deviceFields || f[0] != deviceVersion {
 		return s, errDamaged
 	}
-	s = storedDevice{ID: f[1], Name: f[2], Made: f[3], Expires: f[6], LastUsed: f[7], KeyMark: f[8]}
+	s = storedDevice{ID: f[1], Name: f[2], Made: f[3], Expires: f[6], LastUsed: f[7], KeyMark: f[8], seal: f[9]}
+	s.signed = value[:bytes.LastIndexByte(value, '\t')]
 	if f[4] != "" {
 		s.Protocols = strings.Split(f[4], " ")
 	}
@@ -216,7 +255,7 @@ func (d *Devices) Check(ctx context.Context, l *proxy.Login) error {
 	if !ok || strings.ContainsRune(l.Account, 0) {
 		return wrong()
 	}
-	var found []byte
+	var found, by []byte
 	var at string
 	for _, key := range d.Keys {
 		where := index(key, l.Account, text[:n])
@@ -225,13 +264,16 @@ func (d *Devices) Check(ctx context.Context, l *proxy.Login) error {
 			return unreadable(ctx, err)
 		}
 		if value != nil && found == nil {
-			found, at = value, where
+			found, at, by = value, where, key
 		}
 	}
 	if found == nil {
 		return wrong()
 	}
 	s, err := parseDevice(found)
+	if err == nil && !s.sealedBy(by, at) {
+		err = errDamaged
+	}
 	if err != nil {
 		return unreadable(ctx, err)
 	}
@@ -241,7 +283,7 @@ func (d *Devices) Check(ctx context.Context, l *proxy.Login) error {
 	}
 	l.Device = s.ID
 	if s.LastUsed < today {
-		d.noteUse(ctx, at, today)
+		d.noteUse(ctx, by, at, today)
 	}
 	return nil
 }
@@ -274,17 +316,17 @@ func (s storedDevice) limit(c proxy.Client, today string) error {
 
 // noteUse stores the day of the last use. That it cannot be stored does not refuse a
 // login: the store reports its errors itself.
-func (d *Devices) noteUse(ctx context.Context, at, today string) {
+func (d *Devices) noteUse(ctx context.Context, key []byte, at, today string) {
 	const patience = time.Second
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	_ = d.Bucket.Update(ctx, at, func(old []byte) ([]byte, error) {
-		s, err := parseDevice(old)
+		s, err := d.open(at, old)
 		if old == nil || err != nil {
 			return old, nil // removed meanwhile: it stays so
 		}
 		s.LastUsed = max(s.LastUsed, today)
-		return s.encode(), nil
+		return s.encode(key, at), nil
 	})
 }
 
@@ -322,7 +364,7 @@ func (d *Devices) stands(ctx context.Context, l deviceLogin) error {
 func (d *Devices) scan(ctx context.Context, from string, each func(account, at string, s storedDevice, damaged error) error) error {
 	return d.Bucket.Scan(ctx, from, func(at string, value []byte) error {
 		account, _, _ := strings.Cut(at, "\x00")
-		s, err := parseDevice(value)
+		s, err := d.open(at, value)
 		return each(account, at, s, err)
 	})
 }
@@ -396,7 +438,8 @@ func (d *Devices) Add(ctx context.Context, wanted Device, length int) (Device, *
 		ID: string(newText(8)), Name: wanted.Name, Made: d.today(), Protocols: wanted.Protocols, Networks: wanted.Networks,
 		Expires: wanted.Expires, KeyMark: keyMark(d.Keys[0]),
 	}
-	err := d.Bucket.Update(ctx, index(d.Keys[0], wanted.Account, text), func([]byte) ([]byte, error) { return s.encode(), nil })
+	at := index(d.Keys[0], wanted.Account, text)
+	err := d.Bucket.Update(ctx, at, func([]byte) ([]byte, error) { return s.encode(d.Keys[0], at), nil })
 	if err != nil {
 		return Device{}, nil, err
 	}

@@ -283,7 +283,7 @@ func TestARemovedDeviceStaysRemoved(t *testing.T) {
 	if err != nil || removed.Name != "phone" {
 		t.Errorf("Remove = %+v, %v", removed, err)
 	}
-	d.noteUse(t.Context(), at, "2026-11-29") // of the login that came a moment before
+	d.noteUse(t.Context(), presentKey, at, "2026-11-29") // of the login that came a moment before
 	expect(t, d, login("alice", text), proxy.Wrong, false)
 	if err := d.stands(t.Context(), session); proxy.ReasonOf(err) != proxy.Wrong {
 		t.Errorf("stands after Remove = %v, want wrong", err)
@@ -535,14 +535,14 @@ func FuzzParseDevice(f *testing.F) {
 		ID: "k3v7q2mx", Name: "copier, 3rd floor", Made: "2026-11-29", Protocols: []string{"imap", "pop3"},
 		Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")}, Expires: "2027-12-31",
 		LastUsed: "2026-11-30", KeyMark: "01234567",
-	}.encode())
-	f.Add([]byte("2\tof a newer Postern"))
+	}.encode(presentKey, "alice\x00at"))
+	f.Add([]byte("3\tof a newer Postern"))
 	f.Fuzz(func(t *testing.T, value []byte) {
 		s, err := parseDevice(value)
 		if err != nil {
 			return
 		}
-		again, err := parseDevice(s.encode())
+		again, err := parseDevice(s.encode(presentKey, "at"))
 		if err != nil || !slices.Equal(again.Protocols, s.Protocols) || !slices.Equal(again.Networks, s.Networks) || again.Name != s.Name || again.KeyMark != s.KeyMark {
 			t.Errorf("%+v is read back as %+v, %v", s, again, err)
 		}
