@@ -107,18 +107,25 @@ func (s *Service) watchDevices(ctx context.Context) {
 }
 
 // endRemoved ends the sessions of the devices that do not stand. A device of which that
-// cannot be read stands.
+// cannot be read stands; after mostAway of them in a row the others are not asked about.
 func (s *Service) endRemoved(ctx context.Context, stands func(*proxy.Login) error) {
 	type device struct{ account, id string }
-	seen := map[device]bool{}
+	const mostAway = 3
+	seen, away := map[device]bool{}, 0
 	for _, i := range s.server.Sessions() {
 		d := device{i.Account, i.Device}
 		if d.id == "" || d.account == "" || seen[d] {
 			continue
 		}
-		seen[d] = true
+		if seen[d] = true; away == mostAway {
+			return
+		}
 		err := stands(&proxy.Login{Account: i.Account, Device: i.Device, Client: i.Client})
-		if reason := proxy.ReasonOf(err); ctx.Err() != nil || reason != proxy.Wrong && reason != proxy.Suspended {
+		reason := proxy.ReasonOf(err)
+		if away++; reason != proxy.Unavailable {
+			away = 0
+		}
+		if ctx.Err() != nil || reason != proxy.Wrong && reason != proxy.Suspended {
 			continue
 		}
 		n := s.server.KickAfterMessage(messageTime, SessionFilter{Account: d.account, Device: d.id}.matches)

@@ -174,6 +174,17 @@ func TestSessionsOfADeviceThatStandsNoMoreEnd(t *testing.T) {
 	}
 	look(bucket, 0)
 	ended(second)
+	for i := range 5 {
+		open(one(t, r, stored.AddDevice, stored.NewDevice{Account: "alice", Name: fmt.Sprint("device ", i)}))
+	}
+	asked := 0
+	r.service.endRemoved(t.Context(), func(*proxy.Login) error {
+		asked++
+		return proxy.NewRefusal(proxy.Unavailable, errAway)
+	})
+	if asked != 3 {
+		t.Errorf("a store that is away was asked %d times in a row, want 3", asked)
+	}
 	if text := log.String(); strings.Count(text, "the sessions of a device end") != 2 || !strings.Contains(text, "its last day was "+today) {
 		t.Errorf("the log has no two lines that sessions end:\n%s", text)
 	}
