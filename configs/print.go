@@ -70,7 +70,7 @@ func (c *Config) node(key string, v reflect.Value) *yaml.Node {
 
 // fields adds the fields of a struct to n.
 func (c *Config) fields(key string, v reflect.Value, n *yaml.Node) {
-	l, _ := v.Interface().(Listener)
+	l, _ := reflect.TypeAssert[Listener](v)
 	for i := range v.NumField() {
 		switch name := v.Type().Field(i).Tag.Get("yaml"); {
 		case name == "":

@@ -305,7 +305,7 @@ func (m *Metrics) backends() {
 	m.lookupTime = r.histogram("route_lookup_duration_seconds", "Time a rule takes to answer.", latency, label("source", sources...))
 	stores := label("store", proxy.PasswordStores()...)
 	m.passwords = r.counter("password_checks_total",
-		"Questions to a store of passwords that Postern checks itself. A store that says invalid_credentials may be followed by the next one.",
+		"Requests to a store of passwords that Postern checks itself. A store that says invalid_credentials may be followed by the next one.",
 		stores, label("result", proxy.ResultOK, proxy.ResultWrong, proxy.ResultTemporary, proxy.ResultForbidden, proxy.ResultClientAbort))
 	m.passwordTime = r.histogram("password_check_duration_seconds", "Time that a store of passwords takes, with the wait for the hashes of other logins.", latency, stores)
 	m.tokens = r.counter("token_requests_total",

@@ -274,16 +274,16 @@ func passwordLines(p *service.PasswordStatus) (lines []string) {
 		return nil
 	}
 	if p.Devices > 0 || p.Hashes == nil {
-		line := fmt.Sprintf("devices: %d of %s", p.Devices, counted(p.Accounts, "account", "accounts"))
+		parts := []string{fmt.Sprintf("devices: %d of %s", p.Devices, counted(p.Accounts, "account", "accounts"))}
 		for _, other := range []struct {
 			n    int
 			what string
 		}{{p.Expired, "past their last day"}, {p.Foreign, "of a key that is not in state.key_file"}, {p.Damaged, "that cannot be read"}} {
 			if other.n > 0 {
-				line += fmt.Sprintf("; %d %s", other.n, other.what)
+				parts = append(parts, fmt.Sprintf("%d %s", other.n, other.what))
 			}
 		}
-		lines = append(lines, line)
+		lines = append(lines, strings.Join(parts, "; "))
 	}
 	if h := p.Hashes; h != nil {
 		lines = append(lines, fmt.Sprintf("slow hashes: %d running, %d waiting, %s of %s", h.Running, h.Waiting, fileSize(h.Memory), fileSize(h.Limit)))
