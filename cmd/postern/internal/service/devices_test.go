@@ -219,7 +219,7 @@ func (r *running) endAsPredecessor(t *testing.T, request peerRequest) (ended int
 	return m.Answer.Kicked, m.Answer.Error
 }
 
-// Criterion: A reload replaces the stores of passwords; a file that another program changes counts without one.
+// Criterion: A reload replaces the stores of passwords.
 func TestAReloadReplacesTheStoresOfPasswords(t *testing.T) {
 	const hash = "$6$rounds=1000$E/9dx1OfkQN0nO63$8Vgvf6gp5SXtNcKYXLk6wNQJaVIc4awgaxp.fki/OJ.uR60BkrlE6sS0btHzgHCIMf5Rwm8dmH3W9NimiH6qD0" // of "secret of alice"
 	dir := t.TempDir()

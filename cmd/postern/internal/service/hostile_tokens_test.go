@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"postern/cmd/postern/internal/stored"
 	"postern/configs"
@@ -456,5 +457,42 @@ func TestSpellingsAreNoMoreGuesses(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Criterion: A change of passwords.file counts within 2 s, without a reload; a broken file keeps the passwords of before, and status names it.
+func TestAPasswdFileIsReadAgainWhilePosternRuns(t *testing.T) {
+	h := startWithTokens(t, "", "guard: {delay: 100ms}\n")
+	path := filepath.Join(h.dir, "passwd")
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash, _ := strings.CutPrefix(string(before), "anna@example.org:")
+	in := func(account string) bool {
+		return loggedIn(h.attempt(t, "127.0.0.1", "imap", ways(account, "secret of alice")["imap AUTHENTICATE"]))
+	}
+	if !in("anna@example.org") || in("eve@example.org") {
+		t.Fatal("anna is not in the file, or eve is")
+	}
+	h.service.guard.Unlock("eve@example.org") // which remembers the wrong password for 30 s
+	file(t, h.dir, "passwd", "eve@example.org:"+hash)
+	begun := time.Now()
+	within(t, patience, "eve logs in", func() bool {
+		h.service.guard.Unlock("eve@example.org")
+		return in("eve@example.org")
+	})
+	const slack = 2 * time.Second // of a machine with other work, and of the guard's delay
+	if took := time.Since(begun); took > 2*time.Second+slack {
+		t.Errorf("the change counts after %v", took)
+	}
+	file(t, h.dir, "passwd", "eve@example.org:plain\n")
+	within(t, patience, "the mistake is logged", func() bool { return strings.Contains(h.log.String(), "file not loaded") })
+	if !in("eve@example.org") {
+		t.Error("a broken file loses the passwords of before")
+	}
+	status, err := h.service.status(t.Context(), struct{}{})
+	if text := fmt.Sprintf("%+v", status); err != nil || !strings.Contains(text, path+":1:") {
+		t.Errorf("%v, and status does not name the line:\n%s", err, text)
 	}
 }
