@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"regexp"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -21,6 +22,7 @@ const (
 	burstWait = 100 * time.Millisecond // how long to wait for more while holding a large buffer
 	byeTime   = time.Second            // for the write of a BYE
 	leaveTime = 5 * time.Second        // how long the client may take to close after the backend has closed
+	turnSize  = 128 << 10              // octets of a download after which others get their turn: about 0.2 ms
 )
 
 // splice copies octets in both directions until both have ended: a client may
@@ -286,15 +288,22 @@ func (s *spliceConn) copy(dst io.Writer, src source) copyError {
 	}
 }
 
-// copyReady copies until an error, and holds no buffer while it waits.
+// copyReady copies until an error, and holds no buffer while it waits. A download that
+// never waits would keep short answers waiting for 10 ms, until Go's scheduler ends its
+// turn.
 func (s *spliceConn) copyReady(dst io.Writer, raw syscall.RawConn) (err copyError) {
-	for err == (copyError{}) {
-		err = s.copyReadyOnce(dst, raw)
+	for turn := 0; err == (copyError{}); {
+		var n int
+		n, err = s.copyReadyOnce(dst, raw)
+		if turn += n; turn >= turnSize {
+			turn = 0
+			runtime.Gosched()
+		}
 	}
 	return err
 }
 
-func (s *spliceConn) copyReadyOnce(dst io.Writer, raw syscall.RawConn) (err copyError) {
+func (s *spliceConn) copyReadyOnce(dst io.Writer, raw syscall.RawConn) (n int, err copyError) {
 	b, n, readErr := readReady(raw)
 	if b != nil {
 		defer buffers.Put(b)
@@ -304,7 +313,7 @@ func (s *spliceConn) copyReadyOnce(dst io.Writer, raw syscall.RawConn) (err copy
 		_, err.write = s.writeReply(dst, b[:n])
 	}
 	err.read = readErr
-	return err
+	return n, err
 }
 
 // copyBurst copies with a large buffer as long as much is sent.
