@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -231,5 +232,85 @@ func TestReloadsAndUpgradesUnderLoadWithTokens(t *testing.T) {
 		return err
 	}); err != nil {
 		t.Error(err)
+	}
+}
+
+// Criterion: A device password is shown once; it, the application's secret and the tokens are in no file of state.path, backup, export, list, answer of a command, metric or line of the log.
+func TestSecretsOfTokenBackendsAreNowhere(t *testing.T) {
+	f := startTokenProcesses(t, 2)
+	f.behind.Refuse(func(_, message string) string {
+		octets, _ := base64.StdEncoding.DecodeString(message)
+		_, rest, _ := strings.Cut(string(octets), "auth=Bearer ")
+		token, _, _ := strings.Cut(rest, "\x01")
+		keepSecret(token[:26]) // of a kilobyte and a half
+		return ""
+	})
+	for _, protocol := range []string{"imap", "pop3", "submission"} {
+		c, err := f.logIn(protocol, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = c.Close() }()
+	}
+	wrong := "guess" + newSecret()
+	right := f.passwords[1]
+	f.passwords[1] = wrong
+	if _, err := f.logIn("imap", 1); err == nil {
+		t.Fatal("a wrong password logs in")
+	}
+	f.passwords[1] = right
+	var id string
+	for _, args := range []string{
+		"status", "status --json", "sessions", "sessions --json", "password list", "password list --json u0@example.org", "account list", "account show u0@example.org",
+		"account export u0@example.org", "why u0@example.org", "why u0@example.org --json", "why u1@example.org", "guard explain u0@example.org", "guard list", "provider list",
+		"provider list --json", "provider check own u0@example.org", "check", "check --print", "check --probe", "report pop3", "state backup backup", "password remove u0@example.org ID",
+	} {
+		words := strings.Fields(strings.Replace(args, " ID", " "+id, 1))
+		for i, word := range words {
+			if word == "backup" && i == 2 {
+				words[i] = filepath.Join(filepath.Dir(f.config), "backup")
+			}
+		}
+		out, err := f.say(words...)
+		if err != nil && !strings.HasPrefix(args, "check") && !strings.HasPrefix(args, "guard list") {
+			t.Errorf("%s: %v\n%s", args, err, hidden(out))
+		}
+		if n := leaked(out); n != 0 {
+			t.Errorf("%s shows %d secrets", args, n)
+		}
+		if strings.HasPrefix(args, "password list --json") {
+			var d struct {
+				ID string `json:"id"`
+			}
+			if err := json.Unmarshal([]byte(out), &d); err != nil {
+				t.Fatal(err)
+			}
+			id = d.ID
+		}
+	}
+	_, metrics := f.scrape(t)
+	for where, text := range map[string]string{"the log": f.printed(t), "the metrics": metrics} {
+		if n := leaked(text); n != 0 || len(text) < 100 {
+			t.Errorf("%s of %d octets has %d secrets", where, len(text), n)
+		}
+	}
+	files := 0
+	for _, dir := range []string{"state", "backup"} {
+		if err := filepath.WalkDir(filepath.Join(filepath.Dir(f.config), dir), func(path string, d os.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			files++
+			octets, err := os.ReadFile(path)
+			if leaked(string(octets)) != 0 {
+				t.Errorf("%s has a secret", path)
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	if files < 3 {
+		t.Errorf("%d files were looked at", files)
 	}
 }
