@@ -4,8 +4,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"postern/proxy"
@@ -19,9 +21,35 @@ func (m *mistakes) checkFiles() {
 	m.checkPolicyFiles()
 	m.checkTLSFiles()
 	m.checkProviderFiles()
+	m.checkOthers()
 	for name, b := range m.cfg.Backends {
 		for _, protocol := range proxy.Protocols() {
 			m.checkCA(joinKey("backends", name)+"."+protocol+".ca", b.Server(protocol))
+		}
+	}
+}
+
+// checkOthers checks that the files may be read that are opened after the configuration was
+// found to be valid: so one run of check names all that are closed.
+func (m *mistakes) checkOthers() {
+	files := map[string]string{
+		"policy.file": m.cfg.Protocols.File, "passwords.file": m.cfg.Passwords.File, "state.key_file": m.cfg.State.KeyFile,
+	}
+	for i, r := range m.cfg.Routes {
+		files[fmt.Sprintf("routes[%d].file", i)] = r.File
+	}
+	for name, b := range m.cfg.Backends {
+		files[joinKey("backends", name)+".names_file"] = b.NamesFile
+	}
+	for key, path := range files {
+		if info, err := os.Stat(path); path == "" || err == nil && !info.Mode().IsRegular() {
+			continue
+		}
+		f, err := os.Open(path)
+		if err == nil {
+			_ = f.Close()
+		} else if errors.Is(err, fs.ErrPermission) {
+			m.report(key, "%s", Unreadable(path, err))
 		}
 	}
 }

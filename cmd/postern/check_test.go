@@ -78,6 +78,42 @@ func TestCheckFindsAllAtOnce(t *testing.T) {
 	}
 }
 
+// Criterion: `postern check` names in one run every file that the service's user may not read: keys and secrets of providers, state.key_file, names_file, the passwd file, and the files of routes and policy.
+func TestCheckFindsAllClosedFiles(t *testing.T) {
+	if os.Getuid() != 0 && os.Getenv("POSTERN_ALL") != "1" {
+		t.Skip("needs root, to become another user")
+	}
+	path := configWithCertificate(t, "")
+	dir := filepath.Dir(path)
+	appendTo(t, path, `
+providers: {own: {kind: oauth, token_url: "https://login.example/token", scope: mail, client_id: app, client_secret_file: secret, domains: [example.org]}}
+passwords: {devices: true, file: passwd}
+policy: {file: policy}
+routes: [{file: moved, backend: main}, {backend: own}]
+`)
+	text, err := os.ReadFile(path)
+	changed := bytes.Replace(text, []byte("backends: {"), []byte("backends: {own: {token: own, names_file: names, imap: {address: \"192.0.2.1:993\"}}, "), 1)
+	changed = bytes.Replace(changed, []byte("state: {"), []byte("state: {key_file: state.key, "), 1)
+	must(t, err, os.WriteFile(path, changed, 0o644))
+	files := map[string]string{
+		"providers.own.client_secret_file": "secret", "passwords.file": "passwd", "policy.file": "policy", "routes[0].file": "moved",
+		"backends.own.names_file": "names", "state.key_file": "state.key",
+	}
+	for name, content := range map[string]string{
+		"secret": "s3cret", "policy": "alice pop3:off", "moved": "alice main", "names": "a@example.org b@example.org",
+		"state.key": "dGhlIGtleSBvZiBhIHRlc3QgaGFzIDMyIG9jdGV0cyE=",
+		"passwd":    "alice:$6$rounds=1000$E/9dx1OfkQN0nO63$8Vgvf6gp5SXtNcKYXLk6wNQJaVIc4awgaxp.fki/OJ.uR60BkrlE6sS0btHzgHCIMf5Rwm8dmH3W9NimiH6qD0",
+	} {
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600))
+	}
+	_, _, complaints := runPostern(t, "check", "--config", path, "--as", "nobody")
+	for key, name := range files {
+		if want := fmt.Sprintf("%s: the user nobody may not read %s (", key, filepath.Join(dir, name)); strings.Count(complaints, want) != 1 {
+			t.Errorf("%s\nwant %s once", complaints, want)
+		}
+	}
+}
+
 func appendTo(t *testing.T, path, more string) {
 	t.Helper()
 	text, err := os.ReadFile(path)
