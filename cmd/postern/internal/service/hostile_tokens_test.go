@@ -496,3 +496,33 @@ func TestAPasswdFileIsReadAgainWhilePosternRuns(t *testing.T) {
 		t.Errorf("%v, and status does not name the line:\n%s", err, text)
 	}
 }
+
+// Criterion: CRAM-MD5, NTLM and APOP, which need the password itself on the server, are not offered in front of servers that take tokens and are refused without asking anybody; CRAM-MD5 and NTLM are counted (no client sends APOP, which needs the greeting's timestamp).
+func TestMechanismsThatNeedThePasswordAreRefused(t *testing.T) {
+	h := startWithTokens(t, "", "guard: {delay: 100ms}\n")
+	for way, pieces := range map[string][]string{
+		"imap CAPABILITY": {"a CAPABILITY\r\n"}, "pop3 CAPA": {"CAPA\r\n"}, "submission EHLO": {"EHLO client.example\r\n"},
+	} {
+		if offer := strings.Join(h.dialogue(t, "127.0.0.1", way, pieces), ""); strings.Contains(offer, "MD5") || strings.Contains(offer, "NTLM") || strings.Contains(offer, "APOP") || strings.Contains(offer, "<") && way == "pop3 CAPA" {
+			t.Errorf("%s: %q", way, offer)
+		}
+	}
+	for way, pieces := range map[string][]string{
+		"imap CRAM-MD5": {"a AUTHENTICATE CRAM-MD5\r\n"}, "imap NTLM": {"a AUTHENTICATE NTLM TlRMTVNTUAABAAAA\r\n"}, "pop3 CRAM-MD5": {"AUTH CRAM-MD5\r\n"},
+		"pop3 APOP": {"APOP anna@example.org c4c9334bac560ecc979e58001b3e22fb\r\n"}, "submission CRAM-MD5": {"EHLO client.example\r\n", "AUTH CRAM-MD5\r\n"},
+		"submission NTLM": {"EHLO client.example\r\n", "AUTH NTLM TlRMTVNTUAABAAAA\r\n"},
+	} {
+		answer := h.attempt(t, "127.0.0.1", way, pieces)
+		if loggedIn(answer) || strings.HasPrefix(answer, "+ ") || strings.HasPrefix(answer, "334") {
+			t.Errorf("%s: %q", way, answer)
+		}
+	}
+	for protocol, want := range map[string]int{"imap": 2, "pop3": 1, "submission": 2} {
+		if got := h.count(t, `mechanism="other",protocol="`+protocol+`",result="unsupported_mechanism"`); got != want {
+			t.Errorf("%s: %d refusals are counted, want %d", protocol, got, want)
+		}
+	}
+	if len(h.oauth.Requests()) != 0 || len(h.behind.Logins()) != 0 {
+		t.Error("somebody was asked")
+	}
+}
