@@ -25,16 +25,22 @@ const anna = "anna@example.org"
 
 func openTokenStage(t *testing.T) *tokenStage {
 	t.Helper()
+	return openTokenStageWith(t, "", "")
+}
+
+// openTokenStageWith is openTokenStage with more configuration of Dovecot and of the backend.
+func openTokenStageWith(t *testing.T, dovecot, backend string, listeners ...string) *tokenStage {
+	t.Helper()
 	secret := newSecret()
 	s := &tokenStage{oauth: proxytest.StartOAuth(t, map[string]proxytest.OAuthClient{"copier": {Secret: secret}})}
 	users := map[string]string{anna: "", "shared@example.org": ""}
-	s.dovecot = proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: users, OAuth: s.oauth, Tenant: true, Config: quick})
+	s.dovecot = proxytest.StartDovecot(t, proxytest.DovecotOptions{Users: users, OAuth: s.oauth, Tenant: true, Config: quick + dovecot})
 	s.postfix = proxytest.StartPostfix(t, proxytest.PostfixOptions{Dovecot: s.dovecot})
 	dir := t.TempDir()
 	key := make([]byte, 32)
 	copy(key, newSecret())
-	s.postern = launch(t, []string{"protocol: imap", "protocol: pop3", "protocol: submission"}, []string{fmt.Sprintf(
-		"main: {token: own, names_file: %q, imap: {address: %q, ca: %q, server_name: localhost}, submission: {address: %q, tls: starttls, ca: %q, server_name: localhost}}",
+	s.postern = launch(t, append([]string{"protocol: imap", "protocol: pop3", "protocol: submission"}, listeners...), []string{fmt.Sprintf(
+		"main: {token: own, "+backend+" names_file: %q, imap: {address: %q, ca: %q, server_name: localhost}, submission: {address: %q, tls: starttls, ca: %q, server_name: localhost}}",
 		file(t, dir, "names", "scanner@example.org imap=shared@example.org submission="+anna+"\n"),
 		s.dovecot.IMAPS, s.dovecot.CA, s.postfix.SMTP, s.postfix.CA,
 	)}, fmt.Sprintf(`
