@@ -62,55 +62,71 @@ func tokenScript(protocol, greeting string, n int, answer string) string {
 	case proxy.POP3:
 		return "S: +OK " + greeting + "\nC: CAPA\nS: +OK\nS: SASL XOAUTH2\nS: .\nC: AUTH XOAUTH2\nS: + \nC: " + message + "\n" + answer + logoutScript(answer, "QUIT")
 	}
+	if protocol == proxy.Sieve {
+		return "S: \"IMPLEMENTATION\" \"" + greeting + "\"\nS: \"SASL\" \"XOAUTH2\"\nS: OK\nC: AUTHENTICATE \"XOAUTH2\" \"" + message + "\"\n" + answer + logoutScript(answer, sieveLogout)
+	}
 	return "S: * OK [CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN AUTH=XOAUTH2] " + greeting +
 		"\nC: P1 AUTHENTICATE XOAUTH2 " + message + "\n" + answer + logoutScript(answer, "P2 LOGOUT")
 }
 
 func logInChecked(t *testing.T, s *Server) error {
 	t.Helper()
-	if s.Protocol != proxy.POP3 {
+	logIn := s.LoginPOP3
+	switch s.Protocol {
+	case proxy.IMAP, proxy.Submission:
 		return loginTo(t, s, checkedLogin())
+	case proxy.Sieve:
+		logIn = s.LoginSieve
 	}
-	c, err := s.LoginPOP3(t.Context(), checkedLogin())
+	c, err := logIn(t.Context(), checkedLogin())
 	if err == nil {
 		_ = c.Close()
 	}
 	return err
 }
 
-// Criterion: After Postern's own check of the password said yes, no answer of a backend is ever wrong: each becomes a temporary refusal that costs no guess, in IMAP, POP3 and submission.
+// Criterion: After Postern's own check of the password said yes, no answer of a backend is ever wrong: each becomes a temporary refusal that costs no guess, in IMAP, POP3, submission and ManageSieve, and what Exchange and Gmail say of its cause is in the log.
 func TestNoAnswerToATokenIsAboutThePassword(t *testing.T) {
 	const gmail = "Gimap ready for requests"
 	for _, test := range []struct {
 		protocol, greeting, answer string
 		again                      bool // with another token
 		want                       proxy.Reason
+		hint                       error // what the log names; nil: the code says all
 	}{
-		{proxy.IMAP, exchangeGreeting, "S: P1 NO AUTHENTICATE failed.", true, proxy.Unavailable},
-		{proxy.IMAP, exchangeGreeting, "S: P1 NO Server Unavailable. 15", false, proxy.Unavailable},
-		{proxy.IMAP, exchangeGreeting, "S: P1 BAD Request is throttled. Suggested Backoff Time: 299931 milliseconds", false, proxy.Unavailable},
-		{proxy.IMAP, exchangeGreeting, "S: * BYE Connection closed. 14\nS: <EOF>", false, proxy.Unavailable},
-		{proxy.IMAP, gmail, "S: P1 NO [ALERT] Too many simultaneous connections. (Failure)", false, proxy.Unavailable},
-		{proxy.IMAP, gmail, "S: * NO [WEBALERT https://example.org/] Web login required.\nS: P1 NO [ALERT] Please log in via your web browser: https://example.org/ (Failure)", false, proxy.Unavailable},
-		{proxy.IMAP, gmail, "S: + " + failed + "\nC- \\r\\n\nS: P1 NO [AUTHENTICATIONFAILED] Invalid credentials (Failure)", true, proxy.Unavailable},
-		{proxy.IMAP, gmail, "S: P1 NO [OVERQUOTA] Account exceeded command or bandwidth limits. (Failure)", false, proxy.Unavailable},
-		{proxy.IMAP, gmail, "S: P1 NO [THROTTLED] slower", false, proxy.Unavailable},
-		{proxy.IMAP, "hello", "S: P1 NO [AUTHORIZATIONFAILED] no", false, proxy.Unavailable},
-		{proxy.IMAP, "hello", "S: P1 NO [EXPIRED] no", false, proxy.Unavailable},
-		{proxy.IMAP, "hello", "S: P1 NO [CONTACTADMIN] no", false, proxy.Unavailable},
-		{proxy.IMAP, "hello", "S: P1 NO [UNAVAILABLE] Temporary authentication failure", false, proxy.Unavailable},
-		{proxy.IMAP, "hello", "S: P1 NO no", true, proxy.Unavailable},
-		{proxy.Submission, "Microsoft ESMTP MAIL Service ready", "S: 535 5.7.3 Authentication unsuccessful [X.example 2026-11-29T00:00:00.000Z 08DE]", true, proxy.Unavailable},
-		{proxy.Submission, "Microsoft ESMTP MAIL Service ready", "S: 535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant.", false, proxy.Unavailable},
-		{proxy.Submission, "Microsoft ESMTP MAIL Service ready", "S: 535 5.7.139 Authentication unsuccessful, the user credentials were incorrect.", false, proxy.Unavailable},
-		{proxy.Submission, "Microsoft ESMTP MAIL Service ready", "S: 432 4.3.2 Concurrent connections limit exceeded", false, proxy.Unavailable},
-		{proxy.Submission, "ESMTP gsmtp", "S: 334 " + failed + "\nC- \\r\\n\nS: 535 5.7.8 Username and Password not accepted", true, proxy.Unavailable},
-		{proxy.Submission, "ESMTP", "S: 525 5.7.13 disabled", false, proxy.Unavailable},
-		{proxy.Submission, "ESMTP", "S: 454 4.7.0 Temporary authentication failure: Connection lost to authentication server", false, proxy.Unavailable},
-		{proxy.Submission, "ESMTP", "S: 454 4.3.2 later", false, proxy.Maintenance},
-		{proxy.POP3, "hello", "S: -ERR [AUTH] no", true, proxy.Unavailable},
-		{proxy.POP3, "hello", "S: -ERR [SYS/PERM] no", false, proxy.Unavailable},
-		{proxy.POP3, "hello", "S: -ERR Server Unavailable. 21", false, proxy.Unavailable},
+		{proxy.IMAP, exchangeGreeting, "S: P1 NO AUTHENTICATE failed.", true, proxy.Unavailable, ErrTokenRefused},
+		{proxy.IMAP, exchangeGreeting, "S: P1 NO Server Unavailable. 15", false, proxy.Unavailable, ErrThrottled},
+		{proxy.IMAP, exchangeGreeting, "S: P1 BAD Request is throttled. Suggested Backoff Time: 299931 milliseconds", false, proxy.Unavailable, ErrThrottled},
+		{proxy.IMAP, exchangeGreeting, "S: * BYE Connection closed. 14\nS: <EOF>", false, proxy.Unavailable, nil},
+		{proxy.IMAP, gmail, "S: P1 NO [ALERT] Too many simultaneous connections. (Failure)", false, proxy.Unavailable, errFull},
+		{proxy.IMAP, gmail, "S: * NO [WEBALERT https://example.org/] Web login required.\nS: P1 NO [ALERT] Please log in via your web browser: https://example.org/ (Failure)", false, proxy.Unavailable, ErrWebLogin},
+		{proxy.IMAP, gmail, "S: + " + failed + "\nC- \\r\\n\nS: P1 NO [AUTHENTICATIONFAILED] Invalid credentials (Failure)", true, proxy.Unavailable, ErrTokenRefused},
+		{proxy.IMAP, gmail, "S: + " + failed + "\nC- \\r\\n\nS: P1 NO Lookup failed 8ab2", true, proxy.Unavailable, errNoUser},
+		{proxy.IMAP, gmail, "S: P1 NO Lookup failed 8ab2", false, proxy.Unavailable, errNoUser},
+		{proxy.IMAP, gmail, "S: P1 NO [OVERQUOTA] Account exceeded command or bandwidth limits. (Failure)", false, proxy.Unavailable, ErrThrottled},
+		{proxy.IMAP, gmail, "S: P1 NO [THROTTLED] slower", false, proxy.Unavailable, ErrThrottled},
+		{proxy.IMAP, "hello", "S: P1 NO [AUTHORIZATIONFAILED] no", false, proxy.Unavailable, nil},
+		{proxy.IMAP, "hello", "S: P1 NO [EXPIRED] no", false, proxy.Unavailable, nil},
+		{proxy.IMAP, "hello", "S: P1 NO [CONTACTADMIN] no", false, proxy.Unavailable, nil},
+		{proxy.IMAP, "hello", "S: P1 NO [UNAVAILABLE] Temporary authentication failure", false, proxy.Unavailable, nil},
+		{proxy.IMAP, "hello", "S: P1 NO no", true, proxy.Unavailable, ErrTokenRefused},
+		{proxy.Submission, "Microsoft ESMTP MAIL Service ready", "S: 535 5.7.3 Authentication unsuccessful [X.example 2026-11-29T00:00:00.000Z 08DE]", true, proxy.Unavailable, ErrTokenRefused},
+		{proxy.Submission, "Microsoft ESMTP MAIL Service ready", "S: 535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant.", false, proxy.Unavailable, ErrTenantSMTPOff},
+		{proxy.Submission, "Microsoft ESMTP MAIL Service ready", "S: 535 5.7.139 Authentication unsuccessful, the user credentials were incorrect.", false, proxy.Unavailable, ErrPolicy},
+		{proxy.Submission, "Microsoft ESMTP MAIL Service ready", "S: 432 4.3.2 Concurrent connections limit exceeded", false, proxy.Unavailable, errFull},
+		{proxy.Submission, "Microsoft ESMTP MAIL Service ready", "S: 535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox.", false, proxy.Unavailable, ErrSMTPOff},
+		{proxy.Submission, "Microsoft ESMTP MAIL Service ready", "S: 554 4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded", false, proxy.Unavailable, errFull},
+		{proxy.Submission, "ESMTP gsmtp", "S: 334 " + failed + "\nC- \\r\\n\nS: 535 5.7.8 Username and Password not accepted", true, proxy.Unavailable, ErrTokenRefused},
+		{proxy.Submission, "ESMTP", "S: 525 5.7.13 disabled", false, proxy.Unavailable, nil},
+		{proxy.Submission, "ESMTP", "S: 454 4.7.0 Temporary authentication failure: Connection lost to authentication server", false, proxy.Unavailable, nil},
+		{proxy.Submission, "ESMTP", "S: 454 4.3.2 later", false, proxy.Maintenance, nil},
+		{proxy.POP3, "hello", "S: -ERR [AUTH] no", true, proxy.Unavailable, ErrTokenRefused},
+		{proxy.POP3, "hello", "S: -ERR [SYS/PERM] no", false, proxy.Unavailable, nil},
+		{proxy.POP3, "hello", "S: -ERR Server Unavailable. 21", false, proxy.Unavailable, nil},
+		{proxy.Sieve, "Dovecot Pigeonhole", "S: NO \"Authentication failed.\"", true, proxy.Unavailable, ErrTokenRefused},
+		{proxy.Sieve, "Dovecot Pigeonhole", "S: \"" + failed + "\"\nC: \"\"\nS: NO \"Authentication failed.\"", true, proxy.Unavailable, ErrTokenRefused},
+		{proxy.Sieve, "Dovecot Pigeonhole", "S: NO (TRYLATER) \"Temporary authentication failure.\"", false, proxy.Unavailable, nil},
+		{proxy.Sieve, "Stalwart", "S: NO \"Too many authentication attempts.\"", false, proxy.Unavailable, nil},
 	} {
 		t.Run(test.protocol+" "+test.answer, func(t *testing.T) {
 			scripts := []string{tokenScript(test.protocol, test.greeting, 1, test.answer)}
@@ -125,6 +141,9 @@ func TestNoAnswerToATokenIsAboutThePassword(t *testing.T) {
 			r, _ := errors.AsType[*proxy.Refusal](err)
 			if r == nil || !r.Verified || r.Doubtful || r.Challenge != nil {
 				t.Errorf("refusal %+v, want one that is verified, not doubtful and without a challenge", r)
+			}
+			if test.hint != nil && !errors.Is(err, test.hint) {
+				t.Errorf("error %v, want one that says: %v", err, test.hint)
 			}
 			if len(c.given) != len(scripts) {
 				t.Errorf("%d tokens were used, want %d", len(c.given), len(scripts))
