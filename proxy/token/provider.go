@@ -74,7 +74,7 @@ type Provider struct {
 	fault   *Fault               // of the configuration, for every mailbox
 	retryAt time.Time            // after fault
 
-	status        Status // without Tokens
+	status        Status
 	failed        *entry // whose request was the last to fail; nil: none, since a token came
 	failedSubject string // of failed
 }

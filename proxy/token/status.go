@@ -7,11 +7,10 @@ import (
 // A Status is the state of a Provider as far as its requests have shown it. The zero value
 // is that of a Provider that nobody has asked.
 type Status struct {
-	Tokens int       // that are valid now
-	Last   time.Time // when a token came last; zero: none came yet
-	Fault  *Fault    // Temporary or Configuration: why no token came; nil: the last request was answered
-	Since  time.Time // since when no token came; zero without a Fault
-	Asked  time.Time // when the last request ended; zero: none did
+	Last  time.Time // when a token came last; zero: none came yet
+	Fault *Fault    // Temporary or Configuration: why no token came; nil: the last request was answered
+	Since time.Time // since when no token came; zero without a Fault
+	Asked time.Time // when the last request ended; zero: none did
 }
 
 // Known reports whether the authorization server was asked.
@@ -24,13 +23,20 @@ func (s Status) Misconfigured() bool { return s.Fault != nil && s.Fault.Class ==
 func (p *Provider) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s, now := p.status, time.Now()
+	return p.status
+}
+
+// Tokens returns the number of tokens that are valid now. Tokens looks at each of them.
+func (p *Provider) Tokens() (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
 	for _, e := range p.entries {
 		if e.secret != nil && now.Before(e.expires) {
-			s.Tokens++
+			n++
 		}
 	}
-	return s
+	return n
 }
 
 // note keeps the result of a request for e, whose subject is subject. p.mu is locked.

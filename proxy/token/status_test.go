@@ -20,8 +20,8 @@ func TestStatusOfAProvider(t *testing.T) {
 			t.Helper()
 			synctest.Wait()
 			s := p.Status()
-			if (s.Fault != nil) != down || s.Misconfigured() != misconfigured || s.Tokens != tokens || down && time.Since(s.Since) != since {
-				t.Errorf("%s: %+v, since %v; want down %v, misconfigured %v, since %v, %d tokens", what, s, time.Since(s.Since), down, misconfigured, since, tokens)
+			if (s.Fault != nil) != down || s.Misconfigured() != misconfigured || p.Tokens() != tokens || down && time.Since(s.Since) != since {
+				t.Errorf("%s: %+v, %d tokens, since %v; want down %v, misconfigured %v, since %v, %d tokens", what, s, p.Tokens(), time.Since(s.Since), down, misconfigured, since, tokens)
 			}
 		}
 		p.Retry()

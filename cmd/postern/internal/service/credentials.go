@@ -65,11 +65,13 @@ func (g *generation) watchCredentials(ctx context.Context) {
 	defer retry.Stop()
 	defer count.Stop()
 	g.countDevices(ctx)
+	g.readEnds()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-retry.C:
+			g.readEnds()
 			for _, p := range g.providers {
 				p.Retry()
 			}
@@ -93,24 +95,51 @@ func (g *generation) countDevices(ctx context.Context) {
 	g.devices.Store(&c)
 }
 
+// credentialEnds returns when what authenticates at each provider ends, by provider, where
+// that is known.
+func (g *generation) credentialEnds() map[string]time.Time {
+	if known := g.ends.Load(); known != nil {
+		return *known
+	}
+	return g.readEnds()
+}
+
+// readEnds reads the certificates of the providers.
+func (g *generation) readEnds() map[string]time.Time {
+	ends := map[string]time.Time{}
+	for name, p := range g.cfg.Providers {
+		if end, _, known := p.CredentialEnd(); known {
+			ends[name] = end
+		}
+	}
+	g.ends.Store(&ends)
+	return ends
+}
+
+// state returns the state of p in words, and what else its last requests have shown.
+func (p provider) state() ProviderStatus {
+	s := p.Status()
+	v := ProviderStatus{Name: p.Name, Kind: p.config.Kind, State: providerUp, Since: s.Since, Last: s.Last}
+	switch {
+	case !s.Known():
+		v.State = providerUnknown
+	case s.Misconfigured():
+		v.State = providerMisconfigured
+	case s.Fault != nil:
+		v.State = providerDown
+	}
+	if s.Fault != nil {
+		v.Error = s.Fault.Reason()
+	}
+	return v
+}
+
 // providerStatus returns the state of the providers of tokens.
 func (g *generation) providerStatus() (all []ProviderStatus) {
+	ends := g.credentialEnds()
 	for _, name := range slices.Sorted(maps.Keys(g.providers)) {
-		p := g.providers[name]
-		s := p.Status()
-		v := ProviderStatus{Name: name, Kind: p.config.Kind, State: providerUp, Since: s.Since, Tokens: s.Tokens, Last: s.Last}
-		switch {
-		case !s.Known():
-			v.State = providerUnknown
-		case s.Misconfigured():
-			v.State = providerMisconfigured
-		case s.Fault != nil:
-			v.State = providerDown
-		}
-		if s.Fault != nil {
-			v.Error = s.Fault.Reason()
-		}
-		v.NotAfter, _, _ = p.config.CredentialEnd()
+		v := g.providers[name].state()
+		v.Tokens, v.NotAfter = g.providers[name].Tokens(), ends[name]
 		all = append(all, v)
 	}
 	return all
@@ -139,32 +168,33 @@ func (g *generation) findProviders(now time.Time, all *findingList) {
 	add := func(severity, text, detail, next string) {
 		*all = append(*all, Finding{Severity: severity, Text: text, Detail: detail, Next: next, everywhere: true})
 	}
-	for _, p := range g.providerStatus() {
+	ends := g.credentialEnds()
+	for _, name := range slices.Sorted(maps.Keys(g.providers)) {
+		p := g.providers[name].state()
 		detail := fmt.Sprintf("for %s: %s", Span(now.Sub(p.Since)), p.Error)
-		check := "postern provider check " + p.Name
+		check := "postern provider check " + name
 		switch p.State {
 		case providerMisconfigured:
-			add(Critical, fmt.Sprintf("provider %s refuses Postern's application: there is no new token for any mailbox", p.Name), detail, check)
+			add(Critical, fmt.Sprintf("provider %s refuses Postern's application: there is no new token for any mailbox", name), detail, check)
 		case providerDown:
-			severity, left := Warning, fmt.Sprintf("tokens that are still valid: %d", p.Tokens)
-			if p.Tokens == 0 {
-				severity, left = Critical, "logins at its backends are refused temporarily"
+			severity, left := Critical, "logins at its backends are refused temporarily"
+			if n := g.providers[name].Tokens(); n > 0 {
+				severity, left = Warning, fmt.Sprintf("tokens that are still valid: %d", n)
 			}
-			add(severity, fmt.Sprintf("provider %s gives no tokens; %s", p.Name, left), detail, check)
+			add(severity, fmt.Sprintf("provider %s gives no tokens; %s", name, left), detail, check)
 		}
-		c := g.cfg.Providers[p.Name]
-		end, key, known := c.CredentialEnd()
-		what := map[bool]string{true: "certificate", false: "secret"}[c.Certificate != nil]
-		next := fmt.Sprintf("make a new one, add it at the provider, and write it to the file of providers.%s (docs/oauth.md)", p.Name)
-		if key == "client_secret_expires" {
-			next += ", with its last day"
+		end, known := ends[name]
+		what := "certificate"
+		next := fmt.Sprintf("make a new one, add it at the provider, and write it to the file of providers.%s (docs/oauth.md)", name)
+		if g.cfg.Providers[name].Certificate == nil {
+			what, next = "secret", next+", with its last day"
 		}
 		switch left := end.Sub(now); {
 		case !known || left > configs.CredentialWarning:
 		case left <= 0:
-			add(Critical, fmt.Sprintf("the %s of provider %s has ended: there are no new tokens", what, p.Name), "on "+end.UTC().Format(dateTime), next)
+			add(Critical, fmt.Sprintf("the %s of provider %s has ended: there are no new tokens", what, name), "on "+end.UTC().Format(dateTime), next)
 		default:
-			add(Warning, fmt.Sprintf("the %s of provider %s ends in %s", what, p.Name, Span(left)), "on "+end.UTC().Format(dateTime), next)
+			add(Warning, fmt.Sprintf("the %s of provider %s ends in %s", what, name, Span(left)), "on "+end.UTC().Format(dateTime), next)
 		}
 	}
 }

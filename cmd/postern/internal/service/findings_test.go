@@ -249,7 +249,8 @@ func TestProvidersNeedAttention(t *testing.T) {
 		p.ClientSecretExpires = "2027-01-31"
 		g.cfg.Providers["own"] = p
 		var all findingList
-		g.providers = map[string]provider{"own": {Provider: &token.Provider{}, config: p}}
+		g.providers = map[string]provider{"own": {Provider: &token.Provider{Name: "own"}, config: p}}
+		g.readEnds()
 		end, _, _ := p.CredentialEnd()
 		g.findProviders(end.Add(-left), &all)
 		switch {

@@ -106,9 +106,10 @@ type generation struct {
 	pop3       pop3Options
 	policy     *authpolicy.Server // nil: none
 	passwords  passwordStores
-	devices    atomic.Pointer[password.Counts] // of device passwords, as counted last; nil: not known
-	deviceKeys [][]byte                        // of device passwords, from state.key_file; nil: there is none
-	gid        int                             // the group that may use the control socket; -1: only Postern's user and root
+	devices    atomic.Pointer[password.Counts]      // of device passwords, as counted last; nil: not known
+	ends       atomic.Pointer[map[string]time.Time] // of what authenticates at the providers; nil: not read yet
+	deviceKeys [][]byte                             // of device passwords, from state.key_file; nil: there is none
+	gid        int                                  // the group that may use the control socket; -1: only Postern's user and root
 	background []func(context.Context)
 	bindings   atomic.Pointer[[]proxy.Binding] // that are served; nil: not served yet
 }
