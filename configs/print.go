@@ -103,14 +103,14 @@ func (c *Config) origin(key string) string {
 		if !ok {
 			continue
 		}
-		for protocol, server := range map[string]Server{"imap": preset.imap, "submission": preset.submission} {
-			below := joinKey("backends", name) + "." + protocol + "."
+		for part, values := range map[string]any{"imap": preset.imap, "submission": preset.submission, "account_connections": preset.connections} {
+			below := joinKey("backends", name) + "." + part + "."
 			field, found := strings.CutPrefix(key, below)
 			if !found {
 				continue
 			}
 			known := map[string]reflect.Value{}
-			addFields(reflect.ValueOf(server), known)
+			addFields(reflect.ValueOf(values), known)
 			if value, ok := known[field]; ok && !value.IsZero() {
 				return "kind: " + kind
 			}

@@ -60,7 +60,7 @@ func TestPrintedConfigurationsAreTheSame(t *testing.T) {
       balance: least # default
       identity: none # kind: microsoft
       kind: exchange # kind: microsoft
-`, "\n    domains: [contoso.example]\n", "\n  login: 1m # default\n", "\n  learning: 72h # default\n"} {
+`, "\n    account_connections:\n      submission: 3 # kind: microsoft\n    account_wait: 10s # default\n", "\n    domains: [contoso.example]\n", "\n  login: 1m # default\n", "\n  learning: 72h # default\n"} {
 		if !strings.Contains(shown, want) {
 			t.Errorf("no%sin\n%s", want, shown)
 		}
