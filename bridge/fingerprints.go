@@ -26,6 +26,10 @@ const (
 	// fingerprintsTime bounds the time of these commands: the client's connection is
 	// closed after them.
 	fingerprintsTime = 3 * time.Second
+	// fingerprintsPause is the wait before more than one command: a client that logs in
+	// again at once would find the mailbox busy, at servers where sessions of an account
+	// wait for each other.
+	fingerprintsPause = time.Second
 	// headersAtOnce bounds the headers that are fetched with one command.
 	headersAtOnce = 100
 	// maxHeaders bounds the headers that are fetched to find messages again.
@@ -210,6 +214,12 @@ func (s *session) fetchMissing(ctx context.Context) (fresh []uidl.Fingerprint) {
 	}
 	alone, end := s.backend.queue().startBackground(s.login.Account)
 	defer end()
+	if len(lacking) > fingerprintsAtOnce {
+		select {
+		case <-time.After(fingerprintsPause):
+		case <-alone.Done():
+		}
+	}
 	lacking = lacking[max(0, len(lacking)-maxFingerprints):]
 	var missing []*message
 	for len(lacking) > 0 && alone.Err() == nil {
