@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/url"
 	"reflect"
 	"slices"
@@ -29,6 +30,8 @@ func (c *Config) Print(out io.Writer) error {
 func (c *Config) node(key string, v reflect.Value) *yaml.Node {
 	n := &yaml.Node{Kind: nodeKind(v.Type())}
 	switch {
+	case key == "pop3.delete" && c.deleteDiffers():
+		return nil
 	case n.Kind == yaml.ScalarNode:
 		if v.IsZero() && !c.IsSet(key) {
 			return nil
@@ -89,7 +92,19 @@ func (c *Config) entry(key, name string, v reflect.Value) []*yaml.Node {
 	if value == nil {
 		return nil
 	}
-	return []*yaml.Node{{Kind: yaml.ScalarNode, Value: name}, value}
+	before := ""
+	if key == "pop3" && name == "lock" && c.deleteDiffers() {
+		before = "delete: trash at backends of kind: google, expunge at others; a value here would hold for all"
+	}
+	return []*yaml.Node{{Kind: yaml.ScalarNode, Value: name, HeadComment: before}, value}
+}
+
+// deleteDiffers reports whether the default of pop3.delete is not the same for all backends,
+// so that no value stands for it.
+func (c *Config) deleteDiffers() bool {
+	return !c.IsSet("pop3.delete") && slices.ContainsFunc(slices.Collect(maps.Values(c.Backends)), func(b Backend) bool {
+		return c.Providers[b.Token].Kind == ProviderGoogle
+	})
 }
 
 // origin returns where a value comes from that the file does not have; "": the file has it.

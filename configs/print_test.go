@@ -44,6 +44,13 @@ func TestPrintedConfigurationsAreTheSame(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	gmail, err := Parse("/etc/postern/postern.yaml", []byte(withTokens(t, "pop3: {delete: trash}\n", "")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if shown := checkPrinted(t, gmail); !strings.Contains(shown, "\n  # delete: trash at backends of kind: google, expunge at others;") {
+		t.Errorf("no word about the preset of pop3.delete:\n%s", shown)
+	}
 	shown := checkPrinted(t, cfg)
 	for _, want := range []string{`
   m365:
