@@ -59,12 +59,17 @@ func (p *Provider) note(e *entry, subject string, fault *Fault) {
 	s.Fault, s.Since, p.failed = nil, time.Time{}, nil
 }
 
-// Retry requests a token again that did not come, unless it is too early: so the Status is
-// true although nobody logs in. It does not wait for the answer.
-func (p *Provider) Retry() {
+// Look requests a token so that the Status is true although nobody logs in: one that did
+// not come, unless it is too early for that; or the first one, if it is for all mailboxes.
+// It does not wait for the answer.
+func (p *Provider) Look() {
+	p.init()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if e := p.failed; e != nil && e.blocked(p, time.Now()) == nil {
+	switch e := p.failed; {
+	case e != nil && e.blocked(p, time.Now()) == nil:
 		p.start(e, p.failedSubject)
+	case !p.status.Known() && !p.Grant.perMailbox():
+		p.start(p.entryFor(""))
 	}
 }

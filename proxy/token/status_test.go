@@ -11,7 +11,7 @@ import (
 	"postern/proxy"
 )
 
-// Criterion: A provider that gives no tokens is known to be down, or misconfigured, since its first failure, also while nobody logs in: it is asked again by itself, and the first good answer ends that. Before the first request nothing is claimed.
+// Criterion: A provider that gives no tokens is known to be down, or misconfigured, since its first failure, also while nobody logs in: an application's token is requested at the start, and again until one comes; the first good answer ends that. Before the first request nothing is claimed.
 func TestStatusOfAProvider(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &endpoint{}
@@ -24,11 +24,10 @@ func TestStatusOfAProvider(t *testing.T) {
 				t.Errorf("%s: %+v, %d tokens, since %v; want down %v, misconfigured %v, since %v, %d tokens", what, s, p.Tokens(), time.Since(s.Since), down, misconfigured, since, tokens)
 			}
 		}
-		p.Retry()
 		if expect("before the first request", false, false, 0, 0); p.Status().Known() {
 			t.Error("a provider that nobody has asked is known")
 		}
-		take(t, p, "a@example.org", false)
+		p.Look()
 		if expect("a token came", false, false, 0, 1); !p.Status().Known() || !p.Status().Last.Equal(time.Now()) {
 			t.Errorf("%+v", p.Status())
 		}
@@ -39,7 +38,7 @@ func TestStatusOfAProvider(t *testing.T) {
 		expect("away, with a token", true, false, 0, 1)
 		for range 20 { // nobody logs in
 			time.Sleep(30 * time.Second)
-			p.Retry()
+			p.Look()
 		}
 		expect("away for 10 minutes", true, false, 10*time.Minute, 0)
 		if n := e.count(); n < 5 || n > 12 {
@@ -47,23 +46,34 @@ func TestStatusOfAProvider(t *testing.T) {
 		}
 		e.fail(refuse(401, "", `{"error":"invalid_client"}`))
 		time.Sleep(5 * time.Minute)
-		p.Retry()
+		p.Look()
 		expect("misconfigured", true, true, 15*time.Minute, 0)
 		before := e.count()
 		time.Sleep(30 * time.Second)
-		p.Retry()
+		p.Look()
 		if synctest.Wait(); e.count() != before {
 			t.Error("a provider that refuses the application is asked twice within a minute")
 		}
 		e.fail(nil)
 		time.Sleep(time.Minute)
-		p.Retry()
+		p.Look()
 		expect("mended", false, false, 0, 1)
 		before = e.count()
 		time.Sleep(10 * time.Minute)
-		p.Retry()
+		p.Look()
 		if synctest.Wait(); e.count() != before {
 			t.Error("a provider that answers is asked without need")
+		}
+	})
+}
+
+func TestNoLookForATokenOfAMailbox(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &endpoint{}
+		p := newProvider(t, e, 1)
+		p.Grant = &ServiceAccount{KeyFile: "absent"}
+		if p.Look(); e.count() != 0 || p.Status().Known() {
+			t.Error("a token was requested, for no mailbox")
 		}
 	})
 }

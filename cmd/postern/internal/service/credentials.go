@@ -12,7 +12,7 @@ import (
 	"postern/metrics/page"
 )
 
-// The states of a provider of tokens. A provider is asked when a login needs a token.
+// The states of a provider of tokens.
 const (
 	providerUnknown       = "not asked yet"
 	providerUp            = "up"
@@ -54,15 +54,15 @@ type HashStatus struct {
 // countEvery is how often all device passwords are counted for metrics and the status page.
 const countEvery = 5 * time.Minute
 
-// retryEvery is how often a provider that gave no token is asked again, at most, while no
-// login does.
-const retryEvery = 30 * time.Second
+// lookEvery is how often a provider that gave no token, or that nobody has asked, is asked
+// while no login does.
+const lookEvery = 30 * time.Second
 
 // watchCredentials keeps the state of providers and device passwords true while nobody logs
 // in.
 func (g *generation) watchCredentials(ctx context.Context) {
-	retry, count := time.NewTicker(retryEvery), time.NewTicker(countEvery)
-	defer retry.Stop()
+	look, count := time.NewTicker(lookEvery), time.NewTicker(countEvery)
+	defer look.Stop()
 	defer count.Stop()
 	g.countDevices(ctx)
 	g.readEnds()
@@ -70,10 +70,10 @@ func (g *generation) watchCredentials(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-retry.C:
+		case <-look.C:
 			g.readEnds()
 			for _, p := range g.providers {
-				p.Retry()
+				p.Look()
 			}
 		case <-count.C:
 			g.countDevices(ctx)
