@@ -135,3 +135,33 @@ func TestTheFourthSubmissionWaits(t *testing.T) {
 		t.Errorf("%s logins ended with their clients, want 1, after %v", got, time.Since(begun))
 	}
 }
+
+// Criterion: When a backend ends while an account has all its connections there, the connections are given back: as soon as the backend is there again, the account comes in again.
+func TestAConnectionToABackendThatEndsIsGivenBack(t *testing.T) {
+	proxytest.Need(t, "dovecot")
+	t.Parallel()
+	s := openTokenStageWith(t, "", "account_connections: {imap: 2}, account_wait: 12s, ")
+	u := s.device(t, anna)
+	logIn := func() string {
+		t.Helper()
+		conn := s.tlsOn(t, dial(t, s.imap))
+		answer, err := ask(conn, fmt.Sprintf("a LOGIN %s %s", u.name, u.password), "a ")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer
+	}
+	if answer := logIn(); !strings.HasPrefix(answer, "a OK") {
+		t.Fatal(hidden(answer))
+	}
+	loginPOP3(t, s.pop3, s.ca, u).command("STAT")
+	s.dovecot.Stop(t)
+	if answer := logIn(); !strings.HasPrefix(answer, "a NO [UNAVAILABLE]") && !strings.HasPrefix(answer, "a NO [LIMIT]") {
+		t.Errorf("without a backend: %s", hidden(answer))
+	}
+	s.dovecot.Start(t)
+	waitFor(t, "a login again", func() bool { return strings.HasPrefix(logIn(), "a OK") })
+	if values, _ := s.scrape(t); values[`postern_account_queue_waiting{backend="main",protocol="imap"}`] != "0" {
+		t.Error("a login waits after the last one")
+	}
+}
