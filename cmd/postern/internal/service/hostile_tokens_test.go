@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -524,5 +525,41 @@ func TestMechanismsThatNeedThePasswordAreRefused(t *testing.T) {
 	}
 	if len(h.oauth.Requests()) != 0 || len(h.behind.Logins()) != 0 {
 		t.Error("somebody was asked")
+	}
+}
+
+// Criterion: After the right device password, whatever Exchange and Gmail answer to a token is told as temporary in all three protocols, and costs no guess: a hundred refusals later the same client logs in.
+func TestRefusedTokensCostNoGuess(t *testing.T) {
+	h := startWithTokens(t, "", "guard: {delay: 100ms, learning: 0s}\n")
+	password := one(t, h.running, stored.AddDevice, stored.NewDevice{Account: "eve@example.org", Name: "phone"}).Password
+	temporary := map[string][]string{
+		"imap": {"a NO [UNAVAILABLE]", "a NO [LIMIT]"}, "pop3": {"-ERR [SYS/TEMP]"}, "submission": {"454 4.7.0", "454 4.3.2"},
+	}
+	n := 0
+	for _, answers := range []map[string]string{
+		{"imap": "TAG NO AUTHENTICATE failed.\r\n", "submission": "535 5.7.3 Authentication unsuccessful [HOST 2026-11-29T04:00:00.000Z 08DC]\r\n"},
+		{"imap": "TAG NO [AUTHENTICATIONFAILED] Invalid credentials (Failure)\r\n", "submission": "535-5.7.8 Username and Password not accepted.\r\n535 5.7.8 https://support.google.com/mail\r\n"},
+		{"imap": "TAG NO [ALERT] Too many simultaneous connections. (Failure)\r\n", "submission": "432 4.3.2 Concurrent connections limit exceeded\r\n"},
+		{"imap": "TAG NO [ALERT] Please log in via your web browser (Failure)\r\n", "submission": "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant.\r\n"},
+		{"imap": "TAG NO [OVERQUOTA] Account exceeded command or bandwidth limits. (Failure)\r\n", "submission": "454 4.7.0 Too many login attempts\r\n"},
+		{"imap": "* BYE Connection closed. 14\r\n", "submission": "421 4.7.0 bye\r\n"},
+	} {
+		h.behind.Refuse(func(protocol, _ string) string { return answers[protocol] })
+		for way, pieces := range ways("eve@example.org", password) {
+			protocol, _, _ := strings.Cut(way, " ")
+			for range 3 {
+				n++
+				answer := h.attempt(t, "127.8.0.1", way, pieces)
+				if !slices.ContainsFunc(temporary[protocol], func(want string) bool { return strings.HasPrefix(answer, want) }) {
+					t.Errorf("%s: %q became %q", way, answers[protocol], answer)
+				}
+			}
+		}
+	}
+	h.behind.Refuse(nil)
+	for way, pieces := range ways("eve@example.org", password) {
+		if answer := h.attempt(t, "127.8.0.1", way, pieces); !loggedIn(answer) {
+			t.Errorf("%s after %d refusals: %q", way, n, answer)
+		}
 	}
 }
