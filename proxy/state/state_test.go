@@ -14,11 +14,12 @@ import (
 	"testing"
 )
 
-// A bucket is the common interface of Bucket and Memory.
+// A bucket is the common interface of Bucket, Memory and SharedBucket.
 type bucket interface {
 	Get(ctx context.Context, key string) ([]byte, error)
 	Put(ctx context.Context, key string, value []byte) error
 	Update(ctx context.Context, key string, change func(old []byte) ([]byte, error)) error
+	UpdateAll(ctx context.Context, keys []string, change func(key string, old []byte) ([]byte, error)) error
 	Scan(ctx context.Context, prefix string, each func(key string, value []byte) error) error
 }
 
