@@ -113,6 +113,9 @@ type Backend struct {
 	// clients download all mail again. If Recompute is false, the login gets a temporary
 	// refusal.
 	Recompute bool
+	// Forgotten reports whether the record of an account was removed on purpose, maybe by
+	// another Postern, so that a listing without its record is no loss; nil: none was.
+	Forgotten func(ctx context.Context, account string) (bool, error)
 
 	Delete       Deletion // effect of DELE at QUIT; the zero value is Expunge
 	KeepUnseen   bool     // RETR does not set \Seen

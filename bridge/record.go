@@ -121,6 +121,14 @@ func (s *session) tryIdentify(ctx context.Context, known snapshot, v inbox.View,
 	return nil
 }
 
+// forgotten reports whether the record of an account was removed on purpose.
+func (b *Backend) forgotten(ctx context.Context, account string) (bool, error) {
+	if b.Forgotten == nil {
+		return false, nil
+	}
+	return b.Forgotten(ctx, account)
+}
+
 // decodeHead returns the head of a record. It returns nil if there is no record, or if
 // the record is damaged and Backend.Recompute is set.
 func (s *session) decodeHead(head []byte) (*uidl.Record, error) {
@@ -198,10 +206,16 @@ func (p *recordPass) decide(ctx context.Context) error {
 	s := p.session
 	if p.record == nil {
 		if p.stored.head == nil && p.known.record != (stamp{}) && len(p.known.messages) > 0 {
-			if !s.backend.Recompute {
-				return errRecordLost
+			forgotten, err := s.backend.forgotten(ctx, s.login.Account)
+			if err != nil {
+				return err
 			}
-			s.notice(proxy.NoticeRecomputed, 0, errRecordLost)
+			if !forgotten {
+				if !s.backend.Recompute {
+					return errRecordLost
+				}
+				s.notice(proxy.NoticeRecomputed, 0, errRecordLost)
+			}
 		}
 		if p.stored.head == nil && s.backend.Learner != nil {
 			if err := s.backend.learn(ctx, s.login); err != nil {

@@ -89,6 +89,7 @@ func (m *mistakes) checkListeners() {
 	if c.Metrics.Address == "" && c.Metrics.Networks != nil {
 		m.report("metrics.networks", "has no meaning with metrics.address: off; remove one of them")
 	}
+	m.checkCluster(ports)
 }
 
 // ports are the addresses that are listened on, by port.

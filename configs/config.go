@@ -40,6 +40,7 @@ type Config struct {
 	Submission      Submission          `yaml:"submission"`
 	Sieve           Sieve               `yaml:"sieve"`
 	State           State               `yaml:"state"`
+	Cluster         Cluster             `yaml:"cluster"`
 	Control         Control             `yaml:"control"`
 	Metrics         Metrics             `yaml:"metrics"`
 	Log             Log                 `yaml:"log"`
@@ -280,6 +281,26 @@ type POP3 struct {
 type State struct {
 	Path    string `yaml:"path"`     // a directory of its own; "" (in the file also off): nothing is remembered
 	KeyFile string `yaml:"key_file"` // the secret of what is kept there as a keyed hash, such as device passwords; "": there is none
+
+	Record *Record `yaml:"record"` // where the record is that several Posterns share; nil: in Path
+}
+
+// Record is where several Posterns have their one record. One of the fields is set.
+type Record struct {
+	Postgres *Postgres `yaml:"postgres"`
+	Owner    string    `yaml:"owner"` // host:port of the Postern that keeps the record, its Cluster.ServeRecord
+}
+
+// Postgres is a database.
+type Postgres struct {
+	URL          string `yaml:"url"`           // postgres://USER@HOST[,HOST]/DATABASE, without a password
+	PasswordFile string `yaml:"password_file"` // a file whose first line is the password; read for each connection
+	CA           string `yaml:"ca"`            // a file of certificates; "": those of the system
+}
+
+// Cluster is what this Postern does for others.
+type Cluster struct {
+	ServeRecord string `yaml:"serve_record"` // the address at which it serves its record; "": nowhere
 }
 
 // Control is where subcommands ask the running Postern.
@@ -383,6 +404,9 @@ func (c *Config) fillIn(machine string) {
 		c.State.Path = ""
 	}
 	c.State.Path, c.State.KeyFile = c.resolvePath(c.State.Path), c.resolvePath(c.State.KeyFile)
+	if r := c.State.Record; r != nil && r.Postgres != nil {
+		r.Postgres.PasswordFile, r.Postgres.CA = c.resolvePath(r.Postgres.PasswordFile), c.resolvePath(r.Postgres.CA)
+	}
 	c.Passwords.File = c.resolvePath(c.Passwords.File)
 	c.fillInTLS()
 	c.fillInControl()

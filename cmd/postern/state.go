@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,7 +22,7 @@ func stateCommand() *cobra.Command {
 		Short: "Back up, restore and check what Postern remembers",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(backupCommand(), restoreCommand(), checkStateCommand())
+	cmd.AddCommand(backupCommand(), restoreCommand(), checkStateCommand(), migrateCommand())
 	return cmd
 }
 
@@ -90,6 +92,79 @@ beside it, with .before-restore at its end.`,
 		return stored.Restore(cmd.Context(), cfg, f, cmd.OutOrStdout())
 	}
 	return cmd
+}
+
+func migrateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "migrate --to postgres|owner|bbolt",
+		Short: "Move the record to the place that several Posterns share, or back",
+		Long: `Move the record of this Postern to the PostgreSQL or the owner that state.record
+names, or from PostgreSQL back to record.db. No Postern may run with this
+configuration. The table is made if it is not there. In the end both are read
+again and compared; only then the new place counts. A migration that was
+interrupted is run again, and copies what is missing.
+
+The second and every further Postern runs this as well: accounts that the shared
+record does not have are added. The record of an account that is in both, and
+differs, stays as it is in the shared one; such accounts are listed. After the
+way back the record in PostgreSQL is not used by any Postern any more.`,
+		Args: cobra.NoArgs,
+	}
+	path := configFlag(cmd)
+	to := cmd.Flags().String("to", "", "the `place`: postgres, owner or bbolt")
+	asJSON := jsonFlag(cmd)
+	_ = cmd.MarkFlagRequired("to")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := configs.Read(*path)
+		if err != nil {
+			return err
+		}
+		r := cfg.State.Record
+		switch {
+		case *to != "postgres" && *to != "owner" && *to != "bbolt":
+			return fmt.Errorf("--to %s: there are postgres, owner and bbolt", *to)
+		case r != nil && *to == "postgres" && r.Postgres == nil, r != nil && *to == "owner" && r.Owner == "":
+			return fmt.Errorf("--to %s: state.record has another place", *to)
+		}
+		done, err := stored.Migrate(cmd.Context(), cfg, *to == "bbolt", migrationProgress(cmd.ErrOrStderr()))
+		clearLine(cmd.ErrOrStderr())
+		if err != nil {
+			return fmt.Errorf("migrate state: %w", err)
+		}
+		if *asJSON {
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(done)
+		}
+		printMigrated(cmd.OutOrStdout(), done, *to)
+		return nil
+	}
+	return cmd
+}
+
+// migrationProgress returns a function that shows on a terminal how far a migration is; nil:
+// err is none.
+func migrationProgress(err io.Writer) func(bucket string, n int) {
+	if !isDisplay(err) {
+		return nil
+	}
+	const every = 200 * time.Millisecond
+	var shown time.Time
+	return func(bucket string, n int) {
+		if now := time.Now(); now.Sub(shown) >= every {
+			shown = now
+			clearLine(err)
+			fmt.Fprintf(err, "%s: %d values", bucket, n)
+		}
+	}
+}
+
+func printMigrated(out io.Writer, done stored.Migrated, to string) {
+	fmt.Fprintf(out, "the record is in %s: %d values are equal in both, %d of them were copied now\n", done.Record, done.Values, done.Copied)
+	if done.Differs > 0 {
+		fmt.Fprintf(out, "accounts whose record there is another one, and stays: %d; their clients may download mail again: %s\n", done.Differs, strings.Join(done.Differ, ", "))
+	}
+	if to == "bbolt" {
+		fmt.Fprintln(out, "remove state.record from the configuration before Postern starts")
+	}
 }
 
 func checkStateCommand() *cobra.Command {

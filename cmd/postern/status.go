@@ -352,6 +352,14 @@ func stateLine(s service.Status) string {
 	}
 	var parts []string
 	for _, f := range s.State {
+		if f.Shared {
+			word := "record in " + f.Name
+			if f.Away != "" {
+				word += ", AWAY"
+			}
+			parts = append(parts, word)
+			continue
+		}
 		size := "size unknown"
 		if f.Size >= 0 {
 			size = fileSize(f.Size)

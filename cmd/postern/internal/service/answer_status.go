@@ -101,6 +101,8 @@ type FileStatus struct {
 	Name   string `json:"name"`
 	Size   int64  `json:"size"`             // octets; -1: not known
 	Broken string `json:"broken,omitempty"` // why it is not used before a restart; empty: it is used
+	Shared bool   `json:"shared,omitempty"` // it is no file, but the record of several Posterns
+	Away   string `json:"away,omitempty"`   // with Shared: why it is temporarily not available
 }
 
 // A DescriptorStatus counts file descriptors.
@@ -219,6 +221,13 @@ func (g *generation) fileStatus() (all []FileStatus) {
 	a := g.Storage.Opened.Load()
 	if a == nil {
 		return nil
+	}
+	if a.Shared != nil {
+		v := FileStatus{Name: a.Shared.Where, Size: -1, Shared: true}
+		if err := a.Shared.Err(); err != nil {
+			v.Away = err.Error()
+		}
+		all = append(all, v)
 	}
 	for _, f := range []struct {
 		name string

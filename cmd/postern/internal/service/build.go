@@ -26,6 +26,9 @@ func build(cfg *configs.Config, s *Service) (*generation, error) {
 	if err := g.setKeys(); err != nil {
 		return nil, err
 	}
+	if err := g.setRecord(); err != nil {
+		return nil, err
+	}
 	if err := g.setPolicyServer(); err != nil {
 		return nil, err
 	}

@@ -84,7 +84,7 @@ func (r *Report) try(ctx context.Context, o CheckOptions, out io.Writer) *genera
 		return nil
 	}
 	warnings, wrong := g.checkCertificates()
-	r.Warnings = warnings
+	r.Warnings = append(warnings, g.checkRecordStore(ctx, out)...)
 	errs := []error{g.checkPorts(), wrong}
 	if o.Probe {
 		errs = append(errs, g.probe(ctx, out, o))

@@ -265,6 +265,10 @@ func (s *Service) findState(all *findingList) {
 	case a.Record.Err() != nil:
 		all.add(Critical, stored.RecordFile+" is broken: POP3 logins are refused temporarily", a.Record.Err().Error(),
 			"postern state check. If the file is damaged, put a backup back before Postern starts again: with a damaged file nothing starts, IMAP neither")
+	case a.Shared.Err() != nil:
+		all.add(Critical, "the shared record is not available: POP3 logins, and those with device passwords, are refused temporarily",
+			a.Shared.Where+": "+a.Shared.Err().Error(), "look at the database or the owner; this Postern asks again each second or two")
+		(*all)[len(*all)-1].everywhere = true
 	case a.Cache.Err() != nil:
 		all.add(Warning, stored.CacheFile+" is broken: POP3 logins take longer", a.Cache.Err().Error(), "restart Postern, which makes the file anew")
 	case a.Lost.Load() > 0:

@@ -109,6 +109,7 @@ type generation struct {
 	devices    atomic.Pointer[password.Counts]      // of device passwords, as counted last; nil: not known
 	ends       atomic.Pointer[map[string]time.Time] // of what authenticates at the providers; nil: not read yet
 	deviceKeys [][]byte                             // of device passwords, from state.key_file; nil: there is none
+	record     *http.Server                         // at cluster.serve_record; nil: there is none
 	gid        int                                  // the group that may use the control socket; -1: only Postern's user and root
 	background []func(context.Context)
 	bindings   atomic.Pointer[[]proxy.Binding] // that are served; nil: not served yet
@@ -146,19 +147,21 @@ type httpEndpoint struct {
 	key, address string // address "": the endpoint is off
 	handler      func() http.Handler
 	allow        func(netip.Addr) bool // reports whether an address may connect; nil: all may
+	server       *http.Server          // serves TLS; nil: a server of handler, without TLS
 }
 
 // endpoints returns the HTTP endpoints of g, also those that are off.
 func (g *generation) endpoints() []httpEndpoint {
 	all := []httpEndpoint{
-		{"metrics", "metrics.address", g.cfg.Metrics.Address, g.metrics.Handler, g.metrics.Allows},
-		{"health", "metrics.ready_address", g.cfg.Metrics.ReadyAddress, g.metrics.HealthHandler, nil},
+		{"metrics", "metrics.address", g.cfg.Metrics.Address, g.metrics.Handler, g.metrics.Allows, nil},
+		{"health", "metrics.ready_address", g.cfg.Metrics.ReadyAddress, g.metrics.HealthHandler, nil, nil},
 	}
 	challenge := httpEndpoint{what: "challenges", key: "tls.acme.http_address", handler: g.store.ChallengeHandler}
 	if acme := g.cfg.TLS.ACME; acme != nil {
 		challenge.address = acme.HTTPAddress
 	}
-	return append(all, challenge)
+	record := httpEndpoint{what: "record", key: "cluster.serve_record", address: g.cfg.Cluster.ServeRecord, server: g.record}
+	return append(all, challenge, record)
 }
 
 // labels returns the labels in metrics.

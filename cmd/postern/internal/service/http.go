@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -27,13 +28,20 @@ func (s *Service) serveEndpoints(ctx context.Context, g *generation, opened map[
 		if ln == nil {
 			continue
 		}
-		server := newHTTPServer(s.log, w.handler())
+		server := w.server
+		if server == nil {
+			server = newHTTPServer(s.log, w.handler())
+		}
 		s.endpoints[w.key] = openEndpoint{w.address, server}
 		s.log.Info("serving HTTP", "what", w.what, "address", ln.Addr().String())
 		s.wg.Go(func() {
 			stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 			defer stop()
-			if err := server.Serve(listen.Limited(ln, w.allow)); !errors.Is(err, http.ErrServerClosed) {
+			limited := net.Listener(listen.Limited(ln, w.allow))
+			if w.server != nil {
+				limited = tls.NewListener(limited, server.TLSConfig)
+			}
+			if err := server.Serve(limited); !errors.Is(err, http.ErrServerClosed) {
 				s.log.Error("not served by HTTP", "what", w.what, "err", err)
 			}
 		})

@@ -82,6 +82,10 @@ func (c *pathChecker) checkReadable() {
 	}
 	read("policy.file", c.cfg.Protocols.File)
 	read("state.key_file", c.cfg.State.KeyFile)
+	if r := c.cfg.State.Record; r != nil && r.Postgres != nil {
+		read("state.record.postgres.password_file", r.Postgres.PasswordFile)
+		read("state.record.postgres.ca", r.Postgres.CA)
+	}
 	read("passwords.file", c.cfg.Passwords.File)
 }
 
@@ -109,7 +113,7 @@ func (c *pathChecker) checkState() {
 	if err == nil && foreign > 0 {
 		c.warnings = append(c.warnings, c.cfg.Errorf("state.key_file", foreignKeys, foreign))
 	}
-	warning, err := stored.CheckStart(dir)
+	warning, err := stored.CheckStart(c.cfg)
 	c.mistake(key, err)
 	if warning != nil {
 		c.warnings = append(c.warnings, c.cfg.Errorf(key, "%v", warning))

@@ -124,6 +124,9 @@ func (g *generation) setStorage(m *stored.Storage) {
 	}
 	for _, b := range g.bridges {
 		b.Cache, b.Record = m.Cache, m.Record
+		b.Forgotten = func(ctx context.Context, account string) (bool, error) {
+			return m.Opened.Load().Forgotten(ctx, account)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"reflect"
 	"strconv"
@@ -100,6 +101,7 @@ type restartKey struct {
 func restartKeys() []restartKey {
 	return []restartKey{
 		{"state.path", func(c *configs.Config) string { return c.State.Path }},
+		{"state.record", recordKey},
 		{"control.socket", func(c *configs.Config) string { return c.Control.Socket }},
 		{"control.group", func(c *configs.Config) string { return c.Control.Group }},
 		{"log.format", func(c *configs.Config) string { return c.Log.Format }},
@@ -107,6 +109,18 @@ func restartKeys() []restartKey {
 		{"limits.guard_entries", func(c *configs.Config) string { return strconv.Itoa(c.Limits.GuardEntries) }},
 		{"limits.known_networks", func(c *configs.Config) string { return strconv.Itoa(c.Limits.KnownNetworks) }},
 	}
+}
+
+// recordKey returns where the record of c is, which a reload cannot change.
+func recordKey(c *configs.Config) string {
+	r := c.State.Record
+	switch {
+	case r == nil:
+		return ""
+	case r.Postgres != nil:
+		return fmt.Sprintf("postgres %s, password_file %q, ca %q", r.Postgres.URL, r.Postgres.PasswordFile, r.Postgres.CA)
+	}
+	return "owner " + r.Owner
 }
 
 // checkRestartOnly returns an error for changes in cfg that need a restart.

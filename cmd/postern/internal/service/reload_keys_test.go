@@ -62,6 +62,8 @@ var reloaded = map[string]string{
 
 	"state.path":     needsRestart,
 	"state.key_file": "TestScripts",
+	"state.record":   needsRestart,
+	"cluster":        "TestAReloadTakesEffect",
 	"control.socket": needsRestart,
 	"control.group":  needsRestart,
 

@@ -49,6 +49,7 @@ func Run(ctx context.Context, path string, log io.Writer, before *Peer) (err err
 			return err
 		}
 	}
+	s.Storage.RecordAway = s.logRecord
 	if err := s.Storage.Open(ctx, cfg); err != nil {
 		return configs.Errors{cfg.Errorf("state.path", "%v", err)}
 	}

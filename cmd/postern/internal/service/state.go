@@ -39,6 +39,16 @@ func (s *Service) reportLost(ctx context.Context, cfg *configs.Config) error {
 	return nil
 }
 
+// logRecord logs that the record of several Posterns is temporarily not available, and, with
+// nil, that it is available again.
+func (s *Service) logRecord(err error) {
+	if err != nil {
+		s.log.Error("the shared record is not available: POP3 clients get a temporary refusal", "err", err)
+		return
+	}
+	s.log.Info("the shared record is available")
+}
+
 // inPlaceEvery is how often the files are looked for at their paths, also when nobody writes.
 const inPlaceEvery = 20 * time.Second
 

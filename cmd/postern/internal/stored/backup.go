@@ -26,6 +26,9 @@ var BackupState = Question[struct{}, []byte]{"state/backup", func(ctx context.Co
 	if err != nil {
 		return err
 	}
+	if a.Shared != nil {
+		return fmt.Errorf("the record is not in a file of this Postern: %s has it: %s", a.Shared.Where, backupElsewhere)
+	}
 	w := bufio.NewWriterSize(writer(each), piece)
 	if _, err := a.Record.WriteTo(w); err != nil {
 		return err
@@ -37,6 +40,9 @@ var BackupState = Question[struct{}, []byte]{"state/backup", func(ctx context.Co
 	m.BackedUp.Store(&now)
 	return nil
 }}
+
+// backupElsewhere says how a shared record is backed up.
+const backupElsewhere = "back up PostgreSQL with pg_dump --table=postern_record DATABASE; at an owner run postern state backup there"
 
 // A writer is a function as an io.Writer.
 type writer func([]byte) error
@@ -98,6 +104,9 @@ func relative(dir, path string) (string, error) {
 // Restore puts a backup in the place of the record, while no Postern runs, and writes to out
 // what it has done. Root does that as the owner of the files.
 func Restore(ctx context.Context, cfg *configs.Config, from io.Reader, out io.Writer) error {
+	if cfg.State.Record != nil {
+		return fmt.Errorf("restore state: the record is not in a file of this Postern: %s has it: restore it there", recordPlace(cfg))
+	}
 	record := filepath.Join(cfg.State.Path, RecordFile)
 	if _, err := os.Stat(cfg.State.Path); errors.Is(err, fs.ErrNotExist) && os.Geteuid() == 0 {
 		return fmt.Errorf("%w: make it for Postern's user, such as: install -d -m 0700 -o postern -g postern %s", err, cfg.State.Path)

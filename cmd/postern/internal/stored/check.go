@@ -34,10 +34,19 @@ var CheckState = Question[struct{}, FileReport]{"state/check", func(ctx context.
 	if err != nil && (a == nil || a.Record.Err() == nil) { // a broken file is named below
 		return err
 	}
+	if a.Shared != nil {
+		c := FileReport{File: a.Shared.Where}
+		if err := c.checkRecords(ctx, a); err != nil {
+			return fmt.Errorf("%s: %w", a.Shared.Where, err)
+		}
+		if err := each(c); err != nil {
+			return err
+		}
+	}
 	for _, f := range []*state.Bolt{a.Record, a.Cache} {
 		c := FileReport{File: f.Path(), Octets: f.Size()}
 		err := errors.Join(f.Check(ctx), f.Recreated())
-		if err == nil && f == a.Record {
+		if err == nil && f == a.Record && a.Shared == nil {
 			err = c.checkRecords(ctx, a)
 		}
 		if f == a.Record && a.Record.Err() == nil { // the error of a broken file has its own advice
@@ -84,15 +93,22 @@ func (c *FileReport) checkRecords(ctx context.Context, a *Files) (err error) {
 // Postern, or, when none runs, its own. Then CheckFiles changes nothing.
 func CheckFiles(ctx context.Context, cfg *configs.Config, each func(FileReport) error) error {
 	q := Question[struct{}, FileReport]{CheckState.Name, func(ctx context.Context, _ *Storage, _ struct{}, each func(FileReport) error) error {
-		return checkClosed(ctx, cfg.State.Path, each)
+		return checkClosed(ctx, cfg, each)
 	}}
 	return q.ask(ctx, cfg, struct{}{}, each, func(context.Context, *configs.Config) (*Storage, error) {
 		return new(Storage), recordExists(cfg.State.Path)
 	})
 }
 
-// checkClosed calls each with a report of each file in dir, which no process has open.
-func checkClosed(ctx context.Context, dir string, each func(FileReport) error) error {
+// checkClosed calls each with a report of each file of cfg, which no process has open, and of
+// the shared record.
+func checkClosed(ctx context.Context, cfg *configs.Config, each func(FileReport) error) error {
+	dir := cfg.State.Path
+	if cfg.State.Record != nil {
+		if err := checkShared(ctx, cfg, each); err != nil {
+			return err
+		}
+	}
 	record, recordReport, err := openToCheck(ctx, dir, RecordFile)
 	if err != nil {
 		return withRemedy(err)
@@ -101,9 +117,11 @@ func checkClosed(ctx context.Context, dir string, each func(FileReport) error) e
 	if err != nil {
 		return err
 	}
-	a := newFiles(record, cache)
+	a := newFiles(record, cache, nil)
 	if record != nil {
 		defer func() { _ = record.Close() }()
+	}
+	if record != nil && cfg.State.Record == nil {
 		if err := recordReport.checkRecords(ctx, a); err != nil {
 			recordReport.Damaged = append(recordReport.Damaged, err.Error())
 		}
@@ -111,7 +129,7 @@ func checkClosed(ctx context.Context, dir string, each func(FileReport) error) e
 	if cache != nil {
 		defer func() { _ = cache.Close() }()
 	}
-	if record != nil && cache != nil {
+	if record != nil && cache != nil && cfg.State.Record == nil {
 		lost, err := a.lost(ctx)
 		if err != nil {
 			recordReport.Damaged = append(recordReport.Damaged, err.Error())
@@ -122,6 +140,20 @@ func checkClosed(ctx context.Context, dir string, each func(FileReport) error) e
 		return context.Cause(ctx)
 	}
 	return errors.Join(each(recordReport), each(cacheReport))
+}
+
+// checkShared calls each with a report of the record that several Posterns share.
+func checkShared(ctx context.Context, cfg *configs.Config, each func(FileReport) error) error {
+	shared, err := openShared(cfg, state.Identity.Check, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = shared.Close() }()
+	c := FileReport{File: shared.Where}
+	if err := c.checkRecords(ctx, newFiles(nil, nil, shared)); err != nil {
+		return fmt.Errorf("%s: %w", shared.Where, err)
+	}
+	return each(c)
 }
 
 // openToCheck opens the file with a name in dir, reads all of it, and returns its report. The
@@ -159,8 +191,8 @@ func openToCheck(ctx context.Context, dir, name string) (*state.Bolt, FileReport
 // CheckStart returns the error with which Open would refuse the files in dir, and a warning
 // about files with which Postern starts all the same; nil: none. It does not read all of
 // them, and changes nothing. Files that a running Postern has open are good.
-func CheckStart(dir string) (warning, err error) {
-	files := map[string]*state.Bolt{}
+func CheckStart(cfg *configs.Config) (warning, err error) {
+	dir, files := cfg.State.Path, map[string]*state.Bolt{}
 	for _, name := range []string{CacheFile, RecordFile} {
 		if err := state.CheckPath(filepath.Join(dir, name), state.Options{}); err != nil {
 			return nil, fmt.Errorf("open state: %w", err)
@@ -180,10 +212,15 @@ func CheckStart(dir string) (warning, err error) {
 			files[name] = f
 		}
 	}
-	if files[CacheFile] == nil {
+	if f := files[RecordFile]; f != nil && cfg.State.Record == nil {
+		if err := newFiles(f, nil, nil).checkMoved(context.Background()); err != nil {
+			return nil, err
+		}
+	}
+	if files[CacheFile] == nil || cfg.State.Record != nil {
 		return warning, nil
 	}
-	a, lost := newFiles(files[RecordFile], files[CacheFile]), 0
+	a, lost := newFiles(files[RecordFile], files[CacheFile], nil), 0
 	if a.Record == nil {
 		var accounts []string
 		accounts, err = bridge.Accounts(context.Background(), a.listings)

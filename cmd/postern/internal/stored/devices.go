@@ -60,7 +60,7 @@ func CheckDeviceKeys(ctx context.Context, devices password.Bucket, keys [][]byte
 // has them open. It changes nothing.
 func CheckDeviceKeysOf(ctx context.Context, cfg *configs.Config) (foreign int, err error) {
 	keys, err := ReadDeviceKeys(cfg)
-	if err != nil || keys == nil {
+	if err != nil || keys == nil || cfg.State.Record != nil {
 		return 0, nil // configs or the start reports the error
 	}
 	record, err := openToStart(filepath.Join(cfg.State.Path, RecordFile))

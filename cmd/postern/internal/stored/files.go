@@ -50,13 +50,21 @@ type Files struct {
 	ledger          bridge.Bucket // the ledger of logins
 	days            bridge.Bucket // the days that the ledger has observed
 	notes           *state.Bucket
+
+	Shared    *Shared       // nil: Record has all buckets
+	forgotten bridge.Bucket // accounts whose record was removed, for the caches of other nodes; nil without Shared
 }
 
-func newFiles(record, cache *state.Bolt) *Files {
-	return &Files{
-		Record: record, Cache: cache, listings: cache.Bucket(ListingsBucket), uidls: record.Bucket(UIDLBucket),
-		ledger: record.Bucket("ledger"), days: record.Bucket("days"), notes: record.Bucket("notes"), devices: record.Bucket(DeviceBucket),
+// newFiles returns the files with the buckets of shared, which may be nil.
+func newFiles(record, cache *state.Bolt, shared *Shared) *Files {
+	a := &Files{
+		Record: record, Cache: cache, Shared: shared, listings: cache.Bucket(ListingsBucket), uidls: record.Bucket(UIDLBucket),
+		ledger: record.Bucket(ledgerBucket), days: record.Bucket("days"), notes: record.Bucket("notes"), devices: record.Bucket(DeviceBucket),
 	}
+	if shared != nil {
+		a.uidls, a.devices, a.ledger, a.forgotten = shared.Bucket(UIDLBucket), shared.Bucket(DeviceBucket), shared.Bucket(ledgerBucket), shared.Bucket(forgottenBucket)
+	}
+	return a
 }
 
 // ErrNoState is the error of a Question without state.path.
@@ -68,7 +76,16 @@ const (
 	UIDLBucket     = "uidl"
 	BrakeBucket    = "brake"
 	DeviceBucket   = "devices"
+
+	ledgerBucket    = "ledger"
+	forgottenBucket = "forgotten"
 )
+
+// SharedBuckets returns the names of the buckets that are in the record of several Posterns,
+// if there is one. All others are of one Postern.
+func SharedBuckets() []string {
+	return []string{UIDLBucket, DeviceBucket, ledgerBucket, forgottenBucket}
+}
 
 // The names of the files in state.path.
 const (

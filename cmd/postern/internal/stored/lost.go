@@ -18,8 +18,8 @@ import (
 // record: record.db has its own name, and cache.db the name of the record beside which
 // it was written. A backup has the name of its record.
 const (
-	identityBucket = "meta"
-	identityKey    = "record"
+	identityBucket = state.MetaBucket
+	identityKey    = state.IdentityKey
 )
 
 // identify compares the names in the files, gives a name to a file without one, and
@@ -127,11 +127,7 @@ var errOne = errors.New("there is one")
 // recordIsEmpty reports whether the record was never written.
 func (a *Files) recordIsEmpty(ctx context.Context) (bool, error) {
 	for _, bucket := range []bridge.Bucket{a.uidls, a.ledger, a.notes} {
-		err := bucket.Scan(ctx, "", func(string, []byte) error { return errOne })
-		if err != nil {
-			if errors.Is(err, errOne) {
-				err = nil
-			}
+		if empty, err := isEmpty(ctx, bucket); err != nil || !empty {
 			return false, err
 		}
 	}

@@ -39,6 +39,9 @@ func (m *Storage) Retire(ctx context.Context, r configs.Retention, now time.Time
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := a.sweepForgotten(ctx, now); err != nil {
+		return nil, nil, err
+	}
 	rest, err := a.inGracePeriod(ctx, now)
 	if err != nil {
 		return nil, nil, err
@@ -154,6 +157,9 @@ func (a *Files) note(ctx context.Context, accounts []string, day []byte) error {
 
 // erase removes the POP3 data of accounts.
 func (a *Files) erase(ctx context.Context, accounts []string) error {
+	if err := a.markForgotten(ctx, accounts); err != nil {
+		return err
+	}
 	if err := bridge.Erase(ctx, a.listings, a.uidls, accounts); err != nil {
 		return err
 	}

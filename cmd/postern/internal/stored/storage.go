@@ -50,6 +50,8 @@ type Storage struct {
 	DeviceKeys func() ([][]byte, error)                                       // the keys of device passwords, the present one first
 	EndDevice  func(ctx context.Context, account, device string) (int, error) // ends the sessions of a device that was removed, and returns their number; nil: none runs
 
+	RecordAway func(error) // called when the shared record does not answer, and with nil when it does again; nil: nobody is told
+
 	BackedUp atomic.Pointer[time.Time] // the last backup that this process has made; nil: none
 
 	guardConfig guard.Config // for the guard of a command
@@ -119,10 +121,14 @@ func (m *Storage) Open(ctx context.Context, cfg *configs.Config) error {
 		_ = cache.Close()
 		return withRemedy(err)
 	}
-	listings := NewBucket(ListingsBucket, cache.Bucket(ListingsBucket))
-	uidls := NewBucket(UIDLBucket, record.Bucket(UIDLBucket))
+	a, err := m.openFiles(ctx, cfg, record, cache)
+	if err != nil {
+		return errors.Join(err, cache.Close(), record.Close())
+	}
+	listings := NewBucket(ListingsBucket, a.listings)
+	uidls := NewBucket(UIDLBucket, a.uidls)
 	brakes := NewBucket(BrakeBucket, record.Bucket(BrakeBucket))
-	devices := NewBucket(DeviceBucket, record.Bucket(DeviceBucket))
+	devices := NewBucket(DeviceBucket, a.devices)
 	m.Cache, m.Record, m.Brakes, m.Devices, m.Guard = listings, uidls, brakes, devices, cache.Bucket("guard")
 	m.Buckets = map[string]*Bucket{ListingsBucket: listings, UIDLBucket: uidls, BrakeBucket: brakes, DeviceBucket: devices}
 	m.guardConfig = GuardConfig(cfg)
@@ -135,11 +141,28 @@ func (m *Storage) Open(ctx context.Context, cfg *configs.Config) error {
 		_ = b.Open(ctx, brakes) // Accept replaces a state that cannot be read
 		return b, nil
 	}
-	m.close = func() error { return errors.Join(cache.Close(), record.Close()) }
-	m.Files = newFiles(record, cache)
-	m.Files.Unidentified = m.Files.identify(ctx) // a file that cannot be read does not prevent the start
+	m.close = func() error { return errors.Join(a.Shared.Close(), cache.Close(), record.Close()) }
+	m.Files = a
 	m.Opened.Store(m.Files)
 	return nil
+}
+
+// openFiles returns the files record and cache, with the record of cfg.State.Record if there
+// is one.
+func (m *Storage) openFiles(ctx context.Context, cfg *configs.Config, record, cache *state.Bolt) (*Files, error) {
+	a := newFiles(record, cache, nil)
+	if cfg.State.Record == nil {
+		if err := a.checkMoved(ctx); err != nil {
+			return nil, err
+		}
+		a.Unidentified = a.identify(ctx) // a file that cannot be read does not prevent the start
+		return a, nil
+	}
+	shared, err := openShared(cfg, acceptRecord(a, cfg.POP3.OnUnreadableRecord == "recompute"), m.RecordAway)
+	if err != nil {
+		return nil, err
+	}
+	return newFiles(record, cache, shared), nil
 }
 
 // openExisting is Open for a command. It creates no files, because the files would belong
@@ -152,7 +175,7 @@ func openExisting(ctx context.Context, cfg *configs.Config) (*Storage, error) {
 }
 
 // openRecord opens the record alone, which does not change.
-func openRecord(_ context.Context, cfg *configs.Config) (*Storage, error) {
+func openRecord(ctx context.Context, cfg *configs.Config) (*Storage, error) {
 	if err := recordExists(cfg.State.Path); err != nil {
 		return nil, err
 	}
@@ -160,8 +183,19 @@ func openRecord(_ context.Context, cfg *configs.Config) (*Storage, error) {
 	if err != nil {
 		return nil, withRemedy(err)
 	}
+	a := newFiles(record, nil, nil)
+	if cfg.State.Record == nil {
+		err = a.checkMoved(ctx)
+	} else {
+		var shared *Shared
+		shared, err = openShared(cfg, state.Identity.Check, nil)
+		a = newFiles(record, nil, shared)
+	}
+	if err != nil {
+		return nil, errors.Join(err, record.Close())
+	}
 	return &Storage{
-		Record: record.Bucket(UIDLBucket), Devices: record.Bucket(DeviceBucket), Files: newFiles(record, nil), close: record.Close,
+		Record: a.uidls, Devices: a.devices, Files: a, close: func() error { return errors.Join(a.Shared.Close(), record.Close()) },
 		DeviceKeys: func() ([][]byte, error) { return ReadDeviceKeys(cfg) },
 	}, nil
 }

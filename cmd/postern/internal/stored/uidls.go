@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -58,6 +59,15 @@ var ForgetUIDLs = Question[Selection, int]{"uidl/forget", func(ctx context.Conte
 	lost, err := m.Files.forgetLost(ctx, s.match)
 	if err != nil {
 		return err
+	}
+	if m.Files.forgotten != nil {
+		all, err := bridge.Accounts(ctx, m.Files.uidls)
+		if err == nil {
+			err = m.Files.markForgotten(ctx, slices.DeleteFunc(all, func(account string) bool { return !s.match(account) }))
+		}
+		if err != nil {
+			return err
+		}
 	}
 	n, err := bridge.Forget(ctx, m.Files.listings, m.Files.uidls, s.match)
 	if err != nil {
