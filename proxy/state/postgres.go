@@ -69,9 +69,9 @@ func NewPostgres(c PostgresConfig) (*Postgres, error) {
 
 // parsePostgres returns what connects to each host of c.
 func parsePostgres(c PostgresConfig) (all []*pgx.ConnConfig, err error) {
-	u, err := url.Parse(c.URL)
-	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
-		return nil, errors.New("this is not postgres://USER@HOST/DATABASE") // not err, which may have a password
+	u, hostList, err := splitURL(c.URL)
+	if err != nil {
+		return nil, err
 	}
 	if _, has := u.User.Password(); has || u.Query().Has("password") || u.Query().Has("passfile") {
 		return nil, errors.New("the URL must have no password: write it into a file, and set password_file")
@@ -79,17 +79,16 @@ func parsePostgres(c PostgresConfig) (all []*pgx.ConnConfig, err error) {
 	if u.User.Username() == "" && !u.Query().Has("user") {
 		return nil, errors.New("the URL has no user: postgres://USER@HOST/DATABASE")
 	}
-	mode := u.Query().Get("sslmode")
-	plain := u // pgx would try without TLS, or read files of the environment
-	query := plain.Query()
-	query.Set("sslmode", "disable")
+	query := u.Query()
+	mode := query.Get("sslmode")
+	query.Set("sslmode", "disable") // pgx would try without TLS, or read files of the environment
 	for _, key := range []string{"sslrootcert", "sslcert", "sslkey", "target_session_attrs"} {
 		if query.Has(key) {
 			return nil, fmt.Errorf("%s in the URL is not supported: Postern uses the primary alone, and ca names the certificates", key)
 		}
 	}
-	plain.RawQuery = query.Encode()
-	parsed, err := pgx.ParseConfig(plain.String())
+	u.RawQuery, u.Host = query.Encode(), hostList
+	parsed, err := pgx.ParseConfig(u.String())
 	if err != nil {
 		return nil, fmt.Errorf("the URL is not one of PostgreSQL: %w", errors.Unwrap(err))
 	}
@@ -130,6 +129,21 @@ func parsePostgres(c PostgresConfig) (all []*pgx.ConnConfig, err error) {
 		all = append(all, one)
 	}
 	return all, nil
+}
+
+// splitURL returns a URL of PostgreSQL, and its list of hosts, which may have ports: net/url
+// takes no such list. The error does not contain the URL, which may have a password.
+func splitURL(text string) (u *url.URL, hosts string, err error) {
+	const one = "host"
+	scheme, rest, _ := strings.Cut(text, "://")
+	end := strings.IndexAny(rest+"/", "/?#")
+	begin := strings.LastIndexByte(rest[:end], '@') + 1
+	hosts = rest[begin:end]
+	u, err = url.Parse(scheme + "://" + rest[:begin] + one + rest[end:])
+	if err != nil || u.Scheme != "postgres" && u.Scheme != "postgresql" {
+		return nil, "", errors.New("this is not postgres://USER@HOST/DATABASE")
+	}
+	return u, hosts, nil
 }
 
 func isLoopback(host string) bool {
@@ -239,6 +253,9 @@ func explainPostgres(c *pgx.ConnConfig, err error) error {
 	}
 	if failed, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		err = failed.Unwrap()
+	}
+	if e, ok := errors.AsType[*net.OpError](err); ok {
+		err = e.Err // pgx's own has the address three times
 	}
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
 		if e.Code == "42P01" { // undefined_table
