@@ -54,14 +54,17 @@ type HashStatus struct {
 // countEvery is how often all device passwords are counted for metrics and the status page.
 const countEvery = 5 * time.Minute
 
-// lookEvery is how often a provider that gave no token, or that nobody has asked, is asked
-// while no login does.
-const lookEvery = 30 * time.Second
+// A provider that nobody has asked is asked firstLook after a start, and one that gave no
+// token whenever it may be asked, which is looked at every lookEvery.
+const (
+	firstLook = 30 * time.Second
+	lookEvery = 10 * time.Second
+)
 
 // watchCredentials keeps the state of providers and device passwords true while nobody logs
 // in.
 func (g *generation) watchCredentials(ctx context.Context) {
-	look, count := time.NewTicker(lookEvery), time.NewTicker(countEvery)
+	look, count := time.NewTimer(firstLook), time.NewTicker(countEvery)
 	defer look.Stop()
 	defer count.Stop()
 	g.countDevices(ctx)
@@ -75,6 +78,7 @@ func (g *generation) watchCredentials(ctx context.Context) {
 			for _, p := range g.providers {
 				p.Look()
 			}
+			look.Reset(lookEvery)
 		case <-count.C:
 			g.countDevices(ctx)
 		}
