@@ -274,7 +274,9 @@ type throttledConn struct {
 	texts []string
 }
 
-func (c *throttledConn) CommandRefused(text string) { c.texts = append(c.texts, strings.TrimSpace(text)) }
+func (c *throttledConn) CommandRefused(text string) {
+	c.texts = append(c.texts, strings.TrimSpace(text))
+}
 
 // Criterion: What a server says when it refuses a command of a POP3 session reaches the connection: it may be that it wants no login of the account for some time.
 func TestTheConnectionGetsTheTextsOfRefusals(t *testing.T) {

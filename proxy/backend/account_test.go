@@ -226,14 +226,14 @@ func TestTheQueueIsBounded(t *testing.T) {
 		}
 		for i := range mostWaiting / mostQueued {
 			name := fmt.Sprintf("user%d@example.org", i)
-			defer p.mustLogIn(t, loginFor(name, proxy.IMAP)).Close()
+			p.mustLogIn(t, loginFor(name, proxy.IMAP))
 			for range mostQueued {
 				go func() { _, _ = p.login(ctx, loginFor(name, proxy.IMAP), connect) }()
 			}
 			synctest.Wait()
 			full(name, fmt.Sprintf("and %d logins wait", mostQueued))
 		}
-		defer p.mustLogIn(t, loginFor(account, proxy.IMAP)).Close()
+		p.mustLogIn(t, loginFor(account, proxy.IMAP))
 		full(account, fmt.Sprintf("%d logins of all accounts", mostWaiting))
 		cancel()
 		synctest.Wait()
