@@ -59,6 +59,9 @@ func TestAMailboxThatDoesNotOpenIsNoLogin(t *testing.T) {
 			if r == nil || !r.Verified || r.Doubtful {
 				t.Errorf("refusal %+v, want one that is verified and not doubtful", r)
 			}
+			if _, throttled := errors.AsType[*throttledError](err); throttled != (test.name == "throttled") {
+				t.Errorf("the error says that the account is throttled: %v", throttled)
+			}
 			if !strings.Contains(err.Error(), test.why) {
 				t.Errorf("error %q, want %q in it", err, test.why)
 			}
