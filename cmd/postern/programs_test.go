@@ -1,9 +1,13 @@
 package main
 
-import "testing"
+import (
+	"os"
+	"strings"
+	"testing"
+)
 
-// The functions of this file return the commands of programs that fetch the mail of a user
-// by POP3, into files of dir/new. ca is a PEM file that vouches for the server; "": no TLS.
+// The functions of this file return the commands of programs that send, or fetch the mail of
+// a user by POP3, into files of dir/new. ca is a PEM file that vouches for the server; "": no TLS.
 // What a program remembers, it keeps in dir.
 
 // fetchmail leaves mail on the server by the option keep.
@@ -72,4 +76,35 @@ read_all = false
 delivered_to = false
 received = false
 `)}
+}
+
+// msmtp sends what it reads from its input to the addresses behind its arguments.
+func msmtp(t testing.TB, dir, address, ca string, u user, auth string) []string {
+	t.Helper()
+	return []string{"msmtp", "--file", file(t, dir, "msmtprc", `
+account default
+host localhost
+port `+port(t, address)+`
+tls on
+tls_starttls off
+tls_trust_file `+ca+`
+timeout 60
+auth `+auth+`
+user `+u.name+`
+password `+u.password+`
+from `+u.address+`
+`)}
+}
+
+// getmailIMAP is getmail for the INBOX of an IMAP server.
+func getmailIMAP(t testing.TB, dir, address, ca string, u user) []string {
+	t.Helper()
+	command := getmail(t, dir, address, ca, u)
+	rc := dir + "/getmailrc"
+	text, err := os.ReadFile(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file(t, dir, "getmailrc", strings.ReplaceAll(string(text), "SimplePOP3SSLRetriever", "SimpleIMAPSSLRetriever"))
+	return command
 }

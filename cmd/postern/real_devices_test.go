@@ -11,10 +11,10 @@ import (
 	"postern/proxy/proxytest"
 )
 
-// Criterion: In front of a Dovecot and a Postfix that only take tokens, mpop, getmail, curl, swaks and Python's imaplib fetch and send with device passwords: IMAP LOGIN and AUTHENTICATE PLAIN, POP3 USER and AUTH PLAIN, SMTP AUTH PLAIN and LOGIN.
+// Criterion: In front of a Dovecot and a Postfix that only take tokens, mpop, getmail, mutt, curl, swaks, msmtp and Python's imaplib fetch and send with device passwords: IMAP LOGIN and AUTHENTICATE PLAIN, POP3 USER and AUTH PLAIN, SMTP AUTH PLAIN and LOGIN.
 // Criterion: A device password works for its protocols alone; a device that is removed sends nothing any more, and the others go on.
 func TestOldProgramsInFrontOfServersThatOnlyTakeTokens(t *testing.T) {
-	proxytest.Need(t, "mpop", "getmail", "curl", "swaks", "python3", "dovecot", "/usr/lib/dovecot/imap", "/usr/lib/postfix/sbin/master")
+	proxytest.Need(t, "mpop", "getmail", "mutt", "script", "curl", "swaks", "msmtp", "python3", "dovecot", "/usr/lib/dovecot/imap", "/usr/lib/postfix/sbin/master")
 	if os.Getuid() != 0 && os.Getenv("POSTERN_ALL") != "1" {
 		t.Skip("needs root: the mail servers change their user")
 	}
@@ -66,6 +66,15 @@ m.logout()`, port(t, s.imap), s.ca, anna, strings.ToUpper(panel.Password)}) // b
 	d := t.TempDir()
 	run(t, d, nil, getmail(t, d, s.pop3, s.ca, u))
 	wantSubjects(t, "getmail", sorted(subjects(files(t, d+"/new/*"))), "one", "two")
+	d = t.TempDir()
+	run(t, d, nil, getmailIMAP(t, d, s.imap, s.ca, u))
+	wantSubjects(t, "getmail by IMAP", sorted(subjects(files(t, d+"/new/*"))), "one", "two")
+	for _, mailbox := range []string{"imaps://anna%40example.org@localhost:" + port(t, s.imap) + "/INBOX", "pops://anna%40example.org@localhost:" + port(t, s.pop3) + "/"} {
+		d := t.TempDir()
+		mutt(t, d, `set ssl_ca_certificates_file="`+s.ca+`" imap_pass="`+u.password+`" pop_pass="`+u.password+`"`, mailbox,
+			"1<enter>1<enter><copy-message>"+d+"/got<enter>2<enter><copy-message>"+d+"/got<enter><quit>") // the first key may be lost
+		wantSubjects(t, "mutt from "+mailbox, sorted(subjects(append(files(t, d+"/got/new/*"), files(t, d+"/got/cur/*")...))), "one", "two")
+	}
 
 	swaks := func(auth, subject string, status int) {
 		t.Helper()
@@ -78,7 +87,21 @@ m.logout()`, port(t, s.imap), s.ca, anna, strings.ToUpper(panel.Password)}) // b
 	}
 	swaks("PLAIN", "plain", 0)
 	swaks("LOGIN", "login", 0)
-	within(t, patience, "what was sent arrives", func() bool { return len(s.dovecot.Stored(t, anna)) == 4 })
+	sender := user{name: anna, address: anna, password: copier.Password}
+	for _, auth := range []string{"plain", "login"} {
+		message, err := os.Open(file(t, dir, "message", mail(u, "msmtp "+auth)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, dir, message, append(msmtp(t, dir, s.smtp, s.ca, sender, auth), anna))
+		_ = message.Close()
+	}
+	rc := file(t, dir, "muttrc", `
+set ssl_ca_certificates_file="`+s.ca+`" smtp_url="smtps://anna%40example.org@localhost:`+port(t, s.smtp)+`/" smtp_pass="`+copier.Password+`"
+set from=`+anna+` copy=no certificate_file="" record=""
+`)
+	run(t, dir, nil, []string{"mutt", "-n", "-F", rc, "-s", "mutt", anna})
+	within(t, patience, "what was sent arrives", func() bool { return len(s.dovecot.Stored(t, anna)) == 7 })
 
 	run(t, dir, nil, []string{"postern", "password", "remove", "-c", s.config, anna, copier.ID})
 	const authFailed = 28
