@@ -101,7 +101,7 @@ func (c *tokenCheck) token(ctx context.Context, mailbox string) bool {
 		c.printf("  warning: without the permission IMAP.AccessAsApp, IMAP and POP3 are refused: %s\n", c.consent())
 	}
 	if slices.Contains(claims.Permissions, "SMTP.SendAsApp") {
-		c.printf("  note: with the permission SMTP.SendAsApp from Entra, no management scope limits who the application sends as\n")
+		c.printf("  note: with the permission SMTP.SendAsApp from Entra, Exchange looks at the permissions of the mailbox instead of a management scope\n")
 	}
 	return true
 }

@@ -136,7 +136,7 @@ func TestProviderCheckNamesWhatMends(t *testing.T) {
 			name: "SMTP AUTH is off for the mailbox", kind: "microsoft", roles: `"IMAP.AccessAsApp", "SMTP.SendAsApp"`,
 			imap:   []string{imapAnswer(exchangeIMAP, exchangeRefuses), imapAnswer(exchangeIMAP, exchangeRefuses)},
 			smtp:   []string{smtpAnswer(exchangeSMTP, "S: 535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. Visit https://aka.ms/smtp_auth_disabled for more information.\nC: QUIT\nS: <EOF>")},
-			want:   []string{"SMTP AUTH has to be on for the mailbox: Set-CASMailbox -Identity scanner@contoso.example -SmtpClientAuthenticationDisabled $false", "no management scope limits"},
+			want:   []string{"SMTP AUTH has to be on for the mailbox: Set-CASMailbox -Identity scanner@contoso.example -SmtpClientAuthenticationDisabled $false", "instead of a management scope"},
 			absent: []string{"Set-TransportConfig"},
 		},
 		{
