@@ -159,3 +159,18 @@ func TestTheFilesOfProvidersAreChecked(t *testing.T) {
 		}
 	}
 }
+
+// Criterion: check warns of a client_secret_file that has the id of Entra's secret and not its value.
+func TestTheIDOfASecretIsNoSecret(t *testing.T) {
+	dir := t.TempDir()
+	for _, kind := range []string{ProviderMicrosoft, ProviderOAuth} {
+		for content, isID := range map[string]bool{"aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee\n": true, "abc8Q~aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee": false} {
+			writeFile(t, dir, "secret", content)
+			c := &Config{Providers: map[string]Provider{"x": {Kind: kind, ClientSecretFile: filepath.Join(dir, "secret")}}}
+			got := len(c.ProviderWarnings(time.Now())) == 1
+			if want := isID && kind == ProviderMicrosoft; got != want {
+				t.Errorf("%s, %q: warned %v, want %v", kind, content, got, want)
+			}
+		}
+	}
+}
