@@ -71,11 +71,11 @@ func (s storedDevice) encode(key []byte, at string) []byte {
 	for i, p := range s.Networks {
 		networks[i] = p.String()
 	}
-	fields := []byte(strings.Join([]string{
+	record := []byte(strings.Join([]string{
 		deviceVersion, s.ID, s.Name, s.Made, strings.Join(s.Protocols, " "), strings.Join(networks, " "), s.Expires, s.LastUsed, s.KeyMark,
 	}, "\t"))
-	seal := sealOf(key, at, fields)
-	return append(append(fields, '\t'), seal...)
+	seal := sealOf(key, at, record)
+	return append(append(record, '\t'), seal...)
 }
 
 // sealOf returns the seal of the fields of the device at a key in the bucket.
