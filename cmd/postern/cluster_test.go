@@ -343,3 +343,233 @@ func TestTwoPosternsShowTheSameUniqueIDs(t *testing.T) {
 	}
 	t.Logf("%d polls", shown.polls)
 }
+
+// stateKey makes a state.key_file.
+func stateKey(t *testing.T) string {
+	t.Helper()
+	return file(t, t.TempDir(), "state.key", base64Of(strings.Repeat("k", 31)+"e")+"\n")
+}
+
+// computed reports whether no message has a name of an old server.
+func computed(uidls string) bool { return !strings.Contains(uidls, "old-") }
+
+// wantRefused wants that a node refuses POP3 to users temporarily, each within a second of
+// PASS, and serves IMAP.
+func (c *cluster) wantRefused(t *testing.T, f *processes, users ...int) {
+	t.Helper()
+	for _, user := range users {
+		begun := time.Now()
+		if _, err := c.poll(f, user); err == nil || !strings.Contains(err.Error(), "-ERR [SYS/TEMP]") {
+			t.Errorf("u%d: %v, want [SYS/TEMP]", user, err)
+		}
+		if took := time.Since(begun); took > 1500*time.Millisecond { // with the TLS handshake and the login at the server
+			t.Errorf("u%d was refused after %v", user, took)
+		}
+		v, err := f.imapSession(user)
+		if err != nil {
+			t.Errorf("IMAP of u%d: %v", user, err)
+			continue
+		}
+		_ = v.Close()
+	}
+}
+
+// Criterion: A Postern that asks the owner of the record shows the same unique ids as the owner; while the owner is down its POP3 clients get [SYS/TEMP] within a second and IMAP goes on; within 5 seconds of the owner's return, and through an upgrade of the owner, POP3 is served again.
+// Criterion: postern state migrate adds to a shared record the accounts that it does not have, names those that differ and stay, and what record.db had is not served any more.
+func TestAPosternAsksTheOwnerOfTheRecord(t *testing.T) {
+	t.Parallel()
+	const users = 6
+	c := newCluster(t, users)
+	key, address := stateKey(t), proxytest.FreeAddress(t)
+	alone := fmt.Sprintf("state: {path: state, key_file: %q}\n", key)
+	asks := fmt.Sprintf("state: {path: state, key_file: %q, record: {owner: %q}}\n", key, address)
+	owner, b := c.prepare(t, alone), c.prepare(t, alone)
+
+	// Both were alone before: u0 has other names at each, u1 is known to b alone, u2 to the owner.
+	owner.serve(t)
+	b.serve(t)
+	owner.wantImported(t, named(0)+named(2))
+	b.wantImported(t, strings.ReplaceAll(named(0), "old-", "older-")+named(1))
+	for _, f := range c.nodes {
+		if _, err := c.poll(f, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	served, err := c.poll(b, 1)
+	if err != nil || computed(served) {
+		t.Fatal(served, err)
+	}
+	b.halt(t)
+	b.configure(t, alone, asks)
+	owner.halt(t)
+	owner.configure(t, alone, alone+fmt.Sprintf("cluster: {serve_record: %q}\n", address))
+	owner.serve(t)
+
+	b.serve(t) // not migrated: its own record is not forgotten
+	c.wantRefused(t, b, 1)
+	within(t, 5*time.Second, "status names the remedy", func() bool {
+		out, _ := b.say("status")
+		return strings.Contains(out, "AWAY") && strings.Contains(strings.Join(strings.Fields(out), " "), "run postern state migrate")
+	})
+	if out, err := b.say("state", "migrate", "--to", "owner"); err == nil || !strings.Contains(out, "stop it first") {
+		t.Errorf("migrated while it runs: %v %s", err, out)
+	}
+	b.halt(t)
+	out := b.wantSaid(t, "the record is in the owner at "+address, "state", "migrate", "--to", "owner")
+	if !strings.Contains(out, "is another one, and stays: 1;") || !strings.Contains(out, ": u0\n") {
+		t.Errorf("migrate said %s", out)
+	}
+	b.serve(t)
+	for user := range users {
+		first, err := c.poll(owner, user)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if second, err := c.poll(b, user); err != nil || first != second {
+			t.Errorf("u%d is shown\n%s\nand\n%s\n%v", user, first, second, err)
+		}
+		if computed(first) != (user > 2) || strings.Contains(first, "older-") {
+			t.Errorf("u%d is shown %s", user, first)
+		}
+	}
+
+	// What one removes is not lost for the other, which has the mailbox in its cache.
+	owner.wantSaid(t, "forgotten: 1", "uidl", "forget", "u2", "--yes")
+	if uidls, err := c.poll(b, 2); err != nil || !computed(uidls) {
+		t.Errorf("after it was forgotten at the owner: %s %v", uidls, err)
+	}
+
+	owner.kill()
+	c.wantRefused(t, b, 0, 3, 4)
+	owner.serve(t)
+	begun := time.Now()
+	within(t, 5*time.Second, "b serves again", func() bool { _, err := c.poll(b, 0); return err == nil })
+	t.Logf("served %v after the owner's return", time.Since(begun).Round(time.Millisecond))
+
+	// An upgrade hands the address over as well. b may refuse once meanwhile.
+	owner.wantSaid(t, "", "upgrade")
+	within(t, 5*time.Second, "b serves after the upgrade", func() bool { _, err := c.poll(b, 3); return err == nil })
+	for _, line := range owner.logged(t, "upgraded: the sessions that are left are this process's") {
+		if pid, ok := line["successor"].(float64); ok {
+			defer func() { _ = syscall.Kill(int(pid), syscall.SIGKILL) }()
+		}
+	}
+
+	// Without state.record the node does not start with what it had before.
+	b.halt(t)
+	b.configure(t, asks, alone)
+	if out, err := b.say("run"); err == nil || !strings.Contains(out, "was moved to the owner at "+address) {
+		t.Errorf("run: %v %s", err, out)
+	}
+}
+
+// Criterion: A PostgreSQL that is frozen stops POP3 alone: each POP3 login is refused with [SYS/TEMP] within a second, IMAP goes on, postern status says why, and 5 seconds after its return POP3 is served again.
+func TestAFrozenRecordStopsPOP3Alone(t *testing.T) {
+	t.Parallel()
+	pg := proxytest.StartPostgres(t)
+	const users = 4
+	c := newCluster(t, users)
+	f := c.prepare(t, fmt.Sprintf("state: {path: state, record: {postgres: {url: %q, password_file: %q, ca: %q}}}\n", pg.URL(), pg.PasswordFile, pg.CA))
+
+	// Without a table nothing is believed to be absent.
+	f.serve(t)
+	c.wantRefused(t, f, 0)
+	f.halt(t)
+	f.wantSaid(t, "the record is in PostgreSQL", "state", "migrate", "--to", "postgres")
+	f.wantSaid(t, "synchronous_standby_names", "check")
+	f.serve(t)
+	var shown []string
+	for user := range users {
+		uidls, err := c.poll(f, user)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown = append(shown, uidls)
+	}
+	pg.Freeze(t)
+	c.wantRefused(t, f, 0, 1, 2, 3)
+	if out, _ := f.say("status"); !strings.Contains(out, "record in PostgreSQL, AWAY") || !strings.Contains(out, "no answer within") {
+		t.Errorf("status says %s", out)
+	}
+	pg.Thaw(t)
+	begun := time.Now()
+	within(t, 5*time.Second, "POP3 is served again", func() bool { _, err := c.poll(f, 0); return err == nil })
+	t.Logf("served %v after the return", time.Since(begun).Round(time.Millisecond))
+	for user := range users {
+		if uidls, err := c.poll(f, user); err != nil || uidls != shown[user] {
+			t.Errorf("u%d: %s %v, before %s", user, uidls, err, shown[user])
+		}
+	}
+
+	// Another database under the same name is not believed, and a way back is.
+	pg.SQL(t, "postern", "UPDATE postern_record SET value = 'another' WHERE bucket = 'meta' AND key = 'record'")
+	f.halt(t)
+	f.serve(t)
+	c.wantRefused(t, f, 0)
+	if out, _ := f.say("status"); !strings.Contains(strings.Join(strings.Fields(out), " "), "another record than the one that this node has used") {
+		t.Errorf("status says %s", out)
+	}
+}
+
+// Criterion: A migration that is interrupted is resumed and ends with the same record on both sides, there and back; a record that was moved away is used by nobody.
+func TestAMigrationIsResumedAndCompared(t *testing.T) {
+	t.Parallel()
+	pg := proxytest.StartPostgres(t)
+	const users = 300
+	c := newCluster(t, 1)
+	alone, record := "state: {path: state}\n", fmt.Sprintf("state: {path: state, record: {postgres: {url: %q, password_file: %q, ca: %q}}}\n", pg.URL(), pg.PasswordFile, pg.CA)
+	f := c.prepare(t, alone)
+	f.serve(t)
+	var lines strings.Builder
+	for user := range users {
+		lines.WriteString(named(user))
+	}
+	f.wantImported(t, lines.String())
+	before := f.wantSaid(t, "", "uidl", "export", "--all")
+	f.halt(t)
+	if out, err := f.say("state", "migrate", "--to", "postgres"); err == nil || !strings.Contains(out, "state.record is not set") {
+		t.Errorf("%v %s", err, out)
+	}
+	f.configure(t, alone, record)
+
+	// The database is full after some of the record.
+	pg.SQL(t, "postern", `SET ROLE postern; CREATE TABLE postern_record (bucket text NOT NULL, key bytea NOT NULL, version bigint NOT NULL, value bytea NOT NULL, PRIMARY KEY (bucket, key));
+		CREATE FUNCTION full_disk() RETURNS trigger AS 'BEGIN IF (SELECT count(*) FROM postern_record) > 150 THEN RAISE ''disk full'' USING ERRCODE = ''53100''; END IF; RETURN NEW; END' LANGUAGE plpgsql;
+		CREATE TRIGGER full_disk AFTER INSERT ON postern_record FOR EACH STATEMENT EXECUTE FUNCTION full_disk();`)
+	if out, err := f.say("state", "migrate", "--to", "postgres"); err == nil || !strings.Contains(out, "disk full") {
+		t.Fatalf("%v %s", err, out)
+	}
+	f.serve(t) // not complete: refused
+	c.wantRefused(t, f, 0)
+	f.halt(t)
+	pg.SQL(t, "postern", "DROP TRIGGER full_disk ON postern_record")
+	f.wantSaid(t, "the record is in PostgreSQL: ", "state", "migrate", "--to", "postgres")
+	if after := f.wantSaid(t, "", "uidl", "export", "--all"); after != before {
+		t.Error("the record in PostgreSQL is another one")
+	}
+	f.wantSaid(t, "records: 300", "state", "check")
+	if out, err := f.say("state", "backup", "-"); err == nil || !strings.Contains(out, "pg_dump") {
+		t.Errorf("backup: %v %s", err, out)
+	}
+
+	other := c.prepare(t, record) // a node without a record of its own
+	other.serve(t)
+	if _, err := c.poll(other, 0); err != nil {
+		t.Error(err)
+	}
+	before = f.wantSaid(t, "", "uidl", "export", "--all")
+	f.wantSaid(t, "remove state.record", "state", "migrate", "--to", "bbolt")
+	c.wantRefused(t, other, 0)
+	if out, err := other.say("state", "migrate", "--to", "bbolt"); err == nil {
+		t.Errorf("moved away twice: %s", out)
+	}
+	f.configure(t, record, alone)
+	_, before, _ = strings.Cut(before, "\n") // of u0, which was polled, fingerprints may have been recorded meanwhile
+	if _, after, _ := strings.Cut(f.wantSaid(t, "", "uidl", "export", "--all"), "\n"); after != before || before == "" {
+		t.Error("the record that came back is another one")
+	}
+	f.serve(t)
+	if uidls, err := c.poll(f, 0); err != nil || computed(uidls) {
+		t.Errorf("%s %v", uidls, err)
+	}
+}

@@ -103,8 +103,19 @@ func (p *Postgres) SQL(t testing.TB, database, statement string) string {
 // Kill ends all processes of PostgreSQL at once, as a crash does.
 func (p *Postgres) Kill(t testing.TB) {
 	t.Helper()
-	p.signal(t, syscall.SIGKILL)
+	_ = syscall.Kill(p.program.cmd.Process.Pid, syscall.SIGSTOP) // no more children
+	pids := p.pids()
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
 	<-p.program.done
+	for _, pid := range pids[1:] { // PostgreSQL does not start beside one that is left
+		for end := time.Now().Add(stopTimeout); syscall.Kill(pid, 0) == nil && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			if state, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); strings.Contains(string(state), ") Z ") {
+				break // nobody reaps it here
+			}
+		}
+	}
 	p.program.stop(t)
 }
 
@@ -114,10 +125,16 @@ func (p *Postgres) Freeze(t testing.TB) { t.Helper(); p.signal(t, syscall.SIGSTO
 // Thaw ends Freeze.
 func (p *Postgres) Thaw(t testing.TB) { t.Helper(); p.signal(t, syscall.SIGCONT) }
 
-// signal sends a signal to all processes of PostgreSQL. Each backend has a group of its own,
-// and all are in the session of the first.
+// signal sends a signal to all processes of PostgreSQL.
 func (p *Postgres) signal(t testing.TB, s syscall.Signal) {
 	t.Helper()
+	for _, pid := range p.pids() {
+		_ = syscall.Kill(pid, s)
+	}
+}
+
+// pids returns the processes of PostgreSQL, the first one first.
+func (p *Postgres) pids() []int {
 	first := p.program.cmd.Process.Pid
 	pids := []int{first}
 	if children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", first)); err == nil {
@@ -126,9 +143,7 @@ func (p *Postgres) signal(t testing.TB, s syscall.Signal) {
 			pids = append(pids, pid)
 		}
 	}
-	for _, pid := range pids {
-		_ = syscall.Kill(pid, s)
-	}
+	return pids
 }
 
 // Stop stops PostgreSQL, whoever is connected. To stop what has ended is no error.

@@ -39,6 +39,7 @@ type Postgres struct {
 	config PostgresConfig
 	hosts  []*pgx.ConnConfig // one for each host
 	slots  chan struct{}     // a place for each connection
+	any    bool              // any record is used
 
 	mu        sync.Mutex
 	idle      []postgresConn
@@ -48,7 +49,7 @@ type Postgres struct {
 }
 
 // A postgresConn is a connection to the primary. name is that of the record that it has, as
-// it was accepted; "": of one that is not complete.
+// it was accepted; "": it may be any.
 type postgresConn struct {
 	*pgx.Conn
 	age  int
@@ -65,6 +66,13 @@ func NewPostgres(c PostgresConfig) (*Postgres, error) {
 		c.Accept = Identity.Check
 	}
 	return &Postgres{config: c, hosts: all, slots: make(chan struct{}, postgresConns)}, nil
+}
+
+// TakeAny makes p use any record, also one that is not complete or was moved away, as a
+// migration does. It must be called before p is used.
+func (p *Postgres) TakeAny() {
+	p.any = true
+	p.config.Accept = func(Identity) error { return nil }
 }
 
 // parsePostgres returns what connects to each host of c.
@@ -267,7 +275,10 @@ func explainPostgres(c *pgx.ConnConfig, err error) error {
 	return fmt.Errorf("PostgreSQL at %s: %w", at, err)
 }
 
-var errGone = errors.New("the record was moved away")
+var (
+	errGone     = errors.New("the record was moved away")
+	errNoAnswer = errors.New("the answer is empty")
+)
 
 var errStandby = errors.New("it is a standby, or read-only: only the primary is used")
 
@@ -294,7 +305,7 @@ func (p *Postgres) accept(ctx context.Context, conn *pgx.Conn) (string, error) {
 		return "", err
 	}
 	i := Identity{string(name), string(moved)}
-	if err := p.config.Accept(i); err != nil || i.Check() != nil {
+	if err := p.config.Accept(i); err != nil || p.any {
 		return "", err
 	}
 	return i.Name, nil
@@ -310,13 +321,19 @@ const (
 	sqlIdentity = `SELECT (SELECT value FROM ` + postgresTable + ` WHERE bucket = $1 AND key = $2),
 		(SELECT value FROM ` + postgresTable + ` WHERE bucket = $1 AND key = $3)`
 
-	sqlGet = `SELECT key, version, value FROM ` + postgresTable + ` WHERE bucket = $1 AND key = ANY($2::bytea[])`
+	// Whether the record is still the one that the connection was accepted for; '' takes any. A
+	// connection of before neither reads nor writes what was moved away.
+	sqlValid = `= '' OR coalesce((SELECT value FROM ` + postgresTable + ` WHERE bucket = '` + MetaBucket + `' AND key = '` + IdentityKey + `') = convert_to(`
+	sqlMoved = `, 'UTF8'), false) AND NOT EXISTS (SELECT FROM ` + postgresTable + ` WHERE bucket = '` + MetaBucket + `' AND key = '` + MovedKey + `') AS ok`
 
-	sqlScan = `SELECT key, value FROM ` + postgresTable + ` WHERE bucket = $1 AND key >= $2 AND ($3::bytea IS NULL OR key < $3) ORDER BY key`
+	// The answer has a row at least: one that is cut off is never an answer about absence.
+	sqlGet = `SELECT ok, key, version, value FROM (SELECT $3 ` + sqlValid + `$3` + sqlMoved + `) valid LEFT JOIN ` + postgresTable + ` ON bucket = $1 AND key = ANY($2::bytea[])`
+
+	sqlScan = `SELECT ok, key, value FROM (SELECT $4 ` + sqlValid + `$4` + sqlMoved + `) valid
+		LEFT JOIN ` + postgresTable + ` ON bucket = $1 AND key >= $2 AND ($3::bytea IS NULL OR key < $3) ORDER BY key`
 
 	// One statement, and so one transaction: rows that exist are locked and compared as they
-	// are after the lock, and a row that another writer inserts is a unique violation. A
-	// connection that was opened before the record was moved away writes nothing.
+	// are after the lock, and a row that another writer inserts is a unique violation.
 	sqlSwap = `WITH change AS MATERIALIZED (
 			SELECT * FROM unnest($2::bytea[], $3::bigint[], $4::bytea[]) AS c (key, version, value)
 		), held AS MATERIALIZED (
@@ -324,8 +341,7 @@ const (
 		), stale AS MATERIALIZED (
 			SELECT count(*) AS n FROM change c LEFT JOIN held h ON h.key = c.key WHERE coalesce(h.version, 0) <> c.version
 		), valid AS MATERIALIZED (
-			SELECT $6 = '' OR $1 = '` + MetaBucket + `' OR coalesce((SELECT value FROM ` + postgresTable + ` WHERE bucket = '` + MetaBucket + `' AND key = '` + IdentityKey + `') = convert_to($6, 'UTF8'), false)
-				AND NOT EXISTS (SELECT FROM ` + postgresTable + ` WHERE bucket = '` + MetaBucket + `' AND key = '` + MovedKey + `') AS ok
+			SELECT $1 = '` + MetaBucket + `' OR $6 ` + sqlValid + `$6` + sqlMoved + `
 		), removed AS (
 			DELETE FROM ` + postgresTable + ` r USING change c, stale, valid
 			WHERE ok AND stale.n = 0 AND r.bucket = $1 AND r.key = c.key AND c.value IS NULL
@@ -456,20 +472,32 @@ func (p *Postgres) Close() error {
 func (p *Postgres) Get(ctx context.Context, bucket string, keys []string) ([]Versioned, error) {
 	found := make(map[string]Versioned, len(keys))
 	err := p.use(ctx, func(conn postgresConn) error {
-		rows, err := conn.Query(ctx, sqlGet, bucket, octets(keys))
+		rows, err := conn.Query(ctx, sqlGet, bucket, octets(keys), conn.name)
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
+		answered := false
 		for rows.Next() {
+			var ok bool
 			var key []byte
+			var version *int64
 			var v Versioned
-			if err := rows.Scan(&key, &v.Version, &v.Value); err != nil {
+			if err := rows.Scan(&ok, &key, &version, &v.Value); err != nil {
 				return err
 			}
-			found[string(key)] = v
+			if answered = true; !ok && bucket != MetaBucket {
+				return errGone
+			}
+			if version != nil {
+				v.Version = *version
+				found[string(key)] = v
+			}
 		}
-		return rows.Err()
+		if err := rows.Err(); err != nil || answered {
+			return err
+		}
+		return errNoAnswer
 	})
 	if err != nil {
 		return nil, err
@@ -516,7 +544,7 @@ func (p *Postgres) Swap(ctx context.Context, bucket string, changes []Change) (s
 // Scan implements Store.
 func (p *Postgres) Scan(ctx context.Context, bucket, prefix string, each func(key string, value []byte) error) error {
 	return p.use(ctx, func(conn postgresConn) error {
-		rows, err := conn.Query(ctx, sqlScan, bucket, []byte(prefix), after(prefix))
+		rows, err := conn.Query(ctx, sqlScan, bucket, []byte(prefix), after(prefix), conn.name)
 		if err != nil {
 			return err
 		}
@@ -527,17 +555,28 @@ func (p *Postgres) Scan(ctx context.Context, bucket, prefix string, each func(ke
 			}
 			rows.Close()
 		}()
+		answered := false
 		for rows.Next() {
+			var ok bool
 			var key, value []byte
-			if err := rows.Scan(&key, &value); err != nil {
+			if err := rows.Scan(&ok, &key, &value); err != nil {
 				return err
+			}
+			if answered = true; !ok && bucket != MetaBucket {
+				return errGone
+			}
+			if value == nil {
+				continue // there are none
 			}
 			if err := each(string(key), value); err != nil {
 				return err
 			}
 		}
 		ended = true
-		return rows.Err()
+		if err := rows.Err(); err != nil || answered {
+			return err
+		}
+		return errNoAnswer
 	})
 }
 

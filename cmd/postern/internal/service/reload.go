@@ -102,6 +102,7 @@ func restartKeys() []restartKey {
 	return []restartKey{
 		{"state.path", func(c *configs.Config) string { return c.State.Path }},
 		{"state.record", recordKey},
+		{"cluster.serve_record", func(c *configs.Config) string { return c.Cluster.ServeRecord }},
 		{"control.socket", func(c *configs.Config) string { return c.Control.Socket }},
 		{"control.group", func(c *configs.Config) string { return c.Control.Group }},
 		{"log.format", func(c *configs.Config) string { return c.Log.Format }},

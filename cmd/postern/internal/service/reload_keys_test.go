@@ -63,7 +63,7 @@ var reloaded = map[string]string{
 	"state.path":     needsRestart,
 	"state.key_file": "TestScripts",
 	"state.record":   needsRestart,
-	"cluster":        "TestAReloadTakesEffect",
+	"cluster":        needsRestart,
 	"control.socket": needsRestart,
 	"control.group":  needsRestart,
 

@@ -52,7 +52,7 @@ type Files struct {
 	notes           *state.Bucket
 
 	Shared    *Shared       // nil: Record has all buckets
-	forgotten bridge.Bucket // accounts whose record was removed, for the caches of other nodes; nil without Shared
+	forgotten bridge.Bucket // accounts whose record was removed, for the caches of other nodes; nil: there are none
 }
 
 // newFiles returns the files with the buckets of shared, which may be nil.

@@ -3,6 +3,7 @@ package stored
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"iter"
@@ -100,15 +101,19 @@ func migrate(ctx context.Context, cfg *configs.Config, back bool, progress func(
 		return m.result, err
 	}
 	defer func() { err = errors.Join(err, m.store.Close()) }()
-	if back {
-		return m.result, m.toFile(ctx)
-	}
 	if p, ok := m.store.(*state.Postgres); ok {
+		p.TakeAny()
+	}
+	if p, ok := m.store.(*state.Postgres); ok && !back {
 		if err := p.Prepare(ctx); err != nil {
 			return m.result, err
 		}
 	}
-	err = m.toStore(ctx)
+	if back {
+		err = m.toFile(ctx)
+	} else {
+		err = m.toStore(ctx)
+	}
 	return m.result, err
 }
 
@@ -157,14 +162,18 @@ func (m *migration) toStore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(name) == 0 { // of a node that has never had a record of its own
+		name = []byte(rand.Text())
+		if err := m.record.Bucket(identityBucket).Put(ctx, identityKey, name); err != nil {
+			return err
+		}
+	}
 	switch complete := i.Check() == nil; {
 	case complete && own:
 		err = m.add(ctx)
 	case complete:
 	case i.Moved != "" && i.Name != string(name):
 		return fmt.Errorf("%s has the old record of another node, which was moved to %s: bring that one back, or begin with an empty database", m.where, i.Moved)
-	case len(name) == 0:
-		return fmt.Errorf("%s has no record: start Postern once without state.record, which makes it", RecordFile)
 	case migrating != "" && migrating != string(name):
 		return errOtherMigration
 	default:

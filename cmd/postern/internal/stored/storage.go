@@ -155,6 +155,9 @@ func (m *Storage) openFiles(ctx context.Context, cfg *configs.Config, record, ca
 		if err := a.checkMoved(ctx); err != nil {
 			return nil, err
 		}
+		if cfg.Cluster.ServeRecord != "" {
+			a.forgotten = record.Bucket(forgottenBucket)
+		}
 		a.Unidentified = a.identify(ctx) // a file that cannot be read does not prevent the start
 		return a, nil
 	}
