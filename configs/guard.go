@@ -19,6 +19,7 @@ type Limits struct {
 	GuardEntries       int           `yaml:"guard_entries"`       // budgets in use that are remembered; at a start only
 	KnownNetworks      int           `yaml:"known_networks"`      // pairs of account and network that are remembered; at a start only
 	ListingMemory      Size          `yaml:"listing_memory"`      // of the listings of all POP3 sessions together
+	Park               bool          `yaml:"park"`                // sessions in which nothing moves have no goroutine
 }
 
 // Guard bounds failed logins.

@@ -55,6 +55,7 @@ type Config struct {
 	Listings     func() int64                                   // octets of the listings of POP3 sessions; nil: not shown
 	Certificates func() []Certificate                           // nil: none
 	Findings     func() map[string]int                          // about certificates, by class, also those of which there are 0; nil: none
+	Parking      func() Parking                                 // nil: not shown
 	Draining     func() bool                                    // nil: never
 	Drained      func() bool                                    // by an operator: Ready returns an error, and clients are served; nil: never
 	Ready        func() error                                   // why new clients should go to another Postern; nil: always ready
@@ -408,6 +409,9 @@ func (m *Metrics) process() {
 	r.MustRegister(prometheus.NewGaugeFunc(
 		prometheus.GaugeOpts{Namespace: prefix, Name: "ready", Help: "1 if /readyz says that new clients should come."},
 		func() float64 { return number(m.config.Ready == nil || m.config.Ready() == nil) }))
+	if m.config.Parking != nil {
+		r.MustRegister(parking(m.config.Parking))
+	}
 	if m.config.State != nil {
 		r.MustRegister(files(m.config.State))
 	}

@@ -773,10 +773,16 @@ func TestGaugesAreAskedAtEachScrape(t *testing.T) {
 	c.Certificates = func() []Certificate { return certs }
 	c.Findings = func() map[string]int { return map[string]int{"expired": len(certs), "no_san": 0} }
 	c.Draining = func() bool { return draining }
+	c.Parking = func() Parking { return Parking{Parked: 3, Wakes: 4, Failures: 5} }
 	m := New(c)
 	const after, before = "postern_certificate_not_after_timestamp_seconds", "postern_certificate_not_before_timestamp_seconds"
 	if s := scrape(t, m); s["postern_draining"] != "0" || s[after] != "" {
 		t.Errorf("draining %s, certificate %s at the start", s["postern_draining"], s[after])
+	}
+	for name, want := range map[string]string{"sessions_parked": "3", "session_wakes_total": "4", "session_park_failures_total": "5"} {
+		if got := scrape(t, m)["postern_"+name]; got != want {
+			t.Errorf("postern_%s = %q, want %s", name, got, want)
+		}
 	}
 	draining = true
 	certs = []Certificate{

@@ -51,6 +51,7 @@ func complete() *Metrics {
 		return Passwords{Devices: map[string]int{"ok": 1, "expired": 0, "foreign_key": 0, "damaged": 0}, Hashes: true}
 	}
 	c.Stale = func() map[string]bool { return map[string]bool{"policy.file": false} }
+	c.Parking = func() Parking { return Parking{} }
 	m := New(c)
 	for _, e := range everything(client("imaps", proxy.IMAP), "text") {
 		m.Observe(e)

@@ -44,6 +44,9 @@ type Conn struct {
 	received, sent atomic.Int64
 	busy           atomic.Bool
 
+	parkAfter *atomic.Int64 // of the Server; nil: sessions do not park
+	parkDelay atomic.Int64  // nanoseconds that ParkAfter returns at least; set after the session could not be parked
+
 	mu       sync.Mutex
 	whenIdle func() // see WhenIdle; nil: none
 	deadline time.Time
@@ -338,19 +341,29 @@ func (c *Conn) Watch(ctx context.Context) (watched context.Context, stop func())
 	}
 }
 
+// ParkAfter returns for how long nothing must have happened before Session.Run returns
+// an *Idle; 0: it must not.
+func (c *Conn) ParkAfter() time.Duration {
+	if c.parkAfter == nil || c.transport.raw == nil {
+		return 0
+	}
+	after := time.Duration(c.parkAfter.Load())
+	if after == 0 {
+		return 0
+	}
+	return max(after, time.Duration(c.parkDelay.Load()))
+}
+
+// releaseBuffer drops the buffer, which is empty.
+func (c *Conn) releaseBuffer() {
+	c.wipe()
+	c.buf = nil
+}
+
 func (c *Conn) readDeadline() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.deadline
-}
-
-// WaitInput waits until there is something to read.
-func (c *Conn) WaitInput() error {
-	c.wipe()
-	if c.Buffered() > 0 {
-		return nil
-	}
-	return c.fill(minBuffer)
 }
 
 // CloseWrite ends the direction to the client: close_notify and FIN. Reading goes

@@ -17,7 +17,6 @@ import (
 // Why a connection ends. Session.Run may return each of them, and the causes of
 // its context; Dialogue.Login returns ErrQuit, ErrEarlyTLS and ErrUnexpectedProxyHeader.
 var (
-	ErrIdle          = errors.New("nothing to do")                  // not an end: Run is called again when the client sends something
 	ErrQuit          = errors.New("client said goodbye")            // QUIT, LOGOUT; nil means the same
 	ErrClientClosed  = errors.New("client closed the connection")   // without QUIT or LOGOUT
 	ErrBackendClosed = errors.New("backend closed the connection")  // before the client did
@@ -27,6 +26,8 @@ var (
 	errTooSlow       = errors.New("client did not log in in time")  // before login
 	ErrProxyHeader   = errors.New("bad or missing PROXY header")    // before the guard is asked
 	ErrEarlyTLS      = errors.New("client began TLS unasked")       // where STARTTLS has to come first
+
+	errParked = errors.New("the session is parked") // not an end
 
 	ErrNoProxyHeader         = fmt.Errorf("%w: there is none", ErrProxyHeader)
 	ErrUnexpectedProxyHeader = errors.New("PROXY header from an address that proxy_from does not have")
@@ -43,12 +44,12 @@ type conn struct {
 	services    []*Service // of the listener
 	svc         *Service   // the one for the client's address
 	since       time.Time
-	ctx         context.Context // kick, drain and shed are its cause
-	cancel      context.CancelCauseFunc
-	stop        func() bool // stops waiting for the end of ctx
-	permit      Permit      // nil: not admitted
-	lastAccount string      // of the last attempt: the operator may have texts for it
-	session     Session     // nil: not logged in
+	turn        turn            // for any goroutine
+	ctx         context.Context // kick, drain and shed are its cause; nil while parked
+	stop        func() bool     // stops waiting for the end of ctx
+	permit      Permit          // nil: not admitted
+	lastAccount string          // of the last attempt: the operator may have texts for it
+	session     Session         // nil: not logged in
 
 	origin  atomic.Pointer[Client] // a copy of Client for info, before TLS
 	account atomic.Pointer[string]
@@ -61,19 +62,23 @@ type conn struct {
 // setStep records where in its life the connection is.
 func (c *conn) setStep(s Step) { c.step.Store(uint32(s)) }
 
-// run serves a connection from its first octet to its end. The session gets a
+// run serves a connection from its first octet up to its session. The session gets a
 // goroutine of its own: TLS and login have grown the stack of the first one, which
 // ends with them.
 func (s *Server) run(c *conn) {
-	c.stop = context.AfterFunc(c.ctx, func() {
-		c.Interrupt(context.Cause(c.ctx))
-		time.AfterFunc(goodbyeTime, c.Abort)
-	})
 	if err := s.protect(c, s.serve); err != nil {
 		s.end(c, err)
 		return
 	}
-	go func() { s.end(c, s.protect(c, s.serveSession)) }()
+	go s.resume(c)
+}
+
+// resume serves a session until it ends or is parked. It runs after the login and each
+// time the session is woken.
+func (s *Server) resume(c *conn) {
+	if err := s.protect(c, s.serveSession); !errors.Is(err, errParked) {
+		s.end(c, err)
+	}
 }
 
 // protect runs a step of a connection. It reports a panic and returns it as an
@@ -130,16 +135,20 @@ func (s *Server) serve(c *conn) error {
 	}
 }
 
-// serveSession serves the session until its end.
+// serveSession serves the session until its end, or until it is parked (errParked).
 func (s *Server) serveSession(c *conn) error {
+	if c.ctx == nil { // it was parked
+		c.begin()
+	}
 	c.setStep(StepSession)
 	for {
 		err := c.session.Run(c.ctx, c.Conn)
-		if !errors.Is(err, ErrIdle) {
+		idle, ok := errors.AsType[*Idle](err)
+		if !ok {
 			return err
 		}
-		if err := s.park(c); err != nil {
-			return err
+		if s.park(c, idle) {
+			return errParked
 		}
 	}
 }
@@ -148,7 +157,7 @@ func (s *Server) serveSession(c *conn) error {
 // costs no handshake.
 func (s *Server) admit(c *conn) (err error) {
 	if err = c.readProxyHeader(time.Now().Add(c.svc.timeouts().Handshake)); err == nil {
-		c.permit, err = s.Guard.Admit(c.Client, c.cancel)
+		c.permit, err = s.Guard.Admit(c.Client, func(cause error) { s.interrupt(c, cause) })
 	}
 	if err != nil {
 		s.observe(Rejected{Client: c.Client, Err: err})
@@ -237,32 +246,12 @@ func (c *conn) refusal(err error) *Refusal {
 	return &withText
 }
 
-// park waits until the client sends something. It keeps the goroutine; Run has
-// released what the session need not hold before it returns ErrIdle.
-func (s *Server) park(c *conn) error {
-	_ = c.SetReadDeadline(deadline(c.svc.Idle))
-	if err := c.WaitInput(); errors.Is(err, os.ErrDeadlineExceeded) {
-		return ErrIdleTimeout
-	} else if err != nil {
-		return err
-	}
-	return nil
-}
-
-// deadline returns the deadline of a read that may take idle; 0: none.
-func deadline(idle time.Duration) time.Time {
-	if idle == 0 {
-		return time.Time{}
-	}
-	return time.Now().Add(idle)
-}
-
 // end is the only end of a connection and runs once. Each step of it is
 // protected on its own: a panic in one must not keep the others from releasing
 // what the connection holds.
 func (s *Server) end(c *conn, err error) {
 	defer s.wg.Done()
-	c.stop()
+	s.finish(c)
 	end := c.endOf(err)
 	s.release(c, func() {
 		if c.permit != nil {
@@ -277,7 +266,7 @@ func (s *Server) end(c *conn, err error) {
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()
-	c.cancel(nil)
+	c.turn.cancel(nil)
 	if c.permit == nil {
 		return
 	}
@@ -300,8 +289,8 @@ func (s *Server) release(c *conn, step func()) {
 
 // endOf returns the End... constant of a connection that ends with err.
 func (c *conn) endOf(err error) string {
-	if c.ctx.Err() != nil {
-		err = context.Cause(c.ctx)
+	if cause := c.turn.endCause(); cause != nil {
+		err = cause
 	}
 	switch ReasonOf(err) {
 	case 0, Internal:

@@ -185,8 +185,8 @@ func (e *echoSession) Run(ctx context.Context, client *proxy.Conn) error {
 		if _, err := fmt.Fprintf(client, "%d %s", e.runs, line); err != nil {
 			return err
 		}
-		if e.parks && client.Buffered() == 0 {
-			return proxy.ErrIdle
+		if e.parks && client.ParkAfter() > 0 && client.Buffered() == 0 {
+			return &proxy.Idle{}
 		}
 	}
 }
@@ -578,7 +578,8 @@ func TestParkedSessionGoesOn(t *testing.T) {
 	t.Parallel()
 	h, d := &fakeBackend{}, newRecorder()
 	h.session = func() proxy.Session { return &echoSession{h: h, parks: true} }
-	dial, _ := startServer(t, h, d, nil)
+	dial, s := startServer(t, h, d, nil)
+	s.SetParking(time.Nanosecond)
 	c := dial()
 	proxytest.Transcript(t, c, `
 		S: OK hello

@@ -61,7 +61,9 @@ type Session interface {
 
 	// Run serves the client until the end, and says why it ends: nil after the
 	// protocol's goodbye, ErrClientClosed, ErrBackendClosed, a timeout, or the cause
-	// of ctx. After ErrIdle Run is called again when the client sends something.
+	// of ctx. It returns an *Idle when nothing has happened for Conn.ParkAfter and
+	// nothing is buffered; then Run is called again, with another ctx. Deadlines that
+	// an earlier Run has set still hold.
 	Run(ctx context.Context, client *Conn) error
 
 	// Close ends the session at the backend. It is called once.
@@ -91,7 +93,6 @@ type Service struct {
 	TLS            *tls.Config
 	StartTLS       bool // TLS begins in the dialogue
 	Timeouts       Timeouts
-	Idle           time.Duration // how long the client of a session may be silent; 0: for ever
 	Dialogue       func(*Conn) Dialogue
 	Account        func(user string) (string, error)     // pure: no I/O
 	Text           func(r Reason, account string) string // the operator's words; nil, or "": the protocol's own
@@ -126,6 +127,8 @@ type Server struct {
 	conns     map[*conn]struct{}
 	closing   bool
 	wg        sync.WaitGroup
+
+	parker parker
 }
 
 // A Binding is a listener and the Service on it. A listener with several Bindings
@@ -231,8 +234,8 @@ func (s *Server) register(raw net.Conn, services []*Service) *conn {
 	timeouts := services[0].timeouts() // all Services of a listener have the same
 	c := &conn{Conn: NewConn(raw, client, nil, timeouts.Stall), services: services, since: time.Now()}
 	c.chooseService()
-	c.handshake, c.observe = timeouts.Handshake, s.observe
-	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	c.handshake, c.observe, c.parkAfter = timeouts.Handshake, s.observe, &s.parker.after
+	c.begin()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing {
@@ -274,7 +277,7 @@ func (svc *Service) timeouts() Timeouts {
 // returns the cause of ctx if ctx ends first.
 func (s *Server) Wait(ctx context.Context) error {
 	done := make(chan struct{})
-	go func() { s.wg.Wait(); close(done) }()
+	go func() { s.wg.Wait(); s.parker.close(); close(done) }()
 	select {
 	case <-done:
 		return nil
@@ -298,7 +301,7 @@ func (s *Server) Shutdown(ctx context.Context, spread time.Duration) error {
 	s.kick(down, func(c *conn) bool { return !c.open.Load() })
 
 	done := make(chan struct{})
-	go func() { s.wg.Wait(); close(done) }()
+	go func() { s.wg.Wait(); s.parker.close(); close(done) }()
 	select {
 	case <-done:
 		return nil
@@ -320,7 +323,7 @@ func (s *Server) endWithin(spread time.Duration, cause *Refusal) int {
 	s.mu.Unlock()
 	const longest = 10 * time.Millisecond // few connections need less than spread
 	for _, c := range left {
-		c.cancel(cause)
+		s.interrupt(c, cause)
 		time.Sleep(min(longest, spread/time.Duration(len(left))))
 	}
 	return len(left)
@@ -359,16 +362,16 @@ func (s *Server) Kick(match func(SessionInfo) bool) int {
 func (s *Server) KickAfterMessage(patience time.Duration, match func(SessionInfo) bool) int {
 	cause := NewRefusal(Kicked, nil)
 	return s.endEach(func(c *conn) bool { return match(c.info()) }, func(c *conn) {
-		c.WhenIdle(func() { c.cancel(cause) })
-		if c.ctx.Err() == nil {
-			time.AfterFunc(patience, func() { c.cancel(cause) })
+		c.WhenIdle(func() { s.interrupt(c, cause) })
+		if c.turn.endCause() == nil {
+			time.AfterFunc(patience, func() { s.interrupt(c, cause) })
 		}
 	})
 }
 
 // kick ends the connections that match for cause.
 func (s *Server) kick(cause *Refusal, match func(*conn) bool) int {
-	return s.endEach(match, func(c *conn) { c.cancel(cause) })
+	return s.endEach(match, func(c *conn) { s.interrupt(c, cause) })
 }
 
 // endEach calls end for the connections that match, and returns their number.
@@ -376,7 +379,7 @@ func (s *Server) endEach(match func(*conn) bool, end func(*conn)) (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.conns {
-		if c.ctx.Err() == nil && match(c) { // it is not ending already
+		if c.turn.endCause() == nil && match(c) { // it is not ending already
 			end(c)
 			n++
 		}

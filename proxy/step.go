@@ -12,9 +12,10 @@ const (
 	StepWaiting               // the answer is known and delayed
 	StepOpening               // the session is prepared: a maildrop is listed
 	StepSession               // the client is served
+	StepParked                // the client is silent, and no goroutine serves it
 )
 
-var steps = [...]string{"arriving", "handshake", "login", "verifying", "waiting", "opening", "session"}
+var steps = [...]string{"arriving", "handshake", "login", "verifying", "waiting", "opening", "session", "parked"}
 
 // String returns the step's name.
 func (s Step) String() string { return steps[s] }

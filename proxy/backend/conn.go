@@ -75,6 +75,9 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	return t.SyscallConn()
 }
 
+// NetConn returns the connection below TLS, as tls.Conn.NetConn does.
+func (c *Conn) NetConn() net.Conn { return c.tcp }
+
 // sendProxyHeader sends the PROXY header, if identity wants one.
 func (c *Conn) sendProxyHeader(identity Identity, client proxy.Client) error {
 	header, err := identity.proxyHeader(client)

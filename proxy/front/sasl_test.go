@@ -166,9 +166,9 @@ func TestBytesBeforeTheChallengeEnd(t *testing.T) {
 		if _, err := d.Login(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.WaitInput(); err != nil {
-			t.Fatal(err)
-		}
+		watched, stop := c.Watch(t.Context())
+		<-watched.Done() // the client has sent the line, and left
+		stop()
 		if err := d.Refuse(proxy.NewRefusal(proxy.Wrong, nil)); !errors.Is(err, errEarly) || strings.Contains(tp.out.String(), b64(`{"status":"invalid_token"}`)) {
 			t.Errorf("%s: Refuse = %v, said %q", p.protocol, err, tp.out.String())
 		}

@@ -25,6 +25,8 @@ type IMAP struct {
 	Watched          string        // the server's own capabilities if commands are to be watched; empty: they are not
 	DisconnectSpread time.Duration // within which clients are closed when the server crashes; 0: at once
 	Until            time.Time     // the session ends then or later, as soon as no command is under way: the server would end it with its token; zero: never
+
+	splice *spliceConn // nil before Run
 }
 
 // Open implements proxy.Session. Clients learn the server's capabilities from the
@@ -45,11 +47,14 @@ func (s *IMAP) Run(ctx context.Context, client *proxy.Conn) error {
 	if idle == 0 {
 		idle = proxy.DefaultIMAPIdle
 	}
-	var w watch
-	if s.Watched != "" {
-		w = newWatch(s.Watched)
+	if s.splice == nil {
+		var w watch
+		if s.Watched != "" {
+			w = newWatch(s.Watched)
+		}
+		s.splice = newSplice(client, s.Conn, lifetime{idle, s.DisconnectSpread, s.Until}, imapSyntax, w)
 	}
-	return splice(ctx, client, s.Conn, lifetime{idle, s.DisconnectSpread, s.Until}, imapSyntax, w)
+	return s.splice.run(ctx)
 }
 
 // imapSyntax: an untagged response, a continuation request, or a tagged response may be

@@ -23,6 +23,23 @@ func rawConn(conn net.Conn) syscall.RawConn {
 	return raw
 }
 
+// wakeConn returns the descriptor that has something to read when conn may have, or nil
+// if there is none. Under TLS it does not say what a Read would return.
+func wakeConn(conn net.Conn) syscall.RawConn {
+	if c, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		conn = c.NetConn()
+	}
+	c, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
+}
+
 // readReady waits until there is something to read, and only then takes a buffer.
 // If b is not nil the caller must give it back.
 func readReady(raw syscall.RawConn) (b *[bufferSize]byte, n int, err error) {

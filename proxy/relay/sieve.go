@@ -17,6 +17,8 @@ type Sieve struct {
 	BackendName string        // the backend's name
 	Conn        Upstream      // logged in
 	Idle        time.Duration // without octets in either direction; 0: proxy.DefaultSieveIdle
+
+	splice *spliceConn // nil before Run
 }
 
 // Open implements proxy.Session. The words for the client are the dialogue's.
@@ -29,7 +31,10 @@ func (s *Sieve) Run(ctx context.Context, client *proxy.Conn) error {
 	if idle == 0 {
 		idle = proxy.DefaultSieveIdle
 	}
-	return splice(ctx, client, s.Conn, lifetime{idle: idle}, sieveSyntax, &sieveWatch{})
+	if s.splice == nil {
+		s.splice = newSplice(client, s.Conn, lifetime{idle: idle}, sieveSyntax, &sieveWatch{})
+	}
+	return s.splice.run(ctx)
 }
 
 // sieveSyntax: RFC 5804 section 1.2. A text in a literal ends otherwise.

@@ -23,24 +23,34 @@ const (
 	byeTime   = time.Second            // for the write of a BYE
 	leaveTime = 5 * time.Second        // how long the client may take to close after the backend has closed
 	turnSize  = 128 << 10              // octets of a download after which others get their turn: about 0.2 ms
+	checkTime = time.Minute            // a session is looked at so often at least, whether it is idle
+	restTime  = 50 * time.Millisecond  // how long one direction waits for the other one to come to rest
 )
 
-// splice copies octets in both directions until both have ended: a client may
-// close its direction and still wait for an answer. The error says which side
-// ended first, or why Postern ended the session. A watch may be nil; it can end the
-// session, too.
-func splice(ctx context.Context, client *proxy.Conn, backend Upstream, l lifetime, p syntax, w watch) error {
-	s := &spliceConn{
-		stopCause: func() error { return context.Cause(ctx) }, client: client, backend: backend, lifetime: l, syntax: p, watch: w, started: time.Now(),
-		backendDone: make(chan struct{}), clientDone: make(chan struct{}),
-	}
-	s.startTimer()
-	defer context.AfterFunc(ctx, func() { s.stop(context.Cause(ctx)) })()
+// newSplice returns a spliceConn that copies octets in both directions until both have
+// ended: a client may close its direction and still wait for an answer. A watch may be
+// nil; it can end the session, too.
+func newSplice(client *proxy.Conn, backend Upstream, l lifetime, p syntax, w watch) *spliceConn {
+	return &spliceConn{client: client, backend: backend, lifetime: l, syntax: p, watch: w, started: time.Now()}
+}
+
+// run copies until the session ends or parks. The error says which side ended first, or
+// why Postern ended the session; a *proxy.Idle says that run is to be called again.
+func (s *spliceConn) run(ctx context.Context) error {
+	s.begin(func() error { return context.Cause(ctx) })
+	stopAfter := context.AfterFunc(ctx, func() { s.stop(context.Cause(ctx)) })
+	defer stopAfter()
 
 	wait := goRecover(func() { defer close(s.clientDone); s.copyUp() }, func() { s.stop(errPanic) })
-	s.copyDown()
-	if w != nil {
-		w.close()
+	if s.copyDown() {
+		wait()
+		if stopAfter() && s.suspend() {
+			now := time.Now()
+			return &proxy.Idle{Server: wakeConn(s.backend), Until: now.Add(s.timeLeft(now))}
+		}
+	}
+	if s.watch != nil {
+		s.watch.close()
 	}
 	close(s.backendDone)
 	leave := time.AfterFunc(leaveTime, func() { s.stop(nil) })
@@ -53,14 +63,14 @@ func splice(ctx context.Context, client *proxy.Conn, backend Upstream, l lifetim
 	return s.cause
 }
 
-// A lifetime is when splice ends a session.
+// A lifetime is when a spliceConn ends a session.
 type lifetime struct {
 	idle   time.Duration // when nothing has moved in either direction for so long
 	spread time.Duration // when the backend has crashed: at a random time within it; 0: at once
 	until  time.Time     // from then on, as soon as the client waits for nothing; zero: never
 }
 
-// A syntax is what splice knows of a protocol, to say goodbye.
+// A syntax is what a spliceConn knows of a protocol, to say goodbye.
 type syntax struct {
 	response *regexp.Regexp           // the last line, with CRLF, of a response that another one may follow
 	bye      func(text string) string // a response that ends the session, with CRLF
@@ -77,9 +87,9 @@ type watch interface {
 	betweenResponses() bool       // reports whether the client has all of the last response, so that another one can be inserted
 }
 
-// A spliceConn is one run of splice.
+// A spliceConn is a session whose octets are copied. Between two runs, where the session is
+// parked, it has no goroutine, no timer and no buffer.
 type spliceConn struct {
-	stopCause    func() error // why Postern ends the session; nil: it does not
 	client       *proxy.Conn
 	backend      Upstream
 	lifetime     lifetime
@@ -89,15 +99,52 @@ type spliceConn struct {
 	lastActivity atomic.Int64 // time since started at which octets moved last
 	clientLast   atomic.Bool  // they were the client's
 	tail         tailBuffer
-	backendDone  chan struct{} // closed when the backend sends nothing more
-	clientDone   chan struct{} // closed when the client sends nothing more
+
+	stopCause   func() error  // why Postern ends the session; nil: it does not
+	backendDone chan struct{} // closed when the backend sends nothing more
+	clientDone  chan struct{} // closed when the client sends nothing more
+	writing     atomic.Int32  // directions that are in a Write
 
 	mu      sync.Mutex
 	ended   bool
 	cause   error // the first
 	stopped bool
 	saidBYE bool
-	timer   *time.Timer
+	parked  bool        // the reads of both directions have met their deadlines
+	timer   *time.Timer // of the run; nil: there is none
+	resumed time.Time   // when the run has begun
+	resting *resting    // both directions are to come to rest; nil: they are not
+}
+
+// begin prepares a run.
+func (s *spliceConn) begin(stopCause func() error) {
+	s.backendDone, s.clientDone = make(chan struct{}), make(chan struct{})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopCause = stopCause
+	if s.parked {
+		s.parked = false
+		s.endRestLocked()
+	}
+	s.resumed = time.Now()
+	var timer *time.Timer
+	timer = time.AfterFunc(s.timeLeft(s.resumed), func() { s.check(timer) })
+	s.timer = timer
+	s.scheduleLocked(s.resumed)
+}
+
+// suspend ends a run in which both directions have come to rest. It returns false if the
+// session has ended meanwhile.
+func (s *spliceConn) suspend() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended || s.stopped {
+		return false
+	}
+	s.timer.Stop()
+	s.timer, s.stopCause, s.backendDone, s.clientDone, s.resting = nil, nil, nil, nil, nil
+	s.parked = true
+	return true
 }
 
 // copyUp copies from the client to the backend.
@@ -108,6 +155,7 @@ func (s *spliceConn) copyUp() {
 	}
 	err := s.copy(server, s.client)
 	switch {
+	case errors.Is(err.read, errAtRest):
 	case isForbidden(err.write):
 		s.stop(err.write)
 	case err.write != nil: // the backend may still send
@@ -126,8 +174,9 @@ func (s *spliceConn) copyUp() {
 	}
 }
 
-// copyDown copies from the backend to the client.
-func (s *spliceConn) copyDown() {
+// copyDown copies from the backend to the client. It reports whether it has ended because
+// both directions are at rest.
+func (s *spliceConn) copyDown() (atRest bool) {
 	client := io.Writer(s.client)
 	if s.watch != nil {
 		client = s.watch.toClient(s.client)
@@ -139,6 +188,8 @@ func (s *spliceConn) copyDown() {
 		err = s.copy(replyWriter{s, client}, s.backend)
 	}
 	switch {
+	case errors.Is(err.read, errAtRest):
+		return true
 	case errors.Is(err.write, os.ErrDeadlineExceeded):
 		s.stop(fmt.Errorf("write to client: %w", err.write))
 	case err.write != nil:
@@ -147,6 +198,7 @@ func (s *spliceConn) copyDown() {
 		s.serverEnded(errors.Is(err.read, io.EOF))
 		_ = s.client.CloseWrite()
 	}
+	return false
 }
 
 // serverEnded says goodbye to the client in the server's place, if the server has closed
@@ -189,6 +241,10 @@ func (s *spliceConn) delayReconnect() {
 func (s *spliceConn) setCause(cause error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.setCauseLocked(cause)
+}
+
+func (s *spliceConn) setCauseLocked(cause error) bool {
 	if s.ended {
 		return false
 	}
@@ -199,9 +255,13 @@ func (s *spliceConn) setCause(cause error) bool {
 // stop ends both directions at once. The copying goroutine could reset a
 // deadline, so the backend is closed.
 func (s *spliceConn) stop(cause error) {
-	s.setCause(cause)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.stopLocked(cause)
+}
+
+func (s *spliceConn) stopLocked(cause error) {
+	s.setCauseLocked(cause)
 	if !s.stopped {
 		s.stopped = true
 		if s.watch != nil {
@@ -214,26 +274,122 @@ func (s *spliceConn) stop(cause error) {
 	}
 }
 
-// startTimer starts the timer that ends the session at the end of its lifetime.
-func (s *spliceConn) startTimer() {
+// check is called by the timer of a run.
+func (s *spliceConn) check(timer *time.Timer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.timer = time.AfterFunc(s.timeLeft(time.Now()), func() {
-		now := time.Now()
-		switch silent := s.silence(now); {
-		case silent >= s.lifetime.idle:
-			s.stop(proxy.ErrIdleTimeout)
-			return
-		case s.over(now) && silent >= quietTime && s.clientWaitsForNothing(now):
-			s.stop(proxy.ErrTokenEnds)
-			return
+	if s.timer == timer && !s.stopped {
+		s.scheduleLocked(time.Now())
+	}
+}
+
+// scheduleLocked ends the session at the end of its lifetime, makes both directions rest
+// when nothing has moved for long enough to park, and sets the timer for the next look.
+func (s *spliceConn) scheduleLocked(now time.Time) {
+	silent := s.silence(now)
+	switch {
+	case silent >= s.lifetime.idle:
+		s.stopLocked(proxy.ErrIdleTimeout)
+		return
+	case s.over(now) && silent >= quietTime && s.clientWaitsForNothing(now):
+		s.stopLocked(proxy.ErrTokenEnds)
+		return
+	}
+	next := min(s.timeLeft(now), checkTime)
+	if after := s.parkAfter(); after > 0 && !s.over(now) {
+		more := after - min(silent, now.Sub(s.resumed))
+		if more <= 0 {
+			more = max(after, restTime)
+			if s.writing.Load() == 0 && s.resting == nil {
+				s.beginRestLocked()
+			}
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if !s.stopped {
-			s.timer.Reset(s.timeLeft(now))
-		}
-	})
+		next = min(next, more)
+	}
+	s.timer.Reset(next)
+}
+
+// parkAfter is proxy.Conn.ParkAfter, and 0 if the backend could not wake the session.
+func (s *spliceConn) parkAfter() time.Duration {
+	after := s.client.ParkAfter()
+	if after > 0 && wakeConn(s.backend) == nil {
+		after = 0
+	}
+	return after
+}
+
+// errAtRest ends a direction because the session parks.
+var errAtRest = errors.New("both directions are at rest")
+
+// resting is an attempt to end both directions between two octets. Each of them comes to
+// rest in a read that has met its deadline: then crypto/tls has no complete record, and
+// no octet is anywhere but in the descriptor.
+type resting struct {
+	directions int           // at rest
+	both       chan struct{} // closed when it is both
+}
+
+// beginRestLocked makes the reads of both directions end.
+func (s *spliceConn) beginRestLocked() {
+	s.resting = &resting{both: make(chan struct{})}
+	_ = s.client.SetReadDeadline(time.Unix(1, 0))
+	_ = s.backend.SetReadDeadline(time.Unix(1, 0))
+}
+
+// endRestLocked lets both directions read again.
+func (s *spliceConn) endRestLocked() {
+	s.resting = nil
+	_ = s.client.SetReadDeadline(time.Time{})
+	_ = s.backend.SetReadDeadline(time.Time{})
+}
+
+// isToRest reports whether a direction has ended because its read has met the deadline of
+// beginRestLocked. The cause of a session that was stopped may be a deadline, too.
+func (s *spliceConn) isToRest(err copyError) bool {
+	if err.write != nil || !errors.Is(err.read, os.ErrDeadlineExceeded) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.stopped
+}
+
+// rest is called by a direction whose read has met its deadline. It reports whether the
+// other direction is at rest, too. The other one may be in a Write that waits for this
+// one: then nobody rests.
+func (s *spliceConn) rest() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.resting
+	if r == nil {
+		return false
+	}
+	if r.directions++; r.directions == 2 {
+		close(r.both)
+		return true
+	}
+	s.mu.Unlock()
+	patience := time.NewTimer(restTime)
+	select {
+	case <-r.both:
+	case <-patience.C:
+	}
+	patience.Stop()
+	s.mu.Lock()
+	if r.directions == 2 {
+		return true
+	}
+	s.endRestLocked()
+	return false
+}
+
+// setReadDeadline sets the deadline of a direction's reads, unless it has to rest.
+func (s *spliceConn) setReadDeadline(src source, t time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.resting == nil {
+		_ = src.SetReadDeadline(t)
+	}
 }
 
 // silence returns for how long nothing has moved.
@@ -279,6 +435,12 @@ func (s *spliceConn) copy(dst io.Writer, src source) copyError {
 	small := make([]byte, 256)
 	for {
 		n, err := s.copyOnce(dst, src, small)
+		if s.isToRest(err) {
+			if s.rest() {
+				return copyError{read: errAtRest}
+			}
+			continue
+		}
 		if n == len(small) && err == (copyError{}) {
 			err = s.copyBurst(dst, src)
 		}
@@ -295,6 +457,12 @@ func (s *spliceConn) copyReady(dst io.Writer, raw syscall.RawConn) (err copyErro
 	for turn := 0; err == (copyError{}); {
 		var n int
 		n, err = s.copyReadyOnce(dst, raw)
+		if s.isToRest(err) {
+			if s.rest() {
+				return copyError{read: errAtRest}
+			}
+			err = copyError{}
+		}
 		if turn += n; turn >= turnSize {
 			turn = 0
 			runtime.Gosched()
@@ -310,7 +478,9 @@ func (s *spliceConn) copyReadyOnce(dst io.Writer, raw syscall.RawConn) (n int, e
 	}
 	if n > 0 {
 		s.moved(false)
+		s.writing.Add(1)
 		_, err.write = s.writeReply(dst, b[:n])
+		s.writing.Add(-1)
 	}
 	err.read = readErr
 	return n, err
@@ -320,9 +490,9 @@ func (s *spliceConn) copyReadyOnce(dst io.Writer, raw syscall.RawConn) (n int, e
 func (s *spliceConn) copyBurst(dst io.Writer, src source) copyError {
 	b := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(b)
-	defer func() { _ = src.SetReadDeadline(time.Time{}) }()
+	defer func() { s.setReadDeadline(src, time.Time{}) }()
 	for {
-		_ = src.SetReadDeadline(time.Now().Add(burstWait))
+		s.setReadDeadline(src, time.Now().Add(burstWait))
 		n, err := s.copyOnce(dst, src, b[:])
 		switch {
 		case errors.Is(err.read, os.ErrDeadlineExceeded):
@@ -337,9 +507,9 @@ func (s *spliceConn) copyOnce(dst io.Writer, src source, b []byte) (n int, err c
 	n, err.read = src.Read(b)
 	if n > 0 {
 		s.moved(src == source(s.client))
-		if _, err.write = dst.Write(b[:n]); err.write != nil {
-			return n, err
-		}
+		s.writing.Add(1)
+		_, err.write = dst.Write(b[:n])
+		s.writing.Add(-1)
 	}
 	return n, err
 }

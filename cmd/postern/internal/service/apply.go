@@ -74,6 +74,7 @@ func (s *Service) commit(ctx context.Context, g *generation, o *opening) (before
 	g.openBrakes(ctx, s.Storage)
 	s.slow.SetLimits(int64(g.cfg.Passwords.Memory), g.cfg.Limits.AttemptWait)
 	s.listings.SetLimit(int64(g.cfg.Limits.ListingMemory))
+	s.server.SetParking(g.parkAfter())
 	if before = s.current.Load(); before != nil {
 		g.drain(before.drains())
 	}

@@ -82,13 +82,13 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 	options := front.Options{Hostname: cfg.Hostname, Offer: mux.Offer}
 	switch l.Protocol {
 	case proxy.IMAP:
-		svc.Idle = cfg.Timeouts.IMAPIdle
+		idle := cfg.Timeouts.IMAPIdle
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewIMAP(c, options) }
 		for name, pool := range b.imap {
-			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: g.withToken(name, &backend.IMAP{Server: pool, Idle: svc.Idle, Spread: cfg.Timeouts.DisconnectSpread}), Offer: pool.Offer}
+			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: g.withToken(name, &backend.IMAP{Server: pool, Idle: idle, Spread: cfg.Timeouts.DisconnectSpread}), Offer: pool.Offer}
 		}
 	case proxy.POP3:
-		svc.Idle = cfg.Timeouts.POP3Idle
+		idle := cfg.Timeouts.POP3Idle
 		c := cfg.POP3.At(l)
 		mux.POP3Mode = c.Mode
 		options.Capabilities = (&bridge.Backend{Anonymous: !c.AnnounceImplementation}).Capabilities()
@@ -102,7 +102,7 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		}
 		for name := range cfg.Backends {
 			if pool := b.pop3[cfg.OldServer(name)]; pool != nil {
-				old := &backend.POP3{Server: pool, Idle: svc.Idle, Timeout: cfg.Timeouts.Backend, Observer: g.observer}
+				old := &backend.POP3{Server: pool, Idle: idle, Timeout: cfg.Timeouts.Backend, Observer: g.observer}
 				mux.Targets[route.Choice{Backend: name, POP3Mode: route.Passthrough}] = route.Target{Backend: g.newNoted(old), Offer: pool.Offer}
 				if served := bridges[name]; served != nil && cfg.State.Path != "" && g.source(name) == nil {
 					mux.Targets[route.Choice{Backend: name, POP3Mode: route.Shadow}] = route.Target{Backend: g.newNoted(g.newShadow(served, b.imap[name], old)), Offer: pool.Offer}
@@ -111,20 +111,20 @@ func (g *generation) newService(l configs.Listener, b backends, r *routing) *pro
 		}
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewPOP3(c, options) }
 	case proxy.Submission:
-		svc.Idle = cfg.Timeouts.SubmissionIdle
+		idle := cfg.Timeouts.SubmissionIdle
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewSMTP(c, options) }
 		for name, pool := range b.submission {
 			submission := &backend.Submission{
-				Server: pool, Idle: svc.Idle, Hostname: cfg.Hostname, Newlines: newlines[cfg.Submission.BareNewlines],
+				Server: pool, Idle: idle, Hostname: cfg.Hostname, Newlines: newlines[cfg.Submission.BareNewlines],
 			}
 			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: g.withToken(name, submission), Offer: pool.Offer}
 		}
 	case proxy.Sieve:
-		svc.Idle = cfg.Timeouts.SieveIdle
+		idle := cfg.Timeouts.SieveIdle
 		options.Anonymous = !cfg.Sieve.AnnounceImplementation
 		svc.Dialogue = func(c *proxy.Conn) proxy.Dialogue { return front.NewSieve(c, options) }
 		for name, pool := range b.sieve {
-			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: g.withToken(name, &backend.Sieve{Server: pool, Idle: svc.Idle}), Offer: pool.Offer}
+			mux.Targets[route.Choice{Backend: name}] = route.Target{Backend: g.withToken(name, &backend.Sieve{Server: pool, Idle: idle}), Offer: pool.Offer}
 		}
 	}
 	if l.TLS == "refuse" {

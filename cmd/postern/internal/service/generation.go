@@ -134,6 +134,14 @@ func (g *generation) has(name string) bool {
 	return slices.ContainsFunc(g.cfg.Listeners, func(l configs.Listener) bool { return l.Name == name })
 }
 
+// parkAfter returns for how long nothing has moved when a session is parked; 0: none is.
+func (g *generation) parkAfter() time.Duration {
+	if !g.cfg.Limits.Park {
+		return 0
+	}
+	return proxy.DefaultParkAfter
+}
+
 // descriptors returns the file descriptors that limits.max_connections needs, and the
 // limit of the process.
 func (g *generation) descriptors() (needed, allowed int) {

@@ -35,6 +35,7 @@ func (s *Service) newMetrics() *metrics.Metrics {
 		Passwords:    s.passwordGauges,
 		Stale:        s.staleGauges,
 		Listings:     func() int64 { return s.listings.Reserved() },
+		Parking:      s.parkingGauges,
 		Draining:     s.draining.Load,
 		Drained:      s.drained.Load,
 		Ready:        s.notReady,
@@ -43,6 +44,12 @@ func (s *Service) newMetrics() *metrics.Metrics {
 		Degraded:     s.degraded,
 		Log:          s.log,
 	})
+}
+
+// parkingGauges returns the counts of parked sessions.
+func (s *Service) parkingGauges() metrics.Parking {
+	p := s.server.Parking()
+	return metrics.Parking{Parked: p.Parked, Wakes: p.Wakes, Failures: p.Failures}
 }
 
 // newPage makes the status page.

@@ -53,6 +53,7 @@ var reloaded = map[string]string{
 	"limits.attempts":            "TestReloadGivesNewSlotsToTheQueue",
 	"limits.attempt_wait":        "TestReloadForgetsNothing",
 	"limits.listing_memory":      "TestAReloadTakesEffect",
+	"limits.park":                "TestAReloadTakesEffect",
 	"limits.guard_entries":       needsRestart,
 	"limits.known_networks":      needsRestart,
 
@@ -254,7 +255,7 @@ texts: {wrong: Ask two}
 domains: [{domain: example.org, texts: {wrong: Ask example.org}}]
 trusted_networks: [198.51.100.0/24]
 timeouts: {login: 17s}
-limits: {account_sessions: 7, listing_memory: 64MiB}
+limits: {account_sessions: 7, listing_memory: 64MiB, park: false}
 guard: {account_network: {burst: 3, every: 1h}, policy: {url: "http://127.0.0.1:1/"}}
 pop3: {login_delay: 1s}
 submission: {bare_newlines: reject}
@@ -285,6 +286,7 @@ retention: {guard: 7d, ledger: 70d, uidls: 60d}
 		"guard.account_network": pair >= 0 && e.Buckets[pair].Burst == 3,
 		"limits.sessions":       sessions >= 0 && e.Buckets[sessions].AtOnce == 7,
 		"guard.policy":          g.policy != nil,
+		"limits.park":           !s.server.Parks(),
 		"pop3.login_delay":      g.pop3.delay != nil,
 		"log.level":             s.level.Level() == slog.LevelDebug,
 		"privacy":               s.redaction.Load().Addresses == "prefix",
