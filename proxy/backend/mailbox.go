@@ -61,7 +61,7 @@ func (d *imap) checkMailbox(l *proxy.Login, s *Server) error {
 		s.opened.add(l.Account)
 		return nil
 	default:
-		err = withCause(fmt.Errorf("the server answered STATUS with %s", r.Name), r.Text)
+		err = withBackoff(withCause(fmt.Errorf("the server answered STATUS with %s", r.Name), r.Text), r.Text)
 	}
 	err = verified(s.unavailable(err))
 	s.reportLogin(begun, err)

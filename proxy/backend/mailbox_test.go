@@ -65,6 +65,9 @@ func TestAMailboxThatDoesNotOpenIsNoLogin(t *testing.T) {
 			if !strings.Contains(err.Error(), test.why) {
 				t.Errorf("error %q, want %q in it", err, test.why)
 			}
+			if throttled, ok := errors.AsType[*throttledError](err); ok != (test.name == "throttled") || ok && throttled.backoff != 299931*time.Millisecond {
+				t.Errorf("suggested backoff %v", throttled)
+			}
 			if got, want := seen.String(), "dialed ok, login true, login false"; got != want {
 				t.Errorf("events: %s, want %s", got, want)
 			}
