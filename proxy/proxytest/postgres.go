@@ -138,7 +138,7 @@ func (p *Postgres) pids() []int {
 	first := p.program.cmd.Process.Pid
 	pids := []int{first}
 	if children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", first)); err == nil {
-		for _, one := range strings.Fields(string(children)) {
+		for one := range strings.FieldsSeq(string(children)) {
 			pid, _ := strconv.Atoi(one)
 			pids = append(pids, pid)
 		}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5" // PostgreSQL's protocol, its types, and SCRAM
 	"github.com/jackc/pgx/v5/pgconn"
@@ -23,6 +24,7 @@ import (
 const (
 	postgresConns   = 16 // at a time
 	postgresTable   = "postern_record"
+	postgresHost    = time.Second // to connect to one host
 	maxPasswordFile = 4 << 10
 )
 
@@ -234,22 +236,40 @@ func (p *Postgres) connectAnd(ctx context.Context, begin func(context.Context, *
 		if password != "" {
 			c.Password = password
 		}
-		conn, err := pgx.ConnectConfig(ctx, c)
+		conn, err := connectHost(ctx, c, begin)
 		if err == nil {
-			if err = begin(ctx, conn); err == nil {
-				p.mu.Lock()
-				p.preferred = n
-				p.mu.Unlock()
-				return conn, nil
-			}
-			_ = conn.PgConn().Conn().Close()
+			p.prefer(n)
+			return conn, nil
 		}
 		errs = append(errs, explainPostgres(c, err))
-		if ctx.Err() != nil {
+		if ctx.Err() != nil { // the next connection begins with the next host
+			p.prefer((n + 1) % len(p.hosts))
 			break
 		}
 	}
 	return nil, errors.Join(errs...)
+}
+
+// prefer makes the next connection begin with a host.
+func (p *Postgres) prefer(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.preferred = n
+}
+
+// connectHost connects to the host of c, within postgresHost.
+func connectHost(ctx context.Context, c *pgx.ConnConfig, begin func(context.Context, *pgx.Conn) error) (*pgx.Conn, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, postgresHost, fmt.Errorf("no answer within %v", postgresHost))
+	defer cancel()
+	conn, err := pgx.ConnectConfig(ctx, c)
+	if err != nil {
+		return nil, withCause(ctx, err)
+	}
+	if err := begin(ctx, conn); err != nil {
+		_ = conn.PgConn().Conn().Close()
+		return nil, withCause(ctx, err)
+	}
+	return conn, nil
 }
 
 // explainPostgres returns an error of connecting with what an operator can do. pgx's own has

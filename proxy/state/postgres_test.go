@@ -3,6 +3,7 @@ package state
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -110,5 +111,29 @@ func TestPostgreSQLThatIsFrozenKilledOrAnother(t *testing.T) {
 	d, err := store.Durability(context.Background())
 	if err != nil || d.SynchronousCommit != "on" || !d.Fsync || d.Standbys != "" {
 		t.Errorf("%+v, %v: sessions of Postern wait for the disk", d, err)
+	}
+}
+
+// Criterion: Of several hosts of PostgreSQL the one that is the primary is found within 5 seconds, also if another one is silent.
+func TestTheHostThatIsThePrimaryIsFound(t *testing.T) {
+	p := proxytest.StartPostgres(t)
+	_ = newPostgres(t, p)
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // the kernel answers, nobody else does
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	store, err := NewPostgres(PostgresConfig{
+		URL: "postgres://postern@" + proxytest.FreeAddress(t) + "," + silent.Addr().String() + "," + p.Addr + "/postern", PasswordFile: p.PasswordFile, CA: p.CA,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewShared(store, nil)
+	defer func() { _ = s.Close() }()
+	within(t, 5*time.Second, func() bool { _, err := s.Bucket("uidl").Get(t.Context(), "a"); return err == nil })
+	begun := time.Now()
+	if err := s.Probe(t.Context()); err != nil || time.Since(begun) > postgresHost {
+		t.Errorf("the primary is known, and a further connection took %v: %v", time.Since(begun), err)
 	}
 }

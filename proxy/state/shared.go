@@ -45,11 +45,12 @@ type Shared struct {
 	store  Store
 	notify func(error) // called when the store is away, and with nil when it is back
 
-	ctx  context.Context // ends with Close
-	stop context.CancelFunc
-	wg   sync.WaitGroup // of probing
+	probe func()             // probes until the store can be used, or stop is called
+	stop  context.CancelFunc // called by Close
+	wg    sync.WaitGroup     // of probe
 
 	mu       sync.Mutex
+	closed   bool
 	away     error     // nil: the store answers
 	notified time.Time // when notify had an error for the last time
 }
@@ -61,13 +62,15 @@ func NewShared(store Store, notify func(error)) *Shared {
 		notify = func(error) {}
 	}
 	s := &Shared{store: store, notify: notify}
-	s.ctx, s.stop = context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop, s.probe = stop, func() { s.probeUntil(ctx) }
 	return s
 }
 
 // Close closes the store.
 func (s *Shared) Close() error {
 	s.mu.Lock()
+	s.closed = true
 	s.stop()
 	s.mu.Unlock()
 	s.wg.Wait()
@@ -127,7 +130,7 @@ func (s *Shared) lose(err error) error {
 	if s.away != nil {
 		return s.away
 	}
-	if s.ctx.Err() != nil {
+	if s.closed {
 		return fmt.Errorf("%w: %w", ErrAway, errClosed)
 	}
 	s.setAway(err)
@@ -146,11 +149,11 @@ func (s *Shared) setAway(err error) {
 	}
 }
 
-// probe probes the store until it can be used.
-func (s *Shared) probe() {
+// probeUntil probes the store until it can be used, or ctx ends.
+func (s *Shared) probeUntil(ctx context.Context) {
 	for {
-		err := s.Probe(s.ctx) // the first at once: a restarted store has closed connections alone
-		if s.ctx.Err() != nil {
+		err := s.Probe(ctx) // the first at once: a restarted store has closed connections alone
+		if ctx.Err() != nil {
 			return
 		}
 		if err == nil {
@@ -165,7 +168,7 @@ func (s *Shared) probe() {
 		s.mu.Unlock()
 		select {
 		case <-time.After(probeEvery + rand.N(probeJitter)):
-		case <-s.ctx.Done():
+		case <-ctx.Done():
 			return
 		}
 	}

@@ -25,7 +25,7 @@ func (s *silent) wait(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-func (s *silent) Get(ctx context.Context, bucket string, keys []string) ([]Versioned, error) {
+func (s *silent) Get(ctx context.Context, _ string, keys []string) ([]Versioned, error) {
 	if err := s.wait(ctx); err != nil {
 		return nil, err
 	}

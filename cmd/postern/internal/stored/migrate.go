@@ -71,7 +71,7 @@ func Migrate(ctx context.Context, cfg *configs.Config, back bool, progress func(
 	}
 	if cfg.Control.Socket != "" {
 		if pid, running := admin.Running(cfg.Control.Socket); running {
-			return done, fmt.Errorf("Postern runs (process %d): stop it first, with its unit by systemctl stop postern", pid)
+			return done, fmt.Errorf("a Postern runs (process %d): stop it first, with its unit by systemctl stop postern", pid)
 		}
 	}
 	if _, err := os.Stat(cfg.State.Path); err != nil {
