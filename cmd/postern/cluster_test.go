@@ -449,11 +449,7 @@ func TestAPosternAsksTheOwnerOfTheRecord(t *testing.T) {
 	// An upgrade hands the address over as well. b may refuse once meanwhile.
 	owner.wantSaid(t, "", "upgrade")
 	within(t, 5*time.Second, "b serves after the upgrade", func() bool { _, err := c.poll(b, 3); return err == nil })
-	for _, line := range owner.logged(t, "upgraded: the sessions that are left are this process's") {
-		if pid, ok := line["successor"].(float64); ok {
-			defer func() { _ = syscall.Kill(int(pid), syscall.SIGKILL) }()
-		}
-	}
+	defer owner.endSuccessors(t)
 
 	// Without state.record the node does not start with what it had before.
 	b.halt(t)
@@ -501,13 +497,47 @@ func TestAFrozenRecordStopsPOP3Alone(t *testing.T) {
 		}
 	}
 
-	// Another database under the same name is not believed, and a way back is.
+	// Another database at the same place is not believed. The right one is, without a restart.
+	name := pg.SQL(t, "postern", "SELECT encode(value, 'escape') FROM postern_record WHERE bucket = 'meta' AND key = 'record'")
 	pg.SQL(t, "postern", "UPDATE postern_record SET value = 'another' WHERE bucket = 'meta' AND key = 'record'")
 	f.halt(t)
 	f.serve(t)
 	c.wantRefused(t, f, 0)
 	if out, _ := f.say("status"); !strings.Contains(strings.Join(strings.Fields(out), " "), "another record than the one that this node has used") {
 		t.Errorf("status says %s", out)
+	}
+	pg.SQL(t, "postern", fmt.Sprintf("UPDATE postern_record SET value = '%s' WHERE bucket = 'meta' AND key = 'record'", name))
+	within(t, 5*time.Second, "the right record is used", func() bool { _, err := c.poll(f, 0); return err == nil })
+
+	// An upgrade: a session of before ends well, and the new process has the record.
+	open, err := f.popSession(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = open.Close() }()
+	f.wantSaid(t, "", "upgrade")
+	defer f.endSuccessors(t)
+	if err := open.wants("DELE 1", "+OK"); err != nil {
+		t.Error(err)
+	}
+	if err := open.wants("QUIT", "+OK"); err != nil {
+		t.Error(err)
+	}
+	for user := range users {
+		uidls, err := c.poll(f, user)
+		if want := shown[user]; err != nil || user != 1 && uidls != want || user == 1 && len(uidls) >= len(want) {
+			t.Errorf("after the upgrade u%d: %s %v, before %s", user, uidls, err, want)
+		}
+	}
+}
+
+// endSuccessors ends the processes that have replaced f.
+func (f *processes) endSuccessors(t *testing.T) {
+	t.Helper()
+	for _, line := range f.logged(t, "upgraded: the sessions that are left are this process's") {
+		if pid, ok := line["successor"].(float64); ok {
+			_ = syscall.Kill(int(pid), syscall.SIGKILL)
+		}
 	}
 }
 
