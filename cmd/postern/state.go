@@ -212,7 +212,11 @@ func printFile(out, faults io.Writer, c stored.FileReport) error {
 	case c.Missing:
 		verdict = "missing: the next start makes it"
 	}
-	_, err := fmt.Fprintf(out, "%s\t%s\t%d octets", c.File, verdict, c.Octets)
+	size := fmt.Sprintf("%d octets", c.Octets)
+	if c.Shared {
+		size = "shared"
+	}
+	_, err := fmt.Fprintf(out, "%s\t%s\t%s", c.File, verdict, size)
 	if c.Records > 0 {
 		_, err = fmt.Fprintf(out, "\trecords: %d", c.Records)
 	}

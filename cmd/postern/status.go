@@ -351,7 +351,9 @@ func stateLine(s service.Status) string {
 		return "off: nothing is remembered"
 	}
 	var parts []string
+	shared := false
 	for _, f := range s.State {
+		shared = shared || f.Shared
 		if f.Shared {
 			word := "record in " + f.Name
 			if f.Away != "" {
@@ -368,6 +370,9 @@ func stateLine(s service.Status) string {
 			size += ", BROKEN"
 		}
 		parts = append(parts, f.Name+" "+size)
+	}
+	if shared { // it is backed up there
+		return strings.Join(parts, ", ")
 	}
 	backup := "no backup since the start"
 	if !s.Backup.IsZero() {

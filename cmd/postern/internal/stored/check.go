@@ -18,6 +18,7 @@ import (
 type FileReport struct {
 	File    string   `json:"file"`
 	Missing bool     `json:"missing,omitempty"` // the next start makes the file
+	Shared  bool     `json:"shared,omitempty"`  // File is no file, but the place of the record that several Posterns share
 	Octets  int64    `json:"octets"`
 	Records int      `json:"records"`
 	Lost    int64    `json:"lost,omitempty"`    // accounts that the record should have
@@ -35,7 +36,7 @@ var CheckState = Question[struct{}, FileReport]{"state/check", func(ctx context.
 		return err
 	}
 	if a.Shared != nil {
-		c := FileReport{File: a.Shared.Where}
+		c := FileReport{File: a.Shared.Where, Shared: true}
 		if err := c.checkRecords(ctx, a); err != nil {
 			return fmt.Errorf("%s: %w", a.Shared.Where, err)
 		}
@@ -149,7 +150,7 @@ func checkShared(ctx context.Context, cfg *configs.Config, each func(FileReport)
 		return err
 	}
 	defer func() { _ = shared.Close() }()
-	c := FileReport{File: shared.Where}
+	c := FileReport{File: shared.Where, Shared: true}
 	if err := c.checkRecords(ctx, newFiles(nil, nil, shared)); err != nil {
 		return fmt.Errorf("%s: %w", shared.Where, err)
 	}

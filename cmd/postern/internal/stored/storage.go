@@ -86,8 +86,8 @@ func (m *Storage) HandOver(other func(name string) bridge.Bucket) error {
 
 // TakeBack opens the files again, and sessions use them again.
 func (m *Storage) TakeBack(ctx context.Context, cfg *configs.Config) error {
-	fresh, err := Open(ctx, cfg)
-	if err != nil {
+	fresh := &Storage{RecordAway: m.RecordAway}
+	if err := fresh.Open(ctx, cfg); err != nil {
 		return err
 	}
 	for name, b := range m.Buckets {
