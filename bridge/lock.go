@@ -220,11 +220,12 @@ func (s *session) unlock() {
 }
 
 // withEviction returns a context that ends when another session takes the maildrop
-// over. The reads from the client end then, too.
-func (s *session) withEviction(ctx context.Context, client *proxy.Conn) (context.Context, func()) {
+// over. The reads from the client end then, too. end is called at the end of Run; a
+// session that parks can still be ended.
+func (s *session) withEviction(ctx context.Context, client *proxy.Conn) (evictable context.Context, end func(parks bool)) {
 	k := s.lock
 	if k == nil {
-		return ctx, func() {}
+		return ctx, func(bool) {}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	over := proxy.NewRefusal(proxy.Kicked, errTakenOver)
@@ -232,8 +233,12 @@ func (s *session) withEviction(ctx context.Context, client *proxy.Conn) (context
 		cancel(over)
 		client.Interrupt(over)
 	})
-	return ctx, func() {
-		k.setEvict(nil)
+	return ctx, func(parks bool) {
+		if parks {
+			k.setEvict(func() { client.End(over) })
+		} else {
+			k.setEvict(nil)
+		}
 		cancel(nil)
 	}
 }

@@ -50,6 +50,8 @@ type session struct {
 	totals           proxy.Totals
 	bad              int // invalid commands in a row
 
+	idleUntil time.Time // when the client has been silent for too long; zero: it has just sent something
+
 	conn *proxy.Conn   // set by Run
 	out  *bufio.Writer // nil while the client sends nothing
 }
@@ -132,15 +134,19 @@ func (s *session) Close() error {
 	return err
 }
 
-// Run answers commands, one at a time. It returns nil after QUIT, else the error that
-// has ended the session.
+// Run answers commands, one at a time. It returns nil after QUIT, a *proxy.Idle when the
+// client is silent, else the error that has ended the session.
 func (s *session) Run(ctx context.Context, client *proxy.Conn) error {
 	s.conn = client
 	ctx, end := s.withEviction(ctx, client)
-	defer end()
+	parks := false
+	defer func() { end(parks) }()
 	defer s.releaseBuffers()
 	for {
 		line, err := s.next()
+		if _, parks = errors.AsType[*proxy.Idle](err); parks {
+			return err
+		}
 		s.takeBuffers()
 		if err == nil || errors.Is(err, proxy.ErrLineTooLong) {
 			err = s.answer(ctx, line)
@@ -162,8 +168,14 @@ func (s *session) Run(ctx context.Context, client *proxy.Conn) error {
 }
 
 // next returns the next command, or nil and ErrLineTooLong. Responses are flushed only
-// when no further command is buffered: RFC 2449 section 6.6 (PIPELINING).
-func (s *session) next() ([]byte, error) {
+// when no further command is buffered: RFC 2449 section 6.6 (PIPELINING). A *proxy.Idle
+// says that the client is silent.
+func (s *session) next() (line []byte, err error) {
+	defer func() {
+		if _, parks := errors.AsType[*proxy.Idle](err); !parks {
+			s.idleUntil = time.Time{}
+		}
+	}()
 	if s.conn.Buffered() > 0 {
 		// The buffer may hold only a part of a line.
 		if err := s.conn.SetReadDeadline(time.Unix(1, 0)); err != nil {
@@ -179,7 +191,25 @@ func (s *session) next() ([]byte, error) {
 	}
 	s.inbox.DrainCompletions()
 	s.releaseBuffers()
-	if err := s.conn.SetReadDeadline(time.Now().Add(s.backend.idle())); err != nil {
+	now := time.Now()
+	if s.idleUntil.IsZero() {
+		s.idleUntil = now.Add(s.backend.idle())
+	}
+	if after := s.conn.ParkAfter(); after > 0 && now.Add(after).Before(s.idleUntil) {
+		line, err = s.readUntil(now.Add(after))
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return line, err
+		}
+		if s.conn.Buffered() == 0 {
+			return nil, &proxy.Idle{Until: s.idleUntil} // the server may close unseen, as before
+		}
+	}
+	return s.readUntil(s.idleUntil)
+}
+
+// readUntil reads a line up to a deadline.
+func (s *session) readUntil(deadline time.Time) ([]byte, error) {
+	if err := s.conn.SetReadDeadline(deadline); err != nil {
 		return nil, err
 	}
 	return s.conn.ReadLine(maxCommand)

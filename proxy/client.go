@@ -44,8 +44,9 @@ type Conn struct {
 	received, sent atomic.Int64
 	busy           atomic.Bool
 
-	parkAfter *atomic.Int64 // of the Server; nil: sessions do not park
-	parkDelay atomic.Int64  // nanoseconds that ParkAfter returns at least; set after the session could not be parked
+	end       func(cause error) // of the Server; nil: there is none
+	parkAfter *atomic.Int64     // of the Server; nil: sessions do not park
+	parkDelay atomic.Int64      // nanoseconds that ParkAfter returns at least; set after the session could not be parked
 
 	mu       sync.Mutex
 	whenIdle func() // see WhenIdle; nil: none
@@ -338,6 +339,14 @@ func (c *Conn) Watch(ctx context.Context) (watched context.Context, stop func())
 		<-done
 		_ = c.SetReadDeadline(old)
 		cancel(nil)
+	}
+}
+
+// End ends the session for cause, as Server.Kick does, also when the session is parked.
+// Any goroutine may call it.
+func (c *Conn) End(cause error) {
+	if c.end != nil {
+		c.end(cause)
 	}
 }
 

@@ -157,7 +157,7 @@ func (s *Server) serveSession(c *conn) error {
 // costs no handshake.
 func (s *Server) admit(c *conn) (err error) {
 	if err = c.readProxyHeader(time.Now().Add(c.svc.timeouts().Handshake)); err == nil {
-		c.permit, err = s.Guard.Admit(c.Client, func(cause error) { s.interrupt(c, cause) })
+		c.permit, err = s.Guard.Admit(c.Client, c.end)
 	}
 	if err != nil {
 		s.observe(Rejected{Client: c.Client, Err: err})

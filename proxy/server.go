@@ -235,6 +235,7 @@ func (s *Server) register(raw net.Conn, services []*Service) *conn {
 	c := &conn{Conn: NewConn(raw, client, nil, timeouts.Stall), services: services, since: time.Now()}
 	c.chooseService()
 	c.handshake, c.observe, c.parkAfter = timeouts.Handshake, s.observe, &s.parker.after
+	c.end = func(cause error) { s.interrupt(c, cause) }
 	c.begin()
 	s.mu.Lock()
 	defer s.mu.Unlock()
