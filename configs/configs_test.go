@@ -112,7 +112,7 @@ trusted_networks: [10.0.0.40, "::ffff:10.0.0.41", 10.1.0.0/16, 2001:db8::/48, 20
 timeouts: {handshake: 1s, login: 2s, dial: 3s, backend: 4s, imap_idle: 31m, pop3_idle: 11m,
   submission_idle: 7s, sieve_idle: 32m, stall: 8s, disconnect_spread: 9s, shutdown: 0s, upgrade: 10s}
 limits: {max_connections: 5, network_connections: 6, reserve: 0, network_logins: 7, account_sessions: 8, attempts: 9, attempt_wait: 10s,
-  guard_entries: 11, known_networks: 12, listing_memory: 13MiB, park: true}
+  guard_entries: 11, known_networks: 12, listing_memory: 13MiB, park: false}
 guard: {network: {burst: 1, every: 2s}, account: {burst: 3, every: 4s}, known_network: {burst: 5, every: 6s}, account_network: {burst: 7, every: 8s},
   network_24: {burst: 9, every: 10s}, network_56: {burst: 11, every: 12s}, network_48: {burst: 13, every: 14s}, oauth: {burst: 15, every: 16s},
   delay: 17s, dry_run: true, strict_nist: true, learning: 0s,
@@ -205,7 +205,7 @@ log: {format: json, level: debug, fail2ban: failed}
 		},
 		Limits: Limits{
 			MaxConnections: 5, NetworkConnections: 6, NetworkLogins: 7, AccountSessions: 8, Attempts: 9, AttemptWait: 10 * time.Second,
-			GuardEntries: 11, KnownNetworks: 12, ListingMemory: 13 << 20, Park: true,
+			GuardEntries: 11, KnownNetworks: 12, ListingMemory: 13 << 20,
 		},
 		Guard: Guard{
 			Budgets: Budgets{

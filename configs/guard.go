@@ -72,7 +72,7 @@ func defaultLimits() Limits {
 	return Limits{
 		MaxConnections: 10_000, Reserve: 2_000, NetworkConnections: 200, NetworkLogins: 40, AccountSessions: 50,
 		Attempts: 1024, AttemptWait: 30 * time.Second, GuardEntries: 1 << 19, KnownNetworks: 3 << 18,
-		ListingMemory: 256 << 20,
+		ListingMemory: 256 << 20, Park: true,
 	}
 }
 
