@@ -317,11 +317,13 @@ func setSession(ctx context.Context, conn *pgx.Conn) error {
 // accept returns the name of the record at conn, or an error unless it is the right one, at
 // the primary.
 func (p *Postgres) accept(ctx context.Context, conn *pgx.Conn) (string, error) {
-	if err := setSession(ctx, conn); err != nil {
-		return "", err
-	}
+	var standby bool
 	var name, moved []byte
-	if err := conn.QueryRow(ctx, sqlIdentity, MetaBucket, []byte(IdentityKey), []byte(MovedKey)).Scan(&name, &moved); err != nil {
+	err := conn.QueryRow(ctx, sqlIdentity, MetaBucket, []byte(IdentityKey), []byte(MovedKey)).Scan(&standby, &name, &moved)
+	if err == nil && standby {
+		err = errStandby
+	}
+	if err != nil {
 		return "", err
 	}
 	i := Identity{string(name), string(moved)}
@@ -338,7 +340,7 @@ const (
 		OR set_config('lock_timeout', '500ms', false) = ''
 		OR current_setting('synchronous_commit') IN ('off', 'local') AND set_config('synchronous_commit', 'on', false) = ''`
 
-	sqlIdentity = `SELECT (SELECT value FROM ` + postgresTable + ` WHERE bucket = $1 AND key = $2),
+	sqlIdentity = sqlSession + `, (SELECT value FROM ` + postgresTable + ` WHERE bucket = $1 AND key = $2),
 		(SELECT value FROM ` + postgresTable + ` WHERE bucket = $1 AND key = $3)`
 
 	// Whether the record is still the one that the connection was accepted for; '' takes any. A

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -136,4 +137,78 @@ func TestTheHostThatIsThePrimaryIsFound(t *testing.T) {
 	if err := s.Probe(t.Context()); err != nil || time.Since(begun) > postgresHost {
 		t.Errorf("the primary is known, and a further connection took %v: %v", time.Since(begun), err)
 	}
+}
+
+// A slow is a relay to a server, which passes on everything later.
+type slow struct {
+	address string
+	delay   atomic.Int64 // of each direction
+}
+
+func startSlow(t *testing.T, server string, delay time.Duration) *slow {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close() })
+	s := &slow{address: ln.Addr().String()}
+	s.delay.Store(int64(delay))
+	pass := func(to, from net.Conn) {
+		defer func() { _ = to.Close() }()
+		for {
+			b := make([]byte, 64<<10)
+			n, err := from.Read(b)
+			time.Sleep(time.Duration(s.delay.Load()))
+			if _, failed := to.Write(b[:n]); err != nil || failed != nil {
+				return
+			}
+		}
+	}
+	go func() {
+		for {
+			client, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			behind, err := net.Dial("tcp", server)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			go pass(behind, client)
+			go pass(client, behind)
+		}
+	}()
+	return s
+}
+
+// Criterion: A PostgreSQL that is 80 ms away is used; when it becomes slower than that by ten times, nobody waits for a second, and when it is as before, it is used again within 5 seconds.
+func TestASlowPostgreSQL(t *testing.T) {
+	p := proxytest.StartPostgres(t)
+	_ = newPostgres(t, p)
+	const near = 40 * time.Millisecond
+	relay := startSlow(t, p.Addr, near)
+	store, err := NewPostgres(PostgresConfig{URL: "postgres://postern@" + relay.address + "/postern", PasswordFile: p.PasswordFile, CA: p.CA})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewShared(store, nil)
+	defer func() { _ = s.Close() }()
+	b := s.Bucket("uidl")
+	get := func() error { _, err := b.Get(t.Context(), "a"); return err }
+	for range 10 { // each uses the connection of the one before
+		if err := b.Put(t.Context(), "a", []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	relay.delay.Store(int64(10 * near))
+	for range 3 {
+		begun := time.Now()
+		if err := get(); !errors.Is(err, ErrAway) || time.Since(begun) > time.Second {
+			t.Errorf("slow: %v after %v", err, time.Since(begun))
+		}
+	}
+	relay.delay.Store(int64(near))
+	within(t, 5*time.Second, func() bool { return get() == nil })
 }
