@@ -211,7 +211,7 @@ backends: {main: {imap: {address: %q, tls: none}}}
 		return ok
 	})
 	for _, c := range []struct{ args, want string }{
-		{"sessions", `{"id":"*","protocol":"pop3","listener":"pop3","state":"session","account":"alice@example.org",*`},
+		{"sessions", `{"id":"*","protocol":"pop3","listener":"pop3","state":"*","account":"alice@example.org",*`},
 		{"account list", `{"account":"alice@example.org","protocol":"pop3",*`},
 		{"account show alice@example.org", `{"account":"alice@example.org",*`},
 		{"report pop3", `{"account":"alice@example.org","protocol":"pop3",*"quiet_days":0}`},
