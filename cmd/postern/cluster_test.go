@@ -262,7 +262,7 @@ func TestTwoPosternsShowTheSameUniqueIDs(t *testing.T) {
 				case strings.Contains(err.Error(), "-ERR") && !strings.Contains(err.Error(), "-ERR [SYS/TEMP]"):
 					t.Errorf("node %d, u%d: %v", node, user, err)
 				}
-				if took := time.Since(begun); took > 3*time.Second {
+				if took := time.Since(begun); took > 5*time.Second {
 					t.Errorf("node %d, u%d was answered after %v", node, user, took)
 				}
 				if r.IntN(10) == 0 {
@@ -362,7 +362,9 @@ func (c *cluster) wantRefused(t *testing.T, f *processes, users ...int) {
 		if _, err := c.poll(f, user); err == nil || !strings.Contains(err.Error(), "-ERR [SYS/TEMP]") {
 			t.Errorf("u%d: %v, want [SYS/TEMP]", user, err)
 		}
-		if took := time.Since(begun); took > 1500*time.Millisecond { // with the TLS handshake and the login at the server
+		// With the TLS handshake and the login at the server, beside other tests. That the record
+		// itself keeps nobody waiting for a second is tested in package state.
+		if took := time.Since(begun); took > 3*time.Second {
 			t.Errorf("u%d was refused after %v", user, took)
 		}
 		v, err := f.imapSession(user)

@@ -215,12 +215,10 @@ func (a *Files) sweepForgotten(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	recorded, err := bridge.Accounts(ctx, a.uidls)
-	if err != nil {
-		return err
-	}
-	slices.Sort(recorded)
-	gone = slices.DeleteFunc(gone, func(account string) bool { _, again := slices.BinarySearch(recorded, account); return again })
+	gone = slices.DeleteFunc(gone, func(account string) bool {
+		again, failed := bridge.History(ctx, a.uidls, account)
+		return failed != nil || len(again) > 0 // what cannot be read is not taken for absent
+	})
 	if err := bridge.Erase(ctx, a.listings, new(state.Memory), gone); err != nil {
 		return err
 	}
