@@ -140,7 +140,7 @@ type timedSession struct {
 	last time.Time
 }
 
-func (e *timedSession) Run(ctx context.Context, client *proxy.Conn) error {
+func (e *timedSession) Run(_ context.Context, client *proxy.Conn) error {
 	if e.last.IsZero() {
 		e.last = time.Now()
 	}
