@@ -92,3 +92,9 @@ func TestProofALoginWithASharedRecord(t *testing.T) {
 		t.Errorf("PostgreSQL takes %v more", more)
 	}
 }
+
+// Criterion: 1,000 accounts are polled in turn at two Posterns for more than a minute while both and PostgreSQL are killed ten times each and more: every unique id is as it was first shown, and every import that was confirmed is there.
+func TestProofTwoPosternsAreKilledForAMinute(t *testing.T) {
+	wantProof(t)
+	testTwoPosterns(t, 1000, 54)
+}
