@@ -343,37 +343,37 @@ const (
 	sqlIdentity = sqlSession + `, (SELECT value FROM ` + postgresTable + ` WHERE bucket = $1 AND key = $2),
 		(SELECT value FROM ` + postgresTable + ` WHERE bucket = $1 AND key = $3)`
 
-	// Whether the record is still the one that the connection was accepted for; '' takes any. A
-	// connection of before neither reads nor writes what was moved away.
-	sqlValid = `= '' OR coalesce((SELECT value FROM ` + postgresTable + ` WHERE bucket = '` + MetaBucket + `' AND key = '` + IdentityKey + `') = convert_to(`
-	sqlMoved = `, 'UTF8'), false) AND NOT EXISTS (SELECT FROM ` + postgresTable + ` WHERE bucket = '` + MetaBucket + `' AND key = '` + MovedKey + `') AS ok`
+	// Whether the record still has the name $1, for which the connection was accepted; '' takes
+	// any. A connection of before neither reads nor writes what was moved away.
+	sqlValid = `(SELECT $1 = '' OR coalesce((SELECT value FROM ` + postgresTable + ` WHERE bucket = '` + MetaBucket + `' AND key = '` + IdentityKey + `') = convert_to($1, 'UTF8'), false)
+		AND NOT EXISTS (SELECT FROM ` + postgresTable + ` WHERE bucket = '` + MetaBucket + `' AND key = '` + MovedKey + `') AS ok)`
 
 	// The answer has a row at least: one that is cut off is never an answer about absence.
-	sqlGet = `SELECT ok, key, version, value FROM (SELECT $3 ` + sqlValid + `$3` + sqlMoved + `) valid LEFT JOIN ` + postgresTable + ` ON bucket = $1 AND key = ANY($2::bytea[])`
+	sqlGet = `SELECT ok, key, version, value FROM ` + sqlValid + ` valid LEFT JOIN ` + postgresTable + ` ON bucket = $2 AND key = ANY($3::bytea[])`
 
-	sqlScan = `SELECT ok, key, value FROM (SELECT $4 ` + sqlValid + `$4` + sqlMoved + `) valid
-		LEFT JOIN ` + postgresTable + ` ON bucket = $1 AND key >= $2 AND ($3::bytea IS NULL OR key < $3) ORDER BY key`
+	sqlScan = `SELECT ok, key, value FROM ` + sqlValid + ` valid
+		LEFT JOIN ` + postgresTable + ` ON bucket = $2 AND key >= $3 AND ($4::bytea IS NULL OR key < $4) ORDER BY key`
 
 	// One statement, and so one transaction: rows that exist are locked and compared as they
 	// are after the lock, and a row that another writer inserts is a unique violation.
 	sqlSwap = `WITH change AS MATERIALIZED (
-			SELECT * FROM unnest($2::bytea[], $3::bigint[], $4::bytea[]) AS c (key, version, value)
+			SELECT * FROM unnest($3::bytea[], $4::bigint[], $5::bytea[]) AS c (key, version, value)
 		), held AS MATERIALIZED (
-			SELECT key, version FROM ` + postgresTable + ` WHERE bucket = $1 AND key = ANY($2::bytea[]) ORDER BY key FOR UPDATE
+			SELECT key, version FROM ` + postgresTable + ` WHERE bucket = $2 AND key = ANY($3::bytea[]) ORDER BY key FOR UPDATE
 		), stale AS MATERIALIZED (
 			SELECT count(*) AS n FROM change c LEFT JOIN held h ON h.key = c.key WHERE coalesce(h.version, 0) <> c.version
-		), valid AS MATERIALIZED (
-			SELECT $1 = '` + MetaBucket + `' OR $6 ` + sqlValid + `$6` + sqlMoved + `
+		), may AS MATERIALIZED (
+			SELECT ok, ok AND n = 0 AS swap FROM stale, ` + sqlValid + ` valid
 		), removed AS (
-			DELETE FROM ` + postgresTable + ` r USING change c, stale, valid
-			WHERE ok AND stale.n = 0 AND r.bucket = $1 AND r.key = c.key AND c.value IS NULL
+			DELETE FROM ` + postgresTable + ` r USING change c, may
+			WHERE swap AND r.bucket = $2 AND r.key = c.key AND c.value IS NULL
 		), replaced AS (
-			UPDATE ` + postgresTable + ` r SET version = $5, value = c.value FROM change c, stale, valid
-			WHERE ok AND stale.n = 0 AND r.bucket = $1 AND r.key = c.key AND c.version <> 0 AND c.value IS NOT NULL
+			UPDATE ` + postgresTable + ` r SET version = $6, value = c.value FROM change c, may
+			WHERE swap AND r.bucket = $2 AND r.key = c.key AND c.version <> 0 AND c.value IS NOT NULL
 		), inserted AS (
 			INSERT INTO ` + postgresTable + ` (bucket, key, version, value)
-			SELECT $1, c.key, $5, c.value FROM change c, stale, valid WHERE ok AND stale.n = 0 AND c.version = 0 AND c.value IS NOT NULL
-		) SELECT n = 0, ok FROM stale, valid`
+			SELECT $2, c.key, $6, c.value FROM change c, may WHERE swap AND c.version = 0 AND c.value IS NOT NULL
+		) SELECT swap, ok FROM may`
 
 	sqlCreate = `CREATE TABLE IF NOT EXISTS ` + postgresTable + ` (
 			bucket text NOT NULL, key bytea NOT NULL, version bigint NOT NULL, value bytea NOT NULL, PRIMARY KEY (bucket, key))`
@@ -494,7 +494,7 @@ func (p *Postgres) Close() error {
 func (p *Postgres) Get(ctx context.Context, bucket string, keys []string) ([]Versioned, error) {
 	found := make(map[string]Versioned, len(keys))
 	err := p.use(ctx, func(conn postgresConn) error {
-		rows, err := conn.Query(ctx, sqlGet, bucket, octets(keys), conn.name)
+		rows, err := conn.Query(ctx, sqlGet, conn.name, bucket, octets(keys))
 		if err != nil {
 			return err
 		}
@@ -508,7 +508,7 @@ func (p *Postgres) Get(ctx context.Context, bucket string, keys []string) ([]Ver
 			if err := rows.Scan(&ok, &key, &version, &v.Value); err != nil {
 				return err
 			}
-			if answered = true; !ok && bucket != MetaBucket {
+			if answered = true; !ok {
 				return errGone
 			}
 			if version != nil {
@@ -548,7 +548,7 @@ func (p *Postgres) Swap(ctx context.Context, bucket string, changes []Change) (s
 	version := rand.Int64N(1<<62) + 1 // a key that is removed and comes back has never had it
 	err = p.use(ctx, func(conn postgresConn) error {
 		var valid bool
-		err := conn.QueryRow(ctx, sqlSwap, bucket, keys, versions, values, version, conn.name).Scan(&swapped, &valid)
+		err := conn.QueryRow(ctx, sqlSwap, conn.name, bucket, keys, versions, values, version).Scan(&swapped, &valid)
 		if err == nil && !valid {
 			return errGone
 		}
@@ -566,7 +566,7 @@ func (p *Postgres) Swap(ctx context.Context, bucket string, changes []Change) (s
 // Scan implements Store.
 func (p *Postgres) Scan(ctx context.Context, bucket, prefix string, each func(key string, value []byte) error) error {
 	return p.use(ctx, func(conn postgresConn) error {
-		rows, err := conn.Query(ctx, sqlScan, bucket, []byte(prefix), after(prefix), conn.name)
+		rows, err := conn.Query(ctx, sqlScan, conn.name, bucket, []byte(prefix), after(prefix))
 		if err != nil {
 			return err
 		}
@@ -584,7 +584,7 @@ func (p *Postgres) Scan(ctx context.Context, bucket, prefix string, each func(ke
 			if err := rows.Scan(&ok, &key, &value); err != nil {
 				return err
 			}
-			if answered = true; !ok && bucket != MetaBucket {
+			if answered = true; !ok {
 				return errGone
 			}
 			if value == nil {
