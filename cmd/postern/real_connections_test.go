@@ -45,7 +45,7 @@ func (s *tokenStage) visit(t *testing.T, i int, u user, secondIMAP string) (stri
 	address := [...]string{s.imap, s.pop3, secondIMAP}[i%3]
 	conn := s.tlsOn(t, dial(t, address))
 	_ = conn.SetDeadline(time.Now().Add(time.Minute))
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	if i%3 == 1 {
 		if _, err := ask(conn, "USER "+u.name, "+OK"); err != nil { // the greeting, or its answer
 			return "", err

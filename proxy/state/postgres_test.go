@@ -39,9 +39,9 @@ func TestTheURLOfPostgreSQL(t *testing.T) {
 	}
 }
 
-// busySecond is a second on a machine that runs other tests; TestARecordThatIsAwayKeepsNobodyWaiting
+// busyPatience is a second on a machine that runs other tests; TestARecordThatIsAwayKeepsNobodyWaiting
 // measures the exact time.
-const busySecond = 2 * time.Second
+const busyPatience = 2 * time.Second
 
 // Criterion: A record in PostgreSQL is neither read from a standby nor from a table without a complete record, nor from a server whose certificate is another's; a frozen server keeps nobody waiting for a second; after its return, and after a crash, the record is used again within 5 seconds with all that was confirmed.
 func TestPostgreSQLThatIsFrozenKilledOrAnother(t *testing.T) {
@@ -61,7 +61,7 @@ func TestPostgreSQLThatIsFrozenKilledOrAnother(t *testing.T) {
 	p.Freeze(t)
 	for range 3 {
 		begun := time.Now()
-		if _, err := b.Get(ctx, "a"); !errors.Is(err, ErrAway) || time.Since(begun) > busySecond {
+		if _, err := b.Get(ctx, "a"); !errors.Is(err, ErrAway) || time.Since(begun) > busyPatience {
 			t.Errorf("frozen: %v after %v", err, time.Since(begun))
 		}
 	}
@@ -209,7 +209,7 @@ func TestASlowPostgreSQL(t *testing.T) {
 	relay.delay.Store(int64(10 * near))
 	for range 3 {
 		begun := time.Now()
-		if err := get(); !errors.Is(err, ErrAway) || time.Since(begun) > busySecond {
+		if err := get(); !errors.Is(err, ErrAway) || time.Since(begun) > busyPatience {
 			t.Errorf("slow: %v after %v", err, time.Since(begun))
 		}
 	}
