@@ -68,7 +68,7 @@ fuzz:
 bench:
 	$(GO) test -run='^$$' -bench='$(BENCH)' -benchmem ./...
 
-bench-peers: # as root, ten minutes: docs/performance.md
+bench-peers: # as root, ten minutes: see docs/performance.md
 	bench/peers
 
 criteria:
