@@ -190,12 +190,13 @@ func (a *Accounts) backoff(name string) time.Duration {
 
 // A place is a connection that Accounts counts. The zero place is none.
 type place struct {
-	pool    *Pool
-	client  proxy.Client
-	account string
-	name    string // of the account at the servers
-	own     bool
-	counted bool
+	pool     *Pool
+	client   proxy.Client
+	account  string
+	name     string // of the account at the servers
+	own      bool
+	counted  bool
+	verified bool // Postern has checked the password itself
 }
 
 // enter counts a connection of l's account. It waits while the account has all that it may
@@ -205,7 +206,7 @@ func (p *Pool) enter(ctx context.Context, l *proxy.Login) (place, error) {
 	if p.Accounts == nil {
 		return place{}, nil
 	}
-	at := place{pool: p, client: l.Client, account: l.Account, name: l.Account, own: l.Client.Protocol == p.Protocol}
+	at := place{pool: p, client: l.Client, account: l.Account, name: l.Account, own: l.Client.Protocol == p.Protocol, verified: l.Verified}
 	if p.Mailbox != nil && l.Verified { // a client's own token is for the account itself
 		if l.Mailbox == "" {
 			l.Mailbox = p.Mailbox(l.Account)
@@ -317,10 +318,10 @@ func (p *Pool) refuseForAccount(l *proxy.Login, reason proxy.Reason, err error) 
 	return r
 }
 
-// noteThrottling records what a server's answer to l's credentials, err, says of the
-// account. At a server that takes the client's password, it may be about guesses of others.
-func (at place) noteThrottling(l *proxy.Login, err error) {
-	if t, ok := errors.AsType[*throttledError](err); ok && l.Verified {
+// noteThrottling records what a server's answer to credentials, err, says of the
+// account. At a server that takes the client's password, the answer may be about guesses of others.
+func (at place) noteThrottling(err error) {
+	if t, ok := errors.AsType[*throttledError](err); ok && at.verified {
 		at.backOff(t.backoff)
 	}
 }

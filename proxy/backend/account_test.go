@@ -397,6 +397,12 @@ func TestASuggestedBackoffIsHonoured(t *testing.T) {
 		l.Verified = false
 		_, _ = p.login(t.Context(), l, throttle("NO Request is throttled. Suggested Backoff Time: 90000 milliseconds"))
 		_ = p.mustLogIn(t, loginFor(account, proxy.IMAP)).Close()
+
+		// Nor does a session with the client's password: its next login asks the server.
+		c = p.mustLogIn(t, l)
+		c.CommandRefused("Request is throttled. Suggested Backoff Time: 90000 milliseconds")
+		_ = c.Close()
+		_ = p.mustLogIn(t, loginFor(account, proxy.IMAP)).Close()
 	})
 }
 

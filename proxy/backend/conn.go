@@ -25,6 +25,7 @@ type Conn struct {
 	release             func()        // called by Close, possibly more than once; nil: not called
 	place               place         // among the connections of the account
 	watchedCapabilities string        // IMAP: the capabilities after login if UNAUTHENTICATE is one of them, else empty
+	exchange            bool          // IMAP: the server is Exchange
 	alert               string        // IMAP: what the user must be shown
 	until               time.Time     // when a session should end, before the server ends it; zero: never
 	pipelining          bool          // POP3: CAPA has PIPELINING, RFC 2449 section 6.6
@@ -43,9 +44,14 @@ func (c *Conn) Close() error {
 }
 
 // CommandRefused records what the text of a command's refusal says of the account: the
-// server may want no login of it for some time. The relay of IMAP does not read answers,
+// server may want no login of it for some time. A server that is not known to be Exchange
+// and takes the client's password is not heeded. The relay of IMAP does not read answers,
 // and calls nothing.
-func (c *Conn) CommandRefused(text string) { c.place.backOff(suggestedBackoff(text)) }
+func (c *Conn) CommandRefused(text string) {
+	if c.exchange || c.place.verified {
+		c.place.backOff(suggestedBackoff(text))
+	}
+}
 
 // Unauthenticates reports whether the IMAP server offers UNAUTHENTICATE, RFC 8437,
 // to the user that is logged in.

@@ -63,6 +63,7 @@ func (s *Server) loginIMAP(ctx context.Context, l *proxy.Login) (conn *Conn, cap
 		return nil, "", clearDoubt(ctx, d.withAlert(err, l, s))
 	}
 	conn.alert = d.alertFor(l, s)
+	conn.exchange = s.knownKind(d.greetingText, d.idResponse) == Exchange
 	if d.capabilities.has(unauthenticate) {
 		conn.watchedCapabilities = strings.Join(d.capabilities, " ")
 	}

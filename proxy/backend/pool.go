@@ -130,7 +130,7 @@ func (p *Pool) login(ctx context.Context, l *proxy.Login, try func(*Server) (*Co
 		}
 	}()
 	if conn, err = p.tryMembers(ctx, l.Account, try); err != nil {
-		at.noteThrottling(l, err)
+		at.noteThrottling(err)
 		return nil, err
 	}
 	release := conn.release
